@@ -1,0 +1,85 @@
+# make .venv, make demo, make test need only Python 3.11+ and make.
+#   make test   what every change must pass; at most 5 minutes on 2 cores
+#   make ci     test, and the longer checks; at most 15 minutes on 2 cores
+#   make sim SEEDS=2000 START=1
+#   make lock   resolve requirements/*.lock again (needs uv; nothing else does)
+
+PYTHON ?= python3
+UV ?= uv
+SEEDS ?= 150
+START ?= 1
+ARGS ?=
+
+BIN := .venv/bin
+STAMP := .venv/installed
+LOCKS := requirements/dev.lock requirements/runtime.lock
+
+.PHONY: demo test lint types unit sim ci bench bench-smoke wheel-check lock clean
+
+# The stamp is written last, so an installation that broke half-way is done again.
+.venv: $(STAMP)
+
+$(STAMP): pyproject.toml requirements/dev.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "mielin-cells needs Python 3.11 or newer, but '$(PYTHON)' is not; name one that is: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; \
+	  exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check --require-hashes -r requirements/dev.lock
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/mielin demo $(ARGS)
+
+test: lint types unit sim
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+	$(BIN)/basedpyright
+
+unit: $(STAMP)
+	$(BIN)/python -m pytest $(ARGS)
+
+sim: $(STAMP)
+	$(BIN)/python -m mielin_cells.testing.simulate --seeds $(SEEDS) --start $(START)
+
+ci: test
+	$(MAKE) sim SEEDS=500 START=1000
+	$(MAKE) wheel-check
+	$(MAKE) bench-smoke
+	$(MAKE) demo
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-smoke: $(STAMP)
+	$(BIN)/python -m benchmarks --smoke
+
+# The wheel, in an environment that has nothing but the locked runtime dependencies.
+wheel-check: $(STAMP)
+	rm -rf build/wheel build/bare
+	$(BIN)/python -m build --wheel --no-isolation --outdir build/wheel
+	$(PYTHON) -m venv build/bare
+	build/bare/bin/python -m pip install --disable-pip-version-check --require-hashes -r requirements/runtime.lock
+	build/bare/bin/python -m pip install --disable-pip-version-check --no-deps --no-index build/wheel/*.whl
+	build/bare/bin/python -m pip check --disable-pip-version-check
+	build/bare/bin/python tests/wheel_contents.py
+	build/bare/bin/mielin --help
+	build/bare/bin/python examples/hello.py > build/hello.txt
+	cat build/hello.txt
+	test "$$(tail -n 1 build/hello.txt)" = 3
+
+lock:
+	$(UV) pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+	  --no-emit-index-url --no-emit-find-links --all-extras pyproject.toml --output-file requirements/dev.lock
+	$(UV) pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+	  --no-emit-index-url --no-emit-find-links --constraints requirements/dev.lock pyproject.toml \
+	  --output-file requirements/runtime.lock
+
+clean:
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,41 @@
+"""Stateful agents that are durable, addressable, and movable while they work.
+
+A map of the package:
+  core/        what an agent is: classes, state, records, the fold.  Pure: no I/O, no clock, no chance.
+  migration/   how a move goes: the source's and the target's machine.  Pure.
+  substrate/   what the outside world must offer: `Log` and `Wire`, and their adapters.
+  node/        the only driver: hosts agents, moves them, and the client.
+  testing/     public kit: conformance suite, simulator, virtual-time loop.
+  cli/         the `mielin` command.
+"""
+
+from mielin_cells.core.agent import Agent, handler, this, upgrade
+from mielin_cells.core.buffer import Buffer
+from mielin_cells.core.cluster import AgentInfo, Cluster, MigrationReport, NodeInfo
+from mielin_cells.core.ids import AgentId
+from mielin_cells.core.lifecycle import AgentState
+from mielin_cells.core.settings import Settings
+from mielin_cells.core.table import Table
+from mielin_cells.errors import *  # noqa: F403 - every public exception, listed in errors.__all__
+from mielin_cells.errors import __all__ as _errors
+from mielin_cells.node.local import local
+
+__version__ = "0.1.0"
+
+__all__ = [  # noqa: PLE0604 - the errors' names are strings, which the check cannot see
+    "Agent",
+    "AgentId",
+    "AgentInfo",
+    "AgentState",
+    "Buffer",
+    "Cluster",
+    "MigrationReport",
+    "NodeInfo",
+    "Settings",
+    "Table",
+    "handler",
+    "local",
+    "this",
+    "upgrade",
+    *_errors,
+]

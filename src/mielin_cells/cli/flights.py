@@ -1,0 +1,213 @@
+"""The main job's data: flights, the agents that take them, and the same sums computed without any agent."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+
+from blake3 import blake3
+
+import mielin_cells as cells
+from mielin_cells.errors import ConfigError
+
+COLUMNS = ("time_hour", "carrier", "flight", "tailnum", "dest", "arr_delay", "distance")
+BUILT_IN = "flights-2013-01.csv.gz"
+
+
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """One event.  `delay` is None where the data has no arrival delay (cancelled or diverted)."""
+
+    tailnum: str
+    dest: str
+    miles: int
+    delay: int | None
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Flights:
+    """The rows with a tail number, in file order, and how many had none."""
+
+    events: list[Flight]
+    skipped: int
+
+
+@dataclass(slots=True)
+class AircraftTotals:
+    flights: int = 0
+    miles: int = 0
+    delay: int = 0
+    without_delay: int = 0
+    airport: str = ""
+    digest: str = ""
+
+
+@dataclass(slots=True)
+class AirportTotals:
+    arrivals: int = 0
+    delay: int = 0
+
+
+@dataclass(slots=True)
+class Totals:
+    """What every agent must hold at the end."""
+
+    aircraft: dict[str, AircraftTotals] = field(default_factory=dict)
+    airports: dict[str, AirportTotals] = field(default_factory=dict)
+
+
+def chained(digest: str, label: str) -> str:
+    """A running digest: equal only if the same events came in the same order."""
+    return blake3(f"{digest}|{label}".encode()).hexdigest(16)
+
+
+class Airport(cells.Agent):
+    arrivals: int = 0
+    delay: int = 0
+
+    @cells.handler
+    async def arrived(self, delay: int) -> None:
+        self.arrivals += 1
+        self.delay += delay
+
+    @cells.handler
+    async def totals(self) -> AirportTotals:
+        return AirportTotals(self.arrivals, self.delay)
+
+
+class Aircraft(cells.Agent):
+    flights: int = 0
+    miles: int = 0
+    delay: int = 0
+    without_delay: int = 0
+    airport: str = ""
+    digest: str = ""
+
+    @cells.handler
+    async def fly(self, to: Airport, dest: str, miles: int, delay: int | None, label: str) -> None:
+        self.flights += 1
+        self.miles += miles
+        self.airport = dest
+        self.digest = chained(self.digest, label)
+        if delay is None:
+            self.without_delay += 1
+        else:
+            self.delay += delay
+            await to.arrived.tell(delay)
+
+    @cells.handler
+    async def totals(self) -> AircraftTotals:
+        return AircraftTotals(self.flights, self.miles, self.delay, self.without_delay, self.airport, self.digest)
+
+
+def airport_id(dest: str) -> str:
+    return f"airport-{dest}"
+
+
+def aircraft_id(tailnum: str) -> str:
+    return f"aircraft-{tailnum}"
+
+
+def read_flights(path: Path | None) -> Flights:
+    """The events of a CSV file.  Raises `ConfigError` naming file, line and column of what cannot be used."""
+    where = str(path) if path is not None else BUILT_IN
+    try:
+        if path is None:
+            data = (resources.files("mielin_cells") / "data" / BUILT_IN).read_bytes()
+        else:
+            data = path.read_bytes()
+        if where.endswith(".gz"):
+            data = gzip.decompress(data)
+        text = data.decode("utf-8-sig")
+    except (OSError, EOFError, UnicodeDecodeError, gzip.BadGzipFile) as error:
+        raise ConfigError(
+            f"{where} cannot be read: {error}.", field="events", range="a CSV file, plain or .gz"
+        ) from error
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+    if missing:
+        raise ConfigError(
+            f"{where}, line 1: column {missing[0]!r} is missing.", field="events", range=", ".join(COLUMNS)
+        )
+    events, skipped = [], 0
+    try:
+        for row in reader:
+            if not row["tailnum"] or row["tailnum"] == "NA":
+                skipped += 1
+            else:
+                events.append(_flight(row, f"{where}, line {reader.line_num}"))
+    except csv.Error as error:
+        raise ConfigError(f"{where}, line {reader.line_num}: {error}.", field="events", range="CSV") from error
+    return Flights(events, skipped)
+
+
+def _flight(row: dict[str, str | None], where: str) -> Flight:
+    delay = row["arr_delay"]
+    label = "|".join(row[name] or "" for name in COLUMNS)
+    dest = row["dest"]
+    if not dest:
+        raise ConfigError(f"{where}: column 'dest' is empty.", field="events", range="an airport's code")
+    minutes = None if delay in ("", "NA", None) else _number(row, "arr_delay", where)
+    return Flight(row["tailnum"] or "", dest, _number(row, "distance", where), minutes, label)
+
+
+def _number(row: dict[str, str | None], name: str, where: str) -> int:
+    text = row[name]
+    try:
+        return int(float(text or ""))
+    except (ValueError, OverflowError) as error:
+        raise ConfigError(
+            f"{where}: column {name!r} holds {text!r}, not a number.", field="events", range="a number"
+        ) from error
+
+
+def expected(events: Iterable[Flight]) -> Totals:
+    """The independent computation: one pass, no agents."""
+    totals = Totals()
+    for event in events:
+        plane = totals.aircraft.setdefault(event.tailnum, AircraftTotals())
+        plane.flights += 1
+        plane.miles += event.miles
+        plane.airport = event.dest
+        plane.digest = chained(plane.digest, event.label)
+        airport = totals.airports.setdefault(event.dest, AirportTotals())
+        if event.delay is None:
+            plane.without_delay += 1
+        else:
+            plane.delay += event.delay
+            airport.arrivals += 1
+            airport.delay += event.delay
+    return totals
+
+
+@dataclass(slots=True)
+class Difference:
+    """How agents differ from what they must hold, in events and agents."""
+
+    lost: int = 0
+    duplicated: int = 0
+    mismatched: int = 0
+
+    def count(self, wanted: int, found: int) -> None:
+        self.lost += max(0, wanted - found)
+        self.duplicated += max(0, found - wanted)
+
+
+def compare(wanted: Totals, found: Totals) -> Difference:
+    """Every agent against the independent computation; an agent that is not there has lost everything."""
+    difference = Difference()
+    for tailnum, plane in wanted.aircraft.items():
+        other = found.aircraft.get(tailnum, AircraftTotals())
+        difference.count(plane.flights, other.flights)
+        difference.mismatched += plane != other
+    for dest, airport in wanted.airports.items():
+        there = found.airports.get(dest, AirportTotals())
+        difference.count(airport.arrivals, there.arrivals)
+        difference.mismatched += airport != there
+    return difference

@@ -1,0 +1,1 @@
+"""The pure agent model: no I/O, no clocks, no randomness."""

@@ -1,0 +1,315 @@
+"""What authors write: `Agent`, `handler`, `upgrade`; and what they hold: references.
+
+A class that derives from `Agent` serves twice.  A *live* instance is made by the owner and bound to stored state
+(`core.cell`); a *reference* is a value, a name of the agent, through which its handlers are asked.  Annotated names are
+state; un-annotated and `_private` attributes are not, and do not move.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Coroutine
+from contextvars import ContextVar
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Concatenate,
+    Generic,
+    ParamSpec,
+    Protocol,
+    Self,
+    TypeVar,
+    dataclass_transform,
+    overload,
+)
+
+from mielin_cells.core.ids import AgentId
+from mielin_cells.errors import FieldRefused, IsReference, NotConnected, NotInTurn, UsageError
+
+if TYPE_CHECKING:
+    from mielin_cells.core.cell import Cell
+    from mielin_cells.core.cluster import Cluster
+    from mielin_cells.core.spec import HandlerSpec, Spec
+
+P = ParamSpec("P")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+A = TypeVar("A", bound="Agent")
+
+classes: dict[str, type[Agent]] = {}
+"""Every agent class of this process by its name on the wire; a later definition of a name wins."""
+
+
+class Caller(Protocol):
+    """What carries calls: a client outside, the turn inside."""
+
+    def ask(
+        self, agent: str, spec: Spec, handler: HandlerSpec, args: bytes, timeout: float | None, id: str | None
+    ) -> Coroutine[Any, Any, bytes]: ...
+
+    def tell(
+        self, agent: str, spec: Spec, handler: HandlerSpec, args: bytes, id: str | None
+    ) -> Coroutine[Any, Any, None]: ...
+
+
+class Turn(Protocol):
+    """The turn that runs: what `cells.this()` gives."""
+
+    @property
+    def id(self) -> str:
+        """The agent's id."""
+
+    @property
+    def node(self) -> str:
+        """The node it runs on."""
+
+    @property
+    def cluster(self) -> Cluster: ...
+
+    @property
+    def message(self) -> str:
+        """The handler (or hook) that runs."""
+
+    @property
+    def caller(self) -> Caller: ...
+
+    def migrate(self, to: str | None = None) -> None:
+        """Moves this agent once the turn is committed."""
+
+
+turn: ContextVar[Turn | None] = ContextVar("mielin_cells_turn", default=None)
+current: ContextVar[Caller | None] = ContextVar("mielin_cells_caller", default=None)
+
+
+def this() -> Turn:
+    """The turn that runs.  Raises `NotInTurn` outside handlers and hooks."""
+    running = turn.get()
+    if running is None:
+        raise NotInTurn("this() means something only inside a handler or a hook of an agent.")
+    return running
+
+
+class Bound(Generic[P, R_co]):
+    """A handler of one agent.  Calling it asks and waits for the answer; `tell` sends durably without waiting."""
+
+    __slots__ = ("_handler", "_id", "_obj", "_timeout")
+
+    def __init__(
+        self, handler: Handler[P, R_co], obj: Agent, timeout: float | None = None, id: str | None = None
+    ) -> None:
+        self._handler = handler
+        self._obj = obj
+        self._timeout = timeout
+        self._id = id
+
+    def options(self, *, timeout: float | None = None, id: str | None = None) -> Bound[P, R_co]:
+        """The same handler with options: seconds to wait for an answer, and a label for logs."""
+        return Bound(self._handler, self._obj, timeout, id)
+
+    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
+        """Asks, and returns the handler's result.
+
+        Guarantees: the handler takes effect at most once, also if the agent moves or its node dies meanwhile.
+        Raises `HandlerFailed` if it raised, `AskTimeout` without an answer in time (it may still take effect),
+        `NoSuchAgent`, `AgentTerminated`, `WrongClass`, `BadArguments`, `InboxFull`.
+        """
+        obj = self._obj
+        if obj.__dict__["_cell"] is not None:  # inside the agent itself: a plain call
+            return await self._handler.fn(obj, *args, **kwargs)
+        spec, handler, caller = self._route()
+        return handler.decode_result(  # type: ignore[no-any-return]
+            await caller.ask(
+                obj.__dict__["_id"], spec, handler, handler.encode_args(args, kwargs), self._timeout, self._id
+            )
+        )
+
+    async def tell(self, *args: P.args, **kwargs: P.kwargs) -> None:
+        """Sends durably: returns when the message is stored (outside a turn) or will be with the turn's commit (inside)."""
+        obj = self._obj
+        if obj.__dict__["_cell"] is not None:
+            raise UsageError(f"Inside agent {obj!r} there is nobody to tell but itself; call the method.")
+        spec, handler, caller = self._route()
+        await caller.tell(obj.__dict__["_id"], spec, handler, handler.encode_args(args, kwargs), self._id)
+
+    def _route(self) -> tuple[Spec, HandlerSpec, Caller]:
+        from mielin_cells.core.spec import spec_of
+
+        obj = self._obj
+        running = turn.get()
+        caller = running.caller if running is not None else obj.__dict__["_caller"] or current.get()
+        if caller is None:
+            raise NotConnected(
+                f"{obj!r} was called outside a turn and outside `async with cells.local()` or `cells.connect()`."
+            )
+        spec = spec_of(type(obj))
+        return spec, spec.handlers[self._handler.name], caller
+
+
+class Handler(Generic[P, R_co]):
+    """A method that messages reach; made by `@handler`."""
+
+    def __init__(self, fn: Callable[..., Coroutine[Any, Any, R_co]], cancellable: bool, tries: int | None) -> None:
+        if not inspect.iscoroutinefunction(fn):
+            raise FieldRefused(
+                f"Handler {fn.__qualname__} must be `async def`: a caller awaits it.", path=fn.__qualname__
+            )
+        self.fn: Callable[..., Coroutine[Any, Any, R_co]] = fn
+        self.name = fn.__name__
+        self.cancellable = cancellable
+        self.tries = tries
+        self.__doc__ = fn.__doc__
+
+    @overload
+    def __get__(self, obj: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, obj: Agent, owner: type) -> Bound[P, R_co]: ...
+    def __get__(self, obj: Agent | None, owner: type) -> Self | Bound[P, R_co]:
+        return self if obj is None else Bound(self, obj)
+
+
+class _MakesHandler(Protocol):
+    def __call__(self, fn: Callable[Concatenate[A, P], Coroutine[Any, Any, R]], /) -> Handler[P, R]: ...
+
+
+@overload
+def handler(fn: Callable[Concatenate[A, P], Coroutine[Any, Any, R]], /) -> Handler[P, R]: ...
+@overload
+def handler(*, cancellable: bool = False, tries: int | None = None) -> _MakesHandler: ...
+def handler(fn: Any = None, /, *, cancellable: bool = False, tries: int | None = None) -> Any:
+    """Makes an async method a handler.
+
+    `cancellable`: a move may cancel a turn of it and run it again on the target.  `tries`: runs before its message becomes a
+    dead letter (default: the deployment's setting).  Raises `FieldRefused` for a plain `def`.
+    """
+    if fn is None:
+        return lambda fn: Handler(fn, cancellable, tries)
+    return Handler(fn, cancellable, tries)
+
+
+class Upgrade:
+    """A function from one class version's state to the next's; made by `@upgrade`."""
+
+    def __init__(self, fn: Callable[[Any, dict[str, object]], dict[str, object]], from_version: int) -> None:
+        self.fn = fn
+        self.from_version = from_version
+
+
+def upgrade(*, from_version: int) -> Callable[[Callable[[Any, dict[str, object]], dict[str, object]]], Upgrade]:
+    """Marks `def name(cls, old) -> new`: makes the state of version `from_version + 1` from that of `from_version`.
+
+    `old` holds plain values by field (a `Table` as a dict, a `Buffer` as bytes); so does what it returns.
+    """
+    return lambda fn: Upgrade(fn, from_version)
+
+
+class Field:
+    """A state field, on the class.  Notes what a turn touches: only that is encoded and compared at its end."""
+
+    __slots__ = ("is_scalar", "name")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.is_scalar = False
+        """Its values cannot change in the hands of a turn, so reading does not touch it."""
+
+    def __get__(self, obj: Agent | None, owner: type) -> Any:
+        if obj is None:
+            return self
+        values = obj.__dict__
+        cell: Cell | None = values["_cell"]
+        if cell is None:
+            raise IsReference(f"{obj!r} is a reference: ask the agent for {self.name!r} through one of its handlers.")
+        if not self.is_scalar:
+            cell.touched[self.name] = None
+        return values[self.name]
+
+    def __set__(self, obj: Agent, value: Any) -> None:
+        cell: Cell | None = obj.__dict__["_cell"]
+        if cell is None:
+            raise IsReference(f"{obj!r} is a reference: {self.name!r} is set only by the agent's own handlers.")
+        cell.set(self.name, value)
+
+
+@dataclass_transform(kw_only_default=True, eq_default=False)
+class Agent:
+    """A stateful agent.  Annotated attributes are its state; `@handler` methods are what others can ask of it.
+
+    Options of a class: `version` (of its state, from 1) and `name` (on the wire; default the class's name).
+    """
+
+    _wire_name: ClassVar[str] = "Agent"
+    _version: ClassVar[int] = 1
+    _defaults: ClassVar[dict[str, Any]] = {}
+
+    if not TYPE_CHECKING:
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            raise UsageError(f"Agents are not constructed: `await cluster.spawn({type(self).__name__}, id, ...)`.")
+
+    def __init_subclass__(cls, *, version: int = 1, name: str | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in cls.__dict__:
+            raise FieldRefused(
+                f"{cls.__name__} defines __init__; give fields defaults, and open clients in `on_arrive`.",
+                path=cls.__name__,
+            )
+        cls._wire_name, cls._version = name or cls.__name__, version
+        cls._defaults = dict(cls._defaults)
+        annotated = inspect.get_annotations(cls)
+        for field, annotation in annotated.items():
+            if field.startswith("_") or "ClassVar" in str(annotation):
+                continue
+            if field in cls.__dict__:
+                cls._defaults[field] = cls.__dict__[field]
+            setattr(cls, field, Field(field))
+        for field in [f for f in cls._defaults if f in cls.__dict__ and not isinstance(cls.__dict__[f], Field)]:
+            cls._defaults[field] = cls.__dict__[field]  # a new default for an inherited field
+            delattr(cls, field)
+        classes[cls._wire_name] = cls
+
+    async def on_start(self) -> None:
+        """Once, at creation, as a turn, after the first `on_arrive`.  Raising puts the agent in ERROR."""
+
+    async def on_arrive(self) -> None:
+        """Each time the agent becomes active on a node: start, move, claim, restart.  Open clients and sockets here.
+
+        After a move it runs in probation: raising returns the agent to the source.
+        """
+
+    async def on_depart(self) -> None:
+        """Before the agent leaves a node, or its node stops.  Raising fails the move; the agent stays."""
+
+    async def on_stop(self) -> None:
+        """At termination, before the last commit."""
+
+    async def healthy(self) -> bool:
+        """The probe, in probation: False returns the agent to the source."""
+        return True
+
+    def __repr__(self) -> str:
+        return f"<{type(self)._wire_name} {agent_id(self)!r}>"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Agent):
+            return NotImplemented
+        return agent_id(self) == agent_id(other) and type(self)._wire_name == type(other)._wire_name
+
+    def __hash__(self) -> int:
+        return hash((type(self)._wire_name, agent_id(self)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return make_ref, (type(self), agent_id(self))
+
+
+def make_ref(cls: type[A], agent: str, caller: Caller | None = None) -> A:
+    """A reference to the agent of this id.  Does no I/O.  Raises `InvalidAgentId`."""
+    ref = object.__new__(cls)
+    ref.__dict__.update(_cell=None, _id=str(AgentId(agent)), _caller=caller)
+    return ref
+
+
+def agent_id(ref: Agent) -> str:
+    """The id of a reference, or of a live agent."""
+    found: str = ref.__dict__["_id"]
+    return found

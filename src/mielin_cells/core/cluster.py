@@ -1,0 +1,131 @@
+"""A deployment as its users hold it: the `Cluster` protocol, and the values that it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ParamSpec, Protocol, TypeVar
+
+import msgspec
+
+from mielin_cells.core.agent import Agent
+
+P = ParamSpec("P")
+A = TypeVar("A", bound=Agent)
+
+
+class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    incarnation: int
+    agents: int
+
+
+class AgentInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """An agent as its owner sees it.  `waiting`: messages in its inbox; `bytes`: its state as stored."""
+
+    id: str
+    cls: str
+    version: int
+    node: str
+    epoch: int
+    state: str
+    waiting: int
+    bytes: int
+    migration: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MigrationReport:
+    """What one migration did.  Phase times are seconds; `pause_ms` is the source's monotonic time from stopping the intake
+    to reading `Accepted` (0 if it never paused)."""
+
+    migration: str
+    agent: str
+    source: str
+    target: str
+    outcome: str
+    """"completed", "rolled_back" or "gave_up"."""
+    reason: str = ""
+    """Why it did not complete."""
+    code: str = ""
+    """Stable code of what ended it."""
+    reasons: tuple[str, ...] = ()
+    """Every reason of a refusal."""
+    phases: tuple[tuple[str, float], ...] = ()
+    """Each phase passed, with its duration."""
+    pause_ms: float = 0.0
+    bytes: int = 0
+    """Log and state bytes that the target read."""
+    rounds: int = 0
+    attempts: int = 1
+    held: int = 0
+    """Messages that arrived in the pause."""
+    arrived: int = 0
+    """Messages that arrived between PREPARING and `Accepted`."""
+
+    @property
+    def ok(self) -> bool:
+        return self.outcome == "completed"
+
+    def __str__(self) -> str:
+        head = f"{self.agent}  {self.source} -> {self.target}  {self.outcome}"
+        lines = [head + (f": {self.reason}" if self.reason else "")]
+        lines += [f"  {name.lower():<13}{seconds * 1000:9.2f} ms" for name, seconds in self.phases]
+        lines.append(
+            f"  pause {self.pause_ms:.2f} ms, {self.held} held, {self.bytes} bytes, "
+            f"{self.rounds} rounds, {self.attempts} attempts  {self.migration}"
+        )
+        return "\n".join(lines)
+
+
+class Spawning(Protocol):
+    async def spawn(self, make: Callable[P, A], id: str, /, *args: P.args, **state: P.kwargs) -> A:
+        """Creates the agent if the id is free, and returns a reference when its creation is durable.
+
+        An existing agent of the same class is returned as it is, the initial state unused.  Raises `WrongClass`,
+        `AgentTerminated`, `InvalidAgentId`, `BadArguments`, `FieldRefused`.
+        """
+
+
+class Cluster(Spawning, Protocol):
+    """A deployment: its agents and nodes.  `agent` arguments take a reference or an id."""
+
+    def on(self, node: str, /) -> Spawning:
+        """Spawns on this node."""
+
+    def get(self, cls: type[A], id: str, /) -> A:
+        """A reference, without any I/O: whether the agent exists shows when it is asked."""
+
+    async def migrate(self, agent: Agent | str, /, to: str | None = None) -> MigrationReport:
+        """Moves the agent while it works, and reports when the move has ended, completed or rolled back.
+
+        Without `to`, to the other node with the fewest agents.  Raises `MigrationRefused` with every reason, `AlreadyThere`,
+        `UnknownNode`, `MigrationInProgress`, `NoSuchAgent`, `AgentTerminated`: then nothing was begun.
+        """
+
+    async def abort(self, agent: Agent | str, /) -> str:
+        """Cancels the agent's open migration, whose id is returned.  Raises `NoSuchMigration`, `TooLateToCancel`."""
+
+    async def claim(self, agent: Agent | str, /, to: str) -> None:
+        """Node `to` takes the agent over, whoever owns it now; the former owner is fenced by its next append."""
+
+    async def suspend(self, agent: Agent | str, /, reason: str = "") -> None:
+        """No turn runs until `resume`; it can still be moved.  Raises `InvalidTransition`."""
+
+    async def pause(self, agent: Agent | str, /, reason: str = "") -> None:
+        """As `suspend`, at the wish of the agent's user."""
+
+    async def resume(self, agent: Agent | str, /) -> None:
+        """From suspended, paused, or error.  Raises `InvalidTransition` if the error is fatal."""
+
+    async def terminate(self, agent: Agent | str, /) -> None:
+        """Ends the agent for good, after what it sent is delivered; messages behind stay readable as dead letters."""
+
+    async def show(self, agent: Agent | str, /) -> AgentInfo:
+        """Raises `NoSuchAgent`, and `NoResponder` while its owner does not answer."""
+
+    async def agents(self) -> list[AgentInfo]:
+        """Every agent that a node runs now."""
+
+    async def nodes(self) -> list[NodeInfo]:
+        """The nodes that answer."""

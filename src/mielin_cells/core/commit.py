@@ -1,0 +1,69 @@
+"""A commit in the making: what the turns since the last one have changed."""
+
+from __future__ import annotations
+
+from mielin_cells.core.message import Reply
+from mielin_cells.core.records import Commit, DeadLetter, Out, Taken
+from mielin_cells.core.state import StateDelta, TableDelta
+
+
+class Batch:
+    """The turns that one commit will hold.  `answers` leave when it is acknowledged (rule 9), and only then."""
+
+    __slots__ = ("answers", "dead", "delta", "forgot", "held", "moved", "outs", "released", "taken", "touched", "turns")
+
+    def __init__(self) -> None:
+        self.turns = 0
+        self.touched = False
+        """Something is to be committed, though no turn ran."""
+        self.moved = False
+        """The cursor has passed repeats: worth no commit of its own, but part of a seal."""
+        self.taken: list[Taken] = []
+        self.outs: list[Out] = []
+        self.dead: list[DeadLetter] = []
+        self.forgot: list[str] = []
+        self.held = False
+        self.released: dict[str, int] = {}
+        self.delta: StateDelta | None = None
+        self.answers: list[tuple[str, Reply]] = []
+
+    def __bool__(self) -> bool:
+        return self.turns > 0 or self.touched
+
+    def change(self, delta: StateDelta | None) -> None:
+        """Adds a turn's change of state to what the commit will carry."""
+        if delta is not None:
+            self.touched = True
+            self.delta = delta if self.delta is None else merged(self.delta, delta)
+
+    def commit(self, cursor: int, held: list[int], version: int, digest: bytes) -> Commit:
+        return Commit(
+            cursor, list(held) if self.held else None, self.taken, self.outs, self.released, self.dead, self.forgot,
+            self.delta, version, digest,
+        )  # fmt: skip
+
+
+def merged(first: StateDelta, second: StateDelta) -> StateDelta:
+    """One delta with the effect of both, in order.  Deltas are absolute, so the later value of a key or page wins."""
+    if not (first.tables or first.buffers or first.removed or second.tables or second.buffers or second.removed):
+        return StateDelta(plain={**first.plain, **second.plain})
+    removed = list(dict.fromkeys([*first.removed, *second.removed]))  # applied before anything is set
+    gone = set(second.removed)
+    tables = {k: v for k, v in first.tables.items() if k not in gone}
+    for name, table in second.tables.items():
+        tables[name] = _tables(tables[name], table) if name in tables else table
+    buffers = {k: v for k, v in first.buffers.items() if k not in gone}
+    for name, buffer in second.buffers.items():
+        buffers[name] = buffers[name].then(buffer) if name in buffers else buffer
+    plain = {k: v for k, v in first.plain.items() if k not in gone}
+    return StateDelta(plain={**plain, **second.plain}, tables=tables, buffers=buffers, removed=removed)
+
+
+def _tables(first: TableDelta, second: TableDelta) -> TableDelta:
+    sets = {**first.sets, **second.sets}
+    for key in second.dels:
+        sets.pop(key, None)
+    dels = dict.fromkeys([*first.dels, *second.dels])
+    for key in second.sets:
+        dels.pop(key, None)
+    return TableDelta(sets=sets, dels=list(dels))

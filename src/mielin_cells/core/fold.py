@@ -1,0 +1,281 @@
+"""The fold: an agent is what its log says.
+
+`Fold.apply` takes the records of one log in order and refuses everything that the protocol does not allow there: a record of
+another agent, over a gap, of a wrong epoch, or by a node that could not write it (rules 3, 7, 19, 20).  A refusal is an
+error that names the log and the sequence; it is never skipped.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+import msgspec
+from blake3 import blake3
+
+from mielin_cells.core.ledger import Ledger
+from mielin_cells.core.lifecycle import AgentState, Lifecycle
+from mielin_cells.core.records import (
+    Accepted,
+    AnyRecord,
+    Asked,
+    AskMade,
+    Claimed,
+    Commit,
+    Committed,
+    Created,
+    Failed,
+    HandedOff,
+    Kept,
+    Paused,
+    Record,
+    Resumed,
+    Returned,
+    Snapshot,
+    Suspended,
+    Terminated,
+    canonical,
+)
+from mielin_cells.core.state import StoredState
+from mielin_cells.errors import (
+    DigestMismatch,
+    EpochOutOfOrder,
+    InvalidTransition,
+    LogGap,
+    NotTheOwner,
+    RecordInvalid,
+    WrongAgent,
+)
+
+OUTCOMES_MAX = 16
+"""Migrations whose outcome the fold still tells; older ones are in the log until it is trimmed."""
+
+
+class Phase(Enum):
+    NONE = "none"
+    """No record yet."""
+    RUN = "run"
+    PROBATION = "probation"
+    """Handed over, not yet accepted or returned: nobody serves."""
+    TERMINATED = "terminated"
+
+
+class OpenTurn(msgspec.Struct, frozen=True):
+    """A turn that has made asks and is not yet committed (rule 12)."""
+
+    sender: str
+    n: int
+    asks: list[AskMade]
+
+
+class Fold:
+    """An agent as of record `seq` of its log.  Changed only by `apply` and `settled`."""
+
+    __slots__ = (
+        "agent", "claims", "cls", "epoch", "incarnation", "kept", "ledger", "lifecycle", "migration", "outcomes", "owner",
+        "phase", "seq", "snap", "source", "source_incarnation", "state", "turn", "version",
+    )  # fmt: skip
+
+    def __init__(self, agent: str) -> None:
+        self.agent = agent
+        self.seq = 0
+        self.snap = 0
+        self.epoch = 0
+        self.owner = ""
+        self.incarnation = 0
+        self.phase = Phase.NONE
+        self.source = ""
+        """In probation: the node that handed over, and its incarnation."""
+        self.source_incarnation = 0
+        self.migration = ""
+        self.cls = ""
+        self.version = 0
+        self.lifecycle = Lifecycle()
+        self.ledger = Ledger()
+        self.state = StoredState()
+        self.turn: OpenTurn | None = None
+        self.claims = 0
+        """Claims since the last commit: a message that kills its process shows here (rule 5)."""
+        self.outcomes: dict[str, str] = {}
+        self.kept: list[Kept] = []
+
+    @property
+    def status(self) -> AgentState:
+        """What users see: `Migrating` is derived from the phase (rule 20 keeps the flags apart from ownership)."""
+        return AgentState.MIGRATING if self.phase is Phase.PROBATION else self.lifecycle.state
+
+    @property
+    def may_run(self) -> bool:
+        """True if turns may run: in phase run, and neither suspended, paused, failed nor terminated."""
+        return self.phase is Phase.RUN and self.lifecycle.state.accepts_work
+
+    def seal_digest(self) -> bytes:
+        """What a handover seals: the state as stored and the whole ledger."""
+        return blake3(self.state.digest() + blake3(canonical(self.ledger.image())).digest()).digest()
+
+    # ---- one record ------------------------------------------------------------------------------------------
+
+    def apply(self, seq: int, record: AnyRecord) -> None:
+        """Takes the next record.  Raises a `RecordInvalid` and changes nothing if it cannot be the next one."""
+        self.check(seq, record)
+        if isinstance(record, (Committed, HandedOff)):
+            commit = record.commit if isinstance(record, Committed) else record.seal
+            if commit is not None:
+                self._commit(commit)
+        elif isinstance(record, Asked):
+            self.ledger.send(record.out)
+        elif isinstance(record, Created):
+            self.state.apply(record.state)
+        self.settled(seq, record)
+
+    def check(self, seq: int, record: AnyRecord) -> None:
+        """Raises what is wrong with `record` as the record at `seq`, after the last one folded."""
+        where = f"The log of agent {self.agent!r} at {seq}"
+        facts: dict[str, object] = {"subject": self.agent, "seq": seq}
+        if record.agent != self.agent:
+            raise WrongAgent(
+                f"{where} holds a record of {record.agent!r}.", have=record.agent, need=self.agent, **facts
+            )
+        if record.prev != self.seq or seq <= self.seq:
+            raise LogGap(
+                f"{where} follows {record.prev}, but the last record read is {self.seq}; read again from a snapshot.",
+                have=self.seq, need=record.prev, **facts,
+            )  # fmt: skip
+        if self.phase is Phase.TERMINATED:
+            raise RecordInvalid(f"{where} follows Terminated.", **facts)
+        expected = self.epoch + 1 if isinstance(record, (Created, Claimed)) else self.epoch
+        if record.epoch != expected:
+            raise EpochOutOfOrder(
+                f"{where} is of epoch {record.epoch}, not {expected}.", have=record.epoch, need=expected, **facts
+            )
+        if isinstance(record, Created) != (self.phase is Phase.NONE):
+            raise RecordInvalid(f"{where} is {type(record).__name__} in phase {self.phase.value}.", **facts)
+        if isinstance(record, (Created, Claimed)):
+            return
+        if isinstance(record, (Accepted, Returned)) != (self.phase is Phase.PROBATION):
+            raise RecordInvalid(f"{where} is {type(record).__name__} in phase {self.phase.value}.", **facts)
+        if isinstance(record, (Accepted, Returned)) and record.migration != self.migration:
+            raise RecordInvalid(
+                f"{where} ends migration {record.migration}; {self.migration} is in probation.", **facts
+            )
+        if isinstance(record, Returned) and record.to != self.source:
+            raise RecordInvalid(f"{where} returns to {record.to}; {self.source} handed over.", **facts)
+        if record.node != self.owner:
+            raise NotTheOwner(
+                f"{where} is by {record.node}; {self.owner} owns.", author=record.node, owner=self.owner, **facts
+            )
+        if self.phase is Phase.RUN and record.incarnation != self.incarnation:
+            raise NotTheOwner(
+                f"{where} is by incarnation {record.incarnation} of {record.node}; incarnation {self.incarnation} owns.",
+                author=record.node, owner=self.owner, **facts,
+            )  # fmt: skip
+        if isinstance(record, Committed) and not self.lifecycle.state.accepts_work and record.commit.taken:
+            raise RecordInvalid(f"{where} holds a turn of an agent that is {self.lifecycle.state.value}.", **facts)
+        try:
+            self._next_lifecycle(record)
+        except InvalidTransition as error:
+            raise RecordInvalid(f"{where}: {error.message}", **facts) from error
+
+    def _next_lifecycle(self, record: Record) -> Lifecycle:
+        life = self.lifecycle
+        if isinstance(record, (Suspended, Paused, Failed)) and life.state is AgentState.CREATED:
+            life = life.to(AgentState.RUNNING)
+        match record:
+            case Committed() if life.state is AgentState.CREATED:
+                return life.to(AgentState.RUNNING)
+            case Suspended():
+                return life.to(AgentState.SUSPENDED)
+            case Paused():
+                return life.to(AgentState.PAUSED)
+            case Resumed():
+                return life.to(AgentState.RUNNING)
+            case Failed(error=error):
+                attempts = life.error.attempts + 1 if life.error else error.attempts
+                again = msgspec.structs.replace(error, attempts=attempts)
+                if life.state is AgentState.ERROR:  # a resume that failed: same state, one more attempt
+                    return msgspec.structs.replace(life, error=again)
+                return life.to(AgentState.ERROR, again)
+            case Terminated():
+                return life.to(AgentState.TERMINATED)
+            case _:
+                return life
+
+    def settled(self, seq: int, record: AnyRecord) -> None:
+        """Takes a checked record whose commit is in ledger and state already: the owner's own, now acknowledged."""
+        self.lifecycle = self._next_lifecycle(record)
+        self.seq = seq
+        match record:
+            case Created():
+                self.cls, self.version = record.cls, record.version
+                self._owns(record.node, record.incarnation, record.epoch)
+            case Committed():
+                self.turn, self.claims, self.version = None, 0, record.commit.version
+            case Asked():
+                self.turn = OpenTurn(record.sender, record.input, record.asks)
+            case Snapshot():
+                self.snap, self.kept = seq, _kept(seq, record)
+            case HandedOff():
+                if record.seal is not None:
+                    self.turn, self.claims, self.version = None, 0, record.seal.version
+                self.source, self.source_incarnation = record.node, record.incarnation
+                self.migration = record.migration
+                self.owner, self.incarnation, self.epoch = record.to, 0, record.epoch + 1
+                self.phase = Phase.PROBATION
+            case Accepted():
+                self._outcome("completed")
+                self.phase, self.incarnation = Phase.RUN, record.incarnation
+            case Returned():
+                self._outcome("rolled_back")
+                self._owns(record.to, self.source_incarnation, record.epoch + 1)
+            case Claimed():
+                self._outcome("rolled_back")
+                self.claims += 1
+                self._owns(record.node, record.incarnation, record.epoch)
+            case Terminated():
+                self.phase = Phase.TERMINATED
+            case _:
+                pass
+
+    def _owns(self, node: str, incarnation: int, epoch: int) -> None:
+        self.owner, self.incarnation, self.epoch, self.phase = node, incarnation, epoch, Phase.RUN
+        self.source = self.migration = ""
+
+    def _outcome(self, outcome: str) -> None:
+        """Rule 7: a migration that was handed over ends with the next ownership record."""
+        if self.phase is not Phase.PROBATION:
+            return
+        self.outcomes[self.migration] = outcome
+        while len(self.outcomes) > OUTCOMES_MAX:
+            del self.outcomes[next(iter(self.outcomes))]
+
+    def _commit(self, commit: Commit) -> None:
+        if commit.state is not None:
+            self.state.apply(commit.state)
+        self.ledger.apply(commit)
+
+    # ---- snapshots -------------------------------------------------------------------------------------------
+
+    @classmethod
+    def of_snapshot(cls, seq: int, record: Snapshot, state: StoredState) -> Fold:
+        """The fold as of a snapshot whose parts, and the commits made while they were written, are in `state`.
+
+        Raises `DigestMismatch` if `state` is not what the owner had.
+        """
+        if state.digest() != record.digest:
+            raise DigestMismatch(
+                f"The snapshot of agent {record.agent!r} at {seq} does not match its digest; use the one before it.",
+                subject=record.agent, seq=seq,
+            )  # fmt: skip
+        fold = cls(record.agent)
+        fold.seq = fold.snap = seq
+        fold.cls, fold.version = record.cls, record.version
+        fold._owns(record.node, record.incarnation, record.epoch)
+        fold.lifecycle = record.lifecycle
+        fold.ledger, fold.state = Ledger.of(record.ledger), state
+        fold.kept, fold.outcomes = _kept(seq, record), dict(record.outcomes)
+        return fold
+
+
+def _kept(seq: int, record: Snapshot) -> list[Kept]:
+    """The snapshots still needed after `record`, itself the last (rule 18: its floor is what trims may reach)."""
+    inbox = min([record.ledger.cursor + 1, *record.ledger.held])
+    return [*record.kept, Kept(seq, record.since, inbox, record.part, record.at)]

@@ -1,0 +1,89 @@
+"""Agent ids, and the subjects made from them.  Nothing else in the package builds a subject from an id."""
+
+from __future__ import annotations
+
+import re
+
+from mielin_cells.errors import InvalidAgentId
+
+AGENT_ID_CHARS_MAX = 128
+_PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
+_ESCAPE = re.compile(r"=([0-9A-F]{2})")
+
+
+class AgentId(str):
+    """An agent's identity: 1 to 128 characters of text, without control characters; unique in a deployment.
+
+    Raises `InvalidAgentId` for anything else.  Any other character is allowed: subjects carry it encoded.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, text: str) -> AgentId:
+        if type(text) is cls:
+            return text
+        if not isinstance(text, str):
+            raise InvalidAgentId(f"An agent id is text, not {type(text).__name__}.", agent=repr(text)[:80])
+        if not 1 <= len(text) <= AGENT_ID_CHARS_MAX:
+            raise InvalidAgentId(
+                f"An agent id has 1 to {AGENT_ID_CHARS_MAX} characters; this one has {len(text)}.", agent=text[:80]
+            )
+        for char in text:
+            if char < " " or char == "\x7f" or "\ud800" <= char <= "\udfff" or "\x80" <= char < "\xa0":
+                raise InvalidAgentId(
+                    f"The agent id {text[:80]!r} holds a control character; use printable text.", agent=text[:80]
+                )
+        return super().__new__(cls, text)
+
+
+def encoded(text: str) -> str:
+    """`text` as one word of a subject: bytes outside `A-Z a-z 0-9 _ -` become `=XX`.  Different texts stay different."""
+    if _PLAIN.issuperset(text):
+        return text
+    return "".join(c if c in _PLAIN else "".join(f"={byte:02X}" for byte in c.encode()) for c in text)
+
+
+def decoded(word: str) -> str:
+    """The text that `encoded` made the word from."""
+    if "=" not in word:
+        return word
+    return _ESCAPE.sub(lambda m: chr(int(m[1], 16)), word).encode("latin-1").decode()
+
+
+LOGS = "log."
+"""Prefix of all agents' logs."""
+
+
+def log_subject(agent: str) -> str:
+    return LOGS + encoded(agent)
+
+
+def inbox_subject(agent: str) -> str:
+    return "inbox." + encoded(agent)
+
+
+def part_prefix(agent: str) -> str:
+    return f"part.{encoded(agent)}."
+
+
+def part_subject(agent: str, name: str) -> str:
+    return part_prefix(agent) + name
+
+
+def node_log_subject(node: str) -> str:
+    return "node." + encoded(node)
+
+
+def control_subject(node: str) -> str:
+    """Where a node answers requests on the wire."""
+    return "control." + encoded(node)
+
+
+def reply_subject(receiver: str) -> str:
+    """Where a client or a node's incarnation hears replies on the wire."""
+    return "reply." + encoded(receiver)
+
+
+def agent_of(log: str) -> str:
+    """The agent whose log this subject is."""
+    return decoded(log[len(LOGS) :])

@@ -1,0 +1,181 @@
+"""Who has sent what to the agent and what the agent has sent: the bookkeeping of exactly-once, as one agent's log tells it.
+
+Owner and reader change a ledger by the same methods: the owner turn by turn, a reader commit by commit (`apply`), so both
+hold the same.  Rules 10, 11, 14, 15 and 18 of the protocol live here.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from mielin_cells.core.message import is_client
+from mielin_cells.core.records import Commit, DeadLetter, LedgerImage, Out, PeerImage, Taken
+from mielin_cells.core.settings import DEAD_LETTERS_MAX, SESSIONS_MAX
+
+
+class Verdict(Enum):
+    """What to do with a message that has arrived."""
+
+    APPLY = "apply"
+    REPEAT = "repeat"
+    """It has taken effect: answer from the stored reply, run nothing."""
+    HOLD = "hold"
+    """An earlier number of this sender is still missing."""
+    CLOSED = "closed"
+    """The sender itself has closed this number: `AnswerExpired`."""
+    EXPIRED = "expired"
+    """A session that was forgotten: `SessionExpired`."""
+
+
+class Peer:
+    """One sender.  For an agent `mark` is the highest number applied; a client's numbers are remembered one by one."""
+
+    __slots__ = ("answers", "low", "mark", "start")
+
+    def __init__(self, mark: int = 0, low: int = 0, start: int = 0, answers: dict[int, bytes] | None = None) -> None:
+        self.mark = mark
+        self.low = low
+        self.start = start
+        self.answers: dict[int, bytes] = {} if answers is None else answers
+
+
+class Ledger:
+    __slots__ = ("clients", "cursor", "dead", "held", "horizon", "numbers", "peers", "pending", "released")
+
+    def __init__(self) -> None:
+        self.cursor = 0
+        self.held: list[int] = []
+        self.peers: dict[str, Peer] = {}
+        self.clients = 0
+        self.numbers: dict[str, int] = {}
+        self.released: dict[str, int] = {}
+        self.pending: dict[str, dict[int, Out]] = {}
+        self.dead: list[DeadLetter] = []
+        self.horizon = 0
+
+    # ---- inputs ----------------------------------------------------------------------------------------------
+
+    def judge(self, sender: str, n: int, start: int) -> Verdict:
+        peer = self.peers.get(sender)
+        if peer is None:
+            if not is_client(sender):
+                return Verdict.APPLY if n == 1 else Verdict.HOLD
+            return Verdict.EXPIRED if start <= self.horizon else Verdict.APPLY
+        if is_client(sender):
+            if n in peer.answers:
+                return Verdict.REPEAT
+            return Verdict.CLOSED if n < peer.low else Verdict.APPLY
+        if n > peer.mark + 1:
+            return Verdict.HOLD
+        if n == peer.mark + 1:
+            return Verdict.APPLY
+        return Verdict.REPEAT if n in peer.answers or n >= peer.low else Verdict.CLOSED
+
+    def answer(self, sender: str, n: int) -> bytes | None:
+        """The stored answer of a number that has taken effect; None for a tell."""
+        peer = self.peers.get(sender)
+        return (peer.answers.get(n) or None) if peer else None
+
+    def take(self, sender: str, n: int, low: int, start: int, answer: bytes | None) -> None:
+        """Number `n` of the sender has taken effect.  Answers below the sender's `low` are dropped."""
+        peer = self.peers.get(sender)
+        if is_client(sender):
+            if peer is None:
+                peer = self.peers[sender] = Peer(0, 0, start)
+                self.clients += 1
+            else:  # quiet for longest comes first
+                del self.peers[sender]
+                self.peers[sender] = peer
+            peer.answers[n] = answer or b""
+        else:
+            if peer is None:
+                peer = self.peers[sender] = Peer()
+            peer.mark = n
+            if answer is not None:
+                peer.answers[n] = answer
+        if low > peer.low:
+            peer.low = low
+            if peer.answers:
+                for old in [k for k in peer.answers if k < low]:
+                    del peer.answers[old]
+
+    def excess(self) -> list[str]:
+        """The client sessions that are too many, quiet for longest first."""
+        if self.clients <= SESSIONS_MAX:
+            return []
+        return [s for s in self.peers if is_client(s)][: self.clients - SESSIONS_MAX]
+
+    def forget(self, sessions: list[str]) -> None:
+        for session in sessions:
+            peer = self.peers.pop(session, None)
+            if peer is not None:
+                self.clients -= 1
+                self.horizon = max(self.horizon, peer.start)
+
+    def bury(self, letter: DeadLetter) -> None:
+        self.dead.append(letter)
+        del self.dead[:-DEAD_LETTERS_MAX]
+
+    # ---- outputs ---------------------------------------------------------------------------------------------
+
+    def next_number(self, to: str) -> int:
+        return self.numbers.get(to, 0) + 1
+
+    def send(self, out: Out) -> None:
+        self.numbers[out.to] = out.n
+        self.pending.setdefault(out.to, {})[out.n] = out
+
+    def release(self, to: str, n: int) -> None:
+        """Every output to `to` up to `n` is stored in its inbox, and the log says so."""
+        if n <= self.released.get(to, 0):
+            return
+        self.released[to] = n
+        waiting = self.pending.get(to)
+        if waiting is not None:
+            for k in [k for k in waiting if k <= n]:
+                del waiting[k]
+            if not waiting:
+                del self.pending[to]
+
+    def unreleased(self) -> list[Out]:
+        return [out for waiting in self.pending.values() for out in waiting.values()]
+
+    # ---- as a whole ------------------------------------------------------------------------------------------
+
+    def apply(self, commit: Commit) -> None:
+        """A reader's step: all that the commit says about inputs and outputs."""
+        for taken in commit.taken:
+            self.take(taken.sender, taken.n, taken.low, taken.start, taken.answer)
+        self.cursor = commit.cursor
+        if commit.held is not None:
+            self.held = list(commit.held)
+        for letter in commit.dead:
+            self.bury(letter)
+        self.forget(commit.forgot)
+        for out in commit.outs:
+            self.send(out)
+        for to, n in commit.released.items():
+            self.release(to, n)
+
+    def image(self) -> LedgerImage:
+        peers = {s: PeerImage(p.mark, p.low, p.start, dict(p.answers)) for s, p in self.peers.items()}
+        pending = sorted(self.unreleased(), key=lambda out: (out.to, out.n))
+        return LedgerImage(
+            self.cursor, sorted(self.held), peers, dict(self.numbers), dict(self.released), pending, list(self.dead),
+            self.horizon,
+        )  # fmt: skip
+
+    @classmethod
+    def of(cls, image: LedgerImage) -> Ledger:
+        ledger = cls()
+        ledger.cursor, ledger.held = image.cursor, list(image.held)
+        ledger.peers = {s: Peer(p.mark, p.low, p.start, dict(p.answers)) for s, p in image.peers.items()}
+        ledger.clients = sum(1 for s in ledger.peers if is_client(s))
+        ledger.numbers, ledger.released = dict(image.numbers), dict(image.released)
+        for out in image.pending:
+            ledger.pending.setdefault(out.to, {})[out.n] = out
+        ledger.dead, ledger.horizon = list(image.dead), image.horizon
+        return ledger
+
+
+__all__ = ["Ledger", "Peer", "Taken", "Verdict"]

@@ -1,0 +1,270 @@
+"""The records of an agent's log.  Kinds and rules: docs/semantics.md and the protocol that they quote by number.
+
+A record is a tagged struct in a frame (`message.framed`).  `agent`, `prev` and `nonce` bind it to one place of one log:
+a record that is moved, repeated or taken from another agent is refused by the fold.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+
+from mielin_cells.core.lifecycle import AgentError, Lifecycle
+from mielin_cells.core.message import framed, unframed
+from mielin_cells.core.state import StateDelta
+from mielin_cells.errors import RecordInvalid, UnknownRecord
+
+
+class Out(msgspec.Struct, array_like=True, frozen=True):
+    """A message that the agent sent: number `n` to `to`; the `k`-th output of the input (`sender`, `input`)."""
+
+    to: str
+    cls: str
+    n: int
+    handler: str
+    args: bytes
+    ask: bool
+    sender: str
+    input: int
+    k: int
+
+
+class Taken(msgspec.Struct, array_like=True, frozen=True):
+    """An input that took effect (or was closed with an error), and the answer stored for it (asks only)."""
+
+    sender: str
+    n: int
+    low: int
+    start: int
+    answer: bytes | None
+
+
+class DeadLetter(msgspec.Struct, array_like=True, frozen=True):
+    """A message that could not be handled, with its cause.  `message` is empty if the inbox entry was not readable."""
+
+    seq: int
+    sender: str
+    n: int
+    handler: str
+    cause: str
+    tries: int
+    asks: list[str]
+    args: bytes
+
+
+class Commit(msgspec.Struct, array_like=True, frozen=True):
+    """What one or many turns changed: all of it takes effect with the record that holds it, or none."""
+
+    cursor: int
+    """Inbox entries up to this sequence are done."""
+    held: list[int] | None
+    """Inbox entries behind the cursor that wait for an earlier number; None: as before."""
+    taken: list[Taken]
+    outs: list[Out]
+    released: dict[str, int]
+    """Per receiver: every output up to this number is stored in its inbox (rule 11)."""
+    dead: list[DeadLetter]
+    forgot: list[str]
+    """Client sessions forgotten, raising the horizon to the newest start among them (rule 15)."""
+    state: StateDelta | None
+    version: int
+    """Class version of the state after it."""
+    digest: bytes
+    """Of the state after it."""
+
+
+class AskMade(msgspec.Struct, array_like=True, frozen=True):
+    """An ask of the open turn.  `n` is 0 for one that was refused before it was sent."""
+
+    to: str
+    n: int
+    body: bytes
+    """BLAKE3 of receiver, handler and arguments: a re-run must ask the same."""
+    label: str
+    answer: bytes | None = None
+    """Its outcome (msgpack of `message.Answer`), None while it is out."""
+
+
+class PeerImage(msgspec.Struct, array_like=True, frozen=True):
+    mark: int
+    low: int
+    start: int
+    answers: dict[int, bytes]
+    """Of an agent: answers to its asks.  Of a client: every number taken at or above `low`, with its answer or b""."""
+
+
+class LedgerImage(msgspec.Struct, array_like=True, frozen=True):
+    """All of a ledger, for snapshots and for the digest that a handover seals."""
+
+    cursor: int
+    held: list[int]
+    peers: dict[str, PeerImage]
+    numbers: dict[str, int]
+    released: dict[str, int]
+    pending: list[Out]
+    dead: list[DeadLetter]
+    horizon: int
+
+
+class PartRef(msgspec.Struct, array_like=True, frozen=True):
+    """Where one part of a large record or snapshot is: its sequence on the part subject, size in bytes, BLAKE3."""
+
+    seq: int
+    size: int
+    digest: bytes
+
+
+class Kept(msgspec.Struct, array_like=True, frozen=True):
+    """A snapshot that is kept: its record's sequence, what its load needs, and when it was made (wall seconds)."""
+
+    seq: int
+    since: int
+    inbox: int
+    part: str
+    at: float
+
+
+class Record(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
+    """Head of every record (rule 1).  `snap` is the log's newest snapshot before it (0: none): where a load begins."""
+
+    agent: str
+    epoch: int
+    node: str
+    incarnation: int
+    nonce: bytes
+    prev: int
+    snap: int
+
+
+class Created(Record, tag="Created", frozen=True, kw_only=True):
+    cls: str
+    version: int
+    state: StateDelta
+    at: float
+
+
+class Committed(Record, tag="Committed", frozen=True, kw_only=True):
+    commit: Commit
+
+
+class Asked(Record, tag="Asked", frozen=True, kw_only=True):
+    sender: str
+    input: int
+    out: Out
+    asks: list[AskMade]
+
+
+class Snapshot(Record, tag="Snapshot", frozen=True, kw_only=True):
+    """State in parts (or `small`), written from `since` on; commits after `since` are replayed over them."""
+
+    cls: str
+    version: int
+    lifecycle: Lifecycle
+    ledger: LedgerImage
+    part: str
+    parts: list[PartRef]
+    small: bytes | None
+    since: int
+    digest: bytes
+    kept: list[Kept]
+    outcomes: dict[str, str]
+    at: float
+
+
+class Suspended(Record, tag="Suspended", frozen=True, kw_only=True):
+    reason: str = ""
+
+
+class Paused(Record, tag="Paused", frozen=True, kw_only=True):
+    reason: str = ""
+
+
+class Resumed(Record, tag="Resumed", frozen=True, kw_only=True):
+    pass
+
+
+class Failed(Record, tag="Failed", frozen=True, kw_only=True):
+    error: AgentError
+
+
+class Terminated(Record, tag="Terminated", frozen=True, kw_only=True):
+    pass
+
+
+class HandedOff(Record, tag="HandedOff", frozen=True, kw_only=True):
+    """The linearization point of a migration.  It may hold the final commit (the seal) of the source."""
+
+    to: str
+    migration: str
+    seal: Commit | None
+    digest: bytes
+    """Of the state and the ledger after the seal: what the target must have before it accepts."""
+
+
+class Accepted(Record, tag="Accepted", frozen=True, kw_only=True):
+    migration: str
+
+
+class Returned(Record, tag="Returned", frozen=True, kw_only=True):
+    to: str
+    migration: str
+    cause: str
+
+
+class Claimed(Record, tag="Claimed", frozen=True, kw_only=True):
+    cause: str
+
+
+class Spilled(Record, tag="Spilled", frozen=True, kw_only=True):
+    """Stands for a record that is too large for one entry: its bytes are in parts.  Only the adapter's side sees it."""
+
+    part: str
+    parts: list[PartRef]
+
+
+AnyRecord: TypeAlias = (
+    Created | Committed | Asked | Snapshot | Suspended | Paused | Resumed | Failed | Terminated
+    | HandedOff | Accepted | Returned | Claimed | Spilled
+)  # fmt: skip
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(AnyRecord)
+_raw = msgspec.msgpack.Decoder(list[msgspec.Raw])
+_tag = msgspec.msgpack.Decoder(str)
+_TAGS = frozenset(cls.__name__ for cls in Record.__subclasses__())
+
+
+def encode_record(record: AnyRecord) -> bytes:
+    return framed(_encoder.encode(record))
+
+
+def decode_record(data: bytes, where: str) -> AnyRecord:
+    """The record in an entry's bytes.  Raises the `RecordInvalid` that names what is wrong; nothing is ever skipped."""
+    payload = unframed(data, where)
+    try:
+        record: AnyRecord = _decoder.decode(payload)
+        return record
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        tag = _tag_of(payload)
+        if tag is not None and tag not in _TAGS:
+            raise UnknownRecord(
+                f"{where} holds a record of kind {tag!r}, which this version does not know; upgrade it.",
+                subject=where, tag=tag,
+            ) from error  # fmt: skip
+        raise RecordInvalid(f"{where} holds a record that does not decode: {error}.", subject=where) from error
+
+
+def _tag_of(payload: bytes) -> str | None:
+    try:
+        return _tag.decode(_raw.decode(payload)[0])
+    except (msgspec.MsgspecError, UnicodeDecodeError, IndexError):
+        return None
+
+
+def canonical(image: LedgerImage) -> bytes:
+    """Bytes that depend on what the ledger holds, not on the order in which it came there."""
+    peers = [(s, p.mark, p.low, p.start, sorted(p.answers.items())) for s, p in sorted(image.peers.items())]
+    numbers, released = sorted(image.numbers.items()), sorted(image.released.items())
+    rest = (image.pending, image.dead, image.horizon)
+    return _encoder.encode((image.cursor, image.held, peers, numbers, released, *rest))

@@ -1,0 +1,84 @@
+"""Every number that can be set, with its default and its reason.  Durations are seconds, sizes bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from mielin_cells.errors import ConfigError
+
+MESSAGE_BYTES_MAX = 512 * 1024
+"""A message with its arguments: half of what a broker takes by default, so that headers never matter."""
+
+RECORD_BYTES_MAX = 512 * 1024
+"""A log record above it keeps its body in parts."""
+
+MAIL_BYTES_MAX = 256 * 1024
+"""Messages to one receiver that wait together travel as one inbox entry up to this size."""
+
+COMMIT_TURNS_MAX = 256
+"""Turns in one commit: bounds what a lost race throws away."""
+
+BURST_S = 0.005
+"""An agent with many messages gives the event loop back at least this often."""
+
+SESSIONS_MAX = 1000
+"""Client sessions an agent remembers; the one quiet for longest is forgotten first, behind a durable horizon."""
+
+DEAD_LETTERS_MAX = 1000
+"""Dead letters kept per agent; the oldest goes first."""
+
+SNAPSHOTS_KEPT = 2
+"""The newest and the one before it, so that a reader that is slow by one snapshot does not start over."""
+
+RETRY_S_MIN, RETRY_S_MAX = 0.02, 1.0
+"""Back-off of an append or a request whose outcome is unknown: fast first, since nothing can go on meanwhile."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Settable per deployment.  Raises `ConfigError` naming the field and its range."""
+
+    ask_timeout_s: float = 30.0
+    """An ask's answer; long enough for a model call."""
+    ask_repeat_s: float = 1.0
+    """An ask without an answer is sent again (the receiver answers repeats from its stored reply); doubles up to 8 s."""
+    turn_deadline_s: float = 60.0
+    """One turn."""
+    tries: int = 5
+    """Runs of a turn before its message becomes a dead letter."""
+    retry_first_s: float = 0.01
+    """Wait before the second run of a failed turn; doubles each time.  The agent waits too: order is kept."""
+    inbox_max: int = 10_000
+    """Messages waiting per agent before senders are told `InboxFull`."""
+    prepare_s: float = 5.0
+    copy_rounds: int = 10
+    copy_lag_records: int = 64
+    """Converged: at most this many records ..."""
+    copy_lag_bytes: int = 1024 * 1024
+    """... and bytes behind: both pass the pause in about a millisecond."""
+    pause_s: float = 5.0
+    """The current turn's time to end once the intake is stopped."""
+    handover_s: float = 2.0
+    """The handover's answer, before the source settles it by a claim."""
+    probation_s: float = 10.0
+    """From handover to Accepted, before the source claims back."""
+    migration_s: float = 60.0
+    retention_s: float = 3600.0
+    """Log and inbox are kept this long for rollback."""
+    snapshot_records: int = 512
+    """Records since the last snapshot before the next one is written: bounds a load to about 30 ms."""
+    snapshot_bytes: int = 4 * 1024 * 1024
+    """Or bytes, once they also exceed the state itself."""
+    reconcile_s: float = 5.0
+    """A node looks for agents that the log gives it and that it does not run."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            floor = 0 if field.name in ("retention_s", "retry_first_s") else None
+            low_enough = value >= 0 if floor == 0 else value > 0
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low_enough or value > 1e9:
+                wanted = "0 to 1e9" if floor == 0 else "above 0, to 1e9"
+                raise ConfigError(
+                    f"{field.name} = {value!r} is out of range ({wanted}).", field=field.name, range=wanted
+                )

@@ -1,0 +1,368 @@
+"""Every public exception, in three families that say what the caller should do next.
+
+`UsageError` (yours): the call or the class is wrong; fix it, a retry will not help.
+`RetryError` (retry): nothing is broken for good; try again after `retry_after` seconds.
+`LostError` (lost): ownership moved or stored data cannot be used; stop, and look.
+
+Each message says what happened, to which agent, whether the agent still runs, and what to do next.
+All of them pickle, and travel between nodes as code, sentence and facts (`to_wire`, `from_wire`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class CellError(Exception):
+    """Base of all exceptions of this package.  `code` is stable; `facts` are its machine-readable details."""
+
+    retry_after: float | None = None
+
+    def __init__(self, message: str, **facts: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.facts = facts
+
+    @property
+    def code(self) -> str:
+        return type(self).__name__
+
+    def __getattr__(self, name: str) -> Any:
+        facts = self.__dict__.get("facts", {})
+        if name in facts:
+            return facts[name]
+        raise AttributeError(name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.message, self.facts)
+
+    def to_wire(self) -> tuple[str, str, dict[str, Any]]:
+        """Code, sentence and those facts that are plain data."""
+        plain = {k: v for k, v in self.facts.items() if isinstance(v, (str, int, float, bool, list, tuple, type(None)))}
+        return self.code, self.message, plain
+
+
+def _rebuild(cls: type[CellError], message: str, facts: dict[str, Any]) -> CellError:
+    return cls(message, **facts)
+
+
+def from_wire(code: str, message: str, facts: dict[str, Any]) -> CellError:
+    """The exception that `to_wire` described.  An unknown code (a newer peer) becomes a plain `CellError`."""
+    found: type[CellError] = CellError
+    pending = list(CellError.__subclasses__())
+    while pending:
+        cls = pending.pop()
+        if cls.__name__ == code:
+            found = cls
+            break
+        pending.extend(cls.__subclasses__())
+    return found(message, **facts)
+
+
+class UsageError(CellError):
+    """Yours: fix the call, the class or the setting."""
+
+
+class RetryError(CellError):
+    """Retry: a passing condition; the same call may succeed after `retry_after` seconds."""
+
+    retry_after: float | None = 1.0
+
+
+class LostError(CellError):
+    """Lost: ownership moved, or what is stored cannot be used.  Nothing was changed by this call."""
+
+
+class InternalError(CellError):
+    """A bug in this package: please report it with the sentence it carries."""
+
+
+# ---- yours: calls and classes --------------------------------------------------------------------------------
+
+
+class InvalidAgentId(UsageError):
+    """An agent id is 1 to 128 characters of text without control characters."""
+
+
+class WrongClass(UsageError):
+    """The id belongs to an agent of another class.  Facts: agent, have, need."""
+
+
+class NoSuchAgent(UsageError):
+    """No agent of this id was ever spawned in this deployment.  Facts: agent."""
+
+
+class AgentTerminated(UsageError):
+    """The agent has ended; its id is not used again.  Facts: agent."""
+
+
+class NoSuchHandler(UsageError):
+    """The agent's class has no handler of this name.  Facts: agent, handler."""
+
+
+class BadArguments(UsageError):
+    """The arguments do not fit the handler's signature, or do not encode.  Facts: handler."""
+
+
+class HandlerFailed(UsageError):
+    """The handler raised; the agent's state is as before the turn and the agent goes on.  Facts: agent, handler, cause, tries."""
+
+
+class FieldRefused(UsageError):
+    """A state field or a handler's signature has a type that cannot be stored.  Facts: path."""
+
+
+class StateInvalid(UsageError):
+    """A turn left a value that would not load again; the turn was undone.  Facts: agent, path."""
+
+
+class NotInTurn(UsageError):
+    """State is set only inside a turn (a handler or a hook)."""
+
+
+class IsReference(UsageError):
+    """A reference has handlers, not state: ask the agent for the value instead."""
+
+
+class NotConnected(UsageError):
+    """A reference was called outside a turn and outside `async with cells.local()` or `connect()`."""
+
+
+class SelfAsk(UsageError):
+    """An agent that asks itself inside a turn would wait for ever; call the method plainly instead."""
+
+
+class NonDeterministicTurn(UsageError):
+    """A turn that is run again made another ask than the recorded one.  Facts: agent, asks."""
+
+
+class MessageTooLarge(UsageError):
+    """A message or record is above the limit.  Facts: limit, size."""
+
+
+class InvalidTransition(UsageError):
+    """The lifecycle has no such edge.  Facts: have, need."""
+
+
+class UnknownClass(UsageError):
+    """No agent class of this name is known here.  Facts: name."""
+
+
+class ConfigError(UsageError):
+    """A setting is out of range.  Facts: field, range."""
+
+
+class AnswerExpired(UsageError):
+    """The caller had already closed this ask; its stored answer is gone."""
+
+
+class SessionExpired(UsageError):
+    """The agent has forgotten this client's session; open a new one.  The call may have taken effect before."""
+
+
+# ---- yours: migration ----------------------------------------------------------------------------------------
+
+
+class MigrationRefused(UsageError):
+    """The target cannot take the agent; it runs on where it was.  Facts: agent, migration, reasons."""
+
+
+class MigrationInProgress(UsageError):
+    """One migration per agent is open at a time.  Facts: agent, migration."""
+
+
+class AlreadyThere(UsageError):
+    """The agent already lives on that node.  Facts: agent, node."""
+
+
+class UnknownNode(UsageError):
+    """No node of this name is up.  Facts: node, nodes."""
+
+
+class NoSuchMigration(UsageError):
+    """No migration of this agent or id is open here."""
+
+
+class TooLateToCancel(UsageError):
+    """The handover is decided; the move goes forward.  Facts: agent, migration."""
+
+
+# ---- retry ---------------------------------------------------------------------------------------------------
+
+
+class AskTimeout(RetryError):
+    """No answer in time.  The ask may still take effect; asking again with the same call does not repeat it."""
+
+
+class InboxFull(RetryError):
+    """The agent has too many messages waiting; this one was not sent.  Facts: agent, waiting, limit."""
+
+
+class MigrationFailed(RetryError):
+    """The move was rolled back; the agent is safe and runs where it ran.  Facts: agent, migration, phase, reason."""
+
+
+class NodeStopping(RetryError):
+    """The node is stopping; its agents stay claimable."""
+
+
+class NoResponder(RetryError):
+    """Nobody serves this subject now.  Facts: subject."""
+
+
+class WireTimeout(RetryError):
+    """A request on the wire got no answer in time.  Facts: subject."""
+
+
+class StoreBusy(RetryError):
+    """The store did not take the call in time; nothing was written."""
+
+
+class StoreFull(RetryError):
+    """The disk or the store's quota is full; nothing was written and the agent keeps its last durable state."""
+
+
+class StoreUnreachable(RetryError):
+    """The store does not answer."""
+
+
+# ---- lost: ownership and stored data -------------------------------------------------------------------------
+
+
+class Fenced(LostError):
+    """Another node owns the agent now; this one has stopped it and dropped what was not committed.  Facts: agent, epoch, owner."""
+
+
+class StoreInUse(LostError):
+    """Another process has this store file open.  Facts: path."""
+
+
+class StoreCorrupt(LostError):
+    """The store file is damaged.  Facts: path."""
+
+
+class StoreReadOnly(LostError):
+    """The store file cannot be written.  Facts: path."""
+
+
+class RecordInvalid(LostError):
+    """A stored record cannot be used.  Base of the errors below; the agent stays as it was.  Facts: subject, seq."""
+
+
+class RecordTruncated(RecordInvalid):
+    """The record is shorter than its frame says."""
+
+
+class TrailingData(RecordInvalid):
+    """The record is longer than its frame says."""
+
+
+class DigestMismatch(RecordInvalid):
+    """The digest does not match the bytes: they were changed on the way or on disk."""
+
+
+class UnsupportedFormat(RecordInvalid):
+    """The record has a format this version does not read.  Facts: have, need."""
+
+
+class UnknownRecord(RecordInvalid):
+    """The record is of a kind this version does not know.  Facts: tag."""
+
+
+class WrongAgent(RecordInvalid):
+    """The record belongs to another agent.  Facts: have, need."""
+
+
+class EpochOutOfOrder(RecordInvalid):
+    """The record's epoch is not the one that can follow.  Facts: have, need."""
+
+
+class NotTheOwner(RecordInvalid):
+    """The record was written by a node that could not write it.  Facts: author, owner."""
+
+
+class LogGap(RecordInvalid):
+    """A record between the last one read and this one is missing.  Facts: have, need."""
+
+
+class PartMissing(RecordInvalid):
+    """A part of a snapshot or large record is not in the store.  Facts: part."""
+
+
+class PartMisplaced(RecordInvalid):
+    """A part is there, but belongs elsewhere (swapped, repeated, or of another snapshot).  Facts: part."""
+
+
+class StateTooNew(LostError):
+    """The stored state is of a newer class version than this code.  Facts: agent, have, need."""
+
+
+class StateUpgradeFailed(LostError):
+    """No upgrade leads from the stored version, or one raised.  Facts: agent, have, need."""
+
+
+class StateUnloadable(LostError):
+    """The stored state does not load into the class.  Facts: agent, path."""
+
+
+__all__ = [
+    "AgentTerminated",
+    "AlreadyThere",
+    "AnswerExpired",
+    "AskTimeout",
+    "BadArguments",
+    "CellError",
+    "ConfigError",
+    "DigestMismatch",
+    "EpochOutOfOrder",
+    "Fenced",
+    "FieldRefused",
+    "HandlerFailed",
+    "InboxFull",
+    "InternalError",
+    "InvalidAgentId",
+    "InvalidTransition",
+    "IsReference",
+    "LogGap",
+    "LostError",
+    "MessageTooLarge",
+    "MigrationFailed",
+    "MigrationInProgress",
+    "MigrationRefused",
+    "NoResponder",
+    "NoSuchAgent",
+    "NoSuchHandler",
+    "NoSuchMigration",
+    "NodeStopping",
+    "NonDeterministicTurn",
+    "NotConnected",
+    "NotInTurn",
+    "NotTheOwner",
+    "PartMisplaced",
+    "PartMissing",
+    "RecordInvalid",
+    "RecordTruncated",
+    "RetryError",
+    "SelfAsk",
+    "SessionExpired",
+    "StateInvalid",
+    "StateTooNew",
+    "StateUnloadable",
+    "StateUpgradeFailed",
+    "StoreBusy",
+    "StoreCorrupt",
+    "StoreFull",
+    "StoreInUse",
+    "StoreReadOnly",
+    "StoreUnreachable",
+    "TooLateToCancel",
+    "TrailingData",
+    "UnknownClass",
+    "UnknownNode",
+    "UnknownRecord",
+    "UnsupportedFormat",
+    "UsageError",
+    "WireTimeout",
+    "WrongAgent",
+    "WrongClass",
+]

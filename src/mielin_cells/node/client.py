@@ -1,0 +1,383 @@
+"""A client: what carries calls to agents from outside, and asks nodes to spawn, move and steer them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Coroutine
+from random import Random
+from typing import Any, ParamSpec, TypeVar, cast
+
+import msgspec
+
+from mielin_cells.core.agent import Agent, agent_id, make_ref
+from mielin_cells.core.cluster import AgentInfo, MigrationReport, NodeInfo
+from mielin_cells.core.fold import Phase
+from mielin_cells.core.ids import AgentId, control_subject, decoded, log_subject, node_log_subject, reply_subject
+from mielin_cells.core.message import decode_replies
+from mielin_cells.core.records import decode_record
+from mielin_cells.core.settings import MESSAGE_BYTES_MAX, Settings
+from mielin_cells.core.spec import HandlerSpec, Spec, spec_of
+from mielin_cells.errors import (
+    AgentTerminated,
+    AlreadyThere,
+    CellError,
+    Fenced,
+    MessageTooLarge,
+    MigrationRefused,
+    NoResponder,
+    NoSuchAgent,
+    RecordInvalid,
+    RetryError,
+    SessionExpired,
+    UnknownNode,
+    WireTimeout,
+    WrongClass,
+)
+from mielin_cells.node import control
+from mielin_cells.node.lane import Lane
+from mielin_cells.node.node import named_owner
+from mielin_cells.node.reader import load
+from mielin_cells.substrate.ports import Log, Subscription, Wire
+
+P = ParamSpec("P")
+A = TypeVar("A", bound=Agent)
+
+logger = logging.getLogger("mielin_cells.client")
+
+POLL_S = 1.0
+"""How long a node holds back the answer to "has the migration ended?"; a lost request costs no more than that."""
+
+REQUEST_S = 1.0
+ORDER_TRIES = 30
+"""An order is repeated while its agent changes hands or its node is silent, about as long as an ask waits."""
+
+
+class Client:
+    """`Cluster` over a log and a wire.  `open` before use, `close` after; also usable as the caller of references."""
+
+    def __init__(
+        self,
+        log: Log,
+        wire: Wire,
+        *,
+        settings: Settings | None = None,
+        rng: Random | None = None,
+        wall: Callable[[], float],
+    ) -> None:
+        self.log = log
+        self.wire = wire
+        self.settings = settings or Settings()
+        self._rng = rng or Random()
+        self._wall = wall
+        self.name = self._rng.randbytes(8).hex()
+        self.reply_to = reply_subject(self.name)
+        self._lanes: dict[str, Lane] = {}
+        self._senders: dict[str, Lane] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._subscription: Subscription | None = None
+
+    async def open(self) -> None:
+        self._subscription = await self.wire.subscribe(self.reply_to, self._replied)
+
+    async def close(self) -> None:
+        if self._subscription is not None:
+            self._subscription.close()
+        for task in list(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def start(self, work: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, CellError):
+            logger.error("a client task failed: %r", error, exc_info=error)
+
+    def _replied(self, data: bytes) -> None:
+        try:
+            replies = decode_replies(data)
+        except RecordInvalid as error:
+            logger.warning("%s", error)
+            return
+        for reply in replies:
+            lane = self._senders.get(reply.sender)
+            if lane is not None:
+                lane.answered(reply.n, reply.answer)
+
+    # ---- calls -----------------------------------------------------------------------------------------------
+
+    async def ask(
+        self, agent: str, spec: Spec, handler: HandlerSpec, args: bytes, timeout: float | None, id: str | None
+    ) -> bytes:
+        lane = self._lanes.get(agent) or self._lane(agent)
+        _fits(agent, args)
+        try:
+            return await lane.ask(
+                spec.name, handler.name, args, self.settings.ask_timeout_s if timeout is None else timeout
+            )
+        except SessionExpired:
+            self._forget(agent)
+            raise
+
+    async def tell(self, agent: str, spec: Spec, handler: HandlerSpec, args: bytes, id: str | None) -> None:
+        lane = self._lanes.get(agent) or self._lane(agent)
+        _fits(agent, args)
+        await lane.tell(spec.name, handler.name, args)
+
+    def _lane(self, agent: str) -> Lane:
+        """The session with this agent; made at the first call, without waiting, so that calls keep their order."""
+        session = f"{self.name}.{self._rng.randbytes(4).hex()}"
+        lane = Lane(self, agent, session, int(self._wall() * 1000))
+        self._lanes[agent] = self._senders[lane.sender] = lane
+        return lane
+
+    async def find(self, agent: str) -> None:
+        """Raises `NoSuchAgent` or `AgentTerminated` if there is nobody to send to; then the session is forgotten."""
+        try:
+            await self._owner(agent)
+        except CellError:
+            self._forget(agent)
+            raise
+
+    def _forget(self, agent: str) -> None:
+        lane = self._lanes.pop(agent, None)
+        if lane is not None:
+            self._senders.pop(lane.sender, None)
+
+    async def waiting(self, agent: str) -> int | None:
+        """Messages in the agent's inbox as its owner counts them; None if nobody says."""
+        try:
+            owner, _ = await self._owner(agent)
+            answer = await self._request(owner, control.Waiting(agent), REQUEST_S)
+            return msgspec.msgpack.decode(answer, type=int)
+        except CellError:
+            return None
+
+    # ---- agents ----------------------------------------------------------------------------------------------
+
+    async def spawn(self, make: Callable[P, A], id: str, /, *args: P.args, **state: P.kwargs) -> A:
+        return await self._spawn(None, make, id, **state)
+
+    def on(self, node: str, /) -> Placed:
+        return Placed(self, node)
+
+    async def _spawn(self, node: str | None, make: Callable[..., A], id: str, **state: Any) -> A:
+        cls = cast("type[A]", make)
+        spec, agent = spec_of(cls), str(AgentId(id))
+        request = control.Spawn(agent, spec.name, spec.version, spec.initial(**state))
+        last = await self.log.last(log_subject(agent))
+        if last is not None:
+            await self._same_class(agent, spec)
+            return make_ref(cls, agent, self)
+        place = node or await self._emptiest(())
+        await self._ordered(lambda: _known(place), request, self.settings.turn_deadline_s)
+        return make_ref(cls, agent, self)
+
+    async def _same_class(self, agent: str, spec: Spec) -> None:
+        fold = await load(self.log, agent)
+        if fold.phase is Phase.TERMINATED:
+            raise AgentTerminated(f"Agent {agent!r} has ended; its id is not used again.", agent=agent)
+        if fold.cls != spec.name:
+            raise WrongClass(f"Agent {agent!r} exists and is a {fold.cls}.", agent=agent, have=fold.cls, need=spec.name)
+
+    def get(self, cls: type[A], id: str, /) -> A:
+        return make_ref(cls, id, self)
+
+    async def _owner(self, agent: str) -> tuple[str, int]:
+        """The node that the log names, and the epoch.  Raises `NoSuchAgent`, `AgentTerminated`."""
+        last = await self.log.last(log_subject(agent))
+        if last is None:
+            raise NoSuchAgent(f"There is no agent {agent!r} in this deployment; spawn it first.", agent=agent)
+        record = decode_record(last.data, f"The log of agent {agent!r}")
+        owner = named_owner(record)
+        if not owner:
+            raise AgentTerminated(f"Agent {agent!r} has ended; its id is not used again.", agent=agent)
+        return owner, record.epoch + (owner != record.node or type(record).__name__ in ("HandedOff", "Returned"))
+
+    async def _request(self, node: str, request: control.AnyRequest, timeout: float) -> msgspec.Raw:
+        data = await self.wire.request(control_subject(node), control.encode_request(request), timeout)
+        return control.result_of(data)
+
+    async def _ordered(
+        self, place: Callable[[], Coroutine[Any, Any, str]], request: control.AnyRequest, timeout: float
+    ) -> msgspec.Raw:
+        """Sends an idempotent request to where the agent is, again while it is between owners or its node is silent."""
+        for attempt in range(ORDER_TRIES):
+            node = await place()
+            try:
+                return await self._request(node, request, timeout)
+            except (NoResponder, WireTimeout, NoSuchAgent, Fenced) as error:
+                if attempt == ORDER_TRIES - 1:
+                    raise
+                if isinstance(error, NoResponder) and await self.log.last(node_log_subject(node)) is None:
+                    raise UnknownNode(f"There is no node {node!r}.", node=node) from error
+                await asyncio.sleep(min(0.02 * 2**attempt, POLL_S))
+        raise AssertionError("unreachable")
+
+    async def _order(self, agent: Agent | str, order: str, reason: str = "") -> None:
+        name = _id(agent)
+
+        async def owner() -> str:
+            return (await self._owner(name))[0]
+
+        try:
+            await self._ordered(owner, control.Order(name, order, reason), self.settings.turn_deadline_s)
+        except AgentTerminated:
+            if order != "terminate":
+                raise
+
+    async def suspend(self, agent: Agent | str, /, reason: str = "") -> None:
+        await self._order(agent, "suspend", reason)
+
+    async def pause(self, agent: Agent | str, /, reason: str = "") -> None:
+        await self._order(agent, "pause", reason)
+
+    async def resume(self, agent: Agent | str, /) -> None:
+        await self._order(agent, "resume")
+
+    async def terminate(self, agent: Agent | str, /) -> None:
+        await self._order(agent, "terminate")
+
+    async def claim(self, agent: Agent | str, /, to: str) -> None:
+        await self._ordered(lambda: _known(to), control.Claim(_id(agent), "operator"), self.settings.probation_s)
+
+    async def show(self, agent: Agent | str, /) -> AgentInfo:
+        name = _id(agent)
+
+        async def owner() -> str:
+            return (await self._owner(name))[0]
+
+        for _ in range(ORDER_TRIES):
+            found = msgspec.msgpack.decode(
+                await self._ordered(owner, control.Hosted(name), REQUEST_S), type=list[AgentInfo]
+            )
+            if found:
+                return found[0]
+            await asyncio.sleep(0.05)
+        raise NoResponder(f"Agent {name!r} is between owners; try again.", agent=name)
+
+    async def agents(self) -> list[AgentInfo]:
+        found: dict[str, AgentInfo] = {}
+        for node in await self.nodes():
+            with contextlib.suppress(NoResponder, WireTimeout):
+                answer = await self._request(node.name, control.Hosted(), REQUEST_S)
+                for info in msgspec.msgpack.decode(answer, type=list[AgentInfo]):
+                    if info.id not in found or info.epoch > found[info.id].epoch:
+                        found[info.id] = info
+        return [found[name] for name in sorted(found)]
+
+    async def nodes(self) -> list[NodeInfo]:
+        answering = []
+        for subject, _ in await self.log.subjects(node_log_subject("")):
+            with contextlib.suppress(RetryError):
+                name = decoded(subject.removeprefix(node_log_subject("")))
+                answer = await self._request(name, control.Ping(), REQUEST_S)
+                answering.append(msgspec.msgpack.decode(answer, type=NodeInfo))
+        return answering
+
+    async def _emptiest(self, but: tuple[str, ...]) -> str:
+        """Fewest agents, then name; the first agent of a deployment goes to node-1."""
+        nodes = [node for node in await self.nodes() if node.name not in but]
+        if not nodes:
+            raise UnknownNode("No (other) node answers; start one.", node="", nodes=list(but))
+        return min(nodes, key=lambda node: (node.agents, node.name)).name
+
+    # ---- migration -------------------------------------------------------------------------------------------
+
+    async def migrate(self, agent: Agent | str, /, to: str | None = None) -> MigrationReport:
+        name = _id(agent)
+        source, epoch = await self._owner(name)
+        target = to or await self._emptiest((source,))
+        if target == source:
+            raise AlreadyThere(f"Agent {name!r} is on {target} already.", agent=name, node=target)
+        if to is not None and await self.log.last(node_log_subject(to)) is None:
+            known = [decoded(subject.split(".", 1)[1]) for subject, _ in await self.log.subjects(node_log_subject(""))]
+            raise UnknownNode(f"There is no node {to!r}; there are {', '.join(known)}.", node=to, nodes=known)
+        migration = f"m-{self._rng.randbytes(8).hex()}"
+        report = await self._watched(control.Migrate(name, migration, epoch, target, POLL_S), source)
+        if report.code == "MigrationRefused":
+            raise MigrationRefused(
+                f"{target} cannot take agent {name!r}, which runs on at {source}: {'; '.join(report.reasons)}.",
+                agent=name, migration=migration, reasons=list(report.reasons),
+            )  # fmt: skip
+        return report
+
+    async def _watched(self, request: control.Migrate, source: str) -> MigrationReport:
+        """The report, from the source; or, if the source is gone, what the agent's log says (rule 7)."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.settings.migration_s + self.settings.probation_s
+        started = False
+        while True:
+            try:
+                answer = await self._request(source, request, POLL_S * 2)
+                progress = msgspec.msgpack.decode(answer, type=control.Progress)
+                started = True
+                if progress.report is not None:
+                    plain = {k: msgspec.msgpack.decode(v) for k, v in progress.report.items()}
+                    return MigrationReport(**{k: _tupled(v) for k, v in plain.items()})
+                continue
+            except (NoSuchAgent, Fenced):
+                if not started and loop.time() > deadline:
+                    raise
+            except (NoResponder, WireTimeout) as error:
+                if loop.time() > deadline:
+                    raise error
+            fold = await load(self.log, request.agent)
+            outcome = fold.outcomes.get(request.migration)
+            if (
+                outcome is None
+                and fold.migration != request.migration
+                and (fold.epoch > request.epoch or fold.phase is Phase.TERMINATED)
+            ):
+                outcome = "rolled_back"
+            if outcome is not None:
+                reason = (
+                    "" if outcome == "completed" else "the source was lost; the agent's log says that it did not move"
+                )
+                return MigrationReport(
+                    migration=request.migration, agent=request.agent, source=source, target=request.to,
+                    outcome=outcome, reason=reason, code="" if outcome == "completed" else "SourceLost",
+                )  # fmt: skip
+            await asyncio.sleep(0.05)
+
+    async def abort(self, agent: Agent | str, /) -> str:
+        name = _id(agent)
+        source, _ = await self._owner(name)
+        return msgspec.msgpack.decode(await self._request(source, control.Abort(name), REQUEST_S), type=str)
+
+
+class Placed:
+    """`cluster.on(node)`: spawns there."""
+
+    def __init__(self, client: Client, node: str) -> None:
+        self._client = client
+        self._node = node
+
+    async def spawn(self, make: Callable[P, A], id: str, /, *args: P.args, **state: P.kwargs) -> A:
+        return await self._client._spawn(self._node, make, id, **state)
+
+
+async def _known(node: str) -> str:
+    return node
+
+
+def _id(agent: Agent | str) -> str:
+    return agent_id(agent) if isinstance(agent, Agent) else str(AgentId(agent))
+
+
+def _fits(agent: str, args: bytes) -> None:
+    if len(args) > MESSAGE_BYTES_MAX:
+        raise MessageTooLarge(
+            f"A message to {agent!r} has {len(args)} bytes; the limit is {MESSAGE_BYTES_MAX}.",
+            limit=MESSAGE_BYTES_MAX, size=len(args),
+        )  # fmt: skip
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(_tupled(item) for item in value) if isinstance(value, list) else value

@@ -1,0 +1,135 @@
+"""Snapshots beside the log, and trimming behind them (rule 18).
+
+The state is written in slices between commits, so that no step holds the event loop; the `Snapshot` record names the parts and
+the position from which commits are replayed over them.  Trims come only after an acknowledged record that allows them, so a
+late or repeated trim, also a zombie's, does no harm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mielin_cells.core.ids import inbox_subject, log_subject, part_prefix, part_subject
+from mielin_cells.core.records import Kept, LedgerImage, PartRef, Snapshot
+from mielin_cells.core.settings import SNAPSHOTS_KEPT
+from mielin_cells.substrate import parts
+
+if TYPE_CHECKING:
+    from mielin_cells.node.host import Host
+    from mielin_cells.node.writer import Follow
+
+logger = logging.getLogger("mielin_cells.compaction")
+
+SMALL_BYTES = 64 * 1024
+"""A state up to this size is put into the Snapshot record itself."""
+
+PART_NAME_BYTES = 8
+
+
+class Captured(NamedTuple):
+    """State and ledger as of the commit that is being composed, for the Snapshot right behind it."""
+
+    ledger: LedgerImage
+    small: bytes | None
+    digest: bytes
+
+
+class Compaction:
+    """When and how one host writes snapshots."""
+
+    __slots__ = ("_bytes_at", "_captured", "_host", "_name", "_parts", "_records", "_since", "_task", "is_ready")
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._task: asyncio.Task[Any] | None = None
+        self._records = 0
+        self._bytes_at = 0
+        self._name = ""
+        self._parts: list[PartRef] | None = None
+        self._since = 0
+        self._captured: Captured | None = None
+        self.is_ready = False
+        """The slices are written; the record can follow the next commit."""
+
+    def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    def consider(self) -> None:
+        """Called after each commit: begins a snapshot when enough has been appended since the last."""
+        host = self._host
+        settings = host.home.settings
+        self._records += 1
+        appended = host.writer.appended_bytes - self._bytes_at
+        if self._records >= settings.snapshot_records or (
+            appended >= settings.snapshot_bytes and appended >= host.fold.state.size_bytes
+        ):
+            self.begin()
+
+    def begin(self) -> None:
+        """Writes a snapshot now, unless one is being written."""
+        if self._task is None and not self.is_ready:
+            self._task = self._host.home.start(self._write())
+
+    async def _write(self) -> None:
+        host = self._host
+        try:
+            self._since, self._parts, state = host.fold.seq, None, host.fold.state
+            if state.size_bytes > SMALL_BYTES:
+                self._name = host.home.rng.randbytes(PART_NAME_BYTES).hex()
+                subject = part_subject(host.fold.agent, self._name)
+                self._parts = list(await parts.put_parts(host.home.log, subject, state.slices()))
+            self.is_ready = True
+        finally:
+            self._task = None
+        host.commit_soon()
+
+    def capture(self) -> None:
+        """Called while a commit is composed: state and ledger are exactly as after it."""
+        self._captured = self._capture() if self.is_ready else None
+
+    def _capture(self) -> Captured:
+        fold = self._host.fold
+        small = fold.state.encode_small() if self._parts is None else None
+        return Captured(fold.ledger.image(), small, fold.state.digest())
+
+    def follow(self) -> Follow | None:
+        """Right after that commit, under the writer's lock: the snapshot, if it was captured."""
+        return self.compose if self._captured is not None else None
+
+    def compose(self, head: dict[str, Any]) -> Snapshot:
+        """The record.  Without a commit before it, nothing may be uncommitted and no turn may be open."""
+        host, fold = self._host, self._host.fold
+        captured = self._captured or self._capture()
+        now = host.home.wall()
+        in_parts = self._parts is not None
+        record = Snapshot(
+            **head, cls=fold.cls, version=fold.version, lifecycle=fold.lifecycle, ledger=captured.ledger,
+            part=self._name if in_parts else "", parts=self._parts or [], small=captured.small,
+            since=self._since if in_parts else head["prev"], digest=captured.digest,
+            kept=self._keep(now), outcomes=dict(fold.outcomes), at=now,
+        )  # fmt: skip
+        self._records, self._bytes_at = 0, host.writer.appended_bytes
+        self._captured, self._parts, self.is_ready = None, None, False
+        return record
+
+    def _keep(self, now: float) -> list[Kept]:
+        """The snapshots before this one that are still needed: the newest ones, and one from before the retention."""
+        kept = self._host.fold.kept
+        oldest = now - self._host.home.settings.retention_s
+        while len(kept) >= SNAPSHOTS_KEPT and kept[1].at <= oldest:
+            kept = kept[1:]
+        return list(kept)
+
+    async def trim(self) -> None:
+        """Removes what the newest acknowledged snapshot allows to remove."""
+        host = self._host
+        first, log, agent = host.fold.kept[0], host.home.log, host.fold.agent
+        names = {kept.part for kept in host.fold.kept}
+        await log.trim(log_subject(agent), first.since + 1)
+        await log.trim(inbox_subject(agent), first.inbox)
+        for subject, last in await log.subjects(part_prefix(agent)):
+            if subject.removeprefix(part_prefix(agent)) not in names and last < first.since:
+                await log.trim(subject, last + 1)

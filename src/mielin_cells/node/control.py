@@ -1,0 +1,167 @@
+"""What nodes and clients ask of each other on the wire, and the answers.
+
+Requests are tagged structs; a request may be lost, repeated or late, so each is idempotent or carries an id, and nothing here
+decides who owns an agent.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+
+from mielin_cells.core.state import StateDelta
+from mielin_cells.errors import CellError, RecordInvalid, from_wire
+
+
+class Request(msgspec.Struct, array_like=True, frozen=True):
+    pass
+
+
+class Ping(Request, tag="Ping", frozen=True):
+    """Who are you?  Answer: `NodeInfo`."""
+
+
+class Spawn(Request, tag="Spawn", frozen=True):
+    agent: str
+    cls: str
+    version: int
+    state: StateDelta
+
+
+class Migrate(Request, tag="Migrate", frozen=True):
+    """Start (or ask after) migration `migration` of the agent, planned in `epoch`.  Answer: `Progress`."""
+
+    agent: str
+    migration: str
+    epoch: int
+    to: str
+    wait: float
+
+
+class Abort(Request, tag="Abort", frozen=True):
+    agent: str
+
+
+class Prepare(Request, tag="Prepare", frozen=True):
+    """From the source: could you take it?  Answer: `Prepared`."""
+
+    agent: str
+    migration: str
+    source: str
+    cls: str
+    version: int
+    state_bytes: int
+    epoch: int
+
+
+class Copy(Request, tag="Copy", frozen=True):
+    """From the source: fold the log up to `seq`.  Answer: `Copied`."""
+
+    agent: str
+    migration: str
+    seq: int
+
+
+class Release(Request, tag="Release", frozen=True):
+    agent: str
+    migration: str
+
+
+class Order(Request, tag="Order", frozen=True):
+    """suspend, pause, resume or terminate."""
+
+    agent: str
+    order: str
+    reason: str = ""
+
+
+class Claim(Request, tag="Claim", frozen=True):
+    """Take the agent over, whoever owns it now: the former owner is fenced."""
+
+    agent: str
+    cause: str
+
+
+class Look(Request, tag="Look", frozen=True):
+    """Read the agent's log: it may name you (a wake-up, rule 4)."""
+
+    agent: str
+
+
+class Waiting(Request, tag="Waiting", frozen=True):
+    """How many messages wait?  Answer: a number."""
+
+    agent: str
+
+
+class Hosted(Request, tag="Hosted", frozen=True):
+    """Which agents do you run?  Answer: a list of `AgentInfo`."""
+
+    agent: str = ""
+
+
+AnyRequest: TypeAlias = (
+    Ping | Spawn | Migrate | Abort | Prepare | Copy | Release | Order | Claim | Look | Waiting | Hosted
+)
+
+
+class Preparation(msgspec.Struct, array_like=True, frozen=True):
+    reasons: list[str]
+
+
+class CopyReport(msgspec.Struct, array_like=True, frozen=True):
+    """How far the copy is: the last sequence folded, and what was read so far."""
+
+    seq: int
+    records: int
+    bytes: int
+
+
+class Progress(msgspec.Struct, array_like=True, frozen=True):
+    """An open migration's phase, or its report (a JSON-like dict) when it has ended."""
+
+    phase: str
+    report: dict[str, msgspec.Raw] | None = None
+
+
+class Response(msgspec.Struct, array_like=True, frozen=True):
+    result: msgspec.Raw = msgspec.Raw(b"\xc0")
+    error: tuple[str, str, dict[str, str | int | float | bool | list[str] | None]] | None = None
+
+
+_encoder = msgspec.msgpack.Encoder()
+_request = msgspec.msgpack.Decoder(AnyRequest)
+_response = msgspec.msgpack.Decoder(Response)
+
+
+def encode_request(request: AnyRequest) -> bytes:
+    return _encoder.encode(request)
+
+
+def decode_request(data: bytes) -> AnyRequest:
+    """Raises `RecordInvalid`: the wire may carry anything."""
+    try:
+        request: AnyRequest = _request.decode(data)
+        return request
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise RecordInvalid(f"A message on the control subject is no request: {error}.") from error
+
+
+def answered(result: object) -> bytes:
+    return _encoder.encode(Response(msgspec.Raw(_encoder.encode(result))))
+
+
+def refused(error: CellError) -> bytes:
+    return _encoder.encode(Response(error=error.to_wire()))
+
+
+def result_of(data: bytes) -> msgspec.Raw:
+    """The result in a response.  Raises the error that it carries."""
+    try:
+        response = _response.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise RecordInvalid(f"An answer on the control subject cannot be read: {error}.") from error
+    if response.error is not None:
+        raise from_wire(*response.error)
+    return response.result

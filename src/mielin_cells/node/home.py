@@ -1,0 +1,53 @@
+"""What a node gives the agents that it hosts: connections, settings, and tasks that end with the node."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from mielin_cells.core.settings import Settings
+from mielin_cells.substrate.ports import Log, Wire
+
+if TYPE_CHECKING:
+    from mielin_cells.core.cluster import Cluster
+    from mielin_cells.node.host import Host
+
+logger = logging.getLogger("mielin_cells.node")
+
+
+@dataclass(slots=True)
+class Home:
+    """One incarnation of one node, as its hosts see it."""
+
+    name: str
+    incarnation: int
+    log: Log
+    wire: Wire
+    rng: Random
+    wall: Callable[[], float]
+    settings: Settings
+    reply_to: str
+    lost: Callable[[Host, Exception], None]
+    """A host has found that it may not go on: the node forgets it and looks at the log again."""
+    cluster: Cluster | None = None
+    tasks: set[asyncio.Task[Any]] = field(default_factory=set)
+
+    def begin(self, work: Coroutine[Any, Any, Any]) -> None:
+        """As `start`, for work that nobody waits for."""
+        self.tasks.add(self.start(work))
+
+    def start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Runs `work` in a task that is kept, and whose failure is logged with its traceback: such a failure is a bug."""
+        task = asyncio.get_running_loop().create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self.tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("node %s: a task failed: %r", self.name, error, exc_info=error)

@@ -1,0 +1,123 @@
+"""An agent's inbox as its owner works it off: entries in order, and those held for an earlier message (rule 10)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+from mielin_cells.core.commit import Batch
+from mielin_cells.core.fold import Fold
+from mielin_cells.core.ids import inbox_subject
+from mielin_cells.core.ledger import Verdict
+from mielin_cells.core.message import Mail, Message, decode_mail
+from mielin_cells.errors import Fenced, RecordInvalid
+from mielin_cells.node.home import Home
+from mielin_cells.substrate.ports import Entry, Tail
+
+
+class Arrival:
+    """An inbox entry being worked off.  `mail` is the error if its bytes could not be read."""
+
+    __slots__ = ("index", "mail", "seq", "was_held")
+
+    def __init__(self, seq: int, mail: Mail | RecordInvalid) -> None:
+        self.seq = seq
+        self.mail = mail
+        self.index = 0
+        self.was_held = False
+
+    @property
+    def count(self) -> int:
+        return 1 if isinstance(self.mail, RecordInvalid) else len(self.mail.messages) - self.index
+
+
+class Inbox:
+    """What has arrived and is not done.  `kick` is called when there is work."""
+
+    def __init__(self, home: Home, fold: Fold, kick: Callable[[], None]) -> None:
+        self._home = home
+        self._fold = fold
+        self._kick = kick
+        self._tail: Tail | None = None
+        self._held: dict[int, Arrival] = {}
+        self._room = asyncio.Event()
+        self.queue: deque[Arrival] = deque()
+        self.arrived = 0
+        """Messages that have come since the inbox was opened."""
+        self.waiting = 0
+
+    def close(self) -> None:
+        if self._tail is not None:
+            self._tail.close()
+        self._room.set()
+
+    async def read(self) -> None:
+        """Reads for ever.  Raises `Fenced` if what was held is trimmed: then another node owns the agent (rule 19)."""
+        log, inbox, ledger = self._home.log, inbox_subject(self._fold.agent), self._fold.ledger
+        for seq in list(ledger.held):
+            entries = await log.read(inbox, seq - 1, 1)
+            if not entries or entries[0].seq != seq:
+                raise Fenced(f"The inbox of agent {self._fold.agent!r} was trimmed at {seq}: another node owns it.")
+            arrival = self._arrival(entries[0])
+            arrival.was_held = True
+            self._held[seq] = arrival
+        self._tail = log.tail(inbox, ledger.cursor)
+        async for batch in self._tail:
+            for entry in batch:
+                arrival = self._arrival(entry)
+                self.queue.append(arrival)
+                self.waiting += arrival.count
+                self.arrived += arrival.count
+            self._kick()
+            while self.waiting > 2 * self._home.settings.inbox_max:
+                self._room.clear()
+                await self._room.wait()
+
+    def _arrival(self, entry: Entry) -> Arrival:
+        try:
+            mail = decode_mail(entry.data, f"The inbox of agent {self._fold.agent!r} at {entry.seq}")
+            if mail.to != self._fold.agent or not mail.messages:
+                raise RecordInvalid(f"The inbox of agent {self._fold.agent!r} holds mail for {mail.to!r}.")
+            return Arrival(entry.seq, mail)
+        except RecordInvalid as error:
+            return Arrival(entry.seq, error)
+
+    def verdict(self, mail: Mail, message: Message) -> Verdict:
+        return self._fold.ledger.judge(mail.sender, message.n, mail.start)
+
+    def passed(self, arrival: Arrival) -> None:
+        """One message of the entry is done."""
+        arrival.index += 1
+        self.waiting -= 1
+        self._room.set()
+
+    def done(self, arrival: Arrival, batch: Batch) -> None:
+        """The entry is done: the cursor passes it, and what was held for it comes next."""
+        self.queue.popleft()
+        ledger, mail = self._fold.ledger, arrival.mail
+        if arrival.was_held:
+            ledger.held.remove(arrival.seq)
+            batch.held = batch.touched = True
+        else:
+            ledger.cursor = arrival.seq
+            batch.moved = True
+        if self._held and isinstance(mail, Mail):
+            for seq, held in list(self._held.items()):
+                same = isinstance(held.mail, Mail) and held.mail.sender == mail.sender
+                if (
+                    same
+                    and isinstance(held.mail, Mail)
+                    and self.verdict(held.mail, held.mail.messages[0]) is not Verdict.HOLD
+                ):
+                    del self._held[seq]
+                    self.queue.appendleft(held)
+
+    def hold(self, arrival: Arrival, batch: Batch) -> None:
+        """An earlier message of its sender is still missing: keep the position, part of what is committed."""
+        arrival.was_held = True
+        self.queue.popleft()
+        self._held[arrival.seq] = arrival
+        self._fold.ledger.held.append(arrival.seq)
+        self._fold.ledger.cursor = arrival.seq
+        batch.held = batch.touched = True

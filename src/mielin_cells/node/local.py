@@ -1,0 +1,66 @@
+"""A whole deployment in this process: the one place where nodes, client and the embedded substrate are put together."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from random import Random
+from typing import TYPE_CHECKING, Literal
+
+from mielin_cells.core.agent import classes, current
+from mielin_cells.core.settings import Settings
+from mielin_cells.errors import ConfigError
+from mielin_cells.node.client import Client
+from mielin_cells.node.node import Node
+from mielin_cells.substrate.embedded import Embedded
+
+if TYPE_CHECKING:
+    from mielin_cells.core.cluster import Cluster
+
+NODES_MAX = 64
+"""Nodes of one process share its loop; more of them show nothing."""
+
+
+@asynccontextmanager
+async def local(
+    nodes: int = 1,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    settings: Settings | None = None,
+    sync: Literal["process", "power"] = "process",
+) -> AsyncIterator[Cluster]:
+    """A cluster of `nodes` nodes, `node-1` to `node-N`, in this process, on SQLite in memory or in the file `path`.
+
+    With a path, agents are there again at the next `local` on the same file, with every acknowledged effect, also after
+    `kill -9`; with `sync="power"` after a power cut too.  In memory they end with the block.  Raises `StoreInUse` if
+    another process has the file open, `StoreCorrupt`, `StoreReadOnly`, `ConfigError`.
+    """
+    if not 1 <= nodes <= NODES_MAX:
+        raise ConfigError(
+            f"nodes = {nodes} is out of range (1 to {NODES_MAX}).", field="nodes", range=f"1 to {NODES_MAX}"
+        )
+    substrate = await Embedded.open(path, sync=sync)
+    rng = Random()
+    client = Client(substrate.log, substrate.wire, settings=settings, rng=rng, wall=time.time)
+    running: list[Node] = []
+    try:
+        await client.open()
+        for number in range(1, nodes + 1):
+            node = Node(
+                f"node-{number}", substrate.log, substrate.wire, classes.get, settings=settings, rng=rng, wall=time.time
+            )
+            node.home.cluster = client
+            running.append(node)
+            await node.start()
+        token = current.set(client)
+        try:
+            yield client
+        finally:
+            current.reset(token)
+    finally:
+        for node in running:
+            await node.stop()
+        await client.close()
+        await substrate.close()

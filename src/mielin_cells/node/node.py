@@ -1,0 +1,480 @@
+"""A node: hosts the agents that the log gives it, answers requests, and looks for what it should host but does not (rule 4)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+import msgspec
+
+from mielin_cells.core.agent import Agent
+from mielin_cells.core.cell import Cell
+from mielin_cells.core.cluster import MigrationReport, NodeInfo
+from mielin_cells.core.fold import Fold, Phase
+from mielin_cells.core.ids import LOGS, agent_of, control_subject, log_subject, node_log_subject, reply_subject
+from mielin_cells.core.message import decode_replies, framed, unframed
+from mielin_cells.core.records import Claimed, Created, HandedOff, Record, Returned, Terminated, decode_record
+from mielin_cells.core.settings import RETRY_S_MAX, RETRY_S_MIN, Settings
+from mielin_cells.core.spec import Spec, spec_of, upgrade_state
+from mielin_cells.errors import (
+    AgentTerminated,
+    AlreadyThere,
+    CellError,
+    Fenced,
+    InternalError,
+    MigrationInProgress,
+    NodeStopping,
+    NoSuchAgent,
+    NoSuchMigration,
+    RecordInvalid,
+    StateTooNew,
+    UnknownClass,
+    WrongClass,
+)
+from mielin_cells.node import control, orders
+from mielin_cells.node.home import Home
+from mielin_cells.node.host import Host
+from mielin_cells.node.reader import load, record_of
+from mielin_cells.node.source import Move
+from mielin_cells.node.target import Copy
+from mielin_cells.node.writer import Writer
+from mielin_cells.substrate.ports import Appended, Log, Subscription, Wire
+
+logger = logging.getLogger("mielin_cells.node")
+
+REPORTS_MAX = 256
+"""Reports of ended migrations that a node still answers with, when a client asks again."""
+
+ADOPTIONS_MAX = 32
+"""Agents that a node takes over at the same time, when it starts."""
+
+
+def named_owner(record: Record) -> str:
+    """The node that an agent's last record makes its owner ("" after Terminated)."""
+    if isinstance(record, (HandedOff, Returned)):
+        return record.to
+    return "" if isinstance(record, Terminated) else record.node
+
+
+class Node:
+    """One incarnation of a node.  `start`, then `stop`; `kill` ends it as a crash would."""
+
+    def __init__(
+        self, name: str, log: Log, wire: Wire, classes: Callable[[str], type[Agent] | None], *,
+        settings: Settings | None = None, rng: Random | None = None, wall: Callable[[], float],
+    ) -> None:  # fmt: skip
+        self.name = name
+        self.settings = settings or Settings()
+        self._classes = classes
+        self.hosts: dict[str, Host] = {}
+        self.copies: dict[str, Copy] = {}
+        self.moves: dict[str, Move] = {}
+        self.reports: dict[str, MigrationReport] = {}
+        self.is_stopping = False
+        self.home = Home(
+            name,
+            0,
+            log,
+            wire,
+            rng or Random(),
+            wall,
+            self.settings,
+            "",
+            self._lost,
+        )
+        self._taking: dict[str, asyncio.Task[Any]] = {}
+        self._quiet: dict[str, int] = {}
+        self._subscriptions: list[Subscription] = []
+
+    # ---- life ------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Takes an incarnation, then every agent that the log gives this node, then serves requests."""
+        home = self.home
+        home.incarnation = await self._next_incarnation()
+        home.reply_to = reply_subject(f"{self.name}.{home.incarnation}")
+        self._subscriptions = [
+            await home.wire.subscribe(home.reply_to, self._replied),
+            await home.wire.serve(control_subject(self.name), self._answer),
+        ]
+        await self.reconcile()
+        home.begin(self._reconcile_for_ever())
+
+    async def _next_incarnation(self) -> int:
+        """Appended conditionally to the node's own log: of two processes with one name, the later is the newer."""
+        log, subject, delay = self.home.log, node_log_subject(self.name), RETRY_S_MIN
+        while True:
+            last = await log.last(subject)
+            before = 0
+            if last is not None:
+                before = msgspec.msgpack.decode(unframed(last.data, f"The log of node {self.name}"), type=list[Any])[0]
+            data = framed(msgspec.msgpack.encode([before + 1, self.name, self.home.rng.randbytes(12)]))
+            outcome = await log.append(subject, data, last.seq if last is not None else 0)
+            if isinstance(outcome, Appended):
+                return before + 1
+            await asyncio.sleep(delay)  # unknown or lost: whatever is there now, the next number is free or ours
+            delay = min(delay * 2, RETRY_S_MAX)
+
+    async def stop(self) -> None:
+        """Turns end, commits land, `on_depart` runs; the agents stay claimable.  Their inboxes keep what comes."""
+        self.is_stopping = True
+        for host in list(self.hosts.values()):
+            if host.lost is None:
+                await self._depart(host)
+            self.drop(host)
+        self.kill()
+        if self.home.tasks:
+            await asyncio.gather(*self.home.tasks, return_exceptions=True)
+
+    async def _depart(self, host: Host) -> None:
+        try:
+            await host.stop_intake(self.settings.pause_s)
+            if host.fold.may_run:
+                await host.hook("on_depart")
+            await host.flush()
+        except (CellError, TimeoutError) as error:
+            logger.warning("agent %s was left in mid-turn by node %s: %s", host.fold.agent, self.name, error)
+
+    def kill(self) -> None:
+        """Ends this incarnation without any farewell."""
+        self.is_stopping = True
+        for subscription in self._subscriptions:
+            subscription.close()
+        current = asyncio.current_task()
+        for task in list(self.home.tasks):
+            if task is not current:
+                task.cancel()
+
+    # ---- hosts -----------------------------------------------------------------------------------------------
+
+    def spec(self, name: str) -> Spec:
+        cls = self._classes(name)
+        if cls is None:
+            raise UnknownClass(
+                f"Node {self.name} does not know the agent class {name!r}; import its module there.", name=name
+            )
+        return spec_of(cls)
+
+    def writer(self, fold: Fold) -> Writer:
+        return Writer(self.home.log, fold, self.name, self.home.incarnation, self.home.rng)
+
+    def serve(self, host: Host) -> None:
+        """The log says that this node owns the agent, and the agent is loaded."""
+        self.hosts[host.fold.agent] = host
+        host.open()
+
+    def drop(self, host: Host) -> None:
+        if self.hosts.get(host.fold.agent) is host:
+            del self.hosts[host.fold.agent]
+        host.close()
+
+    def _lost(self, host: Host, error: Exception) -> None:
+        if self.hosts.get(host.fold.agent) is host:
+            del self.hosts[host.fold.agent]
+            logger.warning("node %s: %s", self.name, error)
+        self.look(host.fold.agent)
+
+    # ---- reconcile -------------------------------------------------------------------------------------------
+
+    def look(self, agent: str) -> None:
+        """Reads who owns the agent, soon: the log may name this node."""
+        if not self.is_stopping and agent not in self._taking:
+            self._taking[agent] = self.home.start(self._look(agent))
+
+    async def _look(self, agent: str) -> None:
+        try:
+            await self._take_named(agent)
+        finally:
+            self._taking.pop(agent, None)
+
+    async def reconcile(self) -> None:
+        """Ownership is what the log says, not what this node remembers."""
+        limit = asyncio.Semaphore(ADOPTIONS_MAX)
+
+        async def one(agent: str, seq: int) -> None:
+            async with limit:
+                self._quiet[agent] = seq
+                await self._take_named(agent)
+
+        work = []
+        for subject, seq in await self.home.log.subjects(LOGS):
+            agent = agent_of(subject)
+            host = self.hosts.get(agent)
+            if host is not None and agent not in self.moves and seq > host.fold.seq:
+                await self._check(host)
+            elif host is None and agent not in self.copies and self._quiet.get(agent) != seq:
+                work.append(one(agent, seq))
+        results = await asyncio.gather(*work, return_exceptions=True)
+        for error in results:
+            if isinstance(error, BaseException) and not isinstance(error, CellError):
+                raise error
+
+    async def _reconcile_for_ever(self) -> None:
+        while not self.is_stopping:
+            await asyncio.sleep(self.settings.reconcile_s)
+            await self.reconcile()
+
+    async def _check(self, host: Host) -> None:
+        """The log is ahead of a host: its own append may just be landing, or it has lost the agent."""
+        last = await self.home.log.last(log_subject(host.fold.agent))
+        if last is None or last.seq <= host.fold.seq:
+            return
+        record = await record_of(self.home.log, host.fold.agent, last)
+        mine = record.node == self.name and record.incarnation == self.home.incarnation
+        if not mine and self.hosts.get(host.fold.agent) is host and host.fold.agent not in self.moves:
+            host.lose(Fenced(f"Agent {host.fold.agent!r} has another owner now.", agent=host.fold.agent))
+
+    async def _take_named(self, agent: str) -> None:
+        """Hosts the agent if its log names this node: by a claim, or in probation by verifying (rules 4, 5, 8)."""
+        if agent in self.hosts or agent in self.copies or self.is_stopping:
+            return
+        last = await self.home.log.last(log_subject(agent))
+        if last is None:
+            return
+        try:
+            record = decode_record(last.data, f"The log of agent {agent!r} at {last.seq}")
+            if named_owner(record) != self.name:
+                return
+            fold = await load(self.home.log, agent)
+            if fold.owner != self.name or agent in self.hosts or agent in self.copies:
+                return
+            if fold.phase is Phase.PROBATION:
+                copy = self.copies[agent] = Copy(self, agent, fold.migration, self.spec(fold.cls))
+                handed = record if isinstance(record, HandedOff) else None
+                await copy.resume_probation(fold, handed)
+            elif fold.phase is Phase.RUN:
+                await self._claim(fold, "restarted")
+        except Fenced:
+            return
+        except CellError as error:
+            logger.error("node %s cannot take agent %s, which stays claimable: %s", self.name, agent, error)
+            raise
+
+    async def _claim(self, fold: Fold, cause: str) -> Host:
+        """Claims the agent and hosts it.  Raises `Fenced` if another was first, and what keeps its state from loading."""
+        spec = self.spec(fold.cls)
+        delta = upgrade_state(spec, fold.state, fold.version)
+        if delta is not None:
+            fold.state.apply(delta)
+        cell = Cell(spec, fold.state, fold.agent)
+        writer = self.writer(fold)
+        await writer.append(lambda head: Claimed(**head, cause=cause), claim=True)
+        host = Host(self.home, spec, cell, writer)
+        host.adopt(delta)
+        if fold.may_run:
+            try:
+                await host.hook("on_arrive")
+            except Exception as error:  # whatever a user's hook raises: ERROR until it is resumed
+                await host.failed(error)
+        self.serve(host)
+        return host
+
+    # ---- requests --------------------------------------------------------------------------------------------
+
+    def _replied(self, data: bytes) -> None:
+        try:
+            replies = decode_replies(data)
+        except RecordInvalid as error:
+            logger.warning("node %s: %s", self.name, error)
+            return
+        for reply in replies:
+            host = self.hosts.get(reply.sender)
+            if host is not None:
+                host.replied(reply)
+
+    async def _answer(self, data: bytes) -> bytes:
+        try:
+            return control.answered(await self._do(control.decode_request(data)))
+        except CellError as error:
+            return control.refused(error)
+        except Exception as error:
+            logger.exception("node %s: a request failed", self.name)
+            return control.refused(InternalError(f"Node {self.name}: {type(error).__name__}: {error}"))
+
+    async def _do(self, request: control.AnyRequest) -> object:
+        if self.is_stopping:
+            raise NodeStopping(f"Node {self.name} is stopping; its agents stay claimable.")
+        match request:
+            case control.Ping():
+                return NodeInfo(name=self.name, incarnation=self.home.incarnation, agents=len(self.hosts))
+            case control.Spawn():
+                return await self._spawn(request)
+            case control.Migrate():
+                return await self._migrate(request)
+            case control.Abort(agent=agent):
+                move = self.moves.get(agent)
+                if move is None:
+                    raise NoSuchMigration(f"No migration of agent {agent!r} is open on {self.name}.", agent=agent)
+                move.abort()
+                return move.migration
+            case control.Prepare():
+                return control.Preparation(self._prepare(request))
+            case control.Copy(agent=agent, migration=migration, seq=seq):
+                copy = self.copies.get(agent)
+                if copy is None or copy.migration != migration:
+                    raise NoSuchMigration(f"{self.name} holds no copy for migration {migration}.", agent=agent)
+                return await copy.reach(seq)
+            case control.Release(agent=agent, migration=migration):
+                copy = self.copies.get(agent)
+                if copy is not None and copy.migration == migration:
+                    copy.expire()
+                return None
+            case control.Order(agent=agent, order=order, reason=reason):
+                return await orders.obey(self, self._host(agent), order, reason)
+            case control.Claim(agent=agent, cause=cause):
+                return await self._claim_order(agent, cause)
+            case control.Look(agent=agent):
+                self.look(agent)
+                return None
+            case control.Waiting(agent=agent):
+                return self._host(agent).inbox.waiting
+            case control.Hosted(agent=agent):
+                return [orders.info(self, h) for h in self.hosts.values() if not agent or h.fold.agent == agent]
+
+    def _host(self, agent: str) -> Host:
+        host = self.hosts.get(agent)
+        if host is None:
+            raise NoSuchAgent(f"Node {self.name} does not run agent {agent!r}.", agent=agent)
+        return host
+
+    async def _claim_order(self, agent: str, cause: str) -> bool:
+        if agent in self.hosts:
+            return True
+        fold = await load(self.home.log, agent)
+        if fold.phase is Phase.TERMINATED:
+            raise AgentTerminated(f"Agent {agent!r} has ended; its id is not used again.", agent=agent)
+        copy = self.copies.pop(agent, None)
+        if copy is not None:
+            copy.expire()
+        await self._claim(fold, cause)
+        return True
+
+    async def _spawn(self, request: control.Spawn) -> bool:
+        agent, spec = request.agent, self.spec(request.cls)
+        host = self.hosts.get(agent)
+        if host is None:
+            if request.version > spec.version:
+                raise StateTooNew(
+                    f"Agent {agent!r} was made for {spec.name} version {request.version}; {self.name} has {spec.version}.",
+                    agent=agent, have=request.version, need=spec.version,
+                )  # fmt: skip
+            host = await self._create(request, spec)
+        cls = host.fold.cls if host is not None else await self._existing(agent)
+        if cls != request.cls:
+            raise WrongClass(f"Agent {agent!r} exists and is a {cls}.", agent=agent, have=cls, need=request.cls)
+        return True
+
+    async def _existing(self, agent: str) -> str:
+        fold = await load(self.home.log, agent)
+        if fold.phase is Phase.TERMINATED:
+            raise AgentTerminated(f"Agent {agent!r} has ended; its id is not used again.", agent=agent)
+        if fold.owner == self.name:
+            self.look(agent)
+        return fold.cls
+
+    async def _create(self, request: control.Spawn, spec: Spec) -> Host | None:
+        """The new agent's host; None if the agent exists already."""
+        fold = Fold(request.agent)
+        fold.state.apply(request.state)
+        cell = Cell(spec, fold.state, request.agent)
+        writer = self.writer(fold)
+        if await self.home.log.last(log_subject(request.agent)) is not None:
+            return None
+        try:
+            await writer.append(
+                lambda head: Created(
+                    **head, cls=spec.name, version=spec.version, state=request.state, at=self.home.wall()
+                ),
+                claim=True,
+            )
+        except Fenced:
+            return None
+        host = Host(self.home, spec, cell, writer)
+        try:
+            await host.hook("on_arrive")
+            await host.hook("on_start")
+        except Exception as error:  # whatever a user's hook raises: ERROR until it is resumed
+            await host.failed(error)
+        else:
+            host.touch()
+        self.serve(host)
+        await host.flush()
+        return host
+
+    # ---- migration -------------------------------------------------------------------------------------------
+
+    def _prepare(self, request: control.Prepare) -> list[str]:
+        """Every reason against taking the agent; none: it is reserved."""
+        reasons: list[str] = []
+        spec: Spec | None = None
+        copy = self.copies.get(request.agent)
+        if copy is not None and copy.migration == request.migration:
+            return reasons
+        if copy is not None and copy.machine.phase.value in ("PROBATION", "ACCEPTING", "RETURNING"):
+            reasons.append(f"{self.name} is verifying migration {copy.migration} of it")
+        if request.agent in self.hosts:
+            reasons.append(f"{self.name} runs it already")
+        try:
+            spec = self.spec(request.cls)
+            if spec.version < request.version:
+                reasons.append(
+                    f"its state is of {request.cls} version {request.version}, {self.name} has {spec.version}"
+                )
+        except CellError as error:
+            reasons.append(error.message)
+        if not reasons and spec is not None:
+            if copy is not None:
+                copy.expire()
+            self.copies[request.agent] = Copy(self, request.agent, request.migration, spec)
+        return reasons
+
+    async def _migrate(self, request: control.Migrate) -> control.Progress:
+        agent = request.agent
+        report = self.reports.get(request.migration)
+        move = self.moves.get(agent)
+        if report is None and move is not None and move.migration != request.migration:
+            raise MigrationInProgress(
+                f"Agent {agent!r} is being moved by {move.migration}.", agent=agent, migration=move.migration
+            )
+        if report is None and move is None:
+            host = self._host(agent)
+            if request.to == self.name:
+                raise AlreadyThere(f"Agent {agent!r} is on {self.name} already.", agent=agent, node=self.name)
+            if host.fold.epoch != request.epoch or host.fold.phase is not Phase.RUN:
+                raise Fenced(
+                    f"Agent {agent!r} has changed its owner since {request.migration} was planned; plan it again.",
+                    agent=agent, epoch=host.fold.epoch,
+                )  # fmt: skip
+            move = self.moves[agent] = Move(self, host, request.migration, request.to)
+            self.home.begin(self._run_move(move))
+        if report is None:
+            assert move is not None
+            await asyncio.wait((move.done,), timeout=request.wait)
+            if not move.done.done():
+                return control.Progress(move.machine.phase.value)
+            report = move.done.result()
+        encoded = {name: msgspec.Raw(msgspec.msgpack.encode(getattr(report, name))) for name in report.__slots__}
+        return control.Progress(report.outcome, encoded)
+
+    async def _run_move(self, move: Move) -> None:
+        agent = move.host.fold.agent
+        try:
+            await move.run()
+        except Exception as error:
+            # A bug, or a log that cannot be read: this copy may not go on, the log says who does.
+            logger.exception("migration %s of agent %s failed on %s", move.migration, agent, self.name)
+            move.fail(error)
+            self.drop(move.host)
+            self.look(agent)
+        finally:
+            if self.moves.get(agent) is move:
+                del self.moves[agent]
+        report = move.done.result()
+        self.reports[move.migration] = report
+        while len(self.reports) > REPORTS_MAX:
+            del self.reports[next(iter(self.reports))]
+        if not report.ok:
+            logger.warning("migration %s of agent %s was rolled back: %s", move.migration, agent, report.reason)

@@ -1,0 +1,83 @@
+"""Operators' orders to one agent, carried out between turns by its owner."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mielin_cells.core.cluster import AgentInfo
+from mielin_cells.core.lifecycle import AgentState
+from mielin_cells.core.records import Paused, Resumed, Suspended, Terminated
+from mielin_cells.errors import AskTimeout, UsageError
+
+if TYPE_CHECKING:
+    from mielin_cells.node.host import Host
+    from mielin_cells.node.node import Node
+
+
+def info(node: Node, host: Host) -> AgentInfo:
+    fold, move = host.fold, node.moves.get(host.fold.agent)
+    return AgentInfo(
+        id=fold.agent, cls=fold.cls, version=fold.version, node=node.name, epoch=fold.epoch, state=fold.status.value,
+        waiting=host.inbox.waiting, bytes=fold.state.size_bytes, migration=move.migration if move is not None else "",
+    )  # fmt: skip
+
+
+async def obey(node: Node, host: Host, order: str, reason: str) -> str:
+    """Suspends, pauses, resumes or terminates; the state after it.  An order for the state that is there already is done.
+
+    Raises `InvalidTransition` for an edge that the lifecycle does not have, and `AskTimeout` if the turn does not end.
+    """
+    wanted = {
+        "suspend": AgentState.SUSPENDED,
+        "pause": AgentState.PAUSED,
+        "resume": AgentState.RUNNING,
+        "terminate": AgentState.TERMINATED,
+    }.get(order)
+    if wanted is None:
+        raise UsageError(f"There is no order {order!r}; there are suspend, pause, resume and terminate.")
+    fold = host.fold
+    if fold.lifecycle.state is wanted:
+        return wanted.value
+    try:
+        await host.stop_intake(node.settings.turn_deadline_s)
+    except TimeoutError as error:
+        raise AskTimeout(f"Agent {fold.agent!r} is in a turn that does not end; it was not told to {order}.") from error
+    try:
+        await host.flush()
+        match wanted:
+            case AgentState.SUSPENDED:
+                await host.append(lambda head: Suspended(**head, reason=reason))
+            case AgentState.PAUSED:
+                await host.append(lambda head: Paused(**head, reason=reason))
+            case AgentState.RUNNING:
+                await _resume(host)
+            case _:
+                await _terminate(host)
+    finally:
+        host.resume_intake()
+    if wanted is AgentState.TERMINATED:
+        node.drop(host)
+    return fold.lifecycle.state.value
+
+
+async def _resume(host: Host) -> None:
+    fold = host.fold
+    fold.lifecycle.to(AgentState.RUNNING)  # refused before any hook runs
+    try:
+        await host.hook("on_arrive")
+    except Exception as error:  # whatever a user's hook raises: the agent stays stopped, and its log says why
+        await host.failed(error)
+        return
+    await host.append(lambda head: Resumed(**head))
+    await host.flush()
+
+
+async def _terminate(host: Host) -> None:
+    """After everything that was sent is stored at its receivers (rule 20)."""
+    if host.fold.may_run:
+        await host.hook("on_stop")
+    await host.flush()
+    await host.outbox.drained()
+    host.touch()
+    await host.flush()
+    await host.append(lambda head: Terminated(**head))

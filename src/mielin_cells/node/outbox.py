@@ -1,0 +1,105 @@
+"""Delivering what an agent has sent: per receiver in order, the next only after the last is stored (rules 10 and 11)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from mielin_cells.core.ids import inbox_subject
+from mielin_cells.core.message import Mail, Message, encode_mail
+from mielin_cells.core.records import Out
+from mielin_cells.core.settings import MAIL_BYTES_MAX, RETRY_S_MAX, RETRY_S_MIN
+from mielin_cells.errors import RetryError
+from mielin_cells.substrate.ports import Appended, Log
+
+logger = logging.getLogger("mielin_cells.outbox")
+
+
+async def store_mail(log: Log, mail: Mail) -> int:
+    """Appends to the receiver's inbox until it is known to be there; its sequence.
+
+    The same bytes may be stored twice: the receiver drops what it has.
+    """
+    data, subject, delay = encode_mail(mail), inbox_subject(mail.to), RETRY_S_MIN
+    while True:
+        try:
+            outcome = await log.append(subject, data)
+            if isinstance(outcome, Appended):
+                return outcome.seq
+        except RetryError as error:
+            logger.info("mail from %s to %s waits: %s", mail.sender, mail.to, error)
+        await asyncio.sleep(delay)
+        delay = min(delay * 2, RETRY_S_MAX)
+
+
+class Outbox:
+    """The committed outputs of one agent that are not yet stored at their receivers."""
+
+    __slots__ = ("_lanes", "_log", "_low", "_reply_to", "_sender", "_start", "_tasks", "progress")
+
+    def __init__(
+        self, log: Log, sender: str, reply_to: str, low: Callable[[str], int],
+        start: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
+    ) -> None:  # fmt: skip
+        self._log = log
+        self._sender = sender
+        self._reply_to = reply_to
+        self._low = low
+        self._start = start
+        self._lanes: dict[str, deque[Out]] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self.progress: dict[str, int] = {}
+        """Per receiver, the highest number stored together with all lower ones."""
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._lanes
+
+    def push(self, out: Out) -> None:
+        """Delivers a committed output after those before it.  An ask may be pushed again: it is then repeated."""
+        lane = self._lanes.get(out.to)
+        if lane is None:
+            self._lanes[out.to] = deque((out,))
+            self._tasks[out.to] = self._start(self._deliver(out.to))
+        else:
+            lane.append(out)
+
+    def push_missing(self, outs: list[Out]) -> None:
+        """Delivers those that are neither stored nor on their way."""
+        for out in outs:
+            if out.n > self.progress.get(out.to, 0) and all(
+                out.n != queued.n for queued in self._lanes.get(out.to, ())
+            ):
+                self.push(out)
+
+    def close(self) -> None:
+        for task in self._tasks.values():
+            task.cancel()
+        self._lanes.clear()
+        self._tasks.clear()
+
+    async def drained(self) -> None:
+        while self._tasks:
+            await asyncio.wait([*self._tasks.values()])
+
+    async def _deliver(self, to: str) -> None:
+        lane = self._lanes[to]
+        while lane:
+            cls, size, count, messages = lane[0].cls, 0, 0, list[Message]()
+            for out in lane:
+                size += len(out.args) + 64
+                if messages and (out.cls != cls or size > MAIL_BYTES_MAX or out.n != messages[-1].n + 1):
+                    break
+                messages.append(Message(out.n, out.handler, out.args, out.ask))
+                count += 1
+            mail = Mail(to, cls, self._sender, 0, self._low(to), self._reply_to, messages)
+            await store_mail(self._log, mail)
+            for _ in range(count):
+                lane.popleft()
+            if messages[-1].n > self.progress.get(to, 0):
+                self.progress[to] = messages[-1].n
+        del self._lanes[to]
+        del self._tasks[to]

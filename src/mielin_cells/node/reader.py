@@ -1,0 +1,120 @@
+"""Reading an agent's log: entries to records to a fold, from the newest snapshot on (rule 19)."""
+
+from __future__ import annotations
+
+import asyncio
+
+from mielin_cells.core.fold import Fold
+from mielin_cells.core.ids import log_subject, part_subject
+from mielin_cells.core.records import AnyRecord, Committed, HandedOff, Snapshot, Spilled, decode_record
+from mielin_cells.core.state import StoredState
+from mielin_cells.errors import LogGap, NoSuchAgent, PartMissing, RecordInvalid
+from mielin_cells.substrate import parts
+from mielin_cells.substrate.ports import Entry, Log
+
+LOAD_TRIES = 8
+"""A load starts over when its snapshot is trimmed under it; each new snapshot may do that once."""
+
+READ_RECORDS = 256
+SLICE_RECORDS = 64
+"""The loop gets its turn after this many records: a step of about a millisecond."""
+
+
+async def record_of(log: Log, agent: str, entry: Entry) -> AnyRecord:
+    """The record that an entry holds, or stands for if it was too large for one entry."""
+    where = f"The log of agent {agent!r} at {entry.seq}"
+    record = decode_record(entry.data, where)
+    if not isinstance(record, Spilled):
+        return record
+    data = await parts.get_parts(log, part_subject(agent, record.part), record.parts)
+    inner = decode_record(data, where)
+    if isinstance(inner, Spilled) or inner.nonce != record.nonce:
+        raise RecordInvalid(f"{where} stands for parts of another record.", subject=agent, seq=entry.seq)
+    return inner
+
+
+async def load(log: Log, agent: str) -> Fold:
+    """The agent as of the end of its log.  Never holds the event loop for long.
+
+    Raises `NoSuchAgent`, or the `RecordInvalid` that says what in the log cannot be used.
+    """
+    for attempt in range(LOAD_TRIES):
+        try:
+            return await _load(log, agent)
+        except (LogGap, PartMissing):
+            if attempt == LOAD_TRIES - 1:
+                raise
+    raise AssertionError("unreachable")
+
+
+async def _load(log: Log, agent: str) -> Fold:
+    subject = log_subject(agent)
+    last = await log.last(subject)
+    if last is None:
+        raise NoSuchAgent(f"There is no agent {agent!r} in this deployment; spawn it first.", agent=agent)
+    newest = decode_record(last.data, f"The log of agent {agent!r} at {last.seq}")
+    record = await record_of(log, agent, last) if isinstance(newest, Spilled) else newest
+    snap = last.seq if isinstance(record, Snapshot) else record.snap
+    fold = await _snapshot(log, agent, snap) if snap else Fold(agent)
+    while fold.seq < last.seq:
+        if not await read_on(log, fold):
+            raise LogGap(
+                f"The log of agent {agent!r} ends at {last.seq}, but nothing follows {fold.seq}.",
+                subject=agent, have=fold.seq, need=last.seq,
+            )  # fmt: skip
+    return fold
+
+
+async def read_on(log: Log, fold: Fold) -> int:
+    """Folds what follows in the log; the number of records folded (0: nothing was there)."""
+    entries = await log.read(log_subject(fold.agent), fold.seq, READ_RECORDS)
+    await fold_entries(log, fold, entries)
+    return len(entries)
+
+
+async def fold_entries(log: Log, fold: Fold, entries: list[Entry]) -> None:
+    for count, entry in enumerate(entries, 1):
+        fold.apply(entry.seq, await record_of(log, fold.agent, entry))
+        if count % SLICE_RECORDS == 0:
+            await asyncio.sleep(0)
+
+
+async def _snapshot(log: Log, agent: str, seq: int) -> Fold:
+    subject = log_subject(agent)
+    found = await log.read(subject, seq - 1, 1)
+    if not found or found[0].seq != seq:
+        raise LogGap(f"The snapshot of agent {agent!r} at {seq} is gone.", subject=agent, have=0, need=seq)
+    record = await record_of(log, agent, found[0])
+    if not isinstance(record, Snapshot):
+        raise RecordInvalid(f"The log of agent {agent!r} at {seq} is no snapshot.", subject=agent, seq=seq)
+    state = await _state(log, agent, record)
+    at = record.since
+    while at < record.prev:
+        entries = await log.read(subject, at, READ_RECORDS)
+        for entry in entries:
+            if entry.seq >= seq:
+                break
+            between = await record_of(log, agent, entry)
+            if at not in {record.since, between.prev}:
+                raise LogGap(f"The log of agent {agent!r} has a gap at {entry.seq}.", have=at, need=between.prev)
+            commit = between.commit if isinstance(between, Committed) else None
+            if isinstance(between, HandedOff):
+                commit = between.seal
+            if commit is not None and commit.state is not None:
+                state.apply(commit.state)
+            at = entry.seq
+        if not entries or entries[-1].seq >= seq:
+            break
+        await asyncio.sleep(0)
+    if at != record.prev and record.since < record.prev:
+        raise LogGap(f"The log before the snapshot of agent {agent!r} at {seq} has a gap.", have=at, need=record.prev)
+    return Fold.of_snapshot(seq, record, state)
+
+
+async def _state(log: Log, agent: str, record: Snapshot) -> StoredState:
+    if record.small is not None:
+        return StoredState.decode_small(record.small)
+    state = StoredState()
+    async for piece in parts.iter_parts(log, part_subject(agent, record.part), record.parts):
+        state.load_slice(piece)
+    return state

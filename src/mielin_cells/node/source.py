@@ -1,0 +1,303 @@
+"""Driving the source's machine of one migration: effects in order, events back (`migration.source` decides)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from mielin_cells.core.cluster import MigrationReport
+from mielin_cells.core.ids import control_subject, log_subject
+from mielin_cells.core.records import Accepted, AnyRecord, Claimed, HandedOff, Returned
+from mielin_cells.errors import CellError, Fenced, NoResponder, RetryError, TooLateToCancel, WireTimeout
+from mielin_cells.migration import source as m
+from mielin_cells.migration.phases import MigrationPhase
+from mielin_cells.node import control
+from mielin_cells.node.reader import record_of
+from mielin_cells.node.writer import Doubt
+from mielin_cells.substrate.ports import Tail
+
+if TYPE_CHECKING:
+    from mielin_cells.node.host import Host
+    from mielin_cells.node.node import Node
+
+logger = logging.getLogger("mielin_cells.migration")
+
+SLOWED_S = 0.02
+"""How long the intake of a source rests in each round of a copy that does not converge."""
+
+
+class Move:
+    """One migration on its source."""
+
+    def __init__(self, node: Node, host: Host, migration: str, target: str) -> None:
+        settings = node.settings
+        self.node = node
+        self.host = host
+        self.target = target
+        limits = m.Limits(settings.copy_rounds, settings.copy_lag_records, settings.copy_lag_bytes)
+        self.machine = m.Source(migration, limits)
+        self.done: asyncio.Future[MigrationReport] = asyncio.get_running_loop().create_future()
+        self._cancel: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._tail: Tail | None = None
+        self._phases: list[tuple[str, float]] = []
+        self._at = self._begun = self._now()
+        self._paused_at = self._pause_s = 0.0
+        self._arrived_at = self._held_at = host.inbox.arrived
+        self._copied = control.CopyReport(0, 0, 0)
+        self._departed = False
+        self._reasons: tuple[str, ...] = ()
+
+    @property
+    def migration(self) -> str:
+        return self.machine.migration
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def abort(self) -> None:
+        """Cancels before the handover.  Raises `TooLateToCancel` after it: the outcome is the log's."""
+        _, effects = self.machine.on(m.Cancel())
+        if self.machine.phase.is_end or m.RefuseCancel() in effects:
+            raise TooLateToCancel(
+                f"Migration {self.migration} of agent {self.host.fold.agent!r} is {self.machine.phase.value}; it goes forward.",
+                agent=self.host.fold.agent, migration=self.migration,
+            )  # fmt: skip
+        if not self._cancel.done():
+            self._cancel.set_result(None)
+
+    # ---- the driver ------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Runs the machine to its end.  Every event is answered by effects; the last effect tells the next event."""
+        event: m.Event | None = m.Begin()
+        end: m.End | None = None
+        while event is not None:
+            before = self.machine.phase
+            self.machine, effects = self.machine.on(event)
+            if self.machine.phase is not before:
+                now = self._now()
+                self._phases.append((before.value, now - self._at))
+                self._at = now
+                logger.debug("%s: %s -> %s by %r", self.migration, before.value, self.machine.phase.value, event)
+            event = None
+            for effect in effects:
+                if isinstance(effect, m.End):
+                    end = effect
+                else:
+                    event = await self._perform(effect) or event
+            if not effects and not self.machine.phase.is_end:
+                raise AssertionError(f"{self.migration} has nothing to do in {self.machine.phase.value}")
+        self._close()
+        assert end is not None
+        self.done.set_result(self._report(end))
+
+    def _close(self) -> None:
+        if self._tail is not None:
+            self._tail.close()
+
+    def fail(self, error: Exception) -> None:
+        """Ends the report of a move whose driver failed; the outcome is the log's."""
+        self.done.set_result(self._report(m.End("rolled_back", type(error).__name__, str(error))))
+
+    async def _perform(self, effect: m.Effect) -> m.Event | None:
+        match effect:
+            case m.AskPrepare():
+                return await self._unless_cancelled(self._prepare(), self.node.settings.prepare_s)
+            case m.AskCopy(slow=slow):
+                return await self._unless_cancelled(self._copy(slow), self._left())
+            case m.StopIntake():
+                return await self._unless_cancelled(self._stop(), self.node.settings.pause_s + 1.0)
+            case m.HandOver():
+                return await self._hand_over()
+            case m.ClaimBack():
+                return await self._claim_back()
+            case m.WatchLog():
+                return await self._watch()
+            case m.ResumeIntake():
+                await self._resume()
+            case m.ReleaseTarget():
+                self.node.home.begin(self._release())
+            case m.FreeCopy():
+                self._pause_s = self._now() - self._paused_at
+                self.node.drop(self.host)
+            case m.Refold():
+                self.node.drop(self.host)
+                self.node.look(self.host.fold.agent)
+            case _:
+                pass
+        return None
+
+    def _left(self) -> float:
+        return max(0.001, self.node.settings.migration_s - (self._now() - self._begun))
+
+    async def _unless_cancelled(self, work: Any, timeout: float) -> m.Event:
+        """The event that `work` ends with, or what came first: an operator's cancel or the deadline."""
+        task = self.node.home.start(work)
+        try:
+            await asyncio.wait((task, self._cancel), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            if task.done() and not task.cancelled():
+                try:
+                    event: m.Event = task.result()
+                    return event
+                except Fenced:
+                    return m.Overtaken(False)
+                except CellError as error:
+                    return m.Broken(error.code, error.message)
+            return m.Cancel() if self._cancel.done() else m.Deadline()
+        finally:
+            if not task.done():
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError, CellError, TimeoutError):
+                    await task
+
+    async def _prepare(self) -> m.Event:
+        fold = self.host.fold
+        request = control.Prepare(
+            fold.agent, self.migration, self.node.name, fold.cls, fold.version, fold.state.size_bytes, fold.epoch
+        )
+        try:
+            answer = await self._ask(request)
+        except (NoResponder, WireTimeout) as error:
+            return m.Broken("TargetUnreachable", f"{self.target} does not answer ({error.code})")
+        self._reasons = tuple(msgspec.msgpack.decode(answer, type=control.Preparation).reasons)
+        return m.Refused(self._reasons) if self._reasons else m.Prepared()
+
+    async def _ask(self, request: control.AnyRequest) -> msgspec.Raw:
+        """A request that is repeated until the phase's deadline: requests on the wire may be lost."""
+        timeout = 0.25
+        while True:
+            try:
+                data = await self.node.home.wire.request(
+                    control_subject(self.target), control.encode_request(request), timeout
+                )
+                return control.result_of(data)
+            except WireTimeout:
+                if self._cancel.done():
+                    raise
+                timeout = min(timeout * 2, 2.0)
+
+    async def _copy(self, slow: bool) -> m.Event:
+        host = self.host
+        if slow:
+            await host.stop_intake(self.node.settings.pause_s)
+            await asyncio.sleep(SLOWED_S)
+            host.resume_intake()
+        seq, appended = host.fold.seq, host.writer.appended_bytes
+        records = host.writer.appended_records
+        answer = await self._ask(control.Copy(host.fold.agent, self.migration, seq))
+        self._copied = msgspec.msgpack.decode(answer, type=control.CopyReport)
+        return m.Copied(host.writer.appended_records - records, host.writer.appended_bytes - appended)
+
+    async def _stop(self) -> m.Event:
+        host = self.host
+        self._tail = self.node.home.log.tail(log_subject(host.fold.agent), host.fold.seq)
+        self._paused_at, self._held_at = self._now(), host.inbox.arrived
+        try:
+            await host.stop_intake(self.node.settings.pause_s)
+        except TimeoutError:
+            return m.Broken("Timeout", "the turn did not end within the pause")
+        self._stopped = True
+        if self.host.spec.overrides("on_depart") and host.fold.may_run:
+            self._departed = True
+            try:
+                async with asyncio.timeout(self.node.settings.pause_s):
+                    await host.hook("on_depart")
+            except Exception as error:  # whatever a user's hook raises fails this move, and the agent runs on
+                return m.Broken("HandlerFailed", f"on_depart raised {type(error).__name__}: {error}")
+        await host.seal_ready()
+        return m.Quiet()
+
+    _stopped = False
+
+    async def _hand_over(self) -> m.Event:
+        host = self.host
+
+        def compose(head: dict[str, Any]) -> HandedOff:
+            seal = host.sealed() if host.has_unsealed else None
+            return HandedOff(
+                **head, to=self.target, migration=self.migration, seal=seal, digest=host.fold.seal_digest()
+            )
+
+        try:
+            await host.writer.append_once(compose, self.node.settings.handover_s)
+        except (Doubt, RetryError):
+            return m.Doubtful()
+        except Fenced:
+            return m.Overtaken(False)
+        host.handed_over()
+        return m.HandedOver()
+
+    async def _claim_back(self) -> m.Event:
+        host, log = self.host, self.node.home.log
+        try:
+            await host.writer.append(lambda head: Claimed(**head, cause=f"claimed back from {self.target}"), claim=True)
+            return m.ClaimedBack()
+        except Fenced:
+            if self.machine.phase is not MigrationPhase.IN_DOUBT:
+                return m.Overtaken(False)
+        entries = await log.read(log_subject(host.fold.agent), host.fold.seq, 1)
+        record = await record_of(log, host.fold.agent, entries[0]) if entries else None
+        if isinstance(record, HandedOff) and record.migration == self.migration and record.prev == host.fold.seq:
+            host.fold.settled(entries[0].seq, record)  # the seal is in ledger and state already
+            host.handed_over()
+            return m.Overtaken(True)
+        return m.Overtaken(False)
+
+    async def _watch(self) -> m.Event:
+        """Waits for the record behind the handover; silence for the length of a probation ends in a claim."""
+        try:
+            async with asyncio.timeout(self.node.settings.probation_s):
+                return await self._next()
+        except TimeoutError:
+            return m.Deadline()
+
+    async def _next(self) -> m.Event:
+        fold, log = self.host.fold, self.node.home.log
+        assert self._tail is not None
+        async for batch in self._tail:
+            for entry in batch:
+                if entry.seq <= fold.seq:
+                    continue
+                record: AnyRecord = await record_of(log, fold.agent, entry)
+                fold.apply(entry.seq, record)
+                match record:
+                    case Accepted():
+                        return m.SeenAccepted()
+                    case Returned(cause=cause):
+                        return m.SeenReturned(cause)
+                    case _:
+                        return m.SeenClaimed(record.node)
+        raise Fenced(f"The node stopped while agent {fold.agent!r} was handed over.")
+
+    async def _resume(self) -> None:
+        host = self.host
+        if self._paused_at:
+            self._pause_s = self._now() - self._paused_at
+        if self._departed:
+            try:
+                await host.hook("on_arrive")
+            except Exception as error:  # a hook may raise anything: the agent is then in ERROR, which `resume` retries
+                await host.failed(error)
+        if not self._stopped:
+            return
+        host.unseal()
+        host.reopen()
+
+    async def _release(self) -> None:
+        request = control.encode_request(control.Release(self.host.fold.agent, self.migration))
+        with contextlib.suppress(RetryError):  # a hint: the target's reservation expires by itself
+            await self.node.home.wire.request(control_subject(self.target), request, 1.0)
+
+    def _report(self, end: m.End) -> MigrationReport:
+        host = self.host
+        return MigrationReport(
+            migration=self.migration, agent=host.fold.agent, source=self.node.name, target=self.target,
+            outcome=end.outcome, reason=end.reason, code=end.code, phases=tuple(self._phases),
+            pause_ms=self._pause_s * 1000, bytes=self._copied.bytes, rounds=self.machine.rounds,
+            held=host.inbox.arrived - self._held_at if self._paused_at else 0, arrived=host.inbox.arrived - self._arrived_at,
+            reasons=self._reasons,
+        )  # fmt: skip

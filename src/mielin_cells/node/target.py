@@ -1,0 +1,187 @@
+"""Driving the target's machine: the copy that follows a log, and what makes it the owner (`migration.target` decides)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from mielin_cells.core.cell import Cell
+from mielin_cells.core.fold import Fold, Phase
+from mielin_cells.core.ids import log_subject
+from mielin_cells.core.records import Accepted, AnyRecord, HandedOff, Returned
+from mielin_cells.core.spec import Spec, upgrade_state
+from mielin_cells.errors import CellError, DigestMismatch, Fenced
+from mielin_cells.migration import target as m
+from mielin_cells.node import control
+from mielin_cells.node.host import Host
+from mielin_cells.node.reader import load, record_of
+from mielin_cells.node.writer import Writer
+from mielin_cells.substrate.ports import Tail
+
+if TYPE_CHECKING:
+    from mielin_cells.node.node import Node
+
+logger = logging.getLogger("mielin_cells.migration")
+
+
+class Copy:
+    """One migration on its target: a reservation, a fold that follows the log, then probation."""
+
+    def __init__(self, node: Node, agent: str, migration: str, spec: Spec) -> None:
+        self.node = node
+        self.agent = agent
+        self.spec = spec
+        self.machine = m.Target(migration)
+        self.records = 0
+        self.bytes = 0
+        self._fold: Fold | None = None
+        self._tail: Tail | None = None
+        self._moved = asyncio.Event()
+        self._handed: HandedOff | None = None
+        self._host: Host | None = None
+        self._error: CellError | None = None
+        self._expiry = asyncio.get_running_loop().call_later(node.settings.migration_s, self.expire)
+
+    @property
+    def migration(self) -> str:
+        return self.machine.migration
+
+    def expire(self) -> None:
+        """The reservation has run out.  In probation this means nothing: there only the log ends it."""
+        self.node.home.begin(self.on(m.Expired()))
+
+    async def on(self, event: m.Event | None) -> None:
+        """The driver: feeds the machine and performs its effects, in order."""
+        while event is not None:
+            self.machine, effects = self.machine.on(event)
+            event = None
+            for effect in effects:
+                event = await self._perform(effect) or event
+
+    async def _perform(self, effect: m.Effect) -> m.Event | None:
+        match effect:
+            case m.FoldAndTail():
+                self.node.home.begin(self._follow())
+            case m.Verify():
+                self._expiry.cancel()
+                return await self._verify()
+            case m.Accept():
+                assert self._host is not None
+                return await self._append(self._host.writer, None)
+            case m.Return(cause=cause):
+                assert self._fold is not None
+                return await self._append(self.node.writer(self._fold), cause)
+            case m.Serve():
+                assert self._host is not None
+                self._close()
+                self.node.serve(self._host)
+            case m.Drop():
+                self._close()
+                if self._host is not None:
+                    self._host.close()
+                self.node.look(self.agent)
+        return None
+
+    def _close(self) -> None:
+        self._expiry.cancel()
+        if self._tail is not None:
+            self._tail.close()
+        self.node.copies.pop(self.agent, None)
+        self._moved.set()
+
+    # ---- copying ---------------------------------------------------------------------------------------------
+
+    async def reach(self, seq: int) -> control.CopyReport:
+        """Returns when the copy has folded the record at `seq`.  Raises what made the copy fail."""
+        await self.on(m.CopyAsked())
+        while (self._fold is None or self._fold.seq < seq) and not self.machine.phase.is_end:
+            self._moved.clear()
+            await self._moved.wait()
+        if self._error is not None:
+            raise self._error
+        if self._fold is None:
+            raise Fenced(f"The copy of agent {self.agent!r} was dropped.", agent=self.agent)
+        return control.CopyReport(self._fold.seq, self.records, self.bytes)
+
+    async def _follow(self) -> None:
+        log = self.node.home.log
+        try:
+            fold = self._fold = await load(log, self.agent)
+            self.bytes += fold.state.size_bytes
+            self._moved.set()
+            self._tail = log.tail(log_subject(self.agent), fold.seq)
+            if self.machine.phase.is_end:
+                self._tail.close()
+            async for batch in self._tail:
+                for entry in batch:
+                    record = await record_of(log, self.agent, entry)
+                    epoch = fold.epoch
+                    fold.apply(entry.seq, record)
+                    self.records += 1
+                    self.bytes += len(entry.data)
+                    if fold.epoch != epoch or fold.phase is Phase.TERMINATED:
+                        await self._owned_by(record)
+                        return
+                self._moved.set()
+        except CellError as error:
+            self._error = error
+            logger.warning("node %s cannot copy agent %s: %s", self.node.name, self.agent, error)
+            await self.on(m.Expired())
+
+    async def _owned_by(self, record: AnyRecord) -> None:
+        if isinstance(record, HandedOff) and record.to == self.node.name and record.migration == self.migration:
+            self._handed = record
+            await self.on(m.HandoverSeen())
+        else:
+            await self.on(m.Overtaken())
+
+    async def resume_probation(self, fold: Fold, handed: HandedOff | None) -> None:
+        """The log gives this node an agent in probation, of which it has no copy: it was restarted, or the copy was dropped."""
+        self._fold, self._handed = fold, handed
+        await self.on(m.HandoverSeen())
+
+    # ---- probation -------------------------------------------------------------------------------------------
+
+    async def _verify(self) -> m.Event:
+        assert self._fold is not None
+        try:
+            async with asyncio.timeout(self.node.settings.probation_s / 2):
+                await self._make_host(self._fold)
+        except (
+            Exception
+        ) as error:  # a hook, an upgrade or the probe may raise anything: the agent is returned with the cause
+            logger.warning("node %s returns agent %s: %r", self.node.name, self.agent, error)
+            return m.NotVerified(f"{type(error).__name__}: {error}")
+        return m.Verified()
+
+    async def _make_host(self, fold: Fold) -> None:
+        handed = self._handed
+        if handed is not None and fold.seal_digest() != handed.digest:
+            raise DigestMismatch(
+                f"The copy of agent {self.agent!r} on {self.node.name} differs from what {fold.source} sealed.",
+                subject=self.agent,
+            )
+        delta = upgrade_state(self.spec, fold.state, fold.version)
+        if delta is not None:
+            fold.state.apply(delta)
+        cell = Cell(self.spec, fold.state, self.agent)
+        host = Host(self.node.home, self.spec, cell, self.node.writer(fold))
+        host.adopt(delta)
+        if fold.lifecycle.state.accepts_work:
+            await host.hook("on_arrive")
+            if self.spec.overrides("healthy") and not await cell.agent.healthy():
+                raise RuntimeError("healthy() answered False")
+        self._host = host
+
+    async def _append(self, writer: Writer, cause: str | None) -> m.Event:
+        migration = self.migration
+        try:
+            if cause is None:
+                await writer.append(lambda head: Accepted(**head, migration=migration))
+            else:
+                to = writer.fold.source
+                await writer.append(lambda head: Returned(**head, to=to, migration=migration, cause=cause))
+        except Fenced:
+            return m.Overtaken()
+        return m.Acknowledged()

@@ -1,0 +1,164 @@
+"""Appending to an agent's log: one at a time, the same bytes until the outcome is known (rules 1 and 2)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from random import Random
+from typing import Any, TypeAlias, TypeVar
+
+from mielin_cells.core.fold import Fold
+from mielin_cells.core.ids import log_subject, part_subject
+from mielin_cells.core.records import Record, Spilled, encode_record
+from mielin_cells.core.settings import RECORD_BYTES_MAX, RETRY_S_MAX, RETRY_S_MIN
+from mielin_cells.errors import Fenced, RetryError
+from mielin_cells.substrate import parts
+from mielin_cells.substrate.ports import Appended, Conflict, Log, Unknown
+
+R = TypeVar("R", bound=Record)
+Follow: TypeAlias = Callable[[dict[str, Any]], Record]
+
+logger = logging.getLogger("mielin_cells.writer")
+
+
+class Doubt(Exception):
+    """The append's outcome is unknown; only `Writer.settle` or a claim at the same place may go on."""
+
+
+class Writer:
+    """The only way by which a node appends to one agent's log.  Keeps `fold` at the last record acknowledged.
+
+    An append that is lost to another node raises `Fenced`: the caller drops what it had not committed.
+    """
+
+    __slots__ = ("_lock", "_log", "_rng", "appended_bytes", "appended_records", "fold", "incarnation", "node")
+
+    def __init__(self, log: Log, fold: Fold, node: str, incarnation: int, rng: Random) -> None:
+        self._log = log
+        self._rng = rng
+        self._lock = asyncio.Lock()
+        self.fold = fold
+        self.node = node
+        self.incarnation = incarnation
+        self.appended_bytes = 0
+        self.appended_records = 0
+
+    def head(self, *, claim: bool = False) -> dict[str, Any]:
+        """The fields that every record begins with, for the place after the last record."""
+        fold = self.fold
+        return {
+            "agent": fold.agent,
+            "epoch": fold.epoch + 1 if claim else fold.epoch,
+            "node": self.node,
+            "incarnation": self.incarnation,
+            "nonce": self._rng.randbytes(12),
+            "prev": fold.seq,
+            "snap": fold.snap,
+        }
+
+    async def append(
+        self,
+        compose: Callable[[dict[str, Any]], R],
+        *,
+        claim: bool = False,
+        then: Callable[[], Follow | None] | None = None,
+    ) -> R:
+        """Appends the record that `compose` makes of the head, and returns it once it is acknowledged.
+
+        `compose` is called when it is this append's turn and must not wait.  Store errors that leave nothing behind are
+        retried like unknown outcomes.  `then`, asked after the acknowledgement, may give one more record to append before
+        anybody else's turn.  Raises `Fenced` if another record took the place.
+        """
+        async with self._lock:
+            record = await self._append(compose, claim)
+            follow = then() if then is not None else None
+            if follow is not None:
+                await self._append(follow, False)
+            return record
+
+    async def _append(self, compose: Callable[[dict[str, Any]], R], claim: bool) -> R:
+        record, data = await self._compose(compose, claim)
+        delay = RETRY_S_MIN
+        while True:
+            try:
+                seq = await self._try(data)
+            except (Doubt, RetryError) as error:
+                logger.info("agent %s: append of %s repeated: %s", self.fold.agent, type(record).__name__, error)
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, RETRY_S_MAX)
+                continue
+            self._took(seq, record, data)
+            return record
+
+    async def append_once(self, compose: Callable[[dict[str, Any]], R], timeout: float) -> R:
+        """One try, for a handover.  Raises `Doubt` while the outcome is unknown: then the only append that may follow is a
+        claim at the same place (rule 6)."""
+        async with self._lock:
+            record, data = await self._compose(compose, False)
+            try:
+                async with asyncio.timeout(timeout):
+                    seq = await self._try(data)
+            except TimeoutError as error:
+                raise Doubt("no answer in time") from error
+            self._took(seq, record, data)
+            return record
+
+    async def _compose(self, compose: Callable[[dict[str, Any]], R], claim: bool) -> tuple[R, bytes]:
+        record = compose(self.head(claim=claim))
+        self.fold.check(self.fold.seq + 1, record)  # type: ignore[arg-type]
+        data = encode_record(record)  # type: ignore[arg-type]
+        if len(data) > RECORD_BYTES_MAX:
+            data = await self._spill(record, data)
+        return record, data
+
+    async def _spill(self, record: Record, data: bytes) -> bytes:
+        name = record.nonce.hex()
+        refs = await parts.put_parts(self._log, part_subject(self.fold.agent, name), data)
+        stand_in = Spilled(
+            agent=record.agent, epoch=record.epoch, node=record.node, incarnation=record.incarnation,
+            nonce=record.nonce, prev=record.prev, snap=record.snap, part=name,
+            parts=list(refs),
+        )  # fmt: skip
+        return encode_record(stand_in)
+
+    async def _try(self, data: bytes) -> int:
+        """The sequence of `data` in the log.  Raises `Doubt` or `Fenced`."""
+        fold = self.fold
+        outcome = await self._log.append(log_subject(fold.agent), data, fold.seq)
+        match outcome:
+            case Appended(seq):
+                return seq
+            case Unknown(why):
+                raise Doubt(why)
+            case Conflict():
+                return await self._decided(data)
+
+    async def _decided(self, data: bytes) -> int:
+        """After a conflict: what is at our place?  A read may prove that ours landed, never that it did not."""
+        fold = self.fold
+        entries = await self._log.read(log_subject(fold.agent), fold.seq, 1)
+        if entries and entries[0].data == data:
+            return entries[0].seq
+        if not entries:
+            last = await self._log.last(log_subject(fold.agent))
+            if last is not None and last.seq > fold.seq:
+                if last.data == data:
+                    return last.seq
+                entries = await self._log.read(log_subject(fold.agent), fold.seq, 1)
+                if entries and entries[0].data == data:
+                    return entries[0].seq
+                if not entries:
+                    raise Doubt("the log has moved, but the replica that answers has not")
+            else:
+                raise Doubt("a conflict was reported, but the log has not moved")
+        raise Fenced(
+            f"Agent {fold.agent!r} was taken over while node {self.node} was in epoch {fold.epoch}; "
+            "it goes on at its new owner, nothing that was acknowledged is lost.",
+            agent=fold.agent, epoch=fold.epoch, node=self.node,
+        )  # fmt: skip
+
+    def _took(self, seq: int, record: Record, data: bytes) -> None:
+        self.appended_bytes += len(data)
+        self.appended_records += 1
+        self.fold.settled(seq, record)  # type: ignore[arg-type]

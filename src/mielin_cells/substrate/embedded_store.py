@@ -1,0 +1,401 @@
+"""The SQLite side of the embedded substrate: schema, the lock on the file, batches, pages, and what SQLite's errors mean.
+
+No asyncio and no thread in here.  A file has two connections: `write` may run on another thread than the reads.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import lru_cache
+from typing import IO, Any, Final
+
+from mielin_cells.errors import (
+    CellError,
+    ConfigError,
+    StoreBusy,
+    StoreCorrupt,
+    StoreFull,
+    StoreInUse,
+    StoreReadOnly,
+    StoreUnreachable,
+)
+from mielin_cells.substrate.ports import Entry
+
+FORMAT_VERSION: Final = 1
+APPLICATION_ID: Final = 0x6D63656C  # "mcel": tells our files from other SQLite databases
+BUSY_S: Final = 5.0
+"""How long a write waits for a foreign program (a backup, a shell) that has locked the file."""
+
+PAGE_BYTES: Final = 2 * 1024 * 1024
+"""One page of a read ends here, so that reading it holds the event loop for a few milliseconds at most."""
+
+PAGE_ROWS: Final = 256
+CHECKPOINT_PAGES: Final = 4000  # 16 MiB of WAL: fewer fsyncs than SQLite's 1000
+EXACT_ROWS: Final = 64
+CHUNK_ROWS: Final = (1024, 512, 256, 128, 64)
+
+_SCHEMA: Final = (
+    "CREATE TABLE meta(key TEXT PRIMARY KEY, value) WITHOUT ROWID",
+    # An index on subject alone ends in the rowid, which is seq: it is an index on (subject, seq).
+    "CREATE TABLE entries(seq INTEGER PRIMARY KEY, subject TEXT NOT NULL, data BLOB NOT NULL)",
+    "CREATE INDEX entries_by_subject ON entries(subject)",
+)
+_PAGE: Final = "SELECT seq, data FROM entries WHERE subject = ? AND seq > ? ORDER BY seq LIMIT ?"
+_LAST: Final = "SELECT seq, data FROM entries WHERE subject = ? ORDER BY seq DESC LIMIT 1"
+_LAST_SEQ: Final = "SELECT max(seq) FROM entries WHERE subject = ?"
+# A loose scan: one index search per subject, however many entries it has.
+_SUBJECTS: Final = """
+WITH RECURSIVE names(name) AS (
+  SELECT min(subject) FROM entries WHERE subject >= ?1
+  UNION ALL
+  SELECT (SELECT min(subject) FROM entries WHERE subject > name) FROM names WHERE name IS NOT NULL
+)
+SELECT name, (SELECT max(seq) FROM entries WHERE subject = name) FROM names
+WHERE name IS NOT NULL LIMIT ?2
+"""
+_TRIM: Final = """
+DELETE FROM entries WHERE seq IN (SELECT seq FROM entries WHERE subject = ? AND seq < ? ORDER BY seq LIMIT ?)
+"""
+_FULL, _IOERR = 13, 10
+_KINDS: Final[dict[int, tuple[type[CellError], str]]] = {
+    5: (StoreBusy, "is locked by another program; nothing was written, try again"),
+    6: (StoreBusy, "is locked by another program; nothing was written, try again"),
+    15: (StoreBusy, "is locked by another program; nothing was written, try again"),
+    _FULL: (
+        StoreFull,
+        "is full; nothing was written. Free space, then try again: agents keep their last durable state",
+    ),
+    3: (StoreReadOnly, "cannot be written; nothing was changed. Check owner and mode of the file and its directory"),
+    8: (StoreReadOnly, "cannot be written; nothing was changed. Check owner and mode of the file and its directory"),
+    14: (StoreReadOnly, "cannot be opened for writing. Check owner and mode of the file and its directory"),
+    11: (StoreCorrupt, "is damaged. Stop, keep a copy of the file, and restore a backup"),
+    19: (StoreCorrupt, "has entries that another program wrote; nothing was written. Stop, and find out which"),
+    24: (StoreCorrupt, "is damaged. Stop, keep a copy of the file, and restore a backup"),
+    26: (StoreCorrupt, "is not a store, or is damaged. Check the path; if it is right, restore a backup"),
+}
+
+
+class WriteFailed(Exception):
+    """A batch was not written, or (`in_doubt`) may have been."""
+
+    def __init__(self, error: CellError, *, in_doubt: bool) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.in_doubt = in_doubt
+
+
+class Trim:
+    """One step of a trim below `before`: removes up to `rows` entries below `reach`, the oldest first.
+
+    `deleted` says how many it were.
+    """
+
+    __slots__ = ("before", "deleted", "is_final", "reach", "rows", "subject")
+
+    def __init__(self, subject: str, before: int, rows: int, *, is_final: bool) -> None:
+        self.subject = subject
+        self.before = self.reach = before
+        self.rows = rows
+        self.is_final = is_final
+        self.deleted = 0
+
+
+def translated(error: sqlite3.Error, where: str, path: str | None) -> CellError:
+    """What SQLite's error means to a caller."""
+    code: int = getattr(error, "sqlite_errorcode", 1)
+    kind, sentence = _KINDS.get(code & 0xFF, (StoreUnreachable, "does not answer; try again, or look at the disk"))
+    return kind(f"The store {where} {sentence} ({error}).", path=path)
+
+
+@lru_cache
+def _insert(rows: int) -> str:
+    return "INSERT INTO entries(seq, subject, data) VALUES " + ",".join(["(?,?,?)"] * rows)
+
+
+def _chunks(rows: int) -> list[int]:
+    """Few statements, of sizes that come again: each is compiled once, and SQLite gives up the GIL per statement only."""
+    chunks = []
+    while rows > EXACT_ROWS:
+        size = next(size for size in CHUNK_ROWS if size <= rows)
+        chunks.append(size)
+        rows -= size
+    if rows:
+        chunks.append(rows)
+    return chunks
+
+
+class Store:
+    """An open database.  Opening raises `StoreInUse`, `StoreCorrupt`, `StoreReadOnly`, `ConfigError`, ..."""
+
+    def __init__(self, path: str | None, sync: str) -> None:
+        self.path = path
+        self.where = "in memory" if path is None else repr(path)
+        self.deployment = ""
+        self._lock: _FileLock | None = None
+        self._connections: list[sqlite3.Connection] = []
+        is_empty = True
+        if path is not None:
+            _check_place(path)
+            self._lock = _FileLock(path)
+            is_empty = not os.path.exists(path) or os.path.getsize(path) == 0
+        try:
+            with self._translating():
+                if path is not None and is_empty and self._lock is not None and self._lock.store:
+                    self._check_not_emptied(path)
+                self._write = self._connect(sync)
+                self._prepare()
+                self._read = self._write if path is None else self._connect(sync, reads=True)
+                if self._lock is not None:
+                    self._lock.note(self.deployment)
+        except BaseException:
+            self.close()
+            raise
+
+    def _check_not_emptied(self, path: str) -> None:
+        """A file that was removed is a fresh start; one of no bytes beside the lock of a store has lost its content."""
+        if os.path.exists(path):
+            raise StoreCorrupt(
+                f"The store {path!r} has no bytes, but was a store before: it was cut off. Restore a backup, or "
+                f"remove {path!r} and {path + '.lock'!r} to start from nothing.",
+                path=path,
+            )
+
+    # ---- opening ---------------------------------------------------------------------------------------------
+
+    def _connect(self, sync: str, *, reads: bool = False) -> sqlite3.Connection:
+        # Serialized by us: writes on one thread at a time, reads on the loop's.
+        connection = sqlite3.connect(
+            self.path or ":memory:",
+            timeout=BUSY_S,
+            isolation_level=None,
+            check_same_thread=False,
+            cached_statements=256,
+        )
+        self._connections.append(connection)
+        run = connection.execute
+        run("PRAGMA temp_store = MEMORY")
+        run("PRAGMA trusted_schema = OFF")
+        if reads:
+            run("PRAGMA query_only = ON")
+        elif self.path is None:
+            run("PRAGMA synchronous = OFF")
+        else:
+            self._check_owner(connection)
+            run("PRAGMA journal_mode = WAL").fetchone()
+            run(f"PRAGMA synchronous = {'FULL' if sync == 'power' else 'NORMAL'}")
+            run(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}").fetchone()
+        return connection
+
+    def _check_owner(self, connection: sqlite3.Connection) -> None:
+        """Refuses another program's database before anything in it is changed."""
+        application = connection.execute("PRAGMA application_id").fetchone()[0]
+        tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if tables and application != APPLICATION_ID:
+            raise StoreCorrupt(
+                f"The file {self.path!r} is the database of another program, not a store; nothing was changed. "
+                "Name another path.",
+                path=self.path,
+            )
+
+    def _prepare(self) -> None:
+        """Makes the tables of a new file; checks those of an old one.  Taking the write lock shows a read-only file."""
+        run = self._write.execute
+        run("BEGIN IMMEDIATE")
+        if not run("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            for statement in _SCHEMA:
+                run(statement)
+            run(f"PRAGMA application_id = {APPLICATION_ID}")
+            made = (("format", FORMAT_VERSION), ("deployment", secrets.token_hex(16)), ("seq", 0))
+            for row in made:
+                run("INSERT INTO meta VALUES (?, ?)", row)
+        meta: dict[str, Any] = dict(run("SELECT key, value FROM meta").fetchall())
+        run("COMMIT")
+        have = meta.get("format")
+        if have != FORMAT_VERSION:
+            raise StoreCorrupt(
+                f"The store {self.where} has format {have}; this version of mielin-cells reads format {FORMAT_VERSION}. "
+                "Nothing was changed; open it with the version that wrote it, or a newer one.",
+                path=self.path, have=have, need=FORMAT_VERSION,
+            )  # fmt: skip
+        self.deployment = str(meta["deployment"])
+
+    # ---- writing ---------------------------------------------------------------------------------------------
+
+    def write(self, rows: list[Any], trims: list[Trim]) -> None:
+        """One transaction: all of `rows` (flat: seq, subject, data, seq, ...), then the trims.  Raises `WriteFailed`."""
+        run = self._write.execute
+        chunks = _chunks(len(rows) // 3)
+        alone = len(chunks) == 1 and not trims  # the statement is its own transaction
+        at_commit = alone
+        try:
+            if self._write.in_transaction:  # left by a failed rollback
+                run("ROLLBACK")
+            if alone:
+                run(_insert(chunks[0]), rows)
+                return
+            run("BEGIN IMMEDIATE")
+            start = 0
+            for chunk in chunks:
+                run(_insert(chunk), rows[start : start + 3 * chunk])
+                start += 3 * chunk
+            for trim in trims:
+                trim.deleted = run(_TRIM, (trim.subject, trim.reach, trim.rows)).rowcount
+                if trim.is_final:  # it may take the highest seq of all away, which is not to be used again
+                    run("UPDATE meta SET value = max(value, ?) WHERE key = 'seq'", (trim.before - 1,))
+            at_commit = True
+            run("COMMIT")
+        except sqlite3.Error as error:
+            # An I/O error at the commit leaves frames in the WAL that a recovery may find whole; all else leaves nothing.
+            in_doubt = at_commit and getattr(error, "sqlite_errorcode", 1) & 0xFF not in _KINDS
+            if self._write.in_transaction:
+                try:
+                    run("ROLLBACK")
+                except sqlite3.Error:
+                    in_doubt = True
+            raise WriteFailed(translated(error, self.where, self.path), in_doubt=in_doubt) from error
+
+    # ---- reading ---------------------------------------------------------------------------------------------
+
+    def page(self, subject: str, after: int, rows: int) -> tuple[list[Entry], bool]:
+        """Up to `rows` entries, fewer if they are large, and whether there may be more."""
+        entries: list[Entry] = []
+        size = 0
+        make = Entry._make
+        with self._translating():
+            cursor = self._read.execute(_PAGE, (subject, after, rows))
+            try:
+                for row in cursor:
+                    entries.append(make(row))
+                    size += len(row[1])
+                    if size >= PAGE_BYTES:
+                        return entries, True
+            finally:
+                cursor.close()  # an open cursor would pin an old state of the file
+        return entries, len(entries) == rows
+
+    def last(self, subject: str) -> Entry | None:
+        with self._translating():
+            row = self._read.execute(_LAST, (subject,)).fetchone()
+        return None if row is None else Entry._make(row)
+
+    def last_seq(self, subject: str) -> int:
+        with self._translating():
+            return self._read.execute(_LAST_SEQ, (subject,)).fetchone()[0] or 0
+
+    def subjects(self, start: str, rows: int) -> list[tuple[str, int]]:
+        """Up to `rows` subjects from `start` on, in order of name, each with its last seq."""
+        with self._translating():
+            return self._read.execute(_SUBJECTS, (start, rows)).fetchall()
+
+    def seq_max(self) -> int:
+        """The highest seq that was ever given."""
+        with self._translating():
+            row = self._read.execute(
+                "SELECT max((SELECT value FROM meta WHERE key = 'seq'), (SELECT coalesce(max(seq), 0) FROM entries))"
+            ).fetchone()
+        return int(row[0])
+
+    # ---- the end ---------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Puts the WAL into the file and gives the file free.  Repeating it is harmless."""
+        connections, self._connections = self._connections, []
+        for connection in reversed(connections):  # the writer last: the last one out takes the WAL into the file
+            with suppress(sqlite3.Error):  # what was acknowledged is in the WAL; the next open takes it in
+                connection.close()
+        if self._lock is not None:
+            self._lock.release()
+
+    @contextmanager
+    def _translating(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise translated(error, self.where, self.path) from error
+
+
+# ---- one process on a file -----------------------------------------------------------------------------------
+
+
+def _check_place(path: str) -> None:
+    folder = os.path.dirname(path) or "."
+    if not os.path.isdir(folder):
+        raise ConfigError(
+            f"The store {path!r} cannot be made: there is no directory {folder!r}. Create it, or name another path.",
+            field="path", range="a file in a directory that exists",
+        )  # fmt: skip
+    if os.path.isdir(path):
+        raise ConfigError(
+            f"The store {path!r} is a directory; name a file in it.", field="path", range="a file, not a directory"
+        )
+
+
+class _FileLock:
+    """An advisory lock on `<path>.lock`, which the system gives free when the process ends, however it ends.
+
+    The file stays: removing it would let two processes lock two files of one name.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        try:
+            # Held until release(): a `with` would give the lock free at once.
+            self._file: IO[str] | None = open(path + ".lock", "a+", encoding="utf-8")  # noqa: SIM115
+        except OSError as error:
+            raise StoreReadOnly(
+                f"The store {path!r} cannot be opened: its lock file {path + '.lock'!r} cannot be written "
+                f"({error.strerror}). Check owner and mode of the directory.",
+                path=path,
+            ) from error
+        try:
+            _lock(self._file)
+        except OSError as error:
+            pid = self._words()[0]
+            self._file.close()
+            raise StoreInUse(
+                f"The store {path!r} is open in another place (process {pid or 'unknown'}); only one process may use it "
+                "at a time. Close that one, or name another path.",
+                path=path,
+            ) from error
+        self.store = self._words()[1]
+        """The deployment that the file held when it was last open, "" if none."""
+        self.note(self.store)
+
+    def _words(self) -> tuple[str, str]:
+        assert self._file is not None
+        self._file.seek(0)
+        words = [*self._file.read(200).split(), "", ""]
+        return words[0], words[1]
+
+    def note(self, store: str) -> None:
+        """For the message of the next one who tries, and to know a file that was emptied."""
+        assert self._file is not None
+        self.store = store
+        # It cannot matter to this process if the note cannot be written: the lock itself is held.
+        with suppress(OSError):
+            self._file.seek(0)
+            self._file.truncate()
+            self._file.write(f"{os.getpid()} {store}\n")
+            self._file.flush()
+
+    def release(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
+
+
+if os.name == "nt":  # pragma: no cover
+    import msvcrt
+
+    def _lock(file: IO[str]) -> None:
+        file.seek(1024)  # beyond the note, which others must be able to read
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
+else:
+    import fcntl
+
+    def _lock(file: IO[str]) -> None:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,0 +1,128 @@
+"""The two ports: everything that the outside world must offer.
+
+`Log` keeps ordered entries per subject and decides: a conditional append is the only thing in the system that grants
+anything.  `Wire` is best effort: replies, control and wake-ups; nothing on it decides anything.
+
+Subjects are dot-separated words of `A-Z a-z 0-9 _ - =`; `core.ids` makes them, adapters need not check again.
+An adapter is right when `testing.conformance` passes against it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, TypeAlias
+
+ENTRY_BYTES_MAX = 768 * 1024
+"""The largest entry an adapter must take.  NATS allows 1 MiB for headers and body together by default; above it a
+server drops the connection, so we stay clear of it.  Larger data is cut into parts (`substrate.parts`)."""
+
+
+class Entry(NamedTuple):
+    """One stored entry.  `seq` grows along a subject; it need not be contiguous (subjects share one counter)."""
+
+    seq: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """The entry is stored, durably as the store's sync setting says, at `seq`."""
+
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """The entry is not stored by this call: the subject's last sequence is `actual` (0: no entry), not the expected one.
+    `actual` may be stale.  The same bytes sent *earlier* may be what is there: compare nonces."""
+
+    actual: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """The entry may be stored, may be stored later, or never."""
+
+    why: str
+
+
+Outcome: TypeAlias = Appended | Conflict | Unknown
+
+
+class Tail(Protocol):
+    """Entries of one subject, in order, in batches: first those stored, then live ones as they come."""
+
+    def __aiter__(self) -> AsyncIterator[list[Entry]]: ...
+
+    async def __anext__(self) -> list[Entry]:
+        """The next batch, never empty.  Waits for ever if nothing comes.  Raises StopAsyncIteration after `close`."""
+
+    def close(self) -> None:
+        """Ends the iteration, also one that waits.  Repeating it is harmless."""
+
+
+class Log(Protocol):
+    """Durable ordered entries per subject."""
+
+    async def append(self, subject: str, data: bytes, expect: int | None = None) -> Outcome:
+        """Stores `data` as the subject's next entry, if the subject's last sequence is `expect` (0: no entry; None: whatever it is).
+
+        Of several appends with one `expect`, exactly one is `Appended`.  Appends made one after another (the next called
+        before or after the former has answered) by one caller to one subject are stored in that order, unless one is `Unknown`.
+        Raises a `StoreFull`, `StoreReadOnly`, `MessageTooLarge`, ... only where it is certain that nothing was stored.
+        """
+
+    async def read(self, subject: str, after: int = 0, limit: int = 1000) -> list[Entry]:
+        """Up to `limit` entries with `seq > after`, in order.  May miss the newest (a stale replica), never skips inside."""
+
+    async def last(self, subject: str) -> Entry | None:
+        """The subject's last entry, linearizable: it includes every append that was acknowledged before the call."""
+
+    def tail(self, subject: str, after: int = 0) -> Tail:
+        """All entries with `seq > after`, without gap or repeat, catching up first, then live.  May lag."""
+
+    async def trim(self, subject: str, before: int) -> None:
+        """Removes entries with `seq < before`.  May be repeated, late, or lost without harm.  Sequences are not reused."""
+
+    async def subjects(self, prefix: str) -> list[tuple[str, int]]:
+        """Subjects that start with `prefix` and have entries, with their last sequence; in order of name.  May be stale."""
+
+
+class Subscription(Protocol):
+    def close(self) -> None:
+        """No call is made after it.  Repeating it is harmless."""
+
+
+class Wire(Protocol):
+    """Best-effort messages between those connected now: at most once, no order promised, may be lost."""
+
+    async def publish(self, subject: str, data: bytes) -> None:
+        """Sends to all current subscribers of exactly this subject.  Never waits for them, never raises for lack of them."""
+
+    async def subscribe(self, subject: str, receive: Callable[[bytes], None]) -> Subscription:
+        """Calls `receive` with each message, on the event loop.  It must not block and must not raise."""
+
+    async def request(self, subject: str, data: bytes, timeout: float) -> bytes:
+        """One server's answer.  Raises `NoResponder` if nobody serves, `WireTimeout` after `timeout` seconds:
+        the request may still be acted on."""
+
+    async def serve(self, subject: str, answer: Callable[[bytes], Awaitable[bytes]]) -> Subscription:
+        """Answers requests on exactly this subject, each in a task of its own."""
+
+
+class Substrate(Protocol):
+    """One connection to the outside world."""
+
+    @property
+    def log(self) -> Log: ...
+
+    @property
+    def wire(self) -> Wire: ...
+
+    @property
+    def sync(self) -> str:
+        """What an acknowledged append survives: "memory", "process" (kill -9) or "power"."""
+
+    async def close(self) -> None:
+        """Waits for what was accepted, then closes.  Calls made after it raise `StoreUnreachable`."""

@@ -1,0 +1,1 @@
+"""Tools that test agents and the system itself."""

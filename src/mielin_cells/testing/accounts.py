@@ -1,0 +1,70 @@
+"""The agents that the simulator runs: they move tokens among themselves, and remember all that happened to them."""
+
+from __future__ import annotations
+
+import mielin_cells as cells
+
+TOKENS = 100
+"""What each account begins with."""
+
+ASK_S = 4.0
+"""An account's patience with another one, which may be waiting for it in turn."""
+
+
+class Account(cells.Agent, name="SimAccount"):
+    tokens: int = TOKENS
+    heard: list[tuple[str, int]] = []
+    got: dict[str, list[int]] = {}
+    sent: dict[str, int] = {}
+    arrivals: int = 0
+
+    async def on_arrive(self) -> None:
+        self.arrivals += 1
+
+    def _heard(self, sender: str, n: int) -> int:
+        self.heard.append((sender, n))
+        return len(self.heard)
+
+    def _spend(self, to: cells.AgentId, amount: int) -> int:
+        self.tokens -= amount
+        self.sent[to] = self.sent.get(to, 0) + 1
+        return self.sent[to]
+
+    @cells.handler
+    async def note(self, sender: str, n: int) -> int:
+        return self._heard(sender, n)
+
+    @cells.handler
+    async def give(self, sender: str, n: int, to: str, amount: int) -> int:
+        """Tells `to` of tokens that are on their way."""
+        place = self._heard(sender, n)
+        number = self._spend(cells.AgentId(to), amount)
+        await cells.this().cluster.get(Account, to).receive.tell(cells.this().id, number, amount)
+        return place
+
+    @cells.handler
+    async def hand(self, sender: str, n: int, to: str, amount: int) -> int:
+        """Asks `to` to take tokens, inside the turn.  In time or not: an ask that has left arrives."""
+        place = self._heard(sender, n)
+        number = self._spend(cells.AgentId(to), amount)
+        peer = cells.this().cluster.get(Account, to)
+        try:
+            await peer.receive.options(timeout=ASK_S)(cells.this().id, number, amount)
+        except cells.AskTimeout:
+            pass
+        return place
+
+    @cells.handler
+    async def roam(self, sender: str, n: int) -> int:
+        cells.this().migrate()
+        return self._heard(sender, n)
+
+    @cells.handler
+    async def receive(self, sender: str, number: int, amount: int) -> int:
+        self.got.setdefault(sender, []).append(number)
+        self.tokens += amount
+        return self.tokens
+
+    @cells.handler
+    async def show(self) -> tuple[int, list[tuple[str, int]], dict[str, list[int]], dict[str, int]]:
+        return self.tokens, self.heard, self.got, self.sent

@@ -1,0 +1,283 @@
+"""Independent checkers of a simulated run: each watches one property and raises `Violation` with the invariant's number.
+
+They are fed with every entry at the instant it lands, and with what clients and agents recorded.  None of them trusts what
+a node remembers; `Ownership` does not even trust the fold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+from mielin_cells.core.cluster import MigrationReport
+from mielin_cells.core.fold import Fold
+from mielin_cells.core.ids import LOGS, agent_of
+from mielin_cells.core.records import (
+    Accepted,
+    AnyRecord,
+    Claimed,
+    Committed,
+    Created,
+    HandedOff,
+    Returned,
+    Terminated,
+    decode_record,
+)
+from mielin_cells.errors import CellError
+from mielin_cells.node.node import Node
+from mielin_cells.substrate.ports import Entry
+from mielin_cells.testing.view import View
+
+
+class Violation(AssertionError):
+    """An invariant does not hold."""
+
+
+def violated(invariant: str, sentence: str) -> NoReturn:
+    raise Violation(f"{invariant}: {sentence}")
+
+
+class Landing:
+    """Base: decodes the records of agents' logs and hands them to `record`."""
+
+    def landed(self, subject: str, entry: Entry, author: View) -> None:
+        if not subject.startswith(LOGS):
+            return
+        try:
+            record = decode_record(entry.data, f"{subject} at {entry.seq}")
+        except CellError as error:
+            violated("I20", f"{author.label} appended what cannot be read: {error}")
+        self.record(agent_of(subject), entry.seq, record, author)
+
+    def record(self, agent: str, seq: int, record: AnyRecord, author: View) -> None:
+        raise NotImplementedError
+
+
+@dataclass(slots=True)
+class _Owned:
+    seq: int = 0
+    epoch: int = 0
+    owner: str = ""
+    incarnation: int = 0
+    source: str = ""
+    migration: str = ""
+    """Set while in probation."""
+    ended: bool = False
+
+
+class Ownership(Landing):
+    """I1, I2, I3, I9, I10, I11 as the logs show them: a second, smaller reading of who may append what.
+
+    Every record is by the process that it names, in the epoch that the log is in, behind the record that it expects; in
+    probation nobody commits; an epoch is followed by the next one; a migration is handed over once and has one outcome.
+    Not checked: what nodes do in memory (`Instances`), and whether a record's body is right (`Folding`).
+    """
+
+    def __init__(self) -> None:
+        self.outcomes: dict[str, str] = {}
+        """What the logs say of each migration that was handed over."""
+        self.closed: dict[str, str] = {}
+        """Migrations that a report has called rolled back: they may not be handed over any more."""
+        self._agents: dict[str, _Owned] = {}
+        self._processes: dict[tuple[str, int], str] = {}
+
+    def record(self, agent: str, seq: int, record: AnyRecord, author: View) -> None:
+        here = self._agents.setdefault(agent, _Owned())
+        what = f"{type(record).__name__} of {author.label} at {seq} of {agent}"
+        if record.node != author.name:
+            violated("I3", f"{what} claims to be by {record.node}")
+        process = self._processes.setdefault((record.node, record.incarnation), author.label)
+        if process != author.label:
+            violated("I3", f"{what} is of incarnation {record.incarnation}, which is {process}")
+        if here.ended:
+            violated("I3", f"{what} follows Terminated")
+        if record.prev != here.seq:
+            violated("I3", f"{what} expects {record.prev}, but the log was at {here.seq}")
+        opens = isinstance(record, (Created, Claimed))
+        if record.epoch != here.epoch + opens:
+            violated("I2", f"{what} is of epoch {record.epoch}; the log is in {here.epoch}")
+        if isinstance(record, Created) != (here.seq == 0):
+            violated("I3", f"{what} is where it cannot be")
+        if not opens:
+            self._by_owner(here, record, what)
+        here.seq = seq
+        self._next(here, record)
+
+    def _by_owner(self, here: _Owned, record: AnyRecord, what: str) -> None:
+        verdict = isinstance(record, (Accepted, Returned))
+        if verdict != bool(here.migration):
+            violated("I11", f"{what} lands {'in' if here.migration else 'outside of'} probation")
+        if record.node != here.owner or (not here.migration and record.incarnation != here.incarnation):
+            violated("I1", f"{what} is by {record.node}.{record.incarnation}; {here.owner}.{here.incarnation} owns it")
+
+    def _next(self, here: _Owned, record: AnyRecord) -> None:
+        match record:
+            case Created() | Claimed():
+                self._end(here.migration, "rolled_back")
+                here.epoch, here.owner, here.incarnation, here.migration = record.epoch, record.node, record.incarnation, ""
+            case HandedOff():
+                if record.migration in self.outcomes or record.migration in self.closed:
+                    violated("I9", f"{record.migration} is handed over after it has ended")
+                here.epoch, here.source, here.owner, here.migration = record.epoch + 1, record.node, record.to, record.migration
+                here.source, self._source_incarnation = record.node, record.incarnation
+                here.incarnation = record.incarnation
+            case Accepted():
+                self._end(here.migration, "completed")
+                here.incarnation, here.migration = record.incarnation, ""
+            case Returned():
+                if record.to != here.source:
+                    violated("I10", f"{record.migration} returns to {record.to}; {here.source} handed it over")
+                self._end(here.migration, "rolled_back")
+                here.epoch, here.owner, here.migration = record.epoch + 1, record.to, ""
+            case Terminated():
+                here.ended = True
+            case _:
+                pass
+
+    def _end(self, migration: str, outcome: str) -> None:
+        if migration and self.outcomes.setdefault(migration, outcome) != outcome:
+            violated("I9", f"{migration} is {outcome} after it was {self.outcomes[migration]}")
+
+    def reported(self, report: MigrationReport) -> None:
+        """I9, I13: what a client is told is what the log says, and the phases follow one another."""
+        logged = self.outcomes.get(report.migration)
+        if report.outcome == "completed" and logged != "completed":
+            violated("I9", f"{report.migration} was reported completed; the log says {logged}")
+        if report.outcome == "rolled_back":
+            if logged == "completed":
+                violated("I9", f"{report.migration} was reported rolled back ({report.reason}); the log says completed")
+            self.closed[report.migration] = report.reason
+        order = ["PLANNED", "PREPARING", "COPYING", "PAUSED", "HANDING_OVER", "IN_DOUBT", "VERIFYING"]
+        passed = [order.index(name) for name, _ in report.phases]
+        if passed != sorted(set(passed)) or (report.ok and passed and passed[-1] != order.index("VERIFYING")):
+            violated("I13", f"{report.migration} passed {[name for name, _ in report.phases]}")
+
+
+class Folding(Landing):
+    """I8 and the fold: production's fold takes every record that lands, and every digest is of what the log holds.
+
+    Not checked: records in parts (`Spilled`), which the simulator's agents are too small for.
+    """
+
+    def __init__(self) -> None:
+        self.folds: dict[str, Fold] = {}
+
+    def record(self, agent: str, seq: int, record: AnyRecord, author: View) -> None:
+        fold = self.folds.setdefault(agent, Fold(agent))
+        try:
+            fold.apply(seq, record)
+        except CellError as error:
+            violated("I3", f"the fold refuses what {author.label} appended: {error}")
+        if isinstance(record, Committed) and record.commit.digest != fold.state.digest():
+            violated("I8", f"the commit of {author.label} at {seq} of {agent} has the digest of another state")
+        if isinstance(record, HandedOff) and record.digest != fold.seal_digest():
+            violated("I8", f"{author.label} sealed {agent} at {seq} with the digest of another state or ledger")
+
+
+class Instances:
+    """I1 in memory: no two nodes serve an agent in one epoch, after each landing.
+
+    Not checked: an instance of an older epoch that does not know yet; what it does cannot land (`Ownership`).
+    """
+
+    def __init__(self, nodes: dict[str, Node]) -> None:
+        self._nodes = nodes
+
+    def landed(self, subject: str, entry: Entry, author: View) -> None:
+        serving: dict[tuple[str, int], str] = {}
+        for name, node in self._nodes.items():
+            for agent, host in node.hosts.items():
+                if host.is_open and host.fold.may_run:
+                    other = serving.setdefault((agent, host.fold.epoch), name)
+                    if other != name:
+                        violated("I1", f"{other} and {name} both serve {agent} in epoch {host.fold.epoch}")
+
+
+@dataclass(slots=True)
+class Call:
+    """One call of a client: `answer` is None while it is not known to have taken effect."""
+
+    agent: str
+    sender: str
+    n: int
+    ask: bool
+    acked: bool = False
+    answer: int | None = None
+
+
+@dataclass(slots=True)
+class Shown:
+    """What an agent says of itself at the end."""
+
+    tokens: int
+    heard: Sequence[tuple[str, int]]
+    """Client and number of each call, in the order in which they took effect."""
+    got: dict[str, list[int]] = field(default_factory=dict)
+    """Per sending agent, the numbers of its transfers in order of arrival."""
+    sent: dict[str, int] = field(default_factory=dict)
+    """Per receiving agent, how many transfers were sent to it."""
+
+
+class Effects:
+    """I4, I5, I6, I7, I22: each acknowledged call took effect once, in order, at the place that its answer says.
+
+    A call without an acknowledgement may have taken effect or not, but not twice.  What agents sent to each other arrived
+    once and in order, and no token was made or lost.
+    Not checked: the state between the calls, beyond its digests (`Folding`).
+    """
+
+    def __init__(self, tokens: int) -> None:
+        self._tokens = tokens
+        self.calls: list[Call] = []
+
+    def at_rest(self, shown: dict[str, Shown]) -> None:
+        for agent, state in shown.items():
+            self._heard(agent, state.heard)
+        for agent, state in shown.items():
+            for to, count in state.sent.items():
+                got = shown[to].got.get(agent, [])
+                if got != list(range(1, count + 1)):
+                    violated("I5", f"{agent} sent {count} transfers to {to}, which got {got}")
+        total = sum(state.tokens for state in shown.values())
+        if total != self._tokens:
+            violated("I22", f"there are {total} tokens; there were {self._tokens}")
+
+    def _heard(self, agent: str, heard: Sequence[tuple[str, int]]) -> None:
+        places = {call: place for place, call in enumerate(heard, 1)}
+        if len(places) != len(heard):
+            twice = sorted({call for call in heard if list(heard).count(call) > 1})
+            violated("I4", f"{agent} took {twice} more than once")
+        made = {(call.sender, call.n): call for call in self.calls if call.agent == agent}
+        for key in places.keys() - made.keys():
+            violated("I4", f"{agent} took {key}, which nobody sent")
+        for key, call in made.items():
+            if call.acked and key not in places:
+                violated("I6", f"{agent} has lost {key}, which was acknowledged")
+            if call.answer is not None and call.answer != places.get(key):
+                violated("I7", f"{agent} answered {key} with place {call.answer}; it is at {places.get(key)}")
+        for sender in {call.sender for call in made.values()}:
+            order = [n for who, n in heard if who == sender]
+            if order != sorted(order):
+                violated("I7", f"{agent} took the calls of {sender} in the order {order}")
+
+
+class Leaks:
+    """I19: what a stopped node leaves behind, and what a node at rest still holds.
+
+    Not checked: memory, and parts beside the logs.
+    """
+
+    @staticmethod
+    def at_rest(nodes: Iterable[Node]) -> None:
+        for node in nodes:
+            if node.copies or node.moves:
+                held = [*node.copies, *node.moves]
+                violated("I19", f"{node.name} at rest still has reservations or migrations of {held}")
+
+    @staticmethod
+    def stopped(views: Iterable[View]) -> None:
+        for view in views:
+            left = [*view.process.tasks(), *view.tails, *view.subscriptions, *view.servers]
+            if left:
+                violated("I19", f"{view.label} was stopped and left {left}")

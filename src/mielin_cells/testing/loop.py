@@ -1,0 +1,293 @@
+"""An asyncio event loop in virtual time, and the processes that stop, go on and die in it.
+
+Production code runs unchanged: `asyncio.sleep(30)` takes no time, two runs of the same code take the same steps, and no
+run touches a socket, a thread or a wall clock.  A `Process` is all code that descends from its `start`: it can be
+paused at any step as by SIGSTOP, and killed as by `kill -9`, after which not even a `finally` block of it takes a step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import gc
+import heapq
+import random
+from asyncio.base_events import BaseEventLoop
+from collections import deque
+from collections.abc import Coroutine
+from contextlib import suppress
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+STEPS_MAX = 5_000_000
+"""Callbacks in one run.  A run that needs more is spinning without letting time pass."""
+
+CANCEL_ROUNDS = 10
+"""How often a task that is left over at the end is cancelled before the run fails."""
+
+
+class Deadlock(RuntimeError):
+    """Nothing is ready, no timer is set, and the main coroutine is not done: it would wait for ever."""
+
+
+class Livelock(RuntimeError):
+    """The run took more than its number of steps."""
+
+
+class Killed(RuntimeError):
+    """The process that was to give a result is dead."""
+
+
+class Process:
+    """Code that is paused and dies together: the tasks and callbacks that descend from `start` or run in `context`."""
+
+    def __init__(self, loop: VirtualLoop, name: str) -> None:
+        self.name = name
+        self.is_dead = False
+        self.is_paused = False
+        self.context = contextvars.copy_context()
+        self.context.run(_process.set, self)
+        self._loop = loop
+        self._held: list[asyncio.Handle] = []
+        self._waiters: dict[asyncio.Future[Any], None] = {}
+        loop.processes.append(self)
+
+    def start(self, coro: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Runs `coro` as a task of this process.  The task never ends if the process is killed before."""
+        task: asyncio.Task[T] = self._loop.create_task(coro, context=self.context.copy())
+        return task
+
+    async def run(self, coro: Coroutine[Any, Any, T]) -> T:
+        """Runs `coro` in this process and gives its result to another one.  Raises `Killed` if the process dies."""
+        if self.is_dead:
+            coro.close()
+            raise Killed(f"Process {self.name} is dead.")
+        done: asyncio.Future[None] = self._loop.create_future()
+        self._waiters[done] = None
+        task = self.start(coro)
+
+        def ended(_: object) -> None:
+            if not done.done():
+                done.set_result(None)
+
+        task.add_done_callback(ended, context=_outside.copy())
+        try:
+            await done
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
+        finally:
+            del self._waiters[done]
+        return task.result()
+
+    def pause(self) -> None:
+        """As SIGSTOP: what becomes due (steps of tasks, timers, deliveries) is held, in order, until `resume`."""
+        self.is_paused = True
+
+    def resume(self) -> None:
+        self.is_paused = False
+        held, self._held = self._held, []
+        self._loop.requeue(held)
+
+    def kill(self) -> None:
+        """As `kill -9`: no code of this process runs any more.  Repeating it is harmless."""
+        if self.is_dead:
+            return
+        self.is_dead = True
+        self._held.clear()
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_exception(Killed(f"Process {self.name} was killed."))
+
+    def tasks(self) -> list[asyncio.Task[Any]]:
+        """Its tasks that are not done, oldest first."""
+        return [task for task in self._loop.tasks if task.process is self]
+
+    def takes(self, handle: asyncio.Handle) -> bool:
+        """Whether the callback may run now; if the process is paused it is kept for later."""
+        if self.is_dead:
+            return False
+        if self.is_paused:
+            self._held.append(handle)
+            return False
+        return True
+
+
+_outside = contextvars.copy_context()
+_process: contextvars.ContextVar[Process | None] = contextvars.ContextVar("process", default=None)
+
+
+class _Future(asyncio.Future[Any]):
+    process: Process | None = None
+
+
+class _Task(asyncio.Task[Any]):
+    process: Process | None = None
+
+    def quiet(self) -> None:
+        """No report that it was freed before it was done."""
+        self._log_destroy_pending = False
+
+
+class VirtualLoop(BaseEventLoop):
+    """Runs callbacks in asyncio's order and, when none is ready, moves its clock to the next timer at once."""
+
+    _ready: deque[asyncio.Handle]
+    _scheduled: list[asyncio.TimerHandle]
+    _stopping: bool
+
+    def __init__(self, steps_max: int = STEPS_MAX) -> None:
+        super().__init__()
+        self._now = 0.0
+        self._steps_left = steps_max
+        self.tasks: dict[_Task, None] = {}
+        self.processes: list[Process] = []
+        self.unhandled: list[Exception] = []
+        """What nobody has caught: exceptions of callbacks, and of tasks whose result nobody has asked for."""
+        self._generators: list[Any] = []
+        self.set_exception_handler(self._collect)
+
+    def time(self) -> float:
+        """Virtual seconds since the loop was made."""
+        return self._now
+
+    # ---- what there is no such thing as ----------------------------------------------------------------------
+
+    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:  # type: ignore[override]
+        raise RuntimeError("There are no threads in virtual time: code under simulation must not use an executor.")
+
+    def _write_to_self(self) -> None:
+        """Wakes the selector in other loops; here nothing sleeps."""
+
+    def _process_events(self, event_list: Any) -> None:
+        """Nothing is polled."""
+
+    # ---- running ---------------------------------------------------------------------------------------------
+
+    def create_task(self, coro: Any, *, name: Any = None, context: contextvars.Context | None = None) -> Any:
+        self._check_closed()  # type: ignore[attr-defined]
+        task = _Task(coro, loop=self, name=name, context=context)
+        task.process = _process.get() if context is None else context.get(_process)
+        self.tasks[task] = None
+        task.add_done_callback(self._forget, context=_outside)
+        return task
+
+    def create_future(self) -> asyncio.Future[Any]:
+        future = _Future(loop=self)
+        future.process = _process.get()
+        return future
+
+    def requeue(self, handles: list[asyncio.Handle]) -> None:
+        self._ready.extend(handles)
+
+    def _forget(self, task: Any) -> None:
+        self.tasks.pop(task, None)
+
+    def _run_once(self) -> None:
+        ready, scheduled = self._ready, self._scheduled
+        while scheduled and scheduled[0].cancelled():
+            heapq.heappop(scheduled)
+        if not ready and not self._stopping:
+            if not scheduled:
+                raise Deadlock(f"At {self._now:.6f} s nothing can happen any more, but the main coroutine is not done.")
+            self._now = max(self._now, scheduled[0].when())
+        while scheduled and scheduled[0].when() <= self._now:
+            ready.append(heapq.heappop(scheduled))
+        count = len(ready)
+        self._steps_left -= count
+        if self._steps_left < 0:
+            raise Livelock(f"The run has used up its steps at {self._now:.6f} s: something spins.")
+        for _ in range(count):
+            handle = ready.popleft()
+            if handle.cancelled():
+                continue
+            process = handle._context.get(_process)  # type: ignore[attr-defined]
+            if process is None or process.takes(handle):
+                handle._run()
+
+    # ---- the end ---------------------------------------------------------------------------------------------
+
+    def _collect(self, _: Any, context: dict[str, Any]) -> None:
+        future = context.get("future") or context.get("task")
+        process = getattr(future, "process", None)
+        if process is not None and process.is_dead:
+            return  # nobody hears what a dead process would have said
+        error = context.get("exception")
+        if not isinstance(error, Exception):
+            error = RuntimeError(f"{context.get('message')}: {future!r}")
+        self.unhandled.append(error)
+
+    def _asyncgen_firstiter_hook(self, agen: Any) -> None:
+        """Keeps every generator until the end, so that no step depends on when garbage is collected."""
+        self._generators.append(agen)
+        super()._asyncgen_firstiter_hook(agen)  # type: ignore[misc]
+
+    def finish(self) -> None:
+        """Ends what is left: living tasks by cancelling them, dead ones without a step.  The loop is closed after it.
+
+        Raises `RuntimeError` if a task cannot be cancelled.
+        """
+        for process in self.processes:
+            if process.is_paused:
+                process.kill()
+        self._steps_left = max(self._steps_left, STEPS_MAX // 10)
+        try:
+            self._cancel_left()
+            self.run_until_complete(self._bury())
+            self.run_until_complete(self.shutdown_asyncgens())
+        finally:
+            self._generators.clear()
+            self.close()
+        gc.collect()  # exceptions that nobody has asked for are reported when their task is freed
+
+    def _living(self) -> list[_Task]:
+        return [task for task in self.tasks if task.process is None or not task.process.is_dead]
+
+    def _cancel_left(self) -> None:
+        for _ in range(CANCEL_ROUNDS):
+            left = self._living()
+            if not left:
+                return
+            for task in left:
+                task.cancel()
+            self.run_until_complete(asyncio.wait(left, timeout=1))
+        if left := self._living():
+            for task in left:
+                task.quiet()
+            raise RuntimeError(f"Tasks that do not end when they are cancelled: {left!r}")
+
+    async def _bury(self) -> None:
+        """Closes the coroutines of dead processes.  What their `finally` blocks still try has no effect on anybody."""
+        while dead := [task for task in self.tasks if task.process is not None and task.process.is_dead]:
+            for task in dead:
+                self._forget(task)
+                task.quiet()
+                assert task.process is not None
+                context, coro = task.process.context.copy(), task.get_coro()
+                for _ in range(CANCEL_ROUNDS):
+                    with suppress(BaseException):  # a dead process fails unheard
+                        context.run(coro.close)
+                        break
+                    # it raised, or awaited in a `finally`: close it there
+
+
+def run(main: Coroutine[Any, Any, T], *, seed: int = 0, steps_max: int = STEPS_MAX) -> T:
+    """Runs `main` to its end in virtual time and gives its result; tasks it leaves behind are cancelled.
+
+    `seed` seeds the `random` module for the run; its state is put back afterwards.  Raises what `main` raises; else an
+    `ExceptionGroup` of the exceptions that nobody has caught; `Deadlock`, `Livelock` if it does not come to an end.
+    """
+    loop = VirtualLoop(steps_max)
+    state = random.getstate()
+    random.seed(seed)
+    try:
+        try:
+            result = loop.run_until_complete(main)
+        finally:
+            loop.finish()
+    finally:
+        random.setstate(state)
+    if loop.unhandled:
+        raise ExceptionGroup("nobody has caught", loop.unhandled)
+    return result

@@ -1,0 +1,52 @@
+"""What is right: both type checkers accept every line."""
+
+from __future__ import annotations
+
+import mielin_cells as cells
+
+
+class Counter(cells.Agent, version=2):
+    count: int = 0
+    names: list[str] = []
+    friend: Counter | None = None
+    visits: cells.Table[str, list[int]] = cells.Table()
+
+    @cells.handler
+    async def add(self, n: int = 1) -> int:
+        self.count += n
+        return self.count
+
+    @cells.handler(cancellable=True, tries=2)
+    async def meet(self, other: Counter, name: str) -> str:
+        self.friend = other
+        self.names.append(name)
+        self.visits["x"] = [1]
+        total: int = await other.add(2)
+        await other.add.tell(n=3)
+        return f"{total} {cells.this().node}"
+
+    async def on_arrive(self) -> None:
+        self.count = 0
+
+    @cells.upgrade(from_version=1)
+    def _v1(cls, old: dict[str, object]) -> dict[str, object]:
+        return {"count": old["count"]}
+
+
+class Better(Counter):
+    @cells.handler
+    async def add(self, n: int = 1) -> int:
+        self.count += 2 * n
+        return self.count
+
+
+async def main() -> None:
+    async with cells.local(nodes=2) as cluster:
+        counter = await cluster.spawn(Counter, "c1", count=3, names=["a"])
+        placed = await cluster.on("node-2").spawn(Better, "c2")
+        total: int = await counter.add(2)
+        text: str = await counter.meet(placed, name="b")
+        await counter.add.options(timeout=1.0).tell(total)
+        found: Counter = cluster.get(Counter, "c1")
+        report: cells.MigrationReport = await cluster.migrate(found, to="node-2")
+        print(text, report.pause_ms, [info.node for info in await cluster.agents()])

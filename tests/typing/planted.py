@@ -1,0 +1,51 @@
+"""What is wrong: both type checkers refuse every line marked so, and no other."""
+
+from __future__ import annotations
+
+import mielin_cells as cells
+
+
+class Counter(cells.Agent):
+    count: int = 0
+    name: str
+
+    @cells.handler
+    async def add(self, n: int = 1) -> int:
+        self.count += n
+        return self.count
+
+    @cells.handler
+    async def meet(self, other: Counter) -> str:
+        return await other.add(1)  # ERROR: an int where a str is promised
+
+    @cells.handler  # ERROR: not async
+    def plain(self, n: int) -> int:
+        return n
+
+
+class Other(cells.Agent):
+    @cells.handler
+    async def ping(self) -> None: ...
+
+
+async def main() -> None:
+    async with cells.local() as cluster:
+        counter = await cluster.spawn(Counter, "c1", name="x")
+        other = await cluster.spawn(Other, "o1")
+        await counter.add("two")  # ERROR: wrong argument
+        await counter.add(m=2)  # ERROR: no such argument
+        await counter.add(1, 2)  # ERROR: too many
+        await counter.meet()  # ERROR: missing argument
+        await counter.meet(other)  # ERROR: another class
+        await counter.add.tell("two")  # ERROR: wrong argument to tell
+        await counter.subtract(1)  # ERROR: unknown handler
+        text: str = await counter.add(1)  # ERROR: wrong result
+        later: int = counter.add(1)  # ERROR: forgotten await
+        counter.add(1)  # ERROR: forgotten await, result unused
+        await cluster.spawn(Counter, "c2")  # ERROR: missing field
+        await cluster.spawn(Counter, "c2", name="x", size=1)  # ERROR: extra field
+        await cluster.spawn(Counter, "c2", name=1)  # ERROR: wrong type of a field
+        await cluster.spawn(Counter, 2, name="x")  # ERROR: an id is text
+        wrong: Other = cluster.get(Counter, "c1")  # ERROR: another class
+        await cluster.migrate(3)  # ERROR: neither a reference nor an id
+        print(text, later, wrong)
