@@ -169,7 +169,7 @@ class Buffer:
             raise ValueError(f"{self._path} cannot have {size} bytes: from 0 to {BUFFER_BYTES_MAX}")
 
     def _stored(self, number: int) -> bytes:
-        page = self._store.page(number)
+        page = self._store.stripped(number)
         return page if (number + 1) * PAGE_BYTES <= self._low else page[: max(self._low - number * PAGE_BYTES, 0)]
 
     def _page(self, number: int) -> bytearray:

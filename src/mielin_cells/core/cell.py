@@ -113,6 +113,8 @@ class Cell:
         if not plain and not tables and not buffers:
             for table in self._tables.values():
                 table._settle()
+            for buffer in self._buffers.values():
+                buffer._settle()
             return None
         delta = StateDelta(plain=plain, tables=tables, buffers=buffers, removed=[])
         self._state.apply(delta)

@@ -18,7 +18,6 @@ from mielin_cells.core.records import (
     Accepted,
     AnyRecord,
     Asked,
-    AskMade,
     Claimed,
     Commit,
     Committed,
@@ -26,11 +25,13 @@ from mielin_cells.core.records import (
     Failed,
     HandedOff,
     Kept,
+    OpenTurn,
     Paused,
     Record,
     Resumed,
     Returned,
     Snapshot,
+    Spilled,
     Suspended,
     Terminated,
     canonical,
@@ -57,14 +58,6 @@ class Phase(Enum):
     PROBATION = "probation"
     """Handed over, not yet accepted or returned: nobody serves."""
     TERMINATED = "terminated"
-
-
-class OpenTurn(msgspec.Struct, frozen=True):
-    """A turn that has made asks and is not yet committed (rule 12)."""
-
-    sender: str
-    n: int
-    asks: list[AskMade]
 
 
 class Fold:
@@ -94,7 +87,7 @@ class Fold:
         self.state = StoredState()
         self.turn: OpenTurn | None = None
         self.claims = 0
-        """Claims since the last commit: a message that kills its process shows here (rule 5)."""
+        """Claims since the last commit that ran a message: a message that kills its process shows here (rule 5)."""
         self.outcomes: dict[str, str] = {}
         self.kept: list[Kept] = []
 
@@ -117,10 +110,9 @@ class Fold:
     def apply(self, seq: int, record: AnyRecord) -> None:
         """Takes the next record.  Raises a `RecordInvalid` and changes nothing if it cannot be the next one."""
         self.check(seq, record)
-        if isinstance(record, (Committed, HandedOff)):
-            commit = record.commit if isinstance(record, Committed) else record.seal
-            if commit is not None:
-                self._commit(commit)
+        commit = _commit_of(record)
+        if commit is not None:
+            self._commit(commit)
         elif isinstance(record, Asked):
             self.ledger.send(record.out)
         elif isinstance(record, Created):
@@ -147,6 +139,8 @@ class Fold:
             raise EpochOutOfOrder(
                 f"{where} is of epoch {record.epoch}, not {expected}.", have=record.epoch, need=expected, **facts
             )
+        if isinstance(record, Spilled):
+            raise RecordInvalid(f"{where} stands for a record that was not put together from its parts.", **facts)
         if isinstance(record, Created) != (self.phase is Phase.NONE):
             raise RecordInvalid(f"{where} is {type(record).__name__} in phase {self.phase.value}.", **facts)
         if isinstance(record, (Created, Claimed)):
@@ -168,7 +162,9 @@ class Fold:
                 f"{where} is by incarnation {record.incarnation} of {record.node}; incarnation {self.incarnation} owns.",
                 author=record.node, owner=self.owner, **facts,
             )  # fmt: skip
-        if isinstance(record, Committed) and not self.lifecycle.state.accepts_work and record.commit.taken:
+        commit = _commit_of(record)
+        runs = isinstance(record, Asked) or (commit is not None and bool(commit.taken))
+        if runs and not self.lifecycle.state.accepts_work:
             raise RecordInvalid(f"{where} holds a turn of an agent that is {self.lifecycle.state.value}.", **facts)
         try:
             self._next_lifecycle(record)
@@ -190,7 +186,8 @@ class Fold:
                 return life.to(AgentState.RUNNING)
             case Failed(error=error):
                 attempts = life.error.attempts + 1 if life.error else error.attempts
-                again = msgspec.structs.replace(error, attempts=attempts)
+                fatal = error.fatal or (life.error is not None and life.error.fatal)
+                again = msgspec.structs.replace(error, attempts=attempts, fatal=fatal)
                 if life.state is AgentState.ERROR:  # a resume that failed: same state, one more attempt
                     return msgspec.structs.replace(life, error=again)
                 return life.to(AgentState.ERROR, again)
@@ -208,14 +205,14 @@ class Fold:
                 self.cls, self.version = record.cls, record.version
                 self._owns(record.node, record.incarnation, record.epoch)
             case Committed():
-                self.turn, self.claims, self.version = None, 0, record.commit.version
+                self._ran(record.commit)
             case Asked():
                 self.turn = OpenTurn(record.sender, record.input, record.asks)
             case Snapshot():
                 self.snap, self.kept = seq, _kept(seq, record)
             case HandedOff():
                 if record.seal is not None:
-                    self.turn, self.claims, self.version = None, 0, record.seal.version
+                    self._ran(record.seal)
                 self.source, self.source_incarnation = record.node, record.incarnation
                 self.migration = record.migration
                 self.owner, self.incarnation, self.epoch = record.to, 0, record.epoch + 1
@@ -234,6 +231,20 @@ class Fold:
                 self.phase = Phase.TERMINATED
             case _:
                 pass
+
+    def _ran(self, commit: Commit) -> None:
+        """An open turn ends with the commit that takes its input.  One that only releases, resumes or upgrades leaves the
+        turn and the count of claims as they were: the message at the head has not been run (rules 5 and 12)."""
+        self.version = commit.version
+        if commit.taken or commit.dead:
+            self.claims = 0
+        self.turn = self.turn_after(commit)
+
+    def turn_after(self, commit: Commit) -> OpenTurn | None:
+        """The open turn, unless `commit` holds its input: other commits may come between an ask and its turn's end."""
+        turn = self.turn
+        closed = turn is not None and any((taken.sender, taken.n) == (turn.sender, turn.n) for taken in commit.taken)
+        return None if closed else turn
 
     def _owns(self, node: str, incarnation: int, epoch: int) -> None:
         self.owner, self.incarnation, self.epoch, self.phase = node, incarnation, epoch, Phase.RUN
@@ -271,8 +282,15 @@ class Fold:
         fold._owns(record.node, record.incarnation, record.epoch)
         fold.lifecycle = record.lifecycle
         fold.ledger, fold.state = Ledger.of(record.ledger), state
+        fold.turn = record.turn
         fold.kept, fold.outcomes = _kept(seq, record), dict(record.outcomes)
         return fold
+
+
+def _commit_of(record: AnyRecord) -> Commit | None:
+    if isinstance(record, HandedOff):
+        return record.seal
+    return record.commit if isinstance(record, Committed) else None
 
 
 def _kept(seq: int, record: Snapshot) -> list[Kept]:

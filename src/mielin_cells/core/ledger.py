@@ -59,7 +59,7 @@ class Ledger:
         peer = self.peers.get(sender)
         if peer is None:
             if not is_client(sender):
-                return Verdict.APPLY if n == 1 else Verdict.HOLD
+                return Verdict.APPLY if n == 1 else Verdict.HOLD if n > 1 else Verdict.CLOSED
             return Verdict.EXPIRED if start <= self.horizon else Verdict.APPLY
         if is_client(sender):
             if n in peer.answers:

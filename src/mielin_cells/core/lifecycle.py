@@ -1,7 +1,7 @@
 """The seven states of an agent and the edges between them.
 
 States and the 22 edges are those of the original mielin-cells, plus Migrating to Paused and to Suspended, which lead only
-back to where the agent came from.  The holes of the original are closed: `resume` never revives a fatal error,
+back to where the agent came from.  The holes of the original are closed: nothing revives a fatal error,
 nothing sets a state past the table, attempts at recovery are counted until one succeeds.
 
 `Migrating` is not stored: an agent is migrating while its log is in probation (`fold`), whatever its lifecycle.
@@ -81,9 +81,9 @@ class Lifecycle(msgspec.Struct, frozen=True, kw_only=True):
         allowed = state in EDGES[here]
         if here is _M and state in (_R, _P, _S):
             allowed = state is (self.came_from or _R)
-        if here is _E and state is _R and self.error is not None and self.error.fatal:
+        if here is _E and state is not _T and self.error is not None and self.error.fatal:
             raise InvalidTransition(
-                f"The agent's error is fatal ({self.error.message}); it can be terminated, not resumed.",
+                f"The agent's error is fatal ({self.error.message}); it can only be terminated.",
                 have=here.value,
                 need=state.value,
             )

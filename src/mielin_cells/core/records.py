@@ -86,6 +86,14 @@ class AskMade(msgspec.Struct, array_like=True, frozen=True):
     """Its outcome (msgpack of `message.Answer`), None while it is out."""
 
 
+class OpenTurn(msgspec.Struct, array_like=True, frozen=True):
+    """A turn that has made asks and is not yet committed (rule 12): input `n` of `sender`."""
+
+    sender: str
+    n: int
+    asks: list[AskMade]
+
+
 class PeerImage(msgspec.Struct, array_like=True, frozen=True):
     mark: int
     low: int
@@ -169,6 +177,7 @@ class Snapshot(Record, tag="Snapshot", frozen=True, kw_only=True):
     digest: bytes
     kept: list[Kept]
     outcomes: dict[str, str]
+    turn: OpenTurn | None
     at: float
 
 

@@ -274,11 +274,12 @@ def _items(table: TableStore) -> list[tuple[bytes, bytes]]:
 
 
 def _table_of(field: FieldSpec, value: Any) -> TableDelta:
-    sets = {_encode(k): _encode(v) for k, v in dict(getattr(value, "_content", value) or {}).items()}
     assert field.decode_key is not None
-    for key, data in sets.items():
-        field.decode_key(key)
+    sets: dict[bytes, bytes] = {}
+    for key, item in dict(getattr(value, "_content", value) or {}).items():
+        data = _encode(item)
         field.decode(data)
+        sets[_encode(field.decode_key(_encode(key)))] = data  # as the table itself writes keys: 1 is 1.0 in Table[float, ...]
     return TableDelta(sets=sets, dels=[])
 
 

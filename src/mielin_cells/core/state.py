@@ -203,7 +203,11 @@ class BufferStore:
         self.size = 0
 
     def page(self, number: int) -> bytes:
-        """A page without the zeros at its end; b"" if it is zero or past the end."""
+        """A page whole, the last one as long as the size says; b"" past the end."""
+        return self.stripped(number).ljust(max(min(self.size - number * PAGE_BYTES, PAGE_BYTES), 0), b"\0")
+
+    def stripped(self, number: int) -> bytes:
+        """A page as it is kept: without the zeros at its end, so b"" if it is zero or past the end."""
         return self._pages.get(number, b"")
 
     def pages_from(self, first: int) -> list[int]:
@@ -291,14 +295,18 @@ class StoredState:
         self._digest = None
 
     def digest(self) -> bytes:
-        """32 bytes over names, kinds and content of all fields, as stored.  Costs what changed since the last call."""
+        """32 bytes over names, kinds and content of all fields, as stored.  Costs what changed since the last call.
+
+        A table without keys and a buffer without bytes count as no field: a class that gained one binds it to a stored
+        state that lacks it, and no record has said so yet.
+        """
         if self._digest is None:
             for name, value in self.plain.items():
                 if name not in self._leaves:
                     self._leaves[name] = blake3(value).digest()
             fields = [(name, "plain", leaf) for name, leaf in self._leaves.items()]
-            fields += [(name, "table", table.digest()) for name, table in self.tables.items()]
-            fields += [(name, "buffer", buffer.digest()) for name, buffer in self.buffers.items()]
+            fields += [(name, "table", table.digest()) for name, table in self.tables.items() if len(table)]
+            fields += [(name, "buffer", buffer.digest()) for name, buffer in self.buffers.items() if buffer.size]
             self._digest = blake3(_encode(sorted(fields))).digest()
         return self._digest
 
@@ -356,7 +364,7 @@ class StoredState:
                 plain=self.plain,
                 tables={name: TableDelta(_entries(table), []) for name, table in self.tables.items()},
                 buffers={
-                    name: BufferDelta(buffer.size, {number: buffer.page(number) for number in buffer.pages_from(0)})
+                    name: BufferDelta(buffer.size, {number: buffer.stripped(number) for number in buffer.pages_from(0)})
                     for name, buffer in self.buffers.items()
                 },
             )
@@ -455,7 +463,7 @@ class _Packer:
         if name not in self._buffers:
             self._buffers[name] = BufferDelta(buffer.size, {})
             self._used += _field_bytes(name)
-        if number is not None and (page := buffer.page(number)):  # the caller may have cut it while we made room
+        if number is not None and (page := buffer.stripped(number)):  # the caller may have cut it while we made room
             self._buffers[name].pages[number] = page
             self._used += len(page) + self.ENTRY_BYTES
 

@@ -264,7 +264,7 @@ class Source:
                 return self._to(Phase.IN_DOUBT, ClaimBack())
             case Phase.IN_DOUBT, ClaimedBack():
                 return self._back("the handover's answer was lost", "Timeout", ResumeIntake(), ReleaseTarget())
-            case Phase.IN_DOUBT, Overtaken(handed=True):
+            case _, Overtaken(handed=True):
                 return self._to(Phase.VERIFYING, WatchLog())
             case _, Overtaken():
                 return self._back("the agent was claimed by another node", "Fenced", Refold(), ReleaseTarget())

@@ -12,7 +12,7 @@ import logging
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mielin_cells.core.ids import inbox_subject, log_subject, part_prefix, part_subject
-from mielin_cells.core.records import Kept, LedgerImage, PartRef, Snapshot
+from mielin_cells.core.records import Commit, Kept, LedgerImage, OpenTurn, PartRef, Snapshot
 from mielin_cells.core.settings import SNAPSHOTS_KEPT
 from mielin_cells.substrate import parts
 
@@ -34,6 +34,7 @@ class Captured(NamedTuple):
     ledger: LedgerImage
     small: bytes | None
     digest: bytes
+    turn: OpenTurn | None
 
 
 class Compaction:
@@ -86,30 +87,30 @@ class Compaction:
             self._task = None
         host.commit_soon()
 
-    def capture(self) -> None:
-        """Called while a commit is composed: state and ledger are exactly as after it."""
-        self._captured = self._capture() if self.is_ready else None
-
-    def _capture(self) -> Captured:
-        fold = self._host.fold
-        small = fold.state.encode_small() if self._parts is None else None
-        return Captured(fold.ledger.image(), small, fold.state.digest())
+    def capture(self, commit: Commit) -> None:
+        """Called when a commit is composed: state and ledger are exactly as after it."""
+        self._captured = None
+        if self.is_ready:
+            fold = self._host.fold
+            small = fold.state.encode_small() if self._parts is None else None
+            self._captured = Captured(fold.ledger.image(), small, commit.digest, fold.turn_after(commit))
 
     def follow(self) -> Follow | None:
-        """Right after that commit, under the writer's lock: the snapshot, if it was captured."""
+        """Right after that commit, under the writer's lock: the snapshot, if it was captured and no turn is open."""
+        if self._host.fold.turn is not None:
+            self._captured = None
         return self.compose if self._captured is not None else None
 
     def compose(self, head: dict[str, Any]) -> Snapshot:
-        """The record.  Without a commit before it, nothing may be uncommitted and no turn may be open."""
-        host, fold = self._host, self._host.fold
-        captured = self._captured or self._capture()
+        host, fold, captured = self._host, self._host.fold, self._captured
+        assert captured is not None
         now = host.home.wall()
         in_parts = self._parts is not None
         record = Snapshot(
             **head, cls=fold.cls, version=fold.version, lifecycle=fold.lifecycle, ledger=captured.ledger,
             part=self._name if in_parts else "", parts=self._parts or [], small=captured.small,
             since=self._since if in_parts else head["prev"], digest=captured.digest,
-            kept=self._keep(now), outcomes=dict(fold.outcomes), at=now,
+            kept=self._keep(now), outcomes=dict(fold.outcomes), turn=captured.turn, at=now,
         )  # fmt: skip
         self._records, self._bytes_at = 0, host.writer.appended_bytes
         self._captured, self._parts, self.is_ready = None, None, False

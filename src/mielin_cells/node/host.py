@@ -404,15 +404,12 @@ class Host:
     async def _commit(self) -> None:
         try:
             while self.is_open and not self._sealing:
-                snap = self.fold.snap
-                if self._batch:
-                    await self.writer.append(self._compose, then=self.compaction.follow)
-                    await self._acknowledged()
-                    self.compaction.consider()
-                elif self.compaction.is_ready and self.fold.turn is None:
-                    await self.writer.append(self.compaction.compose)
-                else:
+                if not self._batch and not self.compaction.is_ready:
                     break
+                snap = self.fold.snap
+                await self.writer.append(self._compose, then=self.compaction.follow)
+                await self._acknowledged()
+                self.compaction.consider()
                 if self.fold.snap != snap:
                     self.home.begin(self.compaction.trim())
         except Fenced as error:
@@ -437,8 +434,9 @@ class Host:
         if excess:
             batch.forgot.extend(excess)
             ledger.forget(excess)
-        self.compaction.capture()
-        return batch.commit(ledger.cursor, ledger.held, self.spec.version, self.fold.state.digest())
+        commit = batch.commit(ledger.cursor, ledger.held, self.spec.version, self.fold.state.digest())
+        self.compaction.capture(commit)
+        return commit
 
     async def _acknowledged(self) -> None:
         """The commit is in the log: what it held may leave."""

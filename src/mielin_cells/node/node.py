@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -30,6 +30,7 @@ from mielin_cells.errors import (
     NoSuchAgent,
     NoSuchMigration,
     RecordInvalid,
+    RetryError,
     StateTooNew,
     UnknownClass,
     WrongClass,
@@ -42,6 +43,8 @@ from mielin_cells.node.source import Move
 from mielin_cells.node.target import Copy
 from mielin_cells.node.writer import Writer
 from mielin_cells.substrate.ports import Appended, Log, Subscription, Wire
+
+T = TypeVar("T")
 
 logger = logging.getLogger("mielin_cells.node")
 
@@ -94,14 +97,25 @@ class Node:
     async def start(self) -> None:
         """Takes an incarnation, then every agent that the log gives this node, then serves requests."""
         home = self.home
-        home.incarnation = await self._next_incarnation()
+        home.incarnation = await self._again(self._next_incarnation)
         home.reply_to = reply_subject(f"{self.name}.{home.incarnation}")
         self._subscriptions = [
             await home.wire.subscribe(home.reply_to, self._replied),
             await home.wire.serve(control_subject(self.name), self._answer),
         ]
-        await self.reconcile()
+        await self._again(self.reconcile)
         home.begin(self._reconcile_for_ever())
+
+    async def _again(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Until the store answers: a node that starts before its store waits for it."""
+        delay = RETRY_S_MIN
+        while True:
+            try:
+                return await work()
+            except RetryError as error:
+                logger.info("node %s waits for the store: %s", self.name, error)
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, RETRY_S_MAX)
 
     async def _next_incarnation(self) -> int:
         """Appended conditionally to the node's own log: of two processes with one name, the later is the newer."""
@@ -194,9 +208,8 @@ class Node:
         """Ownership is what the log says, not what this node remembers."""
         limit = asyncio.Semaphore(ADOPTIONS_MAX)
 
-        async def one(agent: str, seq: int) -> None:
+        async def one(agent: str) -> None:
             async with limit:
-                self._quiet[agent] = seq
                 await self._take_named(agent)
 
         work = []
@@ -206,7 +219,7 @@ class Node:
             if host is not None and agent not in self.moves and seq > host.fold.seq:
                 await self._check(host)
             elif host is None and agent not in self.copies and self._quiet.get(agent) != seq:
-                work.append(one(agent, seq))
+                work.append(one(agent))
         results = await asyncio.gather(*work, return_exceptions=True)
         for error in results:
             if isinstance(error, BaseException) and not isinstance(error, CellError):
@@ -215,7 +228,12 @@ class Node:
     async def _reconcile_for_ever(self) -> None:
         while not self.is_stopping:
             await asyncio.sleep(self.settings.reconcile_s)
-            await self.reconcile()
+            try:
+                await self.reconcile()
+            except RetryError as error:
+                logger.warning(
+                    "node %s looks for its agents again in %g s: %s", self.name, self.settings.reconcile_s, error
+                )
 
     async def _check(self, host: Host) -> None:
         """The log is ahead of a host: its own append may just be landing, or it has lost the agent."""
@@ -231,12 +249,13 @@ class Node:
         """Hosts the agent if its log names this node: by a claim, or in probation by verifying (rules 4, 5, 8)."""
         if agent in self.hosts or agent in self.copies or self.is_stopping:
             return
-        last = await self.home.log.last(log_subject(agent))
-        if last is None:
-            return
         try:
+            last = await self.home.log.last(log_subject(agent))
+            if last is None:
+                return
             record = decode_record(last.data, f"The log of agent {agent!r} at {last.seq}")
             if named_owner(record) != self.name:
+                self._quiet[agent] = last.seq
                 return
             fold = await load(self.home.log, agent)
             if fold.owner != self.name or agent in self.hosts or agent in self.copies:
@@ -247,11 +266,12 @@ class Node:
                 await copy.resume_probation(fold, handed)
             elif fold.phase is Phase.RUN:
                 await self._claim(fold, "restarted")
-        except Fenced:
+        except (Fenced, NoSuchAgent):
             return
+        except RetryError as error:
+            logger.info("node %s looks at agent %s again later: %s", self.name, agent, error)
         except CellError as error:
             logger.error("node %s cannot take agent %s, which stays claimable: %s", self.name, agent, error)
-            raise
 
     async def _claim(self, fold: Fold, cause: str) -> Host:
         """Claims the agent and hosts it.  Raises `Fenced` if another was first, and what keeps its state from loading."""

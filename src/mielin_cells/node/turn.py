@@ -198,10 +198,10 @@ class Turn:
             out = Out(agent, spec.name, n, handler.name, args, True, self.sender, self.n, len(self.asks))
             self.asks.append(AskMade(agent, n, body, label))
             sent.append(out)
+            host.fold.ledger.send(out)
             return Asked(**head, sender=self.sender, input=self.n, out=out, asks=[*self.asks])
 
         await host.append(compose)
-        host.fold.ledger.send(sent[0])
         return sent[0]
 
     async def _wait(self, out: Out, k: int, seconds: float | None) -> bytes:

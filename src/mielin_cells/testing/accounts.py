@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import mielin_cells as cells
 
 TOKENS = 100
@@ -48,10 +50,8 @@ class Account(cells.Agent, name="SimAccount"):
         place = self._heard(sender, n)
         number = self._spend(cells.AgentId(to), amount)
         peer = cells.this().cluster.get(Account, to)
-        try:
+        with contextlib.suppress(cells.AskTimeout):
             await peer.receive.options(timeout=ASK_S)(cells.this().id, number, amount)
-        except cells.AskTimeout:
-            pass
         return place
 
     @cells.handler

@@ -115,11 +115,21 @@ class Ownership(Landing):
         match record:
             case Created() | Claimed():
                 self._end(here.migration, "rolled_back")
-                here.epoch, here.owner, here.incarnation, here.migration = record.epoch, record.node, record.incarnation, ""
+                here.epoch, here.owner, here.incarnation, here.migration = (
+                    record.epoch,
+                    record.node,
+                    record.incarnation,
+                    "",
+                )
             case HandedOff():
                 if record.migration in self.outcomes or record.migration in self.closed:
                     violated("I9", f"{record.migration} is handed over after it has ended")
-                here.epoch, here.source, here.owner, here.migration = record.epoch + 1, record.node, record.to, record.migration
+                here.epoch, here.source, here.owner, here.migration = (
+                    record.epoch + 1,
+                    record.node,
+                    record.to,
+                    record.migration,
+                )
                 here.source, self._source_incarnation = record.node, record.incarnation
                 here.incarnation = record.incarnation
             case Accepted():

@@ -7,8 +7,8 @@ to rest within a bound (I15), where the checkers look at what is left.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
+import traceback
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from random import Random
@@ -18,7 +18,7 @@ from mielin_cells.core.agent import classes
 from mielin_cells.core.ids import LOGS, agent_of
 from mielin_cells.core.records import AnyRecord, HandedOff, decode_record
 from mielin_cells.core.settings import Settings
-from mielin_cells.errors import CellError, RetryError
+from mielin_cells.errors import CellError, Fenced, InvalidTransition, NoSuchAgent, RetryError
 from mielin_cells.node.client import Client
 from mielin_cells.node.node import Node
 from mielin_cells.substrate.ports import Entry
@@ -52,19 +52,31 @@ TRIGGERS = ("HandedOff", "Accepted", "Claimed", "Returned", "Asked", "Snapshot",
 
 
 class Bugs(logging.Handler):
-    """Turns what production code logs as its own failure into a violation."""
+    """Turns what production code logs as its own failure into a violation; nothing else is heard of its logs."""
 
-    def __init__(self, found: Callable[[str], None], counts: Counter[str]) -> None:
+    def __init__(self, scenario: Scenario) -> None:
         super().__init__(logging.ERROR)
-        self._found = found
-        self._counts = counts
+        self._scenario = scenario
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
         if isinstance(error, CellError):
-            self._counts[f"task ended by {error.code}"] += 1
+            self._scenario.counts[f"task ended by {error.code}"] += 1
         elif error is not None:
-            self._found(f"bug: {record.getMessage()}")
+            trace = "".join(traceback.format_exception(error)[-6:])
+            self._scenario.found(f"bug: {record.getMessage()}\n{trace}")
+
+    def __enter__(self) -> None:
+        logger = logging.getLogger("mielin_cells")
+        self._before = logger.level, logger.propagate
+        logger.addHandler(self)
+        logger.setLevel(logging.ERROR)
+        logger.propagate = False
+
+    def __exit__(self, *_: object) -> None:
+        logger = logging.getLogger("mielin_cells")
+        logger.removeHandler(self)
+        logger.level, logger.propagate = self._before
 
 
 class Scenario:
@@ -75,7 +87,7 @@ class Scenario:
         self.rng = rng = Random(f"scenario {seed}")
         self.world = World(seed, Faults.drawn(rng), budget=rng.choice((10, 40, 150)))
         self.settings = Settings(
-            ask_timeout_s=rng.choice((3.0, 10.0)), ask_repeat_s=0.5, turn_deadline_s=20.0, tries=4, prepare_s=3.0,
+            ask_timeout_s=rng.choice((3.0, 10.0)), ask_repeat_s=0.5, turn_deadline_s=20.0, tries=20, prepare_s=3.0,
             pause_s=rng.choice((0.5, 5.0)), handover_s=rng.choice((0.05, 1.0)), probation_s=rng.choice((1.0, 5.0)),
             migration_s=20.0, reconcile_s=rng.choice((0.5, 3.0)), snapshot_records=rng.choice((4, 12, 512)),
             retention_s=rng.choice((0.0, 3.0, 3600.0)), copy_lag_records=rng.choice((1, 64)),
@@ -88,7 +100,7 @@ class Scenario:
         self.ownership, self.folding = Ownership(), Folding()
         self.effects = Effects(TOKENS * len(self.agents))
         self._failed: asyncio.Future[None] = self.world.loop.create_future()
-        self._healed = False
+        self._healed = self._over = False
         self._jobs: list[asyncio.Task[Any]] = []
         self._triggers = {kind: rng.random() * 0.3 for kind in TRIGGERS if rng.random() < 0.4}
         if "Committed" in self._triggers:
@@ -110,6 +122,9 @@ class Scenario:
         return guarded
 
     def found(self, sentence: str) -> None:
+        """Notes a violation.  What dead processes do while they are buried, after the story, is nobody's business."""
+        if self._over:
+            return
         self.violations.append(f"{self.world.loop.time():.6f} s: {sentence}")
         self.world.note(f"VIOLATION {sentence}")
         if not self._failed.done():
@@ -117,11 +132,6 @@ class Scenario:
 
     async def play(self) -> None:
         """The whole story; ends early at the first violation."""
-        logger = logging.getLogger("mielin_cells")
-        level, propagate, bugs = logger.level, logger.propagate, Bugs(self.found, self.counts)
-        logger.addHandler(bugs)
-        logger.setLevel(logging.ERROR)
-        logger.propagate = False
         story = asyncio.ensure_future(self._story())
         try:
             await asyncio.wait((story, self._failed), timeout=STORY_S, return_when=asyncio.FIRST_COMPLETED)
@@ -135,9 +145,7 @@ class Scenario:
             story.cancel()
             for job in self._jobs:
                 job.cancel()
-            logger.removeHandler(bugs)
-            logger.setLevel(level)
-            logger.propagate = propagate
+            self._over = True
 
     # ---- nodes and clients -----------------------------------------------------------------------------------
 
@@ -213,7 +221,7 @@ class Scenario:
         while True:
             try:
                 return await self._operator_view.process.run(call())
-            except RetryError as error:
+            except (RetryError, NoSuchAgent, InvalidTransition, Fenced) as error:
                 self.counts[f"operator: {error.code}"] += 1
                 await asyncio.sleep(0.2)
 

@@ -6,6 +6,7 @@ Ends with one summary line; exit code 1 if any invariant was violated, with the 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import json
 import os
@@ -17,7 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 
 from mielin_cells.testing.loop import run
-from mielin_cells.testing.scenario import Scenario
+from mielin_cells.testing.scenario import Bugs, Scenario
 
 STEPS_MAX = 600_000
 """Callbacks in one seed; a usual one takes a twentieth of it."""
@@ -49,13 +50,17 @@ def simulate(seed: int) -> Result:
     """Runs one seed to its end.  Never raises for what production code does: that is in `violations`."""
     told: list[Scenario] = []
 
+    logs = contextlib.ExitStack()
+
     async def main() -> None:
         scenario = Scenario(seed)
         told.append(scenario)
+        logs.enter_context(Bugs(scenario))
         await scenario.play()
 
     try:
-        run(main(), seed=seed, steps_max=STEPS_MAX)
+        with logs:
+            run(main(), seed=seed, steps_max=STEPS_MAX)
     except Exception:  # whatever it is, it is a finding of this seed, and the next seed goes on
         told[0].violations.append(f"raised: {traceback.format_exc()}")
     scenario = told[0]

@@ -258,10 +258,12 @@ class View:
 
         async def serve() -> None:
             found = await server.receive(data)
-            if not view.process.is_dead:
-                view._carry(self, _resolve, answer, found)
+            view._carry(self, _resolve, answer, found)
 
-        self.world.loop.call_soon(view.process.start, serve(), context=view.process.context.copy())
+        def start() -> None:
+            _ = view.process.start(serve())
+
+        self.world.loop.call_soon(start, context=view.process.context.copy())
 
     async def serve(self, subject: str, answer: Callable[[bytes], Awaitable[bytes]]) -> Subscription:
         await self._enter("serve")

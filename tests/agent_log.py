@@ -1,0 +1,143 @@
+"""Records for tests: the next record of each kind that the protocol allows after a fold, and folds that tell a story.
+
+`over` replaces fields of the head, to make a record that must be refused.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mielin_cells.core.fold import Fold, Phase
+from mielin_cells.core.lifecycle import AgentError
+from mielin_cells.core.records import (
+    Accepted,
+    AnyRecord,
+    Asked,
+    AskMade,
+    Claimed,
+    Commit,
+    Committed,
+    Created,
+    Failed,
+    HandedOff,
+    Out,
+    Paused,
+    Resumed,
+    Returned,
+    Snapshot,
+    Suspended,
+    Taken,
+    Terminated,
+)
+from mielin_cells.core.state import StateDelta
+
+AGENT = "museum/1"
+NODE, TARGET, THIRD = "n1", "n2", "n3"
+TARGET_INCARNATION = 20
+
+
+def head(fold: Fold, **over: Any) -> dict[str, Any]:
+    """What the owner's next record begins with; in probation, the target's."""
+    incarnation = TARGET_INCARNATION if fold.phase is Phase.PROBATION else fold.incarnation
+    return {
+        "agent": fold.agent, "epoch": fold.epoch, "node": fold.owner, "incarnation": incarnation,
+        "nonce": fold.seq.to_bytes(12, "big"), "prev": fold.seq, "snap": fold.snap, **over,
+    }  # fmt: skip
+
+
+def created(fold: Fold, **over: Any) -> Created:
+    start = {"epoch": 1, "node": NODE, "incarnation": 10, **over}
+    return Created(**head(fold, **start), cls="Museum", version=1, state=StateDelta(plain={"visits": b"\x00"}), at=1.0)
+
+
+def commit(
+    *taken: Taken, outs: tuple[Out, ...] = (), state: StateDelta | None = None, cursor: int = 0, **more: Any
+) -> Commit:
+    rest: dict[str, Any] = {"held": None, "released": {}, "dead": [], "forgot": [], "version": 1, "digest": b"", **more}
+    return Commit(cursor=cursor, taken=list(taken), outs=list(outs), state=state, **rest)
+
+
+def taken(n: int = 1, sender: str = "visitor", answer: bytes | None = None, low: int = 0, start: int = 0) -> Taken:
+    return Taken(sender, n, low, start, answer)
+
+
+def out(n: int = 1, to: str = "guide", ask: bool = False, input: int = 1, k: int = 0) -> Out:
+    return Out(to, "Guide", n, "hello", b"\x90", ask, "visitor", input, k)
+
+
+def committed(fold: Fold, what: Commit | None = None, **over: Any) -> Committed:
+    return Committed(**head(fold, **over), commit=commit() if what is None else what)
+
+
+def asked(fold: Fold, n: int = 1, **over: Any) -> Asked:
+    made = AskMade("guide", n, b"body", "guide.hello")
+    return Asked(**head(fold, **over), sender="visitor", input=1, out=out(n, ask=True), asks=[made])
+
+
+def snapshot(fold: Fold, **over: Any) -> Snapshot:
+    return Snapshot(
+        **head(fold, **over), cls=fold.cls, version=fold.version, lifecycle=fold.lifecycle, ledger=fold.ledger.image(),
+        part="", parts=[], small=fold.state.encode_small(), since=fold.seq, digest=fold.state.digest(),
+        kept=list(fold.kept), outcomes=dict(fold.outcomes), at=2.0,
+    )  # fmt: skip
+
+
+def suspended(fold: Fold, **over: Any) -> Suspended:
+    return Suspended(**head(fold, **over), reason="operator")
+
+
+def paused(fold: Fold, **over: Any) -> Paused:
+    return Paused(**head(fold, **over))
+
+
+def resumed(fold: Fold, **over: Any) -> Resumed:
+    return Resumed(**head(fold, **over))
+
+
+def failed(fold: Fold, fatal: bool = False, **over: Any) -> Failed:
+    return Failed(**head(fold, **over), error=AgentError(message="on_arrive raised", code="OSError", fatal=fatal))
+
+
+def terminated(fold: Fold, **over: Any) -> Terminated:
+    return Terminated(**head(fold, **over))
+
+
+def handed_off(
+    fold: Fold, migration: str = "m-1", to: str = TARGET, seal: Commit | None = None, **over: Any
+) -> HandedOff:
+    return HandedOff(**head(fold, **over), to=to, migration=migration, seal=seal, digest=fold.seal_digest())
+
+
+def accepted(fold: Fold, migration: str = "m-1", **over: Any) -> Accepted:
+    return Accepted(**head(fold, **over), migration=migration)
+
+
+def returned(fold: Fold, migration: str = "m-1", to: str = NODE, **over: Any) -> Returned:
+    return Returned(**head(fold, **over), to=to, migration=migration, cause="healthy() answered False")
+
+
+def claimed(fold: Fold, node: str = THIRD, incarnation: int = 30, **over: Any) -> Claimed:
+    at = {"epoch": fold.epoch + 1, "node": node, "incarnation": incarnation, **over}
+    return Claimed(**head(fold, **at), cause="silence")
+
+
+def after(*makers: Any) -> Fold:
+    """The fold after `Created` and the records that the makers compose, each at the place after the last."""
+    fold = Fold(AGENT)
+    for make in (created, *makers):
+        record: AnyRecord = make(fold)
+        fold.apply(fold.seq + 1, record)
+    return fold
+
+
+def content(fold: Fold) -> object:
+    """Everything that a fold tells, comparable."""
+    tables = {
+        name: sorted(entry for number in range(4096) for entry in table.items_in(number))
+        for name, table in fold.state.tables.items()
+    }
+    buffers = {name: (b.size, [(n, b.page(n)) for n in b.pages_from(0)]) for name, b in fold.state.buffers.items()}
+    plain = ("seq", "snap", "epoch", "owner", "incarnation", "phase", "source", "migration", "cls", "version", "claims")
+    facts = {name: getattr(fold, name) for name in plain}
+    flags = (fold.lifecycle, fold.status, fold.turn, dict(fold.outcomes), list(fold.kept))
+    return facts, flags, fold.ledger.image(), dict(fold.state.plain), tables, buffers
