@@ -78,7 +78,7 @@ def snapshot(fold: Fold, **over: Any) -> Snapshot:
     return Snapshot(
         **head(fold, **over), cls=fold.cls, version=fold.version, lifecycle=fold.lifecycle, ledger=fold.ledger.image(),
         part="", parts=[], small=fold.state.encode_small(), since=fold.seq, digest=fold.state.digest(),
-        kept=list(fold.kept), outcomes=dict(fold.outcomes), at=2.0,
+        kept=list(fold.kept), outcomes=dict(fold.outcomes), turn=fold.turn, at=2.0,
     )  # fmt: skip
 
 
@@ -112,8 +112,8 @@ def accepted(fold: Fold, migration: str = "m-1", **over: Any) -> Accepted:
     return Accepted(**head(fold, **over), migration=migration)
 
 
-def returned(fold: Fold, migration: str = "m-1", to: str = NODE, **over: Any) -> Returned:
-    return Returned(**head(fold, **over), to=to, migration=migration, cause="healthy() answered False")
+def returned(fold: Fold, migration: str = "m-1", to: str | None = None, **over: Any) -> Returned:
+    return Returned(**head(fold, **over), to=to or fold.source, migration=migration, cause="healthy() answered False")
 
 
 def claimed(fold: Fold, node: str = THIRD, incarnation: int = 30, **over: Any) -> Claimed:

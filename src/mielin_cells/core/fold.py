@@ -219,7 +219,7 @@ class Fold:
                 self.phase = Phase.PROBATION
             case Accepted():
                 self._outcome("completed")
-                self.phase, self.incarnation = Phase.RUN, record.incarnation
+                self._owns(record.node, record.incarnation, record.epoch)
             case Returned():
                 self._outcome("rolled_back")
                 self._owns(record.to, self.source_incarnation, record.epoch + 1)

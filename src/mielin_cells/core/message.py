@@ -93,6 +93,9 @@ def is_client(sender: str) -> bool:
     return sender.startswith(_CLIENT)
 
 
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bytes that it cannot decode: nesting deeper than the interpreter's limit is the last."""
+
 _encoder = msgspec.msgpack.Encoder()
 _mail = msgspec.msgpack.Decoder(Mail)
 _replies = msgspec.msgpack.Decoder(list[Reply])
@@ -107,7 +110,7 @@ def decode_mail(data: bytes, where: str) -> Mail:
     payload = unframed(data, where)
     try:
         return _mail.decode(payload)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise RecordInvalid(f"{where} is framed well but is no mail: {error}.", subject=where) from error
 
 
@@ -119,7 +122,7 @@ def decode_replies(data: bytes) -> list[Reply]:
     """Raises `RecordInvalid` for bytes that are no replies: the wire may carry anything."""
     try:
         return _replies.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise RecordInvalid(f"A message on the reply subject is no reply: {error}.") from error
 
 
@@ -130,5 +133,5 @@ def encode_answer(answer: Answer) -> bytes:
 def decode_answer(data: bytes) -> Answer:
     try:
         return _answer.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise RecordInvalid(f"A stored answer cannot be read: {error}.") from error

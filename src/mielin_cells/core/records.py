@@ -11,7 +11,7 @@ from typing import TypeAlias
 import msgspec
 
 from mielin_cells.core.lifecycle import AgentError, Lifecycle
-from mielin_cells.core.message import framed, unframed
+from mielin_cells.core.message import UNREADABLE, framed, unframed
 from mielin_cells.core.state import StateDelta
 from mielin_cells.errors import RecordInvalid, UnknownRecord
 
@@ -254,7 +254,7 @@ def decode_record(data: bytes, where: str) -> AnyRecord:
     try:
         record: AnyRecord = _decoder.decode(payload)
         return record
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         tag = _tag_of(payload)
         if tag is not None and tag not in _TAGS:
             raise UnknownRecord(
@@ -267,7 +267,7 @@ def decode_record(data: bytes, where: str) -> AnyRecord:
 def _tag_of(payload: bytes) -> str | None:
     try:
         return _tag.decode(_raw.decode(payload)[0])
-    except (msgspec.MsgspecError, UnicodeDecodeError, IndexError):
+    except (*UNREADABLE, IndexError):
         return None
 
 

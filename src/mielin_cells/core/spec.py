@@ -279,7 +279,9 @@ def _table_of(field: FieldSpec, value: Any) -> TableDelta:
     for key, item in dict(getattr(value, "_content", value) or {}).items():
         data = _encode(item)
         field.decode(data)
-        sets[_encode(field.decode_key(_encode(key)))] = data  # as the table itself writes keys: 1 is 1.0 in Table[float, ...]
+        sets[_encode(field.decode_key(_encode(key)))] = (
+            data  # as the table itself writes keys: 1 is 1.0 in Table[float, ...]
+        )
     return TableDelta(sets=sets, dels=[])
 
 

@@ -96,9 +96,7 @@ class Compaction:
             self._captured = Captured(fold.ledger.image(), small, commit.digest, fold.turn_after(commit))
 
     def follow(self) -> Follow | None:
-        """Right after that commit, under the writer's lock: the snapshot, if it was captured and no turn is open."""
-        if self._host.fold.turn is not None:
-            self._captured = None
+        """Right after that commit, under the writer's lock: the snapshot, if it was captured."""
         return self.compose if self._captured is not None else None
 
     def compose(self, head: dict[str, Any]) -> Snapshot:

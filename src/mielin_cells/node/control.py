@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 import msgspec
 
+from mielin_cells.core.message import UNREADABLE
 from mielin_cells.core.state import StateDelta
 from mielin_cells.errors import CellError, RecordInvalid, from_wire
 
@@ -144,7 +145,7 @@ def decode_request(data: bytes) -> AnyRequest:
     try:
         request: AnyRequest = _request.decode(data)
         return request
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise RecordInvalid(f"A message on the control subject is no request: {error}.") from error
 
 
@@ -160,7 +161,7 @@ def result_of(data: bytes) -> msgspec.Raw:
     """The result in a response.  Raises the error that it carries."""
     try:
         response = _response.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise RecordInvalid(f"An answer on the control subject cannot be read: {error}.") from error
     if response.error is not None:
         raise from_wire(*response.error)

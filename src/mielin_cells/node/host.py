@@ -84,8 +84,7 @@ class Host:
     def open(self) -> None:
         """Begins to serve: re-sends every committed output that the log does not show as stored, and reads the inbox."""
         self.is_open = True
-        for out in self.fold.ledger.unreleased():
-            self.outbox.push(out)
+        self.deliver()
         self._reader = self.home.start(self._read())
         self.commit_soon()
 
@@ -564,10 +563,10 @@ class Host:
         if batch is not None and batch.answers:
             self.home.begin(self._let_out(batch.answers))
 
-    def reopen(self) -> None:
-        """The agent is the source's again after a handover: what the seal sent is this node's to deliver."""
-        self.outbox.push_missing(self.fold.ledger.unreleased())
-        self.resume_intake()
+    def deliver(self) -> None:
+        """Delivers what the log holds and does not show as stored.  What the next commit will hold waits for it (rule 9)."""
+        waiting = {(out.to, out.n) for out in self._batch.outs}
+        self.outbox.push_missing([out for out in self.fold.ledger.unreleased() if (out.to, out.n) not in waiting])
 
     def adopt(self, delta: StateDelta | None) -> None:
         """A change that joins the next commit: an upgrade of the state made while taking the agent over."""

@@ -139,6 +139,8 @@ class Node:
             if host.lost is None:
                 await self._depart(host)
             self.drop(host)
+        for side in [*self.copies.values(), *self.moves.values()]:
+            side.close()
         self.kill()
         if self.home.tasks:
             await asyncio.gather(*self.home.tasks, return_exceptions=True)
@@ -212,15 +214,15 @@ class Node:
             async with limit:
                 await self._take_named(agent)
 
-        work = []
+        unhosted: list[str] = []
         for subject, seq in await self.home.log.subjects(LOGS):
             agent = agent_of(subject)
             host = self.hosts.get(agent)
             if host is not None and agent not in self.moves and seq > host.fold.seq:
                 await self._check(host)
             elif host is None and agent not in self.copies and self._quiet.get(agent) != seq:
-                work.append(one(agent))
-        results = await asyncio.gather(*work, return_exceptions=True)
+                unhosted.append(agent)
+        results = await asyncio.gather(*(one(agent) for agent in unhosted), return_exceptions=True)
         for error in results:
             if isinstance(error, BaseException) and not isinstance(error, CellError):
                 raise error
@@ -490,6 +492,7 @@ class Node:
             self.drop(move.host)
             self.look(agent)
         finally:
+            move.close()
             if self.moves.get(agent) is move:
                 del self.moves[agent]
         report = move.done.result()

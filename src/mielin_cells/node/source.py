@@ -48,7 +48,7 @@ class Move:
         self._paused_at = self._pause_s = 0.0
         self._arrived_at = self._held_at = host.inbox.arrived
         self._copied = control.CopyReport(0, 0, 0)
-        self._departed = False
+        self._departed = self._stopped = self._sent = self._handed = False
         self._reasons: tuple[str, ...] = ()
 
     @property
@@ -91,11 +91,11 @@ class Move:
                     event = await self._perform(effect) or event
             if not effects and not self.machine.phase.is_end:
                 raise AssertionError(f"{self.migration} has nothing to do in {self.machine.phase.value}")
-        self._close()
+        self.close()
         assert end is not None
         self.done.set_result(self._report(end))
 
-    def _close(self) -> None:
+    def close(self) -> None:
         if self._tail is not None:
             self._tail.close()
 
@@ -211,10 +211,9 @@ class Move:
         await host.seal_ready()
         return m.Quiet()
 
-    _stopped = False
-
     async def _hand_over(self) -> m.Event:
         host = self.host
+        self._sent = True
 
         def compose(head: dict[str, Any]) -> HandedOff:
             seal = host.sealed() if host.has_unsealed else None
@@ -228,6 +227,7 @@ class Move:
             return m.Doubtful()
         except Fenced:
             return m.Overtaken(False)
+        self._handed = True
         host.handed_over()
         return m.HandedOver()
 
@@ -243,6 +243,7 @@ class Move:
         record = await record_of(log, host.fold.agent, entries[0]) if entries else None
         if isinstance(record, HandedOff) and record.migration == self.migration and record.prev == host.fold.seq:
             host.fold.settled(entries[0].seq, record)  # the seal is in ledger and state already
+            self._handed = True
             host.handed_over()
             return m.Overtaken(True)
         return m.Overtaken(False)
@@ -277,15 +278,17 @@ class Move:
         host = self.host
         if self._paused_at:
             self._pause_s = self._now() - self._paused_at
+        if self._handed:
+            host.deliver()
+        elif self._sent:
+            host.unseal()
         if self._departed:
             try:
                 await host.hook("on_arrive")
             except Exception as error:  # a hook may raise anything: the agent is then in ERROR, which `resume` retries
                 await host.failed(error)
-        if not self._stopped:
-            return
-        host.unseal()
-        host.reopen()
+        if self._stopped:
+            host.resume_intake()
 
     async def _release(self) -> None:
         request = control.encode_request(control.Release(self.host.fold.agent, self.migration))

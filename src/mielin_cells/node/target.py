@@ -41,7 +41,8 @@ class Copy:
         self._handed: HandedOff | None = None
         self._host: Host | None = None
         self._error: CellError | None = None
-        self._expiry = asyncio.get_running_loop().call_later(node.settings.migration_s, self.expire)
+        # A reservation that no copy follows is dropped soon: its request may have come late.
+        self._expiry = asyncio.get_running_loop().call_later(2 * node.settings.prepare_s, self.expire)
 
     @property
     def migration(self) -> str:
@@ -74,26 +75,30 @@ class Copy:
                 return await self._append(self.node.writer(self._fold), cause)
             case m.Serve():
                 assert self._host is not None
-                self._close()
+                self.close()
                 self.node.serve(self._host)
             case m.Drop():
-                self._close()
+                self.close()
                 if self._host is not None:
                     self._host.close()
                 self.node.look(self.agent)
         return None
 
-    def _close(self) -> None:
+    def close(self) -> None:
         self._expiry.cancel()
         if self._tail is not None:
             self._tail.close()
-        self.node.copies.pop(self.agent, None)
+        if self.node.copies.get(self.agent) is self:
+            del self.node.copies[self.agent]
         self._moved.set()
 
     # ---- copying ---------------------------------------------------------------------------------------------
 
     async def reach(self, seq: int) -> control.CopyReport:
         """Returns when the copy has folded the record at `seq`.  Raises what made the copy fail."""
+        if self.machine.phase is m.TargetPhase.RESERVED:
+            self._expiry.cancel()
+            self._expiry = asyncio.get_running_loop().call_later(self.node.settings.migration_s, self.expire)
         await self.on(m.CopyAsked())
         while (self._fold is None or self._fold.seq < seq) and not self.machine.phase.is_end:
             self._moved.clear()

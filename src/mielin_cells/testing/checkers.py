@@ -12,14 +12,18 @@ from typing import NoReturn
 
 from mielin_cells.core.cluster import MigrationReport
 from mielin_cells.core.fold import Fold
-from mielin_cells.core.ids import LOGS, agent_of
+from mielin_cells.core.ids import LOGS, agent_of, inbox_subject, reply_subject
+from mielin_cells.core.message import Mail, decode_answer, decode_mail, decode_replies, is_client
 from mielin_cells.core.records import (
     Accepted,
     AnyRecord,
+    Asked,
     Claimed,
+    Commit,
     Committed,
     Created,
     HandedOff,
+    Out,
     Returned,
     Terminated,
     decode_record,
@@ -28,6 +32,9 @@ from mielin_cells.errors import CellError
 from mielin_cells.node.node import Node
 from mielin_cells.substrate.ports import Entry
 from mielin_cells.testing.view import View
+
+INBOXES = inbox_subject("")
+REPLIES = reply_subject("")
 
 
 class Violation(AssertionError):
@@ -183,6 +190,84 @@ class Folding(Landing):
             violated("I8", f"the commit of {author.label} at {seq} of {agent} has the digest of another state")
         if isinstance(record, HandedOff) and record.digest != fold.seal_digest():
             violated("I8", f"{author.label} sealed {agent} at {seq} with the digest of another state or ledger")
+
+
+class Numbers:
+    """I4, I5 and the output rule as logs and inboxes show them.
+
+    Commits take an agent's messages one by one and a client's never twice; outputs are numbered one by one; the cursor never
+    goes back.  What an agent has in an inbox is in its log, with this number and body, before it is in the inbox; what
+    a log calls released is in the receiver's inbox.
+    An answer on the wire is the one in the log, and not before it is there.
+    """
+
+    def __init__(self) -> None:
+        self._marks: dict[tuple[str, str], int] = {}
+        self._taken: dict[tuple[str, str, int], bytes | None] = {}
+        self._outs: dict[tuple[str, str], list[bytes]] = {}
+        self._stored: dict[tuple[str, str], int] = {}
+        self._cursors: dict[str, int] = {}
+
+    def landed(self, subject: str, entry: Entry, author: View) -> None:
+        if subject.startswith(INBOXES):
+            self._mail(decode_mail(entry.data, subject), author)
+        elif subject.startswith(LOGS):
+            record = decode_record(entry.data, subject)
+            agent = agent_of(subject)
+            if isinstance(record, Asked):
+                self._out(agent, record.out, author)
+            elif isinstance(record, Committed):
+                self._commit(agent, record.commit, author)
+            elif isinstance(record, HandedOff) and record.seal is not None:
+                self._commit(agent, record.seal, author)
+
+    def published(self, subject: str, data: bytes, author: View) -> None:
+        if not subject.startswith(REPLIES):
+            return
+        for reply in decode_replies(data):
+            error = decode_answer(reply.answer).error
+            if error is not None and error[0] in ("AnswerExpired", "SessionExpired"):
+                continue
+            if self._taken.get((reply.agent, reply.sender, reply.n)) != reply.answer:
+                what = f"number {reply.n} of {reply.sender!r} to {reply.agent}"
+                violated("I6", f"{author.label} answers {what}, but this answer is not in the log")
+
+    def _mail(self, mail: Mail, author: View) -> None:
+        if is_client(mail.sender):
+            return
+        pair = mail.sender, mail.to
+        outs = self._outs.get(pair, [])
+        for message in mail.messages:
+            if message.n > len(outs) or outs[message.n - 1] != message.args:
+                violated("I5", f"{author.label} sent number {message.n} of {pair}, which is not in the log")
+            if message.n == self._stored.get(pair, 0) + 1:
+                self._stored[pair] = message.n
+
+    def _commit(self, agent: str, commit: Commit, author: View) -> None:
+        if commit.cursor < self._cursors.get(agent, 0):
+            violated("I4", f"{author.label} set the cursor of {agent} back to {commit.cursor}")
+        self._cursors[agent] = commit.cursor
+        for taken in commit.taken:
+            pair = agent, taken.sender
+            if (*pair, taken.n) in self._taken:
+                violated("I4", f"{author.label} took number {taken.n} of {pair} again")
+            self._taken[(*pair, taken.n)] = taken.answer
+            if is_client(taken.sender):
+                continue
+            if taken.n != self._marks.get(pair, 0) + 1:
+                violated("I4", f"{author.label} took number {taken.n} of {pair} after {self._marks.get(pair, 0)}")
+            self._marks[pair] = taken.n
+        for out in commit.outs:
+            self._out(agent, out, author)
+        for to, n in commit.released.items():
+            if n > self._stored.get((agent, to), 0):
+                violated("I5", f"{author.label} calls {n} from {agent} to {to} released; it is not stored")
+
+    def _out(self, agent: str, out: Out, author: View) -> None:
+        outs = self._outs.setdefault((agent, out.to), [])
+        if out.n != len(outs) + 1:
+            violated("I5", f"{author.label} gave number {out.n} to output {len(outs) + 1} from {agent} to {out.to}")
+        outs.append(out.args)
 
 
 class Instances:

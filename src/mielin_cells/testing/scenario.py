@@ -12,7 +12,7 @@ import traceback
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
 from mielin_cells.core.agent import classes
 from mielin_cells.core.ids import LOGS, agent_of
@@ -29,6 +29,7 @@ from mielin_cells.testing.checkers import (
     Folding,
     Instances,
     Leaks,
+    Numbers,
     Ownership,
     Shown,
     Violation,
@@ -37,6 +38,8 @@ from mielin_cells.testing.checkers import (
 from mielin_cells.testing.loop import Killed
 from mielin_cells.testing.view import View
 from mielin_cells.testing.world import Faults, World
+
+T = TypeVar("T")
 
 WALL_S = 1_700_000_000.0
 """Wall time when a run begins."""
@@ -97,7 +100,7 @@ class Scenario:
         self.violations: list[str] = []
         self.counts: Counter[str] = Counter()
         """What happened besides faults: migrations by outcome, calls by outcome, errors by code."""
-        self.ownership, self.folding = Ownership(), Folding()
+        self.ownership = Ownership()
         self.effects = Effects(TOKENS * len(self.agents))
         self._failed: asyncio.Future[None] = self.world.loop.create_future()
         self._healed = self._over = False
@@ -107,15 +110,16 @@ class Scenario:
             self._triggers["Committed"] *= 0.1
         self._strikes = rng.choice((0, 3, 8))
         """What the nemesis may still do at a landing."""
-        instances = Instances(self.nodes)
-        for check in (self.ownership.landed, self.folding.landed, instances.landed):
-            self.world.on_append(self._guarded(check))
+        numbers = Numbers()
+        for checker in (self.ownership, numbers, Folding(), Instances(self.nodes)):
+            self.world.on_append(self._guarded(checker.landed))
+        self.world.on_publish(self._guarded(numbers.published))
         self.world.on_append(self._at_landing)
 
-    def _guarded(self, check: Callable[[str, Entry, View], None]) -> Callable[[str, Entry, View], None]:
-        def guarded(subject: str, entry: Entry, author: View) -> None:
+    def _guarded(self, check: Callable[[str, T, View], None]) -> Callable[[str, T, View], None]:
+        def guarded(subject: str, what: T, author: View) -> None:
             try:
-                check(subject, entry, author)
+                check(subject, what, author)
             except Violation as error:
                 self.found(str(error))
 
@@ -249,7 +253,8 @@ class Scenario:
             violated("I15", f"{agent} does not answer {REST_S:g} s after the world has healed; hosted by {where}")
 
     async def _end(self) -> None:
-        await asyncio.sleep(self.settings.migration_s + self.settings.probation_s)
+        # A request that was late may have made a reservation, which then expires.
+        await asyncio.sleep(self.world.faults.late_s + self.settings.migration_s + self.settings.probation_s)
         Leaks.at_rest(self.nodes.values())
         for name in NODES:
             await self.world.views[name].process.run(self.nodes[name].stop())

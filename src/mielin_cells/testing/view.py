@@ -214,6 +214,7 @@ class View:
 
     async def publish(self, subject: str, data: bytes) -> None:
         await self._enter("publish")
+        self.world.was_published(subject, data, self)
         for view in [*self.world.views.values()]:
             for subscription in [*view.subscriptions]:
                 if subscription.subject == subject:
@@ -303,6 +304,9 @@ class _Tail:
         self._upto = 0
         self._closed = False
         self._waiter: asyncio.Future[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<tail of {self.subject}>"
 
     def reveal(self, seq: int) -> None:
         self._upto = max(self._upto, seq)

@@ -27,6 +27,7 @@ from mielin_cells.testing.store import Store
 from mielin_cells.testing.view import View
 
 OnAppend: TypeAlias = Callable[[str, Entry, View], None]
+OnPublish: TypeAlias = Callable[[str, bytes, View], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +97,7 @@ class World:
         """When the store reached which sequence, for reads of the past."""
         self._digest = blake3()
         self._observers: list[OnAppend] = []
+        self._listeners: list[OnPublish] = []
         self._context = contextvars.copy_context()
 
     # ---- processes -------------------------------------------------------------------------------------------
@@ -187,6 +189,14 @@ class World:
     def on_append(self, observer: OnAppend) -> None:
         """Calls `observer(subject, entry, author)` at the instant an entry lands, before anybody can know of it."""
         self._observers.append(observer)
+
+    def on_publish(self, listener: OnPublish) -> None:
+        """Calls `listener(subject, data, author)` when a message is given to the wire, whether it arrives or not."""
+        self._listeners.append(listener)
+
+    def was_published(self, subject: str, data: bytes, author: View) -> None:
+        for listener in self._listeners:
+            listener(subject, data, author)
 
     def has_landed(self, subject: str, entry: Entry, author: View) -> None:
         self.landed.append((self.loop.time(), entry.seq))

@@ -1,0 +1,140 @@
+"""`python -m benchmarks [--smoke]`: the speed goals, each a ratio of two things measured in this run, medians of several."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import statistics
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import mielin_cells as cells
+from benchmarks.autogen import autogen_asks
+from mielin_cells.node.client import Client
+from mielin_cells.substrate.ports import Appended
+
+
+class Counter(cells.Agent):
+    count: int = 0
+    pad: bytes = b""
+
+    @cells.handler
+    async def add(self, n: int = 1) -> int:
+        self.count += n
+        return self.count
+
+
+class Store(cells.Agent):
+    rows: cells.Table[int, bytes]
+    count: int = 0
+
+    @cells.handler
+    async def fill(self, first: int, count: int, size: int) -> None:
+        for key in range(first, first + count):
+            self.rows[key] = b"x" * size
+
+    @cells.handler
+    async def put(self, key: int, data: bytes) -> int:
+        self.rows[key] = data
+        self.count += 1
+        return self.count
+
+
+async def medians(work: Callable[[], Awaitable[float]], runs: int) -> float:
+    return statistics.median([await work() for _ in range(runs)])
+
+
+async def asks(count: int, runs: int) -> float:
+    """Pipelined asks per second, in process, memory; 16 agents."""
+    async with cells.local() as cluster:
+        agents = [await cluster.spawn(Counter, f"c{n}") for n in range(16)]
+
+        async def one() -> float:
+            at = time.perf_counter()
+            await asyncio.gather(*(agents[n % 16].add() for n in range(count)))
+            return count / (time.perf_counter() - at)
+
+        return await medians(one, runs)
+
+
+async def turns(rows: int, count: int, runs: int) -> tuple[float, float]:
+    """Seconds of a turn that changes one key: of a table of `rows` rows of 1 KiB, and of an agent of 1 KiB."""
+    async with cells.local(settings=cells.Settings(retention_s=0)) as cluster:
+        large = await cluster.spawn(Store, "large")
+        for first in range(0, rows, 200):
+            await large.fill(first, 200, 1024)
+        small = await cluster.spawn(Store, "small")
+        await small.fill(0, 1, 1024)
+        data = b"y" * 1024
+
+        async def timed(agent: Store, span: int) -> float:
+            at = time.perf_counter()
+            for n in range(count):
+                await agent.put(n * 7919 % span, data)
+            return (time.perf_counter() - at) / count
+
+        await timed(large, rows)
+        pairs = [(await timed(large, rows), await timed(small, 1)) for _ in range(runs)]
+        return statistics.median(p[0] for p in pairs), statistics.median(p[1] for p in pairs)
+
+
+async def pauses(moves: int, path: Path | None) -> tuple[float, float]:
+    """Median pause in ms of a 1 KiB agent under 200 messages/s, and of two conditional appends, one after the other."""
+    async with cells.local(nodes=2, path=path) as cluster:
+        counter = await cluster.spawn(Counter, "c", pad=b"x" * 1024)
+        assert isinstance(cluster, Client)
+        going = True
+
+        async def traffic() -> None:
+            while going:
+                await counter.add.tell(1)
+                await asyncio.sleep(0.005)
+
+        task = asyncio.create_task(traffic())
+        found, floors = [], []
+        for n in range(moves):
+            found.append((await cluster.migrate(counter)).pause_ms)
+            at, last = time.perf_counter(), 0
+            for _ in range(2):
+                outcome = await cluster.log.append(f"floor.{n}", b"x" * 300, last)
+                assert isinstance(outcome, Appended)
+                last = outcome.seq
+            floors.append((time.perf_counter() - at) * 1000)
+            await asyncio.sleep(0.01)
+        going = False
+        await task
+        return statistics.median(found), statistics.median(floors)
+
+
+async def measure(smoke: bool) -> dict[str, object]:
+    count, runs, rows, moves = (2_000, 1, 2_000, 20) if smoke else (20_000, 5, 100_000, 300)
+    ours = await asks(count, runs)
+    theirs = await autogen_asks(min(count, 5_000), runs)
+    large, small = await turns(rows, 200 if smoke else 2_000, 1 if smoke else 5)
+    pause, floor = await pauses(moves, None)
+    return {
+        "asks_per_s": round(ours),
+        "autogen_core_asks_per_s": round(theirs) if theirs else None,
+        "asks_ratio": round(ours / theirs, 2) if theirs else None,
+        "turn_large_us": round(large * 1e6),
+        "turn_small_us": round(small * 1e6),
+        "turn_ratio": round(large / small, 2),
+        "pause_ms": round(pause, 3),
+        "two_appends_ms": round(floor, 3),
+        "pause_ratio": round(pause / floor, 2),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks")
+    parser.add_argument("--smoke", action="store_true", help="small sizes: that it runs, not how fast")
+    options = parser.parse_args()
+    json.dump(asyncio.run(measure(options.smoke)), sys.stdout, indent=2)
+    print()
+
+
+if __name__ == "__main__":
+    main()

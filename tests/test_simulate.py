@@ -1,0 +1,156 @@
+"""The simulator: clean on production code, repeatable, and alive: with a guard taken away it finds the harm.
+
+The guards are taken away from outside, by wrapping what production code or the world offers; nothing in the code knows.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from mielin_cells.core.ledger import Ledger, Verdict
+from mielin_cells.core.message import Mail, Message
+from mielin_cells.node.host import Host
+from mielin_cells.node.inbox import Arrival, Inbox
+from mielin_cells.node.turn import Turn
+from mielin_cells.substrate.ports import Outcome
+from mielin_cells.testing import simulate as command
+from mielin_cells.testing.simulate import simulate
+from mielin_cells.testing.view import View
+
+CLEAN_SEEDS = range(1, 21)
+
+
+def found_in(seeds: range) -> list[str]:
+    """The violations of the first seed that has any."""
+    for seed in seeds:
+        result = simulate(seed)
+        if result.violations:
+            return result.violations
+    return []
+
+
+def test_production_code_keeps_every_invariant() -> None:
+    results = [simulate(seed) for seed in CLEAN_SEEDS]
+    assert [r.violations for r in results if r.violations] == []
+    total = command.summary(results, CLEAN_SEEDS.start, 0.0)
+    assert int(str(total["completed"])) > 10, "the simulator must reach what it checks"
+    assert int(str(total["rolled_back"])) > 5
+    faults = total["faults"]
+    assert isinstance(faults, dict)
+    assert faults["crash"] > 5
+    assert faults["append_late"] > 5
+
+
+def test_a_seed_tells_the_same_story_again_whatever_the_hash_seed() -> None:
+    digests = [simulate(seed).digest for seed in range(1, 6)]
+    assert len(set(digests)) == 5
+    code = "from mielin_cells.testing.simulate import simulate; print(*[simulate(s).digest for s in range(1, 6)])"
+    for hash_seed in ("1", "2"):
+        again = subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert again.stdout.split() == digests
+
+
+# ---- guards taken away -------------------------------------------------------------------------------------------
+
+
+def unconditional_append(patch: pytest.MonkeyPatch) -> None:
+    """Whoever appends is stored, whatever it expected."""
+    append = View.append
+
+    async def anyhow(self: View, subject: str, data: bytes, expect: int | None = None) -> Outcome:
+        return await append(self, subject, data, None)
+
+    patch.setattr(View, "append", anyhow)
+
+
+def cursor_outside_the_commit(patch: pytest.MonkeyPatch) -> None:
+    """The cursor is kept apart, at once, and an owner begins to read from there."""
+    apart: dict[tuple[int, str], int] = {}
+    read, done = Inbox.read, Inbox.done
+
+    def key(inbox: Inbox) -> tuple[int, str]:
+        return id(inbox._home.settings), inbox._fold.agent
+
+    def done_apart(self: Inbox, arrival: Arrival, *args: object) -> None:
+        apart[key(self)] = max(apart.get(key(self), 0), arrival.seq)
+        done(self, arrival, *args)  # type: ignore[arg-type]
+
+    async def read_apart(self: Inbox) -> None:
+        self._fold.ledger.cursor = max(self._fold.ledger.cursor, apart.get(key(self), 0))
+        await read(self)
+
+    patch.setattr(Inbox, "done", done_apart)
+    patch.setattr(Inbox, "read", read_apart)
+
+
+def outputs_before_commit(patch: pytest.MonkeyPatch) -> None:
+    """What a turn tells leaves when the turn ends."""
+    send = Host._send
+
+    def send_at_once(self: Host, turn: Turn) -> None:
+        before = len(self._batch.outs)
+        send(self, turn)
+        for out in self._batch.outs[before:]:
+            self.outbox.push(out)
+
+    patch.setattr(Host, "_send", send_at_once)
+
+
+def answers_before_commit(patch: pytest.MonkeyPatch) -> None:
+    """A caller is answered when its turn ends."""
+    take = Host._take
+
+    def take_and_answer(self: Host, mail: Mail, message: Message, turn: Turn | None, answer: bytes | None) -> None:
+        take(self, mail, message, turn, answer)
+        if self._batch.answers:
+            self.home.begin(self._let_out(self._batch.answers[-1:]))
+
+    patch.setattr(Host, "_take", take_and_answer)
+
+
+def dedupe_off(patch: pytest.MonkeyPatch) -> None:
+    """A message that has taken effect takes effect again."""
+    judge = Ledger.judge
+
+    def judged(self: Ledger, sender: str, n: int, start: int) -> Verdict:
+        verdict = judge(self, sender, n, start)
+        return Verdict.APPLY if verdict in (Verdict.REPEAT, Verdict.CLOSED) else verdict
+
+    patch.setattr(Ledger, "judge", judged)
+
+
+SEEDS_UNTIL_CAUGHT = {
+    unconditional_append: 10,
+    cursor_outside_the_commit: 40,
+    outputs_before_commit: 40,
+    answers_before_commit: 40,
+    dedupe_off: 10,
+}
+
+
+@pytest.mark.parametrize("guard", SEEDS_UNTIL_CAUGHT, ids=lambda guard: guard.__name__)
+def test_removed_guard_is_caught(guard: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    guard(monkeypatch)
+    assert found_in(range(1, 1 + SEEDS_UNTIL_CAUGHT[guard]))
+
+
+def test_the_command_says_how_to_replay_a_violation(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["simulate", "--seeds", "2", "--start", "3"])
+    assert command.main() == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("sim: 2 seeds from 3, 0 with violations; ")
+    dedupe_off(monkeypatch)
+    assert command.main() == 1
+    out = capsys.readouterr().out
+    assert "replay: python -m mielin_cells.testing.simulate --seeds 1 --start " in out
