@@ -28,7 +28,7 @@ class Counter(cells.Agent):
 
 
 class Store(cells.Agent):
-    rows: cells.Table[int, bytes]
+    rows: cells.Table[int, bytes] = cells.Table()
     count: int = 0
 
     @cells.handler

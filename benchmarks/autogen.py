@@ -4,6 +4,17 @@
 import asyncio
 import statistics
 import time
+from dataclasses import dataclass
+
+
+@dataclass
+class Add:
+    n: int
+
+
+@dataclass
+class Total:
+    n: int
 
 
 async def autogen_asks(count: int, runs: int) -> float | None:
@@ -17,9 +28,9 @@ async def autogen_asks(count: int, runs: int) -> float | None:
         count = 0
 
         @rpc
-        async def add(self, message: int, ctx: MessageContext) -> int:
-            self.count += message
-            return self.count
+        async def add(self, message: Add, ctx: MessageContext) -> Total:
+            self.count += message.n
+            return Total(self.count)
 
     runtime = SingleThreadedAgentRuntime()
     await Plus.register(runtime, "plus", lambda: Plus("counter"))
@@ -27,7 +38,7 @@ async def autogen_asks(count: int, runs: int) -> float | None:
     found = []
     for _ in range(runs):
         at = time.perf_counter()
-        await asyncio.gather(*(runtime.send_message(1, AgentId("plus", str(n % 16))) for n in range(count)))
+        await asyncio.gather(*(runtime.send_message(Add(1), AgentId("plus", str(n % 16))) for n in range(count)))
         found.append(count / (time.perf_counter() - at))
     await runtime.stop()
     return statistics.median(found)

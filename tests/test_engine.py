@@ -17,8 +17,8 @@ from mielin_cells.node.reader import load
 class Account(cells.Agent):
     total: int = 0
     entries: list[int] = []
-    seen: cells.Table[str, int]
-    blob: cells.Buffer
+    seen: cells.Table[str, int] = cells.Table()
+    blob: cells.Buffer = cells.Buffer()
 
     @cells.handler
     async def add(self, n: int = 1) -> int:

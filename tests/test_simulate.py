@@ -127,16 +127,16 @@ def dedupe_off(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Ledger, "judge", judged)
 
 
-SEEDS_UNTIL_CAUGHT = {
+SEEDS_UNTIL_CAUGHT: dict[Callable[[pytest.MonkeyPatch], None], int] = {
     unconditional_append: 10,
-    cursor_outside_the_commit: 40,
-    outputs_before_commit: 40,
-    answers_before_commit: 40,
-    dedupe_off: 10,
+    cursor_outside_the_commit: 10,
+    outputs_before_commit: 5,
+    answers_before_commit: 3,
+    dedupe_off: 5,
 }
 
 
-@pytest.mark.parametrize("guard", SEEDS_UNTIL_CAUGHT, ids=lambda guard: guard.__name__)
+@pytest.mark.parametrize("guard", SEEDS_UNTIL_CAUGHT, ids=lambda guard: str(guard.__name__))
 def test_removed_guard_is_caught(guard: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
     guard(monkeypatch)
     assert found_in(range(1, 1 + SEEDS_UNTIL_CAUGHT[guard]))

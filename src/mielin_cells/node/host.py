@@ -32,11 +32,13 @@ from mielin_cells.core.spec import Spec
 from mielin_cells.core.state import StateDelta
 from mielin_cells.errors import (
     AnswerExpired,
+    AskTimeout,
     CellError,
     Fenced,
     HandlerFailed,
     NoSuchHandler,
     RecordInvalid,
+    RetryError,
     SessionExpired,
     UsageError,
     WrongClass,
@@ -239,10 +241,12 @@ class Host:
                     turn.closed = True
                 if self.lost is not None:
                     return False
+                if isinstance(error, RetryError) and not isinstance(error, AskTimeout):
+                    ran -= 1  # the world's failure, not the message's
                 if ran >= tries or (isinstance(error, UsageError) and not isinstance(error, HandlerFailed)):
                     break
                 logger.info("agent %s: %s failed, run %d of %d: %r", agent, message.handler, ran, tries, error)
-                await asyncio.sleep(self.home.settings.retry_first_s * 2 ** (ran - 1))
+                await asyncio.sleep(self.home.settings.retry_first_s * 2 ** max(0, ran - 1))
                 if self._quiet:
                     return False
         self._fail(arrival, mail, message, turn, error, ran)

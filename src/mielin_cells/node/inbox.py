@@ -62,17 +62,20 @@ class Inbox:
             arrival = self._arrival(entries[0])
             arrival.was_held = True
             self._held[seq] = arrival
-        self._tail = log.tail(inbox, ledger.cursor)
-        async for batch in self._tail:
-            for entry in batch:
-                arrival = self._arrival(entry)
-                self.queue.append(arrival)
-                self.waiting += arrival.count
-                self.arrived += arrival.count
-            self._kick()
-            while self.waiting > 2 * self._home.settings.inbox_max:
-                self._room.clear()
-                await self._room.wait()
+        self._tail = tail = log.tail(inbox, ledger.cursor)
+        try:
+            async for batch in tail:
+                for entry in batch:
+                    arrival = self._arrival(entry)
+                    self.queue.append(arrival)
+                    self.waiting += arrival.count
+                    self.arrived += arrival.count
+                self._kick()
+                while self.waiting > 2 * self._home.settings.inbox_max:
+                    self._room.clear()
+                    await self._room.wait()
+        finally:
+            tail.close()
 
     def _arrival(self, entry: Entry) -> Arrival:
         try:

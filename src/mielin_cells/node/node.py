@@ -25,6 +25,7 @@ from mielin_cells.errors import (
     CellError,
     Fenced,
     InternalError,
+    LogGap,
     MigrationInProgress,
     NodeStopping,
     NoSuchAgent,
@@ -89,6 +90,8 @@ class Node:
             self._lost,
         )
         self._taking: dict[str, asyncio.Task[Any]] = {}
+        self._making: set[str] = set()
+        """Agents that this node has just created or claimed, and whose hooks still run."""
         self._quiet: dict[str, int] = {}
         self._subscriptions: list[Subscription] = []
 
@@ -139,8 +142,10 @@ class Node:
             if host.lost is None:
                 await self._depart(host)
             self.drop(host)
-        for side in [*self.copies.values(), *self.moves.values()]:
-            side.close()
+        for copy in list(self.copies.values()):
+            copy.close()
+        for move in list(self.moves.values()):
+            move.close()
         self.kill()
         if self.home.tasks:
             await asyncio.gather(*self.home.tasks, return_exceptions=True)
@@ -249,7 +254,7 @@ class Node:
 
     async def _take_named(self, agent: str) -> None:
         """Hosts the agent if its log names this node: by a claim, or in probation by verifying (rules 4, 5, 8)."""
-        if agent in self.hosts or agent in self.copies or self.is_stopping:
+        if agent in self.hosts or agent in self.copies or agent in self._making or self.is_stopping:
             return
         try:
             last = await self.home.log.last(log_subject(agent))
@@ -260,7 +265,7 @@ class Node:
                 self._quiet[agent] = last.seq
                 return
             fold = await load(self.home.log, agent)
-            if fold.owner != self.name or agent in self.hosts or agent in self.copies:
+            if fold.owner != self.name or agent in self.hosts or agent in self.copies or agent in self._making:
                 return
             if fold.phase is Phase.PROBATION:
                 copy = self.copies[agent] = Copy(self, agent, fold.migration, self.spec(fold.cls))
@@ -283,15 +288,19 @@ class Node:
             fold.state.apply(delta)
         cell = Cell(spec, fold.state, fold.agent)
         writer = self.writer(fold)
-        await writer.append(lambda head: Claimed(**head, cause=cause), claim=True)
-        host = Host(self.home, spec, cell, writer)
-        host.adopt(delta)
-        if fold.may_run:
-            try:
-                await host.hook("on_arrive")
-            except Exception as error:  # whatever a user's hook raises: ERROR until it is resumed
-                await host.failed(error)
-        self.serve(host)
+        self._making.add(fold.agent)
+        try:
+            await writer.append(lambda head: Claimed(**head, cause=cause), claim=True)
+            host = Host(self.home, spec, cell, writer)
+            host.adopt(delta)
+            if fold.may_run:
+                try:
+                    await host.hook("on_arrive")
+                except Exception as error:  # whatever a user's hook raises: ERROR until it is resumed
+                    await host.failed(error)
+            self.serve(host)
+        finally:
+            self._making.discard(fold.agent)
         return host
 
     # ---- requests --------------------------------------------------------------------------------------------
@@ -403,8 +412,15 @@ class Node:
         fold.state.apply(request.state)
         cell = Cell(spec, fold.state, request.agent)
         writer = self.writer(fold)
-        if await self.home.log.last(log_subject(request.agent)) is not None:
+        if await self.home.log.last(log_subject(request.agent)) is not None or request.agent in self._making:
             return None
+        self._making.add(request.agent)
+        try:
+            return await self._make(request, spec, cell, writer)
+        finally:
+            self._making.discard(request.agent)
+
+    async def _make(self, request: control.Spawn, spec: Spec, cell: Cell, writer: Writer) -> Host | None:
         try:
             await writer.append(
                 lambda head: Created(
@@ -481,16 +497,36 @@ class Node:
         encoded = {name: msgspec.Raw(msgspec.msgpack.encode(getattr(report, name))) for name in report.__slots__}
         return control.Progress(report.outcome, encoded)
 
+    async def _outcome(self, agent: str, move: Move) -> str:
+        """What became of a migration, from the agent's log; waits until it is decided (rule 7)."""
+        delay = RETRY_S_MIN
+        while True:
+            try:
+                fold = await load(self.home.log, agent)
+                outcome = fold.outcomes.get(move.migration)
+                if outcome is not None:
+                    return outcome
+                if fold.migration != move.migration and (fold.epoch > move.epoch or fold.phase is Phase.TERMINATED):
+                    return "rolled_back"
+                self.look(agent)
+            except (RetryError, LogGap) as error:
+                logger.info("migration %s: its outcome is read again: %s", move.migration, error)
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, RETRY_S_MAX)
+
     async def _run_move(self, move: Move) -> None:
         agent = move.host.fold.agent
         try:
             await move.run()
         except Exception as error:
-            # A bug, or a log that cannot be read: this copy may not go on, the log says who does.
-            logger.exception("migration %s of agent %s failed on %s", move.migration, agent, self.name)
-            move.fail(error)
+            # A log that cannot be read on, or a bug: this copy may not go on, and the log says who does.
+            if isinstance(error, (RetryError, LogGap)):
+                logger.warning("migration %s of agent %s left %s: %s", move.migration, agent, self.name, error)
+            else:
+                logger.exception("migration %s of agent %s failed on %s", move.migration, agent, self.name)
             self.drop(move.host)
             self.look(agent)
+            move.fail(error, await self._outcome(agent, move))
         finally:
             move.close()
             if self.moves.get(agent) is move:

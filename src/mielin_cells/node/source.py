@@ -12,13 +12,14 @@ import msgspec
 from mielin_cells.core.cluster import MigrationReport
 from mielin_cells.core.ids import control_subject, log_subject
 from mielin_cells.core.records import Accepted, AnyRecord, Claimed, HandedOff, Returned
+from mielin_cells.core.settings import RETRY_S_MAX, RETRY_S_MIN
 from mielin_cells.errors import CellError, Fenced, NoResponder, RetryError, TooLateToCancel, WireTimeout
 from mielin_cells.migration import source as m
 from mielin_cells.migration.phases import MigrationPhase
 from mielin_cells.node import control
 from mielin_cells.node.reader import record_of
 from mielin_cells.node.writer import Doubt
-from mielin_cells.substrate.ports import Tail
+from mielin_cells.substrate.ports import Entry, Tail
 
 if TYPE_CHECKING:
     from mielin_cells.node.host import Host
@@ -38,6 +39,8 @@ class Move:
         self.node = node
         self.host = host
         self.target = target
+        self.epoch = host.fold.epoch
+        """The epoch that the migration was planned in."""
         limits = m.Limits(settings.copy_rounds, settings.copy_lag_records, settings.copy_lag_bytes)
         self.machine = m.Source(migration, limits)
         self.done: asyncio.Future[MigrationReport] = asyncio.get_running_loop().create_future()
@@ -99,9 +102,10 @@ class Move:
         if self._tail is not None:
             self._tail.close()
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: Exception, outcome: str) -> None:
         """Ends the report of a move whose driver failed; the outcome is the log's."""
-        self.done.set_result(self._report(m.End("rolled_back", type(error).__name__, str(error))))
+        code, reason = ("", "") if outcome == "completed" else (type(error).__name__, str(error))
+        self.done.set_result(self._report(m.End(outcome, code, reason)))
 
     async def _perform(self, effect: m.Effect) -> m.Event | None:
         match effect:
@@ -239,14 +243,25 @@ class Move:
         except Fenced:
             if self.machine.phase is not MigrationPhase.IN_DOUBT:
                 return m.Overtaken(False)
-        entries = await log.read(log_subject(host.fold.agent), host.fold.seq, 1)
-        record = await record_of(log, host.fold.agent, entries[0]) if entries else None
+        entry = await self._taken()
+        record = await record_of(log, host.fold.agent, entry)
         if isinstance(record, HandedOff) and record.migration == self.migration and record.prev == host.fold.seq:
-            host.fold.settled(entries[0].seq, record)  # the seal is in ledger and state already
+            host.fold.settled(entry.seq, record)  # the seal is in ledger and state already
             self._handed = True
             host.handed_over()
             return m.Overtaken(True)
         return m.Overtaken(False)
+
+    async def _taken(self) -> Entry:
+        """What is behind the last record folded: something is, a conditional append has met it.  A replica may lag."""
+        fold, delay = self.host.fold, RETRY_S_MIN
+        while True:
+            with contextlib.suppress(RetryError):
+                entries = await self.node.home.log.read(log_subject(fold.agent), fold.seq, 1)
+                if entries:
+                    return entries[0]
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, RETRY_S_MAX)
 
     async def _watch(self) -> m.Event:
         """Waits for the record behind the handover; silence for the length of a probation ends in a claim."""

@@ -63,7 +63,7 @@ async def put_parts(log: Log, subject: str, data: bytes | Iterable[bytes]) -> tu
             await asyncio.sleep(0)
         while appending:
             refs.append(await appending[0])
-            appending.popleft()
+            _ = appending.popleft()
     finally:
         for task in appending:
             task.cancel()

@@ -15,9 +15,9 @@ ASK_S = 4.0
 
 class Account(cells.Agent, name="SimAccount"):
     tokens: int = TOKENS
-    heard: list[tuple[str, int]] = []
-    got: dict[str, list[int]] = {}
-    sent: dict[str, int] = {}
+    heard: list[tuple[str, int]] = []  # noqa: RUF012 - a mutable default is copied for each agent
+    got: dict[str, list[int]] = {}  # noqa: RUF012
+    sent: dict[str, int] = {}  # noqa: RUF012
     arrivals: int = 0
 
     async def on_arrive(self) -> None:

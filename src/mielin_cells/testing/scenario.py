@@ -324,7 +324,10 @@ class Scenario:
             return
         self.counts[f"migrations {report.outcome}"] += 1
         self.world.note(f"report {report.migration} {agent} {report.outcome} {report.reason}")
-        self.ownership.reported(report)
+        try:
+            self.ownership.reported(report)
+        except Violation as error:
+            self.found(str(error))
 
     async def _order(self, what: str, call: Callable[[], Coroutine[Any, Any, Any]]) -> None:
         try:

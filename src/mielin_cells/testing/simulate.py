@@ -61,7 +61,7 @@ def simulate(seed: int) -> Result:
     try:
         with logs:
             run(main(), seed=seed, steps_max=STEPS_MAX)
-    except Exception:  # whatever it is, it is a finding of this seed, and the next seed goes on
+    except Exception:  # noqa: BLE001 - whatever it is, it is a finding of this seed, and the next one goes on
         told[0].violations.append(f"raised: {traceback.format_exc()}")
     scenario = told[0]
     world = scenario.world
