@@ -260,7 +260,7 @@ class Source:
         match self.phase, event:
             case Phase.HANDING_OVER, HandedOver():
                 return self._to(Phase.VERIFYING, WatchLog())
-            case Phase.HANDING_OVER, Doubtful() | Deadline():
+            case Phase.HANDING_OVER, Doubtful() | Deadline() | Broken():
                 return self._to(Phase.IN_DOUBT, ClaimBack())
             case Phase.IN_DOUBT, ClaimedBack():
                 return self._back("the handover's answer was lost", "Timeout", ResumeIntake(), ReleaseTarget())

@@ -19,6 +19,18 @@ WINDOW_SHARE = 10
 """A client asks after an inbox's length each time it has sent a tenth of what an inbox may hold."""
 
 
+class _Open:
+    """A number without an outcome: an ask waits for its answer, a tell for being stored."""
+
+    __slots__ = ("cls", "deadline", "future", "message")
+
+    def __init__(self, message: Message, cls: str, future: asyncio.Future[bytes], deadline: float) -> None:
+        self.message = message
+        self.cls = cls
+        self.future = future
+        self.deadline = deadline
+
+
 class Lane:
     """One session of one client with one agent."""
 
@@ -27,33 +39,36 @@ class Lane:
         self.agent = agent
         self.sender = client_sender(session)
         self.start = start
+        self._loop = asyncio.get_running_loop()
         self._next = 1
-        self._open: dict[int, asyncio.Future[bytes]] = {}
-        """Numbers without an outcome: an ask's answer, a tell's being stored.  In order, so the first is the lowest."""
-        self._queue: deque[tuple[Message, str]] = deque()
+        self._open: dict[int, _Open] = {}
+        """In order of number, so that the first is the lowest without an outcome."""
+        self._queue: deque[_Open] = deque()
         self._sending = False
         self._unknown = 0
         self._found = False
+        self._counting: asyncio.Task[int | None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._heard = 0.0
+        """When the last answer came, or the last repetition left."""
+        self._silence = 0.0
+        """How long to wait from then on before asks are repeated; it grows while nothing is heard."""
 
     async def ask(self, cls: str, handler: str, args: bytes, timeout: float) -> bytes:
         """The encoded result.  Raises the answer's error, or `AskTimeout`: then the ask may still take effect."""
         if self._unknown * WINDOW_SHARE >= self.client.settings.inbox_max:
             await self._admit()
-        message, future = self._send(handler, args, True, cls)
-        loop = asyncio.get_running_loop()
-        timer = loop.call_later(timeout, _expire, future)
-        repeat = loop.call_later(self.client.settings.ask_repeat_s, self._repeat, message, cls, 1)
+        asked = self._send(handler, args, True, cls, self._loop.time() + timeout)
+        self._watch()
         try:
-            data = await future
+            data = await asked.future
         except TimeoutError:
             raise AskTimeout(
                 f"No answer from {self.agent!r}.{handler} in {timeout:g} s; the ask may still take effect.",
                 agent=self.agent,
             ) from None
         finally:
-            timer.cancel()
-            repeat.cancel()
-            self._open.pop(message.n, None)
+            self._open.pop(asked.message.n, None)
             if not self._open:
                 self._unknown = 0
         answer = decode_answer(data)
@@ -65,31 +80,76 @@ class Lane:
         """Returns when the message is stored in the inbox."""
         if self._unknown * WINDOW_SHARE >= self.client.settings.inbox_max:
             await self._admit()
-        message, future = self._send(handler, args, False, cls)
+        told = self._send(handler, args, False, cls, 0.0)
         try:
-            await asyncio.shield(future)
+            await asyncio.shield(told.future)
         finally:
-            if future.done():
-                self._open.pop(message.n, None)
+            if told.future.done():
+                self._open.pop(told.message.n, None)
             else:  # the caller has gone; the number stays open until it is stored
-                future.add_done_callback(lambda _: self._open.pop(message.n, None))
+                told.future.add_done_callback(lambda _: self._open.pop(told.message.n, None))
 
     def answered(self, n: int, answer: bytes) -> None:
-        future = self._open.get(n)
-        if future is not None and not future.done():
-            future.set_result(answer)
+        self._heard, self._silence = self._loop.time(), self.client.settings.ask_repeat_s
+        found = self._open.get(n)
+        if found is not None and not found.future.done():
+            found.future.set_result(answer)
 
-    def _send(self, handler: str, args: bytes, ask: bool, cls: str) -> tuple[Message, asyncio.Future[bytes]]:
-        message = Message(self._next, handler, args, ask)
+    # ---- time ------------------------------------------------------------------------------------------------
+    # One timer a lane: most answers come within a millisecond, and thousands of asks may be open.
+
+    def _watch(self) -> None:
+        if self._timer is None:
+            self._heard, self._silence = self._loop.time(), self.client.settings.ask_repeat_s
+            self._arm()
+        elif (deadline := next(reversed(self._open.values())).deadline) < self._timer.when():
+            self._timer.cancel()
+            self._timer = self._loop.call_at(deadline, self._tick)
+
+    def _arm(self) -> None:
+        first = min((o.deadline for o in self._open.values() if o.message.ask), default=0.0)
+        self._timer = self._loop.call_at(min(first, self._heard + self._silence), self._tick) if first else None
+
+    def _tick(self) -> None:
+        now = self._loop.time()
+        for found in self._open.values():
+            if found.message.ask and found.deadline <= now and not found.future.done():
+                found.future.set_exception(TimeoutError())
+        if now >= self._heard + self._silence:
+            self._heard, self._silence = now, min(self._silence * 2, ASK_REPEAT_S_MAX)
+            self.client.start(self._repeat([o for o in self._open.values() if o.message.ask and not o.future.done()]))
+        self._timer = None
+        if any(o.message.ask and not o.future.done() for o in self._open.values()):
+            self._arm()
+
+    async def _repeat(self, silent: list[_Open]) -> None:
+        """Nothing was heard for long: look whether the agent has ended, else send the same numbers again."""
+        for asked in silent:
+            try:
+                answer = await ended(self.client.log, self.agent, self.sender, asked.message.n)
+            except RetryError:
+                answer = None
+            if answer is None:
+                break
+            self.answered(asked.message.n, answer)
+        else:
+            return
+        for asked in silent:
+            if asked.message.n in self._open and asked not in self._queue:
+                self._put(asked)
+
+    # ---- storing ---------------------------------------------------------------------------------------------
+
+    def _send(self, handler: str, args: bytes, ask: bool, cls: str, deadline: float) -> _Open:
+        sent = _Open(Message(self._next, handler, args, ask), cls, self._loop.create_future(), deadline)
         self._next += 1
         self._unknown += 1
-        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._open[message.n] = future
-        self._put(message, cls)
-        return message, future
+        self._open[sent.message.n] = sent
+        self._put(sent)
+        return sent
 
-    def _put(self, message: Message, cls: str) -> None:
-        self._queue.append((message, cls))
+    def _put(self, sent: _Open) -> None:
+        self._queue.append(sent)
         if not self._sending:
             self._sending = True
             self.client.start(self._store())
@@ -101,49 +161,36 @@ class Lane:
                 await self.client.find(self.agent)
                 self._found = True
             while self._queue:
-                cls, size, messages = self._queue[0][1], 0, list[Message]()
-                while self._queue and self._queue[0][1] == cls:
-                    size += len(self._queue[0][0].args) + 64
+                cls, size, messages = self._queue[0].cls, 0, list[Message]()
+                while self._queue and self._queue[0].cls == cls:
+                    size += len(self._queue[0].message.args) + 64
                     if messages and size > MAIL_BYTES_MAX:
                         break
-                    messages.append(self._queue.popleft()[0])
-                low = next(iter(self._open), self._next)
-                mail = Mail(
-                    self.agent, cls, self.sender, self.start, min(low, messages[0].n), self.client.reply_to, messages
-                )
+                    messages.append(self._queue.popleft().message)
+                low = min(next(iter(self._open), self._next), messages[0].n)
+                mail = Mail(self.agent, cls, self.sender, self.start, low, self.client.reply_to, messages)
                 await store_mail(self.client.log, mail)
                 for message in messages:
-                    if not message.ask:
-                        self.answered(message.n, b"")
+                    found = self._open.get(message.n) if not message.ask else None
+                    if found is not None and not found.future.done():
+                        found.future.set_result(b"")
         except Exception as error:
             self._queue.clear()
-            for future in self._open.values():
-                if not future.done():
-                    future.set_exception(error)
+            for found in self._open.values():
+                if not found.future.done():
+                    found.future.set_exception(error)
             raise
         finally:
             self._sending = False
 
-    def _repeat(self, message: Message, cls: str, times: int) -> None:
-        """No answer yet: look whether the agent has ended, and send the same number again."""
-        if message.n in self._open:
-            self.client.start(self._look(message, cls, times))
-
-    async def _look(self, message: Message, cls: str, times: int) -> None:
-        try:
-            answer = await ended(self.client.log, self.agent, self.sender, message.n)
-        except RetryError:
-            answer = None
-        if answer is not None:
-            self.answered(message.n, answer)
-        elif message.n in self._open:
-            self._put(message, cls)
-            pause = min(self.client.settings.ask_repeat_s * 2**times, ASK_REPEAT_S_MAX)
-            asyncio.get_running_loop().call_later(pause, self._repeat, message, cls, times + 1)
-
     async def _admit(self) -> None:
-        """Asks how many messages wait.  Raises `InboxFull`: nothing was sent."""
-        waiting = await self.client.waiting(self.agent)
+        """Asks how many messages wait, once for all calls that want to know.  Raises `InboxFull`: nothing was sent."""
+        if self._counting is None:
+            self._counting = self._loop.create_task(self.client.waiting(self.agent))
+        counting = self._counting
+        waiting = await asyncio.shield(counting)
+        if self._counting is counting:
+            self._counting = None
         limit = self.client.settings.inbox_max
         if waiting is None:
             waiting = self._unknown
@@ -153,8 +200,3 @@ class Lane:
                 agent=self.agent, waiting=waiting, limit=limit,
             )  # fmt: skip
         self._unknown = waiting if waiting * WINDOW_SHARE >= limit else 0
-
-
-def _expire(future: asyncio.Future[bytes]) -> None:
-    if not future.done():
-        future.set_exception(TimeoutError())
