@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from agent_log import accepted, after, claimed, committed, handed_off, returned
 
@@ -48,6 +48,7 @@ class World(NamedTuple):
     target_seen: int = 0
     mail: frozenset[str] = frozenset()
     """Hints from source to target."""
+    new_target: type[t.Target] = t.Target
 
 
 @cache
@@ -58,7 +59,7 @@ def owner_of(log: Log) -> tuple[str, LogPhase]:
     fold = after()
     for record in log:
         kind, _, who = record.rstrip("'").partition(" ")
-        node = {"node": nodes[who]}
+        node: dict[str, Any] = {"node": nodes[who]}
         match kind:
             case "HandedOff":
                 fold.apply(fold.seq + 1, handed_off(fold, **node))
@@ -140,7 +141,7 @@ def source_steps(w: World) -> Iterator[World]:
     if waits == "AskPrepare":
         yield source_on(w, s.Refused(("full",)))
         if w.target is None:
-            yield source_on(w._replace(target=t.Target("m-1"), target_seen=0), s.Prepared())
+            yield source_on(w._replace(target=w.new_target("m-1"), target_seen=0), s.Prepared())
     elif waits == "AskCopy":
         yield source_on(w, s.Copied(9, 9))
         if w.target is not None and w.target.phase is TargetPhase.COPYING:
@@ -264,7 +265,7 @@ def node_steps(w: World) -> Iterator[World]:
             yield w._replace(serving=w.serving - {"T"})
         if "T" not in w.serving and owner == "T":
             if phase is LogPhase.PROBATION:
-                yield target_on(w._replace(target=t.Target("m-1"), target_seen=end), t.HandoverSeen())
+                yield target_on(w._replace(target=w.new_target("m-1"), target_seen=end), t.HandoverSeen())
             else:
                 yield w._replace(log=(*w.log, "Claimed T'"), serving=w.serving | {"T"}, target_seen=end + 1)
     if "K" in w.serving and owner != "K":
@@ -292,8 +293,8 @@ def faults(w: World) -> Iterator[World]:
     if left.commits:
         for name, seen in (("S", w.source_seen), ("T", w.target_seen)):
             if name in w.serving and seen == len(w.log):
-                at = {"source_seen": seen + 1} if name == "S" else {"target_seen": seen + 1}
-                yield w._replace(log=(*w.log, f"Committed {name}"), left=left._replace(commits=left.commits - 1), **at)  # type: ignore[arg-type]
+                made = w._replace(log=(*w.log, f"Committed {name}"), left=left._replace(commits=left.commits - 1))
+                yield made._replace(source_seen=seen + 1) if name == "S" else made._replace(target_seen=seen + 1)
 
 
 def steps(w: World) -> Iterator[World]:

@@ -61,7 +61,12 @@ class Inbox:
                 raise Fenced(f"The inbox of agent {self._fold.agent!r} was trimmed at {seq}: another node owns it.")
             arrival = self._arrival(entries[0])
             arrival.was_held = True
-            self._held[seq] = arrival
+            self.waiting += arrival.count
+            if isinstance(arrival.mail, Mail) and self.verdict(arrival.mail, arrival.mail.messages[0]) is Verdict.HOLD:
+                self._held[seq] = arrival
+            else:  # what it waited for was committed, and the owner was lost before this
+                self.queue.append(arrival)
+        self._kick()
         self._tail = tail = log.tail(inbox, ledger.cursor)
         try:
             async for batch in tail:

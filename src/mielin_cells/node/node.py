@@ -52,6 +52,9 @@ logger = logging.getLogger("mielin_cells.node")
 REPORTS_MAX = 256
 """Reports of ended migrations that a node still answers with, when a client asks again."""
 
+LOOK_SUBJECTS = 256
+"""Subjects looked at before the loop gets its turn."""
+
 ADOPTIONS_MAX = 32
 """Agents that a node takes over at the same time, when it starts."""
 
@@ -93,6 +96,9 @@ class Node:
         self._making: set[str] = set()
         """Agents that this node has just created or claimed, and whose hooks still run."""
         self._quiet: dict[str, int] = {}
+        """Logs that were read and name another owner, with their last sequence then."""
+        self._moved: dict[str, int] = {}
+        """Logs with their last sequence at the last round."""
         self._subscriptions: list[Subscription] = []
 
     # ---- life ------------------------------------------------------------------------------------------------
@@ -106,7 +112,7 @@ class Node:
             await home.wire.subscribe(home.reply_to, self._replied),
             await home.wire.serve(control_subject(self.name), self._answer),
         ]
-        await self._again(self.reconcile)
+        await self._again(lambda: self.reconcile(every=True))
         home.begin(self._reconcile_for_ever())
 
     async def _again(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
@@ -211,26 +217,30 @@ class Node:
         finally:
             self._taking.pop(agent, None)
 
-    async def reconcile(self) -> None:
-        """Ownership is what the log says, not what this node remembers."""
+    async def reconcile(self, every: bool = False) -> None:
+        """Ownership is what the log says, not what this node remembers.
+
+        A log that has moved since the last look has an owner that appends: it is looked at once it has been still for a
+        round.  `every`: look at all of them, as at the start.
+        """
         limit = asyncio.Semaphore(ADOPTIONS_MAX)
 
         async def one(agent: str) -> None:
             async with limit:
                 await self._take_named(agent)
 
-        unhosted: list[str] = []
-        for subject, seq in await self.home.log.subjects(LOGS):
+        still = []
+        for count, (subject, seq) in enumerate(await self.home.log.subjects(LOGS), 1):
             agent = agent_of(subject)
+            moved, self._moved[agent] = self._moved.get(agent) != seq, seq
             host = self.hosts.get(agent)
             if host is not None and agent not in self.moves and seq > host.fold.seq:
                 await self._check(host)
-            elif host is None and agent not in self.copies and self._quiet.get(agent) != seq:
-                unhosted.append(agent)
-        results = await asyncio.gather(*(one(agent) for agent in unhosted), return_exceptions=True)
-        for error in results:
-            if isinstance(error, BaseException) and not isinstance(error, CellError):
-                raise error
+            elif host is None and agent not in self.copies and self._quiet.get(agent) != seq and (every or not moved):
+                still.append(agent)
+            if count % LOOK_SUBJECTS == 0:
+                await asyncio.sleep(0)
+        await asyncio.gather(*(one(agent) for agent in still))
 
     async def _reconcile_for_ever(self) -> None:
         while not self.is_stopping:
