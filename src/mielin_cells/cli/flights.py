@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import math
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib import resources
@@ -13,10 +15,14 @@ from pathlib import Path
 from blake3 import blake3
 
 import mielin_cells as cells
-from mielin_cells.errors import ConfigError
+from mielin_cells.core.ids import AgentId
+from mielin_cells.errors import ConfigError, InvalidAgentId
 
 COLUMNS = ("time_hour", "carrier", "flight", "tailnum", "dest", "arr_delay", "distance")
 BUILT_IN = "flights-2013-01.csv.gz"
+
+NUMBER_MAX = 2**31
+"""Minutes and miles above it are no minutes and miles; and every sum of them stays exact."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +121,38 @@ def aircraft_id(tailnum: str) -> str:
 
 
 def read_flights(path: Path | None) -> Flights:
-    """The events of a CSV file.  Raises `ConfigError` naming file, line and column of what cannot be used."""
+    """The events of a CSV file, plain or .gz.  Raises `ConfigError` naming file, line and column of what cannot be used."""
     where = str(path) if path is not None else BUILT_IN
+    reader = csv.DictReader(io.StringIO(_text(path, where), newline=""), strict=True)
+    events, skipped = list[Flight](), 0
+    try:
+        missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+        if missing:
+            raise _unusable(f"{where}, line 1: column {missing[0]!r} is missing", ", ".join(COLUMNS))
+        for row in reader:
+            at = f"{where}, line {reader.line_num}"
+            short = [name for name in COLUMNS if row[name] is None]
+            if short:
+                raise _unusable(f"{at}: the row ends before column {short[0]!r}", "a value in every column")
+            if None in row:
+                raise _unusable(f"{at}: the row has more values than the header has columns", "one value a column")
+            if row["tailnum"] in ("", "NA"):
+                skipped += 1
+            else:
+                events.append(_flight(row, at))
+    except csv.Error as error:
+        raise _unusable(f"{where}, line {reader.line_num}: {error}", "CSV") from error
+    if not events:
+        raise _unusable(f"{where} has no row with a tail number ({skipped} without)", "at least one flight")
+    return Flights(events, skipped)
+
+
+def _unusable(what: str, wanted: str) -> ConfigError:
+    return ConfigError(f"{what}; wanted: {wanted}.", field="events", range=wanted)
+
+
+def _text(path: Path | None, where: str) -> str:
+    data = b""
     try:
         if path is None:
             data = (resources.files("mielin_cells") / "data" / BUILT_IN).read_bytes()
@@ -124,47 +160,40 @@ def read_flights(path: Path | None) -> Flights:
             data = path.read_bytes()
         if where.endswith(".gz"):
             data = gzip.decompress(data)
-        text = data.decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError, gzip.BadGzipFile) as error:
-        raise ConfigError(
-            f"{where} cannot be read: {error}.", field="events", range="a CSV file, plain or .gz"
-        ) from error
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
-    if missing:
-        raise ConfigError(
-            f"{where}, line 1: column {missing[0]!r} is missing.", field="events", range=", ".join(COLUMNS)
-        )
-    events, skipped = [], 0
-    try:
-        for row in reader:
-            if not row["tailnum"] or row["tailnum"] == "NA":
-                skipped += 1
-            else:
-                events.append(_flight(row, f"{where}, line {reader.line_num}"))
-    except csv.Error as error:
-        raise ConfigError(f"{where}, line {reader.line_num}: {error}.", field="events", range="CSV") from error
-    return Flights(events, skipped)
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise _unusable(f"{where}, line {line}: not UTF-8 text ({error.reason})", "a CSV file, plain or .gz") from error
+    except OSError as error:  # also BadGzipFile, which has no strerror
+        raise _unusable(f"{where} cannot be read: {error.strerror or error}", "a CSV file, plain or .gz") from error
+    except (EOFError, zlib.error) as error:
+        raise _unusable(f"{where} is damaged gzip data: {error}", "a CSV file, plain or .gz") from error
 
 
-def _flight(row: dict[str, str | None], where: str) -> Flight:
+def _flight(row: dict[str, str], where: str) -> Flight:
+    if not row["dest"]:
+        raise _unusable(f"{where}: column 'dest' is empty", "an airport's code")
+    for name, make in (("tailnum", aircraft_id), ("dest", airport_id)):
+        try:
+            AgentId(make(row[name]))
+        except InvalidAgentId as error:
+            raise _unusable(f"{where}: column {name!r} makes no agent id. {error.message}", "printable text") from error
     delay = row["arr_delay"]
-    label = "|".join(row[name] or "" for name in COLUMNS)
-    dest = row["dest"]
-    if not dest:
-        raise ConfigError(f"{where}: column 'dest' is empty.", field="events", range="an airport's code")
-    minutes = None if delay in ("", "NA", None) else _number(row, "arr_delay", where)
-    return Flight(row["tailnum"] or "", dest, _number(row, "distance", where), minutes, label)
+    minutes = None if delay in ("", "NA") else _number(row, "arr_delay", where)
+    label = "|".join(row[name] for name in COLUMNS)
+    return Flight(row["tailnum"], row["dest"], _number(row, "distance", where), minutes, label)
 
 
-def _number(row: dict[str, str | None], name: str, where: str) -> int:
+def _number(row: dict[str, str], name: str, where: str) -> int:
+    """A whole number, also when written as 12.0.  A fraction is refused: sums would no longer be exact."""
     text = row[name]
     try:
-        return int(float(text or ""))
-    except (ValueError, OverflowError) as error:
-        raise ConfigError(
-            f"{where}: column {name!r} holds {text!r}, not a number.", field="events", range="a number"
-        ) from error
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (value.is_integer() and abs(value) <= NUMBER_MAX):  # not so for nan and inf
+        raise _unusable(f"{where}: column {name!r} holds {text!r}", "a whole number")
+    return int(value)
 
 
 def expected(events: Iterable[Flight]) -> Totals:
@@ -210,4 +239,6 @@ def compare(wanted: Totals, found: Totals) -> Difference:
         there = found.airports.get(dest, AirportTotals())
         difference.count(airport.arrivals, there.arrivals)
         difference.mismatched += airport != there
+    difference.mismatched += len(found.aircraft.keys() - wanted.aircraft.keys())
+    difference.mismatched += len(found.airports.keys() - wanted.airports.keys())
     return difference
