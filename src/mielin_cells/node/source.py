@@ -13,7 +13,7 @@ from mielin_cells.core.cluster import MigrationReport
 from mielin_cells.core.ids import control_subject, log_subject
 from mielin_cells.core.records import Accepted, AnyRecord, Claimed, HandedOff, Returned
 from mielin_cells.core.settings import RETRY_S_MAX, RETRY_S_MIN
-from mielin_cells.errors import CellError, Fenced, NoResponder, RetryError, TooLateToCancel, WireTimeout
+from mielin_cells.errors import CellError, Fenced, LogGap, NoResponder, RetryError, TooLateToCancel, WireTimeout
 from mielin_cells.migration import source as m
 from mielin_cells.migration.phases import MigrationPhase
 from mielin_cells.node import control
@@ -104,6 +104,9 @@ class Move:
 
     def fail(self, error: Exception, outcome: str) -> None:
         """Ends the report of a move whose driver failed; the outcome is the log's."""
+        self._phases.append((self.machine.phase.value, self._now() - self._at))
+        if outcome == "completed" and self.machine.phase is not MigrationPhase.VERIFYING:
+            self._phases.append((MigrationPhase.VERIFYING.value, 0.0))  # it was the target's, unseen from here
         code, reason = ("", "") if outcome == "completed" else (type(error).__name__, str(error))
         self.done.set_result(self._report(m.End(outcome, code, reason)))
 
@@ -230,27 +233,41 @@ class Move:
         except (Doubt, RetryError):
             return m.Doubtful()
         except Fenced:
-            return m.Overtaken(False)
+            return await self._overtaken()
         self._handed = True
         host.handed_over()
         return m.HandedOver()
 
     async def _claim_back(self) -> m.Event:
-        host, log = self.host, self.node.home.log
+        host = self.host
         try:
             await host.writer.append(lambda head: Claimed(**head, cause=f"claimed back from {self.target}"), claim=True)
             return m.ClaimedBack()
         except Fenced:
             if self.machine.phase is not MigrationPhase.IN_DOUBT:
                 return m.Overtaken(False)
+        return await self._overtaken()
+
+    async def _overtaken(self) -> m.Event:
+        """What took the place of an append of this side: its own handover, which had landed, or another node's claim.
+
+        Raises `LogGap` if that is trimmed already: then only the whole log tells the outcome.
+        """
+        host, log = self.host, self.node.home.log
         entry = await self._taken()
         record = await record_of(log, host.fold.agent, entry)
-        if isinstance(record, HandedOff) and record.migration == self.migration and record.prev == host.fold.seq:
-            host.fold.settled(entry.seq, record)  # the seal is in ledger and state already
-            self._handed = True
-            host.handed_over()
-            return m.Overtaken(True)
-        return m.Overtaken(False)
+        if record.prev != host.fold.seq:
+            raise LogGap(
+                f"The log of agent {host.fold.agent!r} behind {host.fold.seq} is trimmed.",
+                have=host.fold.seq,
+                need=record.prev,
+            )
+        if not isinstance(record, HandedOff) or record.migration != self.migration:
+            return m.Overtaken(False)
+        host.fold.settled(entry.seq, record)  # the seal is in ledger and state already
+        self._handed = True
+        host.handed_over()
+        return m.Overtaken(True)
 
     async def _taken(self) -> Entry:
         """What is behind the last record folded: something is, a conditional append has met it.  A replica may lag."""
