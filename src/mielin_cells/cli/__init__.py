@@ -8,13 +8,14 @@ import sys
 def main() -> None:
     """The entry point.  Heavy imports wait until a command runs, so that `--help` is quick."""
     from mielin_cells.cli.app import app
-    from mielin_cells.errors import CellError
+    from mielin_cells.errors import CellError, ConfigError, MigrationRefused
 
     try:
         app()
     except CellError as error:
         print(f"mielin: {error.message}", file=sys.stderr)
-        raise SystemExit(1) from None
+        code = 2 if isinstance(error, ConfigError) else 3 if isinstance(error, MigrationRefused) else 1
+        raise SystemExit(code) from None
     except KeyboardInterrupt:
         print("mielin: stopped", file=sys.stderr)
         raise SystemExit(130) from None

@@ -15,23 +15,18 @@ app = App(name="mielin", help="Stateful agents that move between nodes while the
 @app.command
 def demo(
     *,
-    events: Path | None = None,
+    events: Annotated[Path | None, Parameter(help="A CSV file, plain or .gz, with the built-in one's columns.")] = None,
     nodes: Annotated[int, Parameter(help="Nodes, all in this process.")] = 3,
     migrations: Annotated[int, Parameter(help="Live migrations while events flow.")] = 500,
     json: Annotated[Path | None, Parameter(help="Write the report to this file, too.")] = None,
     path: Annotated[Path | None, Parameter(help="Keep the store in this file (default: a temporary one).")] = None,
-    resume: Annotated[Path | None, Parameter(help="Go on with the store of a run that was ended.")] = None,
+    resume: Annotated[Path | None, Parameter(help="Go on with the store that an ended run kept with --path.")] = None,
     sync: Annotated[Literal["process", "power"], Parameter(help="What an acknowledged write survives.")] = "process",
 ) -> None:
     """Run the main job: a month of real flights through thousands of agents that move while they work.
 
     Each aircraft is an agent, and each destination airport.  At the end every agent is compared with an independent
     computation.  Exits with 0 only if nothing was lost, doubled or changed, and nine of ten migrations completed.
-
-    Parameters
-    ----------
-    events
-        A CSV file, plain or .gz, with the columns of the built-in one (default: January 2013, from New York).
     """
     from mielin_cells.cli.demo import run
 

@@ -9,12 +9,15 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any, Literal, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 import mielin_cells as cells
 from mielin_cells.cli.flights import (
@@ -40,6 +43,9 @@ MOVERS = 6
 AIRPORT_SHARE = 0.6
 """Of the movers; airports are few and busy, aircraft many and quiet."""
 
+ROWS_PER_MOVE = 4
+"""With fewer events than that for each migration, there may not be an agent with traffic for every one."""
+
 QUIET_S = 20.0
 """At the end: how long without any progress before what is missing counts as lost."""
 
@@ -47,6 +53,7 @@ COMPLETED_SHARE = 0.9
 
 TICK_S = 0.001
 
+S = TypeVar("S", AircraftTotals, AirportTotals)
 T = TypeVar("T")
 
 
@@ -65,16 +72,31 @@ class Job:
     started: int = 0
     reports: list[cells.MigrationReport] = field(default_factory=list)
     refused: Counter[str] = field(default_factory=Counter)
+    """Migrations that never began, by reason: the agent runs where it ran."""
+    unknown: Counter[str] = field(default_factory=Counter)
+    """Migrations whose end nobody told, by reason."""
+    unanswered: Counter[str] = field(default_factory=Counter)
+    """Asks without an answer, by reason; what they did shows in the comparison."""
     busy: Counter[str] = field(default_factory=Counter)
     """Events that are sent and not yet answered, by aircraft and by airport."""
     moving: set[str] = field(default_factory=set)
     seconds: float = 0.0
+    flowing_at: float | None = None
+    """When the first event was about to be sent."""
     already: int = 0
+    """Events that a resumed store had taken before."""
+    sent: int = 0
+    agents: int = 0
+    """Agents that are there by now."""
+
+    @property
+    def to_send(self) -> int:
+        return len(self.flights.events) - self.already
 
     @property
     def due(self) -> int:
         """Migrations that should have begun by the events sent; the last a little before the last event."""
-        early = self.fed * (self.migrations + 2 * MOVERS) // max(1, len(self.flights.events))
+        early = self.sent * (self.migrations + 2 * MOVERS) // max(1, self.to_send)
         return min(self.migrations, early)
 
 
@@ -82,15 +104,8 @@ def run(
     events: Path | None, nodes: int, migrations: int, report: Path | None, path: Path | None, resume: Path | None,
     sync: Literal["process", "power"],
 ) -> int:  # fmt: skip
-    """The exit code.  Raises `ConfigError` for a file or option that cannot be used."""
-    if migrations < 0:
-        raise cells.ConfigError(
-            f"--migrations {migrations} is out of range (0 or more).", field="migrations", range="0 or more"
-        )
-    if resume is not None and not resume.exists():
-        raise cells.ConfigError(f"--resume {resume}: there is no such file.", field="resume", range="a store's file")
-    if nodes < 2:
-        raise cells.ConfigError(f"--nodes {nodes}: a move needs at least 2.", field="nodes", range="2 to 64")
+    """The exit code.  Raises `ConfigError` for a file or option that cannot be used, before anything is begun."""
+    _check(nodes, migrations, report, path, resume)
     flights = read_flights(events)
     folder: AbstractContextManager[str] = (
         tempfile.TemporaryDirectory(prefix="mielin-") if not (path or resume) else nullcontext("")
@@ -101,31 +116,50 @@ def run(
     text = json.dumps(result, indent=2)
     print(text)
     if report is not None:
-        report.write_text(text + "\n")
+        try:
+            report.write_text(text + "\n")
+        except OSError as error:
+            raise cells.CellError(f"The report was not written to {report}: {error.strerror}.") from error
     return 0 if good else 1
+
+
+def _check(nodes: int, migrations: int, report: Path | None, path: Path | None, resume: Path | None) -> None:
+    def refused(option: str, what: str, wanted: str) -> cells.ConfigError:
+        return cells.ConfigError(f"--{option} {what}; wanted: {wanted}.", field=option, range=wanted)
+
+    if migrations < 0:
+        raise refused("migrations", f"{migrations} is out of range", "0 or more")
+    if nodes < 2:
+        raise refused("nodes", f"{nodes} is too few for a move", "2 or more")
+    if path is not None and resume is not None:
+        raise refused("path", f"{path} and --resume {resume} name two stores", "one of them")
+    if resume is not None and not resume.is_file():
+        raise refused("resume", f"{resume}: there is no such file", "the file of an earlier run's --path")
+    if path is not None and path.exists():
+        raise refused("path", f"{path} is there already", f"a new file, or --resume {path} to go on with it")
+    for option, file in (("path", path), ("json", report)):
+        if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
+            raise refused(option, f"{file} cannot be written", "a file in a folder that is there")
 
 
 async def _run(job: Job) -> tuple[dict[str, Any], bool]:
     begun = time.monotonic()
     wanted = expected(job.flights.events)
     async with cells.local(nodes=job.nodes, path=job.path, sync=job.sync) as cluster:
-        with Display(job) as display:
-            planes, airports = await _spawn(cluster, job, wanted)
-            # Thousands of agents that stay: without this each full collection walks them all, and stops the loop for 0.2 s.
-            gc.collect()
-            gc.freeze()
-            at = time.monotonic()
+        with Display(job, len(wanted.aircraft) + len(wanted.airports)) as display:
             ticker = asyncio.create_task(display.tick())
-            movers = [asyncio.create_task(_move(cluster, job, Random(n))) for n in range(MOVERS)]
             try:
-                await _feed(job, planes, airports)
-                await asyncio.gather(*movers)
+                planes, airports = await _spawn(cluster, job, wanted)
+                # Thousands of agents that stay: without this each full collection walks them all, and stops the loop for 0.2 s.
+                gc.collect()
+                gc.freeze()
+                await _flow(cluster, job, planes, airports)
+                found = await _collect(cluster, job, planes, airports)
             finally:
-                for task in (*movers, ticker):
-                    task.cancel()
-                await asyncio.gather(*movers, ticker, return_exceptions=True)
-            found = await _collect(planes, airports, wanted)
-            job.seconds = time.monotonic() - at
+                ticker.cancel()
+                await asyncio.gather(ticker, return_exceptions=True)
+            assert job.flowing_at is not None
+            job.seconds = time.monotonic() - job.flowing_at
     return _report(job, wanted, found, time.monotonic() - begun)
 
 
@@ -135,9 +169,11 @@ async def _spawn(cluster: cells.Cluster, job: Job, wanted: Totals) -> tuple[dict
 
     async def plane(n: int, tailnum: str) -> None:
         planes[tailnum] = await cluster.on(names[n % len(names)]).spawn(Aircraft, aircraft_id(tailnum))
+        job.agents += 1
 
     async def airport(n: int, dest: str) -> None:
         airports[dest] = await cluster.on(names[n % len(names)]).spawn(Airport, airport_id(dest))
+        job.agents += 1
 
     await _all(airport(n, dest) for n, dest in enumerate(wanted.airports))
     await _all(plane(n, tailnum) for n, tailnum in enumerate(wanted.aircraft))
@@ -154,16 +190,39 @@ async def _all(work: Iterable[Awaitable[T]], at_once: int = 128) -> list[T]:
     return await asyncio.gather(*(one(item) for item in work))
 
 
-async def _feed(job: Job, planes: dict[str, Aircraft], airports: dict[str, Airport]) -> None:
+async def _flow(cluster: cells.Cluster, job: Job, planes: dict[str, Aircraft], airports: dict[str, Airport]) -> None:
+    """Feeds and moves at the same time.  Raises the first `CellError` that ends the flow."""
+    taken = await _taken(job, planes) if job.resumed else Counter[str]()
+    job.flowing_at = time.monotonic()
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(_feed(job, planes, airports, taken))
+            for number in range(MOVERS):
+                group.create_task(_move(cluster, job, Random(number)))
+    except BaseExceptionGroup as errors:
+        first: BaseException = errors
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        raise first from None
+
+
+async def _taken(job: Job, planes: dict[str, Aircraft]) -> Counter[str]:
+    """Flights that each aircraft of a resumed store has taken.
+
+    An ask is behind all that is stored in the inbox, so events sent before the end of the earlier run are counted, too.
+    """
+    in_file = Counter(event.tailnum for event in job.flights.events)
+    totals = await _all(plane.totals() for plane in planes.values())
+    taken = Counter({tailnum: sums.flights for tailnum, sums in zip(planes, totals, strict=True)})
+    job.already = (taken & in_file).total()
+    return taken
+
+
+async def _feed(job: Job, planes: dict[str, Aircraft], airports: dict[str, Airport], taken: Counter[str]) -> None:
     """Sends every event in file order, some on their way at a time; skips what a resumed store has taken already."""
-    events, window = job.flights.events, asyncio.Semaphore(WINDOW)
-    taken: Counter[str] = Counter()
-    if job.resumed:
-        for tailnum, totals in zip(planes, await _all(plane.totals() for plane in planes.values()), strict=True):
-            taken[tailnum] = totals.flights
-        job.already = taken.total()
+    window = asyncio.Semaphore(WINDOW)
     async with asyncio.TaskGroup() as group:
-        for number, event in enumerate(events, 1):
+        for number, event in enumerate(job.flights.events, 1):
             if taken[event.tailnum] > 0:
                 taken[event.tailnum] -= 1
             else:
@@ -174,15 +233,19 @@ async def _feed(job: Job, planes: dict[str, Aircraft], airports: dict[str, Airpo
                     airports[event.dest], event.dest, event.miles, event.delay, event.label
                 )
                 group.create_task(_sent(job, event.tailnum, event.dest, call, window))
+                job.sent += 1
             job.fed = number
-            # Migrations are spread over the events: the flow waits when they fall behind.
-            while job.due - job.started > MOVERS and (job.moving or any(job.busy.values())):
+            # Migrations are spread over the events: the flow waits when they fall behind, and at its end for each of them.
+            lag = MOVERS if job.to_send - job.sent > WINDOW else 0
+            while job.due - job.started > lag and (job.moving or any(job.busy.values())):
                 await asyncio.sleep(TICK_S)
 
 
 async def _sent(job: Job, tailnum: str, dest: str, call: Awaitable[None], window: asyncio.Semaphore) -> None:
     try:
         await call
+    except cells.AskTimeout as error:  # stored, and perhaps done later: the comparison tells
+        job.unanswered[error.message] += 1
     finally:
         job.busy[aircraft_id(tailnum)] -= 1
         job.busy[airport_id(dest)] -= 1
@@ -203,8 +266,10 @@ async def _move(cluster: cells.Cluster, job: Job, rng: Random) -> None:
         job.moving.add(agent)
         try:
             job.reports.append(await cluster.migrate(agent))
-        except cells.CellError as error:
+        except cells.UsageError as error:
             job.refused[f"{error.code}: {error.message}"] += 1
+        except cells.CellError as error:
+            job.unknown[f"{error.code}: {error.message}"] += 1
         finally:
             job.moving.discard(agent)
 
@@ -219,31 +284,54 @@ def _mover(job: Job, rng: Random) -> str | None:
     return max(rng.sample(drawn, min(4, len(drawn))), key=lambda name: (job.busy[name], name))
 
 
-async def _collect(planes: dict[str, Aircraft], airports: dict[str, Airport], wanted: Totals) -> Totals:
-    """What every agent holds, once the last arrivals are in or nothing comes any more."""
-    found = Totals()
-    last, since = -1, time.monotonic()
-    due = sum(airport.arrivals for airport in wanted.airports.values())
+async def _collect(
+    cluster: cells.Cluster, job: Job, planes: dict[str, Aircraft], airports: dict[str, Airport]
+) -> Totals:
+    """What every agent holds, once all is handled or nothing comes any more; airports last, so that a repeat shows."""
+    wanted = sum(event.delay is not None for event in job.flights.events)
+    last, since = (-1, -1), time.monotonic()
     while True:
-        totals: list[AirportTotals] = await _all(airport.totals() for airport in airports.values())
-        found.airports = dict(zip(airports, totals, strict=True))
-        count = sum(airport.arrivals for airport in totals)
-        if count >= due or (count == last and time.monotonic() - since > QUIET_S):
+        arrived = sum(totals.arrivals for totals in (await _totals(job, airports, AirportTotals)).values())
+        agents = await cluster.agents()
+        now = (arrived, sum(info.waiting for info in agents))
+        if arrived >= wanted and now[1] == 0:
             break
-        if count != last:
-            last, since = count, time.monotonic()
+        if now != last:
+            last, since = now, time.monotonic()
+        elif time.monotonic() - since > QUIET_S:
+            break
         await asyncio.sleep(0.05)
-    sums: list[AircraftTotals] = await _all(plane.totals() for plane in planes.values())
-    found.aircraft = dict(zip(planes, sums, strict=True))
+    found = Totals()
+    found.aircraft = await _totals(job, planes, AircraftTotals)
+    found.airports = await _totals(job, airports, AirportTotals)
+    for info in agents:  # those that nobody made: the comparison counts them
+        kind, _, name = info.id.partition("-")
+        if kind == "aircraft" and name not in planes:
+            found.aircraft[name] = AircraftTotals()
+        elif kind == "airport" and name not in airports:
+            found.airports[name] = AirportTotals()
     return found
+
+
+async def _totals(job: Job, agents: Mapping[str, Aircraft | Airport], _: type[S]) -> dict[str, S]:
+    """The sums of those agents that answer; one that does not has lost all, and the reason is reported."""
+
+    async def one(agent: Aircraft | Airport) -> Any:
+        try:
+            return await agent.totals()
+        except cells.CellError as error:
+            job.unanswered[f"{error.code}: {error.message}"] += 1
+            return None
+
+    answers = await _all(one(agent) for agent in agents.values())
+    return {name: sums for name, sums in zip(agents, answers, strict=True) if sums is not None}
 
 
 def _report(job: Job, wanted: Totals, found: Totals, seconds: float) -> tuple[dict[str, Any], bool]:
     difference = compare(wanted, found)
     outcomes = Counter(report.outcome for report in job.reports)
-    completed = [report for report in job.reports if report.ok]
-    pauses = sorted(report.pause_ms for report in completed)
-    reasons = Counter(report.reason for report in job.reports if not report.ok) + job.refused
+    pauses = sorted(report.pause_ms for report in job.reports if report.pause_ms)
+    reasons = Counter(report.reason for report in job.reports if not report.ok) + job.refused + job.unknown
     result = {
         "events": len(job.flights.events),
         "skipped": job.flights.skipped,
@@ -257,13 +345,14 @@ def _report(job: Job, wanted: Totals, found: Totals, seconds: float) -> tuple[di
         "migrations": {
             "completed": outcomes["completed"],
             "rolled_back": outcomes["rolled_back"] + job.refused.total(),
-            "gave_up": outcomes["gave_up"],
+            "gave_up": outcomes["gave_up"] + job.unknown.total(),
         },
         "reasons": dict(reasons),
-        "with_messages_on_the_way": sum(1 for report in completed if report.arrived),
+        "unanswered": dict(job.unanswered),
+        "with_traffic": sum(1 for report in job.reports if report.ok and report.arrived),
         "pause_ms": {"p50": _at(pauses, 0.5), "p99": _at(pauses, 0.99), "max": _at(pauses, 1.0)},
-        "held": sum(report.held for report in completed),
-        "events_per_s": round((len(job.flights.events) - job.already) / job.seconds) if job.seconds else 0,
+        "held": sum(report.held for report in job.reports),
+        "events_per_s": round(job.to_send / job.seconds) if job.seconds else 0,
         "seconds": round(seconds, 1),
         "resumed_after": job.already,
         "nodes": job.nodes,
@@ -271,8 +360,12 @@ def _report(job: Job, wanted: Totals, found: Totals, seconds: float) -> tuple[di
         "sync": job.sync,
     }
     clean = not (difference.lost or difference.duplicated or difference.mismatched)
-    tried = len(job.reports) + job.refused.total()
-    return result, clean and len(completed) >= COMPLETED_SHARE * tried
+    return result, clean and outcomes["completed"] >= COMPLETED_SHARE * _chances(job)
+
+
+def _chances(job: Job) -> int:
+    """The migrations that count: all that were wanted, or, if there were too few events for them, those begun."""
+    return job.migrations if job.to_send >= ROWS_PER_MOVE * job.migrations else job.started
 
 
 def _at(values: list[float], share: float) -> float:
@@ -280,34 +373,60 @@ def _at(values: list[float], share: float) -> float:
 
 
 class Display:
-    """Progress in real units: a live line on a terminal, else a plain one every few seconds."""
+    """Progress in real units on stderr: live lines on a terminal, else a plain one every few seconds and every tenth."""
 
     PLAIN_S = 5.0
+    TICK_S = 0.1
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, agents: int) -> None:
         self._job = job
         self._live = sys.stderr.isatty()
-        self._at = time.monotonic()
-        self._write: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True)
+        columns = (
+            TextColumn("{task.description:<7}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        console = Console(stderr=True)
+        self._bars = Progress(*columns, console=console, auto_refresh=False, disable=not self._live)
+        self._agents = self._bars.add_task("agents", total=agents, note="")
+        self._events = self._bars.add_task("events", total=len(job.flights.events), note="")
+        self._moves = self._bars.add_task("moves", total=job.migrations, note="")
+        self._written, self._tenth = time.monotonic(), 0
 
     def __enter__(self) -> Display:
-        self._write(
+        self._bars.start()
+        self._plain(
             f"{len(self._job.flights.events)} events, {self._job.nodes} nodes, {self._job.migrations} migrations"
         )
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._live:
-            self._write("")
+        self._show()
+        self._bars.stop()
 
     async def tick(self) -> None:
         while True:
-            await asyncio.sleep(0.2 if self._live else self.PLAIN_S)
-            job, total = self._job, len(self._job.flights.events)
-            rate = job.done / (time.monotonic() - self._at)
-            pause = f"last pause {job.reports[-1].pause_ms:.2f} ms" if job.reports else ""
-            line = f"{job.done + job.already}/{total} events, {len(job.reports)}/{job.migrations} moves, {rate:.0f} events/s  {pause}"
-            if self._live:
-                print(f"\r\x1b[2K{line}", end="", file=sys.stderr, flush=True)
-            else:
-                self._write(line)
+            await asyncio.sleep(self.TICK_S)
+            self._show()
+
+    def _show(self) -> None:
+        job, total, now = self._job, len(self._job.flights.events), time.monotonic()
+        done = job.done + job.already
+        rate = f"{job.done / (now - job.flowing_at):.0f} events/s" if job.flowing_at and job.done else ""
+        pause = f"last pause {job.reports[-1].pause_ms:.2f} ms" if job.reports else ""
+        if self._live:
+            self._bars.update(self._agents, completed=job.agents)
+            self._bars.update(self._events, completed=done, note=rate)
+            self._bars.update(self._moves, completed=len(job.reports), note=pause)
+            self._bars.refresh()
+            return
+        tenth = done * 10 // total
+        if tenth > self._tenth or now - self._written >= self.PLAIN_S:
+            self._written, self._tenth = now, tenth
+            parts = [f"{job.agents} agents", f"{done}/{total} events", f"{len(job.reports)}/{job.migrations} moves"]
+            self._plain(", ".join(part for part in (*parts, rate, pause) if part))
+
+    def _plain(self, text: str) -> None:
+        if not self._live:
+            print(text, file=sys.stderr, flush=True)

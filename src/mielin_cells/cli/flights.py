@@ -141,7 +141,8 @@ def read_flights(path: Path | None) -> Flights:
             else:
                 events.append(_flight(row, at))
     except csv.Error as error:
-        raise _unusable(f"{where}, line {reader.line_num}: {error}", "CSV") from error
+        # The inner reader has counted the line that it failed on, the outer one has not.
+        raise _unusable(f"{where}, line {reader.reader.line_num}: {error}", "CSV") from error
     if not events:
         raise _unusable(f"{where} has no row with a tail number ({skipped} without)", "at least one flight")
     return Flights(events, skipped)
