@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Awaitable, Coroutine, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,7 @@ from mielin_cells.cli.flights import (
     AircraftTotals,
     Airport,
     AirportTotals,
+    Flight,
     Flights,
     Totals,
     aircraft_id,
@@ -181,29 +182,36 @@ async def _spawn(cluster: cells.Cluster, job: Job, wanted: Totals) -> tuple[dict
 
 
 async def _all(work: Iterable[Awaitable[T]], at_once: int = 128) -> list[T]:
-    limit = asyncio.Semaphore(at_once)
+    """The results in order.  Each piece is made when its turn comes, so that an error leaves none unawaited."""
+    results, pieces = dict[int, T](), enumerate(work)
 
-    async def one(item: Awaitable[T]) -> T:
-        async with limit:
-            return await item
+    async def worker() -> None:
+        for number, piece in pieces:
+            results[number] = await piece
 
-    return await asyncio.gather(*(one(item) for item in work))
+    await _together(worker() for _ in range(at_once))
+    return [results[number] for number in range(len(results))]
+
+
+async def _together(work: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """All at the same time.  The first error ends the others, and is raised as itself."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for piece in work:
+                group.create_task(piece)
+    except BaseExceptionGroup as errors:
+        first: BaseException = errors
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        raise first from None
 
 
 async def _flow(cluster: cells.Cluster, job: Job, planes: dict[str, Aircraft], airports: dict[str, Airport]) -> None:
     """Feeds and moves at the same time.  Raises the first `CellError` that ends the flow."""
     taken = await _taken(job, planes) if job.resumed else Counter[str]()
     job.flowing_at = time.monotonic()
-    try:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(_feed(job, planes, airports, taken))
-            for number in range(MOVERS):
-                group.create_task(_move(cluster, job, Random(number)))
-    except BaseExceptionGroup as errors:
-        first: BaseException = errors
-        while isinstance(first, BaseExceptionGroup):
-            first = first.exceptions[0]
-        raise first from None
+    movers = [_move(cluster, job, Random(number)) for number in range(MOVERS)]
+    await _together([_feed(job, planes, airports, taken), *movers])
 
 
 async def _taken(job: Job, planes: dict[str, Aircraft]) -> Counter[str]:
@@ -229,10 +237,7 @@ async def _feed(job: Job, planes: dict[str, Aircraft], airports: dict[str, Airpo
                 await window.acquire()
                 job.busy[aircraft_id(event.tailnum)] += 1
                 job.busy[airport_id(event.dest)] += 1
-                call = planes[event.tailnum].fly(
-                    airports[event.dest], event.dest, event.miles, event.delay, event.label
-                )
-                group.create_task(_sent(job, event.tailnum, event.dest, call, window))
+                group.create_task(_send(job, event, planes[event.tailnum], airports[event.dest], window))
                 job.sent += 1
             job.fed = number
             # Migrations are spread over the events: the flow waits when they fall behind, and at its end for each of them.
@@ -241,14 +246,14 @@ async def _feed(job: Job, planes: dict[str, Aircraft], airports: dict[str, Airpo
                 await asyncio.sleep(TICK_S)
 
 
-async def _sent(job: Job, tailnum: str, dest: str, call: Awaitable[None], window: asyncio.Semaphore) -> None:
+async def _send(job: Job, event: Flight, plane: Aircraft, airport: Airport, window: asyncio.Semaphore) -> None:
     try:
-        await call
+        await plane.fly(airport, event.dest, event.miles, event.delay, event.label)
     except cells.AskTimeout as error:  # stored, and perhaps done later: the comparison tells
         job.unanswered[error.message] += 1
     finally:
-        job.busy[aircraft_id(tailnum)] -= 1
-        job.busy[airport_id(dest)] -= 1
+        job.busy[aircraft_id(event.tailnum)] -= 1
+        job.busy[airport_id(event.dest)] -= 1
         job.done += 1
         window.release()
 
