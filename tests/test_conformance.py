@@ -1,4 +1,4 @@
-"""Every substrate against the one contract: SQLite in memory and in a file, and the simulator's own store."""
+"""Every substrate against the one contract: SQLite in memory and in a file, JetStream, and the simulator's own store."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from mielin_cells.substrate.embedded import Embedded
+from mielin_cells.substrate.jetstream import JetStream
+from mielin_cells.substrate.server import Server
 from mielin_cells.testing import loop
 from mielin_cells.testing.conformance import CHECKS, Check
 from mielin_cells.testing.world import World
@@ -22,6 +24,14 @@ async def test_memory(check: Check) -> None:
 @pytest.mark.parametrize("check", CHECKS)
 async def test_file(check: Check, tmp_path: Path) -> None:
     substrate = await Embedded.open(tmp_path / "store.db")
+    await check(substrate)
+    await substrate.close()
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("check", CHECKS)
+async def test_jetstream(check: Check, shards: int, server: Server) -> None:
+    substrate = await JetStream.open(server.url, deployment=f"d{shards}_{CHECKS.index(check)}", shards=shards)
     await check(substrate)
     await substrate.close()
 

@@ -12,13 +12,16 @@ from __future__ import annotations
 
 from typing import Any
 
+TEXT_CHARS_MAX = 4_000
+"""Of a text that an error brings into a record or message: enough for any sentence, and no user's exception fills a log."""
+
 
 class CellError(Exception):
     """Base of all exceptions of this package.  `code` is stable; `facts` are its machine-readable details."""
 
     retry_after: float | None = None
 
-    def __init__(self, message: str, **facts: Any) -> None:
+    def __init__(self, message: str, /, **facts: Any) -> None:
         super().__init__(message)
         self.message = message
         self.facts = facts
@@ -37,26 +40,60 @@ class CellError(Exception):
         return _rebuild, (type(self), self.message, self.facts)
 
     def to_wire(self) -> tuple[str, str, dict[str, Any]]:
-        """Code, sentence and those facts that are plain data."""
-        plain = {k: v for k, v in self.facts.items() if isinstance(v, (str, int, float, bool, list, tuple, type(None)))}
-        return self.code, self.message, plain
+        """Code, sentence and those facts that are plain data: what this gives can be encoded, whatever a user put in."""
+        plain = {name: _plain(value) for name, value in self.facts.items() if isinstance(value, _PLAIN)}
+        return self.code, storable(str(self.message)), plain
+
+
+_PLAIN = (str, int, float, bool, list, tuple, type(None))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [storable(str(_plain(item))) for item in value if isinstance(item, (str, int, float))]
+    if isinstance(value, str):
+        return storable(str(value))
+    if isinstance(value, float):
+        return float(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return int(value) if -(2**63) <= value < 2**64 else storable(f"{value:#x}")  # integers beyond do not encode
+    return value
+
+
+def storable(text: str) -> str:
+    """The text as it can be encoded and kept: without lone surrogates, and cut where it is too long."""
+    if len(text) > TEXT_CHARS_MAX:
+        text = text[:TEXT_CHARS_MAX] + "..."
+    return text.encode(errors="replace").decode()
+
+
+def described(error: BaseException) -> str:
+    """Kind and text of any exception, storable.  Never raises: users' exceptions may have a `__str__` that does."""
+    try:
+        text = str(error)
+    except Exception as broken:  # noqa: BLE001 - whatever it is, it must not hide the error that is described
+        text = f"its text cannot be read ({type(broken).__name__})"
+    return storable(f"{type(error).__name__}: {text}" if text else type(error).__name__)
 
 
 def _rebuild(cls: type[CellError], message: str, facts: dict[str, Any]) -> CellError:
-    return cls(message, **facts)
+    error = cls.__new__(cls)
+    CellError.__init__(error, message, **facts)  # a user's derived class may have an `__init__` of its own
+    return error
 
 
 def from_wire(code: str, message: str, facts: dict[str, Any]) -> CellError:
-    """The exception that `to_wire` described.  An unknown code (a newer peer) becomes a plain `CellError`."""
-    found: type[CellError] = CellError
-    pending = list(CellError.__subclasses__())
+    """The exception that `to_wire` described.  An unknown code (a newer peer) becomes a plain `CellError`.
+
+    A code of ours is always ours, also if a user's class has the same name.
+    """
+    pending: list[type[CellError]] = [CellError]
     while pending:
         cls = pending.pop()
-        if cls.__name__ == code:
-            found = cls
-            break
+        if cls.__name__ == code and (cls.__module__ == __name__ or code not in __all__):
+            return _rebuild(cls, message, facts)
         pending.extend(cls.__subclasses__())
-    return found(message, **facts)
+    return _rebuild(CellError, message, facts)
 
 
 class UsageError(CellError):
@@ -152,6 +189,22 @@ class ConfigError(UsageError):
     """A setting is out of range.  Facts: field, range."""
 
 
+class JetStreamDisabled(UsageError):
+    """The server, or the account on it, has no JetStream.  Facts: url."""
+
+
+class ServerTooOld(UsageError):
+    """The server lacks what the system needs.  Facts: have, need."""
+
+
+class AuthFailed(UsageError):
+    """The server does not know this user, or not with this credential.  Facts: url."""
+
+
+class PermissionDenied(UsageError):
+    """The server forbids this user the subject; nothing was done, and a retry will not help.  Facts: subject."""
+
+
 class AnswerExpired(UsageError):
     """The caller had already closed this ask; its stored answer is gone."""
 
@@ -173,6 +226,10 @@ class MigrationInProgress(UsageError):
 
 class AlreadyThere(UsageError):
     """The agent already lives on that node.  Facts: agent, node."""
+
+
+class ClaimRefused(UsageError):
+    """The agent's owner answers; a claim would break into its work.  Facts: agent, node."""
 
 
 class UnknownNode(UsageError):
@@ -226,6 +283,10 @@ class StoreUnreachable(RetryError):
     """The store does not answer."""
 
 
+class QuotaExceeded(StoreFull):
+    """A limit that the server's operator has set is reached; nothing was written.  Facts: limit."""
+
+
 # ---- lost: ownership and stored data -------------------------------------------------------------------------
 
 
@@ -243,6 +304,10 @@ class StoreCorrupt(LostError):
 
 class StoreReadOnly(LostError):
     """The store file cannot be written.  Facts: path."""
+
+
+class StreamMissing(LostError):
+    """A stream of the deployment is gone from the server, and with it what it held.  Facts: stream."""
 
 
 class RecordInvalid(LostError):
@@ -310,8 +375,10 @@ __all__ = [
     "AlreadyThere",
     "AnswerExpired",
     "AskTimeout",
+    "AuthFailed",
     "BadArguments",
     "CellError",
+    "ClaimRefused",
     "ConfigError",
     "DigestMismatch",
     "EpochOutOfOrder",
@@ -323,6 +390,7 @@ __all__ = [
     "InvalidAgentId",
     "InvalidTransition",
     "IsReference",
+    "JetStreamDisabled",
     "LogGap",
     "LostError",
     "MessageTooLarge",
@@ -340,10 +408,13 @@ __all__ = [
     "NotTheOwner",
     "PartMisplaced",
     "PartMissing",
+    "PermissionDenied",
+    "QuotaExceeded",
     "RecordInvalid",
     "RecordTruncated",
     "RetryError",
     "SelfAsk",
+    "ServerTooOld",
     "SessionExpired",
     "StateInvalid",
     "StateTooNew",
@@ -355,6 +426,7 @@ __all__ = [
     "StoreInUse",
     "StoreReadOnly",
     "StoreUnreachable",
+    "StreamMissing",
     "TooLateToCancel",
     "TrailingData",
     "UnknownClass",

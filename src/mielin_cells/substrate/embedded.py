@@ -126,7 +126,8 @@ class EmbeddedLog:
 
     def tail(self, subject: str, after: int = 0) -> EmbeddedTail:
         self._check()
-        tail = EmbeddedTail(subject, after, self._pages, self._forget)
+        # What is decided but not yet stored counts as there: then the tail reads, and finds it or not.
+        tail = EmbeddedTail(subject, after, self._pages, self._forget, behind=self._index.get(subject, 0) > after)
         self._tails.setdefault(subject, []).append(tail)
         return tail
 

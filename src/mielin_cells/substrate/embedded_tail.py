@@ -37,12 +37,13 @@ class EmbeddedTail:
         after: int,
         read: Callable[[str, int, int], Awaitable[list[Entry]]],
         forget: Callable[[str, EmbeddedTail], None],
+        behind: bool,
     ) -> None:
         self._subject = subject
         self._seen = after
         self._read = read
         self._forget = forget
-        self._behind = True
+        self._behind = behind
         self._overflowed = False
         self._closed = False
         self._bytes = 0

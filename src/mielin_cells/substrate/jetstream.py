@@ -1,0 +1,536 @@
+"""The substrate on NATS JetStream, for several processes or hosts.  The only module that imports nats.
+
+`Connection` is one connection as the rest uses it: requests with one answer or a batch, listeners without a task each, and
+reconnecting for ever.  `JetStream` puts log and wire on it, and sees to the streams.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import logging
+import os
+import re
+import secrets
+import ssl
+from collections.abc import Callable
+from typing import Any, Final
+
+import nats
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from mielin_cells.errors import (
+    AuthFailed,
+    CellError,
+    ConfigError,
+    JetStreamDisabled,
+    MessageTooLarge,
+    ServerTooOld,
+    StoreUnreachable,
+)
+from mielin_cells.substrate import jetstream_api as api
+from mielin_cells.substrate.jetstream_api import Unanswered
+from mielin_cells.substrate.jetstream_log import JetLog, stream_name
+from mielin_cells.substrate.jetstream_wire import JetWire
+from mielin_cells.substrate.ports import ENTRY_BYTES_MAX
+
+logger = logging.getLogger("mielin_cells.jetstream")
+
+CONNECT_S: Final = 5.0
+RECONNECT_S: Final = 0.25
+"""Between two tries; for ever."""
+PING_S: Final = 2.0
+PINGS: Final = 2
+"""A silent server counts as lost after three of these intervals."""
+HEADERS_BYTES: Final = 4096
+"""Room that a server must leave for headers above the largest entry."""
+DEPLOYMENT: Final = "mielin"
+SHARDS_MAX: Final = 64
+FORMAT: Final = "1"
+_OPTIONS: Final[dict[str, Any]] = {
+    "name": "mielin-cells",
+    "connect_timeout": CONNECT_S,
+    "reconnect_time_wait": RECONNECT_S,
+    "max_reconnect_attempts": -1,
+    "ping_interval": PING_S,
+    "max_outstanding_pings": PINGS,
+    "pending_size": 0,  # nothing is kept back while disconnected and sent later
+    "skip_subject_validation": True,  # ours are made of checked words
+}
+_NAME: Final = re.compile(r"[A-Za-z0-9_]{1,32}")
+
+
+class Heard:
+    """A message as it came."""
+
+    __slots__ = ("_headers", "_subject", "data", "reply")
+
+    def __init__(self, msg: Msg) -> None:
+        self._headers: dict[str, str] = msg.headers or {}
+        self._subject = msg.subject
+        self.data = msg.data
+        self.reply = msg.reply
+
+    @property
+    def status(self) -> str:
+        """A server's status instead of an answer; "" for an answer."""
+        return self._headers.get(api.STATUS, "")
+
+    @property
+    def subject(self) -> str:
+        return self._headers.get("Nats-Subject", self._subject)
+
+    @property
+    def seq(self) -> int:
+        return int(self._headers.get(api.SEQUENCE, "0"))
+
+    @property
+    def previous(self) -> int:
+        return int(self._headers.get(api.PREVIOUS, "0"))
+
+    @property
+    def pending(self) -> int:
+        return int(self._headers.get("Nats-Num-Pending", "0"))
+
+
+class Listener(Subscription):
+    """A subscription without a queue and a task: what comes is passed on from within the connection's reader.
+
+    The library's own costs over 3 KiB and a turn of the event loop for each message.  Only `_id`, `_subject` and the sink
+    differ between listeners; the rest of what the library looks at is the same for all.
+    """
+
+    _queue = ""
+    _max_msgs = 0
+    _received = 0
+    _cb = None
+    _future = None
+    _closed = False
+    _jsi = None
+    _pending_size = 0
+    _pending_bytes_limit = 0
+    _pending_next_msgs_calls: Any = None
+    _wait_for_msgs_task = None
+    _message_iterator = None
+
+    def __init__(self, connection: Connection, subject: str, receive: Callable[[Heard], None]) -> None:
+        self._connection = connection
+        self._subject = subject
+        self._receive = receive
+        self._id = 0
+
+    @property
+    def _pending_queue(self) -> Listener:  # type: ignore[override]
+        return self
+
+    def put_nowait(self, msg: Msg) -> None:
+        try:
+            self._receive(Heard(msg))
+        except Exception:
+            logger.exception("A listener on %r raised; the others still get their messages.", self._subject)
+
+    def close(self) -> None:
+        """No message is passed on after it.  Repeating it is harmless."""
+        self._connection.silence(self)
+
+
+class _Waiter:
+    __slots__ = ("batch", "future", "subject")
+
+    def __init__(self, subject: str, future: asyncio.Future[Any], batch: list[Heard] | None) -> None:
+        self.subject = subject
+        self.future = future
+        self.batch = batch
+
+
+class Connection:
+    """One connection to a server.  A request that was sent and lost its connection is `Unanswered`, never sent again."""
+
+    def __init__(self, url: str, options: dict[str, Any]) -> None:
+        self.url = redacted(url)
+        self._options = {**options, "servers": [url], **_OPTIONS}
+        self.back: Callable[[], None] | None = None
+        """Called when the connection is there again: what came meanwhile was missed."""
+        self._nc = Client()
+        self._waiters: dict[str, _Waiter] = {}
+        self._tokens = itertools.count()
+        self._inbox = f"_INBOX.{secrets.token_hex(11)}."
+        self._listeners: set[Listener] = set()
+        self._is_closing = False
+        self._reopening: asyncio.Task[None] | None = None
+        self._cause: Exception | None = None
+        """What the library told last: of a server that cannot be reached it raises only that there is none."""
+        self.listen(self._inbox + "*", self._answered)
+
+    # ---- life ------------------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Raises what keeps the server from being used, by name."""
+        nc = Client()
+        try:
+            await nc.connect(
+                # For this try alone: whoever opens decides about the next.  "For ever" would hold for it, too.
+                **{**self._options, "max_reconnect_attempts": 1},
+                allow_reconnect=False,
+                error_cb=self._failed,
+                disconnected_cb=self._disconnected,
+                reconnected_cb=self._reconnected,
+                closed_cb=self._closed,
+            )
+        except nats.errors.NoServersError as error:
+            raise self._refused(self._cause or error) from error
+        except Exception as error:  # the library raises its own, the operating system's and ssl's
+            raise self._refused(error) from error
+        nc.options.update(allow_reconnect=True, max_reconnect_attempts=self._options["max_reconnect_attempts"])
+        self._nc = nc
+        for listener in self._listeners:
+            self._register(listener)
+
+    def _refused(self, error: Exception) -> CellError:
+        text = str(error) or type(error).__name__
+        if isinstance(error, nats.errors.AuthorizationError) or "uthorization" in text or "uthentication" in text:
+            return AuthFailed(
+                f"The server {self.url} refuses this user ({text}); check the credential in the URL, or --creds.",
+                url=self.url,
+            )
+        if isinstance(error, ssl.SSLError):
+            return AuthFailed(
+                f"The server {self.url} and this client do not trust each other ({text}); give --tls-ca its certificate.",
+                url=self.url,
+            )
+        if isinstance(error, ImportError):
+            return ConfigError(
+                f"A credentials file needs the package nkeys ({text}); `pip install nkeys`.",
+                field="creds",
+                range="nkeys",
+            )
+        return StoreUnreachable(
+            f"The server {self.url} does not answer ({text}); start it, or name another with --connect URL.",
+            url=self.url,
+        )
+
+    async def close(self) -> None:
+        self._is_closing = True
+        if self._reopening is not None:
+            self._reopening.cancel()
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                await self._nc.close()
+        except (TimeoutError, OSError, nats.errors.Error) as error:
+            logger.debug("closing the connection to %s: %s", self.url, error)
+        self._lose("the connection was closed")
+
+    @property
+    def version(self) -> str:
+        version = self._nc.connected_server_version
+        return f"{version.major}.{version.minor}.{version.patch}"
+
+    @property
+    def payload_max(self) -> int:
+        return int(self._nc.max_payload)
+
+    @property
+    def in_cluster(self) -> bool:
+        return bool(self._nc._server_info.get("cluster"))
+
+    def check(self) -> None:
+        """Raises `StoreUnreachable` once this connection is closed."""
+        if self._is_closing:
+            raise StoreUnreachable(f"The connection to {self.url} is closed; open it again.", url=self.url)
+
+    # ---- sending ---------------------------------------------------------------------------------------------
+
+    async def send(self, subject: str, data: bytes, reply: str = "", headers: dict[str, str] | None = None) -> None:
+        """Raises `StoreUnreachable` or `MessageTooLarge`: then it was not sent, and will not be."""
+        self.check()
+        try:
+            await self._nc.publish(subject, data, reply, headers)
+        except nats.errors.MaxPayloadError:
+            raise MessageTooLarge(
+                f"A message of {len(data)} bytes is above the server's limit of {self.payload_max}; it was not sent.",
+                limit=self.payload_max, size=len(data),
+            ) from None  # fmt: skip
+        except (nats.errors.Error, OSError) as error:
+            raise StoreUnreachable(
+                f"The server {self.url} is not connected now ({error}); nothing was sent. It is tried again for ever.",
+                url=self.url,
+            ) from None
+
+    async def call(self, subject: str, data: bytes, timeout: float, headers: dict[str, str] | None = None) -> Heard:
+        """One answer.  Raises `Unanswered` after `timeout` seconds or when the connection is lost; `PermissionDenied`."""
+        heard: Heard = await self._ask(subject, data, timeout, headers, None)
+        return heard
+
+    async def collect(self, subject: str, data: bytes, timeout: float) -> list[Heard]:
+        """All messages of one answer, up to and with the one that has a status.  Raises as `call`."""
+        heard: list[Heard] = await self._ask(subject, data, timeout, None, [])
+        return heard
+
+    async def _ask(
+        self, subject: str, data: bytes, timeout: float, headers: dict[str, str] | None, batch: list[Heard] | None
+    ) -> Any:
+        loop = asyncio.get_running_loop()
+        token, future = str(next(self._tokens)), loop.create_future()
+        self._waiters[token] = _Waiter(subject, future, batch)
+        timer = loop.call_later(timeout, self._expire, token, timeout)
+        try:
+            await self.send(subject, data, self._inbox + token, headers)
+            return await future
+        finally:
+            timer.cancel()
+            self._waiters.pop(token, None)
+
+    def _answered(self, heard: Heard) -> None:
+        waiter = self._waiters.get(heard._subject.rpartition(".")[2])
+        if waiter is None or waiter.future.done():
+            return
+        if waiter.batch is None:
+            waiter.future.set_result(heard)
+            return
+        waiter.batch.append(heard)
+        if heard.status:
+            waiter.future.set_result(waiter.batch)
+
+    def _expire(self, token: str, timeout: float) -> None:
+        waiter = self._waiters.get(token)
+        if waiter is not None and not waiter.future.done():
+            waiter.future.set_exception(Unanswered(f"no answer within {timeout:g} s"))
+
+    def _lose(self, why: str) -> None:
+        for waiter in self._waiters.values():
+            if not waiter.future.done():
+                waiter.future.set_exception(Unanswered(why))
+
+    # ---- listening -------------------------------------------------------------------------------------------
+
+    def listen(self, subject: str, receive: Callable[[Heard], None]) -> Listener:
+        """Calls `receive` with each message, from now on.  What this connection sends later, the server sees later."""
+        listener = Listener(self, subject, receive)
+        self._listeners.add(listener)
+        self._register(listener)
+        return listener
+
+    def silence(self, listener: Listener) -> None:
+        if listener in self._listeners:
+            self._listeners.discard(listener)
+            if self._nc._subs.pop(listener._id, None) is not None:
+                self._command(f"UNSUB {listener._id}\r\n")
+
+    def _register(self, listener: Listener) -> None:
+        nc = self._nc
+        nc._sid += 1
+        listener._id = nc._sid
+        nc._subs[listener._id] = listener  # the library subscribes again by this when it has reconnected
+        self._command(f"SUB {listener._subject}  {listener._id}\r\n")
+
+    def _command(self, line: str) -> None:
+        """Writes a line in its order among what is published: a read that follows sees the subscription made."""
+        nc = self._nc
+        if not nc.is_connected:
+            return
+        data = line.encode()
+        nc._pending.append(data)
+        nc._pending_data_size += len(data)
+        if nc._flush_queue is not None and nc._flush_queue.empty():
+            nc._flush_queue.put_nowait(asyncio.get_running_loop().create_future())
+
+    # ---- what the library tells ------------------------------------------------------------------------------
+
+    async def _failed(self, error: Exception) -> None:
+        self._cause = error
+        refusal = api.forbidden(str(error))
+        if refusal is None:
+            logger.debug("connection to %s: %r", self.url, error)
+            return
+        logger.warning("%s", refusal)
+        for waiter in self._waiters.values():
+            if waiter.subject == refusal.subject and not waiter.future.done():
+                waiter.future.set_exception(type(refusal)(refusal.message, **refusal.facts))
+
+    async def _disconnected(self) -> None:
+        if not self._is_closing:
+            logger.warning("The connection to %s is lost; it is tried again for ever.", self.url)
+        self._lose("the connection was lost")
+
+    async def _reconnected(self) -> None:
+        logger.warning("Connected to %s again.", self.url)
+        if self.back is not None:
+            self.back()
+
+    async def _closed(self) -> None:
+        """The library gives up after some errors; we do not."""
+        if not self._is_closing and self._reopening is None:
+            self._reopening = asyncio.get_running_loop().create_task(self._reopen())
+
+    async def _reopen(self) -> None:
+        said = ""
+        while not self._is_closing:
+            try:
+                await self.open()
+                break
+            except CellError as error:
+                if str(error) != said:
+                    said = str(error)
+                    logger.warning("%s", error)
+                await asyncio.sleep(RECONNECT_S)
+        self._reopening = None
+        await self._reconnected()
+
+
+class JetStream:
+    """`Substrate` on a NATS server.  `JetStream.open(url)` is the only way to make one."""
+
+    def __init__(self, connection: Connection, log: JetLog, wire: JetWire, sync: str) -> None:
+        self._connection = connection
+        self.log = log
+        self.wire = wire
+        self.sync = sync
+
+    @property
+    def server_version(self) -> str:
+        return self._connection.version
+
+    @classmethod
+    async def open(
+        cls,
+        url: str,
+        *,
+        creds: str | os.PathLike[str] | None = None,
+        tls_ca: str | os.PathLike[str] | None = None,
+        deployment: str = DEPLOYMENT,
+        shards: int | None = None,
+        replicas: int = 1,
+        sync: str = "process",
+    ) -> JetStream:
+        """Connects, and makes the deployment's streams if they are not there.
+
+        `shards`: streams that logs and inboxes are spread over (default 1); fixed when the deployment is made, and another
+        number is refused.  `replicas`: copies of each stream, in a cluster.  `sync`: what is known of the server's setting;
+        it is only reported.  Raises `StoreUnreachable`, `AuthFailed`, `JetStreamDisabled`, `ServerTooOld`,
+        `PermissionDenied`, `ConfigError`, `StreamMissing`, `QuotaExceeded`.
+        """
+        if _NAME.fullmatch(deployment) is None:
+            raise ConfigError(
+                f"deployment is {deployment!r}; wanted: letters, digits and _.", field="deployment", range="name"
+            )
+        if shards is not None and not 1 <= shards <= SHARDS_MAX:
+            raise ConfigError(
+                f"shards is {shards}; it is 1 to {SHARDS_MAX}.", field="shards", range=f"1 to {SHARDS_MAX}"
+            )
+        options: dict[str, Any] = {}
+        if creds is not None:
+            options["user_credentials"] = os.fspath(creds)
+        if tls_ca is not None:
+            try:
+                options["tls"] = ssl.create_default_context(cafile=os.fspath(tls_ca))
+            except (OSError, ssl.SSLError) as error:
+                raise ConfigError(
+                    f"tls_ca: {tls_ca} cannot be used: {error}.", field="tls_ca", range="a file"
+                ) from error
+        connection = Connection(url, options)
+        await connection.open()
+        try:
+            _check_server(connection)
+            made = await _streams(connection, deployment, shards, replicas)
+        except BaseException:
+            await connection.close()
+            raise
+        log = JetLog(connection, deployment, made)
+        connection.back = log.reconnected
+        return cls(connection, log, JetWire(connection, deployment), sync)
+
+    async def close(self) -> None:
+        self.wire.close()
+        self.log.close()
+        await self._connection.close()
+
+
+def _check_server(connection: Connection) -> None:
+    if api.version_of(connection.version) < api.SERVER_MIN:
+        need = ".".join(map(str, api.SERVER_MIN))
+        raise ServerTooOld(
+            f"The server {connection.url} has version {connection.version}; {need} or newer is needed. Upgrade it.",
+            have=connection.version, need=need,
+        )  # fmt: skip
+    if connection.payload_max < ENTRY_BYTES_MAX + HEADERS_BYTES:
+        raise ConfigError(
+            f"The server {connection.url} takes messages up to {connection.payload_max} bytes; set its max_payload to at "
+            f"least {ENTRY_BYTES_MAX + HEADERS_BYTES} (1 MB is its default).",
+            field="max_payload", range=f"at least {ENTRY_BYTES_MAX + HEADERS_BYTES}",
+        )  # fmt: skip
+
+
+async def _streams(connection: Connection, deployment: str, shards: int | None, replicas: int) -> int:
+    """The number of shards that the deployment has; made with `shards` (or 1) of them if it is new."""
+    first = stream_name(deployment, "log", 0)
+    answer = await _api(connection, f"STREAM.INFO.{first}", b"")
+    if answer.error is not None and answer.error.err_code != api.STREAM_MISSING:
+        raise api.error_of(answer.error, first)
+    is_new = answer.error is not None
+    have = (shards or 1) if is_new else _shards_of(answer, first)
+    if shards is not None and have != shards:
+        raise ConfigError(
+            f"The deployment {deployment!r} was made with {have} shards; {shards} were asked for. The number is fixed.",
+            field="shards", range=str(have),
+        )  # fmt: skip
+    for shard in reversed(range(have)):  # the first stream is made last: once it is there, all are
+        for kind in ("part", "log"):
+            name = stream_name(deployment, kind, shard)
+            if not is_new:
+                found = await _api(connection, f"STREAM.INFO.{name}", b"")
+                if found.error is None:
+                    continue
+                if kind == "log":
+                    raise api.error_of(found.error, name)
+            made = await _api(connection, f"STREAM.CREATE.{name}", _config(deployment, kind, shard, have, replicas))
+            if made.error is not None:
+                if made.error.err_code == api.NAME_IN_USE:  # somebody made it at the same time, with other settings
+                    return await _streams(connection, deployment, shards, replicas)
+                raise api.error_of(made.error, name)
+    return have
+
+
+def _shards_of(answer: api.StreamAnswer, name: str) -> int:
+    metadata = answer.config.metadata
+    if metadata.get("mielin.format") != FORMAT or not metadata.get("mielin.shards", "").isdigit():
+        raise ConfigError(
+            f"The stream {name} is not one of this system, or of another version (format "
+            f"{metadata.get('mielin.format')!r}, this version reads {FORMAT!r}); use another deployment name.",
+            field="deployment", range="a name of its own",
+        )  # fmt: skip
+    return int(metadata["mielin.shards"])
+
+
+def _config(deployment: str, kind: str, shard: int, shards: int, replicas: int) -> bytes:
+    subjects = f"{deployment}.{kind}.{shard}.>"
+    config: dict[str, Any] = {
+        "name": stream_name(deployment, kind, shard), "subjects": [subjects], "storage": "file", "retention": "limits",
+        "discard": "new",  # full is an error, never an old record dropped
+        "max_consumers": -1, "max_msgs": -1, "max_bytes": -1, "max_age": 0, "max_msg_size": -1, "num_replicas": replicas,
+        "allow_direct": True, "deny_delete": True, "duplicate_window": 1_000_000_000,
+        "metadata": {"mielin.shards": str(shards), "mielin.format": FORMAT},
+    }  # fmt: skip
+    if kind == "log":
+        config["republish"] = {"src": subjects, "dest": f"{deployment}.live.{shard}.>"}
+    return json.dumps(config).encode()
+
+
+async def _api(connection: Connection, what: str, data: bytes) -> api.StreamAnswer:
+    try:
+        heard = await connection.call(f"$JS.API.{what}", data, CONNECT_S)
+    except Unanswered as error:
+        raise StoreUnreachable(f"The server {connection.url} does not answer about its streams: {error}.") from None
+    if heard.status == api.NO_RESPONDERS:
+        raise JetStreamDisabled(
+            f"The server {connection.url} has no JetStream; start it with `nats-server -js`.", url=connection.url
+        )
+    answer: api.StreamAnswer = api.decode(heard.data, api.StreamAnswer, what)
+    return answer
+
+
+def redacted(url: str) -> str:
+    """The address without what lets one in."""
+    return re.sub(r"//[^/@]*@", "//", url)

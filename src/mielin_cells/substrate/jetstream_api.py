@@ -1,0 +1,190 @@
+"""JetStream's words: requests, answers, and what its error codes mean.  Pure."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+import msgspec
+
+from mielin_cells.errors import (
+    CellError,
+    InvalidAgentId,
+    JetStreamDisabled,
+    MessageTooLarge,
+    PermissionDenied,
+    QuotaExceeded,
+    StoreFull,
+    StoreUnreachable,
+    StreamMissing,
+)
+from mielin_cells.substrate.ports import Appended, Conflict, Outcome
+
+EXPECT: Final = "Nats-Expected-Last-Subject-Sequence"
+SEQUENCE: Final = "Nats-Sequence"
+PREVIOUS: Final = "Nats-Last-Sequence"
+"""In a republished message: the subject's sequence before; in a batch: the entry's before, in this batch."""
+STATUS: Final = "Status"
+
+NO_RESPONDERS: Final = "503"
+END_OF_BATCH: Final = "204"
+NOT_FOUND: Final = "404"
+
+SERVER_MIN: Final = (2, 12, 0)
+"""Batched direct gets and the conditional append as they are used here; see `docs/semantics.md`."""
+
+WRONG_LAST: Final = frozenset((10071, 10164))
+"""Both mean "not the expected last sequence"; the second comes from a replicated stream's leader, perhaps too early."""
+NO_MESSAGE: Final = 10037
+STREAM_MISSING: Final = 10059
+NAME_IN_USE: Final = 10058
+_DISABLED: Final = frozenset((10039, 10076))
+_FULL: Final = {
+    10023: "the server has not enough resources",
+    10047: "the server's storage is full",
+    10028: "the server's memory is full",
+    10077: "the stream has reached its limit",
+    10122: "the stream has reached its limit",
+}
+_QUOTA: Final = {
+    10002: "the account's resources are used up",
+    10026: "the account's limit of consumers is reached",
+    10027: "the account's limit of streams is reached",
+}
+_TOO_LARGE: Final = 10054
+_WORDS: Final = re.compile(r"[A-Za-z0-9_=-]+(\.[A-Za-z0-9_=-]+)*\.?")
+_DIGITS: Final = re.compile(r"(\d+)\s*$")
+_VERSION: Final = re.compile(r"v?(\d+)\.(\d+)\.(\d+)")
+_FORBIDDEN: Final = re.compile(r"[Pp]ermissions [Vv]iolation for (Publish|Subscription) to \"([^\"]*)\"")
+
+
+class Unanswered(Exception):
+    """A request that was sent has no answer, and will have none: it may or may not have been acted on."""
+
+
+class ApiError(msgspec.Struct):
+    code: int = 0
+    err_code: int = 0
+    description: str = ""
+
+
+class PubAck(msgspec.Struct):
+    stream: str = ""
+    seq: int = 0
+    error: ApiError | None = None
+
+
+class StoredMessage(msgspec.Struct):
+    subject: str
+    seq: int
+    data: str = ""
+
+
+class GetAnswer(msgspec.Struct):
+    message: StoredMessage | None = None
+    error: ApiError | None = None
+
+
+class StreamConfig(msgspec.Struct):
+    name: str = ""
+    num_replicas: int = 1
+    metadata: dict[str, str] = {}
+
+
+class StreamState(msgspec.Struct):
+    messages: int = 0
+    last_seq: int = 0
+    subjects: dict[str, int] | None = None
+
+
+class StreamAnswer(msgspec.Struct):
+    """Of STREAM.INFO, STREAM.CREATE and STREAM.PURGE; the last fills neither."""
+
+    config: StreamConfig = msgspec.field(default_factory=StreamConfig)
+    state: StreamState = msgspec.field(default_factory=StreamState)
+    total: int = 0
+    error: ApiError | None = None
+
+
+def checked_subject(subject: str) -> str:
+    """Raises `InvalidAgentId` for wildcards, white space and line ends: `core.ids` never makes them."""
+    if _WORDS.fullmatch(subject) is None:
+        raise InvalidAgentId(
+            f"{subject[:120]!r} is no subject: words of A-Z a-z 0-9 _ - = with dots between.", agent=subject
+        )
+    return subject
+
+
+def outcome_of(data: bytes, subject: str) -> Outcome | None:
+    """What a publish's answer says; None for a conflict that does not name the last sequence: ask for it.
+
+    Raises what a refusal means: then nothing was stored.
+    """
+    ack = decode(data, PubAck, subject)
+    if ack.error is None:
+        return Appended(ack.seq)
+    if ack.error.err_code in WRONG_LAST:
+        found = _DIGITS.search(ack.error.description)
+        return Conflict(int(found[1])) if found is not None else None
+    raise error_of(ack.error, subject)
+
+
+def decode(data: bytes, kind: type[Any], where: str) -> Any:
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise StoreUnreachable(f"The server's answer about {where} cannot be read: {error}.", subject=where) from error
+
+
+def error_of(error: ApiError, where: str) -> CellError:
+    """The exception that a JetStream error means."""
+    code, words = error.err_code, error.description
+    if code in _DISABLED:
+        return disabled(words)
+    if code == STREAM_MISSING:
+        return missing(where)
+    if code in _QUOTA:
+        return QuotaExceeded(f"Nothing was written to {where}: {_QUOTA[code]} ({words}); raise the limit.", limit=words)
+    if code in _FULL:
+        return StoreFull(
+            f"Nothing was written to {where}: {_FULL[code]} ({words}). Free space or raise the limit, then try again; "
+            "agents keep their last durable state.",
+            subject=where,
+        )  # fmt: skip
+    if code == _TOO_LARGE:
+        return MessageTooLarge(f"The entry for {where} is above the stream's limit ({words}); nothing was stored.")
+    return StoreUnreachable(
+        f"The server did not do it for {where}: {words} (error {code}); nothing was written.", subject=where
+    )
+
+
+def disabled(why: str) -> JetStreamDisabled:
+    return JetStreamDisabled(
+        f"The server has no JetStream for this account ({why}); start it with `nats-server -js`, or let its operator enable it."
+    )
+
+
+def missing(where: str) -> StreamMissing:
+    return StreamMissing(
+        f"The stream for {where} is gone from the server: it was deleted. Stop, restore it from a backup, or use another "
+        "deployment name; nothing is created in its place.",
+        stream=where,
+    )  # fmt: skip
+
+
+def version_of(text: str) -> tuple[int, int, int]:
+    """(0, 0, 0) for what is no version."""
+    found = _VERSION.match(text)
+    return (int(found[1]), int(found[2]), int(found[3])) if found is not None else (0, 0, 0)
+
+
+def forbidden(text: str) -> PermissionDenied | None:
+    """What the server says of a subject that this user may not use; None for any other error."""
+    found = _FORBIDDEN.search(text)
+    if found is None:
+        return None
+    what = "write to" if found[1] == "Publish" else "listen on"
+    return PermissionDenied(
+        f"The server forbids this user to {what} {found[2]}; let its operator allow it. Nothing was done.",
+        subject=found[2],
+    )

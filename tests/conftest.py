@@ -1,0 +1,20 @@
+"""What many test files need: a real server, started once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mielin_cells.substrate.server import Server
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The bundled server, lazily synced: tests kill and stop servers of their own.  Each test uses its own deployment."""
+    folder: Path = tmp_path_factory.mktemp("server")
+    started = asyncio.run(Server.start(folder, sync="lazy"))
+    yield started
+    asyncio.run(started.stop())
