@@ -7,12 +7,14 @@ import asyncio
 import json
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import mielin_cells as cells
 from benchmarks.autogen import autogen_asks
+from benchmarks.callers import CALLERS, rate
 from mielin_cells.node.client import Client
 from mielin_cells.substrate.ports import Appended
 
@@ -48,16 +50,10 @@ async def medians(work: Callable[[], Awaitable[float]], runs: int) -> float:
 
 
 async def asks(count: int, runs: int) -> float:
-    """Pipelined asks per second, in process, memory; 16 agents."""
+    """Pipelined asks per second, in process, memory: `CALLERS` callers, each with one ask on its way; 16 agents."""
     async with cells.local() as cluster:
         agents = [await cluster.spawn(Counter, f"c{n}") for n in range(16)]
-
-        async def one() -> float:
-            at = time.perf_counter()
-            await asyncio.gather(*(agents[n % 16].add() for n in range(count)))
-            return count / (time.perf_counter() - at)
-
-        return await medians(one, runs)
+        return await medians(lambda: rate(lambda caller: agents[caller % 16].add(), count), runs)
 
 
 async def turns(rows: int, count: int, runs: int) -> tuple[float, float]:
@@ -96,36 +92,41 @@ async def pauses(moves: int, path: Path | None) -> tuple[float, float]:
         task = asyncio.create_task(traffic())
         found, floors = [], []
         for n in range(moves):
+            await asyncio.sleep(0.01)  # the same rest before both: what has just run is faster
             found.append((await cluster.migrate(counter)).pause_ms)
+            await asyncio.sleep(0.01)
             at, last = time.perf_counter(), 0
             for _ in range(2):
                 outcome = await cluster.log.append(f"floor.{n}", b"x" * 300, last)
                 assert isinstance(outcome, Appended)
                 last = outcome.seq
             floors.append((time.perf_counter() - at) * 1000)
-            await asyncio.sleep(0.01)
         going = False
         await task
         return statistics.median(found), statistics.median(floors)
 
 
 async def measure(smoke: bool) -> dict[str, object]:
-    count, runs, rows, moves = (2_000, 1, 2_000, 20) if smoke else (20_000, 5, 100_000, 300)
+    count, runs, rows, moves = (4_096, 1, 2_000, 20) if smoke else (40_960, 5, 100_000, 300)
     ours = await asks(count, runs)
-    theirs = await autogen_asks(min(count, 5_000), runs)
+    theirs = await autogen_asks(min(count, 8_192), runs)
     large, small = await turns(rows, 200 if smoke else 2_000, 1 if smoke else 5)
-    pause, floor = await pauses(moves, None)
-    return {
+    figures: dict[str, object] = {
+        "callers": CALLERS,
         "asks_per_s": round(ours),
         "autogen_core_asks_per_s": round(theirs) if theirs else None,
         "asks_ratio": round(ours / theirs, 2) if theirs else None,
         "turn_large_us": round(large * 1e6),
         "turn_small_us": round(small * 1e6),
         "turn_ratio": round(large / small, 2),
-        "pause_ms": round(pause, 3),
-        "two_appends_ms": round(floor, 3),
-        "pause_ratio": round(pause / floor, 2),
     }
+    with tempfile.TemporaryDirectory() as folder:
+        for where, path in (("memory", None), ("file", Path(folder) / "pause.db")):
+            pause, floor = await pauses(moves, path)
+            figures[f"{where}_pause_ms"] = round(pause, 3)
+            figures[f"{where}_two_appends_ms"] = round(floor, 3)
+            figures[f"{where}_pause_ratio"] = round(pause / floor, 2)
+    return figures
 
 
 def main() -> None:

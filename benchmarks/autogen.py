@@ -1,10 +1,10 @@
 """Pipelined asks with autogen-core's in-process runtime, to measure ours beside."""
 # No postponed annotations here: autogen-core reads them where the class is made.
 
-import asyncio
 import statistics
-import time
 from dataclasses import dataclass
+
+from benchmarks.callers import rate
 
 
 @dataclass
@@ -35,10 +35,9 @@ async def autogen_asks(count: int, runs: int) -> float | None:
     runtime = SingleThreadedAgentRuntime()
     await Plus.register(runtime, "plus", lambda: Plus("counter"))
     runtime.start()
-    found = []
-    for _ in range(runs):
-        at = time.perf_counter()
-        await asyncio.gather(*(runtime.send_message(Add(1), AgentId("plus", str(n % 16))) for n in range(count)))
-        found.append(count / (time.perf_counter() - at))
+    found = [
+        await rate(lambda caller: runtime.send_message(Add(1), AgentId("plus", str(caller % 16))), count)
+        for _ in range(runs)
+    ]
     await runtime.stop()
     return statistics.median(found)

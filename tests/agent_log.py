@@ -15,11 +15,13 @@ from mielin_cells.core.records import (
     Asked,
     AskMade,
     Claimed,
+    Cleared,
     Commit,
     Committed,
     Created,
     Failed,
     HandedOff,
+    LetterKey,
     Out,
     Paused,
     Resumed,
@@ -100,6 +102,10 @@ def failed(fold: Fold, fatal: bool = False, **over: Any) -> Failed:
 
 def terminated(fold: Fold, **over: Any) -> Terminated:
     return Terminated(**head(fold, **over))
+
+
+def cleared(fold: Fold, *letters: LetterKey, **over: Any) -> Cleared:
+    return Cleared(**head(fold, **over), letters=list(letters))
 
 
 def handed_off(

@@ -14,6 +14,7 @@ from agent_log import (
     after,
     asked,
     claimed,
+    cleared,
     commit,
     committed,
     content,
@@ -33,7 +34,7 @@ from agent_log import (
 
 from mielin_cells.core.fold import OUTCOMES_MAX, Fold, Phase
 from mielin_cells.core.lifecycle import AgentState
-from mielin_cells.core.records import PartRef, Spilled
+from mielin_cells.core.records import DeadLetter, PartRef, Spilled
 from mielin_cells.core.state import StateDelta, TableDelta
 from mielin_cells.errors import (
     EpochOutOfOrder,
@@ -56,7 +57,7 @@ def spilled(fold: Fold, **over: Any) -> Spilled:
     return Spilled(**head(fold, **over), part="0a", parts=[PartRef(1, 1, bytes(32))])
 
 
-BY_OWNER: list[Make] = [turn, asked, snapshot, suspended, paused, failed, terminated, handed_off]
+BY_OWNER: list[Make] = [turn, asked, snapshot, suspended, paused, failed, cleared, terminated, handed_off]
 BY_TARGET: list[Make] = [accepted, returned]
 EVERY: list[Make] = [created, *BY_OWNER, resumed, *BY_TARGET, claimed]
 
@@ -348,6 +349,7 @@ def test_claims_are_counted_until_a_message_has_run() -> None:
     fold = after(claimed, claimed)
     take(fold, lambda f: committed(f, commit(released={})), claimed)
     assert fold.claims == 3
+    assert take(fold, lambda f: claimed(f, waits=False)).claims == 3
     assert take(fold, turn).claims == 0
 
 
@@ -356,3 +358,15 @@ def test_a_seal_is_a_commit(makers: list[Make]) -> None:
     fold = after(*makers)
     mark = fold.ledger.peers["visitor"].mark
     assert mark == len(makers)
+
+
+@pytest.mark.parametrize("stop", [None, suspended, paused, failed])
+def test_cleared_removes_the_letters_that_it_names_and_nothing_else(stop: Make | None) -> None:
+    letters = [DeadLetter(seq, "visitor", n, "hello", "OSError", 5, [], b"") for seq, n in ((4, 1), (4, 2), (9, 1))]
+    fold = after(lambda f: committed(f, commit(taken(3), dead=letters)), *([stop] if stop else []))
+    phase, state = fold.phase, fold.lifecycle.state
+
+    take(fold, lambda f: cleared(f, letters[1].key, (4, "another", 1)))
+
+    assert fold.ledger.dead == [letters[0], letters[2]]
+    assert (fold.phase, fold.lifecycle.state) == (phase, state)

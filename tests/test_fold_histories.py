@@ -15,6 +15,7 @@ from agent_log import (
     accepted,
     after,
     claimed,
+    cleared,
     commit,
     committed,
     content,
@@ -140,6 +141,7 @@ def following(draw: st.DrawFn, fold: Fold, ends: bool) -> AnyRecord:
     to = TARGET if fold.owner == NODE else NODE
     seal = draw(st.none() | commits(fold, works))
     makers += [lambda: handed_off(fold, f"m-{fold.seq}", to, seal)] * 2
+    makers += [lambda: cleared(fold, *(letter.key for letter in fold.ledger.dead[::2]), (99, "nobody", 1))]
     if fold.claims == 0:  # an owner writes a snapshot after a commit that ran something
         makers += [lambda: snapshot(fold)]
     if works:

@@ -39,6 +39,9 @@ MAY_IMPORT = {
 }
 MAY_ALSO = {
     "node.local": {"substrate.embedded"},  # composes nodes and the embedded substrate: `cells.local`
+    "node.remote": {"substrate.jetstream"},  # likewise for a server's: `cells.connect`
+    "cli.up": {"substrate.server"},  # starts the server for its nodes
+    "cli.stage": {"substrate.server"},  # likewise for the job's
 }
 ADAPTERS = {"embedded", "jetstream", "server"}
 NATS_ONLY_IN = "substrate.jetstream"

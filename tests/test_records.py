@@ -11,6 +11,7 @@ from agent_log import (
     after,
     asked,
     claimed,
+    cleared,
     commit,
     committed,
     created,
@@ -34,7 +35,7 @@ from mielin_cells.core.message import (
     Answer,
     Mail,
     Message,
-    Reply,
+    Replies,
     client_sender,
     decode_answer,
     decode_mail,
@@ -79,6 +80,7 @@ RECORDS: list[AnyRecord] = [
     resumed(after(paused)),
     failed(FOLD),
     terminated(FOLD),
+    cleared(FOLD, LETTER.key, (0, client_sender("s"), 2)),
     handed_off(FOLD),
     handed_off(FOLD, seal=FULL),
     accepted(after(handed_off)),
@@ -89,7 +91,7 @@ RECORDS: list[AnyRecord] = [
 MAIL = Mail(
     "a", "Museum", client_sender("s"), 77, 3, "reply.x", [Message(3, "hello", b"\x90", True), Message(4, "x", b"")]
 )
-REPLIES = [Reply("a", "b", 1, encode_answer(Answer(b"\xc0"))), Reply("a", "b", 2, b"")]
+REPLIES = [Replies("a", "b", {1: encode_answer(Answer(b"\xc0")), 2: b""})]
 Decode = Callable[[bytes], object]
 
 
@@ -247,7 +249,7 @@ def test_garbage_on_the_wire_is_refused_or_is_replies(data: bytes) -> None:
         replies = decode_replies(data)
     except RecordInvalid:
         return
-    assert all(isinstance(reply, Reply) for reply in replies)
+    assert all(isinstance(reply, Replies) for reply in replies)
 
 
 @pytest.mark.parametrize("at", range(len(encode_replies(REPLIES))))

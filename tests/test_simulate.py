@@ -14,8 +14,8 @@ import pytest
 
 from mielin_cells.core.ledger import Ledger, Verdict
 from mielin_cells.core.message import Mail, Message
-from mielin_cells.node.host import Host
 from mielin_cells.node.inbox import Arrival, Inbox
+from mielin_cells.node.intake import Intake
 from mielin_cells.node.turn import Turn
 from mielin_cells.substrate.ports import Outcome
 from mielin_cells.testing import simulate as command
@@ -93,27 +93,29 @@ def cursor_outside_the_commit(patch: pytest.MonkeyPatch) -> None:
 
 def outputs_before_commit(patch: pytest.MonkeyPatch) -> None:
     """What a turn tells leaves when the turn ends."""
-    send = Host._send
+    send = Intake._send
 
-    def send_at_once(self: Host, turn: Turn) -> None:
-        before = len(self._batch.outs)
+    def send_at_once(self: Intake, turn: Turn) -> None:
+        host = self._host
+        before = len(host.batch.outs)
         send(self, turn)
-        for out in self._batch.outs[before:]:
-            self.outbox.push(out)
+        for out in host.batch.outs[before:]:
+            host.outbox.push(out)
 
-    patch.setattr(Host, "_send", send_at_once)
+    patch.setattr(Intake, "_send", send_at_once)
 
 
 def answers_before_commit(patch: pytest.MonkeyPatch) -> None:
     """A caller is answered when its turn ends."""
-    take = Host._take
+    take = Intake._take
 
-    def take_and_answer(self: Host, mail: Mail, message: Message, turn: Turn | None, answer: bytes | None) -> None:
+    def take_and_answer(self: Intake, mail: Mail, message: Message, turn: Turn | None, answer: bytes | None) -> None:
         take(self, mail, message, turn, answer)
-        if self._batch.answers:
-            self.home.begin(self._let_out(self._batch.answers[-1:]))
+        if answer is not None:
+            host = self._host
+            host.home.begin(host._let_out({(mail.reply_to, mail.sender): {message.n: answer}}))
 
-    patch.setattr(Host, "_take", take_and_answer)
+    patch.setattr(Intake, "_take", take_and_answer)
 
 
 def dedupe_off(patch: pytest.MonkeyPatch) -> None:

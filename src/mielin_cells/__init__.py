@@ -19,6 +19,7 @@ from mielin_cells.core.table import Table
 from mielin_cells.errors import *  # noqa: F403 - every public exception, listed in errors.__all__
 from mielin_cells.errors import __all__ as _errors
 from mielin_cells.node.local import local
+from mielin_cells.node.remote import connect
 
 __version__ = "0.1.0"
 
@@ -33,6 +34,7 @@ __all__ = [  # noqa: PLE0604 - the errors' names are strings, which the check ca
     "NodeInfo",
     "Settings",
     "Table",
+    "connect",
     "handler",
     "local",
     "this",

@@ -8,6 +8,8 @@ state; un-annotated and `_private` attributes are not, and do not move.
 from __future__ import annotations
 
 import inspect
+import re
+import typing
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
 from typing import (
@@ -117,24 +119,21 @@ class Bound(Generic[P, R_co]):
         obj = self._obj
         if obj.__dict__["_cell"] is not None:  # inside the agent itself: a plain call
             return await self._handler.fn(obj, *args, **kwargs)
-        spec, handler, caller = self._route()
-        return handler.decode_result(  # type: ignore[no-any-return]
-            await caller.ask(
-                obj.__dict__["_id"], spec, handler, handler.encode_args(args, kwargs), self._timeout, self._id
-            )
+        spec, handler = self._handler.route(type(obj))
+        data = await self._caller().ask(
+            obj.__dict__["_id"], spec, handler, handler.encode_args(args, kwargs), self._timeout, self._id
         )
+        return handler.decode_result(data)  # type: ignore[no-any-return]
 
     async def tell(self, *args: P.args, **kwargs: P.kwargs) -> None:
         """Sends durably: returns when the message is stored (outside a turn) or will be with the turn's commit (inside)."""
         obj = self._obj
         if obj.__dict__["_cell"] is not None:
             raise UsageError(f"Inside agent {obj!r} there is nobody to tell but itself; call the method.")
-        spec, handler, caller = self._route()
-        await caller.tell(obj.__dict__["_id"], spec, handler, handler.encode_args(args, kwargs), self._id)
+        spec, handler = self._handler.route(type(obj))
+        await self._caller().tell(obj.__dict__["_id"], spec, handler, handler.encode_args(args, kwargs), self._id)
 
-    def _route(self) -> tuple[Spec, HandlerSpec, Caller]:
-        from mielin_cells.core.spec import spec_of
-
+    def _caller(self) -> Caller:
         obj = self._obj
         running = turn.get()
         caller = running.caller if running is not None else obj.__dict__["_caller"] or current.get()
@@ -142,23 +141,32 @@ class Bound(Generic[P, R_co]):
             raise NotConnected(
                 f"{obj!r} was called outside a turn and outside `async with cells.local()` or `cells.connect()`."
             )
-        spec = spec_of(type(obj))
-        return spec, spec.handlers[self._handler.name], caller
+        return caller
 
 
 class Handler(Generic[P, R_co]):
     """A method that messages reach; made by `@handler`."""
 
     def __init__(self, fn: Callable[..., Coroutine[Any, Any, R_co]], cancellable: bool, tries: int | None) -> None:
-        if not inspect.iscoroutinefunction(fn):
-            raise FieldRefused(
-                f"Handler {fn.__qualname__} must be `async def`: a caller awaits it.", path=fn.__qualname__
-            )
+        if not inspect.iscoroutinefunction(fn) or not hasattr(fn, "__name__"):
+            name = getattr(fn, "__qualname__", repr(fn))
+            raise FieldRefused(f"Handler {name} must be `async def`: a caller awaits it.", path=name)
         self.fn: Callable[..., Coroutine[Any, Any, R_co]] = fn
         self.name = fn.__name__
         self.cancellable = cancellable
         self.tries = tries
         self.__doc__ = fn.__doc__
+        self._routes: dict[type[Agent], tuple[Spec, HandlerSpec]] = {}
+
+    def route(self, cls: type[Agent]) -> tuple[Spec, HandlerSpec]:
+        """What a call of this handler on `cls`, or on a class derived from its own, is encoded by."""
+        found = self._routes.get(cls)
+        if found is None:
+            from mielin_cells.core.spec import spec_of
+
+            spec = spec_of(cls)
+            found = self._routes[cls] = (spec, spec.handlers[self.name])
+        return found
 
     @overload
     def __get__(self, obj: None, owner: type) -> Self: ...
@@ -191,6 +199,10 @@ class Upgrade:
     """A function from one class version's state to the next's; made by `@upgrade`."""
 
     def __init__(self, fn: Callable[[Any, dict[str, object]], dict[str, object]], from_version: int) -> None:
+        if inspect.iscoroutinefunction(fn):
+            raise FieldRefused(
+                f"Upgrade {fn.__qualname__} must be a plain `def`: the agent does not run yet.", path=fn.__qualname__
+            )
         self.fn = fn
         self.from_version = from_version
 
@@ -203,13 +215,18 @@ def upgrade(*, from_version: int) -> Callable[[Callable[[Any, dict[str, object]]
     return lambda fn: Upgrade(fn, from_version)
 
 
+NO_DEFAULT: Any = object()
+
+
 class Field:
     """A state field, on the class.  Notes what a turn touches: only that is encoded and compared at its end."""
 
-    __slots__ = ("is_scalar", "name")
+    __slots__ = ("default", "is_scalar", "name")
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, default: Any) -> None:
         self.name = name
+        self.default = default
+        """As written in the class, or `NO_DEFAULT`.  It is kept here because left on the class it would answer for references."""
         self.is_scalar = False
         """Its values cannot change in the hands of a turn, so reading does not touch it."""
 
@@ -231,6 +248,49 @@ class Field:
         cell.set(self.name, value)
 
 
+HOOKS = ("on_start", "on_arrive", "on_depart", "on_stop", "healthy")
+
+_CLASS_VAR = re.compile(r"\s*(\w+\.)*ClassVar\b")
+
+
+def _is_state(name: str, annotation: Any) -> bool:
+    if name.startswith("_"):
+        return False
+    if isinstance(annotation, str):  # not evaluated yet: it may name what is defined later
+        return _CLASS_VAR.match(annotation) is None
+    return annotation is not ClassVar and typing.get_origin(annotation) is not ClassVar
+
+
+def _check_class(cls: type[Agent], version: Any, name: Any, fields: list[str]) -> None:
+    """Raises `FieldRefused` for what would be silently wrong later."""
+    own = cls.__dict__
+    if "__init__" in own:
+        raise FieldRefused(
+            f"{cls.__name__} defines __init__; give fields defaults, and open clients in `on_arrive`.",
+            path=cls.__name__,
+        )
+    if type(version) is not int or version < 1:
+        raise FieldRefused(f"{cls.__name__}: version = {version!r} is not a whole number from 1.", path=cls.__name__)
+    if name is not None and not (isinstance(name, str) and name and name.isprintable()):
+        raise FieldRefused(f"{cls.__name__}: name = {name!r} is not printable text.", path=cls.__name__)
+    for hook in HOOKS:
+        if hook in fields or (hook in own and not inspect.iscoroutinefunction(own[hook])):
+            raise FieldRefused(
+                f"{cls.__name__}.{hook} is the name of a hook; write it as `async def {hook}(self)`, or rename it.",
+                path=f"{cls.__name__}.{hook}",
+            )
+    for member, value in own.items():
+        if member not in fields and not isinstance(value, Handler) and isinstance(_inherited(cls, member), Handler):
+            raise FieldRefused(
+                f"{cls.__name__}.{member} takes the place of an inherited handler; decorate it with @handler.",
+                path=f"{cls.__name__}.{member}",
+            )
+
+
+def _inherited(cls: type[Agent], name: str) -> Any:
+    return next((base.__dict__[name] for base in cls.__mro__[1:] if name in base.__dict__), None)
+
+
 @dataclass_transform(kw_only_default=True, eq_default=False)
 class Agent:
     """A stateful agent.  Annotated attributes are its state; `@handler` methods are what others can ask of it.
@@ -240,7 +300,6 @@ class Agent:
 
     _wire_name: ClassVar[str] = "Agent"
     _version: ClassVar[int] = 1
-    _defaults: ClassVar[dict[str, Any]] = {}
 
     if not TYPE_CHECKING:
 
@@ -249,23 +308,14 @@ class Agent:
 
     def __init_subclass__(cls, *, version: int = 1, name: str | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "__init__" in cls.__dict__:
-            raise FieldRefused(
-                f"{cls.__name__} defines __init__; give fields defaults, and open clients in `on_arrive`.",
-                path=cls.__name__,
-            )
+        fields = [field for field, kind in inspect.get_annotations(cls).items() if _is_state(field, kind)]
+        _check_class(cls, version, name, fields)
         cls._wire_name, cls._version = name or cls.__name__, version
-        cls._defaults = dict(cls._defaults)
-        annotated = inspect.get_annotations(cls)
-        for field, annotation in annotated.items():
-            if field.startswith("_") or "ClassVar" in str(annotation):
-                continue
-            if field in cls.__dict__:
-                cls._defaults[field] = cls.__dict__[field]
-            setattr(cls, field, Field(field))
-        for field in [f for f in cls._defaults if f in cls.__dict__ and not isinstance(cls.__dict__[f], Field)]:
-            cls._defaults[field] = cls.__dict__[field]  # a new default for an inherited field
-            delattr(cls, field)
+        for field in {*fields, *cls.__dict__}:
+            before = _inherited(cls, field)
+            if field in fields or isinstance(before, Field):  # the latter: a new default for an inherited field
+                default = before.default if isinstance(before, Field) else NO_DEFAULT
+                setattr(cls, field, Field(field, cls.__dict__.get(field, default)))
         classes[cls._wire_name] = cls
 
     async def on_start(self) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 from mielin_cells.core.agent import Agent
 from mielin_cells.core.buffer import Buffer
-from mielin_cells.core.spec import LOAD_ERRORS, FieldSpec, Spec, _encode
-from mielin_cells.core.state import BufferDelta, BufferStore, StateDelta, StoredState, TableDelta, TableStore
+from mielin_cells.core.spec import LOAD_ERRORS, FieldSpec, Spec, _encode, buffer_bytes
+from mielin_cells.core.state import BufferStore, StateDelta, StoredState, TableStore
 from mielin_cells.core.table import Table
 from mielin_cells.errors import NotInTurn, StateInvalid, StateUnloadable
 
@@ -84,7 +84,7 @@ class Cell:
             table.clear()
             table.update(content)
         elif name in self._buffers:
-            data = bytes(value)
+            data = buffer_bytes(value)
             self._buffers[name].resize(len(data))
             self._buffers[name][:] = data
         else:
@@ -92,8 +92,9 @@ class Cell:
             self.agent.__dict__[name] = value
 
     def begin(self) -> None:
+        if self.touched:  # read outside a turn, and perhaps changed in place: state is what was committed
+            self._restore()
         self._in_turn = True
-        self.touched.clear()
 
     def end(self) -> StateDelta | None:
         """What the turn changed, checked and applied to the stored state; None for nothing.
@@ -101,28 +102,27 @@ class Cell:
         Raises `StateInvalid` for a value that would not load again: nothing is applied, and `undo` must follow.
         """
         plain = self._changed_fields() if self.touched else {}
-        tables: dict[str, TableDelta] = {}
-        for name, table in self._tables.items():
-            if (change := table._delta()) is not None:
-                tables[name] = change
-        buffers: dict[str, BufferDelta] = {}
-        for name, buffer in self._buffers.items():
-            if (pages := buffer._delta()) is not None:
-                buffers[name] = pages
+        # Cleared once nothing can raise any more: `undo` restores what was touched.
+        if not self._tables and not self._buffers:  # most agents: nothing to look through
+            self._in_turn = False
+            self.touched.clear()
+            if not plain:
+                return None
+            self._state.put(plain)
+            return StateDelta(plain)
+        tables = {name: change for name, table in self._tables.items() if (change := table._delta()) is not None}
+        buffers = {name: pages for name, buffer in self._buffers.items() if (pages := buffer._delta()) is not None}
         self._in_turn = False
-        if not plain and not tables and not buffers:
-            for table in self._tables.values():
-                table._settle()
-            for buffer in self._buffers.values():
-                buffer._settle()
-            return None
-        delta = StateDelta(plain=plain, tables=tables, buffers=buffers, removed=[])
-        self._state.apply(delta)
+        self.touched.clear()
+        changed = None
+        if plain or tables or buffers:
+            changed = StateDelta(plain, tables, buffers)
+            self._state.apply(changed)
         for table in self._tables.values():
             table._settle()
         for buffer in self._buffers.values():
             buffer._settle()
-        return delta
+        return changed
 
     def _changed_fields(self) -> dict[str, bytes]:
         changed: dict[str, bytes] = {}
@@ -135,7 +135,7 @@ class Cell:
                 data = _encode(values[name])
                 if data == stored.get(name):
                     continue
-                field.decode(data)
+                field.check(data)
             except LOAD_ERRORS as error:
                 raise StateInvalid(
                     f"The turn of agent {self._id!r} left a value that would not load again: {field.path}: {error}. "
@@ -145,7 +145,8 @@ class Cell:
             if len(data) > PLAIN_BYTES_WARN and name not in self._warned:
                 self._warned.add(name)
                 warnings.warn(
-                    f"{field.path} is {len(data)} bytes and is written whole at each change; use Table or Buffer.",
+                    f"{field.path} has more than {PLAIN_BYTES_WARN:,} bytes and is written whole at each change; "
+                    "use Table or Buffer.",
                     stacklevel=2,
                 )
             changed[name] = data
@@ -154,10 +155,14 @@ class Cell:
     def undo(self) -> None:
         """The turn failed: every touched field is as stored again."""
         self._in_turn = False
-        for name in self.touched:
-            if self._fields[name].kind == "plain":
-                self.agent.__dict__[name] = self._load(self._fields[name])
+        self._restore()
         for table in self._tables.values():
             table._undo()
         for buffer in self._buffers.values():
             buffer._undo()
+
+    def _restore(self) -> None:
+        for name in self.touched:
+            if self._fields[name].kind == "plain":
+                self.agent.__dict__[name] = self._load(self._fields[name])
+        self.touched.clear()

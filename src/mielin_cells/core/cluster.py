@@ -15,9 +15,25 @@ A = TypeVar("A", bound=Agent)
 
 
 class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A node as it tells of itself; or, of one that does not answer, as its log and others' hearing tell."""
+
     name: str
     incarnation: int
     agents: int
+    state: str = "alive"
+    """alive; stuck (its process lives, its event loop does not answer); silent; stopped (cleanly)."""
+    since_s: float = 0.0
+    """For how long it has been so; of a silent node 0 if nobody has heard it."""
+    classes: dict[str, int] = {}
+    """Agent classes with their versions."""
+    cores: int = 0
+    memory_bytes: int = 0
+    architecture: str = ""
+    labels: dict[str, str] = {}
+    host: str = ""
+    process: int = 0
+    python: str = ""
+    package: str = ""
 
 
 class AgentInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,6 +48,10 @@ class AgentInfo(msgspec.Struct, frozen=True, kw_only=True):
     waiting: int
     bytes: int
     migration: str = ""
+    dead: int = 0
+    """Dead letters."""
+    error: str = ""
+    """Why it is in ERROR."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

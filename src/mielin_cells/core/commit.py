@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from mielin_cells.core.message import Reply
+from typing import TypeAlias
+
 from mielin_cells.core.records import Commit, DeadLetter, Out, Taken
 from mielin_cells.core.state import StateDelta, TableDelta
+
+Answers: TypeAlias = dict[tuple[str, str], dict[int, bytes]]
+"""By reply subject and sender: the answer to each number."""
 
 
 class Batch:
@@ -25,16 +29,30 @@ class Batch:
         self.held = False
         self.released: dict[str, int] = {}
         self.delta: StateDelta | None = None
-        self.answers: list[tuple[str, Reply]] = []
+        self.answers: Answers = {}
 
     def __bool__(self) -> bool:
         return self.turns > 0 or self.touched
 
+    def answer(self, reply_to: str, sender: str, n: int, answer: bytes) -> None:
+        numbers = self.answers.get((reply_to, sender))
+        if numbers is None:
+            self.answers[reply_to, sender] = {n: answer}
+        else:
+            numbers[n] = answer
+
     def change(self, delta: StateDelta | None) -> None:
-        """Adds a turn's change of state to what the commit will carry."""
-        if delta is not None:
-            self.touched = True
-            self.delta = delta if self.delta is None else merged(self.delta, delta)
+        """Adds a turn's change of state to what the commit will carry.  The batch owns `delta` from then on."""
+        if delta is None:
+            return
+        self.touched = True
+        mine = self.delta
+        if mine is None:
+            self.delta = delta
+        elif mine.tables or mine.buffers or mine.removed or delta.tables or delta.buffers or delta.removed:
+            self.delta = merged(mine, delta)
+        else:
+            mine.plain.update(delta.plain)
 
     def commit(self, cursor: int, held: list[int], version: int, digest: bytes) -> Commit:
         return Commit(
@@ -45,8 +63,6 @@ class Batch:
 
 def merged(first: StateDelta, second: StateDelta) -> StateDelta:
     """One delta with the effect of both, in order.  Deltas are absolute, so the later value of a key or page wins."""
-    if not (first.tables or first.buffers or first.removed or second.tables or second.buffers or second.removed):
-        return StateDelta(plain={**first.plain, **second.plain})
     removed = list(dict.fromkeys([*first.removed, *second.removed]))  # applied before anything is set
     gone = set(second.removed)
     tables = {k: v for k, v in first.tables.items() if k not in gone}

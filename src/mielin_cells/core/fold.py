@@ -19,6 +19,7 @@ from mielin_cells.core.records import (
     AnyRecord,
     Asked,
     Claimed,
+    Cleared,
     Commit,
     Committed,
     Created,
@@ -64,8 +65,8 @@ class Fold:
     """An agent as of record `seq` of its log.  Changed only by `apply` and `settled`."""
 
     __slots__ = (
-        "agent", "claims", "cls", "epoch", "incarnation", "kept", "ledger", "lifecycle", "migration", "outcomes", "owner",
-        "phase", "seq", "snap", "source", "source_incarnation", "state", "turn", "version",
+        "agent", "behind_bytes", "behind_records", "claims", "cls", "epoch", "incarnation", "kept", "ledger", "lifecycle",
+        "migration", "outcomes", "owner", "phase", "seq", "snap", "source", "source_incarnation", "state", "turn", "version",
     )  # fmt: skip
 
     def __init__(self, agent: str) -> None:
@@ -87,9 +88,14 @@ class Fold:
         self.state = StoredState()
         self.turn: OpenTurn | None = None
         self.claims = 0
-        """Claims since the last commit that ran a message: a message that kills its process shows here (rule 5)."""
+        """Claims since the last commit that ran a message, each with a message waiting: one that kills its process shows
+        here (rule 5), and a node that was started often, with nothing to do for the agent, does not."""
         self.outcomes: dict[str, str] = {}
         self.kept: list[Kept] = []
+        self.behind_records = 0
+        """Records since the last snapshot: what a load replays."""
+        self.behind_bytes = 0
+        """Their size, as counted by whoever reads or writes them."""
 
     @property
     def status(self) -> AgentState:
@@ -200,6 +206,7 @@ class Fold:
         """Takes a checked record whose commit is in ledger and state already: the owner's own, now acknowledged."""
         self.lifecycle = self._next_lifecycle(record)
         self.seq = seq
+        self.behind_records += 1
         match record:
             case Created():
                 self.cls, self.version = record.cls, record.version
@@ -210,6 +217,7 @@ class Fold:
                 self.turn = OpenTurn(record.sender, record.input, record.asks)
             case Snapshot():
                 self.snap, self.kept = seq, _kept(seq, record)
+                self.behind_records = self.behind_bytes = 0
             case HandedOff():
                 if record.seal is not None:
                     self._ran(record.seal)
@@ -225,8 +233,10 @@ class Fold:
                 self._owns(record.to, self.source_incarnation, record.epoch + 1)
             case Claimed():
                 self._outcome("rolled_back")
-                self.claims += 1
+                self.claims += record.waits
                 self._owns(record.node, record.incarnation, record.epoch)
+            case Cleared():
+                self.ledger.clear(record.letters)
             case Terminated():
                 self.phase = Phase.TERMINATED
             case _:

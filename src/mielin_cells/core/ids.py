@@ -74,6 +74,10 @@ def node_log_subject(node: str) -> str:
     return "node." + encoded(node)
 
 
+BEATS = "beat.nodes"
+"""Where every node's heartbeat is heard on the wire."""
+
+
 def control_subject(node: str) -> str:
     """Where a node answers requests on the wire."""
     return "control." + encoded(node)

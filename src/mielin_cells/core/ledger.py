@@ -9,7 +9,7 @@ from __future__ import annotations
 from enum import Enum
 
 from mielin_cells.core.message import is_client
-from mielin_cells.core.records import Commit, DeadLetter, LedgerImage, Out, PeerImage, Taken
+from mielin_cells.core.records import Commit, DeadLetter, LedgerImage, LetterKey, Out, PeerImage, Taken
 from mielin_cells.core.settings import DEAD_LETTERS_MAX, SESSIONS_MAX
 
 
@@ -30,9 +30,12 @@ class Verdict(Enum):
 class Peer:
     """One sender.  For an agent `mark` is the highest number applied; a client's numbers are remembered one by one."""
 
-    __slots__ = ("answers", "low", "mark", "start")
+    __slots__ = ("answers", "is_client", "low", "mark", "start")
 
-    def __init__(self, mark: int = 0, low: int = 0, start: int = 0, answers: dict[int, bytes] | None = None) -> None:
+    def __init__(
+        self, is_client: bool, mark: int = 0, low: int = 0, start: int = 0, answers: dict[int, bytes] | None = None
+    ) -> None:
+        self.is_client = is_client
         self.mark = mark
         self.low = low
         self.start = start
@@ -40,13 +43,15 @@ class Peer:
 
 
 class Ledger:
-    __slots__ = ("clients", "cursor", "dead", "held", "horizon", "numbers", "peers", "pending", "released")
+    __slots__ = ("_latest", "clients", "cursor", "dead", "held", "horizon", "numbers", "peers", "pending", "released")
 
     def __init__(self) -> None:
         self.cursor = 0
         self.held: list[int] = []
         self.peers: dict[str, Peer] = {}
         self.clients = 0
+        self._latest = ""
+        """The client that took something last, so the last of the clients in `peers`."""
         self.numbers: dict[str, int] = {}
         self.released: dict[str, int] = {}
         self.pending: dict[str, dict[int, Out]] = {}
@@ -61,7 +66,7 @@ class Ledger:
             if not is_client(sender):
                 return Verdict.APPLY if n == 1 else Verdict.HOLD if n > 1 else Verdict.CLOSED
             return Verdict.EXPIRED if start <= self.horizon else Verdict.APPLY
-        if is_client(sender):
+        if peer.is_client:
             if n in peer.answers:
                 return Verdict.REPEAT
             return Verdict.CLOSED if n < peer.low else Verdict.APPLY
@@ -79,17 +84,15 @@ class Ledger:
     def take(self, sender: str, n: int, low: int, start: int, answer: bytes | None) -> None:
         """Number `n` of the sender has taken effect.  Answers below the sender's `low` are dropped."""
         peer = self.peers.get(sender)
-        if is_client(sender):
-            if peer is None:
-                peer = self.peers[sender] = Peer(0, 0, start)
-                self.clients += 1
-            else:  # quiet for longest comes first
-                del self.peers[sender]
-                self.peers[sender] = peer
+        if peer is None:
+            peer = self.peers[sender] = Peer(is_client(sender), 0, 0, start if is_client(sender) else 0)
+            self.clients += peer.is_client
+        if peer.is_client:
+            if sender != self._latest:  # to the end: quiet for longest comes first
+                self.peers[sender] = self.peers.pop(sender)
+                self._latest = sender
             peer.answers[n] = answer or b""
         else:
-            if peer is None:
-                peer = self.peers[sender] = Peer()
             peer.mark = n
             if answer is not None:
                 peer.answers[n] = answer
@@ -103,18 +106,23 @@ class Ledger:
         """The client sessions that are too many, quiet for longest first."""
         if self.clients <= SESSIONS_MAX:
             return []
-        return [s for s in self.peers if is_client(s)][: self.clients - SESSIONS_MAX]
+        return [s for s, peer in self.peers.items() if peer.is_client][: self.clients - SESSIONS_MAX]
 
     def forget(self, sessions: list[str]) -> None:
         for session in sessions:
             peer = self.peers.pop(session, None)
             if peer is not None:
+                self._latest = ""
                 self.clients -= 1
                 self.horizon = max(self.horizon, peer.start)
 
     def bury(self, letter: DeadLetter) -> None:
         self.dead.append(letter)
         del self.dead[:-DEAD_LETTERS_MAX]
+
+    def clear(self, letters: list[LetterKey]) -> None:
+        gone = set(letters)
+        self.dead = [letter for letter in self.dead if letter.key not in gone]
 
     # ---- outputs ---------------------------------------------------------------------------------------------
 
@@ -169,8 +177,8 @@ class Ledger:
     def of(cls, image: LedgerImage) -> Ledger:
         ledger = cls()
         ledger.cursor, ledger.held = image.cursor, list(image.held)
-        ledger.peers = {s: Peer(p.mark, p.low, p.start, dict(p.answers)) for s, p in image.peers.items()}
-        ledger.clients = sum(1 for s in ledger.peers if is_client(s))
+        ledger.peers = {s: Peer(is_client(s), p.mark, p.low, p.start, dict(p.answers)) for s, p in image.peers.items()}
+        ledger.clients = sum(peer.is_client for peer in ledger.peers.values())
         ledger.numbers, ledger.released = dict(image.numbers), dict(image.released)
         for out in image.pending:
             ledger.pending.setdefault(out.to, {})[out.n] = out

@@ -41,7 +41,10 @@ def unframed(data: bytes, where: str) -> bytes:
     return payload
 
 
-class Message(msgspec.Struct, array_like=True, frozen=True):
+# `gc=False`: these hold no cycles, and thousands are made in a second; the collector need not look through them.
+
+
+class Message(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """One message of a sender: number `n` in that sender's count to this receiver."""
 
     n: int
@@ -66,17 +69,15 @@ class Mail(msgspec.Struct, array_like=True, frozen=True):
     messages: list[Message]
 
 
-class Reply(msgspec.Struct, array_like=True, frozen=True):
-    """The answer of `agent` to number `n` of `sender`: an encoded result, or an error as code, sentence and facts."""
+class Replies(msgspec.Struct, array_like=True, frozen=True):
+    """The answers of `agent` to numbers of `sender`: each an `Answer` in msgpack, as stored in the agent's state."""
 
     agent: str
     sender: str
-    n: int
-    answer: bytes
-    """msgpack of `Answer`, as stored in the agent's state."""
+    answers: dict[int, bytes]
 
 
-class Answer(msgspec.Struct, array_like=True, frozen=True):
+class Answer(msgspec.Struct, array_like=True, frozen=True, gc=False):
     result: bytes | None
     error: tuple[str, str, dict[str, str | int | float | bool | list[str] | None]] | None = None
 
@@ -98,7 +99,7 @@ UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 _encoder = msgspec.msgpack.Encoder()
 _mail = msgspec.msgpack.Decoder(Mail)
-_replies = msgspec.msgpack.Decoder(list[Reply])
+_replies = msgspec.msgpack.Decoder(list[Replies])
 _answer = msgspec.msgpack.Decoder(Answer)
 
 
@@ -114,11 +115,11 @@ def decode_mail(data: bytes, where: str) -> Mail:
         raise RecordInvalid(f"{where} is framed well but is no mail: {error}.", subject=where) from error
 
 
-def encode_replies(replies: list[Reply]) -> bytes:
+def encode_replies(replies: list[Replies]) -> bytes:
     return _encoder.encode(replies)
 
 
-def decode_replies(data: bytes) -> list[Reply]:
+def decode_replies(data: bytes) -> list[Replies]:
     """Raises `RecordInvalid` for bytes that are no replies: the wire may carry anything."""
     try:
         return _replies.decode(data)

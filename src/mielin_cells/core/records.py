@@ -16,7 +16,7 @@ from mielin_cells.core.state import StateDelta
 from mielin_cells.errors import RecordInvalid, UnknownRecord
 
 
-class Out(msgspec.Struct, array_like=True, frozen=True):
+class Out(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """A message that the agent sent: number `n` to `to`; the `k`-th output of the input (`sender`, `input`)."""
 
     to: str
@@ -30,7 +30,7 @@ class Out(msgspec.Struct, array_like=True, frozen=True):
     k: int
 
 
-class Taken(msgspec.Struct, array_like=True, frozen=True):
+class Taken(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """An input that took effect (or was closed with an error), and the answer stored for it (asks only)."""
 
     sender: str
@@ -51,6 +51,14 @@ class DeadLetter(msgspec.Struct, array_like=True, frozen=True):
     tries: int
     asks: list[str]
     args: bytes
+
+    @property
+    def key(self) -> LetterKey:
+        return self.seq, self.sender, self.n
+
+
+LetterKey: TypeAlias = tuple[int, str, int]
+"""What tells one dead letter of an agent from its others: inbox sequence, sender, number."""
 
 
 class Commit(msgspec.Struct, array_like=True, frozen=True):
@@ -201,6 +209,12 @@ class Terminated(Record, tag="Terminated", frozen=True, kw_only=True):
     pass
 
 
+class Cleared(Record, tag="Cleared", frozen=True, kw_only=True):
+    """An operator has removed dead letters: replayed or purged.  Appended between turns, with everything committed."""
+
+    letters: list[LetterKey]
+
+
 class HandedOff(Record, tag="HandedOff", frozen=True, kw_only=True):
     """The linearization point of a migration.  It may hold the final commit (the seal) of the source."""
 
@@ -223,6 +237,8 @@ class Returned(Record, tag="Returned", frozen=True, kw_only=True):
 
 class Claimed(Record, tag="Claimed", frozen=True, kw_only=True):
     cause: str
+    waits: bool = True
+    """A message was waiting that the former owner may have died of.  Without one the claim says nothing against any."""
 
 
 class Spilled(Record, tag="Spilled", frozen=True, kw_only=True):
@@ -234,7 +250,7 @@ class Spilled(Record, tag="Spilled", frozen=True, kw_only=True):
 
 AnyRecord: TypeAlias = (
     Created | Committed | Asked | Snapshot | Suspended | Paused | Resumed | Failed | Terminated
-    | HandedOff | Accepted | Returned | Claimed | Spilled
+    | HandedOff | Accepted | Returned | Claimed | Cleared | Spilled
 )  # fmt: skip
 
 _encoder = msgspec.msgpack.Encoder()

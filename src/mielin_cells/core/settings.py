@@ -65,10 +65,17 @@ class Settings:
     migration_s: float = 60.0
     retention_s: float = 3600.0
     """Log and inbox are kept this long for rollback."""
+    state_bytes_max: int = 1 << 30
+    """State of an agent that a node takes by a move; above it copy and verification outlast their deadlines."""
     snapshot_records: int = 512
     """Records since the last snapshot before the next one is written: bounds a load to about 30 ms."""
     snapshot_bytes: int = 4 * 1024 * 1024
     """Or bytes, once they also exceed the state itself."""
+    drain_s: float = 30.0
+    """The time that a node which is told to stop gives its turns."""
+    heartbeat_s: float = 0.5
+    heartbeat_misses: int = 5
+    """Heartbeats that may be missed before a node counts as silent: 2.5 s outlast a slow moment of a machine."""
     reconcile_s: float = 5.0
     """A node looks for agents that the log gives it and that it does not run."""
 
@@ -77,8 +84,9 @@ class Settings:
             value = getattr(self, field.name)
             floor = 0 if field.name in ("retention_s", "retry_first_s") else None
             low_enough = value >= 0 if floor == 0 else value > 0
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low_enough or value > 1e9:
-                wanted = "0 to 1e9" if floor == 0 else "above 0, to 1e9"
+            ceiling = 1e15 if "bytes" in field.name else 1e9
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low_enough or value > ceiling:
+                wanted = f"0 to {ceiling:g}" if floor == 0 else f"above 0, to {ceiling:g}"
                 raise ConfigError(
                     f"{field.name} = {value!r} is out of range ({wanted}).", field=field.name, range=wanted
                 )

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from mielin_cells.core.agent import Agent, Field, Handler, Upgrade, agent_id, classes, make_ref
+from mielin_cells.core.agent import NO_DEFAULT, Agent, Field, Handler, Upgrade, agent_id, classes, make_ref
 from mielin_cells.core.buffer import Buffer
 from mielin_cells.core.ids import AgentId
 from mielin_cells.core.state import BUCKETS, PAGE_BYTES, BufferDelta, StateDelta, StoredState, TableDelta, TableStore
@@ -32,10 +32,13 @@ def _enc_hook(value: Any) -> Any:
     raise NotImplementedError(f"a {type(value).__name__} cannot be stored")
 
 
-def _dec_hook(wanted: type, value: Any) -> Any:
+def load_hook(wanted: type, value: Any) -> Any:
+    """Makes what msgspec cannot: ids, references, and models that validate themselves."""
     if issubclass(wanted, AgentId):
         return wanted(value)
     if issubclass(wanted, Agent):
+        if isinstance(value, wanted):  # from an upgrade, which gives values and no bytes
+            return value
         name, agent = value
         cls = classes.get(name)
         if cls is None or not issubclass(cls, wanted):
@@ -49,20 +52,39 @@ def _dec_hook(wanted: type, value: Any) -> Any:
 _encode = msgspec.msgpack.Encoder(enc_hook=_enc_hook).encode
 _plain = msgspec.msgpack.Decoder().decode
 
-LOAD_ERRORS = (msgspec.MsgspecError, ValueError, TypeError, NotImplementedError, OverflowError, RecursionError)
-"""What encoding or decoding a user's value may raise; each is reported with the path of the value."""
+LOAD_ERRORS = (Exception,)
+"""What encoding or decoding a user's value may raise: anything, since it runs the user's `__post_init__`, `_missing_` and
+validators.  Each is reported with the path of the value; none may end what holds the agent."""
+
+STACK_MARGIN = 100
+"""Calls that a load may be deeper in the stack than the turn that checked the value.  Decoding nests with the value, so
+without a margin one that is just within the interpreter's limit would be saved and never load again."""
+
+
+def _deeper(calls: int, decode: Callable[[bytes], Any], data: bytes) -> Any:
+    return decode(data) if calls == 0 else _deeper(calls - 1, decode, data)
 
 
 def _decoder(kind: Any, path: str) -> Callable[[bytes], Any]:
     """A strict decoder for a declared type.  Raises `FieldRefused` for a type that cannot be stored."""
+    return _decoders(kind, path)[0]
+
+
+def _decoders(kind: Any, path: str) -> tuple[Callable[[bytes], Any], Callable[[bytes], Any]]:
+    """The decoder, and one that is stricter about nesting: what passes it loads from a deeper stack too."""
     try:
-        _check(msgspec.inspect.type_info(kind), path, set())
-        return msgspec.msgpack.Decoder(kind, dec_hook=_dec_hook).decode
-    except (TypeError, NotImplementedError, NameError) as error:
+        nests = _check(msgspec.inspect.type_info(kind), path, {})
+        decode = msgspec.msgpack.Decoder(kind, dec_hook=load_hook).decode
+    except (TypeError, NotImplementedError, NameError, RecursionError) as error:
         raise FieldRefused(f"{path}: {error}.", path=path) from error
+    return decode, functools.partial(_deeper, STACK_MARGIN, decode) if nests else decode
 
 
-def _check(info: Any, path: str, seen: set[Any]) -> None:
+def _check(info: Any, path: str, seen: dict[Any, bool]) -> bool:
+    """Raises `FieldRefused` for what cannot be stored.  True if values can nest without a limit: a type holds itself.
+
+    `seen`: classes met so far; True while their fields are looked at.
+    """
     if isinstance(info, msgspec.inspect.AnyType):
         raise FieldRefused(
             f"{path}: a type without a declared content cannot be stored; say what it holds, as list[int].", path=path
@@ -70,26 +92,30 @@ def _check(info: Any, path: str, seen: set[Any]) -> None:
     if isinstance(info, msgspec.inspect.CustomType):
         if not (issubclass(info.cls, (Agent, AgentId)) or hasattr(info.cls, "model_validate")):
             raise FieldRefused(f"{path}: {info.cls.__name__} cannot be stored.", path=path)
-        return
+        return hasattr(info.cls, "model_validate")  # what it holds is its own affair, and may be itself
     if isinstance(info, msgspec.inspect.RawType):
-        return
+        return False
     cls = getattr(info, "cls", None)
+    if cls in seen:
+        return seen[cls]
     if cls is not None:
-        if cls in seen:
-            return
-        seen.add(cls)
-    for name in getattr(info, "__struct_fields__", ()):
-        _walk(getattr(info, name), path, seen)
+        seen[cls] = True
+    parts = [getattr(info, name) for name in getattr(info, "__struct_fields__", ())]
+    nests = _walk(parts, path, seen)
+    if cls is not None:
+        seen[cls] = False
+    return nests
 
 
-def _walk(value: Any, path: str, seen: set[Any]) -> None:
+def _walk(value: Any, path: str, seen: dict[Any, bool]) -> bool:
     if isinstance(value, msgspec.inspect.Field):
-        _check(value.type, f"{path}.{value.name}", seen)
-    elif isinstance(value, msgspec.inspect.Type):
-        _check(value, path, seen)
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            _walk(item, path, seen)
+        return _check(value.type, f"{path}.{value.name}", seen)
+    if isinstance(value, msgspec.inspect.Type):
+        return _check(value, path, seen)
+    if isinstance(value, (tuple, list)):
+        found = [_walk(item, path, seen) for item in value]  # all of them: each may have to be refused
+        return any(found)
+    return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +127,14 @@ class FieldSpec:
     kind: str
     type: Any
     decode: Callable[[bytes], Any]
+    check: Callable[[bytes], Any]
+    """As `decode`, for a value that is to be stored: it must load again, also where less stack is left."""
     decode_key: Callable[[bytes], Any] | None
     has_default: bool
     default: bytes | None
-    """Encoded, so that every agent gets a fresh copy."""
+    """Of a plain field: encoded, so that every agent gets a fresh copy."""
+    content: Any = None
+    """Of a table or buffer: what the class gives it first, encoded anew for every agent."""
 
     def encode(self, value: Any) -> bytes:
         return _encode(value)
@@ -122,6 +152,11 @@ class HandlerSpec:
     _params: type[msgspec.Struct]
     _decode_params: Callable[[bytes], Any]
     _decode_result: Callable[[bytes], Any]
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Names and types, in order."""
+        return {field.name: field.type for field in msgspec.structs.fields(self._params)}
 
     def encode_args(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         """Raises `BadArguments` before anything is sent."""
@@ -159,6 +194,34 @@ class HandlerSpec:
             ) from error
 
 
+def _resolved(annotated: Any, names: dict[str, Any], path: str) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(annotated, globalns=names, include_extras=True)
+    except Exception as error:  # an annotation is an expression of the user's, and may raise anything
+        raise FieldRefused(f"{path}: an annotation cannot be resolved: {error}.", path=path) from error
+
+
+def _parameter(parameter: inspect.Parameter, hints: dict[str, Any], path: str) -> Any:
+    """A parameter of a handler as a field of the message.  Raises `FieldRefused` if it cannot be one."""
+    name = parameter.name
+    if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
+        raise FieldRefused(f"{path}: messages carry names; *{name} cannot be sent.", path=path)
+    if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
+        raise FieldRefused(f"{path}: messages carry names; remove the `/` behind {name!r}.", path=path)
+    if name not in hints:
+        raise FieldRefused(f"{path}: parameter {name!r} has no type.", path=path)
+    path = f"{path}({name})"
+    decode = _decoder(hints[name], path)
+    if parameter.default is parameter.empty:
+        return name, hints[name]
+    try:
+        copy = _encode(parameter.default)
+        decode(copy)
+    except LOAD_ERRORS as error:
+        raise FieldRefused(f"{path}: its default does not fit its type: {error}.", path=path) from error
+    return name, hints[name], msgspec.field(default_factory=functools.partial(decode, copy))
+
+
 class Spec:
     """An agent class, understood."""
 
@@ -169,74 +232,100 @@ class Spec:
         hints = self._hints()
         self.fields: dict[str, FieldSpec] = {}
         self.handlers: dict[str, HandlerSpec] = {}
-        self.upgrades: dict[int, Upgrade] = {}
+        self.upgrades = self._upgrades()
         for name in dir(cls):
             member = inspect.getattr_static(cls, name)
             if isinstance(member, Field):
                 self.fields[name] = self._field(name, hints[name], member)
             elif isinstance(member, Handler):
                 self.handlers[name] = self._handler(member)
-            elif isinstance(member, Upgrade):
-                self.upgrades[member.from_version] = member
+
+    def _upgrades(self) -> dict[int, Upgrade]:
+        """By the version that they lead from; a derived class's replaces an inherited one."""
+        found: dict[int, Upgrade] = {}
+        for base in reversed(self.cls.__mro__):
+            own = [member for member in vars(base).values() if isinstance(member, Upgrade)]
+            steps = [member.from_version for member in own]
+            for step in steps:
+                if steps.count(step) > 1:
+                    raise FieldRefused(f"{self.name} has two upgrades from version {step}; keep one.", path=self.name)
+            found.update(zip(steps, own, strict=True))
+        return found
+
+    def _names(self, module: dict[str, Any], within: type) -> dict[str, Any]:
+        """What an annotation may name: what its module has, the classes around it, and any agent class of this process."""
+        return {
+            **{cls.__name__: cls for cls in classes.values()},
+            **module,
+            **{name: member for name, member in vars(within).items() if isinstance(member, type)},
+            **{base.__name__: base for base in reversed(self.cls.__mro__) if issubclass(base, Agent)},
+        }
 
     def _hints(self) -> dict[str, Any]:
-        known: dict[str, Any] = {c.__name__: c for c in classes.values()}
-        try:
-            return typing.get_type_hints(self.cls, localns={**known, self.cls.__name__: self.cls}, include_extras=True)
-        except (NameError, TypeError) as error:
-            raise FieldRefused(f"{self.name}: an annotation cannot be resolved: {error}.", path=self.name) from error
+        """The types of the state fields.  Other annotations are not looked at: what they name may not be there."""
+        hints: dict[str, Any] = {}
+        for base in reversed(self.cls.__mro__):
+            own = {
+                name: kind for name, kind in inspect.get_annotations(base).items()
+                if isinstance(vars(base).get(name), Field)
+            }  # fmt: skip
+            if own:
+                names = self._names(vars(inspect.getmodule(base) or types), base)
+                hints.update(_resolved(types.SimpleNamespace(__annotations__=own), names, self.name))
+        return hints
 
     def _field(self, name: str, kind: Any, member: Field) -> FieldSpec:
-        path, defaults = f"{self.name}.{name}", self.cls._defaults
+        path, has_default = f"{self.name}.{name}", member.default is not NO_DEFAULT
         origin = typing.get_origin(kind) or kind
-        if origin is Table:
-            arguments = typing.get_args(kind)
-            if len(arguments) != 2:
-                raise FieldRefused(f"{path}: say what the table holds, as Table[str, int].", path=path)
-            decode, decode_key = _decoder(arguments[1], f"{path}[value]"), _decoder(arguments[0], f"{path}[key]")
-            return FieldSpec(name, path, "table", kind, decode, decode_key, True, None)
-        if origin is Buffer:
-            return FieldSpec(name, path, "buffer", kind, _plain, None, True, None)
-        decode = _decoder(kind, path)
-        default = None
-        if name in defaults:
-            try:
-                default = _encode(defaults[name])
-                decode(default)
-            except LOAD_ERRORS as error:
-                raise FieldRefused(f"{path}: its default does not fit its type: {error}.", path=path) from error
+        content = member.default if has_default else None
+        try:
+            if origin is Table:
+                arguments = typing.get_args(kind)
+                if len(arguments) != 2:
+                    raise FieldRefused(f"{path}: say what the table holds, as Table[str, int].", path=path)
+                decode, decode_key = _decoder(arguments[1], f"{path}[value]"), _decoder(arguments[0], f"{path}[key]")
+                table = FieldSpec(name, path, "table", kind, decode, decode, decode_key, True, None, content)
+                _table_of(table, content)
+                return table
+            if origin is Buffer:
+                _buffer_of(content)
+                return FieldSpec(name, path, "buffer", kind, _plain, _plain, None, True, None, content)
+            decode, check = _decoders(kind, path)
+            default = _encode(member.default) if has_default else None
+            if default is not None:
+                check(default)
+        except FieldRefused:
+            raise
+        except LOAD_ERRORS as error:
+            raise FieldRefused(f"{path}: its default does not fit its type: {error}.", path=path) from error
         options = typing.get_args(kind) if origin in (typing.Union, types.UnionType) else (kind,)
         member.is_scalar = all(option in _SCALARS for option in options)
-        return FieldSpec(name, path, "plain", kind, decode, None, name in defaults, default)
+        return FieldSpec(name, path, "plain", kind, decode, check, None, has_default, default)
 
     def _handler(self, member: Handler[Any, Any]) -> HandlerSpec:
-        path = f"{self.name}.{member.name}"
-        known: dict[str, Any] = {c.__name__: c for c in classes.values()}
-        try:
-            hints = typing.get_type_hints(
-                member.fn, localns={**known, self.cls.__name__: self.cls}, include_extras=True
-            )
-        except (NameError, TypeError) as error:
-            raise FieldRefused(f"{path}: an annotation cannot be resolved: {error}.", path=path) from error
+        path, fn = f"{self.name}.{member.name}", member.fn
+        owner = next(base for base in self.cls.__mro__ if member in vars(base).values())
+        hints = _resolved(fn, self._names(inspect.unwrap(fn).__globals__, owner), path)
+        parameters = list(inspect.signature(fn).parameters.values())
+        if not parameters or parameters[0].kind not in (
+            inspect.Parameter.POSITIONAL_ONLY,
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        ):
+            raise FieldRefused(f"{path}: a handler is a method; its first parameter is `self`.", path=path)
         fields: list[Any] = []
-        for parameter in list(inspect.signature(member.fn).parameters.values())[1:]:
-            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-                raise FieldRefused(f"{path}: messages carry names; *{parameter.name} cannot be sent.", path=path)
-            if parameter.name not in hints:
-                raise FieldRefused(f"{path}: parameter {parameter.name!r} has no type.", path=path)
-            kind = hints[parameter.name]
-            _decoder(kind, f"{path}({parameter.name})")
-            if parameter.default is parameter.empty:
-                fields.append((parameter.name, kind))
-            else:
-                copy, decode = _encode(parameter.default), _decoder(kind, f"{path}({parameter.name})")
-                fields.append((parameter.name, kind, msgspec.field(default_factory=functools.partial(decode, copy))))
+        keywords: list[Any] = []
+        for parameter in parameters[1:]:
+            field = _parameter(parameter, hints, path)
+            (keywords if parameter.kind is inspect.Parameter.KEYWORD_ONLY else fields).append(field)
         if "return" not in hints:
             raise FieldRefused(f"{path}: say what it returns, as `-> int` or `-> None`.", path=path)
-        params = msgspec.defstruct(f"{self.cls.__name__}_{member.name}", fields, forbid_unknown_fields=True)
+        name = f"{self.cls.__name__}_{member.name}"
+        params = msgspec.defstruct(name, keywords, kw_only=True, forbid_unknown_fields=True)
+        if fields:
+            params = msgspec.defstruct(name, fields, bases=(params,), forbid_unknown_fields=True)
         return HandlerSpec(
-            member.name, path, member.fn, member.cancellable, member.tries, params,
-            msgspec.msgpack.Decoder(params, dec_hook=_dec_hook).decode, _decoder(hints["return"], f"{path} -> result"),
+            member.name, path, fn, member.cancellable, member.tries, params,
+            msgspec.msgpack.Decoder(params, dec_hook=load_hook).decode, _decoder(hints["return"], f"{path} -> result"),
         )  # fmt: skip
 
     def overrides(self, name: str) -> bool:
@@ -252,7 +341,7 @@ class Spec:
             raise BadArguments(f"{self.name}: {what}.", handler="spawn")
         delta = StateDelta(plain={}, tables={}, buffers={}, removed=[])
         for field in self.fields.values():
-            value = state.get(field.name, self.cls._defaults.get(field.name))
+            value = state.get(field.name, field.content)
             try:
                 if field.kind == "table":
                     delta.tables[field.name] = _table_of(field, value)
@@ -260,7 +349,7 @@ class Spec:
                     delta.buffers[field.name] = _buffer_of(value)
                 elif field.name in state:
                     data = _encode(value)
-                    field.decode(data)
+                    field.check(data)
                     delta.plain[field.name] = data
                 elif field.default is not None:
                     delta.plain[field.name] = field.default
@@ -285,8 +374,15 @@ def _table_of(field: FieldSpec, value: Any) -> TableDelta:
     return TableDelta(sets=sets, dels=[])
 
 
+def buffer_bytes(value: Any) -> bytes:
+    """The content of a buffer.  Raises `TypeError`, for a number too: `bytes(5)` would be five zeros."""
+    if isinstance(value, (int, str)):
+        raise TypeError(f"a {type(value).__name__} is no content of a Buffer; give bytes")
+    return bytes(value)
+
+
 def _buffer_of(value: Any) -> BufferDelta:
-    data = bytes(value) if value is not None else b""
+    data = buffer_bytes(value) if value is not None else b""
     pages = {at // PAGE_BYTES: data[at : at + PAGE_BYTES] for at in range(0, len(data), PAGE_BYTES)}
     return BufferDelta(size=len(data), pages=pages)
 
@@ -326,7 +422,9 @@ def upgrade_state(spec: Spec, state: StoredState, version: int) -> StateDelta | 
             raise StateUpgradeFailed(f"{spec.name} has no upgrade from version {step}; write one.", step=step, **facts)
         try:
             values = found.fn(spec.cls, values)
-        except Exception as error:
+            if not isinstance(values, dict):
+                raise TypeError(f"it must return the new state as a dict, not {type(values).__name__}")
+        except Exception as error:  # whatever the user's function raises: the agent stays as it is stored
             raise StateUpgradeFailed(
                 f"The upgrade of {spec.name} from version {step} raised {type(error).__name__}: {error}.",
                 step=step,
@@ -342,7 +440,7 @@ def _replaced(spec: Spec, state: StoredState, values: dict[str, object], facts: 
             field = spec.fields.get(name)
             plain = field is not None and field.kind == "plain"
             typed[name] = (
-                msgspec.convert(value, field.type, dec_hook=_dec_hook) if plain and field is not None else value
+                msgspec.convert(value, field.type, dec_hook=load_hook) if plain and field is not None else value
             )
         delta = spec.initial(**typed)
     except (*LOAD_ERRORS, BadArguments) as error:

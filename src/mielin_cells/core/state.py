@@ -274,14 +274,11 @@ class StoredState:
 
         Costs the bytes of the delta.  Raises `StateUnloadable`, with nothing changed, if the delta contradicts itself.
         """
-        _check(delta)
+        if delta.tables or delta.buffers:
+            _check(delta)
         for name in delta.removed:
             self._drop(name)
-        for name, value in delta.plain.items():
-            if name not in self.plain:
-                self._drop(name)
-            self.plain[name] = value
-            self._leaves.pop(name, None)
+        self.put(delta.plain)
         for name, change in delta.tables.items():
             if name not in self.tables:
                 self._drop(name)
@@ -292,6 +289,16 @@ class StoredState:
                 self._drop(name)
                 self.buffers[name] = BufferStore()
             self.buffers[name].apply(pages)
+        self._digest = None
+
+    def put(self, plain: dict[str, bytes]) -> None:
+        """Takes new values of plain fields: what almost every turn does."""
+        mine, leaves = self.plain, self._leaves
+        for name, value in plain.items():
+            if name not in mine:
+                self._drop(name)
+            mine[name] = value
+            leaves.pop(name, None)
         self._digest = None
 
     def digest(self) -> bytes:

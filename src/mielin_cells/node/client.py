@@ -14,7 +14,7 @@ import msgspec
 from mielin_cells.core.agent import Agent, agent_id, make_ref
 from mielin_cells.core.cluster import AgentInfo, MigrationReport, NodeInfo
 from mielin_cells.core.fold import Phase
-from mielin_cells.core.ids import AgentId, control_subject, decoded, log_subject, node_log_subject, reply_subject
+from mielin_cells.core.ids import AgentId, control_subject, log_subject, node_log_subject, reply_subject
 from mielin_cells.core.message import decode_replies
 from mielin_cells.core.records import decode_record
 from mielin_cells.core.settings import MESSAGE_BYTES_MAX, Settings
@@ -30,12 +30,11 @@ from mielin_cells.errors import (
     NoSuchAgent,
     RecordInvalid,
     RetryError,
-    SessionExpired,
     UnknownNode,
     WireTimeout,
     WrongClass,
 )
-from mielin_cells.node import control
+from mielin_cells.node import control, registry
 from mielin_cells.node.lane import Lane
 from mielin_cells.node.node import named_owner
 from mielin_cells.node.reader import load
@@ -105,47 +104,51 @@ class Client:
         except RecordInvalid as error:
             logger.warning("%s", error)
             return
-        for reply in replies:
-            lane = self._senders.get(reply.sender)
+        for some in replies:
+            lane = self._senders.get(some.sender)
             if lane is not None:
-                lane.answered(reply.n, reply.answer)
+                lane.answered(some.answers)
 
     # ---- calls -----------------------------------------------------------------------------------------------
 
-    async def ask(
+    def ask(
         self, agent: str, spec: Spec, handler: HandlerSpec, args: bytes, timeout: float | None, id: str | None
-    ) -> bytes:
-        lane = self._lanes.get(agent) or self._lane(agent)
-        _fits(agent, args)
-        try:
-            return await lane.ask(
-                spec.name, handler.name, args, self.settings.ask_timeout_s if timeout is None else timeout
-            )
-        except SessionExpired:
-            self._forget(agent)
-            raise
+    ) -> Coroutine[Any, Any, bytes]:
+        lane = self._lanes.get(agent) or self.lane(agent)
+        if len(args) > MESSAGE_BYTES_MAX:
+            raise _too_large(agent, args)
+        return lane.ask(spec.name, handler.name, args, timeout)
 
     async def tell(self, agent: str, spec: Spec, handler: HandlerSpec, args: bytes, id: str | None) -> None:
-        lane = self._lanes.get(agent) or self._lane(agent)
-        _fits(agent, args)
+        lane = self._lanes.get(agent) or self.lane(agent)
+        if len(args) > MESSAGE_BYTES_MAX:
+            raise _too_large(agent, args)
         await lane.tell(spec.name, handler.name, args)
 
-    def _lane(self, agent: str) -> Lane:
-        """The session with this agent; made at the first call, without waiting, so that calls keep their order."""
-        session = f"{self.name}.{self._rng.randbytes(4).hex()}"
-        lane = Lane(self, agent, session, int(self._wall() * 1000))
-        self._lanes[agent] = self._senders[lane.sender] = lane
+    def lane(self, agent: str, session: str = "") -> Lane:
+        """The session with this agent; made at the first call, without waiting, so that calls keep their order.
+
+        `session`: a name for a session of its own, of which the agent drops what it has handled already.
+        """
+        if not session and agent in self._lanes:
+            return self._lanes[agent]
+        name = session or f"{self.name}.{self._rng.randbytes(4).hex()}"
+        lane = Lane(self, agent, name, int(self._wall() * 1000))
+        self._senders[lane.sender] = lane
+        if not session:
+            self._lanes[agent] = lane
         return lane
 
     async def find(self, agent: str) -> None:
         """Raises `NoSuchAgent` or `AgentTerminated` if there is nobody to send to; then the session is forgotten."""
         try:
-            await self._owner(agent)
+            await self.owner(agent)
         except CellError:
-            self._forget(agent)
+            self.forget(agent)
             raise
 
-    def _forget(self, agent: str) -> None:
+    def forget(self, agent: str) -> None:
+        """The next call to the agent begins a new session."""
         lane = self._lanes.pop(agent, None)
         if lane is not None:
             self._senders.pop(lane.sender, None)
@@ -153,8 +156,8 @@ class Client:
     async def waiting(self, agent: str) -> int | None:
         """Messages in the agent's inbox as its owner counts them; None if nobody says."""
         try:
-            owner, _ = await self._owner(agent)
-            answer = await self._request(owner, control.Waiting(agent), REQUEST_S)
+            owner, _ = await self.owner(agent)
+            answer = await self.request(owner, control.Waiting(agent), REQUEST_S)
             return msgspec.msgpack.decode(answer, type=int)
         except CellError:
             return None
@@ -175,8 +178,8 @@ class Client:
         if last is not None:
             await self._same_class(agent, spec)
             return make_ref(cls, agent, self)
-        place = node or await self._emptiest(())
-        await self._ordered(lambda: _known(place), request, self.settings.turn_deadline_s)
+        place = node or await self.emptiest(())
+        await self.ordered(lambda: _known(place), request, self.settings.turn_deadline_s)
         return make_ref(cls, agent, self)
 
     async def _same_class(self, agent: str, spec: Spec) -> None:
@@ -189,7 +192,7 @@ class Client:
     def get(self, cls: type[A], id: str, /) -> A:
         return make_ref(cls, id, self)
 
-    async def _owner(self, agent: str) -> tuple[str, int]:
+    async def owner(self, agent: str) -> tuple[str, int]:
         """The node that the log names, and the epoch.  Raises `NoSuchAgent`, `AgentTerminated`."""
         last = await self.log.last(log_subject(agent))
         if last is None:
@@ -200,18 +203,18 @@ class Client:
             raise AgentTerminated(f"Agent {agent!r} has ended; its id is not used again.", agent=agent)
         return owner, record.epoch + (owner != record.node or type(record).__name__ in ("HandedOff", "Returned"))
 
-    async def _request(self, node: str, request: control.AnyRequest, timeout: float) -> msgspec.Raw:
+    async def request(self, node: str, request: control.AnyRequest, timeout: float) -> msgspec.Raw:
         data = await self.wire.request(control_subject(node), control.encode_request(request), timeout)
         return control.result_of(data)
 
-    async def _ordered(
+    async def ordered(
         self, place: Callable[[], Coroutine[Any, Any, str]], request: control.AnyRequest, timeout: float
     ) -> msgspec.Raw:
         """Sends an idempotent request to where the agent is, again while it is between owners or its node is silent."""
         for attempt in range(ORDER_TRIES):
             node = await place()
             try:
-                return await self._request(node, request, timeout)
+                return await self.request(node, request, timeout)
             except (NoResponder, WireTimeout, NoSuchAgent, Fenced) as error:
                 if attempt == ORDER_TRIES - 1:
                     raise
@@ -224,10 +227,10 @@ class Client:
         name = _id(agent)
 
         async def owner() -> str:
-            return (await self._owner(name))[0]
+            return (await self.owner(name))[0]
 
         try:
-            await self._ordered(owner, control.Order(name, order, reason), self.settings.turn_deadline_s)
+            await self.ordered(owner, control.Order(name, order, reason), self.settings.turn_deadline_s)
         except AgentTerminated:
             if order != "terminate":
                 raise
@@ -245,17 +248,17 @@ class Client:
         await self._order(agent, "terminate")
 
     async def claim(self, agent: Agent | str, /, to: str) -> None:
-        await self._ordered(lambda: _known(to), control.Claim(_id(agent), "operator"), self.settings.probation_s)
+        await self.ordered(lambda: _known(to), control.Claim(_id(agent), "operator"), self.settings.probation_s)
 
     async def show(self, agent: Agent | str, /) -> AgentInfo:
         name = _id(agent)
 
         async def owner() -> str:
-            return (await self._owner(name))[0]
+            return (await self.owner(name))[0]
 
         for _ in range(ORDER_TRIES):
             found = msgspec.msgpack.decode(
-                await self._ordered(owner, control.Hosted(name), REQUEST_S), type=list[AgentInfo]
+                await self.ordered(owner, control.Hosted(name), REQUEST_S), type=list[AgentInfo]
             )
             if found:
                 return found[0]
@@ -266,22 +269,33 @@ class Client:
         found: dict[str, AgentInfo] = {}
         for node in await self.nodes():
             with contextlib.suppress(NoResponder, WireTimeout):
-                answer = await self._request(node.name, control.Hosted(), REQUEST_S)
-                for info in msgspec.msgpack.decode(answer, type=list[AgentInfo]):
-                    if info.id not in found or info.epoch > found[info.id].epoch:
-                        found[info.id] = info
+                await self._hosted(node.name, found)
         return [found[name] for name in sorted(found)]
 
-    async def nodes(self) -> list[NodeInfo]:
-        answering = []
-        for subject, _ in await self.log.subjects(node_log_subject("")):
-            with contextlib.suppress(RetryError):
-                name = decoded(subject.removeprefix(node_log_subject("")))
-                answer = await self._request(name, control.Ping(), REQUEST_S)
-                answering.append(msgspec.msgpack.decode(answer, type=NodeInfo))
-        return answering
+    async def _hosted(self, node: str, found: dict[str, AgentInfo]) -> None:
+        after, is_last = "", False
+        while not is_last:
+            answer = await self.request(node, control.Hosted(after=after), REQUEST_S)
+            infos = msgspec.msgpack.decode(answer, type=list[AgentInfo])
+            for info in infos:
+                if info.id not in found or info.epoch > found[info.id].epoch:
+                    found[info.id] = info
+            is_last = len(infos) < control.HOSTED_MAX
+            after = infos[-1].id if infos else ""
 
-    async def _emptiest(self, but: tuple[str, ...]) -> str:
+    async def nodes(self) -> list[NodeInfo]:
+        names = await registry.names(self.log)
+        answers = await asyncio.gather(*(self.ping(name) for name in names))
+        return [answer for answer in answers if answer is not None]
+
+    async def ping(self, node: str) -> NodeInfo | None:
+        """What the node tells of itself; None if it does not answer."""
+        try:
+            return msgspec.msgpack.decode(await self.request(node, control.Ping(), REQUEST_S), type=NodeInfo)
+        except (RetryError, RecordInvalid):
+            return None
+
+    async def emptiest(self, but: tuple[str, ...]) -> str:
         """Fewest agents, then name; the first agent of a deployment goes to node-1."""
         nodes = [node for node in await self.nodes() if node.name not in but]
         if not nodes:
@@ -291,36 +305,47 @@ class Client:
     # ---- migration -------------------------------------------------------------------------------------------
 
     async def migrate(self, agent: Agent | str, /, to: str | None = None) -> MigrationReport:
-        name = _id(agent)
-        source, epoch = await self._owner(name)
-        target = to or await self._emptiest((source,))
-        if target == source:
-            raise AlreadyThere(f"Agent {name!r} is on {target} already.", agent=name, node=target)
-        if to is not None and await self.log.last(node_log_subject(to)) is None:
-            known = [decoded(subject.split(".", 1)[1]) for subject, _ in await self.log.subjects(node_log_subject(""))]
-            raise UnknownNode(f"There is no node {to!r}; there are {', '.join(known)}.", node=to, nodes=known)
-        migration = f"m-{self._rng.randbytes(8).hex()}"
-        report = await self._watched(control.Migrate(name, migration, epoch, target, POLL_S), source)
+        request, source = await self.plan(agent, to)
+        report = await self.watched(request, source)
         if report.code == "MigrationRefused":
             raise MigrationRefused(
-                f"{target} cannot take agent {name!r}, which runs on at {source}: {'; '.join(report.reasons)}.",
-                agent=name, migration=migration, reasons=list(report.reasons),
+                f"{report.target} cannot take agent {report.agent!r}, which runs on at {source}: {'; '.join(report.reasons)}.",
+                agent=report.agent, migration=report.migration, reasons=list(report.reasons),
             )  # fmt: skip
         return report
 
-    async def _watched(self, request: control.Migrate, source: str) -> MigrationReport:
-        """The report, from the source; or, if the source is gone, what the agent's log says (rule 7)."""
+    async def plan(self, agent: Agent | str, to: str | None) -> tuple[control.Migrate, str]:
+        """A move as its source is told of it, and the source.  Nothing has begun yet."""
+        name = _id(agent)
+        source, epoch = await self.owner(name)
+        target = to or await self.emptiest((source,))
+        if target == source:
+            raise AlreadyThere(f"Agent {name!r} is on {target} already.", agent=name, node=target)
+        if to is not None and await self.log.last(node_log_subject(to)) is None:
+            known = await registry.names(self.log)
+            raise UnknownNode(f"There is no node {to!r}; there are {', '.join(known)}.", node=to, nodes=known)
+        migration = f"m-{self._rng.randbytes(8).hex()}"
+        return control.Migrate(name, migration, epoch, target, POLL_S), source
+
+    async def watched(
+        self, request: control.Migrate, source: str, seen: Callable[[control.Progress], None] | None = None
+    ) -> MigrationReport:
+        """The report, from the source; or, if the source is gone, what the agent's log says (rule 7).
+
+        `seen` is called with each answer of the source, one every `request.wait` seconds.
+        """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.settings.migration_s + self.settings.probation_s
         started = False
         while True:
             try:
-                answer = await self._request(source, request, POLL_S * 2)
+                answer = await self.request(source, request, POLL_S * 2)
                 progress = msgspec.msgpack.decode(answer, type=control.Progress)
                 started = True
+                if seen is not None:
+                    seen(progress)
                 if progress.report is not None:
-                    plain = {k: msgspec.msgpack.decode(v) for k, v in progress.report.items()}
-                    return MigrationReport(**{k: _tupled(v) for k, v in plain.items()})
+                    return report_of(progress.report)
                 continue
             except (NoSuchAgent, Fenced):
                 if not started and loop.time() > deadline:
@@ -348,8 +373,8 @@ class Client:
 
     async def abort(self, agent: Agent | str, /) -> str:
         name = _id(agent)
-        source, _ = await self._owner(name)
-        return msgspec.msgpack.decode(await self._request(source, control.Abort(name), REQUEST_S), type=str)
+        source, _ = await self.owner(name)
+        return msgspec.msgpack.decode(await self.request(source, control.Abort(name), REQUEST_S), type=str)
 
 
 class Placed:
@@ -371,12 +396,15 @@ def _id(agent: Agent | str) -> str:
     return agent_id(agent) if isinstance(agent, Agent) else str(AgentId(agent))
 
 
-def _fits(agent: str, args: bytes) -> None:
-    if len(args) > MESSAGE_BYTES_MAX:
-        raise MessageTooLarge(
-            f"A message to {agent!r} has {len(args)} bytes; the limit is {MESSAGE_BYTES_MAX}.",
-            limit=MESSAGE_BYTES_MAX, size=len(args),
-        )  # fmt: skip
+def _too_large(agent: str, args: bytes) -> MessageTooLarge:
+    return MessageTooLarge(
+        f"A message to {agent!r} has {len(args)} bytes; the limit is {MESSAGE_BYTES_MAX}.",
+        limit=MESSAGE_BYTES_MAX, size=len(args),
+    )  # fmt: skip
+
+
+def report_of(told: dict[str, msgspec.Raw]) -> MigrationReport:
+    return MigrationReport(**{name: _tupled(msgspec.msgpack.decode(value)) for name, value in told.items()})
 
 
 def _tupled(value: Any) -> Any:

@@ -44,13 +44,11 @@ class Captured(NamedTuple):
 class Compaction:
     """When and how one host writes snapshots."""
 
-    __slots__ = ("_bytes_at", "_captured", "_host", "_name", "_parts", "_records", "_since", "_task", "is_ready")
+    __slots__ = ("_captured", "_host", "_name", "_parts", "_since", "_task", "is_ready")
 
     def __init__(self, host: Host) -> None:
         self._host = host
         self._task: asyncio.Task[Any] | None = None
-        self._records = 0
-        self._bytes_at = 0
         self._name = ""
         self._parts: list[PartRef] | None = None
         self._since = 0
@@ -64,11 +62,9 @@ class Compaction:
 
     def consider(self) -> None:
         """Called after each commit: begins a snapshot when enough has been appended since the last."""
-        host = self._host
-        settings = host.home.settings
-        self._records += 1
-        appended, size = host.writer.appended_bytes - self._bytes_at, host.fold.state.size_bytes
-        many = self._records >= settings.snapshot_records and appended >= size // WORTH
+        settings, fold = self._host.home.settings, self._host.fold
+        appended, size = fold.behind_bytes, fold.state.size_bytes
+        many = fold.behind_records >= settings.snapshot_records and appended >= size // WORTH
         if many or (appended >= settings.snapshot_bytes and appended >= size):
             self.begin()
 
@@ -113,7 +109,6 @@ class Compaction:
             since=self._since if in_parts else head["prev"], digest=captured.digest,
             kept=self._keep(now), outcomes=dict(fold.outcomes), turn=captured.turn, at=now,
         )  # fmt: skip
-        self._records, self._bytes_at = 0, host.writer.appended_bytes
         self._captured, self._parts, self.is_ready = None, None, False
         return record
 

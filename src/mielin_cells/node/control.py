@@ -10,9 +10,14 @@ from typing import TypeAlias
 
 import msgspec
 
+from mielin_cells.core.cluster import MigrationReport
 from mielin_cells.core.message import UNREADABLE
+from mielin_cells.core.records import LetterKey
 from mielin_cells.core.state import StateDelta
 from mielin_cells.errors import CellError, RecordInvalid, from_wire
+
+HOSTED_MAX = 1000
+"""Agents in one answer: a message on the wire has its limit."""
 
 
 class Request(msgspec.Struct, array_like=True, frozen=True):
@@ -54,6 +59,7 @@ class Prepare(Request, tag="Prepare", frozen=True):
     version: int
     state_bytes: int
     epoch: int
+    architectures: list[str] = []
 
 
 class Copy(Request, tag="Copy", frozen=True):
@@ -97,14 +103,47 @@ class Waiting(Request, tag="Waiting", frozen=True):
 
 
 class Hosted(Request, tag="Hosted", frozen=True):
-    """Which agents do you run?  Answer: a list of `AgentInfo`."""
+    """Which agents do you run?  Answer: a list of `AgentInfo` by id, at most `HOSTED_MAX`; ask on `after` the last one."""
 
     agent: str = ""
+    after: str = ""
 
 
-AnyRequest: TypeAlias = (
-    Ping | Spawn | Migrate | Abort | Prepare | Copy | Release | Order | Claim | Look | Waiting | Hosted
-)
+class Read(Request, tag="Read", frozen=True):
+    """What do these words of a command line mean as arguments of the class's handler?  Answer: bytes."""
+
+    cls: str
+    handler: str
+    words: list[str]
+
+
+class ReadState(Request, tag="ReadState", frozen=True):
+    """What do these words mean as the state of a new agent?  Answer: the `Spawn` to send."""
+
+    agent: str
+    cls: str
+    words: list[str]
+
+
+class Purge(Request, tag="Purge", frozen=True):
+    """Remove these dead letters.  Answer: how many were there."""
+
+    agent: str
+    letters: list[LetterKey]
+
+
+class Told(Request, tag="Told", frozen=True):
+    """What do you know of this migration?  Answer: `Progress`; raises `NoSuchMigration`."""
+
+    migration: str
+
+
+class Heard(Request, tag="Heard", frozen=True):
+    """Which nodes' heartbeats have you heard?  Answer: a list of `Beat`, each with the seconds since then."""
+
+
+Question: TypeAlias = Ping | Waiting | Hosted | Read | ReadState | Told | Heard
+AnyRequest: TypeAlias = Spawn | Migrate | Abort | Prepare | Copy | Release | Order | Purge | Claim | Look | Question
 
 
 class Preparation(msgspec.Struct, array_like=True, frozen=True):
@@ -124,6 +163,11 @@ class Progress(msgspec.Struct, array_like=True, frozen=True):
 
     phase: str
     report: dict[str, msgspec.Raw] | None = None
+    passed: list[tuple[str, float]] = []
+    """Phases that are over, with their seconds."""
+    rounds: int = 0
+    bytes: int = 0
+    """Log and state bytes that the target has read."""
 
 
 class Response(msgspec.Struct, array_like=True, frozen=True):
@@ -151,6 +195,11 @@ def decode_request(data: bytes) -> AnyRequest:
 
 def answered(result: object) -> bytes:
     return _encoder.encode(Response(msgspec.Raw(_encoder.encode(result))))
+
+
+def ended(report: MigrationReport) -> Progress:
+    plain = {name: msgspec.Raw(_encoder.encode(getattr(report, name))) for name in report.__slots__}
+    return Progress(report.outcome, plain, list(report.phases))
 
 
 def refused(error: CellError) -> bytes:

@@ -94,15 +94,10 @@ class Inbox:
     def verdict(self, mail: Mail, message: Message) -> Verdict:
         return self._fold.ledger.judge(mail.sender, message.n, mail.start)
 
-    def passed(self, arrival: Arrival) -> None:
-        """One message of the entry is done."""
-        arrival.index += 1
-        self.waiting -= 1
-        self._room.set()
-
     def done(self, arrival: Arrival, batch: Batch) -> None:
         """The entry is done: the cursor passes it, and what was held for it comes next."""
         self.queue.popleft()
+        self._room.set()
         ledger, mail = self._fold.ledger, arrival.mail
         if arrival.was_held:
             ledger.held.remove(arrival.seq)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from typing import TYPE_CHECKING
 
 from mielin_cells.core.message import Mail, Message, client_sender, decode_answer
 from mielin_cells.core.settings import MAIL_BYTES_MAX
-from mielin_cells.errors import AskTimeout, InboxFull, RetryError, from_wire
+from mielin_cells.errors import AskTimeout, InboxFull, RetryError, SessionExpired, from_wire
 from mielin_cells.node.outbox import store_mail
 from mielin_cells.node.turn import ASK_REPEAT_S_MAX, ended
 
@@ -40,6 +41,7 @@ class Lane:
         self.sender = client_sender(session)
         self.start = start
         self._loop = asyncio.get_running_loop()
+        self._inbox_max = client.settings.inbox_max
         self._next = 1
         self._open: dict[int, _Open] = {}
         """In order of number, so that the first is the lowest without an outcome."""
@@ -49,17 +51,22 @@ class Lane:
         self._found = False
         self._counting: asyncio.Task[int | None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._due = math.inf
+        """When the timer fires."""
         self._heard = 0.0
         """When the last answer came, or the last repetition left."""
         self._silence = 0.0
         """How long to wait from then on before asks are repeated; it grows while nothing is heard."""
 
-    async def ask(self, cls: str, handler: str, args: bytes, timeout: float) -> bytes:
+    async def ask(self, cls: str, handler: str, args: bytes, timeout: float | None) -> bytes:
         """The encoded result.  Raises the answer's error, or `AskTimeout`: then the ask may still take effect."""
-        if self._unknown * WINDOW_SHARE >= self.client.settings.inbox_max:
+        if self._unknown * WINDOW_SHARE >= self._inbox_max:
             await self._admit()
+        if timeout is None:
+            timeout = self.client.settings.ask_timeout_s
         asked = self._send(handler, args, True, cls, self._loop.time() + timeout)
-        self._watch()
+        if asked.deadline < self._due:
+            self._watch(asked.deadline)
         try:
             data = await asked.future
         except TimeoutError:
@@ -68,17 +75,20 @@ class Lane:
                 agent=self.agent,
             ) from None
         finally:
-            self._open.pop(asked.message.n, None)
+            del self._open[asked.message.n]
             if not self._open:
                 self._unknown = 0
         answer = decode_answer(data)
         if answer.error is not None:
-            raise from_wire(*answer.error)
+            error = from_wire(*answer.error)
+            if isinstance(error, SessionExpired):
+                self.client.forget(self.agent)
+            raise error
         return answer.result or b""
 
     async def tell(self, cls: str, handler: str, args: bytes) -> None:
         """Returns when the message is stored in the inbox."""
-        if self._unknown * WINDOW_SHARE >= self.client.settings.inbox_max:
+        if self._unknown * WINDOW_SHARE >= self._inbox_max:
             await self._admit()
         told = self._send(handler, args, False, cls, 0.0)
         try:
@@ -89,26 +99,32 @@ class Lane:
             else:  # the caller has gone; the number stays open until it is stored
                 told.future.add_done_callback(lambda _: self._open.pop(told.message.n, None))
 
-    def answered(self, n: int, answer: bytes) -> None:
+    def answered(self, answers: dict[int, bytes]) -> None:
         self._heard, self._silence = self._loop.time(), self.client.settings.ask_repeat_s
-        found = self._open.get(n)
-        if found is not None and not found.future.done():
-            found.future.set_result(answer)
+        waiting = self._open
+        for n, answer in answers.items():
+            found = waiting.get(n)
+            if found is not None and not found.future.done():
+                found.future.set_result(answer)
 
     # ---- time ------------------------------------------------------------------------------------------------
     # One timer a lane: most answers come within a millisecond, and thousands of asks may be open.
 
-    def _watch(self) -> None:
+    def _watch(self, deadline: float) -> None:
         if self._timer is None:
             self._heard, self._silence = self._loop.time(), self.client.settings.ask_repeat_s
             self._arm()
-        elif (deadline := next(reversed(self._open.values())).deadline) < self._timer.when():
+        else:
             self._timer.cancel()
-            self._timer = self._loop.call_at(deadline, self._tick)
+            self._set(deadline)
 
     def _arm(self) -> None:
         first = min((o.deadline for o in self._open.values() if o.message.ask), default=0.0)
-        self._timer = self._loop.call_at(min(first, self._heard + self._silence), self._tick) if first else None
+        if first:
+            self._set(min(first, self._heard + self._silence))
+
+    def _set(self, due: float) -> None:
+        self._due, self._timer = due, self._loop.call_at(due, self._tick)
 
     def _tick(self) -> None:
         now = self._loop.time()
@@ -118,7 +134,7 @@ class Lane:
         if now >= self._heard + self._silence:
             self._heard, self._silence = now, min(self._silence * 2, ASK_REPEAT_S_MAX)
             self.client.start(self._repeat([o for o in self._open.values() if o.message.ask and not o.future.done()]))
-        self._timer = None
+        self._due, self._timer = math.inf, None
         if any(o.message.ask and not o.future.done() for o in self._open.values()):
             self._arm()
 
@@ -131,7 +147,7 @@ class Lane:
                 answer = None
             if answer is None:
                 break
-            self.answered(asked.message.n, answer)
+            self.answered({asked.message.n: answer})
         else:
             return
         for asked in silent:
@@ -141,10 +157,10 @@ class Lane:
     # ---- storing ---------------------------------------------------------------------------------------------
 
     def _send(self, handler: str, args: bytes, ask: bool, cls: str, deadline: float) -> _Open:
-        sent = _Open(Message(self._next, handler, args, ask), cls, self._loop.create_future(), deadline)
-        self._next += 1
+        n = self._next
+        sent = self._open[n] = _Open(Message(n, handler, args, ask), cls, self._loop.create_future(), deadline)
+        self._next = n + 1
         self._unknown += 1
-        self._open[sent.message.n] = sent
         self._put(sent)
         return sent
 
@@ -191,7 +207,7 @@ class Lane:
         waiting = await asyncio.shield(counting)
         if self._counting is counting:
             self._counting = None
-        limit = self.client.settings.inbox_max
+        limit = self._inbox_max
         if waiting is None:
             waiting = self._unknown
         if waiting >= limit:

@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING, Literal
 from mielin_cells.core.agent import classes, current
 from mielin_cells.core.settings import Settings
 from mielin_cells.errors import ConfigError
-from mielin_cells.node.client import Client
-from mielin_cells.node.node import Node
-from mielin_cells.substrate.embedded import Embedded
 
 if TYPE_CHECKING:
     from mielin_cells.core.cluster import Cluster
+    from mielin_cells.node.node import Node
 
 NODES_MAX = 64
 """Nodes of one process share its loop; more of them show nothing."""
@@ -41,6 +39,13 @@ async def local(
         raise ConfigError(
             f"nodes = {nodes} is out of range (1 to {NODES_MAX}).", field="nodes", range=f"1 to {NODES_MAX}"
         )
+    # Half of what `import mielin_cells` would take; the command line, say, never needs it.
+    from mielin_cells.node.admit import room_of
+    from mielin_cells.node.client import Client
+    from mielin_cells.node.node import Node
+    from mielin_cells.node.registry import Announcement
+    from mielin_cells.substrate.embedded import Embedded
+
     substrate = await Embedded.open(path, sync=sync)
     rng = Random()
     client = Client(substrate.log, substrate.wire, settings=settings, rng=rng, wall=time.time)
@@ -48,9 +53,11 @@ async def local(
     try:
         await client.open()
         for number in range(1, nodes + 1):
+            about = Announcement(classes={name: cls._version for name, cls in sorted(classes.items())}, at=time.time())
             node = Node(
-                f"node-{number}", substrate.log, substrate.wire, classes.get, settings=settings, rng=rng, wall=time.time
-            )
+                f"node-{number}", substrate.log, substrate.wire, classes.get, settings=settings, rng=rng, wall=time.time,
+                about=about, room=room_of(substrate.path),
+            )  # fmt: skip
             node.home.cluster = client
             running.append(node)
             await node.start()

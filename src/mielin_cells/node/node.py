@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Coroutine
 from random import Random
 from typing import Any, TypeVar
 
-import msgspec
-
 from mielin_cells.core.agent import Agent
 from mielin_cells.core.cell import Cell
-from mielin_cells.core.cluster import MigrationReport, NodeInfo
+from mielin_cells.core.cluster import MigrationReport
 from mielin_cells.core.fold import Fold, Phase
-from mielin_cells.core.ids import LOGS, agent_of, control_subject, log_subject, node_log_subject, reply_subject
-from mielin_cells.core.message import decode_replies, framed, unframed
-from mielin_cells.core.records import Claimed, Created, HandedOff, Record, Returned, Terminated, decode_record
+from mielin_cells.core.ids import LOGS, agent_of, control_subject, inbox_subject, log_subject, reply_subject
+from mielin_cells.core.message import decode_replies
+from mielin_cells.core.records import Claimed, Created, HandedOff, Record, Returned, Terminated
 from mielin_cells.core.settings import RETRY_S_MAX, RETRY_S_MIN, Settings
 from mielin_cells.core.spec import Spec, spec_of, upgrade_state
 from mielin_cells.errors import (
@@ -35,15 +34,17 @@ from mielin_cells.errors import (
     StateTooNew,
     UnknownClass,
     WrongClass,
+    described,
 )
-from mielin_cells.node import control, orders
+from mielin_cells.node import admit, control, orders, questions, registry
+from mielin_cells.node.heartbeat import Beat
 from mielin_cells.node.home import Home
 from mielin_cells.node.host import Host
 from mielin_cells.node.reader import load, record_of
 from mielin_cells.node.source import Move
 from mielin_cells.node.target import Copy
 from mielin_cells.node.writer import Writer
-from mielin_cells.substrate.ports import Appended, Log, Subscription, Wire
+from mielin_cells.substrate.ports import Log, Subscription, Wire
 
 T = TypeVar("T")
 
@@ -56,7 +57,10 @@ LOOK_SUBJECTS = 256
 """Subjects looked at before the loop gets its turn."""
 
 ADOPTIONS_MAX = 32
-"""Agents that a node takes over at the same time, when it starts."""
+"""Agents that a node takes over at the same time when it starts, and lets go when it stops."""
+
+LEAVE_S = 1.0
+"""A stopping node's note in its own log is a hint, and does not wait longer for the store."""
 
 
 def named_owner(record: Record) -> str:
@@ -72,9 +76,20 @@ class Node:
     def __init__(
         self, name: str, log: Log, wire: Wire, classes: Callable[[str], type[Agent] | None], *,
         settings: Settings | None = None, rng: Random | None = None, wall: Callable[[], float],
+        about: registry.Announcement | None = None, room: Callable[[], admit.Room] = admit.Room,
     ) -> None:  # fmt: skip
         self.name = name
         self.settings = settings or Settings()
+        self.about = about or registry.Announcement()
+        self.room = room
+        """What is free for agents that move here; asked when one is offered."""
+        self.place = registry.Place(0, 0)
+        self.clock: Callable[[], float] = lambda: asyncio.get_running_loop().time()
+        """Measures phases of moves; a loop's own time may be in whole milliseconds."""
+        self.heard: Callable[[], list[Beat]] = list
+        """Whose heartbeats this node has heard."""
+        self.replaced: Callable[[int], None] | None = None
+        """Called with the incarnation of a newer process of this name, once this one has stopped for it."""
         self._classes = classes
         self.hosts: dict[str, Host] = {}
         self.copies: dict[str, Copy] = {}
@@ -97,6 +112,8 @@ class Node:
         """Agents that this node has just created or claimed, and whose hooks still run."""
         self._quiet: dict[str, int] = {}
         """Logs that were read and name another owner, with their last sequence then."""
+        self._told: dict[str, str] = {}
+        """Why agents of this node cannot be taken, as it was logged last."""
         self._moved: dict[str, int] = {}
         """Logs with their last sequence at the last round."""
         self._subscriptions: list[Subscription] = []
@@ -106,12 +123,16 @@ class Node:
     async def start(self) -> None:
         """Takes an incarnation, then every agent that the log gives this node, then serves requests."""
         home = self.home
-        home.incarnation = await self._again(self._next_incarnation)
+        self.place = await self._again(
+            lambda: registry.enter(home.log, self.name, self.about, lambda: home.rng.randbytes(12))
+        )
+        home.incarnation = self.place.incarnation
         home.reply_to = reply_subject(f"{self.name}.{home.incarnation}")
         self._subscriptions = [
             await home.wire.subscribe(home.reply_to, self._replied),
             await home.wire.serve(control_subject(self.name), self._answer),
         ]
+        home.begin(self._watch_name())
         await self._again(lambda: self.reconcile(every=True))
         home.begin(self._reconcile_for_ever())
 
@@ -126,41 +147,56 @@ class Node:
             await asyncio.sleep(delay)
             delay = min(delay * 2, RETRY_S_MAX)
 
-    async def _next_incarnation(self) -> int:
-        """Appended conditionally to the node's own log: of two processes with one name, the later is the newer."""
-        log, subject, delay = self.home.log, node_log_subject(self.name), RETRY_S_MIN
-        while True:
-            last = await log.last(subject)
-            before = 0
-            if last is not None:
-                before = msgspec.msgpack.decode(unframed(last.data, f"The log of node {self.name}"), type=list[Any])[0]
-            data = framed(msgspec.msgpack.encode([before + 1, self.name, self.home.rng.randbytes(12)]))
-            outcome = await log.append(subject, data, last.seq if last is not None else 0)
-            if isinstance(outcome, Appended):
-                return before + 1
-            await asyncio.sleep(delay)  # unknown or lost: whatever is there now, the next number is free or ours
-            delay = min(delay * 2, RETRY_S_MAX)
+    async def _watch_name(self) -> None:
+        """A newer process of this name takes the agents over: this one stops at once, and says so once."""
+        newer = await registry.newer(self.home.log, self.name, self.place)
+        if newer and not self.is_stopping:
+            logger.error(
+                "node %s was started again as incarnation %d: this process, incarnation %d, stops at once; "
+                "nothing that was acknowledged is lost", self.name, newer, self.home.incarnation,
+            )  # fmt: skip
+            self._close_all()
+            self.kill()
+            if self.replaced is not None:
+                self.replaced(newer)
 
-    async def stop(self) -> None:
-        """Turns end, commits land, `on_depart` runs; the agents stay claimable.  Their inboxes keep what comes."""
+    async def stop(self, turns_s: float | None = None) -> None:
+        """Turns end, commits land, `on_depart` runs; the agents stay claimable.  Their inboxes keep what comes.
+
+        A turn that takes longer than `turns_s` (default: as long as a move would wait for it) runs again elsewhere.
+        """
         self.is_stopping = True
+        limit = asyncio.Semaphore(ADOPTIONS_MAX)
+
+        async def depart(host: Host) -> None:
+            async with limit:
+                await self._depart(host, self.settings.pause_s if turns_s is None else turns_s)
+
+        await asyncio.gather(*(depart(host) for host in list(self.hosts.values())))
+        self._close_all()
+        if self.place.seq:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LEAVE_S):
+                    await registry.leave(self.home.log, self.name, self.place, self.about, self.home.rng.randbytes(12))
+        self.kill()
+        if self.home.tasks:
+            await asyncio.gather(*self.home.tasks, return_exceptions=True)
+
+    def _close_all(self) -> None:
         for host in list(self.hosts.values()):
-            if host.lost is None:
-                await self._depart(host)
             self.drop(host)
         for copy in list(self.copies.values()):
             copy.close()
         for move in list(self.moves.values()):
             move.close()
-        self.kill()
-        if self.home.tasks:
-            await asyncio.gather(*self.home.tasks, return_exceptions=True)
 
-    async def _depart(self, host: Host) -> None:
+    async def _depart(self, host: Host, turns_s: float) -> None:
+        if host.lost is not None:
+            return
         try:
-            await host.stop_intake(self.settings.pause_s)
+            await host.intake.stop(turns_s)
             if host.fold.may_run:
-                await host.hook("on_depart")
+                await host.intake.hook("on_depart")
             await host.flush()
         except (CellError, TimeoutError) as error:
             logger.warning("agent %s was left in mid-turn by node %s: %s", host.fold.agent, self.name, error)
@@ -231,7 +267,10 @@ class Node:
 
         still = []
         for count, (subject, seq) in enumerate(await self.home.log.subjects(LOGS), 1):
-            agent = agent_of(subject)
+            try:
+                agent = agent_of(subject)
+            except UnicodeDecodeError:
+                continue  # nobody's log: no agent id makes this subject
             moved, self._moved[agent] = self._moved.get(agent) != seq, seq
             host = self.hosts.get(agent)
             if host is not None and agent not in self.moves and seq > host.fold.seq:
@@ -257,7 +296,11 @@ class Node:
         last = await self.home.log.last(log_subject(host.fold.agent))
         if last is None or last.seq <= host.fold.seq:
             return
-        record = await record_of(self.home.log, host.fold.agent, last)
+        try:
+            record = await record_of(self.home.log, host.fold.agent, last)
+        except RecordInvalid as error:
+            host.lose(error)  # whatever it is: no append of this host can follow it
+            return
         mine = record.node == self.name and record.incarnation == self.home.incarnation
         if not mine and self.hosts.get(host.fold.agent) is host and host.fold.agent not in self.moves:
             host.lose(Fenced(f"Agent {host.fold.agent!r} has another owner now.", agent=host.fold.agent))
@@ -270,7 +313,7 @@ class Node:
             last = await self.home.log.last(log_subject(agent))
             if last is None:
                 return
-            record = decode_record(last.data, f"The log of agent {agent!r} at {last.seq}")
+            record = await record_of(self.home.log, agent, last)  # also of a handover that is in parts
             if named_owner(record) != self.name:
                 self._quiet[agent] = last.seq
                 return
@@ -288,7 +331,9 @@ class Node:
         except RetryError as error:
             logger.info("node %s looks at agent %s again later: %s", self.name, agent, error)
         except CellError as error:
-            logger.error("node %s cannot take agent %s, which stays claimable: %s", self.name, agent, error)
+            if self._told.get(agent) != str(error):  # once: it is tried again in every round
+                self._told[agent] = str(error)
+                logger.error("node %s cannot take agent %s, which stays claimable: %s", self.name, agent, error)
 
     async def _claim(self, fold: Fold, cause: str) -> Host:
         """Claims the agent and hosts it.  Raises `Fenced` if another was first, and what keeps its state from loading."""
@@ -300,18 +345,26 @@ class Node:
         writer = self.writer(fold)
         self._making.add(fold.agent)
         try:
-            await writer.append(lambda head: Claimed(**head, cause=cause), claim=True)
+            waits = await self._waits(fold)
+            await writer.append(lambda head: Claimed(**head, cause=cause, waits=waits), claim=True)
             host = Host(self.home, spec, cell, writer)
             host.adopt(delta)
             if fold.may_run:
                 try:
-                    await host.hook("on_arrive")
+                    await host.intake.hook("on_arrive")
                 except Exception as error:  # whatever a user's hook raises: ERROR until it is resumed
                     await host.failed(error)
             self.serve(host)
         finally:
             self._making.discard(fold.agent)
         return host
+
+    async def _waits(self, fold: Fold) -> bool:
+        """True if the agent has a message that its former owner may have died of."""
+        if not fold.lifecycle.state.accepts_work:
+            return False
+        last = await self.home.log.last(inbox_subject(fold.agent))
+        return bool(fold.ledger.held) or (last is not None and last.seq > fold.ledger.cursor)
 
     # ---- requests --------------------------------------------------------------------------------------------
 
@@ -321,26 +374,29 @@ class Node:
         except RecordInvalid as error:
             logger.warning("node %s: %s", self.name, error)
             return
-        for reply in replies:
-            host = self.hosts.get(reply.sender)
+        for some in replies:
+            host = self.hosts.get(some.sender)
             if host is not None:
-                host.replied(reply)
+                host.replied(some)
 
     async def _answer(self, data: bytes) -> bytes:
         try:
-            return control.answered(await self._do(control.decode_request(data)))
+            request = control.decode_request(data)
+        except RecordInvalid as error:
+            logger.warning("node %s: %s", self.name, error)
+            return control.refused(error)
+        try:
+            return control.answered(await self._do(request))
         except CellError as error:
             return control.refused(error)
         except Exception as error:
             logger.exception("node %s: a request failed", self.name)
-            return control.refused(InternalError(f"Node {self.name}: {type(error).__name__}: {error}"))
+            return control.refused(InternalError(f"Node {self.name}: {described(error)}."))
 
     async def _do(self, request: control.AnyRequest) -> object:
-        if self.is_stopping:
+        if self.is_stopping and not isinstance(request, control.Prepare):  # that one is told every reason
             raise NodeStopping(f"Node {self.name} is stopping; its agents stay claimable.")
         match request:
-            case control.Ping():
-                return NodeInfo(name=self.name, incarnation=self.home.incarnation, agents=len(self.hosts))
             case control.Spawn():
                 return await self._spawn(request)
             case control.Migrate():
@@ -352,7 +408,7 @@ class Node:
                 move.abort()
                 return move.migration
             case control.Prepare():
-                return control.Preparation(self._prepare(request))
+                return admit.prepare(self, request)
             case control.Copy(agent=agent, migration=migration, seq=seq):
                 copy = self.copies.get(agent)
                 if copy is None or copy.migration != migration:
@@ -364,18 +420,20 @@ class Node:
                     copy.expire()
                 return None
             case control.Order(agent=agent, order=order, reason=reason):
-                return await orders.obey(self, self._host(agent), order, reason)
+                return await orders.obey(self, self.host(agent), order, reason)
             case control.Claim(agent=agent, cause=cause):
                 return await self._claim_order(agent, cause)
             case control.Look(agent=agent):
                 self.look(agent)
                 return None
-            case control.Waiting(agent=agent):
-                return self._host(agent).inbox.waiting
-            case control.Hosted(agent=agent):
-                return [orders.info(self, h) for h in self.hosts.values() if not agent or h.fold.agent == agent]
 
-    def _host(self, agent: str) -> Host:
+            case control.Purge(agent=agent, letters=letters):
+                return await orders.purge(self, self.host(agent), letters)
+            case _:
+                return questions.answer(self, request)
+
+    def host(self, agent: str) -> Host:
+        """Raises `NoSuchAgent` if the agent does not run here."""
         host = self.hosts.get(agent)
         if host is None:
             raise NoSuchAgent(f"Node {self.name} does not run agent {agent!r}.", agent=agent)
@@ -442,8 +500,8 @@ class Node:
             return None
         host = Host(self.home, spec, cell, writer)
         try:
-            await host.hook("on_arrive")
-            await host.hook("on_start")
+            await host.intake.hook("on_arrive")
+            await host.intake.hook("on_start")
         except Exception as error:  # whatever a user's hook raises: ERROR until it is resumed
             await host.failed(error)
         else:
@@ -454,31 +512,6 @@ class Node:
 
     # ---- migration -------------------------------------------------------------------------------------------
 
-    def _prepare(self, request: control.Prepare) -> list[str]:
-        """Every reason against taking the agent; none: it is reserved."""
-        reasons: list[str] = []
-        spec: Spec | None = None
-        copy = self.copies.get(request.agent)
-        if copy is not None and copy.migration == request.migration:
-            return reasons
-        if copy is not None and copy.machine.phase.value in ("PROBATION", "ACCEPTING", "RETURNING"):
-            reasons.append(f"{self.name} is verifying migration {copy.migration} of it")
-        if request.agent in self.hosts:
-            reasons.append(f"{self.name} runs it already")
-        try:
-            spec = self.spec(request.cls)
-            if spec.version < request.version:
-                reasons.append(
-                    f"its state is of {request.cls} version {request.version}, {self.name} has {spec.version}"
-                )
-        except CellError as error:
-            reasons.append(error.message)
-        if not reasons and spec is not None:
-            if copy is not None:
-                copy.expire()
-            self.copies[request.agent] = Copy(self, request.agent, request.migration, spec)
-        return reasons
-
     async def _migrate(self, request: control.Migrate) -> control.Progress:
         agent = request.agent
         report = self.reports.get(request.migration)
@@ -488,7 +521,7 @@ class Node:
                 f"Agent {agent!r} is being moved by {move.migration}.", agent=agent, migration=move.migration
             )
         if report is None and move is None:
-            host = self._host(agent)
+            host = self.host(agent)
             if request.to == self.name:
                 raise AlreadyThere(f"Agent {agent!r} is on {self.name} already.", agent=agent, node=self.name)
             if host.fold.epoch != request.epoch or host.fold.phase is not Phase.RUN:
@@ -502,10 +535,9 @@ class Node:
             assert move is not None
             await asyncio.wait((move.done,), timeout=request.wait)
             if not move.done.done():
-                return control.Progress(move.machine.phase.value)
+                return move.progress()
             report = move.done.result()
-        encoded = {name: msgspec.Raw(msgspec.msgpack.encode(getattr(report, name))) for name in report.__slots__}
-        return control.Progress(report.outcome, encoded)
+        return control.ended(report)
 
     async def _outcome(self, agent: str, move: Move) -> str:
         """What became of a migration, from the agent's log; waits until it is decided (rule 7)."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from mielin_cells.core.cluster import AgentInfo
 from mielin_cells.core.lifecycle import AgentState
-from mielin_cells.core.records import Paused, Resumed, Suspended, Terminated
+from mielin_cells.core.records import Cleared, LetterKey, Paused, Resumed, Suspended, Terminated
 from mielin_cells.errors import AskTimeout, UsageError
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ def info(node: Node, host: Host) -> AgentInfo:
     return AgentInfo(
         id=fold.agent, cls=fold.cls, version=fold.version, node=node.name, epoch=fold.epoch, state=fold.status.value,
         waiting=host.inbox.waiting, bytes=fold.state.size_bytes, migration=move.migration if move is not None else "",
+        dead=len(fold.ledger.dead), error=fold.lifecycle.error.message if fold.lifecycle.error is not None else "",
     )  # fmt: skip
 
 
@@ -38,10 +39,7 @@ async def obey(node: Node, host: Host, order: str, reason: str) -> str:
     fold = host.fold
     if fold.lifecycle.state is wanted:
         return wanted.value
-    try:
-        await host.stop_intake(node.settings.turn_deadline_s)
-    except TimeoutError as error:
-        raise AskTimeout(f"Agent {fold.agent!r} is in a turn that does not end; it was not told to {order}.") from error
+    await _between_turns(node, host, order)
     try:
         await host.flush()
         match wanted:
@@ -60,11 +58,33 @@ async def obey(node: Node, host: Host, order: str, reason: str) -> str:
     return fold.lifecycle.state.value
 
 
+async def purge(node: Node, host: Host, letters: list[LetterKey]) -> int:
+    """Removes dead letters for good; how many of `letters` were there."""
+    await _between_turns(node, host, "purge dead letters")
+    try:
+        await host.flush()
+        there = {letter.key for letter in host.fold.ledger.dead}.intersection(letters)
+        if there:
+            await host.append(lambda head: Cleared(**head, letters=sorted(there)))
+    finally:
+        host.resume_intake()
+    return len(there)
+
+
+async def _between_turns(node: Node, host: Host, order: str) -> None:
+    """Stops the intake; `resume_intake` must follow.  Raises `AskTimeout` if the turn does not end."""
+    try:
+        await host.intake.stop(node.settings.turn_deadline_s)
+    except TimeoutError as error:
+        agent = host.fold.agent
+        raise AskTimeout(f"Agent {agent!r} is in a turn that does not end; it was not told to {order}.") from error
+
+
 async def _resume(host: Host) -> None:
     fold = host.fold
     fold.lifecycle.to(AgentState.RUNNING)  # refused before any hook runs
     try:
-        await host.hook("on_arrive")
+        await host.intake.hook("on_arrive")
     except Exception as error:  # whatever a user's hook raises: the agent stays stopped, and its log says why
         await host.failed(error)
         return
@@ -75,7 +95,7 @@ async def _resume(host: Host) -> None:
 async def _terminate(host: Host) -> None:
     """After everything that was sent is stored at its receivers (rule 20)."""
     if host.fold.may_run:
-        await host.hook("on_stop")
+        await host.intake.hook("on_stop")
     await host.flush()
     await host.outbox.drained()
     host.touch()

@@ -72,9 +72,17 @@ async def read_on(log: Log, fold: Fold) -> int:
     return len(entries)
 
 
+async def take(log: Log, fold: Fold, entry: Entry) -> AnyRecord:
+    """Folds the next entry, and gives its record."""
+    record = await record_of(log, fold.agent, entry)
+    fold.apply(entry.seq, record)
+    fold.behind_bytes += len(entry.data)
+    return record
+
+
 async def fold_entries(log: Log, fold: Fold, entries: list[Entry]) -> None:
     for count, entry in enumerate(entries, 1):
-        fold.apply(entry.seq, await record_of(log, fold.agent, entry))
+        await take(log, fold, entry)
         if count % SLICE_RECORDS == 0:
             await asyncio.sleep(0)
 

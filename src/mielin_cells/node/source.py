@@ -11,13 +11,22 @@ import msgspec
 
 from mielin_cells.core.cluster import MigrationReport
 from mielin_cells.core.ids import control_subject, log_subject
-from mielin_cells.core.records import Accepted, AnyRecord, Claimed, HandedOff, Returned
+from mielin_cells.core.records import Accepted, Claimed, HandedOff, Returned
 from mielin_cells.core.settings import RETRY_S_MAX, RETRY_S_MIN
-from mielin_cells.errors import CellError, Fenced, LogGap, NoResponder, RetryError, TooLateToCancel, WireTimeout
+from mielin_cells.errors import (
+    CellError,
+    Fenced,
+    LogGap,
+    NoResponder,
+    RetryError,
+    TooLateToCancel,
+    WireTimeout,
+    described,
+)
 from mielin_cells.migration import source as m
 from mielin_cells.migration.phases import MigrationPhase
 from mielin_cells.node import control
-from mielin_cells.node.reader import record_of
+from mielin_cells.node.reader import record_of, take
 from mielin_cells.node.writer import Doubt
 from mielin_cells.substrate.ports import Entry, Tail
 
@@ -58,8 +67,13 @@ class Move:
     def migration(self) -> str:
         return self.machine.migration
 
+    def progress(self) -> control.Progress:
+        return control.Progress(
+            self.machine.phase.value, None, list(self._phases), self.machine.rounds, self._copied.bytes
+        )
+
     def _now(self) -> float:
-        return asyncio.get_running_loop().time()
+        return self.node.clock()
 
     def abort(self) -> None:
         """Cancels before the handover.  Raises `TooLateToCancel` after it: the outcome is the log's."""
@@ -117,6 +131,8 @@ class Move:
             case m.AskCopy(slow=slow):
                 return await self._unless_cancelled(self._copy(slow), self._left())
             case m.StopIntake():
+                if await self._stop_at_once():
+                    return m.Quiet()
                 return await self._unless_cancelled(self._stop(), self.node.settings.pause_s + 1.0)
             case m.HandOver():
                 return await self._hand_over()
@@ -190,7 +206,7 @@ class Move:
     async def _copy(self, slow: bool) -> m.Event:
         host = self.host
         if slow:
-            await host.stop_intake(self.node.settings.pause_s)
+            await host.intake.stop(self.node.settings.pause_s)
             await asyncio.sleep(SLOWED_S)
             host.resume_intake()
         seq, appended = host.fold.seq, host.writer.appended_bytes
@@ -199,22 +215,33 @@ class Move:
         self._copied = msgspec.msgpack.decode(answer, type=control.CopyReport)
         return m.Copied(host.writer.appended_records - records, host.writer.appended_bytes - appended)
 
-    async def _stop(self) -> m.Event:
+    async def _stop_at_once(self) -> bool:
+        """True if the agent is quiet now: most of the time no turn runs and no commit is in flight.  Never waits."""
         host = self.host
         self._tail = self.node.home.log.tail(log_subject(host.fold.agent), host.fold.seq)
         self._paused_at, self._held_at = self._now(), host.inbox.arrived
-        try:
-            await host.stop_intake(self.node.settings.pause_s)
-        except TimeoutError:
-            return m.Broken("Timeout", "the turn did not end within the pause")
-        self._stopped = True
-        if self.host.spec.overrides("on_depart") and host.fold.may_run:
+        self._stopped = await host.intake.stop_at_once()
+        return self._stopped and not self._departs and host.seal_at_once()
+
+    @property
+    def _departs(self) -> bool:
+        return self.host.spec.overrides("on_depart") and self.host.fold.may_run
+
+    async def _stop(self) -> m.Event:
+        host = self.host
+        if not self._stopped:
+            try:
+                await host.intake.stop(self.node.settings.pause_s)
+            except TimeoutError:
+                return m.Broken("Timeout", "the turn did not end within the pause")
+            self._stopped = True
+        if self._departs:
             self._departed = True
             try:
                 async with asyncio.timeout(self.node.settings.pause_s):
-                    await host.hook("on_depart")
+                    await host.intake.hook("on_depart")
             except Exception as error:  # whatever a user's hook raises fails this move, and the agent runs on
-                return m.Broken("HandlerFailed", f"on_depart raised {type(error).__name__}: {error}")
+                return m.Broken("HandlerFailed", f"on_depart raised {described(error)}")
         await host.seal_ready()
         return m.Quiet()
 
@@ -241,7 +268,8 @@ class Move:
     async def _claim_back(self) -> m.Event:
         host = self.host
         try:
-            await host.writer.append(lambda head: Claimed(**head, cause=f"claimed back from {self.target}"), claim=True)
+            cause = f"claimed back from {self.target}"
+            await host.writer.append(lambda head: Claimed(**head, cause=cause, waits=False), claim=True)
             return m.ClaimedBack()
         except Fenced:
             if self.machine.phase is not MigrationPhase.IN_DOUBT:
@@ -295,8 +323,7 @@ class Move:
             for entry in batch:
                 if entry.seq <= fold.seq:
                     continue
-                record: AnyRecord = await record_of(log, fold.agent, entry)
-                fold.apply(entry.seq, record)
+                record = await take(log, fold, entry)
                 match record:
                     case Accepted():
                         return m.SeenAccepted()
@@ -316,7 +343,7 @@ class Move:
             host.unseal()
         if self._departed:
             try:
-                await host.hook("on_arrive")
+                await host.intake.hook("on_arrive")
             except Exception as error:  # a hook may raise anything: the agent is then in ERROR, which `resume` retries
                 await host.failed(error)
         if self._stopped:

@@ -11,11 +11,11 @@ from mielin_cells.core.fold import Fold, Phase
 from mielin_cells.core.ids import log_subject
 from mielin_cells.core.records import Accepted, AnyRecord, HandedOff, Returned
 from mielin_cells.core.spec import Spec, upgrade_state
-from mielin_cells.errors import CellError, DigestMismatch, Fenced
+from mielin_cells.errors import CellError, DigestMismatch, Fenced, described
 from mielin_cells.migration import target as m
 from mielin_cells.node import control
 from mielin_cells.node.host import Host
-from mielin_cells.node.reader import load, record_of
+from mielin_cells.node.reader import load, take
 from mielin_cells.node.writer import Writer
 from mielin_cells.substrate.ports import Tail
 
@@ -28,8 +28,10 @@ logger = logging.getLogger("mielin_cells.migration")
 class Copy:
     """One migration on its target: a reservation, a fold that follows the log, then probation."""
 
-    def __init__(self, node: Node, agent: str, migration: str, spec: Spec) -> None:
+    def __init__(self, node: Node, agent: str, migration: str, spec: Spec, reserved_bytes: int = 0) -> None:
         self.node = node
+        self.reserved_bytes = reserved_bytes
+        """Memory and storage that no other agent is promised while this copy is among the node's `copies`."""
         self.agent = agent
         self.spec = spec
         self.machine = m.Target(migration)
@@ -120,9 +122,8 @@ class Copy:
                 self._tail.close()
             async for batch in self._tail:
                 for entry in batch:
-                    record = await record_of(log, self.agent, entry)
                     epoch = fold.epoch
-                    fold.apply(entry.seq, record)
+                    record = await take(log, fold, entry)
                     self.records += 1
                     self.bytes += len(entry.data)
                     if fold.epoch != epoch or fold.phase is Phase.TERMINATED:
@@ -157,7 +158,7 @@ class Copy:
             Exception
         ) as error:  # a hook, an upgrade or the probe may raise anything: the agent is returned with the cause
             logger.warning("node %s returns agent %s: %r", self.node.name, self.agent, error)
-            return m.NotVerified(f"{type(error).__name__}: {error}")
+            return m.NotVerified(described(error))
         return m.Verified()
 
     async def _make_host(self, fold: Fold) -> None:
@@ -174,7 +175,7 @@ class Copy:
         host = Host(self.node.home, self.spec, cell, self.node.writer(fold))
         host.adopt(delta)
         if fold.lifecycle.state.accepts_work:
-            await host.hook("on_arrive")
+            await host.intake.hook("on_arrive")
             if self.spec.overrides("healthy") and not await cell.agent.healthy():
                 raise RuntimeError("healthy() answered False")
         self._host = host

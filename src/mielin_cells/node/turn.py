@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 from blake3 import blake3
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 ASK_REPEAT_S_MAX = 8.0
 
 
-class Resumed:
-    """Awaits the rest of a coroutine whose first step was already taken.
+class Waiting:
+    """A coroutine whose first step was taken by hand, and that waits: awaiting this awaits the rest of it.
 
     Most handlers never wait; taking their first step by hand spares them a timer and the loop a task.
     """
@@ -66,16 +66,32 @@ class Resumed:
                     return stop.value
 
 
+class TurnStopped(BaseException):
+    """The turn was stopped to be run again elsewhere, or its host lost the agent.  No handler can catch it as an Exception."""
+
+
+class Begun(NamedTuple):
+    """A turn after its first step: it failed, or it waits."""
+
+    turn: Turn
+    handler: HandlerSpec
+    error: BaseException | None
+    waiting: Waiting | None = None
+
+
 class Turn:
     """What `cells.this()` gives inside a turn, and the caller of every reference used in it."""
 
-    __slots__ = (
-        "_asking", "_host", "asks", "broken", "closed", "message", "move_to", "moves", "n", "recorded", "sender", "tells",
-    )  # fmt: skip
+    # On the class, because most turns never touch them, and a turn is made for every message.
+    broken: CellError | None = None
+    """Fails the turn whatever the handler makes of the exception."""
+    closed = False
+    moves = False
+    move_to: str | None = None
+    _asking: asyncio.Lock | None = None
 
     def __init__(self, host: Host, sender: str, n: int, message: str) -> None:
         self._host = host
-        self._asking: asyncio.Lock | None = None
         self.sender = sender
         self.n = n
         self.message = message
@@ -84,11 +100,6 @@ class Turn:
         self.asks: list[AskMade] = []
         opened = host.fold.turn
         self.recorded = opened.asks if opened is not None and (opened.sender, opened.n) == (sender, n) else []
-        self.broken: CellError | None = None
-        """Fails the turn whatever the handler makes of the exception."""
-        self.closed = False
-        self.moves = False
-        self.move_to: str | None = None
 
     @property
     def id(self) -> str:

@@ -162,3 +162,4 @@ class Writer:
         self.appended_bytes += len(data)
         self.appended_records += 1
         self.fold.settled(seq, record)  # type: ignore[arg-type]
+        self.fold.behind_bytes += len(data)

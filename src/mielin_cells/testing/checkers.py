@@ -224,12 +224,13 @@ class Numbers:
     def published(self, subject: str, data: bytes, author: View) -> None:
         if not subject.startswith(REPLIES):
             return
-        for reply in decode_replies(data):
-            error = decode_answer(reply.answer).error
+        answers = [(some.agent, some.sender, n, a) for some in decode_replies(data) for n, a in some.answers.items()]
+        for agent, sender, n, answer in answers:
+            error = decode_answer(answer).error
             if error is not None and error[0] in ("AnswerExpired", "SessionExpired"):
                 continue
-            if self._taken.get((reply.agent, reply.sender, reply.n)) != reply.answer:
-                what = f"number {reply.n} of {reply.sender!r} to {reply.agent}"
+            if self._taken.get((agent, sender, n)) != answer:
+                what = f"number {n} of {sender!r} to {agent}"
                 violated("I6", f"{author.label} answers {what}, but this answer is not in the log")
 
     def _mail(self, mail: Mail, author: View) -> None:

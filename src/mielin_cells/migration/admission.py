@@ -1,0 +1,103 @@
+"""May a node take an agent?  Decided from what the source says of the agent and what the node knows of itself.
+
+A refusal names every reason, so that nobody mends one only to meet the next.  Whoever decides has gathered the facts
+before: nothing is looked up here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """An agent that is to be moved, as its source describes it."""
+
+    cls: str
+    version: int
+    """Class version of the stored state."""
+    state_bytes: int
+    architectures: tuple[str, ...] = ()
+    """Where it can run; empty for everywhere."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What the target knows of itself.  None means that a quantity is not known, or not limited: it is not checked then."""
+
+    name: str
+    version: int | None
+    """Its version of the class; None if it has no class of this name, or none that it can use."""
+    upgrades_from: frozenset[int] = frozenset()
+    """Class versions that have an upgrade to the next one."""
+    class_error: str = ""
+    """Why it cannot use the class that it has."""
+    architecture: str = ""
+    memory_bytes: int | None = None
+    """Free now, before reservations."""
+    storage_bytes: int | None = None
+    """Free where this node's own store is; None if the store is elsewhere."""
+    reserved_bytes: int = 0
+    """Promised to agents that are being copied to this node."""
+    state_bytes_max: int | None = None
+    is_stopping: bool = False
+    is_hosting: bool = False
+    verifies: str = ""
+    """Another migration of this agent, which this node is verifying."""
+
+
+def refusals(offer: Offer, node: Facts) -> tuple[str, ...]:
+    """Every reason why the node cannot take the agent; none: it can.
+
+    Each is a sentence without the stop, and names what there is and what is needed.
+    """
+    return (*_unwilling(node), *_unfit(offer, node), *_short(offer, node))
+
+
+def _unwilling(node: Facts) -> list[str]:
+    found: list[str] = []
+    if node.is_stopping:
+        found.append(f"{node.name} is stopping and takes no agents")
+    if node.is_hosting:
+        found.append(f"{node.name} runs it already")
+    if node.verifies:
+        found.append(f"{node.name} is verifying migration {node.verifies} of it")
+    return found
+
+
+def _unfit(offer: Offer, node: Facts) -> list[str]:
+    found: list[str] = []
+    state = f"its state is of {offer.cls} version {offer.version}"
+    if node.class_error:
+        found.append(f"{node.name} cannot use the agent class {offer.cls!r}: {node.class_error.rstrip('.')}")
+    elif node.version is None:
+        found.append(f"{node.name} does not know the agent class {offer.cls!r}; import its module there")
+    elif offer.version < 1:
+        found.append(f"{state}, and versions begin at 1")
+    elif offer.version > node.version:
+        found.append(f"{state}, and {node.name} has version {node.version}")
+    else:
+        missing = [step for step in range(offer.version, node.version) if step not in node.upgrades_from]
+        if missing:
+            found.append(f"{state}, and {node.name} has version {node.version} without an upgrade from {missing[0]}")
+    if offer.architectures and node.architecture not in offer.architectures:
+        have = node.architecture or "of an unknown architecture"
+        found.append(f"it runs on {' or '.join(offer.architectures)}, and {node.name} is {have}")
+    return found
+
+
+def _short(offer: Offer, node: Facts) -> list[str]:
+    need = offer.state_bytes
+    if need < 0:
+        return [f"its state is said to have {need} bytes, which is not a size"]
+    found: list[str] = []
+    if node.state_bytes_max is not None and need > node.state_bytes_max:
+        found.append(f"its state has {need:,} bytes, and {node.name} takes at most {node.state_bytes_max:,}")
+    for what, free in (("memory", node.memory_bytes), ("storage", node.storage_bytes)):
+        if free is None:
+            continue
+        left = max(0, free - node.reserved_bytes)
+        if need > left:
+            less = f" ({free:,} less {node.reserved_bytes:,} reserved)" if node.reserved_bytes else ""
+            found.append(f"it needs {need:,} bytes of {what}, and {node.name} has {left:,} free{less}")
+    return found

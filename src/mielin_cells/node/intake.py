@@ -1,0 +1,425 @@
+"""An agent's intake: its messages, one at a time, each a turn in memory that the next commit makes durable (rules 10, 13, 14)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from mielin_cells.core.agent import turn as current_turn
+from mielin_cells.core.ledger import Verdict
+from mielin_cells.core.message import Answer, Mail, Message, encode_answer
+from mielin_cells.core.records import DeadLetter, Taken
+from mielin_cells.core.settings import BURST_S, COMMIT_TURNS_MAX, MESSAGE_BYTES_MAX
+from mielin_cells.core.spec import HandlerSpec
+from mielin_cells.errors import (
+    AnswerExpired,
+    AskTimeout,
+    CellError,
+    HandlerFailed,
+    MessageTooLarge,
+    NoSuchHandler,
+    RecordInvalid,
+    RetryError,
+    SessionExpired,
+    UsageError,
+    WrongClass,
+    described,
+)
+from mielin_cells.node.inbox import Arrival
+from mielin_cells.node.turn import Begun, Turn, TurnStopped, Waiting
+
+if TYPE_CHECKING:
+    from mielin_cells.node.host import Host
+
+logger = logging.getLogger("mielin_cells.intake")
+
+
+def _failed(error: BaseException) -> bool:
+    """True if it is the failure of the handler that raised it, and not the end of the task or process that runs it.
+
+    A handler may raise what is no `Exception`: most often it waited for a task of its own that was cancelled.
+    """
+    if isinstance(error, asyncio.CancelledError):
+        task = asyncio.current_task()
+        return task is None or not task.cancelling()
+    return not isinstance(error, (GeneratorExit, KeyboardInterrupt, SystemExit))
+
+
+class Intake:
+    """Runs the turns of one host.  What they do goes into the host's batch; nothing of it is durable before the commit."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._fold = host.fold
+        self._spec = host.spec
+        self._handlers = host.spec.handlers
+        self._cell = host.cell
+        self._inbox = host.inbox
+        self._lock = asyncio.Lock()
+        """Held while turns run, and while they are stopped."""
+        self._stops = 0
+        self._pump: asyncio.Task[Any] | None = None
+        self._cancellable = False
+        self._tries: tuple[str, int, int] = ("", 0, 0)
+        """The message that failed last, and how often it has run."""
+        self.turn: Turn | None = None
+        """The turn that runs, or waits."""
+
+    def close(self) -> None:
+        if self._pump is not None and self._pump is not asyncio.current_task():
+            self._pump.cancel()
+
+    def kick(self) -> None:
+        """Runs turns if there are messages and nobody runs them."""
+        if self._pump is None and self._inbox.queue and self._host.is_open and not self._quiet and self._fold.may_run:
+            self._pump = self._host.home.start(self._run())
+
+    async def _run(self) -> None:
+        try:
+            while self._inbox.queue and self._host.is_open and not self._quiet and self._fold.may_run:
+                async with self._lock:
+                    if not self._stopped():
+                        await self._burst()
+                self._host.commit_soon()
+                if self._host.batch.turns >= COMMIT_TURNS_MAX:
+                    await self._host.flush()
+                else:
+                    await asyncio.sleep(0)
+        finally:
+            self._pump = None
+            self._host.commit_soon()
+        self.kick()
+
+    def _stopped(self) -> bool:
+        """Asked again after each wait: others change it meanwhile."""
+        return self._quiet or not self._fold.may_run
+
+    async def _burst(self) -> None:
+        """Turns until the queue is empty, the commit is full, or the loop wants its turn."""
+        now = asyncio.get_running_loop().time
+        until = now() + BURST_S
+        inbox, judge = self._inbox, self._fold.ledger.judge
+        queue = inbox.queue
+        while queue and self._host.is_open:
+            arrival = queue[0]
+            mail = arrival.mail
+            if isinstance(mail, RecordInvalid):
+                self._bury(DeadLetter(arrival.seq, "", 0, "", mail.message, 1, [], b""))
+                inbox.waiting -= 1
+            else:
+                messages = mail.messages
+                if not arrival.was_held and judge(mail.sender, messages[0].n, mail.start) is Verdict.HOLD:
+                    inbox.hold(arrival, self._host.batch)
+                    continue
+                while arrival.index < len(messages):
+                    if self._host.batch.turns >= COMMIT_TURNS_MAX or now() > until:
+                        return
+                    message = messages[arrival.index]
+                    verdict = judge(mail.sender, message.n, mail.start)
+                    if verdict is not Verdict.APPLY:
+                        self._closed(arrival, mail, message, verdict)
+                    else:
+                        begun = self._begin(arrival, mail, message)
+                        if begun is not None and not await self._finish(arrival, mail, message, begun):
+                            return
+                    arrival.index += 1
+                    inbox.waiting -= 1
+            inbox.done(arrival, self._host.batch)
+
+    # ---- one message -----------------------------------------------------------------------------------------
+
+    def _closed(self, arrival: Arrival, mail: Mail, message: Message, verdict: Verdict) -> None:
+        """A message that takes no effect (any more): an ask is answered, a tell of a forgotten session buried."""
+        if verdict is Verdict.REPEAT:
+            stored = self._fold.ledger.answer(mail.sender, message.n)
+            if message.ask and stored is not None:
+                self._host.reply(mail, message.n, stored)
+        elif message.ask:
+            agent = self._fold.agent
+            error: CellError = (
+                AnswerExpired(f"Agent {agent!r}: this ask was closed by its caller before.")
+                if verdict is Verdict.CLOSED
+                else SessionExpired(f"Agent {agent!r} has forgotten this client session; call again in a new one.")
+            )
+            self._host.reply(mail, message.n, encode_answer(Answer(None, error.to_wire())))
+        elif verdict is Verdict.EXPIRED:
+            cause = "SessionExpired: the client's session was forgotten before this message came."
+            self._bury(DeadLetter(arrival.seq, mail.sender, message.n, message.handler, cause, 0, [], message.args))
+
+    def _begin(self, arrival: Arrival, mail: Mail, message: Message) -> Begun | None:
+        """Runs a message's turn up to its first wait or error.  None if that was all of it: it has taken effect.
+
+        Most handlers never wait, and then a turn costs no coroutine but their own.
+        """
+        handler = self._handlers.get(message.handler)
+        if handler is None or (mail.cls != self._spec.name and mail.cls):
+            self._misfit(mail, message)
+            return None
+        turn = Turn(self._host, mail.sender, message.n, message.handler)
+        if (
+            self._fold.claims > self._host.home.settings.tries
+            and not self._host.inflight
+            and not self._host.batch.turns
+        ):
+            lost = f"Agent {self._fold.agent!r} lost its process {self._fold.claims} times at this message."
+            self._fail(arrival, mail, message, turn, HandlerFailed(lost, agent=self._fold.agent), 0)
+            return None
+        try:
+            self._cell.begin()
+            result = self._first(turn, handler.fn, handler.decode_args(message.args))
+            if type(result) is Waiting:
+                return Begun(turn, handler, None, result)
+            self._end(mail, message, turn, handler, result)
+        except BaseException as error:
+            self._cell.undo()
+            turn.closed = True
+            if not _failed(error):
+                raise
+            return Begun(turn, handler, error)
+        turn.closed = True
+        return None
+
+    async def _finish(self, arrival: Arrival, mail: Mail, message: Message, begun: Begun) -> bool:
+        """The rest of a turn that waits or has failed, and its further runs.
+
+        False: the message was not handled and stays first (the intake was stopped, or ownership lost).
+        """
+        sender, n, ran = self._tries
+        if n != message.n or sender != mail.sender:
+            ran = 0
+        while True:
+            turn, handler, error = begun.turn, begun.handler, begun.error
+            if begun.waiting is not None:
+                try:
+                    result = await self._rest(turn, begun.waiting, handler.cancellable)
+                    self._end(mail, message, turn, handler, result)
+                except TurnStopped:
+                    self._cell.undo()
+                    return False
+                except BaseException as raised:
+                    self._cell.undo()
+                    if not _failed(raised):
+                        raise
+                    error = raised
+                finally:
+                    turn.closed = True
+            if error is None:
+                return True
+            if self._host.lost is not None:
+                return False
+            if not isinstance(error, RetryError) or isinstance(error, AskTimeout):
+                ran += 1  # else it was the world's failure, not the message's
+            self._tries = (mail.sender, message.n, ran)
+            is_final = isinstance(error, UsageError) and not isinstance(error, HandlerFailed)
+            if is_final or ran >= (handler.tries or self._host.home.settings.tries):
+                self._fail(arrival, mail, message, turn, error, ran)
+                return True
+            logger.info("agent %s: %s failed, run %d: %r", turn.id, message.handler, ran, error)
+            await asyncio.sleep(self._host.home.settings.retry_first_s * 2 ** max(0, ran - 1))
+            if self._quiet:
+                return False
+            again = self._begin(arrival, mail, message)
+            if again is None:
+                return True
+            begun = again
+
+    def _first(self, turn: Turn, fn: Callable[..., Any], args: dict[str, Any]) -> Any:
+        """What `fn` returns, or `Waiting` if it is not through."""
+        self.turn = turn
+        token = current_turn.set(turn)
+        try:
+            coroutine = fn(self._cell.agent, **args)
+            waiting = Waiting(coroutine, coroutine.send(None))
+        except StopIteration as stop:
+            return stop.value
+        finally:
+            self.turn = None
+            current_turn.reset(token)
+        return waiting
+
+    async def _rest(self, turn: Turn, waiting: Waiting, cancellable: bool) -> Any:
+        """What a function returns that waits.  Raises `TurnStopped` if it is to run again elsewhere."""
+        self.turn, self._cancellable = turn, cancellable
+        token = current_turn.set(turn)
+        self._host.commit_soon()
+        try:
+            async with asyncio.timeout(self._host.home.settings.turn_deadline_s):
+                result = await waiting
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not (self._quiet and cancellable and self._host.is_open) or task is None:
+                raise
+            task.uncancel()
+            raise TurnStopped from None
+        finally:
+            current_turn.reset(token)
+            self.turn, self._cancellable = None, False
+        if turn.broken is not None:
+            raise turn.broken
+        if self._host.lost is not None:
+            raise TurnStopped
+        return result
+
+    def _end(self, mail: Mail, message: Message, turn: Turn, handler: HandlerSpec, result: Any) -> None:
+        """Raises what keeps the turn from taking effect: nothing of it has then, but the live state must be undone."""
+        answer = None
+        if message.ask:
+            answer = encode_answer(Answer(handler.encode_result(result)))
+            if len(answer) > MESSAGE_BYTES_MAX:
+                raise MessageTooLarge(
+                    f"{handler.path} of agent {turn.id!r} returned {len(answer)} bytes; the limit is {MESSAGE_BYTES_MAX}. "
+                    "The turn is undone and the agent goes on.",
+                    limit=MESSAGE_BYTES_MAX, size=len(answer),
+                )  # fmt: skip
+        self._host.batch.change(self._cell.end())
+        self._take(mail, message, turn, answer)
+
+    def _take(self, mail: Mail, message: Message, turn: Turn | None, answer: bytes | None) -> None:
+        """The message has taken effect, in memory; the next commit makes it so."""
+        batch, sender, n = self._host.batch, mail.sender, message.n
+        batch.turns += 1
+        batch.taken.append(Taken(sender, n, mail.low, mail.start, answer))
+        self._fold.ledger.take(sender, n, mail.low, mail.start, answer)
+        if answer is not None:
+            batch.answer(mail.reply_to, sender, n, answer)
+        if turn is not None:
+            if turn.tells:
+                self._send(turn)
+            if turn.moves and self._host.home.cluster is not None:
+                self._host.home.begin(self._moved_by_itself(turn.move_to))
+
+    def _send(self, turn: Turn) -> None:
+        ledger = self._fold.ledger
+        for told in turn.tells:
+            out = type(told)(
+                told.to,
+                told.cls,
+                ledger.next_number(told.to),
+                told.handler,
+                told.args,
+                False,
+                told.sender,
+                told.input,
+                told.k,
+            )
+            ledger.send(out)
+            self._host.batch.outs.append(out)
+        turn.tells.clear()
+
+    async def _moved_by_itself(self, to: str | None) -> None:
+        await self._host.flush()
+        assert self._host.home.cluster is not None
+        try:
+            await self._host.home.cluster.migrate(self._fold.agent, to=to)
+        except CellError as error:
+            logger.warning("agent %s asked to be moved; it stays: %s", self._fold.agent, error)
+
+    def _misfit(self, mail: Mail, message: Message) -> None:
+        """Closes a message that fits no handler.  A tell, which nobody waits for, is kept as a dead letter."""
+        agent, have = self._fold.agent, self._spec.name
+        error: CellError
+        if mail.cls != have and mail.cls:
+            error = WrongClass(f"Agent {agent!r} is a {have}, not a {mail.cls}.", agent=agent, have=have, need=mail.cls)
+        else:
+            error = NoSuchHandler(
+                f"{have} (agent {agent!r}) has no handler {message.handler!r}.", agent=agent, handler=message.handler
+            )
+        if not message.ask:
+            cause = f"{error.code}: {error.message}"
+            self._bury(DeadLetter(0, mail.sender, message.n, message.handler, cause, 0, [], message.args))
+        self._take(mail, message, None, encode_answer(Answer(None, error.to_wire())) if message.ask else None)
+
+    def _fail(
+        self, arrival: Arrival, mail: Mail, message: Message, turn: Turn | None, error: BaseException, ran: int
+    ) -> None:
+        """The message goes to the dead letters with its cause; a caller that waits is told, and the agent goes on."""
+        agent = self._fold.agent
+        cause = described(error)
+        asks = [made.label for made in turn.asks] if turn is not None else []
+        self._bury(DeadLetter(arrival.seq, mail.sender, message.n, message.handler, cause, ran, asks, message.args))
+        answer = None
+        if message.ask:
+            told = error if isinstance(error, CellError) else self._failure(message, cause, ran)
+            answer = encode_answer(Answer(None, told.to_wire()))
+        logger.warning("agent %s: %s of %r is a dead letter: %s", agent, message.handler, mail.sender, cause)
+        self._take(mail, message, None, answer)
+
+    def _failure(self, message: Message, cause: str, ran: int) -> HandlerFailed:
+        return HandlerFailed(
+            f"{self._spec.name}.{message.handler} of agent {self._fold.agent!r} raised {cause} ({ran} runs); "
+            "its state is as before, and it goes on.",
+            agent=self._fold.agent, handler=message.handler, cause=cause, tries=ran,
+        )  # fmt: skip
+
+    def _bury(self, letter: DeadLetter) -> None:
+        self._host.batch.dead.append(letter)
+        self._host.batch.touched = True
+        self._fold.ledger.bury(letter)
+
+    # ---- hooks -----------------------------------------------------------------------------------------------
+
+    async def hook(self, name: str) -> None:
+        """Runs a hook of the class, if it has it, as a turn without a message.  Its changes join the next commit."""
+        if not self._spec.overrides(name):
+            return
+        turn = Turn(self._host, "", 0, name)
+        try:
+            self._cell.begin()
+            result = self._first(turn, getattr(self._spec.cls, name), {})
+            if type(result) is Waiting:
+                await self._rest(turn, result, False)
+            self._host.batch.change(self._cell.end())
+        except BaseException as error:
+            self._cell.undo()
+            if isinstance(error, Exception) or not _failed(error):
+                raise
+            raise HandlerFailed(f"{name} of agent {turn.id!r} raised {described(error)}.", agent=turn.id) from error
+        finally:
+            turn.closed = True
+        if turn.tells:
+            self._host.batch.touched = True
+            self._send(turn)
+
+    # ---- stopping --------------------------------------------------------------------------------------------
+
+    async def stop_at_once(self) -> bool:
+        """As `stop`, if no turn runs; else False, and the intake goes on.  Never waits."""
+        if self._lock.locked() or self._host.lost is not None:
+            return False
+        self._stops += 1
+        await self._lock.acquire()  # it is free
+        return True
+
+    async def stop(self, deadline_s: float) -> None:
+        """No new turn begins; returns when none runs.  `resume` must follow, unless the host is closed.
+
+        A turn of a handler declared cancellable is cancelled and will run again.  Raises TimeoutError, with the intake
+        going on, if the turn does not end in time, and `Fenced` if the agent was lost.
+        """
+        self._stops += 1
+        held = False
+        try:
+            async with asyncio.timeout(deadline_s):
+                if self.turn is not None and self._cancellable and self._pump is not None:
+                    self._pump.cancel()
+                await self._lock.acquire()
+                held = True
+            if self._host.lost is not None:
+                raise self._host.lost
+        except BaseException:
+            self.resume(held)
+            raise
+
+    def resume(self, held: bool = True) -> None:
+        """Takes messages again.  Only right if this host still owns the agent (rule 6)."""
+        self._stops -= 1
+        if held:
+            self._lock.release()
+        self._host.commit_soon()
+        self.kick()
+
+    @property
+    def _quiet(self) -> bool:
+        return self._stops > 0

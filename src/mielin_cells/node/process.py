@@ -1,0 +1,297 @@
+"""One process that is one node: loads the app, serves until it is told to stop, and stops cleanly.
+
+What ends it: SIGTERM or SIGINT (turns end, commits land), the end of the parent that holds its standard input (the same, in
+less time), a newer process of its name (at once), a second SIGINT (at once).  A thread of its own sees to it that the
+process ends in time even while a handler holds the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.util
+import logging
+import os
+import platform
+import signal
+import socket
+import sys
+import sysconfig
+import threading
+import time
+import traceback
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from mielin_cells.core.agent import classes
+from mielin_cells.core.settings import Settings
+from mielin_cells.core.spec import spec_of
+from mielin_cells.errors import ConfigError, Fenced, FieldRefused
+from mielin_cells.node.admit import room_of
+from mielin_cells.node.client import Client
+from mielin_cells.node.heartbeat import Heartbeat
+from mielin_cells.node.node import Node
+from mielin_cells.node.registry import Announcement
+from mielin_cells.node.remote import Address, open_substrate
+from mielin_cells.substrate.ports import Substrate
+
+logger = logging.getLogger("mielin_cells.process")
+
+ORPHAN_S = 0.5
+"""For turns to end when the parent has died, and most likely the server with it."""
+
+GRACE_S = 1.5
+"""Between the end of the turns' time and that of a clean stop, and again to the end of the process."""
+
+EXIT_INTERRUPTED = 130
+
+
+@dataclass(slots=True, kw_only=True)
+class Options:
+    name: str
+    app: str
+    address: Address
+    labels: dict[str, str] = field(default_factory=dict)
+    settings: Settings = field(default_factory=Settings)
+    package: str = ""
+    """Its version, for the announcement."""
+    follows_stdin: bool = False
+    """Stop when standard input ends: whoever holds its other end has died."""
+    say: Callable[[dict[str, Any]], None] = lambda event: None
+    """Told what happens: entered, serving, stopping, stopped."""
+
+
+# ---- the app -------------------------------------------------------------------------------------------------
+
+
+def load_app(app: str) -> None:
+    """Imports a file or a module, so that its agent classes are known.  Raises `ConfigError` with the line that failed."""
+    path = Path(app)
+    try:
+        if app.endswith(".py"):
+            if not path.is_file():
+                raise ConfigError(f"--app {app}: there is no such file.", field="app", range="a .py file or a module")
+            sys.path.insert(0, str(path.resolve().parent))
+            _run_file(path)
+        else:
+            sys.path.insert(0, str(Path.cwd()))
+            importlib.import_module(app)
+        for cls in list(classes.values()):
+            spec_of(cls)
+    except ConfigError:
+        raise
+    except FieldRefused as error:
+        raise ConfigError(
+            f"--app {app}: {error.message}", field="app", range="agent classes that can be stored"
+        ) from error
+    except (Exception, SystemExit) as error:  # whatever the user's module does when it is imported
+        raise ConfigError(
+            f"--app {app} cannot be imported: {_place_of(error)}{type(error).__name__}: {error}.",
+            field="app", range="a .py file or a module",
+        ) from error  # fmt: skip
+    if not classes:
+        raise ConfigError(
+            f"--app {app} defines no agent class: derive one from mielin_cells.Agent.",
+            field="app",
+            range="agent classes",
+        )
+
+
+def _run_file(path: Path) -> None:
+    name = path.stem if path.stem.isidentifier() and path.stem not in sys.modules else f"mielin_app_{os.getpid()}"
+    found = importlib.util.spec_from_file_location(name, path)
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    sys.modules[name] = module  # annotations are resolved through it
+    found.loader.exec_module(module)
+
+
+def _place_of(error: BaseException) -> str:
+    """The user's own line that failed: the last one outside this package, the standard library and what is installed."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}, line {error.lineno}: {(error.text or '').strip()}: "
+    kinds = ("stdlib", "platstdlib", "purelib", "platlib")
+    others = ("<frozen", str(Path(__file__).resolve().parents[1]), *(sysconfig.get_path(kind) for kind in kinds))
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(others)]
+    return f"{frames[-1].filename}, line {frames[-1].lineno}: {frames[-1].line}: " if frames else ""
+
+
+def announcement(labels: dict[str, str], package: str) -> Announcement:
+    import psutil
+
+    return Announcement(
+        classes={name: cls._version for name, cls in sorted(classes.items())},
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        memory_bytes=psutil.virtual_memory().total, architecture=platform.machine(), labels=labels,
+        host=socket.gethostname(), process=os.getpid(), python=platform.python_version(),
+        package=package, at=time.time(),
+    )  # fmt: skip
+
+
+# ---- the end -------------------------------------------------------------------------------------------------
+
+
+class Ending:
+    """Why the process is to end; the first reason counts.  Set from signal handlers and threads."""
+
+    def __init__(self, drain_s: float) -> None:
+        self._drain_s = drain_s
+        self._loop = asyncio.get_running_loop()
+        self._event = asyncio.Event()
+        self._interrupts = 0
+        self.reason = ""
+        self.within_s = 0.0
+        """The time that turns still have."""
+
+    def end(self, reason: str, within_s: float) -> None:
+        """Ends the process soon; by force if it takes longer than `within_s` and a little."""
+        if not self.reason:
+            self.reason = reason
+            self.within_s = within_s
+            timer = threading.Timer(within_s + 2 * GRACE_S, self._by_force)
+            timer.daemon = True
+            timer.start()
+        self._loop.call_soon_threadsafe(self._event.set)
+
+    def _by_force(self) -> None:
+        logger.critical("the node did not stop in time and is ended; what is not committed will run again elsewhere")
+        os._exit(1)
+
+    async def wait(self) -> None:
+        await self._event.wait()
+
+    def on_signal(self, number: int, _: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            self._interrupts += 1
+            if self._interrupts > 1:
+                os._exit(EXIT_INTERRUPTED)
+        self.end(signal.Signals(number).name, self._drain_s)
+
+    def follow_stdin(self) -> None:
+        """Ends the process when standard input does."""
+
+        def read() -> None:
+            while True:
+                try:
+                    if not os.read(0, 4096):
+                        break
+                except OSError:
+                    break
+            self.end("its parent has died", ORPHAN_S)
+
+        threading.Thread(target=read, name="parent", daemon=True).start()
+
+
+# ---- the node ------------------------------------------------------------------------------------------------
+
+
+def run(options: Options) -> int:
+    """Serves until the process is told to end; the exit code.  Raises `ConfigError` for an app that cannot be used."""
+    load_app(options.app)
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(_serve(options))
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop's, where the extra `[speed]` is installed."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+async def _serve(options: Options) -> int:
+    ending = Ending(options.settings.drain_s)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, ending.on_signal)
+    if options.follows_stdin:
+        ending.follow_stdin()
+    substrate: Substrate | None = await _unless(ending, open_substrate(options.address))
+    if substrate is None:
+        return 0
+    client = Client(substrate.log, substrate.wire, settings=options.settings, wall=time.time)
+    try:
+        await client.open()
+        return await _live(options, ending, substrate, client)
+    finally:
+        await client.close()
+        try:
+            async with asyncio.timeout(GRACE_S):
+                await substrate.close()
+        except TimeoutError:
+            logger.warning("node %s: the connection did not close in time", options.name)
+
+
+async def _live(options: Options, ending: Ending, substrate: Substrate, client: Client) -> int:
+    node = Node(
+        options.name, substrate.log, substrate.wire, classes.get, settings=options.settings, wall=time.time,
+        about=announcement(options.labels, options.package), room=room_of(None),
+    )  # fmt: skip
+    node.home.cluster, node.clock = client, time.monotonic
+    newer: list[int] = []
+
+    def replaced(incarnation: int) -> None:
+        newer.append(incarnation)
+        ending.end("replaced", ORPHAN_S)
+
+    node.replaced = replaced
+    heartbeat: Heartbeat | None = None
+    try:
+        if await _unless(ending, _started(node)):
+            heartbeat = Heartbeat(
+                node.name, node.home.incarnation, lambda: open_substrate(options.address), options.settings
+            )
+            node.heard = heartbeat.ear.heard
+            heartbeat.start()
+            options.say({
+                "event": "serving", "node": node.name, "incarnation": node.home.incarnation, "agents": len(node.hosts),
+                "classes": node.about.classes, "process": os.getpid(),
+            })  # fmt: skip
+            await ending.wait()
+        if newer:
+            raise Fenced(
+                f"Node {node.name} was started again as incarnation {newer[0]}; this process has stopped.",
+                node=node.name, epoch=newer[0],
+            )  # fmt: skip
+        options.say({"event": "stopping", "node": node.name, "reason": ending.reason})
+        is_clean = await _stopped(node, ending.within_s)
+        options.say({"event": "stopped", "node": node.name, "clean": is_clean})
+        return 0 if is_clean else 1
+    finally:
+        node.kill()
+        if heartbeat is not None:
+            await heartbeat.stop()
+
+
+async def _started(node: Node) -> bool:
+    await node.start()
+    return True
+
+
+async def _stopped(node: Node, within_s: float) -> bool:
+    """Stops the node cleanly, if that is done in time; else as a crash would, which loses nothing that was acknowledged."""
+    try:
+        async with asyncio.timeout(within_s + GRACE_S):
+            await node.stop(within_s)
+    except TimeoutError:
+        logger.warning("node %s did not stop in %g s; its agents stay claimable", node.name, within_s + GRACE_S)
+        return False
+    return True
+
+
+async def _unless(ending: Ending, work: Coroutine[Any, Any, Any]) -> Any:
+    """What `work` returns; None if the process is to end before."""
+    task, wait = asyncio.ensure_future(work), asyncio.ensure_future(ending.wait())
+    try:
+        await asyncio.wait((task, wait), return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else None
+    finally:
+        for pending in (task, wait):
+            if not pending.done():
+                pending.cancel()
+        await asyncio.gather(task, wait, return_exceptions=True)

@@ -1,0 +1,152 @@
+"""Node logs: who is, or was, a node here, and which process of a name is the newest.
+
+A process enters its name by a conditional append to the node's own log.  The number that it gets there is its incarnation:
+of two processes with one name the later has the higher one, and the earlier sees it and stops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from typing import NamedTuple
+
+import msgspec
+
+from mielin_cells.core.ids import decoded, node_log_subject
+from mielin_cells.core.message import UNREADABLE, framed, unframed
+from mielin_cells.core.settings import RETRY_S_MAX, RETRY_S_MIN
+from mielin_cells.errors import RecordInvalid, RetryError
+from mielin_cells.substrate.ports import Appended, Log
+
+logger = logging.getLogger("mielin_cells.node")
+
+READS_MAX = 32
+"""Node logs read at the same time."""
+
+
+class Announcement(msgspec.Struct, frozen=True, kw_only=True):
+    """What a process says of itself when it enters; for operators, and for who looks for a target."""
+
+    classes: dict[str, int] = {}
+    """Agent classes that it knows, with their versions."""
+    cores: int = 0
+    memory_bytes: int = 0
+    architecture: str = ""
+    labels: dict[str, str] = {}
+    host: str = ""
+    process: int = 0
+    python: str = ""
+    package: str = ""
+    at: float = 0.0
+    """When it entered, in wall seconds."""
+
+
+class Entered(msgspec.Struct, array_like=True, frozen=True):
+    """A record of a node's log.  `has_stopped`: the incarnation has ended cleanly; its agents stay claimable."""
+
+    incarnation: int
+    name: str
+    nonce: bytes
+    about: Announcement = Announcement()
+    has_stopped: bool = False
+
+
+class Place(NamedTuple):
+    """Where a process is in its node's log."""
+
+    incarnation: int
+    seq: int
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Entered)
+
+
+def decode_entered(data: bytes, where: str) -> Entered:
+    payload = unframed(data, where)
+    try:
+        return _decoder.decode(payload)
+    except UNREADABLE as error:
+        raise RecordInvalid(f"{where} holds no node's record: {error}.", subject=where) from error
+
+
+async def enter(log: Log, name: str, about: Announcement, nonce: Callable[[], bytes]) -> Place:
+    """Takes the next incarnation of the name.  Raises a `RetryError` while the store does not answer."""
+    subject, delay = node_log_subject(name), RETRY_S_MIN
+    while True:
+        last = await log.last(subject)
+        before, at = 0, 0
+        if last is not None:
+            at = last.seq
+            try:
+                before = decode_entered(last.data, f"The log of node {name}").incarnation
+            except RecordInvalid as error:
+                before = at  # an incarnation is never above the sequence of its record
+                logger.warning("node %s goes on behind a record that it cannot read: %s", name, error)
+        data = framed(_encoder.encode(Entered(before + 1, name, nonce(), about)))
+        outcome = await log.append(subject, data, at)
+        if isinstance(outcome, Appended):
+            return Place(before + 1, outcome.seq)
+        await asyncio.sleep(delay)  # unknown or lost: whatever is there now, the next number is free or ours
+        delay = min(delay * 2, RETRY_S_MAX)
+
+
+async def newer(log: Log, name: str, place: Place) -> int:
+    """Waits until another process enters the name; its incarnation (0: the store was closed)."""
+    tail = log.tail(node_log_subject(name), place.seq)
+    try:
+        async for batch in tail:
+            for entry in batch:
+                try:
+                    entered = decode_entered(entry.data, f"The log of node {name} at {entry.seq}")
+                except RecordInvalid as error:
+                    logger.warning("node %s passes over a record of its own log: %s", name, error)
+                    continue
+                if entered.incarnation > place.incarnation:
+                    return entered.incarnation
+    finally:
+        tail.close()
+    return 0
+
+
+async def leave(log: Log, name: str, place: Place, about: Announcement, nonce: bytes) -> None:
+    """Notes that the process has ended cleanly.  A hint: nothing is decided by it, so one try is enough."""
+    data = framed(_encoder.encode(Entered(place.incarnation, name, nonce, about, has_stopped=True)))
+    with contextlib.suppress(RetryError):
+        await log.append(node_log_subject(name), data, place.seq)
+
+
+async def forget_before(log: Log, name: str, place: Place) -> None:
+    """Trims what earlier processes of the name have left."""
+    with contextlib.suppress(RetryError):
+        await log.trim(node_log_subject(name), place.seq)
+
+
+async def names(log: Log) -> list[str]:
+    """Every node that ever entered, in order."""
+    prefix, found = node_log_subject(""), []
+    for subject, _ in await log.subjects(prefix):
+        with contextlib.suppress(UnicodeDecodeError):  # else nobody's log: no name makes this subject
+            found.append(decoded(subject.removeprefix(prefix)))
+    return sorted(found)
+
+
+async def registered(log: Log) -> dict[str, Entered]:
+    """The last record of every node that ever entered, by name; with incarnation 0 where it cannot be read."""
+    found, limit = dict[str, Entered](), asyncio.Semaphore(READS_MAX)
+
+    async def one(name: str) -> None:
+        async with limit:
+            last = await log.last(node_log_subject(name))
+        try:
+            found[name] = Entered(0, name, b"")
+            if last is not None:
+                found[name] = decode_entered(last.data, f"The log of node {name}")
+        except RecordInvalid as error:
+            logger.warning("%s", error)
+
+    known = await names(log)
+    await asyncio.gather(*(one(name) for name in known))
+    return {name: found[name] for name in known}

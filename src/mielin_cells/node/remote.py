@@ -1,0 +1,157 @@
+"""A deployment on a server: how its address is found, and `cells.connect`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mielin_cells.core.agent import current
+from mielin_cells.core.settings import Settings
+from mielin_cells.errors import ConfigError, NotConnected, StoreUnreachable
+
+if TYPE_CHECKING:
+    from mielin_cells.core.cluster import Cluster
+    from mielin_cells.node.client import Client
+    from mielin_cells.substrate.jetstream import JetStream
+
+FOLDER = ".mielin"
+"""Where `mielin up` keeps data, credential and address, in the directory that it is started in."""
+
+ADDRESS_FILE = "address.json"
+URL_VARIABLE = "MIELIN_URL"
+URL_SCHEMES = ("nats://", "tls://", "ws://", "wss://")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a deployment's server is, and what it takes to be let in.  `creds` and `tls_ca` are files."""
+
+    url: str
+    creds: str | None = None
+    tls_ca: str | None = None
+    named_by: str = "the argument"
+    sync: str = "process"
+    """What an acknowledged append survives there, if that is known: "power", or "process"."""
+
+    @property
+    def shown(self) -> str:
+        """The URL without the password that it may hold."""
+        return redacted(self.url)
+
+    def write(self, folder: Path) -> None:
+        """Leaves the address for later commands in the same directory.  The URL may hold a password: nobody else reads it."""
+        plain = {name: getattr(self, name) for name in ("url", "creds", "tls_ca", "sync")}
+        fresh = folder / f"{ADDRESS_FILE}.new"
+        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.write(json.dumps(plain) + "\n")
+        fresh.replace(folder / ADDRESS_FILE)
+
+
+def find_address(
+    url: str | None = None,
+    creds: str | os.PathLike[str] | None = None,
+    tls_ca: str | os.PathLike[str] | None = None,
+    *,
+    environment: Mapping[str, str] | None = None,
+    directory: Path | None = None,
+) -> Address:
+    """The argument's address, or `MIELIN_URL`, or what `mielin up` left in this directory.
+
+    Raises `NotConnected` if nothing names one, `ConfigError` if what does cannot be used.
+    """
+    environment = os.environ if environment is None else environment
+    for option, file in (("creds", creds), ("tls_ca", tls_ca)):
+        if file is not None and not Path(file).is_file():
+            raise ConfigError(f"{option} = {os.fspath(file)}: there is no such file.", field=option, range="a file")
+    let_in = os.fspath(creds) if creds else None
+    trusted = os.fspath(tls_ca) if tls_ca else None
+    if url is not None:
+        return Address(_checked(url, "the argument"), let_in, trusted)
+    if environment.get(URL_VARIABLE):
+        return Address(_checked(environment[URL_VARIABLE], URL_VARIABLE), let_in, trusted, URL_VARIABLE)
+    path = (directory or Path.cwd()) / FOLDER / ADDRESS_FILE
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+        left = Address(found["url"], found["creds"], found["tls_ca"], str(path), found["sync"])
+    except FileNotFoundError:
+        raise NotConnected(
+            f"No server is named: run `mielin up` in this directory, give --connect URL, or set {URL_VARIABLE}."
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{path} cannot be read ({error}); remove it and run `mielin up` again, or give --connect URL.",
+            field="url", range="an address written by mielin up",
+        ) from error  # fmt: skip
+    return replace(left, creds=let_in or left.creds, tls_ca=trusted or left.tls_ca)
+
+
+def redacted(url: str) -> str:
+    return re.sub(r"//[^/@]*@", "//", url)
+
+
+def _checked(url: str, where: str) -> str:
+    if not url.startswith(URL_SCHEMES):
+        raise ConfigError(
+            f"{where}: {redacted(url)!r} is no server's address; wanted: nats://HOST:PORT or tls://HOST:PORT.",
+            field="url", range="nats://HOST:PORT",
+        )  # fmt: skip
+    return url
+
+
+async def open_substrate(address: Address) -> JetStream:
+    """One connection.  Raises `StoreUnreachable` with what to do, and whatever else keeps the server from being used."""
+    from mielin_cells.substrate.jetstream import JetStream
+
+    try:
+        return await JetStream.open(address.url, creds=address.creds, tls_ca=address.tls_ca, sync=address.sync)
+    except StoreUnreachable as error:
+        if not address.named_by.endswith(ADDRESS_FILE):
+            raise
+        raise StoreUnreachable(
+            f"The server of the last `mielin up` in this directory, {address.shown}, does not answer; "
+            "run `mielin up` again, or give --connect URL.", url=address.shown,
+        ) from error  # fmt: skip
+
+
+@asynccontextmanager
+async def connect(
+    url: str | None = None,
+    *,
+    creds: str | os.PathLike[str] | None = None,
+    tls_ca: str | os.PathLike[str] | None = None,
+    settings: Settings | None = None,
+) -> AsyncIterator[Cluster]:
+    """The deployment on the server at `url`, or at `MIELIN_URL`, or the one that `mielin up` runs in this directory.
+
+    `creds` and `tls_ca` are files: a NATS credentials file, and the certificates to trust.  Leaving the block closes the
+    connection; agents live on at their nodes.  Raises `NotConnected`, `ConfigError`, `StoreUnreachable`, and
+    what keeps the server from being used, by name.
+    """
+    async with connected(find_address(url, creds, tls_ca), settings) as client:
+        yield client
+
+
+@asynccontextmanager
+async def connected(address: Address, settings: Settings | None = None) -> AsyncIterator[Client]:
+    """As `connect`, to an address that was found before."""
+    from mielin_cells.node.client import Client
+
+    substrate = await open_substrate(address)
+    client = Client(substrate.log, substrate.wire, settings=settings, wall=time.time)
+    try:
+        await client.open()
+        token = current.set(client)
+        try:
+            yield client
+        finally:
+            current.reset(token)
+    finally:
+        await client.close()
+        await substrate.close()
