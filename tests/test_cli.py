@@ -52,10 +52,10 @@ def test_a_command_line_that_does_not_parse_exits_with_2(options: tuple[str, ...
     ("options", "says"),
     [
         (("--nodes", "1"), "--nodes 1"),
-        (("--nodes", "65"), "nodes = 65"),
+        (("--nodes", "65"), "--nodes 65"),
         (("--migrations=-1",), "--migrations -1"),
         (("--events", "nowhere.csv"), "nowhere.csv cannot be read"),
-        (("--resume", "nowhere.db"), "--resume nowhere.db"),
+        (("--embedded", "--resume", "nowhere.db"), "--resume nowhere.db"),
     ],
 )
 def test_an_option_that_cannot_be_is_one_sentence_and_exits_with_2(options: tuple[str, ...], says: str) -> None:
@@ -71,7 +71,7 @@ def test_a_file_that_is_no_store_is_one_sentence_and_exits_with_1(tmp_path: Path
     store, events = tmp_path / "store.db", tmp_path / "events.csv"
     store.write_text("no store " * 500)
     events.write_text(EVENTS)
-    done = run("demo", "--events", str(events), "--resume", str(store))
+    done = run("demo", "--embedded", "--events", str(events), "--resume", str(store))
     assert done.returncode == 1
     assert "store.db" in done.stderr
     assert "Traceback" not in done.stderr

@@ -98,7 +98,7 @@ def test_a_job_killed_in_the_middle_goes_on_from_its_last_acknowledged_state(tmp
     events, store = str(small(tmp_path, 12_000)), tmp_path / "store.db"
     wal = tmp_path / "store.db-wal"
     with subprocess.Popen(
-        command("--events", events, "--migrations", "50", "--path", str(store)),
+        command("--embedded", "--events", events, "--migrations", "50", "--path", str(store)),
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     ) as child:  # fmt: skip
         until = time.monotonic() + CLOSE_S
@@ -108,7 +108,7 @@ def test_a_job_killed_in_the_middle_goes_on_from_its_last_acknowledged_state(tmp
         assert child.poll() is None, "the job was over before it could be killed"
         child.send_signal(signal.SIGKILL)
     report = tmp_path / "report.json"
-    options = ("--events", events, "--migrations", "20", "--resume", str(store), "--json", str(report))
+    options = ("--embedded", "--events", events, "--migrations", "20", "--resume", str(store), "--json", str(report))
     done = subprocess.run(command(*options), capture_output=True, text=True, timeout=CLOSE_S, check=False)
     result = json.loads(report.read_text())
     assert done.returncode == 0, done.stdout + done.stderr
@@ -117,7 +117,7 @@ def test_a_job_killed_in_the_middle_goes_on_from_its_last_acknowledged_state(tmp
 
 
 def test_options_that_cannot_be_are_refused_in_one_sentence(tmp_path: Path) -> None:
-    for options in (("--nodes", "1"), ("--migrations=-1",), ("--resume", str(tmp_path / "none.db"))):
+    for options in (("--nodes", "1"), ("--migrations=-1",), ("--embedded", "--resume", str(tmp_path / "none.db"))):
         done = subprocess.run(command(*options), capture_output=True, text=True, timeout=CLOSE_S, check=False)
         assert done.returncode == 2
         assert done.stderr.startswith("mielin: --")

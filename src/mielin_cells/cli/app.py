@@ -1,33 +1,329 @@
-"""Commands and their options."""
+"""Commands and their options.  What a command does is imported when it runs, so that `--help` is quick."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
-from cyclopts import App, Parameter
+from cyclopts import App, Group, Parameter
 
 from mielin_cells import __version__
+from mielin_cells.errors import ConfigError
 
-app = App(name="mielin", help="Stateful agents that move between nodes while they work.", version=__version__)
+if TYPE_CHECKING:
+    from mielin_cells.cli.show import Printer
+    from mielin_cells.node.operator import Operator
+
+app = App(
+    name="mielin", help="Stateful agents that move between nodes while they work.", version=__version__,
+    help_format="plaintext",  # what renders markup takes 50 ms to import
+)  # fmt: skip
+
+RUN = Group.create_ordered("Run")
+CALL = Group.create_ordered("Call agents")
+LOOK = Group.create_ordered("Look")
+STEER = Group.create_ordered("Steer")
+CONNECTION = Group("Connection", sort_key=9)
 
 
-@app.command
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Server:
+    """Where the deployment is."""
+
+    connect: Annotated[
+        str | None,
+        Parameter(group=CONNECTION, help="The server's URL (default: MIELIN_URL, or what `mielin up` left here)."),
+    ] = None
+    creds: Annotated[Path | None, Parameter(group=CONNECTION, help="A NATS credentials file.")] = None
+    tls_ca: Annotated[Path | None, Parameter(group=CONNECTION, help="Certificates to trust.")] = None
+    json: Annotated[bool, Parameter(negative="", help="Print JSON, a line for each value.")] = False
+
+
+HERE = Server()
+Agent = Annotated[str, Parameter(help="The agent's id.")]
+Words = Annotated[str, Parameter(help="Values, in order or as name=value: JSON, else text, as the signature wants.")]
+
+
+def _operate(server: Server, work: Callable[[Operator, Printer], Coroutine[Any, Any, int]]) -> NoReturn:
+    from mielin_cells.cli.link import operate
+
+    raise SystemExit(operate(server.connect, server.creds, server.tls_ca, server.json, work))
+
+
+# ---- run -----------------------------------------------------------------------------------------------------
+
+
+@app.command(group=RUN)
+def up(
+    *,
+    app: Annotated[str, Parameter(help="The agents' classes: a .py file or a module.")],
+    nodes: Annotated[int, Parameter(help="Nodes, each a process.")] = 3,
+    sync: Annotated[
+        Literal["always", "lazy"], Parameter(help="`lazy` may lose the last writes at a power cut.")
+    ] = "always",
+    dir: Annotated[Path, Parameter(help="Where data, credential and address are kept.")] = Path(".mielin"),
+    nats_server: Annotated[Path | None, Parameter(help="The server program (default: bundled, or on PATH).")] = None,
+    server: Server = HERE,
+) -> None:
+    """Start a server and nodes here, show them, and end them all with Ctrl-C.
+
+    With --connect no server is started.  What agents hold is kept, and the next `up` goes on with it.
+    """
+    from mielin_cells.cli.up import Wanted, run
+
+    raise SystemExit(
+        run(
+            Wanted(
+                app=app, nodes=nodes, sync=sync, folder=dir, nats_server=nats_server, url=server.connect,
+                creds=server.creds, tls_ca=server.tls_ca, as_json=server.json,
+            )
+        )
+    )  # fmt: skip
+
+
+@app.command(group=RUN)
+def node(
+    *,
+    name: Annotated[str, Parameter(help="The node's name: a newer process of the same name takes its place.")],
+    app: Annotated[str, Parameter(help="The agents' classes: a .py file or a module.")],
+    label: Annotated[list[str] | None, Parameter(help="key=value, announced to operators; may be repeated.")] = None,
+    stop_with_stdin: Annotated[bool, Parameter(negative="", help="Stop when standard input ends.")] = False,
+    server: Server = HERE,
+) -> None:
+    """Run one node in this process, until SIGTERM or Ctrl-C: turns end, commits land, agents stay claimable."""
+    from mielin_cells.cli.serve import run
+
+    raise SystemExit(run(name, app, label or [], stop_with_stdin, server, __version__))
+
+
+@app.command(group=RUN)
 def demo(
     *,
     events: Annotated[Path | None, Parameter(help="A CSV file, plain or .gz, with the built-in one's columns.")] = None,
-    nodes: Annotated[int, Parameter(help="Nodes, all in this process.")] = 3,
+    nodes: Annotated[int, Parameter(help="Nodes, each a process.")] = 3,
     migrations: Annotated[int, Parameter(help="Live migrations while events flow.")] = 500,
     json: Annotated[Path | None, Parameter(help="Write the report to this file, too.")] = None,
-    path: Annotated[Path | None, Parameter(help="Keep the store in this file (default: a temporary one).")] = None,
-    resume: Annotated[Path | None, Parameter(help="Go on with the store that an ended run kept with --path.")] = None,
-    sync: Annotated[Literal["process", "power"], Parameter(help="What an acknowledged write survives.")] = "process",
+    sync: Annotated[
+        Literal["always", "lazy"], Parameter(help="`lazy` may lose the last writes at a power cut.")
+    ] = "always",
+    nats_server: Annotated[Path | None, Parameter(help="The server program (default: bundled, or on PATH).")] = None,
+    embedded: Annotated[bool, Parameter(negative="", help="All nodes in this process, on SQLite.")] = False,
+    path: Annotated[Path | None, Parameter(help="With --embedded: keep the store in this file.")] = None,
+    resume: Annotated[Path | None, Parameter(help="With --embedded: go on with the store that --path kept.")] = None,
 ) -> None:
     """Run the main job: a month of real flights through thousands of agents that move while they work.
 
-    Each aircraft is an agent, and each destination airport.  At the end every agent is compared with an independent
-    computation.  Exits with 0 only if nothing was lost, doubled or changed, and nine of ten migrations completed.
+    A server and node processes are started for it.  Each aircraft is an agent, and each destination airport.  At the end
+    every agent is compared with an independent computation.  Exits with 0 only if nothing was lost, doubled or changed, and
+    nine of ten migrations completed.
     """
-    from mielin_cells.cli.demo import run
+    from mielin_cells.cli.demo import Wanted, run
 
-    raise SystemExit(run(events, nodes, migrations, json, path, resume, sync))
+    raise SystemExit(
+        run(
+            Wanted(
+                events=events, nodes=nodes, migrations=migrations, report=json, embedded=embedded, path=path,
+                resume=resume, sync=sync, program=nats_server,
+            )
+        )
+    )  # fmt: skip
+
+
+# ---- call agents ---------------------------------------------------------------------------------------------
+
+
+@app.command(group=CALL)
+def spawn(
+    cls: Annotated[str, Parameter(name="CLASS", help="The agent's class.")],
+    id: Annotated[str, Parameter(name="ID", help="Its id, unique in the deployment.")],
+    /,
+    *fields: Annotated[str, Parameter(help="field=value of its first state: JSON, else text.")],
+    on: Annotated[
+        str | None, Parameter(help="The node to run it (default: the emptiest that knows the class).")
+    ] = None,
+    server: Server = HERE,
+) -> None:
+    """Create an agent, unless it is there already."""
+    from mielin_cells.cli import commands, link
+
+    _operate(server, lambda op, out: commands.spawn(op, out, cls, id, link.readable(fields), on))
+
+
+@app.command(group=CALL)
+def ask(
+    agent: Agent,
+    handler: Annotated[str, Parameter(help="The handler's name.")],
+    /,
+    *words: Words,
+    timeout: Annotated[float | None, Parameter(help="Seconds to wait for the answer (default 30).")] = None,
+    server: Server = HERE,
+) -> None:
+    """Call a handler and print what it returns.  Exits with 5 if no answer came: the call may still take effect."""
+    from mielin_cells.cli import commands, link
+
+    if timeout is not None and not 0 < timeout <= 1e9:
+        raise ConfigError(f"--timeout {timeout:g} is out of range; wanted: above 0.", field="timeout", range="above 0")
+    _operate(server, lambda op, out: commands.ask(op, out, agent, handler, link.readable(words), timeout))
+
+
+@app.command(group=CALL)
+def tell(
+    agent: Agent,
+    handler: Annotated[str, Parameter(help="The handler's name.")],
+    /,
+    *words: Words,
+    server: Server = HERE,
+) -> None:
+    """Send a message durably, without waiting for its effect."""
+    from mielin_cells.cli import commands, link
+
+    _operate(server, lambda op, out: commands.tell(op, out, agent, handler, link.readable(words)))
+
+
+# ---- look ----------------------------------------------------------------------------------------------------
+
+
+@app.command(group=LOOK)
+def agents(
+    *, node: Annotated[str | None, Parameter(help="Only those on this node.")] = None, server: Server = HERE
+) -> None:
+    """List the agents."""
+    from mielin_cells.cli import commands
+
+    _operate(server, lambda op, out: commands.agents(op, out, node))
+
+
+@app.command(group=LOOK)
+def nodes(*, server: Server = HERE) -> None:
+    """List the nodes: alive, stuck, silent or stopped, and for how long."""
+    from mielin_cells.cli import commands
+
+    _operate(server, commands.nodes)
+
+
+@app.command(group=LOOK)
+def show(
+    thing: Annotated[str, Parameter(help="An agent's id, a node's name, or a migration's id (m-...).")],
+    /,
+    *,
+    server: Server = HERE,
+) -> None:
+    """Show an agent, a node or a migration."""
+    from mielin_cells.cli import commands
+
+    _operate(server, lambda op, out: commands.show(op, out, thing))
+
+
+@app.command(group=LOOK)
+def log(
+    agent: Agent,
+    /,
+    *,
+    after: Annotated[int, Parameter(help="Only records behind this sequence.")] = 0,
+    follow: Annotated[bool, Parameter(negative="", help="Go on with new records as they come.")] = False,
+    server: Server = HERE,
+) -> None:
+    """Print the records of an agent's log."""
+    from mielin_cells.cli import commands
+
+    _operate(server, lambda op, out: commands.log(op, out, agent, after, follow))
+
+
+@app.command(group=LOOK)
+def dead(
+    agent: Agent,
+    letter: Annotated[str | None, Parameter(help="A letter's number or id.")] = None,
+    /,
+    *,
+    replay: Annotated[bool, Parameter(negative="", help="Send its message again and remove the letter.")] = False,
+    purge: Annotated[bool, Parameter(negative="", help="Remove it; without LETTER, all of them.")] = False,
+    server: Server = HERE,
+) -> None:
+    """List an agent's dead letters, show one, replay it, or purge them."""
+    from mielin_cells.cli import commands
+
+    if replay and purge:
+        raise ConfigError("--replay and --purge are two wishes; give one.", field="replay", range="one of them")
+    if replay and letter is None:
+        raise ConfigError("--replay needs the letter's number or id.", field="letter", range="see `mielin dead AGENT`")
+    _operate(server, lambda op, out: commands.dead(op, out, agent, letter, replay, purge))
+
+
+# ---- steer ---------------------------------------------------------------------------------------------------
+
+
+@app.command(group=STEER)
+def migrate(
+    agent: Agent,
+    /,
+    *,
+    to: Annotated[
+        str | None, Parameter(help="The target node (default: the other one with the fewest agents).")
+    ] = None,
+    detach: Annotated[bool, Parameter(negative="", help="Do not wait for the end.")] = False,
+    server: Server = HERE,
+) -> None:
+    """Move an agent while it works, and show the phases.  Exits with 4 if it was rolled back: the agent is safe."""
+    from mielin_cells.cli import moves
+
+    _operate(server, lambda op, out: moves.migrate(op, out, agent, to, detach))
+
+
+@app.command(group=STEER)
+def abort(agent: Agent, /, *, server: Server = HERE) -> None:
+    """Cancel an agent's open migration; the agent goes on where it is."""
+    from mielin_cells.cli import commands
+
+    _operate(server, lambda op, out: commands.abort(op, out, agent))
+
+
+@app.command(group=STEER)
+def claim(
+    agent: Agent,
+    /,
+    *,
+    to: Annotated[str, Parameter(help="The node that takes it over.")],
+    force: Annotated[bool, Parameter(negative="", help="Though its owner answers, which is then fenced.")] = False,
+    server: Server = HERE,
+) -> None:
+    """Have a node take over an agent whose owner is gone."""
+    from mielin_cells.cli import commands
+
+    _operate(server, lambda op, out: commands.claim(op, out, agent, to, force))
+
+
+def _order(agent: str, what: str, reason: str, server: Server) -> NoReturn:
+    from mielin_cells.cli import commands
+
+    _operate(server, lambda op, out: commands.order(op, out, agent, what, reason))
+
+
+@app.command(group=STEER)
+def suspend(
+    agent: Agent, /, *, reason: Annotated[str, Parameter(help="Kept in its log.")] = "", server: Server = HERE
+) -> None:
+    """Let no turn run until `resume`; messages wait, and the agent can still be moved."""
+    _order(agent, "suspend", reason, server)
+
+
+@app.command(group=STEER)
+def pause(
+    agent: Agent, /, *, reason: Annotated[str, Parameter(help="Kept in its log.")] = "", server: Server = HERE
+) -> None:
+    """As suspend, at the wish of the agent's user."""
+    _order(agent, "pause", reason, server)
+
+
+@app.command(group=STEER)
+def resume(agent: Agent, /, *, server: Server = HERE) -> None:
+    """Let a suspended, paused or failed agent run again."""
+    _order(agent, "resume", "", server)
+
+
+@app.command(group=STEER)
+def terminate(agent: Agent, /, *, server: Server = HERE) -> None:
+    """End an agent for good, once what it sent is delivered.  Its id is not used again."""
+    _order(agent, "terminate", "", server)

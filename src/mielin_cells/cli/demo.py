@@ -5,19 +5,15 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Awaitable, Coroutine, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any, Literal, TypeVar
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from typing import Any, TypeVar
 
 import mielin_cells as cells
 from mielin_cells.cli.flights import (
@@ -34,8 +30,10 @@ from mielin_cells.cli.flights import (
     expected,
     read_flights,
 )
+from mielin_cells.cli.progress import Display
+from mielin_cells.cli.stage import Stage, Sync, embedded, processes
 
-WINDOW = 96
+WINDOW = 32
 """Events on their way at a time: enough that agents have messages waiting, few enough that the flow lasts."""
 
 MOVERS = 6
@@ -52,7 +50,7 @@ QUIET_S = 20.0
 
 COMPLETED_SHARE = 0.9
 
-TICK_S = 0.001
+NODES_MAX = 64
 
 S = TypeVar("S", AircraftTotals, AirportTotals)
 T = TypeVar("T")
@@ -65,9 +63,9 @@ class Job:
     flights: Flights
     nodes: int
     migrations: int
-    path: Path
-    sync: Literal["process", "power"]
-    resumed: bool
+    resumed: bool = False
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What the report says of where it ran."""
     fed: int = 0
     done: int = 0
     started: int = 0
@@ -90,6 +88,16 @@ class Job:
     agents: int = 0
     """Agents that are there by now."""
 
+    _news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def news(self) -> None:
+        """Returns when something was sent, answered or moved."""
+        self._news.clear()
+        await self._news.wait()
+
+    def tell(self) -> None:
+        self._news.set()
+
     @property
     def to_send(self) -> int:
         return len(self.flights.events) - self.already
@@ -101,52 +109,68 @@ class Job:
         return min(self.migrations, early)
 
 
-def run(
-    events: Path | None, nodes: int, migrations: int, report: Path | None, path: Path | None, resume: Path | None,
-    sync: Literal["process", "power"],
-) -> int:  # fmt: skip
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """The command's options."""
+
+    events: Path | None = None
+    nodes: int = 3
+    migrations: int = 500
+    report: Path | None = None
+    embedded: bool = False
+    path: Path | None = None
+    resume: Path | None = None
+    sync: Sync = "always"
+    program: Path | None = None
+
+
+def run(wanted: Wanted) -> int:
     """The exit code.  Raises `ConfigError` for a file or option that cannot be used, before anything is begun."""
-    _check(nodes, migrations, report, path, resume)
-    flights = read_flights(events)
-    folder: AbstractContextManager[str] = (
-        tempfile.TemporaryDirectory(prefix="mielin-") if not (path or resume) else nullcontext("")
-    )
-    with folder as name:
-        job = Job(flights, nodes, migrations, resume or path or Path(name) / "demo.db", sync, resume is not None)
-        result, good = asyncio.run(_run(job))
+    _check(wanted)
+    job = Job(read_flights(wanted.events), wanted.nodes, wanted.migrations, wanted.resume is not None)
+    with tempfile.TemporaryDirectory(prefix="mielin-") as name:
+        if wanted.embedded:
+            stage = embedded(wanted.nodes, wanted.resume or wanted.path or Path(name) / "demo.db", wanted.sync)
+        else:
+            stage = processes(wanted.nodes, Path(name), wanted.sync, wanted.program)
+        result, good = asyncio.run(_run(job, stage))
     text = json.dumps(result, indent=2)
     print(text)
-    if report is not None:
+    if wanted.report is not None:
         try:
-            report.write_text(text + "\n")
+            wanted.report.write_text(text + "\n")
         except OSError as error:
-            raise cells.CellError(f"The report was not written to {report}: {error.strerror}.") from error
+            raise cells.CellError(f"The report was not written to {wanted.report}: {error.strerror}.") from error
     return 0 if good else 1
 
 
-def _check(nodes: int, migrations: int, report: Path | None, path: Path | None, resume: Path | None) -> None:
-    def refused(option: str, what: str, wanted: str) -> cells.ConfigError:
-        return cells.ConfigError(f"--{option} {what}; wanted: {wanted}.", field=option, range=wanted)
+def _check(wanted: Wanted) -> None:
+    def refused(option: str, what: str, wish: str) -> cells.ConfigError:
+        return cells.ConfigError(f"--{option} {what}; wanted: {wish}.", field=option, range=wish)
 
-    if migrations < 0:
-        raise refused("migrations", f"{migrations} is out of range", "0 or more")
-    if nodes < 2:
-        raise refused("nodes", f"{nodes} is too few for a move", "2 or more")
+    path, resume = wanted.path, wanted.resume
+    if wanted.migrations < 0:
+        raise refused("migrations", f"{wanted.migrations} is out of range", "0 or more")
+    if not 2 <= wanted.nodes <= NODES_MAX:
+        raise refused("nodes", f"{wanted.nodes} is out of range", f"2 (or none can move) to {NODES_MAX}")
+    for option, file in (("path", path), ("resume", resume)):
+        if file is not None and not wanted.embedded:
+            raise refused(option, f"{file} is the store of an --embedded run", "--embedded with it, or neither")
     if path is not None and resume is not None:
         raise refused("path", f"{path} and --resume {resume} name two stores", "one of them")
     if resume is not None and not resume.is_file():
         raise refused("resume", f"{resume}: there is no such file", "the file of an earlier run's --path")
     if path is not None and path.exists():
         raise refused("path", f"{path} is there already", f"a new file, or --resume {path} to go on with it")
-    for option, file in (("path", path), ("json", report)):
+    for option, file in (("path", path), ("json", wanted.report)):
         if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
             raise refused(option, f"{file} cannot be written", "a file in a folder that is there")
 
 
-async def _run(job: Job) -> tuple[dict[str, Any], bool]:
+async def _run(job: Job, where: AbstractAsyncContextManager[Stage]) -> tuple[dict[str, Any], bool]:
     begun = time.monotonic()
     wanted = expected(job.flights.events)
-    async with cells.local(nodes=job.nodes, path=job.path, sync=job.sync) as cluster:
+    async with where as (cluster, job.facts):
         with Display(job, len(wanted.aircraft) + len(wanted.airports)) as display:
             ticker = asyncio.create_task(display.tick())
             try:
@@ -243,7 +267,8 @@ async def _feed(job: Job, planes: dict[str, Aircraft], airports: dict[str, Airpo
             # Migrations are spread over the events: the flow waits when they fall behind, and at its end for each of them.
             lag = MOVERS if job.to_send - job.sent > WINDOW else 0
             while job.due - job.started > lag and (job.moving or any(job.busy.values())):
-                await asyncio.sleep(TICK_S)
+                await job.news()
+            job.tell()
 
 
 async def _send(job: Job, event: Flight, plane: Aircraft, airport: Airport, window: asyncio.Semaphore) -> None:
@@ -255,6 +280,7 @@ async def _send(job: Job, event: Flight, plane: Aircraft, airport: Airport, wind
         job.busy[aircraft_id(event.tailnum)] -= 1
         job.busy[airport_id(event.dest)] -= 1
         job.done += 1
+        job.tell()
         window.release()
 
 
@@ -265,7 +291,7 @@ async def _move(cluster: cells.Cluster, job: Job, rng: Random) -> None:
         if agent is None:
             if job.fed >= len(job.flights.events) and not any(job.busy.values()):
                 return  # nothing flows any more: a move now would show nothing
-            await asyncio.sleep(TICK_S)
+            await job.news()
             continue
         job.started += 1
         job.moving.add(agent)
@@ -277,6 +303,7 @@ async def _move(cluster: cells.Cluster, job: Job, rng: Random) -> None:
             job.unknown[f"{error.code}: {error.message}"] += 1
         finally:
             job.moving.discard(agent)
+            job.tell()
 
 
 def _mover(job: Job, rng: Random) -> str | None:
@@ -361,8 +388,7 @@ def _report(job: Job, wanted: Totals, found: Totals, seconds: float) -> tuple[di
         "seconds": round(seconds, 1),
         "resumed_after": job.already,
         "nodes": job.nodes,
-        "substrate": "embedded",
-        "sync": job.sync,
+        **job.facts,
     }
     clean = not (difference.lost or difference.duplicated or difference.mismatched)
     return result, clean and outcomes["completed"] >= COMPLETED_SHARE * _chances(job)
@@ -375,63 +401,3 @@ def _chances(job: Job) -> int:
 
 def _at(values: list[float], share: float) -> float:
     return round(values[min(len(values) - 1, int(share * len(values)))], 3) if values else 0.0
-
-
-class Display:
-    """Progress in real units on stderr: live lines on a terminal, else a plain one every few seconds and every tenth."""
-
-    PLAIN_S = 5.0
-    TICK_S = 0.1
-
-    def __init__(self, job: Job, agents: int) -> None:
-        self._job = job
-        self._live = sys.stderr.isatty()
-        columns = (
-            TextColumn("{task.description:<7}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-        )
-        console = Console(stderr=True)
-        self._bars = Progress(*columns, console=console, auto_refresh=False, disable=not self._live)
-        self._agents = self._bars.add_task("agents", total=agents, note="")
-        self._events = self._bars.add_task("events", total=len(job.flights.events), note="")
-        self._moves = self._bars.add_task("moves", total=job.migrations, note="")
-        self._written, self._tenth = time.monotonic(), 0
-
-    def __enter__(self) -> Display:
-        self._bars.start()
-        self._plain(
-            f"{len(self._job.flights.events)} events, {self._job.nodes} nodes, {self._job.migrations} migrations"
-        )
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._show()
-        self._bars.stop()
-
-    async def tick(self) -> None:
-        while True:
-            await asyncio.sleep(self.TICK_S)
-            self._show()
-
-    def _show(self) -> None:
-        job, total, now = self._job, len(self._job.flights.events), time.monotonic()
-        done = job.done + job.already
-        rate = f"{job.done / (now - job.flowing_at):.0f} events/s" if job.flowing_at and job.done else ""
-        pause = f"last pause {job.reports[-1].pause_ms:.2f} ms" if job.reports else ""
-        if self._live:
-            self._bars.update(self._agents, completed=job.agents)
-            self._bars.update(self._events, completed=done, note=rate)
-            self._bars.update(self._moves, completed=len(job.reports), note=pause)
-            self._bars.refresh()
-            return
-        tenth = done * 10 // total
-        if tenth > self._tenth or now - self._written >= self.PLAIN_S:
-            self._written, self._tenth = now, tenth
-            parts = [f"{job.agents} agents", f"{done}/{total} events", f"{len(job.reports)}/{job.migrations} moves"]
-            self._plain(", ".join(part for part in (*parts, rate, pause) if part))
-
-    def _plain(self, text: str) -> None:
-        if not self._live:
-            print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,3 @@
+from mielin_cells.cli import main
+
+main()

@@ -1,0 +1,213 @@
+"""What the operator's commands do: each calls the deployment, shows values, and returns the exit code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mielin_cells.cli.codes import DONE
+from mielin_cells.cli.show import Printer, as_text, duration, record, size, table
+from mielin_cells.core.cluster import AgentInfo, MigrationReport, NodeInfo
+from mielin_cells.core.records import (
+    Asked,
+    Claimed,
+    Cleared,
+    Commit,
+    Committed,
+    Created,
+    Failed,
+    HandedOff,
+    Returned,
+    Snapshot,
+    Spilled,
+)
+from mielin_cells.errors import RecordInvalid
+from mielin_cells.node.operator import Operator
+
+
+async def spawn(
+    operator: Operator, printer: Printer, cls: str, id: str, words: list[str], on: str | None
+) -> int:  # fmt: skip
+    node, is_new = await operator.spawn(cls, id, words, on)
+    value = {"agent": id, "class": cls, "node": node, "new": is_new}
+    printer.show(value, lambda: f"{id} runs on {node}" if is_new else f"{id} is there already, on {node}")
+    return DONE
+
+
+async def ask(
+    operator: Operator, printer: Printer, agent: str, handler: str, words: list[str], timeout: float | None
+) -> int:  # fmt: skip
+    printer.show(await operator.ask(agent, handler, words, timeout))
+    return DONE
+
+
+async def tell(operator: Operator, printer: Printer, agent: str, handler: str, words: list[str]) -> int:
+    await operator.tell(agent, handler, words)
+    printer.show({"agent": agent, "handler": handler, "stored": True}, lambda: f"stored in the inbox of {agent}")
+    return DONE
+
+
+async def agents(operator: Operator, printer: Printer, node: str | None) -> int:
+    found = [info for info in await operator.agents() if node is None or info.node == node]
+
+    def text() -> str:
+        rows = [
+            {
+                "agent": info.id, "class": info.cls, "node": info.node, "state": info.state, "epoch": info.epoch,
+                "waiting": info.waiting, "size": size(info.bytes), "dead": info.dead, "migration": info.migration,
+            }
+            for info in found
+        ]  # fmt: skip
+        return table(rows) if rows else "no agents"
+
+    printer.show(found, text)
+    return DONE
+
+
+async def nodes(operator: Operator, printer: Printer) -> int:
+    found = await operator.nodes()
+    printer.show(found, lambda: table([_node_row(node) for node in found]) if found else "no nodes")
+    return DONE
+
+
+def _node_row(node: NodeInfo) -> dict[str, Any]:
+    return {
+        "node": node.name, "state": node.state, "for": duration(node.since_s) if node.since_s else "",
+        "incarnation": node.incarnation, "agents": node.agents, "cores": node.cores,
+        "memory": size(node.memory_bytes), "arch": node.architecture, "classes": _versions(node),
+        "labels": node.labels,
+    }  # fmt: skip
+
+
+def _versions(node: NodeInfo) -> str:
+    return " ".join(f"{name}:{version}" for name, version in node.classes.items())
+
+
+async def show(operator: Operator, printer: Printer, thing: str) -> int:
+    found = await operator.show(thing)
+
+    def text() -> str:
+        match found:
+            case NodeInfo():
+                plain = _node_row(found)
+                plain.update(host=found.host, process=found.process, python=found.python, package=found.package)
+                return record(plain)
+            case AgentInfo():
+                return record({
+                    "agent": found.id, "class": f"{found.cls} version {found.version}", "node": found.node,
+                    "state": found.state, "epoch": found.epoch, "waiting": found.waiting, "size": size(found.bytes),
+                    "dead letters": found.dead, "migration": found.migration, "error": found.error,
+                })  # fmt: skip
+            case MigrationReport():
+                return str(found) if found.source else f"{found.migration}  {found.agent}  {found.outcome}"
+
+    printer.show(found, text)
+    return DONE
+
+
+async def log(operator: Operator, printer: Printer, agent: str, after: int, follow: bool) -> int:
+    async for seq, count, entry in operator.records(agent, after, follow):
+        if isinstance(entry, RecordInvalid):
+            value: dict[str, Any] = {"seq": seq, "bytes": count, "kind": entry.code, "what": entry.message}
+            printer.show(value, lambda: f"{seq:>8}  {entry.code}: {entry.message}")  # noqa: B023 - called at once
+            continue
+        value = {
+            "seq": seq, "bytes": count, "kind": type(entry).__name__, "epoch": entry.epoch, "node": entry.node,
+            "incarnation": entry.incarnation, "what": _what(entry),
+        }  # fmt: skip
+        printer.show(value, lambda: _line(value))  # noqa: B023 - called at once
+    return DONE
+
+
+def _line(value: dict[str, Any]) -> str:
+    by = f"{value['node']}.{value['incarnation']}"
+    return f"{value['seq']:>8}  {value['kind']:<10} {value['epoch']:>4}  {by:<12} {value['bytes']:>8}  {value['what']}".rstrip()
+
+
+def _what(entry: Any) -> str:
+    match entry:
+        case Created():
+            return f"{entry.cls} version {entry.version}"
+        case Committed():
+            return _commit(entry.commit)
+        case Asked():
+            return f"asks {entry.out.to}.{entry.out.handler} ({len(entry.asks)} in this turn)"
+        case Snapshot():
+            return f"of {len(entry.parts)} parts" if entry.parts else "in itself"
+        case HandedOff():
+            seal = f", with {_commit(entry.seal)}" if entry.seal is not None else ""
+            return f"to {entry.to} by {entry.migration}{seal}"
+        case Returned() | Claimed():
+            return str(entry.cause)
+        case Failed():
+            return entry.error.message
+        case Cleared():
+            return f"{len(entry.letters)} dead letters"
+        case Spilled():
+            return f"{len(entry.parts)} parts"
+        case _:
+            return str(getattr(entry, "reason", "") or getattr(entry, "migration", ""))
+
+
+def _commit(commit: Commit) -> str:
+    counts = {"messages": len(commit.taken), "sent": len(commit.outs), "dead": len(commit.dead)}
+    state = "state" if commit.state is not None else ""
+    return ", ".join([*(f"{count} {name}" for name, count in counts.items() if count), *([state] if state else [])])
+
+
+async def abort(operator: Operator, printer: Printer, agent: str) -> int:
+    migration = await operator.client.abort(agent)
+    printer.show({"agent": agent, "migration": migration}, lambda: f"{migration} of {agent} is cancelled")
+    return DONE
+
+
+async def claim(operator: Operator, printer: Printer, agent: str, to: str, force: bool) -> int:
+    former = await operator.claim(agent, to, force)
+    value = {"agent": agent, "node": to, "former": former}
+    printer.show(
+        value, lambda: f"{agent} runs on {to}; {former} is fenced" if former != to else f"{agent} runs on {to}"
+    )
+    return DONE
+
+
+async def order(operator: Operator, printer: Printer, agent: str, what: str, reason: str) -> int:
+    """suspend, pause, resume or terminate."""
+    client = operator.client
+    match what:
+        case "suspend":
+            await client.suspend(agent, reason)
+        case "pause":
+            await client.pause(agent, reason)
+        case "resume":
+            await client.resume(agent)
+        case _:
+            await client.terminate(agent)
+    info = await operator.show(agent)
+    assert isinstance(info, AgentInfo)
+    printer.show(info, lambda: f"{agent} is {info.state}" + (f": {info.error}" if info.error else ""))
+    return DONE
+
+
+async def dead(
+    operator: Operator, printer: Printer, agent: str, which: str | None, replay: bool, purge: bool
+) -> int:  # fmt: skip
+    """Lists dead letters, shows one, replays one, or purges one or all."""
+    if replay:
+        assert which is not None
+        letter = await operator.replay(agent, which)
+        printer.show(
+            {"agent": agent, "letter": letter.id, "replayed": True},
+            lambda: f"{letter.handler} of {letter.sender} is sent again; should it fail again, it is a new dead letter",
+        )
+    elif purge:
+        count = await operator.purge(agent, which)
+        printer.show({"agent": agent, "purged": count}, lambda: f"{count} dead letters of {agent} are removed")
+    else:
+        found = await operator.letters(agent)
+        if which is not None:
+            letter = operator.letter(agent, which, found)
+            printer.show(letter, lambda: as_text(letter))
+        else:
+            names = ("number", "id", "handler", "sender", "tries", "cause")
+            rows = [{name: getattr(letter, name) for name in names} for letter in found]
+            printer.show(found, lambda: table(rows) if rows else f"{agent} has no dead letters")
+    return DONE

@@ -1,0 +1,184 @@
+"""Node processes that this process starts and keeps: restarted when they crash, ended when it ends.
+
+Each child holds the read end of a pipe as its standard input; when this process dies, in whatever way, the pipe ends and the
+child stops by itself.  Children also inherit the lock of the folder, so it is free only once all of them are gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+import time
+from asyncio.subprocess import PIPE, Process
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+from mielin_cells.cli.codes import USAGE
+from mielin_cells.node.remote import URL_VARIABLE, Address
+
+RESTART_S_MIN, RESTART_S_MAX = 0.5, 30.0
+"""Wait before a crashed node is started again; doubles with each crash."""
+
+STEADY_S = 10.0
+"""A node that has served this long begins with the shortest wait again."""
+
+STOP_S = 35.0
+"""A child's own limit for a clean stop, and a little; what lives then is killed."""
+
+LINE_BYTES_MAX = 1024 * 1024
+
+
+@dataclass(slots=True)
+class Child:
+    """One node's process.  `state`: starting, serving, crashed, stopping or stopped."""
+
+    name: str
+    state: str = "starting"
+    process: Process | None = None
+    incarnation: int = 0
+    restarts: int = 0
+    code: int | None = None
+    """Of its last end."""
+    last_line: str = ""
+    since: float = field(default_factory=time.monotonic)
+
+    def become(self, state: str) -> None:
+        self.state, self.since = state, time.monotonic()
+
+
+class Fleet:
+    """`start`, then `stop`.  `say` is told what happens to each node, as a value to be printed."""
+
+    def __init__(
+        self, app: str, address: Address, say: Callable[[dict[str, Any]], None], pass_fds: tuple[int, ...] = ()
+    ) -> None:
+        self._app = app
+        self._address = address
+        self._say = say
+        self._pass_fds = pass_fds
+        self._ending = asyncio.Event()
+        self._keepers: list[asyncio.Task[None]] = []
+        self.children: list[Child] = []
+        self.failed: asyncio.Future[Child] = asyncio.get_running_loop().create_future()
+        """A node that cannot be started at all: its app is wrong."""
+
+    def start(self, count: int) -> None:
+        for number in range(1, count + 1):
+            child = Child(f"node-{number}")
+            self.children.append(child)
+            self._keepers.append(asyncio.create_task(self._keep(child)))
+
+    async def serving(self) -> None:
+        """Returns when every node serves, or one of them never will."""
+        while not self.failed.done() and any(child.state != "serving" for child in self.children):
+            await asyncio.sleep(0.02)
+
+    async def stop(self) -> None:
+        """SIGTERM to all, and SIGKILL to those that are there after the time for a clean stop."""
+        self._ending.set()
+        for child in self.children:
+            if child.process is not None and child.process.returncode is None:
+                child.become("stopping")
+                child.process.terminate()
+        try:
+            async with asyncio.timeout(STOP_S):
+                await asyncio.gather(*(child.process.wait() for child in self.children if child.process is not None))
+        except TimeoutError:
+            self.kill()
+        await asyncio.gather(*self._keepers, return_exceptions=True)
+
+    def kill(self) -> None:
+        for child in self.children:
+            if child.process is not None and child.process.returncode is None:
+                child.process.kill()
+
+    # ---- one child -------------------------------------------------------------------------------------------
+
+    async def _keep(self, child: Child) -> None:
+        delay = RESTART_S_MIN
+        while not self._ending.is_set():
+            begun = time.monotonic()
+            child.code = await self._run(child)
+            if self._ending.is_set():
+                child.become("stopped")
+                self._say({"event": "node", "node": child.name, "state": "stopped", "code": child.code})
+                return
+            child.become("crashed")
+            if child.code == USAGE:
+                self._say({"event": "node", "node": child.name, "state": "crashed", "code": child.code})
+                if not self.failed.done():
+                    self.failed.set_result(child)
+                return
+            delay = RESTART_S_MIN if time.monotonic() - begun > STEADY_S else delay
+            self._say({"event": "node", "node": child.name, "state": "crashed", "code": child.code, "restart_s": delay})
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._ending.wait(), delay)
+            delay = min(delay * 2, RESTART_S_MAX)
+            child.restarts += 1
+
+    async def _run(self, child: Child) -> int:
+        child.become("starting")
+        process = child.process = await asyncio.create_subprocess_exec(
+            *self._command(child.name), stdin=PIPE, stdout=PIPE, stderr=PIPE, limit=LINE_BYTES_MAX,
+            env={**os.environ, URL_VARIABLE: self._address.url},  # not an argument: it may hold a password
+            pass_fds=self._pass_fds, start_new_session=True,  # so that Ctrl-C reaches this process alone
+        )  # fmt: skip
+        if self._ending.is_set():
+            process.terminate()
+        assert process.stdout is not None
+        assert process.stderr is not None
+        readers: list[Coroutine[Any, Any, None]] = [
+            self._lines(process.stdout, lambda line: self._told(child, line)),
+            self._lines(process.stderr, lambda line: self._logged(child, line)),
+        ]
+        try:
+            await asyncio.gather(*readers)
+            return await process.wait()
+        except asyncio.CancelledError:
+            if process.returncode is None:
+                process.kill()
+            raise
+
+    def _command(self, name: str) -> list[str]:
+        address = self._address
+        command = [sys.executable, "-m", "mielin_cells.cli", "node", "--name", name, "--app", self._app]
+        command += ["--stop-with-stdin", "--json"]
+        if address.creds is not None:
+            command += ["--creds", address.creds]
+        if address.tls_ca is not None:
+            command += ["--tls-ca", address.tls_ca]
+        return command
+
+    async def _lines(self, stream: asyncio.StreamReader, take: Callable[[str], None]) -> None:
+        while True:
+            try:
+                line = await stream.readline()
+            except ValueError:  # a line above the limit: what is read of it is dropped
+                continue
+            if not line:
+                return
+            take(line.decode(errors="replace").rstrip("\n"))
+
+    def _told(self, child: Child, line: str) -> None:
+        """A line of the child's standard output: its own events, or what handlers print."""
+        event: Any = None
+        with contextlib.suppress(ValueError):
+            event = json.loads(line)
+        if not isinstance(event, dict):
+            self._logged(child, line)
+        elif event.get("event") == "serving" and event.get("node") == child.name:
+            child.incarnation = event["incarnation"]
+            child.become("serving")
+            self._say({**event, "event": "node", "state": "serving", "restarts": child.restarts})
+        elif "error" in event:
+            child.last_line = str(event["error"].get("message", ""))
+            self._say({"event": "log", "node": child.name, "line": child.last_line})
+
+    def _logged(self, child: Child, line: str) -> None:
+        if line.strip():
+            child.last_line = line
+            self._say({"event": "log", "node": child.name, "line": line})

@@ -1,0 +1,98 @@
+"""The folder of `mielin up`: data, credential, address, and the lock that says who uses it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from mielin_cells.errors import ConfigError, StoreInUse
+
+LOCK_FILE = "up.lock"
+
+WAIT_S = 20.0
+"""For what is left of an earlier run: its children end within 5 s of it."""
+
+POLL_S = 0.05
+
+
+class Folder:
+    """Made and locked for this process and, through the inherited descriptor, for its children until the last one ends."""
+
+    def __init__(self, path: Path, lock: int) -> None:
+        self.path = path
+        self.lock = lock
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            os.close(self.lock)
+
+
+async def take(path: Path, waits: Callable[[], None]) -> Folder:
+    """The folder, once nobody else uses it; `waits` is called if that takes a while.
+
+    Raises `StoreInUse` if another `mielin up` lives in it, `ConfigError` if it cannot be made.
+    """
+    lock = _opened(path)
+    try:
+        await _locked(path, lock, waits)
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()} {_began(os.getpid())}\n".encode(), 0)
+    except BaseException:
+        os.close(lock)
+        raise
+    return Folder(path, lock)
+
+
+def _opened(path: Path) -> int:
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return os.open(path / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise ConfigError(
+            f"--dir {path} cannot be used: {error.strerror}.", field="dir", range="a folder that can be written"
+        ) from error
+
+
+async def _locked(path: Path, lock: int, waits: Callable[[], None]) -> None:
+    deadline, has_told = asyncio.get_running_loop().time() + WAIT_S, False
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            pass
+        owner = _owner(lock)
+        if owner is not None:
+            raise StoreInUse(
+                f"`mielin up` runs in {path} already (process {owner}); end it, or give another --dir.", path=str(path)
+            )
+        if asyncio.get_running_loop().time() > deadline:
+            raise StoreInUse(
+                f"Processes of an earlier `mielin up` still use {path} after {WAIT_S:g} s; end them, or give another --dir.",
+                path=str(path),
+            )
+        if not has_told:
+            waits()
+            has_told = True
+        await asyncio.sleep(POLL_S)
+
+
+def _owner(lock: int) -> int | None:
+    """The process that took the lock, if it lives: else only its children hold it."""
+    process, _, began = os.pread(lock, 64, 0).decode("ascii", "replace").strip().partition(" ")
+    return int(process) if process.isdecimal() and began and _began(int(process)) == began else None
+
+
+def _began(process: int) -> str:
+    """When the process was started, by which it is told from a later one of its number; "" if it has ended."""
+    import psutil
+
+    try:
+        found = psutil.Process(process)
+        return "" if found.status() == psutil.STATUS_ZOMBIE else f"{found.create_time():.2f}"
+    except psutil.Error:
+        return ""

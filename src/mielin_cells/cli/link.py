@@ -1,0 +1,55 @@
+"""Running one command against a deployment: connect, work, print, and say by the exit code how it went."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+from mielin_cells.cli.codes import code_of
+from mielin_cells.cli.show import Printer
+from mielin_cells.errors import CellError, UsageError
+from mielin_cells.node.operator import Operator
+from mielin_cells.node.remote import connected, find_address
+
+LOG_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+
+
+def operate(
+    url: str | None, creds: Path | None, tls_ca: Path | None, as_json: bool,
+    work: Callable[[Operator, Printer], Coroutine[Any, Any, int]],
+) -> int:  # fmt: skip
+    """The exit code.  Errors of this package are printed as one sentence, or with `--json` as an object."""
+    log_to_stderr(logging.ERROR)
+    printer = Printer(as_json)
+
+    async def there() -> int:
+        async with connected(find_address(url, creds, tls_ca)) as client:
+            return await work(Operator(client), printer)
+
+    try:
+        return asyncio.run(there())
+    except CellError as error:
+        printer.fail(error)
+        return code_of(error)
+
+
+def log_to_stderr(level: int) -> None:
+    """Other packages' warnings always; ours from `level`."""
+    logging.basicConfig(stream=sys.stderr, format=LOG_FORMAT, level=logging.WARNING)
+    logging.getLogger("mielin_cells").setLevel(level)
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
+    logging.getLogger("nats").setLevel(logging.CRITICAL)  # what it logs is raised, too, and translated there
+
+
+def readable(words: tuple[str, ...]) -> list[str]:
+    """The words, if they are text.  Raises `UsageError` for bytes that are no UTF-8."""
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise UsageError(f"{word!r} is not text in UTF-8.") from None
+    return list(words)

@@ -1,0 +1,61 @@
+"""`mielin node`: one process, one node."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from mielin_cells.cli.codes import code_of
+from mielin_cells.cli.link import log_to_stderr
+from mielin_cells.cli.show import Printer
+from mielin_cells.core.ids import AgentId
+from mielin_cells.errors import CellError, ConfigError, InvalidAgentId
+
+if TYPE_CHECKING:
+    from mielin_cells.cli.app import Server
+
+
+def run(name: str, app: str, labels: list[str], stop_with_stdin: bool, server: Server, package: str) -> int:
+    """The exit code: 0 after a clean stop, 1 if it was not clean or a newer process took the name, 2 for a bad app."""
+    from mielin_cells.node import process
+    from mielin_cells.node.remote import find_address
+
+    log_to_stderr(logging.INFO)
+    printer = Printer(server.json)
+    try:
+        options = process.Options(
+            name=_name(name), app=app, address=find_address(server.connect, server.creds, server.tls_ca),
+            labels=dict(_label(text) for text in labels), follows_stdin=stop_with_stdin, package=package,
+            say=lambda event: printer.show(event, lambda: _text(event)),
+        )  # fmt: skip
+        return process.run(options)
+    except CellError as error:
+        printer.fail(error)
+        return code_of(error)
+
+
+def _name(name: str) -> str:
+    try:
+        return str(AgentId(name))  # what makes a word of a subject
+    except InvalidAgentId as error:
+        wanted = "1 to 128 printable characters"
+        raise ConfigError(f"--name {name!r} cannot be used; wanted: {wanted}.", field="name", range=wanted) from error
+
+
+def _label(text: str) -> tuple[str, str]:
+    key, sign, value = text.partition("=")
+    if not (key and sign):
+        raise ConfigError(f"--label {text!r} is not key=value.", field="label", range="key=value")
+    return key, value
+
+
+def _text(event: dict[str, Any]) -> str:
+    match event["event"]:
+        case "serving":
+            classes = ", ".join(f"{name}:{version}" for name, version in event["classes"].items())
+            count = f"{event['agents']} agents"
+            return f"{event['node']} serves as incarnation {event['incarnation']}: {count}; classes {classes}"
+        case "stopping":
+            return f"{event['node']} stops ({event['reason']}): turns end, commits land"
+        case _:
+            return f"{event['node']} has stopped; its agents stay claimable"

@@ -1,0 +1,68 @@
+"""Where the demo plays: node processes on a server of its own, or nodes in this process."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import mielin_cells as cells
+from mielin_cells.cli.fleet import Fleet
+from mielin_cells.errors import CellError
+from mielin_cells.node.remote import Address, connect, open_substrate
+from mielin_cells.substrate.server import Server
+
+Sync: TypeAlias = Literal["always", "lazy"]
+
+APP = "mielin_cells.cli.flights"
+
+
+class Stage(NamedTuple):
+    """A deployment, and what the report says of it."""
+
+    cluster: cells.Cluster
+    facts: dict[str, Any]
+
+
+@asynccontextmanager
+async def embedded(nodes: int, path: Path, sync: Sync) -> AsyncIterator[Stage]:
+    """Nodes in this process on the file `path`."""
+    async with cells.local(nodes=nodes, path=path, sync="power" if sync == "always" else "process") as cluster:
+        yield Stage(cluster, {"substrate": "embedded", "server": None, "sync": sync})
+
+
+@asynccontextmanager
+async def processes(nodes: int, folder: Path, sync: Sync, program: Path | None) -> AsyncIterator[Stage]:
+    """A server with its data in `folder`, and a process for each node; this one is only a client of them.
+
+    Raises `ConfigError` if there is no server program, `CellError` if a node cannot start.
+    """
+    server = await Server.start(folder, sync=sync, program=program)
+    try:
+        address = Address(server.url, sync=server.sync)
+        substrate = await open_substrate(address)  # makes the streams before the nodes all want to
+        version = substrate.server_version
+        await substrate.close()
+        fleet = Fleet(APP, address, _tell)
+        try:
+            fleet.start(nodes)
+            await fleet.serving()
+            if fleet.failed.done():
+                child = fleet.failed.result()
+                raise CellError(f"{child.name} could not start: {child.last_line}.")
+            async with connect(address.url) as cluster:
+                yield Stage(cluster, {"substrate": "jetstream", "server": version, "sync": sync})
+        finally:
+            await fleet.stop()
+    finally:
+        await server.stop()
+
+
+def _tell(event: dict[str, Any]) -> None:
+    """What nodes log, and a node that ends by itself, is told on stderr; that they start and stop is expected."""
+    if event.get("event") == "log":
+        print(f"{event['node']} | {event['line']}", file=sys.stderr, flush=True)
+    elif event.get("state") == "crashed":
+        print(f"{event['node']} has ended by itself (code {event['code']})", file=sys.stderr, flush=True)

@@ -1,0 +1,271 @@
+"""`mielin up`: a server and nodes here, shown while they live, and ended together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mielin_cells.cli.codes import DONE, FAILED, INTERRUPTED, code_of
+from mielin_cells.cli.fleet import Child, Fleet
+from mielin_cells.cli.folder import Folder, take
+from mielin_cells.cli.link import log_to_stderr
+from mielin_cells.cli.show import Printer, duration
+from mielin_cells.errors import CellError, ConfigError
+from mielin_cells.node.remote import ADDRESS_FILE, Address, connected, find_address, open_substrate
+from mielin_cells.substrate.server import Server
+
+NODES_MAX = 64
+"""Processes on one machine; more of them are for tools that run fleets."""
+
+REFRESH_S = 0.5
+WATCH_S = 0.1
+POLL_S = 1.0
+"""How often a live table asks the nodes for their agents."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    app: str
+    nodes: int
+    sync: Literal["always", "lazy"]
+    folder: Path
+    nats_server: Path | None
+    url: str | None
+    creds: Path | None
+    tls_ca: Path | None
+    as_json: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """The server: where it is, what it says of itself, and (if it is ours) when it ends."""
+
+    address: Address
+    facts: dict[str, Any]
+    ended: asyncio.Future[int] | None
+
+
+def run(wanted: Wanted) -> int:
+    """The exit code: 0 after Ctrl-C or SIGTERM, 2 for an app that cannot be used, 1 if the server ends."""
+    log_to_stderr(logging.WARNING)
+    printer = Printer(wanted.as_json)
+    try:
+        if not 1 <= wanted.nodes <= NODES_MAX:
+            wish = f"1 to {NODES_MAX}"
+            raise ConfigError(f"--nodes {wanted.nodes} is out of range; wanted: {wish}.", field="nodes", range=wish)
+        return asyncio.run(_up(wanted, printer))
+    except CellError as error:
+        printer.fail(error)
+        return code_of(error)
+
+
+async def _up(wanted: Wanted, printer: Printer) -> int:
+    ending = _Ending()
+    folder = await take(
+        wanted.folder, lambda: printer.show(*_event({"event": "waiting", "for": "an earlier run to end"}))
+    )
+    try:
+        async with _server(wanted, folder) as served:
+            served.address.write(folder.path)
+            try:
+                return await _nodes(wanted, printer, ending, folder, served)
+            finally:
+                (folder.path / ADDRESS_FILE).unlink(missing_ok=True)
+    finally:
+        folder.close()
+
+
+@asynccontextmanager
+async def _server(wanted: Wanted, folder: Folder) -> AsyncIterator[Served]:
+    if wanted.url is not None:
+        address = find_address(wanted.url, wanted.creds, wanted.tls_ca)
+        yield Served(address, {"url": address.shown, "ours": False}, None)
+        return
+    server = await Server.start(folder.path, sync=wanted.sync, program=wanted.nats_server)
+    watching: asyncio.Task[int] | None = None
+    try:
+        address = Address(server.url, sync=server.sync)
+        substrate = await open_substrate(address)  # makes the streams before the nodes all want to
+        facts = {
+            "url": address.shown, "ours": True, "version": substrate.server_version, "sync": wanted.sync,
+            "process": server.process.pid, "folder": str(folder.path),
+        }  # fmt: skip
+        await substrate.close()
+        watching = asyncio.create_task(_ended(server))
+        yield Served(address, facts, watching)
+    finally:
+        if watching is not None:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+        await server.stop()
+
+
+async def _ended(server: Server) -> int:
+    while (code := server.process.poll()) is None:
+        await asyncio.sleep(WATCH_S)
+    return code
+
+
+async def _nodes(wanted: Wanted, printer: Printer, ending: _Ending, folder: Folder, served: Served) -> int:
+    display = Display(printer, served)
+    ending.fleet = fleet = Fleet(wanted.app, served.address, display.say, (folder.lock,))
+    display.children = fleet.children
+    with display:
+        display.say({"event": "server", **served.facts})
+        watching = asyncio.create_task(display.watch())
+        fleet.start(wanted.nodes)
+        waiting: list[asyncio.Future[Any]] = [asyncio.ensure_future(ending.event.wait()), fleet.failed]
+        if served.ended is not None:
+            waiting.append(served.ended)
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            watching.cancel()
+            waiting[0].cancel()
+            display.say({"event": "stopping", "reason": ending.reason or "failure"})
+            await fleet.stop()
+            await asyncio.gather(watching, waiting[0], return_exceptions=True)
+            display.say({"event": "stopped"})
+    if fleet.failed.done():
+        child = fleet.failed.result()
+        raise ConfigError(child.last_line or f"{child.name} could not start.", field="app", range="an app that imports")
+    if ending.reason:
+        return DONE
+    assert served.ended is not None
+    printer.show(*_event({"event": "server", "state": "ended", "code": served.ended.result()}))
+    return FAILED
+
+
+class _Ending:
+    """Ctrl-C, SIGTERM or the terminal's end; a second Ctrl-C ends everything at once."""
+
+    def __init__(self) -> None:
+        self.event = asyncio.Event()
+        self.reason = ""
+        self.fleet: Fleet | None = None
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, self._end, number)
+
+    def _end(self, number: signal.Signals) -> None:
+        if self.reason and number == signal.SIGINT:
+            if self.fleet is not None:
+                self.fleet.kill()
+            os._exit(INTERRUPTED)  # the server follows: its standard input ends with this process
+        self.reason = self.reason or number.name
+        self.event.set()
+
+
+# ---- what is shown -------------------------------------------------------------------------------------------
+
+
+def _event(event: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    return event, lambda: _text(event)
+
+
+def _text(event: dict[str, Any]) -> str:
+    match event:
+        case {"event": "server", "state": "ended", "code": code}:
+            return f"the server has ended by itself (code {code})"
+        case {"event": "server", "url": url, "ours": True, "version": version, "sync": sync, "folder": folder}:
+            return f"server {version} at {url}, sync {sync}, data in {folder}"
+        case {"event": "server", "url": url}:
+            return f"server at {url}"
+        case {"event": "node", "node": node, "state": "serving", "incarnation": incarnation}:
+            return f"{node} serves (process {event['process']}, incarnation {incarnation})"
+        case {"event": "node", "node": node, "state": "crashed", "code": code, "restart_s": wait}:
+            return f"{node} has ended ({_why(code)}); it is started again in {wait:g} s"
+        case {"event": "node", "node": node, "state": "crashed", "code": code}:
+            return f"{node} cannot start ({_why(code)})"
+        case {"event": "node", "node": node, "state": state}:
+            return f"{node} has {state}"
+        case {"event": "log", "node": node, "line": line}:
+            return f"{node} | {line}"
+        case {"event": "stopping", "reason": reason}:
+            return f"stopping ({reason}): turns end, commits land"
+        case {"event": "waiting", "for": what}:
+            return f"waiting for {what}"
+        case _:
+            return "everything has stopped; `mielin up` goes on with it"
+
+
+def _why(code: int) -> str:
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"code {code}"
+
+
+class Display:
+    """Events as lines; on a terminal also a table that stays."""
+
+    def __init__(self, printer: Printer, served: Served) -> None:
+        self._printer = printer
+        self._served = served
+        self.children: list[Child] = []
+        self._agents: dict[str, int] = {}
+        self._live: Any = None
+        if sys.stdout.isatty() and not printer.as_json:
+            from rich.live import Live
+
+            self._live = Live(self._table(), auto_refresh=False)
+
+    def __enter__(self) -> Display:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def say(self, event: dict[str, Any]) -> None:
+        if self._live is None:
+            self._printer.show(*_event(event))
+            return
+        self._live.console.print(_text(event), markup=False, highlight=False)
+        self._refresh()
+
+    async def watch(self) -> None:
+        """Keeps the table fresh; without a terminal there is nothing to do."""
+        if self._live is None:
+            return
+        asked = 0.0
+        async with connected(self._served.address) as client:
+            while True:
+                if time.monotonic() - asked > POLL_S:
+                    asked = time.monotonic()
+                    with contextlib.suppress(CellError):
+                        self._agents = {node.name: node.agents for node in await client.nodes()}
+                self._refresh()
+                await asyncio.sleep(REFRESH_S)
+
+    def _refresh(self) -> None:
+        self._live.update(self._table(), refresh=True)
+
+    def _table(self) -> Any:
+        from rich.table import Table
+
+        facts = self._served.facts
+        table = Table(title=f"{facts['url']}" + (f"  sync {facts['sync']}" if "sync" in facts else ""))
+        for name in ("node", "state", "for", "agents", "process", "incarnation", "restarts"):
+            table.add_column(name, justify="left" if name in ("node", "state") else "right")
+        for child in self.children:
+            table.add_row(*self._row(child))
+        return table
+
+    def _row(self, child: Child) -> list[str]:
+        is_there = child.process is not None and child.process.returncode is None
+        return [
+            child.name, child.state, duration(time.monotonic() - child.since),
+            str(self._agents.get(child.name, "")) if child.state == "serving" else "",
+            str(child.process.pid) if is_there and child.process is not None else "",
+            str(child.incarnation or ""), str(child.restarts or ""),
+        ]  # fmt: skip
