@@ -80,7 +80,7 @@ def snapshot(fold: Fold, **over: Any) -> Snapshot:
     return Snapshot(
         **head(fold, **over), cls=fold.cls, version=fold.version, lifecycle=fold.lifecycle, ledger=fold.ledger.image(),
         part="", parts=[], small=fold.state.encode_small(), since=fold.seq, digest=fold.state.digest(),
-        kept=list(fold.kept), outcomes=dict(fold.outcomes), turn=fold.turn, at=2.0,
+        kept=list(fold.kept), outcomes=dict(fold.outcomes), turn=fold.turn, claims=fold.claims, at=2.0,
     )  # fmt: skip
 
 

@@ -37,6 +37,7 @@ from mielin_cells.core.lifecycle import AgentState
 from mielin_cells.core.records import DeadLetter, PartRef, Spilled
 from mielin_cells.core.state import StateDelta, TableDelta
 from mielin_cells.errors import (
+    DigestMismatch,
     EpochOutOfOrder,
     LogGap,
     NotTheOwner,
@@ -351,6 +352,17 @@ def test_claims_are_counted_until_a_message_has_run() -> None:
     assert fold.claims == 3
     assert take(fold, lambda f: claimed(f, waits=False)).claims == 3
     assert take(fold, turn).claims == 0
+
+
+def test_a_state_that_is_not_what_its_owner_had_is_not_run() -> None:
+    same = after(turn)
+    take(same, lambda f: committed(f, commit(taken(2), digest=f.state.digest())))
+    same.verify()
+    other = after(turn)
+    take(other, lambda f: committed(f, commit(taken(2), digest=b"another" * 4)))
+    with pytest.raises(DigestMismatch, match="as read up to 3") as raised:
+        other.verify()
+    assert raised.value.facts == {"subject": other.agent, "seq": 3}
 
 
 @pytest.mark.parametrize("makers", [[turn], [turn, lambda f: handed_off(f, seal=commit(taken(2)))]])

@@ -142,8 +142,7 @@ def following(draw: st.DrawFn, fold: Fold, ends: bool) -> AnyRecord:
     seal = draw(st.none() | commits(fold, works))
     makers += [lambda: handed_off(fold, f"m-{fold.seq}", to, seal)] * 2
     makers += [lambda: cleared(fold, *(letter.key for letter in fold.ledger.dead[::2]), (99, "nobody", 1))]
-    if fold.claims == 0:  # an owner writes a snapshot after a commit that ran something
-        makers += [lambda: snapshot(fold)]
+    makers += [lambda: snapshot(fold)]
     if works:
         makers += [lambda: ask(fold), lambda: suspended(fold), lambda: paused(fold), lambda: failed(fold)]
     elif state is not AgentState.CREATED:

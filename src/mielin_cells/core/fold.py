@@ -66,7 +66,7 @@ class Fold:
 
     __slots__ = (
         "agent", "behind_bytes", "behind_records", "claims", "cls", "epoch", "incarnation", "kept", "ledger", "lifecycle",
-        "migration", "outcomes", "owner", "phase", "seq", "snap", "source", "source_incarnation", "state", "turn", "version",
+        "migration", "outcomes", "owner", "phase", "seq", "snap", "source", "source_incarnation", "state", "stated", "turn", "version",
     )  # fmt: skip
 
     def __init__(self, agent: str) -> None:
@@ -86,6 +86,8 @@ class Fold:
         self.lifecycle = Lifecycle()
         self.ledger = Ledger()
         self.state = StoredState()
+        self.stated: bytes | None = None
+        """What the last commit says that the digest of the state is; None before the first."""
         self.turn: OpenTurn | None = None
         self.claims = 0
         """Claims since the last commit that ran a message, each with a message waiting: one that kills its process shows
@@ -110,6 +112,15 @@ class Fold:
     def seal_digest(self) -> bytes:
         """What a handover seals: the state as stored and the whole ledger."""
         return blake3(self.state.digest() + blake3(canonical(self.ledger.image())).digest()).digest()
+
+    def verify(self) -> None:
+        """Raises `DigestMismatch` if the state is not the one that its owner had at the last commit."""
+        if self.stated is not None and self.state.digest() != self.stated:
+            raise DigestMismatch(
+                f"The state of agent {self.agent!r} as read up to {self.seq} does not match the digest of its last commit; "
+                "it is not run from here. Its log holds what it was: go back to an earlier snapshot.",
+                subject=self.agent, seq=self.seq,
+            )  # fmt: skip
 
     # ---- one record ------------------------------------------------------------------------------------------
 
@@ -245,10 +256,11 @@ class Fold:
     def _ran(self, commit: Commit) -> None:
         """An open turn ends with the commit that takes its input.  One that only releases, resumes or upgrades leaves the
         turn and the count of claims as they were: the message at the head has not been run (rules 5 and 12)."""
-        self.version = commit.version
-        if commit.taken or commit.dead:
-            self.claims = 0
-        self.turn = self.turn_after(commit)
+        self.version, self.stated = commit.version, commit.digest
+        self.claims, self.turn = self.claims_after(commit), self.turn_after(commit)
+
+    def claims_after(self, commit: Commit) -> int:
+        return 0 if commit.taken or commit.dead else self.claims
 
     def turn_after(self, commit: Commit) -> OpenTurn | None:
         """The open turn, unless `commit` holds its input: other commits may come between an ask and its turn's end."""
@@ -292,7 +304,7 @@ class Fold:
         fold._owns(record.node, record.incarnation, record.epoch)
         fold.lifecycle = record.lifecycle
         fold.ledger, fold.state = Ledger.of(record.ledger), state
-        fold.turn = record.turn
+        fold.stated, fold.turn, fold.claims = record.digest, record.turn, record.claims
         fold.kept, fold.outcomes = _kept(seq, record), dict(record.outcomes)
         return fold
 

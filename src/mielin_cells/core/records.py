@@ -186,6 +186,7 @@ class Snapshot(Record, tag="Snapshot", frozen=True, kw_only=True):
     kept: list[Kept]
     outcomes: dict[str, str]
     turn: OpenTurn | None
+    claims: int
     at: float
 
 

@@ -39,6 +39,7 @@ class Captured(NamedTuple):
     small: bytes | None
     digest: bytes
     turn: OpenTurn | None
+    claims: int
 
 
 class Compaction:
@@ -92,7 +93,9 @@ class Compaction:
         if self.is_ready:
             fold = self._host.fold
             small = fold.state.encode_small() if self._parts is None else None
-            self._captured = Captured(fold.ledger.image(), small, commit.digest, fold.turn_after(commit))
+            self._captured = Captured(
+                fold.ledger.image(), small, commit.digest, fold.turn_after(commit), fold.claims_after(commit)
+            )
 
     def follow(self) -> Follow | None:
         """Right after that commit, under the writer's lock: the snapshot, if it was captured."""
@@ -107,7 +110,7 @@ class Compaction:
             **head, cls=fold.cls, version=fold.version, lifecycle=fold.lifecycle, ledger=captured.ledger,
             part=self._name if in_parts else "", parts=self._parts or [], small=captured.small,
             since=self._since if in_parts else head["prev"], digest=captured.digest,
-            kept=self._keep(now), outcomes=dict(fold.outcomes), turn=captured.turn, at=now,
+            kept=self._keep(now), outcomes=dict(fold.outcomes), turn=captured.turn, claims=captured.claims, at=now,
         )  # fmt: skip
         self._captured, self._parts, self.is_ready = None, None, False
         return record

@@ -62,6 +62,7 @@ async def _load(log: Log, agent: str) -> Fold:
                 f"The log of agent {agent!r} ends at {last.seq}, but nothing follows {fold.seq}.",
                 subject=agent, have=fold.seq, need=last.seq,
             )  # fmt: skip
+    fold.verify()
     return fold
 
 
