@@ -55,9 +55,11 @@ ci: test
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks $(ARGS)
+	$(BIN)/python -m benchmarks.processes $(ARGS)
 
 bench-smoke: $(STAMP)
 	$(BIN)/python -m benchmarks --smoke
+	$(BIN)/python -m benchmarks.processes --smoke
 
 # The wheel, in an environment that has nothing but the locked runtime dependencies.
 wheel-check: $(STAMP)

@@ -13,36 +13,11 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import mielin_cells as cells
+from benchmarks.agents import Counter, Store
 from benchmarks.autogen import autogen_asks
 from benchmarks.callers import CALLERS, rate
 from mielin_cells.node.client import Client
 from mielin_cells.substrate.ports import Appended
-
-
-class Counter(cells.Agent):
-    count: int = 0
-    pad: bytes = b""
-
-    @cells.handler
-    async def add(self, n: int = 1) -> int:
-        self.count += n
-        return self.count
-
-
-class Store(cells.Agent):
-    rows: cells.Table[int, bytes] = cells.Table()
-    count: int = 0
-
-    @cells.handler
-    async def fill(self, first: int, count: int, size: int) -> None:
-        for key in range(first, first + count):
-            self.rows[key] = b"x" * size
-
-    @cells.handler
-    async def put(self, key: int, data: bytes) -> int:
-        self.rows[key] = data
-        self.count += 1
-        return self.count
 
 
 async def medians(work: Callable[[], Awaitable[float]], runs: int) -> float:

@@ -170,7 +170,7 @@ def _check(wanted: Wanted) -> None:
 async def _run(job: Job, where: AbstractAsyncContextManager[Stage]) -> tuple[dict[str, Any], bool]:
     begun = time.monotonic()
     wanted = expected(job.flights.events)
-    async with where as (cluster, job.facts):
+    async with where as (cluster, job.facts, _):
         with Display(job, len(wanted.aircraft) + len(wanted.airports)) as display:
             ticker = asyncio.create_task(display.tick())
             try:

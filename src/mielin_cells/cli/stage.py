@@ -20,10 +20,11 @@ APP = "mielin_cells.cli.flights"
 
 
 class Stage(NamedTuple):
-    """A deployment, and what the report says of it."""
+    """A deployment, what the report says of it, and its server's URL."""
 
     cluster: cells.Cluster
     facts: dict[str, Any]
+    url: str = ""
 
 
 @asynccontextmanager
@@ -34,7 +35,7 @@ async def embedded(nodes: int, path: Path, sync: Sync) -> AsyncIterator[Stage]:
 
 
 @asynccontextmanager
-async def processes(nodes: int, folder: Path, sync: Sync, program: Path | None) -> AsyncIterator[Stage]:
+async def processes(nodes: int, folder: Path, sync: Sync, program: Path | None, app: str = APP) -> AsyncIterator[Stage]:
     """A server with its data in `folder`, and a process for each node; this one is only a client of them.
 
     Raises `ConfigError` if there is no server program, `CellError` if a node cannot start.
@@ -45,7 +46,7 @@ async def processes(nodes: int, folder: Path, sync: Sync, program: Path | None) 
         substrate = await open_substrate(address)  # makes the streams before the nodes all want to
         version = substrate.server_version
         await substrate.close()
-        fleet = Fleet(APP, address, _tell)
+        fleet = Fleet(app, address, _tell)
         try:
             fleet.start(nodes)
             await fleet.serving()
@@ -53,7 +54,7 @@ async def processes(nodes: int, folder: Path, sync: Sync, program: Path | None) 
                 child = fleet.failed.result()
                 raise CellError(f"{child.name} could not start: {child.last_line}.")
             async with connect(address.url) as cluster:
-                yield Stage(cluster, {"substrate": "jetstream", "server": version, "sync": sync})
+                yield Stage(cluster, {"substrate": "jetstream", "server": version, "sync": sync}, address.url)
         finally:
             await fleet.stop()
     finally:

@@ -158,11 +158,7 @@ class Intake:
             self._misfit(mail, message)
             return None
         turn = Turn(self._host, mail.sender, message.n, message.handler)
-        if (
-            self._fold.claims > self._host.home.settings.tries
-            and not self._host.inflight
-            and not self._host.batch.turns
-        ):
+        if self._fold.claims and self._is_poison():
             lost = f"Agent {self._fold.agent!r} lost its process {self._fold.claims} times at this message."
             self._fail(arrival, mail, message, turn, HandlerFailed(lost, agent=self._fold.agent), 0)
             return None
@@ -180,6 +176,11 @@ class Intake:
             return Begun(turn, handler, error)
         turn.closed = True
         return None
+
+    def _is_poison(self) -> bool:
+        """Too many processes have ended with this message at the head."""
+        host = self._host
+        return self._fold.claims > host.home.settings.tries and not host.inflight and not host.batch.turns
 
     async def _finish(self, arrival: Arrival, mail: Mail, message: Message, begun: Begun) -> bool:
         """The rest of a turn that waits or has failed, and its further runs.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -88,6 +88,8 @@ class Turn:
     closed = False
     moves = False
     move_to: str | None = None
+    recorded: Sequence[AskMade] = ()
+    """What an earlier run of this turn has asked."""
     _asking: asyncio.Lock | None = None
 
     def __init__(self, host: Host, sender: str, n: int, message: str) -> None:
@@ -99,7 +101,8 @@ class Turn:
         self.tells: list[Out] = []
         self.asks: list[AskMade] = []
         opened = host.fold.turn
-        self.recorded = opened.asks if opened is not None and (opened.sender, opened.n) == (sender, n) else []
+        if opened is not None and (opened.sender, opened.n) == (sender, n):
+            self.recorded = opened.asks
 
     @property
     def id(self) -> str:

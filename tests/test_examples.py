@@ -1,0 +1,29 @@
+"""Each example runs as it stands, and stays small."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+CLOSE_S = 60
+ENDS = {"hello.py": "3\n", "shop.py": "left: 10\n"}
+
+
+def test_every_example_is_known() -> None:
+    assert {path.name for path in EXAMPLES.glob("*.py")} == set(ENDS)
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_an_example_runs_as_it_stands(name: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(EXAMPLES / name)],
+        cwd=tmp_path, capture_output=True, text=True, timeout=CLOSE_S, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith(ENDS[name])
+    assert "Traceback" not in done.stderr
+    assert len((EXAMPLES / name).read_text().splitlines()) < 60
