@@ -91,3 +91,22 @@ def reply_subject(receiver: str) -> str:
 def agent_of(log: str) -> str:
     """The agent whose log this subject is."""
     return decoded(log[len(LOGS) :])
+
+
+JOURNALS = "journal."
+"""Prefix of all migrations' journals."""
+
+
+def journal_subject(agent: str, migration: str) -> str:
+    return f"{JOURNALS}{encoded(agent)}.{migration}"
+
+
+def journals_of(agent: str) -> str:
+    """Prefix of the journals of one agent's migrations."""
+    return f"{JOURNALS}{encoded(agent)}."
+
+
+def migration_of(journal: str) -> tuple[str, str]:
+    """The agent and the migration whose journal this subject is."""
+    agent, _, migration = journal[len(JOURNALS) :].rpartition(".")
+    return decoded(agent), migration

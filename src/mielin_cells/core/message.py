@@ -94,6 +94,11 @@ def is_client(sender: str) -> bool:
     return sender.startswith(_CLIENT)
 
 
+def sender_text(sender: str) -> str:
+    """The sender for people."""
+    return f"client {sender[len(_CLIENT) :]}" if is_client(sender) else sender
+
+
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """What msgspec raises for bytes that it cannot decode: nesting deeper than the interpreter's limit is the last."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -33,8 +33,15 @@ class Home:
     reply_to: str
     lost: Callable[[Host, Exception], None]
     """A host has found that it may not go on: the node forgets it and looks at the log again."""
+    step: Callable[[str], Awaitable[None]] | None = None
+    """Awaited at named steps of moves: a test's way to make them fail.  What it raises fails the step."""
     cluster: Cluster | None = None
     tasks: set[asyncio.Task[Any]] = field(default_factory=set)
+
+    async def at(self, step: str) -> None:
+        """A named step of a move begins: prepare, copy, pause, handover, probe, resume."""
+        if self.step is not None:
+            await self.step(step)
 
     def begin(self, work: Coroutine[Any, Any, Any]) -> None:
         """As `start`, for work that nobody waits for."""

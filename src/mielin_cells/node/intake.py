@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mielin_cells.core.agent import turn as current_turn
 from mielin_cells.core.ledger import Verdict
-from mielin_cells.core.message import Answer, Mail, Message, encode_answer
+from mielin_cells.core.message import Answer, Mail, Message, encode_answer, sender_text
 from mielin_cells.core.records import DeadLetter, Taken
 from mielin_cells.core.settings import BURST_S, COMMIT_TURNS_MAX, MESSAGE_BYTES_MAX
 from mielin_cells.core.spec import HandlerSpec
@@ -344,12 +344,14 @@ class Intake:
         if message.ask:
             told = error if isinstance(error, CellError) else self._failure(message, cause, ran)
             answer = encode_answer(Answer(None, told.to_wire()))
-        logger.warning("agent %s: %s of %r is a dead letter: %s", agent, message.handler, mail.sender, cause)
+        logger.warning(
+            "agent %s: %s of %s is a dead letter: %s", agent, message.handler, sender_text(mail.sender), cause
+        )
         self._take(mail, message, None, answer)
 
     def _failure(self, message: Message, cause: str, ran: int) -> HandlerFailed:
         return HandlerFailed(
-            f"{self._spec.name}.{message.handler} of agent {self._fold.agent!r} raised {cause} ({ran} runs); "
+            f"{self._spec.name}.{message.handler} of agent {self._fold.agent!r} raised {cause} (run {ran} times); "
             "its state is as before, and it goes on.",
             agent=self._fold.agent, handler=message.handler, cause=cause, tries=ran,
         )  # fmt: skip

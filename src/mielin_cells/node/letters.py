@@ -11,7 +11,7 @@ from blake3 import blake3
 from mielin_cells.core.fold import Fold, Phase
 from mielin_cells.core.ids import inbox_subject
 from mielin_cells.core.ledger import Verdict
-from mielin_cells.core.message import decode_mail, is_client
+from mielin_cells.core.message import decode_mail, sender_text
 from mielin_cells.core.records import DeadLetter
 from mielin_cells.core.settings import DEAD_LETTERS_MAX
 from mielin_cells.errors import RecordInvalid
@@ -48,9 +48,9 @@ def shown(agent: str, number: int, letter: DeadLetter) -> Letter:
         args = msgspec.msgpack.decode(letter.args) if letter.args else None
     except msgspec.MsgspecError:
         args = letter.args.hex()
-    sender = f"client {letter.sender[1:]}" if is_client(letter.sender) else letter.sender
     return Letter(
-        number=number, id=id_of(agent, letter), handler=letter.handler, sender=sender, n=letter.n, cause=letter.cause,
+        number=number, id=id_of(agent, letter), handler=letter.handler, sender=sender_text(letter.sender), n=letter.n,
+        cause=letter.cause,
         tries=letter.tries, asks=letter.asks, args=args, seq=letter.seq,
     )  # fmt: skip
 

@@ -15,6 +15,7 @@ from mielin_cells.core.records import Accepted, Claimed, HandedOff, Returned
 from mielin_cells.core.settings import RETRY_S_MAX, RETRY_S_MIN
 from mielin_cells.errors import (
     CellError,
+    DigestMismatch,
     Fenced,
     LogGap,
     NoResponder,
@@ -62,6 +63,12 @@ class Move:
         self._copied = control.CopyReport(0, 0, 0)
         self._departed = self._stopped = self._sent = self._handed = False
         self._reasons: tuple[str, ...] = ()
+        self._sealed = b""
+        """Digest of state and ledger as the handover sealed them: what a rollback must find."""
+        self.restored: dict[str, str] = {}
+        """After a rollback behind the seal: what the agent goes on with, verified."""
+        self.target_has_copy = False
+        """The target may still hold what it has copied: a retry there goes on from it, else it is to be released."""
 
     @property
     def migration(self) -> str:
@@ -143,7 +150,7 @@ class Move:
             case m.ResumeIntake():
                 await self._resume()
             case m.ReleaseTarget():
-                self.node.home.begin(self._release())
+                self.target_has_copy = True
             case m.FreeCopy():
                 self._pause_s = self._now() - self._paused_at
                 self.node.drop(self.host)
@@ -251,9 +258,8 @@ class Move:
 
         def compose(head: dict[str, Any]) -> HandedOff:
             seal = host.sealed() if host.has_unsealed else None
-            return HandedOff(
-                **head, to=self.target, migration=self.migration, seal=seal, digest=host.fold.seal_digest()
-            )
+            self._sealed = host.fold.seal_digest()
+            return HandedOff(**head, to=self.target, migration=self.migration, seal=seal, digest=self._sealed)
 
         try:
             await host.writer.append_once(compose, self.node.settings.handover_s)
@@ -341,6 +347,8 @@ class Move:
             host.deliver()
         elif self._sent:
             host.unseal()
+        if self._sent:
+            self._verify_restored()
         if self._departed:
             try:
                 await host.intake.hook("on_arrive")
@@ -349,7 +357,22 @@ class Move:
         if self._stopped:
             host.resume_intake()
 
-    async def _release(self) -> None:
+    def _verify_restored(self) -> None:
+        """Raises `DigestMismatch` if the agent is not as it was sealed: then it is read from its log again."""
+        fold = self.host.fold
+        if fold.seal_digest() != self._sealed:
+            raise DigestMismatch(
+                f"Agent {fold.agent!r} came back from {self.target} other than it was handed over; it is read from its log.",
+                subject=fold.agent, seq=fold.seq,
+            )  # fmt: skip
+        self.restored = {
+            "digest": self._sealed.hex(), "cursor": str(fold.ledger.cursor), "state": fold.lifecycle.state.value,
+            "version": str(fold.version), "epoch": str(fold.epoch),
+        }  # fmt: skip
+
+    async def release(self) -> None:
+        """Tells the target that what it has copied is not wanted any more."""
+        self.target_has_copy = False
         request = control.encode_request(control.Release(self.host.fold.agent, self.migration))
         with contextlib.suppress(RetryError):  # a hint: the target's reservation expires by itself
             await self.node.home.wire.request(control_subject(self.target), request, 1.0)

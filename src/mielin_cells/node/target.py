@@ -11,7 +11,7 @@ from mielin_cells.core.fold import Fold, Phase
 from mielin_cells.core.ids import log_subject
 from mielin_cells.core.records import Accepted, AnyRecord, HandedOff, Returned
 from mielin_cells.core.spec import Spec, upgrade_state
-from mielin_cells.errors import CellError, DigestMismatch, Fenced, described
+from mielin_cells.errors import CellError, DigestMismatch, Fenced, RecordInvalid, described
 from mielin_cells.migration import target as m
 from mielin_cells.node import control
 from mielin_cells.node.host import Host
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from mielin_cells.node.node import Node
 
 logger = logging.getLogger("mielin_cells.migration")
+
+READS = 3
+"""How often a log is read from its snapshot on before bytes that cannot be used fail the copy."""
 
 
 class Copy:
@@ -112,28 +115,48 @@ class Copy:
         return control.CopyReport(self._fold.seq, self.records, self.bytes)
 
     async def _follow(self) -> None:
+        """Folds the log to its end and on, until the agent has another owner.
+
+        Bytes that were damaged on their way are read again before the copy counts as failed: what is stored may be right.
+        """
+        for reads_left in reversed(range(READS)):
+            try:
+                await self.node.home.at("copy")
+                await self._fold_and_tail()
+                return
+            except RecordInvalid as error:
+                logger.warning("node %s reads agent %s again: %s", self.node.name, self.agent, error)
+                if not reads_left:
+                    await self._failed(error)
+            except CellError as error:
+                await self._failed(error)
+                return
+
+    async def _failed(self, error: CellError) -> None:
+        self._error = error
+        logger.warning("node %s cannot copy agent %s: %s", self.node.name, self.agent, error)
+        await self.on(m.Expired())
+
+    async def _fold_and_tail(self) -> None:
         log = self.node.home.log
-        try:
-            fold = self._fold = await load(log, self.agent)
-            self.bytes += fold.state.size_bytes
+        fold = self._fold = await load(log, self.agent)
+        self.bytes += fold.state.size_bytes
+        self._moved.set()
+        if self._tail is not None:
+            self._tail.close()
+        self._tail = log.tail(log_subject(self.agent), fold.seq)
+        if self.machine.phase.is_end:
+            self._tail.close()
+        async for batch in self._tail:
+            for entry in batch:
+                epoch = fold.epoch
+                record = await take(log, fold, entry)
+                self.records += 1
+                self.bytes += len(entry.data)
+                if fold.epoch != epoch or fold.phase is Phase.TERMINATED:
+                    await self._owned_by(record)
+                    return
             self._moved.set()
-            self._tail = log.tail(log_subject(self.agent), fold.seq)
-            if self.machine.phase.is_end:
-                self._tail.close()
-            async for batch in self._tail:
-                for entry in batch:
-                    epoch = fold.epoch
-                    record = await take(log, fold, entry)
-                    self.records += 1
-                    self.bytes += len(entry.data)
-                    if fold.epoch != epoch or fold.phase is Phase.TERMINATED:
-                        await self._owned_by(record)
-                        return
-                self._moved.set()
-        except CellError as error:
-            self._error = error
-            logger.warning("node %s cannot copy agent %s: %s", self.node.name, self.agent, error)
-            await self.on(m.Expired())
 
     async def _owned_by(self, record: AnyRecord) -> None:
         if isinstance(record, HandedOff) and record.to == self.node.name and record.migration == self.migration:
@@ -162,6 +185,7 @@ class Copy:
         return m.Verified()
 
     async def _make_host(self, fold: Fold) -> None:
+        await self.node.home.at("probe")
         handed = self._handed
         if handed is not None and fold.seal_digest() != handed.digest:
             raise DigestMismatch(

@@ -1,0 +1,189 @@
+"""A migration's own log: what was planned, tried, what failed, what was decided by which rule, and how it ended.
+
+The journal explains and lets any node go on; it grants nothing.  Who owns the agent, and so what became of an attempt, is in the
+agent's log (rule 7), and the journal's end is written from it.  Records are bound to their place by `prev`, as an agent's.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+
+from mielin_cells.core.message import UNREADABLE, framed, unframed
+from mielin_cells.errors import LogGap, RecordInvalid, UnknownRecord
+
+
+class Head(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
+    """Head of every record.  `at` is wall time, for display; nothing is decided by it."""
+
+    migration: str
+    agent: str
+    node: str
+    incarnation: int
+    nonce: bytes
+    prev: int
+    at: float
+
+
+class Planned(Head, tag="Planned", frozen=True, kw_only=True):
+    source: str
+    target: str
+    """The first target that was asked for; "": the system chooses."""
+    epoch: int
+    config: dict[str, float]
+    """The `RecoveryConfig` that it runs by."""
+    parent: str = ""
+    """The migration that this one takes up again."""
+
+
+class Attempted(Head, tag="Attempted", frozen=True, kw_only=True):
+    """An attempt begins.  `id` is what the agent's log calls it."""
+
+    number: int
+    id: str
+    target: str
+    strategy: str
+    """Why it is made; "" for the first."""
+    epoch: int
+
+
+class Reached(Head, tag="Reached", frozen=True, kw_only=True):
+    """How far the attempt came: phases that are over, with their seconds.  Written behind."""
+
+    number: int
+    phases: list[tuple[str, float]]
+    rounds: int
+    bytes: int
+    pause_ms: float
+
+
+class Failed(Head, tag="Failed", frozen=True, kw_only=True):
+    number: int
+    target: str
+    kind: str
+    """A `MigrationErrorType`'s value."""
+    code: str
+    message: str
+
+
+class Decided(Head, tag="Decided", frozen=True, kw_only=True):
+    number: int
+    strategy: str
+    rule: str
+    """The rule that made the decision, in words."""
+    delay_s: float = 0.0
+
+
+class Ended(Head, tag="Ended", frozen=True, kw_only=True):
+    outcome: str
+    target: str
+    code: str = ""
+    reason: str = ""
+    restored: dict[str, str] = {}
+    """Of a rollback: what the agent is back at, verified."""
+
+
+AnyRecord: TypeAlias = Planned | Attempted | Reached | Failed | Decided | Ended
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(AnyRecord)
+_raw = msgspec.msgpack.Decoder(list[msgspec.Raw])
+_TAGS = frozenset(cls.__name__ for cls in Head.__subclasses__())
+
+
+def encode(record: AnyRecord) -> bytes:
+    return framed(_encoder.encode(record))
+
+
+def decode(data: bytes, where: str) -> AnyRecord:
+    """Raises the `RecordInvalid` that says what is wrong: a journal that cannot be read is parked, never guessed."""
+    payload = unframed(data, where)
+    try:
+        record: AnyRecord = _decoder.decode(payload)
+        return record
+    except UNREADABLE as error:
+        try:
+            tag = msgspec.msgpack.decode(_raw.decode(payload)[0], type=str)
+        except (*UNREADABLE, IndexError):
+            tag = ""
+        if tag and tag not in _TAGS:
+            raise UnknownRecord(
+                f"{where} holds a record of kind {tag!r}, which this version does not know; upgrade it, then recover.",
+                subject=where, tag=tag,
+            ) from error  # fmt: skip
+        raise RecordInvalid(f"{where} holds a record that does not decode: {error}.", subject=where) from error
+
+
+class Journal:
+    """The fold of one migration's journal.  `apply` refuses what cannot follow, and changes nothing then."""
+
+    __slots__ = ("end", "has_failed", "in_attempt", "migration", "planned", "records", "seq")
+
+    def __init__(self, migration: str) -> None:
+        self.migration = migration
+        self.seq = 0
+        self.planned: Planned | None = None
+        self.records: list[AnyRecord] = []
+        self.in_attempt = False
+        """An attempt was begun, and neither failed nor ended since."""
+        self.has_failed = False
+        """The last attempt failed, and nothing was decided since."""
+        self.end: Ended | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return self.planned is not None and self.end is None
+
+    @property
+    def attempts(self) -> list[Attempted]:
+        return [record for record in self.records if isinstance(record, Attempted)]
+
+    def apply(self, seq: int, record: AnyRecord) -> None:
+        self.check(seq, record)
+        self.seq = seq
+        self.records.append(record)
+        match record:
+            case Planned():
+                self.planned = record
+            case Attempted():
+                self.in_attempt, self.has_failed = True, False
+            case Failed():
+                self.in_attempt, self.has_failed = False, True
+            case Decided():
+                self.has_failed = False
+            case Ended():
+                self.in_attempt, self.end = False, record
+            case _:
+                pass
+
+    def check(self, seq: int, record: AnyRecord) -> None:
+        where = f"The journal of migration {self.migration} at {seq}"
+        facts = {"subject": self.migration, "seq": seq}
+        if record.migration != self.migration:
+            raise RecordInvalid(f"{where} holds a record of {record.migration}.", **facts)
+        if record.prev != self.seq or seq <= self.seq:
+            raise LogGap(
+                f"{where} follows {record.prev}, but the last record read is {self.seq}; it is parked as it is.",
+                have=self.seq, need=record.prev, **facts,
+            )  # fmt: skip
+        if not self._may_follow(record):
+            state = "after its end" if self.end is not None else "out of its order"
+            raise RecordInvalid(f"{where} is {type(record).__name__} {state}.", **facts)
+
+    def _may_follow(self, record: AnyRecord) -> bool:
+        if isinstance(record, Planned) or self.planned is None:
+            return isinstance(record, Planned) and self.planned is None
+        if self.end is not None or record.agent != self.planned.agent:
+            return False
+        match record:
+            case Attempted(number=number):
+                return not self.in_attempt and not self.has_failed and number == len(self.attempts) + 1
+            case Reached(number=number):
+                return number == len(self.attempts)
+            case Failed(number=number):
+                return self.in_attempt and number == len(self.attempts)
+            case Decided():
+                return self.has_failed
+            case _:
+                return True

@@ -1,0 +1,139 @@
+"""Writing and reading migrations' journals.
+
+A journal is written by one after the other: each append is conditional, so of two that settle the same migration one is first
+and the other reads what is there.  What must be known before it is acted on is awaited (`write`); progress is not (`later`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from mielin_cells.core.ids import JOURNALS, journal_subject, journals_of, migration_of
+from mielin_cells.core.settings import RETRY_S_MAX, RETRY_S_MIN
+from mielin_cells.errors import CellError, Fenced, LogGap, NoSuchMigration, RecordInvalid, RetryError
+from mielin_cells.migration.journal import AnyRecord, Journal, decode, encode
+from mielin_cells.node.home import Home
+from mielin_cells.substrate.ports import Appended, Conflict, Log
+
+R = TypeVar("R", bound=AnyRecord)
+
+logger = logging.getLogger("mielin_cells.migration")
+
+READ_RECORDS = 256
+READS_MAX = 32
+"""Journals read at the same time."""
+
+
+class JournalTaken(Fenced):
+    """Another process has gone on with the migration, or ended it.  Facts: migration."""
+
+
+class Scribe:
+    """The only way by which a node writes one journal.  `journal` holds what is acknowledged."""
+
+    def __init__(self, home: Home, agent: str, migration: str, journal: Journal | None = None) -> None:
+        self._home = home
+        self._agent = agent
+        self.journal = journal or Journal(migration)
+        self._lock = asyncio.Lock()
+        self._behind: deque[Callable[[dict[str, Any]], AnyRecord]] = deque()
+
+    def later(self, compose: Callable[[dict[str, Any]], AnyRecord]) -> None:
+        """Writes it before whatever is written next; a process that dies before has lost only progress."""
+        self._behind.append(compose)
+
+    async def write(self, compose: Callable[[dict[str, Any]], R]) -> R:
+        """Returns the record once it is acknowledged.  Raises `JournalTaken` if another process was first."""
+        async with self._lock:
+            while self._behind:
+                await self._append(self._behind.popleft())
+            return await self._append(compose)
+
+    async def _append(self, compose: Callable[[dict[str, Any]], R]) -> R:
+        home, journal = self._home, self.journal
+        record = compose(
+            {
+                "migration": journal.migration, "agent": self._agent, "node": home.name,
+                "incarnation": home.incarnation, "nonce": home.rng.randbytes(12), "prev": journal.seq, "at": home.wall(),
+            }
+        )  # fmt: skip
+        journal.check(journal.seq + 1, record)
+        journal.apply(await self._landed(encode(record)), record)
+        return record
+
+    async def _landed(self, data: bytes) -> int:
+        """The same bytes until the outcome is known: a read may prove that they landed, never that they did not."""
+        log, subject, delay = self._home.log, journal_subject(self._agent, self.journal.migration), RETRY_S_MIN
+        while True:
+            try:
+                outcome = await log.append(subject, data, self.journal.seq)
+                if isinstance(outcome, Appended):
+                    return outcome.seq
+                if isinstance(outcome, Conflict):
+                    entries = await log.read(subject, self.journal.seq, 1)
+                    if entries and entries[0].data == data:
+                        return entries[0].seq
+                    if entries:
+                        raise JournalTaken(
+                            f"Migration {self.journal.migration} of agent {self._agent!r} was gone on with, or ended, by another "
+                            "process; see `mielin show` for what it did.", migration=self.journal.migration,
+                        )  # fmt: skip
+            except RetryError as error:
+                logger.info("migration %s: its journal is written again: %s", self.journal.migration, error)
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, RETRY_S_MAX)
+
+
+async def read(log: Log, agent: str, migration: str) -> Journal:
+    """Raises `NoSuchMigration`, and the `RecordInvalid` that says why a journal cannot be used."""
+    subject, journal = journal_subject(agent, migration), Journal(migration)
+    while True:
+        entries = await log.read(subject, journal.seq, READ_RECORDS)
+        for entry in entries:
+            journal.apply(entry.seq, decode(entry.data, f"The journal of migration {migration} at {entry.seq}"))
+        if len(entries) < READ_RECORDS:
+            break
+    if journal.planned is None:
+        last = await log.last(subject)
+        if last is not None:
+            raise LogGap(f"The journal of migration {migration} lacks its beginning.", have=0, need=last.seq)
+        raise NoSuchMigration(f"There is no migration {migration} of agent {agent!r}.", migration=migration)
+    return journal
+
+
+async def listed(log: Log, agent: str | None = None) -> list[tuple[str, str]]:
+    """Agents and migrations that have a journal; of one agent, or of all."""
+    found = []
+    for subject, _ in await log.subjects(JOURNALS if agent is None else journals_of(agent)):
+        with contextlib.suppress(UnicodeDecodeError):  # nobody's journal: no agent id makes this subject
+            found.append(migration_of(subject))
+    return found
+
+
+async def find(log: Log, migration: str) -> Journal:
+    """The journal of a migration whose agent is not known.  Raises as `read`."""
+    for agent, name in await listed(log):
+        if name == migration:
+            return await read(log, agent, migration)
+    raise NoSuchMigration(f"There is no migration {migration} in this deployment.", migration=migration)
+
+
+async def all_of(log: Log, agent: str | None = None) -> tuple[list[Journal], list[tuple[str, CellError]]]:
+    """Journals in the order of their planning, and those that cannot be read, with the reason: they are parked."""
+    limit, journals, parked = asyncio.Semaphore(READS_MAX), list[Journal](), list[tuple[str, CellError]]()
+
+    async def one(agent: str, migration: str) -> None:
+        async with limit:
+            try:
+                journals.append(await read(log, agent, migration))
+            except (RecordInvalid, NoSuchMigration) as error:
+                parked.append((migration, error))
+
+    await asyncio.gather(*(one(agent, name) for agent, name in await listed(log, agent)))
+    journals.sort(key=lambda journal: journal.planned.at if journal.planned is not None else 0.0)
+    return journals, sorted(parked, key=lambda item: item[0])

@@ -1,0 +1,38 @@
+"""Where an agent may go: who is alive, and who of them is chosen."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Iterable
+
+import msgspec
+
+from mielin_cells.core.cluster import NodeInfo
+from mielin_cells.core.ids import control_subject
+from mielin_cells.errors import CellError
+from mielin_cells.node import control, registry
+from mielin_cells.substrate.ports import Log, Wire
+
+PING_S = 1.0
+"""A node that does not answer within this is no candidate now."""
+
+
+async def ping(wire: Wire, node: str) -> NodeInfo | None:
+    """What the node tells of itself; None if it does not answer, or is stopping."""
+    try:
+        data = await wire.request(control_subject(node), control.encode_request(control.Ping()), PING_S)
+        return msgspec.msgpack.decode(control.result_of(data), type=NodeInfo)
+    except (CellError, msgspec.MsgspecError):
+        return None
+
+
+async def alive(log: Log, wire: Wire) -> list[NodeInfo]:
+    """Every node that answers, by name.  Raises a `RetryError` while the store does not."""
+    answers = await asyncio.gather(*(ping(wire, name) for name in await registry.names(log)))
+    return [answer for answer in answers if answer is not None]
+
+
+def choose(nodes: Iterable[NodeInfo], cls: str, but: Collection[str]) -> str | None:
+    """Of the nodes that know the class the one with fewest agents, then by name; None if there is none besides `but`."""
+    able = [node for node in nodes if node.name not in but and (not node.classes or cls in node.classes)]
+    return min(able, key=lambda node: (node.agents, node.name)).name if able else None
