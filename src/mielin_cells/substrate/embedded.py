@@ -28,7 +28,7 @@ BATCH_ROWS = 2048
 
 BATCH_BYTES = 4 * 1024 * 1024
 TRIM_ROWS = 1000
-"""Entries removed in one step of a trim."""
+"""Entries removed in one step of a trim, at most."""
 
 BATCH_TRIMS = 8
 
@@ -136,7 +136,7 @@ class EmbeddedLog:
         while True:
             trim = await self._trim(Trim(subject, before, TRIM_ROWS, is_final=False))
             before = trim.before
-            if trim.deleted < TRIM_ROWS:
+            if not trim.has_more:
                 break
         if self._index.get(subject, before) < before:
             await self._trim(Trim(subject, before, 1, is_final=True))

@@ -58,7 +58,7 @@ class EmbeddedTail:
             if self._behind:
                 batch = await self._catch_up()
             else:
-                if not self._waiting:
+                if not self._waiting and not self._overflowed:
                     await self._wait()
                 batch = self._take()
             if batch and not self._closed:
