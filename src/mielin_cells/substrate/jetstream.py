@@ -7,8 +7,8 @@ reconnecting for ever.  `JetStream` puts log and wire on it, and sees to the str
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
-import json
 import logging
 import os
 import re
@@ -16,6 +16,7 @@ import secrets
 import ssl
 from collections.abc import Callable
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import nats
 from nats.aio.client import Client
@@ -26,30 +27,26 @@ from mielin_cells.errors import (
     AuthFailed,
     CellError,
     ConfigError,
-    JetStreamDisabled,
     MessageTooLarge,
-    ServerTooOld,
+    PermissionDenied,
     StoreUnreachable,
 )
 from mielin_cells.substrate import jetstream_api as api
 from mielin_cells.substrate.jetstream_api import Unanswered
-from mielin_cells.substrate.jetstream_log import JetLog, stream_name
+from mielin_cells.substrate.jetstream_log import JetLog
+from mielin_cells.substrate.jetstream_streams import SHARDS_MAX, check_server, streams
 from mielin_cells.substrate.jetstream_wire import JetWire
-from mielin_cells.substrate.ports import ENTRY_BYTES_MAX
 
 logger = logging.getLogger("mielin_cells.jetstream")
 
 CONNECT_S: Final = 5.0
+DROP_S: Final = 0.25
 RECONNECT_S: Final = 0.25
 """Between two tries; for ever."""
 PING_S: Final = 2.0
 PINGS: Final = 2
 """A silent server counts as lost after three of these intervals."""
-HEADERS_BYTES: Final = 4096
-"""Room that a server must leave for headers above the largest entry."""
 DEPLOYMENT: Final = "mielin"
-SHARDS_MAX: Final = 64
-FORMAT: Final = "1"
 _OPTIONS: Final[dict[str, Any]] = {
     "name": "mielin-cells",
     "connect_timeout": CONNECT_S,
@@ -61,6 +58,52 @@ _OPTIONS: Final[dict[str, Any]] = {
     "skip_subject_validation": True,  # ours are made of checked words
 }
 _NAME: Final = re.compile(r"[A-Za-z0-9_]{1,32}")
+_CREDENTIALS_BYTES: Final = 64 * 1024
+_NUMBER: Final = re.compile(r"[0-9]{1,20}")
+
+
+class _Insecure(nats.errors.Error):
+    """TLS was asked for, and the server does not have it."""
+
+
+class _Client(Client):
+    """The library's client, made proof against what others send."""
+
+    async def drop(self, seconds: float = DROP_S) -> None:
+        """Closes it, also one that did not come about: the library leaves its socket open, and its tasks."""
+        if self._flush_queue is not None:
+            with contextlib.suppress(OSError, nats.errors.Error):
+                async with asyncio.timeout(seconds):  # it waits for ever for the end of a TLS that did not begin
+                    await self._close(Client.CLOSED, do_cbs=False)
+
+    async def _process_connect_init(self) -> None:
+        try:
+            await super()._process_connect_init()
+        except BaseException as error:
+            if self._transport is not None:
+                # The library forgets it when it tries again.
+                self._transport.close()  # type: ignore[no-untyped-call]  # it has no annotations
+            is_nonsense = isinstance(error, (ValueError, LookupError, TypeError, AttributeError))
+            if is_nonsense and not isinstance(error, OSError):  # a wrong certificate is both
+                raise nats.errors.Error(f"it does not speak NATS: {error}") from error  # else it would not try again
+            raise
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        if initial_connection:
+            if not isinstance(info["version"], str) or not isinstance(info["max_payload"], int):
+                raise TypeError("its greeting has values of other types")
+            server = self._current_server
+            wants_tls = "tls" in self.options or (server is not None and server.uri.scheme == "tls")
+            if wants_tls and not info.get("tls_required"):  # else the library goes on without, and shows the password
+                raise _Insecure("it does not ask for TLS")
+        await super()._process_info(info, initial_connection)
+
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+        # An exception would end the reader, which is only replaced seconds later.
+        try:
+            await super()._process_msg(sid, subject, reply, data, headers)
+        except (ValueError, LookupError) as error:  # bytes that are no text, headers that are none
+            logger.warning("A message on %r cannot be read and is dropped: %s.", subject, error)
 
 
 class Heard:
@@ -85,15 +128,20 @@ class Heard:
 
     @property
     def seq(self) -> int:
-        return int(self._headers.get(api.SEQUENCE, "0"))
+        return self._number(api.SEQUENCE)
 
     @property
     def previous(self) -> int:
-        return int(self._headers.get(api.PREVIOUS, "0"))
+        return self._number(api.PREVIOUS)
 
     @property
     def pending(self) -> int:
-        return int(self._headers.get("Nats-Num-Pending", "0"))
+        return self._number("Nats-Num-Pending")
+
+    def _number(self, name: str) -> int:
+        """0 where there is none: anybody may send anything."""
+        text = self._headers.get(name, "")
+        return int(text) if _NUMBER.fullmatch(text) is not None else 0
 
 
 class Listener(Subscription):
@@ -154,22 +202,25 @@ class Connection:
         self._options = {**options, "servers": [url], **_OPTIONS}
         self.back: Callable[[], None] | None = None
         """Called when the connection is there again: what came meanwhile was missed."""
-        self._nc = Client()
+        self._nc = _Client()
         self._waiters: dict[str, _Waiter] = {}
         self._tokens = itertools.count()
-        self._inbox = f"_INBOX.{secrets.token_hex(11)}."
+        self._inbox = f"{api.INBOX}{secrets.token_hex(11)}."
         self._listeners: set[Listener] = set()
         self._is_closing = False
         self._reopening: asyncio.Task[None] | None = None
         self._cause: Exception | None = None
         """What the library told last: of a server that cannot be reached it raises only that there is none."""
+        self._deaf: PermissionDenied | None = None
+        """The server does not let this user hear answers: then nothing is asked."""
         self.listen(self._inbox + "*", self._answered)
 
     # ---- life ------------------------------------------------------------------------------------------------
 
     async def open(self) -> None:
         """Raises what keeps the server from being used, by name."""
-        nc = Client()
+        nc = _Client()
+        self._deaf = None
         try:
             await nc.connect(
                 # For this try alone: whoever opens decides about the next.  "For ever" would hold for it, too.
@@ -181,9 +232,14 @@ class Connection:
                 closed_cb=self._closed,
             )
         except nats.errors.NoServersError as error:
+            await nc.drop()
             raise self._refused(self._cause or error) from error
         except Exception as error:  # the library raises its own, the operating system's and ssl's
+            await nc.drop()
             raise self._refused(error) from error
+        except BaseException:
+            await nc.drop()
+            raise
         nc.options.update(allow_reconnect=True, max_reconnect_attempts=self._options["max_reconnect_attempts"])
         self._nc = nc
         for listener in self._listeners:
@@ -194,6 +250,12 @@ class Connection:
         if isinstance(error, nats.errors.AuthorizationError) or "uthorization" in text or "uthentication" in text:
             return AuthFailed(
                 f"The server {self.url} refuses this user ({text}); check the credential in the URL, or --creds.",
+                url=self.url,
+            )
+        if isinstance(error, _Insecure):
+            return AuthFailed(
+                f"The server {self.url} does not use TLS ({text}), and nothing was shown to it; enable TLS there, or leave "
+                "out --tls-ca and use nats:// in the URL.",
                 url=self.url,
             )
         if isinstance(error, ssl.SSLError):
@@ -216,17 +278,13 @@ class Connection:
         self._is_closing = True
         if self._reopening is not None:
             self._reopening.cancel()
-        try:
-            async with asyncio.timeout(CONNECT_S):
-                await self._nc.close()
-        except (TimeoutError, OSError, nats.errors.Error) as error:
-            logger.debug("closing the connection to %s: %s", self.url, error)
+            await asyncio.wait((self._reopening,), timeout=CONNECT_S)
+        await self._nc.drop(CONNECT_S)
         self._lose("the connection was closed")
 
     @property
     def version(self) -> str:
-        version = self._nc.connected_server_version
-        return f"{version.major}.{version.minor}.{version.patch}"
+        return str(self._nc._server_info["version"])
 
     @property
     def payload_max(self) -> int:
@@ -237,9 +295,11 @@ class Connection:
         return bool(self._nc._server_info.get("cluster"))
 
     def check(self) -> None:
-        """Raises `StoreUnreachable` once this connection is closed."""
+        """Raises `StoreUnreachable` once this connection is closed, `PermissionDenied` if it cannot hear any answer."""
         if self._is_closing:
             raise StoreUnreachable(f"The connection to {self.url} is closed; open it again.", url=self.url)
+        if self._deaf is not None:
+            raise _again(self._deaf)
 
     # ---- sending ---------------------------------------------------------------------------------------------
 
@@ -254,8 +314,10 @@ class Connection:
                 limit=self.payload_max, size=len(data),
             ) from None  # fmt: skip
         except (nats.errors.Error, OSError) as error:
+            cause = error if self._nc.is_connected else self._cause  # else the library says that its buffer is full
+            why = f" ({cause})" if cause is not None else ""
             raise StoreUnreachable(
-                f"The server {self.url} is not connected now ({error}); nothing was sent. It is tried again for ever.",
+                f"The server {self.url} is not connected now{why}; nothing was sent. It is tried again for ever.",
                 url=self.url,
             ) from None
 
@@ -341,21 +403,34 @@ class Connection:
 
     async def _failed(self, error: Exception) -> None:
         self._cause = error
-        refusal = api.forbidden(str(error))
-        if refusal is None:
+        found = api.forbidden(str(error))
+        if found is None:
             logger.debug("connection to %s: %r", self.url, error)
             return
+        action, lowered = found
+        ours = self._waiters.values() if action == api.PUBLISH else self._listeners
+        names = {one.subject for one in ours if one.subject.lower() == lowered}
+        # The library tells it in small letters: of two that differ in nothing else, it may be either.
+        subject = names.pop() if len(names) == 1 else lowered
+        refusal = api.denied(action, subject)
         logger.warning("%s", refusal)
+        if action != api.PUBLISH:
+            if subject == self._inbox + "*":
+                self._deaf = refusal
+                self._lose(str(refusal))
+            return
         for waiter in self._waiters.values():
-            if waiter.subject == refusal.subject and not waiter.future.done():
-                waiter.future.set_exception(type(refusal)(refusal.message, **refusal.facts))
+            if waiter.subject == subject and not waiter.future.done():
+                waiter.future.set_exception(_again(refusal))
 
     async def _disconnected(self) -> None:
+        self._deaf = None
         if not self._is_closing:
             logger.warning("The connection to %s is lost; it is tried again for ever.", self.url)
         self._lose("the connection was lost")
 
     async def _reconnected(self) -> None:
+        self._cause = None
         logger.warning("Connected to %s again.", self.url)
         if self.back is not None:
             self.back()
@@ -420,9 +495,10 @@ class JetStream:
             raise ConfigError(
                 f"shards is {shards}; it is 1 to {SHARDS_MAX}.", field="shards", range=f"1 to {SHARDS_MAX}"
             )
+        _check_url(url)
         options: dict[str, Any] = {}
         if creds is not None:
-            options["user_credentials"] = os.fspath(creds)
+            options["user_credentials"] = _credentials(os.fspath(creds))
         if tls_ca is not None:
             try:
                 options["tls"] = ssl.create_default_context(cafile=os.fspath(tls_ca))
@@ -431,10 +507,10 @@ class JetStream:
                     f"tls_ca: {tls_ca} cannot be used: {error}.", field="tls_ca", range="a file"
                 ) from error
         connection = Connection(url, options)
-        await connection.open()
         try:
-            _check_server(connection)
-            made = await _streams(connection, deployment, shards, replicas)
+            await connection.open()
+            check_server(connection)
+            made = await streams(connection, deployment, shards, replicas)
         except BaseException:
             await connection.close()
             raise
@@ -448,89 +524,41 @@ class JetStream:
         await self._connection.close()
 
 
-def _check_server(connection: Connection) -> None:
-    if api.version_of(connection.version) < api.SERVER_MIN:
-        need = ".".join(map(str, api.SERVER_MIN))
-        raise ServerTooOld(
-            f"The server {connection.url} has version {connection.version}; {need} or newer is needed. Upgrade it.",
-            have=connection.version, need=need,
-        )  # fmt: skip
-    if connection.payload_max < ENTRY_BYTES_MAX + HEADERS_BYTES:
-        raise ConfigError(
-            f"The server {connection.url} takes messages up to {connection.payload_max} bytes; set its max_payload to at "
-            f"least {ENTRY_BYTES_MAX + HEADERS_BYTES} (1 MB is its default).",
-            field="max_payload", range=f"at least {ENTRY_BYTES_MAX + HEADERS_BYTES}",
-        )  # fmt: skip
-
-
-async def _streams(connection: Connection, deployment: str, shards: int | None, replicas: int) -> int:
-    """The number of shards that the deployment has; made with `shards` (or 1) of them if it is new."""
-    first = stream_name(deployment, "log", 0)
-    answer = await _api(connection, f"STREAM.INFO.{first}", b"")
-    if answer.error is not None and answer.error.err_code != api.STREAM_MISSING:
-        raise api.error_of(answer.error, first)
-    is_new = answer.error is not None
-    have = (shards or 1) if is_new else _shards_of(answer, first)
-    if shards is not None and have != shards:
-        raise ConfigError(
-            f"The deployment {deployment!r} was made with {have} shards; {shards} were asked for. The number is fixed.",
-            field="shards", range=str(have),
-        )  # fmt: skip
-    for shard in reversed(range(have)):  # the first stream is made last: once it is there, all are
-        for kind in ("part", "log"):
-            name = stream_name(deployment, kind, shard)
-            if not is_new:
-                found = await _api(connection, f"STREAM.INFO.{name}", b"")
-                if found.error is None:
-                    continue
-                if kind == "log":
-                    raise api.error_of(found.error, name)
-            made = await _api(connection, f"STREAM.CREATE.{name}", _config(deployment, kind, shard, have, replicas))
-            if made.error is not None:
-                if made.error.err_code == api.NAME_IN_USE:  # somebody made it at the same time, with other settings
-                    return await _streams(connection, deployment, shards, replicas)
-                raise api.error_of(made.error, name)
-    return have
-
-
-def _shards_of(answer: api.StreamAnswer, name: str) -> int:
-    metadata = answer.config.metadata
-    if metadata.get("mielin.format") != FORMAT or not metadata.get("mielin.shards", "").isdigit():
-        raise ConfigError(
-            f"The stream {name} is not one of this system, or of another version (format "
-            f"{metadata.get('mielin.format')!r}, this version reads {FORMAT!r}); use another deployment name.",
-            field="deployment", range="a name of its own",
-        )  # fmt: skip
-    return int(metadata["mielin.shards"])
-
-
-def _config(deployment: str, kind: str, shard: int, shards: int, replicas: int) -> bytes:
-    subjects = f"{deployment}.{kind}.{shard}.>"
-    config: dict[str, Any] = {
-        "name": stream_name(deployment, kind, shard), "subjects": [subjects], "storage": "file", "retention": "limits",
-        "discard": "new",  # full is an error, never an old record dropped
-        "max_consumers": -1, "max_msgs": -1, "max_bytes": -1, "max_age": 0, "max_msg_size": -1, "num_replicas": replicas,
-        "allow_direct": True, "deny_delete": True, "duplicate_window": 1_000_000_000,
-        "metadata": {"mielin.shards": str(shards), "mielin.format": FORMAT},
-    }  # fmt: skip
-    if kind == "log":
-        config["republish"] = {"src": subjects, "dest": f"{deployment}.live.{shard}.>"}
-    return json.dumps(config).encode()
-
-
-async def _api(connection: Connection, what: str, data: bytes) -> api.StreamAnswer:
-    try:
-        heard = await connection.call(f"$JS.API.{what}", data, CONNECT_S)
-    except Unanswered as error:
-        raise StoreUnreachable(f"The server {connection.url} does not answer about its streams: {error}.") from None
-    if heard.status == api.NO_RESPONDERS:
-        raise JetStreamDisabled(
-            f"The server {connection.url} has no JetStream; start it with `nats-server -js`.", url=connection.url
-        )
-    answer: api.StreamAnswer = api.decode(heard.data, api.StreamAnswer, what)
-    return answer
-
-
 def redacted(url: str) -> str:
-    """The address without what lets one in."""
-    return re.sub(r"//[^/@]*@", "//", url)
+    """The address without what lets one in, which may hold any character."""
+    return re.sub(r"^(\w+://)?.*@", r"\1", url, flags=re.DOTALL)
+
+
+def _check_url(url: str) -> None:
+    try:
+        parts = urlsplit(url if "://" in url else f"nats://{url}")
+        is_usable = parts.scheme in ("nats", "tls") and bool(parts.hostname) and parts.port != 0 and url.isprintable()
+    except ValueError:
+        is_usable = False
+    if not is_usable or " " in url:
+        raise ConfigError(
+            f"{redacted(url)!r} is no address of a NATS server; wanted: nats://HOST:PORT, or tls://HOST:PORT.",
+            field="connect", range="a URL",
+        )  # fmt: skip
+
+
+def _credentials(path: str) -> str:
+    """The path.  Raises `ConfigError` for what is no credentials file: the library would read it for ever."""
+    try:
+        with open(path, "rb") as file:
+            text = file.read(_CREDENTIALS_BYTES)
+    except OSError as error:
+        raise ConfigError(
+            f"The credentials file {path} cannot be read: {error.strerror}.", field="creds", range="a file"
+        ) from error
+    if b"BEGIN NATS USER JWT" not in text or b"BEGIN USER NKEY SEED" not in text:
+        raise ConfigError(
+            f"{path} is no credentials file: it has no user JWT with a seed; `nsc generate creds` makes one.",
+            field="creds", range="a file",
+        )  # fmt: skip
+    return path
+
+
+def _again(error: PermissionDenied) -> PermissionDenied:
+    """One for each who waits: an exception keeps the traceback of where it was raised."""
+    return PermissionDenied(error.message, **error.facts)

@@ -9,6 +9,7 @@ import msgspec
 
 from mielin_cells.errors import (
     CellError,
+    ConfigError,
     InvalidAgentId,
     JetStreamDisabled,
     MessageTooLarge,
@@ -18,7 +19,7 @@ from mielin_cells.errors import (
     StoreUnreachable,
     StreamMissing,
 )
-from mielin_cells.substrate.ports import Appended, Conflict, Outcome
+from mielin_cells.substrate.ports import Appended, Conflict, Outcome, Unknown
 
 EXPECT: Final = "Nats-Expected-Last-Subject-Sequence"
 SEQUENCE: Final = "Nats-Sequence"
@@ -26,6 +27,8 @@ PREVIOUS: Final = "Nats-Last-Sequence"
 """In a republished message: the subject's sequence before; in a batch: the entry's before, in this batch."""
 STATUS: Final = "Status"
 
+INBOX: Final = "_INBOX."
+"""Where answers are heard."""
 NO_RESPONDERS: Final = "503"
 END_OF_BATCH: Final = "204"
 NOT_FOUND: Final = "404"
@@ -51,11 +54,14 @@ _QUOTA: Final = {
     10026: "the account's limit of consumers is reached",
     10027: "the account's limit of streams is reached",
 }
+_REPLICAS: Final = 10074
+_OVERLAP: Final = 10065
 _TOO_LARGE: Final = 10054
-_WORDS: Final = re.compile(r"[A-Za-z0-9_=-]+(\.[A-Za-z0-9_=-]+)*\.?")
+_WORDS: Final = re.compile(r"[A-Za-z0-9_=-]+(\.[A-Za-z0-9_=-]+)*")
 _DIGITS: Final = re.compile(r"(\d+)\s*$")
 _VERSION: Final = re.compile(r"v?(\d+)\.(\d+)\.(\d+)")
-_FORBIDDEN: Final = re.compile(r"[Pp]ermissions [Vv]iolation for (Publish|Subscription) to \"([^\"]*)\"")
+_FORBIDDEN: Final = re.compile(r"permissions violation for (publish|subscription) to \"([^\"]*)\"", re.IGNORECASE)
+PUBLISH: Final = "publish"
 
 
 class Unanswered(Exception):
@@ -106,8 +112,12 @@ class StreamAnswer(msgspec.Struct):
     error: ApiError | None = None
 
 
+def stream_name(deployment: str, kind: str, shard: int) -> str:
+    return f"{deployment}-{kind}-{shard}"
+
+
 def checked_subject(subject: str) -> str:
-    """Raises `InvalidAgentId` for wildcards, white space and line ends: `core.ids` never makes them."""
+    """Raises `InvalidAgentId` for wildcards, white space, line ends and empty words: `core.ids` never makes them."""
     if _WORDS.fullmatch(subject) is None:
         raise InvalidAgentId(
             f"{subject[:120]!r} is no subject: words of A-Z a-z 0-9 _ - = with dots between.", agent=subject
@@ -118,11 +128,14 @@ def checked_subject(subject: str) -> str:
 def outcome_of(data: bytes, subject: str) -> Outcome | None:
     """What a publish's answer says; None for a conflict that does not name the last sequence: ask for it.
 
-    Raises what a refusal means: then nothing was stored.
+    Raises what a refusal means: then nothing was stored.  An answer that cannot be read says nothing of that.
     """
-    ack = decode(data, PubAck, subject)
+    try:
+        ack = decode(data, PubAck, subject)
+    except StoreUnreachable as error:
+        return Unknown(str(error))
     if ack.error is None:
-        return Appended(ack.seq)
+        return Appended(ack.seq) if ack.seq > 0 else Unknown(f"the answer about {subject} names no sequence")
     if ack.error.err_code in WRONG_LAST:
         found = _DIGITS.search(ack.error.description)
         return Conflict(int(found[1])) if found is not None else None
@@ -136,13 +149,13 @@ def decode(data: bytes, kind: type[Any], where: str) -> Any:
         raise StoreUnreachable(f"The server's answer about {where} cannot be read: {error}.", subject=where) from error
 
 
-def error_of(error: ApiError, where: str) -> CellError:
-    """The exception that a JetStream error means."""
+def error_of(error: ApiError, where: str, stream: str = "") -> CellError:
+    """The exception that a JetStream error means, about `where`: a subject of `stream`, or a stream itself."""
     code, words = error.err_code, error.description
     if code in _DISABLED:
         return disabled(words)
     if code == STREAM_MISSING:
-        return missing(where)
+        return missing(stream or where)
     if code in _QUOTA:
         return QuotaExceeded(f"Nothing was written to {where}: {_QUOTA[code]} ({words}); raise the limit.", limit=words)
     if code in _FULL:
@@ -150,6 +163,13 @@ def error_of(error: ApiError, where: str) -> CellError:
             f"Nothing was written to {where}: {_FULL[code]} ({words}). Free space or raise the limit, then try again; "
             "agents keep their last durable state.",
             subject=where,
+        )  # fmt: skip
+    if code == _REPLICAS:
+        return ConfigError(f"replicas: {words}; a server alone keeps one copy.", field="replicas", range="1")
+    if code == _OVERLAP:
+        return ConfigError(
+            f"The stream {where} cannot be made: another stream has its subjects; use another deployment name.",
+            field="deployment", range="a name of its own",
         )  # fmt: skip
     if code == _TOO_LARGE:
         return MessageTooLarge(f"The entry for {where} is above the stream's limit ({words}); nothing was stored.")
@@ -164,11 +184,11 @@ def disabled(why: str) -> JetStreamDisabled:
     )
 
 
-def missing(where: str) -> StreamMissing:
+def missing(stream: str) -> StreamMissing:
     return StreamMissing(
-        f"The stream for {where} is gone from the server: it was deleted. Stop, restore it from a backup, or use another "
+        f"The stream {stream} is gone from the server: it was deleted. Stop, restore it from a backup, or use another "
         "deployment name; nothing is created in its place.",
-        stream=where,
+        stream=stream,
     )  # fmt: skip
 
 
@@ -178,13 +198,15 @@ def version_of(text: str) -> tuple[int, int, int]:
     return (int(found[1]), int(found[2]), int(found[3])) if found is not None else (0, 0, 0)
 
 
-def forbidden(text: str) -> PermissionDenied | None:
-    """What the server says of a subject that this user may not use; None for any other error."""
+def forbidden(text: str) -> tuple[str, str] | None:
+    """What this user may not do, and with which subject, both in small letters; None for any other error."""
     found = _FORBIDDEN.search(text)
-    if found is None:
-        return None
-    what = "write to" if found[1] == "Publish" else "listen on"
+    return (found[1].lower(), found[2].lower()) if found is not None else None
+
+
+def denied(action: str, subject: str) -> PermissionDenied:
+    what = "write to" if action == PUBLISH else "listen on"
     return PermissionDenied(
-        f"The server forbids this user to {what} {found[2]}; let its operator allow it. Nothing was done.",
-        subject=found[2],
+        f"The server forbids this user to {what} {subject}; nothing was done. Let its operator allow it.",
+        subject=subject,
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from mielin_cells.errors import MessageTooLarge, RetryError, StoreUnreachable
+from mielin_cells.errors import CellError, MessageTooLarge, RetryError, StoreUnreachable
 from mielin_cells.substrate import jetstream_api as api
 from mielin_cells.substrate.jetstream_api import Unanswered
 from mielin_cells.substrate.jetstream_tail import JetTail
@@ -49,10 +49,8 @@ class JetLog:
     def place(self, subject: str) -> tuple[str, str]:
         """The stream of a subject, and its name there."""
         kind = "part" if subject.startswith(PARTS) else "log"
-        shard = zlib.crc32(subject.encode()) % self._shards
-        return stream_name(
-            self._deployment, kind, shard
-        ), f"{self._deployment}.{kind}.{shard}.{api.checked_subject(subject)}"
+        shard = zlib.crc32(api.checked_subject(subject).encode()) % self._shards
+        return api.stream_name(self._deployment, kind, shard), f"{self._deployment}.{kind}.{shard}.{subject}"
 
     # ---- the port --------------------------------------------------------------------------------------------
 
@@ -63,7 +61,7 @@ class JetLog:
                 "stored. Cut it into parts.",
                 limit=ENTRY_BYTES_MAX, size=len(data),
             )  # fmt: skip
-        _, full = self.place(subject)
+        stream, full = self.place(subject)
         try:
             heard = await self._connection.call(
                 full, data, APPEND_S, None if expect is None else {api.EXPECT: str(expect)}
@@ -71,7 +69,7 @@ class JetLog:
         except Unanswered as error:
             return Unknown(str(error))
         if heard.status == api.NO_RESPONDERS:
-            raise await self._gone(subject)
+            raise await self._gone(stream)
         outcome = api.outcome_of(heard.data, subject)
         if outcome is not None:
             return outcome
@@ -96,7 +94,7 @@ class JetLog:
         self, stream: str, wanted: dict[str, object], after: int, subject: str
     ) -> tuple[list[Entry], bool]:
         """One batched direct get: entries in order, and whether there are more."""
-        heard = await self._collect(f"$JS.API.DIRECT.GET.{stream}", wanted, subject)
+        heard = await self._collect(stream, wanted, subject)
         entries: list[Entry] = []
         last, more = 0, False
         for one in heard:
@@ -105,24 +103,29 @@ class JetLog:
                 break
             if one.seq <= after:
                 continue
-            if entries and one.previous != last:
-                break  # one was lost on its way: what is behind the gap is read again
+            if one.previous != last:  # one was lost on its way (the first says 0): what is behind it is read again
+                more = True
+                break
             entries.append(Entry(one.seq, one.data))
             last = one.seq
         else:
             more = True
+        if more and not entries:
+            raise StoreUnreachable(
+                f"A part of the server's answer about {subject} was lost; try again.", subject=subject
+            )
         return entries, more
 
     async def last(self, subject: str) -> Entry | None:
         """Answered by the stream's leader."""
         stream, full = self.place(subject)
         request = json.dumps({"last_by_subj": full}).encode()
-        heard = await self._asked(f"$JS.API.STREAM.MSG.GET.{stream}", request, subject)
+        heard = await self._asked("STREAM.MSG.GET", stream, request, subject)
         answer = api.decode(heard.data, api.GetAnswer, subject)
         if answer.error is not None:
             if answer.error.err_code == api.NO_MESSAGE:
                 return None
-            raise api.error_of(answer.error, subject)
+            raise api.error_of(answer.error, subject, stream)
         if answer.message is None:
             return None
         return Entry(answer.message.seq, base64.b64decode(answer.message.data))
@@ -159,20 +162,21 @@ class JetLog:
         if before <= 1:
             return
         request = json.dumps({"filter": full, "seq": before}).encode()
-        heard = await self._asked(f"$JS.API.STREAM.PURGE.{stream}", request, subject)
+        heard = await self._asked("STREAM.PURGE", stream, request, subject)
         answer = api.decode(heard.data, api.StreamAnswer, subject)
         if answer.error is not None:
-            raise api.error_of(answer.error, subject)
+            raise api.error_of(answer.error, subject, stream)
 
     async def subjects(self, prefix: str) -> list[tuple[str, int]]:
         """Names from the stream's state, last sequences by batched direct gets."""
-        api.checked_subject(prefix or "x")
+        if prefix:
+            api.checked_subject(prefix.removesuffix("."))
         kind = "part" if prefix.startswith(PARTS) else "log"
         kinds = (kind,) if prefix.partition(".")[1] else ("log", "part")
         found: list[tuple[str, int]] = []
         for kind in kinds:
             for shard in range(self._shards):
-                stream, head = stream_name(self._deployment, kind, shard), f"{self._deployment}.{kind}.{shard}."
+                stream, head = api.stream_name(self._deployment, kind, shard), f"{self._deployment}.{kind}.{shard}."
                 names = [name for name in await self._names(stream, head, prefix) if name.startswith(head + prefix)]
                 for start in range(0, len(names), LASTS):
                     found += await self._lasts(stream, head, names[start : start + LASTS])
@@ -183,8 +187,8 @@ class JetLog:
         names: list[str] = []
         while True:
             request = {"subjects_filter": f"{head}{words + '.' if words else ''}>", "offset": len(names)}
-            heard = await self._asked(f"$JS.API.STREAM.INFO.{stream}", json.dumps(request).encode(), prefix)
-            answer = api.decode(heard.data, api.StreamAnswer, prefix)
+            heard = await self._asked("STREAM.INFO", stream, json.dumps(request).encode(), stream)
+            answer = api.decode(heard.data, api.StreamAnswer, stream)
             if answer.error is not None:
                 raise api.error_of(answer.error, stream)
             there = answer.state.subjects or {}
@@ -193,50 +197,46 @@ class JetLog:
                 return names
 
     async def _lasts(self, stream: str, head: str, names: list[str]) -> list[tuple[str, int]]:
-        heard = await self._collect(f"$JS.API.DIRECT.GET.{stream}", {"multi_last": names, "batch": len(names)}, head)
+        heard = await self._collect(stream, {"multi_last": names, "batch": len(names)}, stream)
         return [(one.subject.removeprefix(head), one.seq) for one in heard if not one.status]
 
     # ---- asking ----------------------------------------------------------------------------------------------
 
-    async def _asked(self, api_subject: str, data: bytes, subject: str) -> Heard:
+    async def _asked(self, what: str, stream: str, data: bytes, subject: str) -> Heard:
         try:
-            heard = await self._connection.call(api_subject, data, READ_S)
+            heard = await self._connection.call(f"$JS.API.{what}.{stream}", data, READ_S)
         except Unanswered as error:
             raise StoreUnreachable(f"The server did not answer about {subject}: {error}.", subject=subject) from None
         if heard.status == api.NO_RESPONDERS:
-            raise await self._gone(subject)
+            raise await self._gone(stream)
         return heard
 
-    async def _collect(self, api_subject: str, wanted: dict[str, object], subject: str) -> list[Heard]:
+    async def _collect(self, stream: str, wanted: dict[str, object], subject: str) -> list[Heard]:
         try:
-            heard = await self._connection.collect(api_subject, msgspec.json.encode(wanted), READ_S)
+            heard = await self._connection.collect(f"$JS.API.DIRECT.GET.{stream}", msgspec.json.encode(wanted), READ_S)
         except Unanswered as error:
             raise StoreUnreachable(f"The server did not answer about {subject}: {error}.", subject=subject) from None
         status = heard[-1].status
         if status == api.NO_RESPONDERS:
-            raise await self._gone(subject)
+            raise await self._gone(stream)
         if status not in ("", api.END_OF_BATCH, api.NOT_FOUND):
             raise StoreUnreachable(f"The server refused to read {subject}: status {status}.", subject=subject)
         return heard
 
-    async def _gone(self, subject: str) -> Exception:
+    async def _gone(self, stream: str) -> CellError:
         """Nobody took a request: is the stream gone, or only without a leader for a moment?"""
-        stream, _ = self.place(subject) if not subject.startswith(self._deployment) else (subject, "")
         try:
             heard = await self._connection.call(f"$JS.API.STREAM.INFO.{stream}", b"", READ_S)
         except (Unanswered, RetryError) as error:
             return StoreUnreachable(
-                f"The server did not take the request for {subject} ({error}); nothing was written."
+                f"The server did not take a request for the stream {stream} ({error}); nothing was written. Try again.",
+                stream=stream,
             )
         if heard.status == api.NO_RESPONDERS:
             return api.disabled("nobody answers on $JS.API")
-        answer = api.decode(heard.data, api.StreamAnswer, subject)
+        answer = api.decode(heard.data, api.StreamAnswer, stream)
         if answer.error is not None:
             return api.error_of(answer.error, stream)
         return StoreUnreachable(
-            f"The stream {stream} has no leader now; nothing was written. Try again.", subject=subject
+            f"The stream {stream} has no leader now; nothing was written. Try again.", stream=stream
         )
-
-
-def stream_name(deployment: str, kind: str, shard: int) -> str:
-    return f"{deployment}-{kind}-{shard}"

@@ -7,11 +7,14 @@ needed: one listens, reads what is stored, and goes on with what comes.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 from mielin_cells.errors import CellError
 from mielin_cells.substrate.ports import Entry
+
+logger = logging.getLogger("mielin_cells.jetstream")
 
 WAITING_MAX = 4096
 WAITING_BYTES_MAX = 16 * 1024 * 1024
@@ -38,6 +41,7 @@ class JetTail:
         "_check_at",
         "_closed",
         "_read",
+        "_said",
         "_seen",
         "_stop",
         "_subject",
@@ -62,6 +66,7 @@ class JetTail:
         self._behind = True
         self._closed = False
         self._bytes = 0
+        self._said = ""
         self._waiting: list[Live] = []
         self._waiter: asyncio.Future[None] | None = None
 
@@ -87,14 +92,18 @@ class JetTail:
         self._behind = False
         try:
             batch = await self._read(self._subject, self._seen, PAGE)
-        except CellError:
+        except CellError as error:
             if not self._closed:
                 self._behind = True
+                if str(error) != self._said:
+                    self._said = str(error)
+                    logger.warning("A tail of %s waits and tries again: %s", self._subject, error)
                 await asyncio.sleep(RETRY_S)
             return []
         except BaseException:  # the reader gave up waiting; it, or another, may go on
             self._behind = True
             raise
+        self._said = ""
         if len(batch) == PAGE:
             self._behind = True
         return batch
@@ -128,8 +137,8 @@ class JetTail:
         if self._behind:
             return
         waiting = self._waiting
-        if waiting and previous != waiting[-1].entry.seq:
-            self.look_again()
+        if entry.seq <= previous or (waiting and previous != waiting[-1].entry.seq):
+            self.look_again()  # something was missed, or somebody else than the server sent it
             return
         waiting.append(Live(entry, previous))
         self._bytes += len(entry.data)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from mielin_cells.errors import CellError, NoResponder, WireTimeout
 from mielin_cells.substrate import jetstream_api as api
-from mielin_cells.substrate.jetstream_api import Unanswered
+from mielin_cells.substrate.jetstream_api import INBOX, Unanswered
 
 if TYPE_CHECKING:
     from mielin_cells.substrate.jetstream import Connection, Heard, Listener
@@ -30,8 +30,9 @@ class JetWire:
         return self._prefix + api.checked_subject(subject)
 
     async def publish(self, subject: str, data: bytes) -> None:
+        name = self._name(subject)
         try:
-            await self._connection.send(self._name(subject), data)
+            await self._connection.send(name, data)
         except CellError as error:  # best effort: whoever waits for it asks again
             logger.debug("not sent to %s: %s", subject, error)
 
@@ -67,7 +68,7 @@ class JetWire:
     async def _answer(self, subject: str, heard: Heard, answer: Callable[[bytes], Awaitable[bytes]]) -> None:
         try:
             data = await answer(heard.data)
-            if heard.reply:
+            if heard.reply.startswith(INBOX):  # elsewhere we may be allowed to write, and whoever asks not
                 await self._connection.send(heard.reply, data)
         except CellError as error:
             logger.warning("an answer on %s was not sent: %s", subject, error)

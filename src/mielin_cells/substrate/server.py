@@ -157,7 +157,7 @@ async def _locked(folder: Path, wait_s: float) -> int:
 def _configured(folder: Path, sync: str) -> str:
     """Writes the server's configuration with the folder's credential, and gives the URL but for its port."""
     secret = folder / SECRET
-    if not secret.exists() or not secret.read_text().strip():
+    if not secret.exists() or secret.stat().st_mode & 0o077 or not secret.read_text().strip():  # or others know it
         _write_private(secret, secrets.token_urlsafe(24) + "\n")
     password = secret.read_text().strip()
     config = {
