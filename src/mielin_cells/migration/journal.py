@@ -181,8 +181,8 @@ class Journal:
                 return not self.in_attempt and not self.has_failed and number == len(self.attempts) + 1
             case Reached(number=number):
                 return number == len(self.attempts)
-            case Failed(number=number):
-                return self.in_attempt and number == len(self.attempts)
+            case Failed(number=number):  # also without an attempt: there was nobody to make it with
+                return not self.has_failed and number == len(self.attempts)
             case Decided():
                 return self.has_failed
             case _:

@@ -1,0 +1,46 @@
+"""What an agent asks of the nodes that run it: a value that travels in its log."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mielin_cells.errors import ConfigError
+
+BATTERY_PERCENT = 20
+LATENCY_MS = 100.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """The crate's policy.  Raises `ConfigError` for what cannot be meant.
+
+    Only `preferred_architectures` is acted on: a node of another architecture is refused.  The two thresholds are kept and moved
+    with the agent, and nothing is decided by them yet.
+    """
+
+    min_battery: int = BATTERY_PERCENT
+    """Per cent, 0 to 100."""
+    max_latency_ms: float = LATENCY_MS
+    """Above 0."""
+    preferred_architectures: tuple[str, ...] = ()
+    """Empty: every architecture will do."""
+
+    def __post_init__(self) -> None:
+        _check("min_battery", self.min_battery, 0 <= self.min_battery <= 100, "0 to 100")
+        _check("max_latency_ms", self.max_latency_ms, 0 < self.max_latency_ms <= 1e9, "above 0, to 1e9")
+        named = all(name and name.isprintable() for name in self.preferred_architectures)
+        _check("preferred_architectures", self.preferred_architectures, named, "names such as x86_64")
+
+    def allows(self, *, battery: int, latency_ms: float, architecture: str) -> bool:
+        """The crate's rule in full: enough battery, a latency that will do, and an architecture that is wanted."""
+        return (
+            battery >= self.min_battery and latency_ms <= self.max_latency_ms and self.allows_architecture(architecture)
+        )
+
+    def allows_architecture(self, architecture: str) -> bool:
+        return not self.preferred_architectures or architecture in self.preferred_architectures
+
+
+def _check(field: str, value: object, is_good: bool, wanted: str) -> None:
+    if not is_good:
+        raise ConfigError(f"A policy's {field} = {value!r} is out of range ({wanted}).", field=field, range=wanted)

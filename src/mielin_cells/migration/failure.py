@@ -1,0 +1,348 @@
+"""What a failed move is: eight types, and the one function that tells which.
+
+`classify` is the only place where an exception, a refusal, a deadline, a digest or an unknown outcome becomes a
+`MigrationErrorType`.  It is driven by the tables below, which `docs/recovery.md` shows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import TypeAlias
+
+from mielin_cells.errors import CellError, LostError, RecordInvalid, RetryError, UsageError, storable
+from mielin_cells.migration.phases import MigrationPhase
+
+CAUSES_MAX = 16
+"""How far a chain of causes, and groups in groups, are followed: real ones have two or three links."""
+
+
+class MigrationErrorType(Enum):
+    """What kind of failure ended an attempt.  Values are the seed's names."""
+
+    NETWORK_TRANSIENT = "NetworkTransient"
+    NETWORK_PERMANENT = "NetworkPermanent"
+    """No retry can help: permissions, authentication, misuse."""
+    INSUFFICIENT_RESOURCES = "InsufficientResources"
+    INCOMPATIBLE_TARGET = "IncompatibleTarget"
+    """The agent can never run there; elsewhere it may."""
+    STATE_CORRUPTION = "StateCorruption"
+    TIMEOUT = "Timeout"
+    TARGET_UNREACHABLE = "TargetUnreachable"
+    UNKNOWN = "Unknown"
+
+    @property
+    def is_retryable(self) -> bool:
+        """The same target may be asked again, now or later."""
+        return self in _RETRYABLE
+
+    @property
+    def should_change_target(self) -> bool:
+        """Another target is to be chosen.  Together with `is_retryable` false: never this one again."""
+        return self in _CHANGES_TARGET
+
+
+TRANSIENT = MigrationErrorType.NETWORK_TRANSIENT
+PERMANENT = MigrationErrorType.NETWORK_PERMANENT
+RESOURCES = MigrationErrorType.INSUFFICIENT_RESOURCES
+INCOMPATIBLE = MigrationErrorType.INCOMPATIBLE_TARGET
+CORRUPTION = MigrationErrorType.STATE_CORRUPTION
+TIMEOUT = MigrationErrorType.TIMEOUT
+UNREACHABLE = MigrationErrorType.TARGET_UNREACHABLE
+UNKNOWN = MigrationErrorType.UNKNOWN
+
+_RETRYABLE = frozenset({TRANSIENT, RESOURCES, TIMEOUT, UNREACHABLE})
+_CHANGES_TARGET = frozenset({RESOURCES, INCOMPATIBLE, UNREACHABLE})
+
+SEVERITY = (UNKNOWN, TRANSIENT, TIMEOUT, UNREACHABLE, RESOURCES, INCOMPATIBLE, PERMANENT, CORRUPTION)
+"""Of several failures at once the last in this order counts: what a retry cannot help goes before what it can."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MigrationError:
+    """A failed attempt to move an agent; a value, not an exception.  `timestamp` is monotonic seconds."""
+
+    error_type: MigrationErrorType
+    message: str
+    agent_id: str
+    target_node: str | None = None
+    """The node that it failed with."""
+    timestamp: float
+    """When the attempt ended."""
+    retry_count: int = 0
+    """Retries made before it."""
+
+    @classmethod
+    def new(
+        cls,
+        error_type: MigrationErrorType,
+        message: str,
+        agent_id: str,
+        target_node: str | None = None,
+        *,
+        now: float,
+    ) -> MigrationError:
+        return cls(
+            error_type=error_type,
+            message=storable(message),
+            agent_id=agent_id,
+            target_node=target_node,
+            timestamp=now,
+        )
+
+    def increment_retry(self) -> MigrationError:
+        """The same error with one retry more."""
+        return replace(self, retry_count=self.retry_count + 1)
+
+    def age_secs(self, now: float) -> float:
+        """Never below 0."""
+        return max(0.0, now - self.timestamp)
+
+
+# ---- what happened -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The target does not take the agent; its sentences."""
+
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DeadlinePassed:
+    phase: MigrationPhase
+
+
+@dataclass(frozen=True, slots=True)
+class DigestDiffers:
+    """What arrived is not what was sent, and was read again in vain."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutcomeUnknown:
+    """A write was sent and its answer never came."""
+
+
+@dataclass(frozen=True, slots=True)
+class SentBack:
+    """The target gave the agent back in probation; the cause that its `Returned` carries."""
+
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class Coded:
+    """An error known only by its stable code and sentence: from the wire, a journal, or a report."""
+
+    code: str
+    reason: str = ""
+
+
+Happened: TypeAlias = BaseException | Refused | DeadlinePassed | DigestDiffers | OutcomeUnknown | SentBack | Coded
+
+
+# ---- tables --------------------------------------------------------------------------------------------------
+
+CODES: dict[str, MigrationErrorType] = {
+    # Permissions, authentication and misuse: a retry meets the same answer.
+    "AuthFailed": PERMANENT,
+    "PermissionDenied": PERMANENT,
+    "PermissionError": PERMANENT,
+    "SSLCertVerificationError": PERMANENT,
+    "FileNotFoundError": PERMANENT,
+    "JetStreamDisabled": PERMANENT,
+    "ServerTooOld": PERMANENT,
+    "ConfigError": PERMANENT,
+    "HandlerFailed": PERMANENT,
+    "StoreReadOnly": PERMANENT,
+    "StoreInUse": PERMANENT,
+    # The log has decided, or a person: there is nothing left to recover (`is_settled`).
+    "Cancelled": PERMANENT,
+    "Fenced": PERMANENT,
+    # The agent cannot run on that node.
+    "UnknownClass": INCOMPATIBLE,
+    "WrongClass": INCOMPATIBLE,
+    "StateTooNew": INCOMPATIBLE,
+    "StateUpgradeFailed": INCOMPATIBLE,
+    "StateUnloadable": INCOMPATIBLE,
+    "FieldRefused": INCOMPATIBLE,
+    "UnsupportedFormat": INCOMPATIBLE,  # what an older version on the target says; what is stored is right
+    "UnknownRecord": INCOMPATIBLE,
+    # No room.
+    "MigrationRefused": RESOURCES,  # a refusal without a sentence that is known: it may take it another time
+    "StoreFull": RESOURCES,
+    "QuotaExceeded": RESOURCES,
+    "MemoryError": RESOURCES,
+    "InboxFull": RESOURCES,
+    # Nobody there.
+    "TargetUnreachable": UNREACHABLE,
+    "NoResponder": UNREACHABLE,
+    "UnknownNode": UNREACHABLE,
+    "NodeStopping": UNREACHABLE,
+    "ConnectionRefusedError": UNREACHABLE,
+    "gaierror": UNREACHABLE,
+    # Too slow.
+    "Timeout": TIMEOUT,
+    "TimeoutError": TIMEOUT,
+    "CancelledError": TIMEOUT,  # work is cancelled at a deadline; an operator's cancel has its own code
+    "WireTimeout": TIMEOUT,
+    "AskTimeout": TIMEOUT,
+    "MigrationFailed": TIMEOUT,
+    # Passing.
+    "StoreBusy": TRANSIENT,
+    "StoreUnreachable": TRANSIENT,
+    "MigrationInProgress": TRANSIENT,
+    "ConnectionError": TRANSIENT,
+    "OSError": TRANSIENT,
+    "EOFError": TRANSIENT,
+    "IncompleteReadError": TRANSIENT,
+    # What is stored, or arrived, is not right.
+    "StoreCorrupt": CORRUPTION,
+    "StreamMissing": CORRUPTION,
+    "RecordInvalid": CORRUPTION,
+    "RecordTruncated": CORRUPTION,
+    "TrailingData": CORRUPTION,
+    "DigestMismatch": CORRUPTION,
+    "WrongAgent": CORRUPTION,
+    "EpochOutOfOrder": CORRUPTION,
+    "NotTheOwner": CORRUPTION,
+    "LogGap": CORRUPTION,
+    "PartMissing": CORRUPTION,
+    "PartMisplaced": CORRUPTION,
+    # A bug is all that can be said of these.
+    "InternalError": UNKNOWN,
+    "CellError": UNKNOWN,
+}
+"""By the name of an exception's class, then of its bases; and by the codes that ends of migrations carry."""
+
+FAMILIES: tuple[tuple[type[CellError], MigrationErrorType], ...] = (
+    (RecordInvalid, CORRUPTION),
+    (UsageError, PERMANENT),
+    (RetryError, TRANSIENT),
+    (LostError, PERMANENT),
+)
+"""What an error of ours is that `CODES` does not name: a family says what its members mean."""
+
+ERRNOS: dict[int, MigrationErrorType] = {12: RESOURCES, 28: RESOURCES}
+"""ENOMEM and ENOSPC, the same everywhere: the only numbers that say more than the exception's class."""
+
+SETTLED = frozenset({"Cancelled", "Fenced", "AgentTerminated"})
+
+DEADLINES: dict[MigrationPhase, MigrationErrorType] = {
+    MigrationPhase.PREPARING: UNREACHABLE,  # it was asked again and again, and never heard
+}
+"""Of a phase whose deadline is not simply a `TIMEOUT`."""
+
+REASONS: tuple[tuple[str, MigrationErrorType], ...] = (
+    (r"is stopping", UNREACHABLE),
+    (r"runs it already|is verifying migration", TRANSIENT),  # its view of the agent is behind for a moment
+    (r"cannot use the agent class|does not know the agent class", INCOMPATIBLE),
+    (r"its state is of|versions begin at|which is not a size", INCOMPATIBLE),
+    (r"it runs on|architecture|lacks the feature|needs version|its version cannot", INCOMPATIBLE),
+    (r"takes at most", INCOMPATIBLE),
+    (r"bytes of (memory|storage)", RESOURCES),
+)
+"""What a sentence of a refusal says of the target; the first that is found in it counts."""
+
+_REASONS = tuple((re.compile(pattern), kind) for pattern, kind in REASONS)
+_SENT_BACK = re.compile(r"returned it: (.*)", re.DOTALL)
+_CODE = re.compile(r"\w+")
+
+
+def classify(happened: Happened) -> MigrationErrorType:
+    """What kind of failure this is.  Total, pure, and never raises.
+
+    A denied permission is permanent also where it shows as a timeout, if it is the timeout's cause.  Only what no table
+    names, and no family of ours, is `UNKNOWN`.
+    """
+    match happened:
+        case BaseException():
+            return _worst(_of_exception(error) for error in _with_causes(happened))
+        case Refused(reasons=reasons):
+            return _worst(_of_reason(reason) for reason in reasons) if reasons else CODES["MigrationRefused"]
+        case DeadlinePassed(phase=phase):
+            return DEADLINES.get(phase, TIMEOUT)
+        case DigestDiffers():
+            return CORRUPTION
+        case OutcomeUnknown():
+            return TIMEOUT
+        case SentBack(cause=cause):
+            return _of_cause(cause)
+        case Coded(code=code, reason=reason):
+            return _of_code(code, reason)
+
+
+def is_settled(code: str) -> bool:
+    """True if this end is a decision, by a person or the agent's log, and not a failure: nothing is to be recovered."""
+    return code in SETTLED
+
+
+def _worst(kinds: Iterable[MigrationErrorType]) -> MigrationErrorType:
+    return max(kinds, key=SEVERITY.index)
+
+
+def _with_causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, what it names as its causes, and the members of groups; at most `CAUSES_MAX`."""
+    waiting = [error]
+    for _ in range(CAUSES_MAX):
+        if not waiting:
+            return
+        found = waiting.pop(0)
+        if isinstance(found, BaseExceptionGroup) and found.exceptions:
+            waiting.extend(found.exceptions)
+            continue
+        yield found
+        if found.__cause__ is not None:
+            waiting.append(found.__cause__)
+    # A group deeper than that still yields what was seen; `_worst` needs at least one.
+    yield error
+
+
+def _of_exception(error: BaseException) -> MigrationErrorType:
+    number = getattr(error, "errno", None) if isinstance(error, OSError) else None
+    if number in ERRNOS:
+        return ERRNOS[number]
+    reasons = error.facts.get("reasons") if isinstance(error, CellError) else None
+    if isinstance(reasons, (list, tuple)) and reasons:
+        return _worst(_of_reason(str(reason)) for reason in reasons)
+    for cls in type(error).__mro__:
+        if cls is not CellError and cls.__name__ in CODES:
+            return CODES[cls.__name__]
+        for family, kind in FAMILIES:
+            if cls is family:
+                return kind
+    return UNKNOWN
+
+
+def _of_reason(reason: str) -> MigrationErrorType:
+    for pattern, kind in _REASONS:
+        if pattern.search(reason):
+            return kind
+    return CODES["MigrationRefused"]
+
+
+def _of_cause(cause: str) -> MigrationErrorType:
+    """A target that gives the agent back has tried it: unless the cause says otherwise, the agent cannot run there."""
+    code = _CODE.match(cause)
+    kind = _of_code(code[0]) if code and code[0] != "MigrationRefused" else UNKNOWN
+    return INCOMPATIBLE if kind is UNKNOWN else kind
+
+
+def _of_code(code: str, reason: str = "") -> MigrationErrorType:
+    if code == "Returned":
+        cause = _SENT_BACK.search(reason)
+        return _of_cause(cause[1] if cause else reason)
+    if code == "MigrationRefused" and reason:
+        return _worst(_of_reason(part) for part in reason.split("; "))
+    if code in CODES:
+        return CODES[code]
+    pending: list[type[CellError]] = [CellError]
+    while pending:
+        cls = pending.pop()
+        if cls.__name__ == code:
+            return next((kind for family, kind in FAMILIES if issubclass(cls, family)), UNKNOWN)
+        pending.extend(cls.__subclasses__())
+    return UNKNOWN

@@ -1,0 +1,147 @@
+"""The seed's rules of recovery: what may be done about a failure, how often, and after how long.
+
+Pure functions of an error and a configuration.  Who does it, and when, is the manager's (`manager`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import TypeAlias
+
+from mielin_cells.errors import ConfigError
+from mielin_cells.migration.failure import MigrationError, MigrationErrorType
+
+Jitter: TypeAlias = Callable[[], float]
+"""Gives a number from 0 (included) to 1 (excluded), from a seeded source of the caller's."""
+
+JITTER_MAX = 0.25
+"""Of a delay, on top of it: agents that failed together do not come back together."""
+
+RETRIES_MAX = 1_000_000
+DELAY_SECS_MIN = 0.001
+DURATION_SECS_MAX = 1e9
+"""Some 31 years: larger ones are slips, and sums of them stay exact to microseconds."""
+
+
+class RecoveryStrategy(Enum):
+    """What is done about a failed move.  Values are the seed's names."""
+
+    RETRY_ON_SAME_TARGET = "RetryOnSameTarget"
+    RETRY_ON_DIFFERENT_TARGET = "RetryOnDifferentTarget"
+    ROLLBACK = "Rollback"
+    GIVE_UP = "GiveUp"
+    """The agent is parked, safe and claimable; a person decides."""
+
+    @property
+    def is_retry(self) -> bool:
+        return self in (RecoveryStrategy.RETRY_ON_SAME_TARGET, RecoveryStrategy.RETRY_ON_DIFFERENT_TARGET)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecoveryAttempt:
+    """One attempt to recover.  `timestamp` is when it began, monotonic seconds."""
+
+    attempt_number: int
+    """From 1; counts the attempts of this migration, whatever errors they ended with."""
+    strategy: RecoveryStrategy
+    timestamp: float
+    target_node: str | None = None
+    """The node that was chosen for it; of a rollback the one that failed."""
+    success: bool = False
+    error: str | None = None
+    """Why it failed; None while it runs, and after a success."""
+
+
+def no_jitter() -> float:
+    """Every delay exactly as configured."""
+    return 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecoveryConfig:
+    """How failed moves are recovered.  Durations are seconds and may be fractions.  `validate` says whether it makes sense."""
+
+    max_retries: int = 3
+    """Retries of one migration; 0: roll back at the first failure."""
+    initial_retry_delay_secs: float = 10
+    max_retry_delay_secs: float = 300
+    use_exponential_backoff: bool = True
+    recovery_timeout_secs: float = 600
+    """From the first failure; then whatever runs is cancelled and the move is rolled back."""
+    auto_rollback: bool = True
+    """False: where a rollback would be made, the agent is parked instead."""
+
+    def calculate_retry_delay(self, attempt: int) -> float:
+        """Seconds between the end of the last attempt and retry number `attempt`, from 1; for 0 the same as for 1.
+
+        Doubles from the initial delay up to the cap, for any number; without back-off it is the initial delay.
+        """
+        first, cap = self.initial_retry_delay_secs, self.max_retry_delay_secs
+        doublings = max(0, attempt - 1)
+        if not self.use_exponential_backoff or doublings == 0:
+            return first
+        # 2**enough is above cap/first, so whoever doubles more often is at the cap: no power is ever too large.
+        enough = math.frexp(cap / first)[1]
+        return cap if doublings >= enough else min(cap, first * 2**doublings)
+
+    def jittered_delay(self, attempt: int, jitter: Jitter) -> float:
+        """The delay and up to `JITTER_MAX` of it on top, also at the cap, where most of a herd would meet again."""
+        return self.calculate_retry_delay(attempt) * (1 + JITTER_MAX * min(max(jitter(), 0.0), 1.0))
+
+    def validate(self) -> None:
+        """Raises `ConfigError` naming the field and its range, for a value out of range and for two that contradict each other."""
+        retries = self.max_retries
+        if type(retries) is not int or not 0 <= retries <= RETRIES_MAX:
+            raise _bad("max_retries", retries, f"0 to {RETRIES_MAX:,}")
+        for field in ("initial_retry_delay_secs", "max_retry_delay_secs", "recovery_timeout_secs"):
+            value = getattr(self, field)
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not is_number or not DELAY_SECS_MIN <= value <= DURATION_SECS_MAX:
+                raise _bad(field, value, f"{DELAY_SECS_MIN} to {DURATION_SECS_MAX:g} seconds")
+        for field in ("use_exponential_backoff", "auto_rollback"):
+            if not isinstance(getattr(self, field), bool):
+                raise _bad(field, getattr(self, field), "true or false")
+        first = self.initial_retry_delay_secs
+        if self.max_retry_delay_secs < first:
+            raise _bad("max_retry_delay_secs", self.max_retry_delay_secs, f"at least the initial delay, {first:g}")
+        if retries and self.recovery_timeout_secs < first:
+            wanted = f"at least the initial delay, {first:g}, or no retry is ever made"
+            raise _bad("recovery_timeout_secs", self.recovery_timeout_secs, wanted)
+
+
+def _bad(field: str, value: object, wanted: str) -> ConfigError:
+    return ConfigError(f"{field} = {value!r} is out of range ({wanted}).", field=field, range=wanted)
+
+
+RETRIES: dict[MigrationErrorType, RecoveryStrategy] = {
+    MigrationErrorType.NETWORK_TRANSIENT: RecoveryStrategy.RETRY_ON_SAME_TARGET,
+    MigrationErrorType.TIMEOUT: RecoveryStrategy.RETRY_ON_SAME_TARGET,
+    MigrationErrorType.INSUFFICIENT_RESOURCES: RecoveryStrategy.RETRY_ON_DIFFERENT_TARGET,
+    MigrationErrorType.INCOMPATIBLE_TARGET: RecoveryStrategy.RETRY_ON_DIFFERENT_TARGET,
+    MigrationErrorType.TARGET_UNREACHABLE: RecoveryStrategy.RETRY_ON_DIFFERENT_TARGET,
+}
+"""What a failure is answered with while retries are left; one of a type that is not here is not retried."""
+
+
+def last_resort(config: RecoveryConfig) -> RecoveryStrategy:
+    return RecoveryStrategy.ROLLBACK if config.auto_rollback else RecoveryStrategy.GIVE_UP
+
+
+def determine(error: MigrationError, config: RecoveryConfig) -> RecoveryStrategy:
+    """The seed's decision, from the error and the configuration alone."""
+    return explain(error, config)[0]
+
+
+def explain(error: MigrationError, config: RecoveryConfig) -> tuple[RecoveryStrategy, str]:
+    """The seed's decision, and the rule that made it in words."""
+    name = error.error_type.value
+    if error.retry_count >= config.max_retries:
+        return last_resort(config), f"{name} with {error.retry_count} of {config.max_retries} retries used"
+    retry = RETRIES.get(error.error_type)
+    if retry is None:
+        return last_resort(config), f"{name} is not retried"
+    where = "the same target" if retry is RecoveryStrategy.RETRY_ON_SAME_TARGET else "another target"
+    return retry, f"{name} is retried on {where}"
