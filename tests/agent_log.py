@@ -27,6 +27,8 @@ from mielin_cells.core.records import (
     Resumed,
     Returned,
     Snapshot,
+    StepMade,
+    Stepped,
     Suspended,
     Taken,
     Terminated,
@@ -73,7 +75,11 @@ def committed(fold: Fold, what: Commit | None = None, **over: Any) -> Committed:
 
 def asked(fold: Fold, n: int = 1, **over: Any) -> Asked:
     made = AskMade("guide", n, b"body", "guide.hello")
-    return Asked(**head(fold, **over), sender="visitor", input=1, out=out(n, ask=True), asks=[made])
+    return Asked(**head(fold, **over), sender="visitor", input=1, out=out(n, ask=True), at=0, made=[made])
+
+
+def stepped(fold: Fold, name: str = "model", at: int = 0, **over: Any) -> Stepped:
+    return Stepped(**head(fold, **over), sender="visitor", input=1, at=at, made=[StepMade(name, b"answer")])
 
 
 def snapshot(fold: Fold, **over: Any) -> Snapshot:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import mielin_cells as cells
+from mielin_cells.migration.recovery import RecoveryConfig
 from mielin_cells.node.client import Client
 from mielin_cells.node.reader import load
 
@@ -145,7 +146,8 @@ async def test_whatever_on_arrive_raises_the_agent_is_in_error_until_it_is_resum
 async def test_whatever_on_arrive_raises_at_the_target_the_agent_goes_on_at_the_source(how: str) -> None:
     arrivals.clear()
     arrivals["node-2"] = RAISED[how]()
-    async with cells.local(nodes=2, settings=QUICK) as cluster:
+    once = RecoveryConfig(max_retries=0)
+    async with cells.local(nodes=2, settings=QUICK, recovery=once) as cluster:
         agent = await cluster.spawn(Moody, "m")
 
         report = await cluster.migrate(agent, to="node-2")

@@ -154,7 +154,7 @@ def test_asks_from_another_terminal_take_effect_once_while_the_agent_moves(up: D
             lines = [
                 json.loads(line) for line in up.run("migrate", "moving", "--to", target, "--json").stdout.splitlines()
             ]
-            assert [line["event"] for line in lines] == ["planned", *["phase"] * 6, "report"]
+            assert [line["event"] for line in lines] == ["planned", *["phase"] * 6, "predicted", "report"]
             reports.append(lines[-1])
     finally:
         ends.set()

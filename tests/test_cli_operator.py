@@ -19,6 +19,7 @@ from mielin_cells.core import words
 from mielin_cells.core.ids import control_subject, log_subject, node_log_subject
 from mielin_cells.core.records import Cleared
 from mielin_cells.core.spec import spec_of
+from mielin_cells.node.cases import Cases, case_of, story
 from mielin_cells.node.client import Client
 from mielin_cells.node.operator import Operator
 
@@ -286,8 +287,9 @@ async def test_a_claim_is_refused_with_the_reason_while_the_owner_answers(operat
 
 async def test_a_thing_is_an_agent_a_node_or_a_migration(operator: Operator) -> None:
     report = await operator.client.migrate("till", to="node-2")
-    shown = await operator.show(report.migration)
-    assert shown == report
+    found = await Cases(operator.client).find(report.migration)
+    assert (case_of(found).outcome, case_of(found).target) == ("completed", "node-2")
+    assert [moment.what for moment in story(found)] == ["Planned", "Attempted", "Reached", "Ended"]
     node = await operator.show("node-2")
     assert isinstance(node, cells.NodeInfo)
     assert (node.state, node.agents) == ("alive", 1)
@@ -366,8 +368,9 @@ async def test_a_move_is_shown_phase_by_phase_in_real_units(
     assert await moves.migrate(operator, Printer(as_json=False), "till", "node-2", detach=False) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "till  node-1 -> node-2"
-    assert [line.split()[0] for line in lines[1:-1]] == ["plan", "prepare", "copy", "pause", "hand", "verify"]
-    assert all(line.rstrip().endswith(("ms", "read")) for line in lines[1:-1])
+    assert [line.split()[0] for line in lines[1:-2]] == ["plan", "prepare", "copy", "pause", "hand", "verify"]
+    assert all(line.rstrip().endswith(("ms", "read")) for line in lines[1:-2])
+    assert lines[-2].startswith("predicted ")
     assert lines[-1].startswith("done in ")
     assert await moves.migrate(operator, Printer(as_json=True), "till", None, detach=True) == 0
     begun = json.loads(capsys.readouterr().out)

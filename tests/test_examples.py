@@ -10,7 +10,14 @@ import pytest
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 CLOSE_S = 60
-ENDS = {"hello.py": "3\n", "shop.py": "left: 10\n"}
+CHAT = """paid for plan on node-1
+paid for draft on node-2
+process ended with 9
+paid for polish on node-2
+What colour is the sky?
+The sky is blue.
+"""
+ENDS = {"chat.py": CHAT, "hello.py": "3\n", "shop.py": "left: 10\n"}
 
 
 def test_every_example_is_known() -> None:

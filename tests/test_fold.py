@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 from agent_log import (
     NODE,
@@ -27,6 +28,7 @@ from agent_log import (
     resumed,
     returned,
     snapshot,
+    stepped,
     suspended,
     taken,
     terminated,
@@ -58,7 +60,7 @@ def spilled(fold: Fold, **over: Any) -> Spilled:
     return Spilled(**head(fold, **over), part="0a", parts=[PartRef(1, 1, bytes(32))])
 
 
-BY_OWNER: list[Make] = [turn, asked, snapshot, suspended, paused, failed, cleared, terminated, handed_off]
+BY_OWNER: list[Make] = [turn, asked, stepped, snapshot, suspended, paused, failed, cleared, terminated, handed_off]
 BY_TARGET: list[Make] = [accepted, returned]
 EVERY: list[Make] = [created, *BY_OWNER, resumed, *BY_TARGET, claimed]
 
@@ -290,6 +292,7 @@ def test_a_stopped_agent_runs_no_turn(stop: Make) -> None:
     assert not fold.may_run
     refuse(fold, turn(fold))
     refuse(fold, asked(fold))
+    refuse(fold, stepped(fold))
     refuse(fold, handed_off(fold, seal=commit(taken())))
 
 
@@ -339,11 +342,23 @@ def test_an_open_turn_ends_with_the_commit_that_takes_its_input_and_no_other() -
     assert take(fold, turn).turn is None
 
 
-def test_each_ask_of_a_turn_replaces_what_the_log_knows_of_it() -> None:
+def test_each_record_of_a_turn_replaces_what_the_log_knows_of_it_from_the_place_that_it_names() -> None:
     fold = after(asked, lambda f: asked(f, 2))
     assert fold.turn is not None
-    assert [made.n for made in fold.turn.asks] == [2]
+    assert [made.label for made in fold.turn.made] == ["guide.hello"]
     assert sorted(fold.ledger.pending["guide"]) == [1, 2]
+    take(fold, lambda f: stepped(f, at=1), lambda f: stepped(f, "other", 2), lambda f: stepped(f, "third", 2))
+    assert [made.label for made in fold.turn.made] == ["guide.hello", "step 'model'", "step 'third'"]
+
+
+def test_a_turn_goes_on_only_after_outcomes_that_are_there() -> None:
+    fold = after()
+    refuse(fold, stepped(fold, at=1))
+    take(fold, stepped)
+    refuse(fold, stepped(fold, at=2))
+    refuse(fold, stepped(fold, at=-1))
+    other = msgspec.structs.replace(stepped(fold, at=1), input=2)
+    refuse(fold, other)
 
 
 def test_claims_are_counted_until_a_message_has_run() -> None:

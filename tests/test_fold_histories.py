@@ -47,9 +47,12 @@ from mielin_cells.core.records import (
     Commit,
     DeadLetter,
     HandedOff,
+    Made,
     Out,
     Returned,
     Snapshot,
+    StepMade,
+    Stepped,
     Taken,
     decode_record,
     encode_record,
@@ -123,8 +126,18 @@ def commits(draw: st.DrawFn, fold: Fold, runs: bool) -> Commit:
 
 def ask(fold: Fold) -> Asked:
     n = fold.ledger.next_number("guide")
-    asks = [AskMade("guide", n, b"body", "guide.hello")]
-    return Asked(**head(fold), sender="alice", input=1, out=out(n, ask=True), asks=asks)
+    made: list[Made] = [AskMade("guide", n, b"body", "guide.hello")]
+    return Asked(**head(fold), sender="alice", input=1, out=out(n, ask=True), at=known(fold), made=made)
+
+
+def step(fold: Fold) -> Stepped:
+    return Stepped(**head(fold), sender="alice", input=1, at=known(fold), made=[StepMade("model", b"%d" % fold.seq)])
+
+
+def known(fold: Fold) -> int:
+    """Outcomes of the open turn that the log has."""
+    turn = fold.turn
+    return len(turn.made) if turn is not None and (turn.sender, turn.n) == ("alice", 1) else 0
 
 
 @st.composite
@@ -144,7 +157,13 @@ def following(draw: st.DrawFn, fold: Fold, ends: bool) -> AnyRecord:
     makers += [lambda: cleared(fold, *(letter.key for letter in fold.ledger.dead[::2]), (99, "nobody", 1))]
     makers += [lambda: snapshot(fold)]
     if works:
-        makers += [lambda: ask(fold), lambda: suspended(fold), lambda: paused(fold), lambda: failed(fold)]
+        makers += [
+            lambda: ask(fold),
+            lambda: step(fold),
+            lambda: suspended(fold),
+            lambda: paused(fold),
+            lambda: failed(fold),
+        ]
     elif state is not AgentState.CREATED:
         makers += [lambda: resumed(fold)] * 3
     if ends:

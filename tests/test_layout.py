@@ -42,6 +42,8 @@ MAY_ALSO = {
     "node.remote": {"substrate.jetstream"},  # likewise for a server's: `cells.connect`
     "cli.up": {"substrate.server"},  # starts the server for its nodes
     "cli.stage": {"substrate.server"},  # likewise for the job's
+    "cli.serve": {"testing.faults", "substrate.ports"},  # nodes that fail on purpose
+    "cli.demo": {"testing.faults"},
 }
 ADAPTERS = {"embedded", "jetstream", "server"}
 NATS_ONLY_IN = "substrate.jetstream"

@@ -13,11 +13,15 @@ import pytest
 import mielin_cells as cells
 from mielin_cells.core.agent import classes, current
 from mielin_cells.core.fold import Phase
+from mielin_cells.migration.recovery import RecoveryConfig
 from mielin_cells.node.client import Client
 from mielin_cells.node.node import Node
 from mielin_cells.node.reader import load
 from mielin_cells.substrate.embedded import Embedded
 from mielin_cells.substrate.ports import Log, Outcome, Unknown
+
+ONCE = RecoveryConfig(max_retries=0)
+"""One attempt: these tests are about what a move does, not about what follows (`test_recoveries`)."""
 
 
 class Counter(cells.Agent):
@@ -77,7 +81,9 @@ async def nodes(*names: str, settings: cells.Settings | None = None, logs: dict[
     for name in names:
         lookup = (known or {}).get if name == "poor" else classes.get
         log = (logs or {}).get(name, substrate.log)
-        node = Node(name, log, substrate.wire, lookup, settings=settings, rng=Random(name), wall=time.time)
+        node = Node(
+            name, log, substrate.wire, lookup, settings=settings, recovery=ONCE, rng=Random(name), wall=time.time
+        )
         node.home.cluster = client
         await node.start()
         running[name] = node
@@ -160,7 +166,7 @@ async def test_two_moves_at_once_one_wins_and_the_other_is_told() -> None:
 @pytest.mark.parametrize("hook", ["on_arrive", "healthy", "on_depart"])
 async def test_a_failing_hook_brings_the_agent_back(hook: str) -> None:
     trouble.clear()
-    async with cells.local(nodes=2) as cluster:
+    async with cells.local(nodes=2, recovery=ONCE) as cluster:
         agent = await cluster.spawn(Fussy, "f")
         await agent.add(1)
         trouble[hook] = {"on_arrive": "node-2", "healthy": "no", "on_depart": "node-1"}[hook]
@@ -176,7 +182,7 @@ async def test_a_failing_hook_brings_the_agent_back(hook: str) -> None:
 
 
 async def test_a_turn_that_does_not_end_fails_the_move_and_goes_on() -> None:
-    async with cells.local(nodes=2, settings=cells.Settings(pause_s=0.05)) as cluster:
+    async with cells.local(nodes=2, recovery=ONCE, settings=cells.Settings(pause_s=0.05)) as cluster:
         counter = await cluster.spawn(Counter, "c")
         asked = asyncio.create_task(counter.slow(0.3))
         while not (await cluster.agents()):
@@ -244,7 +250,7 @@ class LosesAnswers:
 async def test_a_handover_in_doubt_is_settled_by_a_claim_and_has_one_owner(lands: bool) -> None:
     async with nodes("node-2") as (cluster, running):
         faulty = LosesAnswers(cluster.log, lands)
-        node = Node("node-1", faulty, cluster.wire, classes.get, rng=Random(1), wall=time.time)  # type: ignore[arg-type]
+        node = Node("node-1", faulty, cluster.wire, classes.get, recovery=ONCE, rng=Random(1), wall=time.time)  # type: ignore[arg-type]
         await node.start()
         running["node-1"] = node
         counter = await cluster.on("node-1").spawn(Counter, "c")

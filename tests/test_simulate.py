@@ -14,6 +14,7 @@ import pytest
 
 from mielin_cells.core.ledger import Ledger, Verdict
 from mielin_cells.core.message import Mail, Message
+from mielin_cells.core.records import StepMade
 from mielin_cells.node.inbox import Arrival, Inbox
 from mielin_cells.node.intake import Intake
 from mielin_cells.node.turn import Turn
@@ -74,9 +75,12 @@ def unconditional_append(patch: pytest.MonkeyPatch) -> None:
 def cursor_outside_the_commit(patch: pytest.MonkeyPatch) -> None:
     """The cursor is kept apart, at once, and an owner begins to read from there."""
     apart: dict[tuple[int, str], int] = {}
+    worlds: list[object] = []  # kept, so that no two of them have one `id`
     read, done = Inbox.read, Inbox.done
 
     def key(inbox: Inbox) -> tuple[int, str]:
+        if not worlds or worlds[-1] is not inbox._home.settings:
+            worlds.append(inbox._home.settings)
         return id(inbox._home.settings), inbox._fold.agent
 
     def done_apart(self: Inbox, arrival: Arrival, *args: object) -> None:
@@ -129,12 +133,30 @@ def dedupe_off(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Ledger, "judge", judged)
 
 
+def steps_forgotten(patch: pytest.MonkeyPatch) -> None:
+    """A turn that runs again calls again."""
+    patch.setattr(Turn, "recorded", property(lambda self: (), lambda self, made: None), raising=True)
+
+
+def steps_unrecorded(patch: pytest.MonkeyPatch) -> None:
+    """A turn stops between steps before the outcome is in the log."""
+    record = Turn._record_step
+
+    async def unless_stopped(self: Turn, made: StepMade) -> None:
+        if not self._host.intake.is_stopping:
+            await record(self, made)
+
+    patch.setattr(Turn, "_record_step", unless_stopped)
+
+
 SEEDS_UNTIL_CAUGHT: dict[Callable[[pytest.MonkeyPatch], None], int] = {
     unconditional_append: 10,
-    cursor_outside_the_commit: 10,
+    cursor_outside_the_commit: 200,  # a process has to die between two instants
     outputs_before_commit: 5,
     answers_before_commit: 3,
     dedupe_off: 5,
+    steps_forgotten: 10,
+    steps_unrecorded: 10,
 }
 
 

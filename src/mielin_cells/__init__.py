@@ -14,10 +14,33 @@ from mielin_cells.core.buffer import Buffer
 from mielin_cells.core.cluster import AgentInfo, Cluster, MigrationReport, NodeInfo
 from mielin_cells.core.ids import AgentId
 from mielin_cells.core.lifecycle import AgentState
+from mielin_cells.core.policy import Policy
 from mielin_cells.core.settings import Settings
+from mielin_cells.core.step import Retry, step
 from mielin_cells.core.table import Table
 from mielin_cells.errors import *  # noqa: F403 - every public exception, listed in errors.__all__
 from mielin_cells.errors import __all__ as _errors
+from mielin_cells.migration.audit import AuditEntry, AuditEvent, MigrationAuditLog
+from mielin_cells.migration.case import RecoveryOutcome
+from mielin_cells.migration.failure import MigrationError, MigrationErrorType
+from mielin_cells.migration.manager import MigrationRecoveryManager
+from mielin_cells.migration.progress import (
+    CollectingCallback,
+    LoggingCallback,
+    MultiCallback,
+    ProgressEvent,
+    ProgressPhase,
+    ProgressTracker,
+)
+from mielin_cells.migration.recovery import RecoveryAttempt, RecoveryConfig, RecoveryStrategy
+from mielin_cells.migration.rollback import RollbackInfo
+from mielin_cells.migration.validation import (
+    AgentRequirements,
+    CompatibilityStatus,
+    MigrationValidator,
+    NodeCapabilities,
+)
+from mielin_cells.migration.verification import Manifest, StateVerifier, VerificationResult
 from mielin_cells.node.local import local
 from mielin_cells.node.remote import connect
 
@@ -27,16 +50,43 @@ __all__ = [  # noqa: PLE0604 - the errors' names are strings, which the check ca
     "Agent",
     "AgentId",
     "AgentInfo",
+    "AgentRequirements",
     "AgentState",
+    "AuditEntry",
+    "AuditEvent",
     "Buffer",
     "Cluster",
+    "CollectingCallback",
+    "CompatibilityStatus",
+    "LoggingCallback",
+    "Manifest",
+    "MigrationAuditLog",
+    "MigrationError",
+    "MigrationErrorType",
+    "MigrationRecoveryManager",
     "MigrationReport",
+    "MigrationValidator",
+    "MultiCallback",
+    "NodeCapabilities",
     "NodeInfo",
+    "Policy",
+    "ProgressEvent",
+    "ProgressPhase",
+    "ProgressTracker",
+    "RecoveryAttempt",
+    "RecoveryConfig",
+    "RecoveryOutcome",
+    "RecoveryStrategy",
+    "Retry",
+    "RollbackInfo",
     "Settings",
+    "StateVerifier",
     "Table",
+    "VerificationResult",
     "connect",
     "handler",
     "local",
+    "step",
     "this",
     "upgrade",
     *_errors,

@@ -170,7 +170,15 @@ class SelfAsk(UsageError):
 
 
 class NonDeterministicTurn(UsageError):
-    """A turn that is run again made another ask than the recorded one.  Facts: agent, asks."""
+    """A turn that is run again made another ask or step than the recorded one.  Facts: agent, asks."""
+
+
+class StepFailed(UsageError):
+    """A durable step raised, to the end of its retries; a turn that runs again gets the same.  Facts: agent, step, cause, tries."""
+
+
+class StepInvalid(UsageError):
+    """A durable step's result does not load as what its call declares; the turn was undone."""
 
 
 class MessageTooLarge(UsageError):
@@ -285,6 +293,14 @@ class StoreUnreachable(RetryError):
 
 class QuotaExceeded(StoreFull):
     """A limit that the server's operator has set is reached; nothing was written.  Facts: limit."""
+
+
+class RollbackExpired(UsageError):
+    """What a rollback would restore is older than the limit.  Facts: migration."""
+
+
+class RecoveryNotDue(RetryError):
+    """A recovery's attempt is not due yet, or one runs already; nothing was begun.  Facts: agent, due."""
 
 
 # ---- lost: ownership and stored data -------------------------------------------------------------------------
@@ -412,7 +428,9 @@ __all__ = [
     "QuotaExceeded",
     "RecordInvalid",
     "RecordTruncated",
+    "RecoveryNotDue",
     "RetryError",
+    "RollbackExpired",
     "SelfAsk",
     "ServerTooOld",
     "SessionExpired",
@@ -420,6 +438,8 @@ __all__ = [
     "StateTooNew",
     "StateUnloadable",
     "StateUpgradeFailed",
+    "StepFailed",
+    "StepInvalid",
     "StoreBusy",
     "StoreCorrupt",
     "StoreFull",

@@ -5,6 +5,10 @@ from __future__ import annotations
 import mielin_cells as cells
 
 
+async def answer(about: str, length: int = 10) -> str:
+    return about * length
+
+
 class Counter(cells.Agent, version=2):
     count: int = 0
     names: list[str] = []
@@ -24,6 +28,13 @@ class Counter(cells.Agent, version=2):
         total: int = await other.add(2)
         await other.add.tell(n=3)
         return f"{total} {cells.this().node}"
+
+    @cells.handler
+    async def think(self, about: str) -> int:
+        text: str = await cells.step("answer", answer, about, retry=cells.Retry(tries=2, first_s=0.5), timeout=40)
+        size: int = await cells.step("size", len, text)
+        parts: list[str] = await cells.step("parts", lambda: [text, *text])
+        return size + len(parts) + len(cells.this().idempotency_key)
 
     async def on_arrive(self) -> None:
         self.count = 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import mielin_cells as cells
 
 
@@ -48,4 +50,7 @@ async def main() -> None:
         await cluster.spawn(Counter, 2, name="x")  # ERROR: an id is text
         wrong: Other = cluster.get(Counter, "c1")  # ERROR: another class
         await cluster.migrate(3)  # ERROR: neither a reference nor an id
-        print(text, later, wrong)
+        half: int = await cells.step("half", text.upper)  # ERROR: wrong result of a step
+        await cells.step("wait", asyncio.sleep, "long")  # ERROR: wrong argument of a step's call
+        await cells.step("wait", asyncio.sleep(1))  # ERROR: not a function but what it returned
+        print(text, later, wrong, half)

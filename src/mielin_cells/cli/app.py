@@ -66,6 +66,9 @@ def up(
     ] = "always",
     dir: Annotated[Path, Parameter(help="Where data, credential and address are kept.")] = Path(".mielin"),
     nats_server: Annotated[Path | None, Parameter(help="The server program (default: bundled, or on PATH).")] = None,
+    config: Annotated[
+        Path | None, Parameter(help="Nodes' settings (default: mielin.toml here, if there is one).")
+    ] = None,
     server: Server = HERE,
 ) -> None:
     """Start a server and nodes here, show them, and end them all with Ctrl-C.
@@ -77,7 +80,7 @@ def up(
     raise SystemExit(
         run(
             Wanted(
-                app=app, nodes=nodes, sync=sync, folder=dir, nats_server=nats_server, url=server.connect,
+                app=app, nodes=nodes, sync=sync, folder=dir, nats_server=nats_server, config=config, url=server.connect,
                 creds=server.creds, tls_ca=server.tls_ca, as_json=server.json,
             )
         )
@@ -91,12 +94,16 @@ def node(
     app: Annotated[str, Parameter(help="The agents' classes: a .py file or a module.")],
     label: Annotated[list[str] | None, Parameter(help="key=value, announced to operators; may be repeated.")] = None,
     stop_with_stdin: Annotated[bool, Parameter(negative="", help="Stop when standard input ends.")] = False,
+    config: Annotated[Path | None, Parameter(help="Settings (default: mielin.toml here, if there is one).")] = None,
+    faults: Annotated[
+        str | None, Parameter(help="For tests: step:kind[:probability][:most][@node], or `default`.")
+    ] = None,
     server: Server = HERE,
 ) -> None:
     """Run one node in this process, until SIGTERM or Ctrl-C: turns end, commits land, agents stay claimable."""
     from mielin_cells.cli.serve import run
 
-    raise SystemExit(run(name, app, label or [], stop_with_stdin, server, __version__))
+    raise SystemExit(run(name, app, label or [], stop_with_stdin, server, __version__, config, faults))
 
 
 @app.command(group=RUN)
@@ -110,6 +117,10 @@ def demo(
         Literal["always", "lazy"], Parameter(help="`lazy` may lose the last writes at a power cut.")
     ] = "always",
     nats_server: Annotated[Path | None, Parameter(help="The server program (default: bundled, or on PATH).")] = None,
+    faults: Annotated[
+        str | None,
+        Parameter(help="Make nodes fail: `default`, or step:kind[:probability][:most][@node], with commas between."),
+    ] = None,
     embedded: Annotated[bool, Parameter(negative="", help="All nodes in this process, on SQLite.")] = False,
     path: Annotated[Path | None, Parameter(help="With --embedded: keep the store in this file.")] = None,
     resume: Annotated[Path | None, Parameter(help="With --embedded: go on with the store that --path kept.")] = None,
@@ -126,7 +137,7 @@ def demo(
         run(
             Wanted(
                 events=events, nodes=nodes, migrations=migrations, report=json, embedded=embedded, path=path,
-                resume=resume, sync=sync, program=nats_server,
+                resume=resume, sync=sync, program=nats_server, faults=faults,
             )
         )
     )  # fmt: skip
@@ -264,12 +275,57 @@ def migrate(
         str | None, Parameter(help="The target node (default: the other one with the fewest agents).")
     ] = None,
     detach: Annotated[bool, Parameter(negative="", help="Do not wait for the end.")] = False,
+    dry_run: Annotated[
+        bool, Parameter(negative="", help="Only say what it would take, and what speaks against it.")
+    ] = False,
+    retries: Annotated[int | None, Parameter(help="Retries after a failure (default: the node's setting).")] = None,
     server: Server = HERE,
 ) -> None:
-    """Move an agent while it works, and show the phases.  Exits with 4 if it was rolled back: the agent is safe."""
+    """Move an agent while it works, and show the phases.  A move that fails is retried, here or elsewhere, or rolled back.
+
+    Exits with 4 if it was rolled back or gave up: the agent is safe.
+    """
     from mielin_cells.cli import moves
 
-    _operate(server, lambda op, out: moves.migrate(op, out, agent, to, detach))
+    recovery = {"max_retries": float(retries)} if retries is not None else None
+    _operate(server, lambda op, out: moves.migrate(op, out, agent, to, detach, dry_run, recovery))
+
+
+@app.command(group=LOOK)
+def migrations(
+    *,
+    failed: Annotated[bool, Parameter(negative="", help="Only those that did not complete.")] = False,
+    agent: Annotated[str | None, Parameter(help="Only those of this agent.")] = None,
+    server: Server = HERE,
+) -> None:
+    """List migrations with their outcomes; `show m-...` tells one in full."""
+    from mielin_cells.cli import moves
+
+    _operate(server, lambda op, out: moves.migrations(op, out, agent, failed))
+
+
+@app.command(group=STEER)
+def recover(
+    migration: Annotated[
+        str | None, Parameter(help="A migration's id (m-...); without one, those that gave up.")
+    ] = None,
+    /,
+    *,
+    retry: Annotated[bool, Parameter(negative="", help="Move the agent after all.")] = False,
+    to: Annotated[str | None, Parameter(help="With --retry: to this node.")] = None,
+    rollback: Annotated[bool, Parameter(negative="", help="Let the agent run where it is.")] = False,
+    server: Server = HERE,
+) -> None:
+    """Decide about a migration that gave up: its agent is suspended until then, and safe."""
+    from mielin_cells.cli import moves
+
+    if retry and rollback:
+        raise ConfigError("--retry and --rollback are two wishes; give one.", field="retry", range="one of them")
+    if to is not None and not retry:
+        raise ConfigError("--to goes with --retry.", field="to", range="with --retry")
+    if migration is None and (retry or rollback):
+        raise ConfigError("Which migration? See `mielin recover`.", field="migration", range="an id, m-...")
+    _operate(server, lambda op, out: moves.recover(op, out, migration, retry, to, rollback))
 
 
 @app.command(group=STEER)

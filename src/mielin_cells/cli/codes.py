@@ -25,7 +25,10 @@ _CODES: tuple[tuple[int, tuple[type[errors.CellError], ...]], ...] = (
             errors.WrongClass,
         ),
     ),
-    (FAILED, (errors.HandlerFailed, errors.NonDeterministicTurn, errors.StateInvalid)),
+    (
+        FAILED,
+        (errors.HandlerFailed, errors.NonDeterministicTurn, errors.StateInvalid, errors.StepFailed, errors.StepInvalid),
+    ),
     (
         FAILED,  # not connected
         (

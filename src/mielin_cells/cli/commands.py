@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from mielin_cells.cli.codes import DONE
 from mielin_cells.cli.show import Printer, as_text, duration, record, size, table
-from mielin_cells.core.cluster import AgentInfo, MigrationReport, NodeInfo
+from mielin_cells.core.cluster import AgentInfo, NodeInfo
 from mielin_cells.core.records import (
     Asked,
     Claimed,
@@ -19,8 +20,9 @@ from mielin_cells.core.records import (
     Returned,
     Snapshot,
     Spilled,
+    Stepped,
 )
-from mielin_cells.errors import RecordInvalid
+from mielin_cells.errors import NoSuchMigration, RecordInvalid
 from mielin_cells.node.operator import Operator
 
 
@@ -83,6 +85,11 @@ def _versions(node: NodeInfo) -> str:
 
 
 async def show(operator: Operator, printer: Printer, thing: str) -> int:
+    if thing.startswith("m-"):
+        from mielin_cells.cli import moves
+
+        with contextlib.suppress(NoSuchMigration):  # an agent may have such an id, too
+            return await moves.show(operator, printer, thing)
     found = await operator.show(thing)
 
     def text() -> str:
@@ -97,8 +104,6 @@ async def show(operator: Operator, printer: Printer, thing: str) -> int:
                     "state": found.state, "epoch": found.epoch, "waiting": found.waiting, "size": size(found.bytes),
                     "dead letters": found.dead, "migration": found.migration, "error": found.error,
                 })  # fmt: skip
-            case MigrationReport():
-                return str(found) if found.source else f"{found.migration}  {found.agent}  {found.outcome}"
 
     printer.show(found, text)
     return DONE
@@ -130,7 +135,9 @@ def _what(entry: Any) -> str:
         case Committed():
             return _commit(entry.commit)
         case Asked():
-            return f"asks {entry.out.to}.{entry.out.handler} ({len(entry.asks)} in this turn)"
+            return f"asks {entry.out.to}.{entry.out.handler} ({entry.at + len(entry.made)} in this turn)"
+        case Stepped():
+            return f"{entry.made[-1].label} ({entry.at + len(entry.made)} in this turn)"
         case Snapshot():
             return f"of {len(entry.parts)} parts" if entry.parts else "in itself"
         case HandedOff():

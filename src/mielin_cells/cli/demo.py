@@ -64,6 +64,8 @@ class Job:
     nodes: int
     migrations: int
     resumed: bool = False
+    faults: str = ""
+    """What nodes were made to fail at."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What the report says of where it ran."""
     fed: int = 0
@@ -122,17 +124,19 @@ class Wanted:
     resume: Path | None = None
     sync: Sync = "always"
     program: Path | None = None
+    faults: str | None = None
 
 
 def run(wanted: Wanted) -> int:
     """The exit code.  Raises `ConfigError` for a file or option that cannot be used, before anything is begun."""
     _check(wanted)
-    job = Job(read_flights(wanted.events), wanted.nodes, wanted.migrations, wanted.resume is not None)
+    flights = read_flights(wanted.events)
+    job = Job(flights, wanted.nodes, wanted.migrations, wanted.resume is not None, wanted.faults or "")
     with tempfile.TemporaryDirectory(prefix="mielin-") as name:
         if wanted.embedded:
             stage = embedded(wanted.nodes, wanted.resume or wanted.path or Path(name) / "demo.db", wanted.sync)
         else:
-            stage = processes(wanted.nodes, Path(name), wanted.sync, wanted.program)
+            stage = processes(wanted.nodes, Path(name), wanted.sync, wanted.program, faults=wanted.faults)
         result, good = asyncio.run(_run(job, stage))
     text = json.dumps(result, indent=2)
     print(text)
@@ -156,6 +160,12 @@ def _check(wanted: Wanted) -> None:
     for option, file in (("path", path), ("resume", resume)):
         if file is not None and not wanted.embedded:
             raise refused(option, f"{file} is the store of an --embedded run", "--embedded with it, or neither")
+    if wanted.faults is not None:
+        if wanted.embedded:
+            raise refused("faults", wanted.faults, "no --embedded with it: faults are made in node processes")
+        from mielin_cells.testing.faults import parsed
+
+        parsed(wanted.faults)
     if path is not None and resume is not None:
         raise refused("path", f"{path} and --resume {resume} name two stores", "one of them")
     if resume is not None and not resume.is_file():
@@ -384,6 +394,7 @@ def _report(job: Job, wanted: Totals, found: Totals, seconds: float) -> tuple[di
         "with_traffic": sum(1 for report in job.reports if report.ok and report.arrived),
         "pause_ms": {"p50": _at(pauses, 0.5), "p99": _at(pauses, 0.99), "max": _at(pauses, 1.0)},
         "held": sum(report.held for report in job.reports),
+        **_recovered(job),
         "events_per_s": round(job.to_send / job.seconds) if job.seconds else 0,
         "seconds": round(seconds, 1),
         "resumed_after": job.already,
@@ -391,7 +402,21 @@ def _report(job: Job, wanted: Totals, found: Totals, seconds: float) -> tuple[di
         **job.facts,
     }
     clean = not (difference.lost or difference.duplicated or difference.mismatched)
+    if job.faults:  # moves may fail here; but each has to end, and nothing may be lost
+        return result, clean and not outcomes["gave_up"] and not job.unknown
     return result, clean and outcomes["completed"] >= COMPLETED_SHARE * _chances(job)
+
+
+def _recovered(job: Job) -> dict[str, Any]:
+    """What failed on purpose, what was decided, and how many migrations completed all the same."""
+    if not job.faults:
+        return {}
+    return {
+        "faults": job.faults,
+        "failures": dict(Counter(text.partition(":")[0] for report in job.reports for text in report.failures)),
+        "decisions": dict(Counter(name for report in job.reports for name in report.decisions)),
+        "recoveries": sum(1 for report in job.reports if report.ok and report.failures),
+    }
 
 
 def _chances(job: Job) -> int:

@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,12 +54,14 @@ class Fleet:
     """`start`, then `stop`.  `say` is told what happens to each node, as a value to be printed."""
 
     def __init__(
-        self, app: str, address: Address, say: Callable[[dict[str, Any]], None], pass_fds: tuple[int, ...] = ()
-    ) -> None:
+        self, app: str, address: Address, say: Callable[[dict[str, Any]], None], pass_fds: tuple[int, ...] = (),
+        options: Iterable[str] = (),
+    ) -> None:  # fmt: skip
         self._app = app
         self._address = address
         self._say = say
         self._pass_fds = pass_fds
+        self._options = list(options)
         self._ending = asyncio.Event()
         self._keepers: list[asyncio.Task[None]] = []
         self.children: list[Child] = []
@@ -146,7 +148,7 @@ class Fleet:
     def _command(self, name: str) -> list[str]:
         address = self._address
         command = [sys.executable, "-m", "mielin_cells.cli", "node", "--name", name, "--app", self._app]
-        command += ["--stop-with-stdin", "--json"]
+        command += ["--stop-with-stdin", "--json", *self._options]
         if address.creds is not None:
             command += ["--creds", address.creds]
         if address.tls_ca is not None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+import msgspec
+
 from mielin_cells.cli.codes import DONE, REFUSED, ROLLED_BACK
-from mielin_cells.cli.show import Printer, duration, size
+from mielin_cells.cli.show import Printer, duration, size, table
 from mielin_cells.core.cluster import MigrationReport
 from mielin_cells.errors import MigrationRefused
 from mielin_cells.node import control
+from mielin_cells.node.cases import Case, Cases, Moment, case_of, story
 from mielin_cells.node.operator import Operator
+from mielin_cells.node.predict import Prediction
 
 NAMES = {
     "PLANNED": "plan", "PREPARING": "prepare", "COPYING": "copy", "PAUSED": "pause", "HANDING_OVER": "hand over",
@@ -21,11 +26,27 @@ NAMES = {
 class Watch:
     """Shows each phase once, when it is over."""
 
-    def __init__(self, printer: Printer) -> None:
+    def __init__(self, printer: Printer, begun: dict[str, Any]) -> None:
         self._printer = printer
-        self._shown = 0
+        self._begun = begun
+        """The migration as it was planned, until it is shown."""
+        self._shown = self._told = 0
+
+    def _head(self, target: str) -> None:
+        if self._begun:
+            value, self._begun = {**self._begun, "target": target}, {}
+            self._printer.show(value, lambda: f"{value['agent']}  {value['source']} -> {target}")
+
+    def _failed(self, failures: Sequence[str]) -> None:
+        for failure in failures[self._told :]:
+            self._told += 1
+            self._shown = 0  # the next attempt passes the phases again
+            self._printer.show({"event": "failed", "why": failure}, lambda: f" failed    {failure}")  # noqa: B023 - called at once
 
     def seen(self, progress: control.Progress) -> None:
+        self._failed(progress.failures)
+        if progress.target:
+            self._head(progress.target)
         if progress.report is not None:
             return  # `rest` has the whole of it
         for name, seconds in progress.passed[self._shown :]:
@@ -41,26 +62,27 @@ class Watch:
         self._printer.show(value, lambda: f" {NAMES.get(name, name):<10}{duration(seconds):>10}{note}")
 
     def rest(self, report: MigrationReport) -> None:
+        self._head(report.target)
+        self._failed(report.failures)
         for name, seconds in report.phases[self._shown :]:
             self.phase(name, seconds, report.rounds, report.bytes)
 
 
-async def migrate(operator: Operator, printer: Printer, agent: str, to: str | None, detach: bool) -> int:
+async def migrate(
+    operator: Operator, printer: Printer, agent: str, to: str | None, detach: bool = False, dry_run: bool = False,
+    recovery: dict[str, float] | None = None,
+) -> int:  # fmt: skip
+    if dry_run:
+        return await _dry(operator, printer, agent, to)
     if detach:
-        request, source = await operator.begin(agent, to)
-        value = {
-            "event": "begun",
-            "agent": agent,
-            "source": source,
-            "target": request.to,
-            "migration": request.migration,
-        }
-        printer.show(value, lambda: f"{agent}  {source} -> {request.to}  begun: mielin show {request.migration}")
+        request, source, target = await operator.begin(agent, to)
+        value = {"event": "begun", "agent": agent, "source": source, "target": target, "migration": request.migration}
+        printer.show(value, lambda: f"{agent}  {source} -> {target}  begun: mielin show {request.migration}")
         return DONE
     request, source = await operator.plan(agent, to)
-    value = {"event": "planned", "agent": agent, "source": source, "target": request.to, "migration": request.migration}
-    printer.show(value, lambda: f"{agent}  {source} -> {request.to}")
-    watch = Watch(printer)
+    request = msgspec.structs.replace(request, recovery=recovery or None)
+    expected = await operator.predicted(agent, to)
+    watch = Watch(printer, {"event": "planned", "agent": agent, "source": source, "migration": request.migration})
     report = await operator.watch(request, source, watch.seen)
     watch.rest(report)
     if report.code == "MigrationRefused":
@@ -70,8 +92,34 @@ async def migrate(operator: Operator, printer: Printer, agent: str, to: str | No
         )  # fmt: skip
         printer.fail(refusal)
         return REFUSED
+    if expected is not None and report.ok:
+        compared: dict[str, Any] = {
+            "event": "predicted", "bytes": expected.bytes, "rounds": expected.rounds, "pause_ms": expected.pause_ms,
+            "actual": {"bytes": report.bytes, "rounds": report.rounds, "pause_ms": report.pause_ms},
+        }  # fmt: skip
+        printer.show(compared, lambda: _compared(expected, report))
     printer.show({"event": "report", **asdict(report)}, lambda: _end(report))
     return DONE if report.ok else ROLLED_BACK
+
+
+async def _dry(operator: Operator, printer: Printer, agent: str, to: str | None) -> int:
+    """Exits with 3 if the target would refuse now."""
+    found = await operator.predict(agent, to)
+
+    def text() -> str:
+        head = f"{agent}  {found.source} -> {found.target}  would read {size(found.bytes)} in {found.rounds} round"
+        paused = f"and pause about {found.pause_ms:.1f} ms (from {found.basis})"
+        return "\n".join([f"{head}, {paused}", *(f"refused: {reason}" for reason in found.reasons)])
+
+    printer.show(found, text)
+    return REFUSED if found.reasons else DONE
+
+
+def _compared(expected: Prediction, report: MigrationReport) -> str:
+    return (
+        f"predicted {size(expected.bytes)} in {expected.rounds} round, paused {expected.pause_ms:.1f} ms; "
+        f"it was {size(report.bytes)} in {report.rounds}, paused {report.pause_ms:.1f} ms"
+    )
 
 
 def _end(report: MigrationReport) -> str:
@@ -79,4 +127,66 @@ def _end(report: MigrationReport) -> str:
     paused = f"paused {report.pause_ms:.1f} ms, {report.held} messages held" if report.pause_ms else "never paused"
     if report.ok:
         return f"done in {took} · {paused} · {report.migration}"
+    if report.outcome == "gave_up":
+        return (
+            f"gave up after {report.attempts} attempts: {report.reason} · {report.agent} is suspended on {report.source}, and "
+            f"safe · mielin recover {report.migration} --retry, or --rollback"
+        )
     return f"rolled back after {took}: {report.reason} · {report.agent} runs on {report.source} · {paused} · {report.migration}"
+
+
+# ---- what was ------------------------------------------------------------------------------------------------
+
+
+async def migrations(operator: Operator, printer: Printer, agent: str | None, failed: bool) -> int:
+    found = await Cases(operator.client).listed(agent, failed)
+    printer.show(found, lambda: table([_row(case) for case in found]) if found else "no migrations")
+    return DONE
+
+
+def _row(case: Case) -> dict[str, Any]:
+    return {
+        "migration": case.migration, "agent": case.agent, "from": case.source, "to": case.target, "outcome": case.outcome,
+        "attempts": case.attempts, "failures": " ".join(f"{kind}:{count}" for kind, count in case.failures.items()),
+        "reason": case.reason,
+    }  # fmt: skip
+
+
+async def show(operator: Operator, printer: Printer, migration: str) -> int:
+    """A migration's whole story."""
+    found = await Cases(operator.client).find(migration)
+    case, moments = case_of(found), story(found)
+    value = {**msgspec.structs.asdict(case), "timeline": [msgspec.structs.asdict(moment) for moment in moments]}
+    printer.show(value, lambda: "\n".join([_headline(case), *(_moment(moment) for moment in moments)]))
+    return DONE
+
+
+def _headline(case: Case) -> str:
+    why = f": {case.reason}" if case.reason else ""
+    return f"{case.migration}  {case.agent}  {case.source} -> {case.target}  {case.outcome}{why}"
+
+
+def _moment(moment: Moment) -> str:
+    facts = {name: value for name, value in moment.facts.items() if value not in ("", {}, None)}
+    told = "  ".join(f"{name} {value}" for name, value in facts.items())
+    return f" {duration(moment.after_s):>10}  {moment.node:<10} {moment.what.lower():<10} {told}".rstrip()
+
+
+async def recover(
+    operator: Operator, printer: Printer, migration: str | None, retry: bool, to: str | None, rollback: bool
+) -> int:
+    """Without a migration: those that gave up."""
+    cases = Cases(operator.client)
+    if migration is None:
+        found = [case for case in await cases.listed(failed=True) if case.outcome in ("gave_up", "parked")]
+        printer.show(found, lambda: table([_row(case) for case in found]) if found else "nothing to recover")
+        return DONE
+    if rollback:
+        info = await cases.roll_back(migration)
+        printer.show(info, lambda: f"{info.id} is {info.state} on {info.node}, as before {migration}")
+        return DONE
+    if not retry:
+        return await show(operator, printer, migration)
+    report = await cases.recover(migration, to=to)
+    printer.show({"event": "report", **asdict(report)}, lambda: f"{report.source} -> {report.target}  {_end(report)}")
+    return DONE if report.ok else ROLLED_BACK

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mielin_cells.cli.codes import code_of
@@ -13,10 +15,16 @@ from mielin_cells.errors import CellError, ConfigError, InvalidAgentId
 
 if TYPE_CHECKING:
     from mielin_cells.cli.app import Server
+    from mielin_cells.node.node import Node
+    from mielin_cells.substrate.ports import Substrate
 
 
-def run(name: str, app: str, labels: list[str], stop_with_stdin: bool, server: Server, package: str) -> int:
+def run(
+    name: str, app: str, labels: list[str], stop_with_stdin: bool, server: Server, package: str, config: Path | None,
+    faults: str | None,
+) -> int:  # fmt: skip
     """The exit code: 0 after a clean stop, 1 if it was not clean or a newer process took the name, 2 for a bad app."""
+    from mielin_cells.node import config as configs
     from mielin_cells.node import process
     from mielin_cells.node.remote import find_address
 
@@ -26,12 +34,27 @@ def run(name: str, app: str, labels: list[str], stop_with_stdin: bool, server: S
         options = process.Options(
             name=_name(name), app=app, address=find_address(server.connect, server.creds, server.tls_ca),
             labels=dict(_label(text) for text in labels), follows_stdin=stop_with_stdin, package=package,
-            say=lambda event: printer.show(event, lambda: _text(event)),
+            say=lambda event: printer.show(event, lambda: _text(event)), config=configs.find(config),
+            faults=_faulty(faults) if faults is not None else None,
         )  # fmt: skip
         return process.run(options)
     except CellError as error:
         printer.fail(error)
         return code_of(error)
+
+
+def _faulty(spec: str) -> Callable[[Node, Substrate], None]:
+    """What makes a node fail as `spec` says.  Raises `ConfigError`."""
+    from mielin_cells.testing.faults import faulty, parsed
+
+    def harm(node: Node, substrate: Substrate) -> None:
+        found = parsed(spec, seed=sum(node.name.encode()))
+        view = faulty(substrate, found, node.name)
+        node.home.log, node.home.wire = view.log, view.wire
+        node.home.step = lambda step: found.step(step, node.name)
+
+    parsed(spec)
+    return harm
 
 
 def _name(name: str) -> str:

@@ -18,6 +18,16 @@ Sync: TypeAlias = Literal["always", "lazy"]
 
 APP = "mielin_cells.cli.flights"
 
+SOON = """
+[settings]
+prepare_s = 1.0
+
+[recovery]
+initial_retry_delay_secs = 0.25
+max_retry_delay_secs = 2.0
+"""
+"""Where faults are made on purpose, nobody wants to wait minutes to see what becomes of them."""
+
 
 class Stage(NamedTuple):
     """A deployment, what the report says of it, and its server's URL."""
@@ -35,7 +45,9 @@ async def embedded(nodes: int, path: Path, sync: Sync) -> AsyncIterator[Stage]:
 
 
 @asynccontextmanager
-async def processes(nodes: int, folder: Path, sync: Sync, program: Path | None, app: str = APP) -> AsyncIterator[Stage]:
+async def processes(
+    nodes: int, folder: Path, sync: Sync, program: Path | None, app: str = APP, faults: str | None = None
+) -> AsyncIterator[Stage]:
     """A server with its data in `folder`, and a process for each node; this one is only a client of them.
 
     Raises `ConfigError` if there is no server program, `CellError` if a node cannot start.
@@ -46,7 +58,7 @@ async def processes(nodes: int, folder: Path, sync: Sync, program: Path | None, 
         substrate = await open_substrate(address)  # makes the streams before the nodes all want to
         version = substrate.server_version
         await substrate.close()
-        fleet = Fleet(app, address, _tell)
+        fleet = Fleet(app, address, _tell, (), _harmed(folder, faults) if faults is not None else ())
         try:
             fleet.start(nodes)
             await fleet.serving()
@@ -59,6 +71,13 @@ async def processes(nodes: int, folder: Path, sync: Sync, program: Path | None, 
             await fleet.stop()
     finally:
         await server.stop()
+
+
+def _harmed(folder: Path, faults: str) -> tuple[str, ...]:
+    """Options of nodes that fail, and soon try again."""
+    path = folder / "faults.toml"
+    path.write_text(SOON)
+    return ("--faults", faults, "--config", str(path))
 
 
 def _tell(event: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from mielin_cells.cli.folder import Folder, take
 from mielin_cells.cli.link import log_to_stderr
 from mielin_cells.cli.show import Printer, duration
 from mielin_cells.errors import CellError, ConfigError
+from mielin_cells.node.config import find as find_config
 from mielin_cells.node.remote import ADDRESS_FILE, Address, connected, find_address, open_substrate
 from mielin_cells.substrate.server import Server
 
@@ -39,6 +40,7 @@ class Wanted:
     nodes: int
     sync: Literal["always", "lazy"]
     folder: Path
+    config: Path | None
     nats_server: Path | None
     url: str | None
     creds: Path | None
@@ -63,6 +65,7 @@ def run(wanted: Wanted) -> int:
         if not 1 <= wanted.nodes <= NODES_MAX:
             wish = f"1 to {NODES_MAX}"
             raise ConfigError(f"--nodes {wanted.nodes} is out of range; wanted: {wish}.", field="nodes", range=wish)
+        find_config(wanted.config)  # a mistake in it is told before anything is started
         return asyncio.run(_up(wanted, printer))
     except CellError as error:
         printer.fail(error)
@@ -118,7 +121,10 @@ async def _ended(server: Server) -> int:
 
 async def _nodes(wanted: Wanted, printer: Printer, ending: _Ending, folder: Folder, served: Served) -> int:
     display = Display(printer, served)
-    ending.fleet = fleet = Fleet(wanted.app, served.address, display.say, (folder.lock,))
+    ending.fleet = fleet = Fleet(
+        wanted.app, served.address, display.say, (folder.lock,),
+        ("--config", str(wanted.config)) if wanted.config is not None else (),
+    )  # fmt: skip
     display.children = fleet.children
     with display:
         display.say({"event": "server", **served.facts})

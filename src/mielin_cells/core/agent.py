@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from mielin_cells.core.cell import Cell
     from mielin_cells.core.cluster import Cluster
     from mielin_cells.core.spec import HandlerSpec, Spec
+    from mielin_cells.core.step import Retry
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -76,8 +77,15 @@ class Turn(Protocol):
     @property
     def caller(self) -> Caller: ...
 
+    @property
+    def idempotency_key(self) -> str:
+        """Inside the call of a durable step: the same text whenever this step's call is made again."""
+
     def migrate(self, to: str | None = None) -> None:
         """Moves this agent once the turn is committed."""
+
+    async def run_step(self, name: str, call: Any, args: tuple[Any, ...], retry: Retry, timeout: float | None) -> Any:
+        """What `cells.step` does."""
 
 
 turn: ContextVar[Turn | None] = ContextVar("mielin_cells_turn", default=None)
@@ -306,8 +314,15 @@ class Agent:
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             raise UsageError(f"Agents are not constructed: `await cluster.spawn({type(self).__name__}, id, ...)`.")
 
-    def __init_subclass__(cls, *, version: int = 1, name: str | None = None, **kwargs: Any) -> None:
+    _recovery: ClassVar[dict[str, Any]] = {}
+    """What the recovery of this class's migrations has otherwise than its node's."""
+
+    def __init_subclass__(
+        cls, *, version: int = 1, name: str | None = None, recovery: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
         super().__init_subclass__(**kwargs)
+        if recovery is not None:
+            cls._recovery = dict(recovery)
         fields = [field for field, kind in inspect.get_annotations(cls).items() if _is_state(field, kind)]
         _check_class(cls, version, name, fields)
         cls._wire_name, cls._version = name or cls.__name__, version

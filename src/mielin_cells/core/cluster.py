@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ParamSpec, Protocol, TypeVar
 
 import msgspec
@@ -82,6 +82,12 @@ class MigrationReport:
     """Messages that arrived in the pause."""
     arrived: int = 0
     """Messages that arrived between PREPARING and `Accepted`."""
+    failures: tuple[str, ...] = ()
+    """Each failed attempt: its class and why."""
+    decisions: tuple[str, ...] = ()
+    """What was decided after each: strategies by name."""
+    restored: dict[str, str] = field(default_factory=dict)
+    """Of a rollback behind the seal: what the source verified before it went on (digest, cursor, state, version)."""
 
     @property
     def ok(self) -> bool:

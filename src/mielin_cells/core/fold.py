@@ -26,6 +26,7 @@ from mielin_cells.core.records import (
     Failed,
     HandedOff,
     Kept,
+    Made,
     OpenTurn,
     Paused,
     Record,
@@ -33,6 +34,7 @@ from mielin_cells.core.records import (
     Returned,
     Snapshot,
     Spilled,
+    Stepped,
     Suspended,
     Terminated,
     canonical,
@@ -180,9 +182,11 @@ class Fold:
                 author=record.node, owner=self.owner, **facts,
             )  # fmt: skip
         commit = _commit_of(record)
-        runs = isinstance(record, Asked) or (commit is not None and bool(commit.taken))
+        runs = isinstance(record, (Asked, Stepped)) or (commit is not None and bool(commit.taken))
         if runs and not self.lifecycle.state.accepts_work:
             raise RecordInvalid(f"{where} holds a turn of an agent that is {self.lifecycle.state.value}.", **facts)
+        if isinstance(record, (Asked, Stepped)) and not 0 <= record.at <= len(self._made_before(record)):
+            raise RecordInvalid(f"{where} goes on after outcome {record.at} of a turn, which is not there.", **facts)
         try:
             self._next_lifecycle(record)
         except InvalidTransition as error:
@@ -224,8 +228,9 @@ class Fold:
                 self._owns(record.node, record.incarnation, record.epoch)
             case Committed():
                 self._ran(record.commit)
-            case Asked():
-                self.turn = OpenTurn(record.sender, record.input, record.asks)
+            case Asked() | Stepped():
+                made = [*self._made_before(record)[: record.at], *record.made]
+                self.turn = OpenTurn(record.sender, record.input, made)
             case Snapshot():
                 self.snap, self.kept = seq, _kept(seq, record)
                 self.behind_records = self.behind_bytes = 0
@@ -252,6 +257,11 @@ class Fold:
                 self.phase = Phase.TERMINATED
             case _:
                 pass
+
+    def _made_before(self, record: Asked | Stepped) -> list[Made]:
+        """What the log has of the turn that `record` belongs to."""
+        turn = self.turn
+        return turn.made if turn is not None and (turn.sender, turn.n) == (record.sender, record.input) else []
 
     def _ran(self, commit: Commit) -> None:
         """An open turn ends with the commit that takes its input.  One that only releases, resumes or upgrades leaves the

@@ -82,7 +82,7 @@ class Commit(msgspec.Struct, array_like=True, frozen=True):
     """Of the state after it."""
 
 
-class AskMade(msgspec.Struct, array_like=True, frozen=True):
+class AskMade(msgspec.Struct, array_like=True, frozen=True, tag="ask"):
     """An ask of the open turn.  `n` is 0 for one that was refused before it was sent."""
 
     to: str
@@ -94,12 +94,26 @@ class AskMade(msgspec.Struct, array_like=True, frozen=True):
     """Its outcome (msgpack of `message.Answer`), None while it is out."""
 
 
+class StepMade(msgspec.Struct, array_like=True, frozen=True, tag="step"):
+    """A step of the open turn that is done, with its outcome (msgpack of `message.Answer`)."""
+
+    name: str
+    answer: bytes
+
+    @property
+    def label(self) -> str:
+        return f"step {self.name!r}"
+
+
+Made: TypeAlias = AskMade | StepMade
+
+
 class OpenTurn(msgspec.Struct, array_like=True, frozen=True):
-    """A turn that has made asks and is not yet committed (rule 12): input `n` of `sender`."""
+    """A turn that has made asks or steps and is not yet committed (rule 12): input `n` of `sender`."""
 
     sender: str
     n: int
-    asks: list[AskMade]
+    made: list[Made]
 
 
 class PeerImage(msgspec.Struct, array_like=True, frozen=True):
@@ -165,10 +179,24 @@ class Committed(Record, tag="Committed", frozen=True, kw_only=True):
 
 
 class Asked(Record, tag="Asked", frozen=True, kw_only=True):
+    """What a nested ask will send, before it is sent."""
+
     sender: str
     input: int
     out: Out
-    asks: list[AskMade]
+    at: int
+    """The log has the outcomes of the turn's first `at` asks and steps already: no outcome is written twice."""
+    made: list[Made]
+    """Those from `at` on, the newest last."""
+
+
+class Stepped(Record, tag="Stepped", frozen=True, kw_only=True):
+    """What a durable step returned; `at` and `made` as in `Asked`."""
+
+    sender: str
+    input: int
+    at: int
+    made: list[Made]
 
 
 class Snapshot(Record, tag="Snapshot", frozen=True, kw_only=True):
@@ -250,9 +278,17 @@ class Spilled(Record, tag="Spilled", frozen=True, kw_only=True):
 
 
 AnyRecord: TypeAlias = (
-    Created | Committed | Asked | Snapshot | Suspended | Paused | Resumed | Failed | Terminated
+    Created | Committed | Asked | Stepped | Snapshot | Suspended | Paused | Resumed | Failed | Terminated
     | HandedOff | Accepted | Returned | Claimed | Cleared | Spilled
 )  # fmt: skip
+
+
+def named_owner(record: Record) -> str:
+    """The node that an agent's last record makes its owner ("" after Terminated)."""
+    if isinstance(record, (HandedOff, Returned)):
+        return record.to
+    return "" if isinstance(record, Terminated) else record.node
+
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(AnyRecord)

@@ -9,6 +9,9 @@ from mielin_cells.errors import ConfigError
 MESSAGE_BYTES_MAX = 512 * 1024
 """A message with its arguments: half of what a broker takes by default, so that headers never matter."""
 
+STEPS_BYTES_MAX = 8 * 1024 * 1024
+"""Outcomes of one turn's steps and asks together: they are in memory, in each snapshot and in each load until the turn ends."""
+
 RECORD_BYTES_MAX = 512 * 1024
 """A log record above it keeps its body in parts."""
 
@@ -43,7 +46,9 @@ class Settings:
     ask_repeat_s: float = 1.0
     """An ask without an answer is sent again (the receiver answers repeats from its stored reply); doubles up to 8 s."""
     turn_deadline_s: float = 60.0
-    """One turn."""
+    """One turn, without its durable steps; behind each of them it begins anew."""
+    step_timeout_s: float = 300.0
+    """One call of a durable step: a slow model is slower than any turn should be."""
     tries: int = 5
     """Runs of a turn before its message becomes a dead letter."""
     retry_first_s: float = 0.01

@@ -79,7 +79,7 @@ def prepare(node: Node, request: control.Prepare) -> control.Preparation:
         architectures=tuple(request.architectures),
     )
     reasons = refusals(offer, facts)
-    if not reasons:
+    if not reasons and not request.is_dry:
         assert spec is not None
         if copy is not None:
             copy.expire()

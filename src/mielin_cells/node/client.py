@@ -16,7 +16,7 @@ from mielin_cells.core.cluster import AgentInfo, MigrationReport, NodeInfo
 from mielin_cells.core.fold import Phase
 from mielin_cells.core.ids import AgentId, control_subject, log_subject, node_log_subject, reply_subject
 from mielin_cells.core.message import decode_replies
-from mielin_cells.core.records import decode_record
+from mielin_cells.core.records import decode_record, named_owner
 from mielin_cells.core.settings import MESSAGE_BYTES_MAX, Settings
 from mielin_cells.core.spec import HandlerSpec, Spec, spec_of
 from mielin_cells.errors import (
@@ -28,15 +28,15 @@ from mielin_cells.errors import (
     MigrationRefused,
     NoResponder,
     NoSuchAgent,
+    NoSuchMigration,
     RecordInvalid,
-    RetryError,
     UnknownNode,
     WireTimeout,
     WrongClass,
 )
-from mielin_cells.node import control, registry
+from mielin_cells.node import control, journal, registry, selector
 from mielin_cells.node.lane import Lane
-from mielin_cells.node.node import named_owner
+from mielin_cells.node.migrations import outcome_of
 from mielin_cells.node.reader import load
 from mielin_cells.substrate.ports import Log, Subscription, Wire
 
@@ -284,23 +284,18 @@ class Client:
             after = infos[-1].id if infos else ""
 
     async def nodes(self) -> list[NodeInfo]:
-        names = await registry.names(self.log)
-        answers = await asyncio.gather(*(self.ping(name) for name in names))
-        return [answer for answer in answers if answer is not None]
+        return await selector.alive(self.log, self.wire)
 
     async def ping(self, node: str) -> NodeInfo | None:
         """What the node tells of itself; None if it does not answer."""
-        try:
-            return msgspec.msgpack.decode(await self.request(node, control.Ping(), REQUEST_S), type=NodeInfo)
-        except (RetryError, RecordInvalid):
-            return None
+        return await selector.ping(self.wire, node)
 
     async def emptiest(self, but: tuple[str, ...]) -> str:
         """Fewest agents, then name; the first agent of a deployment goes to node-1."""
-        nodes = [node for node in await self.nodes() if node.name not in but]
-        if not nodes:
+        found = selector.choose(await self.nodes(), "", but)
+        if found is None:
             raise UnknownNode("No (other) node answers; start one.", node="", nodes=list(but))
-        return min(nodes, key=lambda node: (node.agents, node.name)).name
+        return found
 
     # ---- migration -------------------------------------------------------------------------------------------
 
@@ -315,17 +310,16 @@ class Client:
         return report
 
     async def plan(self, agent: Agent | str, to: str | None) -> tuple[control.Migrate, str]:
-        """A move as its source is told of it, and the source.  Nothing has begun yet."""
+        """A move as its source is told of it, and the source, which chooses the target unless it is named.  Nothing has begun."""
         name = _id(agent)
         source, epoch = await self.owner(name)
-        target = to or await self.emptiest((source,))
-        if target == source:
-            raise AlreadyThere(f"Agent {name!r} is on {target} already.", agent=name, node=target)
+        if to == source:
+            raise AlreadyThere(f"Agent {name!r} is on {to} already.", agent=name, node=to)
         if to is not None and await self.log.last(node_log_subject(to)) is None:
             known = await registry.names(self.log)
             raise UnknownNode(f"There is no node {to!r}; there are {', '.join(known)}.", node=to, nodes=known)
         migration = f"m-{self._rng.randbytes(8).hex()}"
-        return control.Migrate(name, migration, epoch, target, POLL_S), source
+        return control.Migrate(name, migration, epoch, to or "", POLL_S), source
 
     async def watched(
         self, request: control.Migrate, source: str, seen: Callable[[control.Progress], None] | None = None
@@ -353,23 +347,35 @@ class Client:
             except (NoResponder, WireTimeout) as error:
                 if loop.time() > deadline:
                     raise error
-            fold = await load(self.log, request.agent)
-            outcome = fold.outcomes.get(request.migration)
-            if (
-                outcome is None
-                and fold.migration != request.migration
-                and (fold.epoch > request.epoch or fold.phase is Phase.TERMINATED)
-            ):
-                outcome = "rolled_back"
-            if outcome is not None:
-                reason = (
-                    "" if outcome == "completed" else "the source was lost; the agent's log says that it did not move"
-                )
-                return MigrationReport(
-                    migration=request.migration, agent=request.agent, source=source, target=request.to,
-                    outcome=outcome, reason=reason, code="" if outcome == "completed" else "SourceLost",
-                )  # fmt: skip
+            report = await self._told_by_logs(request, source)
+            if report is not None:
+                return report
             await asyncio.sleep(0.05)
+
+    async def _told_by_logs(self, request: control.Migrate, source: str) -> MigrationReport | None:
+        """What journal and log say of a migration whose source does not; None while it is open."""
+        outcome: str | None
+        reason, code, target = "", "", request.to
+        fold = await load(self.log, request.agent)
+        try:
+            found = await journal.read(self.log, request.agent, request.migration)
+        except NoSuchMigration:
+            outcome = outcome_of(fold, request.migration, request.epoch)
+        else:
+            if found.end is not None:
+                outcome, reason, code, target = found.end.outcome, found.end.reason, found.end.code, found.end.target
+            else:
+                last = found.attempts[-1:]
+                outcome = outcome_of(fold, last[0].id, last[0].epoch) if last else None
+                outcome = outcome if outcome == "completed" or fold.owner != source else None
+        if outcome is None:
+            return None
+        if outcome != "completed" and not reason:
+            reason, code = "the source was lost; the agent's log says that it did not move", "SourceLost"
+        return MigrationReport(
+            migration=request.migration, agent=request.agent, source=source, target=target, outcome=outcome,
+            reason=reason, code=code,
+        )  # fmt: skip
 
     async def abort(self, agent: Agent | str, /) -> str:
         name = _id(agent)

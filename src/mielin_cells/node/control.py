@@ -42,7 +42,12 @@ class Migrate(Request, tag="Migrate", frozen=True):
     migration: str
     epoch: int
     to: str
+    """The first target; "": the source chooses."""
     wait: float
+    recovery: dict[str, float] | None = None
+    """Of `RecoveryConfig`, what is to be other than the node's."""
+    parent: str = ""
+    """The migration that this one takes up again."""
 
 
 class Abort(Request, tag="Abort", frozen=True):
@@ -60,6 +65,8 @@ class Prepare(Request, tag="Prepare", frozen=True):
     state_bytes: int
     epoch: int
     architectures: list[str] = []
+    is_dry: bool = False
+    """Only asked: nothing is reserved."""
 
 
 class Copy(Request, tag="Copy", frozen=True):
@@ -138,12 +145,21 @@ class Told(Request, tag="Told", frozen=True):
     migration: str
 
 
+class Predict(Request, tag="Predict", frozen=True):
+    """What would a move take?  To the agent's owner.  Answer: `predict.Prediction`."""
+
+    agent: str
+    to: str
+
+
 class Heard(Request, tag="Heard", frozen=True):
     """Which nodes' heartbeats have you heard?  Answer: a list of `Beat`, each with the seconds since then."""
 
 
 Question: TypeAlias = Ping | Waiting | Hosted | Read | ReadState | Told | Heard
-AnyRequest: TypeAlias = Spawn | Migrate | Abort | Prepare | Copy | Release | Order | Purge | Claim | Look | Question
+AnyRequest: TypeAlias = (
+    Spawn | Migrate | Predict | Abort | Prepare | Copy | Release | Order | Purge | Claim | Look | Question
+)
 
 
 class Preparation(msgspec.Struct, array_like=True, frozen=True):
@@ -168,6 +184,12 @@ class Progress(msgspec.Struct, array_like=True, frozen=True):
     rounds: int = 0
     bytes: int = 0
     """Log and state bytes that the target has read."""
+    attempts: int = 1
+    target: str = ""
+    failures: list[str] = []
+    """Of the attempts before: class and reason."""
+    next_s: float = 0.0
+    """Between attempts: seconds to the next."""
 
 
 class Response(msgspec.Struct, array_like=True, frozen=True):

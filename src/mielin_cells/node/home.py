@@ -39,7 +39,7 @@ class Home:
     tasks: set[asyncio.Task[Any]] = field(default_factory=set)
 
     async def at(self, step: str) -> None:
-        """A named step of a move begins: prepare, copy, pause, handover, probe, resume."""
+        """A named step of a move begins: prepare, copy and probe on the target, pause on the source."""
         if self.step is not None:
             await self.step(step)
 

@@ -21,7 +21,7 @@ from mielin_cells.core.message import (
     Replies,
     encode_replies,
 )
-from mielin_cells.core.records import Commit, Committed, Failed
+from mielin_cells.core.records import AskMade, Commit, Committed, Failed
 from mielin_cells.core.settings import MAIL_BYTES_MAX
 from mielin_cells.core.spec import Spec
 from mielin_cells.core.state import StateDelta
@@ -204,13 +204,13 @@ class Host:
         """The lowest number to `to` whose outcome is not durable: asks of the open turn keep their answers (rule 14)."""
         turn = self.intake.turn
         if turn is not None:
-            for made in turn.asks:
-                if made.to == to and made.n:
+            for made in turn.made:
+                if isinstance(made, AskMade) and made.to == to and made.n:
                     return made.n
         opened = self.fold.turn
         if opened is not None:
-            for made in opened.asks:
-                if made.to == to and made.n:
+            for made in opened.made:
+                if isinstance(made, AskMade) and made.to == to and made.n:
                     return made.n
         return self.fold.ledger.next_number(to)
 

@@ -28,23 +28,13 @@ from mielin_cells.errors import (
     described,
 )
 from mielin_cells.node.inbox import Arrival
+from mielin_cells.node.steps import is_failure
 from mielin_cells.node.turn import Begun, Turn, TurnStopped, Waiting
 
 if TYPE_CHECKING:
     from mielin_cells.node.host import Host
 
 logger = logging.getLogger("mielin_cells.intake")
-
-
-def _failed(error: BaseException) -> bool:
-    """True if it is the failure of the handler that raised it, and not the end of the task or process that runs it.
-
-    A handler may raise what is no `Exception`: most often it waited for a task of its own that was cancelled.
-    """
-    if isinstance(error, asyncio.CancelledError):
-        task = asyncio.current_task()
-        return task is None or not task.cancelling()
-    return not isinstance(error, (GeneratorExit, KeyboardInterrupt, SystemExit))
 
 
 class Intake:
@@ -73,12 +63,18 @@ class Intake:
 
     def kick(self) -> None:
         """Runs turns if there are messages and nobody runs them."""
-        if self._pump is None and self._inbox.queue and self._host.is_open and not self._quiet and self._fold.may_run:
+        if (
+            self._pump is None
+            and self._inbox.queue
+            and self._host.is_open
+            and not self.is_stopping
+            and self._fold.may_run
+        ):
             self._pump = self._host.home.start(self._run())
 
     async def _run(self) -> None:
         try:
-            while self._inbox.queue and self._host.is_open and not self._quiet and self._fold.may_run:
+            while self._inbox.queue and self._host.is_open and not self.is_stopping and self._fold.may_run:
                 async with self._lock:
                     if not self._stopped():
                         await self._burst()
@@ -94,7 +90,7 @@ class Intake:
 
     def _stopped(self) -> bool:
         """Asked again after each wait: others change it meanwhile."""
-        return self._quiet or not self._fold.may_run
+        return self.is_stopping or not self._fold.may_run
 
     async def _burst(self) -> None:
         """Turns until the queue is empty, the commit is full, or the loop wants its turn."""
@@ -171,7 +167,7 @@ class Intake:
         except BaseException as error:
             self._cell.undo()
             turn.closed = True
-            if not _failed(error):
+            if not is_failure(error):
                 raise
             return Begun(turn, handler, error)
         turn.closed = True
@@ -201,7 +197,7 @@ class Intake:
                     return False
                 except BaseException as raised:
                     self._cell.undo()
-                    if not _failed(raised):
+                    if not is_failure(raised):
                         raise
                     error = raised
                 finally:
@@ -219,7 +215,7 @@ class Intake:
                 return True
             logger.info("agent %s: %s failed, run %d: %r", turn.id, message.handler, ran, error)
             await asyncio.sleep(self._host.home.settings.retry_first_s * 2 ** max(0, ran - 1))
-            if self._quiet:
+            if self.is_stopping:
                 return False
             again = self._begin(arrival, mail, message)
             if again is None:
@@ -246,17 +242,26 @@ class Intake:
         token = current_turn.set(turn)
         self._host.commit_soon()
         try:
-            async with asyncio.timeout(self._host.home.settings.turn_deadline_s):
+            limit = None if turn.in_step else self._host.home.settings.turn_deadline_s
+            async with asyncio.timeout(limit) as turn.deadline:
                 result = await waiting
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
             task = asyncio.current_task()
-            if not (self._quiet and cancellable and self._host.is_open) or task is None:
+            if turn.stopped and is_failure(error):
+                raise TurnStopped from None
+            if not (self.is_stopping and cancellable and self._host.is_open) or task is None:
                 raise
             task.uncancel()
             raise TurnStopped from None
+        except BaseException as error:
+            if turn.stopped and is_failure(error):  # in whatever shape: a task group wraps it
+                raise TurnStopped from None
+            raise
         finally:
             current_turn.reset(token)
-            self.turn, self._cancellable = None, False
+            self.turn, self._cancellable, turn.deadline = None, False, None
+        if turn.stopped:
+            raise TurnStopped
         if turn.broken is not None:
             raise turn.broken
         if self._host.lost is not None:
@@ -338,7 +343,7 @@ class Intake:
         """The message goes to the dead letters with its cause; a caller that waits is told, and the agent goes on."""
         agent = self._fold.agent
         cause = described(error)
-        asks = [made.label for made in turn.asks] if turn is not None else []
+        asks = [made.label for made in turn.made] if turn is not None else []
         self._bury(DeadLetter(arrival.seq, mail.sender, message.n, message.handler, cause, ran, asks, message.args))
         answer = None
         if message.ask:
@@ -376,7 +381,7 @@ class Intake:
             self._host.batch.change(self._cell.end())
         except BaseException as error:
             self._cell.undo()
-            if isinstance(error, Exception) or not _failed(error):
+            if isinstance(error, Exception) or not is_failure(error):
                 raise
             raise HandlerFailed(f"{name} of agent {turn.id!r} raised {described(error)}.", agent=turn.id) from error
         finally:
@@ -398,15 +403,19 @@ class Intake:
     async def stop(self, deadline_s: float) -> None:
         """No new turn begins; returns when none runs.  `resume` must follow, unless the host is closed.
 
-        A turn of a handler declared cancellable is cancelled and will run again.  Raises TimeoutError, with the intake
+        A turn of a handler declared cancellable is cancelled and will run again; one that comes to a durable step stops there,
+        once the step that is under way is in the log, and goes on behind it when it runs again.  Raises TimeoutError, with the intake
         going on, if the turn does not end in time, and `Fenced` if the agent was lost.
         """
         self._stops += 1
         held = False
         try:
             async with asyncio.timeout(deadline_s):
-                if self.turn is not None and self._cancellable and self._pump is not None:
-                    self._pump.cancel()
+                turn = self.turn
+                if turn is not None:
+                    turn.wake()
+                    if self._cancellable and not turn.in_step and self._pump is not None:
+                        self._pump.cancel()
                 await self._lock.acquire()
                 held = True
             if self._host.lost is not None:
@@ -424,5 +433,6 @@ class Intake:
         self.kick()
 
     @property
-    def _quiet(self) -> bool:
+    def is_stopping(self) -> bool:
+        """No new turn may begin."""
         return self._stops > 0

@@ -25,6 +25,9 @@ R = TypeVar("R", bound=AnyRecord)
 logger = logging.getLogger("mielin_cells.migration")
 
 READ_RECORDS = 256
+READS = 3
+"""Bytes may be damaged on their way."""
+
 READS_MAX = 32
 """Journals read at the same time."""
 
@@ -90,7 +93,16 @@ class Scribe:
 
 
 async def read(log: Log, agent: str, migration: str) -> Journal:
-    """Raises `NoSuchMigration`, and the `RecordInvalid` that says why a journal cannot be used."""
+    """Raises `NoSuchMigration`, and the `RecordInvalid` that says why a journal cannot be used, however often it is read."""
+    for _ in range(READS - 1):
+        try:
+            return await _read(log, agent, migration)
+        except RecordInvalid as error:
+            logger.warning("migration %s: its journal is read again: %s", migration, error)
+    return await _read(log, agent, migration)
+
+
+async def _read(log: Log, agent: str, migration: str) -> Journal:
     subject, journal = journal_subject(agent, migration), Journal(migration)
     while True:
         entries = await log.read(subject, journal.seq, READ_RECORDS)

@@ -15,6 +15,7 @@ from mielin_cells.errors import ConfigError
 
 if TYPE_CHECKING:
     from mielin_cells.core.cluster import Cluster
+    from mielin_cells.migration.recovery import RecoveryConfig
     from mielin_cells.node.node import Node
 
 NODES_MAX = 64
@@ -27,13 +28,15 @@ async def local(
     path: str | os.PathLike[str] | None = None,
     *,
     settings: Settings | None = None,
+    recovery: RecoveryConfig | None = None,
     sync: Literal["process", "power"] = "process",
 ) -> AsyncIterator[Cluster]:
     """A cluster of `nodes` nodes, `node-1` to `node-N`, in this process, on SQLite in memory or in the file `path`.
 
     With a path, agents are there again at the next `local` on the same file, with every acknowledged effect, also after
     `kill -9`; with `sync="power"` after a power cut too.  In memory they end with the block.  Raises `StoreInUse` if
-    another process has the file open, `StoreCorrupt`, `StoreReadOnly`, `ConfigError`.
+    another process has the file open, `StoreCorrupt`, `StoreReadOnly`, `ConfigError`.  `recovery`: how failed moves are
+    retried (default: 3 retries, the first after 10 s).
     """
     if not 1 <= nodes <= NODES_MAX:
         raise ConfigError(
@@ -56,7 +59,7 @@ async def local(
             about = Announcement(classes={name: cls._version for name, cls in sorted(classes.items())}, at=time.time())
             node = Node(
                 f"node-{number}", substrate.log, substrate.wire, classes.get, settings=settings, rng=rng, wall=time.time,
-                about=about, room=room_of(substrate.path),
+                about=about, room=room_of(substrate.path), recovery=recovery,
             )  # fmt: skip
             node.home.cluster = client
             running.append(node)

@@ -11,21 +11,17 @@ from typing import Any, TypeVar
 
 from mielin_cells.core.agent import Agent
 from mielin_cells.core.cell import Cell
-from mielin_cells.core.cluster import MigrationReport
 from mielin_cells.core.fold import Fold, Phase
 from mielin_cells.core.ids import LOGS, agent_of, control_subject, inbox_subject, log_subject, reply_subject
 from mielin_cells.core.message import decode_replies
-from mielin_cells.core.records import Claimed, Created, HandedOff, Record, Returned, Terminated
+from mielin_cells.core.records import Claimed, Created, HandedOff, named_owner
 from mielin_cells.core.settings import RETRY_S_MAX, RETRY_S_MIN, Settings
 from mielin_cells.core.spec import Spec, spec_of, upgrade_state
 from mielin_cells.errors import (
     AgentTerminated,
-    AlreadyThere,
     CellError,
     Fenced,
     InternalError,
-    LogGap,
-    MigrationInProgress,
     NodeStopping,
     NoSuchAgent,
     NoSuchMigration,
@@ -36,12 +32,13 @@ from mielin_cells.errors import (
     WrongClass,
     described,
 )
-from mielin_cells.node import admit, control, orders, questions, registry
+from mielin_cells.migration.recovery import RecoveryConfig
+from mielin_cells.node import admit, control, orders, predict, questions, registry
 from mielin_cells.node.heartbeat import Beat
 from mielin_cells.node.home import Home
 from mielin_cells.node.host import Host
+from mielin_cells.node.migrations import Migrations
 from mielin_cells.node.reader import load, record_of
-from mielin_cells.node.source import Move
 from mielin_cells.node.target import Copy
 from mielin_cells.node.writer import Writer
 from mielin_cells.substrate.ports import Log, Subscription, Wire
@@ -49,9 +46,6 @@ from mielin_cells.substrate.ports import Log, Subscription, Wire
 T = TypeVar("T")
 
 logger = logging.getLogger("mielin_cells.node")
-
-REPORTS_MAX = 256
-"""Reports of ended migrations that a node still answers with, when a client asks again."""
 
 LOOK_SUBJECTS = 256
 """Subjects looked at before the loop gets its turn."""
@@ -63,13 +57,6 @@ LEAVE_S = 1.0
 """A stopping node's note in its own log is a hint, and does not wait longer for the store."""
 
 
-def named_owner(record: Record) -> str:
-    """The node that an agent's last record makes its owner ("" after Terminated)."""
-    if isinstance(record, (HandedOff, Returned)):
-        return record.to
-    return "" if isinstance(record, Terminated) else record.node
-
-
 class Node:
     """One incarnation of a node.  `start`, then `stop`; `kill` ends it as a crash would."""
 
@@ -77,6 +64,7 @@ class Node:
         self, name: str, log: Log, wire: Wire, classes: Callable[[str], type[Agent] | None], *,
         settings: Settings | None = None, rng: Random | None = None, wall: Callable[[], float],
         about: registry.Announcement | None = None, room: Callable[[], admit.Room] = admit.Room,
+        recovery: RecoveryConfig | None = None, recovery_of: dict[str, dict[str, Any]] | None = None,
     ) -> None:  # fmt: skip
         self.name = name
         self.settings = settings or Settings()
@@ -93,8 +81,7 @@ class Node:
         self._classes = classes
         self.hosts: dict[str, Host] = {}
         self.copies: dict[str, Copy] = {}
-        self.moves: dict[str, Move] = {}
-        self.reports: dict[str, MigrationReport] = {}
+        self.migrations = Migrations(self, recovery or RecoveryConfig(), recovery_of or {})
         self.is_stopping = False
         self.home = Home(
             name,
@@ -187,8 +174,7 @@ class Node:
             self.drop(host)
         for copy in list(self.copies.values()):
             copy.close()
-        for move in list(self.moves.values()):
-            move.close()
+        self.migrations.close()
 
     async def _depart(self, host: Host, turns_s: float) -> None:
         if host.lost is not None:
@@ -273,7 +259,7 @@ class Node:
                 continue  # nobody's log: no agent id makes this subject
             moved, self._moved[agent] = self._moved.get(agent) != seq, seq
             host = self.hosts.get(agent)
-            if host is not None and agent not in self.moves and seq > host.fold.seq:
+            if host is not None and agent not in self.migrations.moves and seq > host.fold.seq:
                 await self._check(host)
             elif host is None and agent not in self.copies and self._quiet.get(agent) != seq and (every or not moved):
                 still.append(agent)
@@ -286,6 +272,7 @@ class Node:
             await asyncio.sleep(self.settings.reconcile_s)
             try:
                 await self.reconcile()
+                await self.migrations.settle_due()
             except RetryError as error:
                 logger.warning(
                     "node %s looks for its agents again in %g s: %s", self.name, self.settings.reconcile_s, error
@@ -302,7 +289,7 @@ class Node:
             host.lose(error)  # whatever it is: no append of this host can follow it
             return
         mine = record.node == self.name and record.incarnation == self.home.incarnation
-        if not mine and self.hosts.get(host.fold.agent) is host and host.fold.agent not in self.moves:
+        if not mine and self.hosts.get(host.fold.agent) is host and host.fold.agent not in self.migrations.moves:
             host.lose(Fenced(f"Agent {host.fold.agent!r} has another owner now.", agent=host.fold.agent))
 
     async def _take_named(self, agent: str) -> None:
@@ -355,6 +342,7 @@ class Node:
                 except Exception as error:  # whatever a user's hook raises: ERROR until it is resumed
                     await host.failed(error)
             self.serve(host)
+            self.migrations.settle_soon(fold.agent, 0.0)
         finally:
             self._making.discard(fold.agent)
         return host
@@ -400,14 +388,16 @@ class Node:
             case control.Spawn():
                 return await self._spawn(request)
             case control.Migrate():
-                return await self._migrate(request)
+                return await self.migrations.start(request)
+            case control.Predict(agent=agent, to=to):
+                return await predict.predict(self, agent, to)
             case control.Abort(agent=agent):
-                move = self.moves.get(agent)
-                if move is None:
-                    raise NoSuchMigration(f"No migration of agent {agent!r} is open on {self.name}.", agent=agent)
-                move.abort()
-                return move.migration
+                return self.migrations.abort(agent)
             case control.Prepare():
+                try:
+                    await self.home.at("prepare")
+                except CellError as error:
+                    return control.Preparation([error.message])
                 return admit.prepare(self, request)
             case control.Copy(agent=agent, migration=migration, seq=seq):
                 copy = self.copies.get(agent)
@@ -509,73 +499,3 @@ class Node:
         self.serve(host)
         await host.flush()
         return host
-
-    # ---- migration -------------------------------------------------------------------------------------------
-
-    async def _migrate(self, request: control.Migrate) -> control.Progress:
-        agent = request.agent
-        report = self.reports.get(request.migration)
-        move = self.moves.get(agent)
-        if report is None and move is not None and move.migration != request.migration:
-            raise MigrationInProgress(
-                f"Agent {agent!r} is being moved by {move.migration}.", agent=agent, migration=move.migration
-            )
-        if report is None and move is None:
-            host = self.host(agent)
-            if request.to == self.name:
-                raise AlreadyThere(f"Agent {agent!r} is on {self.name} already.", agent=agent, node=self.name)
-            if host.fold.epoch != request.epoch or host.fold.phase is not Phase.RUN:
-                raise Fenced(
-                    f"Agent {agent!r} has changed its owner since {request.migration} was planned; plan it again.",
-                    agent=agent, epoch=host.fold.epoch,
-                )  # fmt: skip
-            move = self.moves[agent] = Move(self, host, request.migration, request.to)
-            self.home.begin(self._run_move(move))
-        if report is None:
-            assert move is not None
-            await asyncio.wait((move.done,), timeout=request.wait)
-            if not move.done.done():
-                return move.progress()
-            report = move.done.result()
-        return control.ended(report)
-
-    async def _outcome(self, agent: str, move: Move) -> str:
-        """What became of a migration, from the agent's log; waits until it is decided (rule 7)."""
-        delay = RETRY_S_MIN
-        while True:
-            try:
-                fold = await load(self.home.log, agent)
-                outcome = fold.outcomes.get(move.migration)
-                if outcome is not None:
-                    return outcome
-                if fold.migration != move.migration and (fold.epoch > move.epoch or fold.phase is Phase.TERMINATED):
-                    return "rolled_back"
-                self.look(agent)
-            except (RetryError, LogGap) as error:
-                logger.info("migration %s: its outcome is read again: %s", move.migration, error)
-            await asyncio.sleep(delay)
-            delay = min(delay * 2, RETRY_S_MAX)
-
-    async def _run_move(self, move: Move) -> None:
-        agent = move.host.fold.agent
-        try:
-            await move.run()
-        except Exception as error:
-            # A log that cannot be read on, or a bug: this copy may not go on, and the log says who does.
-            if isinstance(error, (RetryError, LogGap)):
-                logger.warning("migration %s of agent %s left %s: %s", move.migration, agent, self.name, error)
-            else:
-                logger.exception("migration %s of agent %s failed on %s", move.migration, agent, self.name)
-            self.drop(move.host)
-            self.look(agent)
-            move.fail(error, await self._outcome(agent, move))
-        finally:
-            move.close()
-            if self.moves.get(agent) is move:
-                del self.moves[agent]
-        report = move.done.result()
-        self.reports[move.migration] = report
-        while len(self.reports) > REPORTS_MAX:
-            del self.reports[next(iter(self.reports))]
-        if not report.ok:
-            logger.warning("migration %s of agent %s was rolled back: %s", move.migration, agent, report.reason)

@@ -12,9 +12,19 @@ import msgspec
 from mielin_cells.core.cluster import AgentInfo, MigrationReport, NodeInfo
 from mielin_cells.core.fold import Fold, Phase
 from mielin_cells.core.ids import BEATS, LOGS, AgentId, agent_of, log_subject, node_log_subject
-from mielin_cells.core.records import AnyRecord, Created, HandedOff, Record, Snapshot, Terminated, decode_record
+from mielin_cells.core.records import (
+    AnyRecord,
+    Created,
+    HandedOff,
+    Record,
+    Snapshot,
+    Terminated,
+    decode_record,
+    named_owner,
+)
 from mielin_cells.errors import (
     AgentTerminated,
+    CellError,
     ClaimRefused,
     InvalidAgentId,
     NoResponder,
@@ -28,10 +38,10 @@ from mielin_cells.errors import (
     WrongClass,
 )
 from mielin_cells.node import control, registry
-from mielin_cells.node.client import REQUEST_S, Client, report_of
+from mielin_cells.node.client import REQUEST_S, Client
 from mielin_cells.node.heartbeat import Beat, Ear
 from mielin_cells.node.letters import Letter, id_of, letters, shown
-from mielin_cells.node.node import named_owner
+from mielin_cells.node.predict import Prediction
 from mielin_cells.node.reader import load, record_of
 from mielin_cells.substrate.ports import Log
 
@@ -183,24 +193,15 @@ class Operator:
                 id=agent, cls="", version=0, node="", epoch=0, state="unreadable", waiting=0, bytes=0, error=str(error)
             )
 
-    async def show(self, thing: str) -> AgentInfo | NodeInfo | MigrationReport:
-        """An agent, a node, or a migration.  Raises `NoSuchAgent` if it is none of them."""
-        if thing.startswith("m-"):
-            progress = await self.told(thing)
-            if progress is not None and progress.report is not None:
-                return report_of(progress.report)
-            if progress is not None:
-                return MigrationReport(
-                    migration=thing, agent="", source="", target="", outcome=progress.phase,
-                    phases=tuple(progress.passed), rounds=progress.rounds, bytes=progress.bytes,
-                )  # fmt: skip
+    async def show(self, thing: str) -> AgentInfo | NodeInfo:
+        """An agent or a node.  Raises `NoSuchAgent`, or `NoSuchMigration` for what looks like one, if it is neither."""
         if _is_id(thing) and await self.log.last(log_subject(thing)) is not None:
             return await self._agent(thing)
         for node in await self.nodes():
             if node.name == thing:
                 return node
         if thing.startswith("m-"):
-            raise NoSuchMigration(f"No node that answers knows of migration {thing}.", migration=thing)
+            raise NoSuchMigration(f"There is no migration {thing}; see `mielin migrations`.", migration=thing)
         raise NoSuchAgent(f"There is no agent and no node {thing!r}; see `mielin agents`, `mielin nodes`.", agent=thing)
 
     async def _agent(self, agent: str) -> AgentInfo:
@@ -287,22 +288,22 @@ class Operator:
 
     # ---- moves -----------------------------------------------------------------------------------------------
 
-    async def told(self, migration: str) -> control.Progress | None:
-        """What the nodes know of a migration: its source's report before what others read in a log."""
-        found: control.Progress | None = None
-        for node in await self.client.nodes():
-            try:
-                data = await self.client.request(node.name, control.Told(migration), REQUEST_S)
-            except (RetryError, NoSuchMigration):
-                continue
-            progress = msgspec.msgpack.decode(data, type=control.Progress)
-            if found is None or progress.passed:
-                found = progress
-        return found
-
     async def plan(self, agent: str, to: str | None) -> tuple[control.Migrate, str]:
         """A move and its source; nothing has begun.  Raises what keeps it from being planned."""
         return await self.client.plan(agent, to)
+
+    async def predict(self, agent: str, to: str | None) -> Prediction:
+        """What a move would take, and every reason against it now.  Raises as `plan`."""
+        _, source = await self.client.plan(agent, to)
+        data = await self._of_node(source, control.Predict(str(AgentId(agent)), to or ""))
+        return msgspec.msgpack.decode(data, type=Prediction)
+
+    async def predicted(self, agent: str, to: str | None) -> Prediction | None:
+        """As `predict`, for a comparison that nobody waits for: None if it cannot be made."""
+        try:
+            return await self.predict(agent, to)
+        except CellError:
+            return None
 
     async def watch(
         self, request: control.Migrate, source: str, seen: Callable[[control.Progress], None]
@@ -310,11 +311,14 @@ class Operator:
         """Moves the agent and waits; `seen` gets the progress.  A refusal is in the report."""
         return await self.client.watched(msgspec.structs.replace(request, wait=WATCH_S), source, seen)
 
-    async def begin(self, agent: str, to: str | None) -> tuple[control.Migrate, str]:
-        """Has the source begin the move, and does not wait for its end.  Raises what keeps it from beginning."""
+    async def begin(self, agent: str, to: str | None) -> tuple[control.Migrate, str, str]:
+        """Has the source begin the move, and does not wait for its end: the move, source and target.
+
+        Raises what keeps it from beginning.
+        """
         request, source = await self.client.plan(agent, to)
-        await self._of_node(source, msgspec.structs.replace(request, wait=0.0))
-        return request, source
+        data = await self._of_node(source, msgspec.structs.replace(request, wait=0.0))
+        return request, source, msgspec.msgpack.decode(data, type=control.Progress).target
 
     async def claim(self, agent: str, to: str, force: bool) -> str:
         """Node `to` takes the agent over; its former owner.  Raises `ClaimRefused` while that answers, unless forced."""

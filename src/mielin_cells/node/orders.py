@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def info(node: Node, host: Host) -> AgentInfo:
-    fold, move = host.fold, node.moves.get(host.fold.agent)
+    fold, move = host.fold, node.migrations.open.get(host.fold.agent)
     return AgentInfo(
         id=fold.agent, cls=fold.cls, version=fold.version, node=node.name, epoch=fold.epoch, state=fold.status.value,
         waiting=host.inbox.waiting, bytes=fold.state.size_bytes, migration=move.migration if move is not None else "",

@@ -27,11 +27,11 @@ from types import FrameType
 from typing import Any
 
 from mielin_cells.core.agent import classes
-from mielin_cells.core.settings import Settings
 from mielin_cells.core.spec import spec_of
 from mielin_cells.errors import ConfigError, Fenced, FieldRefused
 from mielin_cells.node.admit import room_of
 from mielin_cells.node.client import Client
+from mielin_cells.node.config import Config
 from mielin_cells.node.heartbeat import Heartbeat
 from mielin_cells.node.node import Node
 from mielin_cells.node.registry import Announcement
@@ -55,7 +55,9 @@ class Options:
     app: str
     address: Address
     labels: dict[str, str] = field(default_factory=dict)
-    settings: Settings = field(default_factory=Settings)
+    config: Config = field(default_factory=Config)
+    faults: Callable[[Node, Substrate], None] | None = None
+    """Gives the node a substrate and steps that fail: for tests."""
     package: str = ""
     """Its version, for the announcement."""
     follows_stdin: bool = False
@@ -206,7 +208,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 async def _serve(options: Options) -> int:
-    ending = Ending(options.settings.drain_s)
+    ending = Ending(options.config.settings.drain_s)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, ending.on_signal)
     if options.follows_stdin:
@@ -214,7 +216,7 @@ async def _serve(options: Options) -> int:
     substrate: Substrate | None = await _unless(ending, open_substrate(options.address))
     if substrate is None:
         return 0
-    client = Client(substrate.log, substrate.wire, settings=options.settings, wall=time.time)
+    client = Client(substrate.log, substrate.wire, settings=options.config.settings, wall=time.time)
     try:
         await client.open()
         return await _live(options, ending, substrate, client)
@@ -229,10 +231,13 @@ async def _serve(options: Options) -> int:
 
 async def _live(options: Options, ending: Ending, substrate: Substrate, client: Client) -> int:
     node = Node(
-        options.name, substrate.log, substrate.wire, classes.get, settings=options.settings, wall=time.time,
-        about=announcement(options.labels, options.package), room=room_of(None),
+        options.name, substrate.log, substrate.wire, classes.get, settings=options.config.settings, wall=time.time,
+        about=announcement(options.labels, options.package), room=room_of(None), recovery=options.config.recovery,
+        recovery_of=options.config.classes,
     )  # fmt: skip
     node.home.cluster, node.clock = client, time.monotonic
+    if options.faults is not None:
+        options.faults(node, substrate)
     newer: list[int] = []
 
     def replaced(incarnation: int) -> None:
@@ -244,7 +249,7 @@ async def _live(options: Options, ending: Ending, substrate: Substrate, client: 
     try:
         if await _unless(ending, _started(node)):
             heartbeat = Heartbeat(
-                node.name, node.home.incarnation, lambda: open_substrate(options.address), options.settings
+                node.name, node.home.incarnation, lambda: open_substrate(options.address), options.config.settings
             )
             node.heard = heartbeat.ear.heard
             heartbeat.start()

@@ -6,7 +6,7 @@ import heapq
 from typing import TYPE_CHECKING
 
 from mielin_cells.core import words
-from mielin_cells.core.cluster import MigrationReport, NodeInfo
+from mielin_cells.core.cluster import NodeInfo
 from mielin_cells.errors import NoSuchMigration
 from mielin_cells.node import control, orders
 
@@ -44,16 +44,8 @@ def info(node: Node) -> NodeInfo:
 
 
 def _told(node: Node, migration: str) -> control.Progress:
-    """What this node knows of a migration: as its source, or from the logs of the agents that it runs."""
-    report = node.reports.get(migration)
-    if report is not None:
-        return control.ended(report)
-    for move in node.moves.values():
-        if move.migration == migration:
-            return move.progress()
-    for host in node.hosts.values():
-        outcome = host.fold.outcomes.get(migration)
-        if outcome is not None:
-            report = MigrationReport(migration=migration, agent=host.fold.agent, source="", target="", outcome=outcome)
-            return control.ended(report)
+    """What this node knows of a migration as its source."""
+    found = node.migrations.told(migration)
+    if found is not None:
+        return found
     raise NoSuchMigration(f"Node {node.name} knows of no migration {migration}.", migration=migration)

@@ -33,6 +33,9 @@ async def alive(log: Log, wire: Wire) -> list[NodeInfo]:
 
 
 def choose(nodes: Iterable[NodeInfo], cls: str, but: Collection[str]) -> str | None:
-    """Of the nodes that know the class the one with fewest agents, then by name; None if there is none besides `but`."""
-    able = [node for node in nodes if node.name not in but and (not node.classes or cls in node.classes)]
+    """Of the nodes that know the class the one with fewest agents, then by name; None if there is none besides `but`.
+
+    A node that tells of no classes, and the class "", say nothing and pass.
+    """
+    able = [node for node in nodes if node.name not in but and (not cls or not node.classes or cls in node.classes)]
     return min(able, key=lambda node: (node.agents, node.name)).name if able else None

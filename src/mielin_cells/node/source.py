@@ -74,10 +74,11 @@ class Move:
     def migration(self) -> str:
         return self.machine.migration
 
-    def progress(self) -> control.Progress:
+    def progress(self, attempts: int, failures: list[str]) -> control.Progress:
         return control.Progress(
-            self.machine.phase.value, None, list(self._phases), self.machine.rounds, self._copied.bytes
-        )
+            self.machine.phase.value, None, list(self._phases), self.machine.rounds, self._copied.bytes, attempts,
+            self.target, failures,
+        )  # fmt: skip
 
     def _now(self) -> float:
         return self.node.clock()
@@ -138,6 +139,10 @@ class Move:
             case m.AskCopy(slow=slow):
                 return await self._unless_cancelled(self._copy(slow), self._left())
             case m.StopIntake():
+                try:
+                    await self.node.home.at("pause")
+                except CellError as error:
+                    return m.Broken(error.code, error.message)
                 if await self._stop_at_once():
                     return m.Quiet()
                 return await self._unless_cancelled(self._stop(), self.node.settings.pause_s + 1.0)

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("mielin_cells.migration")
 
+SETTLE_S = 30.0
+"""The source writes the end of a migration within milliseconds; after this the target looks whether it did."""
+
 READS = 3
 """How often a log is read from its snapshot on before bytes that cannot be used fail the copy."""
 
@@ -82,6 +85,7 @@ class Copy:
                 assert self._host is not None
                 self.close()
                 self.node.serve(self._host)
+                self.node.migrations.settle_soon(self.agent, SETTLE_S)
             case m.Drop():
                 self.close()
                 if self._host is not None:

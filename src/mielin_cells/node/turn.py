@@ -1,9 +1,10 @@
-"""A turn in progress: what a handler can reach, and the asks that it makes (rules 9, 12 and 13)."""
+"""A turn in progress: what a handler can reach, and the asks and steps that it makes (rules 9, 12 and 13)."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator, Sequence
+import inspect
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -12,9 +13,10 @@ from blake3 import blake3
 from mielin_cells.core.fold import Phase
 from mielin_cells.core.ids import log_subject
 from mielin_cells.core.message import Answer, decode_answer, encode_answer
-from mielin_cells.core.records import Asked, AskMade, Out, Terminated, decode_record
-from mielin_cells.core.settings import MESSAGE_BYTES_MAX
+from mielin_cells.core.records import Asked, AskMade, Made, Out, StepMade, Stepped, Terminated, decode_record
+from mielin_cells.core.settings import MESSAGE_BYTES_MAX, STEPS_BYTES_MAX
 from mielin_cells.core.spec import HandlerSpec, Spec
+from mielin_cells.core.step import NAME_CHARS_MAX, Codec, Retry, Within, codec_of
 from mielin_cells.errors import (
     AgentTerminated,
     AskTimeout,
@@ -24,10 +26,12 @@ from mielin_cells.errors import (
     NoSuchAgent,
     NotInTurn,
     SelfAsk,
+    StepFailed,
     UsageError,
     from_wire,
 )
 from mielin_cells.node.reader import load
+from mielin_cells.node.steps import result_of, within
 
 if TYPE_CHECKING:
     from mielin_cells.core.cluster import Cluster
@@ -88,9 +92,20 @@ class Turn:
     closed = False
     moves = False
     move_to: str | None = None
-    recorded: Sequence[AskMade] = ()
-    """What an earlier run of this turn has asked."""
-    _asking: asyncio.Lock | None = None
+    recorded: Sequence[Made] = ()
+    """The asks and steps of an earlier run of this turn."""
+    stopped = False
+    """It was stopped between steps and is to be run again, whatever the handler makes of `TurnStopped`."""
+    in_step = False
+    """A step's call is running, or its outcome is being recorded: what is paid for is to be kept."""
+    deadline: asyncio.Timeout | None = None
+    """The turn's own, which does not run in steps."""
+    _order: asyncio.Lock | None = None
+    _resting: asyncio.Future[None] | None = None
+    _abandoned = ""
+    """A step whose call the handler has cancelled."""
+    _in_log = 0
+    """Of `made`, so many from the first on have their outcomes in the log."""
 
     def __init__(self, host: Host, sender: str, n: int, message: str) -> None:
         self._host = host
@@ -99,10 +114,11 @@ class Turn:
         self.message = message
         """Name of the handler that runs, or of the hook."""
         self.tells: list[Out] = []
-        self.asks: list[AskMade] = []
+        self.made: list[Made] = []
+        """The asks and steps of this run, in order."""
         opened = host.fold.turn
         if opened is not None and (opened.sender, opened.n) == (sender, n):
-            self.recorded = opened.asks
+            self.recorded = opened.made
 
     @property
     def id(self) -> str:
@@ -122,6 +138,14 @@ class Turn:
     def caller(self) -> Turn:
         return self
 
+    @property
+    def idempotency_key(self) -> str:
+        """Inside the call of a step: the same text whenever this step's call is made again, on whatever node."""
+        step = within.get()
+        if step is None or step.turn is not self:
+            raise NotInTurn(f"Agent {self.id!r}: idempotency_key means something only inside the call of a step.")
+        return step.key
+
     def migrate(self, to: str | None = None) -> None:
         """Moves this agent once the turn is committed; to a node of the system's choice unless `to` names one."""
         self._open()
@@ -130,12 +154,19 @@ class Turn:
     def _open(self) -> None:
         if self.closed:
             raise NotInTurn(f"The turn of agent {self.id!r} that made this call has ended; call from a new turn.")
+        step = within.get()
+        if step is not None and step.turn is self:
+            raise UsageError(
+                f"The call of step {step.name!r} of agent {self.id!r} used the agent's turn; a turn that runs again does not "
+                "make the call: ask, tell, move and step in the handler itself.",
+                agent=self.id, step=step.name,
+            )  # fmt: skip
 
     async def tell(self, agent: str, spec: Spec, handler: HandlerSpec, args: bytes, id: str | None) -> None:
         """Sends once the turn is committed.  The number is given then."""
         self._open()
         self._fits(agent, args)
-        out = Out(agent, spec.name, 0, handler.name, args, False, self.sender, self.n, len(self.tells) + len(self.asks))
+        out = Out(agent, spec.name, 0, handler.name, args, False, self.sender, self.n, len(self.tells) + len(self.made))
         self.tells.append(out)
 
     async def ask(
@@ -150,10 +181,8 @@ class Turn:
         if not self.sender:
             raise UsageError(f"A hook of agent {self.id!r} cannot ask; tell, or ask from a handler.")
         self._fits(agent, args)
-        if self._asking is None:
-            self._asking = asyncio.Lock()
-        async with self._asking:
-            self._open()
+        async with self._in_order():
+            self._may_go_on()
             answer = decode_answer(await self._answer(agent, spec, handler, args, timeout))
         if answer.error is not None:
             raise from_wire(*answer.error)
@@ -167,32 +196,66 @@ class Turn:
             )  # fmt: skip
 
     async def _answer(self, agent: str, spec: Spec, handler: HandlerSpec, args: bytes, timeout: float | None) -> bytes:
-        host, k = self._host, len(self.asks)
+        host, k = self._host, len(self.made)
         body = blake3(f"{agent}\0{handler.name}\0".encode() + args).digest()
         label = f"{agent}.{handler.name}"
         if k < len(self.recorded):
-            made = self.recorded[k]
-            if made.body != body:
-                asks = [made.label for made in self.recorded]
-                self.broken = NonDeterministicTurn(
-                    f"A turn of agent {self.id!r} ran again and asked {label} where it had asked {made.label}; "
-                    "the message goes to the dead letters, and the agent goes on.",
-                    agent=self.id, asks=asks,
-                )  # fmt: skip
-                raise self.broken
-            self.asks.append(made)
+            made = await self._again(k)
+            if not isinstance(made, AskMade) or made.body != body:
+                raise self._otherwise(made, label)
+            self.made.append(made)
             if made.answer is not None:
                 return made.answer
             out = host.fold.ledger.pending.get(agent, {}).get(made.n)
             out = out or Out(agent, spec.name, made.n, handler.name, args, True, self.sender, self.n, k)
-            return await self._wait(out, k, timeout)
+            return await self._wait(out, made, timeout)
         else:
             refusal = await self._refused(agent)
             if refusal is not None:
-                self.asks.append(AskMade(agent, 0, body, label, refusal))
+                self.made.append(AskMade(agent, 0, body, label, refusal))
                 return refusal
-            sent: Out = await asyncio.shield(host.home.start(self._record(agent, spec, handler, args, body, label)))
-            return await self._wait(sent, k, timeout)
+            work = self._record(agent, spec, handler, args, body, label)
+            sent, made = await asyncio.shield(host.home.start(work))
+            return await self._wait(sent, made, timeout)
+
+    def _in_order(self) -> asyncio.Lock:
+        """Asks and steps are one sequence."""
+        if self._order is None:
+            self._order = asyncio.Lock()
+        return self._order
+
+    def _may_go_on(self) -> None:
+        """Raises what keeps this run from making another ask or step."""
+        self._open()
+        if self.stopped:
+            raise TurnStopped
+        if self._abandoned:
+            raise UsageError(
+                f"The handler of agent {self.id!r} cancelled step {self._abandoned!r} and went on; a turn that runs again "
+                "could not know. Limit the step itself: step(..., timeout=).",
+                agent=self.id, step=self._abandoned,
+            )  # fmt: skip
+
+    async def _again(self, k: int) -> Made:
+        """What an earlier run did here.  Others of the handler's tasks get the loop, as they did while it was waited for:
+        so they come to their own asks and steps in the order in which they came then."""
+        await asyncio.sleep(0)
+        return self.recorded[k]
+
+    def _otherwise(self, made: Made, label: str) -> NonDeterministicTurn:
+        self.broken = NonDeterministicTurn(
+            f"A turn of agent {self.id!r} ran again and came to {label} where it had come to {made.label}; "
+            "the message goes to the dead letters, and the agent goes on.",
+            agent=self.id, asks=[made.label for made in self.recorded],
+        )  # fmt: skip
+        return self.broken
+
+    def _news(self) -> tuple[int, list[Made]]:
+        """How many outcomes the log has, and what follows them.  For the record that is being composed."""
+        at, made = self._in_log, self.made
+        while self._in_log < len(made) and made[self._in_log].answer is not None:
+            self._in_log += 1
+        return at, made[at:]
 
     async def _refused(self, agent: str) -> bytes | None:
         """The outcome of an ask to an agent that is not there: it is an outcome like any other, but nothing is sent."""
@@ -201,24 +264,28 @@ class Turn:
         error = NoSuchAgent(f"Agent {self.id!r} asked {agent!r}, which does not exist; spawn it first.", agent=agent)
         return encode_answer(Answer(None, error.to_wire()))
 
-    async def _record(self, agent: str, spec: Spec, handler: HandlerSpec, args: bytes, body: bytes, label: str) -> Out:
+    async def _record(
+        self, agent: str, spec: Spec, handler: HandlerSpec, args: bytes, body: bytes, label: str
+    ) -> tuple[Out, AskMade]:
         """The ask is a record before it leaves, after all earlier turns are committed."""
         host = self._host
         await host.flush()
-        sent: list[Out] = []
 
         def compose(head: dict[str, Any]) -> Asked:
+            self._open()
             n = host.fold.ledger.next_number(agent)
-            out = Out(agent, spec.name, n, handler.name, args, True, self.sender, self.n, len(self.asks))
-            self.asks.append(AskMade(agent, n, body, label))
-            sent.append(out)
+            out = Out(agent, spec.name, n, handler.name, args, True, self.sender, self.n, len(self.made))
+            self.made.append(AskMade(agent, n, body, label))
+            at, made = self._news()
             host.fold.ledger.send(out)
-            return Asked(**head, sender=self.sender, input=self.n, out=out, asks=[*self.asks])
+            return Asked(**head, sender=self.sender, input=self.n, out=out, at=at, made=made)
 
-        await host.append(compose)
-        return sent[0]
+        record = await host.append(compose)
+        made = record.made[-1]
+        assert isinstance(made, AskMade)
+        return record.out, made
 
-    async def _wait(self, out: Out, k: int, seconds: float | None) -> bytes:
+    async def _wait(self, out: Out, made: AskMade, seconds: float | None) -> bytes:
         """Sends the ask, again while there is no answer, until its deadline: a timeout is an outcome (rule 13)."""
         host = self._host
         timeout = host.home.settings.ask_timeout_s if seconds is None else seconds
@@ -243,8 +310,131 @@ class Turn:
             answer = encode_answer(Answer(None, error.to_wire()))
         finally:
             host.forget(out.to, out.n)
-        self.asks[k] = msgspec.structs.replace(self.asks[k], answer=answer)
+        self.made[self.made.index(made)] = msgspec.structs.replace(made, answer=answer)
         return answer
+
+    # ---- steps -----------------------------------------------------------------------------------------------
+
+    async def run_step(self, name: str, call: Any, args: tuple[Any, ...], retry: Retry, timeout: float | None) -> Any:
+        """What `cells.step` says."""
+        self._open()
+        if not self.sender:
+            raise UsageError(f"A hook of agent {self.id!r} cannot make step {name!r}; make it in a handler.")
+        if type(name) is not str or not 0 < len(name) <= NAME_CHARS_MAX or not name.isprintable():
+            raise UsageError(f"A step of agent {self.id!r} has no name of 1 to {NAME_CHARS_MAX} printable characters.")
+        if not callable(call):
+            if inspect.iscoroutine(call):
+                call.close()
+            raise UsageError(
+                f"Step {name!r} of agent {self.id!r} was given a {type(call).__name__}; give the function and its arguments, "
+                "as step(name, function, argument)."
+            )
+        codec = codec_of(call)
+        async with self._in_order():
+            self._may_go_on()
+            answer, error = await self._outcome(name, codec, call, args, retry, timeout)
+        found = decode_answer(answer)
+        if found.error is not None:
+            raise from_wire(*found.error) from error
+        return codec.load(found.result or b"")
+
+    async def _outcome(
+        self,
+        name: str,
+        codec: Codec,
+        call: Callable[..., Any],
+        args: tuple[Any, ...],
+        retry: Retry,
+        timeout: float | None,
+    ) -> tuple[bytes, BaseException | None]:
+        """The step's outcome, in the log, and what its last call raised if that was in this run."""
+        k = len(self.made)
+        if k < len(self.recorded):
+            made = await self._again(k)
+            if not isinstance(made, StepMade) or made.name != name:
+                raise self._otherwise(made, f"step {name!r}")
+            self.made.append(made)
+            if self._in_log == k:
+                self._in_log += 1
+            return made.answer, None
+        await self._pause()
+        step = Within(self, name, self._key(k))
+        seconds = self._host.home.settings.step_timeout_s if timeout is None else timeout
+        self._steps(True)
+        error: BaseException | None = None
+        try:
+            try:
+                value = await result_of(step, call, args, retry, seconds, self._rest)
+                answer = Answer(codec.encode(value))
+            except StepFailed as failed:
+                error, answer = failed.__cause__, Answer(None, failed.to_wire())
+            made = StepMade(name, encode_answer(answer))
+            self._fits_turn(made)
+            await asyncio.shield(self._host.home.start(self._record_step(made)))
+        except asyncio.CancelledError:
+            if len(self.made) == k:
+                self._abandoned = name
+            raise
+        except CellError as refused:
+            self.broken = refused
+            raise
+        finally:
+            self._steps(False)
+        await self._pause()
+        return made.answer, error
+
+    def _key(self, k: int) -> str:
+        return blake3(f"{self.id}\0{self.sender}\0{self.n}\0{k}".encode()).hexdigest(16)
+
+    def _steps(self, begins: bool) -> None:
+        """The turn's deadline is for the handler itself: it rests in a step, and begins anew behind it."""
+        self.in_step = begins
+        if self.deadline is not None and not self.deadline.expired():
+            now, seconds = asyncio.get_running_loop().time(), self._host.home.settings.turn_deadline_s
+            self.deadline.reschedule(None if begins else now + seconds)
+
+    def _fits_turn(self, made: StepMade) -> None:
+        size = sum(len(before.answer or b"") for before in self.made) + len(made.answer)
+        if size > STEPS_BYTES_MAX:
+            raise MessageTooLarge(
+                f"The outcomes of a turn of agent {self.id!r} have {size} bytes with {made.label}; the limit is "
+                f"{STEPS_BYTES_MAX}. The turn is undone; make fewer steps in a turn, or smaller ones.",
+                limit=STEPS_BYTES_MAX, size=size,
+            )  # fmt: skip
+
+    async def _record_step(self, made: StepMade) -> None:
+        """The outcome is a record before the handler has it, after all earlier turns are committed."""
+        host = self._host
+        await host.flush()
+
+        def compose(head: dict[str, Any]) -> Stepped:
+            self._open()
+            self.made.append(made)
+            at, news = self._news()
+            return Stepped(**head, sender=self.sender, input=self.n, at=at, made=news)
+
+        await host.append(compose)
+
+    async def _pause(self) -> None:
+        """Between steps: ends this run if the intake is being stopped.  The turn runs again, and has its finished steps."""
+        if self._host.intake.is_stopping:
+            self.stopped = True
+            await asyncio.sleep(0)  # whoever runs the turn learns of its end in one way: by awaiting it
+            raise TurnStopped
+
+    async def _rest(self, seconds: float) -> None:
+        """Waits between two calls of a step."""
+        self._resting = asyncio.get_running_loop().create_future()
+        try:
+            await asyncio.wait((self._resting,), timeout=seconds)
+        finally:
+            self._resting = None
+        await self._pause()
+
+    def wake(self) -> None:
+        """The intake is being stopped: a wait between two calls ends."""
+        if self._resting is not None and not self._resting.done():
+            self._resting.set_result(None)
 
 
 async def ended(log: Log, agent: str, sender: str, n: int) -> bytes | None:

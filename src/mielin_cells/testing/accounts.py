@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 
 import mielin_cells as cells
+from mielin_cells.testing.till import Receipt, pay
 
 TOKENS = 100
 """What each account begins with."""
@@ -13,11 +14,16 @@ ASK_S = 4.0
 """An account's patience with another one, which may be waiting for it in turn."""
 
 
+RETRY = cells.Retry(tries=4, first_s=0.1, max_s=1.0)
+"""An account's patience with the till."""
+
+
 class Account(cells.Agent, name="SimAccount"):
     tokens: int = TOKENS
     heard: list[tuple[str, int]] = []  # noqa: RUF012 - a mutable default is copied for each agent
     got: dict[str, list[int]] = {}  # noqa: RUF012
     sent: dict[str, int] = {}  # noqa: RUF012
+    receipts: list[Receipt] = []  # noqa: RUF012
     arrivals: int = 0
 
     async def on_arrive(self) -> None:
@@ -31,6 +37,10 @@ class Account(cells.Agent, name="SimAccount"):
         self.tokens -= amount
         self.sent[to] = self.sent.get(to, 0) + 1
         return self.sent[to]
+
+    async def _pay(self) -> None:
+        with contextlib.suppress(cells.StepFailed):
+            self.receipts.append(await cells.step("pay", pay, retry=RETRY))
 
     @cells.handler
     async def note(self, sender: str, n: int) -> int:
@@ -55,6 +65,14 @@ class Account(cells.Agent, name="SimAccount"):
         return place
 
     @cells.handler
+    async def settle(self, sender: str, n: int, to: str, amount: int) -> int:
+        """As `hand`, between two payments at the till, each a durable step."""
+        await self._pay()
+        place = await self.hand(sender, n, to, amount)
+        await self._pay()
+        return place
+
+    @cells.handler
     async def roam(self, sender: str, n: int) -> int:
         cells.this().migrate()
         return self._heard(sender, n)
@@ -66,5 +84,5 @@ class Account(cells.Agent, name="SimAccount"):
         return self.tokens
 
     @cells.handler
-    async def show(self) -> tuple[int, list[tuple[str, int]], dict[str, list[int]], dict[str, int]]:
-        return self.tokens, self.heard, self.got, self.sent
+    async def show(self) -> tuple[int, list[tuple[str, int]], dict[str, list[int]], dict[str, int], list[Receipt]]:
+        return self.tokens, self.heard, self.got, self.sent, self.receipts

@@ -29,6 +29,7 @@ from mielin_cells.core.records import (
     decode_record,
 )
 from mielin_cells.errors import CellError
+from mielin_cells.migration.journal import Journal
 from mielin_cells.node.node import Node
 from mielin_cells.substrate.ports import Entry
 from mielin_cells.testing.view import View
@@ -129,7 +130,7 @@ class Ownership(Landing):
                     "",
                 )
             case HandedOff():
-                if record.migration in self.outcomes or record.migration in self.closed:
+                if record.migration in self.outcomes or _migration_of(record.migration) in self.closed:
                     violated("I9", f"{record.migration} is handed over after it has ended")
                 here.epoch, here.source, here.owner, here.migration = (
                     record.epoch + 1,
@@ -158,17 +159,32 @@ class Ownership(Landing):
 
     def reported(self, report: MigrationReport) -> None:
         """I9, I13: what a client is told is what the log says, and the phases follow one another."""
-        logged = self.outcomes.get(report.migration)
-        if report.outcome == "completed" and logged != "completed":
-            violated("I9", f"{report.migration} was reported completed; the log says {logged}")
-        if report.outcome == "rolled_back":
-            if logged == "completed":
-                violated("I9", f"{report.migration} was reported rolled back ({report.reason}); the log says completed")
-            self.closed[report.migration] = report.reason
+        self.ended(report.migration, report.outcome, report.reason)
         order = ["PLANNED", "PREPARING", "COPYING", "PAUSED", "HANDING_OVER", "IN_DOUBT", "VERIFYING"]
         passed = [order.index(name) for name, _ in report.phases]
         if passed != sorted(set(passed)) or (report.ok and passed and passed[-1] != order.index("VERIFYING")):
             violated("I13", f"{report.migration} passed {[name for name, _ in report.phases]}")
+
+    def ended(self, migration: str, outcome: str, reason: str) -> None:
+        """I9: a migration is over, and no attempt of it may be handed over any more."""
+        logged = {self.outcomes[attempt] for attempt in self.outcomes if _migration_of(attempt) == migration}
+        if outcome == "completed" and "completed" not in logged:
+            violated("I9", f"{migration} ended completed; the log says {logged}")
+        if outcome == "rolled_back" and "completed" in logged:
+            violated("I9", f"{migration} ended rolled back ({reason}); the log says completed")
+        self.closed[migration] = reason
+
+    def settled(self, journals: Iterable[Journal]) -> None:
+        """I9, I14: every migration that was planned has its end, and that is what the agent's log says."""
+        for journal in journals:
+            if journal.end is None:
+                violated("I14", f"{journal.migration} has no end: {[type(r).__name__ for r in journal.records]}")
+            else:
+                self.ended(journal.migration, journal.end.outcome, journal.end.reason)
+
+
+def _migration_of(attempt: str) -> str:
+    return attempt.partition(".")[0]
 
 
 class Folding(Landing):
@@ -313,6 +329,8 @@ class Shown:
     """Per sending agent, the numbers of its transfers in order of arrival."""
     sent: dict[str, int] = field(default_factory=dict)
     """Per receiving agent, how many transfers were sent to it."""
+    receipts: Sequence[tuple[str, int]] = ()
+    """From the till: idempotency key and number of each payment."""
 
 
 class Effects:
@@ -367,8 +385,8 @@ class Leaks:
     @staticmethod
     def at_rest(nodes: Iterable[Node]) -> None:
         for node in nodes:
-            if node.copies or node.moves:
-                held = [*node.copies, *node.moves]
+            if node.copies or node.migrations.open:
+                held = [*node.copies, *node.migrations.open]
                 violated("I19", f"{node.name} at rest still has reservations or migrations of {held}")
 
     @staticmethod

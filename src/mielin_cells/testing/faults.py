@@ -7,7 +7,7 @@ A `Fault` says what goes wrong at which step, how likely, and how often at most;
 
 Steps on the log: the kinds of an agent's records in snake case (`committed`, `handed_off`, `accepted`, `claimed`, ...), and `inbox`,
 `journal`, `part`, `read`.  On the wire: `reply`, and requests as `ask_prepare`, `ask_copy`, `ask_migrate`, `ask_ping`, ...
-In a node (`Node.step`): `prepare`, `copy`, `pause`, `handover`, `probe`, `resume`.
+In a node (`Home.step`): `prepare`, `copy` and `probe` on a target, `pause` on a source.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class Faults:
         return bytes(changed)
 
     async def step(self, name: str, node: str) -> None:
-        """A named step of a node: raises or waits, if a fault says so.  `Node.step` takes it."""
+        """A named step of a node: raises or waits, if a fault says so (`Home.step`)."""
         fault = self.at(name, node)
         if fault is None:
             return

@@ -19,8 +19,11 @@ from mielin_cells.core.ids import LOGS, agent_of
 from mielin_cells.core.records import AnyRecord, HandedOff, decode_record
 from mielin_cells.core.settings import Settings
 from mielin_cells.errors import CellError, Fenced, InvalidTransition, NoSuchAgent, RetryError
+from mielin_cells.migration.recovery import RecoveryConfig
+from mielin_cells.node import journal
 from mielin_cells.node.client import Client
 from mielin_cells.node.node import Node
+from mielin_cells.node.target import SETTLE_S
 from mielin_cells.substrate.ports import Entry
 from mielin_cells.testing.accounts import TOKENS, Account
 from mielin_cells.testing.checkers import (
@@ -36,6 +39,7 @@ from mielin_cells.testing.checkers import (
     violated,
 )
 from mielin_cells.testing.loop import Killed
+from mielin_cells.testing.till import Till
 from mielin_cells.testing.view import View
 from mielin_cells.testing.world import Faults, World
 
@@ -51,7 +55,7 @@ REST_S = 150.0
 """Virtual time from healing to rest (I15): several whole migrations, and the longest pauses of retries."""
 
 NODES = ("node-1", "node-2", "node-3")
-TRIGGERS = ("HandedOff", "Accepted", "Claimed", "Returned", "Asked", "Snapshot", "Committed", "Created")
+TRIGGERS = ("HandedOff", "Accepted", "Claimed", "Returned", "Asked", "Stepped", "Snapshot", "Committed", "Created")
 
 
 class Bugs(logging.Handler):
@@ -95,6 +99,10 @@ class Scenario:
             migration_s=20.0, reconcile_s=rng.choice((0.5, 3.0)), snapshot_records=rng.choice((4, 12, 512)),
             retention_s=rng.choice((0.0, 3.0, 3600.0)), copy_lag_records=rng.choice((1, 64)),
         )  # fmt: skip
+        self.recovery = RecoveryConfig(
+            max_retries=rng.choice((0, 1, 3)), initial_retry_delay_secs=rng.choice((0.1, 1.0)), max_retry_delay_secs=2.0,
+            recovery_timeout_secs=30.0, auto_rollback=True,
+        )  # fmt: skip
         self.nodes: dict[str, Node] = {}
         self.agents = [f"a{n}" for n in range(rng.randint(2, 5))]
         self.violations: list[str] = []
@@ -111,7 +119,8 @@ class Scenario:
         self._strikes = rng.choice((0, 3, 8))
         """What the nemesis may still do at a landing."""
         numbers = Numbers()
-        for checker in (self.ownership, numbers, Folding(), Instances(self.nodes)):
+        self.till = Till(seed, self.nodes, self.found, self.counts)
+        for checker in (self.ownership, numbers, Folding(), Instances(self.nodes), self.till):
             self.world.on_append(self._guarded(checker.landed))
         self.world.on_publish(self._guarded(numbers.published))
         self.world.on_append(self._at_landing)
@@ -164,7 +173,16 @@ class Scenario:
         while True:
             view = self.world.connect(name)
             rng = self._rng_of(view)
-            node = Node(name, view.log, view.wire, classes.get, settings=self.settings, rng=rng, wall=self._wall)
+            node = Node(
+                name,
+                view.log,
+                view.wire,
+                classes.get,
+                settings=self.settings,
+                rng=rng,
+                wall=self._wall,
+                recovery=self.recovery,
+            )
             node.home.cluster = Client(view.log, view.wire, settings=self.settings, rng=rng, wall=self._wall)
             self.nodes[name] = node
             try:
@@ -208,6 +226,7 @@ class Scenario:
         await self._ended(REST_S)
         shown = await self._rest(began + REST_S)
         self.effects.at_rest(shown)
+        self.till.at_rest({agent: state.receipts for agent, state in shown.items()})
         await self._end()
 
     async def _ended(self, seconds: float) -> None:
@@ -254,8 +273,14 @@ class Scenario:
 
     async def _end(self) -> None:
         # A request that was late may have made a reservation, which then expires.
-        await asyncio.sleep(self.world.faults.late_s + self.settings.migration_s + self.settings.probation_s)
+        # A migration may still be retried, and one whose source was lost is ended by the agent's owner.
+        rest_s = self.world.faults.late_s + 2 * self.settings.migration_s + self.settings.probation_s
+        await asyncio.sleep(rest_s + self.recovery.recovery_timeout_secs + SETTLE_S)
         Leaks.at_rest(self.nodes.values())
+        found, parked = await self._operator_view.process.run(journal.all_of(self._operator.log))
+        self.ownership.settled(found)
+        for migration, error in parked:
+            violated("I14", f"the journal of {migration} cannot be read: {error}")
         for name in NODES:
             await self.world.views[name].process.run(self.nodes[name].stop())
         await self._operator_view.process.run(self._operator.close())
@@ -291,9 +316,9 @@ class Scenario:
             n, ref, tells = numbers[agent], client.get(Account, agent), rng.random() < 0.3
             call = Call(agent, sender, n, not tells)
             self.effects.calls.append(call)
-            kind = rng.choices(("note", "give", "hand", "roam"), (4, 3, 2, 0.5))[0]
+            kind = rng.choices(("note", "give", "hand", "roam", "settle"), (4, 3, 2, 0.5, 1.5))[0]
             bound: Any = getattr(ref, kind)
-            args = (sender, n, to, amount) if kind in ("give", "hand") else (sender, n)
+            args = (sender, n, to, amount) if kind in ("give", "hand", "settle") else (sender, n)
             try:
                 answer = await (bound.tell(*args) if tells else bound(*args))
                 call.acked = True

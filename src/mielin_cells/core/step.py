@@ -1,0 +1,234 @@
+"""Durable steps, as authors write them: `await cells.step("name", call, *args)` inside a turn.
+
+A finished step is a record: a turn that runs again, here or on another node, gets its outcome back and does not call.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import functools
+import inspect
+import types
+import typing
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar, TypeVarTuple, Unpack, overload
+
+import msgspec
+
+from mielin_cells.core.agent import Agent, classes, turn
+from mielin_cells.core.ids import AgentId
+from mielin_cells.core.settings import MESSAGE_BYTES_MAX
+from mielin_cells.core.spec import LOAD_ERRORS, STACK_MARGIN, _deeper, _encode, load_hook
+from mielin_cells.errors import ConfigError, FieldRefused, MessageTooLarge, NotInTurn, StepInvalid
+
+R = TypeVar("R")
+Ts = TypeVarTuple("Ts")
+
+NAME_CHARS_MAX = 128
+"""Of a step's name: it is in the log with each outcome."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retry:
+    """How often a step calls, and how long it waits in between.  Raises `ConfigError` for what cannot be."""
+
+    tries: int = 3
+    """Calls before the step has failed."""
+    first_s: float = 1.0
+    """Wait before the second call; doubles each time."""
+    max_s: float = 30.0
+    """The longest wait."""
+    on: tuple[type[Exception], ...] = (Exception,)
+    """What is worth another call; anything else fails the step at once."""
+
+    def __post_init__(self) -> None:
+        if type(self.tries) is not int or self.tries < 1 or not 0 <= self.first_s <= 1e9 or not 0 <= self.max_s <= 1e9:
+            raise ConfigError(
+                f"Retry(tries={self.tries!r}, first_s={self.first_s!r}, max_s={self.max_s!r}): tries is a whole number "
+                "from 1, the waits are 0 to 1e+09 seconds.",
+                field="retry", range="tries from 1, waits from 0",
+            )  # fmt: skip
+
+    def wait_s(self, tried: int) -> float:
+        """Seconds before the next call, after `tried` of them."""
+        return float(min(self.max_s, self.first_s * 2.0 ** min(tried - 1, 64)))
+
+
+ONCE_MORE = Retry()
+"""For a step that says nothing else."""
+
+
+@overload
+async def step(
+    name: str,
+    call: Callable[[Unpack[Ts]], Awaitable[R]],
+    /,
+    *args: *Ts,
+    retry: Retry | None = None,
+    timeout: float | None = None,
+) -> R: ...
+@overload
+async def step(
+    name: str,
+    call: Callable[[Unpack[Ts]], R],
+    /,
+    *args: *Ts,
+    retry: Retry | None = None,
+    timeout: float | None = None,
+) -> R: ...
+async def step(
+    name: str,
+    call: Callable[[Unpack[Ts]], Any],
+    /,
+    *args: *Ts,
+    retry: Retry | None = None,
+    timeout: float | None = None,
+) -> Any:
+    """Calls `call(*args)` once, durably, and returns its result.
+
+    Guarantees: the result is in the agent's log before this returns; a turn that runs again (after a crash, a move, a
+    lost race or a failure) gets the same result and does not call.  Not guaranteed: a call in flight when its process dies is
+    made again; `this().idempotency_key`, the same for each of these calls, lets the other side tell.  A move, or a node
+    that stops, waits for the call in flight and takes the agent along before the next step.
+
+    The result is kept as the call's return annotation says, else as plain data, and is what was read back from the bytes.
+    A call that raises, or takes longer than `timeout` seconds (default: the setting `step_timeout_s`), is made again as
+    `retry` says (default: 3 calls); then the failure is the outcome, kept like a result, and `StepFailed` is raised.
+    The call must not use the agent: no state, no ask, no other step; its result is all that a turn run again gets.
+    Steps of one turn are made one after the other, also from `asyncio.gather`.
+
+    Raises `StepFailed`; `NotInTurn` outside a turn; `UsageError` in a hook or another step; `FieldRefused` before the call
+    for a return type that cannot be kept; `StepInvalid` or `MessageTooLarge`, failing the turn, for such a result;
+    `NonDeterministicTurn` if a turn that runs again does not come to the same steps and asks in the same order.
+    """
+    running = turn.get()
+    if running is None:
+        raise NotInTurn(f"Step {name!r}: step() means something only inside a handler of an agent.")
+    return await running.run_step(name, call, args, ONCE_MORE if retry is None else retry, timeout)
+
+
+class Within(NamedTuple):
+    """The step whose call is running."""
+
+    turn: Any
+    name: str
+    key: str
+
+
+class Codec(NamedTuple):
+    """How results of one callable are kept."""
+
+    path: str
+    decode: Callable[[bytes], Any]
+    check: Callable[[bytes], Any]
+
+    def encode(self, value: Any) -> bytes:
+        """Raises `StepInvalid` for a value that would not load again, `MessageTooLarge` for one that is too large."""
+        try:
+            data = _encode(value)
+            self.check(data)
+        except LOAD_ERRORS as error:
+            raise StepInvalid(
+                f"{self.path} returned what cannot be kept: {error}. The turn is undone; mend the call or its annotation."
+            ) from error
+        if len(data) > MESSAGE_BYTES_MAX:
+            raise MessageTooLarge(
+                f"{self.path} returned {len(data)} bytes; the limit is {MESSAGE_BYTES_MAX}. Keep a name of it instead.",
+                limit=MESSAGE_BYTES_MAX, size=len(data),
+            )  # fmt: skip
+        return data
+
+    def load(self, data: bytes) -> Any:
+        """Raises `StepInvalid` for a kept result that is not of the declared type any more: the code has changed."""
+        try:
+            return self.decode(data)
+        except LOAD_ERRORS as error:
+            raise StepInvalid(f"{self.path}: its kept result does not fit the declared one: {error}.") from error
+
+
+def codec_of(call: Callable[..., Any]) -> Codec:
+    """By the callable's return annotation, plain data without one.  Raises `FieldRefused` for a type that cannot be kept."""
+    fn: Any = call
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    fn = inspect.unwrap(fn)
+    if isinstance(fn, type):
+        return _codec(fn, f"{fn.__qualname__}()")
+    if not inspect.isroutine(fn):  # an object that can be called
+        fn = inspect.unwrap(type(fn).__call__)
+    path = f"{getattr(fn, '__qualname__', repr(fn))}()"
+    written = getattr(fn, "__annotations__", {}).get("return", Any)
+    if isinstance(written, str):
+        written = _resolved(written, getattr(fn, "__globals__", {}), path)
+    return _codec(_awaited(type(None) if written is None else written), path)
+
+
+def _resolved(written: str, module: dict[str, Any], path: str) -> Any:
+    names = {**{cls.__name__: cls for cls in classes.values()}, **module}
+    try:
+        hints = typing.get_type_hints(types.SimpleNamespace(__annotations__={"return": written}), names)
+    except Exception as error:  # an annotation is an expression of the user's, and may raise anything
+        raise FieldRefused(f"{path}: its return annotation cannot be resolved: {error}.", path=path) from error
+    return hints["return"]
+
+
+def _awaited(kind: Any) -> Any:
+    """What a plain function that is annotated with an awaitable gives when it is awaited."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if isinstance(origin, type) and issubclass(origin, collections.abc.Awaitable) and arguments:
+        return arguments[-1]
+    return kind
+
+
+_codecs: dict[Any, Codec] = {}
+CODECS_MAX = 1024
+"""Kept; a program has a few dozen."""
+
+
+def _codec(kind: Any, path: str) -> Codec:
+    try:
+        known = _codecs.get((path, kind))
+    except TypeError:  # not hashable, so not a type
+        known = None
+    if known is not None:
+        return known
+    try:
+        plain = kind is Any or isinstance(kind, TypeVar)
+        if not plain:
+            _refuse_foreign(msgspec.inspect.type_info(kind), path, set())
+        decode = msgspec.msgpack.Decoder(Any if plain else kind, dec_hook=load_hook).decode
+    except (TypeError, NotImplementedError, NameError, RecursionError) as error:
+        raise FieldRefused(
+            f"{path}: {error}, as the result of a step; let the call return plain data or a declared type of it.",
+            path=path,
+        ) from error
+    if len(_codecs) >= CODECS_MAX:
+        _codecs.clear()
+    made = _codecs[path, kind] = Codec(path, decode, functools.partial(_deeper, STACK_MARGIN, decode))
+    return made
+
+
+def _refuse_foreign(info: Any, path: str, seen: set[Any]) -> None:
+    """Raises `FieldRefused` for a type that msgspec would take and nothing here could load: before the call is paid for."""
+    if isinstance(info, msgspec.inspect.CustomType):
+        if not (issubclass(info.cls, (Agent, AgentId)) or hasattr(info.cls, "model_validate")):
+            raise FieldRefused(
+                f"{path} returns a {info.cls.__name__}, which cannot be kept; let the call return plain data of it.",
+                path=path,
+            )
+        return
+    cls = getattr(info, "cls", None)
+    if cls is not None and cls in seen:
+        return
+    seen.add(cls)
+    for name in getattr(info, "__struct_fields__", ()):
+        parts = getattr(info, name)
+        for part in parts if isinstance(parts, tuple) else (parts,):
+            if isinstance(part, msgspec.inspect.Field):
+                _refuse_foreign(part.type, path, seen)
+            elif isinstance(part, msgspec.inspect.Type):
+                _refuse_foreign(part, path, seen)
+
+
+__all__ = ["ONCE_MORE", "Codec", "Retry", "Within", "codec_of", "step"]

@@ -1,0 +1,150 @@
+"""Migrations as operators see them: listed, told in full, and taken up again where they gave up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from mielin_cells.core.cluster import AgentInfo, MigrationReport
+from mielin_cells.core.lifecycle import AgentState
+from mielin_cells.errors import MigrationInProgress, UsageError
+from mielin_cells.migration.journal import AnyRecord, Attempted, Decided, Ended, Failed, Journal, Planned, Reached
+from mielin_cells.node import journal
+from mielin_cells.node.client import Client
+
+OPEN = "open"
+PARKED = "parked"
+"""Its journal cannot be read; nothing is done about it until somebody looks."""
+
+
+class Case(msgspec.Struct, frozen=True, kw_only=True):
+    """One migration in a list."""
+
+    migration: str
+    agent: str
+    source: str
+    target: str
+    outcome: str
+    """completed, rolled_back, gave_up; open, or parked."""
+    attempts: int
+    failures: dict[str, int] = {}
+    reason: str = ""
+    at: float = 0.0
+    """When it was planned, in wall seconds."""
+
+
+class Moment(msgspec.Struct, frozen=True, kw_only=True):
+    """A line of a migration's story.  `after_s` counts from its plan."""
+
+    after_s: float
+    node: str
+    what: str
+    facts: dict[str, Any]
+
+
+def case_of(found: Journal) -> Case:
+    planned, end = found.planned, found.end
+    assert planned is not None
+    failures: dict[str, int] = {}
+    for record in found.records:
+        if isinstance(record, Failed):
+            failures[record.kind] = failures.get(record.kind, 0) + 1
+    tried = [attempt.target for attempt in found.attempts]
+    return Case(
+        migration=found.migration, agent=planned.agent, source=planned.source,
+        target=end.target if end is not None else tried[-1] if tried else planned.target,
+        outcome=end.outcome if end is not None else OPEN, attempts=len(tried), failures=failures,
+        reason=end.reason if end is not None else "", at=planned.at,
+    )  # fmt: skip
+
+
+def story(found: Journal) -> list[Moment]:
+    """The timeline: attempts, phases, failures, and decisions with the rules that made them."""
+    assert found.planned is not None
+    began = found.planned.at
+    return [
+        Moment(after_s=max(0.0, record.at - began), node=record.node, what=type(record).__name__, facts=_facts(record))
+        for record in found.records
+    ]
+
+
+def _facts(record: AnyRecord) -> dict[str, Any]:
+    match record:
+        case Planned():
+            return {"source": record.source, "target": record.target, "epoch": record.epoch, "parent": record.parent}
+        case Attempted():
+            return {
+                "number": record.number, "target": record.target, "strategy": record.strategy, "epoch": record.epoch,
+            }  # fmt: skip
+        case Reached():
+            return {
+                "number": record.number, "phases": {name: round(s * 1000, 3) for name, s in record.phases},
+                "rounds": record.rounds, "bytes": record.bytes, "pause_ms": round(record.pause_ms, 3),
+            }  # fmt: skip
+        case Failed():
+            return {
+                "number": record.number, "type": record.kind, "target": record.target, "code": record.code,
+                "message": record.message,
+            }  # fmt: skip
+        case Decided():
+            return {"strategy": record.strategy, "rule": record.rule, "delay_s": round(record.delay_s, 3)}
+        case Ended():
+            return {
+                "outcome": record.outcome, "target": record.target, "code": record.code, "reason": record.reason,
+                "restored": record.restored,
+            }  # fmt: skip
+
+
+class Cases:
+    """Over a client that is open."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    async def listed(self, agent: str | None = None, failed: bool = False) -> list[Case]:
+        """Migrations, the newest last; with `failed` those that did not complete, or cannot be read."""
+        found, parked = await journal.all_of(self._client.log, agent)
+        cases = [case_of(one) for one in found]
+        cases += [
+            Case(migration=name, agent=agent or "", source="", target="", outcome=PARKED, attempts=0, reason=error.message)
+            for name, error in parked
+        ]  # fmt: skip
+        return [case for case in cases if not failed or case.outcome not in ("completed", OPEN)]
+
+    async def find(self, migration: str) -> Journal:
+        """Raises `NoSuchMigration`, and what keeps its journal from being read."""
+        return await journal.find(self._client.log, migration)
+
+    async def recover(self, migration: str, *, to: str | None) -> MigrationReport:
+        """Takes a migration that gave up, or was rolled back, up again: as a new one, by the same door.
+
+        An agent that was parked runs again once it has arrived.  Raises `MigrationInProgress` for one that is open,
+        `UsageError` for one that completed, and what `Cluster.migrate` raises.
+        """
+        agent, info = await self._parked(migration)
+        request, source = await self._client.plan(agent, to)
+        report = await self._client.watched(msgspec.structs.replace(request, parent=migration), source)
+        if report.ok and info.state == AgentState.SUSPENDED.value:
+            await self._client.resume(agent)
+        return report
+
+    async def roll_back(self, migration: str) -> AgentInfo:
+        """A migration that gave up: its agent runs again where it is.  Raises as `recover`."""
+        agent, info = await self._parked(migration)
+        if info.state == AgentState.SUSPENDED.value:
+            await self._client.resume(agent)
+        return await self._client.show(agent)
+
+    async def _parked(self, migration: str) -> tuple[str, AgentInfo]:
+        found = await self.find(migration)
+        assert found.planned is not None
+        agent = found.planned.agent
+        if found.end is None:
+            raise MigrationInProgress(
+                f"Migration {migration} of agent {agent!r} is open: it goes on by itself. See `mielin show {migration}`, or "
+                f"cancel it with `mielin abort {agent}`.", agent=agent, migration=migration,
+            )  # fmt: skip
+        if found.end.outcome == "completed":
+            raise UsageError(f"Migration {migration} of agent {agent!r} completed; there is nothing to recover.")
+        return agent, await self._client.show(agent)

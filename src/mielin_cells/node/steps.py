@@ -1,0 +1,76 @@
+"""The calls of one durable step: tries, waits and time limits.  What is kept of them is the turn's affair (`turn`)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import logging
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from typing import Any
+
+from mielin_cells.core.step import Retry, Within
+from mielin_cells.errors import StepFailed, described
+
+logger = logging.getLogger("mielin_cells.steps")
+
+within: ContextVar[Within | None] = ContextVar("mielin_cells_step", default=None)
+"""Set for the call of a step and the tasks that it starts, and for nobody else."""
+
+
+def is_failure(error: BaseException) -> bool:
+    """True if it is the failure of the user's code that raised it, and not the end of the task or process that runs it.
+
+    Such code may raise what is no `Exception`: most often it waited for a task of its own that was cancelled.
+    """
+    if isinstance(error, asyncio.CancelledError):
+        task = asyncio.current_task()
+        return task is None or not task.cancelling()
+    return not isinstance(error, (GeneratorExit, KeyboardInterrupt, SystemExit))
+
+
+async def result_of(
+    step: Within,
+    call: Callable[..., Any],
+    args: tuple[Any, ...],
+    retry: Retry,
+    seconds: float,
+    rest: Callable[[float], Awaitable[None]],
+) -> Any:
+    """What the call returns, made again as `retry` says; `rest` waits in between, and may end the turn by raising.
+
+    Raises `StepFailed` after the last try.
+    """
+    tried = 0
+    while True:
+        tried += 1
+        try:
+            async with asyncio.timeout(seconds):
+                return await _called(step, call, args)
+        except BaseException as error:
+            if not is_failure(error):
+                raise
+            if tried >= retry.tries or not isinstance(error, retry.on):
+                agent, cause = step.turn.id, described(error)
+                raise StepFailed(
+                    f"Step {step.name!r} of agent {agent!r} raised {cause} (call {tried}); this is its outcome, also if "
+                    "the turn runs again.",
+                    agent=agent, step=step.name, cause=cause, tries=tried,
+                ) from error  # fmt: skip
+            logger.info("agent %s: step %s failed, call %d: %r", step.turn.id, step.name, tried, error)
+        await rest(retry.wait_s(tried))
+
+
+async def _called(step: Within, call: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    """One call, in a context of its own: what it starts is told from what else the handler runs."""
+    context = contextvars.copy_context()
+    context.run(within.set, step)
+    value = context.run(call, *args)
+    if inspect.isawaitable(value):
+        return await asyncio.get_running_loop().create_task(_awaited(value), context=context)
+    return value
+
+
+async def _awaited(value: Awaitable[Any]) -> Any:
+    return await value
