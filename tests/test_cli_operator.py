@@ -374,11 +374,10 @@ async def test_a_move_is_shown_phase_by_phase_in_real_units(
     assert lines[-1].startswith("done in ")
     assert await moves.migrate(operator, Printer(as_json=True), "till", None, detach=True) == 0
     begun = json.loads(capsys.readouterr().out)
-    while (await operator.show("till")).migration:  # type: ignore[union-attr]
-        await asyncio.sleep(0)
-    report = await operator.show(begun["migration"])
-    assert isinstance(report, cells.MigrationReport)
-    assert (report.outcome, report.target) == ("completed", "node-1")
+    async with asyncio.timeout(10):
+        while (case := case_of(await Cases(operator.client).find(begun["migration"]))).outcome == "open":
+            await asyncio.sleep(0.01)
+    assert (case.outcome, case.target) == ("completed", "node-1")
 
 
 def test_values_are_printed_as_people_read_them() -> None:

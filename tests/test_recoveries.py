@@ -26,7 +26,7 @@ SOON = RecoveryConfig(initial_retry_delay_secs=0.01, max_retry_delay_secs=0.02, 
 QUICK = cells.Settings(prepare_s=0.3, pause_s=0.2, probation_s=1.0, handover_s=0.2, reconcile_s=0.2)
 
 
-class Till(cells.Agent):
+class Kiosk(cells.Agent):
     total: int = 0
 
     @cells.handler
@@ -82,13 +82,13 @@ async def told(client: Client, report: cells.MigrationReport) -> list[str]:
 async def test_a_refusal_is_rerouted_and_the_attempt_names_the_node_that_was_chosen() -> None:
     faults = Faults(0, Fault("prepare", Kind.REFUSE, node="node-2"))
     async with nodes("node-1", "node-2", "node-3", faults=faults) as (client, _):
-        till = await client.on("node-1").spawn(Till, "t")
-        await till.add(5)
+        kiosk = await client.on("node-1").spawn(Kiosk, "t")
+        await kiosk.add(5)
 
-        report = await client.migrate(till)
+        report = await client.migrate(kiosk)
 
         assert (report.outcome, report.target, report.attempts) == ("completed", "node-3", 2)
-        assert await till.add() == 6
+        assert await kiosk.add() == 6
         found = await journal.read(client.log, "t", report.migration)
         assert [r.target for r in found.records if isinstance(r, Attempted)] == ["node-2", "node-3"]
         assert [r.target for r in found.records if isinstance(r, Failed)] == ["node-2"]
@@ -102,22 +102,22 @@ async def test_a_refusal_is_rerouted_and_the_attempt_names_the_node_that_was_cho
 async def test_a_named_target_that_refuses_is_told_at_once_with_every_reason() -> None:
     faults = Faults(0, Fault("prepare", Kind.REFUSE, node="node-2"))
     async with nodes("node-1", "node-2", "node-3", faults=faults) as (client, _):
-        till = await client.on("node-1").spawn(Till, "t")
+        kiosk = await client.on("node-1").spawn(Kiosk, "t")
         with pytest.raises(cells.MigrationRefused, match="injected"):
-            await client.migrate(till, to="node-2")
-        assert (await client.show(till)).node == "node-1"
-        assert await till.add() == 1
+            await client.migrate(kiosk, to="node-2")
+        assert (await client.show(kiosk)).node == "node-1"
+        assert await kiosk.add() == 1
 
 
 async def test_a_slow_turn_is_retried_on_the_same_target() -> None:
     async with nodes("node-1", "node-2", "node-3") as (client, _):
-        till = await client.on("node-1").spawn(Till, "t")
-        busy = asyncio.create_task(till.slow(0.3))
+        kiosk = await client.on("node-1").spawn(Kiosk, "t")
+        busy = asyncio.create_task(kiosk.slow(0.3))
         async with asyncio.timeout(5):
-            while not (await client.show(till)).waiting:
+            while not (await client.show(kiosk)).waiting:
                 await asyncio.sleep(0)
 
-        report = await client.migrate(till, to="node-3")
+        report = await client.migrate(kiosk, to="node-3")
 
         await busy
         assert (report.outcome, report.target) == ("completed", "node-3")
@@ -127,15 +127,15 @@ async def test_a_slow_turn_is_retried_on_the_same_target() -> None:
 
 async def test_when_retries_are_used_up_the_agent_is_where_it_was_and_all_is_told() -> None:
     async with nodes("node-1", "node-2", faults=Faults(0, Fault("probe", Kind.REFUSE))) as (client, _):
-        till = await client.on("node-1").spawn(Till, "t")
-        await till.add(5)
+        kiosk = await client.on("node-1").spawn(Kiosk, "t")
+        await kiosk.add(5)
 
-        report = await client.migrate(till)
+        report = await client.migrate(kiosk)
 
         assert report.outcome == "rolled_back"
         assert len(report.failures) == SOON.max_retries + 1
-        assert (await client.show(till)).node == "node-1"
-        assert await till.add() == 6
+        assert (await client.show(kiosk)).node == "node-1"
+        assert await kiosk.add() == 6
         steps = await told(client, report)
         assert steps[-1] == "Ended"
         assert steps.count("Failed") == steps.count("Decided") == SOON.max_retries + 1
@@ -147,11 +147,11 @@ async def test_a_rollback_behind_the_handover_is_verified_and_says_what_was_rest
         client,
         running,
     ):
-        till = await client.on("node-1").spawn(Till, "t")
-        await till.add(5)
+        kiosk = await client.on("node-1").spawn(Kiosk, "t")
+        await kiosk.add(5)
         cursor = running["node-1"].hosts["t"].fold.ledger.cursor
 
-        report = await client.migrate(till, to="node-2")
+        report = await client.migrate(kiosk, to="node-2")
 
         assert (report.outcome, report.code) == ("rolled_back", "Returned")
         assert report.restored["cursor"] == str(cursor)
@@ -159,42 +159,42 @@ async def test_a_rollback_behind_the_handover_is_verified_and_says_what_was_rest
         found = await journal.read(client.log, "t", report.migration)
         assert found.end is not None
         assert found.end.restored == report.restored
-        assert await till.add() == 6
+        assert await kiosk.add() == 6
 
 
 async def test_without_automatic_rollback_the_agent_is_parked_and_can_be_resumed_or_claimed() -> None:
     config = RecoveryConfig(max_retries=0, auto_rollback=False)
     async with nodes("node-1", "node-2", faults=Faults(0, Fault("probe", Kind.REFUSE)), recovery=config) as (client, _):
-        till = await client.on("node-1").spawn(Till, "t")
-        await till.add(5)
+        kiosk = await client.on("node-1").spawn(Kiosk, "t")
+        await kiosk.add(5)
 
-        report = await client.migrate(till, to="node-2")
+        report = await client.migrate(kiosk, to="node-2")
 
         assert report.outcome == "gave_up"
-        assert (await client.show(till)).state == "Suspended"
-        await client.claim(till, to="node-2")
-        await client.resume(till)
-        assert await till.add() == 6
+        assert (await client.show(kiosk)).state == "Suspended"
+        await client.claim(kiosk, to="node-2")
+        await client.resume(kiosk)
+        assert await kiosk.add() == 6
 
 
 async def test_a_migration_that_waits_for_its_retry_is_cancelled() -> None:
     late = RecoveryConfig(initial_retry_delay_secs=100)
     async with nodes("node-1", "node-2", faults=Faults(0, Fault("prepare", Kind.REFUSE)), recovery=late) as (client, _):
-        till = await client.on("node-1").spawn(Till, "t")
-        moving = asyncio.create_task(client.migrate(till))
+        kiosk = await client.on("node-1").spawn(Kiosk, "t")
+        moving = asyncio.create_task(client.migrate(kiosk))
         async with asyncio.timeout(5):
-            while not (await client.show(till)).migration:
+            while not (await client.show(kiosk)).migration:
                 await asyncio.sleep(0.01)
             with pytest.raises(cells.MigrationInProgress):
-                await client.migrate(till)
+                await client.migrate(kiosk)
             while not any(
                 isinstance(found.records[-1], Decided) for found in (await journal.all_of(client.log, "t"))[0]
             ):
                 await asyncio.sleep(0.01)
-        migration = await client.abort(till)
+        migration = await client.abort(kiosk)
         report = await moving
         assert (report.outcome, report.code, report.migration) == ("rolled_back", "Cancelled", migration)
-        assert await till.add() == 1
+        assert await kiosk.add() == 1
 
 
 async def test_whoever_owns_the_agent_ends_the_migration_of_a_source_that_died() -> None:
@@ -203,19 +203,19 @@ async def test_whoever_owns_the_agent_ends_the_migration_of_a_source_that_died()
         client,
         running,
     ):
-        till = await client.on("node-1").spawn(Till, "t")
-        await till.add(5)
-        request, source = await client.plan(till, None)
+        kiosk = await client.on("node-1").spawn(Kiosk, "t")
+        await kiosk.add(5)
+        request, source = await client.plan(kiosk, None)
         await client.request(source, control.Migrate(request.agent, request.migration, request.epoch, "", 0.2), 5.0)
         running["node-1"].kill()
 
-        await client.claim(till, to="node-2")
+        await client.claim(kiosk, to="node-2")
 
         async with asyncio.timeout(10):
             while (found := await journal.read(client.log, "t", request.migration)).end is None:
                 await asyncio.sleep(0.02)
         assert (found.end.outcome, found.end.node) == ("rolled_back", "node-2")
-        assert await till.add() == 6
+        assert await kiosk.add() == 6
         await running["node-2"].migrations.settle("t")  # twice is as once
         assert (await journal.read(client.log, "t", request.migration)).records == found.records
         fold = await load(client.log, "t")
@@ -224,35 +224,35 @@ async def test_whoever_owns_the_agent_ends_the_migration_of_a_source_that_died()
 
 async def test_a_migration_that_is_asked_for_again_is_not_made_again() -> None:
     async with nodes("node-1", "node-2") as (client, _):
-        till = await client.on("node-1").spawn(Till, "t")
-        request, source = await client.plan(till, "node-2")
+        kiosk = await client.on("node-1").spawn(Kiosk, "t")
+        request, source = await client.plan(kiosk, "node-2")
         first = await client.watched(request, source)
         again = await client.watched(request, source)
         assert (first.outcome, again.outcome) == ("completed", "completed")
-        assert (await client.show(till)).node == "node-2"
+        assert (await client.show(kiosk)).node == "node-2"
         assert len((await journal.read(client.log, "t", request.migration)).attempts) == 1
 
 
 async def test_damaged_bytes_are_read_again_before_anything_fails() -> None:
     faults = Faults(3, Fault("read", Kind.CORRUPT, node="node-2", most=2))
     async with nodes("node-1", "node-2", faults=faults) as (client, _):
-        till = await client.on("node-1").spawn(Till, "t")
-        await till.add(5)
-        report = await client.migrate(till, to="node-2")
+        kiosk = await client.on("node-1").spawn(Kiosk, "t")
+        await kiosk.add(5)
+        report = await client.migrate(kiosk, to="node-2")
         assert (report.outcome, report.attempts, report.failures) == ("completed", 1, ())
         assert faults.counts == {("read", "corrupt"): 2}
-        assert await till.add() == 6
+        assert await kiosk.add() == 6
 
 
 async def test_damage_that_stays_is_corruption_and_is_rolled_back_without_a_retry() -> None:
     faults = Faults(3, Fault("read", Kind.CORRUPT, node="node-2"))
     async with nodes("node-1", "node-2", faults=faults) as (client, _):
-        till = await client.on("node-1").spawn(Till, "t")
-        await till.add(5)
-        report = await client.migrate(till, to="node-2")
+        kiosk = await client.on("node-1").spawn(Kiosk, "t")
+        await kiosk.add(5)
+        report = await client.migrate(kiosk, to="node-2")
         assert (report.outcome, report.attempts) == ("rolled_back", 1)
         assert report.failures[0].startswith("StateCorruption")
-        assert await till.add() == 6
+        assert await kiosk.add() == 6
 
 
 async def test_a_recovery_ends_within_its_time() -> None:
@@ -263,19 +263,19 @@ async def test_a_recovery_ends_within_its_time() -> None:
         client,
         _,
     ):
-        till = await client.on("node-1").spawn(Till, "t")
-        report = await client.migrate(till)
+        kiosk = await client.on("node-1").spawn(Kiosk, "t")
+        report = await client.migrate(kiosk)
         assert report.outcome == "rolled_back"
         assert 1 <= len(report.failures) < 1000
-        assert await till.add() == 1
+        assert await kiosk.add() == 1
 
 
 async def test_settings_of_one_call_are_checked_before_anything_begins() -> None:
     async with nodes("node-1", "node-2") as (client, _):
-        till = await client.on("node-1").spawn(Till, "t")
+        kiosk = await client.on("node-1").spawn(Kiosk, "t")
         for recovery, says in (({"max_retires": 1}, "max_retires"), ({"max_retries": -1}, "max_retries")):
-            request, source = await client.plan(till, "node-2")
+            request, source = await client.plan(kiosk, "node-2")
             bad = control.Migrate(request.agent, request.migration, request.epoch, "node-2", 0.1, recovery=recovery)  # type: ignore[arg-type]
             with pytest.raises(cells.ConfigError, match=says):
                 await client.request(source, bad, 5.0)
-        assert (await client.show(till)).node == "node-1"
+        assert (await client.show(kiosk)).node == "node-1"

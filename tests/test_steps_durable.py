@@ -13,7 +13,7 @@ from test_moves import ONCE, nodes
 
 import mielin_cells as cells
 from mielin_cells.core.ids import log_subject
-from mielin_cells.core.records import HandedOff, Stepped, decode_record
+from mielin_cells.core.records import Committed, HandedOff, Stepped, decode_record
 from mielin_cells.node.client import Client
 from mielin_cells.node.reader import load
 
@@ -38,6 +38,19 @@ async def test_a_step_returns_the_result_and_is_a_record_before_the_next_one() -
         kinds = [type(record).__name__ for record in await records(cluster, "c")]
         assert [kind for kind in kinds if kind == "Stepped"] == ["Stepped", "Stepped"]
         assert (await load(cluster.log, "c")).turn is None
+
+
+async def test_a_step_is_recorded_after_all_earlier_turns() -> None:
+    async with nodes("node-1") as (cluster, _):
+        chat = await cluster.spawn(Chat, "c")
+        await asyncio.gather(chat.all(), chat.all(), chat.say(prompts=["a"]))
+        before: list[int] = []
+        for record in await records(cluster, "c"):
+            if isinstance(record, Stepped):
+                assert before == list(range(1, record.input))
+            elif isinstance(record, Committed):
+                before += [taken.n for taken in record.commit.taken]
+        assert len(before) == 3
 
 
 async def test_a_turn_that_runs_again_repeats_no_finished_step() -> None:
@@ -372,6 +385,28 @@ async def test_a_call_has_a_limit_of_its_own_and_the_turns_deadline_rests_meanwh
         asyncio.get_running_loop().call_later(0.1, world.gates["b"].set)
         assert await chat.say(prompts=["b"]) == ["b!"]
         assert world.runs == 2
+
+
+async def test_the_turns_deadline_begins_anew_behind_a_step() -> None:
+    class Hangs(cells.Agent):
+        @cells.handler(tries=1)
+        async def go(self) -> str:
+            await asyncio.sleep(0)
+            said = await cells.step("model", world.model, "a")
+            await asyncio.Event().wait()
+            return said
+
+    async with cells.local(settings=cells.Settings(turn_deadline_s=0.05)) as cluster:
+        world.gates["a"] = asyncio.Event()
+        agent = await cluster.spawn(Hangs, "h")
+        asyncio.get_running_loop().call_later(0.2, world.gates["a"].set)
+        with pytest.raises(cells.HandlerFailed, match="TimeoutError"):
+            await agent.go()
+        fold = await load(cluster.log, "h") if isinstance(cluster, Client) else None
+        assert fold is not None
+        assert fold.ledger.dead[0].asks == ["step 'model'"], (
+            "the call was not cut, though it took longer than the turn may"
+        )
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,8 @@ class AgentError(msgspec.Struct, frozen=True, kw_only=True):
     code: str = ""
     fatal: bool = False
     attempts: int = 0
+    has_started: bool = True
+    """False: it failed at its creation, and `on_start` is still to take effect."""
 
 
 class Lifecycle(msgspec.Struct, frozen=True, kw_only=True):

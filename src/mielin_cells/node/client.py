@@ -16,7 +16,7 @@ from mielin_cells.core.cluster import AgentInfo, MigrationReport, NodeInfo
 from mielin_cells.core.fold import Phase
 from mielin_cells.core.ids import AgentId, control_subject, log_subject, node_log_subject, reply_subject
 from mielin_cells.core.message import decode_replies
-from mielin_cells.core.records import decode_record, named_owner
+from mielin_cells.core.records import HandedOff, decode_record, named_owner
 from mielin_cells.core.settings import MESSAGE_BYTES_MAX, Settings
 from mielin_cells.core.spec import HandlerSpec, Spec, spec_of
 from mielin_cells.errors import (
@@ -30,6 +30,7 @@ from mielin_cells.errors import (
     NoSuchAgent,
     NoSuchMigration,
     RecordInvalid,
+    TooLateToCancel,
     UnknownNode,
     WireTimeout,
     WrongClass,
@@ -248,7 +249,9 @@ class Client:
         await self._order(agent, "terminate")
 
     async def claim(self, agent: Agent | str, /, to: str) -> None:
-        await self.ordered(lambda: _known(to), control.Claim(_id(agent), "operator"), self.settings.probation_s)
+        name = _id(agent)
+        await self.owner(name)  # raises for an agent that is not there
+        await self.ordered(lambda: _known(to), control.Claim(name, "operator"), self.settings.probation_s)
 
     async def show(self, agent: Agent | str, /) -> AgentInfo:
         name = _id(agent)
@@ -380,7 +383,17 @@ class Client:
     async def abort(self, agent: Agent | str, /) -> str:
         name = _id(agent)
         source, _ = await self.owner(name)
-        return msgspec.msgpack.decode(await self.request(source, control.Abort(name), REQUEST_S), type=str)
+        try:
+            return msgspec.msgpack.decode(await self.request(source, control.Abort(name), REQUEST_S), type=str)
+        except NoSuchMigration:
+            last = await self.log.last(log_subject(name))
+            record = decode_record(last.data, f"The log of agent {name!r}") if last is not None else None
+            if not isinstance(record, HandedOff):
+                raise
+            raise TooLateToCancel(
+                f"Migration {record.migration} of agent {name!r} is handed over to {record.to}, which verifies; it goes forward.",
+                agent=name, migration=record.migration,
+            ) from None  # fmt: skip
 
 
 class Placed:

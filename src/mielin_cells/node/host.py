@@ -47,7 +47,14 @@ class Host:
         self.cell = cell
         self.writer = writer
         self.fold: Fold = writer.fold
-        self.outbox = Outbox(home.log, self.fold.agent, home.reply_to, self._low, home.start)
+        self.outbox = Outbox(
+            home.log,
+            self.fold.agent,
+            home.reply_to,
+            self._low,
+            lambda to: self.fold.ledger.released.get(to, 0),
+            home.start,
+        )
         self.compaction = Compaction(self)
         self.lost: Exception | None = None
         self.inbox = Inbox(home, self.fold, self._kick)
@@ -103,13 +110,17 @@ class Host:
     def _kick(self) -> None:
         self.intake.kick()
 
-    async def failed(self, error: BaseException) -> None:
-        """A hook raised, or the probe failed: the agent is in ERROR until it is resumed."""
+    async def failed(self, error: BaseException, *, has_started: bool = True) -> None:
+        """A hook raised, or the probe failed: the agent is in ERROR until it is resumed.
+
+        `has_started` False: `on_start` is still to run.
+        """
         message = f"{type(error).__name__}: {error}"
         logger.error("agent %s is in ERROR: %s", self.fold.agent, message)
         await self.flush()
         if self.fold.lifecycle.state is not AgentState.PAUSED:
-            await self.append(lambda head: Failed(**head, error=AgentError(message=message, code=type(error).__name__)))
+            found = AgentError(message=message, code=type(error).__name__, has_started=has_started)
+            await self.append(lambda head: Failed(**head, error=found))
 
     # ---- committing ------------------------------------------------------------------------------------------
 

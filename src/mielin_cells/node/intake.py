@@ -15,14 +15,15 @@ from mielin_cells.core.settings import BURST_S, COMMIT_TURNS_MAX, MESSAGE_BYTES_
 from mielin_cells.core.spec import HandlerSpec
 from mielin_cells.errors import (
     AnswerExpired,
-    AskTimeout,
     CellError,
+    Fenced,
     HandlerFailed,
     MessageTooLarge,
     NoSuchHandler,
     RecordInvalid,
-    RetryError,
     SessionExpired,
+    StoreBusy,
+    StoreUnreachable,
     UsageError,
     WrongClass,
     described,
@@ -54,10 +55,15 @@ class Intake:
         self._cancellable = False
         self._tries: tuple[str, int, int] = ("", 0, 0)
         """The message that failed last, and how often it has run."""
+        self._since = 0.0
+        """When that message failed first."""
+        self._closing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.turn: Turn | None = None
         """The turn that runs, or waits."""
 
     def close(self) -> None:
+        if not self._closing.done():
+            self._closing.set_result(None)  # who waits for the turns to end here waits no longer
         if self._pump is not None and self._pump is not asyncio.current_task():
             self._pump.cancel()
 
@@ -206,8 +212,12 @@ class Intake:
                 return True
             if self._host.lost is not None:
                 return False
-            if not isinstance(error, RetryError) or isinstance(error, AskTimeout):
-                ran += 1  # else it was the world's failure, not the message's
+            now = asyncio.get_running_loop().time()
+            if self._tries[:2] != (mail.sender, message.n):
+                self._since = now
+            passes = isinstance(error, (StoreBusy, StoreUnreachable))
+            if not passes or now - self._since > self._host.home.settings.turn_deadline_s:
+                ran += 1  # else it was the store's failure, not the message's, and may pass
             self._tries = (mail.sender, message.n, ran)
             is_final = isinstance(error, UsageError) and not isinstance(error, HandlerFailed)
             if is_final or ran >= (handler.tries or self._host.home.settings.tries):
@@ -416,13 +426,26 @@ class Intake:
                     turn.wake()
                     if self._cancellable and not turn.in_step and self._pump is not None:
                         self._pump.cancel()
-                await self._lock.acquire()
+                await self._locked()
                 held = True
             if self._host.lost is not None:
                 raise self._host.lost
         except BaseException:
             self.resume(held)
             raise
+
+    async def _locked(self) -> None:
+        """Takes the lock.  Raises `Fenced` if the host is closed before: whoever holds it then never gives it back."""
+        acquiring = asyncio.ensure_future(self._lock.acquire())
+        try:
+            await asyncio.wait((acquiring, self._closing), return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            if not acquiring.cancel() and not acquiring.cancelled():
+                self._lock.release()
+            raise
+        if not acquiring.done():
+            acquiring.cancel()
+            raise Fenced(f"Agent {self._fold.agent!r} has left this node; ask its owner.", agent=self._fold.agent)
 
     def resume(self, held: bool = True) -> None:
         """Takes messages again.  Only right if this host still owns the agent (rule 6)."""

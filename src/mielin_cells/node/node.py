@@ -13,6 +13,7 @@ from mielin_cells.core.agent import Agent
 from mielin_cells.core.cell import Cell
 from mielin_cells.core.fold import Fold, Phase
 from mielin_cells.core.ids import LOGS, agent_of, control_subject, inbox_subject, log_subject, reply_subject
+from mielin_cells.core.lifecycle import AgentState
 from mielin_cells.core.message import decode_replies
 from mielin_cells.core.records import Claimed, Created, HandedOff, named_owner
 from mielin_cells.core.settings import RETRY_S_MAX, RETRY_S_MIN, Settings
@@ -186,6 +187,10 @@ class Node:
             await host.flush()
         except (CellError, TimeoutError) as error:
             logger.warning("agent %s was left in mid-turn by node %s: %s", host.fold.agent, self.name, error)
+        except Exception as error:  # the user's hook: the node stops all the same, and what was committed stays
+            logger.error(
+                "agent %s: on_depart raised as node %s stopped: %s", host.fold.agent, self.name, described(error)
+            )
 
     def kill(self) -> None:
         """Ends this incarnation without any farewell."""
@@ -337,10 +342,7 @@ class Node:
             host = Host(self.home, spec, cell, writer)
             host.adopt(delta)
             if fold.may_run:
-                try:
-                    await host.intake.hook("on_arrive")
-                except Exception as error:  # whatever a user's hook raises: ERROR until it is resumed
-                    await host.failed(error)
+                await self._arrive(host)
             self.serve(host)
             self.migrations.settle_soon(fold.agent, 0.0)
         finally:
@@ -489,13 +491,18 @@ class Node:
         except Fenced:
             return None
         host = Host(self.home, spec, cell, writer)
-        try:
-            await host.intake.hook("on_arrive")
-            await host.intake.hook("on_start")
-        except Exception as error:  # whatever a user's hook raises: ERROR until it is resumed
-            await host.failed(error)
-        else:
-            host.touch()
+        await self._arrive(host)
         self.serve(host)
         await host.flush()
         return host
+
+    async def _arrive(self, host: Host) -> None:
+        """The hooks of an agent that becomes active here; `on_start` until it has taken effect once."""
+        is_new = host.fold.lifecycle.state is AgentState.CREATED
+        try:
+            await host.intake.hook("on_arrive")
+            if is_new:
+                await host.intake.hook("on_start")
+                host.touch()
+        except Exception as error:  # whatever a user's hook raises: ERROR until it is resumed
+            await host.failed(error, has_started=not is_new)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from mielin_cells.core.cluster import AgentInfo
 from mielin_cells.core.lifecycle import AgentState
 from mielin_cells.core.records import Cleared, LetterKey, Paused, Resumed, Suspended, Terminated
-from mielin_cells.errors import AskTimeout, UsageError
+from mielin_cells.errors import AskTimeout, HandlerFailed, UsageError, described
 
 if TYPE_CHECKING:
     from mielin_cells.node.host import Host
@@ -83,10 +83,14 @@ async def _between_turns(node: Node, host: Host, order: str) -> None:
 async def _resume(host: Host) -> None:
     fold = host.fold
     fold.lifecycle.to(AgentState.RUNNING)  # refused before any hook runs
+    error = fold.lifecycle.error
+    has_started = error is None or error.has_started
     try:
         await host.intake.hook("on_arrive")
-    except Exception as error:  # whatever a user's hook raises: the agent stays stopped, and its log says why
-        await host.failed(error)
+        if not has_started:
+            await host.intake.hook("on_start")
+    except Exception as raised:  # whatever a user's hook raises: the agent stays stopped, and its log says why
+        await host.failed(raised, has_started=has_started)
         return
     await host.append(lambda head: Resumed(**head))
     await host.flush()
@@ -95,7 +99,17 @@ async def _resume(host: Host) -> None:
 async def _terminate(host: Host) -> None:
     """After everything that was sent is stored at its receivers (rule 20)."""
     if host.fold.may_run:
-        await host.intake.hook("on_stop")
+        try:
+            await host.intake.hook("on_stop")
+        except (
+            Exception
+        ) as error:  # whatever a user's hook raises: ERROR; an agent in ERROR is terminated without its hook
+            await host.failed(error)
+            agent = host.fold.agent
+            raise HandlerFailed(
+                f"on_stop of agent {agent!r} raised {described(error)}; it is in ERROR and was not terminated. Resume it, or "
+                "terminate it again: then its hook is not run.", agent=agent, handler="on_stop",
+            ) from error  # fmt: skip
     await host.flush()
     await host.outbox.drained()
     host.touch()

@@ -38,21 +38,35 @@ async def store_mail(log: Log, mail: Mail) -> int:
 class Outbox:
     """The committed outputs of one agent that are not yet stored at their receivers."""
 
-    __slots__ = ("_lanes", "_log", "_low", "_reply_to", "_sender", "_start", "_tasks", "progress")
+    __slots__ = (
+        "_ahead",
+        "_lanes",
+        "_log",
+        "_low",
+        "_released",
+        "_reply_to",
+        "_sender",
+        "_start",
+        "_tasks",
+        "progress",
+    )
 
     def __init__(
-        self, log: Log, sender: str, reply_to: str, low: Callable[[str], int],
+        self, log: Log, sender: str, reply_to: str, low: Callable[[str], int], released: Callable[[str], int],
         start: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
     ) -> None:  # fmt: skip
         self._log = log
         self._sender = sender
         self._reply_to = reply_to
         self._low = low
+        self._released = released
         self._start = start
         self._lanes: dict[str, deque[Out]] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self.progress: dict[str, int] = {}
-        """Per receiver, the highest number stored together with all lower ones."""
+        """Per receiver, the highest number stored together with all lower ones (rule 11)."""
+        self._ahead: dict[str, set[int]] = {}
+        """Numbers that are stored above one that is not."""
 
     @property
     def is_empty(self) -> bool:
@@ -85,6 +99,17 @@ class Outbox:
         while self._tasks:
             await asyncio.wait([*self._tasks.values()])
 
+    def _stored(self, to: str, messages: list[Message]) -> None:
+        mark = max(self.progress.get(to, 0), self._released(to))
+        ahead = self._ahead.setdefault(to, set())
+        ahead.update(message.n for message in messages if message.n > mark)
+        while mark + 1 in ahead:
+            mark += 1
+            ahead.discard(mark)
+        if not ahead:
+            del self._ahead[to]
+        self.progress[to] = mark
+
     async def _deliver(self, to: str) -> None:
         lane = self._lanes[to]
         while lane:
@@ -99,7 +124,6 @@ class Outbox:
             await store_mail(self._log, mail)
             for _ in range(count):
                 lane.popleft()
-            if messages[-1].n > self.progress.get(to, 0):
-                self.progress[to] = messages[-1].n
+            self._stored(to, messages)
         del self._lanes[to]
         del self._tasks[to]

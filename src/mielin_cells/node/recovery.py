@@ -8,6 +8,7 @@ next ends the migration (`Migrations.settle`).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import Counter
 from dataclasses import asdict, replace
@@ -32,6 +33,8 @@ logger = logging.getLogger("mielin_cells.migration")
 
 ATTEMPTS_PER_TARGET = 3
 """Of one migration: a target that has failed so often gets no more of it."""
+
+FOREVER_S = 1e6
 
 LOOK_S = 0.05
 """How often this node looks whether it hosts the agent again, after an attempt that had to read the log."""
@@ -130,9 +133,9 @@ class Recovery:
             if host is None:
                 continue  # lost while the others were asked
             if self._failures:
-                self._manager.execute_recovery(
-                    self.agent, now=max(self._due, self._node.clock()), target_node=target or None
-                )
+                now = max(self._due, self._node.clock())
+                if not self._manager.execute_recovery(self.agent, now=now, target_node=target or None).is_retry:
+                    return await self._end("rolled_back", "Timeout", f"no time is left; last: {self._last.reason}")
             failure = ("TargetUnreachable", f"no node can take agent {self.agent!r} now")
             if target:
                 report = await self._attempt(host, target, strategy)
@@ -140,7 +143,8 @@ class Recovery:
                     self._result(target, None)
                     return await self._end("completed")
                 if is_settled(report.code) or self._is_refused_outright(report):
-                    self._of.targets.release(target)
+                    if self._has_place:
+                        self._of.targets.release(target)
                     return await self._end("rolled_back")
                 failure = (report.code, report.reason)
             decision = await self._decided(target, *failure)
@@ -192,6 +196,16 @@ class Recovery:
         but = {self._node.name, *self._avoided, *spent, *self._of.targets.unfit(now)}
         return selector.choose(nodes, host.fold.cls, but) or ""
 
+    def _left(self) -> float:
+        """Seconds that recovery still has: without end before the first failure."""
+        if not self._failures:
+            return FOREVER_S
+        return max(0.0, self._failures[0].timestamp + self._manager.config.recovery_timeout_secs - self._node.clock())
+
+    def _run_out(self, move: Move) -> None:
+        with contextlib.suppress(TooLateToCancel):  # then its own deadlines end it
+            move.abort()
+
     # ---- one attempt -----------------------------------------------------------------------------------------
 
     async def _attempt(self, host: Host, target: str, strategy: str) -> MigrationReport:
@@ -208,10 +222,14 @@ class Recovery:
             await self._copy.release()
         self._has_place = self._of.targets.begin(target, self._node.clock())
         move = self.move = self._of.begin_move(host, name, target)
+        timer = asyncio.get_running_loop().call_later(self._left(), self._run_out, move)
         try:
             report = await self._of.run_move(move)
         finally:
+            timer.cancel()
             self.move = None
+        if report.code == "Cancelled" and not self._cancelled.is_set():
+            report = replace(report, code="Timeout", reason="the time for all attempts has run out")
         self._copy = move if move.target_has_copy else None
         self._restored = move.restored
         self._last = report

@@ -218,14 +218,23 @@ class Move:
     async def _copy(self, slow: bool) -> m.Event:
         host = self.host
         if slow:
-            await host.intake.stop(self.node.settings.pause_s)
-            await asyncio.sleep(SLOWED_S)
-            host.resume_intake()
+            await self._slow_down()
         seq, appended = host.fold.seq, host.writer.appended_bytes
         records = host.writer.appended_records
         answer = await self._ask(control.Copy(host.fold.agent, self.migration, seq))
         self._copied = msgspec.msgpack.decode(answer, type=control.CopyReport)
         return m.Copied(host.writer.appended_records - records, host.writer.appended_bytes - appended)
+
+    async def _slow_down(self) -> None:
+        """Lets the agent rest a moment.  One that is in a long turn appends nothing meanwhile, and needs no rest."""
+        try:
+            await self.host.intake.stop(self.node.settings.pause_s)
+        except TimeoutError:
+            return
+        try:
+            await asyncio.sleep(SLOWED_S)
+        finally:
+            self.host.resume_intake()
 
     async def _stop_at_once(self) -> bool:
         """True if the agent is quiet now: most of the time no turn runs and no commit is in flight.  Never waits."""

@@ -214,9 +214,13 @@ class Turn:
             if refusal is not None:
                 self.made.append(AskMade(agent, 0, body, label, refusal))
                 return refusal
-            work = self._record(agent, spec, handler, args, body, label)
-            sent, made = await asyncio.shield(host.home.start(work))
-            return await self._wait(sent, made, timeout)
+            recording = host.home.start(self._record(agent, spec, handler, args, body, label))
+            try:
+                sent, made = await asyncio.shield(recording)
+            except asyncio.CancelledError:  # the handler waits no longer; what is recorded is sent all the same
+                recording.add_done_callback(self._unheard)
+                raise
+            return await self._wait(sent, made, timeout, is_sent=True)
 
     def _in_order(self) -> asyncio.Lock:
         """Asks and steps are one sequence."""
@@ -283,9 +287,17 @@ class Turn:
         record = await host.append(compose)
         made = record.made[-1]
         assert isinstance(made, AskMade)
+        # Here, and not where the answer is waited for: a number that is in the log must not be a hole (rule 13).
+        _ = host.expect(record.out.to, record.out.n)
+        host.outbox.push(record.out)
         return record.out, made
 
-    async def _wait(self, out: Out, made: AskMade, seconds: float | None) -> bytes:
+    def _unheard(self, recording: asyncio.Task[tuple[Out, AskMade]]) -> None:
+        if not recording.cancelled() and recording.exception() is None:
+            out, _ = recording.result()
+            self._host.forget(out.to, out.n)
+
+    async def _wait(self, out: Out, made: AskMade, seconds: float | None, is_sent: bool = False) -> bytes:
         """Sends the ask, again while there is no answer, until its deadline: a timeout is an outcome (rule 13)."""
         host = self._host
         timeout = host.home.settings.ask_timeout_s if seconds is None else seconds
@@ -295,7 +307,9 @@ class Turn:
             async with asyncio.timeout(timeout):
                 answer: bytes | None = None
                 while answer is None:
-                    host.outbox.push(out)
+                    if not is_sent:
+                        host.outbox.push(out)
+                    is_sent = False
                     await asyncio.wait((future,), timeout=pause)
                     if future.done():
                         answer = future.result()
