@@ -108,9 +108,13 @@ async def test_a_move_that_is_cancelled_while_the_source_is_slowed_leaves_the_ag
 
         loads = [asyncio.create_task(load_it()) for _ in range(20)]
         async with asyncio.timeout(WAIT_S):
+            moving = asyncio.create_task(cluster.migrate(racer))
+            slow = asyncio.create_task(entered.wait())
             while not entered.is_set():
-                moving = asyncio.create_task(cluster.migrate(racer))
-                await asyncio.wait((moving, asyncio.ensure_future(entered.wait())), return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait((moving, slow), return_when=asyncio.FIRST_COMPLETED)
+                if moving.done() and not entered.is_set():  # it converged at once: again
+                    moving = asyncio.create_task(cluster.migrate(racer))
+            await slow
             await asyncio.sleep(0.02)
             await cluster.abort(racer)
             report = await moving
@@ -247,3 +251,39 @@ async def test_an_agent_whose_on_stop_raises_is_in_error_and_can_be_terminated()
         assert (await cluster.show(beginner)).state == "Error"
         await cluster.terminate(beginner)
         assert (await load(cluster.log, "b")).phase.value == "terminated"  # type: ignore[attr-defined]
+
+
+# ---- state that does not load --------------------------------------------------------------------------------
+
+
+async def test_an_agent_whose_state_does_not_load_is_in_error_with_the_reason_and_resume_tries_again(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "store.db"
+
+    def made(kind: type) -> type[cells.Agent]:
+        class Ledger(cells.Agent, name="EdgeLedger"):
+            __annotations__ = {"total": kind}
+            total = kind()
+
+            @cells.handler
+            async def get(self) -> str:
+                return str(self.total)
+
+        return Ledger
+
+    async with cells.local(path=path) as cluster:
+        assert await (await cluster.spawn(made(str), "l")).get() == ""  # type: ignore[attr-defined]
+    other = made(int)
+    async with cells.local(path=path) as cluster:
+        shown = await cluster.show("l")
+        assert (shown.state, [info.id for info in await cluster.agents()]) == ("Error", ["l"])
+        assert "total" in shown.error
+        for order in (cluster.resume, cluster.suspend, cluster.terminate):
+            with pytest.raises(cells.StateUnloadable, match="total"):
+                await order("l")
+        mended = made(str)
+        await cluster.resume("l")
+        assert (await cluster.show("l")).state == "Running"
+        assert await cluster.get(mended, "l").get() == ""  # type: ignore[attr-defined]
+    del other

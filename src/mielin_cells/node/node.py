@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from mielin_cells.core.agent import Agent
 from mielin_cells.core.cell import Cell
+from mielin_cells.core.cluster import AgentInfo
 from mielin_cells.core.fold import Fold, Phase
 from mielin_cells.core.ids import LOGS, agent_of, control_subject, inbox_subject, log_subject, reply_subject
 from mielin_cells.core.lifecycle import AgentState
@@ -29,6 +30,7 @@ from mielin_cells.errors import (
     RecordInvalid,
     RetryError,
     StateTooNew,
+    StateUnloadable,
     UnknownClass,
     WrongClass,
     described,
@@ -100,8 +102,8 @@ class Node:
         """Agents that this node has just created or claimed, and whose hooks still run."""
         self._quiet: dict[str, int] = {}
         """Logs that were read and name another owner, with their last sequence then."""
-        self._told: dict[str, str] = {}
-        """Why agents of this node cannot be taken, as it was logged last."""
+        self.troubled: dict[str, AgentInfo] = {}
+        """Agents that the log gives this node and that it cannot run, with the reason: they stay claimable."""
         self._moved: dict[str, int] = {}
         """Logs with their last sequence at the last round."""
         self._subscriptions: list[Subscription] = []
@@ -301,6 +303,7 @@ class Node:
         """Hosts the agent if its log names this node: by a claim, or in probation by verifying (rules 4, 5, 8)."""
         if agent in self.hosts or agent in self.copies or agent in self._making or self.is_stopping:
             return
+        fold: Fold | None = None
         try:
             last = await self.home.log.last(log_subject(agent))
             if last is None:
@@ -308,6 +311,7 @@ class Node:
             record = await record_of(self.home.log, agent, last)  # also of a handover that is in parts
             if named_owner(record) != self.name:
                 self._quiet[agent] = last.seq
+                self.troubled.pop(agent, None)
                 return
             fold = await load(self.home.log, agent)
             if fold.owner != self.name or agent in self.hosts or agent in self.copies or agent in self._making:
@@ -323,9 +327,30 @@ class Node:
         except RetryError as error:
             logger.info("node %s looks at agent %s again later: %s", self.name, agent, error)
         except CellError as error:
-            if self._told.get(agent) != str(error):  # once: it is tried again in every round
-                self._told[agent] = str(error)
+            before = self.troubled.get(agent)
+            self.troubled[agent] = self._trouble(agent, fold, error)
+            if before is None or before.error != str(error):  # once: it is tried again in every round
                 logger.error("node %s cannot take agent %s, which stays claimable: %s", self.name, agent, error)
+        else:
+            self.troubled.pop(agent, None)
+
+    def _trouble(self, agent: str, fold: Fold | None, error: CellError) -> AgentInfo:
+        """An agent that does not load, as operators see it; nothing is written, so another node may take it."""
+        return AgentInfo(
+            id=agent, cls=fold.cls if fold is not None else "", version=fold.version if fold is not None else 0,
+            node=self.name, epoch=fold.epoch if fold is not None else 0, state=AgentState.ERROR.value, waiting=0,
+            bytes=fold.state.size_bytes if fold is not None else 0, error=str(error),
+        )  # fmt: skip
+
+    async def take_again(self, agent: str) -> str:
+        """Tries once more to run an agent that did not load; its state then.  Raises `StateUnloadable` with the reason."""
+        await self._take_named(agent)
+        host = self.hosts.get(agent)
+        if host is None:
+            found = self.troubled.get(agent)
+            reason = found.error if found is not None else "its log names another node"
+            raise StateUnloadable(f"Agent {agent!r} still cannot run on {self.name}: {reason}", agent=agent)
+        return host.fold.lifecycle.state.value
 
     async def _claim(self, fold: Fold, cause: str) -> Host:
         """Claims the agent and hosts it.  Raises `Fenced` if another was first, and what keeps its state from loading."""
@@ -412,7 +437,7 @@ class Node:
                     copy.expire()
                 return None
             case control.Order(agent=agent, order=order, reason=reason):
-                return await orders.obey(self, self.host(agent), order, reason)
+                return await orders.obey(self, agent, order, reason)
             case control.Claim(agent=agent, cause=cause):
                 return await self._claim_order(agent, cause)
             case control.Look(agent=agent):
@@ -427,6 +452,11 @@ class Node:
     def host(self, agent: str) -> Host:
         """Raises `NoSuchAgent` if the agent does not run here."""
         host = self.hosts.get(agent)
+        if host is None and agent in self.troubled:
+            why = self.troubled[agent].error
+            raise StateUnloadable(
+                f"Agent {agent!r} cannot run on {self.name}: {why} Mend it, then resume.", agent=agent
+            )
         if host is None:
             raise NoSuchAgent(f"Node {self.name} does not run agent {agent!r}.", agent=agent)
         return host

@@ -23,7 +23,7 @@ def info(node: Node, host: Host) -> AgentInfo:
     )  # fmt: skip
 
 
-async def obey(node: Node, host: Host, order: str, reason: str) -> str:
+async def obey(node: Node, agent: str, order: str, reason: str) -> str:
     """Suspends, pauses, resumes or terminates; the state after it.  An order for the state that is there already is done.
 
     Raises `InvalidTransition` for an edge that the lifecycle does not have, and `AskTimeout` if the turn does not end.
@@ -36,6 +36,9 @@ async def obey(node: Node, host: Host, order: str, reason: str) -> str:
     }.get(order)
     if wanted is None:
         raise UsageError(f"There is no order {order!r}; there are suspend, pause, resume and terminate.")
+    if wanted is AgentState.RUNNING and agent in node.troubled:
+        return await node.take_again(agent)
+    host = node.host(agent)
     fold = host.fold
     if fold.lifecycle.state is wanted:
         return wanted.value

@@ -6,7 +6,7 @@ import heapq
 from typing import TYPE_CHECKING
 
 from mielin_cells.core import words
-from mielin_cells.core.cluster import NodeInfo
+from mielin_cells.core.cluster import AgentInfo, NodeInfo
 from mielin_cells.errors import NoSuchMigration
 from mielin_cells.node import control, orders
 
@@ -20,9 +20,9 @@ def answer(node: Node, question: control.Question) -> object:
             return info(node)
         case control.Hosted(agent=agent, after=after):
             if agent:
-                return [orders.info(node, node.hosts[agent])] if agent in node.hosts else []
-            names = heapq.nsmallest(control.HOSTED_MAX, (name for name in node.hosts if name > after))
-            return [orders.info(node, node.hosts[name]) for name in names]
+                return [_info(node, agent)] if agent in node.hosts or agent in node.troubled else []
+            known = node.hosts.keys() | node.troubled.keys()
+            return [_info(node, name) for name in heapq.nsmallest(control.HOSTED_MAX, (n for n in known if n > after))]
         case control.Waiting(agent=agent):
             return node.host(agent).inbox.waiting
         case control.Read(cls=cls, handler=handler, words=said):
@@ -34,6 +34,11 @@ def answer(node: Node, question: control.Question) -> object:
             return _told(node, migration)
         case control.Heard():
             return node.heard()
+
+
+def _info(node: Node, agent: str) -> AgentInfo:
+    host = node.hosts.get(agent)
+    return orders.info(node, host) if host is not None else node.troubled[agent]
 
 
 def info(node: Node) -> NodeInfo:
