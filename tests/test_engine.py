@@ -337,7 +337,10 @@ async def test_a_newer_state_is_refused_with_both_versions_and_an_older_one_is_u
     async with cells.local(path=path, settings=cells.Settings(ask_timeout_s=0.2)) as cluster:
         with pytest.raises(cells.AskTimeout):
             await cluster.get(before, "t").get()  # type: ignore[attr-defined]
-        assert await cluster.agents() == []
+        [info] = await cluster.agents()
+        assert info.state == "Error"
+        assert "version 2" in info.error
+        assert "version 1" in info.error
     classes["Thing"] = new
     async with cells.local(path=path) as cluster:
         assert await cluster.get(new, "t").get() == 4
