@@ -14,8 +14,10 @@ import mielin_cells as cells
 from mielin_cells.core.agent import classes, current
 from mielin_cells.core.fold import Phase
 from mielin_cells.migration.journal import Attempted, Decided, Ended, Failed, Planned
+from mielin_cells.migration.progress import CollectingCallback
 from mielin_cells.migration.recovery import RecoveryConfig
 from mielin_cells.node import control, journal
+from mielin_cells.node.cases import Cases
 from mielin_cells.node.client import Client
 from mielin_cells.node.node import Node
 from mielin_cells.node.reader import load
@@ -279,3 +281,43 @@ async def test_settings_of_one_call_are_checked_before_anything_begins() -> None
             with pytest.raises(cells.ConfigError, match=says):
                 await client.request(source, bad, 5.0)
         assert (await client.show(kiosk)).node == "node-1"
+
+
+# ---- what is told --------------------------------------------------------------------------------------------
+
+
+async def test_audit_and_progress_are_told_by_the_running_system_in_order() -> None:
+    collected = CollectingCallback()
+    async with nodes("node-1", "node-2") as (client, running):
+        running["node-1"].migrations.watchers.add(collected)
+        kiosk = await client.on("node-1").spawn(Kiosk, "t")
+        report = await client.migrate(kiosk, to="node-2")
+        audit = running["node-1"].migrations.watchers.audit.by_migration(report.migration)
+        assert [(entry.event.value, entry.success) for entry in audit] == [
+            ("MigrationStarted", True), ("ValidationCompleted", True), ("TransferStarted", True),
+            ("TransferCompleted", True), ("SnapshotCaptured", True), ("VerificationCompleted", True),
+            ("MigrationCompleted", True),
+        ]  # fmt: skip
+        assert audit == await Cases(client).audit(report.migration)
+        await asyncio.sleep(0)
+        names = [type(event).__name__ for event in collected.events]
+        assert names == ["Started", "CapturingState", "TransferProgress", "Validating", "Restoring", "Completed"]
+        assert {event.migration_id for event in collected.events} == {report.migration}
+
+
+async def test_a_rollback_is_audited_after_it_was_done_and_a_raising_watcher_harms_nothing() -> None:
+    def broken(event: object) -> None:
+        raise RuntimeError("the watcher's own")
+
+    once, faults = RecoveryConfig(max_retries=0), Faults(0, Fault("probe", Kind.REFUSE))
+    async with nodes("node-1", "node-2", faults=faults, recovery=once) as (client, running):
+        running["node-1"].migrations.watchers.add(broken)
+        kiosk = await client.on("node-1").spawn(Kiosk, "t")
+        report = await client.migrate(kiosk, to="node-2")
+        audit = running["node-1"].migrations.watchers.audit.by_migration(report.migration)
+        assert [(entry.event.value, entry.success) for entry in audit][-4:] == [
+            ("VerificationCompleted", False), ("RollbackStarted", True), ("RollbackCompleted", True),
+            ("MigrationFailed", False),
+        ]  # fmt: skip
+        assert "digest" in audit[-2].details
+        assert await kiosk.add() == 1

@@ -12,6 +12,7 @@ from mielin_cells.cli.codes import DONE, REFUSED, ROLLED_BACK
 from mielin_cells.cli.show import Printer, duration, size, table
 from mielin_cells.core.cluster import MigrationReport
 from mielin_cells.errors import MigrationRefused
+from mielin_cells.migration.audit import AuditEntry
 from mielin_cells.node import control
 from mielin_cells.node.cases import Case, Cases, Moment, case_of, story
 from mielin_cells.node.operator import Operator
@@ -154,10 +155,15 @@ def _row(case: Case) -> dict[str, Any]:
 
 async def show(operator: Operator, printer: Printer, migration: str) -> int:
     """A migration's whole story."""
-    found = await Cases(operator.client).find(migration)
-    case, moments = case_of(found), story(found)
-    value = {**msgspec.structs.asdict(case), "timeline": [msgspec.structs.asdict(moment) for moment in moments]}
-    printer.show(value, lambda: "\n".join([_headline(case), *(_moment(moment) for moment in moments)]))
+    cases = Cases(operator.client)
+    found = await cases.find(migration)
+    case, moments, audit = case_of(found), story(found), await cases.audit(migration)
+    value = {
+        **msgspec.structs.asdict(case), "timeline": [msgspec.structs.asdict(moment) for moment in moments],
+        "audit": [msgspec.to_builtins(entry) for entry in audit],
+    }  # fmt: skip
+    lines = [_headline(case), *(_moment(moment) for moment in moments), *(_audited(entry) for entry in audit)]
+    printer.show(value, lambda: "\n".join(lines))
     return DONE
 
 
@@ -170,6 +176,11 @@ def _moment(moment: Moment) -> str:
     facts = {name: value for name, value in moment.facts.items() if value not in ("", {}, None)}
     told = "  ".join(f"{name} {value}" for name, value in facts.items())
     return f" {duration(moment.after_s):>10}  {moment.node:<10} {moment.what.lower():<10} {told}".rstrip()
+
+
+def _audited(entry: AuditEntry) -> str:
+    outcome = "ok" if entry.success else "failed"
+    return f"{'audit':>11}  {entry.source or '':<10} {entry.event.value} {outcome}  {entry.details}".rstrip()
 
 
 async def recover(

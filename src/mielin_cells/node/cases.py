@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import msgspec
 
 from mielin_cells.core.cluster import AgentInfo, MigrationReport
 from mielin_cells.core.lifecycle import AgentState
-from mielin_cells.errors import MigrationInProgress, UsageError
+from mielin_cells.errors import MigrationInProgress, RetryError, UsageError
+from mielin_cells.migration.audit import AuditEntry
 from mielin_cells.migration.journal import AnyRecord, Attempted, Decided, Ended, Failed, Journal, Planned, Reached
-from mielin_cells.node import journal
-from mielin_cells.node.client import Client
+from mielin_cells.node import control, journal
+from mielin_cells.node.client import REQUEST_S, Client
 
 OPEN = "open"
 PARKED = "parked"
@@ -115,6 +117,15 @@ class Cases:
     async def find(self, migration: str) -> Journal:
         """Raises `NoSuchMigration`, and what keeps its journal from being read."""
         return await journal.find(self._client.log, migration)
+
+    async def audit(self, migration: str) -> list[AuditEntry]:
+        """What the nodes that answer have noted of it since they began."""
+        found: list[AuditEntry] = []
+        for node in await self._client.nodes():
+            with contextlib.suppress(RetryError):
+                data = await self._client.request(node.name, control.Audited(migration), REQUEST_S)
+                found += msgspec.msgpack.decode(data, type=list[AuditEntry])
+        return found
 
     async def recover(self, migration: str, *, to: str | None) -> MigrationReport:
         """Takes a migration that gave up, or was rolled back, up again: as a new one, by the same door.

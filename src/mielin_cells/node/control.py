@@ -152,11 +152,17 @@ class Predict(Request, tag="Predict", frozen=True):
     to: str
 
 
+class Audited(Request, tag="Audited", frozen=True):
+    """What has your audit of this migration?  Answer: a list of `AuditEntry`, as plain data."""
+
+    migration: str
+
+
 class Heard(Request, tag="Heard", frozen=True):
     """Which nodes' heartbeats have you heard?  Answer: a list of `Beat`, each with the seconds since then."""
 
 
-Question: TypeAlias = Ping | Waiting | Hosted | Read | ReadState | Told | Heard
+Question: TypeAlias = Ping | Audited | Waiting | Hosted | Read | ReadState | Told | Heard
 AnyRequest: TypeAlias = (
     Spawn | Migrate | Predict | Abort | Prepare | Copy | Release | Order | Purge | Claim | Look | Question
 )

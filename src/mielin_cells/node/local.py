@@ -15,6 +15,7 @@ from mielin_cells.errors import ConfigError
 
 if TYPE_CHECKING:
     from mielin_cells.core.cluster import Cluster
+    from mielin_cells.migration.progress import ProgressCallback
     from mielin_cells.migration.recovery import RecoveryConfig
     from mielin_cells.node.node import Node
 
@@ -29,6 +30,7 @@ async def local(
     *,
     settings: Settings | None = None,
     recovery: RecoveryConfig | None = None,
+    progress: ProgressCallback | None = None,
     sync: Literal["process", "power"] = "process",
 ) -> AsyncIterator[Cluster]:
     """A cluster of `nodes` nodes, `node-1` to `node-N`, in this process, on SQLite in memory or in the file `path`.
@@ -36,7 +38,7 @@ async def local(
     With a path, agents are there again at the next `local` on the same file, with every acknowledged effect, also after
     `kill -9`; with `sync="power"` after a power cut too.  In memory they end with the block.  Raises `StoreInUse` if
     another process has the file open, `StoreCorrupt`, `StoreReadOnly`, `ConfigError`.  `recovery`: how failed moves are
-    retried (default: 3 retries, the first after 10 s).
+    retried (default: 3 retries, the first after 10 s); `progress` is called with each event of each migration.
     """
     if not 1 <= nodes <= NODES_MAX:
         raise ConfigError(
@@ -62,6 +64,8 @@ async def local(
                 about=about, room=room_of(substrate.path), recovery=recovery,
             )  # fmt: skip
             node.home.cluster = client
+            if progress is not None:
+                node.migrations.watchers.add(progress)
             running.append(node)
             await node.start()
         token = current.set(client)

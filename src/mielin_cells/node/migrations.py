@@ -30,6 +30,7 @@ from mielin_cells.migration.recovery import RecoveryConfig, RecoveryStrategy
 from mielin_cells.node import control, journal, selector
 from mielin_cells.node.config import changed
 from mielin_cells.node.journal import JournalTaken, Scribe
+from mielin_cells.node.observe import Observer, Watchers
 from mielin_cells.node.reader import load, record_of
 from mielin_cells.node.recovery import Recovery
 from mielin_cells.node.source import Move
@@ -52,6 +53,7 @@ class Migrations:
         self.classes = classes
         """By agent class, what its recovery has otherwise."""
         self.targets = Targets(BreakerConfig.of(config))
+        self.watchers = Watchers(node)
         self.moves: dict[str, Move] = {}
         """The attempts that run, by agent."""
         self.open: dict[str, Recovery] = {}
@@ -119,12 +121,16 @@ class Migrations:
         return changed(self.config, cls, self.classes.get(host.spec.name), changes)
 
     async def _run(self, recovery: Recovery) -> None:
+        host = self.node.hosts.get(recovery.agent)
+        size = host.fold.state.size_bytes if host is not None else 0
+        recovery.observer = Observer(self.watchers, recovery.migration, recovery.agent, size)
         try:
             await recovery.run()
         finally:
             if self.open.get(recovery.agent) is recovery:
                 del self.open[recovery.agent]
         report = recovery.done.result()
+        recovery.observer.ended(report)
         self.reports[report.migration] = report
         while len(self.reports) > REPORTS_MAX:
             del self.reports[next(iter(self.reports))]

@@ -34,6 +34,8 @@ def answer(node: Node, question: control.Question) -> object:
             return _told(node, migration)
         case control.Heard():
             return node.heard()
+        case control.Audited(migration=migration):
+            return node.migrations.watchers.audit.by_migration(migration)
 
 
 def _info(node: Node, agent: str) -> AgentInfo:

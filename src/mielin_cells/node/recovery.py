@@ -27,6 +27,7 @@ from mielin_cells.node.journal import JournalTaken, Scribe
 if TYPE_CHECKING:
     from mielin_cells.node.host import Host
     from mielin_cells.node.migrations import Migrations
+    from mielin_cells.node.observe import Observer
     from mielin_cells.node.source import Move
 
 logger = logging.getLogger("mielin_cells.migration")
@@ -57,6 +58,7 @@ class Recovery:
         self._manager = MigrationRecoveryManager(config)
         self._scribe = Scribe(of.node.home, request.agent, request.migration)
         self.done: asyncio.Future[MigrationReport] = asyncio.get_running_loop().create_future()
+        self.observer: Observer | None = None
         self.move: Move | None = None
         self._target = target
         """The node of the next attempt; "": to be chosen."""
@@ -222,6 +224,7 @@ class Recovery:
             await self._copy.release()
         self._has_place = self._of.targets.begin(target, self._node.clock())
         move = self.move = self._of.begin_move(host, name, target)
+        move.observer = self.observer
         timer = asyncio.get_running_loop().call_later(self._left(), self._run_out, move)
         try:
             report = await self._of.run_move(move)

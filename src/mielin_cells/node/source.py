@@ -34,6 +34,7 @@ from mielin_cells.substrate.ports import Entry, Tail
 if TYPE_CHECKING:
     from mielin_cells.node.host import Host
     from mielin_cells.node.node import Node
+    from mielin_cells.node.observe import Observer
 
 logger = logging.getLogger("mielin_cells.migration")
 
@@ -59,12 +60,15 @@ class Move:
         self._phases: list[tuple[str, float]] = []
         self._at = self._begun = self._now()
         self._paused_at = self._pause_s = 0.0
+        self._came_from = MigrationPhase.PLANNED
+        """The phase before this one."""
         self._arrived_at = self._held_at = host.inbox.arrived
         self._copied = control.CopyReport(0, 0, 0)
         self._departed = self._stopped = self._sent = self._handed = False
         self._reasons: tuple[str, ...] = ()
         self._sealed = b""
         """Digest of state and ledger as the handover sealed them: what a rollback must find."""
+        self.observer: Observer | None = None
         self.restored: dict[str, str] = {}
         """After a rollback behind the seal: what the agent goes on with, verified."""
         self.target_has_copy = False
@@ -79,6 +83,11 @@ class Move:
             self.machine.phase.value, None, list(self._phases), self.machine.rounds, self._copied.bytes, attempts,
             self.target, failures,
         )  # fmt: skip
+
+    @property
+    def bytes_read(self) -> int:
+        """Log and state bytes that the target has read."""
+        return self._copied.bytes
 
     def _now(self) -> float:
         return self.node.clock()
@@ -107,6 +116,9 @@ class Move:
                 now = self._now()
                 self._phases.append((before.value, now - self._at))
                 self._at = now
+                self._came_from = before
+                if self.observer is not None:
+                    self.observer.entered(self, self.machine.phase)
                 logger.debug("%s: %s -> %s by %r", self.migration, before.value, self.machine.phase.value, event)
             event = None
             for effect in effects:
@@ -118,6 +130,8 @@ class Move:
                 raise AssertionError(f"{self.migration} has nothing to do in {self.machine.phase.value}")
         self.close()
         assert end is not None
+        if self.observer is not None and end.outcome != "completed":
+            self.observer.failed(self, self._came_from, end.reason)
         self.done.set_result(self._report(end))
 
     def close(self) -> None:
