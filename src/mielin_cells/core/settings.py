@@ -88,9 +88,9 @@ class Settings:
         for field in fields(self):
             value = getattr(self, field.name)
             floor = 0 if field.name in ("retention_s", "retry_first_s") else None
-            low_enough = value >= 0 if floor == 0 else value > 0
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
             ceiling = 1e15 if "bytes" in field.name else 1e9
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low_enough or value > ceiling:
+            if not is_number or not (value >= 0 if floor == 0 else value > 0) or value > ceiling:
                 wanted = f"0 to {ceiling:g}" if floor == 0 else f"above 0, to {ceiling:g}"
                 raise ConfigError(
                     f"{field.name} = {value!r} is out of range ({wanted}).", field=field.name, range=wanted
