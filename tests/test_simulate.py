@@ -156,7 +156,7 @@ SEEDS_UNTIL_CAUGHT: dict[Callable[[pytest.MonkeyPatch], None], int] = {
     answers_before_commit: 3,
     dedupe_off: 5,
     steps_forgotten: 10,
-    steps_unrecorded: 10,
+    steps_unrecorded: 100,
 }
 
 

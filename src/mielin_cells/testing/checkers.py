@@ -86,7 +86,8 @@ class Ownership(Landing):
         self.outcomes: dict[str, str] = {}
         """What the logs say of each migration that was handed over."""
         self.closed: dict[str, str] = {}
-        """Migrations that a report has called rolled back: they may not be handed over any more."""
+        """Migrations that have ended, by report or journal: they may not be handed over any more."""
+        self._reports: list[MigrationReport] = []
         self._agents: dict[str, _Owned] = {}
         self._processes: dict[tuple[str, int], str] = {}
 
@@ -159,6 +160,7 @@ class Ownership(Landing):
 
     def reported(self, report: MigrationReport) -> None:
         """I9, I13: what a client is told is what the log says, and the phases follow one another."""
+        self._reports.append(report)
         self.ended(report.migration, report.outcome, report.reason)
         order = ["PLANNED", "PREPARING", "COPYING", "PAUSED", "HANDING_OVER", "IN_DOUBT", "VERIFYING"]
         passed = [order.index(name) for name, _ in report.phases]
@@ -175,7 +177,10 @@ class Ownership(Landing):
         self.closed[migration] = reason
 
     def settled(self, journals: Iterable[Journal]) -> None:
-        """I9, I14: every migration that was planned has its end, and that is what the agent's log says."""
+        """I9, I14: every migration that was planned has its end, and that is what the agent's log says; so is what clients
+        were told, also where the log went on after they were."""
+        for report in self._reports:
+            self.ended(report.migration, report.outcome, report.reason)
         for journal in journals:
             if journal.end is None:
                 violated("I14", f"{journal.migration} has no end: {[type(r).__name__ for r in journal.records]}")
