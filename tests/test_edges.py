@@ -287,3 +287,27 @@ async def test_an_agent_whose_state_does_not_load_is_in_error_with_the_reason_an
         assert (await cluster.show("l")).state == "Running"
         assert await cluster.get(mended, "l").get() == ""  # type: ignore[attr-defined]
     del other
+
+
+# ---- labels of calls -----------------------------------------------------------------------------------------
+
+
+class Caller(cells.Agent):
+    @cells.handler(tries=1)
+    async def call(self, other: Racer) -> None:
+        await other.add.options(id="order 66")()
+        raise ValueError("no")
+
+
+async def test_a_label_of_a_call_is_in_what_is_told_of_it() -> None:
+    async with cells.local() as cluster:
+        racer, caller = await cluster.spawn(Racer, "r"), await cluster.spawn(Caller, "c")
+        await cluster.suspend(racer)
+        with pytest.raises(cells.AskTimeout, match="order 66") as raised:
+            await racer.add.options(timeout=0.05, id="order 66")()
+        assert raised.value.facts["id"] == "order 66"
+        await cluster.resume(racer)
+        with pytest.raises(cells.HandlerFailed):
+            await caller.call(racer)
+        [letter] = (await load(cluster.log, "c")).ledger.dead  # type: ignore[attr-defined]
+        assert letter.asks == ["r.add (order 66)"]

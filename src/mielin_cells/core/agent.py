@@ -114,7 +114,10 @@ class Bound(Generic[P, R_co]):
         self._id = id
 
     def options(self, *, timeout: float | None = None, id: str | None = None) -> Bound[P, R_co]:
-        """The same handler with options: seconds to wait for an answer, and a label for logs."""
+        """The same handler with options: seconds to wait for an answer, and a label.
+
+        The label is in the error of an ask without an answer, and in dead letters' lists of asks; it changes nothing else.
+        """
         return Bound(self._handler, self._obj, timeout, id)
 
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:

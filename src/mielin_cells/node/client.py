@@ -118,7 +118,7 @@ class Client:
         lane = self._lanes.get(agent) or self.lane(agent)
         if len(args) > MESSAGE_BYTES_MAX:
             raise _too_large(agent, args)
-        return lane.ask(spec.name, handler.name, args, timeout)
+        return lane.ask(spec.name, handler.name, args, timeout, id)
 
     async def tell(self, agent: str, spec: Spec, handler: HandlerSpec, args: bytes, id: str | None) -> None:
         lane = self._lanes.get(agent) or self.lane(agent)

@@ -58,7 +58,7 @@ class Lane:
         self._silence = 0.0
         """How long to wait from then on before asks are repeated; it grows while nothing is heard."""
 
-    async def ask(self, cls: str, handler: str, args: bytes, timeout: float | None) -> bytes:
+    async def ask(self, cls: str, handler: str, args: bytes, timeout: float | None, id: str | None = None) -> bytes:
         """The encoded result.  Raises the answer's error, or `AskTimeout`: then the ask may still take effect."""
         if self._unknown * WINDOW_SHARE >= self._inbox_max:
             await self._admit()
@@ -70,10 +70,11 @@ class Lane:
         try:
             data = await asked.future
         except TimeoutError:
+            label = f" ({id})" if id else ""
             raise AskTimeout(
-                f"No answer from {self.agent!r}.{handler} in {timeout:g} s; the ask may still take effect.",
-                agent=self.agent,
-            ) from None
+                f"No answer from {self.agent!r}.{handler}{label} in {timeout:g} s; the ask may still take effect.",
+                agent=self.agent, id=id or "",
+            ) from None  # fmt: skip
         finally:
             del self._open[asked.message.n]
             if not self._open:

@@ -183,7 +183,7 @@ class Turn:
         self._fits(agent, args)
         async with self._in_order():
             self._may_go_on()
-            answer = decode_answer(await self._answer(agent, spec, handler, args, timeout))
+            answer = decode_answer(await self._answer(agent, spec, handler, args, timeout, id))
         if answer.error is not None:
             raise from_wire(*answer.error)
         return answer.result or b""
@@ -195,10 +195,12 @@ class Turn:
                 limit=MESSAGE_BYTES_MAX, size=len(args),
             )  # fmt: skip
 
-    async def _answer(self, agent: str, spec: Spec, handler: HandlerSpec, args: bytes, timeout: float | None) -> bytes:
+    async def _answer(
+        self, agent: str, spec: Spec, handler: HandlerSpec, args: bytes, timeout: float | None, id: str | None
+    ) -> bytes:
         host, k = self._host, len(self.made)
         body = blake3(f"{agent}\0{handler.name}\0".encode() + args).digest()
-        label = f"{agent}.{handler.name}"
+        label = f"{agent}.{handler.name}" + (f" ({id})" if id else "")
         if k < len(self.recorded):
             made = await self._again(k)
             if not isinstance(made, AskMade) or made.body != body:
