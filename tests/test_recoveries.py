@@ -321,3 +321,47 @@ async def test_a_rollback_is_audited_after_it_was_done_and_a_raising_watcher_har
         ]  # fmt: skip
         assert "digest" in audit[-2].details
         assert await kiosk.add() == 1
+
+
+async def test_an_upgrade_whose_probe_fails_rolls_back_to_the_older_class_by_itself() -> None:
+    class Older(cells.Agent, name="RecoveredDoc"):
+        text: str = ""
+
+        @cells.handler
+        async def write(self, text: str) -> str:
+            self.text += text
+            return self.text
+
+    class Newer(cells.Agent, name="RecoveredDoc", version=2):
+        lines: list[str] = []
+
+        @cells.upgrade(from_version=1)
+        def _split(cls, old: dict[str, object]) -> dict[str, object]:
+            return {"lines": str(old["text"]).split()}
+
+        async def healthy(self) -> bool:
+            return False
+
+    async with nodes("node-1", recovery=RecoveryConfig(max_retries=0)) as (client, running):
+        running["node-1"]._classes = {"RecoveredDoc": Older}.get
+        newer = Node(
+            "node-2",
+            client.log,
+            client.wire,
+            {"RecoveredDoc": Newer}.get,
+            settings=QUICK,
+            rng=Random(2),
+            wall=time.time,
+        )
+        await newer.start()
+        running["node-2"] = newer
+        doc = await client.on("node-1").spawn(Older, "d")
+        assert await doc.write("a b") == "a b"
+
+        report = await client.migrate(doc, to="node-2")
+
+        assert (report.outcome, report.restored["version"]) == ("rolled_back", "1")
+        assert "healthy" in report.reason
+        assert await doc.write(" c") == "a b c"
+        shown = await client.show(doc)
+        assert (shown.node, shown.version) == ("node-1", 1)
