@@ -1,0 +1,117 @@
+"""The fault matrix: at each moment of a migration, each kind of fault to each side, in the simulated world.
+
+A cell strikes at the landing of a record: there something has just been decided, and nobody knows of it yet.  What must come of
+it is what the simulator's checkers say: one owner at every step, nothing lost or doubled, every migration ended as the agent's log
+tells, and every agent answering once the world has healed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import pytest
+
+from mielin_cells.core.ids import JOURNALS, LOGS, agent_of
+from mielin_cells.core.records import Accepted, HandedOff, decode_record
+from mielin_cells.migration.journal import Attempted, Decided, Ended, Planned, decode
+from mielin_cells.substrate.ports import Entry
+from mielin_cells.testing.loop import run
+from mielin_cells.testing.scenario import NODES, Bugs, Scenario
+from mielin_cells.testing.view import View
+
+MOMENTS: dict[str, type[Any]] = {
+    "planned": Planned, "attempt begins": Attempted, "handed over": HandedOff, "accepted": Accepted, "decided": Decided,
+    "ended": Ended,
+}  # fmt: skip
+DEEDS = ("crash", "crash and claim", "pause", "cut from the wire", "cut from the store")
+DELAYS_S = (0.0, 0.003, 0.02, 0.3)
+"""How long after the landing: before the author hears of it, about then, and in the phase behind it."""
+
+SEEDS = 2
+STRIKES = 6
+
+
+class Cell(Scenario):
+    """A quiet world in which one thing goes wrong, always at the same moment and to the same side."""
+
+    def __init__(self, seed: int, moment: str, side: str, deed: str) -> None:
+        super().__init__(seed)
+        self.world.heal()
+        self.moment, self.side, self.deed = MOMENTS[moment], side, deed
+        self.hits = 0
+        self._sides: dict[str, dict[str, str]] = {}
+        """By agent, the two sides of its last attempt."""
+
+    async def _nemesis(self, count: int) -> None:
+        """Nothing else goes wrong."""
+
+    async def _moves(self, count: int) -> None:
+        await super()._moves(12)
+
+    def _at_landing(self, subject: str, entry: Entry, author: View) -> None:
+        record: Any
+        if subject.startswith(JOURNALS):
+            record = decode(entry.data, subject)
+            agent = record.agent
+        elif subject.startswith(LOGS):
+            agent = agent_of(subject)
+            record = decode_record(entry.data, subject)
+        else:
+            return
+        sides = self._sides.setdefault(agent, {})
+        if isinstance(record, (Planned, Attempted)):
+            sides.update(source=record.node, target=record.target)
+        if type(record) is not self.moment or self._healed or self.hits >= STRIKES:
+            return
+        victim = sides.get(self.side, "")
+        if victim in NODES:
+            self.hits += 1
+            self.world.later(self.rng.choice(DELAYS_S), self._harm, victim, agent)
+
+    def _harm(self, victim: str, agent: str) -> None:
+        world, rng = self.world, self.rng
+        if self._healed or world.views[victim].process.is_dead:
+            return
+        match self.deed:
+            case "crash" | "crash and claim":
+                world.crash(victim)
+                world.later(rng.choice((0.2, 4.0)), self._restart, victim)
+                if self.deed == "crash and claim":
+                    other = rng.choice([name for name in NODES if name != victim])
+                    self._job(self._order("claim", lambda: self._operator.claim(agent, to=other)))
+            case "pause":
+                world.pause(victim, rng.choice((0.1, 3.0, 12.0)))
+            case "cut from the wire":
+                world.cut(victim, rng.choice((0.3, 6.0)), store=False)
+            case _:
+                world.cut(victim, rng.choice((0.3, 6.0)), store=True)
+
+
+def played(seed: int, moment: str, side: str, deed: str) -> Cell:
+    told: list[Cell] = []
+    logs = contextlib.ExitStack()
+
+    async def main() -> None:
+        cell = Cell(seed, moment, side, deed)
+        told.append(cell)
+        logs.enter_context(Bugs(cell))
+        await cell.play()
+
+    with logs:
+        run(main(), seed=seed, steps_max=600_000)
+    return told[0]
+
+
+@pytest.mark.parametrize("deed", DEEDS)
+@pytest.mark.parametrize("side", ["source", "target"])
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_fault_at_a_moment_of_a_migration_leaves_one_owner_and_nothing_lost(
+    moment: str, side: str, deed: str
+) -> None:
+    hits = 0
+    for seed in range(1, 1 + SEEDS):
+        cell = played(seed, moment, side, deed)
+        assert cell.violations == [], f"seed {seed}"
+        hits += cell.hits
+    assert hits or moment == "decided", "the fault was never made"
