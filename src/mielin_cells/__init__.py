@@ -9,42 +9,86 @@ A map of the package:
   cli/         the `mielin` command.
 """
 
+from typing import TYPE_CHECKING
+
 from mielin_cells.core.agent import Agent, handler, this, upgrade
 from mielin_cells.core.buffer import Buffer
 from mielin_cells.core.cluster import AgentInfo, Cluster, MigrationReport, NodeInfo
 from mielin_cells.core.ids import AgentId
 from mielin_cells.core.lifecycle import AgentState
-from mielin_cells.core.policy import Policy
 from mielin_cells.core.settings import Settings
 from mielin_cells.core.step import Retry, step
 from mielin_cells.core.table import Table
 from mielin_cells.errors import *  # noqa: F403 - every public exception, listed in errors.__all__
 from mielin_cells.errors import __all__ as _errors
-from mielin_cells.migration.audit import AuditEntry, AuditEvent, MigrationAuditLog
-from mielin_cells.migration.case import RecoveryOutcome
-from mielin_cells.migration.failure import MigrationError, MigrationErrorType
-from mielin_cells.migration.manager import MigrationRecoveryManager
-from mielin_cells.migration.progress import (
-    CollectingCallback,
-    LoggingCallback,
-    MultiCallback,
-    ProgressEvent,
-    ProgressPhase,
-    ProgressTracker,
-)
-from mielin_cells.migration.recovery import RecoveryAttempt, RecoveryConfig, RecoveryStrategy
-from mielin_cells.migration.rollback import RollbackInfo
-from mielin_cells.migration.validation import (
-    AgentRequirements,
-    CompatibilityStatus,
-    MigrationValidator,
-    NodeCapabilities,
-)
-from mielin_cells.migration.verification import Manifest, StateVerifier, VerificationResult
 from mielin_cells.node.local import local
 from mielin_cells.node.remote import connect
 
+if TYPE_CHECKING:
+    from mielin_cells.core.policy import Policy
+    from mielin_cells.migration.audit import AuditEntry, AuditEvent, MigrationAuditLog
+    from mielin_cells.migration.case import RecoveryOutcome
+    from mielin_cells.migration.failure import MigrationError, MigrationErrorType
+    from mielin_cells.migration.manager import MigrationRecoveryManager
+    from mielin_cells.migration.progress import (
+        CollectingCallback,
+        LoggingCallback,
+        MultiCallback,
+        ProgressEvent,
+        ProgressPhase,
+        ProgressTracker,
+    )
+    from mielin_cells.migration.recovery import RecoveryAttempt, RecoveryConfig, RecoveryStrategy
+    from mielin_cells.migration.rollback import RollbackInfo
+    from mielin_cells.migration.validation import (
+        AgentRequirements,
+        CompatibilityStatus,
+        MigrationValidator,
+        NodeCapabilities,
+    )
+    from mielin_cells.migration.verification import Manifest, StateVerifier, VerificationResult
+
 __version__ = "0.1.0"
+
+_LAZY = {
+    "AgentRequirements": "migration.validation",
+    "AuditEntry": "migration.audit",
+    "AuditEvent": "migration.audit",
+    "CollectingCallback": "migration.progress",
+    "CompatibilityStatus": "migration.validation",
+    "LoggingCallback": "migration.progress",
+    "Manifest": "migration.verification",
+    "MigrationAuditLog": "migration.audit",
+    "MigrationError": "migration.failure",
+    "MigrationErrorType": "migration.failure",
+    "MigrationRecoveryManager": "migration.manager",
+    "MigrationValidator": "migration.validation",
+    "MultiCallback": "migration.progress",
+    "NodeCapabilities": "migration.validation",
+    "Policy": "core.policy",
+    "ProgressEvent": "migration.progress",
+    "ProgressPhase": "migration.progress",
+    "ProgressTracker": "migration.progress",
+    "RecoveryAttempt": "migration.recovery",
+    "RecoveryConfig": "migration.recovery",
+    "RecoveryOutcome": "migration.case",
+    "RecoveryStrategy": "migration.recovery",
+    "RollbackInfo": "migration.rollback",
+    "StateVerifier": "migration.verification",
+    "VerificationResult": "migration.verification",
+}
+"""The vocabulary of recovery, imported when it is first used: most programs never name it, and it takes 30 ms."""
+
+
+def __getattr__(name: str) -> object:
+    place = _LAZY.get(name)
+    if place is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = globals()[name] = getattr(import_module(f"{__name__}.{place}"), name)
+    return value
+
 
 __all__ = [  # noqa: PLE0604 - the errors' names are strings, which the check cannot see
     "Agent",
