@@ -56,10 +56,14 @@ ci: test
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks $(ARGS)
 	$(BIN)/python -m benchmarks.processes $(ARGS)
+	$(BIN)/python -m benchmarks.bench_steps
+	$(BIN)/python -m benchmarks.bench_manager
 
 bench-smoke: $(STAMP)
 	$(BIN)/python -m benchmarks --smoke
 	$(BIN)/python -m benchmarks.processes --smoke
+	$(BIN)/python -m benchmarks.bench_steps --smoke
+	$(BIN)/python -m benchmarks.bench_manager --smoke
 
 # The wheel, in an environment that has nothing but the locked runtime dependencies.
 wheel-check: $(STAMP)
