@@ -49,6 +49,7 @@ sim: $(STAMP)
 
 ci: test
 	$(MAKE) sim SEEDS=500 START=1000
+	MATRIX_SEEDS=6 $(BIN)/python -m pytest tests/test_matrix.py
 	$(MAKE) wheel-check
 	$(MAKE) bench-smoke
 	$(MAKE) demo
