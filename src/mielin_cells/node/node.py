@@ -219,6 +219,9 @@ class Node:
 
     def serve(self, host: Host) -> None:
         """The log says that this node owns the agent, and the agent is loaded."""
+        former = self.hosts.get(host.fold.agent)
+        if former is not None and former is not host:  # of an earlier epoch: it would find out at its next append
+            self.drop(former)
         self.hosts[host.fold.agent] = host
         host.open()
 
@@ -464,13 +467,19 @@ class Node:
     async def _claim_order(self, agent: str, cause: str) -> bool:
         if agent in self.hosts:
             return True
-        fold = await load(self.home.log, agent)
-        if fold.phase is Phase.TERMINATED:
-            raise AgentTerminated(f"Agent {agent!r} has ended; its id is not used again.", agent=agent)
-        copy = self.copies.pop(agent, None)
-        if copy is not None:
-            copy.expire()
-        await self._claim(fold, cause)
+        if agent in self._making:  # a request may be repeated; two claims by one node would be two hosts of it
+            raise Fenced(f"Agent {agent!r} is being taken over by {self.name}; ask again.", agent=agent)
+        self._making.add(agent)
+        try:
+            fold = await load(self.home.log, agent)
+            if fold.phase is Phase.TERMINATED:
+                raise AgentTerminated(f"Agent {agent!r} has ended; its id is not used again.", agent=agent)
+            copy = self.copies.pop(agent, None)
+            if copy is not None:
+                copy.expire()
+            await self._claim(fold, cause)
+        finally:
+            self._making.discard(agent)
         return True
 
     async def _spawn(self, request: control.Spawn) -> bool:

@@ -159,6 +159,7 @@ class Scenario:
             for job in self._jobs:
                 job.cancel()
             self._over = True
+            self.till.close()
 
     # ---- nodes and clients -----------------------------------------------------------------------------------
 

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from random import Random
 from typing import TypeAlias
-from weakref import WeakKeyDictionary
 
 import msgspec
 
@@ -26,7 +25,7 @@ from mielin_cells.testing.view import View
 Receipt: TypeAlias = tuple[str, int]
 """Idempotency key, and the till's own number."""
 
-_tills: WeakKeyDictionary[asyncio.AbstractEventLoop, Till] = WeakKeyDictionary()
+_tills: dict[asyncio.AbstractEventLoop, Till] = {}
 """One for each simulated world."""
 
 
@@ -51,6 +50,10 @@ class Till(Landing):
         """The receipt that a log holds for a key."""
         self._given: set[tuple[str, int]] = set()
         """Keys for which an owner has had a receipt, and the epoch that it was in."""
+
+    def close(self) -> None:
+        """Lets the world go: this holds it, and is held by its loop's name."""
+        _tills.pop(asyncio.get_running_loop(), None)
 
     async def pay(self) -> Receipt:
         """Takes a while, and sometimes fails: both depend on the key and on how often it has come."""
