@@ -5,7 +5,7 @@ from __future__ import annotations
 import mielin_cells as cells
 
 
-class Counter(cells.Agent):
+class Counter(cells.Agent, name="BenchCounter"):
     count: int = 0
     pad: bytes = b""
 
@@ -15,7 +15,7 @@ class Counter(cells.Agent):
         return self.count
 
 
-class Store(cells.Agent):
+class Store(cells.Agent, name="BenchStore"):
     rows: cells.Table[int, bytes] = cells.Table()
     count: int = 0
 
