@@ -32,8 +32,10 @@ from mielin_cells.core.records import (
     Suspended,
     Taken,
     Terminated,
+    Undone,
 )
 from mielin_cells.core.state import StateDelta
+from mielin_cells.core.undo import Undoing
 
 AGENT = "museum/1"
 NODE, TARGET, THIRD = "n1", "n2", "n3"
@@ -74,7 +76,7 @@ def committed(fold: Fold, what: Commit | None = None, **over: Any) -> Committed:
 
 
 def asked(fold: Fold, n: int = 1, **over: Any) -> Asked:
-    made = AskMade("guide", n, b"body", "guide.hello")
+    made = AskMade("guide", n, "hello", b"body", "guide.hello")
     return Asked(**head(fold, **over), sender="visitor", input=1, out=out(n, ask=True), at=0, made=[made])
 
 
@@ -87,6 +89,7 @@ def snapshot(fold: Fold, **over: Any) -> Snapshot:
         **head(fold, **over), cls=fold.cls, version=fold.version, lifecycle=fold.lifecycle, ledger=fold.ledger.image(),
         part="", parts=[], small=fold.state.encode_small(), since=fold.seq, digest=fold.state.digest(),
         kept=list(fold.kept), outcomes=dict(fold.outcomes), turn=fold.turn, claims=fold.claims, at=2.0,
+        handed=dict(fold.handed), undone=list(fold.undone),
     )  # fmt: skip
 
 
@@ -112,6 +115,14 @@ def terminated(fold: Fold, **over: Any) -> Terminated:
 
 def cleared(fold: Fold, *letters: LetterKey, **over: Any) -> Cleared:
     return Cleared(**head(fold, **over), letters=list(letters))
+
+
+def undone(fold: Fold, back: Fold | None = None, *seen: tuple[int, AnyRecord], to: str = THIRD, **over: Any) -> Undone:
+    """To the fold as of an earlier record, `seen` being what followed it; to the last record if none is given."""
+    undoing = Undoing(fold if back is None else back)
+    for seq, record in seen:
+        undoing.saw(seq, record)
+    return Undone(**head(fold, **over), goes_to=to, migration="m-1", corrects=False, **undoing.fields(fold))
 
 
 def handed_off(
@@ -151,5 +162,7 @@ def content(fold: Fold) -> object:
     buffers = {name: (b.size, [(n, b.page(n)) for n in b.pages_from(0)]) for name, b in fold.state.buffers.items()}
     plain = ("seq", "snap", "epoch", "owner", "incarnation", "phase", "source", "migration", "cls", "version", "claims")
     facts = {name: getattr(fold, name) for name in plain}
-    flags = (fold.lifecycle, fold.status, fold.turn, dict(fold.outcomes), list(fold.kept))
+    flags = (
+        fold.lifecycle, fold.status, fold.turn, dict(fold.outcomes), dict(fold.handed), list(fold.undone), list(fold.kept)
+    )  # fmt: skip
     return facts, flags, fold.ledger.image(), dict(fold.state.plain), tables, buffers

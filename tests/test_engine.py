@@ -291,16 +291,16 @@ async def test_large_state_is_kept_in_parts_and_the_log_is_trimmed(tmp_path: Pat
     async with cells.local(nodes=2, path=path, settings=settings) as cluster:
         account = await cluster.spawn(Account, "a")
         assert await account.write(2_000_000) == 2_000_000  # larger than one record
-        for first in range(0, 3000, 100):
+        for first in range(0, 6000, 100):
             await account.grow(first, 100, 200)
         report = await cluster.migrate(account, to="node-2")
         assert report.ok
         assert report.bytes > 2_000_000
-        assert await account.sizes() == (3000, 2_000_000)
+        assert await account.sizes() == (6000, 2_000_000)
         assert isinstance(cluster, Client)
-        assert len(await cluster.log.read("log.a", 0, 1000)) < 30
+        assert (await cluster.log.read("log.a", 0, 1))[0].seq > 10
     async with cells.local(nodes=2, path=path, settings=settings) as cluster:
-        assert await cluster.get(Account, "a").sizes() == (3000, 2_000_000)
+        assert await cluster.get(Account, "a").sizes() == (6000, 2_000_000)
 
 
 async def test_a_newer_state_is_refused_with_both_versions_and_an_older_one_is_upgraded(tmp_path: Path) -> None:

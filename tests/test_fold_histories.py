@@ -126,7 +126,7 @@ def commits(draw: st.DrawFn, fold: Fold, runs: bool) -> Commit:
 
 def ask(fold: Fold) -> Asked:
     n = fold.ledger.next_number("guide")
-    made: list[Made] = [AskMade("guide", n, b"body", "guide.hello")]
+    made: list[Made] = [AskMade("guide", n, "hello", b"body", "guide.hello")]
     return Asked(**head(fold), sender="alice", input=1, out=out(n, ask=True), at=known(fold), made=made)
 
 

@@ -27,6 +27,7 @@ from agent_log import (
     suspended,
     taken,
     terminated,
+    undone,
 )
 from hypothesis import given
 from hypothesis import strategies as st
@@ -87,6 +88,8 @@ RECORDS: list[AnyRecord] = [
     handed_off(FOLD, seal=FULL),
     accepted(after(handed_off)),
     returned(after(handed_off)),
+    undone(FOLD),
+    undone(after(asked)),
     claimed(FOLD),
     Spilled(**head(FOLD), part="0a", parts=[PartRef(1, 2, bytes(32))]),
 ]

@@ -149,6 +149,19 @@ def test_states_have_one_digest_exactly_if_they_have_one_content(a: list[StateDe
     assert (one.digest() == other.digest()) == (content(one) == content(other))
 
 
+@given(histories(), histories())
+def test_a_delta_to_another_state_makes_it(a: list[StateDelta], b: list[StateDelta]) -> None:
+    state, wanted = state_after(a), state_after(b)
+    delta = state.delta_to(wanted)
+    if state.digest() == wanted.digest():
+        assert not delta.plain
+        assert not any(table.sets or table.dels for table in delta.tables.values())
+        assert not any(buffer.pages for buffer in delta.buffers.values())
+    state.apply(delta)
+    assert content(state) == content(wanted)
+    assert state.digest() == wanted.digest()
+
+
 def test_any_change_of_content_changes_the_digest() -> None:
     page = b"p" * PAGE_BYTES
 

@@ -329,6 +329,29 @@ def recover(
 
 
 @app.command(group=STEER)
+def rollback(
+    migration: Annotated[str, Parameter(help="A completed migration's id (m-...).")],
+    /,
+    *,
+    to: Annotated[
+        str | None, Parameter(help="Where the agent goes on (default: where the class is as it was).")
+    ] = None,
+    dry_run: Annotated[bool, Parameter(negative="", help="Only say what would be taken again.")] = False,
+    correct: Annotated[
+        bool, Parameter(negative="", help="Send what now differs, as corrections (default: what was sent stands).")
+    ] = False,
+    server: Server = HERE,
+) -> None:
+    """Undo a completed migration: the agent is back in the state it had, and takes the messages that came since again.
+
+    Nothing that was sent is sent again, and asks keep their answers; other agents are not undone.
+    """
+    from mielin_cells.cli import moves
+
+    _operate(server, lambda op, out: moves.rollback(op, out, migration, to, dry_run, correct))
+
+
+@app.command(group=STEER)
 def abort(agent: Agent, /, *, server: Server = HERE) -> None:
     """Cancel an agent's open migration; the agent goes on where it is."""
     from mielin_cells.cli import commands

@@ -10,13 +10,14 @@ import msgspec
 
 from mielin_cells.cli.codes import DONE, REFUSED, ROLLED_BACK
 from mielin_cells.cli.show import Printer, duration, size, table
-from mielin_cells.core.cluster import MigrationReport
+from mielin_cells.core.cluster import MigrationReport, RollbackReport
 from mielin_cells.errors import MigrationRefused
 from mielin_cells.migration.audit import AuditEntry
 from mielin_cells.node import control
 from mielin_cells.node.cases import Case, Cases, Moment, case_of, story
 from mielin_cells.node.operator import Operator
 from mielin_cells.node.predict import Prediction
+from mielin_cells.node.rollback import rollback as undo
 
 NAMES = {
     "PLANNED": "plan", "PREPARING": "prepare", "COPYING": "copy", "PAUSED": "pause", "HANDING_OVER": "hand over",
@@ -201,3 +202,36 @@ async def recover(
     report = await cases.recover(migration, to=to)
     printer.show({"event": "report", **asdict(report)}, lambda: f"{report.source} -> {report.target}  {_end(report)}")
     return DONE if report.ok else ROLLED_BACK
+
+
+async def rollback(
+    operator: Operator, printer: Printer, migration: str, to: str | None, dry_run: bool, correct: bool
+) -> int:
+    """Exits with 4 while the agent waits for the node that is to go on."""
+
+    def seen(rest: control.Rest) -> None:
+        value = {"event": "replayed", "messages": rest.replayed.inputs, "left": rest.left}
+        printer.show(value, lambda: f" {rest.replayed.inputs} taken again, {rest.left} to go")
+
+    report = await undo(operator.client, migration, to, dry_run=dry_run, correct=correct, seen=seen)
+    printer.show({"event": "report", "dry_run": dry_run, **asdict(report)}, lambda: _undone(report, dry_run))
+    return DONE if dry_run or report.ok else ROLLED_BACK
+
+
+def _undone(report: RollbackReport, dry_run: bool) -> str:
+    version = f"version {report.version_then}"
+    version += f" instead of {report.version}" if report.version != report.version_then else ""
+    head = f"{report.agent}  {report.source} -> {report.target}  {version}, record {report.record} of its log"
+    if dry_run:
+        return (
+            f"{head}: {report.messages} messages would be taken again; {report.sent} messages that they sent, "
+            f"{report.steps} steps and {report.answered} answers stand"
+        )
+    if report.trouble:
+        return f"{head}: undone, and {report.trouble}"
+    sent = f"{report.same} as before, {report.differing} otherwise, {report.missing} not at all"
+    return (
+        f"{head}: {report.replayed} messages taken again, {report.left} to go; of what they had sent {sent}"
+        + (f", {report.corrected} corrected" if report.corrected else "")
+        + (f"; {report.dead} dead letters: mielin dead {report.agent}" if report.dead > 0 else "")
+    )

@@ -78,6 +78,14 @@ class Turn(Protocol):
     def caller(self) -> Caller: ...
 
     @property
+    def number(self) -> int:
+        """The number of the message among those of its sender to this agent; 0 in a hook."""
+
+    @property
+    def corrects(self) -> int:
+        """The number of an earlier message that this one stands in for, sent because its sender was rolled back; else 0."""
+
+    @property
     def idempotency_key(self) -> str:
         """Inside the call of a durable step: the same text whenever this step's call is made again."""
 

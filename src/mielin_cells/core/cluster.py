@@ -104,6 +104,51 @@ class MigrationReport:
         return "\n".join(lines)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RollbackReport:
+    """What undoing a completed migration did, or of a dry run: would do."""
+
+    migration: str
+    agent: str
+    source: str
+    """The node that it ran on."""
+    target: str
+    """The node that it goes on at."""
+    record: int
+    """The record of its log that it is back at."""
+    version: int
+    """Of its class, before."""
+    version_then: int
+    """And at that record."""
+    messages: int
+    """Had been taken since, and are taken again."""
+    sent: int
+    """Messages that these had sent; none of them is sent again."""
+    steps: int
+    """Finished durable steps; none of them is called again."""
+    answered: int
+    """Asks of others that keep the answers they had."""
+    replayed: int = 0
+    """Messages taken again by now; `left` are still to be."""
+    left: int = 0
+    same: int = 0
+    """Messages that would have been sent again just so."""
+    differing: int = 0
+    """Messages that would have been sent otherwise, and were not."""
+    corrected: int = 0
+    """With `correct`: were sent otherwise, each naming the message that it stands in for."""
+    missing: int = 0
+    """Messages that were not made again; they stay sent."""
+    dead: int = 0
+    """Dead letters written meanwhile."""
+    trouble: str = ""
+    """Why the node that is to go on has not claimed the agent; it is safe, and runs nowhere until one does."""
+
+    @property
+    def ok(self) -> bool:
+        return not self.trouble and not self.left
+
+
 class Spawning(Protocol):
     async def spawn(self, make: Callable[P, A], id: str, /, *args: P.args, **state: P.kwargs) -> A:
         """Creates the agent if the id is free, and returns a reference when its creation is durable.
@@ -127,6 +172,22 @@ class Cluster(Spawning, Protocol):
 
         Without `to`, to the other node with the fewest agents.  Raises `MigrationRefused` with every reason, `AlreadyThere`,
         `UnknownNode`, `MigrationInProgress`, `NoSuchAgent`, `AgentTerminated`: then nothing was begun.
+        """
+
+    async def rollback(
+        self, migration: str, /, to: str | None = None, *, dry_run: bool = False, correct: bool = False
+    ) -> RollbackReport:
+        """Undoes a completed migration: the agent is back in the state that it was handed over in, on the node `to` (default: one
+        that has the class as it was then, the migration's source before others), and takes the messages that came since once more.
+
+        Guarantees: no message is lost; nothing that was sent is sent again, not even if it would now differ (`correct`: what
+        differs is sent, and tells its receiver by `this().corrects` which message it stands in for); asks that were answered
+        keep their answers; finished steps are not called again; other agents are not undone.  Not guaranteed: that a handler does
+        the same twice; the report counts what differed.  Waits until the messages are taken again.
+
+        Raises `NoSuchMigration`, `UsageError` for one that did not complete or is undone with an earlier one,
+        `RollbackExpired` if the log is not kept that far back (setting `retention_s`), `MigrationRefused` with every reason,
+        `UnknownNode`, `MigrationInProgress`, `AskTimeout`: then nothing was done.
         """
 
     async def abort(self, agent: Agent | str, /) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from mielin_cells.core.records import Commit, DeadLetter, Out, Taken
+from mielin_cells.core.records import Commit, DeadLetter, Ended, Out, Replayed, Taken
 from mielin_cells.core.state import StateDelta, TableDelta
 
 Answers: TypeAlias = dict[tuple[str, str], dict[int, bytes]]
@@ -14,7 +14,10 @@ Answers: TypeAlias = dict[tuple[str, str], dict[int, bytes]]
 class Batch:
     """The turns that one commit will hold.  `answers` leave when it is acknowledged (rule 9), and only then."""
 
-    __slots__ = ("answers", "dead", "delta", "forgot", "held", "moved", "outs", "released", "taken", "touched", "turns")
+    __slots__ = (
+        "answers", "dead", "delta", "ended", "forgot", "held", "moved", "outs", "released", "replayed", "taken", "touched",
+        "turns",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.turns = 0
@@ -24,6 +27,8 @@ class Batch:
         """The cursor has passed repeats: worth no commit of its own, but part of a seal."""
         self.taken: list[Taken] = []
         self.outs: list[Out] = []
+        self.ended: list[Ended] = []
+        self.replayed: Replayed | None = None
         self.dead: list[DeadLetter] = []
         self.forgot: list[str] = []
         self.held = False
@@ -57,7 +62,7 @@ class Batch:
     def commit(self, cursor: int, held: list[int], version: int, digest: bytes) -> Commit:
         return Commit(
             cursor, list(held) if self.held else None, self.taken, self.outs, self.released, self.dead, self.forgot,
-            self.delta, version, digest,
+            self.delta, version, digest, self.ended, self.replayed,
         )  # fmt: skip
 
 

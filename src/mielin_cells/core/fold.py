@@ -37,6 +37,7 @@ from mielin_cells.core.records import (
     Stepped,
     Suspended,
     Terminated,
+    Undone,
     canonical,
 )
 from mielin_cells.core.state import StoredState
@@ -50,7 +51,7 @@ from mielin_cells.errors import (
     WrongAgent,
 )
 
-OUTCOMES_MAX = 16
+OUTCOMES_MAX = 64
 """Migrations whose outcome the fold still tells; older ones are in the log until it is trimmed."""
 
 
@@ -67,8 +68,9 @@ class Fold:
     """An agent as of record `seq` of its log.  Changed only by `apply` and `settled`."""
 
     __slots__ = (
-        "agent", "behind_bytes", "behind_records", "claims", "cls", "epoch", "incarnation", "kept", "ledger", "lifecycle",
-        "migration", "outcomes", "owner", "phase", "seq", "snap", "source", "source_incarnation", "state", "stated", "turn", "version",
+        "agent", "behind_bytes", "behind_records", "claims", "cls", "epoch", "goes_to", "handed", "incarnation", "kept",
+        "ledger", "lifecycle", "migration", "outcomes", "owner", "phase", "seq", "snap", "source", "source_incarnation",
+        "state", "stated", "turn", "undone", "version",
     )  # fmt: skip
 
     def __init__(self, agent: str) -> None:
@@ -95,6 +97,12 @@ class Fold:
         """Claims since the last commit that ran a message, each with a message waiting: one that kills its process shows
         here (rule 5), and a node that was started often, with nothing to do for the agent, does not."""
         self.outcomes: dict[str, str] = {}
+        self.handed: dict[str, int] = {}
+        """Of the same migrations: where they handed over."""
+        self.undone: list[tuple[int, int]] = []
+        """Stretches of the log that were undone: the record gone back to, and the one that says so."""
+        self.goes_to = ""
+        """After an undo: the node that is to run the agent, until one has claimed it."""
         self.kept: list[Kept] = []
         self.behind_records = 0
         """Records since the last snapshot: what a load replays."""
@@ -109,7 +117,16 @@ class Fold:
     @property
     def may_run(self) -> bool:
         """True if turns may run: in phase run, and neither suspended, paused, failed nor terminated."""
-        return self.phase is Phase.RUN and self.lifecycle.state.accepts_work
+        return self.phase is Phase.RUN and self.lifecycle.state.accepts_work and not self.goes_to
+
+    @property
+    def floor(self) -> int:
+        """The log is kept from here on (rule 18); 0: all of it."""
+        return self.kept[0].seq if self.kept else 0
+
+    def is_ancestor(self, seq: int) -> bool:
+        """True for a record that the agent's state still comes from: kept, and not itself undone (rule 16)."""
+        return max(self.floor, 1) <= seq <= self.seq and not any(to < seq < by for to, by in self.undone)
 
     def seal_digest(self) -> bytes:
         """What a handover seals: the state as stored and the whole ledger."""
@@ -181,16 +198,24 @@ class Fold:
                 f"{where} is by incarnation {record.incarnation} of {record.node}; incarnation {self.incarnation} owns.",
                 author=record.node, owner=self.owner, **facts,
             )  # fmt: skip
-        commit = _commit_of(record)
-        runs = isinstance(record, (Asked, Stepped)) or (commit is not None and bool(commit.taken))
-        if runs and not self.lifecycle.state.accepts_work:
-            raise RecordInvalid(f"{where} holds a turn of an agent that is {self.lifecycle.state.value}.", **facts)
-        if isinstance(record, (Asked, Stepped)) and not 0 <= record.at <= len(self._made_before(record)):
-            raise RecordInvalid(f"{where} goes on after outcome {record.at} of a turn, which is not there.", **facts)
+        self._check_turns(where, record, facts)
         try:
             self._next_lifecycle(record)
         except InvalidTransition as error:
             raise RecordInvalid(f"{where}: {error.message}", **facts) from error
+
+    def _check_turns(self, where: str, record: AnyRecord, facts: dict[str, object]) -> None:
+        """What a record may say of turns, now."""
+        commit = _commit_of(record)
+        runs = isinstance(record, (Asked, Stepped)) or (commit is not None and bool(commit.taken))
+        if runs and not self.lifecycle.state.accepts_work:
+            raise RecordInvalid(f"{where} holds a turn of an agent that is {self.lifecycle.state.value}.", **facts)
+        if runs and self.goes_to:
+            raise RecordInvalid(f"{where} holds a turn of an agent that was to be claimed by {self.goes_to}.", **facts)
+        if isinstance(record, Undone) and not self.is_ancestor(record.to):
+            raise RecordInvalid(f"{where} goes back to {record.to}, which is trimmed or undone itself.", **facts)
+        if isinstance(record, (Asked, Stepped)) and not 0 <= record.at <= len(self._made_before(record)):
+            raise RecordInvalid(f"{where} goes on after outcome {record.at} of a turn, which is not there.", **facts)
 
     def _next_lifecycle(self, record: Record) -> Lifecycle:
         life = self.lifecycle
@@ -239,6 +264,7 @@ class Fold:
                     self._ran(record.seal)
                 self.source, self.source_incarnation = record.node, record.incarnation
                 self.migration = record.migration
+                self.handed[record.migration] = seq
                 self.owner, self.incarnation, self.epoch = record.to, 0, record.epoch + 1
                 self.phase = Phase.PROBATION
             case Accepted():
@@ -253,6 +279,8 @@ class Fold:
                 self._owns(record.node, record.incarnation, record.epoch)
             case Cleared():
                 self.ledger.clear(record.letters)
+            case Undone():
+                self._went_back(record)
             case Terminated():
                 self.phase = Phase.TERMINATED
             case _:
@@ -280,7 +308,15 @@ class Fold:
 
     def _owns(self, node: str, incarnation: int, epoch: int) -> None:
         self.owner, self.incarnation, self.epoch, self.phase = node, incarnation, epoch, Phase.RUN
-        self.source = self.migration = ""
+        self.source = self.migration = self.goes_to = ""
+
+    def _went_back(self, record: Undone) -> None:
+        self.state.apply(record.state)
+        self.ledger.undo(record)
+        self.version, self.stated = record.version, record.digest
+        self.turn, self.claims, self.goes_to = None, 0, record.goes_to
+        self.undone = [(to, by) for to, by in self.undone if by > self.floor]
+        self.undone.append((record.to, self.seq))
 
     def _outcome(self, outcome: str) -> None:
         """Rule 7: a migration that was handed over ends with the next ownership record."""
@@ -288,7 +324,9 @@ class Fold:
             return
         self.outcomes[self.migration] = outcome
         while len(self.outcomes) > OUTCOMES_MAX:
-            del self.outcomes[next(iter(self.outcomes))]
+            oldest = next(iter(self.outcomes))
+            del self.outcomes[oldest]
+            self.handed.pop(oldest, None)
 
     def _commit(self, commit: Commit) -> None:
         if commit.state is not None:
@@ -316,6 +354,7 @@ class Fold:
         fold.ledger, fold.state = Ledger.of(record.ledger), state
         fold.stated, fold.turn, fold.claims = record.digest, record.turn, record.claims
         fold.kept, fold.outcomes = _kept(seq, record), dict(record.outcomes)
+        fold.handed, fold.undone = dict(record.handed), list(record.undone)
         return fold
 
 

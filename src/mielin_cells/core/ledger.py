@@ -8,8 +8,21 @@ from __future__ import annotations
 
 from enum import Enum
 
+import msgspec
+
 from mielin_cells.core.message import is_client
-from mielin_cells.core.records import Commit, DeadLetter, LedgerImage, LetterKey, Out, PeerImage, Taken
+from mielin_cells.core.records import (
+    Again,
+    Commit,
+    DeadLetter,
+    LedgerImage,
+    LetterKey,
+    Out,
+    PeerImage,
+    Replayed,
+    Taken,
+    Undone,
+)
 from mielin_cells.core.settings import DEAD_LETTERS_MAX, SESSIONS_MAX
 
 
@@ -43,7 +56,10 @@ class Peer:
 
 
 class Ledger:
-    __slots__ = ("_latest", "clients", "cursor", "dead", "held", "horizon", "numbers", "peers", "pending", "released")
+    __slots__ = (
+        "_latest", "_was_open", "again", "clients", "corrects", "cursor", "dead", "held", "horizon", "numbers", "peers", "pending",
+        "released", "replayed",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.cursor = 0
@@ -57,6 +73,12 @@ class Ledger:
         self.pending: dict[str, dict[int, Out]] = {}
         self.dead: list[DeadLetter] = []
         self.horizon = 0
+        self.again: dict[tuple[str, int], Again] = {}
+        """After an undo: inputs that are to be run once more, and what they have sent (rule 17)."""
+        self._was_open: list[Again] = []
+        """Those whose turn had begun and not ended."""
+        self.corrects = False
+        self.replayed = Replayed()
 
     # ---- inputs ----------------------------------------------------------------------------------------------
 
@@ -65,11 +87,14 @@ class Ledger:
         if peer is None:
             if not is_client(sender):
                 return Verdict.APPLY if n == 1 else Verdict.HOLD if n > 1 else Verdict.CLOSED
-            return Verdict.EXPIRED if start <= self.horizon else Verdict.APPLY
+            expired = start <= self.horizon and (sender, n) not in self.again
+            return Verdict.EXPIRED if expired else Verdict.APPLY
         if peer.is_client:
-            if n in peer.answers:
-                return Verdict.REPEAT
-            return Verdict.CLOSED if n < peer.low else Verdict.APPLY
+            if n in peer.answers or n < peer.low:
+                if self.again and (sender, n) in self.again:
+                    return Verdict.APPLY
+                return Verdict.REPEAT if n in peer.answers else Verdict.CLOSED
+            return Verdict.APPLY
         if n > peer.mark + 1:
             return Verdict.HOLD
         if n == peer.mark + 1:
@@ -84,6 +109,14 @@ class Ledger:
     def take(self, sender: str, n: int, low: int, start: int, answer: bytes | None) -> None:
         """Number `n` of the sender has taken effect.  Answers below the sender's `low` are dropped."""
         peer = self.peers.get(sender)
+        if self.again:
+            again = self.again.pop((sender, n), None)
+            if (
+                again is not None and again.taken
+            ):  # its answer stays as it was, and so does a session that was forgotten
+                if peer is not None and not peer.is_client:
+                    peer.mark = n
+                return
         if peer is None:
             peer = self.peers[sender] = Peer(is_client(sender), 0, 0, start if is_client(sender) else 0)
             self.clients += peer.is_client
@@ -123,6 +156,27 @@ class Ledger:
     def clear(self, letters: list[LetterKey]) -> None:
         gone = set(letters)
         self.dead = [letter for letter in self.dead if letter.key not in gone]
+
+    def undo(self, record: Undone) -> None:
+        """Back to what had been taken at an earlier record.  What was sent and answered since stays (rules 16 and 17)."""
+        self.cursor, self.held = record.cursor, list(record.held)
+        for sender, mark in record.marks.items():
+            self.peers[sender].mark = mark
+        self.clear(record.unburied)
+        self.again = {(one.sender, one.n): one for one in record.again}
+        self.corrects, self.replayed = record.corrects, Replayed()
+        self._was_open = [one for one in record.again if not one.taken]
+
+    def unanswered(self, to: str) -> int | None:
+        """The lowest ask to `to` that has no outcome and whose turn is to be run once more: its answer is still wanted."""
+        asks = [
+            sent.n
+            for one in self._was_open
+            if (one.sender, one.n) in self.again
+            for sent in one.sent
+            if sent.ask and sent.to == to and sent.answer is None
+        ]
+        return min(asks, default=None)
 
     # ---- outputs ---------------------------------------------------------------------------------------------
 
@@ -164,13 +218,15 @@ class Ledger:
             self.send(out)
         for to, n in commit.released.items():
             self.release(to, n)
+        if commit.replayed is not None:
+            self.replayed.add(commit.replayed)
 
     def image(self) -> LedgerImage:
         peers = {s: PeerImage(p.mark, p.low, p.start, dict(p.answers)) for s, p in self.peers.items()}
         pending = sorted(self.unreleased(), key=lambda out: (out.to, out.n))
         return LedgerImage(
             self.cursor, sorted(self.held), peers, dict(self.numbers), dict(self.released), pending, list(self.dead),
-            self.horizon,
+            self.horizon, list(self.again.values()), msgspec.structs.replace(self.replayed), self.corrects,
         )  # fmt: skip
 
     @classmethod
@@ -183,6 +239,9 @@ class Ledger:
         for out in image.pending:
             ledger.pending.setdefault(out.to, {})[out.n] = out
         ledger.dead, ledger.horizon = list(image.dead), image.horizon
+        ledger.again = {(one.sender, one.n): one for one in image.again}
+        ledger._was_open = [one for one in image.again if not one.taken]
+        ledger.corrects, ledger.replayed = image.corrects, msgspec.structs.replace(image.replayed)
         return ledger
 
 

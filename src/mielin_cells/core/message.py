@@ -51,6 +51,8 @@ class Message(msgspec.Struct, array_like=True, frozen=True, gc=False):
     handler: str
     args: bytes
     ask: bool = False
+    corrects: int = 0
+    """The sender was rolled back: this stands in for its earlier message of this number."""
 
 
 class Mail(msgspec.Struct, array_like=True, frozen=True):

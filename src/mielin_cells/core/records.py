@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TypeAlias
 
 import msgspec
+from blake3 import blake3
 
 from mielin_cells.core.lifecycle import AgentError, Lifecycle
 from mielin_cells.core.message import UNREADABLE, framed, unframed
@@ -28,6 +29,9 @@ class Out(msgspec.Struct, array_like=True, frozen=True, gc=False):
     sender: str
     input: int
     k: int
+    """How many messages of its kind (tell or ask) this input has sent to this receiver before it."""
+    corrects: int = 0
+    """After an undo: the number of the message that this one stands in for."""
 
 
 class Taken(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -61,32 +65,12 @@ LetterKey: TypeAlias = tuple[int, str, int]
 """What tells one dead letter of an agent from its others: inbox sequence, sender, number."""
 
 
-class Commit(msgspec.Struct, array_like=True, frozen=True):
-    """What one or many turns changed: all of it takes effect with the record that holds it, or none."""
-
-    cursor: int
-    """Inbox entries up to this sequence are done."""
-    held: list[int] | None
-    """Inbox entries behind the cursor that wait for an earlier number; None: as before."""
-    taken: list[Taken]
-    outs: list[Out]
-    released: dict[str, int]
-    """Per receiver: every output up to this number is stored in its inbox (rule 11)."""
-    dead: list[DeadLetter]
-    forgot: list[str]
-    """Client sessions forgotten, raising the horizon to the newest start among them (rule 15)."""
-    state: StateDelta | None
-    version: int
-    """Class version of the state after it."""
-    digest: bytes
-    """Of the state after it."""
-
-
 class AskMade(msgspec.Struct, array_like=True, frozen=True, tag="ask"):
     """An ask of the open turn.  `n` is 0 for one that was refused before it was sent."""
 
     to: str
     n: int
+    handler: str
     body: bytes
     """BLAKE3 of receiver, handler and arguments: a re-run must ask the same."""
     label: str
@@ -106,6 +90,97 @@ class StepMade(msgspec.Struct, array_like=True, frozen=True, tag="step"):
 
 
 Made: TypeAlias = AskMade | StepMade
+
+
+class Ended(msgspec.Struct, array_like=True, frozen=True):
+    """A turn that made asks or steps has ended: its last outcomes, which no record before has (rule 13)."""
+
+    sender: str
+    input: int
+    at: int
+    made: list[Made]
+
+
+class Replayed(msgspec.Struct, array_like=True):
+    """What turns that were run again after an undo have done with the messages that their first runs had sent."""
+
+    inputs: int = 0
+    same: int = 0
+    """Would have been sent again just so, and were not."""
+    differing: int = 0
+    """Would have been sent otherwise, and were not."""
+    corrected: int = 0
+    """Were sent otherwise, each naming the message that it stands in for."""
+    missing: int = 0
+    """Were not made again; they stay sent."""
+
+    def add(self, other: Replayed) -> None:
+        self.inputs += other.inputs
+        self.same += other.same
+        self.differing += other.differing
+        self.corrected += other.corrected
+        self.missing += other.missing
+
+
+class Commit(msgspec.Struct, array_like=True, frozen=True):
+    """What one or many turns changed: all of it takes effect with the record that holds it, or none."""
+
+    cursor: int
+    """Inbox entries up to this sequence are done."""
+    held: list[int] | None
+    """Inbox entries behind the cursor that wait for an earlier number; None: as before."""
+    taken: list[Taken]
+    outs: list[Out]
+    released: dict[str, int]
+    """Per receiver: every output up to this number is stored in its inbox (rule 11)."""
+    dead: list[DeadLetter]
+    forgot: list[str]
+    """Client sessions forgotten, raising the horizon to the newest start among them (rule 15)."""
+    state: StateDelta | None
+    version: int
+    """Class version of the state after it."""
+    digest: bytes
+    """Of the state after it."""
+    ended: list[Ended] = []
+    replayed: Replayed | None = None
+
+
+class Sent(msgspec.Struct, array_like=True, frozen=True):
+    """The latest message that an input has sent as its `k`-th to this receiver (rule 17)."""
+
+    to: str
+    k: int
+    n: int
+    handler: str
+    body: bytes
+    ask: bool
+    answer: bytes | None = None
+    """Of an ask: its outcome, if it had one."""
+
+
+Place: TypeAlias = tuple[str, bool, int]
+"""Of a message among those of its input: receiver, whether it asks, and how many such went before it."""
+
+
+def place_of(message: Out | Sent) -> Place:
+    return message.to, message.ask, message.k
+
+
+def body_of(out: Out) -> bytes:
+    """What tells one message to an agent from another (rules 13 and 17)."""
+    return blake3(f"{out.to}\0{out.handler}\0".encode() + out.args).digest()
+
+
+class Again(msgspec.Struct, array_like=True, frozen=True):
+    """An input that is to be run again after an undo, and what it has done before."""
+
+    sender: str
+    n: int
+    taken: bool
+    """It had taken effect; if it was an ask, its stored answer stays (rule 17)."""
+    sent: list[Sent]
+    steps: list[StepMade]
+    """Latest outcomes, by name and then in order: no finished step is called again."""
 
 
 class OpenTurn(msgspec.Struct, array_like=True, frozen=True):
@@ -135,6 +210,10 @@ class LedgerImage(msgspec.Struct, array_like=True, frozen=True):
     pending: list[Out]
     dead: list[DeadLetter]
     horizon: int
+    again: list[Again] = []
+    """The replay ledger of an undo: inputs that are still ahead of the cursor once more (rule 18)."""
+    replayed: Replayed = msgspec.field(default_factory=Replayed)
+    corrects: bool = False
 
 
 class PartRef(msgspec.Struct, array_like=True, frozen=True):
@@ -216,6 +295,8 @@ class Snapshot(Record, tag="Snapshot", frozen=True, kw_only=True):
     turn: OpenTurn | None
     claims: int
     at: float
+    handed: dict[str, int] = {}
+    undone: list[tuple[int, int]] = []
 
 
 class Suspended(Record, tag="Suspended", frozen=True, kw_only=True):
@@ -254,6 +335,33 @@ class HandedOff(Record, tag="HandedOff", frozen=True, kw_only=True):
     """Of the state and the ledger after the seal: what the target must have before it accepts."""
 
 
+class Undone(Record, tag="Undone", frozen=True, kw_only=True):
+    """The agent is back at record `to`, and takes the messages that came since once more (rules 16 and 17).
+
+    State, cursor, receive marks, held and dead letters are those of then; numbers, released marks, stored answers and
+    lifecycle stay.  Nothing runs until `goes_to` has claimed the agent.
+    """
+
+    to: int
+    goes_to: str
+    """The node that is to run it from here."""
+    migration: str
+    """The migration that is undone."""
+    version: int
+    state: StateDelta
+    digest: bytes
+    """Of the state after it."""
+    cursor: int
+    held: list[int]
+    marks: dict[str, int]
+    """Receive marks of agents that have sent since."""
+    unburied: list[LetterKey]
+    """Dead letters written since."""
+    again: list[Again]
+    corrects: bool
+    """A message that now differs is sent, as one that corrects the first; else the first stands."""
+
+
 class Accepted(Record, tag="Accepted", frozen=True, kw_only=True):
     migration: str
 
@@ -279,7 +387,7 @@ class Spilled(Record, tag="Spilled", frozen=True, kw_only=True):
 
 AnyRecord: TypeAlias = (
     Created | Committed | Asked | Stepped | Snapshot | Suspended | Paused | Resumed | Failed | Terminated
-    | HandedOff | Accepted | Returned | Claimed | Cleared | Spilled
+    | HandedOff | Accepted | Returned | Claimed | Cleared | Undone | Spilled
 )  # fmt: skip
 
 
@@ -328,5 +436,6 @@ def canonical(image: LedgerImage) -> bytes:
     """Bytes that depend on what the ledger holds, not on the order in which it came there."""
     peers = [(s, p.mark, p.low, p.start, sorted(p.answers.items())) for s, p in sorted(image.peers.items())]
     numbers, released = sorted(image.numbers.items()), sorted(image.released.items())
-    rest = (image.pending, image.dead, image.horizon)
+    again = sorted(image.again, key=lambda one: (one.sender, one.n))
+    rest = (image.pending, image.dead, image.horizon, again, image.replayed, image.corrects)
     return _encoder.encode((image.cursor, image.held, peers, numbers, released, *rest))

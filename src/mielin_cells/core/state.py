@@ -178,6 +178,17 @@ class TableStore:
         for key, value in delta.sets.items():
             self.set(key, value)
 
+    def delta_to(self, other: TableStore) -> TableDelta:
+        """What makes this table equal to `other`.  Looks into the buckets that differ alone."""
+        delta, nothing = TableDelta({}, []), _Bucket()
+        for number in self._buckets.keys() | other._buckets.keys():
+            mine, wanted = self._buckets.get(number, nothing), other._buckets.get(number, nothing)
+            if mine.marks == wanted.marks:
+                continue
+            delta.dels.extend(key for key in mine.entries if key not in wanted.entries)
+            delta.sets.update((key, value) for key, value in wanted.entries.items() if mine.entries.get(key) != value)
+        return delta
+
     def digest(self) -> bytes:
         """32 bytes over all entries; costs what changed since the last call."""
         for number in self._dirty:
@@ -226,6 +237,14 @@ class BufferStore:
         self.size = delta.size
         for number, page in delta.pages.items():
             self._set(number, page)
+
+    def delta_to(self, other: BufferStore) -> BufferDelta:
+        """What makes this buffer equal to `other`."""
+        numbers = [number for number in self._pages.keys() | other._pages.keys() if number < page_count(other.size)]
+        pages = {
+            number: other.stripped(number) for number in numbers if self.stripped(number) != other.stripped(number)
+        }
+        return BufferDelta(other.size, pages)
 
     def digest(self) -> bytes:
         """32 bytes over size and content; costs what changed since the last call."""
@@ -300,6 +319,16 @@ class StoredState:
             mine[name] = value
             leaves.pop(name, None)
         self._digest = None
+
+    def delta_to(self, other: StoredState) -> StateDelta:
+        """What makes this state equal to `other`: for going back.  Costs a look at all of it, and the size of what differs."""
+        plain = {name: value for name, value in other.plain.items() if self.plain.get(name) != value}
+        tables = {name: self.tables.get(name, TableStore()).delta_to(table) for name, table in other.tables.items()}
+        buffers = {name: self.buffers.get(name, BufferStore()).delta_to(it) for name, it in other.buffers.items()}
+        gone = [name for name in self.plain if name not in other.plain]
+        gone += [name for name in self.tables if name not in other.tables]
+        gone += [name for name in self.buffers if name not in other.buffers]
+        return StateDelta(plain=plain, tables=tables, buffers=buffers, removed=gone)
 
     def digest(self) -> bytes:
         """32 bytes over names, kinds and content of all fields, as stored.  Costs what changed since the last call.

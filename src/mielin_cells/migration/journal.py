@@ -84,7 +84,17 @@ class Ended(Head, tag="Ended", frozen=True, kw_only=True):
     """Of a rollback: what the agent is back at, verified."""
 
 
-AnyRecord: TypeAlias = Planned | Attempted | Reached | Failed | Decided | Ended
+class TakenBack(Head, tag="TakenBack", frozen=True, kw_only=True):
+    """After its end: the migration was undone on purpose, and the agent is back at `record` of its log."""
+
+    goes_to: str
+    record: int
+    messages: int
+    """Taken again."""
+    sent: int
+
+
+AnyRecord: TypeAlias = Planned | Attempted | Reached | Failed | Decided | Ended | TakenBack
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(AnyRecord)
@@ -174,7 +184,7 @@ class Journal:
     def _may_follow(self, record: AnyRecord) -> bool:
         if isinstance(record, Planned) or self.planned is None:
             return isinstance(record, Planned) and self.planned is None
-        if self.end is not None or record.agent != self.planned.agent:
+        if record.agent != self.planned.agent or (self.end is not None) != isinstance(record, TakenBack):
             return False
         match record:
             case Attempted(number=number):

@@ -11,7 +11,17 @@ from mielin_cells.core.cluster import AgentInfo, MigrationReport
 from mielin_cells.core.lifecycle import AgentState
 from mielin_cells.errors import MigrationInProgress, RetryError, UsageError
 from mielin_cells.migration.audit import AuditEntry
-from mielin_cells.migration.journal import AnyRecord, Attempted, Decided, Ended, Failed, Journal, Planned, Reached
+from mielin_cells.migration.journal import (
+    AnyRecord,
+    Attempted,
+    Decided,
+    Ended,
+    Failed,
+    Journal,
+    Planned,
+    Reached,
+    TakenBack,
+)
 from mielin_cells.node import control, journal
 from mielin_cells.node.client import REQUEST_S, Client
 
@@ -91,6 +101,8 @@ def _facts(record: AnyRecord) -> dict[str, Any]:
             }  # fmt: skip
         case Decided():
             return {"strategy": record.strategy, "rule": record.rule, "delay_s": round(record.delay_s, 3)}
+        case TakenBack():
+            return {"to": record.goes_to, "record": record.record, "messages": record.messages, "sent": record.sent}
         case Ended():
             return {
                 "outcome": record.outcome, "target": record.target, "code": record.code, "reason": record.reason,

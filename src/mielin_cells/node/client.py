@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 import msgspec
 
 from mielin_cells.core.agent import Agent, agent_id, make_ref
-from mielin_cells.core.cluster import AgentInfo, MigrationReport, NodeInfo
+from mielin_cells.core.cluster import AgentInfo, MigrationReport, NodeInfo, RollbackReport
 from mielin_cells.core.fold import Phase
 from mielin_cells.core.ids import AgentId, control_subject, log_subject, node_log_subject, reply_subject
 from mielin_cells.core.message import decode_replies
@@ -39,6 +39,7 @@ from mielin_cells.node import control, journal, registry, selector
 from mielin_cells.node.lane import Lane
 from mielin_cells.node.migrations import outcome_of
 from mielin_cells.node.reader import load
+from mielin_cells.node.rollback import rollback
 from mielin_cells.substrate.ports import Log, Subscription, Wire
 
 P = ParamSpec("P")
@@ -248,10 +249,10 @@ class Client:
     async def terminate(self, agent: Agent | str, /) -> None:
         await self._order(agent, "terminate")
 
-    async def claim(self, agent: Agent | str, /, to: str) -> None:
+    async def claim(self, agent: Agent | str, /, to: str, *, force: bool = True) -> None:
         name = _id(agent)
         await self.owner(name)  # raises for an agent that is not there
-        await self.ordered(lambda: _known(to), control.Claim(name, "operator"), self.settings.probation_s)
+        await self.ordered(lambda: _known(to), control.Claim(name, "operator", force), self.settings.probation_s)
 
     async def show(self, agent: Agent | str, /) -> AgentInfo:
         name = _id(agent)
@@ -379,6 +380,11 @@ class Client:
             migration=request.migration, agent=request.agent, source=source, target=target, outcome=outcome,
             reason=reason, code=code,
         )  # fmt: skip
+
+    async def rollback(
+        self, migration: str, /, to: str | None = None, *, dry_run: bool = False, correct: bool = False
+    ) -> RollbackReport:
+        return await rollback(self, migration, to, dry_run=dry_run, correct=correct)
 
     async def abort(self, agent: Agent | str, /) -> str:
         name = _id(agent)

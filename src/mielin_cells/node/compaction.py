@@ -31,6 +31,24 @@ what it changed, and a load replays little beside what it reads."""
 
 PART_NAME_BYTES = 8
 
+START = Kept(0, 0, 0, "", 0.0)
+"""Stands for the beginning of a log, which needs no snapshot."""
+
+KEPT_IN_RETENTION = 8
+"""Snapshots kept from the time that a rollback may go back to: the log is there, they only shorten what is read of it."""
+
+
+def still_needed(kept: list[Kept], now: float, retention_s: float) -> list[Kept]:
+    """Of the snapshots so far: one from before the retention (or the beginning), some from within it, and the newest."""
+    kept = kept or [START]
+    while len(kept) >= SNAPSHOTS_KEPT and kept[1].at <= now - retention_s:
+        kept = kept[1:]
+    spaced = [kept[0]]
+    for one in kept[1:-1]:
+        if one.at >= spaced[-1].at + retention_s / KEPT_IN_RETENTION:
+            spaced.append(one)
+    return spaced + kept[1:][-1:]
+
 
 class Captured(NamedTuple):
     """State and ledger as of the commit that is being composed, for the Snapshot right behind it."""
@@ -45,7 +63,7 @@ class Captured(NamedTuple):
 class Compaction:
     """When and how one host writes snapshots."""
 
-    __slots__ = ("_captured", "_host", "_name", "_parts", "_since", "_task", "is_ready")
+    __slots__ = ("_captured", "_host", "_name", "_parts", "_passed_over", "_since", "_task", "is_ready")
 
     def __init__(self, host: Host) -> None:
         self._host = host
@@ -54,6 +72,8 @@ class Compaction:
         self._parts: list[PartRef] | None = None
         self._since = 0
         self._captured: Captured | None = None
+        self._passed_over: list[str] = []
+        """Parts of the snapshots that the newest record does not name any more."""
         self.is_ready = False
         """The slices are written; the record can follow the next commit."""
 
@@ -111,17 +131,17 @@ class Compaction:
             part=self._name if in_parts else "", parts=self._parts or [], small=captured.small,
             since=self._since if in_parts else head["prev"], digest=captured.digest,
             kept=self._keep(now), outcomes=dict(fold.outcomes), turn=captured.turn, claims=captured.claims, at=now,
+            handed=dict(fold.handed), undone=list(fold.undone),
         )  # fmt: skip
         self._captured, self._parts, self.is_ready = None, None, False
         return record
 
     def _keep(self, now: float) -> list[Kept]:
-        """The snapshots before this one that are still needed: the newest ones, and one from before the retention."""
-        kept = self._host.fold.kept
-        oldest = now - self._host.home.settings.retention_s
-        while len(kept) >= SNAPSHOTS_KEPT and kept[1].at <= oldest:
-            kept = kept[1:]
-        return list(kept)
+        fold = self._host.fold
+        kept = still_needed(fold.kept, now, self._host.home.settings.retention_s)
+        parts = {one.part for one in kept}
+        self._passed_over = [one.part for one in fold.kept if one.part and one.part not in parts]
+        return kept
 
     async def trim(self) -> None:
         """Removes what the newest acknowledged snapshot allows to remove."""
@@ -129,7 +149,8 @@ class Compaction:
         first, log, agent = host.fold.kept[0], host.home.log, host.fold.agent
         names = {kept.part for kept in host.fold.kept}
         await log.trim(log_subject(agent), first.since + 1)
-        await log.trim(inbox_subject(agent), first.inbox)
+        await log.trim(inbox_subject(agent), min(kept.inbox for kept in host.fold.kept))  # an undo may have gone back
+        passed_over = {part_subject(agent, part) for part in self._passed_over}
         for subject, last in await log.subjects(part_prefix(agent)):
-            if subject.removeprefix(part_prefix(agent)) not in names and last < first.since:
+            if subject in passed_over or (subject.removeprefix(part_prefix(agent)) not in names and last < first.since):
                 await log.trim(subject, last + 1)

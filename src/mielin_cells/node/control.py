@@ -12,7 +12,7 @@ import msgspec
 
 from mielin_cells.core.cluster import MigrationReport
 from mielin_cells.core.message import UNREADABLE
-from mielin_cells.core.records import LetterKey
+from mielin_cells.core.records import LetterKey, Replayed
 from mielin_cells.core.state import StateDelta
 from mielin_cells.errors import CellError, RecordInvalid, from_wire
 
@@ -95,6 +95,27 @@ class Claim(Request, tag="Claim", frozen=True):
 
     agent: str
     cause: str
+    force: bool = False
+    """Also an agent that was rolled back to go on at another node."""
+
+
+class Undo(Request, tag="Undo", frozen=True):
+    """To the owner in `epoch`: take the agent back to before this migration.  Answer: `Undoing`."""
+
+    agent: str
+    migration: str
+    epoch: int
+    to: str
+    """Where it is to go on; "": chosen, `prefer` before others."""
+    prefer: str
+    corrects: bool
+    is_dry: bool
+
+
+class Replaying(Request, tag="Replaying", frozen=True):
+    """How far is the agent with the messages that it takes again?  Answer: `Rest`."""
+
+    agent: str
 
 
 class Look(Request, tag="Look", frozen=True):
@@ -162,14 +183,41 @@ class Heard(Request, tag="Heard", frozen=True):
     """Which nodes' heartbeats have you heard?  Answer: a list of `Beat`, each with the seconds since then."""
 
 
-Question: TypeAlias = Ping | Audited | Waiting | Hosted | Read | ReadState | Told | Heard
+Question: TypeAlias = Ping | Replaying | Audited | Waiting | Hosted | Read | ReadState | Told | Heard
 AnyRequest: TypeAlias = (
-    Spawn | Migrate | Predict | Abort | Prepare | Copy | Release | Order | Purge | Claim | Look | Question
+    Spawn | Undo | Migrate | Predict | Abort | Prepare | Copy | Release | Order | Purge | Claim | Look | Question
 )
 
 
 class Preparation(msgspec.Struct, array_like=True, frozen=True):
     reasons: list[str]
+
+
+class Undoing(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
+    """What an undo does, or would do.  `state`, `version`: now and at the record that it goes back to."""
+
+    agent: str
+    migration: str
+    node: str
+    goes_to: str
+    record: int
+    version: int
+    version_then: int
+    messages: int
+    sent: int
+    steps: int
+    answered: int
+    state: str
+    state_then: str
+    reasons: list[str] = []
+    trouble: str = ""
+    """It is done, and the node that is to go on has not claimed the agent: why."""
+
+
+class Rest(msgspec.Struct, array_like=True, frozen=True):
+    left: int
+    replayed: Replayed
+    dead: int
 
 
 class CopyReport(msgspec.Struct, array_like=True, frozen=True):

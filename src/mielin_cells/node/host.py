@@ -213,17 +213,13 @@ class Host:
 
     def _low(self, to: str) -> int:
         """The lowest number to `to` whose outcome is not durable: asks of the open turn keep their answers (rule 14)."""
-        turn = self.intake.turn
-        if turn is not None:
-            for made in turn.made:
-                if isinstance(made, AskMade) and made.to == to and made.n:
-                    return made.n
-        opened = self.fold.turn
-        if opened is not None:
-            for made in opened.made:
-                if isinstance(made, AskMade) and made.to == to and made.n:
-                    return made.n
-        return self.fold.ledger.next_number(to)
+        ledger = self.fold.ledger
+        low = (ledger.unanswered(to) if ledger.again else None) or ledger.next_number(to)
+        turn, opened = self.intake.turn, self.fold.turn
+        for made in (*(turn.made if turn is not None else ()), *(opened.made if opened is not None else ())):
+            if isinstance(made, AskMade) and made.to == to and 0 < made.n < low:
+                low = made.n
+        return low
 
     def expect(self, to: str, n: int) -> asyncio.Future[bytes]:
         return self._answers.setdefault((to, n), asyncio.get_running_loop().create_future())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mielin_cells.core.agent import turn as current_turn
 from mielin_cells.core.ledger import Verdict
 from mielin_cells.core.message import Answer, Mail, Message, encode_answer, sender_text
-from mielin_cells.core.records import DeadLetter, Taken
+from mielin_cells.core.records import DeadLetter, Ended, Out, Replayed, Taken
 from mielin_cells.core.settings import BURST_S, COMMIT_TURNS_MAX, MESSAGE_BYTES_MAX
 from mielin_cells.core.spec import HandlerSpec
 from mielin_cells.errors import (
@@ -160,6 +160,8 @@ class Intake:
             self._misfit(mail, message)
             return None
         turn = Turn(self._host, mail.sender, message.n, message.handler)
+        if message.corrects:
+            turn.corrects = message.corrects
         if self._fold.claims and self._is_poison():
             lost = f"Agent {self._fold.agent!r} lost its process {self._fold.claims} times at this message."
             self._fail(arrival, mail, message, turn, HandlerFailed(lost, agent=self._fold.agent), 0)
@@ -290,26 +292,54 @@ class Intake:
                     limit=MESSAGE_BYTES_MAX, size=len(answer),
                 )  # fmt: skip
         self._host.batch.change(self._cell.end())
+        if turn.rerun is not None:
+            turn.tells = turn.rerun.to_send(turn.tells)
         self._take(mail, message, turn, answer)
+        if turn.tells:
+            self._send(turn)
+        if turn.moves and self._host.home.cluster is not None:
+            self._host.home.begin(self._moved_by_itself(turn.move_to))
 
     def _take(self, mail: Mail, message: Message, turn: Turn | None, answer: bytes | None) -> None:
         """The message has taken effect, in memory; the next commit makes it so."""
-        batch, sender, n = self._host.batch, mail.sender, message.n
+        batch, ledger, sender, n = self._host.batch, self._fold.ledger, mail.sender, message.n
         batch.turns += 1
-        batch.taken.append(Taken(sender, n, mail.low, mail.start, answer))
-        self._fold.ledger.take(sender, n, mail.low, mail.start, answer)
+        if turn is not None and turn.made:
+            self._ended(turn)
+        if ledger.again and (sender, n) in ledger.again:
+            answer = self._taken_again(mail, message, turn, answer)
+        else:
+            batch.taken.append(Taken(sender, n, mail.low, mail.start, answer))
+        ledger.take(sender, n, mail.low, mail.start, answer)
         if answer is not None:
             batch.answer(mail.reply_to, sender, n, answer)
-        if turn is not None:
-            if turn.tells:
-                self._send(turn)
-            if turn.moves and self._host.home.cluster is not None:
-                self._host.home.begin(self._moved_by_itself(turn.move_to))
+
+    def _ended(self, turn: Turn) -> None:
+        """Outcomes that no record has yet: an undo may want them (rule 13)."""
+        at, made = turn.news()
+        if made:
+            self._host.batch.ended.append(Ended(turn.sender, turn.n, at, made))
+
+    def _taken_again(self, mail: Mail, message: Message, turn: Turn | None, answer: bytes | None) -> bytes | None:
+        """An input that is run again after an undo; the answer that leaves: what was answered once stands (rule 17)."""
+        batch, ledger, sender, n = self._host.batch, self._fold.ledger, mail.sender, message.n
+        again = ledger.again[sender, n]
+        if turn is not None and turn.rerun is not None:
+            counts = turn.rerun.counts()
+        else:
+            counts = Replayed(1, missing=len(again.sent))
+        if batch.replayed is None:
+            batch.replayed = Replayed()
+        batch.replayed.add(counts)
+        ledger.replayed.add(counts)
+        stored = ledger.answer(sender, n) if again.taken else answer
+        batch.taken.append(Taken(sender, n, mail.low, mail.start, None if again.taken else answer))
+        return stored if message.ask else None
 
     def _send(self, turn: Turn) -> None:
         ledger = self._fold.ledger
         for told in turn.tells:
-            out = type(told)(
+            out = Out(
                 told.to,
                 told.cls,
                 ledger.next_number(told.to),
@@ -319,6 +349,7 @@ class Intake:
                 told.sender,
                 told.input,
                 told.k,
+                told.corrects,
             )
             ledger.send(out)
             self._host.batch.outs.append(out)
@@ -362,7 +393,7 @@ class Intake:
         logger.warning(
             "agent %s: %s of %s is a dead letter: %s", agent, message.handler, sender_text(mail.sender), cause
         )
-        self._take(mail, message, None, answer)
+        self._take(mail, message, turn, answer)
 
     def _failure(self, message: Message, cause: str, ran: int) -> HandlerFailed:
         return HandlerFailed(

@@ -22,6 +22,7 @@ from mielin_cells.core.spec import Spec, spec_of, upgrade_state
 from mielin_cells.errors import (
     AgentTerminated,
     CellError,
+    ClaimRefused,
     Fenced,
     InternalError,
     NodeStopping,
@@ -36,7 +37,7 @@ from mielin_cells.errors import (
     described,
 )
 from mielin_cells.migration.recovery import RecoveryConfig
-from mielin_cells.node import admit, control, orders, predict, questions, registry
+from mielin_cells.node import admit, control, orders, predict, questions, registry, undo
 from mielin_cells.node.heartbeat import Beat
 from mielin_cells.node.home import Home
 from mielin_cells.node.host import Host
@@ -323,6 +324,8 @@ class Node:
                 copy = self.copies[agent] = Copy(self, agent, fold.migration, self.spec(fold.cls))
                 handed = record if isinstance(record, HandedOff) else None
                 await copy.resume_probation(fold, handed)
+            elif fold.phase is Phase.RUN and fold.goes_to not in ("", self.name):
+                await undo.pass_on(self, fold)
             elif fold.phase is Phase.RUN:
                 await self._claim(fold, "restarted")
         except (Fenced, NoSuchAgent):
@@ -439,16 +442,13 @@ class Node:
                 if copy is not None and copy.migration == migration:
                     copy.expire()
                 return None
-            case control.Order(agent=agent, order=order, reason=reason):
-                return await orders.obey(self, agent, order, reason)
-            case control.Claim(agent=agent, cause=cause):
-                return await self._claim_order(agent, cause)
+            case control.Order() | control.Purge() | control.Undo():
+                return await orders.carried_out(self, request)
+            case control.Claim(agent=agent, cause=cause, force=force):
+                return await self.claim(agent, cause, force)
             case control.Look(agent=agent):
                 self.look(agent)
                 return None
-
-            case control.Purge(agent=agent, letters=letters):
-                return await orders.purge(self, self.host(agent), letters)
             case _:
                 return questions.answer(self, request)
 
@@ -464,7 +464,8 @@ class Node:
             raise NoSuchAgent(f"Node {self.name} does not run agent {agent!r}.", agent=agent)
         return host
 
-    async def _claim_order(self, agent: str, cause: str) -> bool:
+    async def claim(self, agent: str, cause: str, force: bool = False) -> bool:
+        """Takes the agent over, whoever owns it.  Raises `ClaimRefused` for one that was rolled back to go on elsewhere."""
         if agent in self.hosts:
             return True
         if agent in self._making:  # a request may be repeated; two claims by one node would be two hosts of it
@@ -474,6 +475,8 @@ class Node:
             fold = await load(self.home.log, agent)
             if fold.phase is Phase.TERMINATED:
                 raise AgentTerminated(f"Agent {agent!r} has ended; its id is not used again.", agent=agent)
+            if fold.goes_to not in ("", self.name) and not force:
+                raise ClaimRefused(undo.elsewhere(fold), agent=agent, node=fold.goes_to)
             copy = self.copies.pop(agent, None)
             if copy is not None:
                 copy.expire()

@@ -328,7 +328,7 @@ class Operator:
             raise UnknownNode(f"There is no node {to!r}; there are {', '.join(known)}.", node=to, nodes=known)
         if not force and owner != to:
             await self._gone(agent, owner, epoch, to)
-        await self.client.claim(agent, to)
+        await self.client.claim(agent, to, force=force)
         return owner
 
     async def _gone(self, agent: str, owner: str, epoch: int, to: str) -> None:

@@ -8,6 +8,8 @@ from mielin_cells.core.cluster import AgentInfo
 from mielin_cells.core.lifecycle import AgentState
 from mielin_cells.core.records import Cleared, LetterKey, Paused, Resumed, Suspended, Terminated
 from mielin_cells.errors import AskTimeout, HandlerFailed, UsageError, described
+from mielin_cells.node import control
+from mielin_cells.node.undo import undo
 
 if TYPE_CHECKING:
     from mielin_cells.node.host import Host
@@ -21,6 +23,16 @@ def info(node: Node, host: Host) -> AgentInfo:
         waiting=host.inbox.waiting, bytes=fold.state.size_bytes, migration=move.migration if move is not None else "",
         dead=len(fold.ledger.dead), error=fold.lifecycle.error.message if fold.lifecycle.error is not None else "",
     )  # fmt: skip
+
+
+async def carried_out(node: Node, request: control.Order | control.Purge | control.Undo) -> object:
+    match request:
+        case control.Order(agent=agent, order=order, reason=reason):
+            return await obey(node, agent, order, reason)
+        case control.Purge(agent=agent, letters=letters):
+            return await purge(node, node.host(agent), letters)
+        case control.Undo():
+            return await undo(node, request)
 
 
 async def obey(node: Node, agent: str, order: str, reason: str) -> str:

@@ -118,7 +118,7 @@ class Outbox:
                 size += len(out.args) + 64
                 if messages and (out.cls != cls or size > MAIL_BYTES_MAX or out.n != messages[-1].n + 1):
                     break
-                messages.append(Message(out.n, out.handler, out.args, out.ask))
+                messages.append(Message(out.n, out.handler, out.args, out.ask, out.corrects))
                 count += 1
             mail = Mail(to, cls, self._sender, 0, self._low(to), self._reply_to, messages)
             await store_mail(self._log, mail)

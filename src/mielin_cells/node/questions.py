@@ -32,6 +32,9 @@ def answer(node: Node, question: control.Question) -> object:
             return control.Spawn(agent, cls, spec.version, words.initial(spec, said))
         case control.Told(migration=migration):
             return _told(node, migration)
+        case control.Replaying(agent=agent):
+            ledger = node.host(agent).fold.ledger
+            return control.Rest(len(ledger.again), ledger.replayed, len(ledger.dead))
         case control.Heard():
             return node.heard()
         case control.Audited(migration=migration):

@@ -9,7 +9,7 @@ from mielin_cells.core.fold import Fold
 from mielin_cells.core.ids import log_subject, part_subject
 from mielin_cells.core.records import AnyRecord, Committed, HandedOff, Snapshot, Spilled, decode_record
 from mielin_cells.core.state import StoredState
-from mielin_cells.errors import LogGap, NoSuchAgent, PartMissing, RecordInvalid, StateUnloadable
+from mielin_cells.errors import LogGap, NoSuchAgent, PartMissing, RecordInvalid, RollbackExpired, StateUnloadable
 from mielin_cells.substrate import parts
 from mielin_cells.substrate.ports import Entry, Log
 
@@ -71,6 +71,29 @@ async def _load(log: Log, agent: str) -> Fold:
     return fold
 
 
+async def load_at(log: Log, now: Fold, seq: int) -> Fold:
+    """The agent of `now` as of an earlier record of its log.  Raises `RollbackExpired` if that is not all there any more."""
+    agent, fold = now.agent, Fold(now.agent)
+    for kept in reversed([kept for kept in now.kept if 0 < kept.seq <= seq]):
+        try:
+            fold = await _of_snapshot(log, agent, kept.seq, await _snapshot_record(log, agent, kept.seq))
+            break
+        except (RecordInvalid, StateUnloadable) as error:
+            logger.warning("agent %s: its snapshot at %d cannot be used: %s", agent, kept.seq, error)
+    try:
+        while fold.seq < seq:
+            entries = await log.read(log_subject(agent), fold.seq, READ_RECORDS)
+            if not entries:
+                raise LogGap(f"The log of agent {agent!r} has nothing behind {fold.seq}.", have=fold.seq, need=seq)
+            await fold_entries(log, fold, [entry for entry in entries if entry.seq <= seq])
+    except (LogGap, PartMissing) as error:
+        raise RollbackExpired(
+            f"Agent {agent!r} as of record {seq} is not kept any more: {error}", agent=agent, seq=seq
+        ) from error
+    fold.verify()
+    return fold
+
+
 async def read_on(log: Log, fold: Fold) -> int:
     """Folds what follows in the log; the number of records folded (0: nothing was there)."""
     entries = await log.read(log_subject(fold.agent), fold.seq, READ_RECORDS)
@@ -103,7 +126,7 @@ async def _snapshot(log: Log, agent: str, seq: int) -> Fold:
     try:
         return await _of_snapshot(log, agent, seq, record)
     except (RecordInvalid, StateUnloadable) as error:
-        for kept in reversed(record.kept):
+        for kept in reversed([kept for kept in record.kept if kept.seq]):
             try:
                 fold = await _of_snapshot(log, agent, kept.seq, await _snapshot_record(log, agent, kept.seq))
             except (RecordInvalid, StateUnloadable):

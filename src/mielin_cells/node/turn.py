@@ -13,7 +13,17 @@ from blake3 import blake3
 from mielin_cells.core.fold import Phase
 from mielin_cells.core.ids import log_subject
 from mielin_cells.core.message import Answer, decode_answer, encode_answer
-from mielin_cells.core.records import Asked, AskMade, Made, Out, StepMade, Stepped, Terminated, decode_record
+from mielin_cells.core.records import (
+    Asked,
+    AskMade,
+    Made,
+    Out,
+    StepMade,
+    Stepped,
+    Terminated,
+    body_of,
+    decode_record,
+)
 from mielin_cells.core.settings import MESSAGE_BYTES_MAX, STEPS_BYTES_MAX
 from mielin_cells.core.spec import HandlerSpec, Spec
 from mielin_cells.core.step import NAME_CHARS_MAX, Codec, Retry, Within, codec_of
@@ -31,6 +41,7 @@ from mielin_cells.errors import (
     from_wire,
 )
 from mielin_cells.node.reader import load
+from mielin_cells.node.rerun import Rerun
 from mielin_cells.node.steps import result_of, within
 
 if TYPE_CHECKING:
@@ -102,6 +113,12 @@ class Turn:
     """The turn's own, which does not run in steps."""
     _order: asyncio.Lock | None = None
     _resting: asyncio.Future[None] | None = None
+    corrects = 0
+    """The number of the message that this turn's one stands in for."""
+    rerun: Rerun | None = None
+    """The input is run again after an undo."""
+    _places: dict[tuple[str, bool], int] | None = None
+    """How many messages of each kind went to each receiver."""
     _abandoned = ""
     """A step whose call the handler has cancelled."""
     _in_log = 0
@@ -116,6 +133,9 @@ class Turn:
         self.tells: list[Out] = []
         self.made: list[Made] = []
         """The asks and steps of this run, in order."""
+        if host.fold.ledger.again:
+            again = host.fold.ledger.again.get((sender, n))
+            self.rerun = Rerun(again, host.fold.ledger.corrects) if again is not None else None
         opened = host.fold.turn
         if opened is not None and (opened.sender, opened.n) == (sender, n):
             self.recorded = opened.made
@@ -123,6 +143,10 @@ class Turn:
     @property
     def id(self) -> str:
         return self._host.fold.agent
+
+    @property
+    def number(self) -> int:
+        return self.n
 
     @property
     def node(self) -> str:
@@ -166,8 +190,8 @@ class Turn:
         """Sends once the turn is committed.  The number is given then."""
         self._open()
         self._fits(agent, args)
-        out = Out(agent, spec.name, 0, handler.name, args, False, self.sender, self.n, len(self.tells) + len(self.made))
-        self.tells.append(out)
+        k = self._next_place(agent, False)
+        self.tells.append(Out(agent, spec.name, 0, handler.name, args, False, self.sender, self.n, k))
 
     async def ask(
         self, agent: str, spec: Spec, handler: HandlerSpec, args: bytes, timeout: float | None, id: str | None
@@ -198,31 +222,64 @@ class Turn:
     async def _answer(
         self, agent: str, spec: Spec, handler: HandlerSpec, args: bytes, timeout: float | None, id: str | None
     ) -> bytes:
-        host, k = self._host, len(self.made)
-        body = blake3(f"{agent}\0{handler.name}\0".encode() + args).digest()
+        host, index = self._host, len(self.made)
         label = f"{agent}.{handler.name}" + (f" ({id})" if id else "")
-        if k < len(self.recorded):
-            made = await self._again(k)
-            if not isinstance(made, AskMade) or made.body != body:
-                raise self._otherwise(made, label)
+        k = (self._places or {}).get((agent, True), 0)
+        out = Out(agent, spec.name, 0, handler.name, args, True, self.sender, self.n, k)
+        body = body_of(out)
+        made: AskMade | None = None
+        if index < len(self.recorded):
+            recorded = await self._again(index)
+            if not isinstance(recorded, AskMade) or recorded.body != body:
+                raise self._otherwise(recorded, label)
+            made = recorded
+        elif self.rerun is not None:
+            made = await self._stands(self.rerun, out, label)
+        if made is not None:
             self.made.append(made)
+            if made.n:
+                self._next_place(agent, True)
+                if self.rerun is not None:
+                    self.rerun.met(out, made.n)
             if made.answer is not None:
                 return made.answer
-            out = host.fold.ledger.pending.get(agent, {}).get(made.n)
-            out = out or Out(agent, spec.name, made.n, handler.name, args, True, self.sender, self.n, k)
-            return await self._wait(out, made, timeout)
-        else:
-            refusal = await self._refused(agent)
-            if refusal is not None:
-                self.made.append(AskMade(agent, 0, body, label, refusal))
-                return refusal
-            recording = host.home.start(self._record(agent, spec, handler, args, body, label))
-            try:
-                sent, made = await asyncio.shield(recording)
-            except asyncio.CancelledError:  # the handler waits no longer; what is recorded is sent all the same
-                recording.add_done_callback(self._unheard)
-                raise
-            return await self._wait(sent, made, timeout, is_sent=True)
+            pending = host.fold.ledger.pending.get(agent, {}).get(made.n)
+            return await self._wait(pending or msgspec.structs.replace(out, n=made.n), made, timeout)
+        refusal = await self._refused(agent)
+        if refusal is not None:
+            self.made.append(AskMade(agent, 0, handler.name, body, label, refusal))
+            return refusal
+        if self.rerun is not None:
+            out = self.rerun.corrected(out)
+        recording = host.home.start(self._record(out, body, label))
+        try:
+            out, made = await asyncio.shield(recording)
+        except asyncio.CancelledError:  # the handler waits no longer; what is recorded is sent all the same
+            recording.add_done_callback(self._unheard)
+            raise
+        return await self._wait(out, made, timeout, is_sent=True)
+
+    async def _stands(self, rerun: Rerun, out: Out, label: str) -> AskMade | None:
+        """After an undo: the ask that an earlier run of this turn made here, with its outcome; None if this one is sent."""
+        known = rerun.known(out)
+        if known is None or not rerun.stands(out):
+            return None
+        if known.handler != out.handler:
+            self.broken = NonDeterministicTurn(
+                f"Agent {self.id!r} was rolled back, and its turn now asks {label} where it had asked {known.handler}, "
+                "whose answer cannot stand for this one; the message goes to the dead letters, and the agent goes on.",
+                agent=self.id, asks=[f"{sent.to}.{sent.handler}" for sent in rerun.again.sent if sent.ask],
+            )  # fmt: skip
+            raise self.broken
+        await asyncio.sleep(0)
+        return AskMade(out.to, known.n, out.handler, body_of(out), label, known.answer)
+
+    def _next_place(self, to: str, ask: bool) -> int:
+        if self._places is None:
+            self._places = {}
+        k = self._places.get((to, ask), 0)
+        self._places[to, ask] = k + 1
+        return k
 
     def _in_order(self) -> asyncio.Lock:
         """Asks and steps are one sequence."""
@@ -256,7 +313,7 @@ class Turn:
         )  # fmt: skip
         return self.broken
 
-    def _news(self) -> tuple[int, list[Made]]:
+    def news(self) -> tuple[int, list[Made]]:
         """How many outcomes the log has, and what follows them.  For the record that is being composed."""
         at, made = self._in_log, self.made
         while self._in_log < len(made) and made[self._in_log].answer is not None:
@@ -270,19 +327,19 @@ class Turn:
         error = NoSuchAgent(f"Agent {self.id!r} asked {agent!r}, which does not exist; spawn it first.", agent=agent)
         return encode_answer(Answer(None, error.to_wire()))
 
-    async def _record(
-        self, agent: str, spec: Spec, handler: HandlerSpec, args: bytes, body: bytes, label: str
-    ) -> tuple[Out, AskMade]:
+    async def _record(self, asked: Out, body: bytes, label: str) -> tuple[Out, AskMade]:
         """The ask is a record before it leaves, after all earlier turns are committed."""
         host = self._host
         await host.flush()
 
         def compose(head: dict[str, Any]) -> Asked:
             self._open()
-            n = host.fold.ledger.next_number(agent)
-            out = Out(agent, spec.name, n, handler.name, args, True, self.sender, self.n, len(self.made))
-            self.made.append(AskMade(agent, n, body, label))
-            at, made = self._news()
+            out = msgspec.structs.replace(asked, n=host.fold.ledger.next_number(asked.to))
+            self.made.append(AskMade(out.to, out.n, out.handler, body, label))
+            self._next_place(out.to, True)
+            if self.rerun is not None:
+                self.rerun.met(out, out.n)
+            at, made = self.news()
             host.fold.ledger.send(out)
             return Asked(**head, sender=self.sender, input=self.n, out=out, at=at, made=made)
 
@@ -373,8 +430,14 @@ class Turn:
             if self._in_log == k:
                 self._in_log += 1
             return made.answer, None
+        index = sum(isinstance(made, StepMade) and made.name == name for made in self.made)
+        finished = self.rerun.steps.get((name, index)) if self.rerun is not None else None
+        if finished is not None:
+            await asyncio.sleep(0)
+            self.made.append(finished)
+            return finished.answer, None
         await self._pause()
-        step = Within(self, name, self._key(k))
+        step = Within(self, name, self._key(name, index))
         seconds = self._host.home.settings.step_timeout_s if timeout is None else timeout
         self._steps(True)
         error: BaseException | None = None
@@ -399,8 +462,8 @@ class Turn:
         await self._pause()
         return made.answer, error
 
-    def _key(self, k: int) -> str:
-        return blake3(f"{self.id}\0{self.sender}\0{self.n}\0{k}".encode()).hexdigest(16)
+    def _key(self, name: str, index: int) -> str:
+        return blake3(f"{self.id}\0{self.sender}\0{self.n}\0{name}\0{index}".encode()).hexdigest(16)
 
     def _steps(self, begins: bool) -> None:
         """The turn's deadline is for the handler itself: it rests in a step, and begins anew behind it."""
@@ -426,7 +489,7 @@ class Turn:
         def compose(head: dict[str, Any]) -> Stepped:
             self._open()
             self.made.append(made)
-            at, news = self._news()
+            at, news = self.news()
             return Stepped(**head, sender=self.sender, input=self.n, at=at, made=news)
 
         await host.append(compose)

@@ -1,0 +1,157 @@
+"""Going back on purpose: what an `Undone` record must say, from what the agent's log says (rules 16 to 18).
+
+`Undoing` takes the fold as of the record that is gone back to, then every record behind it, undone stretches too: what was sent
+was sent.  It is pure; `node.undo` reads and appends.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, NamedTuple, TypeAlias
+
+import msgspec
+
+from mielin_cells.core.fold import Fold
+from mielin_cells.core.records import (
+    Again,
+    AnyRecord,
+    Asked,
+    Committed,
+    Ended,
+    HandedOff,
+    Made,
+    Out,
+    Place,
+    Sent,
+    StepMade,
+    Stepped,
+    body_of,
+    place_of,
+)
+
+Input: TypeAlias = tuple[str, int]
+"""Sender and number."""
+
+
+class _Past:
+    """What one input has done, over all runs of its turn."""
+
+    __slots__ = ("made", "sent", "steps", "taken")
+
+    def __init__(self) -> None:
+        self.taken = False
+        self.sent: dict[Place, Sent] = {}
+        """The latest of each place."""
+        self.steps: dict[tuple[str, int], StepMade] = {}
+        """By name and how many of the name went before it in its run."""
+        self.made: list[Made] = []
+        """Of the run that the log tells of last."""
+
+    @classmethod
+    def of(cls, known: Again) -> _Past:
+        past = cls()
+        past.taken = known.taken
+        past.sent = {place_of(sent): sent for sent in known.sent}
+        past.learn(0, list(known.steps))
+        past.made = []
+        return past
+
+    def tells(self, out: Out) -> None:
+        self.sent[place_of(out)] = Sent(out.to, out.k, out.n, out.handler, body_of(out), False)
+
+    def learn(self, at: int, made: list[Made]) -> None:
+        """Asks and steps of the run that goes on; a new run begins at 0."""
+        self.made = [*self.made[:at], *made]
+        steps, asks = Counter[str](), Counter[str]()
+        for one in self.made:
+            if isinstance(one, StepMade):
+                self.steps[one.name, steps[one.name]] = one
+                steps[one.name] += 1
+            elif one.n:
+                sent = Sent(one.to, asks[one.to], one.n, one.handler, one.body, True, one.answer)
+                asks[one.to] += 1
+                known = self.sent.get(place_of(sent))
+                if known is None or known.n != sent.n:
+                    self.sent[place_of(sent)] = sent
+                elif sent.answer is not None:  # what was sent under that number is what it was
+                    self.sent[place_of(sent)] = msgspec.structs.replace(known, answer=sent.answer)
+
+    def again(self, sender: str, n: int) -> Again:
+        return Again(sender, n, self.taken, list(self.sent.values()), [self.steps[key] for key in sorted(self.steps)])
+
+
+class Extent(NamedTuple):
+    """What going back means, in numbers."""
+
+    messages: int
+    """Will be taken again."""
+    sent: int
+    """Messages that they sent, and that are not sent again."""
+    steps: int
+    """Finished steps that are not called again."""
+    answered: int
+    """Asks of others that keep the answers they had."""
+
+
+class Undoing:
+    """`back`: the fold as of the record that the agent goes back to; changed by nobody meanwhile."""
+
+    def __init__(self, back: Fold) -> None:
+        self.back = back
+        self.seq = back.seq
+        self._answered = 0
+        self._pasts: dict[Input, _Past] = {key: _Past.of(known) for key, known in back.ledger.again.items()}
+        if back.turn is not None:
+            self._past(back.turn.sender, back.turn.n).learn(0, back.turn.made)
+
+    def saw(self, seq: int, record: AnyRecord) -> None:
+        """The next record of the log."""
+        self.seq = seq
+        match record:
+            case Committed(commit=commit) | HandedOff(seal=commit) if commit is not None:
+                for out in commit.outs:
+                    if out.sender:
+                        self._past(out.sender, out.input).tells(out)
+                for ended in commit.ended:
+                    self._learn(ended)
+                for taken in commit.taken:
+                    past = self._past(taken.sender, taken.n)
+                    past.taken, past.made = True, []
+                    self._answered += taken.answer is not None
+            case Asked() | Stepped():
+                self._past(record.sender, record.input).learn(record.at, record.made)
+            case _:
+                pass
+
+    @property
+    def extent(self) -> Extent:
+        pasts = self._pasts.values()
+        return Extent(
+            sum(past.taken for past in pasts), sum(len(past.sent) for past in pasts),
+            sum(len(past.steps) for past in pasts), self._answered,
+        )  # fmt: skip
+
+    def fields(self, now: Fold) -> dict[str, Any]:
+        """Of the `Undone` record that follows the last record of `now`, which must be the last one seen."""
+        assert now.seq == self.seq
+        back, ledger = self.back, now.ledger
+        peers = {sender: peer for sender, peer in ledger.peers.items() if not peer.is_client}
+        before = {sender: known.mark for sender, known in back.ledger.peers.items()}
+        known = {letter.key for letter in back.ledger.dead}
+        return {
+            "to": back.seq,
+            "version": back.version,
+            "state": now.state.delta_to(back.state),
+            "digest": back.state.digest(),
+            "cursor": back.ledger.cursor,
+            "held": sorted(back.ledger.held),
+            "marks": {s: before.get(s, 0) for s, peer in peers.items() if peer.mark != before.get(s, 0)},
+            "unburied": sorted(letter.key for letter in ledger.dead if letter.key not in known),
+            "again": [past.again(*key) for key, past in self._pasts.items()],
+        }
+
+    def _past(self, sender: str, n: int) -> _Past:
+        return self._pasts.setdefault((sender, n), _Past())
+
+    def _learn(self, ended: Ended) -> None:
+        self._past(ended.sender, ended.input).learn(ended.at, ended.made)

@@ -1,0 +1,457 @@
+"""Going back on purpose: a completed migration is undone, and the messages that came since are taken by the older code."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from random import Random
+from typing import Any
+
+import pytest
+
+import mielin_cells as cells
+from mielin_cells.cli import moves
+from mielin_cells.cli.show import Printer
+from mielin_cells.core.agent import classes, current
+from mielin_cells.core.ids import log_subject
+from mielin_cells.core.records import Claimed, Undone
+from mielin_cells.node import journal
+from mielin_cells.node.client import Client
+from mielin_cells.node.node import Node
+from mielin_cells.node.operator import Operator
+from mielin_cells.node.reader import load, record_of
+from mielin_cells.node.registry import Announcement
+from mielin_cells.substrate.embedded import Embedded
+
+QUICK = cells.Settings(reconcile_s=0.2, retry_first_s=0, tries=2, probation_s=1.0)
+
+calls: list[str] = []
+keys: list[str] = []
+
+
+def charge(what: str) -> str:
+    calls.append(what)
+    keys.append(cells.this().idempotency_key)
+    return f"paid {what}"
+
+
+class Ledger(cells.Agent):
+    """What others are told stays told."""
+
+    lines: list[tuple[str, int]] = []
+
+    @cells.handler
+    async def note(self, line: str) -> int:
+        self.lines.append((line, cells.this().corrects))
+        return len(self.lines)
+
+    @cells.handler
+    async def all(self) -> list[tuple[str, int]]:
+        return self.lines
+
+
+class Till(cells.Agent, version=1):
+    total: int = 0
+    seen: list[str] = []
+    rows: cells.Table[str, int] = cells.Table()
+    ledger: Ledger
+
+    @cells.handler
+    async def take(self, amount: int) -> int:
+        self.total += amount
+        self.seen.append(f"take {amount}")
+        self.rows[str(amount)] = self.total
+        await self.ledger.note.tell(f"took {amount}")
+        return self.total
+
+    @cells.handler
+    async def ask(self, amount: int) -> int:
+        self.total += amount
+        return await self.ledger.note(f"asked {amount}")
+
+    @cells.handler
+    async def pay(self, what: str) -> str:
+        said: str = await cells.step("charge", charge, what)
+        self.seen.append(said)
+        return said
+
+    @cells.handler
+    async def get(self) -> int:
+        return self.total
+
+    @cells.handler
+    async def all(self) -> list[str]:
+        return self.seen
+
+
+TillV1 = Till
+
+
+class TillV2(cells.Agent, version=2, name="Till"):
+    """Counts tenfold, tells something else, and cannot pay: the deploy that is regretted."""
+
+    total: int = 0
+    seen: list[str] = []
+    rows: cells.Table[str, int] = cells.Table()
+    ledger: Ledger
+    added: int = 0
+
+    @cells.upgrade(from_version=1)
+    def _from_1(cls, old: dict[str, Any]) -> dict[str, Any]:
+        return {**old, "added": 1}
+
+    @cells.handler
+    async def take(self, amount: int) -> int:
+        self.total += amount * 10
+        self.seen.append(f"TAKE {amount}")
+        self.rows[f"x{amount}"] = self.total
+        await self.ledger.note.tell(f"took {amount * 10}")
+        return self.total
+
+    @cells.handler
+    async def ask(self, amount: int) -> int:
+        self.total += amount * 10
+        return await self.ledger.note(f"asked {amount * 10}")
+
+    @cells.handler
+    async def pay(self, what: str) -> str:
+        said: str = await cells.step("charge", charge, what)
+        raise OSError(f"lost after it was {said}")
+
+    @cells.handler
+    async def get(self) -> int:
+        return self.total
+
+    @cells.handler
+    async def all(self) -> list[str]:
+        return self.seen
+
+
+classes["Till"] = TillV1
+
+
+@asynccontextmanager
+async def nodes(
+    versions: dict[str, int], settings: cells.Settings = QUICK
+) -> AsyncIterator[tuple[Client, dict[str, Node]]]:
+    """Nodes that have the class `Till` in different versions."""
+    calls.clear()
+    keys.clear()
+    substrate = await Embedded.open()
+    client = Client(substrate.log, substrate.wire, settings=settings, rng=Random(0), wall=time.time)
+    await client.open()
+    running: dict[str, Node] = {}
+    for name, version in versions.items():
+        running[name] = await started(name, version, substrate, client, settings)
+    token = current.set(client)
+    try:
+        yield client, running
+    finally:
+        current.reset(token)
+        for node in running.values():
+            await node.stop()
+        await client.close()
+        await substrate.close()
+
+
+async def started(name: str, version: int, substrate: Any, client: Client, settings: cells.Settings) -> Node:
+    known: dict[str, type[cells.Agent]] = {"Ledger": Ledger, "Till": TillV1 if version == 1 else TillV2}
+    node = Node(
+        name, substrate.log, substrate.wire, known.get, settings=settings, rng=Random(name), wall=time.time,
+        about=Announcement(classes={"Ledger": 1, "Till": version}),
+    )  # fmt: skip
+    node.home.cluster = client
+    await node.start()
+    return node
+
+
+async def till_at(client: Client, node: str) -> tuple[Till, Ledger]:
+    ledger = await client.on(node).spawn(Ledger, "ledger")
+    return await client.on(node).spawn(Till, "till", ledger=ledger), ledger
+
+
+async def records(client: Client, agent: str) -> list[Any]:
+    return [await record_of(client.log, agent, entry) for entry in await client.log.read(log_subject(agent), 0, 1000)]
+
+
+async def test_the_older_code_takes_again_what_came_since_and_nothing_is_sent_twice() -> None:
+    async with nodes({"node-1": 1, "node-2": 2}) as (client, _):
+        till, ledger = await till_at(client, "node-1")
+        assert await till.take(1) == 1
+        move = await client.migrate(till, to="node-2")
+        assert [await till.take(2), await till.take(3)] == [21, 51]
+        assert await ledger.all() == [("took 1", 0), ("took 20", 0), ("took 30", 0)]
+
+        report = await client.rollback(move.migration)
+
+        assert (report.source, report.target, report.ok) == ("node-2", "node-1", True)
+        assert (report.version, report.version_then) == (2, 1)
+        assert (report.messages, report.sent, report.answered) == (2, 2, 2)
+        assert (report.replayed, report.differing, report.same, report.corrected, report.missing) == (2, 2, 0, 0, 0)
+        assert await till.get() == 6
+        assert await till.all() == ["take 1", "take 2", "take 3"]
+        assert await ledger.all() == [("took 1", 0), ("took 20", 0), ("took 30", 0)]
+        assert await till.take(4) == 10
+        assert (await ledger.all())[3:] == [("took 4", 0)]
+        fold = await load(client.log, "till")
+        assert not fold.ledger.again
+        assert fold.version == 1
+
+
+async def test_messages_that_now_differ_can_be_sent_as_corrections() -> None:
+    async with nodes({"node-1": 1, "node-2": 2}) as (client, _):
+        till, ledger = await till_at(client, "node-1")
+        move = await client.migrate(till, to="node-2")
+        await till.take(2)
+        await ledger.all()
+
+        report = await client.rollback(move.migration, correct=True)
+
+        assert (report.corrected, report.differing) == (1, 0)
+        assert await till.get() == 2
+        assert await ledger.all() == [("took 20", 0), ("took 2", 1)]
+
+
+async def test_asks_keep_their_answers_and_finished_steps_are_not_called_again() -> None:
+    async with nodes({"node-1": 1, "node-2": 2}) as (client, _):
+        till, ledger = await till_at(client, "node-1")
+        move = await client.migrate(till, to="node-2")
+        assert await till.ask(5) == 1
+        with pytest.raises(cells.HandlerFailed, match="lost after it was paid tea"):
+            await till.pay("tea")
+        assert calls == ["tea"]
+        assert (await client.show(till)).dead == 1
+
+        report = await client.rollback(move.migration)
+
+        assert report.ok
+        assert (report.messages, report.sent, report.steps, report.replayed) == (2, 1, 1, 2)
+        assert await till.get() == 5
+        assert await till.all() == ["paid tea"]  # what failed is done by the code that can
+        assert calls == ["tea"]
+        assert await ledger.all() == [("asked 50", 0)]
+        assert (await client.show(till)).dead == 0
+
+
+async def test_with_the_same_code_everything_comes_out_the_same() -> None:
+    async with nodes({"node-1": 1, "node-2": 1, "node-3": 1}) as (client, _):
+        till, ledger = await till_at(client, "node-1")
+        await till.take(1)
+        move = await client.migrate(till, to="node-2")
+        for amount in range(2, 40):
+            await till.take(amount)
+        assert await till.ask(40) > 0
+        await till.pay("tea")
+        before = (await till.get(), await till.all(), sorted(await ledger.all()))
+        digest = (await load(client.log, "till")).state.digest()
+
+        report = await client.rollback(move.migration, to="node-3")
+
+        assert (report.target, report.same, report.differing, report.missing) == ("node-3", 39, 0, 0)
+        assert (await till.get(), await till.all(), sorted(await ledger.all())) == before
+        assert (await load(client.log, "till")).state.digest() == digest
+        assert calls == ["tea"]
+
+
+async def test_a_dry_run_tells_what_would_be_and_does_nothing() -> None:
+    async with nodes({"node-1": 1, "node-2": 2}) as (client, _):
+        till, _ = await till_at(client, "node-1")
+        move = await client.migrate(till, to="node-2")
+        await till.take(2)
+        before = await load(client.log, "till")
+
+        report = await client.rollback(move.migration, dry_run=True)
+
+        assert (report.target, report.messages, report.sent, report.left) == ("node-1", 1, 1, 1)
+        after = await load(client.log, "till")
+        assert (after.epoch, after.owner, after.undone) == (before.epoch, "node-2", [])
+        assert await till.get() == 20
+
+
+async def test_what_cannot_be_undone_is_refused_and_the_agent_goes_on() -> None:
+    async with nodes({"node-1": 1, "node-2": 1}) as (client, running):
+        till, _ = await till_at(client, "node-1")
+        with pytest.raises(cells.NoSuchMigration):
+            await client.rollback("m-nothing")
+        move = await client.migrate(till, to="node-2")
+        with pytest.raises(cells.MigrationRefused, match="does not answer"):
+            await client.rollback(move.migration, to="node-9")
+        await running["node-1"].stop()
+        await client.rollback(move.migration)  # the only node that is left has the class as it was
+        assert await till.take(1) == 1
+        assert (await client.show(till)).node == "node-2"
+
+
+async def test_no_node_with_the_older_code_is_an_error_that_says_so_unless_one_is_named() -> None:
+    async with nodes({"node-1": 1, "node-2": 2}) as (client, running):
+        till, _ = await till_at(client, "node-1")
+        move = await client.migrate(till, to="node-2")
+        await till.take(2)
+        await running["node-1"].stop()
+        with pytest.raises(cells.UnknownNode, match="version 1"):
+            await client.rollback(move.migration)
+        report = await client.rollback(move.migration, to="node-2")  # the newer code takes it all once more
+        assert (report.same, report.ok) == (1, True)
+        assert await till.get() == 20
+
+
+async def test_an_agent_that_broke_runs_again_where_it_was() -> None:
+    async with nodes({"node-1": 1, "node-2": 2}) as (client, running):
+        till, _ = await till_at(client, "node-1")
+        move = await client.migrate(till, to="node-2")
+        await running["node-2"].hosts["till"].failed(OSError("broken"))
+        assert (await client.show(till)).state == "Error"
+        await client.rollback(move.migration)
+        assert (await client.show(till)).state == "Running"
+        assert await till.take(1) == 1
+
+
+async def test_a_suspended_agent_stays_suspended_and_takes_its_messages_when_it_is_resumed() -> None:
+    async with nodes({"node-1": 1, "node-2": 2}) as (client, _):
+        till, _ = await till_at(client, "node-1")
+        move = await client.migrate(till, to="node-2")
+        await till.take(2)
+        await client.suspend(till)
+        undoing = asyncio.create_task(client.rollback(move.migration))
+        async with asyncio.timeout(10):
+            while (await client.owner("till"))[0] != "node-1":
+                await asyncio.sleep(0.01)
+        await client.resume(till)
+        assert (await undoing).replayed == 1
+        assert await till.get() == 2
+
+
+async def test_an_owner_that_dies_behind_its_record_gives_the_agent_to_the_node_that_was_chosen() -> None:
+    async with nodes({"node-1": 1, "node-2": 2}) as (client, running):
+        till, _ = await till_at(client, "node-1")
+        move = await client.migrate(till, to="node-2")
+        await till.take(2)
+        owner = running["node-2"]
+        appended = asyncio.Event()
+        append = client.log.append
+
+        async def append_and_die(subject: str, data: bytes, expect: int | None = None) -> Any:
+            outcome = await append(subject, data, expect)
+            if b"Undone" in data:
+                owner._close_all()
+                owner.kill()
+                appended.set()
+            return outcome
+
+        owner.home.log.append = append_and_die  # type: ignore[method-assign]
+        undoing = asyncio.create_task(client.rollback(move.migration))
+        await appended.wait()
+        owner.home.log.append = append  # type: ignore[method-assign]
+        substrate = type("S", (), {"log": owner.home.log, "wire": owner.home.wire})
+        running["node-2"] = await started("node-2", 2, substrate, client, QUICK)
+        undoing.cancel()
+        await asyncio.gather(undoing, return_exceptions=True)
+
+        assert await till.get() == 2  # by the older code, at the node that was chosen, though its owner came back first
+        assert (await client.show(till)).node == "node-1"
+        last = [r for r in await records(client, "till") if isinstance(r, (Undone, Claimed))]
+        assert [type(r).__name__ for r in last][-2:] == ["Undone", "Claimed"]
+        assert last[-1].node == "node-1"
+
+
+async def test_nobody_runs_an_agent_that_waits_for_a_dead_node_until_an_operator_decides() -> None:
+    async with nodes({"node-1": 1, "node-2": 2}) as (client, running):
+        till, _ = await till_at(client, "node-1")
+        move = await client.migrate(till, to="node-2")
+        await till.take(2)
+        chosen = running["node-1"]
+
+        async def refuse(agent: str, cause: str, force: bool = False) -> bool:
+            raise cells.NodeStopping("is about to stop")
+
+        chosen.claim = refuse  # type: ignore[method-assign]
+        report = await client.rollback(move.migration)
+        assert "about to stop" in report.trouble
+        chosen._close_all()
+        chosen.kill()
+        await running["node-2"].reconcile(every=True)
+        assert "node-1, which has not claimed it" in running["node-2"].troubled["till"].error
+        with pytest.raises(cells.ClaimRefused, match="--force"):
+            await client.claim(till, "node-2", force=False)
+        await client.claim(till, "node-2")
+        assert await till.get() == 20
+
+
+async def test_a_second_undo_goes_back_further_and_still_sends_nothing_twice() -> None:
+    async with nodes({"node-1": 1, "node-2": 1, "node-3": 2}) as (client, _):
+        till, ledger = await till_at(client, "node-1")
+        first = await client.migrate(till, to="node-2")
+        await till.take(2)
+        second = await client.migrate(till, to="node-3")
+        await till.take(3)
+        await ledger.all()
+
+        await client.rollback(second.migration, to="node-2")
+        assert await till.get() == 5
+        report = await client.rollback(first.migration, to="node-1")
+
+        assert (report.messages, report.same, report.differing) == (3, 1, 1)  # and the `get` in between
+        assert await till.get() == 5
+        assert await ledger.all() == [("took 2", 0), ("took 30", 0)]
+        with pytest.raises(cells.UsageError, match="went back to before it"):
+            await client.rollback(second.migration)
+        again = await client.rollback(
+            first.migration, to="node-2"
+        )  # once more: its record is where the agent comes from
+        assert (again.same, again.differing, await till.get()) == (1, 1, 5)
+
+
+async def test_the_journal_and_the_snapshot_tell_of_it() -> None:
+    settings = cells.Settings(reconcile_s=0.2, snapshot_records=8)
+    async with nodes({"node-1": 1, "node-2": 1}, settings) as (client, running):
+        till, _ = await till_at(client, "node-1")
+        move = await client.migrate(till, to="node-2")
+        for amount in range(30):
+            await till.take(amount)
+        report = await client.rollback(move.migration)
+        assert report.replayed == 30
+        for amount in range(30):
+            await till.take(amount)
+        found = await journal.read(client.log, "till", move.migration)
+        async with asyncio.timeout(5):
+            while type(found.records[-1]).__name__ != "TakenBack":
+                await asyncio.sleep(0.01)
+                found = await journal.read(client.log, "till", move.migration)
+        fold = await load(client.log, "till")
+        host = running["node-1"].hosts["till"]
+        assert fold.snap > report.record
+        assert fold.undone == host.fold.undone != []
+        assert fold.seal_digest() == host.fold.seal_digest()
+
+
+async def test_a_log_that_is_not_kept_that_far_back_is_told_as_expired() -> None:
+    settings = cells.Settings(reconcile_s=0.2, snapshot_records=4, retention_s=0)
+    async with nodes({"node-1": 1, "node-2": 1}, settings) as (client, running):
+        till, _ = await till_at(client, "node-1")
+        move = await client.migrate(till, to="node-2")
+        for amount in range(60):
+            await till.take(amount)
+        assert running["node-2"].hosts["till"].fold.floor > 10
+        with pytest.raises(cells.RollbackExpired, match="retention_s"):
+            await client.rollback(move.migration)
+        assert await till.get() == sum(range(60))
+
+
+async def test_the_command_tells_what_it_does(capsys: pytest.CaptureFixture[str]) -> None:
+    async with nodes({"node-1": 1, "node-2": 2}) as (client, _):
+        till, _ = await till_at(client, "node-1")
+        move = await client.migrate(till, to="node-2")
+        await till.take(2)
+        operator = Operator(client)
+
+        assert await moves.rollback(operator, Printer(as_json=True), move.migration, None, True, False) == 0
+        [dry] = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert (dry["dry_run"], dry["messages"], dry["target"]) == (True, 1, "node-1")
+        assert await moves.rollback(operator, Printer(as_json=False), move.migration, None, False, False) == 0
+        assert "version 1 instead of 2" in capsys.readouterr().out
+        assert await moves.show(operator, Printer(as_json=False), move.migration) == 0
+        assert "takenback" in capsys.readouterr().out
+        assert await till.get() == 2
