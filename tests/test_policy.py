@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
+from random import Random
+
 import msgspec
 import pytest
 
 import mielin_cells as cells
 from mielin_cells import Policy
+from mielin_cells.core.agent import classes
+from mielin_cells.migration.recovery import RecoveryConfig
+from mielin_cells.node.client import Client
+from mielin_cells.node.node import Node
+from mielin_cells.node.reader import load
+from mielin_cells.node.registry import Announcement
+from mielin_cells.substrate.embedded import Embedded
+
+ARM = Policy(preferred_architectures=("aarch64", "riscv64"))
+
+
+class Buoy(cells.Agent, policy=ARM):
+    count: int = 0
+
+    @cells.handler
+    async def add(self) -> int:
+        self.count += 1
+        return self.count
 
 
 def test_the_defaults_are_the_crates() -> None:
@@ -52,3 +74,50 @@ def test_the_whole_rule_asks_for_all_three() -> None:
     assert not policy.allows(battery=19, latency_ms=100, architecture="x86_64")
     assert not policy.allows(battery=20, latency_ms=101, architecture="x86_64")
     assert not policy.allows(battery=20, latency_ms=100, architecture="aarch64")
+
+
+async def test_an_agent_is_moved_only_to_an_architecture_that_its_policy_wants() -> None:
+    substrate = await Embedded.open()
+    client = Client(substrate.log, substrate.wire, rng=Random(0), wall=time.time)
+    await client.open()
+    running = []
+    for name, architecture in (("node-1", "aarch64"), ("node-2", "x86_64"), ("node-3", "riscv64")):
+        node = Node(
+            name, substrate.log, substrate.wire, classes.get, rng=Random(name), wall=time.time,
+            about=Announcement(architecture=architecture), recovery=RecoveryConfig(max_retries=0),
+        )  # fmt: skip
+        await node.start()
+        running.append(node)
+    probe = await client.on("node-1").spawn(Buoy, "p")
+    assert (await client.show("p")).policy == ARM
+    with pytest.raises(cells.MigrationRefused, match="x86_64"):
+        await client.migrate("p", to="node-2")
+    assert (await client.migrate("p", to="node-3")).ok
+    assert (await load(substrate.log, "p")).policy == ARM
+    del probe
+    for node in running:
+        await node.stop()
+    await client.close()
+    await substrate.close()
+
+
+async def test_a_policy_is_in_snapshots_and_a_class_that_changes_its_mind_does_not_change_agents(
+    tmp_path: Path,
+) -> None:
+    settings = cells.Settings(snapshot_records=4, retention_s=0)
+    before = Buoy._policy
+    try:
+        async with cells.local(path=tmp_path / "store.db", settings=settings) as cluster:
+            probe = await cluster.spawn(Buoy, "p")
+            for _ in range(20):
+                await probe.add()
+        Buoy._policy = Policy()
+        async with cells.local(path=tmp_path / "store.db", settings=settings) as cluster:
+            assert await cluster.get(Buoy, "p").add() == 21
+            assert (await cluster.show("p")).policy == ARM
+            assert isinstance(cluster, Client)
+            fold = await load(cluster.log, "p")
+            assert fold.snap > 0
+            assert fold.policy == ARM
+    finally:
+        Buoy._policy = before

@@ -38,7 +38,7 @@ def charge(what: str) -> str:
     return f"paid {what}"
 
 
-class Ledger(cells.Agent):
+class Daybook(cells.Agent):
     """What others are told stays told."""
 
     lines: list[tuple[str, int]] = []
@@ -53,11 +53,11 @@ class Ledger(cells.Agent):
         return self.lines
 
 
-class Till(cells.Agent, version=1):
+class Stall(cells.Agent, version=1):
     total: int = 0
     seen: list[str] = []
     rows: cells.Table[str, int] = cells.Table()
-    ledger: Ledger
+    ledger: Daybook
 
     @cells.handler
     async def take(self, amount: int) -> int:
@@ -87,16 +87,16 @@ class Till(cells.Agent, version=1):
         return self.seen
 
 
-TillV1 = Till
+StallV1 = Stall
 
 
-class TillV2(cells.Agent, version=2, name="Till"):
+class StallV2(cells.Agent, version=2, name="Stall"):
     """Counts tenfold, tells something else, and cannot pay: the deploy that is regretted."""
 
     total: int = 0
     seen: list[str] = []
     rows: cells.Table[str, int] = cells.Table()
-    ledger: Ledger
+    ledger: Daybook
     added: int = 0
 
     @cells.upgrade(from_version=1)
@@ -130,14 +130,14 @@ class TillV2(cells.Agent, version=2, name="Till"):
         return self.seen
 
 
-classes["Till"] = TillV1
+classes["Stall"] = StallV1
 
 
 @asynccontextmanager
 async def nodes(
     versions: dict[str, int], settings: cells.Settings = QUICK
 ) -> AsyncIterator[tuple[Client, dict[str, Node]]]:
-    """Nodes that have the class `Till` in different versions."""
+    """Nodes that have the class `Stall` in different versions."""
     calls.clear()
     keys.clear()
     substrate = await Embedded.open()
@@ -158,19 +158,19 @@ async def nodes(
 
 
 async def started(name: str, version: int, substrate: Any, client: Client, settings: cells.Settings) -> Node:
-    known: dict[str, type[cells.Agent]] = {"Ledger": Ledger, "Till": TillV1 if version == 1 else TillV2}
+    known: dict[str, type[cells.Agent]] = {"Daybook": Daybook, "Stall": StallV1 if version == 1 else StallV2}
     node = Node(
         name, substrate.log, substrate.wire, known.get, settings=settings, rng=Random(name), wall=time.time,
-        about=Announcement(classes={"Ledger": 1, "Till": version}),
+        about=Announcement(classes={"Daybook": 1, "Stall": version}),
     )  # fmt: skip
     node.home.cluster = client
     await node.start()
     return node
 
 
-async def till_at(client: Client, node: str) -> tuple[Till, Ledger]:
-    ledger = await client.on(node).spawn(Ledger, "ledger")
-    return await client.on(node).spawn(Till, "till", ledger=ledger), ledger
+async def till_at(client: Client, node: str) -> tuple[Stall, Daybook]:
+    ledger = await client.on(node).spawn(Daybook, "ledger")
+    return await client.on(node).spawn(Stall, "till", ledger=ledger), ledger
 
 
 async def records(client: Client, agent: str) -> list[Any]:

@@ -27,6 +27,7 @@ from typing import (
 )
 
 from mielin_cells.core.ids import AgentId
+from mielin_cells.core.policy import DEFAULT, Policy
 from mielin_cells.errors import FieldRefused, IsReference, NotConnected, NotInTurn, UsageError
 
 if TYPE_CHECKING:
@@ -314,7 +315,8 @@ def _inherited(cls: type[Agent], name: str) -> Any:
 class Agent:
     """A stateful agent.  Annotated attributes are its state; `@handler` methods are what others can ask of it.
 
-    Options of a class: `version` (of its state, from 1) and `name` (on the wire; default the class's name).
+    Options of a class: `version` (of its state, from 1), `name` (on the wire; default the class's name), `recovery` (of failed
+    moves: a dict of `RecoveryConfig`'s fields) and `policy` (`cells.Policy`: which nodes its agents may move to).
     """
 
     _wire_name: ClassVar[str] = "Agent"
@@ -328,12 +330,18 @@ class Agent:
     _recovery: ClassVar[dict[str, Any]] = {}
     """What the recovery of this class's migrations has otherwise than its node's."""
 
+    _policy: ClassVar[Policy] = DEFAULT
+    """What agents of this class ask of their nodes; each gets it when it is created, and keeps it."""
+
     def __init_subclass__(
-        cls, *, version: int = 1, name: str | None = None, recovery: dict[str, Any] | None = None, **kwargs: Any
-    ) -> None:
+        cls, *, version: int = 1, name: str | None = None, recovery: dict[str, Any] | None = None,
+        policy: Policy | None = None, **kwargs: Any,
+    ) -> None:  # fmt: skip
         super().__init_subclass__(**kwargs)
         if recovery is not None:
             cls._recovery = dict(recovery)
+        if policy is not None:
+            cls._policy = policy
         fields = [field for field, kind in inspect.get_annotations(cls).items() if _is_state(field, kind)]
         _check_class(cls, version, name, fields)
         cls._wire_name, cls._version = name or cls.__name__, version

@@ -9,6 +9,7 @@ from typing import ParamSpec, Protocol, TypeVar
 import msgspec
 
 from mielin_cells.core.agent import Agent
+from mielin_cells.core.policy import DEFAULT, Policy
 
 P = ParamSpec("P")
 A = TypeVar("A", bound=Agent)
@@ -52,6 +53,7 @@ class AgentInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Dead letters."""
     error: str = ""
     """Why it is in ERROR."""
+    policy: Policy = DEFAULT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ from blake3 import blake3
 
 from mielin_cells.core.ledger import Ledger
 from mielin_cells.core.lifecycle import AgentState, Lifecycle
+from mielin_cells.core.policy import DEFAULT
 from mielin_cells.core.records import (
     Accepted,
     AnyRecord,
@@ -39,6 +40,7 @@ from mielin_cells.core.records import (
     Terminated,
     Undone,
     canonical,
+    policy_bytes,
 )
 from mielin_cells.core.state import StoredState
 from mielin_cells.errors import (
@@ -69,7 +71,7 @@ class Fold:
 
     __slots__ = (
         "agent", "behind_bytes", "behind_records", "claims", "cls", "epoch", "goes_to", "handed", "incarnation", "kept",
-        "ledger", "lifecycle", "migration", "outcomes", "owner", "phase", "seq", "snap", "source", "source_incarnation",
+        "ledger", "lifecycle", "migration", "outcomes", "owner", "phase", "policy", "seq", "snap", "source", "source_incarnation",
         "state", "stated", "turn", "undone", "version",
     )  # fmt: skip
 
@@ -88,6 +90,7 @@ class Fold:
         self.cls = ""
         self.version = 0
         self.lifecycle = Lifecycle()
+        self.policy = DEFAULT
         self.ledger = Ledger()
         self.state = StoredState()
         self.stated: bytes | None = None
@@ -129,8 +132,9 @@ class Fold:
         return max(self.floor, 1) <= seq <= self.seq and not any(to < seq < by for to, by in self.undone)
 
     def seal_digest(self) -> bytes:
-        """What a handover seals: the state as stored and the whole ledger."""
-        return blake3(self.state.digest() + blake3(canonical(self.ledger.image())).digest()).digest()
+        """What a handover seals: the state as stored, the whole ledger, and the policy."""
+        ledger = blake3(canonical(self.ledger.image())).digest()
+        return blake3(self.state.digest() + ledger + policy_bytes(self.policy)).digest()
 
     def verify(self) -> None:
         """Raises `DigestMismatch` if the state is not the one that its owner had at the last commit."""
@@ -250,6 +254,7 @@ class Fold:
         match record:
             case Created():
                 self.cls, self.version = record.cls, record.version
+                self.policy = record.policy or DEFAULT
                 self._owns(record.node, record.incarnation, record.epoch)
             case Committed():
                 self._ran(record.commit)
@@ -355,6 +360,7 @@ class Fold:
         fold.stated, fold.turn, fold.claims = record.digest, record.turn, record.claims
         fold.kept, fold.outcomes = _kept(seq, record), dict(record.outcomes)
         fold.handed, fold.undone = dict(record.handed), list(record.undone)
+        fold.policy = record.policy or DEFAULT
         return fold
 
 

@@ -44,3 +44,6 @@ class Policy:
 def _check(field: str, value: object, is_good: bool, wanted: str) -> None:
     if not is_good:
         raise ConfigError(f"A policy's {field} = {value!r} is out of range ({wanted}).", field=field, range=wanted)
+
+
+DEFAULT = Policy()

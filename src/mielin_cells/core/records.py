@@ -13,8 +13,9 @@ from blake3 import blake3
 
 from mielin_cells.core.lifecycle import AgentError, Lifecycle
 from mielin_cells.core.message import UNREADABLE, framed, unframed
+from mielin_cells.core.policy import Policy
 from mielin_cells.core.state import StateDelta
-from mielin_cells.errors import RecordInvalid, UnknownRecord
+from mielin_cells.errors import ConfigError, RecordInvalid, UnknownRecord
 
 
 class Out(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -251,6 +252,8 @@ class Created(Record, tag="Created", frozen=True, kw_only=True):
     version: int
     state: StateDelta
     at: float
+    policy: Policy | None = None
+    """None: the default."""
 
 
 class Committed(Record, tag="Committed", frozen=True, kw_only=True):
@@ -297,6 +300,7 @@ class Snapshot(Record, tag="Snapshot", frozen=True, kw_only=True):
     at: float
     handed: dict[str, int] = {}
     undone: list[tuple[int, int]] = []
+    policy: Policy | None = None
 
 
 class Suspended(Record, tag="Suspended", frozen=True, kw_only=True):
@@ -415,7 +419,7 @@ def decode_record(data: bytes, where: str) -> AnyRecord:
     try:
         record: AnyRecord = _decoder.decode(payload)
         return record
-    except UNREADABLE as error:
+    except (*UNREADABLE, ConfigError) as error:
         tag = _tag_of(payload)
         if tag is not None and tag not in _TAGS:
             raise UnknownRecord(
@@ -430,6 +434,10 @@ def _tag_of(payload: bytes) -> str | None:
         return _tag.decode(_raw.decode(payload)[0])
     except (*UNREADABLE, IndexError):
         return None
+
+
+def policy_bytes(policy: Policy) -> bytes:
+    return _encoder.encode(policy)
 
 
 def canonical(image: LedgerImage) -> bytes:

@@ -12,6 +12,7 @@ import logging
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mielin_cells.core.ids import inbox_subject, log_subject, part_prefix, part_subject
+from mielin_cells.core.policy import DEFAULT
 from mielin_cells.core.records import Commit, Kept, LedgerImage, OpenTurn, PartRef, Snapshot
 from mielin_cells.core.settings import SNAPSHOTS_KEPT
 from mielin_cells.substrate import parts
@@ -131,7 +132,7 @@ class Compaction:
             part=self._name if in_parts else "", parts=self._parts or [], small=captured.small,
             since=self._since if in_parts else head["prev"], digest=captured.digest,
             kept=self._keep(now), outcomes=dict(fold.outcomes), turn=captured.turn, claims=captured.claims, at=now,
-            handed=dict(fold.handed), undone=list(fold.undone),
+            handed=dict(fold.handed), undone=list(fold.undone), policy=fold.policy if fold.policy != DEFAULT else None,
         )  # fmt: skip
         self._captured, self._parts, self.is_ready = None, None, False
         return record

@@ -16,6 +16,7 @@ from mielin_cells.core.fold import Fold, Phase
 from mielin_cells.core.ids import LOGS, agent_of, control_subject, inbox_subject, log_subject, reply_subject
 from mielin_cells.core.lifecycle import AgentState
 from mielin_cells.core.message import decode_replies
+from mielin_cells.core.policy import DEFAULT
 from mielin_cells.core.records import Claimed, Created, HandedOff, named_owner
 from mielin_cells.core.settings import RETRY_S_MAX, RETRY_S_MIN, Settings
 from mielin_cells.core.spec import Spec, spec_of, upgrade_state
@@ -526,7 +527,12 @@ class Node:
         try:
             await writer.append(
                 lambda head: Created(
-                    **head, cls=spec.name, version=spec.version, state=request.state, at=self.home.wall()
+                    **head,
+                    cls=spec.name,
+                    version=spec.version,
+                    state=request.state,
+                    at=self.home.wall(),
+                    policy=spec.cls._policy if spec.cls._policy != DEFAULT else None,
                 ),
                 claim=True,
             )

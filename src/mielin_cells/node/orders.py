@@ -22,6 +22,7 @@ def info(node: Node, host: Host) -> AgentInfo:
         id=fold.agent, cls=fold.cls, version=fold.version, node=node.name, epoch=fold.epoch, state=fold.status.value,
         waiting=host.inbox.waiting, bytes=fold.state.size_bytes, migration=move.migration if move is not None else "",
         dead=len(fold.ledger.dead), error=fold.lifecycle.error.message if fold.lifecycle.error is not None else "",
+        policy=fold.policy,
     )  # fmt: skip
 
 

@@ -41,8 +41,9 @@ async def predict(node: Node, agent: str, to: str) -> Prediction:
     fold = host.fold
     target = to or await node.migrations.chosen(host)
     request = control.Prepare(
-        agent, "dry run", node.name, fold.cls, fold.version, fold.state.size_bytes, fold.epoch, is_dry=True
-    )
+        agent, "dry run", node.name, fold.cls, fold.version, fold.state.size_bytes, fold.epoch,
+        list(fold.policy.preferred_architectures), is_dry=True,
+    )  # fmt: skip
     try:
         data = await node.home.wire.request(
             control_subject(target), control.encode_request(request), node.settings.prepare_s

@@ -206,7 +206,8 @@ class Move:
     async def _prepare(self) -> m.Event:
         fold = self.host.fold
         request = control.Prepare(
-            fold.agent, self.migration, self.node.name, fold.cls, fold.version, fold.state.size_bytes, fold.epoch
+            fold.agent, self.migration, self.node.name, fold.cls, fold.version, fold.state.size_bytes, fold.epoch,
+            list(fold.policy.preferred_architectures),
         )
         try:
             answer = await self._ask(request)

@@ -189,7 +189,15 @@ async def _refusals(node: Node, goes_to: str, back: Fold) -> list[str]:
     if goes_to == node.name:
         return []
     asked = control.Prepare(
-        back.agent, "", node.name, back.cls, back.version, back.state.size_bytes, back.epoch, is_dry=True
+        back.agent,
+        "",
+        node.name,
+        back.cls,
+        back.version,
+        back.state.size_bytes,
+        back.epoch,
+        list(back.policy.preferred_architectures),
+        is_dry=True,
     )
     try:
         data = await node.home.wire.request(control_subject(goes_to), control.encode_request(asked), CLAIM_S)
