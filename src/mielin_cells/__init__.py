@@ -19,6 +19,7 @@ from mielin_cells.core.lifecycle import AgentState
 from mielin_cells.core.settings import Settings
 from mielin_cells.core.step import Retry, step
 from mielin_cells.core.table import Table
+from mielin_cells.core.timer import CatchUp, after, cancel, every
 from mielin_cells.errors import *  # noqa: F403 - every public exception, listed in errors.__all__
 from mielin_cells.errors import __all__ as _errors
 from mielin_cells.node.local import local
@@ -99,6 +100,7 @@ __all__ = [  # noqa: PLE0604 - the errors' names are strings, which the check ca
     "AuditEntry",
     "AuditEvent",
     "Buffer",
+    "CatchUp",
     "Cluster",
     "CollectingCallback",
     "CompatibilityStatus",
@@ -128,7 +130,10 @@ __all__ = [  # noqa: PLE0604 - the errors' names are strings, which the check ca
     "StateVerifier",
     "Table",
     "VerificationResult",
+    "after",
+    "cancel",
     "connect",
+    "every",
     "handler",
     "local",
     "step",

@@ -93,6 +93,15 @@ class Turn(Protocol):
     def migrate(self, to: str | None = None) -> None:
         """Moves this agent once the turn is committed."""
 
+    def set_timer(
+        self, handler: str, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float, period: float, catch_up: str,
+        id: str | None,
+    ) -> str:  # fmt: skip
+        """What `cells.after` and `cells.every` do."""
+
+    def cancel_timer(self, id: str) -> bool:
+        """What `cells.cancel` does."""
+
     async def run_step(self, name: str, call: Any, args: tuple[Any, ...], retry: Retry, timeout: float | None) -> Any:
         """What `cells.step` does."""
 
@@ -121,6 +130,10 @@ class Bound(Generic[P, R_co]):
         self._obj = obj
         self._timeout = timeout
         self._id = id
+
+    @property
+    def name(self) -> str:
+        return self._handler.name
 
     def options(self, *, timeout: float | None = None, id: str | None = None) -> Bound[P, R_co]:
         """The same handler with options: seconds to wait for an answer, and a label.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from mielin_cells.core.records import Commit, DeadLetter, Ended, Out, Replayed, Taken
+from mielin_cells.core.records import Commit, DeadLetter, Ended, Fired, Out, Replayed, Taken, Timer
 from mielin_cells.core.state import StateDelta, TableDelta
 
 Answers: TypeAlias = dict[tuple[str, str], dict[int, bytes]]
@@ -15,8 +15,8 @@ class Batch:
     """The turns that one commit will hold.  `answers` leave when it is acknowledged (rule 9), and only then."""
 
     __slots__ = (
-        "answers", "dead", "delta", "ended", "forgot", "held", "moved", "outs", "released", "replayed", "taken", "touched",
-        "turns",
+        "answers", "dead", "delta", "ended", "fired", "forgot", "held", "moved", "outs", "released", "replayed", "taken",
+        "timers", "touched", "turns",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -29,6 +29,9 @@ class Batch:
         self.outs: list[Out] = []
         self.ended: list[Ended] = []
         self.replayed: Replayed | None = None
+        self.timers: dict[str, Timer | None] = {}
+        """Set, gone on, or gone (None)."""
+        self.fired: list[Fired] = []
         self.dead: list[DeadLetter] = []
         self.forgot: list[str] = []
         self.held = False
@@ -63,6 +66,8 @@ class Batch:
         return Commit(
             cursor, list(held) if self.held else None, self.taken, self.outs, self.released, self.dead, self.forgot,
             self.delta, version, digest, self.ended, self.replayed,
+            [timer for timer in self.timers.values() if timer is not None],
+            [name for name, timer in self.timers.items() if timer is None], self.fired,
         )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from mielin_cells.core.records import (
     PeerImage,
     Replayed,
     Taken,
+    Timer,
     Undone,
 )
 from mielin_cells.core.settings import DEAD_LETTERS_MAX, SESSIONS_MAX
@@ -58,7 +59,7 @@ class Peer:
 class Ledger:
     __slots__ = (
         "_latest", "_was_open", "again", "clients", "corrects", "cursor", "dead", "held", "horizon", "numbers", "peers", "pending",
-        "released", "replayed",
+        "released", "replayed", "timers",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -73,6 +74,7 @@ class Ledger:
         self.pending: dict[str, dict[int, Out]] = {}
         self.dead: list[DeadLetter] = []
         self.horizon = 0
+        self.timers: dict[str, Timer] = {}
         self.again: dict[tuple[str, int], Again] = {}
         """After an undo: inputs that are to be run once more, and what they have sent (rule 17)."""
         self._was_open: list[Again] = []
@@ -163,6 +165,7 @@ class Ledger:
         for sender, mark in record.marks.items():
             self.peers[sender].mark = mark
         self.clear(record.unburied)
+        self.timers = {timer.id: timer for timer in record.timers}
         self.again = {(one.sender, one.n): one for one in record.again}
         self.corrects, self.replayed = record.corrects, Replayed()
         self._was_open = [one for one in record.again if not one.taken]
@@ -220,6 +223,10 @@ class Ledger:
             self.release(to, n)
         if commit.replayed is not None:
             self.replayed.add(commit.replayed)
+        for timer in commit.timers:
+            self.timers[timer.id] = timer
+        for name in commit.gone:
+            self.timers.pop(name, None)
 
     def image(self) -> LedgerImage:
         peers = {s: PeerImage(p.mark, p.low, p.start, dict(p.answers)) for s, p in self.peers.items()}
@@ -227,6 +234,7 @@ class Ledger:
         return LedgerImage(
             self.cursor, sorted(self.held), peers, dict(self.numbers), dict(self.released), pending, list(self.dead),
             self.horizon, list(self.again.values()), msgspec.structs.replace(self.replayed), self.corrects,
+            list(self.timers.values()),
         )  # fmt: skip
 
     @classmethod
@@ -241,6 +249,7 @@ class Ledger:
         ledger.dead, ledger.horizon = list(image.dead), image.horizon
         ledger.again = {(one.sender, one.n): one for one in image.again}
         ledger._was_open = [one for one in image.again if not one.taken]
+        ledger.timers = {timer.id: timer for timer in image.timers}
         ledger.corrects, ledger.replayed = image.corrects, msgspec.structs.replace(image.replayed)
         return ledger
 

@@ -123,6 +123,31 @@ class Replayed(msgspec.Struct, array_like=True):
         self.missing += other.missing
 
 
+class Timer(msgspec.Struct, array_like=True, frozen=True):
+    """A message to the agent itself, later.  It was set as the `k`-th timer of the input (`sender`, `input`); of a hook: "", 0."""
+
+    id: str
+    handler: str
+    args: bytes
+    due: float
+    """Wall seconds."""
+    every: float
+    """Seconds; 0: once."""
+    catch_up: str
+    sender: str
+    input: int
+    k: int
+
+
+class Fired(msgspec.Struct, array_like=True, frozen=True):
+    """The message of a timer that was set once is among the outputs, and the timer is gone."""
+
+    id: str
+    sender: str
+    input: int
+    k: int
+
+
 class Commit(msgspec.Struct, array_like=True, frozen=True):
     """What one or many turns changed: all of it takes effect with the record that holds it, or none."""
 
@@ -144,6 +169,11 @@ class Commit(msgspec.Struct, array_like=True, frozen=True):
     """Of the state after it."""
     ended: list[Ended] = []
     replayed: Replayed | None = None
+    timers: list[Timer] = []
+    """Set, or gone on to their next time."""
+    gone: list[str] = []
+    """Timers that were cancelled, or have fired."""
+    fired: list[Fired] = []
 
 
 class Sent(msgspec.Struct, array_like=True, frozen=True):
@@ -180,6 +210,8 @@ class Again(msgspec.Struct, array_like=True, frozen=True):
     taken: bool
     """It had taken effect; if it was an ask, its stored answer stays (rule 17)."""
     sent: list[Sent]
+    timers: dict[int, Timer | None]
+    """Those that it set: as they are, so that they are due when they were; None: its message is in the inbox."""
     steps: list[StepMade]
     """Latest outcomes, by name and then in order: no finished step is called again."""
 
@@ -215,6 +247,7 @@ class LedgerImage(msgspec.Struct, array_like=True, frozen=True):
     """The replay ledger of an undo: inputs that are still ahead of the cursor once more (rule 18)."""
     replayed: Replayed = msgspec.field(default_factory=Replayed)
     corrects: bool = False
+    timers: list[Timer] = []
 
 
 class PartRef(msgspec.Struct, array_like=True, frozen=True):
@@ -361,6 +394,8 @@ class Undone(Record, tag="Undone", frozen=True, kw_only=True):
     """Receive marks of agents that have sent since."""
     unburied: list[LetterKey]
     """Dead letters written since."""
+    timers: list[Timer]
+    """All of them, but for those whose messages are in the inbox."""
     again: list[Again]
     corrects: bool
     """A message that now differs is sent, as one that corrects the first; else the first stands."""
@@ -446,4 +481,5 @@ def canonical(image: LedgerImage) -> bytes:
     numbers, released = sorted(image.numbers.items()), sorted(image.released.items())
     again = sorted(image.again, key=lambda one: (one.sender, one.n))
     rest = (image.pending, image.dead, image.horizon, again, image.replayed, image.corrects)
-    return _encoder.encode((image.cursor, image.held, peers, numbers, released, *rest))
+    timers = sorted(image.timers, key=lambda timer: timer.id)
+    return _encoder.encode((image.cursor, image.held, peers, numbers, released, *rest, timers))

@@ -27,6 +27,9 @@ BURST_S = 0.005
 SESSIONS_MAX = 1000
 """Client sessions an agent remembers; the one quiet for longest is forgotten first, behind a durable horizon."""
 
+TIMERS_MAX = 10_000
+"""Timers of one agent at a time: they are in its snapshots and in what a handover seals."""
+
 DEAD_LETTERS_MAX = 1000
 """Dead letters kept per agent; the oldest goes first."""
 

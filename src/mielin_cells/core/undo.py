@@ -18,6 +18,7 @@ from mielin_cells.core.records import (
     Asked,
     Committed,
     Ended,
+    Fired,
     HandedOff,
     Made,
     Out,
@@ -25,6 +26,7 @@ from mielin_cells.core.records import (
     Sent,
     StepMade,
     Stepped,
+    Timer,
     body_of,
     place_of,
 )
@@ -36,7 +38,7 @@ Input: TypeAlias = tuple[str, int]
 class _Past:
     """What one input has done, over all runs of its turn."""
 
-    __slots__ = ("made", "sent", "steps", "taken")
+    __slots__ = ("made", "sent", "steps", "taken", "timers")
 
     def __init__(self) -> None:
         self.taken = False
@@ -44,6 +46,7 @@ class _Past:
         """The latest of each place."""
         self.steps: dict[tuple[str, int], StepMade] = {}
         """By name and how many of the name went before it in its run."""
+        self.timers: dict[int, Timer | None] = {}
         self.made: list[Made] = []
         """Of the run that the log tells of last."""
 
@@ -52,6 +55,7 @@ class _Past:
         past = cls()
         past.taken = known.taken
         past.sent = {place_of(sent): sent for sent in known.sent}
+        past.timers = dict(known.timers)
         past.learn(0, list(known.steps))
         past.made = []
         return past
@@ -77,7 +81,12 @@ class _Past:
                     self.sent[place_of(sent)] = msgspec.structs.replace(known, answer=sent.answer)
 
     def again(self, sender: str, n: int) -> Again:
-        return Again(sender, n, self.taken, list(self.sent.values()), [self.steps[key] for key in sorted(self.steps)])
+        steps = [self.steps[key] for key in sorted(self.steps)]
+        return Again(sender, n, self.taken, list(self.sent.values()), self.timers, steps)
+
+
+def _origin(timer: Timer | Fired) -> tuple[str, int, int]:
+    return timer.sender, timer.input, timer.k
 
 
 class Extent(NamedTuple):
@@ -100,6 +109,8 @@ class Undoing:
         self.back = back
         self.seq = back.seq
         self._answered = 0
+        self._fired: set[str] = set()
+        """Of the timers of `back`."""
         self._pasts: dict[Input, _Past] = {key: _Past.of(known) for key, known in back.ledger.again.items()}
         if back.turn is not None:
             self._past(back.turn.sender, back.turn.n).learn(0, back.turn.made)
@@ -118,6 +129,10 @@ class Undoing:
                     past = self._past(taken.sender, taken.n)
                     past.taken, past.made = True, []
                     self._answered += taken.answer is not None
+                for timer in commit.timers:
+                    self._has_timer(timer, timer)
+                for fired in commit.fired:
+                    self._has_fired(fired)
             case Asked() | Stepped():
                 self._past(record.sender, record.input).learn(record.at, record.made)
             case _:
@@ -147,8 +162,29 @@ class Undoing:
             "held": sorted(back.ledger.held),
             "marks": {s: before.get(s, 0) for s, peer in peers.items() if peer.mark != before.get(s, 0)},
             "unburied": sorted(letter.key for letter in ledger.dead if letter.key not in known),
+            "timers": self._timers(now),
             "again": [past.again(*key) for key, past in self._pasts.items()],
         }
+
+    def _has_fired(self, fired: Fired) -> None:
+        before = self.back.ledger.timers.get(fired.id)
+        if before is not None and _origin(before) == _origin(fired):
+            self._fired.add(fired.id)
+        self._has_timer(fired, None)
+
+    def _has_timer(self, origin: Timer | Fired, timer: Timer | None) -> None:
+        past = self._pasts.get((origin.sender, origin.input))
+        if past is not None:  # else it was set before `back`, or by a hook
+            past.timers[origin.k] = timer
+
+    def _timers(self, now: Fold) -> list[Timer]:
+        """Those of then, as far as they have not fired since; one that repeats has gone on."""
+        kept = []
+        for name, timer in self.back.ledger.timers.items():
+            if name not in self._fired:
+                still = now.ledger.timers.get(name)
+                kept.append(still if still is not None and _origin(still) == _origin(timer) else timer)
+        return kept
 
     def _past(self, sender: str, n: int) -> _Past:
         return self._pasts.setdefault((sender, n), _Past())

@@ -33,6 +33,7 @@ from mielin_cells.node.home import Home
 from mielin_cells.node.inbox import Inbox
 from mielin_cells.node.intake import Intake
 from mielin_cells.node.outbox import Outbox
+from mielin_cells.node.timers import Timers
 from mielin_cells.node.writer import R, Writer
 
 logger = logging.getLogger("mielin_cells.host")
@@ -58,6 +59,7 @@ class Host:
         self.compaction = Compaction(self)
         self.lost: Exception | None = None
         self.inbox = Inbox(home, self.fold, self._kick)
+        self.timers = Timers(self)
         self.intake = Intake(self)
         self.is_open = False
         self.batch = Batch()
@@ -75,6 +77,7 @@ class Host:
         self.is_open = True
         self.deliver()
         self._reader = self.home.start(self._read())
+        self.timers.open()
         self.commit_soon()
 
     def close(self) -> None:
@@ -87,6 +90,7 @@ class Host:
             if task is not None and task is not current:
                 task.cancel()
         self.outbox.close()
+        self.timers.close()
         self.compaction.close()
         for future in self._answers.values():
             future.cancel()
@@ -279,6 +283,11 @@ class Host:
     def touch(self) -> None:
         """Makes the next commit happen though nothing else asks for it."""
         self.batch.touched = True
+
+    @property
+    def may_send(self) -> bool:
+        """True unless the agent may not run, or its intake is being stopped: then nothing is added to what it commits."""
+        return self.fold.may_run and not self._sealing and not self.intake.is_stopping
 
     @property
     def has_unsealed(self) -> bool:

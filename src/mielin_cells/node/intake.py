@@ -297,6 +297,8 @@ class Intake:
         self._take(mail, message, turn, answer)
         if turn.tells:
             self._send(turn)
+        if turn.timers and turn.seconds is not None:
+            self._host.timers.take(turn.timers, turn.seconds)
         if turn.moves and self._host.home.cluster is not None:
             self._host.home.begin(self._moved_by_itself(turn.move_to))
 
@@ -430,6 +432,8 @@ class Intake:
         if turn.tells:
             self._host.batch.touched = True
             self._send(turn)
+        if turn.timers and turn.seconds is not None:
+            self._host.timers.take(turn.timers, turn.seconds)
 
     # ---- stopping --------------------------------------------------------------------------------------------
 
@@ -483,6 +487,7 @@ class Intake:
         self._stops -= 1
         if held:
             self._lock.release()
+        self._host.timers.kick()
         self._host.commit_soon()
         self.kick()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from mielin_cells.core.records import Again, Out, Place, Replayed, Sent, StepMade, body_of, place_of
+from mielin_cells.core.records import Again, Out, Place, Replayed, Sent, StepMade, Timer, body_of, place_of
 
 
 class Rerun:
@@ -21,6 +21,13 @@ class Rerun:
         for step in again.steps:
             index = sum(name == step.name for name, _ in self.steps)
             self.steps[step.name, index] = step
+
+    def timer(self, timer: Timer) -> Timer | None:
+        """The timer as it is set: due when it was; None if its message is in the inbox."""
+        if timer.k not in self.again.timers:
+            return timer
+        known = self.again.timers[timer.k]
+        return None if known is None else msgspec.structs.replace(timer, due=known.due)
 
     def known(self, out: Out) -> Sent | None:
         """What was sent in this place before."""

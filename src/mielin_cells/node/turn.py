@@ -21,10 +21,11 @@ from mielin_cells.core.records import (
     StepMade,
     Stepped,
     Terminated,
+    Timer,
     body_of,
     decode_record,
 )
-from mielin_cells.core.settings import MESSAGE_BYTES_MAX, STEPS_BYTES_MAX
+from mielin_cells.core.settings import MESSAGE_BYTES_MAX, STEPS_BYTES_MAX, TIMERS_MAX
 from mielin_cells.core.spec import HandlerSpec, Spec
 from mielin_cells.core.step import NAME_CHARS_MAX, Codec, Retry, Within, codec_of
 from mielin_cells.errors import (
@@ -34,6 +35,7 @@ from mielin_cells.errors import (
     MessageTooLarge,
     NonDeterministicTurn,
     NoSuchAgent,
+    NoSuchHandler,
     NotInTurn,
     SelfAsk,
     StepFailed,
@@ -119,6 +121,11 @@ class Turn:
     """The input is run again after an undo."""
     _places: dict[tuple[str, bool], int] | None = None
     """How many messages of each kind went to each receiver."""
+    timers: dict[str, Timer | None] | None = None
+    """Set in this turn, or cancelled (None)."""
+    seconds: dict[str, float] | None = None
+    """To go, of those that are set."""
+    _timers_set = 0
     _abandoned = ""
     """A step whose call the handler has cancelled."""
     _in_log = 0
@@ -385,6 +392,54 @@ class Turn:
             host.forget(out.to, out.n)
         self.made[self.made.index(made)] = msgspec.structs.replace(made, answer=answer)
         return answer
+
+    # ---- timers ----------------------------------------------------------------------------------------------
+
+    def set_timer(
+        self, handler: str, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float, period: float, catch_up: str,
+        id: str | None,
+    ) -> str:  # fmt: skip
+        self._open()
+        host = self._host
+        spec, ledger = host.spec.handlers.get(handler), host.fold.ledger
+        if spec is None:
+            raise NoSuchHandler(
+                f"{host.spec.name} (agent {self.id!r}) has no handler {handler!r}.", agent=self.id, handler=handler
+            )
+        body = spec.encode_args(args, kwargs)
+        self._fits(self.id, body)
+        k, self._timers_set = self._timers_set, self._timers_set + 1
+        name = id or self._timer_name(k)
+        if self.timers is None or self.seconds is None:
+            self.timers, self.seconds = {}, {}
+        if (
+            len(ledger.timers) + len(self.timers) >= TIMERS_MAX
+            and name not in ledger.timers
+            and name not in self.timers
+        ):
+            raise UsageError(
+                f"Agent {self.id!r} has {TIMERS_MAX} timers, which is the limit; cancel some, or set fewer."
+            )
+        due = host.home.wall() + seconds
+        timer = Timer(name, spec.name, body, due, period, catch_up, self.sender, self.n, k)
+        set_anew = self.rerun.timer(timer) if self.rerun is not None else timer
+        if set_anew is not None:
+            self.timers[name], self.seconds[name] = set_anew, seconds + (set_anew.due - due)
+        return name
+
+    def _timer_name(self, k: int) -> str:
+        if not self.sender:  # a hook that runs again, as `on_arrive` does, sets its timers anew
+            return f"{self.message}.{k}"
+        return blake3(f"{self.sender}\0{self.n}\0{k}".encode()).hexdigest(8)
+
+    def cancel_timer(self, id: str) -> bool:
+        self._open()
+        if self.timers is None or self.seconds is None:
+            self.timers, self.seconds = {}, {}
+        is_there = self.timers.get(id) is not None if id in self.timers else id in self._host.fold.ledger.timers
+        if is_there:
+            self.timers[id] = None
+        return is_there
 
     # ---- steps -----------------------------------------------------------------------------------------------
 

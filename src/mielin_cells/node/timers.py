@@ -1,0 +1,102 @@
+"""An agent's timers on its owner: when one is due, its message goes into the agent's inbox in one commit with the timer's end."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from mielin_cells.core.records import Fired, Out, Timer
+
+if TYPE_CHECKING:
+    from mielin_cells.node.host import Host
+
+BURST = 100
+"""Messages sent before the loop gets its turn: `catch_up="all"` may have many."""
+
+
+class Timers:
+    """Of one host.  Here a timer runs by the loop's clock, which does not jump; by the wall clock only when the agent comes here."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._heap: list[tuple[float, str]] = []
+        """Due by the loop's clock; an entry whose timer is gone or due at another time is passed over."""
+        self._due: dict[str, float] = {}
+        self._handle: asyncio.TimerHandle | None = None
+
+    def open(self) -> None:
+        now, wall = asyncio.get_running_loop().time(), self._host.home.wall()
+        for timer in self._host.fold.ledger.timers.values():
+            self._at(timer.id, now + (timer.due - wall))
+        self.kick()
+
+    def close(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+        self._handle = None
+
+    def take(self, changes: dict[str, Timer | None], seconds: dict[str, float]) -> None:
+        """What a turn has set and cancelled (None) has taken effect; `seconds`: to go, by the loop's clock."""
+        now, ledger, batch = asyncio.get_running_loop().time(), self._host.fold.ledger, self._host.batch
+        for name, timer in changes.items():
+            batch.timers[name] = timer
+            if timer is None:
+                ledger.timers.pop(name, None)
+                self._due.pop(name, None)
+            else:
+                ledger.timers[name] = timer
+                self._at(name, now + seconds[name])
+        batch.touched = True
+        self.kick()
+
+    def _at(self, name: str, due: float) -> None:
+        self._due[name] = due
+        heapq.heappush(self._heap, (due, name))
+
+    def kick(self) -> None:
+        """Sends what is due, soon, and waits for what is not.  Nothing is due while the agent may not run."""
+        host = self._host
+        while self._heap and self._due.get(self._heap[0][1]) != self._heap[0][0]:
+            heapq.heappop(self._heap)
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+        if self._heap and host.is_open and host.fold.may_run:
+            self._handle = asyncio.get_running_loop().call_at(self._heap[0][0], self._send)
+
+    def _send(self) -> None:
+        self._handle = None
+        host, now, sent = self._host, asyncio.get_running_loop().time(), 0
+        if not host.is_open or not host.may_send or host.lost is not None:
+            return  # `kick` comes when it may
+        while self._heap and self._heap[0][0] <= now and sent < BURST:
+            due, name = heapq.heappop(self._heap)
+            if self._due.get(name) == due:
+                self._fire(host.fold.ledger.timers[name], due, now)
+                sent += 1
+        host.commit_soon()
+        self.kick()
+
+    def _fire(self, timer: Timer, due: float, now: float) -> None:
+        host = self._host
+        ledger, batch = host.fold.ledger, host.batch
+        batch.touched = True
+        if timer.every:
+            passed = int((now - due) / timer.every)
+            steps = 1 if timer.catch_up == "all" else passed + 1
+            later = msgspec.structs.replace(timer, due=timer.due + steps * timer.every)
+            ledger.timers[timer.id] = batch.timers[timer.id] = later
+            self._at(timer.id, due + steps * timer.every)
+            if timer.catch_up == "none" and passed:
+                return
+        else:
+            del ledger.timers[timer.id], self._due[timer.id]
+            batch.timers[timer.id] = None
+            batch.fired.append(Fired(timer.id, timer.sender, timer.input, timer.k))
+        agent = host.fold.agent
+        out = Out(agent, host.spec.name, ledger.next_number(agent), timer.handler, timer.args, False, "", 0, 0)
+        ledger.send(out)
+        batch.outs.append(out)
