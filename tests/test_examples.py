@@ -17,7 +17,7 @@ paid for polish on node-2
 What colour is the sky?
 The sky is blue.
 """
-ENDS = {"chat.py": CHAT, "hello.py": "3\n", "shop.py": "left: 10\n"}
+ENDS = {"chat.py": CHAT, "hello.py": "3\n", "reminder.py": "tea is ready, on node-2\n", "shop.py": "left: 10\n"}
 
 
 def test_every_example_is_known() -> None:
