@@ -18,6 +18,7 @@ from mielin_cells.cli.show import Printer
 from mielin_cells.core.agent import classes, current
 from mielin_cells.core.ids import log_subject
 from mielin_cells.core.records import Claimed, Undone
+from mielin_cells.migration.recovery import RecoveryConfig
 from mielin_cells.node import journal
 from mielin_cells.node.client import Client
 from mielin_cells.node.node import Node
@@ -135,7 +136,7 @@ classes["Stall"] = StallV1
 
 @asynccontextmanager
 async def nodes(
-    versions: dict[str, int], settings: cells.Settings = QUICK
+    versions: dict[str, int], settings: cells.Settings = QUICK, recovery: RecoveryConfig | None = None
 ) -> AsyncIterator[tuple[Client, dict[str, Node]]]:
     """Nodes that have the class `Stall` in different versions."""
     calls.clear()
@@ -145,7 +146,7 @@ async def nodes(
     await client.open()
     running: dict[str, Node] = {}
     for name, version in versions.items():
-        running[name] = await started(name, version, substrate, client, settings)
+        running[name] = await started(name, version, substrate, client, settings, recovery)
     token = current.set(client)
     try:
         yield client, running
@@ -157,11 +158,15 @@ async def nodes(
         await substrate.close()
 
 
-async def started(name: str, version: int, substrate: Any, client: Client, settings: cells.Settings) -> Node:
-    known: dict[str, type[cells.Agent]] = {"Daybook": Daybook, "Stall": StallV1 if version == 1 else StallV2}
+async def started(
+    name: str, version: int, substrate: Any, client: Client, settings: cells.Settings,
+    recovery: RecoveryConfig | None = None,
+) -> Node:  # fmt: skip
+    stalls: dict[int, type[cells.Agent]] = {1: StallV1, 2: StallV2, 3: StallV3}
+    known: dict[str, type[cells.Agent]] = {"Daybook": Daybook, "Stall": stalls[version]}
     node = Node(
         name, substrate.log, substrate.wire, known.get, settings=settings, rng=Random(name), wall=time.time,
-        about=Announcement(classes={"Daybook": 1, "Stall": version}),
+        about=Announcement(classes={"Daybook": 1, "Stall": version}), recovery=recovery,
     )  # fmt: skip
     node.home.cluster = client
     await node.start()
@@ -254,6 +259,33 @@ async def test_with_the_same_code_everything_comes_out_the_same() -> None:
         assert (await till.get(), await till.all(), sorted(await ledger.all())) == before
         assert (await load(client.log, "till")).state.digest() == digest
         assert calls == ["tea"]
+
+
+class StallV3(StallV2, version=3, name="Stall"):
+    @cells.upgrade(from_version=2)
+    def _from_2(cls, old: dict[str, Any]) -> dict[str, Any]:
+        return {**old, "total": 10 // old["total"]}
+
+    async def healthy(self) -> bool:
+        return self.total < 5
+
+
+classes["Stall"] = StallV1
+
+
+@pytest.mark.parametrize(("total", "cause"), [(0, "ZeroDivisionError"), (1, "healthy")])
+async def test_an_upgrade_that_fails_its_probe_is_back_at_the_older_version_by_itself(total: int, cause: str) -> None:
+    async with nodes({"node-1": 1, "node-3": 3}, recovery=RecoveryConfig(max_retries=0)) as (client, _):
+        stall, _ = await till_at(client, "node-1")
+        if total:
+            await stall.take(total)
+        before = await load(client.log, "till")
+        report = await client.migrate(stall, to="node-3")
+        assert report.outcome == "rolled_back"
+        assert cause in report.reason
+        after = await load(client.log, "till")
+        assert (after.owner, after.version, after.state.digest()) == ("node-1", 1, before.state.digest())
+        assert await stall.take(2) == total + 2
 
 
 async def test_a_dry_run_tells_what_would_be_and_does_nothing() -> None:
