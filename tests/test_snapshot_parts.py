@@ -112,10 +112,12 @@ async def until_snapshots(album: Album, log: Log, count: int, size: int = 10) ->
 
 @asynccontextmanager
 async def stored(count: int, size: int = 10) -> AsyncIterator[tuple[Log, list[tuple[int, Snapshot]]]]:
-    """A log with `count` snapshots, as the engine wrote it."""
-    async with cells.local(settings=SETTINGS) as cluster:
+    """A log with `count` snapshots, as the engine wrote it.  A move that could be undone keeps all of it."""
+    async with cells.local(nodes=2, settings=SETTINGS) as cluster:
         assert isinstance(cluster, Client)
-        await until_snapshots(await cluster.spawn(Album, AGENT), cluster.log, count, size)
+        album = await cluster.spawn(Album, AGENT)
+        await cluster.migrate(album)
+        await until_snapshots(album, cluster.log, count, size)
         snapshots = await snapshots_of(cluster.log)
         assert len(snapshots) == count
         yield cluster.log, snapshots

@@ -72,7 +72,7 @@ class Settings:
     """From handover to Accepted, before the source claims back."""
     migration_s: float = 60.0
     retention_s: float = 3600.0
-    """Log and inbox are kept this long for rollback."""
+    """A completed migration can be undone for this long: log and inbox are kept from its handover on."""
     state_bytes_max: int = 1 << 30
     """State of an agent that a node takes by a move; above it copy and verification outlast their deadlines."""
     snapshot_records: int = 512

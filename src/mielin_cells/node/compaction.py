@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mielin_cells.core.ids import inbox_subject, log_subject, part_prefix, part_subject
@@ -39,10 +40,17 @@ KEPT_IN_RETENTION = 8
 """Snapshots kept from the time that a rollback may go back to: the log is there, they only shorten what is read of it."""
 
 
-def still_needed(kept: list[Kept], now: float, retention_s: float) -> list[Kept]:
-    """Of the snapshots so far: one from before the retention (or the beginning), some from within it, and the newest."""
+def still_needed(kept: list[Kept], handovers: Collection[int], now: float, retention_s: float) -> list[Kept]:
+    """Of the snapshots so far: the last before the oldest handover that can be undone, some behind it, and the newest.
+
+    A handover can be undone until a snapshot behind it is as old as the retention.  What nobody can go back to is not kept: an agent
+    that never moves would otherwise keep an hour of its messages.
+    """
     kept = kept or [START]
-    while len(kept) >= SNAPSHOTS_KEPT and kept[1].at <= now - retention_s:
+    while len(kept) >= SNAPSHOTS_KEPT:
+        first, second = kept[0], kept[1]
+        if second.at > now - retention_s and any(first.seq <= seq < second.seq for seq in handovers):
+            break
         kept = kept[1:]
     spaced = [kept[0]]
     for one in kept[1:-1]:
@@ -139,7 +147,7 @@ class Compaction:
 
     def _keep(self, now: float) -> list[Kept]:
         fold = self._host.fold
-        kept = still_needed(fold.kept, now, self._host.home.settings.retention_s)
+        kept = still_needed(fold.kept, fold.handed.values(), now, self._host.home.settings.retention_s)
         parts = {one.part for one in kept}
         self._passed_over = [one.part for one in fold.kept if one.part and one.part not in parts]
         return kept
