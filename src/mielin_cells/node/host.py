@@ -33,6 +33,7 @@ from mielin_cells.node.home import Home
 from mielin_cells.node.inbox import Inbox
 from mielin_cells.node.intake import Intake
 from mielin_cells.node.outbox import Outbox
+from mielin_cells.node.signal import Signal
 from mielin_cells.node.timers import Timers
 from mielin_cells.node.writer import R, Writer
 
@@ -67,7 +68,7 @@ class Host:
         self._sealing = False
         self._committing: asyncio.Task[Any] | None = None
         self._reader: asyncio.Task[Any] | None = None
-        self._settled: asyncio.Event = asyncio.Event()
+        self._settled = Signal()
         self._answers: dict[tuple[str, int], asyncio.Future[bytes]] = {}
 
     # ---- opening and closing ---------------------------------------------------------------------------------
@@ -205,7 +206,6 @@ class Host:
     async def flush(self) -> None:
         """Returns when everything that ran before is committed.  Raises `Fenced` if it cannot be."""
         while (self.batch or self.inflight is not None) and self.lost is None:
-            self._settled.clear()
             self.commit_soon()
             if not self.is_open:
                 break
@@ -248,7 +248,6 @@ class Host:
         """As `seal_at_once`, after waiting for the commit in flight."""
         self._sealing = True
         while self._committing is not None:
-            self._settled.clear()
             await self._settled.wait()
         if self.lost is not None:
             raise self.lost

@@ -91,6 +91,8 @@ class Intake:
                     await asyncio.sleep(0)
         finally:
             self._pump = None
+            if not self._inbox.queue:
+                self._inbox.rest()
             self._host.commit_soon()
         self.kick()
 

@@ -20,6 +20,8 @@ BURST = 100
 class Timers:
     """Of one host.  Here a timer runs by the loop's clock, which does not jump; by the wall clock only when the agent comes here."""
 
+    __slots__ = ("_due", "_handle", "_heap", "_host")
+
     def __init__(self, host: Host) -> None:
         self._host = host
         self._heap: list[tuple[float, str]] = []

@@ -1,0 +1,28 @@
+"""Waiting for the next time that something happens.  As `asyncio.Event` used with `clear`, at 40 bytes instead of 800 an agent."""
+
+from __future__ import annotations
+
+import asyncio
+
+
+class Signal:
+    __slots__ = ("_waiting",)
+
+    def __init__(self) -> None:
+        self._waiting: list[asyncio.Future[None]] | None = None
+
+    def set(self) -> None:
+        """Wakes whoever waits now."""
+        waiting, self._waiting = self._waiting, None
+        for future in waiting or ():
+            if not future.done():
+                future.set_result(None)
+
+    async def wait(self) -> None:
+        """Until the next `set`."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self._waiting is None:
+            self._waiting = [future]
+        else:
+            self._waiting.append(future)
+        await future
