@@ -101,9 +101,9 @@ def test_every_reason_is_named_not_the_first_alone() -> None:
         "is verifying",
         "version 3",
         "x86_64",
-        "at most",
         "of memory",
         "of storage",
+        "at most",
     ]
     assert [next(word for word in words if word in reason) for reason in reasons] == words
 
@@ -177,7 +177,7 @@ async def test_a_move_that_cannot_be_names_every_reason_and_the_agent_runs_on() 
             await cluster.migrate(shelf, to="node-2")
 
         assert [reason.partition(", and node-2 ")[2] for reason in refused.value.reasons] == [
-            "takes at most 100", "has 64 free", "has 32 free",
+            "has 64 free", "has 32 free", "takes at most 100",
         ]  # fmt: skip
         assert all(reason in refused.value.message for reason in refused.value.reasons)
         assert "which runs on at node-1" in refused.value.message

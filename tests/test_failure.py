@@ -54,7 +54,7 @@ def test_no_error_of_ours_is_unknown(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(CODES))
 def test_the_table_names_what_exists(name: str) -> None:
     ends_and_modules = {
-        "Cancelled", "TargetUnreachable", "Timeout", "CancelledError", "IncompleteReadError",
+        "Cancelled", "SourceLost", "TargetUnreachable", "Timeout", "CancelledError", "IncompleteReadError",
         "SSLCertVerificationError", "gaierror",
     }  # fmt: skip
 

@@ -13,10 +13,11 @@ import pytest
 import mielin_cells as cells
 from mielin_cells.core.agent import classes, current
 from mielin_cells.core.fold import Phase
-from mielin_cells.migration.journal import Attempted, Decided, Ended, Failed, Planned
+from mielin_cells.core.ids import journal_subject
+from mielin_cells.migration.journal import Attempted, Decided, Ended, Failed, Planned, Reached
 from mielin_cells.migration.progress import CollectingCallback
 from mielin_cells.migration.recovery import RecoveryConfig
-from mielin_cells.node import control, journal
+from mielin_cells.node import admit, control, journal, selector
 from mielin_cells.node.cases import Cases
 from mielin_cells.node.client import Client
 from mielin_cells.node.node import Node
@@ -30,6 +31,7 @@ QUICK = cells.Settings(prepare_s=0.3, pause_s=0.2, probation_s=1.0, handover_s=0
 
 class Kiosk(cells.Agent):
     total: int = 0
+    stock: bytes = b""
 
     @cells.handler
     async def add(self, n: int = 1) -> int:
@@ -127,6 +129,46 @@ async def test_a_slow_turn_is_retried_on_the_same_target() -> None:
         assert all(failure.startswith("Timeout") for failure in report.failures)
 
 
+async def test_a_retry_on_the_same_target_goes_on_with_what_is_copied_there() -> None:
+    async with nodes("node-1", "node-2") as (client, running):
+        kiosk = await client.on("node-1").spawn(Kiosk, "t", stock=b"x" * 1_000_000)
+        busy = asyncio.create_task(kiosk.slow(0.4))
+        async with asyncio.timeout(5):
+            while not (await client.show(kiosk)).waiting:
+                await asyncio.sleep(0)
+
+        report = await client.migrate(kiosk, to="node-2")
+
+        await busy
+        assert (report.outcome, report.target) == ("completed", "node-2")
+        assert report.attempts > 1
+        found = await journal.read(client.log, "t", report.migration)
+        first, *later = [record.bytes for record in found.records if isinstance(record, Reached)]
+        assert first > 1_000_000
+        assert sum(later) < 100_000
+        assert running["node-2"].copies == {}
+        assert await kiosk.add() == 1
+
+
+async def test_a_copy_that_was_made_in_another_epoch_is_made_anew() -> None:
+    async with nodes("node-1", "node-2") as (client, running):
+        await client.on("node-1").spawn(Kiosk, "t")
+        node = running["node-2"]
+
+        def asked(attempt: str, epoch: int) -> control.Prepare:
+            return control.Prepare("t", attempt, "node-1", "Kiosk", 1, 10, epoch)
+
+        assert admit.prepare(node, asked("m-1.1", 1)).reasons == []
+        first = node.copies["t"]
+        assert admit.prepare(node, asked("m-1.2", 1)).reasons == []
+        assert (node.copies["t"], first.migration) == (first, "m-1.2")
+        for attempt, epoch in (("m-1.3", 2), ("m-2.1", 2)):
+            before = node.copies["t"]
+            assert admit.prepare(node, asked(attempt, epoch)).reasons == []
+            assert node.copies["t"] is not before
+            assert node.copies["t"].migration == attempt
+
+
 async def test_when_retries_are_used_up_the_agent_is_where_it_was_and_all_is_told() -> None:
     async with nodes("node-1", "node-2", faults=Faults(0, Fault("probe", Kind.REFUSE))) as (client, _):
         kiosk = await client.on("node-1").spawn(Kiosk, "t")
@@ -218,10 +260,109 @@ async def test_whoever_owns_the_agent_ends_the_migration_of_a_source_that_died()
                 await asyncio.sleep(0.02)
         assert (found.end.outcome, found.end.node) == ("rolled_back", "node-2")
         assert await kiosk.add() == 6
-        await running["node-2"].migrations.settle("t")  # twice is as once
+        await running["node-2"].migrations.settling.settle("t")  # twice is as once
         assert (await journal.read(client.log, "t", request.migration)).records == found.records
         fold = await load(client.log, "t")
         assert (fold.owner, fold.phase) == ("node-2", Phase.RUN)
+
+
+async def test_of_two_that_are_asked_for_at_once_one_begins_and_the_other_is_told_which() -> None:
+    async with nodes("node-1", "node-2", "node-3") as (client, _):
+        kiosk = await client.on("node-1").spawn(Kiosk, "t")
+        busy = asyncio.create_task(kiosk.slow(0.1))
+        plans = [await client.plan(kiosk, None) for _ in range(2)]  # both have the source ask the others for a target
+        results = await asyncio.gather(*(client.watched(*plan) for plan in plans), return_exceptions=True)
+        await busy
+        [report] = [result for result in results if isinstance(result, cells.MigrationReport)]
+        [error] = [result for result in results if isinstance(result, cells.MigrationInProgress)]
+        assert report.outcome == "completed"
+        assert error.facts["migration"] == report.migration
+
+
+async def test_a_bug_in_the_coordinator_leaves_the_migration_open_and_its_end_is_what_the_log_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with nodes("node-1", "node-2") as (client, running):
+        kiosk = await client.on("node-1").spawn(Kiosk, "t")
+
+        def broken(*_: object) -> None:
+            raise RuntimeError("a slip")
+
+        monkeypatch.setattr(running["node-1"].migrations, "begin_move", broken)
+        report = await client.migrate(kiosk)
+        assert (report.outcome, report.code) == ("rolled_back", "InternalError")
+        assert "a slip" in report.reason
+        assert await told(client, report) == ["Planned", "Attempted", "Ended"]
+        monkeypatch.undo()
+        assert (await client.migrate(kiosk)).ok
+        assert await kiosk.add() == 1
+
+
+@pytest.mark.parametrize("is_claimed", [False, True])
+async def test_the_migration_of_an_agent_that_is_terminated_ends_with_it(is_claimed: bool) -> None:
+    late = RecoveryConfig(initial_retry_delay_secs=100)
+    async with nodes("node-1", "node-2", "node-3", faults=Faults(0, Fault("prepare", Kind.REFUSE)), recovery=late) as (
+        client,
+        running,
+    ):
+        kiosk = await client.on("node-1").spawn(Kiosk, "t")
+        request, source = await client.plan(kiosk, None)
+        await client.request(source, control.Migrate(request.agent, request.migration, request.epoch, "", 0.2), 5.0)
+        if is_claimed:
+            running["node-1"].kill()
+            await client.claim(kiosk, to="node-3")
+        await client.terminate(kiosk)
+        async with asyncio.timeout(10):
+            while (found := await journal.read(client.log, "t", request.migration)).end is None:
+                await asyncio.sleep(0.02)
+        assert (found.end.outcome, found.end.code) == ("rolled_back", "AgentTerminated")
+
+
+async def test_two_looks_at_once_settle_a_migration_once() -> None:
+    late = RecoveryConfig(initial_retry_delay_secs=0.2, max_retry_delay_secs=0.2)
+    faults = Faults(0, Fault("probe", Kind.TIMEOUT, most=1))
+    async with nodes("node-1", "node-2", "node-3", faults=faults, recovery=late) as (client, running):
+        kiosk = await client.on("node-1").spawn(Kiosk, "t")
+        request, source = await client.plan(kiosk, "node-2")
+        waiting = asyncio.create_task(client.watched(request, source))
+        async with asyncio.timeout(5):
+            while not any(
+                isinstance(found.records[-1], Decided) for found in (await journal.all_of(client.log, "t"))[0]
+            ):
+                await asyncio.sleep(0.01)
+        running["node-1"].kill()
+        await client.claim(kiosk, to="node-3")
+        settling = running["node-3"].migrations.settling
+        await asyncio.gather(*(settling.settle("t") for _ in range(3)))
+        report = await waiting
+        assert (report.outcome, report.target, report.source) == ("completed", "node-2", "node-3")
+        assert await told(client, report) == [
+            "Planned", "Attempted", "Reached", "Failed", "Decided", "Failed", "Decided", "Attempted", "Reached", "Ended",
+        ]  # fmt: skip
+        assert await kiosk.add() == 1
+
+
+async def test_a_journal_that_cannot_be_read_is_parked_and_keeps_nobody_from_working() -> None:
+    late = RecoveryConfig(initial_retry_delay_secs=100)
+    async with nodes("node-1", "node-2", "node-3", faults=Faults(0, Fault("prepare", Kind.REFUSE)), recovery=late) as (
+        client,
+        running,
+    ):
+        kiosk = await client.on("node-1").spawn(Kiosk, "t")
+        request, source = await client.plan(kiosk, None)
+        await client.request(source, control.Migrate(request.agent, request.migration, request.epoch, "", 0.2), 5.0)
+        running["node-1"].kill()
+        seq = (await journal.read(client.log, "t", request.migration)).seq
+        await client.log.append(journal_subject("t", request.migration), b"of a later version", seq)
+        await client.claim(kiosk, to="node-3")
+        assert await running["node-3"].migrations.settling.settle("t")
+        [case] = await Cases(client).listed("t")
+        assert (case.migration, case.outcome) == (request.migration, "parked")
+        assert case.reason
+        with pytest.raises(cells.RecordInvalid):
+            await client.watched(request, source)
+        assert running["node-3"].migrations.open == {}
+        assert await kiosk.add() == 1
 
 
 async def test_a_migration_that_is_asked_for_again_is_not_made_again() -> None:
@@ -281,6 +422,17 @@ async def test_settings_of_one_call_are_checked_before_anything_begins() -> None
             with pytest.raises(cells.ConfigError, match=says):
                 await client.request(source, bad, 5.0)
         assert (await client.show(kiosk)).node == "node-1"
+
+
+def test_a_node_of_an_architecture_that_the_agent_does_not_run_on_is_not_chosen() -> None:
+    found = [
+        cells.NodeInfo(name=name, incarnation=1, agents=agents, architecture=architecture)
+        for name, agents, architecture in (("n1", 0, "riscv64"), ("n2", 5, "x86_64"), ("n3", 9, ""))
+    ]
+    assert selector.choose(found, "", ()) == "n1"
+    assert selector.choose(found, "", (), ("x86_64", "aarch64")) == "n2"
+    assert selector.choose(found, "", ("n2",), ("x86_64",)) == "n3"
+    assert selector.choose(found, "", ("n3",), ("ppc64",)) is None
 
 
 # ---- what is told --------------------------------------------------------------------------------------------

@@ -41,6 +41,7 @@ SOURCE_EVENTS: list[tuple[str, s.Event]] = [
 ]
 TARGET_EVENTS: list[tuple[str, t.Event]] = [
     ("CopyAsked", t.CopyAsked()),
+    ("Adopted", t.Adopted("m-2")),
     ("HandoverSeen", t.HandoverSeen()),
     ("Verified", t.Verified()),
     ("NotVerified", t.NotVerified("digest")),
@@ -114,7 +115,7 @@ def table(steps: Iterator[Step]) -> list[str]:
         ignored = [step.label for step in found if is_ignored(step)]
         for step in found:
             if not is_ignored(step):
-                effects = ", ".join(shown(effect) for effect in step.effects)
+                effects = ", ".join(shown(effect) for effect in step.effects) or "*noted*"
                 lines.append(f"| {phase} | {step.label} | {step.after.phase.value} | {effects} |")
         if len(ignored) == len(found):
             lines.append(f"| {phase} | *every event* | {phase} | *ignored* |")

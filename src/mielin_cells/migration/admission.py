@@ -1,12 +1,18 @@
 """May a node take an agent?  Decided from what the source says of the agent and what the node knows of itself.
 
 A refusal names every reason, so that nobody mends one only to meet the next.  Whoever decides has gathered the facts
-before: nothing is looked up here.
+before: nothing is looked up here.  What an agent needs of any node is the seed's check (`validation`); that the node is willing,
+and has the class, is ours.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from mielin_cells.migration.validation import AgentRequirements, NodeCapabilities, check_compatibility
+
+UNLIMITED = 1 << 100
+"""Stands for a quantity that is not known, or not limited: whatever is needed or reserved is less."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +57,7 @@ def refusals(offer: Offer, node: Facts) -> tuple[str, ...]:
 
     Each is a sentence without the stop, and names what there is and what is needed.
     """
-    return (*_unwilling(node), *_unfit(offer, node), *_short(offer, node))
+    return (*_unwilling(node), *_unfit(offer, node), *_incompatible(offer, node))
 
 
 def _unwilling(node: Facts) -> list[str]:
@@ -80,24 +86,20 @@ def _unfit(offer: Offer, node: Facts) -> list[str]:
         missing = [step for step in range(offer.version, node.version) if step not in node.upgrades_from]
         if missing:
             found.append(f"{state}, and {node.name} has version {node.version} without an upgrade from {missing[0]}")
-    if offer.architectures and node.architecture not in offer.architectures:
-        have = node.architecture or "of an unknown architecture"
-        found.append(f"it runs on {' or '.join(offer.architectures)}, and {node.name} is {have}")
     return found
 
 
-def _short(offer: Offer, node: Facts) -> list[str]:
+def _incompatible(offer: Offer, node: Facts) -> tuple[str, ...]:
     need = offer.state_bytes
-    if need < 0:
-        return [f"its state is said to have {need} bytes, which is not a size"]
-    found: list[str] = []
-    if node.state_bytes_max is not None and need > node.state_bytes_max:
-        found.append(f"its state has {need:,} bytes, and {node.name} takes at most {node.state_bytes_max:,}")
-    for what, free in (("memory", node.memory_bytes), ("storage", node.storage_bytes)):
-        if free is None:
-            continue
-        left = max(0, free - node.reserved_bytes)
-        if need > left:
-            less = f" ({free:,} less {node.reserved_bytes:,} reserved)" if node.reserved_bytes else ""
-            found.append(f"it needs {need:,} bytes of {what}, and {node.name} has {left:,} free{less}")
-    return found
+    wants = AgentRequirements(architectures=offer.architectures, required_storage=max(0, need), state_size=max(0, need))
+    has = NodeCapabilities(
+        name=node.name, architectures=(node.architecture,) if node.architecture else (),
+        available_memory=_limit(node.memory_bytes), available_storage=_limit(node.storage_bytes),
+        max_state_size=_limit(node.state_bytes_max), reserved=node.reserved_bytes,
+    )  # fmt: skip
+    reasons = check_compatibility(wants, has).reasons
+    return reasons if need >= 0 else (*reasons, f"its state is said to have {need} bytes, which is not a size")
+
+
+def _limit(known: int | None) -> int:
+    return UNLIMITED if known is None else known

@@ -192,6 +192,7 @@ CODES: dict[str, MigrationErrorType] = {
     "AskTimeout": TIMEOUT,
     "MigrationFailed": TIMEOUT,
     # Passing.
+    "SourceLost": TRANSIENT,  # says nothing of the target: whoever owns the agent next tries the same one
     "StoreBusy": TRANSIENT,
     "StoreUnreachable": TRANSIENT,
     "MigrationInProgress": TRANSIENT,

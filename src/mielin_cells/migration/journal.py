@@ -14,8 +14,18 @@ from mielin_cells.core.message import UNREADABLE, framed, unframed
 from mielin_cells.errors import LogGap, RecordInvalid, UnknownRecord
 
 
+def attempt_id(migration: str, number: int) -> str:
+    """What the agent's log calls an attempt (rule 7: each has an id of its own)."""
+    return f"{migration}.{number}"
+
+
+def is_same_migration(attempt: str, other: str) -> bool:
+    """True of two attempts of one migration."""
+    return attempt.rpartition(".")[0] == other.rpartition(".")[0] != ""
+
+
 class Head(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
-    """Head of every record.  `at` is wall time, for display; nothing is decided by it."""
+    """Head of every record.  `at` is wall time: for display, and for whoever takes a recovery over to see that its time is over."""
 
     migration: str
     agent: str
@@ -75,6 +85,10 @@ class Decided(Head, tag="Decided", frozen=True, kw_only=True):
     delay_s: float = 0.0
 
 
+class Cancelled(Head, tag="Cancelled", frozen=True, kw_only=True):
+    """An operator wants it to end: nobody begins another attempt.  One that runs may be beyond being cancelled."""
+
+
 class Ended(Head, tag="Ended", frozen=True, kw_only=True):
     outcome: str
     target: str
@@ -94,7 +108,7 @@ class TakenBack(Head, tag="TakenBack", frozen=True, kw_only=True):
     sent: int
 
 
-AnyRecord: TypeAlias = Planned | Attempted | Reached | Failed | Decided | Ended | TakenBack
+AnyRecord: TypeAlias = Planned | Attempted | Reached | Failed | Decided | Cancelled | Ended | TakenBack
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(AnyRecord)

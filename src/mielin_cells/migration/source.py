@@ -220,7 +220,9 @@ class Source:
             case Phase.COPYING, Copied():
                 return self._copied(event)
             case _, Deadline():
-                return self._back(f"{self.phase.value} ran out of time", "Timeout", ReleaseTarget())
+                # Asked again and again, and never heard: there is nobody.
+                code = "TargetUnreachable" if self.phase is Phase.PREPARING else "Timeout"
+                return self._back(f"{self.phase.value} ran out of time", code, ReleaseTarget())
             case _, Cancel():
                 return self._back("cancelled", "Cancelled", ReleaseTarget())
             case _, Broken(code=code, reason=reason):

@@ -36,8 +36,15 @@ class CopyAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class Adopted:
+    """The next attempt of the same migration, in the same epoch: what is copied is still what it wants."""
+
+    attempt: str
+
+
+@dataclass(frozen=True, slots=True)
 class HandoverSeen:
-    """`HandedOff` of this migration to this node is in the log."""
+    """`HandedOff` of this attempt to this node is in the log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +77,9 @@ class Expired:
     """The reservation has run out, or the log cannot be folded."""
 
 
-Event: TypeAlias = CopyAsked | HandoverSeen | Verified | NotVerified | Acknowledged | Overtaken | Released | Expired
+Event: TypeAlias = (
+    CopyAsked | Adopted | HandoverSeen | Verified | NotVerified | Acknowledged | Overtaken | Released | Expired
+)
 
 # ---- effects --------------------------------------------------------------------------------------------------
 
@@ -111,6 +120,7 @@ Effect: TypeAlias = FoldAndTail | Verify | Accept | Return | Serve | Drop
 @dataclass(frozen=True, slots=True)
 class Target:
     migration: str
+    """The attempt, as the agent's log calls it."""
     phase: TargetPhase = TargetPhase.RESERVED
 
     def on(self, event: Event) -> tuple[Target, tuple[Effect, ...]]:
@@ -118,6 +128,8 @@ class Target:
         match self.phase, event:
             case ((TargetPhase.RESERVED | TargetPhase.COPYING), HandoverSeen()):
                 return self._to(TargetPhase.PROBATION, Verify())
+            case ((TargetPhase.RESERVED | TargetPhase.COPYING), Adopted(attempt=attempt)):
+                return replace(self, migration=attempt), ()
             case TargetPhase.RESERVED, CopyAsked():
                 return self._to(TargetPhase.COPYING, FoldAndTail())
             case ((TargetPhase.RESERVED | TargetPhase.COPYING), Released() | Expired() | Overtaken()):

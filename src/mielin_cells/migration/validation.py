@@ -42,6 +42,10 @@ class NodeCapabilities:
     max_state_size: int = GIB
     version: str = "0.1.0"
     min_version: str = "0.1.0"
+    name: str = "the node"
+    """As reasons call it."""
+    reserved: int = 0
+    """Of the memory and of the storage: promised to agents that are on their way."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,22 +78,33 @@ def check_compatibility(agent: AgentRequirements, node: NodeCapabilities) -> Com
     warnings: list[str] = []
     if agent.architectures and not set(agent.architectures) & set(node.architectures):
         have = " and ".join(node.architectures) or "of an unknown architecture"
-        reasons.append(f"it runs on {' or '.join(agent.architectures)}, and the node is {have}")
+        reasons.append(f"it runs on {' or '.join(agent.architectures)}, and {node.name} is {have}")
     # The state is held in memory, so it counts, too.
     need = agent.required_memory + agent.state_size
-    left = node.available_memory - need
+    left = _left(node.available_memory, node.reserved) - need
     if left < 0:
-        reasons.append(f"it needs {need:,} bytes of memory, and {node.available_memory:,} are free")
-    elif left * HEADROOM < node.available_memory:
+        reasons.append(_short("memory", need, node.available_memory, node))
+    elif left * HEADROOM < node.available_memory - node.reserved:
         warnings.append(f"{left:,} bytes of memory would be left, less than a fifth of what is free")
-    if agent.required_storage > node.available_storage:
-        reasons.append(f"it needs {agent.required_storage:,} bytes of storage, and {node.available_storage:,} are free")
+    if agent.required_storage > _left(node.available_storage, node.reserved):
+        reasons.append(_short("storage", agent.required_storage, node.available_storage, node))
     if agent.state_size > node.max_state_size:
-        reasons.append(f"its state has {agent.state_size:,} bytes, and the node takes at most {node.max_state_size:,}")
-    reasons += [f"the node lacks the feature {name}" for name in agent.features if name not in node.features]
+        reasons.append(
+            f"its state has {agent.state_size:,} bytes, and {node.name} takes at most {node.max_state_size:,}"
+        )
+    reasons += [f"{node.name} lacks the feature {name}" for name in agent.features if name not in node.features]
     if agent.version:
         _check_version(agent.version, node, reasons, warnings)
     return CompatibilityStatus(reasons=tuple(reasons), warnings=tuple(warnings))
+
+
+def _left(free: int, reserved: int) -> int:
+    return max(0, free - reserved)
+
+
+def _short(what: str, need: int, free: int, node: NodeCapabilities) -> str:
+    less = f" ({free:,} less {node.reserved:,} reserved)" if node.reserved else ""
+    return f"it needs {need:,} bytes of {what}, and {node.name} has {_left(free, node.reserved):,} free{less}"
 
 
 def _check_version(text: str, node: NodeCapabilities, reasons: list[str], warnings: list[str]) -> None:
@@ -99,11 +114,11 @@ def _check_version(text: str, node: NodeCapabilities, reasons: list[str], warnin
         reasons.append(f"its version cannot be compared: {error.message.rstrip('.')}")
         return
     if version.major not in (have.major, least.major):
-        reasons.append(f"it needs version {version}, and the node has {have}: another major version")
+        reasons.append(f"it needs version {version}, and {node.name} has {have}: another major version")
     elif version < least:
-        reasons.append(f"it needs version {version}, and the node takes {least} or newer")
+        reasons.append(f"it needs version {version}, and {node.name} takes {least} or newer")
     elif version > have:
-        warnings.append(f"it was made for version {version}, and the node has {have}")
+        warnings.append(f"it was made for version {version}, and {node.name} has {have}")
 
 
 class MigrationValidator:

@@ -51,7 +51,8 @@ def room_of(file: str | None) -> Callable[[], Room]:
 def prepare(node: Node, request: control.Prepare) -> control.Preparation:
     """Every reason against taking the agent; none: room for it is reserved until its copy ends or expires.
 
-    A request that is repeated meets its own reservation and changes nothing.
+    A request that is repeated meets its own reservation and changes nothing.  The next attempt of a migration takes over what the
+    one before has copied here.
     """
     copy = node.copies.get(request.agent)
     if copy is not None and copy.migration == request.migration:
@@ -81,9 +82,12 @@ def prepare(node: Node, request: control.Prepare) -> control.Preparation:
     reasons = refusals(offer, facts)
     if not reasons and not request.is_dry:
         assert spec is not None
-        if copy is not None:
-            copy.expire()
-        node.copies[request.agent] = Copy(node, request.agent, request.migration, spec, request.state_bytes)
+        if copy is None or not copy.adopt(request.migration, request.epoch, request.state_bytes):
+            if copy is not None:
+                copy.expire()
+            node.copies[request.agent] = Copy(
+                node, request.agent, request.migration, spec, request.state_bytes, request.epoch
+            )
     return control.Preparation(list(reasons))
 
 

@@ -14,6 +14,7 @@ from mielin_cells.migration.audit import AuditEntry
 from mielin_cells.migration.journal import (
     AnyRecord,
     Attempted,
+    Cancelled,
     Decided,
     Ended,
     Failed,
@@ -101,6 +102,8 @@ def _facts(record: AnyRecord) -> dict[str, Any]:
             }  # fmt: skip
         case Decided():
             return {"strategy": record.strategy, "rule": record.rule, "delay_s": round(record.delay_s, 3)}
+        case Cancelled():
+            return {}
         case TakenBack():
             return {"to": record.goes_to, "record": record.record, "messages": record.messages, "sent": record.sent}
         case Ended():

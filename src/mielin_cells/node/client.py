@@ -25,6 +25,7 @@ from mielin_cells.errors import (
     CellError,
     Fenced,
     MessageTooLarge,
+    MigrationInProgress,
     MigrationRefused,
     NoResponder,
     NoSuchAgent,
@@ -35,9 +36,9 @@ from mielin_cells.errors import (
     WireTimeout,
     WrongClass,
 )
+from mielin_cells.migration.standing import journal_outcome, outcome_of
 from mielin_cells.node import control, journal, registry, selector
 from mielin_cells.node.lane import Lane
-from mielin_cells.node.migrations import outcome_of
 from mielin_cells.node.reader import load
 from mielin_cells.node.rollback import rollback
 from mielin_cells.substrate.ports import Log, Subscription, Wire
@@ -328,36 +329,39 @@ class Client:
     async def watched(
         self, request: control.Migrate, source: str, seen: Callable[[control.Progress], None] | None = None
     ) -> MigrationReport:
-        """The report, from the source; or, if the source is gone, what the agent's log says (rule 7).
+        """The report: from the source; if that is gone, from whoever owns the agent next and goes on; or what the logs say (rule 7).
 
-        `seen` is called with each answer of the source, one every `request.wait` seconds.
+        `seen` is called with each answer, one every `request.wait` seconds.  Raises what kept them from answering if nobody
+        does for as long as a migration may take; it goes on then as it can, and `mielin show` tells its end.
         """
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self.settings.migration_s + self.settings.probation_s
+        patience = self.settings.migration_s + self.settings.probation_s
+        deadline, coordinator = loop.time() + patience, source
         started = False
         while True:
             try:
-                answer = await self.request(source, request, POLL_S * 2)
+                answer = await self.request(coordinator, request, POLL_S * 2)
                 progress = msgspec.msgpack.decode(answer, type=control.Progress)
-                started = True
+                started, deadline = True, loop.time() + patience
                 if seen is not None:
                     seen(progress)
                 if progress.report is not None:
                     return report_of(progress.report)
                 continue
-            except (NoSuchAgent, Fenced):
-                if not started and loop.time() > deadline:
-                    raise
-            except (NoResponder, WireTimeout) as error:
+            except (NoSuchAgent, Fenced, NoResponder, WireTimeout):
                 if loop.time() > deadline:
-                    raise error
-            report = await self._told_by_logs(request, source)
+                    raise
+            except MigrationInProgress:
+                if not started and coordinator == source:
+                    raise
+            owner, report = await self._told_by_logs(request, source)
             if report is not None:
                 return report
+            coordinator = owner if coordinator == source else source  # by turns: either may only be slow
             await asyncio.sleep(0.05)
 
-    async def _told_by_logs(self, request: control.Migrate, source: str) -> MigrationReport | None:
-        """What journal and log say of a migration whose source does not; None while it is open."""
+    async def _told_by_logs(self, request: control.Migrate, source: str) -> tuple[str, MigrationReport | None]:
+        """Who owns the agent, and what journal and log say of a migration whose source does not; None while it is open."""
         outcome: str | None
         reason, code, target = "", "", request.to
         fold = await load(self.log, request.agent)
@@ -368,15 +372,14 @@ class Client:
         else:
             if found.end is not None:
                 outcome, reason, code, target = found.end.outcome, found.end.reason, found.end.code, found.end.target
-            else:
-                last = found.attempts[-1:]
-                outcome = outcome_of(fold, last[0].id, last[0].epoch) if last else None
-                outcome = outcome if outcome == "completed" or fold.owner != source else None
+            else:  # whoever owns the agent goes on with it
+                outcome, target = journal_outcome(found, fold)
+                outcome = outcome if outcome == "completed" or fold.phase is Phase.TERMINATED else None
         if outcome is None:
-            return None
+            return fold.owner, None
         if outcome != "completed" and not reason:
             reason, code = "the source was lost; the agent's log says that it did not move", "SourceLost"
-        return MigrationReport(
+        return fold.owner, MigrationReport(
             migration=request.migration, agent=request.agent, source=source, target=target, outcome=outcome,
             reason=reason, code=code,
         )  # fmt: skip

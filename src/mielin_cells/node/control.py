@@ -160,12 +160,6 @@ class Purge(Request, tag="Purge", frozen=True):
     letters: list[LetterKey]
 
 
-class Told(Request, tag="Told", frozen=True):
-    """What do you know of this migration?  Answer: `Progress`; raises `NoSuchMigration`."""
-
-    migration: str
-
-
 class Predict(Request, tag="Predict", frozen=True):
     """What would a move take?  To the agent's owner.  Answer: `predict.Prediction`."""
 
@@ -183,7 +177,7 @@ class Heard(Request, tag="Heard", frozen=True):
     """Which nodes' heartbeats have you heard?  Answer: a list of `Beat`, each with the seconds since then."""
 
 
-Question: TypeAlias = Ping | Replaying | Audited | Waiting | Hosted | Read | ReadState | Told | Heard
+Question: TypeAlias = Ping | Replaying | Audited | Waiting | Hosted | Read | ReadState | Heard
 AnyRequest: TypeAlias = (
     Spawn | Undo | Migrate | Predict | Abort | Prepare | Copy | Release | Order | Purge | Claim | Look | Question
 )

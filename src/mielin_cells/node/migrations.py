@@ -1,16 +1,15 @@
-"""The migrations of one node: those that leave it, what it knows of those that ended, and those that it settles for others."""
+"""The migrations of one node: those that leave it, those that it goes on with for others, and what it knows of those that ended."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from mielin_cells.core.cluster import MigrationReport
-from mielin_cells.core.fold import Fold, Phase
+from mielin_cells.core.fold import Phase
 from mielin_cells.core.ids import log_subject
-from mielin_cells.core.records import named_owner
+from mielin_cells.core.records import AnyRecord, HandedOff, Returned, named_owner
 from mielin_cells.core.settings import RETRY_S_MAX, RETRY_S_MIN
 from mielin_cells.errors import (
     AlreadyThere,
@@ -19,20 +18,20 @@ from mielin_cells.errors import (
     LogGap,
     MigrationInProgress,
     NoSuchMigration,
-    RecordInvalid,
     RetryError,
     UnknownNode,
+    described,
 )
 from mielin_cells.migration.breaker import BreakerConfig, Targets
-from mielin_cells.migration.failure import MigrationErrorType
-from mielin_cells.migration.journal import Ended, Journal
-from mielin_cells.migration.recovery import RecoveryConfig, RecoveryStrategy
+from mielin_cells.migration.journal import Ended
+from mielin_cells.migration.recovery import RecoveryConfig
+from mielin_cells.migration.standing import outcome_of
 from mielin_cells.node import control, journal, selector
 from mielin_cells.node.config import changed
-from mielin_cells.node.journal import JournalTaken, Scribe
 from mielin_cells.node.observe import Observer, Watchers
 from mielin_cells.node.reader import load, record_of
 from mielin_cells.node.recovery import Recovery
+from mielin_cells.node.settling import Settling
 from mielin_cells.node.source import Move
 
 if TYPE_CHECKING:
@@ -58,11 +57,7 @@ class Migrations:
         """The attempts that run, by agent."""
         self.open: dict[str, Recovery] = {}
         self.reports: dict[str, MigrationReport] = {}
-        self.failures: Counter[str] = Counter()
-        """By class of failure, since this process began."""
-        self.decisions: Counter[str] = Counter()
-        self._unsettled: dict[str, float] = {}
-        """Agents that came here by a move or a claim, and when to look whether their migration has its end."""
+        self.settling = Settling(self)
 
     def close(self) -> None:
         for move in list(self.moves.values()):
@@ -74,35 +69,60 @@ class Migrations:
         """Begins the migration, or asks after it.  Raises what keeps it from beginning: then nothing has."""
         report = self.reports.get(request.migration)
         if report is None:
-            found = self.open.get(request.agent)
-            if found is not None and found.migration != request.migration:
-                raise MigrationInProgress(
-                    f"Agent {request.agent!r} is being moved by {found.migration}.", agent=request.agent,
-                    migration=found.migration,
-                )  # fmt: skip
-            found = found or await self._begun(request)
+            found = self._running(request) or await self._begun(request)
+            if found is None:
+                return control.ended(self.reports[request.migration])
             await asyncio.wait((found.done,), timeout=request.wait)
             if not found.done.done():
                 return found.progress()
             report = found.done.result()
+        if report is None:
+            raise Fenced(
+                f"Node {self.node.name} does not run migration {request.migration} of agent {request.agent!r} any more; its owner "
+                "goes on with it.", agent=request.agent, migration=request.migration,
+            )  # fmt: skip
         return control.ended(report)
 
-    async def _begun(self, request: control.Migrate) -> Recovery:
+    def _running(self, request: control.Migrate) -> Recovery | None:
+        """The agent's open migration.  Raises `MigrationInProgress` if that is another."""
+        found = self.open.get(request.agent)
+        if found is not None and found.migration != request.migration:
+            raise MigrationInProgress(
+                f"Agent {request.agent!r} is being moved by {found.migration}.", agent=request.agent,
+                migration=found.migration,
+            )  # fmt: skip
+        return found
+
+    async def _begun(self, request: control.Migrate) -> Recovery | None:
+        """Begins it.  None if it was open already, had lost its source, and has ended just now."""
         agent, node = request.agent, self.node
-        target = request.to or await self.chosen(node.host(agent))
-        if agent in self.open:  # begun while the others were asked
-            return self.open[agent]
-        host = node.host(agent)
-        if request.to == node.name:
+        await self.settling.one_due(agent)  # one that was claimed may have an open migration, which goes on first
+        if request.migration in self.reports:
+            return None
+        found = self._running(request)
+        if found is not None:
+            return found
+        host, target = self._planned_for(request), request.to
+        if target == node.name:
             raise AlreadyThere(f"Agent {agent!r} is on {node.name} already.", agent=agent, node=node.name)
+        if not target:
+            target = await self.chosen(host)
+            found, host = self._running(request), self._planned_for(request)  # things change while others are asked
+            if found is not None:
+                return found
+        found = self.open[agent] = Recovery(self, request, target, self._config_of(host, request.recovery))
+        node.home.begin(self._run(found, is_new=True))
+        return found
+
+    def _planned_for(self, request: control.Migrate) -> Host:
+        """The agent's host, in the epoch that the migration was planned in.  Raises `NoSuchAgent`, `Fenced`."""
+        host = self.node.host(request.agent)
         if host.fold.epoch != request.epoch or host.fold.phase is not Phase.RUN:
             raise Fenced(
-                f"Agent {agent!r} has changed its owner since {request.migration} was planned; plan it again.",
-                agent=agent, epoch=host.fold.epoch,
+                f"Agent {request.agent!r} has changed its owner since {request.migration} was planned; plan it again.",
+                agent=request.agent, epoch=host.fold.epoch,
             )  # fmt: skip
-        found = self.open[agent] = Recovery(self, request, target, self._config_of(host, request.recovery))
-        node.home.begin(self._run(found))
-        return found
+        return host
 
     async def chosen(self, host: Host) -> str:
         """The first target of a migration that names none.  Raises `UnknownNode` if there is nobody to ask."""
@@ -113,24 +133,54 @@ class Migrations:
             raise UnknownNode("No other node answers; start one.", node="", nodes=[other.name for other in nodes])
         resting = self.targets.unfit(node.clock())
         # If none fits, the emptiest says why not.
-        return selector.choose(others, host.fold.cls, resting) or selector.choose(others, "", ()) or ""
+        fit = selector.choose(others, host.fold.cls, resting, host.fold.policy.preferred_architectures)
+        return fit or selector.choose(others, "", ()) or ""
 
     def _config_of(self, host: Host, changes: dict[str, Any] | None) -> RecoveryConfig:
         """The node's, with what the agent's class and then this migration are to have otherwise.  Raises `ConfigError`."""
         cls = host.spec.cls._recovery
         return changed(self.config, cls, self.classes.get(host.spec.name), changes)
 
-    async def _run(self, recovery: Recovery) -> None:
-        host = self.node.hosts.get(recovery.agent)
-        size = host.fold.state.size_bytes if host is not None else 0
-        recovery.observer = Observer(self.watchers, recovery.migration, recovery.agent, size)
+    async def _run(self, recovery: Recovery, is_new: bool) -> None:
+        """To its end, or to where another process has to go on: as the journal has it, nothing is guessed."""
+        self._observe(recovery, is_new)
         try:
             await recovery.run()
+        except RetryError as error:
+            logger.warning("migration %s is gone on with later: %s", recovery.migration, error)
+        except Exception as error:
+            # A bug.  The agent's log says what became of the attempt, and settling, which reads it, writes the end.
+            logger.exception("migration %s of agent %s stopped", recovery.migration, recovery.agent)
+            self.settling.broken[recovery.migration] = described(error)
         finally:
             if self.open.get(recovery.agent) is recovery:
                 del self.open[recovery.agent]
+        self._ended(recovery)
+
+    def taken_over(self, recovery: Recovery, goes_on: bool) -> None:
+        """A migration that another process began was ended, or goes on here."""
+        logger.warning(
+            "migration %s of agent %s, whose source was lost, %s", recovery.migration, recovery.agent,
+            "goes on from here" if goes_on else "was settled",
+        )  # fmt: skip
+        if goes_on:
+            self.node.home.begin(self._run(recovery, is_new=False))
+        else:
+            self._observe(recovery, is_new=False)
+            self._ended(recovery)
+
+    def _observe(self, recovery: Recovery, is_new: bool) -> None:
+        host = self.node.hosts.get(recovery.agent)
+        size = host.fold.state.size_bytes if host is not None else 0
+        recovery.observer = Observer(self.watchers, recovery.migration, recovery.agent, size, is_new=is_new)
+
+    def _ended(self, recovery: Recovery) -> None:
         report = recovery.done.result()
-        recovery.observer.ended(report)
+        if report is None:
+            self.settling.soon(recovery.agent, 0.0)  # a look, in case it is still, or again, this node's
+            return
+        if recovery.observer is not None:
+            recovery.observer.ended(report)
         self.reports[report.migration] = report
         while len(self.reports) > REPORTS_MAX:
             del self.reports[next(iter(self.reports))]
@@ -139,24 +189,14 @@ class Migrations:
                 "migration %s of agent %s %s: %s", report.migration, report.agent, report.outcome, report.reason
             )
 
-    def abort(self, agent: str) -> str:
+    async def abort(self, agent: str) -> str:
         """Cancels; the migration's id.  Raises `NoSuchMigration`, `TooLateToCancel`."""
+        await self.settling.one_due(agent)
         found = self.open.get(agent)
         if found is None:
             raise NoSuchMigration(f"No migration of agent {agent!r} is open on {self.node.name}.", agent=agent)
-        found.abort()
+        await found.abort()
         return found.migration
-
-    def told(self, migration: str) -> control.Progress | None:
-        """What this node knows of a migration as its source."""
-        report = self.reports.get(migration)
-        if report is not None:
-            return control.ended(report)
-        return next((found.progress() for found in self.open.values() if found.migration == migration), None)
-
-    def decided(self, kind: MigrationErrorType, strategy: RecoveryStrategy) -> None:
-        self.failures[kind.value] += 1
-        self.decisions[strategy.value] += 1
 
     # ---- an attempt ------------------------------------------------------------------------------------------
 
@@ -201,11 +241,22 @@ class Migrations:
 
     async def owner(self, agent: str) -> str:
         """The node that the log names now; waits for the store.  "" if there is none any more."""
+        record = await self._last_of(agent)
+        return named_owner(record) if record is not None else ""
+
+    async def owns(self, agent: str, epoch: int) -> bool:
+        """True if the log gives the agent to this node in `epoch` now, in phase run."""
+        record = await self._last_of(agent)
+        if record is None or isinstance(record, HandedOff) or named_owner(record) != self.node.name:
+            return False
+        return record.epoch + isinstance(record, Returned) == epoch
+
+    async def _last_of(self, agent: str) -> AnyRecord | None:
         delay = RETRY_S_MIN
         while True:
             try:
                 last = await self.node.home.log.last(log_subject(agent))
-                return named_owner(await record_of(self.node.home.log, agent, last)) if last is not None else ""
+                return await record_of(self.node.home.log, agent, last) if last is not None else None
             except RetryError:
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, RETRY_S_MAX)
@@ -213,85 +264,22 @@ class Migrations:
     # ---- settling --------------------------------------------------------------------------------------------
 
     def settle_soon(self, agent: str, within_s: float) -> None:
-        """The agent came here: whoever moved it writes the end of its migration, and if that one is gone, this node does."""
-        self._unsettled[agent] = self.node.clock() + within_s
+        """The agent came here: its migration, if whoever moved it is gone, is this node's to end or to go on with."""
+        self.settling.soon(agent, within_s)
 
     async def settle_due(self) -> None:
         """Called in every round of reconciling."""
-        now = self.node.clock()
-        for agent in [agent for agent, due in self._unsettled.items() if due <= now]:
-            try:
-                await self.settle(agent)
-            except RetryError as error:
-                logger.info("migrations of agent %s are settled later: %s", agent, error)
-            else:
-                self._unsettled.pop(agent, None)
+        await self.settling.all_due()
 
-    async def settle(self, agent: str) -> None:
-        """Ends what is open in the journals of an agent that this node owns, as its log tells.  Twice is as once."""
-        host = self.node.hosts.get(agent)
-        if host is None:
-            return
-        log = self.node.home.log
-        for _, migration in await journal.listed(log, agent):
-            mine = self.open.get(agent)
-            if mine is not None and mine.migration == migration:
-                continue
-            try:
-                found = await journal.read(log, agent, migration)
-                if found.is_open:
-                    await self._settle_one(found, host.fold)
-            except JournalTaken:
-                continue
-            except (RecordInvalid, NoSuchMigration) as error:
-                logger.error("migration %s of agent %s is parked as it is: %s", migration, agent, error)
-
-    async def _settle_one(self, found: Journal, fold: Fold) -> None:
-        outcome, target = journal_outcome(found, fold)
-        if outcome is None:
-            return
-        planned = found.planned
-        assert planned is not None
-        reason = "" if outcome == "completed" else f"{planned.node} was lost before it ended; the agent's log says so"
-        code = "" if outcome == "completed" else "SourceLost"
-        scribe = Scribe(self.node.home, planned.agent, found.migration, found)
-        await scribe.write(lambda head: Ended(**head, outcome=outcome, target=target, code=code, reason=reason))
-        logger.warning("migration %s of agent %s was settled: %s", found.migration, planned.agent, outcome)
-
-    async def told_by_journal(self, agent: str, migration: str) -> tuple[str, str]:
-        """Outcome and reason of a migration that another process has ended; rolled back if it is only gone on with."""
+    async def end_of(self, agent: str, migration: str) -> Ended | None:
+        """The end of a migration that another process has gone on with; None if it has none yet."""
         delay = RETRY_S_MIN
         while True:
             try:
-                found = await journal.read(self.node.home.log, agent, migration)
-                if found.end is not None:
-                    return found.end.outcome, found.end.reason
-                return "rolled_back", "another process goes on with it"
+                return (await journal.read(self.node.home.log, agent, migration)).end
             except RetryError:
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, RETRY_S_MAX)
             except CellError as error:
-                return "rolled_back", str(error)
-
-
-def outcome_of(fold: Fold, attempt: str, epoch: int) -> str | None:
-    """What the agent's log says of an attempt that was begun in `epoch`; None while it is open (rule 7)."""
-    outcome = fold.outcomes.get(attempt)
-    if outcome is not None:
-        return outcome
-    if fold.migration != attempt and (fold.epoch > epoch or fold.phase is Phase.TERMINATED):
-        return "rolled_back"
-    return None
-
-
-def journal_outcome(found: Journal, fold: Fold) -> tuple[str | None, str]:
-    """What became of an open journal's migration, now that `fold`'s owner is another than its coordinator; and the target."""
-    assert found.planned is not None
-    target = found.planned.target
-    for attempt in found.attempts:
-        if fold.outcomes.get(attempt.id) == "completed":
-            return "completed", attempt.target
-        target = attempt.target
-        if fold.migration == attempt.id:
-            return None, target
-    return "rolled_back", target
+                logger.error("migration %s of agent %s is parked as it is: %s", migration, agent, error)
+                return None

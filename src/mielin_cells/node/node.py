@@ -426,7 +426,7 @@ class Node:
             case control.Predict(agent=agent, to=to):
                 return await predict.predict(self, agent, to)
             case control.Abort(agent=agent):
-                return self.migrations.abort(agent)
+                return await self.migrations.abort(agent)
             case control.Prepare():
                 try:
                     await self.home.at("prepare")

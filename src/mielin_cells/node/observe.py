@@ -50,14 +50,18 @@ class Watchers:
 class Observer:
     """Of one migration, on its source."""
 
-    def __init__(self, watchers: Watchers, migration: str, agent: str, state_bytes: int) -> None:
+    def __init__(
+        self, watchers: Watchers, migration: str, agent: str, state_bytes: int, *, is_new: bool = True
+    ) -> None:
+        """`is_new` False: another node has told that it began."""
         self._watchers = watchers
         self._node = watchers.node
         self._migration = migration
         self._agent = agent
         self._total = state_bytes
         self._tracker = ProgressTracker(migration, agent, total_bytes=state_bytes, now=self._node.clock())
-        self._note(AuditEvent.MIGRATION_STARTED)
+        if is_new:
+            self._note(AuditEvent.MIGRATION_STARTED)
 
     def entered(self, move: Move, phase: MigrationPhase) -> None:
         """An attempt has come to a phase."""

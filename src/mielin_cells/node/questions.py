@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from mielin_cells.core import words
 from mielin_cells.core.cluster import AgentInfo, NodeInfo
-from mielin_cells.errors import NoSuchMigration
 from mielin_cells.node import control, orders
 
 if TYPE_CHECKING:
@@ -30,8 +29,6 @@ def answer(node: Node, question: control.Question) -> object:
         case control.ReadState(agent=agent, cls=cls, words=said):
             spec = node.spec(cls)
             return control.Spawn(agent, cls, spec.version, words.initial(spec, said))
-        case control.Told(migration=migration):
-            return _told(node, migration)
         case control.Replaying(agent=agent):
             ledger = node.host(agent).fold.ledger
             return control.Rest(len(ledger.again), ledger.replayed, len(ledger.dead))
@@ -51,11 +48,3 @@ def info(node: Node) -> NodeInfo:
     known = {name: getattr(about, name) for name in about.__struct_fields__ if name != "at"}
     since_s = max(0.0, node.home.wall() - about.at) if about.at else 0.0
     return NodeInfo(name=node.name, incarnation=node.home.incarnation, agents=len(node.hosts), since_s=since_s, **known)
-
-
-def _told(node: Node, migration: str) -> control.Progress:
-    """What this node knows of a migration as its source."""
-    found = node.migrations.told(migration)
-    if found is not None:
-        return found
-    raise NoSuchMigration(f"Node {node.name} knows of no migration {migration}.", migration=migration)

@@ -32,10 +32,17 @@ async def alive(log: Log, wire: Wire) -> list[NodeInfo]:
     return [answer for answer in answers if answer is not None]
 
 
-def choose(nodes: Iterable[NodeInfo], cls: str, but: Collection[str]) -> str | None:
+def choose(
+    nodes: Iterable[NodeInfo], cls: str, but: Collection[str], architectures: Collection[str] = ()
+) -> str | None:
     """Of the nodes that know the class the one with fewest agents, then by name; None if there is none besides `but`.
 
-    A node that tells of no classes, and the class "", say nothing and pass.
+    A node that tells of no classes, or no architecture, and the class "", say nothing and pass.
     """
-    able = [node for node in nodes if node.name not in but and (not cls or not node.classes or cls in node.classes)]
+
+    def fits(node: NodeInfo) -> bool:
+        is_known = not cls or not node.classes or cls in node.classes
+        return is_known and (not architectures or not node.architecture or node.architecture in architectures)
+
+    able = [node for node in nodes if node.name not in but and fits(node)]
     return min(able, key=lambda node: (node.agents, node.name)).name if able else None

@@ -26,6 +26,7 @@ from mielin_cells.errors import (
 )
 from mielin_cells.migration import source as m
 from mielin_cells.migration.phases import MigrationPhase
+from mielin_cells.migration.standing import restored
 from mielin_cells.node import control
 from mielin_cells.node.reader import record_of, take
 from mielin_cells.node.writer import Doubt
@@ -206,7 +207,13 @@ class Move:
     async def _prepare(self) -> m.Event:
         fold = self.host.fold
         request = control.Prepare(
-            fold.agent, self.migration, self.node.name, fold.cls, fold.version, fold.state.size_bytes, fold.epoch,
+            fold.agent,
+            self.migration,
+            self.node.name,
+            fold.cls,
+            fold.version,
+            fold.state.size_bytes,
+            fold.epoch,
             list(fold.policy.preferred_architectures),
         )
         try:
@@ -276,6 +283,8 @@ class Move:
             try:
                 async with asyncio.timeout(self.node.settings.pause_s):
                     await host.intake.hook("on_depart")
+            except TimeoutError:
+                return m.Broken("Timeout", "on_depart did not end within the pause")
             except Exception as error:  # whatever a user's hook raises fails this move, and the agent runs on
                 return m.Broken("HandlerFailed", f"on_depart raised {described(error)}")
         await host.seal_ready()
@@ -394,10 +403,7 @@ class Move:
                 f"Agent {fold.agent!r} came back from {self.target} other than it was handed over; it is read from its log.",
                 subject=fold.agent, seq=fold.seq,
             )  # fmt: skip
-        self.restored = {
-            "digest": self._sealed.hex(), "cursor": str(fold.ledger.cursor), "state": fold.lifecycle.state.value,
-            "version": str(fold.version), "epoch": str(fold.epoch),
-        }  # fmt: skip
+        self.restored = restored(fold)
 
     async def release(self) -> None:
         """Tells the target that what it has copied is not wanted any more."""

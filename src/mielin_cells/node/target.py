@@ -13,9 +13,11 @@ from mielin_cells.core.records import Accepted, AnyRecord, HandedOff, Returned
 from mielin_cells.core.spec import Spec, upgrade_state
 from mielin_cells.errors import CellError, DigestMismatch, Fenced, RecordInvalid, described
 from mielin_cells.migration import target as m
+from mielin_cells.migration.journal import is_same_migration
 from mielin_cells.node import control
 from mielin_cells.node.host import Host
 from mielin_cells.node.reader import load, take
+from mielin_cells.node.settling import SETTLE_S
 from mielin_cells.node.writer import Writer
 from mielin_cells.substrate.ports import Tail
 
@@ -24,9 +26,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("mielin_cells.migration")
 
-SETTLE_S = 30.0
-"""The source writes the end of a migration within milliseconds; after this the target looks whether it did."""
-
 READS = 3
 """How often a log is read from its snapshot on before bytes that cannot be used fail the copy."""
 
@@ -34,8 +33,12 @@ READS = 3
 class Copy:
     """One migration on its target: a reservation, a fold that follows the log, then probation."""
 
-    def __init__(self, node: Node, agent: str, migration: str, spec: Spec, reserved_bytes: int = 0) -> None:
+    def __init__(
+        self, node: Node, agent: str, migration: str, spec: Spec, reserved_bytes: int = 0, epoch: int = 0
+    ) -> None:
         self.node = node
+        self.epoch = epoch
+        """The agent's, when the reservation was made."""
         self.reserved_bytes = reserved_bytes
         """Memory and storage that no other agent is promised while this copy is among the node's `copies`."""
         self.agent = agent
@@ -103,11 +106,32 @@ class Copy:
 
     # ---- copying ---------------------------------------------------------------------------------------------
 
+    def adopt(self, attempt: str, epoch: int, state_bytes: int) -> bool:
+        """The copy serves the next attempt of its migration, if nothing has come between.  False: it does not.
+
+        Only before a handover, and in the epoch that it was made in: the former attempt is over then without having given the
+        agent to this node, since its source has begun another (rules 6 and 7).
+        """
+        if epoch != self.epoch or not is_same_migration(self.migration, attempt):
+            return False
+        self.machine, _ = self.machine.on(m.Adopted(attempt))
+        if self.migration != attempt:
+            return False
+        settings, is_reserved = self.node.settings, self.machine.phase is m.TargetPhase.RESERVED
+        self.reserved_bytes = state_bytes
+        self.records = self.bytes = 0
+        self._keep_for(2 * settings.prepare_s if is_reserved else settings.migration_s)
+        return True
+
+    def _keep_for(self, seconds: float) -> None:
+        """The reservation expires then, unless it is asked for again."""
+        self._expiry.cancel()
+        self._expiry = asyncio.get_running_loop().call_later(seconds, self.expire)
+
     async def reach(self, seq: int) -> control.CopyReport:
         """Returns when the copy has folded the record at `seq`.  Raises what made the copy fail."""
         if self.machine.phase is m.TargetPhase.RESERVED:
-            self._expiry.cancel()
-            self._expiry = asyncio.get_running_loop().call_later(self.node.settings.migration_s, self.expire)
+            self._keep_for(self.node.settings.migration_s)
         await self.on(m.CopyAsked())
         while (self._fold is None or self._fold.seq < seq) and not self.machine.phase.is_end:
             self._moved.clear()

@@ -60,6 +60,7 @@ async def undo(node: Node, request: control.Undo) -> control.Undoing:
     fold = host.fold
     if fold.epoch != request.epoch or fold.phase is not Phase.RUN:
         raise Fenced(f"Agent {fold.agent!r} has changed its owner; plan the rollback again.", agent=fold.agent)
+    await node.migrations.settling.one_due(fold.agent)  # a migration that lost its source may go on from here
     moving = node.migrations.open.get(fold.agent)
     if moving is not None:
         raise MigrationInProgress(
