@@ -40,7 +40,7 @@ class Bell(cells.Agent):
 
     @cells.handler
     async def repeat(self, seconds: float, catch_up: cells.CatchUp = "one") -> str:
-        return cells.every(seconds, id="repeat", catch_up=catch_up).ring("tick")
+        return cells.every(seconds, self.ring, id="repeat", catch_up=catch_up)("tick")
 
     @cells.handler
     async def stop(self, id: str) -> bool:
@@ -58,7 +58,7 @@ class Bell(cells.Agent):
             case "period":
                 cells.every(0).ring("x")
             case _:
-                cells.every(1, catch_up="some").ring("x")  # type: ignore[arg-type]
+                cells.every(1, catch_up="some").ring("x")  # type: ignore[call-overload]  # wrong on purpose
 
     @cells.handler
     async def all(self) -> list[str]:
@@ -174,7 +174,7 @@ async def test_each_message_of_a_timer_is_in_the_inbox_once_though_owners_die() 
             while len(await bell.all()) < 30:
                 await asyncio.sleep(0.01)
         assert sorted(await bell.all(), key=int) == [str(number) for number in range(30)]
-        numbers = set()
+        numbers = set[int]()
         for entry in await client.log.read("inbox.b", 0, 10_000):
             mail = decode_mail(entry.data, "here")
             if mail.sender == "b":

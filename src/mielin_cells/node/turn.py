@@ -425,6 +425,8 @@ class Turn:
         set_anew = self.rerun.timer(timer) if self.rerun is not None else timer
         if set_anew is not None:
             self.timers[name], self.seconds[name] = set_anew, seconds + (set_anew.due - due)
+        elif name in self.timers or name in ledger.timers:
+            self.timers[name] = None  # it has fired, and what it replaced is gone all the same
         return name
 
     def _timer_name(self, k: int) -> str:
