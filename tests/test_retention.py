@@ -22,7 +22,7 @@ def test_an_agent_that_never_moved_keeps_no_more_than_its_newest_snapshots() -> 
 
 
 def test_a_handover_is_kept_until_a_snapshot_behind_it_is_as_old_as_the_retention() -> None:
-    kept, seen = [], []
+    kept, seen = list[Kept](), list[int]()
     for number in range(1, 200):
         now = number * 60.0
         kept = [*still_needed(kept, [45], now, 3600), snap(number * 10, now)]

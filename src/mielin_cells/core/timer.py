@@ -83,10 +83,9 @@ def cancel(id: str, /) -> bool:
 
 def _later(seconds: float, repeats: bool, catch_up: str, id: str | None, handler: Bound[P, Any] | None) -> Any:
     running = _running()
-    is_number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
-    if not is_number or not 0 <= seconds <= SECONDS_MAX or (repeats and seconds == 0):
+    if type(seconds) not in (int, float) or not 0 <= seconds <= SECONDS_MAX or (repeats and seconds == 0):
         raise UsageError(f"A timer of agent {running.id!r} in {seconds!r} seconds cannot be: 0 to {SECONDS_MAX:g}.")
-    if id is not None and not (isinstance(id, str) and 0 < len(id) <= ID_CHARS_MAX and id.isprintable()):
+    if id is not None and (type(id) is not str or not 0 < len(id) <= ID_CHARS_MAX or not id.isprintable()):
         raise UsageError(f"A timer of agent {running.id!r} has no id of 1 to {ID_CHARS_MAX} printable characters.")
 
     def set_timer(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
