@@ -23,7 +23,7 @@ from mielin_cells.migration.recovery import RecoveryConfig
 from mielin_cells.node import journal
 from mielin_cells.node.client import Client
 from mielin_cells.node.node import Node
-from mielin_cells.node.target import SETTLE_S
+from mielin_cells.node.settling import SETTLE_S
 from mielin_cells.substrate.ports import Entry
 from mielin_cells.testing.accounts import TOKENS, Account
 from mielin_cells.testing.checkers import (
