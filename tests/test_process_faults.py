@@ -10,7 +10,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from processes import APP, Deployment, Running, deployment, lives, run, wait_for
+from commands import run
+from processes import APP, Deployment, Running, deployment, lives, wait_for
 
 CHILDREN_END_S = 5.0
 
@@ -141,7 +142,7 @@ def test_an_owner_stopped_in_a_handover_is_fenced_when_it_goes_on_and_says_so_on
         marker = tmp_path / "marker"
         up.value("spawn", "Lingering", "anna", f"marker={marker}", "--on", "owner")
         assert up.value("ask", "anna", "add") == 1
-        moving = up.start("migrate", "anna", "--to", "node-1")
+        moving = up.start("migrate", "anna", "--to", "node-1", "--retries", "0")
         wait_for(marker.exists, "the handover")
         owner.signal(signal.SIGSTOP)
         assert up.value("claim", "anna", "--to", "node-2", "--force")["former"] == "owner"

@@ -35,7 +35,7 @@ from mielin_cells.substrate.ports import Appended, Entry, Log
 
 AGENT = "album/1"
 SUBJECT = log_subject(AGENT)
-SETTINGS = cells.Settings(snapshot_records=20, ask_timeout_s=0.5, ask_repeat_s=0.1)
+SETTINGS = cells.Settings(snapshot_records=20, ask_timeout_s=2.0, ask_repeat_s=0.1)
 
 LARGE = 20_000
 """Bytes of an entry, so that the state is cut into some parts at the first snapshot."""

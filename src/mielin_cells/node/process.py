@@ -33,6 +33,7 @@ from mielin_cells.node.admit import room_of
 from mielin_cells.node.client import Client
 from mielin_cells.node.config import Config
 from mielin_cells.node.heartbeat import Heartbeat
+from mielin_cells.node.keeper import Keeper
 from mielin_cells.node.node import Node
 from mielin_cells.node.registry import Announcement
 from mielin_cells.node.remote import Address, open_substrate
@@ -253,6 +254,7 @@ async def _live(options: Options, ending: Ending, substrate: Substrate, client: 
             )
             node.heard = heartbeat.ear.heard
             heartbeat.start()
+            node.home.begin(Keeper(node, heartbeat.ear.heard).run())
             options.say({
                 "event": "serving", "node": node.name, "incarnation": node.home.incarnation, "agents": len(node.hosts),
                 "classes": node.about.classes, "process": os.getpid(),

@@ -1,0 +1,238 @@
+"""Nodes that die or fall silent: their agents are claimed by others, and a node that was only stopped gives way."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from random import Random
+
+import pytest
+from processes import deployment, wait_for
+
+import mielin_cells as cells
+from mielin_cells.core.agent import classes, current
+from mielin_cells.core.cluster import NodeInfo
+from mielin_cells.migration.recovery import RecoveryConfig
+from mielin_cells.node.client import Client
+from mielin_cells.node.heartbeat import Beat
+from mielin_cells.node.keeper import SUBJECT, Keeper, Spread, suspected
+from mielin_cells.node.node import Node
+from mielin_cells.node.reader import load
+from mielin_cells.substrate.embedded import Embedded
+
+QUICK = cells.Settings(heartbeat_s=0.05, heartbeat_misses=4, reconcile_s=0.3, ask_repeat_s=0.1)
+LIMIT_S = QUICK.heartbeat_s * QUICK.heartbeat_misses
+
+
+class Gauge(cells.Agent):
+    count: int = 0
+
+    @cells.handler
+    async def add(self, n: int = 1) -> int:
+        self.count += n
+        return self.count
+
+    @cells.handler
+    async def where(self) -> str:
+        return cells.this().node
+
+
+# ---- decisions -----------------------------------------------------------------------------------------------
+
+
+def beats(**ages: float) -> list[Beat]:
+    return [Beat(name.replace("_", "-"), 1, 0.0, age) for name, age in ages.items()]
+
+
+@pytest.mark.parametrize(
+    ("heard", "listening_s", "wanted"),
+    [
+        (beats(node_1=0.1, node_2=0.1, node_3=0.1), 100, set()),
+        (beats(node_1=0.1, node_2=2.6, node_3=0.1), 100, {"node-2"}),
+        (beats(node_1=0.1, node_2=2.5, node_3=0.1), 100, set()),
+        (beats(node_1=0.1, node_3=0.1), 100, {"node-2"}),
+        (beats(node_1=0.1), 2.0, set()),  # has not listened for long enough
+        (beats(node_1=9.0, node_2=9.0, node_3=9.0), 100, set()),  # hears nothing, not even itself
+        (beats(node_2=0.1), 100, set()),
+        (beats(node_1=0.1, node_2=2.6, node_3=2.6), 2.55, {"node-2", "node-3"}),
+    ],
+)
+def test_who_is_suspected(heard: list[Beat], listening_s: float, wanted: set[str]) -> None:
+    assert suspected("node-1", ["node-1", "node-2", "node-3"], heard, listening_s, 2.5) == wanted
+
+
+def test_orphans_are_spread_by_load() -> None:
+    infos = [NodeInfo(name=name, incarnation=1, agents=agents) for name, agents in (("a", 3), ("b", 0), ("c", 1))]
+    spread = Spread(infos)
+    assert [spread.choose(()) for _ in range(5)] == ["b", "b", "c", "b", "c"]
+    assert spread.choose(("a", "b", "c")) is None
+    spread.gives_back("b")
+    assert spread.choose(()) == "b"
+
+
+# ---- nodes of one process ------------------------------------------------------------------------------------
+
+
+class Air:
+    """What heartbeats would carry, as of now."""
+
+    def __init__(self) -> None:
+        self.last: dict[str, float] = {}
+        self.silent: set[str] = set()
+        self.deaf: set[str] = set()
+
+    def heard_by(self, name: str, node: Node) -> list[Beat]:
+        now = node.clock()
+        if name not in self.deaf:
+            self.last.update(dict.fromkeys(self.last.keys() - self.silent, now))
+        return [Beat(other, 1, 0.0, now - at) for other, at in self.last.items()]
+
+
+@asynccontextmanager
+async def nodes(*names: str) -> AsyncIterator[tuple[Client, dict[str, Node], dict[str, Keeper], Air]]:
+    substrate = await Embedded.open()
+    client = Client(substrate.log, substrate.wire, settings=QUICK, rng=Random(0), wall=time.time)
+    await client.open()
+    running, keepers, air = dict[str, Node](), dict[str, Keeper](), Air()
+    for name in names:
+        node = Node(
+            name, substrate.log, substrate.wire, classes.get, settings=QUICK, rng=Random(name), wall=time.time,
+            recovery=RecoveryConfig(max_retries=0),
+        )  # fmt: skip
+        node.home.cluster = client
+        await node.start()
+        air.last[name] = node.clock()
+        running[name] = node
+        keepers[name] = Keeper(node, lambda name=name, node=node: air.heard_by(name, node))  # type: ignore[misc]
+        node.home.begin(keepers[name].run())
+    token = current.set(client)
+    try:
+        yield client, running, keepers, air
+    finally:
+        current.reset(token)
+        for node in running.values():
+            await node.stop()
+        await client.close()
+        await substrate.close()
+
+
+def die(node: Node, air: Air) -> None:
+    air.silent.add(node.name)
+    node._close_all()
+    node.kill()
+
+
+async def test_the_agents_of_a_dead_node_are_spread_over_the_others_and_lose_nothing() -> None:
+    async with nodes("node-1", "node-2", "node-3") as (client, running, keepers, air):
+        gauges = [await client.on("node-2").spawn(Gauge, f"g{n}") for n in range(40)]
+        await asyncio.gather(*(gauge.add(5) for gauge in gauges))
+        die(running["node-2"], air)
+        assert await asyncio.gather(*(gauge.add() for gauge in gauges)) == [6] * 40
+        where = [await gauge.where() for gauge in gauges]
+        assert {where.count("node-1"), where.count("node-3")} == {20}
+        assert sum(keeper.taken for keeper in keepers.values()) == 40
+        fold = await load(client.log, "g0")
+        assert fold.epoch == 2
+
+
+async def test_when_the_keeper_itself_dies_another_is_elected_and_goes_on() -> None:
+    async with nodes("node-1", "node-2", "node-3") as (client, running, _, air):
+        gauges = [await client.on(f"node-{n % 3 + 1}").spawn(Gauge, f"g{n}") for n in range(9)]
+        async with asyncio.timeout(10):
+            while (last := await client.log.last(SUBJECT)) is None:
+                await asyncio.sleep(0.01)
+        keeper = next(name for name in running if name.encode() in last.data)
+        die(running[keeper], air)
+        assert await asyncio.gather(*(gauge.add() for gauge in gauges)) == [1] * 9
+        after = await client.log.last(SUBJECT)
+        assert after is not None
+        assert keeper.encode() not in after.data
+        assert keeper not in [await gauge.where() for gauge in gauges]
+
+
+async def test_a_node_that_is_cut_off_suspects_nobody_and_one_that_was_only_silent_gives_way() -> None:
+    async with nodes("node-1", "node-2", "node-3") as (client, running, _, air):
+        gauge = await client.on("node-2").spawn(Gauge, "g")
+        other = await client.on("node-1").spawn(Gauge, "o")
+        await gauge.add()
+        air.silent.add("node-2")  # it lives, and nobody hears it
+        async with asyncio.timeout(10):
+            while (await client.owner("g"))[0] == "node-2":
+                await asyncio.sleep(0.01)
+        assert await gauge.add() == 2
+        async with asyncio.timeout(10):
+            while "g" in running["node-2"].hosts:
+                await asyncio.sleep(0.01)
+        assert await gauge.where() != "node-2"
+        air.silent.discard("node-2")
+        assert await other.add() == 1
+        assert await client.on("node-2").spawn(Gauge, "again") is not None  # it has rejoined
+
+
+async def test_a_node_that_hears_nobody_takes_nothing() -> None:
+    async with nodes("node-1", "node-2") as (client, running, keepers, air):
+        gauge = await client.on("node-2").spawn(Gauge, "g")
+        air.deaf.update(running)
+        await asyncio.sleep(4 * LIMIT_S)
+        assert keepers["node-1"].taken == keepers["node-2"].taken == 0
+        assert await gauge.where() == "node-2"
+
+
+async def test_an_agent_in_mid_move_is_claimed_when_both_ends_are_gone() -> None:
+    async with nodes("node-1", "node-2", "node-3") as (client, running, _, air):
+        gauge = await client.on("node-1").spawn(Gauge, "g")
+        await gauge.add(3)
+        reached = asyncio.Event()
+
+        async def stop_here(step: str) -> None:
+            if step == "probe":
+                reached.set()
+                await asyncio.sleep(3600)
+
+        running["node-2"].home.step = stop_here
+        moving = asyncio.create_task(client.migrate(gauge, to="node-2"))
+        await reached.wait()
+        die(running["node-1"], air)
+        die(running["node-2"], air)
+        assert await gauge.add() == 4
+        assert await gauge.where() == "node-3"
+        assert (await moving).outcome == "rolled_back"
+
+
+# ---- processes -----------------------------------------------------------------------------------------------
+
+
+def test_kill_9_of_a_node_process_costs_its_agents_a_moment(tmp_path: Path) -> None:
+    with deployment(tmp_path, 2) as up:
+        third = up.node("third")
+        for n in range(4):
+            up.value("spawn", "Counter", f"c{n}", "--on", "third")
+        assert up.value("ask", "c0", "add", "5") == 5
+        third.process.kill()
+        assert up.value("ask", "c0", "add") == 6
+        wait_for(
+            lambda: all(info["node"] in ("node-1", "node-2") for info in up.value("agents")),
+            "the failover of all agents",
+        )
+        where = [info["node"] for info in up.value("agents")]
+        assert {where.count("node-1"), where.count("node-2")} == {2}
+
+
+def test_a_process_that_was_stopped_past_every_deadline_gives_way_when_it_goes_on(tmp_path: Path) -> None:
+    with deployment(tmp_path, 2) as up:
+        third = up.node("third")
+        up.value("spawn", "Counter", "anna", "--on", "third")
+        assert up.value("ask", "anna", "add", "5") == 5
+        third.signal(signal.SIGSTOP)
+        assert up.value("ask", "anna", "add") == 6
+        third.signal(signal.SIGCONT)
+        assert up.value("ask", "anna", "add") == 7
+        wait_for(
+            lambda: "third" in [node["name"] for node in up.value("nodes") if node["state"] == "alive"], "its return"
+        )
+        up.value("migrate", "anna", "--to", "third")
+        assert up.value("ask", "anna", "add") == 8
