@@ -35,7 +35,7 @@ from mielin_cells.substrate.ports import Appended, Entry, Log
 
 AGENT = "album/1"
 SUBJECT = log_subject(AGENT)
-SETTINGS = cells.Settings(snapshot_records=20, ask_timeout_s=2.0, ask_repeat_s=0.1)
+SETTINGS = cells.Settings(snapshot_records=20, ask_timeout_s=1.0, ask_repeat_s=0.1)
 
 LARGE = 20_000
 """Bytes of an entry, so that the state is cut into some parts at the first snapshot."""
@@ -99,9 +99,9 @@ async def parts_of(log: Log, snapshot: Snapshot) -> dict[int, bytes]:
 
 
 async def until_snapshots(album: Album, log: Log, count: int, size: int = 10) -> bytes:
-    """Turns until the log has `count` snapshots, and two more turns.  The content then."""
-    key = 0
-    while len(await snapshots_of(log)) < count:
+    """Turns until the log has had `count` snapshots, and two more turns.  The content then."""
+    key, seen = 0, set[int]()
+    while len(seen := seen | {seq for seq, _ in await snapshots_of(log)}) < count:
         await album.put(key, size)
         key += 1
         await asyncio.sleep(0)

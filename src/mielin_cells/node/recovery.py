@@ -157,7 +157,9 @@ class Recovery:
         except JournalTaken:
             await self._ended_elsewhere()
         except Fenced:
-            logger.info("migration %s of agent %s is left to its new owner", self.migration, self.agent)
+            logger.warning(
+                "agent %s has another owner now, and its migration %s is left to that one", self.agent, self.migration
+            )
         finally:
             self._close(None)
 
