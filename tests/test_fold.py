@@ -36,7 +36,7 @@ from agent_log import (
 
 from mielin_cells.core.fold import OUTCOMES_MAX, Fold, Phase
 from mielin_cells.core.lifecycle import AgentState
-from mielin_cells.core.records import DeadLetter, PartRef, Spilled
+from mielin_cells.core.records import DeadLetter, PartRef, Spilled, Stepped
 from mielin_cells.core.state import StateDelta, TableDelta
 from mielin_cells.errors import (
     DigestMismatch,
@@ -361,11 +361,17 @@ def test_a_turn_goes_on_only_after_outcomes_that_are_there() -> None:
     refuse(fold, other)
 
 
-def test_claims_are_counted_until_a_message_has_run() -> None:
+def test_claims_are_counted_from_the_mark_of_a_turn_until_it_has_run() -> None:
+    def mark(fold: Fold) -> Stepped:
+        return Stepped(**head(fold), sender="visitor", input=1, at=0, made=[])
+
     fold = after(claimed, claimed)
-    take(fold, lambda f: committed(f, commit(released={})), claimed)
-    assert fold.claims == 3
-    assert take(fold, lambda f: claimed(f, waits=False)).claims == 3
+    assert fold.claims == 0  # nobody had come to a message
+    take(fold, mark, claimed, lambda f: committed(f, commit(released={})), claimed)
+    assert fold.claims == 2
+    assert take(fold, lambda f: claimed(f, waits=False)).claims == 2
+    assert take(fold, stepped).claims == 0  # it got further than before
+    assert take(fold, claimed).claims == 1
     assert take(fold, turn).claims == 0
 
 

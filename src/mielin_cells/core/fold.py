@@ -97,8 +97,9 @@ class Fold:
         """What the last commit says that the digest of the state is; None before the first."""
         self.turn: OpenTurn | None = None
         self.claims = 0
-        """Claims since the last commit that ran a message, each with a message waiting: one that kills its process shows
-        here (rule 5), and a node that was started often, with nothing to do for the agent, does not."""
+        """Claims of the agent with its turn open and nothing new from it: a message that kills its process shows here (rule 5).
+        An owner that has claimed opens the first turn by a record before it runs it, so a node that dies of something else,
+        before it came to the message, does not count against it."""
         self.outcomes: dict[str, str] = {}
         self.handed: dict[str, int] = {}
         """Of the same migrations: where they handed over."""
@@ -261,6 +262,8 @@ class Fold:
             case Asked() | Stepped():
                 made = [*self._made_before(record)[: record.at], *record.made]
                 self.turn = OpenTurn(record.sender, record.input, made)
+                if record.made:
+                    self.claims = 0
             case Snapshot():
                 self.snap, self.kept = seq, _kept(seq, record)
                 self.behind_records = self.behind_bytes = 0
@@ -280,7 +283,7 @@ class Fold:
                 self._owns(record.to, self.source_incarnation, record.epoch + 1)
             case Claimed():
                 self._outcome("rolled_back")
-                self.claims += record.waits
+                self.claims += record.waits and self.turn is not None
                 self._owns(record.node, record.incarnation, record.epoch)
             case Cleared():
                 self.ledger.clear(record.letters)

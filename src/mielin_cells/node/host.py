@@ -63,6 +63,8 @@ class Host:
         self.timers = Timers(self)
         self.intake = Intake(self)
         self.is_open = False
+        self.marks = False
+        """The agent was claimed with a message waiting: the first turn is opened by a record."""
         self.batch = Batch()
         self.inflight: Batch | None = None
         self._sealing = False

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mielin_cells.core.agent import turn as current_turn
 from mielin_cells.core.ledger import Verdict
 from mielin_cells.core.message import Answer, Mail, Message, encode_answer, sender_text
-from mielin_cells.core.records import DeadLetter, Ended, Out, Replayed, Taken
+from mielin_cells.core.records import DeadLetter, Ended, Out, Replayed, Stepped, Taken
 from mielin_cells.core.settings import BURST_S, COMMIT_TURNS_MAX, MESSAGE_BYTES_MAX
 from mielin_cells.core.spec import HandlerSpec
 from mielin_cells.errors import (
@@ -125,6 +125,8 @@ class Intake:
                     if verdict is not Verdict.APPLY:
                         self._closed(arrival, mail, message, verdict)
                     else:
+                        if self._host.marks:
+                            await self._mark(mail.sender, message.n)
                         begun = self._begin(arrival, mail, message)
                         if begun is not None and not await self._finish(arrival, mail, message, begun):
                             return
@@ -182,6 +184,14 @@ class Intake:
             return Begun(turn, handler, error)
         turn.closed = True
         return None
+
+    async def _mark(self, sender: str, n: int) -> None:
+        """The first turn of an owner that has claimed: the log says that it begins, in case the process dies of it (rule 5)."""
+        host, opened = self._host, self._fold.turn
+        host.marks = False
+        await host.flush()
+        if opened is None or (opened.sender, opened.n) != (sender, n):
+            await host.append(lambda head: Stepped(**head, sender=sender, input=n, at=0, made=[]))
 
     def _is_poison(self) -> bool:
         """Too many processes have ended with this message at the head."""

@@ -127,9 +127,10 @@ class Keeper:
         if now - self._known_at > node.settings.reconcile_s:
             self._known, self._known_at = await registry.registered(node.home.log), now
         suspects = self._suspects()
-        for name in self._told - suspects:
+        heard = {beat.node for beat in self._heard() if beat.ago_s < self._limit_s}
+        for name in self._told & heard:
             logger.warning("node %s is heard again", name)
-        self._told &= suspects
+        self._told -= heard
         if not await self._keeps(suspects):
             return
         for name in sorted(suspects - self._told):

@@ -373,6 +373,7 @@ class Node:
             await writer.append(lambda head: Claimed(**head, cause=cause, waits=waits), claim=True)
             host = Host(self.home, spec, cell, writer)
             host.adopt(delta)
+            host.marks = waits
             if fold.may_run:
                 await self._arrive(host)
             self.serve(host)
