@@ -129,7 +129,7 @@ async def idle(cluster: cells.Cluster, count: int) -> dict[str, Any]:
 
 async def measure(sync: Literal["always", "lazy"], smoke: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
-        async with processes(2, Path(folder), sync, None, app="benchmarks.agents") as (cluster, facts, url):
+        async with processes(2, Path(folder), sync, None, app="benchmarks.agents") as (cluster, facts, url, _):
             assert isinstance(cluster, Client)
             writer, reader = await JetStream.open(url), await JetStream.open(url)
             try:

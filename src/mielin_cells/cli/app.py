@@ -117,6 +117,9 @@ def demo(
         Literal["always", "lazy"], Parameter(help="`lazy` may lose the last writes at a power cut.")
     ] = "always",
     nats_server: Annotated[Path | None, Parameter(help="The server program (default: bundled, or on PATH).")] = None,
+    chaos: Annotated[
+        bool, Parameter(negative="", help="Kill a node every few seconds; another one comes in its place.")
+    ] = False,
     faults: Annotated[
         str | None,
         Parameter(help="Make nodes fail: `default`, or step:kind[:probability][:most][@node], with commas between."),
@@ -137,7 +140,7 @@ def demo(
         run(
             Wanted(
                 events=events, nodes=nodes, migrations=migrations, report=json, embedded=embedded, path=path,
-                resume=resume, sync=sync, program=nats_server, faults=faults,
+                resume=resume, sync=sync, program=nats_server, faults=faults, chaos=chaos,
             )
         )
     )  # fmt: skip

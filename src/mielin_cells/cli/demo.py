@@ -16,6 +16,8 @@ from random import Random
 from typing import Any, TypeVar
 
 import mielin_cells as cells
+from mielin_cells.cli.chaos import Chaos
+from mielin_cells.cli.fleet import Fleet
 from mielin_cells.cli.flights import (
     Aircraft,
     AircraftTotals,
@@ -32,6 +34,7 @@ from mielin_cells.cli.flights import (
 )
 from mielin_cells.cli.progress import Display
 from mielin_cells.cli.stage import Stage, Sync, embedded, processes
+from mielin_cells.node.client import Client
 
 WINDOW = 32
 """Events on their way at a time: enough that agents have messages waiting, few enough that the flow lasts."""
@@ -52,6 +55,8 @@ COMPLETED_SHARE = 0.9
 
 NODES_MAX = 64
 
+CHAOS_NODES_MIN = 3
+
 S = TypeVar("S", AircraftTotals, AirportTotals)
 T = TypeVar("T")
 
@@ -64,6 +69,8 @@ class Job:
     nodes: int
     migrations: int
     resumed: bool = False
+    chaos: Chaos | None = None
+    """Nodes are killed while the job runs."""
     faults: str = ""
     """What nodes were made to fail at."""
     facts: dict[str, Any] = field(default_factory=dict)
@@ -125,13 +132,15 @@ class Wanted:
     sync: Sync = "always"
     program: Path | None = None
     faults: str | None = None
+    chaos: bool = False
 
 
 def run(wanted: Wanted) -> int:
     """The exit code.  Raises `ConfigError` for a file or option that cannot be used, before anything is begun."""
     _check(wanted)
     flights = read_flights(wanted.events)
-    job = Job(flights, wanted.nodes, wanted.migrations, wanted.resume is not None, wanted.faults or "")
+    chaos = Chaos() if wanted.chaos else None
+    job = Job(flights, wanted.nodes, wanted.migrations, wanted.resume is not None, chaos, wanted.faults or "")
     with tempfile.TemporaryDirectory(prefix="mielin-") as name:
         if wanted.embedded:
             stage = embedded(wanted.nodes, wanted.resume or wanted.path or Path(name) / "demo.db", wanted.sync)
@@ -166,6 +175,8 @@ def _check(wanted: Wanted) -> None:
         from mielin_cells.testing.faults import parsed
 
         parsed(wanted.faults)
+    if wanted.chaos and (wanted.embedded or wanted.nodes < CHAOS_NODES_MIN):
+        raise refused("chaos", "kills node processes", f"{CHAOS_NODES_MIN} nodes or more, and no --embedded")
     if path is not None and resume is not None:
         raise refused("path", f"{path} and --resume {resume} name two stores", "one of them")
     if resume is not None and not resume.is_file():
@@ -180,7 +191,7 @@ def _check(wanted: Wanted) -> None:
 async def _run(job: Job, where: AbstractAsyncContextManager[Stage]) -> tuple[dict[str, Any], bool]:
     begun = time.monotonic()
     wanted = expected(job.flights.events)
-    async with where as (cluster, job.facts, _):
+    async with where as (cluster, job.facts, _, fleet):
         with Display(job, len(wanted.aircraft) + len(wanted.airports)) as display:
             ticker = asyncio.create_task(display.tick())
             try:
@@ -188,13 +199,15 @@ async def _run(job: Job, where: AbstractAsyncContextManager[Stage]) -> tuple[dic
                 # Thousands of agents that stay: without this each full collection walks them all, and stops the loop for 0.2 s.
                 gc.collect()
                 gc.freeze()
-                await _flow(cluster, job, planes, airports)
+                await _flow(cluster, job, planes, airports, fleet)
                 found = await _collect(cluster, job, planes, airports)
             finally:
                 ticker.cancel()
                 await asyncio.gather(ticker, return_exceptions=True)
             assert job.flowing_at is not None
             job.seconds = time.monotonic() - job.flowing_at
+            if job.chaos is not None and isinstance(cluster, Client):
+                job.facts |= await job.chaos.report(cluster)
     return _report(job, wanted, found, time.monotonic() - begun)
 
 
@@ -240,12 +253,24 @@ async def _together(work: Iterable[Coroutine[Any, Any, None]]) -> None:
         raise first from None
 
 
-async def _flow(cluster: cells.Cluster, job: Job, planes: dict[str, Aircraft], airports: dict[str, Airport]) -> None:
+async def _flow(
+    cluster: cells.Cluster, job: Job, planes: dict[str, Aircraft], airports: dict[str, Airport], fleet: Fleet | None
+) -> None:
     """Feeds and moves at the same time.  Raises the first `CellError` that ends the flow."""
     taken = await _taken(job, planes) if job.resumed else Counter[str]()
     job.flowing_at = time.monotonic()
     movers = [_move(cluster, job, Random(number)) for number in range(MOVERS)]
-    await _together([_feed(job, planes, airports, taken), *movers])
+    killing = None
+    if job.chaos is not None and fleet is not None and isinstance(cluster, Client):
+        killing = asyncio.create_task(job.chaos.kill(cluster, fleet, job))
+    try:
+        await _together([_feed(job, planes, airports, taken), *movers])
+    finally:
+        if killing is not None:
+            killing.cancel()
+            [error] = await asyncio.gather(killing, return_exceptions=True)
+            if isinstance(error, Exception):
+                raise error
 
 
 async def _taken(job: Job, planes: dict[str, Aircraft]) -> Counter[str]:
@@ -289,6 +314,8 @@ async def _send(job: Job, event: Flight, plane: Aircraft, airport: Airport, wind
     finally:
         job.busy[aircraft_id(event.tailnum)] -= 1
         job.busy[airport_id(event.dest)] -= 1
+        if job.chaos is not None:
+            job.chaos.answered(aircraft_id(event.tailnum))
         job.done += 1
         job.tell()
         window.release()
@@ -402,7 +429,7 @@ def _report(job: Job, wanted: Totals, found: Totals, seconds: float) -> tuple[di
         **job.facts,
     }
     clean = not (difference.lost or difference.duplicated or difference.mismatched)
-    if job.faults:  # moves may fail here; but each has to end, and nothing may be lost
+    if job.faults or job.chaos is not None:  # moves may fail here; but each has to end, and nothing may be lost
         return result, clean and not outcomes["gave_up"] and not job.unknown
     return result, clean and outcomes["completed"] >= COMPLETED_SHARE * _chances(job)
 

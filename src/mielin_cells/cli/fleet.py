@@ -44,6 +44,8 @@ class Child:
     code: int | None = None
     """Of its last end."""
     last_line: str = ""
+    is_gone: bool = False
+    """It was killed for good, and is not started again."""
     since: float = field(default_factory=time.monotonic)
 
     def become(self, state: str) -> None:
@@ -65,14 +67,27 @@ class Fleet:
         self._ending = asyncio.Event()
         self._keepers: list[asyncio.Task[None]] = []
         self.children: list[Child] = []
+        self._numbered = 0
         self.failed: asyncio.Future[Child] = asyncio.get_running_loop().create_future()
         """A node that cannot be started at all: its app is wrong."""
 
     def start(self, count: int) -> None:
         for number in range(1, count + 1):
+            self._numbered = number
             child = Child(f"node-{number}")
             self.children.append(child)
             self._keepers.append(asyncio.create_task(self._keep(child)))
+
+    def replace(self, child: Child) -> None:
+        """Kills a node without any warning; another one, of a new name, comes in its place."""
+        assert child.process is not None
+        child.is_gone = True
+        child.process.kill()
+        self.children.remove(child)
+        self._numbered += 1
+        instead = Child(f"node-{self._numbered}")
+        self.children.append(instead)
+        self._keepers.append(asyncio.create_task(self._keep(instead)))
 
     async def serving(self) -> None:
         """Returns when every node serves, or one of them never will."""
@@ -105,7 +120,7 @@ class Fleet:
         while not self._ending.is_set():
             begun = time.monotonic()
             child.code = await self._run(child)
-            if self._ending.is_set():
+            if self._ending.is_set() or child.is_gone:
                 child.become("stopped")
                 self._say({"event": "node", "node": child.name, "state": "stopped", "code": child.code})
                 return

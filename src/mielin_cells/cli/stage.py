@@ -30,11 +30,12 @@ max_retry_delay_secs = 2.0
 
 
 class Stage(NamedTuple):
-    """A deployment, what the report says of it, and its server's URL."""
+    """A deployment, what the report says of it, its server's URL, and its node processes if it has any."""
 
     cluster: cells.Cluster
     facts: dict[str, Any]
     url: str = ""
+    fleet: Fleet | None = None
 
 
 @asynccontextmanager
@@ -66,7 +67,7 @@ async def processes(
                 child = fleet.failed.result()
                 raise CellError(f"{child.name} could not start: {child.last_line}.")
             async with connect(address.url) as cluster:
-                yield Stage(cluster, {"substrate": "jetstream", "server": version, "sync": sync}, address.url)
+                yield Stage(cluster, {"substrate": "jetstream", "server": version, "sync": sync}, address.url, fleet)
         finally:
             await fleet.stop()
     finally:
