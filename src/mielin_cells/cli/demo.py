@@ -254,7 +254,11 @@ async def _together(work: Iterable[Coroutine[Any, Any, None]]) -> None:
 
 
 async def _flow(
-    cluster: cells.Cluster, job: Job, planes: dict[str, Aircraft], airports: dict[str, Airport], fleet: Fleet | None
+    cluster: cells.Cluster,
+    job: Job,
+    planes: dict[str, Aircraft],
+    airports: dict[str, Airport],
+    fleet: Fleet | None = None,
 ) -> None:
     """Feeds and moves at the same time.  Raises the first `CellError` that ends the flow."""
     taken = await _taken(job, planes) if job.resumed else Counter[str]()
