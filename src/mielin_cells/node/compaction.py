@@ -16,6 +16,7 @@ from mielin_cells.core.ids import inbox_subject, log_subject, part_prefix, part_
 from mielin_cells.core.policy import DEFAULT
 from mielin_cells.core.records import Commit, Kept, LedgerImage, OpenTurn, PartRef, Snapshot
 from mielin_cells.core.settings import SNAPSHOTS_KEPT
+from mielin_cells.errors import RetryError
 from mielin_cells.substrate import parts
 
 if TYPE_CHECKING:
@@ -153,7 +154,13 @@ class Compaction:
         return kept
 
     async def trim(self) -> None:
-        """Removes what the newest acknowledged snapshot allows to remove."""
+        """Removes what the newest acknowledged snapshot allows to remove.  While the store does not answer, a later one does it."""
+        try:
+            await self._trim()
+        except RetryError as error:
+            logger.info("agent %s: its log is trimmed later: %s", self._host.fold.agent, error)
+
+    async def _trim(self) -> None:
         host = self._host
         first, log, agent = host.fold.kept[0], host.home.log, host.fold.agent
         names = {kept.part for kept in host.fold.kept}

@@ -10,6 +10,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from mielin_cells.core.settings import Settings
+from mielin_cells.errors import Fenced
 from mielin_cells.substrate.ports import Log, Wire
 
 if TYPE_CHECKING:
@@ -48,7 +49,10 @@ class Home:
         self.tasks.add(self.start(work))
 
     def start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Runs `work` in a task that is kept, and whose failure is logged with its traceback: such a failure is a bug."""
+        """Runs `work` in a task that is kept, and whose failure is logged with its traceback: such a failure is a bug.
+
+        Not so of a task that finds that its agent has another owner: that is told once, by the host (`lost`).
+        """
         task = asyncio.get_running_loop().create_task(work)
         self.tasks.add(task)
         task.add_done_callback(self._ended)
@@ -56,5 +60,9 @@ class Home:
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self.tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if isinstance(error, Fenced):
+            logger.debug("node %s: a task ended: %s", self.name, error)
+        else:
             logger.error("node %s: a task failed: %r", self.name, error, exc_info=error)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mielin_cells.core.cluster import AgentInfo
 from mielin_cells.core.lifecycle import AgentState
-from mielin_cells.core.records import Cleared, LetterKey, Paused, Resumed, Suspended, Terminated
-from mielin_cells.errors import AskTimeout, HandlerFailed, UsageError, described
+from mielin_cells.core.records import Cleared, LetterKey, Paused, Record, Resumed, Suspended, Terminated
+from mielin_cells.errors import AskTimeout, HandlerFailed, InvalidTransition, RecordInvalid, UsageError, described
 from mielin_cells.node import control
 from mielin_cells.node.undo import undo
 
 if TYPE_CHECKING:
     from mielin_cells.node.host import Host
     from mielin_cells.node.node import Node
+
+R = TypeVar("R", bound=Record)
 
 
 def info(node: Node, host: Host) -> AgentInfo:
@@ -60,18 +63,43 @@ async def obey(node: Node, agent: str, order: str, reason: str) -> str:
         await host.flush()
         match wanted:
             case AgentState.SUSPENDED:
-                await host.append(lambda head: Suspended(**head, reason=reason))
+                await _enter(host, wanted, lambda head: Suspended(**head, reason=reason))
             case AgentState.PAUSED:
-                await host.append(lambda head: Paused(**head, reason=reason))
+                await _enter(host, wanted, lambda head: Paused(**head, reason=reason))
             case AgentState.RUNNING:
                 await _resume(host)
             case _:
                 await _terminate(host)
+    except _IsThere:
+        pass
     finally:
         host.resume_intake()
     if wanted is AgentState.TERMINATED:
         node.drop(host)
     return fold.lifecycle.state.value
+
+
+class _IsThere(Exception):
+    """Somebody else's order for the same state was first."""
+
+
+async def _enter(host: Host, wanted: AgentState, compose: Callable[[dict[str, Any]], R]) -> None:
+    """Appends the record that leads to a state; other orders may come first, so it is asked again when it is this record's turn.
+
+    Raises `InvalidTransition` if there is no way to it any more.
+    """
+
+    def composed(head: dict[str, Any]) -> R:
+        if host.fold.lifecycle.state is wanted:
+            raise _IsThere
+        return compose(head)
+
+    try:
+        await host.append(composed)
+    except RecordInvalid as error:
+        if isinstance(error.__cause__, InvalidTransition):
+            raise error.__cause__ from None
+        raise
 
 
 async def purge(node: Node, host: Host, letters: list[LetterKey]) -> int:
@@ -108,7 +136,7 @@ async def _resume(host: Host) -> None:
     except Exception as raised:  # whatever a user's hook raises: the agent stays stopped, and its log says why
         await host.failed(raised, has_started=has_started)
         return
-    await host.append(lambda head: Resumed(**head))
+    await _enter(host, AgentState.RUNNING, lambda head: Resumed(**head))
     await host.flush()
 
 
@@ -130,4 +158,4 @@ async def _terminate(host: Host) -> None:
     await host.outbox.drained()
     host.touch()
     await host.flush()
-    await host.append(lambda head: Terminated(**head))
+    await _enter(host, AgentState.TERMINATED, lambda head: Terminated(**head))

@@ -12,7 +12,7 @@ import contextlib
 import logging
 from collections import Counter
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mielin_cells.core.cluster import MigrationReport
 from mielin_cells.core.fold import Fold
@@ -54,6 +54,10 @@ FOREVER_S = 1e6
 
 LOOK_S = 0.05
 """How often this node looks whether it hosts the agent again, after an attempt that had to read the log."""
+
+
+class _Stands(Exception):
+    """The agent does not run already."""
 
 
 class Recovery:
@@ -240,7 +244,9 @@ class Recovery:
         elif owner == self._node.name and self._host is None:
             await self._end(Verdict("rolled_back", "Fenced", f"{owner} cannot run the agent any more"))
         else:
-            logger.info("migration %s of agent %s is left to %s", self.migration, self.agent, owner)
+            logger.warning(
+                "agent %s has another owner now, and its migration %s is left to %s", self.agent, self.migration, owner
+            )
 
     @property
     def _host(self) -> Host | None:
@@ -408,9 +414,17 @@ class Recovery:
                 f"Agent {self.agent!r} is in a turn that does not end; it is parked for migration {self.migration} later.",
                 agent=self.agent,
             ) from error
+
+        def suspended(head: dict[str, Any]) -> Suspended:
+            if not host.fold.may_run:  # an operator has stopped it first
+                raise _Stands
+            return Suspended(**head, reason=reason)
+
         try:
             await host.flush()
-            await host.append(lambda head: Suspended(**head, reason=reason))
+            await host.append(suspended)
+        except _Stands:
+            return
         finally:
             host.resume_intake()
 

@@ -186,7 +186,9 @@ class Move:
 
     async def _unless_cancelled(self, work: Any, timeout: float) -> m.Event:
         """The event that `work` ends with, or what came first: an operator's cancel or the deadline."""
-        task = self.node.home.start(work)
+        task = asyncio.get_running_loop().create_task(work)  # its error is an event, and no bug to be logged
+        self.node.home.tasks.add(task)
+        task.add_done_callback(self.node.home.tasks.discard)
         try:
             await asyncio.wait((task, self._cancel), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             if task.done() and not task.cancelled():

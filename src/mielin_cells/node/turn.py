@@ -32,6 +32,7 @@ from mielin_cells.errors import (
     AgentTerminated,
     AskTimeout,
     CellError,
+    Fenced,
     MessageTooLarge,
     NonDeterministicTurn,
     NoSuchAgent,
@@ -334,13 +335,19 @@ class Turn:
         error = NoSuchAgent(f"Agent {self.id!r} asked {agent!r}, which does not exist; spawn it first.", agent=agent)
         return encode_answer(Answer(None, error.to_wire()))
 
+    def _may_record(self) -> None:
+        """Asked when it is the record's turn: by then the host may have been closed for a newer one."""
+        if not self._host.is_open:
+            raise Fenced(f"Agent {self.id!r} is not run by this process any more.", agent=self.id)
+        self._open()
+
     async def _record(self, asked: Out, body: bytes, label: str) -> tuple[Out, AskMade]:
         """The ask is a record before it leaves, after all earlier turns are committed."""
         host = self._host
         await host.flush()
 
         def compose(head: dict[str, Any]) -> Asked:
-            self._open()
+            self._may_record()
             out = msgspec.structs.replace(asked, n=host.fold.ledger.next_number(asked.to))
             self.made.append(AskMade(out.to, out.n, out.handler, body, label))
             self._next_place(out.to, True)
@@ -544,7 +551,7 @@ class Turn:
         await host.flush()
 
         def compose(head: dict[str, Any]) -> Stepped:
-            self._open()
+            self._may_record()
             self.made.append(made)
             at, news = self.news()
             return Stepped(**head, sender=self.sender, input=self.n, at=at, made=news)
