@@ -2,19 +2,21 @@
 #   make test   what every change must pass; at most 5 minutes on 2 cores
 #   make ci     test, and the longer checks; at most 15 minutes on 2 cores
 #   make sim SEEDS=2000 START=1
+#   make torture MINUTES=30   real processes killed, stopped and cut off, on one server and on a cluster of three
 #   make lock   resolve requirements/*.lock again (needs uv; nothing else does)
 
 PYTHON ?= python3
 UV ?= uv
 SEEDS ?= 150
 START ?= 1
+MINUTES ?= 1
 ARGS ?=
 
 BIN := .venv/bin
 STAMP := .venv/installed
 LOCKS := requirements/dev.lock requirements/runtime.lock
 
-.PHONY: demo test lint types unit sim ci bench bench-smoke wheel-check lock clean
+.PHONY: demo test lint types unit sim torture ci bench bench-smoke wheel-check lock clean
 
 # The stamp is written last, so an installation that broke half-way is done again.
 .venv: $(STAMP)
@@ -47,9 +49,14 @@ unit: $(STAMP)
 sim: $(STAMP)
 	$(BIN)/python -m mielin_cells.testing.simulate --seeds $(SEEDS) --start $(START)
 
+torture: $(STAMP)
+	PYTHONPATH=tests $(BIN)/python -m torture --minutes $(MINUTES) $(ARGS)
+
 ci: test
 	$(MAKE) sim SEEDS=500 START=1000
 	MATRIX_SEEDS=6 $(BIN)/python -m pytest tests/test_matrix.py
+	MATRIX_CELLS=others $(BIN)/python -m pytest tests/test_process_matrix.py
+	$(MAKE) torture
 	$(MAKE) wheel-check
 	$(MAKE) bench-smoke
 	$(MAKE) demo

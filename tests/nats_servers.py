@@ -42,7 +42,7 @@ class NatsServer:
         return f"nats://{user}:{password}@127.0.0.1:{self.port}"
 
     def _launch(self) -> subprocess.Popen[bytes]:
-        self.folder.mkdir(exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         for old in self.folder.glob("*.ports"):
             old.unlink()
         settings = {"host": "127.0.0.1", "port": self.port, "ports_file_dir": str(self.folder), **self._settings}
@@ -74,9 +74,23 @@ class NatsServer:
             return None
         return urlsplit(address).port
 
+    @property
+    def name(self) -> str:
+        """In a cluster."""
+        return str(self._settings.get("server_name", ""))
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process is not None else None
+
+    @property
+    def is_running(self) -> bool:
+        """Also of one that is stopped by a signal."""
+        return self._process is not None and self._process.poll() is None
+
     def signal(self, number: int) -> None:
-        assert self._process is not None
-        self._process.send_signal(number)
+        if self._process is not None:
+            self._process.send_signal(number)
 
     def kill(self) -> None:
         """As `kill -9`: it has no time for anything."""
@@ -153,34 +167,66 @@ async def raw_lines(url: str, lines: bytes) -> None:
 
 
 class Proxy:
-    """Between client and server.  What the server sends goes through `alter`; `cut` breaks every connection."""
+    """Between a client and a server, or whichever of several takes a connection.
 
-    def __init__(self, port: int) -> None:
+    What the server sends goes through `alter`; `cut` breaks every connection.  `hold` is a network that is cut in one direction or
+    in both: what is sent that way waits, as what TCP sends again and again; `release` delivers it late.
+    """
+
+    def __init__(self, *ports: int) -> None:
         self.alter: Callable[[bytes], bytes] = bytes
         self.port = 0
-        self._server_port = port
+        self._ports = ports
+        self._to_server, self._to_client = asyncio.Event(), asyncio.Event()
         self._writers: set[asyncio.StreamWriter] = set()
+        self.release()
 
     @property
     def url(self) -> str:
         return f"nats://127.0.0.1:{self.port}"
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, is_answer: bool) -> None:
+    @property
+    def is_held(self) -> bool:
+        return not (self._to_server.is_set() and self._to_client.is_set())
+
+    def hold(self, *, to_server: bool = False, to_client: bool = False) -> None:
+        """New connections do not come about either, until `release`."""
+        if to_server:
+            self._to_server.clear()
+        if to_client:
+            self._to_client.clear()
+
+    def release(self) -> None:
+        self._to_server.set()
+        self._to_client.set()
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: asyncio.Event) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(65536):
-                writer.write(self.alter(data) if is_answer else data)
+                await way.wait()
+                writer.write(self.alter(data) if way is self._to_client else data)
                 await writer.drain()
         writer.close()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        upstream, there = await asyncio.open_connection("127.0.0.1", self._server_port)
+        upstream, there = await self._upstream()
         both = {writer, there}
         self._writers |= both
         try:
-            await asyncio.gather(self._pump(reader, there, False), self._pump(upstream, writer, True))
+            await asyncio.gather(
+                self._pump(reader, there, self._to_server), self._pump(upstream, writer, self._to_client)
+            )
         finally:
             self._writers -= both
             await _closed(there)
+
+    async def _upstream(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Each time another server is the first to be tried.  Raises `OSError` if none is there."""
+        self._ports = self._ports[1:] + self._ports[:1]
+        for port in self._ports[:-1]:
+            with contextlib.suppress(OSError):
+                return await asyncio.open_connection("127.0.0.1", port)
+        return await asyncio.open_connection("127.0.0.1", self._ports[-1])
 
     def cut(self) -> None:
         for writer in self._writers:
@@ -220,11 +266,12 @@ async def listening(
 
 
 @contextlib.asynccontextmanager
-async def proxied(server: NatsServer) -> AsyncIterator[Proxy]:
-    proxy = Proxy(server.port)
+async def proxied(*servers: NatsServer) -> AsyncIterator[Proxy]:
+    proxy = Proxy(*(server.port for server in servers))
     async with listening(proxy.serve) as proxy.port:
         yield proxy
         proxy.cut()
+        proxy.release()
 
 
 async def stored(log: Log, subject: str, data: bytes, expect: int | None = None) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from commands import run
 
 MIELIN = str(Path(sys.executable).with_name("mielin"))
 CLOSE_S = 50.0
@@ -223,13 +223,6 @@ class Deployment(Running):
         for other in self._others:
             other.close()
         super().close()
-
-
-def run(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [MIELIN, *words], cwd=folder, capture_output=True, text=True, timeout=CLOSE_S, check=False,
-        env={**os.environ, **environment},
-    )  # fmt: skip
 
 
 @contextmanager

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import APP, Deployment, deployment, run
+from commands import run
+from processes import APP, Deployment, deployment
 
 import mielin_cells as cells
 from mielin_cells.core.ids import BEATS, control_subject, inbox_subject, log_subject, node_log_subject, reply_subject

@@ -203,6 +203,38 @@ async def test_an_agent_in_mid_move_is_claimed_when_both_ends_are_gone() -> None
         assert (await moving).outcome == "rolled_back"
 
 
+async def test_a_node_that_has_just_begun_has_time_to_be_heard() -> None:
+    substrate, now = await Embedded.open(), 0.0
+    client = Client(substrate.log, substrate.wire, settings=QUICK, rng=Random(0), wall=time.time)
+    await client.open()
+    made = [Node(n, substrate.log, substrate.wire, classes.get, settings=QUICK, wall=time.time) for n in ("n1", "n2")]
+    for node in made:
+        node.home.cluster, node.clock = client, lambda: now
+    await made[0].start()
+    keeper = Keeper(made[0], lambda: [Beat("n1", 1, 0.0, 0.0)])
+
+    async def passes(seconds: float) -> None:
+        nonlocal now
+        until = now + seconds
+        while now < until:
+            now += LIMIT_S / 8
+            await keeper.look()
+
+    await passes(5 * LIMIT_S)
+    await made[1].start()
+    await client.on("n2").spawn(Gauge, "g")
+    await passes(QUICK.reconcile_s + LIMIT_S / 8)  # the keeper knows of it by now
+    assert keeper.taken == 0
+    await passes(LIMIT_S / 2)
+    assert keeper.taken == 0
+    await passes(LIMIT_S + QUICK.reconcile_s)
+    assert keeper.taken == 1
+    for node in made:
+        await node.stop()
+    await client.close()
+    await substrate.close()
+
+
 # ---- processes -----------------------------------------------------------------------------------------------
 
 

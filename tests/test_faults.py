@@ -72,6 +72,22 @@ async def test_a_dropped_append_is_unknown_and_never_there(substrate: Embedded) 
     assert await faulted.log.read("inbox.a") == []
 
 
+async def test_a_process_stops_before_an_append_or_after_it(substrate: Embedded) -> None:
+    faulted, faults = view(substrate, Fault("inbox", Kind.STOP, most=1), Fault("inbox", Kind.STOP_AFTER, most=1))
+    stops = 0
+
+    def stop() -> None:
+        nonlocal stops
+        stops += 1
+
+    faults.stop = stop
+    assert isinstance(await faulted.log.append("inbox.a", b"x", 0), Appended)
+    assert faults.counts == {("inbox", "stop"): 1}
+    assert isinstance(await faulted.log.append("inbox.a", b"y", 1), Appended)
+    assert stops == 2
+    assert [entry.data for entry in await substrate.log.read("inbox.a")] == [b"x", b"y"]
+
+
 async def test_a_corrupted_read_changes_one_bit_on_the_way_and_nothing_that_is_stored(substrate: Embedded) -> None:
     faulted, _ = view(substrate, Fault("read", Kind.CORRUPT, most=1))
     await faulted.log.append("inbox.a", b"\x00" * 64)
@@ -113,15 +129,15 @@ def test_a_fault_that_cannot_be_read_is_refused_with_what_is_wanted(text: str) -
 def test_the_job_with_faults_ends_with_zeros_and_tells_what_failed(tmp_path: Path) -> None:
     events, report = tmp_path / "events.csv", tmp_path / "report.json"
     head = "time_hour,carrier,flight,tailnum,origin,dest,dep_delay,arr_delay,air_time,distance\n"
-    rows = [f"t{n},UA,{n},N{n % 40},EWR,D{n % 7},2,{n % 60 - 10},9,{100 + n % 900}\n" for n in range(3000)]
+    rows = [f"t{n},UA,{n},N{n % 40},EWR,D{n % 7},2,{n % 60 - 10},9,{100 + n % 900}\n" for n in range(1500)]
     events.write_text(head + "".join(rows))
     spec = "prepare:refuse:0.3,read:corrupt:0.1,handed_off:lose_answer:0.1,probe:refuse:0.1"
     mielin = str(Path(sys.executable).with_name("mielin"))
-    options = ["--events", str(events), "--migrations", "40", "--faults", spec, "--json", str(report), "--sync", "lazy"]
+    options = ["--events", str(events), "--migrations", "20", "--faults", spec, "--json", str(report), "--sync", "lazy"]
     done = subprocess.run([mielin, "demo", *options], capture_output=True, text=True, timeout=CLOSE_S, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     found = json.loads(report.read_text())
     assert (found["lost"], found["duplicated"], found["mismatched"], found["migrations"]["gave_up"]) == (0, 0, 0, 0)
-    assert found["migrations"]["completed"] + found["migrations"]["rolled_back"] == 40
+    assert found["migrations"]["completed"] + found["migrations"]["rolled_back"] == 20
     assert found["failures"]
     assert found["recoveries"] > 0

@@ -162,7 +162,7 @@ async def test_the_flow_feeds_and_moves_and_every_agent_is_as_computed(tmp_path:
 async def test_an_agent_that_has_ended_stops_the_flow_with_its_own_error(tmp_path: Path) -> None:
     events = flights(tmp_path, 400)
     job = job_of(events)
-    async with cells.local(nodes=3) as cluster:
+    async with cells.local(nodes=3, settings=cells.Settings(pause_s=0.2)) as cluster:
         planes, airports = await _spawn(cluster, job, expected(events.events))
         await cluster.terminate(aircraft_id("N7"))
         with pytest.raises(cells.AgentTerminated, match="N7"):

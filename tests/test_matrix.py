@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from random import Random
 from typing import Any
 
 import pytest
@@ -18,8 +19,10 @@ from mielin_cells.core.records import Accepted, HandedOff, decode_record
 from mielin_cells.migration.journal import Attempted, Decided, Ended, Planned, decode
 from mielin_cells.substrate.ports import Entry
 from mielin_cells.testing.loop import run
-from mielin_cells.testing.scenario import NODES, Bugs, Scenario
+from mielin_cells.testing.scenario import Bugs, Scenario
+from mielin_cells.testing.swarm import Op, drawn
 from mielin_cells.testing.view import View
+from mielin_cells.testing.world import AFTERMATH_S, Faults
 
 MOMENTS: dict[str, type[Any]] = {
     "planned": Planned, "attempt begins": Attempted, "handed over": HandedOff, "accepted": Accepted, "decided": Decided,
@@ -34,23 +37,26 @@ SEEDS = int(os.environ.get("MATRIX_SEEDS", "1"))
 
 STRIKES = 6
 
+MOVES = 12
 
-class Cell(Scenario):
+
+class Cell:
     """A quiet world in which one thing goes wrong, always at the same moment and to the same side."""
 
     def __init__(self, seed: int, moment: str, side: str, deed: str) -> None:
-        super().__init__(seed)
-        self.world.heal()
+        rng = Random(f"matrix {seed}")
+        swarm = drawn(seed)
+        swarm.nodes, swarm.faults = ("node-1", "node-2", "node-3"), Faults()
+        swarm.ops = [Op(round(rng.random() * 6, 3), "move", "", rng.choice(swarm.agents), 0) for _ in range(MOVES)]
+        swarm.ops.sort()
+        swarm.triggers, swarm.strikes, swarm.dead = {}, 0, {}
+        self.scenario = Scenario(swarm)
+        self.scenario.world.on_append(self._at_landing)
         self.moment, self.side, self.deed = MOMENTS[moment], side, deed
         self.hits = 0
+        self._rng = rng
         self._sides: dict[str, dict[str, str]] = {}
         """By agent, the two sides of its last attempt."""
-
-    async def _nemesis(self, count: int) -> None:
-        """Nothing else goes wrong."""
-
-    async def _moves(self, count: int) -> None:
-        await super()._moves(12)
 
     def _at_landing(self, subject: str, entry: Entry, author: View) -> None:
         record: Any
@@ -65,24 +71,25 @@ class Cell(Scenario):
         sides = self._sides.setdefault(agent, {})
         if isinstance(record, (Planned, Attempted)):
             sides.update(source=record.node, target=record.target)
-        if type(record) is not self.moment or self._healed or self.hits >= STRIKES:
+        if type(record) is not self.moment or self.scenario.is_healed or self.hits >= STRIKES:
             return
         victim = sides.get(self.side, "")
-        if victim in NODES:
+        if victim in self.scenario.swarm.nodes:
             self.hits += 1
-            self.world.later(self.rng.choice(DELAYS_S), self._harm, victim, agent)
+            self.scenario.world.later(self._rng.choice(DELAYS_S), self._harm, victim, agent)
 
     def _harm(self, victim: str, agent: str) -> None:
-        world, rng = self.world, self.rng
-        if self._healed or world.views[victim].process.is_dead:
+        scenario, world, rng = self.scenario, self.scenario.world, self._rng
+        if scenario.is_healed or world.views[victim].process.is_dead:
             return
+        world.troubled_for(AFTERMATH_S)
         match self.deed:
             case "crash" | "crash and claim":
                 world.crash(victim)
-                world.later(rng.choice((0.2, 4.0)), self._restart, victim)
+                world.later(rng.choice((0.2, 4.0)), scenario.restart, victim)
                 if self.deed == "crash and claim":
-                    other = rng.choice([name for name in NODES if name != victim])
-                    self._job(self._order("claim", lambda: self._operator.claim(agent, to=other)))
+                    other = rng.choice([name for name in scenario.swarm.nodes if name != victim])
+                    scenario.nemesis.act(Op(0.0, "claim", other, agent, 0))
             case "pause":
                 world.pause(victim, rng.choice((0.1, 3.0, 12.0)))
             case "cut from the wire":
@@ -98,8 +105,8 @@ def played(seed: int, moment: str, side: str, deed: str) -> Cell:
     async def main() -> None:
         cell = Cell(seed, moment, side, deed)
         told.append(cell)
-        logs.enter_context(Bugs(cell))
-        await cell.play()
+        logs.enter_context(Bugs(cell.scenario))
+        await cell.scenario.play()
 
     with logs:
         run(main(), seed=seed, steps_max=600_000)
@@ -115,7 +122,7 @@ def test_a_fault_at_a_moment_of_a_migration_leaves_one_owner_and_nothing_lost(
     hits = 0
     for seed in range(1, 1 + SEEDS):
         cell = played(seed, moment, side, deed)
-        assert cell.violations == [], f"seed {seed}"
+        assert cell.scenario.violations == [], f"seed {seed}"
         hits += cell.hits
     # In a quiet world few moves fail, so few decisions are made; and one story may have no move to strike.
     assert hits or moment == "decided" or SEEDS == 1, "the fault was never made"

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import run
 
 MIELIN = str(Path(sys.executable).with_name("mielin"))
 NOWHERE = "nats://127.0.0.1:1"
@@ -14,10 +15,13 @@ CLOSE_S = 60
 GOOD = "import mielin_cells as cells\nclass Good(cells.Agent):\n    n: int = 0\n"
 
 
-def node(folder: Path, app: str, *options: str) -> subprocess.CompletedProcess[str]:
+def words(app: str, *options: str) -> list[str]:
     given = {"--name": "n1", "--app": app, "--connect": NOWHERE, **dict(zip(options[::2], options[1::2], strict=True))}
-    command = [MIELIN, "node", *(word for pair in given.items() for word in pair)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=CLOSE_S, check=False, cwd=folder)
+    return ["node", *(word for pair in given.items() for word in pair)]
+
+
+def node(folder: Path, app: str, *options: str) -> subprocess.CompletedProcess[str]:
+    return run(folder, *words(app, *options))
 
 
 @pytest.mark.parametrize(
@@ -58,7 +62,8 @@ def test_a_file_or_a_module_with_agents_is_taken_and_may_import_its_neighbours(t
     file.parent.mkdir(exist_ok=True)
     (file.parent if app.endswith(".py") else tmp_path).joinpath("neighbour.py").write_text("N = 1\n")
     file.write_text("from __future__ import annotations\nfrom neighbour import N\n" + GOOD)
-    done = node(tmp_path, app)
+    command = [MIELIN, *words(app)]  # with the import path of the installed program
+    done = subprocess.run(command, capture_output=True, text=True, timeout=CLOSE_S, check=False, cwd=tmp_path)
     assert done.returncode == 1  # the app is good; the server is not there
     assert NOWHERE in done.stderr
 

@@ -102,6 +102,8 @@ class Keeper:
         """When this node began to listen without a gap."""
         self._known: dict[str, registry.Entered] = {}
         self._known_at = -1e9
+        self._begun: dict[str, float] = {}
+        """Nodes that have begun, and were not heard since, with the time when that was first known: a heart beats a little later."""
         self._told: set[str] = set()
         """Suspects that were told of."""
         self._scanned_at = -1e9
@@ -125,9 +127,17 @@ class Keeper:
             self._since = now  # this process was stopped: what it has not heard means nothing
         self._ticked = now
         if now - self._known_at > node.settings.reconcile_s:
-            self._known, self._known_at = await registry.registered(node.home.log), now
+            before, self._known, self._known_at = self._known, await registry.registered(node.home.log), now
+            for name, entered in self._known.items():
+                if name not in before or before[name].incarnation != entered.incarnation:
+                    self._begun.setdefault(name, now)
+        heard = set[str]()
+        for beat in self._heard():
+            if beat.ago_s < self._limit_s:
+                heard.add(beat.node)
+                if beat.node in self._known and beat.incarnation >= self._known[beat.node].incarnation:
+                    self._begun.pop(beat.node, None)
         suspects = self._suspects()
-        heard = {beat.node for beat in self._heard() if beat.ago_s < self._limit_s}
         for name in self._told & heard:
             logger.warning("node %s is heard again", name)
         self._told -= heard
@@ -148,9 +158,9 @@ class Keeper:
             self._scanned = frozenset()
 
     def _suspects(self) -> set[str]:
-        return suspected(
-            self._node.name, self._known.keys(), self._heard(), self._node.clock() - self._since, self._limit_s
-        )
+        now = self._node.clock()
+        silent = suspected(self._node.name, self._known.keys(), self._heard(), now - self._since, self._limit_s)
+        return {name for name in silent if now - self._begun.get(name, self._since) > self._limit_s}
 
     async def _keeps(self, suspects: Collection[str]) -> bool:
         """True if the log names this incarnation, or does so now because it names nobody who is heard."""

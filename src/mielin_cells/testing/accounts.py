@@ -25,6 +25,8 @@ class Account(cells.Agent, name="SimAccount"):
     sent: dict[str, int] = {}  # noqa: RUF012
     receipts: list[Receipt] = []  # noqa: RUF012
     arrivals: int = 0
+    alarms: list[str] = []  # noqa: RUF012
+    rung: list[str] = []  # noqa: RUF012
 
     async def on_arrive(self) -> None:
         self.arrivals += 1
@@ -73,6 +75,20 @@ class Account(cells.Agent, name="SimAccount"):
         return place
 
     @cells.handler
+    async def alarm(self, sender: str, n: int, tenths: int) -> int:
+        """Sets a timer, sometimes two: the second stands for both."""
+        name = f"{sender} {n}"
+        if tenths % 3 == 0:
+            cells.after(tenths, id=name).ring("never")
+        cells.after(tenths / 10, id=name).ring(name)
+        self.alarms.append(name)
+        return self._heard(sender, n)
+
+    @cells.handler
+    async def ring(self, name: str) -> None:
+        self.rung.append(name)
+
+    @cells.handler
     async def roam(self, sender: str, n: int) -> int:
         cells.this().migrate()
         return self._heard(sender, n)
@@ -84,5 +100,9 @@ class Account(cells.Agent, name="SimAccount"):
         return self.tokens
 
     @cells.handler
-    async def show(self) -> tuple[int, list[tuple[str, int]], dict[str, list[int]], dict[str, int], list[Receipt]]:
-        return self.tokens, self.heard, self.got, self.sent, self.receipts
+    async def show(
+        self,
+    ) -> tuple[
+        int, list[tuple[str, int]], dict[str, list[int]], dict[str, int], list[Receipt], list[str], list[str]
+    ]:  # fmt: skip
+        return self.tokens, self.heard, self.got, self.sent, self.receipts, self.alarms, self.rung

@@ -1,41 +1,50 @@
-"""Independent checkers of a simulated run: each watches one property and raises `Violation` with the invariant's number.
+"""Independent checkers of a simulated run: one class for each invariant of `docs/reliability.md`, each with what it does not check.
 
-They are fed with every entry at the instant it lands, and with what clients and agents recorded.  None of them trusts what
-a node remembers; `Ownership` does not even trust the fold.
+They are fed with every entry at the instant it lands, with every answer as it is given to the wire, and at the end with what
+clients and agents say.  None of them trusts what a node remembers; who owns an agent is read here a second time, in fewer words than
+the fold's (`Owned`).  A violation is an `AssertionError` that begins with the invariant's number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import NoReturn
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, NoReturn
 
 from mielin_cells.core.cluster import MigrationReport
 from mielin_cells.core.fold import Fold
-from mielin_cells.core.ids import LOGS, agent_of, inbox_subject, reply_subject
-from mielin_cells.core.message import Mail, decode_answer, decode_mail, decode_replies, is_client
+from mielin_cells.core.ids import JOURNALS, LOGS, agent_of, inbox_subject, migration_of, reply_subject
+from mielin_cells.core.message import Mail, Replies, decode_mail, decode_replies
 from mielin_cells.core.records import (
     Accepted,
     AnyRecord,
-    Asked,
     Claimed,
-    Commit,
-    Committed,
     Created,
     HandedOff,
-    Out,
     Returned,
     Terminated,
     decode_record,
 )
 from mielin_cells.errors import CellError
-from mielin_cells.migration.journal import Journal
-from mielin_cells.node.node import Node
+from mielin_cells.migration import journal as journals
 from mielin_cells.substrate.ports import Entry
 from mielin_cells.testing.view import View
 
+if TYPE_CHECKING:
+    from mielin_cells.node.node import Node
+    from mielin_cells.testing.world import World
+
 INBOXES = inbox_subject("")
 REPLIES = reply_subject("")
+
+WALL_S = 1_700_000_000.0
+"""True wall time when a run begins."""
+
+WRONG_S = 60
+"""Clocks that differ by more make timers wait longer than a run."""
+
+INVARIANTS = tuple(f"I{number}" for number in range(1, 25))
 
 
 class Violation(AssertionError):
@@ -46,269 +55,72 @@ def violated(invariant: str, sentence: str) -> NoReturn:
     raise Violation(f"{invariant}: {sentence}")
 
 
-class Landing:
-    """Base: decodes the records of agents' logs and hands them to `record`."""
-
-    def landed(self, subject: str, entry: Entry, author: View) -> None:
-        if not subject.startswith(LOGS):
-            return
-        try:
-            record = decode_record(entry.data, f"{subject} at {entry.seq}")
-        except CellError as error:
-            violated("I20", f"{author.label} appended what cannot be read: {error}")
-        self.record(agent_of(subject), entry.seq, record, author)
-
-    def record(self, agent: str, seq: int, record: AnyRecord, author: View) -> None:
-        raise NotImplementedError
-
-
 @dataclass(slots=True)
-class _Owned:
+class Owned:
+    """Who may append to one agent's log now, as its ownership records say."""
+
     seq: int = 0
     epoch: int = 0
     owner: str = ""
     incarnation: int = 0
     source: str = ""
+    source_incarnation: int = 0
     migration: str = ""
     """Set while in probation."""
     ended: bool = False
 
-
-class Ownership(Landing):
-    """I1, I2, I3, I9, I10, I11 as the logs show them: a second, smaller reading of who may append what.
-
-    Every record is by the process that it names, in the epoch that the log is in, behind the record that it expects; in
-    probation nobody commits; an epoch is followed by the next one; a migration is handed over once and has one outcome.
-    Not checked: what nodes do in memory (`Instances`), and whether a record's body is right (`Folding`).
-    """
-
-    def __init__(self) -> None:
-        self.outcomes: dict[str, str] = {}
-        """What the logs say of each migration that was handed over."""
-        self.closed: dict[str, str] = {}
-        """Migrations that have ended, by report or journal: they may not be handed over any more."""
-        self._reports: list[MigrationReport] = []
-        self._agents: dict[str, _Owned] = {}
-        self._processes: dict[tuple[str, int], str] = {}
-
-    def record(self, agent: str, seq: int, record: AnyRecord, author: View) -> None:
-        here = self._agents.setdefault(agent, _Owned())
-        what = f"{type(record).__name__} of {author.label} at {seq} of {agent}"
-        if record.node != author.name:
-            violated("I3", f"{what} claims to be by {record.node}")
-        process = self._processes.setdefault((record.node, record.incarnation), author.label)
-        if process != author.label:
-            violated("I3", f"{what} is of incarnation {record.incarnation}, which is {process}")
-        if here.ended:
-            violated("I3", f"{what} follows Terminated")
-        if record.prev != here.seq:
-            violated("I3", f"{what} expects {record.prev}, but the log was at {here.seq}")
-        opens = isinstance(record, (Created, Claimed))
-        if record.epoch != here.epoch + opens:
-            violated("I2", f"{what} is of epoch {record.epoch}; the log is in {here.epoch}")
-        if isinstance(record, Created) != (here.seq == 0):
-            violated("I3", f"{what} is where it cannot be")
-        if not opens:
-            self._by_owner(here, record, what)
-        here.seq = seq
-        self._next(here, record)
-
-    def _by_owner(self, here: _Owned, record: AnyRecord, what: str) -> None:
-        verdict = isinstance(record, (Accepted, Returned))
-        if verdict != bool(here.migration):
-            violated("I11", f"{what} lands {'in' if here.migration else 'outside of'} probation")
-        if record.node != here.owner or (not here.migration and record.incarnation != here.incarnation):
-            violated("I1", f"{what} is by {record.node}.{record.incarnation}; {here.owner}.{here.incarnation} owns it")
-
-    def _next(self, here: _Owned, record: AnyRecord) -> None:
+    def after(self, seq: int, record: AnyRecord) -> None:
+        self.seq = seq
         match record:
             case Created() | Claimed():
-                self._end(here.migration, "rolled_back")
-                here.epoch, here.owner, here.incarnation, here.migration = (
-                    record.epoch,
-                    record.node,
-                    record.incarnation,
-                    "",
-                )
+                self.epoch, self.owner, self.incarnation = record.epoch, record.node, record.incarnation
+                self.migration = ""
             case HandedOff():
-                if record.migration in self.outcomes or _migration_of(record.migration) in self.closed:
-                    violated("I9", f"{record.migration} is handed over after it has ended")
-                here.epoch, here.source, here.owner, here.migration = (
-                    record.epoch + 1,
-                    record.node,
-                    record.to,
-                    record.migration,
-                )
-                here.source, self._source_incarnation = record.node, record.incarnation
-                here.incarnation = record.incarnation
+                self.source, self.source_incarnation = record.node, record.incarnation
+                self.epoch, self.owner, self.migration = record.epoch + 1, record.to, record.migration
             case Accepted():
-                self._end(here.migration, "completed")
-                here.incarnation, here.migration = record.incarnation, ""
+                self.incarnation, self.migration = record.incarnation, ""
             case Returned():
-                if record.to != here.source:
-                    violated("I10", f"{record.migration} returns to {record.to}; {here.source} handed it over")
-                self._end(here.migration, "rolled_back")
-                here.epoch, here.owner, here.migration = record.epoch + 1, record.to, ""
+                self.epoch, self.owner, self.migration = record.epoch + 1, record.to, ""
+                self.incarnation = self.source_incarnation
             case Terminated():
-                here.ended = True
+                self.ended = True
             case _:
                 pass
 
-    def _end(self, migration: str, outcome: str) -> None:
-        if migration and self.outcomes.setdefault(migration, outcome) != outcome:
-            violated("I9", f"{migration} is {outcome} after it was {self.outcomes[migration]}")
 
-    def reported(self, report: MigrationReport) -> None:
-        """I9, I13: what a client is told is what the log says, and the phases follow one another."""
-        self._reports.append(report)
-        self.ended(report.migration, report.outcome, report.reason)
-        order = ["PLANNED", "PREPARING", "COPYING", "PAUSED", "HANDING_OVER", "IN_DOUBT", "VERIFYING"]
-        passed = [order.index(name) for name, _ in report.phases]
-        if passed != sorted(set(passed)) or (report.ok and passed and passed[-1] != order.index("VERIFYING")):
-            violated("I13", f"{report.migration} passed {[name for name, _ in report.phases]}")
+class Step(NamedTuple):
+    """A record of an agent's log at the instant it lands.  `before`: who owned the agent until then."""
 
-    def ended(self, migration: str, outcome: str, reason: str) -> None:
-        """I9: a migration is over, and no attempt of it may be handed over any more."""
-        logged = {self.outcomes[attempt] for attempt in self.outcomes if _migration_of(attempt) == migration}
-        if outcome == "completed" and "completed" not in logged:
-            violated("I9", f"{migration} ended completed; the log says {logged}")
-        if outcome == "rolled_back" and "completed" in logged:
-            violated("I9", f"{migration} ended rolled back ({reason}); the log says completed")
-        self.closed[migration] = reason
+    agent: str
+    seq: int
+    record: AnyRecord
+    author: View
+    at: float
+    before: Owned
 
-    def settled(self, journals: Iterable[Journal]) -> None:
-        """I9, I14: every migration that was planned has its end, and that is what the agent's log says; so is what clients
-        were told, also where the log went on after they were."""
-        for report in self._reports:
-            self.ended(report.migration, report.outcome, report.reason)
-        for journal in journals:
-            if journal.end is None:
-                violated("I14", f"{journal.migration} has no end: {[type(r).__name__ for r in journal.records]}")
-            else:
-                self.ended(journal.migration, journal.end.outcome, journal.end.reason)
+    @property
+    def what(self) -> str:
+        return f"{type(self.record).__name__} of {self.author.label} at {self.seq} of {self.agent}"
 
 
-def _migration_of(attempt: str) -> str:
-    return attempt.partition(".")[0]
+class Letter(NamedTuple):
+    """Mail at the instant it lands in an inbox."""
+
+    mail: Mail
+    seq: int
+    author: View
 
 
-class Folding(Landing):
-    """I8 and the fold: production's fold takes every record that lands, and every digest is of what the log holds.
+class Line(NamedTuple):
+    """A record of a migration's journal at the instant it lands."""
 
-    Not checked: records in parts (`Spilled`), which the simulator's agents are too small for.
-    """
-
-    def __init__(self) -> None:
-        self.folds: dict[str, Fold] = {}
-
-    def record(self, agent: str, seq: int, record: AnyRecord, author: View) -> None:
-        fold = self.folds.setdefault(agent, Fold(agent))
-        try:
-            fold.apply(seq, record)
-        except CellError as error:
-            violated("I3", f"the fold refuses what {author.label} appended: {error}")
-        if isinstance(record, Committed) and record.commit.digest != fold.state.digest():
-            violated("I8", f"the commit of {author.label} at {seq} of {agent} has the digest of another state")
-        if isinstance(record, HandedOff) and record.digest != fold.seal_digest():
-            violated("I8", f"{author.label} sealed {agent} at {seq} with the digest of another state or ledger")
-
-
-class Numbers:
-    """I4, I5 and the output rule as logs and inboxes show them.
-
-    Commits take an agent's messages one by one and a client's never twice; outputs are numbered one by one; the cursor never
-    goes back.  What an agent has in an inbox is in its log, with this number and body, before it is in the inbox; what
-    a log calls released is in the receiver's inbox.
-    An answer on the wire is the one in the log, and not before it is there.
-    """
-
-    def __init__(self) -> None:
-        self._marks: dict[tuple[str, str], int] = {}
-        self._taken: dict[tuple[str, str, int], bytes | None] = {}
-        self._outs: dict[tuple[str, str], list[bytes]] = {}
-        self._stored: dict[tuple[str, str], int] = {}
-        self._cursors: dict[str, int] = {}
-
-    def landed(self, subject: str, entry: Entry, author: View) -> None:
-        if subject.startswith(INBOXES):
-            self._mail(decode_mail(entry.data, subject), author)
-        elif subject.startswith(LOGS):
-            record = decode_record(entry.data, subject)
-            agent = agent_of(subject)
-            if isinstance(record, Asked):
-                self._out(agent, record.out, author)
-            elif isinstance(record, Committed):
-                self._commit(agent, record.commit, author)
-            elif isinstance(record, HandedOff) and record.seal is not None:
-                self._commit(agent, record.seal, author)
-
-    def published(self, subject: str, data: bytes, author: View) -> None:
-        if not subject.startswith(REPLIES):
-            return
-        answers = [(some.agent, some.sender, n, a) for some in decode_replies(data) for n, a in some.answers.items()]
-        for agent, sender, n, answer in answers:
-            error = decode_answer(answer).error
-            if error is not None and error[0] in ("AnswerExpired", "SessionExpired"):
-                continue
-            if self._taken.get((agent, sender, n)) != answer:
-                what = f"number {n} of {sender!r} to {agent}"
-                violated("I6", f"{author.label} answers {what}, but this answer is not in the log")
-
-    def _mail(self, mail: Mail, author: View) -> None:
-        if is_client(mail.sender):
-            return
-        pair = mail.sender, mail.to
-        outs = self._outs.get(pair, [])
-        for message in mail.messages:
-            if message.n > len(outs) or outs[message.n - 1] != message.args:
-                violated("I5", f"{author.label} sent number {message.n} of {pair}, which is not in the log")
-            if message.n == self._stored.get(pair, 0) + 1:
-                self._stored[pair] = message.n
-
-    def _commit(self, agent: str, commit: Commit, author: View) -> None:
-        if commit.cursor < self._cursors.get(agent, 0):
-            violated("I4", f"{author.label} set the cursor of {agent} back to {commit.cursor}")
-        self._cursors[agent] = commit.cursor
-        for taken in commit.taken:
-            pair = agent, taken.sender
-            if (*pair, taken.n) in self._taken:
-                violated("I4", f"{author.label} took number {taken.n} of {pair} again")
-            self._taken[(*pair, taken.n)] = taken.answer
-            if is_client(taken.sender):
-                continue
-            if taken.n != self._marks.get(pair, 0) + 1:
-                violated("I4", f"{author.label} took number {taken.n} of {pair} after {self._marks.get(pair, 0)}")
-            self._marks[pair] = taken.n
-        for out in commit.outs:
-            self._out(agent, out, author)
-        for to, n in commit.released.items():
-            if n > self._stored.get((agent, to), 0):
-                violated("I5", f"{author.label} calls {n} from {agent} to {to} released; it is not stored")
-
-    def _out(self, agent: str, out: Out, author: View) -> None:
-        outs = self._outs.setdefault((agent, out.to), [])
-        if out.n != len(outs) + 1:
-            violated("I5", f"{author.label} gave number {out.n} to output {len(outs) + 1} from {agent} to {out.to}")
-        outs.append(out.args)
-
-
-class Instances:
-    """I1 in memory: no two nodes serve an agent in one epoch, after each landing.
-
-    Not checked: an instance of an older epoch that does not know yet; what it does cannot land (`Ownership`).
-    """
-
-    def __init__(self, nodes: dict[str, Node]) -> None:
-        self._nodes = nodes
-
-    def landed(self, subject: str, entry: Entry, author: View) -> None:
-        serving: dict[tuple[str, int], str] = {}
-        for name, node in self._nodes.items():
-            for agent, host in node.hosts.items():
-                if host.is_open and host.fold.may_run:
-                    other = serving.setdefault((agent, host.fold.epoch), name)
-                    if other != name:
-                        violated("I1", f"{other} and {name} both serve {agent} in epoch {host.fold.epoch}")
+    agent: str
+    migration: str
+    seq: int
+    record: journals.AnyRecord
+    author: View
+    at: float
 
 
 @dataclass(slots=True)
@@ -321,82 +133,201 @@ class Call:
     ask: bool
     acked: bool = False
     answer: int | None = None
+    at: float = 0.0
+    """When it was acknowledged."""
+
+
+@dataclass(slots=True)
+class Told:
+    """What a client was told of a migration, and when; `quiet`: no fault has happened since it was asked for."""
+
+    report: MigrationReport
+    at: float
+    quiet: bool
 
 
 @dataclass(slots=True)
 class Shown:
-    """What an agent says of itself at the end."""
+    """What an agent of the workload says of itself at the end."""
 
-    tokens: int
-    heard: Sequence[tuple[str, int]]
+    tokens: int = 0
+    heard: list[tuple[str, int]] = field(default_factory=list)
     """Client and number of each call, in the order in which they took effect."""
     got: dict[str, list[int]] = field(default_factory=dict)
     """Per sending agent, the numbers of its transfers in order of arrival."""
     sent: dict[str, int] = field(default_factory=dict)
     """Per receiving agent, how many transfers were sent to it."""
-    receipts: Sequence[tuple[str, int]] = ()
+    receipts: list[tuple[str, int]] = field(default_factory=list)
     """From the till: idempotency key and number of each payment."""
+    alarms: list[str] = field(default_factory=list)
+    """Timers that it has set."""
+    rung: list[str] = field(default_factory=list)
+    """Those that have come, in order."""
 
 
-class Effects:
-    """I4, I5, I6, I7, I22: each acknowledged call took effect once, in order, at the place that its answer says.
+class Scene:
+    """What checkers may look at.  `nodes` is empty where there are only logs, as behind real processes."""
 
-    A call without an acknowledgement may have taken effect or not, but not twice.  What agents sent to each other arrived
-    once and in order, and no token was made or lost.
-    Not checked: the state between the calls, beyond its digests (`Folding`).
-    """
-
-    def __init__(self, tokens: int) -> None:
-        self._tokens = tokens
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.nodes: dict[str, Node] = {}
+        """The newest incarnation of each name."""
+        self.counts: Counter[str] = Counter()
+        """What happened besides faults."""
         self.calls: list[Call] = []
+        self.told: list[Told] = []
+        self.shown: dict[str, Shown] = {}
+        """At rest."""
+        self.tokens = 0
+        self.folds: dict[str, Fold] = {}
+        """Production's fold of each log, as far as it has landed."""
+        self.loaded: dict[str, Fold] = {}
+        """At rest: what loading each agent from the store gives."""
+        self.found: Callable[[str], None] = _raise
 
-    def at_rest(self, shown: dict[str, Shown]) -> None:
-        for agent, state in shown.items():
-            self._heard(agent, state.heard)
-        for agent, state in shown.items():
-            for to, count in state.sent.items():
-                got = shown[to].got.get(agent, [])
-                if got != list(range(1, count + 1)):
-                    violated("I5", f"{agent} sent {count} transfers to {to}, which got {got}")
-        total = sum(state.tokens for state in shown.values())
-        if total != self._tokens:
-            violated("I22", f"there are {total} tokens; there were {self._tokens}")
+        self.lost: frozenset[str] = frozenset()
+        """Names that stay dead for good."""
 
-    def _heard(self, agent: str, heard: Sequence[tuple[str, int]]) -> None:
-        places = {call: place for place, call in enumerate(heard, 1)}
-        if len(places) != len(heard):
-            twice = sorted({call for call in heard if list(heard).count(call) > 1})
-            violated("I4", f"{agent} took {twice} more than once")
-        made = {(call.sender, call.n): call for call in self.calls if call.agent == agent}
-        for key in places.keys() - made.keys():
-            violated("I4", f"{agent} took {key}, which nobody sent")
-        for key, call in made.items():
-            if call.acked and key not in places:
-                violated("I6", f"{agent} has lost {key}, which was acknowledged")
-            if call.answer is not None and call.answer != places.get(key):
-                violated("I7", f"{agent} answered {key} with place {call.answer}; it is at {places.get(key)}")
-        for sender in {call.sender for call in made.values()}:
-            order = [n for who, n in heard if who == sender]
-            if order != sorted(order):
-                violated("I7", f"{agent} took the calls of {sender} in the order {order}")
+    @property
+    def harms(self) -> int:
+        """Faults so far."""
+        return sum(self.world.counts.values())
+
+    def wall(self) -> float:
+        """True wall time."""
+        return WALL_S + self.world.loop.time()
+
+    def waiting_timers(self) -> Counter[str]:
+        """By agent: timers that may still be out at rest, because they were set by a clock that was wrong."""
+        clocks = self.world.clocks.values()
+        if max(clocks, default=0) - min(0, *clocks, 0) < WRONG_S:
+            return Counter()
+        return Counter({agent: len(fold.ledger.timers) for agent, fold in self.folds.items()})
+
+    def living(self) -> list[Node]:
+        return [node for name, node in self.nodes.items() if name not in self.lost]
 
 
-class Leaks:
-    """I19: what a stopped node leaves behind, and what a node at rest still holds.
+def _raise(sentence: str) -> None:
+    raise Violation(sentence)
 
-    Not checked: memory, and parts beside the logs.
-    """
 
-    @staticmethod
-    def at_rest(nodes: Iterable[Node]) -> None:
-        for node in nodes:
-            if node.copies or node.migrations.open:
-                held = [*node.copies, *node.migrations.open]
-                violated("I19", f"{node.name} at rest still has reservations or migrations of {held}")
+class Checker:
+    """Base of all checkers: what a class does not define, it does not look at."""
 
-    @staticmethod
-    def stopped(views: Iterable[View]) -> None:
-        for view in views:
-            left = [*view.process.tasks(), *view.tails, *view.subscriptions, *view.servers]
-            if left:
-                violated("I19", f"{view.label} was stopped and left {left}")
+    invariant: ClassVar[str] = ""
+
+    def __init__(self, scene: Scene) -> None:
+        self.scene = scene
+
+    def record(self, step: Step) -> None:
+        """A record of an agent's log has landed."""
+
+    def mail(self, letter: Letter) -> None:
+        """Mail has landed in an inbox."""
+
+    def journal(self, line: Line) -> None:
+        """A record of a migration's journal has landed."""
+
+    def answers(self, replies: Replies, author: View) -> None:
+        """Answers are given to the wire."""
+
+    def at_rest(self) -> None:
+        """Everything has come to rest; agents have shown themselves."""
+
+    def fails(self, sentence: str) -> NoReturn:
+        violated(self.invariant, sentence)
+
+
+class Checkers:
+    """Decodes what lands once, and shows it to every checker.  What cannot be decoded is a violation itself (I20)."""
+
+    def __init__(self, scene: Scene, kinds: Iterable[Callable[[Scene], Checker]]) -> None:
+        self.scene = scene
+        self._kinds = [*kinds]
+        self._history: list[tuple[str, Entry, View, float]] = []
+        self._make()
+
+    def _make(self) -> None:
+        self.all = [kind(self.scene) for kind in self._kinds]
+        self._owned: dict[str, Owned] = {}
+        self._records = [c.record for c in self.all if _has(c, "record")]
+        self._mails = [c.mail for c in self.all if _has(c, "mail")]
+        self._journals = [c.journal for c in self.all if _has(c, "journal")]
+        self._answers = [c.answers for c in self.all if _has(c, "answers")]
+
+    def landed(self, subject: str, entry: Entry, author: View) -> None:
+        at = self.scene.world.loop.time()
+        self._history.append((subject, entry, author, at))
+        self._landed(subject, entry, author, at)
+
+    def _landed(self, subject: str, entry: Entry, author: View, at: float) -> None:
+        try:
+            if subject.startswith(LOGS):
+                self._record(agent_of(subject), entry, author, at)
+            elif subject.startswith(INBOXES):
+                letter = Letter(decode_mail(entry.data, subject), entry.seq, author)
+                for see in self._mails:
+                    see(letter)
+            elif subject.startswith(JOURNALS):
+                agent, migration = migration_of(subject)
+                line = Line(agent, migration, entry.seq, journals.decode(entry.data, subject), author, at)
+                for look in self._journals:
+                    look(line)
+        except CellError as error:
+            violated("I20", f"{author.label} appended to {subject} what cannot be read: {error}")
+
+    def _record(self, agent: str, entry: Entry, author: View, at: float) -> None:
+        record = decode_record(entry.data, f"the log of {agent} at {entry.seq}")
+        owned = self._owned.setdefault(agent, Owned())
+        step = Step(agent, entry.seq, record, author, at, owned)
+        for see in self._records:
+            see(step)
+        owned.after(entry.seq, record)
+
+    def published(self, subject: str, data: bytes, author: View) -> None:
+        if subject.startswith(REPLIES):
+            for replies in decode_replies(data):
+                for see in self._answers:
+                    see(replies, author)
+
+    def at_rest(self) -> None:
+        for checker in self.all:
+            checker.at_rest()
+
+    def owner(self, agent: str) -> str:
+        """The node that the agent's log names now; "" if none."""
+        owned = self._owned.get(agent)
+        return "" if owned is None or owned.ended else owned.owner
+
+    @property
+    def agents(self) -> list[str]:
+        return sorted(self._owned)
+
+    def forget(self, since: float, seq: int) -> None:
+        """The store has forgotten all behind `seq`, which landed from `since` on: so nobody may be held to it.
+
+        What clients were told since then was true, and need not be any more.
+        """
+        scene = self.scene
+        for call in scene.calls:
+            if call.at >= since:
+                call.acked, call.answer = False, None
+        scene.told = [told for told in scene.told if told.at < since]
+        history = [one for one in self._history if one[1].seq <= seq]
+        self._history = history
+        nodes, scene.nodes = scene.nodes, {}
+        scene.folds = {}
+        self._make()
+        for subject, entry, author, at in history:
+            self._landed(subject, entry, author, at)
+        scene.nodes = nodes
+
+
+def _has(checker: Checker, name: str) -> bool:
+    return getattr(type(checker), name) is not getattr(Checker, name)
+
+
+def migration_name(attempt: str) -> str:
+    """The migration that an attempt belongs to."""
+    return attempt.partition(".")[0]

@@ -52,6 +52,10 @@ class Kind(Enum):
     """The step is refused with a reason."""
     CRASH = "crash"
     """The process is killed (SIGKILL), or `Faults.crash` is called."""
+    STOP = "stop"
+    """The process stops before it (SIGSTOP), all its threads, until somebody continues it (SIGCONT), or `Faults.stop` is called."""
+    STOP_AFTER = "stop_after"
+    """As `stop`, when an append has happened and before the process hears of it."""
     UNREACHABLE = "unreachable"
     """For `delay_s` after the first request to it, a node hears nothing from the wire.  `step` names the node."""
 
@@ -82,6 +86,7 @@ class Faults:
         self.faults = faults
         self.counts: Counter[tuple[str, str]] = Counter()
         self.crash: Callable[[], None] = lambda: os.kill(os.getpid(), signal.SIGKILL)
+        self.stop: Callable[[], None] = lambda: os.kill(os.getpid(), signal.SIGSTOP)
         self._rng = Random(seed)
         self._since: dict[Fault, float] = {}
         self._used: Counter[Fault] = Counter()
@@ -126,6 +131,8 @@ class Faults:
             return
         if fault.kind is Kind.DELAY:
             await asyncio.sleep(fault.delay_s)
+        elif fault.kind in (Kind.STOP, Kind.STOP_AFTER):
+            self.stop()
         elif fault.kind is Kind.TIMEOUT:
             raise TimeoutError(f"injected at {name}")
         else:
@@ -206,6 +213,12 @@ class FaultyLog:
             case Kind.LOSE_ANSWER:
                 await self._inner.append(subject, data, expect)
                 return Unknown("injected: the answer was lost")
+            case Kind.STOP:
+                self._faults.stop()
+            case Kind.STOP_AFTER:
+                outcome = await self._inner.append(subject, data, expect)
+                self._faults.stop()
+                return outcome
             case Kind.DUPLICATE:
                 await self._inner.append(subject, data, expect)
             case _:

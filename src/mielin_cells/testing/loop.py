@@ -14,7 +14,7 @@ import heapq
 import random
 from asyncio.base_events import BaseEventLoop
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -49,7 +49,7 @@ class Process:
         self.context = contextvars.copy_context()
         self.context.run(_process.set, self)
         self._loop = loop
-        self._held: list[asyncio.Handle] = []
+        self._held: list[_Handle] = []
         self._waiters: dict[asyncio.Future[Any], None] = {}
         loop.processes.append(self)
 
@@ -104,7 +104,7 @@ class Process:
         """Its tasks that are not done, oldest first."""
         return [task for task in self._loop.tasks if task.process is self]
 
-    def takes(self, handle: asyncio.Handle) -> bool:
+    def takes(self, handle: _Handle) -> bool:
         """Whether the callback may run now; if the process is paused it is kept for later."""
         if self.is_dead:
             return False
@@ -116,6 +116,30 @@ class Process:
 
 _outside = contextvars.copy_context()
 _process: contextvars.ContextVar[Process | None] = contextvars.ContextVar("process", default=None)
+
+
+class _Handle(asyncio.TimerHandle):
+    """A callback, with its context; the fewest steps that asyncio can do with."""
+
+    __slots__ = ("args", "callback", "context")
+
+    def __init__(self, callback: Callable[..., Any], args: tuple[Any, ...], context: contextvars.Context, when: float):
+        self.callback: Callable[..., Any] | None = callback
+        self.args = args
+        self.context = context
+        self._when = when
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.callback!r} at {self._when:.6f} s>"
+
+    def when(self) -> float:
+        return self._when
+
+    def cancel(self) -> None:
+        self.callback, self.args = None, ()
+
+    def cancelled(self) -> bool:
+        return self.callback is None
 
 
 class _Future(asyncio.Future[Any]):
@@ -133,13 +157,16 @@ class _Task(asyncio.Task[Any]):
 class VirtualLoop(BaseEventLoop):
     """Runs callbacks in asyncio's order and, when none is ready, moves its clock to the next timer at once."""
 
-    _ready: deque[asyncio.Handle]
-    _scheduled: list[asyncio.TimerHandle]
+    _ready: deque[_Handle]
     _stopping: bool
+    _closed: bool
 
     def __init__(self, steps_max: int = STEPS_MAX) -> None:
         super().__init__()
         self._now = 0.0
+        self._timers: list[tuple[float, int, _Handle]] = []
+        self._count = 0
+        """Timers so far: of two for one instant the earlier made comes first."""
         self._steps_left = steps_max
         self.tasks: dict[_Task, None] = {}
         self.processes: list[Process] = []
@@ -178,33 +205,73 @@ class VirtualLoop(BaseEventLoop):
         future.process = _process.get()
         return future
 
-    def requeue(self, handles: list[asyncio.Handle]) -> None:
+    def requeue(self, handles: list[_Handle]) -> None:
         self._ready.extend(handles)
+
+    def call_soon(  # type: ignore[override]
+        self, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
+    ) -> asyncio.Handle:
+        if self._closed:
+            raise RuntimeError("Event loop is closed")
+        handle = _Handle(callback, args, context if context is not None else contextvars.copy_context(), 0.0)
+        self._ready.append(handle)
+        return handle
+
+    call_soon_threadsafe = call_soon  # type: ignore[assignment] # there are no threads
+
+    def call_at(  # type: ignore[override]
+        self, when: float, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
+    ) -> asyncio.TimerHandle:
+        if self._closed:
+            raise RuntimeError("Event loop is closed")
+        handle = _Handle(callback, args, context if context is not None else contextvars.copy_context(), when)
+        self._count += 1
+        heapq.heappush(self._timers, (when, self._count, handle))
+        return handle
+
+    def call_later(  # type: ignore[override]
+        self, delay: float, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
+    ) -> asyncio.TimerHandle:
+        return self.call_at(self._now + delay, callback, *args, context=context)
 
     def _forget(self, task: Any) -> None:
         self.tasks.pop(task, None)
 
     def _run_once(self) -> None:
-        ready, scheduled = self._ready, self._scheduled
-        while scheduled and scheduled[0].cancelled():
-            heapq.heappop(scheduled)
-        if not ready and not self._stopping:
-            if not scheduled:
-                raise Deadlock(f"At {self._now:.6f} s nothing can happen any more, but the main coroutine is not done.")
-            self._now = max(self._now, scheduled[0].when())
-        while scheduled and scheduled[0].when() <= self._now:
-            ready.append(heapq.heappop(scheduled))
-        count = len(ready)
-        self._steps_left -= count
-        if self._steps_left < 0:
-            raise Livelock(f"The run has used up its steps at {self._now:.6f} s: something spins.")
-        for _ in range(count):
-            handle = ready.popleft()
-            if handle.cancelled():
-                continue
-            process = handle._context.get(_process)  # type: ignore[attr-defined]
-            if process is None or process.takes(handle):
-                handle._run()
+        """Runs until the loop is told to stop, which asyncio looks for behind each call."""
+        ready, timers, pop = self._ready, self._timers, heapq.heappop
+        while True:
+            while timers and timers[0][2].callback is None:
+                pop(timers)
+            if not ready and not self._stopping:
+                if not timers:
+                    raise Deadlock(
+                        f"At {self._now:.6f} s nothing can happen any more, but the main coroutine is not done."
+                    )
+                self._now = max(self._now, timers[0][0])
+            while timers and timers[0][0] <= self._now:
+                ready.append(pop(timers)[2])
+            count = len(ready)
+            self._steps_left -= count
+            if self._steps_left < 0:
+                raise Livelock(f"The run has used up its steps at {self._now:.6f} s: something spins.")
+            for _ in range(count):
+                handle = ready.popleft()
+                callback = handle.callback
+                if callback is None:
+                    continue
+                process = handle.context.get(_process)
+                if process is None or process.takes(handle):
+                    try:
+                        handle.context.run(callback, *handle.args)
+                    except (SystemExit, KeyboardInterrupt):
+                        raise
+                    except BaseException as error:  # noqa: BLE001 - as asyncio's own handles: it is reported
+                        self.call_exception_handler(
+                            {"message": f"callback {callback!r} raised", "exception": error, "handle": handle}
+                        )
+            if self._stopping:
+                return
 
     # ---- the end ---------------------------------------------------------------------------------------------
 

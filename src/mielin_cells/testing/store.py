@@ -5,12 +5,16 @@ It is the truth under the simulated world, and a second opinion on what the port
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left, bisect_right, insort
 from operator import attrgetter
+from typing import TypeAlias
 
 from mielin_cells.substrate.ports import Appended, Conflict, Entry
 
 _seq = attrgetter("seq")
+
+Change: TypeAlias = tuple[str, bytes | int]
+"""A subject with the bytes that were appended, or with the sequence up to which it was trimmed."""
 
 
 class Store:
@@ -18,7 +22,11 @@ class Store:
 
     def __init__(self) -> None:
         self._subjects: dict[str, list[Entry]] = {}
+        self._names: list[str] = []
+        """Of the subjects, in order."""
         self.seq = 0
+        self.changes: list[Change] = []
+        """All that was ever stored and removed, in order."""
 
     def append(self, subject: str, data: bytes, expect: int | None) -> Appended | Conflict:
         last = self.last(subject)
@@ -26,7 +34,11 @@ class Store:
         if expect is not None and expect != actual:
             return Conflict(actual)
         self.seq += 1
-        self._subjects.setdefault(subject, []).append(Entry(self.seq, data))
+        if subject not in self._subjects:
+            self._subjects[subject] = []
+            insort(self._names, subject)
+        self._subjects[subject].append(Entry(self.seq, data))
+        self.changes.append((subject, data))
         return Appended(self.seq)
 
     def read(self, subject: str, after: int, limit: int, upto: int | None = None) -> list[Entry]:
@@ -44,9 +56,28 @@ class Store:
         """Removes entries with `seq < before`; how many there were."""
         entries = self._subjects.get(subject, [])
         count = bisect_left(entries, before, key=_seq)
-        del entries[:count]
+        if count:
+            del entries[:count]
+            self.changes.append((subject, before))
         return count
 
     def subjects(self, prefix: str) -> list[tuple[str, int]]:
-        found = sorted(name for name, entries in self._subjects.items() if entries and name.startswith(prefix))
-        return [(name, self._subjects[name][-1].seq) for name in found]
+        names, subjects, found = self._names, self._subjects, list[tuple[str, int]]()
+        for index in range(bisect_left(names, prefix), len(names)):
+            name = names[index]
+            if not name.startswith(prefix):
+                break
+            entries = subjects[name]
+            if entries:
+                found.append((name, entries[-1].seq))
+        return found
+
+    def forget(self, kept: int) -> None:
+        """As a power cut: only the first `kept` of all `changes` were on the disk.  Sequences are given again from there."""
+        changes = self.changes[:kept]
+        self.__init__()  # type: ignore[misc] # a store that has just been made, in the place of this one
+        for subject, change in changes:
+            if isinstance(change, bytes):
+                self.append(subject, change, None)
+            else:
+                self.trim(subject, change)

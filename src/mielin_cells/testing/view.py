@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from blake3 import blake3
 
+from mielin_cells.core.ids import LOGS
 from mielin_cells.errors import MessageTooLarge, NoResponder, StoreBusy, StoreUnreachable, WireTimeout
 from mielin_cells.substrate.ports import (
     ENTRY_BYTES_MAX,
@@ -17,19 +18,32 @@ from mielin_cells.substrate.ports import (
     Log,
     Outcome,
     Subscription,
-    Tail,
     Unknown,
     Wire,
 )
 from mielin_cells.testing.loop import Process
+from mielin_cells.testing.register import Operation
 
 if TYPE_CHECKING:
     from mielin_cells.testing.world import World
 
-F = TypeVar("F", bound=Callable[..., Any])
-
 TICK_S = 1e-7
 """Between two appends of one caller to one subject, so that they land in order."""
+
+FATES = ("fail", "time out", "lose the answer", "crash before", "crash after", "crash answered")
+"""What `World.on_call` may say of a call.  fail: it has no effect, and raises.  time out: it has none, and the outcome is unknown.
+lose the answer: it has effect, and the outcome is unknown.  crash before it left, after, or when its answer is there."""
+
+
+class _Sent(NamedTuple):
+    """An append on its way to the store."""
+
+    subject: str
+    data: bytes
+    expect: int | None
+    power: int
+    """If it was cut meanwhile, the append never comes there."""
+    operation: Operation | None
 
 
 class View:
@@ -41,11 +55,16 @@ class View:
         self.number = number
         self.label = process.name
         self.process = process
-        self.no_wire_until = 0.0
-        self.no_store_until = 0.0
-        self.subscriptions: dict[_Subscription[Callable[[bytes], None]], None] = {}
-        self.servers: dict[_Subscription[Callable[[bytes], Awaitable[bytes]]], None] = {}
-        self.tails: dict[_Tail, None] = {}
+        self.mute_until = self.deaf_until = 0.0
+        """Nothing from it, or to it, on the wire."""
+        self.no_store_until = self.no_answer_until = 0.0
+        """Its calls do not come to the store, or the store's answers not to it."""
+        self.slow_until, self.slowness = 0.0, 1.0
+        self.fuse: tuple[int, str] | None = None
+        """After so many calls more, it crashes so."""
+        self.subscriptions: dict[Wired, None] = {}
+        self.servers: dict[Wired, None] = {}
+        self.tails: dict[Tail, None] = {}
         self.sync = "power"
         self._in_flight: dict[asyncio.Future[Any], None] = {}
         self._lanes: dict[str, float] = {}
@@ -60,16 +79,22 @@ class View:
         return self
 
     @property
-    def has_wire(self) -> bool:
-        return self.world.loop.time() >= self.no_wire_until
-
-    @property
-    def has_store(self) -> bool:
+    def reaches_store(self) -> bool:
         return self.world.loop.time() >= self.no_store_until
 
+    @property
+    def hears_store(self) -> bool:
+        return self.world.loop.time() >= self.no_answer_until
+
+    def heal(self) -> None:
+        self.mute_until = self.deaf_until = self.no_store_until = self.no_answer_until = self.slow_until = 0.0
+        self.fuse = None
+        for tail in self.tails:
+            tail.catch_up()
+
     def hang_up(self) -> None:
-        self.subscriptions.clear()
-        self.servers.clear()
+        for wired in [*self.subscriptions, *self.servers]:
+            wired.close()
         for tail in [*self.tails]:
             tail.close()
 
@@ -79,18 +104,52 @@ class View:
         self._closed = True
         self.hang_up()
 
-    async def _enter(self, what: str) -> None:
-        """Every call begins here."""
+    # ---- every call ------------------------------------------------------------------------------------------
+
+    async def _enter(self, what: str, subject: str) -> str:
+        """Every call begins here; what is to become of it, "" if it is left to chance."""
         if self.process.is_dead:
             await self.world.loop.create_future()
         if self._closed:
             raise StoreUnreachable(f"{self.name} called {what} on a connection that it had closed; connect again.")
-        self.world.calls += 1
+        world = self.world
+        world.calls += 1
+        fate = ""
+        if self.fuse is not None:
+            left, how = self.fuse
+            self.fuse = (left - 1, how) if left > 1 else None
+            fate = how if left <= 1 else ""
+        if world.on_call is not None:
+            fate = world.on_call(self, what, subject) or fate
+        if not fate.startswith("crash"):
+            return fate
+        world.counts[fate] += 1
+        if fate == "crash before":
+            self._die()
+            await world.loop.create_future()
+        if fate == "crash after":
+            world.later(0.0, self._die)
+        return fate
+
+    def _die(self) -> None:
+        if not self.process.is_dead:
+            self.world.crash(self.name)
 
     # ---- log -------------------------------------------------------------------------------------------------
 
     async def append(self, subject: str, data: bytes, expect: int | None = None) -> Outcome:
-        await self._enter("append")
+        if not subject.startswith(LOGS):
+            return await self._append(subject, data, expect, None)
+        loop = self.world.loop
+        operation = Operation(self.label, False, loop.time(), expect=expect)
+        self.world.history.setdefault(subject, []).append(operation)
+        outcome = await self._append(subject, data, expect, operation)
+        if isinstance(outcome, Appended):
+            operation.ended, operation.seq = loop.time(), outcome.seq
+        return outcome
+
+    async def _append(self, subject: str, data: bytes, expect: int | None, operation: Operation | None) -> Outcome:
+        fate = await self._enter("append", subject)
         if len(data) > ENTRY_BYTES_MAX:
             raise MessageTooLarge(
                 f"An entry of {len(data)} bytes for {subject} is above {ENTRY_BYTES_MAX}; send it in parts.",
@@ -100,105 +159,143 @@ class View:
         answer: asyncio.Future[Outcome] = world.loop.create_future()
         self._in_flight[answer] = None
         answer.add_done_callback(self._in_flight.pop)
-        way = world.delay()
-        if world.happens("append_busy"):
+        if fate == "crash answered":
+            answer.add_done_callback(lambda _: self._die())
+        way, sent = world.delay(self), _Sent(subject, bytes(data), expect, world.power, operation)
+        if fate == "fail" or world.happens("append_busy", self):
             world.later(way, _fail, answer, StoreBusy(f"The store did not take an entry for {subject}; try again."))
             return await answer
-        if world.happens("append_late"):
-            world.later(way + world.late(), self._land, subject, bytes(data), expect, None)
-            world.later(world.faults.timeout_s * world.rng.random(), _resolve, answer, Unknown("no answer in time"))
+        if fate != "lose the answer" and world.happens("append_late", self):
+            world.belated(way + world.late(), self._land, sent, None)
+            self._no_answer(answer)
             return await answer
-        if world.happens("append_never") or not self.has_store:
-            world.later(world.faults.timeout_s * world.rng.random(), _resolve, answer, Unknown("no answer in time"))
+        if fate == "time out" or not self.reaches_store or world.happens("append_never", self):
+            self._no_answer(answer)
             return await answer
-        if expect is not None and world.happens("false_conflict"):
+        if expect is not None and world.happens("false_conflict", self):
             last = world.store.last(subject)
-            world.later(way + world.delay(), _resolve, answer, Conflict(last.seq if last else 0))
+            world.later(way + world.delay(self), _resolve, answer, Conflict(last.seq if last else 0))
             return await answer
         at = max(world.loop.time() + way, self._lanes.get(subject, 0.0) + TICK_S)
         self._lanes[subject] = at
-        world.later(at - world.loop.time(), self._land, subject, bytes(data), expect, answer)
+        world.later(at - world.loop.time(), self._land, sent, answer, fate)
         return await answer
 
-    def _land(self, subject: str, data: bytes, expect: int | None, answer: asyncio.Future[Outcome] | None) -> None:
+    def _no_answer(self, answer: asyncio.Future[Outcome]) -> None:
         world = self.world
+        world.later(world.faults.timeout_s * world.rng.random(), _resolve, answer, Unknown("no answer in time"))
+
+    def _land(self, sent: _Sent, answer: asyncio.Future[Outcome] | None, fate: str = "") -> None:
+        world, subject = self.world, sent.subject
+        if sent.power != world.power:
+            return
         if answer is not None and self.process.is_dead:  # sent before the crash: now, later or never
             answer = None
-            fate = world.rng.random()
-            if fate < 0.25:
+            chance = world.rng.random()
+            if chance < 0.25:
                 world.counts["zombie_append_lost"] += 1
                 return
-            if fate < 0.5:
+            if chance < 0.5:
                 world.counts["zombie_append_late"] += 1
-                world.later(world.late(), self._land, subject, data, expect, None)
+                world.belated(world.late(), self._land, sent, None)
                 return
-        outcome = world.store.append(subject, data, expect)
+        outcome = world.store.append(subject, sent.data, sent.expect)
         if isinstance(outcome, Appended):
-            world.has_landed(subject, Entry(outcome.seq, data), self)
-            for view in world.views.values():
-                for tail in view.tails:
-                    if tail.subject == subject:
-                        world.later(world.delay(), tail.reveal, outcome.seq)
+            if sent.operation is not None:
+                world.places.setdefault(subject, []).append((outcome.seq, sent.operation))
+            world.has_landed(subject, Entry(outcome.seq, sent.data), self)
+            for tail in world.tails.get(subject, ()):
+                tail.reveal_soon(outcome.seq)
         if answer is None:
             return
-        if world.happens("append_lost") or not self.has_store:
-            world.later(world.faults.timeout_s * world.rng.random(), _resolve, answer, Unknown("the answer was lost"))
+        if fate == "lose the answer" or not self.hears_store or world.happens("append_lost", self):
+            self._no_answer(answer)
         else:
-            world.later(world.delay(), _resolve, answer, outcome)
+            world.later(world.delay(self), _resolve, answer, outcome)
 
     async def read(self, subject: str, after: int = 0, limit: int = 1000) -> list[Entry]:
-        await self._look("read")
-        found = self.world.store.read(subject, after, limit, self._horizon())
-        await asyncio.sleep(self.world.delay())
+        store = self.world.store
+        found: list[Entry] = await self._look(
+            "read", subject, lambda: store.read(subject, after, limit, self._horizon())
+        )
+        if found and self.world.happens("read_torn", self):
+            found[-1] = Entry(found[-1].seq, self._torn(found[-1].data))
         return found
 
+    def _torn(self, data: bytes) -> bytes:
+        """As it comes over a bad way: cut short, or with one bit changed."""
+        rng = self.world.rng
+        if not data or rng.random() < 0.5:
+            return data[: rng.randrange(len(data) + 1)]
+        changed = bytearray(data)
+        changed[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        return bytes(changed)
+
     async def last(self, subject: str) -> Entry | None:
-        await self._look("last")
-        found = self.world.store.last(subject)
-        await asyncio.sleep(self.world.delay())
+        store, loop = self.world.store, self.world.loop
+        if not subject.startswith(LOGS):
+            found: Entry | None = await self._look("last", subject, lambda: store.last(subject))
+            return found
+        operation = Operation(self.label, True, loop.time())
+        self.world.history.setdefault(subject, []).append(operation)
+        found = await self._look("last", subject, lambda: store.last(subject))
+        operation.ended, operation.seq = loop.time(), found.seq if found is not None else 0
         return found
 
     async def subjects(self, prefix: str) -> list[tuple[str, int]]:
-        await self._look("subjects")
+        found: list[tuple[str, int]] = await self._look("subjects", prefix, lambda: self.world.store.subjects(prefix))
         upto = self._horizon()
-        found = self.world.store.subjects(prefix)
-        await asyncio.sleep(self.world.delay())
-        return [(name, seq) for name, seq in found if upto is None or seq <= upto]
+        return found if upto is None else [(name, seq) for name, seq in found if seq <= upto]
 
-    async def _look(self, what: str) -> None:
-        await self._enter(what)
-        await asyncio.sleep(self.world.delay())
-        if self.world.happens("read_fails") or not self.has_store:
-            raise StoreUnreachable(f"The store did not answer {what} of {self.name}; try again.")
+    async def _look(self, what: str, subject: str, find: Callable[[], Any]) -> Any:
+        """A call that reads: `find` is asked half-way, where the store is."""
+        fate = await self._enter(what, subject)
+        world = self.world
+        answer: asyncio.Future[Any] = world.loop.create_future()
+        if fate == "crash answered":
+            answer.add_done_callback(lambda _: self._die())
+        world.later(world.delay(self), self._found, answer, what, find, fate)
+        return await answer
+
+    def _found(self, answer: asyncio.Future[Any], what: str, find: Callable[[], Any], fate: str) -> None:
+        world = self.world
+        if answer.done():
+            return
+        lost = fate in ("fail", "time out", "lose the answer")
+        if lost or not self.reaches_store or not self.hears_store or world.happens("read_fails", self):
+            _fail(answer, StoreUnreachable(f"The store did not answer {what} of {self.name}; try again."))
+        else:
+            world.later(world.delay(self), _resolve, answer, find())
 
     def _horizon(self) -> int | None:
-        if self.world.happens("read_stale"):
+        if self.world.happens("read_stale", self):
             return self.world.known_before(self.world.faults.stale_s * self.world.rng.random())
         return None
 
     def tail(self, subject: str, after: int = 0) -> Tail:
-        tail = _Tail(self, subject, after)
+        tail = Tail(self, subject, after)
         if not self.process.is_dead:
             self.tails[tail] = None
-            last = self.world.store.last(subject)
-            if last is not None:
-                self.world.later(self.world.delay(), tail.reveal, last.seq)
+            self.world.tails.setdefault(subject, {})[tail] = None
+            tail.catch_up()
         return tail
 
     async def trim(self, subject: str, before: int) -> None:
-        await self._enter("trim")
+        fate = await self._enter("trim", subject)
         world = self.world
-        if world.happens("trim_lost") or not self.has_store:
+        if fate == "fail":
+            raise StoreUnreachable(f"The store did not answer trim of {self.name}; try again.")
+        if fate == "time out" or not self.reaches_store or world.happens("trim_lost", self):
             pass
-        elif world.happens("trim_late"):
-            world.later(world.late(), self._trim, subject, before)
-            world.later(world.late(), self._trim, subject, before)
+        elif world.happens("trim_late", self):
+            world.belated(world.late(), self._trim, subject, before, world.power)
+            world.belated(world.late(), self._trim, subject, before, world.power)
         else:
-            world.later(world.delay(), self._trim, subject, before)
-        await asyncio.sleep(2 * world.delay())
+            world.later(world.delay(self), self._trim, subject, before, world.power)
+        await asyncio.sleep(2 * world.delay(self))
 
-    def _trim(self, subject: str, before: int) -> None:
-        if self.world.store.trim(subject, before):
+    def _trim(self, subject: str, before: int, power: int) -> None:
+        if power == self.world.power and self.world.store.trim(subject, before):
             self.world.note(f"trim {subject} {before} {self.label}")
 
     # ---- wire ------------------------------------------------------------------------------------------------
@@ -206,72 +303,73 @@ class View:
     def _carry(self, other: View, deliver: Callable[..., None], *args: Any) -> None:
         """Brings something over the wire to `other`: dropped, once or twice, soon or late."""
         world = self.world
-        if world.happens("wire_drop") or not (self.has_wire and other.has_wire):
+        if not world.passes(self, other) or world.happens("wire_drop", other):
             return
-        for _ in range(2 if world.happens("wire_repeat") else 1):
-            way = world.delay() + (world.late() if world.happens("wire_late") else 0.0)
-            world.later(way, deliver, *args)
+        for _ in range(2 if world.happens("wire_repeat", other) else 1):
+            way = world.delay(self)
+            if world.happens("wire_late", other):
+                world.belated(way + world.late(), deliver, *args)
+            else:
+                world.later(way, deliver, *args)
 
     async def publish(self, subject: str, data: bytes) -> None:
-        await self._enter("publish")
+        fate = await self._enter("publish", subject)
         self.world.was_published(subject, data, self)
-        for view in [*self.world.views.values()]:
-            for subscription in [*view.subscriptions]:
-                if subscription.subject == subject:
-                    self._carry(view, self._deliver, view, subscription, data)
+        if fate in ("fail", "time out", "lose the answer"):
+            return
+        for wired in [*self.world.subscriptions.get(subject, ())]:
+            self._carry(wired.view, self._deliver, wired, data)
 
-    def _deliver(self, view: View, subscription: _Subscription[Callable[[bytes], None]], data: bytes) -> None:
-        if subscription in view.subscriptions and view.has_wire:
-            self.world.note(f"deliver {subscription.subject} {view.label} {blake3(data).hexdigest(8)}")
-            self.world.loop.call_soon(subscription.receive, data, context=view.process.context.copy())
+    def _deliver(self, wired: Wired, data: bytes) -> None:
+        view, world = wired.view, self.world
+        if wired.is_open and world.loop.time() >= view.deaf_until:
+            world.note(f"deliver {wired.subject} {view.label} {blake3(data).hexdigest(8)}")
+            world.loop.call_soon(wired.receive, data, context=view.process.context.copy())
 
     async def subscribe(self, subject: str, receive: Callable[[bytes], None]) -> Subscription:
-        await self._enter("subscribe")
-        await asyncio.sleep(self.world.delay())
-        subscription = _Subscription(subject, receive, self.subscriptions)
-        self.subscriptions[subscription] = None
-        return subscription
+        await self._enter("subscribe", subject)
+        await asyncio.sleep(self.world.delay(self))
+        return Wired(self, subject, receive, self.subscriptions, self.world.subscriptions)
 
     async def request(self, subject: str, data: bytes, timeout: float) -> bytes:
-        await self._enter("request")
+        fate = await self._enter("request", subject)
         world = self.world
-        servers = [(view, s) for view in world.views.values() for s in view.servers if s.subject == subject]
-        if not servers and self.has_wire:
-            await asyncio.sleep(world.delay())
+        servers = [*world.servers.get(subject, ())]
+        if fate == "fail" or (not servers and world.loop.time() >= max(self.mute_until, self.deaf_until)):
+            await asyncio.sleep(world.delay(self))
             raise NoResponder(f"Nobody serves {subject} now.", subject=subject)
         answer: asyncio.Future[bytes] = world.loop.create_future()
-        if servers:
-            view, server = servers[world.rng.randrange(len(servers))]
-            self._carry(view, self._ask, view, server, data, answer)
+        if fate == "crash answered":
+            answer.add_done_callback(lambda _: self._die())
+        if servers and fate != "time out":
+            wired = servers[world.rng.randrange(len(servers))] if len(servers) > 1 else servers[0]
+            self._carry(wired.view, self._ask, wired, data, None if fate == "lose the answer" else answer)
         try:
             async with asyncio.timeout(timeout):
                 return await answer
         except TimeoutError:
             raise WireTimeout(f"No answer from {subject} in {timeout:g} s.", subject=subject) from None
 
-    def _ask(
-        self, view: View, server: _Subscription[Callable[[bytes], Awaitable[bytes]]], data: bytes,
-        answer: asyncio.Future[bytes],
-    ) -> None:  # fmt: skip
-        if server not in view.servers or not view.has_wire:
+    def _ask(self, wired: Wired, data: bytes, answer: asyncio.Future[bytes] | None) -> None:
+        view, world = wired.view, self.world
+        if not wired.is_open or world.loop.time() < view.deaf_until:
             return
-        self.world.note(f"ask {server.subject} {view.label} {blake3(data).hexdigest(8)}")
+        world.note(f"ask {wired.subject} {view.label} {blake3(data).hexdigest(8)}")
 
         async def serve() -> None:
-            found = await server.receive(data)
-            view._carry(self, _resolve, answer, found)
+            found = await wired.receive(data)
+            if answer is not None:
+                view._carry(self, _resolve, answer, found)
 
         def start() -> None:
             _ = view.process.start(serve())
 
-        self.world.loop.call_soon(start, context=view.process.context.copy())
+        world.loop.call_soon(start, context=view.process.context.copy())
 
     async def serve(self, subject: str, answer: Callable[[bytes], Awaitable[bytes]]) -> Subscription:
-        await self._enter("serve")
-        await asyncio.sleep(self.world.delay())
-        server = _Subscription(subject, answer, self.servers)
-        self.servers[server] = None
-        return server
+        await self._enter("serve", subject)
+        await asyncio.sleep(self.world.delay(self))
+        return Wired(self, subject, answer, self.servers, self.world.servers)
 
 
 def _resolve(future: asyncio.Future[Any], value: Any) -> None:
@@ -284,17 +382,28 @@ def _fail(future: asyncio.Future[Any], error: Exception) -> None:
         future.set_exception(error)
 
 
-class _Subscription(Generic[F]):
-    def __init__(self, subject: str, receive: F, home: dict[Any, None]) -> None:
+class Wired:
+    """A subscription, or a server of requests."""
+
+    def __init__(
+        self, view: View, subject: str, receive: Callable[[bytes], Any], mine: dict[Wired, None],
+        all_of: dict[str, dict[Wired, None]],
+    ) -> None:  # fmt: skip
+        self.view = view
         self.subject = subject
-        self.receive: F = receive
-        self._home = home
+        self.receive = receive
+        self.is_open = True
+        self._homes = mine, all_of.setdefault(subject, {})
+        for home in self._homes:
+            home[self] = None
 
     def close(self) -> None:
-        self._home.pop(self, None)
+        self.is_open = False
+        for home in self._homes:
+            home.pop(self, None)
 
 
-class _Tail:
+class Tail:
     """Shows entries up to what has been revealed to it, and that grows a while after the entries have landed."""
 
     def __init__(self, view: View, subject: str, after: int) -> None:
@@ -308,12 +417,27 @@ class _Tail:
     def __repr__(self) -> str:
         return f"<tail of {self.subject}>"
 
+    def catch_up(self) -> None:
+        last = self._view.world.store.last(self.subject)
+        if last is not None:
+            self.reveal_soon(last.seq)
+
+    def reveal_soon(self, seq: int) -> None:
+        world, view = self._view.world, self._view
+        away = max(0.0, view.no_answer_until - world.loop.time(), view.no_store_until - world.loop.time())
+        world.later(away + world.delay(view), self.reveal, seq)
+
     def reveal(self, seq: int) -> None:
+        if self._closed:
+            return
+        if not self._view.hears_store or not self._view.reaches_store:
+            self.reveal_soon(seq)
+            return
         self._upto = max(self._upto, seq)
         if self._waiter is not None:
             _resolve(self._waiter, None)
 
-    def __aiter__(self) -> _Tail:
+    def __aiter__(self) -> Tail:
         return self
 
     async def __anext__(self) -> list[Entry]:
@@ -333,5 +457,6 @@ class _Tail:
     def close(self) -> None:
         self._closed = True
         self._view.tails.pop(self, None)
+        self._view.world.tails.get(self.subject, {}).pop(self, None)
         if self._waiter is not None and not self._view.process.is_dead:
             _resolve(self._waiter, None)

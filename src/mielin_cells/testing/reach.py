@@ -1,0 +1,42 @@
+"""What a campaign of seeds must have reached: a fault that never happened, and a cell that was never hit, prove nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from mielin_cells.testing.matrix import CELLS, FAULTS, PHASES
+from mielin_cells.testing.swarm import DEATHS
+from mielin_cells.testing.world import CHANCES
+
+DEEDS = (
+    "crash", "crash before", "crash after", "crash answered", "pause", "cut", "cut in", "cut out", "store cut", "store cut in",
+    "store cut out", "partition", "partition one way", "slow node", "clock step", "outage", "power cut", "stop",
+    *(f"dead for good: {how}" for how in DEATHS), "zombie_append_late", "zombie_append_lost",
+)  # fmt: skip
+
+WORLD_FAULTS = (*CHANCES, *DEEDS)
+"""Kinds of faults, as `World.counts` has them."""
+
+SOMETIMES = (
+    "abort", "agents taken from the dead", "call acknowledged", "call: AskTimeout", "claim", "messages taken again",
+    "migrations completed", "migrations gave_up", "migrations rolled_back", "migrations without a fault",
+    "migration's asker died", "recover", "resume", "steps called", "steps called again", "struck", "suspend", "undo",
+)  # fmt: skip
+"""What must have happened besides faults, as `Scene.counts` has it."""
+
+
+def unreached(faults: Counter[str], counts: Counter[str]) -> list[str]:
+    """Faults, cells of the matrix and other things that have never happened, by name."""
+    missing = [name for name in WORLD_FAULTS if not faults[name]]
+    missing += [name for name in SOMETIMES if not counts[name]]
+    return missing + [f"cell {cell}" for cell in CELLS if not counts[f"cell {cell}"]]
+
+
+def table(counts: Counter[str]) -> str:
+    """The matrix as text: phases in columns, and how often each fault met them."""
+    wide = max(len(fault) for fault in FAULTS)
+    lines = [" " * wide + "".join(f"{phase:>14}" for phase in PHASES)]
+    for fault in FAULTS:
+        row = [counts[f"cell {phase}: {fault}"] for phase in PHASES]
+        lines.append(f"{fault:<{wide}}" + "".join(f"{count:>14,}" for count in row))
+    return "\n".join(lines)

@@ -1,0 +1,305 @@
+"""`python -m torture --minutes N`: the half of the time on one server, the other half on a cluster of three with three copies.
+
+Each set-up goes through rounds: the load with everything going wrong, then everything is healed and must come to rest; then what
+clients recorded and what the store holds is judged.  The agents of a round are looked at one round later, when each of
+their migrations has its end.  Prints a line a round and the figures as JSON; exits with 1 if anything was violated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from nats_servers import opened, proxied
+
+from mielin_cells.core.ids import log_subject
+from mielin_cells.core.settings import Settings
+from mielin_cells.errors import CellError
+from mielin_cells.node import journal
+from mielin_cells.node.client import Client
+from mielin_cells.node.remote import Address, connected
+from mielin_cells.testing.checkers import Shown
+from torture.agents import TOKENS
+from torture.check import Check, outages
+from torture.load import REST_S, Load
+from torture.nemesis import Nemesis
+from torture.nodes import NodeProcess
+from torture.stores import Store, store
+from torture.tape import Tape
+
+CONFIG = """
+[settings]
+tries = 100  # of a message whose process was lost: here that is never the message's fault
+prepare_s = 2.0
+pause_s = 2.0
+handover_s = 0.7
+probation_s = 4.0
+reconcile_s = 1.0
+migration_s = 20.0
+snapshot_records = 64
+
+[recovery]
+max_retries = 3
+initial_retry_delay_secs = 0.25
+max_retry_delay_secs = 2.0
+recovery_timeout_secs = 30
+"""
+
+ROUND_S = 50.0
+"""Of trouble, at most, between two times of rest."""
+
+AGENTS = 12
+WAITED_S = 0.5
+"""A call that waits longer counts as time in which its agent was not available."""
+
+COUNTED = (
+    "kill",
+    "stop",
+    "stop past the lease",
+    "cut",
+    "kill server",
+    "stop server",
+    "kill leader",
+    "kill all servers",
+)
+BUG = "Traceback (most recent call last)"
+
+
+@dataclass(slots=True)
+class Figures:
+    """Of one set-up."""
+
+    name: str
+    nodes: int
+    seconds: float = 0.0
+    rounds: int = 0
+    events: Counter[str] = field(default_factory=Counter)
+    calls: int = 0
+    acknowledged: int = 0
+    reads: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+    migrations: Counter[str] = field(default_factory=Counter)
+    landed: Counter[str] = field(default_factory=Counter)
+    outages: list[float] = field(default_factory=list)
+    rests: list[float] = field(default_factory=list)
+    ended: Counter[str] = field(default_factory=Counter)
+    violations: list[str] = field(default_factory=list)
+
+    def told(self) -> dict[str, Any]:
+        """As a JSON-like value."""
+        counted = sum(count for what, count in self.events.items() if what.startswith(COUNTED))
+        return {
+            "store": self.name, "nodes": self.nodes, "seconds": round(self.seconds), "rounds": self.rounds,
+            "kill_stop_cut_events": counted, "events": dict(sorted(self.events.items())),
+            "calls": self.calls, "acknowledged": self.acknowledged, "owner_reads": self.reads,
+            "migrations": dict(sorted(self.migrations.items())), "landed": dict(sorted(self.landed.items())),
+            "told_clients": dict(sorted(self.errors.items())), "nodes_ended_by_themselves": dict(self.ended),
+            "unavailable_s": _spread(self.outages), "rest_after_healing_s": _spread(self.rests),
+            "violations": self.violations,
+        }  # fmt: skip
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    some = sorted(values) or [0.0]
+    at = {"p50": 0.5, "p99": 0.99, "max": 1.0}
+    return {"count": len(values)} | {
+        name: round(some[min(len(some) - 1, int(len(some) * p))], 2) for name, p in at.items()
+    }
+
+
+@dataclass(slots=True)
+class Rested:
+    """A round whose agents have answered, and are still to be judged."""
+
+    load: Load
+    shown: dict[str, Shown]
+
+
+class Setup:
+    """One store with its nodes, for some time."""
+
+    def __init__(
+        self, under: Store, nodes: list[NodeProcess], nemesis: Nemesis, client: Client, tape: Tape, quiet: asyncio.Event
+    ) -> None:  # fmt: skip
+        self._nodes = nodes
+        self._tape = tape
+        self._nemesis = nemesis
+        self._client = client
+        self._before: Rested | None = None
+        self.load: Load | None = None
+        self._quiet = quiet
+        """Set when nothing goes wrong any more, and only the last migrations' ends are waited for."""
+        self.figures = Figures(under.name, len(nodes))
+
+    async def run(self, seconds: float, rng: Random) -> Figures:
+        figures, begun = self.figures, time.monotonic()
+        count = max(1, round(seconds / (ROUND_S * 1.25)))
+        each_s = seconds / count
+        try:
+            for number in range(count):
+                await self._round(f"r{number}", begun + each_s * (number + 0.8), rng)
+            self._quiet.set()
+            await self._judged()
+        except TimeoutError:
+            figures.violations.append(f"I15: it did not come to rest: {traceback.format_exc()}")
+        figures.seconds = time.monotonic() - begun
+        figures.events, figures.ended = self._nemesis.events, self._nemesis.ended
+        figures.violations += [f"I15: a deed could not be undone: {one}" for one in self._nemesis.broken]
+        for node in self._nodes:
+            count = node.logged().count(BUG)
+            if count:
+                figures.violations.append(f"I21: {node.name} logged {count} tracebacks; see {node.log}")
+        return figures
+
+    async def _round(self, name: str, until: float, rng: Random) -> None:
+        load = self.load = Load(self._client, [node.name for node in self._nodes], name, AGENTS, rng)
+        await load.begin()
+        self._nemesis.begin()
+        await asyncio.sleep(max(1.0, until - time.monotonic()))
+        await self._nemesis.heal()
+        healed = time.monotonic()
+        await load.end()
+        shown = await load.rest()
+        self.figures.rests.append(time.monotonic() - healed)
+        await self._judged()
+        self._before = Rested(load, shown)
+        self.figures.rounds += 1
+        events = sum(self._nemesis.events.values())
+        _say(f"{self.figures.name}, round {name}: {events} events, {len(load.history.calls)} calls, at rest after "
+             f"{self.figures.rests[-1]:.1f} s, {len(self.figures.violations)} violations")  # fmt: skip
+
+    async def _judged(self) -> None:
+        """The round before: every migration has its end by now, or soon."""
+        if self._before is None:
+            return
+        load = self._before.load
+        await self._settled(load.history.agents)
+        ends = [await self._client.log.last(log_subject(agent)) for agent in load.history.agents]
+        async with asyncio.timeout(REST_S):
+            await self._tape.reaches(max(end.seq for end in ends if end is not None))
+        check = Check(load.history, TOKENS)
+        await check.look(self._client.log, self._before.shown, self._tape.taken(load.history.agents))
+        self._before = None
+        await load.leave()
+        self._add(load, check)
+
+    async def _settled(self, agents: list[str]) -> None:
+        """Returns when no journal is open, or when that has taken too long, which the check then tells."""
+        until = time.monotonic() + REST_S
+        while time.monotonic() < until:
+            found = [one for agent in agents for one in (await journal.all_of(self._client.log, agent))[0]]
+            if all(one.end is not None for one in found):
+                return
+            await asyncio.sleep(0.5)
+
+    def _add(self, load: Load, check: Check) -> None:
+        figures, history = self.figures, load.history
+        figures.calls += len(history.calls)
+        figures.acknowledged += sum(timed.call.acked for timed in history.calls)
+        figures.reads += len(history.reads)
+        figures.errors += history.errors
+        figures.landed += check.verdict.landed
+        figures.migrations += Counter(f"reported {one.report.outcome}" for one in history.reports)
+        figures.migrations += Counter(f"attempts {outcome}" for outcome in check.verdict.outcomes.values())
+        figures.outages += outages(history.calls, WAITED_S)
+        if load.found or check.verdict.violations:
+            figures.violations += [f"{history.agents[0]}..: {one}" for one in load.found + check.verdict.violations]
+
+
+def _config(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    config = folder / "mielin.toml"
+    config.write_text(CONFIG)
+    return config
+
+
+async def tortured(
+    folder: Path, servers: int, nodes: int, seconds: float, rng: Random, quiet: asyncio.Event
+) -> Figures:
+    """One set-up from its start to its figures.  `quiet` is set when the next may begin."""
+    config = _config(folder)
+    settings = Settings(migration_s=20.0, probation_s=4.0, ask_timeout_s=20.0)
+    async with contextlib.AsyncExitStack() as stack:
+        under = await stack.enter_async_context(store(folder, servers))
+        own = await stack.enter_async_context(proxied(*under.servers))
+        client = await stack.enter_async_context(connected(Address(own.url), settings))
+        links = {}
+        processes = []
+        for number in range(1, nodes + 1):
+            name = f"node-{number}"
+            links[name] = await stack.enter_async_context(proxied(*under.servers))
+            processes.append(NodeProcess(folder, name, links[name].url, "--config", str(config)))
+
+        async def claim(node: str) -> None:
+            """An operator takes an agent to this node, whoever has it."""
+            agents = setup.load.history.agents if setup.load is not None else []
+            with contextlib.suppress(CellError, TimeoutError):
+                async with asyncio.timeout(5.0):
+                    await client.claim(rng.choice(agents), to=node)
+
+        nemesis = Nemesis(under, processes, links, rng, claim)
+        tape = Tape(await stack.enter_async_context(opened(own.url, replicas=under.replicas)))
+        taping = asyncio.create_task(tape.run())
+        setup = Setup(under, processes, nemesis, client, tape, quiet)
+        try:
+            await asyncio.gather(*(node.start() for node in processes))
+            await asyncio.gather(*(node.serving() for node in processes))
+            return await setup.run(seconds, rng)
+        finally:
+            taping.cancel()
+            await asyncio.gather(taping, return_exceptions=True)
+            await nemesis.close()
+
+
+def _say(line: str) -> None:
+    print(time.strftime("%H:%M:%S"), line, file=sys.stderr, flush=True)
+
+
+async def main(minutes: float, seed: int, folder: Path, setups: list[tuple[int, int]]) -> bool:
+    """Prints the figures.  True if nothing was violated."""
+    works = []
+    for servers, nodes in setups:
+        rng, quiet, place = Random(f"torture {seed} {servers}"), asyncio.Event(), folder / f"servers-{servers}"
+        work = asyncio.create_task(tortured(place, servers, nodes, minutes * 60 / len(setups), rng, quiet))
+        works.append(work)
+        await asyncio.wait((work, asyncio.create_task(quiet.wait())), return_when=asyncio.FIRST_COMPLETED)
+    told = [figures.told() for figures in await asyncio.gather(*works)]
+    total = {
+        "seed": seed,
+        "kill_stop_cut_events": sum(one["kill_stop_cut_events"] for one in told),
+        "violations": sum(len(one["violations"]) for one in told),
+        "setups": told,
+    }
+    print(json.dumps(total, indent=2))
+    return not total["violations"]
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m torture", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=1.0)
+    parser.add_argument("--seed", type=int, default=0, help="0: a new one, which is printed")
+    parser.add_argument("--folder", type=Path, help="keep data and logs here")
+    parser.add_argument("--only", choices=("single", "cluster"), help="one of the two set-ups")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    given = _arguments()
+    chosen = [(1, 4), (3, 3)]
+    if given.only is not None:
+        chosen = [chosen[given.only == "cluster"]]
+    with tempfile.TemporaryDirectory(prefix="torture-") as temporary:
+        place = given.folder or Path(temporary) / "run"
+        seed = given.seed or int(time.time())
+        sys.exit(0 if asyncio.run(main(given.minutes, seed, place, chosen)) else 1)

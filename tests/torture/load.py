@@ -1,0 +1,163 @@
+"""The load of a round: callers, movers, and readers who ask who owns an agent, through one client; all of it recorded."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Coroutine
+from random import Random
+from typing import Any
+
+from mielin_cells.core.ids import log_subject
+from mielin_cells.core.records import decode_record
+from mielin_cells.errors import CellError, Fenced, InvalidTransition, NoSuchAgent, RetryError
+from mielin_cells.node.client import Client
+from mielin_cells.testing.checkers import Call, Shown
+from torture.agents import Purse
+from torture.check import History, Read, Report, Timed, has_arrived
+
+CALLERS = 16
+MOVERS = 3
+READERS = 2
+REST_S = 90.0
+"""From healing until every agent answers and everything that was sent has arrived (I15)."""
+
+KINDS, WEIGHTS = ("note", "give", "hand"), (5, 3, 2)
+
+
+class Load:
+    """Agents of one round.  `begin`, then `end` when the world has healed, then `rest`."""
+
+    def __init__(self, client: Client, nodes: list[str], round_name: str, count: int, rng: Random) -> None:
+        self._client = client
+        self._nodes = nodes
+        self._name = round_name
+        self._rng = rng
+        self._is_over = False
+        self._tasks: list[asyncio.Task[None]] = []
+        self._busy: Counter[str] = Counter()
+        """Calls on their way, by agent."""
+        self.history = History([f"{round_name}-{number}" for number in range(count)])
+        self.found: list[str] = []
+        """Violations that need no checker: what a client must never be told."""
+
+    async def begin(self) -> None:
+        agents = self.history.agents
+        for number, agent in enumerate(agents):
+            await self._until_done(self._spawned(self._nodes[number % len(self._nodes)], agent))
+        works = [self._calls(number) for number in range(CALLERS)]
+        works += [self._moves() for _ in range(MOVERS)]
+        works += [self._reads() for _ in range(READERS)]
+        self._tasks = [asyncio.create_task(work) for work in works]
+
+    def _spawned(self, node: str, agent: str) -> Any:
+        return lambda: self._client.on(node).spawn(Purse, agent)
+
+    async def _until_done(self, call: Any) -> Any:
+        """Again until it is done.  Raises `TimeoutError` after the time in which all must come to rest."""
+        async with asyncio.timeout(REST_S):
+            while True:
+                try:
+                    return await call()
+                except (RetryError, NoSuchAgent, InvalidTransition, Fenced) as error:
+                    self.history.errors[f"operator: {error.code}"] += 1
+                    await asyncio.sleep(0.1)
+
+    # ---- what clients do -------------------------------------------------------------------------------------
+
+    async def _calls(self, number: int) -> None:
+        rng, sender = Random(self._rng.random()), f"{self._name}.{number}"
+        numbers: Counter[str] = Counter()
+        while not self._is_over:
+            await asyncio.sleep(rng.random() * rng.choice((0.02, 0.3)))
+            agent = rng.choice(self.history.agents)
+            to = rng.choice([other for other in self.history.agents if other != agent])
+            numbers[agent] += 1
+            tells, kind = rng.random() < 0.2, rng.choices(KINDS, WEIGHTS)[0]
+            call = Call(agent, sender, numbers[agent], not tells)
+            args: list[Any] = [sender, call.n]
+            if kind != "note":
+                args += [to, rng.randint(1, 5)]
+            bound: Any = getattr(self._client.get(Purse, agent), kind)
+            await self._call(Timed(call, time.monotonic()), bound.tell(*args) if tells else bound(*args))
+
+    async def _call(self, timed: Timed, sent: Coroutine[Any, Any, Any]) -> None:
+        call = timed.call
+        self.history.calls.append(timed)
+        self._busy[call.agent] += 1
+        try:
+            answer = await sent
+            call.acked = True
+            call.answer = answer if call.ask else None
+        except RetryError as error:
+            self.history.errors[error.code] += 1
+        except CellError as error:
+            self.found.append(f"I4: {call.sender} called {call.agent} and was told {error.code}: {error}")
+        finally:
+            timed.answered = time.monotonic()
+            self._busy[call.agent] -= 1
+
+    async def _moves(self) -> None:
+        """Moves agents that have calls on their way, as the demo does."""
+        rng = Random(self._rng.random())
+        while not self._is_over:
+            await asyncio.sleep(rng.random() * 0.3)
+            drawn = rng.sample(self.history.agents, min(3, len(self.history.agents)))
+            agent = max(drawn, key=lambda name: self._busy[name])
+            to, asked = rng.choice((None, *self._nodes)), time.monotonic()
+            try:
+                report = await self._client.migrate(agent, to=to)
+            except CellError as error:
+                self.history.errors[f"migrate: {error.code}"] += 1
+                continue
+            self.history.reports.append(Report(report, asked, time.monotonic()))
+
+    async def _reads(self) -> None:
+        rng = Random(self._rng.random())
+        while not self._is_over:
+            await asyncio.sleep(rng.random() * 0.1)
+            agent, asked = rng.choice(self.history.agents), time.monotonic()
+            try:
+                last = await self._client.log.last(log_subject(agent))
+            except RetryError as error:
+                self.history.errors[f"read: {error.code}"] += 1
+                continue
+            if last is not None:
+                decode_record(last.data, agent)
+                self.history.reads.append(Read(agent, asked, time.monotonic(), last.seq))
+
+    # ---- the end ---------------------------------------------------------------------------------------------
+
+    async def end(self) -> None:
+        """No more is begun, and what was begun comes to its end.  Raises whatever broke the load itself."""
+        self._is_over = True
+        done, late = await asyncio.wait(self._tasks, timeout=REST_S)
+        for task in late:
+            task.cancel()
+        if late:
+            self.found.append(f"I15: {len(late)} calls or moves are not over {REST_S:g} s after everything was healed")
+        for task in done:
+            task.result()
+
+    async def rest(self) -> dict[str, Shown]:
+        """What the agents say of themselves, once everything that was sent has arrived, or at the latest after `REST_S`."""
+        shown, until = dict[str, Shown](), time.monotonic() + REST_S
+        while True:
+            for agent in self.history.agents:
+                try:
+                    shown[agent] = Shown(*await self._until_done(self._client.get(Purse, agent).show))
+                except TimeoutError:
+                    self.found.append(f"I15: {agent} does not answer {REST_S:g} s after everything was healed")
+                    return shown
+            if has_arrived(shown) or time.monotonic() > until:
+                return shown
+            await asyncio.sleep(0.2)
+
+    async def leave(self) -> None:
+        """The agents of the round end: nodes need not look after them any more."""
+        for agent in self.history.agents:
+            await self._until_done(self._terminated(agent))
+
+    def _terminated(self, agent: str) -> Any:
+        return lambda: self._client.terminate(agent)
