@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import signal
 import socket
 import subprocess
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,11 @@ from mielin_cells.substrate.server import find_program
 
 WAIT_S = 20.0
 """Nothing here takes that long; what waits for it has failed."""
+
+
+def _state(thread: Path) -> str:
+    """One letter, of a thread's folder in /proc."""
+    return (thread / "stat").read_text().rpartition(")")[2].split()[0]
 
 
 class NatsServer:
@@ -89,8 +96,14 @@ class NatsServer:
         return self._process is not None and self._process.poll() is None
 
     def signal(self, number: int) -> None:
-        if self._process is not None:
-            self._process.send_signal(number)
+        """Of SIGSTOP, returns when every thread has stopped: one that is running goes on for a moment."""
+        if self._process is None:
+            return
+        self._process.send_signal(number)
+        if number == signal.SIGSTOP:
+            threads = Path(f"/proc/{self._process.pid}/task")
+            while any(_state(thread) not in "Tt" for thread in threads.iterdir()):
+                time.sleep(0.001)
 
     def kill(self) -> None:
         """As `kill -9`: it has no time for anything."""

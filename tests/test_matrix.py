@@ -47,7 +47,9 @@ class Cell:
         rng = Random(f"matrix {seed}")
         swarm = drawn(seed)
         swarm.nodes, swarm.faults = ("node-1", "node-2", "node-3"), Faults()
-        swarm.ops = [Op(round(rng.random() * 6, 3), "move", "", rng.choice(swarm.agents), 0) for _ in range(MOVES)]
+        # Half of them name their target, which is then known when the migration is planned.
+        whom = [rng.choice(("", rng.choice(swarm.nodes))) for _ in range(MOVES)]
+        swarm.ops = [Op(round(rng.random() * 6, 3), "move", who, rng.choice(swarm.agents), 0) for who in whom]
         swarm.ops.sort()
         swarm.triggers, swarm.strikes, swarm.dead = {}, 0, {}
         self.scenario = Scenario(swarm)

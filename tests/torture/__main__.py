@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import shutil
 import sys
 import tempfile
 import time
@@ -248,7 +249,7 @@ async def tortured(
                 async with asyncio.timeout(5.0):
                     await client.claim(rng.choice(agents), to=node)
 
-        nemesis = Nemesis(under, processes, links, rng, claim)
+        nemesis = Nemesis(under, processes, links, rng, claim, folder / "events.log")
         tape = Tape(await stack.enter_async_context(opened(own.url, replicas=under.replicas)))
         taping = asyncio.create_task(tape.run())
         setup = Setup(under, processes, nemesis, client, tape, quiet)
@@ -299,7 +300,10 @@ if __name__ == "__main__":
     chosen = [(1, 4), (3, 3)]
     if given.only is not None:
         chosen = [chosen[given.only == "cluster"]]
-    with tempfile.TemporaryDirectory(prefix="torture-") as temporary:
-        place = given.folder or Path(temporary) / "run"
-        seed = given.seed or int(time.time())
-        sys.exit(0 if asyncio.run(main(given.minutes, seed, place, chosen)) else 1)
+    place = given.folder or Path(tempfile.mkdtemp(prefix="torture-")) / "run"
+    good = asyncio.run(main(given.minutes, given.seed or int(time.time()), place, chosen))
+    if good and given.folder is None:
+        shutil.rmtree(place.parent)
+    else:
+        _say(f"data, logs and events are in {place}")
+    sys.exit(0 if good else 1)

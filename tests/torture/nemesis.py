@@ -12,6 +12,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from random import Random
 
 from nats_servers import Proxy
@@ -48,15 +49,16 @@ class Nemesis:
 
     def __init__(
         self, store: Store, nodes: list[NodeProcess], links: dict[str, Proxy], rng: Random,
-        claim: Callable[[str], Awaitable[None]],
+        claim: Callable[[str], Awaitable[None]], diary: Path,
     ) -> None:  # fmt: skip
         self._store = store
         self._nodes = nodes
         self._links = links
         self._rng = rng
         self._claim = claim
+        self._diary = diary
+        """A line is added for each event."""
         self.events: Counter[str] = Counter()
-        self.log: list[tuple[float, str]] = []
         self.ended: Counter[str] = Counter()
         """Nodes that ended without being killed, by exit code."""
         self.broken: list[str] = []
@@ -103,7 +105,9 @@ class Nemesis:
 
     def _told(self, what: str, who: str) -> None:
         self.events[what] += 1
-        self.log.append((time.time(), f"{what}: {who}"))
+        now = time.time()
+        with self._diary.open("a") as file:
+            file.write(f"{time.strftime('%H:%M:%S', time.localtime(now))}.{int(now % 1 * 1000):03} {what}: {who}\n")
 
     # ---- nodes -----------------------------------------------------------------------------------------------
 

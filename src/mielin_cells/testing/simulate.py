@@ -27,7 +27,6 @@ from mielin_cells.testing.loop import run
 from mielin_cells.testing.reach import table, unreached
 from mielin_cells.testing.scenario import Bugs, Scenario
 from mielin_cells.testing.swarm import Cut, drawn
-from mielin_cells.testing.till import Till
 
 STEPS_MAX = 400_000
 """Callbacks in one seed; a usual one takes a fiftieth of it."""
@@ -89,10 +88,7 @@ def simulate(seed: int, cut: Cut | None = None) -> Result:
     logs = contextlib.ExitStack()
 
     async def main() -> None:
-        try:
-            scenario = Scenario(drawn(seed, cut))
-        finally:
-            Till.close()  # the world's, if the scenario could not be made
+        scenario = Scenario(drawn(seed, cut))
         made.append(scenario)
         logs.enter_context(Bugs(scenario))
         await scenario.play()
