@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from mielin_cells.core.agent import Agent, handler, this, upgrade
 from mielin_cells.core.buffer import Buffer
-from mielin_cells.core.cluster import AgentInfo, Cluster, MigrationReport, NodeInfo, RollbackReport
+from mielin_cells.core.cluster import AgentInfo, Cluster, DrainReport, MigrationReport, NodeInfo, RollbackReport
 from mielin_cells.core.ids import AgentId
 from mielin_cells.core.lifecycle import AgentState
 from mielin_cells.core.settings import Settings
@@ -104,6 +104,7 @@ __all__ = [  # noqa: PLE0604 - the errors' names are strings, which the check ca
     "Cluster",
     "CollectingCallback",
     "CompatibilityStatus",
+    "DrainReport",
     "LoggingCallback",
     "Manifest",
     "MigrationAuditLog",

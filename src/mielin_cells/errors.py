@@ -267,6 +267,10 @@ class MigrationFailed(RetryError):
     """The move was rolled back; the agent is safe and runs where it ran.  Facts: agent, migration, phase, reason."""
 
 
+class NodeCordoned(UsageError):
+    """The node takes no agents until it is uncordoned.  Facts: node."""
+
+
 class NodeStopping(RetryError):
     """The node is stopping; its agents stay claimable."""
 
@@ -417,6 +421,7 @@ __all__ = [
     "NoSuchAgent",
     "NoSuchHandler",
     "NoSuchMigration",
+    "NodeCordoned",
     "NodeStopping",
     "NonDeterministicTurn",
     "NotConnected",

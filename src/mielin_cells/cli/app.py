@@ -44,6 +44,7 @@ class Server:
 
 HERE = Server()
 Agent = Annotated[str, Parameter(help="The agent's id.")]
+Node = Annotated[str, Parameter(help="The node's name.")]
 Words = Annotated[str, Parameter(help="Values, in order or as name=value: JSON, else text, as the signature wants.")]
 
 
@@ -100,7 +101,10 @@ def node(
     ] = None,
     server: Server = HERE,
 ) -> None:
-    """Run one node in this process, until SIGTERM or Ctrl-C: turns end, commits land, agents stay claimable."""
+    """Run one node in this process, until SIGTERM or Ctrl-C: turns end, commits land, agents stay claimable.
+
+    SIGTERM moves its agents to other nodes first, as `drain` does, within the setting drain_s.
+    """
     from mielin_cells.cli.serve import run
 
     raise SystemExit(run(name, app, label or [], stop_with_stdin, server, __version__, config, faults))
@@ -119,6 +123,9 @@ def demo(
     nats_server: Annotated[Path | None, Parameter(help="The server program (default: bundled, or on PATH).")] = None,
     chaos: Annotated[
         bool, Parameter(negative="", help="Kill a node every few seconds; another one comes in its place.")
+    ] = False,
+    drain: Annotated[
+        bool, Parameter(negative="", help="Replace each node in turn, three times; no call may fail.")
     ] = False,
     faults: Annotated[
         str | None,
@@ -141,6 +148,7 @@ def demo(
             Wanted(
                 events=events, nodes=nodes, migrations=migrations, report=json, embedded=embedded, path=path,
                 resume=resume, sync=sync, program=nats_server, faults=faults, chaos=chaos,
+                drain=drain,
             )
         )
     )  # fmt: skip
@@ -352,6 +360,43 @@ def rollback(
     from mielin_cells.cli import moves
 
     _operate(server, lambda op, out: moves.rollback(op, out, migration, to, dry_run, correct))
+
+
+@app.command(group=STEER)
+def drain(
+    node: Node,
+    /,
+    *,
+    deadline: Annotated[str, Parameter(help="When what is left stays: 30s, 2m, ...")] = "30s",
+    dry_run: Annotated[
+        bool, Parameter(negative="", help="Only say where each agent would go, and what would keep it.")
+    ] = False,
+    server: Server = HERE,
+) -> None:
+    """Move every agent off a node and let none come, so that it can be taken away; also off a dead one.
+
+    The node stays cordoned.  What is left at the deadline is told; it runs on, and others take it over once the node has stopped.
+    """
+    from mielin_cells.cli import drain as drains
+
+    seconds = drains.seconds_of("deadline", deadline)
+    _operate(server, lambda op, out: drains.drain(op, out, node, seconds, dry_run))
+
+
+@app.command(group=STEER)
+def cordon(node: Node, /, *, server: Server = HERE) -> None:
+    """Let a node keep its agents and take no others, also after a restart."""
+    from mielin_cells.cli import drain as drains
+
+    _operate(server, lambda op, out: drains.cordon(op, out, node, True))
+
+
+@app.command(group=STEER)
+def uncordon(node: Node, /, *, server: Server = HERE) -> None:
+    """Let a node take agents again; ends a drain of it."""
+    from mielin_cells.cli import drain as drains
+
+    _operate(server, lambda op, out: drains.cordon(op, out, node, False))
 
 
 @app.command(group=STEER)

@@ -14,7 +14,7 @@ from mielin_cells.core.ids import LOGS, agent_of
 from mielin_cells.core.records import Claimed, decode_record
 from mielin_cells.errors import CellError, RecordInvalid
 from mielin_cells.node.client import Client
-from mielin_cells.node.keeper import FAILOVER
+from mielin_cells.node.takeover import FAILOVER
 
 if TYPE_CHECKING:
     from mielin_cells.cli.demo import Job
@@ -40,7 +40,16 @@ class Chaos:
         if began is not None:
             self.unavailable_ms.append((time.monotonic() - began) * 1000)
 
-    async def kill(self, client: Client, fleet: Fleet, job: Job) -> None:
+    def may_send(self, job: Job) -> bool:
+        """Nobody waits for the next kill."""
+        return True
+
+    @property
+    def is_good(self) -> bool:
+        """What nodes do when they are killed shows in the comparison."""
+        return True
+
+    async def run(self, client: Client, fleet: Fleet, job: Job) -> None:
         """One serving node after the other, for ever."""
         rng = Random(0)
         while True:

@@ -21,6 +21,7 @@ _CODES: tuple[tuple[int, tuple[type[errors.CellError], ...]], ...] = (
             errors.InvalidTransition,
             errors.MigrationInProgress,
             errors.MigrationRefused,
+            errors.NodeCordoned,
             errors.RollbackExpired,
             errors.TooLateToCancel,
             errors.WrongClass,

@@ -72,8 +72,9 @@ async def nodes(operator: Operator, printer: Printer) -> int:
 
 
 def _node_row(node: NodeInfo) -> dict[str, Any]:
+    state = node.state + (" (cordoned)" if node.is_cordoned else "")
     return {
-        "node": node.name, "state": node.state, "for": duration(node.since_s) if node.since_s else "",
+        "node": node.name, "state": state, "for": duration(node.since_s) if node.since_s else "",
         "incarnation": node.incarnation, "agents": node.agents, "cores": node.cores,
         "memory": size(node.memory_bytes), "arch": node.architecture, "classes": _versions(node),
         "labels": node.labels,

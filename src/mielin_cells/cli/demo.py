@@ -33,6 +33,7 @@ from mielin_cells.cli.flights import (
     read_flights,
 )
 from mielin_cells.cli.progress import Display
+from mielin_cells.cli.rolling import ROUNDS, Rolling
 from mielin_cells.cli.stage import Stage, Sync, embedded, processes
 from mielin_cells.node.client import Client
 
@@ -69,8 +70,8 @@ class Job:
     nodes: int
     migrations: int
     resumed: bool = False
-    chaos: Chaos | None = None
-    """Nodes are killed while the job runs."""
+    trouble: Chaos | Rolling | None = None
+    """Nodes are killed, or replaced, while the job runs."""
     faults: str = ""
     """What nodes were made to fail at."""
     facts: dict[str, Any] = field(default_factory=dict)
@@ -133,14 +134,15 @@ class Wanted:
     program: Path | None = None
     faults: str | None = None
     chaos: bool = False
+    drain: bool = False
 
 
 def run(wanted: Wanted) -> int:
     """The exit code.  Raises `ConfigError` for a file or option that cannot be used, before anything is begun."""
     _check(wanted)
     flights = read_flights(wanted.events)
-    chaos = Chaos() if wanted.chaos else None
-    job = Job(flights, wanted.nodes, wanted.migrations, wanted.resume is not None, chaos, wanted.faults or "")
+    trouble = Chaos() if wanted.chaos else Rolling(ROUNDS * wanted.nodes) if wanted.drain else None
+    job = Job(flights, wanted.nodes, wanted.migrations, wanted.resume is not None, trouble, wanted.faults or "")
     with tempfile.TemporaryDirectory(prefix="mielin-") as name:
         if wanted.embedded:
             stage = embedded(wanted.nodes, wanted.resume or wanted.path or Path(name) / "demo.db", wanted.sync)
@@ -177,6 +179,8 @@ def _check(wanted: Wanted) -> None:
         parsed(wanted.faults)
     if wanted.chaos and (wanted.embedded or wanted.nodes < CHAOS_NODES_MIN):
         raise refused("chaos", "kills node processes", f"{CHAOS_NODES_MIN} nodes or more, and no --embedded")
+    if wanted.drain and (wanted.embedded or wanted.chaos):
+        raise refused("drain", "replaces node processes", "no --embedded and no --chaos")
     if path is not None and resume is not None:
         raise refused("path", f"{path} and --resume {resume} name two stores", "one of them")
     if resume is not None and not resume.is_file():
@@ -206,8 +210,8 @@ async def _run(job: Job, where: AbstractAsyncContextManager[Stage]) -> tuple[dic
                 await asyncio.gather(ticker, return_exceptions=True)
             assert job.flowing_at is not None
             job.seconds = time.monotonic() - job.flowing_at
-            if job.chaos is not None and isinstance(cluster, Client):
-                job.facts |= await job.chaos.report(cluster)
+            if job.trouble is not None and isinstance(cluster, Client):
+                job.facts |= await job.trouble.report(cluster)
     return _report(job, wanted, found, time.monotonic() - begun)
 
 
@@ -260,19 +264,21 @@ async def _flow(
     airports: dict[str, Airport],
     fleet: Fleet | None = None,
 ) -> None:
-    """Feeds and moves at the same time.  Raises the first `CellError` that ends the flow."""
+    """Feeds and moves at the same time, through what trouble there is.  Raises the first `CellError` that ends the flow."""
     taken = await _taken(job, planes) if job.resumed else Counter[str]()
     job.flowing_at = time.monotonic()
     movers = [_move(cluster, job, Random(number)) for number in range(MOVERS)]
-    killing = None
-    if job.chaos is not None and fleet is not None and isinstance(cluster, Client):
-        killing = asyncio.create_task(job.chaos.kill(cluster, fleet, job))
+    troubling = None
+    if job.trouble is not None and fleet is not None and isinstance(cluster, Client):
+        troubling = asyncio.create_task(job.trouble.run(cluster, fleet, job))
     try:
         await _together([_feed(job, planes, airports, taken), *movers])
+        if troubling is not None and isinstance(job.trouble, Rolling):
+            await troubling
     finally:
-        if killing is not None:
-            killing.cancel()
-            [error] = await asyncio.gather(killing, return_exceptions=True)
+        if troubling is not None:
+            troubling.cancel()
+            [error] = await asyncio.gather(troubling, return_exceptions=True)
             if isinstance(error, Exception):
                 raise error
 
@@ -298,6 +304,8 @@ async def _feed(job: Job, planes: dict[str, Aircraft], airports: dict[str, Airpo
                 taken[event.tailnum] -= 1
             else:
                 await window.acquire()
+                while job.trouble is not None and not job.trouble.may_send(job):
+                    await job.news()
                 job.busy[aircraft_id(event.tailnum)] += 1
                 job.busy[airport_id(event.dest)] += 1
                 group.create_task(_send(job, event, planes[event.tailnum], airports[event.dest], window))
@@ -318,8 +326,8 @@ async def _send(job: Job, event: Flight, plane: Aircraft, airport: Airport, wind
     finally:
         job.busy[aircraft_id(event.tailnum)] -= 1
         job.busy[airport_id(event.dest)] -= 1
-        if job.chaos is not None:
-            job.chaos.answered(aircraft_id(event.tailnum))
+        if job.trouble is not None:
+            job.trouble.answered(aircraft_id(event.tailnum))
         job.done += 1
         job.tell()
         window.release()
@@ -433,7 +441,9 @@ def _report(job: Job, wanted: Totals, found: Totals, seconds: float) -> tuple[di
         **job.facts,
     }
     clean = not (difference.lost or difference.duplicated or difference.mismatched)
-    if job.faults or job.chaos is not None:  # moves may fail here; but each has to end, and nothing may be lost
+    if job.trouble is not None:
+        clean = clean and job.trouble.is_good and not (job.unanswered and isinstance(job.trouble, Rolling))
+    if job.faults or job.trouble is not None:  # moves may fail here; but each has to end, and nothing may be lost
         return result, clean and not outcomes["gave_up"] and not job.unknown
     return result, clean and outcomes["completed"] >= COMPLETED_SHARE * _chances(job)
 

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import sys
 import time
 from asyncio.subprocess import PIPE, Process
@@ -45,7 +46,9 @@ class Child:
     """Of its last end."""
     last_line: str = ""
     is_gone: bool = False
-    """It was killed for good, and is not started again."""
+    """It was killed or told to stop for good, and is not started again."""
+    left: int = 0
+    """Agents that it had when it stopped."""
     since: float = field(default_factory=time.monotonic)
 
     def become(self, state: str) -> None:
@@ -72,11 +75,8 @@ class Fleet:
         """A node that cannot be started at all: its app is wrong."""
 
     def start(self, count: int) -> None:
-        for number in range(1, count + 1):
-            self._numbered = number
-            child = Child(f"node-{number}")
-            self.children.append(child)
-            self._keepers.append(asyncio.create_task(self._keep(child)))
+        for _ in range(count):
+            self._another()
 
     def replace(self, child: Child) -> None:
         """Kills a node without any warning; another one, of a new name, comes in its place."""
@@ -84,10 +84,28 @@ class Fleet:
         child.is_gone = True
         child.process.kill()
         self.children.remove(child)
+        self._another()
+
+    async def retire(self, child: Child) -> int:
+        """Has another node come, then SIGTERMs this one, which moves its agents away; its exit code."""
+        instead = self._another()
+        while instead.state != "serving" and not self.failed.done():
+            await asyncio.sleep(0.02)
+        assert child.process is not None
+        child.is_gone = True
+        self.children.remove(child)
+        child.process.terminate()
+        code = await child.process.wait()
+        while child.state != "stopped":  # its last lines are still to be read
+            await asyncio.sleep(0.01)
+        return code
+
+    def _another(self) -> Child:
         self._numbered += 1
-        instead = Child(f"node-{self._numbered}")
-        self.children.append(instead)
-        self._keepers.append(asyncio.create_task(self._keep(instead)))
+        child = Child(f"node-{self._numbered}")
+        self.children.append(child)
+        self._keepers.append(asyncio.create_task(self._keep(child)))
+        return child
 
     async def serving(self) -> None:
         """Returns when every node serves, or one of them never will."""
@@ -95,12 +113,13 @@ class Fleet:
             await asyncio.sleep(0.02)
 
     async def stop(self) -> None:
-        """SIGTERM to all, and SIGKILL to those that are there after the time for a clean stop."""
+        """SIGINT to all, since nobody is to take their agents, and SIGKILL to those that are there after the time for a clean stop."""
         self._ending.set()
         for child in self.children:
             if child.process is not None and child.process.returncode is None:
+                # One that only begins has no hands for it yet, and no agents either.
+                child.process.send_signal(signal.SIGINT if child.state == "serving" else signal.SIGTERM)
                 child.become("stopping")
-                child.process.terminate()
         try:
             async with asyncio.timeout(STOP_S):
                 await asyncio.gather(*(child.process.wait() for child in self.children if child.process is not None))
@@ -191,6 +210,8 @@ class Fleet:
             child.incarnation = event["incarnation"]
             child.become("serving")
             self._say({**event, "event": "node", "state": "serving", "restarts": child.restarts})
+        elif event.get("event") == "stopping" and event.get("node") == child.name:
+            child.left = event["agents"]
         elif "error" in event:
             child.last_line = str(event["error"].get("message", ""))
             self._say({"event": "log", "node": child.name, "line": child.last_line})

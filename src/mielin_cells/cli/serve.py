@@ -78,6 +78,8 @@ def _text(event: dict[str, Any]) -> str:
             classes = ", ".join(f"{name}:{version}" for name, version in event["classes"].items())
             count = f"{event['agents']} agents"
             return f"{event['node']} serves as incarnation {event['incarnation']}: {count}; classes {classes}"
+        case "draining":
+            return f"{event['node']} is drained: {event['agents']} agents are to go"
         case "stopping":
             return f"{event['node']} stops ({event['reason']}): turns end, commits land"
         case _:

@@ -25,6 +25,8 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     """alive; stuck (its process lives, its event loop does not answer); silent; stopped (cleanly)."""
     since_s: float = 0.0
     """For how long it has been so; of a silent node 0 if nobody has heard it."""
+    is_cordoned: bool = False
+    """It takes no agents: by an operator's word, or because it is being drained."""
     classes: dict[str, int] = {}
     """Agent classes with their versions."""
     cores: int = 0
@@ -151,6 +153,29 @@ class RollbackReport:
         return not self.trouble and not self.left
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrainReport:
+    """What draining a node did."""
+
+    node: str
+    state: str
+    """done; over (the deadline came); stopped (it was uncordoned meanwhile)."""
+    agents: int
+    """On the node when it began, and those that came since."""
+    moved: int
+    claimed: int = 0
+    """Taken over by others, because the node was dead."""
+    left: int = 0
+    """Still on the node.  They run on if it does, and are claimable if it stops."""
+    blocked: tuple[tuple[str, str], ...] = ()
+    """Of those left, agents with what kept them."""
+    seconds: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        return not self.left
+
+
 class Spawning(Protocol):
     async def spawn(self, make: Callable[P, A], id: str, /, *args: P.args, **state: P.kwargs) -> A:
         """Creates the agent if the id is free, and returns a reference when its creation is durable.
@@ -197,6 +222,21 @@ class Cluster(Spawning, Protocol):
 
     async def claim(self, agent: Agent | str, /, to: str) -> None:
         """Node `to` takes the agent over, whoever owns it now; the former owner is fenced by its next append."""
+
+    async def cordon(self, node: str, /) -> None:
+        """The node keeps its agents and takes no others, also after a restart, until `uncordon`.  Raises `UnknownNode`."""
+
+    async def uncordon(self, node: str, /) -> None:
+        """The node takes agents again; a drain of it begins no further move.  Raises `UnknownNode`."""
+
+    async def drain(self, node: str, /, deadline_s: float | None = None) -> DrainReport:
+        """Cordons the node and moves every agent off it, quiet ones first; returns when all have gone, or at the deadline
+        (default: setting `drain_s`).  The agents of a node that is dead are claimed by others.
+
+        Each agent is moved as by `migrate`: what is left is safe, runs on, and is claimable once the node has stopped.  A move that
+        an operator aborts is not begun again.  Raises `UnknownNode`, and `MigrationRefused` if nobody could take an agent: then
+        nothing was done.
+        """
 
     async def suspend(self, agent: Agent | str, /, reason: str = "") -> None:
         """No turn runs until `resume`; it can still be moved.  Raises `InvalidTransition`."""

@@ -47,6 +47,7 @@ class Facts:
     """Promised to agents that are being copied to this node."""
     state_bytes_max: int | None = None
     is_stopping: bool = False
+    is_cordoned: bool = False
     is_hosting: bool = False
     verifies: str = ""
     """Another migration of this agent, which this node is verifying."""
@@ -64,6 +65,8 @@ def _unwilling(node: Facts) -> list[str]:
     found: list[str] = []
     if node.is_stopping:
         found.append(f"{node.name} is stopping and takes no agents")
+    elif node.is_cordoned:
+        found.append(f"{node.name} is cordoned and takes no agents")
     if node.is_hosting:
         found.append(f"{node.name} runs it already")
     if node.verifies:

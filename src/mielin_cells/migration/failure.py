@@ -181,6 +181,7 @@ CODES: dict[str, MigrationErrorType] = {
     "TargetUnreachable": UNREACHABLE,
     "NoResponder": UNREACHABLE,
     "UnknownNode": UNREACHABLE,
+    "NodeCordoned": UNREACHABLE,
     "NodeStopping": UNREACHABLE,
     "ConnectionRefusedError": UNREACHABLE,
     "gaierror": UNREACHABLE,

@@ -70,6 +70,7 @@ def prepare(node: Node, request: control.Prepare) -> control.Preparation:
         reserved_bytes=sum(other.reserved_bytes for other in node.copies.values() if other is not copy),
         state_bytes_max=node.settings.state_bytes_max,
         is_stopping=node.is_stopping,
+        is_cordoned=node.is_cordoned,
         is_hosting=request.agent in node.hosts,
         verifies=copy.migration if copy is not None and copy.machine.phase in DECIDED_BY_THE_LOG else "",
     )

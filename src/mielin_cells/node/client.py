@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 import msgspec
 
 from mielin_cells.core.agent import Agent, agent_id, make_ref
-from mielin_cells.core.cluster import AgentInfo, MigrationReport, NodeInfo, RollbackReport
+from mielin_cells.core.cluster import AgentInfo, DrainReport, MigrationReport, NodeInfo, RollbackReport
 from mielin_cells.core.fold import Phase
 from mielin_cells.core.ids import AgentId, control_subject, log_subject, node_log_subject, reply_subject
 from mielin_cells.core.message import decode_replies
@@ -27,6 +27,8 @@ from mielin_cells.errors import (
     MessageTooLarge,
     MigrationInProgress,
     MigrationRefused,
+    NodeCordoned,
+    NodeStopping,
     NoResponder,
     NoSuchAgent,
     NoSuchMigration,
@@ -37,7 +39,7 @@ from mielin_cells.errors import (
     WrongClass,
 )
 from mielin_cells.migration.standing import journal_outcome, outcome_of
-from mielin_cells.node import control, journal, registry, selector
+from mielin_cells.node import control, cordon, journal, registry, selector
 from mielin_cells.node.lane import Lane
 from mielin_cells.node.reader import load
 from mielin_cells.node.rollback import rollback
@@ -181,9 +183,21 @@ class Client:
         if last is not None:
             await self._same_class(agent, spec)
             return make_ref(cls, agent, self)
-        place = node or await self.emptiest(())
-        await self.ordered(lambda: _known(place), request, self.settings.turn_deadline_s)
+        await (
+            self.ordered(lambda: _known(node), request, self.settings.turn_deadline_s) if node else self._place(request)
+        )
         return make_ref(cls, agent, self)
+
+    async def _place(self, request: control.Spawn) -> None:
+        """Has the emptiest node create the agent, or the next one, if that is just now taken out of service."""
+        passed: list[str] = []
+        while True:
+            place = await self.emptiest(tuple(passed))
+            try:
+                await self.ordered(lambda place=place: _known(place), request, self.settings.turn_deadline_s)  # type: ignore[misc]
+                return
+            except (NodeCordoned, NodeStopping):
+                passed.append(place)
 
     async def _same_class(self, agent: str, spec: Spec) -> None:
         fold = await load(self.log, agent)
@@ -388,6 +402,18 @@ class Client:
         self, migration: str, /, to: str | None = None, *, dry_run: bool = False, correct: bool = False
     ) -> RollbackReport:
         return await rollback(self, migration, to, dry_run=dry_run, correct=correct)
+
+    async def cordon(self, node: str, /) -> None:
+        await cordon.cordon(self, node, True)
+
+    async def uncordon(self, node: str, /) -> None:
+        await cordon.cordon(self, node, False)
+
+    async def drain(self, node: str, /, deadline_s: float | None = None) -> DrainReport:
+        return await cordon.evacuate(self, node, self.settings.drain_s if deadline_s is None else deadline_s)
+
+    def nonce(self, size: int) -> bytes:
+        return self._rng.randbytes(size)
 
     async def abort(self, agent: Agent | str, /) -> str:
         name = _id(agent)

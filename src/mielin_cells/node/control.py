@@ -124,6 +124,19 @@ class Look(Request, tag="Look", frozen=True):
     agent: str
 
 
+class Drain(Request, tag="Drain", frozen=True):
+    """Move all agents off this node; without a name, only say where they would go.  Answer: `Drainage`."""
+
+    name: str = ""
+    deadline_s: float = 0.0
+
+
+class Drained(Request, tag="Drained", frozen=True):
+    """How far is the drain of this name?  Answer: `Drainage`."""
+
+    name: str
+
+
 class Waiting(Request, tag="Waiting", frozen=True):
     """How many messages wait?  Answer: a number."""
 
@@ -177,9 +190,22 @@ class Heard(Request, tag="Heard", frozen=True):
     """Which nodes' heartbeats have you heard?  Answer: a list of `Beat`, each with the seconds since then."""
 
 
-Question: TypeAlias = Ping | Replaying | Audited | Waiting | Hosted | Read | ReadState | Heard
+Question: TypeAlias = Ping | Replaying | Drained | Audited | Waiting | Hosted | Read | ReadState | Heard
 AnyRequest: TypeAlias = (
-    Spawn | Undo | Migrate | Predict | Abort | Prepare | Copy | Release | Order | Purge | Claim | Look | Question
+    Spawn
+    | Undo
+    | Migrate
+    | Predict
+    | Abort
+    | Prepare
+    | Copy
+    | Release
+    | Order
+    | Purge
+    | Claim
+    | Look
+    | Drain
+    | Question
 )
 
 

@@ -83,6 +83,14 @@ class Migrations:
             )  # fmt: skip
         return control.ended(report)
 
+    async def to_its_end(self, request: control.Migrate) -> MigrationReport | None:
+        """As `start`, and waits; None if another process goes on with the migration."""
+        found = self._running(request) or await self._begun(request)
+        if found is None:
+            return self.reports[request.migration]
+        await asyncio.wait((found.done,))
+        return found.done.result()
+
     def _running(self, request: control.Migrate) -> Recovery | None:
         """The agent's open migration.  Raises `MigrationInProgress` if that is another."""
         found = self.open.get(request.agent)
@@ -132,9 +140,8 @@ class Migrations:
         if not others:
             raise UnknownNode("No other node answers; start one.", node="", nodes=[other.name for other in nodes])
         resting = self.targets.unfit(node.clock())
-        # If none fits, the emptiest says why not.
         fit = selector.choose(others, host.fold.cls, resting, host.fold.policy.preferred_architectures)
-        return fit or selector.choose(others, "", ()) or ""
+        return fit or min(others, key=lambda other: (other.agents, other.name)).name  # which says why not
 
     def _config_of(self, host: Host, changes: dict[str, Any] | None) -> RecoveryConfig:
         """The node's, with what the agent's class and then this migration are to have otherwise.  Raises `ConfigError`."""
@@ -210,8 +217,8 @@ class Migrations:
         try:
             await move.run()
         except Exception as error:
-            # A log that cannot be read on, or a bug: this copy may not go on, and the log says who does.
-            if isinstance(error, (RetryError, LogGap)):
+            # A log that cannot be read on, a node that stops, or a bug: this copy may not go on, and the log says who does.
+            if isinstance(error, (RetryError, LogGap, Fenced)):
                 logger.warning("migration %s of agent %s left %s: %s", move.migration, agent, node.name, error)
             else:
                 logger.exception("migration %s of agent %s failed on %s", move.migration, agent, node.name)

@@ -13,7 +13,7 @@ from mielin_cells.core.agent import Agent
 from mielin_cells.core.cell import Cell
 from mielin_cells.core.cluster import AgentInfo
 from mielin_cells.core.fold import Fold, Phase
-from mielin_cells.core.ids import LOGS, agent_of, control_subject, inbox_subject, log_subject, reply_subject
+from mielin_cells.core.ids import control_subject, inbox_subject, log_subject, reply_subject
 from mielin_cells.core.lifecycle import AgentState
 from mielin_cells.core.message import decode_replies
 from mielin_cells.core.policy import DEFAULT
@@ -26,6 +26,7 @@ from mielin_cells.errors import (
     ClaimRefused,
     Fenced,
     InternalError,
+    NodeCordoned,
     NodeStopping,
     NoSuchAgent,
     NoSuchMigration,
@@ -38,12 +39,12 @@ from mielin_cells.errors import (
     described,
 )
 from mielin_cells.migration.recovery import RecoveryConfig
-from mielin_cells.node import admit, control, orders, predict, questions, registry, undo
+from mielin_cells.node import admit, control, drain, orders, predict, questions, registry, undo
 from mielin_cells.node.heartbeat import Beat
 from mielin_cells.node.home import Home
 from mielin_cells.node.host import Host
 from mielin_cells.node.migrations import Migrations
-from mielin_cells.node.reader import load, record_of
+from mielin_cells.node.reader import known_agents, load, record_of
 from mielin_cells.node.target import Copy
 from mielin_cells.node.writer import Writer
 from mielin_cells.substrate.ports import Log, Subscription, Wire
@@ -88,6 +89,9 @@ class Node:
         self.copies: dict[str, Copy] = {}
         self.migrations = Migrations(self, recovery or RecoveryConfig(), recovery_of or {})
         self.is_stopping = False
+        self.is_leaving = False
+        """It is about to stop, and takes no agents any more."""
+        self.drains = drain.Drains(self)
         self.home = Home(
             name,
             0,
@@ -141,7 +145,7 @@ class Node:
 
     async def _watch_name(self) -> None:
         """A newer process of this name takes the agents over: this one stops at once, and says so once."""
-        newer = await registry.newer(self.home.log, self.name, self.place)
+        newer = await registry.newer(self.home.log, self.name, self.place, self._changed)
         if newer and not self.is_stopping:
             logger.error(
                 "node %s was started again as incarnation %d: this process, incarnation %d, stops at once; "
@@ -151,6 +155,19 @@ class Node:
             self.kill()
             if self.replaced is not None:
                 self.replaced(newer)
+
+    @property
+    def is_cordoned(self) -> bool:
+        """It keeps the agents that it has, and takes no others."""
+        return self.place.is_cordoned or self.is_leaving
+
+    def _changed(self, entered: registry.Entered) -> None:
+        """An operator has cordoned or uncordoned this node."""
+        if entered.is_cordoned != self.place.is_cordoned:
+            self.place = self.place._replace(is_cordoned=entered.is_cordoned)
+            logger.info("node %s is %s", self.name, "cordoned" if entered.is_cordoned else "not cordoned any more")
+        if not entered.is_cordoned:
+            self.drains.stop()
 
     async def stop(self, turns_s: float | None = None) -> None:
         """Turns end, commits land, `on_depart` runs; the agents stay claimable.  Their inboxes keep what comes.
@@ -169,7 +186,7 @@ class Node:
         if self.place.seq:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LEAVE_S):
-                    await registry.leave(self.home.log, self.name, self.place, self.about, self.home.rng.randbytes(12))
+                    await registry.leave(self.home.log, self.name, self.place.incarnation, self.home.rng.randbytes(12))
         self.kill()
         if self.home.tasks:
             await asyncio.gather(*self.home.tasks, return_exceptions=True)
@@ -264,11 +281,7 @@ class Node:
                 await self._take_named(agent)
 
         still = []
-        for count, (subject, seq) in enumerate(await self.home.log.subjects(LOGS), 1):
-            try:
-                agent = agent_of(subject)
-            except UnicodeDecodeError:
-                continue  # nobody's log: no agent id makes this subject
+        for count, (agent, seq) in enumerate(await known_agents(self.home.log), 1):
             moved, self._moved[agent] = self._moved.get(agent) != seq, seq
             host = self.hosts.get(agent)
             if host is not None and agent not in self.migrations.moves and seq > host.fold.seq:
@@ -451,6 +464,8 @@ class Node:
             case control.Look(agent=agent):
                 self.look(agent)
                 return None
+            case control.Drain(name=name, deadline_s=deadline_s):
+                return self.drains.begin(name, deadline_s) if name else await drain.planned(self)
             case _:
                 return questions.answer(self, request)
 
@@ -518,6 +533,10 @@ class Node:
         writer = self.writer(fold)
         if await self.home.log.last(log_subject(request.agent)) is not None or request.agent in self._making:
             return None
+        if self.is_cordoned:
+            raise NodeCordoned(
+                f"{self.name} is cordoned and takes no agents; `mielin uncordon {self.name}`.", node=self.name
+            )
         self._making.add(request.agent)
         try:
             return await self._make(request, spec, cell, writer)

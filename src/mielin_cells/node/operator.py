@@ -11,7 +11,7 @@ import msgspec
 
 from mielin_cells.core.cluster import AgentInfo, MigrationReport, NodeInfo
 from mielin_cells.core.fold import Fold, Phase
-from mielin_cells.core.ids import BEATS, LOGS, AgentId, agent_of, log_subject, node_log_subject
+from mielin_cells.core.ids import BEATS, AgentId, log_subject, node_log_subject
 from mielin_cells.core.records import (
     AnyRecord,
     Created,
@@ -42,7 +42,7 @@ from mielin_cells.node.client import REQUEST_S, Client
 from mielin_cells.node.heartbeat import Beat, Ear
 from mielin_cells.node.letters import Letter, id_of, letters, shown
 from mielin_cells.node.predict import Prediction
-from mielin_cells.node.reader import load, record_of
+from mielin_cells.node.reader import known_agents, load, record_of
 from mielin_cells.substrate.ports import Log
 
 T = TypeVar("T")
@@ -91,13 +91,14 @@ class Operator:
     async def _place_for(self, cls: str) -> str:
         """Of the nodes that know the class, the one with the fewest agents."""
         nodes = await self.client.nodes()
-        able = [node for node in nodes if cls in node.classes]
+        able = [node for node in nodes if cls in node.classes and not node.is_cordoned]
         if not nodes:
             raise NoResponder("No node answers; start one with `mielin node` or `mielin up`.")
         if not able:
             known = sorted({name for node in nodes for name in node.classes})
             raise UnknownClass(
-                f"No node that answers knows the agent class {cls!r}; they know {', '.join(known) or 'none'}.", name=cls
+                f"No node that takes agents knows the class {cls!r}; those that answer know {', '.join(known) or 'none'}.",
+                name=cls,
             )
         return min(able, key=lambda node: (node.agents, node.name)).name
 
@@ -162,14 +163,7 @@ class Operator:
     async def agents(self) -> list[AgentInfo]:
         """Every agent that lives: as its node tells, or, if none runs it, as its log tells."""
         found = {info.id: info for info in await self.client.agents()}
-        missing = []
-        for subject, _ in await self.log.subjects(LOGS):
-            try:
-                agent = agent_of(subject)
-            except UnicodeDecodeError:
-                continue
-            if agent not in found:
-                missing.append(agent)
+        missing = [agent for agent, _ in await known_agents(self.log) if agent not in found]
         for info in await _all(missing, self._unhosted):
             if info is not None:
                 found[info.id] = info
@@ -284,7 +278,10 @@ class Operator:
         elif beat is not None and beat.ago_s <= settings.heartbeat_s * settings.heartbeat_misses:
             state, since_s = STUCK, beat.stuck_s
         known = {field: getattr(about, field) for field in about.__struct_fields__ if field != "at"}
-        return NodeInfo(name=name, incarnation=entered.incarnation, agents=0, state=state, since_s=since_s, **known)
+        return NodeInfo(
+            name=name, incarnation=entered.incarnation, agents=0, state=state, since_s=since_s,
+            is_cordoned=entered.is_cordoned, **known,
+        )  # fmt: skip
 
     # ---- moves -----------------------------------------------------------------------------------------------
 

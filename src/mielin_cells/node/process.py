@@ -1,7 +1,8 @@
 """One process that is one node: loads the app, serves until it is told to stop, and stops cleanly.
 
-What ends it: SIGTERM or SIGINT (turns end, commits land), the end of the parent that holds its standard input (the same, in
-less time), a newer process of its name (at once), a second SIGINT (at once).  A thread of its own sees to it that the
+What ends it: SIGTERM (its agents are moved to other nodes, turns end, commits land), SIGINT (the same, and nothing is moved), the
+end of the parent that holds its standard input (as SIGINT, in less time), a newer process of its name (at once), a second SIGINT
+(at once).  A thread of its own sees to it that the
 process ends in time even while a handler holds the event loop.
 """
 
@@ -32,6 +33,7 @@ from mielin_cells.errors import ConfigError, Fenced, FieldRefused
 from mielin_cells.node.admit import room_of
 from mielin_cells.node.client import Client
 from mielin_cells.node.config import Config
+from mielin_cells.node.drain import Drain
 from mielin_cells.node.heartbeat import Heartbeat
 from mielin_cells.node.keeper import Keeper
 from mielin_cells.node.node import Node
@@ -46,6 +48,9 @@ ORPHAN_S = 0.5
 
 GRACE_S = 1.5
 """Between the end of the turns' time and that of a clean stop, and again to the end of the process."""
+
+DRAIN_SHARE = 0.8
+"""Of the time to end, for moving agents away; the rest is for the turns of those that stay."""
 
 EXIT_INTERRUPTED = 130
 
@@ -146,19 +151,27 @@ class Ending:
         self._loop = asyncio.get_running_loop()
         self._event = asyncio.Event()
         self._interrupts = 0
+        self._until = 0.0
         self.reason = ""
-        self.within_s = 0.0
-        """The time that turns still have."""
+        self.hurried = asyncio.Event()
+        """There is a second reason to end."""
 
     def end(self, reason: str, within_s: float) -> None:
         """Ends the process soon; by force if it takes longer than `within_s` and a little."""
         if not self.reason:
             self.reason = reason
-            self.within_s = within_s
+            self._until = time.monotonic() + within_s
             timer = threading.Timer(within_s + 2 * GRACE_S, self._by_force)
             timer.daemon = True
             timer.start()
+        else:
+            self._loop.call_soon_threadsafe(self.hurried.set)
         self._loop.call_soon_threadsafe(self._event.set)
+
+    @property
+    def left_s(self) -> float:
+        """The time that there still is."""
+        return max(ORPHAN_S, self._until - time.monotonic())
 
     def _by_force(self) -> None:
         logger.critical("the node did not stop in time and is ended; what is not committed will run again elsewhere")
@@ -265,8 +278,11 @@ async def _live(options: Options, ending: Ending, substrate: Substrate, client: 
                 f"Node {node.name} was started again as incarnation {newer[0]}; this process has stopped.",
                 node=node.name, epoch=newer[0],
             )  # fmt: skip
-        options.say({"event": "stopping", "node": node.name, "reason": ending.reason})
-        is_clean = await _stopped(node, ending.within_s)
+        if ending.reason == signal.SIGTERM.name:
+            options.say({"event": "draining", "node": node.name, "agents": len(node.hosts)})
+            await _drained(node, ending)
+        options.say({"event": "stopping", "node": node.name, "reason": ending.reason, "agents": len(node.hosts)})
+        is_clean = await _stopped(node, ending.left_s)
         options.say({"event": "stopped", "node": node.name, "clean": is_clean})
         return 0 if is_clean else 1
     finally:
@@ -278,6 +294,21 @@ async def _live(options: Options, ending: Ending, substrate: Substrate, client: 
 async def _started(node: Node) -> bool:
     await node.start()
     return True
+
+
+async def _drained(node: Node, ending: Ending) -> None:
+    """Moves the agents to where there is room, in most of the time that is left, unless there are more reasons to end."""
+    node.is_leaving = True
+    drain = Drain(node, ending.left_s * DRAIN_SHARE, is_patient=False)
+    draining, hurried = asyncio.ensure_future(drain.run()), asyncio.ensure_future(ending.hurried.wait())
+    await asyncio.wait((draining, hurried), return_when=asyncio.FIRST_COMPLETED)
+    hurried.cancel()
+    if not draining.done():
+        drain.stop()  # whoever is on the way is left to the log, which decides
+        draining.cancel()
+    [_, error] = await asyncio.gather(hurried, draining, return_exceptions=True)
+    if isinstance(error, Exception):
+        logger.error("the drain of node %s failed, its agents stay claimable", node.name, exc_info=error)
 
 
 async def _stopped(node: Node, within_s: float) -> bool:

@@ -34,6 +34,8 @@ def answer(node: Node, question: control.Question) -> object:
             return control.Rest(len(ledger.again), ledger.replayed, len(ledger.dead))
         case control.Heard():
             return node.heard()
+        case control.Drained(name=name):
+            return node.drains.told(name)
         case control.Audited(migration=migration):
             return node.migrations.watchers.audit.by_migration(migration)
 
@@ -47,4 +49,7 @@ def info(node: Node) -> NodeInfo:
     about = node.about
     known = {name: getattr(about, name) for name in about.__struct_fields__ if name != "at"}
     since_s = max(0.0, node.home.wall() - about.at) if about.at else 0.0
-    return NodeInfo(name=node.name, incarnation=node.home.incarnation, agents=len(node.hosts), since_s=since_s, **known)
+    return NodeInfo(
+        name=node.name, incarnation=node.home.incarnation, agents=len(node.hosts), since_s=since_s,
+        is_cordoned=node.is_cordoned, **known,
+    )  # fmt: skip

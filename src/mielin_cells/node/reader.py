@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 
 from mielin_cells.core.fold import Fold
-from mielin_cells.core.ids import log_subject, part_subject
+from mielin_cells.core.ids import LOGS, agent_of, log_subject, part_subject
 from mielin_cells.core.records import AnyRecord, Committed, HandedOff, Snapshot, Spilled, decode_record
 from mielin_cells.core.state import StoredState
 from mielin_cells.errors import LogGap, NoSuchAgent, PartMissing, RecordInvalid, RollbackExpired, StateUnloadable
@@ -22,6 +23,15 @@ READ_RECORDS = 256
 SLICE_RECORDS = 64
 SLICE_BYTES = 512 * 1024
 """The loop gets its turn after this many records or bytes: folding takes about 0.1 ms a record and 10 ms a MiB."""
+
+
+async def known_agents(log: Log) -> list[tuple[str, int]]:
+    """Every agent that has a log, also of one that has ended, with its log's last sequence."""
+    found = []
+    for subject, seq in await log.subjects(LOGS):
+        with contextlib.suppress(UnicodeDecodeError):  # else nobody's log: no agent id makes this subject
+            found.append((agent_of(subject), seq))
+    return found
 
 
 async def record_of(log: Log, agent: str, entry: Entry) -> AnyRecord:

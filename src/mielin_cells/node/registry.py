@@ -17,7 +17,7 @@ import msgspec
 from mielin_cells.core.ids import decoded, node_log_subject
 from mielin_cells.core.message import UNREADABLE, framed, unframed
 from mielin_cells.core.settings import RETRY_S_MAX, RETRY_S_MIN
-from mielin_cells.errors import RecordInvalid, RetryError
+from mielin_cells.errors import RecordInvalid, RetryError, UnknownNode
 from mielin_cells.substrate.ports import Appended, Log
 
 logger = logging.getLogger("mielin_cells.node")
@@ -44,20 +44,24 @@ class Announcement(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Entered(msgspec.Struct, array_like=True, frozen=True):
-    """A record of a node's log.  `has_stopped`: the incarnation has ended cleanly; its agents stay claimable."""
+    """A record of a node's log."""
 
     incarnation: int
     name: str
     nonce: bytes
     about: Announcement = Announcement()
     has_stopped: bool = False
+    """The incarnation has ended cleanly; its agents stay claimable."""
+    is_cordoned: bool = False
+    """It takes no agents, in this incarnation and those that follow, until an operator says otherwise."""
 
 
 class Place(NamedTuple):
-    """Where a process is in its node's log."""
+    """Where a process is in its node's log, and what it found there."""
 
     incarnation: int
     seq: int
+    is_cordoned: bool = False
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -77,24 +81,28 @@ async def enter(log: Log, name: str, about: Announcement, nonce: Callable[[], by
     subject, delay = node_log_subject(name), RETRY_S_MIN
     while True:
         last = await log.last(subject)
-        before, at = 0, 0
+        before, at = Entered(0, name, b""), 0
         if last is not None:
             at = last.seq
             try:
-                before = decode_entered(last.data, f"The log of node {name}").incarnation
+                before = decode_entered(last.data, f"The log of node {name}")
             except RecordInvalid as error:
-                before = at  # an incarnation is never above the sequence of its record
+                before = Entered(at, name, b"")  # an incarnation is never above the sequence of its record
                 logger.warning("node %s goes on behind a record that it cannot read: %s", name, error)
-        data = framed(_encoder.encode(Entered(before + 1, name, nonce(), about)))
-        outcome = await log.append(subject, data, at)
+        incarnation, is_cordoned = before.incarnation + 1, before.is_cordoned
+        mine = Entered(incarnation, name, nonce(), about, is_cordoned=is_cordoned)
+        outcome = await log.append(subject, framed(_encoder.encode(mine)), at)
         if isinstance(outcome, Appended):
-            return Place(before + 1, outcome.seq)
+            return Place(incarnation, outcome.seq, is_cordoned)
         await asyncio.sleep(delay)  # unknown or lost: whatever is there now, the next number is free or ours
         delay = min(delay * 2, RETRY_S_MAX)
 
 
-async def newer(log: Log, name: str, place: Place) -> int:
-    """Waits until another process enters the name; its incarnation (0: the store was closed)."""
+async def newer(log: Log, name: str, place: Place, changed: Callable[[Entered], None]) -> int:
+    """Waits until another process enters the name; its incarnation (0: the store was closed).
+
+    `changed` is called with what operators write about this one.
+    """
     tail = log.tail(node_log_subject(name), place.seq)
     try:
         async for batch in tail:
@@ -106,22 +114,43 @@ async def newer(log: Log, name: str, place: Place) -> int:
                     continue
                 if entered.incarnation > place.incarnation:
                     return entered.incarnation
+                changed(entered)
     finally:
         tail.close()
     return 0
 
 
-async def leave(log: Log, name: str, place: Place, about: Announcement, nonce: bytes) -> None:
+async def cordon(log: Log, name: str, is_cordoned: bool, nonce: Callable[[], bytes]) -> Entered:
+    """Notes that the node takes no agents, or takes some again; what its log says then.
+
+    Raises `UnknownNode` if no such node ever entered, `RecordInvalid`, and a `RetryError` while the store does not answer.
+    """
+    subject, delay = node_log_subject(name), RETRY_S_MIN
+    while True:
+        last = await log.last(subject)
+        if last is None:
+            known = await names(log)
+            raise UnknownNode(f"There is no node {name!r}; there are {', '.join(known)}.", node=name, nodes=known)
+        found = decode_entered(last.data, f"The log of node {name}")
+        if found.is_cordoned == is_cordoned:
+            return found
+        wanted = msgspec.structs.replace(found, nonce=nonce(), is_cordoned=is_cordoned)
+        outcome = await log.append(subject, framed(_encoder.encode(wanted)), last.seq)
+        if isinstance(outcome, Appended):
+            return wanted
+        await asyncio.sleep(delay)  # somebody was first, or it is not known: read again
+        delay = min(delay * 2, RETRY_S_MAX)
+
+
+async def leave(log: Log, name: str, incarnation: int, nonce: bytes) -> None:
     """Notes that the process has ended cleanly.  A hint: nothing is decided by it, so one try is enough."""
-    data = framed(_encoder.encode(Entered(place.incarnation, name, nonce, about, has_stopped=True)))
-    with contextlib.suppress(RetryError):
-        await log.append(node_log_subject(name), data, place.seq)
-
-
-async def forget_before(log: Log, name: str, place: Place) -> None:
-    """Trims what earlier processes of the name have left."""
-    with contextlib.suppress(RetryError):
-        await log.trim(node_log_subject(name), place.seq)
+    with contextlib.suppress(RetryError, RecordInvalid):
+        last = await log.last(node_log_subject(name))
+        found = decode_entered(last.data, f"The log of node {name}") if last is not None else None
+        if last is None or found is None or found.incarnation != incarnation:
+            return
+        data = framed(_encoder.encode(msgspec.structs.replace(found, nonce=nonce, has_stopped=True)))
+        await log.append(node_log_subject(name), data, last.seq)
 
 
 async def names(log: Log) -> list[str]:

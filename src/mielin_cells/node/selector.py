@@ -32,17 +32,41 @@ async def alive(log: Log, wire: Wire) -> list[NodeInfo]:
     return [answer for answer in answers if answer is not None]
 
 
+class Spread:
+    """Chooses a node for one agent after the other: the one with fewest agents, counting those that it was just given."""
+
+    def __init__(self, nodes: Iterable[NodeInfo]) -> None:
+        self._nodes = {node.name: node for node in nodes if not node.is_cordoned}
+        self._loads = {name: node.agents for name, node in self._nodes.items()}
+
+    def __bool__(self) -> bool:
+        return bool(self._nodes)
+
+    def choose(self, but: Collection[str], cls: str = "", architectures: Collection[str] = ()) -> str | None:
+        """Of the nodes that know the class the one with fewest agents, then by name; None if there is none besides `but`.
+
+        A node that tells of no classes, or no architecture, and the class "", say nothing and pass.
+        """
+
+        def fits(node: NodeInfo) -> bool:
+            is_known = not cls or not node.classes or cls in node.classes
+            return is_known and (not architectures or not node.architecture or node.architecture in architectures)
+
+        able = [name for name, node in self._nodes.items() if name not in but and fits(node)]
+        if not able:
+            return None
+        chosen = min(able, key=lambda name: (self._loads[name], name))
+        self._loads[chosen] += 1
+        return chosen
+
+    def gives_back(self, node: str) -> None:
+        """It has not taken the agent."""
+        if node in self._loads:
+            self._loads[node] -= 1
+
+
 def choose(
     nodes: Iterable[NodeInfo], cls: str, but: Collection[str], architectures: Collection[str] = ()
 ) -> str | None:
-    """Of the nodes that know the class the one with fewest agents, then by name; None if there is none besides `but`.
-
-    A node that tells of no classes, or no architecture, and the class "", say nothing and pass.
-    """
-
-    def fits(node: NodeInfo) -> bool:
-        is_known = not cls or not node.classes or cls in node.classes
-        return is_known and (not architectures or not node.architecture or node.architecture in architectures)
-
-    able = [node for node in nodes if node.name not in but and fits(node)]
-    return min(able, key=lambda node: (node.agents, node.name)).name if able else None
+    """For one agent, as `Spread.choose`."""
+    return Spread(nodes).choose(but, cls, architectures)

@@ -1,0 +1,344 @@
+"""Moving every agent off this node, because it is to go: quiet ones first, some at a time, each to where there is room.
+
+The agents are moved as by `migrate`, so each is safe whatever happens; what has not gone by the deadline stays, and stays claimable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from mielin_cells.core.ids import control_subject
+from mielin_cells.errors import CellError, Fenced, MigrationInProgress, NoSuchAgent, RetryError
+from mielin_cells.node import control, selector
+from mielin_cells.node.admit import DECIDED_BY_THE_LOG
+
+if TYPE_CHECKING:
+    from mielin_cells.node.host import Host
+    from mielin_cells.node.node import Node
+
+logger = logging.getLogger("mielin_cells.drain")
+
+MOVES = 16
+"""At the same time: they share round trips, and the agents that wait for their turn go on working."""
+
+ROUND_S = 0.5
+"""Before those that did not go are tried again."""
+
+ROWS_MAX = 500
+"""Agents told of in one answer: those on their way and those that are kept first."""
+
+PROBES = 64
+
+NAMES_MAX = 64
+"""Drains that a node still answers for."""
+
+RUNNING, DONE, STOPPED, OVER = "running", "done", "stopped", "over"
+"""OVER: the deadline came; STOPPED: an operator has uncordoned the node."""
+
+ABORTED = "its move was aborted, and is not begun again"
+NOWHERE = "no other node takes it"
+
+
+class Row(msgspec.Struct, kw_only=True):
+    """An agent that is still here.  `state`: waiting, moving, blocked; of a dry run: fits, blocked."""
+
+    agent: str
+    state: str = "waiting"
+    target: str = ""
+    phase: str = ""
+    blocker: str = ""
+    """Why it has not gone."""
+    messages: int = 0
+    """In its inbox."""
+    bytes: int = 0
+
+
+class Drainage(msgspec.Struct, kw_only=True):
+    """How far a drain is.  `state`: none, running, done, stopped, over; `eta_s` is 0 while nothing is known."""
+
+    node: str
+    state: str = "none"
+    agents: int = 0
+    """When it began, and those that came since."""
+    moved: int = 0
+    left: int = 0
+    rows: list[Row] = []
+    seconds: float = 0.0
+    left_s: float = 0.0
+    """To the deadline."""
+    eta_s: float = 0.0
+
+
+class Drain:
+    """`run` once.  `is_patient`: goes on until the deadline though no other node takes an agent; one may come."""
+
+    def __init__(self, node: Node, deadline_s: float, *, is_patient: bool) -> None:
+        self.node = node
+        self.state = RUNNING
+        self.moved = 0
+        self._is_patient = is_patient
+        self._begun = node.clock()
+        self._until = self._begun + deadline_s
+        self._ended_at = 0.0
+        self._rows: dict[str, Row] = {}
+        self._kept: set[str] = set()
+        """Agents whose move an operator has aborted."""
+        self._spread = selector.Spread(())
+        self._ending = asyncio.Event()
+
+    # ---- steering --------------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """No further move is begun; those that run go on."""
+        if self.state == RUNNING:
+            self.state = STOPPED
+            self._ending.set()
+
+    def until(self, deadline_s: float) -> None:
+        """Another deadline, from now."""
+        self._until = self.node.clock() + deadline_s
+
+    async def run(self) -> None:
+        node = self.node
+        clock = asyncio.create_task(self._watch_the_clock())
+        try:
+            logger.info("node %s is drained: %d agents are to go", node.name, len(node.hosts))
+            while not self._ending.is_set():
+                try:
+                    goes_on = await self._round()
+                except RetryError as error:
+                    logger.warning("the drain of node %s waits for the store: %s", node.name, error)
+                    goes_on = True
+                if not goes_on:
+                    break
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._ending.wait(), ROUND_S)
+        finally:
+            clock.cancel()
+            await asyncio.gather(clock, return_exceptions=True)
+        if self.state == RUNNING:
+            self.state = DONE
+        self._ended_at = node.clock()
+        told = self.told()
+        logger.info(
+            "node %s: %d of %d agents have gone in %.1f s%s", node.name, told.moved, told.agents, told.seconds,
+            f"; {told.left} stay and are claimable" if told.left else "",
+        )  # fmt: skip
+
+    async def _watch_the_clock(self) -> None:
+        while (left := self._until - self.node.clock()) > 0:
+            await asyncio.sleep(min(left, ROUND_S))
+        self.state = OVER
+        self._ending.set()
+        for agent, row in self._rows.items():
+            found = self.node.migrations.open.get(agent)
+            if row.state == "moving" and found is not None:
+                with contextlib.suppress(CellError):  # too late: it is handed over, and goes forward
+                    await found.abort()
+
+    # ---- moving ----------------------------------------------------------------------------------------------
+
+    async def _round(self) -> bool:
+        """Every agent that is here is offered once; True if another round is due."""
+        node = self.node
+        self._spread = await self._others()
+        todo = sorted(
+            (host for agent, host in node.hosts.items() if agent not in self._kept),
+            key=lambda host: (host.inbox.waiting, host.fold.state.size_bytes, host.fold.agent),
+        )
+        for host in todo:
+            self._rows.setdefault(host.fold.agent, Row(agent=host.fold.agent))
+        hosts = iter(todo)
+
+        async def worker() -> None:
+            for host in hosts:
+                if self._ending.is_set():
+                    return
+                await self._move(host)
+
+        await asyncio.gather(*(worker() for _ in range(MOVES)))
+        self._rows = {agent: row for agent, row in self._rows.items() if agent in node.hosts}
+        if not self._is_patient and not self._spread:
+            return False
+        verifying = any(copy.machine.phase in DECIDED_BY_THE_LOG for copy in node.copies.values())
+        return verifying or any(agent not in self._kept for agent in node.hosts)
+
+    async def _others(self) -> selector.Spread:
+        nodes = await selector.alive(self.node.home.log, self.node.home.wire)
+        return selector.Spread(other for other in nodes if other.name != self.node.name)
+
+    async def _move(self, host: Host) -> None:
+        """Offers the agent to one node after the other; what keeps it stands in its row then."""
+        node, agent = self.node, host.fold.agent
+        row, refused = self._rows[agent], {node.name, *node.migrations.targets.unfit(node.clock())}
+        row.blocker = ""
+        while not self._ending.is_set() and node.hosts.get(agent) is host:
+            target = self._spread.choose(refused, host.fold.cls, host.fold.policy.preferred_architectures)
+            if target is None:
+                row.blocker = row.blocker or NOWHERE
+                break
+            row.state, row.target = "moving", target
+            if await self._has_gone(host, row, target):
+                self.moved += 1
+                del self._rows[agent]
+                return
+            self._spread.gives_back(target)
+            if row.state != "refused":
+                break
+            refused.add(target)
+        row.state = "blocked" if row.blocker else "waiting"
+
+    async def _has_gone(self, host: Host, row: Row, target: str) -> bool:
+        node, agent = self.node, host.fold.agent
+        request = control.Migrate(
+            agent, f"m-{node.home.rng.randbytes(8).hex()}", host.fold.epoch, target, 0.0, self._recovery()
+        )
+        try:
+            report = await node.migrations.to_its_end(request)
+        except MigrationInProgress:
+            found = node.migrations.open.get(agent)
+            if found is not None:
+                row.blocker = f"{found.migration} moves it"
+                await asyncio.wait((found.done,))
+            return agent not in node.hosts
+        except (NoSuchAgent, Fenced):
+            return agent not in node.hosts
+        except CellError as error:
+            row.blocker = error.message
+            return False
+        if report is None:
+            return agent not in node.hosts
+        if report.code == "Cancelled":
+            if self.state == OVER:
+                row.blocker = f"the deadline came while it was moved to {target}"
+            else:
+                self._kept.add(agent)
+                row.blocker = ABORTED
+        elif not report.ok:
+            row.blocker = "; ".join(report.reasons) or report.reason
+            row.state = "refused" if report.code == "MigrationRefused" else "blocked"
+        return report.ok
+
+    def _recovery(self) -> dict[str, float]:
+        """Soon again, and within the time that is left; what was given up would stand still, so it is rolled back."""
+        left = max(1.0, self._until - self.node.clock())
+        return {
+            "max_retries": 2.0, "initial_retry_delay_secs": min(0.25, left), "max_retry_delay_secs": min(2.0, left),
+            "recovery_timeout_secs": left, "auto_rollback": 1.0,
+        }  # fmt: skip
+
+    # ---- telling ---------------------------------------------------------------------------------------------
+
+    def told(self) -> Drainage:
+        node, now = self.node, self._ended_at or self.node.clock()
+        seconds, left = now - self._begun, len(node.hosts) + len(node.troubled)
+        eta_s = seconds / self.moved * len(node.hosts) if self.moved and self.state == RUNNING else 0.0
+        rows = sorted(self._rows.values(), key=lambda row: ("moving", "blocked", "waiting").index(_shown(row)))
+        told = [self._row(row) for row in rows[:ROWS_MAX]]
+        told += [_unloadable(agent, info.error) for agent, info in sorted(node.troubled.items())[:ROWS_MAX]]
+        return Drainage(
+            node=node.name, state=self.state, agents=self.moved + left, moved=self.moved, left=left, rows=told,
+            seconds=seconds, left_s=max(0.0, self._until - now), eta_s=eta_s,
+        )  # fmt: skip
+
+    def _row(self, row: Row) -> Row:
+        host, found = self.node.hosts.get(row.agent), self.node.migrations.open.get(row.agent)
+        return Row(
+            agent=row.agent, state=_shown(row), target=row.target,
+            phase=found.progress().phase if found is not None else "", blocker=row.blocker,
+            messages=host.inbox.waiting if host is not None else 0,
+            bytes=host.fold.state.size_bytes if host is not None else 0,
+        )  # fmt: skip
+
+
+def _shown(row: Row) -> str:
+    return "blocked" if row.state == "refused" else row.state
+
+
+def _unloadable(agent: str, error: str) -> Row:
+    return Row(agent=agent, state="blocked", blocker=f"it cannot be loaded: {error}")
+
+
+# ---- requests ------------------------------------------------------------------------------------------------
+
+
+class Drains:
+    """A node's drains: one at a time, each known by the names under which it was asked for."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._named: dict[str, Drain] = {}
+
+    @property
+    def running(self) -> Drain | None:
+        return next((drain for drain in self._named.values() if drain.state == RUNNING), None)
+
+    def begin(self, name: str, deadline_s: float) -> Drainage:
+        """Begins a drain, or gives the one that runs another deadline; asked again under the same name, tells how far it is."""
+        found = self._named.get(name)
+        if found is None:
+            found = self.running
+            if found is None:
+                found = Drain(self._node, deadline_s, is_patient=True)
+                self._node.home.begin(found.run())
+            else:
+                found.until(deadline_s)
+            self._named[name] = found
+            while len(self._named) > NAMES_MAX:
+                del self._named[next(iter(self._named))]
+        return found.told()
+
+    def told(self, name: str) -> Drainage:
+        found = self._named.get(name)
+        return found.told() if found is not None else Drainage(node=self._node.name)
+
+    def stop(self) -> None:
+        if (running := self.running) is not None:
+            running.stop()
+
+
+async def planned(node: Node) -> Drainage:
+    """Where each agent would go, and what would keep it; nothing is changed."""
+    nodes = await selector.alive(node.home.log, node.home.wire)
+    spread = selector.Spread(other for other in nodes if other.name != node.name)
+    limit = asyncio.Semaphore(PROBES)
+
+    async def one(host: Host) -> Row:
+        async with limit:
+            return await _planned(node, spread, host)
+
+    rows = await asyncio.gather(*(one(host) for host in list(node.hosts.values())))
+    rows += [_unloadable(agent, info.error) for agent, info in node.troubled.items()]
+    rows.sort(key=lambda row: (row.state != "blocked", row.messages, row.bytes, row.agent))
+    left = sum(row.state == "blocked" for row in rows)
+    return Drainage(node=node.name, state="dry run", agents=len(rows), left=left, rows=rows[:ROWS_MAX])
+
+
+async def _planned(node: Node, spread: selector.Spread, host: Host) -> Row:
+    fold, refused, blocker = host.fold, {node.name}, NOWHERE
+    request = control.Prepare(
+        fold.agent, "dry run", node.name, fold.cls, fold.version, fold.state.size_bytes, fold.epoch,
+        list(fold.policy.preferred_architectures), is_dry=True,
+    )  # fmt: skip
+    row = Row(agent=fold.agent, messages=host.inbox.waiting, bytes=fold.state.size_bytes)
+    while (target := spread.choose(refused, fold.cls, fold.policy.preferred_architectures)) is not None:
+        try:
+            data = await node.home.wire.request(
+                control_subject(target), control.encode_request(request), node.settings.prepare_s
+            )
+            reasons = msgspec.msgpack.decode(control.result_of(data), type=control.Preparation).reasons
+        except CellError as error:
+            reasons = [error.message]
+        if not reasons:
+            row.state, row.target = "fits", target
+            return row
+        blocker = "; ".join(reasons)
+        spread.gives_back(target)
+        refused.add(target)
+    row.state, row.blocker = "blocked", blocker
+    return row
