@@ -242,6 +242,18 @@ async def test_references_and_state_outside_turns_are_refused() -> None:
         await make_ref(Account, "a").add(1)
 
 
+class Order(cells.Agent):
+    numbers: list[int] = []
+
+    @cells.handler
+    async def take(self, n: int) -> None:
+        self.numbers.append(n)
+
+    @cells.handler
+    async def taken(self) -> list[int]:
+        return self.numbers
+
+
 class Sink(cells.Agent):
     @cells.handler
     async def take(self, data: bytes) -> int:
@@ -270,6 +282,18 @@ async def test_a_full_inbox_refuses_and_nothing_is_lost() -> None:
         assert 50 <= stored <= 60
         await cluster.resume(sink)
         assert await sink.take(b"abc") == 3
+
+
+async def test_tells_that_wait_for_room_are_not_overtaken_by_later_ones() -> None:
+    async with cells.local(settings=cells.Settings(inbox_max=100)) as cluster:
+        order = await cluster.spawn(Order, "o")
+        tasks = []
+        for n in range(2000):
+            tasks.append(asyncio.create_task(order.take.tell(n)))
+            if n % 3 == 0:
+                await asyncio.sleep(0)  # some are on their way, some wait for a count, and more come
+        await asyncio.gather(*tasks)
+        assert await order.taken() == list(range(2000))
 
 
 async def test_a_file_keeps_agents_and_their_last_effect(tmp_path: Path) -> None:

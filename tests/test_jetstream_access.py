@@ -24,7 +24,8 @@ from mielin_cells.errors import (
     StoreUnreachable,
 )
 from mielin_cells.substrate import jetstream
-from mielin_cells.substrate.jetstream import JetStream, redacted
+from mielin_cells.substrate.jetstream import JetStream
+from mielin_cells.substrate.jetstream_address import redacted
 from mielin_cells.substrate.ports import Appended, Entry
 
 

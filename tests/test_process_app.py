@@ -16,7 +16,13 @@ GOOD = "import mielin_cells as cells\nclass Good(cells.Agent):\n    n: int = 0\n
 
 
 def words(app: str, *options: str) -> list[str]:
-    given = {"--name": "n1", "--app": app, "--connect": NOWHERE, **dict(zip(options[::2], options[1::2], strict=True))}
+    given = {
+        "--name": "n1",
+        "--app": app,
+        "--connect": NOWHERE,
+        "--wait": "0",
+        **dict(zip(options[::2], options[1::2], strict=True)),
+    }
     return ["node", *(word for pair in given.items() for word in pair)]
 
 
@@ -75,6 +81,7 @@ def test_options_that_cannot_be_used_exit_with_2(tmp_path: Path) -> None:
         (("--name", ""), "--name ''"),
         (("--name", "a\nb"), "--name"),
         (("--connect", "somewhere"), "'somewhere'"),
+        (("--wait", "-1"), "--wait -1"),
         (("--creds", "nowhere.creds"), "nowhere.creds"),
         (("--tls-ca", "nowhere.pem"), "nowhere.pem"),
     ):

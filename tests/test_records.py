@@ -48,7 +48,16 @@ from mielin_cells.core.message import (
     framed,
     unframed,
 )
-from mielin_cells.core.records import AnyRecord, DeadLetter, PartRef, Record, Spilled, decode_record, encode_record
+from mielin_cells.core.records import (
+    AnyRecord,
+    DeadLetter,
+    PartRef,
+    Record,
+    Spilled,
+    StandbySet,
+    decode_record,
+    encode_record,
+)
 from mielin_cells.core.state import BufferDelta, StateDelta, TableDelta
 from mielin_cells.errors import (
     DigestMismatch,
@@ -91,6 +100,7 @@ RECORDS: list[AnyRecord] = [
     undone(FOLD),
     undone(after(asked)),
     claimed(FOLD),
+    StandbySet(**head(FOLD), copies=2),
     Spilled(**head(FOLD), part="0a", parts=[PartRef(1, 2, bytes(32))]),
 ]
 MAIL = Mail(

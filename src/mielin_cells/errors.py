@@ -314,6 +314,10 @@ class Fenced(LostError):
     """Another node owns the agent now; this one has stopped it and dropped what was not committed.  Facts: agent, epoch, owner."""
 
 
+class EpochRegression(Fenced):
+    """The store holds less than it had acknowledged; the agent is parked.  Facts: agent, have, need."""
+
+
 class StoreInUse(LostError):
     """Another process has this store file open.  Facts: path."""
 
@@ -370,6 +374,10 @@ class LogGap(RecordInvalid):
     """A record between the last one read and this one is missing.  Facts: have, need."""
 
 
+class JournalGap(LogGap):
+    """Records of a log or journal are missing for good: the agent or migration is parked.  Facts: have, need."""
+
+
 class PartMissing(RecordInvalid):
     """A part of a snapshot or large record is not in the store.  Facts: part."""
 
@@ -402,6 +410,7 @@ __all__ = [
     "ConfigError",
     "DigestMismatch",
     "EpochOutOfOrder",
+    "EpochRegression",
     "Fenced",
     "FieldRefused",
     "HandlerFailed",
@@ -411,6 +420,7 @@ __all__ = [
     "InvalidTransition",
     "IsReference",
     "JetStreamDisabled",
+    "JournalGap",
     "LogGap",
     "LostError",
     "MessageTooLarge",

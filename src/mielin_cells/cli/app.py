@@ -96,6 +96,9 @@ def node(
     label: Annotated[list[str] | None, Parameter(help="key=value, announced to operators; may be repeated.")] = None,
     stop_with_stdin: Annotated[bool, Parameter(negative="", help="Stop when standard input ends.")] = False,
     config: Annotated[Path | None, Parameter(help="Settings (default: mielin.toml here, if there is one).")] = None,
+    wait: Annotated[
+        float | None, Parameter(help="Seconds to wait for a server that does not answer yet (default: for ever).")
+    ] = None,
     faults: Annotated[
         str | None, Parameter(help="For tests: step:kind[:probability][:most][@node], or `default`.")
     ] = None,
@@ -107,7 +110,7 @@ def node(
     """
     from mielin_cells.cli.serve import run
 
-    raise SystemExit(run(name, app, label or [], stop_with_stdin, server, __version__, config, faults))
+    raise SystemExit(run(name, app, label or [], stop_with_stdin, server, __version__, config, faults, wait))
 
 
 @app.command(group=RUN)
@@ -224,6 +227,18 @@ def nodes(*, server: Server = HERE) -> None:
     from mielin_cells.cli import commands
 
     _operate(server, commands.nodes)
+
+
+@app.command(group=LOOK)
+def doctor(
+    *,
+    path: Annotated[Path | None, Parameter(help="Look at this SQLite file, and at no server.")] = None,
+    server: Server = HERE,
+) -> None:
+    """Say what a power cut would lose, and what is wrong with the store's settings.  Exits with 1 if something is wrong."""
+    from mielin_cells.cli.doctor import run
+
+    raise SystemExit(run(path, server))
 
 
 @app.command(group=LOOK)
@@ -360,6 +375,20 @@ def rollback(
     from mielin_cells.cli import moves
 
     _operate(server, lambda op, out: moves.rollback(op, out, migration, to, dry_run, correct))
+
+
+@app.command(group=STEER)
+def standby(
+    agent: Agent,
+    copies: Annotated[int, Parameter(help="Other nodes that follow its log.")] = 1,
+    /,
+    *,
+    server: Server = HERE,
+) -> None:
+    """Have other nodes keep a copy of an agent: losing its node then costs the detection, and no load."""
+    from mielin_cells.cli import commands
+
+    _operate(server, lambda op, out: commands.standby(op, out, agent, copies))
 
 
 @app.command(group=STEER)

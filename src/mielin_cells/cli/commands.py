@@ -20,6 +20,7 @@ from mielin_cells.core.records import (
     Returned,
     Snapshot,
     Spilled,
+    StandbySet,
     Stepped,
 )
 from mielin_cells.errors import NoSuchMigration, RecordInvalid
@@ -62,6 +63,13 @@ async def agents(operator: Operator, printer: Printer, node: str | None) -> int:
         return table(rows) if rows else "no agents"
 
     printer.show(found, text)
+    return DONE
+
+
+async def standby(operator: Operator, printer: Printer, agent: str, copies: int) -> int:
+    await operator.client.standby(agent, copies)
+    value = {"agent": agent, "copies": copies}
+    printer.show(value, lambda: f"{agent} is followed by {copies} other nodes, if there are so many")
     return DONE
 
 
@@ -150,6 +158,8 @@ def _what(entry: Any) -> str:
             return entry.error.message
         case Cleared():
             return f"{len(entry.letters)} dead letters"
+        case StandbySet():
+            return f"{entry.copies} copies"
         case Spilled():
             return f"{len(entry.parts)} parts"
         case _:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 def run(
     name: str, app: str, labels: list[str], stop_with_stdin: bool, server: Server, package: str, config: Path | None,
-    faults: str | None,
+    faults: str | None, wait: float | None,
 ) -> int:  # fmt: skip
     """The exit code: 0 after a clean stop, 1 if it was not clean or a newer process took the name, 2 for a bad app."""
     from mielin_cells.node import config as configs
@@ -33,7 +34,7 @@ def run(
     try:
         options = process.Options(
             name=_name(name), app=app, address=find_address(server.connect, server.creds, server.tls_ca),
-            labels=dict(_label(text) for text in labels), follows_stdin=stop_with_stdin, package=package,
+            wait_s=_wait(wait), labels=dict(_label(text) for text in labels), follows_stdin=stop_with_stdin, package=package,
             say=lambda event: printer.show(event, lambda: _text(event)), config=configs.find(config),
             faults=_faulty(faults) if faults is not None else None,
         )  # fmt: skip
@@ -65,6 +66,14 @@ def _name(name: str) -> str:
         raise ConfigError(f"--name {name!r} cannot be used; wanted: {wanted}.", field="name", range=wanted) from error
 
 
+def _wait(seconds: float | None) -> float:
+    if seconds is None:
+        return math.inf
+    if not 0 <= seconds <= 1e9:
+        raise ConfigError(f"--wait {seconds:g} is out of range; wanted: 0 or more.", field="wait", range="0 or more")
+    return seconds
+
+
 def _label(text: str) -> tuple[str, str]:
     key, sign, value = text.partition("=")
     if not (key and sign):
@@ -78,6 +87,8 @@ def _text(event: dict[str, Any]) -> str:
             classes = ", ".join(f"{name}:{version}" for name, version in event["classes"].items())
             count = f"{event['agents']} agents"
             return f"{event['node']} serves as incarnation {event['incarnation']}: {count}; classes {classes}"
+        case "waiting":
+            return f"{event['node']} waits for its server and goes on by itself when it is there: {event['reason']}"
         case "draining":
             return f"{event['node']} is drained: {event['agents']} agents are to go"
         case "stopping":

@@ -294,6 +294,16 @@ def _is_state(name: str, annotation: Any) -> bool:
     return annotation is not ClassVar and typing.get_origin(annotation) is not ClassVar
 
 
+STANDBY_MAX = 8
+
+
+def _check_standby(cls: type[Agent], standby: Any) -> None:
+    if type(standby) is not int or not 0 <= standby <= STANDBY_MAX:
+        raise FieldRefused(
+            f"{cls.__name__}: standby = {standby!r} is not a whole number from 0 to {STANDBY_MAX}.", path=cls.__name__
+        )
+
+
 def _check_class(cls: type[Agent], version: Any, name: Any, fields: list[str]) -> None:
     """Raises `FieldRefused` for what would be silently wrong later."""
     own = cls.__dict__
@@ -329,7 +339,8 @@ class Agent:
     """A stateful agent.  Annotated attributes are its state; `@handler` methods are what others can ask of it.
 
     Options of a class: `version` (of its state, from 1), `name` (on the wire; default the class's name), `recovery` (of failed
-    moves: a dict of `RecoveryConfig`'s fields) and `policy` (`cells.Policy`: which nodes its agents may move to).
+    moves: a dict of `RecoveryConfig`'s fields), `policy` (`cells.Policy`: which nodes its agents may move to) and `standby` (how
+    many other nodes keep a copy of each agent, so that losing its owner costs no load).
     """
 
     _wire_name: ClassVar[str] = "Agent"
@@ -346,15 +357,21 @@ class Agent:
     _policy: ClassVar[Policy] = DEFAULT
     """What agents of this class ask of their nodes; each gets it when it is created, and keeps it."""
 
+    _standby: ClassVar[int] = 0
+    """Other nodes that keep a copy of each agent of this class."""
+
     def __init_subclass__(
         cls, *, version: int = 1, name: str | None = None, recovery: dict[str, Any] | None = None,
-        policy: Policy | None = None, **kwargs: Any,
+        policy: Policy | None = None, standby: int | None = None, **kwargs: Any,
     ) -> None:  # fmt: skip
         super().__init_subclass__(**kwargs)
         if recovery is not None:
             cls._recovery = dict(recovery)
         if policy is not None:
             cls._policy = policy
+        if standby is not None:
+            _check_standby(cls, standby)
+            cls._standby = standby
         fields = [field for field, kind in inspect.get_annotations(cls).items() if _is_state(field, kind)]
         _check_class(cls, version, name, fields)
         cls._wire_name, cls._version = name or cls.__name__, version

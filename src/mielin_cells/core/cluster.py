@@ -55,7 +55,11 @@ class AgentInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Dead letters."""
     error: str = ""
     """Why it is in ERROR."""
+    code: str = ""
+    """Stable code of that."""
     policy: Policy = DEFAULT
+    standby: list[str] = []
+    """Nodes that keep a copy of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,6 +241,10 @@ class Cluster(Spawning, Protocol):
         an operator aborts is not begun again.  Raises `UnknownNode`, and `MigrationRefused` if nobody could take an agent: then
         nothing was done.
         """
+
+    async def standby(self, agent: Agent | str, /, copies: int = 1) -> None:
+        """So many other nodes follow the agent's log from now on, if there are so many: losing its owner then costs the
+        detection and one append, and no load.  Instead of what its class says.  Raises `UsageError` for a number above 8."""
 
     async def suspend(self, agent: Agent | str, /, reason: str = "") -> None:
         """No turn runs until `resume`; it can still be moved.  Raises `InvalidTransition`."""

@@ -35,6 +35,7 @@ from mielin_cells.core.records import (
     Returned,
     Snapshot,
     Spilled,
+    StandbySet,
     Stepped,
     Suspended,
     Terminated,
@@ -72,7 +73,7 @@ class Fold:
     __slots__ = (
         "agent", "behind_bytes", "behind_records", "claims", "cls", "epoch", "goes_to", "handed", "incarnation", "kept",
         "ledger", "lifecycle", "migration", "outcomes", "owner", "phase", "policy", "seq", "snap", "source", "source_incarnation",
-        "state", "stated", "turn", "undone", "version",
+        "standby", "state", "stated", "turn", "undone", "version",
     )  # fmt: skip
 
     def __init__(self, agent: str) -> None:
@@ -91,6 +92,8 @@ class Fold:
         self.version = 0
         self.lifecycle = Lifecycle()
         self.policy = DEFAULT
+        self.standby: int | None = None
+        """Nodes that are to keep a copy; None: as many as its class says."""
         self.ledger = Ledger()
         self.state = StoredState()
         self.stated: bytes | None = None
@@ -287,6 +290,8 @@ class Fold:
                 self._owns(record.node, record.incarnation, record.epoch)
             case Cleared():
                 self.ledger.clear(record.letters)
+            case StandbySet():
+                self.standby = record.copies
             case Undone():
                 self._went_back(record)
             case Terminated():
@@ -363,7 +368,7 @@ class Fold:
         fold.stated, fold.turn, fold.claims = record.digest, record.turn, record.claims
         fold.kept, fold.outcomes = _kept(seq, record), dict(record.outcomes)
         fold.handed, fold.undone = dict(record.handed), list(record.undone)
-        fold.policy = record.policy or DEFAULT
+        fold.policy, fold.standby = record.policy or DEFAULT, record.standby
         return fold
 
 

@@ -334,6 +334,7 @@ class Snapshot(Record, tag="Snapshot", frozen=True, kw_only=True):
     handed: dict[str, int] = {}
     undone: list[tuple[int, int]] = []
     policy: Policy | None = None
+    standby: int | None = None
 
 
 class Suspended(Record, tag="Suspended", frozen=True, kw_only=True):
@@ -360,6 +361,12 @@ class Cleared(Record, tag="Cleared", frozen=True, kw_only=True):
     """An operator has removed dead letters: replayed or purged.  Appended between turns, with everything committed."""
 
     letters: list[LetterKey]
+
+
+class StandbySet(Record, tag="StandbySet", frozen=True, kw_only=True):
+    """An operator's wish: so many nodes keep a copy of the agent.  Appended between turns, with everything committed."""
+
+    copies: int
 
 
 class HandedOff(Record, tag="HandedOff", frozen=True, kw_only=True):
@@ -426,7 +433,7 @@ class Spilled(Record, tag="Spilled", frozen=True, kw_only=True):
 
 AnyRecord: TypeAlias = (
     Created | Committed | Asked | Stepped | Snapshot | Suspended | Paused | Resumed | Failed | Terminated
-    | HandedOff | Accepted | Returned | Claimed | Cleared | Undone | Spilled
+    | HandedOff | Accepted | Returned | Claimed | Cleared | StandbySet | Undone | Spilled
 )  # fmt: skip
 
 

@@ -39,6 +39,9 @@ SNAPSHOTS_KEPT = 2
 RETRY_S_MIN, RETRY_S_MAX = 0.02, 1.0
 """Back-off of an append or a request whose outcome is unknown: fast first, since nothing can go on meanwhile."""
 
+REGRESSION_S = 12.0
+"""The leader of a replicated stream that was cut off notices it within 10 s, and answers until then with what it had."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
@@ -86,6 +89,8 @@ class Settings:
     """Heartbeats that may be missed before a node counts as silent: 2.5 s outlast a slow moment of a machine."""
     reconcile_s: float = 5.0
     """A node looks for agents that the log gives it and that it does not run."""
+    regression_s: float = REGRESSION_S
+    """A log that says less than it had acknowledged must go on saying so for this long, before its agent is parked."""
 
     def __post_init__(self) -> None:
         for field in fields(self):

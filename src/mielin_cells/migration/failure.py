@@ -212,6 +212,8 @@ CODES: dict[str, MigrationErrorType] = {
     "EpochOutOfOrder": CORRUPTION,
     "NotTheOwner": CORRUPTION,
     "LogGap": CORRUPTION,
+    "JournalGap": CORRUPTION,
+    "EpochRegression": CORRUPTION,
     "PartMissing": CORRUPTION,
     "PartMisplaced": CORRUPTION,
     # A bug is all that can be said of these.

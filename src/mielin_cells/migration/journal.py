@@ -11,7 +11,7 @@ from typing import TypeAlias
 import msgspec
 
 from mielin_cells.core.message import UNREADABLE, framed, unframed
-from mielin_cells.errors import LogGap, RecordInvalid, UnknownRecord
+from mielin_cells.errors import JournalGap, RecordInvalid, UnknownRecord
 
 
 def attempt_id(migration: str, number: int) -> str:
@@ -187,7 +187,7 @@ class Journal:
         if record.migration != self.migration:
             raise RecordInvalid(f"{where} holds a record of {record.migration}.", **facts)
         if record.prev != self.seq or seq <= self.seq:
-            raise LogGap(
+            raise JournalGap(
                 f"{where} follows {record.prev}, but the last record read is {self.seq}; it is parked as it is.",
                 have=self.seq, need=record.prev, **facts,
             )  # fmt: skip

@@ -23,6 +23,7 @@ from mielin_cells.errors import (
     AgentTerminated,
     AlreadyThere,
     CellError,
+    EpochRegression,
     Fenced,
     MessageTooLarge,
     MigrationInProgress,
@@ -37,10 +38,12 @@ from mielin_cells.errors import (
     UnknownNode,
     WireTimeout,
     WrongClass,
+    from_wire,
 )
 from mielin_cells.migration.standing import journal_outcome, outcome_of
 from mielin_cells.node import control, cordon, journal, registry, selector
 from mielin_cells.node.lane import Lane
+from mielin_cells.node.parking import UNUSABLE
 from mielin_cells.node.reader import load
 from mielin_cells.node.rollback import rollback
 from mielin_cells.substrate.ports import Log, Subscription, Wire
@@ -167,6 +170,20 @@ class Client:
         except CellError:
             return None
 
+    async def parked(self, agent: str) -> CellError | None:
+        """Why the agent runs nothing until an operator decides, as its owner says; None if it does not say so."""
+        with contextlib.suppress(CellError):
+            owner, _ = await self.owner(agent)
+            answer = await self.request(owner, control.Hosted(agent), REQUEST_S)
+            for info in msgspec.msgpack.decode(answer, type=list[AgentInfo]):
+                if info.code in UNUSABLE:
+                    return from_wire(info.code, info.error, {"agent": agent})
+        return None
+
+    async def park(self, agent: str, reason: str) -> None:
+        """Has the agent stopped until an operator resumes it: this client remembers more than the store has."""
+        await self._order(agent, "park", reason)
+
     # ---- agents ----------------------------------------------------------------------------------------------
 
     async def spawn(self, make: Callable[P, A], id: str, /, *args: P.args, **state: P.kwargs) -> A:
@@ -232,6 +249,8 @@ class Client:
             node = await place()
             try:
                 return await self.request(node, request, timeout)
+            except EpochRegression:
+                raise
             except (NoResponder, WireTimeout, NoSuchAgent, Fenced) as error:
                 if attempt == ORDER_TRIES - 1:
                     raise
@@ -254,6 +273,14 @@ class Client:
 
     async def suspend(self, agent: Agent | str, /, reason: str = "") -> None:
         await self._order(agent, "suspend", reason)
+
+    async def standby(self, agent: Agent | str, /, copies: int = 1) -> None:
+        name = _id(agent)
+
+        async def owner() -> str:
+            return (await self.owner(name))[0]
+
+        await self.ordered(owner, control.Copies(name, copies), self.settings.turn_deadline_s)
 
     async def pause(self, agent: Agent | str, /, reason: str = "") -> None:
         await self._order(agent, "pause", reason)

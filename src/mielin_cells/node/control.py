@@ -137,6 +137,37 @@ class Drained(Request, tag="Drained", frozen=True):
     name: str
 
 
+class Followed(msgspec.Struct, array_like=True, frozen=True):
+    """An agent as its owner describes it to who is to follow it."""
+
+    agent: str
+    cls: str
+    version: int
+    bytes: int
+    epoch: int
+    architectures: list[str]
+
+
+class Follow(Request, tag="Follow", frozen=True):
+    """From an owner: keep copies of these agents, and go on keeping them.  Answer: those refused, with the reasons."""
+
+    owner: str
+    agents: list[Followed]
+
+
+class Following(Request, tag="Following", frozen=True):
+    """Which agents do you keep copies of?  Answer: ids, those behind `after`, some at a time."""
+
+    after: str = ""
+
+
+class Copies(Request, tag="Copies", frozen=True):
+    """To the owner: so many nodes are to keep a copy of the agent."""
+
+    agent: str
+    copies: int
+
+
 class Waiting(Request, tag="Waiting", frozen=True):
     """How many messages wait?  Answer: a number."""
 
@@ -190,7 +221,7 @@ class Heard(Request, tag="Heard", frozen=True):
     """Which nodes' heartbeats have you heard?  Answer: a list of `Beat`, each with the seconds since then."""
 
 
-Question: TypeAlias = Ping | Replaying | Drained | Audited | Waiting | Hosted | Read | ReadState | Heard
+Question: TypeAlias = Ping | Replaying | Drained | Following | Audited | Waiting | Hosted | Read | ReadState | Heard
 AnyRequest: TypeAlias = (
     Spawn
     | Undo
@@ -202,9 +233,11 @@ AnyRequest: TypeAlias = (
     | Release
     | Order
     | Purge
+    | Copies
     | Claim
     | Look
     | Drain
+    | Follow
     | Question
 )
 

@@ -43,6 +43,10 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Beat)
 
 
+def encode_beat(beat: Beat) -> bytes:
+    return _encoder.encode(beat)
+
+
 def decode_beat(data: bytes) -> Beat:
     """Raises `RecordInvalid`: the wire may carry anything."""
     try:
@@ -54,7 +58,8 @@ def decode_beat(data: bytes) -> Beat:
 class Ear:
     """Remembers when each node was last heard.  `hear` may run on another thread than `heard`."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._heard: dict[str, tuple[Beat, float]] = {}
         self._has_complained = False
 
@@ -67,10 +72,10 @@ class Ear:
                 logger.warning("%s", error)
             return
         if beat.node in self._heard or len(self._heard) < HEARD_MAX:
-            self._heard[beat.node] = beat, time.monotonic()
+            self._heard[beat.node] = beat, self._clock()
 
     def heard(self) -> list[Beat]:
-        now = time.monotonic()
+        now = self._clock()
         return [msgspec.structs.replace(beat, ago_s=now - at) for beat, at in list(self._heard.values())]
 
 
@@ -142,7 +147,7 @@ class Heartbeat:
         try:
             while not self._ended.is_set():
                 beat = Beat(self._node, self._incarnation, self._stuck())
-                await substrate.wire.publish(BEATS, _encoder.encode(beat))
+                await substrate.wire.publish(BEATS, encode_beat(beat))
                 await self._rest()
         finally:
             subscription.close()

@@ -10,7 +10,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from mielin_cells.core.settings import Settings
-from mielin_cells.errors import Fenced
+from mielin_cells.errors import Fenced, NotInTurn
 from mielin_cells.substrate.ports import Log, Wire
 
 if TYPE_CHECKING:
@@ -51,7 +51,8 @@ class Home:
     def start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Runs `work` in a task that is kept, and whose failure is logged with its traceback: such a failure is a bug.
 
-        Not so of a task that finds that its agent has another owner: that is told once, by the host (`lost`).
+        Not so of a task that finds that its agent has another owner, which is told once, by the host (`lost`), or that the turn has
+        ended which it was to write a record for.
         """
         task = asyncio.get_running_loop().create_task(work)
         self.tasks.add(task)
@@ -62,7 +63,7 @@ class Home:
         self.tasks.discard(task)
         if task.cancelled() or (error := task.exception()) is None:
             return
-        if isinstance(error, Fenced):
+        if isinstance(error, (Fenced, NotInTurn)):
             logger.debug("node %s: a task ended: %s", self.name, error)
         else:
             logger.error("node %s: a task failed: %r", self.name, error, exc_info=error)

@@ -15,8 +15,16 @@ from typing import Any, TypeVar
 
 from mielin_cells.core.ids import JOURNALS, journal_subject, journals_of, migration_of
 from mielin_cells.core.settings import RETRY_S_MAX, RETRY_S_MIN
-from mielin_cells.errors import CellError, Fenced, LogGap, NoSuchMigration, RecordInvalid, RetryError
-from mielin_cells.migration.journal import AnyRecord, Journal, decode, encode
+from mielin_cells.errors import (
+    CellError,
+    EpochRegression,
+    Fenced,
+    JournalGap,
+    NoSuchMigration,
+    RecordInvalid,
+    RetryError,
+)
+from mielin_cells.migration.journal import AnyRecord, Ended, Journal, decode, encode
 from mielin_cells.node.home import Home
 from mielin_cells.substrate.ports import Appended, Conflict, Log
 
@@ -34,6 +42,14 @@ READS_MAX = 32
 
 class JournalTaken(Fenced):
     """Another process has gone on with the migration, or ended it.  Facts: migration."""
+
+
+class _WentBack(Exception):
+    """The journal ends at `have`, before what it had acknowledged."""
+
+    def __init__(self, have: int) -> None:
+        super().__init__(have)
+        self.have = have
 
 
 class Scribe:
@@ -66,12 +82,35 @@ class Scribe:
             }
         )  # fmt: skip
         journal.check(journal.seq + 1, record)
-        journal.apply(await self._landed(encode(record)), record)
+        try:
+            journal.apply(await self._landed(encode(record)), record)
+        except _WentBack as error:
+            raise await self._parked(error) from None
         return record
+
+    async def _parked(self, why: _WentBack) -> EpochRegression:
+        """The journal that is there now ends by saying what became of it: nobody goes on with it but by an operator's word."""
+        journal = self.journal
+        facts = {"migration": journal.migration, "have": why.have, "need": journal.seq}
+        error = EpochRegression(
+            f"The journal of migration {journal.migration} of agent {self._agent!r} held record {journal.seq} and ends at "
+            f"{why.have}: the store lost acknowledged records, or was put back to an older copy. The migration is parked; see "
+            f"`mielin show {journal.migration}`.", **facts,
+        )  # fmt: skip
+        logger.error("%s", error)
+        try:
+            self.journal = await read(self._home.log, self._agent, journal.migration)
+        except NoSuchMigration:
+            return error
+        if self.journal.is_open:
+            code, reason = error.code, error.message
+            await self._append(lambda head: Ended(**head, outcome="gave_up", target="", code=code, reason=reason))
+        return error
 
     async def _landed(self, data: bytes) -> int:
         """The same bytes until the outcome is known: a read may prove that they landed, never that they did not."""
         log, subject, delay = self._home.log, journal_subject(self._agent, self.journal.migration), RETRY_S_MIN
+        now, behind_since = asyncio.get_running_loop().time, -1.0
         while True:
             try:
                 outcome = await log.append(subject, data, self.journal.seq)
@@ -86,6 +125,14 @@ class Scribe:
                             f"Migration {self.journal.migration} of agent {self._agent!r} was gone on with, or ended, by another "
                             "process; see `mielin show` for what it did.", migration=self.journal.migration,
                         )  # fmt: skip
+                    last = await log.last(subject)
+                    have = last.seq if last is not None else 0
+                    if have >= self.journal.seq:
+                        behind_since = -1.0
+                    elif behind_since < 0:
+                        behind_since = now()
+                    elif now() - behind_since >= self._home.settings.regression_s:
+                        raise _WentBack(have)
             except RetryError as error:
                 logger.info("migration %s: its journal is written again: %s", self.journal.migration, error)
             await asyncio.sleep(delay)
@@ -113,7 +160,7 @@ async def _read(log: Log, agent: str, migration: str) -> Journal:
     if journal.planned is None:
         last = await log.last(subject)
         if last is not None:
-            raise LogGap(f"The journal of migration {migration} lacks its beginning.", have=0, need=last.seq)
+            raise JournalGap(f"The journal of migration {migration} lacks its beginning.", have=0, need=last.seq)
         raise NoSuchMigration(f"There is no migration {migration} of agent {agent!r}.", migration=migration)
     return journal
 

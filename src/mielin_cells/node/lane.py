@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections import deque
 from typing import TYPE_CHECKING
 
 from mielin_cells.core.message import Mail, Message, client_sender, decode_answer
 from mielin_cells.core.settings import MAIL_BYTES_MAX
-from mielin_cells.errors import AskTimeout, InboxFull, RetryError, SessionExpired, from_wire
+from mielin_cells.errors import AskTimeout, CellError, EpochRegression, InboxFull, RetryError, SessionExpired, from_wire
 from mielin_cells.node.outbox import store_mail
 from mielin_cells.node.turn import ASK_REPEAT_S_MAX, ended
 
 if TYPE_CHECKING:
     from mielin_cells.node.client import Client
+
+logger = logging.getLogger("mielin_cells.client")
 
 WINDOW_SHARE = 10
 """A client asks after an inbox's length each time it has sent a tenth of what an inbox may hold."""
@@ -49,7 +52,11 @@ class Lane:
         self._sending = False
         self._unknown = 0
         self._found = False
+        self._stored = 0
+        """Sequence of the last entry that this lane has put into the inbox."""
         self._counting: asyncio.Task[int | None] | None = None
+        self._admitting = 0
+        """Calls that wait for a count; later ones wait behind them, since messages are sent in the order of the calls."""
         self._timer: asyncio.TimerHandle | None = None
         self._due = math.inf
         """When the timer fires."""
@@ -60,7 +67,7 @@ class Lane:
 
     async def ask(self, cls: str, handler: str, args: bytes, timeout: float | None, id: str | None = None) -> bytes:
         """The encoded result.  Raises the answer's error, or `AskTimeout`: then the ask may still take effect."""
-        if self._unknown * WINDOW_SHARE >= self._inbox_max:
+        if self._admitting or self._unknown * WINDOW_SHARE >= self._inbox_max:
             await self._admit()
         if timeout is None:
             timeout = self.client.settings.ask_timeout_s
@@ -89,7 +96,7 @@ class Lane:
 
     async def tell(self, cls: str, handler: str, args: bytes) -> None:
         """Returns when the message is stored in the inbox."""
-        if self._unknown * WINDOW_SHARE >= self._inbox_max:
+        if self._admitting or self._unknown * WINDOW_SHARE >= self._inbox_max:
             await self._admit()
         told = self._send(handler, args, False, cls, 0.0)
         try:
@@ -140,7 +147,7 @@ class Lane:
             self._arm()
 
     async def _repeat(self, silent: list[_Open]) -> None:
-        """Nothing was heard for long: look whether the agent has ended, else send the same numbers again."""
+        """Nothing was heard for long: look whether the agent has ended or is parked, else send the same numbers again."""
         for asked in silent:
             try:
                 answer = await ended(self.client.log, self.agent, self.sender, asked.message.n)
@@ -154,6 +161,11 @@ class Lane:
         for asked in silent:
             if asked.message.n in self._open and asked not in self._queue:
                 self._put(asked)
+        why = await self.client.parked(self.agent)
+        if why is not None:
+            for asked in silent:
+                if not asked.future.done():
+                    asked.future.set_exception(type(why)(why.message, **why.facts))
 
     # ---- storing ---------------------------------------------------------------------------------------------
 
@@ -186,7 +198,10 @@ class Lane:
                     messages.append(self._queue.popleft().message)
                 low = min(next(iter(self._open), self._next), messages[0].n)
                 mail = Mail(self.agent, cls, self.sender, self.start, low, self.client.reply_to, messages)
-                await store_mail(self.client.log, mail)
+                seq = await store_mail(self.client.log, mail)
+                if seq <= self._stored:
+                    raise await self._went_back(seq)
+                self._stored = seq
                 for message in messages:
                     found = self._open.get(message.n) if not message.ask else None
                     if found is not None and not found.future.done():
@@ -200,14 +215,30 @@ class Lane:
         finally:
             self._sending = False
 
+    async def _went_back(self, seq: int) -> EpochRegression:
+        """The inbox has given a number again: what this client was acknowledged before may be gone, whatever the agent says."""
+        before, self._stored = self._stored, seq
+        self.client.forget(self.agent)
+        error = EpochRegression(
+            f"The inbox of agent {self.agent!r} held entry {before} of this client, and now gave {seq} to a later one: the store "
+            "lost acknowledged records, or was put back to an older copy. The agent is to be parked; restore the newer store, or "
+            f"accept the loss: `mielin resume {self.agent}`.", agent=self.agent, have=seq, need=before,
+        )  # fmt: skip
+        try:
+            await self.client.park(self.agent, error.message)
+        except CellError as refusal:
+            logger.error("agent %s could not be parked: %s", self.agent, refusal)
+        return error
+
     async def _admit(self) -> None:
         """Asks how many messages wait, once for all calls that want to know.  Raises `InboxFull`: nothing was sent."""
-        if self._counting is None:
-            self._counting = self._loop.create_task(self.client.waiting(self.agent))
-        counting = self._counting
-        waiting = await asyncio.shield(counting)
-        if self._counting is counting:
-            self._counting = None
+        self._admitting += 1
+        try:
+            if self._counting is None or self._counting.done():
+                self._counting = self._loop.create_task(self.client.waiting(self.agent))
+            waiting = await asyncio.shield(self._counting)
+        finally:
+            self._admitting -= 1
         limit = self._inbox_max
         if waiting is None:
             waiting = self._unknown

@@ -15,12 +15,20 @@ from mielin_cells.errors import ConfigError
 
 if TYPE_CHECKING:
     from mielin_cells.core.cluster import Cluster
+    from mielin_cells.core.health import Facts
     from mielin_cells.migration.progress import ProgressCallback
     from mielin_cells.migration.recovery import RecoveryConfig
     from mielin_cells.node.node import Node
 
 NODES_MAX = 64
 """Nodes of one process share its loop; more of them show nothing."""
+
+
+async def inspected(path: str | os.PathLike[str]) -> Facts:
+    """What a store's file says of itself, for `mielin doctor`; makes nothing."""
+    from mielin_cells.substrate.embedded import Embedded
+
+    return await Embedded.inspected(path)
 
 
 @asynccontextmanager

@@ -23,7 +23,7 @@ from mielin_cells.errors import (
     described,
 )
 from mielin_cells.migration.breaker import BreakerConfig, Targets
-from mielin_cells.migration.journal import Ended
+from mielin_cells.migration.journal import Journal
 from mielin_cells.migration.recovery import RecoveryConfig
 from mielin_cells.migration.standing import outcome_of
 from mielin_cells.node import control, journal, selector
@@ -278,12 +278,12 @@ class Migrations:
         """Called in every round of reconciling."""
         await self.settling.all_due()
 
-    async def end_of(self, agent: str, migration: str) -> Ended | None:
-        """The end of a migration that another process has gone on with; None if it has none yet."""
+    async def ended(self, agent: str, migration: str) -> Journal | None:
+        """The journal of a migration that another process has gone on with, maybe to its end; None if it cannot be read."""
         delay = RETRY_S_MIN
         while True:
             try:
-                return (await journal.read(self.node.home.log, agent, migration)).end
+                return await journal.read(self.node.home.log, agent, migration)
             except RetryError:
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, RETRY_S_MAX)

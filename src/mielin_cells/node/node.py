@@ -24,6 +24,7 @@ from mielin_cells.errors import (
     AgentTerminated,
     CellError,
     ClaimRefused,
+    EpochRegression,
     Fenced,
     InternalError,
     NodeCordoned,
@@ -39,11 +40,12 @@ from mielin_cells.errors import (
     described,
 )
 from mielin_cells.migration.recovery import RecoveryConfig
-from mielin_cells.node import admit, control, drain, orders, predict, questions, registry, undo
+from mielin_cells.node import admit, control, drain, orders, predict, questions, registry, standby, undo
 from mielin_cells.node.heartbeat import Beat
 from mielin_cells.node.home import Home
 from mielin_cells.node.host import Host
 from mielin_cells.node.migrations import Migrations
+from mielin_cells.node.parking import Parking, trouble
 from mielin_cells.node.reader import known_agents, load, record_of
 from mielin_cells.node.target import Copy
 from mielin_cells.node.writer import Writer
@@ -92,17 +94,8 @@ class Node:
         self.is_leaving = False
         """It is about to stop, and takes no agents any more."""
         self.drains = drain.Drains(self)
-        self.home = Home(
-            name,
-            0,
-            log,
-            wire,
-            rng or Random(),
-            wall,
-            self.settings,
-            "",
-            self._lost,
-        )
+        self.standbys = standby.Standbys(self)
+        self.home = Home(name, 0, log, wire, rng or Random(), wall, self.settings, "", self._lost)
         self._taking: dict[str, asyncio.Task[Any]] = {}
         self._making: set[str] = set()
         """Agents that this node has just created or claimed, and whose hooks still run."""
@@ -110,8 +103,9 @@ class Node:
         """Logs that were read and name another owner, with their last sequence then."""
         self.troubled: dict[str, AgentInfo] = {}
         """Agents that the log gives this node and that it cannot run, with the reason: they stay claimable."""
-        self._moved: dict[str, int] = {}
+        self.moved: dict[str, int] = {}
         """Logs with their last sequence at the last round."""
+        self.parking = Parking(self)
         self._subscriptions: list[Subscription] = []
 
     # ---- life ------------------------------------------------------------------------------------------------
@@ -196,6 +190,7 @@ class Node:
             self.drop(host)
         for copy in list(self.copies.values()):
             copy.close()
+        self.standbys.close()
         self.migrations.close()
 
     async def _depart(self, host: Host, turns_s: float) -> None:
@@ -234,15 +229,19 @@ class Node:
         return spec_of(cls)
 
     def writer(self, fold: Fold) -> Writer:
-        return Writer(self.home.log, fold, self.name, self.home.incarnation, self.home.rng)
+        return Writer(self.home.log, fold, self.name, self.home.incarnation, self.home.rng, self.settings.regression_s)
 
     def serve(self, host: Host) -> None:
         """The log says that this node owns the agent, and the agent is loaded."""
         former = self.hosts.get(host.fold.agent)
         if former is not None and former is not host:  # of an earlier epoch: it would find out at its next append
             self.drop(former)
+        if self.is_stopping:  # since the claim was begun: the agent stays claimable
+            host.close()
+            return
         self.hosts[host.fold.agent] = host
         host.open()
+        self.standbys.arrived(host)
 
     def drop(self, host: Host) -> None:
         if self.hosts.get(host.fold.agent) is host:
@@ -253,7 +252,7 @@ class Node:
         if self.hosts.get(host.fold.agent) is host:
             del self.hosts[host.fold.agent]
             logger.warning("node %s: %s", self.name, error)
-        self.look(host.fold.agent)
+        self.parking.lost(host.fold.agent, host.fold.seq)
 
     # ---- reconcile -------------------------------------------------------------------------------------------
 
@@ -281,8 +280,13 @@ class Node:
                 await self._take_named(agent)
 
         still = []
-        for count, (agent, seq) in enumerate(await known_agents(self.home.log), 1):
-            moved, self._moved[agent] = self._moved.get(agent) != seq, seq
+        acknowledged = self.parking.acknowledged()
+        listed = await known_agents(self.home.log)
+        await self.parking.look(dict(listed), acknowledged)
+        for count, (agent, seq) in enumerate(listed, 1):
+            if self.parking.is_behind(agent, seq, acknowledged.get(agent, 0)):
+                continue
+            moved, self.moved[agent] = self.moved.get(agent) != seq, seq
             host = self.hosts.get(agent)
             if host is not None and agent not in self.migrations.moves and seq > host.fold.seq:
                 await self._check(host)
@@ -298,6 +302,7 @@ class Node:
             try:
                 await self.reconcile()
                 await self.migrations.settle_due()
+                self.standbys.expire()
             except RetryError as error:
                 logger.warning(
                     "node %s looks for its agents again in %g s: %s", self.name, self.settings.reconcile_s, error
@@ -317,14 +322,17 @@ class Node:
         if not mine and self.hosts.get(host.fold.agent) is host and host.fold.agent not in self.migrations.moves:
             host.lose(Fenced(f"Agent {host.fold.agent!r} has another owner now.", agent=host.fold.agent))
 
+    def _is_taken(self, agent: str) -> bool:
+        return agent in self._making or agent in self.parking
+
     async def _take_named(self, agent: str) -> None:
         """Hosts the agent if its log names this node: by a claim, or in probation by verifying (rules 4, 5, 8)."""
-        if agent in self.hosts or agent in self.copies or agent in self._making or self.is_stopping:
+        if agent in self.hosts or agent in self.copies or self._is_taken(agent) or self.is_stopping:
             return
         fold: Fold | None = None
         try:
             last = await self.home.log.last(log_subject(agent))
-            if last is None:
+            if last is None or self.parking.is_behind(agent, last.seq):
                 return
             record = await record_of(self.home.log, agent, last)  # also of a handover that is in parts
             if named_owner(record) != self.name:
@@ -348,19 +356,11 @@ class Node:
             logger.info("node %s looks at agent %s again later: %s", self.name, agent, error)
         except CellError as error:
             before = self.troubled.get(agent)
-            self.troubled[agent] = self._trouble(agent, fold, error)
+            self.troubled[agent] = trouble(self.name, agent, fold, error)
             if before is None or before.error != str(error):  # once: it is tried again in every round
                 logger.error("node %s cannot take agent %s, which stays claimable: %s", self.name, agent, error)
         else:
             self.troubled.pop(agent, None)
-
-    def _trouble(self, agent: str, fold: Fold | None, error: CellError) -> AgentInfo:
-        """An agent that does not load, as operators see it; nothing is written, so another node may take it."""
-        return AgentInfo(
-            id=agent, cls=fold.cls if fold is not None else "", version=fold.version if fold is not None else 0,
-            node=self.name, epoch=fold.epoch if fold is not None else 0, state=AgentState.ERROR.value, waiting=0,
-            bytes=fold.state.size_bytes if fold is not None else 0, error=str(error),
-        )  # fmt: skip
 
     async def take_again(self, agent: str) -> str:
         """Tries once more to run an agent that did not load; its state then.  Raises `StateUnloadable` with the reason."""
@@ -391,6 +391,9 @@ class Node:
                 await self._arrive(host)
             self.serve(host)
             self.migrations.settle_soon(fold.agent, 0.0)
+        except EpochRegression:
+            self.parking.lost(fold.agent, fold.seq)
+            raise
         finally:
             self._making.discard(fold.agent)
         return host
@@ -400,6 +403,7 @@ class Node:
         if not fold.lifecycle.state.accepts_work:
             return False
         last = await self.home.log.last(inbox_subject(fold.agent))
+        self.parking.check_inbox(fold, last)
         return bool(fold.ledger.held) or (last is not None and last.seq > fold.ledger.cursor)
 
     # ---- requests --------------------------------------------------------------------------------------------
@@ -457,17 +461,24 @@ class Node:
                 if copy is not None and copy.migration == migration:
                     copy.expire()
                 return None
-            case control.Order() | control.Purge() | control.Undo():
+            case control.Order() | control.Purge() | control.Copies() | control.Undo():
                 return await orders.carried_out(self, request)
             case control.Claim(agent=agent, cause=cause, force=force):
                 return await self.claim(agent, cause, force)
-            case control.Look(agent=agent):
-                self.look(agent)
-                return None
-            case control.Drain(name=name, deadline_s=deadline_s):
-                return self.drains.begin(name, deadline_s) if name else await drain.planned(self)
+            case control.Follow() | control.Look() | control.Drain():
+                return await self._hinted(request)
             case _:
                 return questions.answer(self, request)
+
+    async def _hinted(self, request: control.Follow | control.Look | control.Drain) -> object:
+        match request:
+            case control.Follow():
+                return self.standbys.follow(request)
+            case control.Drain(name=name, deadline_s=deadline_s):
+                return self.drains.begin(name, deadline_s) if name else await drain.planned(self)
+            case control.Look(agent=agent):
+                self.look(agent)
+        return None
 
     def host(self, agent: str) -> Host:
         """Raises `NoSuchAgent` if the agent does not run here."""
@@ -485,11 +496,12 @@ class Node:
         """Takes the agent over, whoever owns it.  Raises `ClaimRefused` for one that was rolled back to go on elsewhere."""
         if agent in self.hosts:
             return True
-        if agent in self._making:  # a request may be repeated; two claims by one node would be two hosts of it
+        if self._is_taken(agent):  # a request may be repeated; two claims by one node would be two hosts of it
             raise Fenced(f"Agent {agent!r} is being taken over by {self.name}; ask again.", agent=agent)
         self._making.add(agent)
         try:
-            fold = await load(self.home.log, agent)
+            followed = self.standbys.taken(agent)
+            fold = followed or await load(self.home.log, agent)
             if fold.phase is Phase.TERMINATED:
                 raise AgentTerminated(f"Agent {agent!r} has ended; its id is not used again.", agent=agent)
             if fold.goes_to not in ("", self.name) and not force:
@@ -497,7 +509,15 @@ class Node:
             copy = self.copies.pop(agent, None)
             if copy is not None:
                 copy.expire()
-            await self._claim(fold, cause)
+            try:
+                await self._claim(fold, cause)
+            except Fenced:
+                if followed is None:
+                    raise
+                now = await load(self.home.log, agent)
+                if now.epoch != followed.epoch:
+                    raise  # somebody was first
+                await self._claim(now, cause)  # the copy was a little behind
         finally:
             self._making.discard(agent)
         return True
@@ -533,6 +553,7 @@ class Node:
         writer = self.writer(fold)
         if await self.home.log.last(log_subject(request.agent)) is not None or request.agent in self._making:
             return None
+        self.parking.check_new(request.agent)
         if self.is_cordoned:
             raise NodeCordoned(
                 f"{self.name} is cordoned and takes no agents; `mielin uncordon {self.name}`.", node=self.name

@@ -97,7 +97,7 @@ class Operator:
         if not able:
             known = sorted({name for node in nodes for name in node.classes})
             raise UnknownClass(
-                f"No node that takes agents knows the class {cls!r}; those that answer know {', '.join(known) or 'none'}.",
+                f"No node that takes agents knows the class {cls!r}; they know {', '.join(known) or 'none'}.",
                 name=cls,
             )
         return min(able, key=lambda node: (node.agents, node.name)).name
@@ -215,7 +215,7 @@ class Operator:
             id=agent, cls=fold_of.cls, version=fold_of.version, node="" if ended else fold_of.owner,
             epoch=fold_of.epoch, state=fold_of.status.value if ended else "unreachable", waiting=0,
             bytes=fold_of.state.size_bytes, migration=fold_of.migration, dead=len(fold_of.ledger.dead),
-            error=life.error.message if life.error is not None else "",
+            error=life.error.message if life.error is not None else "", code=life.error.code if life.error is not None else "",
         )  # fmt: skip
 
     async def records(

@@ -5,11 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from mielin_cells.core.agent import STANDBY_MAX
 from mielin_cells.core.cluster import AgentInfo
 from mielin_cells.core.lifecycle import AgentState
-from mielin_cells.core.records import Cleared, LetterKey, Paused, Record, Resumed, Suspended, Terminated
-from mielin_cells.errors import AskTimeout, HandlerFailed, InvalidTransition, RecordInvalid, UsageError, described
-from mielin_cells.node import control
+from mielin_cells.core.records import Cleared, LetterKey, Paused, Record, Resumed, StandbySet, Suspended, Terminated
+from mielin_cells.errors import (
+    AskTimeout,
+    EpochRegression,
+    Fenced,
+    HandlerFailed,
+    InvalidTransition,
+    RecordInvalid,
+    UsageError,
+    described,
+)
+from mielin_cells.node import control, parking
 from mielin_cells.node.undo import undo
 
 if TYPE_CHECKING:
@@ -21,20 +31,24 @@ R = TypeVar("R", bound=Record)
 
 def info(node: Node, host: Host) -> AgentInfo:
     fold, move = host.fold, node.migrations.open.get(host.fold.agent)
+    error = fold.lifecycle.error
     return AgentInfo(
         id=fold.agent, cls=fold.cls, version=fold.version, node=node.name, epoch=fold.epoch, state=fold.status.value,
         waiting=host.inbox.waiting, bytes=fold.state.size_bytes, migration=move.migration if move is not None else "",
-        dead=len(fold.ledger.dead), error=fold.lifecycle.error.message if fold.lifecycle.error is not None else "",
-        policy=fold.policy,
+        dead=len(fold.ledger.dead), error=error.message if error is not None else "",
+        code=error.code if error is not None else "", policy=fold.policy, standby=node.standbys.of(fold.agent),
     )  # fmt: skip
 
 
-async def carried_out(node: Node, request: control.Order | control.Purge | control.Undo) -> object:
+async def carried_out(node: Node, request: control.Order | control.Purge | control.Copies | control.Undo) -> object:
     match request:
         case control.Order(agent=agent, order=order, reason=reason):
             return await obey(node, agent, order, reason)
         case control.Purge(agent=agent, letters=letters):
             return await purge(node, node.host(agent), letters)
+        case control.Copies(agent=agent, copies=copies):
+            await stand_by(node, node.host(agent), copies)
+            return None
         case control.Undo():
             return await undo(node, request)
 
@@ -50,6 +64,8 @@ async def obey(node: Node, agent: str, order: str, reason: str) -> str:
         "resume": AgentState.RUNNING,
         "terminate": AgentState.TERMINATED,
     }.get(order)
+    if order == "park":
+        return await _park(node, agent, reason)
     if wanted is None:
         raise UsageError(f"There is no order {order!r}; there are suspend, pause, resume and terminate.")
     if wanted is AgentState.RUNNING and agent in node.troubled:
@@ -58,6 +74,7 @@ async def obey(node: Node, agent: str, order: str, reason: str) -> str:
     fold = host.fold
     if fold.lifecycle.state is wanted:
         return wanted.value
+    is_reread = False
     await _between_turns(node, host, order)
     try:
         await host.flush()
@@ -67,6 +84,7 @@ async def obey(node: Node, agent: str, order: str, reason: str) -> str:
             case AgentState.PAUSED:
                 await _enter(host, wanted, lambda head: Paused(**head, reason=reason))
             case AgentState.RUNNING:
+                is_reread = parking.is_parked(fold) and await parking.accepted(host)
                 await _resume(host)
             case _:
                 await _terminate(host)
@@ -76,7 +94,27 @@ async def obey(node: Node, agent: str, order: str, reason: str) -> str:
         host.resume_intake()
     if wanted is AgentState.TERMINATED:
         node.drop(host)
+    elif is_reread:
+        node.drop(host)
+        node.look(agent)
     return fold.lifecycle.state.value
+
+
+async def _park(node: Node, agent: str, reason: str) -> str:
+    """Somebody remembers more of the agent than the store has; not a word of its user, so no state forbids it."""
+    host = node.host(agent)
+    await _between_turns(node, host, "park")
+    try:
+        await host.flush()
+        if not parking.is_parked(host.fold):
+            try:
+                await parking.append_failed(host.writer, EpochRegression(reason, agent=agent))
+            except Fenced as error:
+                host.lose(error)
+                raise
+    finally:
+        host.resume_intake()
+    return host.fold.lifecycle.state.value
 
 
 class _IsThere(Exception):
@@ -113,6 +151,19 @@ async def purge(node: Node, host: Host, letters: list[LetterKey]) -> int:
     finally:
         host.resume_intake()
     return len(there)
+
+
+async def stand_by(node: Node, host: Host, copies: int) -> None:
+    """From now on so many nodes keep a copy of the agent, if there are so many."""
+    if not 0 <= copies <= STANDBY_MAX:
+        raise UsageError(f"{copies} copies of an agent are out of range; wanted: 0 to {STANDBY_MAX}.")
+    await _between_turns(node, host, "be kept in copies")
+    try:
+        await host.flush()
+        await host.append(lambda head: StandbySet(**head, copies=copies))
+    finally:
+        host.resume_intake()
+    node.standbys.arrived(host)
 
 
 async def _between_turns(node: Node, host: Host, order: str) -> None:

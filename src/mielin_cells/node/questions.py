@@ -34,6 +34,8 @@ def answer(node: Node, question: control.Question) -> object:
             return control.Rest(len(ledger.again), ledger.replayed, len(ledger.dead))
         case control.Heard():
             return node.heard()
+        case control.Following(after=after):
+            return heapq.nsmallest(control.HOSTED_MAX, (n for n in node.standbys.copies if n > after))
         case control.Drained(name=name):
             return node.drains.told(name)
         case control.Audited(migration=migration):

@@ -519,9 +519,17 @@ class Recovery:
 
     async def _ended_elsewhere(self) -> None:
         """Another process was given the agent, and has gone on with the migration, or ended it."""
-        end = await self._of.end_of(self.agent, self.migration)
-        if end is not None:
-            self._close(Verdict(end.outcome, end.code, end.reason))
+        found = await self._of.ended(self.agent, self.migration)
+        if found is None or found.end is None:
+            return
+        end, self._attempts = found.end, len(found.attempts)
+        told = [record for record in found.records if isinstance(record, Reached) and record.number == self._attempts]
+        last = replace(self._last, target=end.target, phases=(), rounds=0, bytes=0, pause_ms=0.0)
+        if told:  # what this process saw of its own last attempt is not how the migration ended
+            of = told[-1]
+            last = replace(last, phases=tuple(of.phases), rounds=of.rounds, bytes=of.bytes, pause_ms=of.pause_ms)
+        self._last = last
+        self._close(Verdict(end.outcome, end.code, end.reason))
 
     def _close(self, end: Verdict | None) -> None:
         if self.done.done():

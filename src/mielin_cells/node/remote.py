@@ -18,6 +18,7 @@ from mielin_cells.errors import ConfigError, NotConnected, StoreUnreachable
 
 if TYPE_CHECKING:
     from mielin_cells.core.cluster import Cluster
+    from mielin_cells.core.health import Facts
     from mielin_cells.node.client import Client
     from mielin_cells.substrate.jetstream import JetStream
 
@@ -116,8 +117,19 @@ async def open_substrate(address: Address) -> JetStream:
             raise
         raise StoreUnreachable(
             f"The server of the last `mielin up` in this directory, {address.shown}, does not answer; "
-            "run `mielin up` again, or give --connect URL.", url=address.shown,
+            "run `mielin up` again, or give --connect URL.", **{**error.facts, "url": address.shown},
         ) from error  # fmt: skip
+
+
+async def inspected(address: Address) -> Facts:
+    """What the server says of itself, for `mielin doctor`.  Raises as `open_substrate`; makes nothing."""
+    from mielin_cells.substrate.jetstream import JetStream
+
+    is_ours = address.named_by.endswith(ADDRESS_FILE)
+    return await JetStream.inspected(
+        address.url, creds=address.creds, tls_ca=address.tls_ca, sync=address.sync if is_ours else "",
+        named_by="`mielin up`, which started it" if is_ours else "",
+    )  # fmt: skip
 
 
 @asynccontextmanager

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import TypeAlias
 
@@ -45,6 +46,8 @@ class Takeover:
         self._ask = ask
         self._clock = clock
         self.failed: dict[str, str] = {}
+        self._standing = defaultdict[str, list[str]](list)
+        """By agent, the nodes that keep a copy of it."""
 
     async def take(self, gone: Collection[str], known: Mapping[str, registry.Entered]) -> int:
         """Has the agents of the nodes that are gone claimed by others of those known; how many were.
@@ -52,7 +55,7 @@ class Takeover:
         Raises a `RetryError` while the store does not answer.
         """
         began = self._clock()
-        infos, hosted = await self._alive(gone, known)
+        infos, hosted, self._standing = await self._alive(gone, known)
         orphans = await self._orphans(gone, hosted)
         spread, limit = Spread(infos), asyncio.Semaphore(READS)
         self.failed = {}
@@ -74,9 +77,9 @@ class Takeover:
 
     async def _alive(
         self, gone: Collection[str], known: Mapping[str, registry.Entered]
-    ) -> tuple[list[NodeInfo], set[str]]:
-        """The nodes that can take agents, and the agents that they host."""
-        infos, hosted = list[NodeInfo](), set[str]()
+    ) -> tuple[list[NodeInfo], set[str], defaultdict[str, list[str]]]:
+        """The nodes that can take agents, the agents that they host, and by agent those that keep a copy of it."""
+        infos, hosted, standing = list[NodeInfo](), set[str](), defaultdict[str, list[str]](list)
 
         async def one(name: str) -> None:
             try:
@@ -89,12 +92,18 @@ class Takeover:
                     )
                     hosted.update(info.id for info in page)
                     more, after = len(page) == control.HOSTED_MAX, page[-1].id if page else ""
+                after, more = "", True
+                while more:
+                    ids = msgspec.msgpack.decode(await self._ask(name, control.Following(after), ASK_S), type=list[str])
+                    for agent in ids:
+                        standing[agent].append(name)
+                    more, after = len(ids) == control.HOSTED_MAX, ids[-1] if ids else ""
             except CellError as error:  # stopping, or just now gone: what it owns is not claimed for that
                 logger.info("node %s takes no agents now: %s", name, error)
 
         names = [name for name, entered in known.items() if name not in gone and not entered.has_stopped]
         await asyncio.gather(*(one(name) for name in names))
-        return infos, hosted
+        return infos, hosted, standing
 
     async def _orphans(self, gone: Collection[str], hosted: Collection[str]) -> dict[str, str]:
         """Agents that the log gives to a node that is gone, with it."""
@@ -121,7 +130,7 @@ class Takeover:
     async def _claimed(self, spread: Spread, known: Mapping[str, registry.Entered], agent: str, owner: str) -> str:
         """Has a node claim the agent; why nobody has, "" if one has."""
         why, tried = "no node takes agents", list[str]()
-        wanted = spread.choose(tried)
+        wanted = next(iter(self._standing[agent]), None) or spread.choose(tried)
         while wanted is not None:
             tried.append(wanted)
             try:

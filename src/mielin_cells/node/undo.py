@@ -136,6 +136,8 @@ async def _append(node: Node, host: Host, undoing: Undoing, request: control.Und
     fold = host.fold
 
     def compose(head: dict[str, Any]) -> Undone:
+        if undoing.seq > fold.seq:  # nothing of this host is on its way: another node has appended
+            raise Fenced(f"Agent {fold.agent!r} has another owner now; plan the rollback again.", agent=fold.agent)
         if undoing.seq != fold.seq:
             raise _Moved
         fields = undoing.fields(fold)

@@ -11,8 +11,8 @@ from typing import Any, TypeAlias, TypeVar
 from mielin_cells.core.fold import Fold
 from mielin_cells.core.ids import log_subject, part_subject
 from mielin_cells.core.records import Record, Spilled, encode_record
-from mielin_cells.core.settings import RECORD_BYTES_MAX, RETRY_S_MAX, RETRY_S_MIN
-from mielin_cells.errors import Fenced, RetryError
+from mielin_cells.core.settings import RECORD_BYTES_MAX, REGRESSION_S, RETRY_S_MAX, RETRY_S_MIN
+from mielin_cells.errors import EpochRegression, Fenced, RetryError
 from mielin_cells.substrate import parts
 from mielin_cells.substrate.ports import Appended, Conflict, Log, Unknown
 
@@ -26,16 +26,39 @@ class Doubt(Exception):
     """The append's outcome is unknown; only `Writer.settle` or a claim at the same place may go on."""
 
 
+class Behind(Doubt):
+    """The log ends before what it had acknowledged."""
+
+
 class Writer:
     """The only way by which a node appends to one agent's log.  Keeps `fold` at the last record acknowledged.
 
     An append that is lost to another node raises `Fenced`: the caller drops what it had not committed.
     """
 
-    __slots__ = ("_lock", "_log", "_rng", "appended_bytes", "appended_records", "fold", "incarnation", "node")
+    __slots__ = (
+        "_limit_s",
+        "_lock",
+        "_log",
+        "_rng",
+        "appended_bytes",
+        "appended_records",
+        "fold",
+        "incarnation",
+        "node",
+    )
 
-    def __init__(self, log: Log, fold: Fold, node: str, incarnation: int, rng: Random) -> None:
+    def __init__(
+        self,
+        log: Log,
+        fold: Fold,
+        node: str,
+        incarnation: int,
+        rng: Random,
+        regression_s: float = REGRESSION_S,
+    ) -> None:
         self._log = log
+        self._limit_s = regression_s
         self._rng = rng
         self._lock = asyncio.Lock()
         self.fold = fold
@@ -79,11 +102,21 @@ class Writer:
 
     async def _append(self, compose: Callable[[dict[str, Any]], R], claim: bool) -> R:
         record, data = await self._compose(compose, claim)
-        delay = RETRY_S_MIN
+        delay, behind_since = RETRY_S_MIN, -1.0
+        now = asyncio.get_running_loop().time
         while True:
             try:
                 seq = await self._try(data)
             except (Doubt, RetryError) as error:
+                if isinstance(error, Behind):
+                    behind_since = now() if behind_since < 0 else behind_since
+                    if now() - behind_since >= self._limit_s:
+                        facts = {"agent": self.fold.agent, "have": 0, "need": self.fold.seq}
+                        raise EpochRegression(
+                            f"Node {self.node} stops agent {self.fold.agent!r}: {error}.", **facts
+                        ) from error
+                else:
+                    behind_since = -1.0
                 logger.info("agent %s: append of %s repeated: %s", self.fold.agent, type(record).__name__, error)
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, RETRY_S_MAX)
@@ -142,7 +175,10 @@ class Writer:
             return entries[0].seq
         if not entries:
             last = await self._log.last(log_subject(fold.agent))
-            if last is not None and last.seq > fold.seq:
+            end = last.seq if last is not None else 0
+            if end < fold.seq:
+                raise Behind(f"its log had acknowledged {fold.seq}, and ends at {end}")
+            if last is not None and end > fold.seq:
                 if last.data == data:
                     return last.seq
                 entries = await self._log.read(log_subject(fold.agent), fold.seq, 1)

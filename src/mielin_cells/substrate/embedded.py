@@ -17,7 +17,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
+from mielin_cells.core.health import Facts
 from mielin_cells.errors import CellError, ConfigError, MessageTooLarge, StoreUnreachable
+from mielin_cells.substrate.embedded_health import inspected
 from mielin_cells.substrate.embedded_store import PAGE_ROWS, Store, Trim, WriteFailed
 from mielin_cells.substrate.embedded_tail import EmbeddedTail
 from mielin_cells.substrate.embedded_wire import EmbeddedWire
@@ -424,6 +426,11 @@ class Embedded:
             store.close()
             raise
         return cls(store, log, sync)
+
+    @staticmethod
+    async def inspected(path: str | os.PathLike[str]) -> Facts:
+        """What the file says of itself; makes nothing.  Raises `ConfigError`, `StoreCorrupt`, ..."""
+        return await asyncio.to_thread(inspected, path)
 
     async def close(self) -> None:
         """Waits for the appends made before, ends tails and subscriptions, gives the file free.

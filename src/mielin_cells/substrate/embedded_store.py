@@ -16,6 +16,7 @@ from typing import IO, Any, Final
 from mielin_cells.errors import (
     CellError,
     ConfigError,
+    EpochRegression,
     StoreBusy,
     StoreCorrupt,
     StoreFull,
@@ -154,8 +155,10 @@ class Store:
                 self._write = self._connect(sync)
                 self._prepare()
                 self._read = self._write if path is None else self._connect(sync, reads=True)
+                self._inode = os.stat(path).st_ino if path is not None else 0
                 if self._lock is not None:
-                    self._lock.note(self.deployment)
+                    self._check_not_older(self._lock)
+                    self._lock.note(self.deployment, self.seq_max(), sync)
         except BaseException:
             self.close()
             raise
@@ -168,6 +171,17 @@ class Store:
                 f"remove {path!r} and {path + '.lock'!r} to start from nothing.",
                 path=path,
             )
+
+    def _check_not_older(self, lock: _FileLock) -> None:
+        """The note beside the file says up to where it had acknowledged."""
+        have = self.seq_max()
+        if lock.store == self.deployment and have < lock.seq:
+            raise EpochRegression(
+                f"The store {self.where} had acknowledged entry {lock.seq} and ends at {have}: it lost its tail in a power cut, or an "
+                f"older copy was put in its place. Nothing was changed. Restore the newer one, or remove {str(self.path) + '.lock'!r} "
+                "to accept the loss.",
+                path=self.path, have=have, need=lock.seq,
+            )  # fmt: skip
 
     # ---- opening ---------------------------------------------------------------------------------------------
 
@@ -245,6 +259,28 @@ class Store:
 
     def write(self, rows: list[Any], trims: list[Trim]) -> None:
         """One transaction: all of `rows` (flat: seq, subject, data, seq, ...), then the trims.  Raises `WriteFailed`."""
+        self._check_in_place()
+        self._run(rows, trims)
+        if self._lock is not None and rows:
+            self._lock.reached(rows[-3])
+
+    def _check_in_place(self) -> None:
+        """What is written to a file that is not in its place any more would be acknowledged, and gone."""
+        if self.path is None:
+            return
+        try:
+            is_there = os.stat(self.path).st_ino == self._inode
+        except FileNotFoundError:
+            is_there = False
+        if not is_there:
+            raise WriteFailed(
+                StoreCorrupt(
+                    f"The store file {self.path!r} was removed or replaced while it was open; nothing was written, and no more is. "
+                    "Put it back, or start again with the one that is there.", path=self.path,
+                ), in_doubt=False,
+            )  # fmt: skip
+
+    def _run(self, rows: list[Any], trims: list[Trim]) -> None:
         run = self._write.execute
         chunks = _chunks(len(rows) // 3)
         alone = len(chunks) == 1 and not trims  # the statement is its own transaction
@@ -386,7 +422,8 @@ class _FileLock:
         self._path = path
         try:
             # Held until release(): a `with` would give the lock free at once.
-            self._file: IO[str] | None = open(path + ".lock", "a+", encoding="utf-8")  # noqa: SIM115
+            descriptor = os.open(path + ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+            self._file: IO[str] | None = os.fdopen(descriptor, "r+", encoding="utf-8")
         except OSError as error:
             raise StoreReadOnly(
                 f"The store {path!r} cannot be opened: its lock file {path + '.lock'!r} cannot be written "
@@ -403,26 +440,35 @@ class _FileLock:
                 "at a time. Close that one, or name another path.",
                 path=path,
             ) from error
-        self.store = self._words()[1]
+        words = self._words()
+        self.store = words[1]
         """The deployment that the file held when it was last open, "" if none."""
-        self.note(self.store)
+        self.seq = int(words[2]) if words[2].isdecimal() else 0
+        """Up to where it had acknowledged then, at least."""
+        self.note(self.store, self.seq, words[3])
 
-    def _words(self) -> tuple[str, str]:
+    def _words(self) -> list[str]:
+        """Process, deployment, sequence, sync; "" for what is not there."""
         assert self._file is not None
         self._file.seek(0)
-        words = [*self._file.read(200).split(), "", ""]
-        return words[0], words[1]
+        return [*self._file.read(200).split(), "", "", "", ""]
 
-    def note(self, store: str) -> None:
-        """For the message of the next one who tries, and to know a file that was emptied."""
+    def note(self, store: str, seq: int, sync: str) -> None:
+        """For the message of the next one who tries, for `mielin doctor`, and to know a file that was emptied, or is an older copy."""
         assert self._file is not None
-        self.store = store
+        self.store, self.seq, self._sync = store, seq, sync
         # It cannot matter to this process if the note cannot be written: the lock itself is held.
         with suppress(OSError):
             self._file.seek(0)
             self._file.truncate()
-            self._file.write(f"{os.getpid()} {store}\n")
-            self._file.flush()
+        self.reached(seq)
+
+    def reached(self, seq: int) -> None:
+        """Everything up to `seq` was acknowledged.  Not flushed to the disk: a note that is behind claims too little."""
+        assert self._file is not None
+        with suppress(OSError):
+            os.lseek(self._file.fileno(), 0, os.SEEK_SET)
+            os.write(self._file.fileno(), f"{os.getpid()} {self.store} {seq:020d} {self._sync}\n".encode())
 
     def release(self) -> None:
         file, self._file = self._file, None
