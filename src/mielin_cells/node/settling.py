@@ -8,6 +8,7 @@ are appended conditionally, and of two nodes that are at it one is first.
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from mielin_cells.core.fold import Fold, Phase
@@ -40,6 +41,10 @@ SETTLE_S = 30.0
 journals may be old when an agent is claimed, so after this it is looked at once more."""
 
 
+MANY = 16
+"""From so many agents on, as after a failover, one list of all journals is less work than one of each agent's."""
+
+
 class Settling:
     """Of one node."""
 
@@ -63,6 +68,8 @@ class Settling:
         """One agent after the other: a node that starts with many has better to do."""
         try:
             await self.all_due()
+        except RetryError as error:
+            logger.info("migrations are settled later: %s", error)
         finally:
             self._is_looking = False
 
@@ -70,22 +77,29 @@ class Settling:
         return agent in self._due and self._due[agent][0] <= self._node.clock()
 
     async def all_due(self) -> None:
-        """Called in every round of reconciling."""
-        for agent in [agent for agent in self._due if self.is_due(agent)]:
+        """Called in every round of reconciling.  Raises a `RetryError` while the store does not answer; then all stays due."""
+        due = [agent for agent in self._due if self.is_due(agent)]
+        moved: set[str] | None = None
+        if len(due) >= MANY:
+            moved = {agent for agent, _ in await journal.listed(self._node.home.log)}
+        for agent in due:
             if self._node.is_stopping:
                 return
             try:
-                await self.one_due(agent)
+                await self.one_due(agent, moved)
             except CellError as error:
                 say = logger.info if isinstance(error, RetryError) else logger.error
                 say("migrations of agent %s are settled later: %s", agent, error)
 
-    async def one_due(self, agent: str) -> None:
-        """Settles now what is due.  Raises a `RetryError` while the store does not answer; then it stays due."""
+    async def one_due(self, agent: str, moved: Collection[str] | None = None) -> None:
+        """Settles now what is due.  Raises a `RetryError` while the store does not answer; then it stays due.
+
+        `moved`: agents that have journals, if that is known already.
+        """
         if not self.is_due(agent):
             return
         found = self._due[agent]
-        is_done = await self.settle(agent)
+        is_done = (moved is not None and agent not in moved) or await self.settle(agent)
         if self._due.get(agent) is not found or not is_done:
             return  # it came here again meanwhile; or another process is at it, whose end is waited for
         del self._due[agent]
