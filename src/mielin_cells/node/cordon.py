@@ -15,6 +15,7 @@ from mielin_cells.errors import MigrationRefused, RecordInvalid, RetryError, Unk
 from mielin_cells.node import control, drain, registry
 from mielin_cells.node.reader import known_agents, record_of
 from mielin_cells.node.takeover import READS, Takeover
+from mielin_cells.node.together import together
 
 if TYPE_CHECKING:
     from mielin_cells.node.client import Client
@@ -125,5 +126,5 @@ async def _owned(client: Client, node: str) -> list[str]:
             except RecordInvalid:
                 return  # nobody can say whose it is
 
-    await asyncio.gather(*(one(agent) for agent, _ in await known_agents(client.log)))
+    await together(one(agent) for agent, _ in await known_agents(client.log))
     return sorted(found)

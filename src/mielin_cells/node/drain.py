@@ -16,6 +16,7 @@ from mielin_cells.core.ids import control_subject
 from mielin_cells.errors import CellError, Fenced, MigrationInProgress, NoSuchAgent, RetryError
 from mielin_cells.node import control, selector
 from mielin_cells.node.admit import DECIDED_BY_THE_LOG
+from mielin_cells.node.together import together
 
 if TYPE_CHECKING:
     from mielin_cells.node.host import Host
@@ -161,7 +162,7 @@ class Drain:
                     return
                 await self._move(host)
 
-        await asyncio.gather(*(worker() for _ in range(MOVES)))
+        await together(worker() for _ in range(MOVES))
         self._rows = {agent: row for agent, row in self._rows.items() if agent in node.hosts}
         if not self._is_patient and not self._spread:
             return False
@@ -312,7 +313,7 @@ async def planned(node: Node) -> Drainage:
         async with limit:
             return await _planned(node, spread, host)
 
-    rows = await asyncio.gather(*(one(host) for host in list(node.hosts.values())))
+    rows = await together(one(host) for host in list(node.hosts.values()))
     rows += [_unloadable(agent, info.error) for agent, info in node.troubled.items()]
     rows.sort(key=lambda row: (row.state != "blocked", row.messages, row.bytes, row.agent))
     left = sum(row.state == "blocked" for row in rows)

@@ -239,6 +239,7 @@ class Intake:
                 return True
             logger.info("agent %s: %s failed, run %d: %r", turn.id, message.handler, ran, error)
             await asyncio.sleep(self._host.home.settings.retry_first_s * 2 ** max(0, ran - 1))
+            await turn.settled()
             if self.is_stopping:
                 return False
             again = self._begin(arrival, mail, message)

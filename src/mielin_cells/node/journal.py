@@ -23,10 +23,12 @@ from mielin_cells.errors import (
     NoSuchMigration,
     RecordInvalid,
     RetryError,
+    UnknownRecord,
 )
 from mielin_cells.migration.journal import AnyRecord, Ended, Journal, decode, encode
 from mielin_cells.node.home import Home
-from mielin_cells.substrate.ports import Appended, Conflict, Log
+from mielin_cells.node.together import together
+from mielin_cells.substrate.ports import Appended, Conflict, Entry, Log
 
 R = TypeVar("R", bound=AnyRecord)
 
@@ -120,7 +122,7 @@ class Scribe:
                     entries = await log.read(subject, self.journal.seq, 1)
                     if entries and entries[0].data == data:
                         return entries[0].seq
-                    if entries:
+                    if entries and _is_readable(entries[0]):  # else its bytes were damaged on their way: it may be ours
                         raise JournalTaken(
                             f"Migration {self.journal.migration} of agent {self._agent!r} was gone on with, or ended, by another "
                             "process; see `mielin show` for what it did.", migration=self.journal.migration,
@@ -137,6 +139,16 @@ class Scribe:
                 logger.info("migration %s: its journal is written again: %s", self.journal.migration, error)
             await asyncio.sleep(delay)
             delay = min(delay * 2, RETRY_S_MAX)
+
+
+def _is_readable(entry: Entry) -> bool:
+    try:
+        decode(entry.data, "A journal")
+    except UnknownRecord:
+        return True  # it is whole, and of a newer version: not ours
+    except RecordInvalid:
+        return False
+    return True
 
 
 async def read(log: Log, agent: str, migration: str) -> Journal:
@@ -193,6 +205,6 @@ async def all_of(log: Log, agent: str | None = None) -> tuple[list[Journal], lis
             except (RecordInvalid, NoSuchMigration) as error:
                 parked.append((migration, error))
 
-    await asyncio.gather(*(one(agent, name) for agent, name in await listed(log, agent)))
+    await together(one(agent, name) for agent, name in await listed(log, agent))
     journals.sort(key=lambda journal: journal.planned.at if journal.planned is not None else 0.0)
     return journals, sorted(parked, key=lambda item: item[0])

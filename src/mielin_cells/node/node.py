@@ -48,6 +48,7 @@ from mielin_cells.node.migrations import Migrations
 from mielin_cells.node.parking import Parking, trouble
 from mielin_cells.node.reader import known_agents, load, record_of
 from mielin_cells.node.target import Copy
+from mielin_cells.node.together import together
 from mielin_cells.node.writer import Writer
 from mielin_cells.substrate.ports import Log, Subscription, Wire
 
@@ -175,7 +176,7 @@ class Node:
             async with limit:
                 await self._depart(host, self.settings.pause_s if turns_s is None else turns_s)
 
-        await asyncio.gather(*(depart(host) for host in list(self.hosts.values())))
+        await together(depart(host) for host in list(self.hosts.values()))
         self._close_all()
         if self.place.seq:
             with contextlib.suppress(TimeoutError):
@@ -294,7 +295,7 @@ class Node:
                 still.append(agent)
             if count % LOOK_SUBJECTS == 0:
                 await asyncio.sleep(0)
-        await asyncio.gather(*(one(agent) for agent in still))
+        await together(one(agent) for agent in still)
 
     async def _reconcile_for_ever(self) -> None:
         while not self.is_stopping:

@@ -43,6 +43,7 @@ from mielin_cells.node.heartbeat import Beat, Ear
 from mielin_cells.node.letters import Letter, id_of, letters, shown
 from mielin_cells.node.predict import Prediction
 from mielin_cells.node.reader import known_agents, load, record_of
+from mielin_cells.node.together import together
 from mielin_cells.substrate.ports import Log
 
 T = TypeVar("T")
@@ -425,4 +426,4 @@ async def _all(items: list[str], work: Callable[[str], Any]) -> list[Any]:
         async with limit:
             return await work(item)
 
-    return await asyncio.gather(*(one(item) for item in items))
+    return await together(one(item) for item in items)

@@ -18,6 +18,7 @@ from mielin_cells.core.ids import decoded, node_log_subject
 from mielin_cells.core.message import UNREADABLE, framed, unframed
 from mielin_cells.core.settings import RETRY_S_MAX, RETRY_S_MIN
 from mielin_cells.errors import RecordInvalid, RetryError, UnknownNode
+from mielin_cells.node.together import together
 from mielin_cells.substrate.ports import Appended, Log
 
 logger = logging.getLogger("mielin_cells.node")
@@ -177,5 +178,5 @@ async def registered(log: Log) -> dict[str, Entered]:
             logger.warning("%s", error)
 
     known = await names(log)
-    await asyncio.gather(*(one(name) for name in known))
+    await together(one(name) for name in known)
     return {name: found[name] for name in known}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Collection, Iterable
 
 import msgspec
@@ -11,6 +10,7 @@ from mielin_cells.core.cluster import NodeInfo
 from mielin_cells.core.ids import control_subject
 from mielin_cells.errors import CellError
 from mielin_cells.node import control, registry
+from mielin_cells.node.together import together
 from mielin_cells.substrate.ports import Log, Wire
 
 PING_S = 1.0
@@ -28,7 +28,7 @@ async def ping(wire: Wire, node: str) -> NodeInfo | None:
 
 async def alive(log: Log, wire: Wire) -> list[NodeInfo]:
     """Every node that answers, by name.  Raises a `RetryError` while the store does not."""
-    answers = await asyncio.gather(*(ping(wire, name) for name in await registry.names(log)))
+    answers = await together(ping(wire, name) for name in await registry.names(log))
     return [answer for answer in answers if answer is not None]
 
 

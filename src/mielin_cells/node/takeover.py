@@ -20,6 +20,7 @@ from mielin_cells.errors import CellError, ClaimRefused, Fenced, RecordInvalid
 from mielin_cells.node import control, registry
 from mielin_cells.node.reader import known_agents, record_of
 from mielin_cells.node.selector import Spread
+from mielin_cells.node.together import together
 from mielin_cells.substrate.ports import Log
 
 logger = logging.getLogger("mielin_cells.keeper")
@@ -66,7 +67,7 @@ class Takeover:
                 if trouble:
                     self.failed[agent] = trouble
 
-        await asyncio.gather(*(one(agent, owner) for agent, owner in orphans.items()))
+        await together(one(agent, owner) for agent, owner in orphans.items())
         done = len(orphans) - len(self.failed)
         if orphans:
             logger.warning(
@@ -102,7 +103,7 @@ class Takeover:
                 logger.info("node %s takes no agents now: %s", name, error)
 
         names = [name for name, entered in known.items() if name not in gone and not entered.has_stopped]
-        await asyncio.gather(*(one(name) for name in names))
+        await together(one(name) for name in names)
         return infos, hosted, standing
 
     async def _orphans(self, gone: Collection[str], hosted: Collection[str]) -> dict[str, str]:
@@ -124,7 +125,7 @@ class Takeover:
             if owner in gone and not (isinstance(record, HandedOff) and record.node not in gone):
                 found[agent] = owner
 
-        await asyncio.gather(*(one(agent) for agent, _ in await known_agents(log) if agent not in hosted))
+        await together(one(agent) for agent, _ in await known_agents(log) if agent not in hosted)
         return found
 
     async def _claimed(self, spread: Spread, known: Mapping[str, registry.Entered], agent: str, owner: str) -> str:

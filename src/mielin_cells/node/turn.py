@@ -131,6 +131,7 @@ class Turn:
     """A step whose call the handler has cancelled."""
     _in_log = 0
     """Of `made`, so many from the first on have their outcomes in the log."""
+    _recording: asyncio.Task[Any] | None = None
 
     def __init__(self, host: Host, sender: str, n: int, message: str) -> None:
         self._host = host
@@ -259,7 +260,7 @@ class Turn:
             return refusal
         if self.rerun is not None:
             out = self.rerun.corrected(out)
-        recording = host.home.start(self._record(out, body, label))
+        recording = self._recording = host.home.start(self._record(out, body, label))
         try:
             out, made = await asyncio.shield(recording)
         except asyncio.CancelledError:  # the handler waits no longer; what is recorded is sent all the same
@@ -364,6 +365,11 @@ class Turn:
         _ = host.expect(record.out.to, record.out.n)
         host.outbox.push(record.out)
         return record.out, made
+
+    async def settled(self) -> None:
+        """Waits for the record that is on its way: a further run that did not know of it would send, or pay, once more."""
+        if self._recording is not None and not self._recording.done():
+            await asyncio.wait((self._recording,))
 
     def _unheard(self, recording: asyncio.Task[tuple[Out, AskMade]]) -> None:
         if not recording.cancelled() and recording.exception() is None:
@@ -476,14 +482,8 @@ class Turn:
         return codec.load(found.result or b"")
 
     async def _outcome(
-        self,
-        name: str,
-        codec: Codec,
-        call: Callable[..., Any],
-        args: tuple[Any, ...],
-        retry: Retry,
-        timeout: float | None,
-    ) -> tuple[bytes, BaseException | None]:
+        self, name: str, codec: Codec, call: Callable[..., Any], args: tuple[Any, ...], retry: Retry, timeout: float | None
+    ) -> tuple[bytes, BaseException | None]:  # fmt: skip
         """The step's outcome, in the log, and what its last call raised if that was in this run."""
         k = len(self.made)
         if k < len(self.recorded):
@@ -513,7 +513,8 @@ class Turn:
                 error, answer = failed.__cause__, Answer(None, failed.to_wire())
             made = StepMade(name, encode_answer(answer))
             self._fits_turn(made)
-            await asyncio.shield(self._host.home.start(self._record_step(made)))
+            self._recording = self._host.home.start(self._record_step(made))
+            await asyncio.shield(self._recording)
         except asyncio.CancelledError:
             if len(self.made) == k:
                 self._abandoned = name
