@@ -265,7 +265,7 @@ class TimersOnce(Checker):
             self.fails(f"{step.what} fires timer {timer.id!r} {timer.due - wrong - now:.3f} s early")
 
     def at_rest(self) -> None:
-        waiting = self.scene.waiting_timers()
+        waiting = self.scene.waiting
         for agent, shown in self.scene.shown.items():
             missing, extra = Counter(shown.alarms) - Counter(shown.rung), Counter(shown.rung) - Counter(shown.alarms)
             if extra or missing.total() > waiting[agent]:

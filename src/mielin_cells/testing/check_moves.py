@@ -158,7 +158,8 @@ class WithinBudget(Checker):
     Attempts are bounded by the retries that the journal's plan allows and by sources that were lost on the way; what a retry waits
     is within the plan's bounds, and between two attempts of one process that time passes.  A move in which no fault happened takes
     one attempt, unless a turn outlasted the pause.
-    Not checked: how long a pause takes while faults happen: its deadlines are the machines', and a store that is away outlasts them.
+    Not checked: how long a pause takes while faults happen: its deadlines are the machines', and a store that is away outlasts them;
+    waits of a process whose clock was set wrong.
     """
 
     invariant = "I16"
@@ -185,8 +186,10 @@ class WithinBudget(Checker):
                     self.fails(
                         f"{line.author.label} decided to wait {record.delay_s:g} s in {name}; the most is {most:g}"
                     )
-                told = record.at - WALL_S - self.scene.world.clocks[line.author.name]
-                self._due[name] = line.author.label, min(line.at, told) + record.delay_s
+                if line.author.name in self.scene.world.clocks:  # by which clock it was decided is not known
+                    self._due.pop(name, None)
+                else:
+                    self._due[name] = line.author.label, min(line.at, record.at - WALL_S) + record.delay_s
             case Attempted():
                 self._attempted(line, record)
             case _:
@@ -224,8 +227,8 @@ class NothingLeft(Checker):
             if held:
                 self.fails(f"{node.name} at rest still has reservations or migrations of {held}")
 
-    def stopped(self) -> None:
-        """Called once every process that lives was stopped."""
+    def stopped(self) -> str:
+        """Called once every process that lives was stopped: what one of them has left; "" if nothing."""
         for view in self.scene.world.views.values():
             if view.process.is_dead or view.process.is_paused or view.name in self.scene.lost:
                 continue
@@ -233,7 +236,8 @@ class NothingLeft(Checker):
             left += [repr(tail) for tail in view.tails]
             left += [f"<service of {wired.subject}>" for wired in (*view.subscriptions, *view.servers)]
             if left:
-                self.fails(f"{view.label} was stopped and left {left}")
+                return f"{view.label} was stopped and left {left}"
+        return ""
 
 
 class Classified(Checker):

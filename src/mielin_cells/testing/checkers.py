@@ -178,6 +178,8 @@ class Scene:
         self.told: list[Told] = []
         self.shown: dict[str, Shown] = {}
         """At rest."""
+        self.waiting: Counter[str] = Counter()
+        """By agent: timers that were still out when it showed itself, and may be (`waiting_timers`)."""
         self.tokens = 0
         self.folds: dict[str, Fold] = {}
         """Production's fold of each log, as far as it has landed."""
@@ -199,8 +201,8 @@ class Scene:
 
     def waiting_timers(self) -> Counter[str]:
         """By agent: timers that may still be out at rest, because they were set by a clock that was wrong."""
-        clocks = self.world.clocks.values()
-        if max(clocks, default=0) - min(0, *clocks, 0) < WRONG_S:
+        clocks = [0, 0, *self.world.clocks.values()]  # most of them are right
+        if max(clocks) - min(clocks) < WRONG_S:
             return Counter()
         return Counter({agent: len(fold.ledger.timers) for agent, fold in self.folds.items()})
 

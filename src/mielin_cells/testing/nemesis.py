@@ -11,6 +11,7 @@ from mielin_cells.core.ids import LOGS, agent_of
 from mielin_cells.core.records import HandedOff, decode_record
 from mielin_cells.errors import CellError
 from mielin_cells.node.cases import Cases
+from mielin_cells.node.drain import Drain
 from mielin_cells.substrate.ports import Entry
 from mielin_cells.testing.checkers import Told
 from mielin_cells.testing.loop import Killed
@@ -44,6 +45,7 @@ class Nemesis:
 
     def act(self, op: Op) -> None:
         rng = Random(op.dice)
+        op = op._replace(agent=self._scenario.workload.agent(op.agent))
         if op.what != "move":
             self._world.troubled_for(AFTERMATH_S)
         match op.what:
@@ -59,8 +61,10 @@ class Nemesis:
                 self._scenario.job(self._recover(op.who if rng.random() < 0.5 else None))
             case "undo":
                 self._scenario.job(self._undo(op.agent, op.who if rng.random() < 0.3 else None, rng.random() < 0.3))
-            case "stop" | "drain":
-                self._scenario.job(self._stop(op.who, rng.random() * 4))
+            case "stop":
+                self._scenario.job(self._stop(op.who, rng.random() * 4, rng.choice((0.0, 3.0))))
+            case "drain":
+                self._scenario.job(self._drain(op.who, 0.5 + rng.random() * 8, rng.random() * 6))
             case "power cut":
                 self._cut_power(rng.random() * 2)
             case _:
@@ -128,13 +132,24 @@ class Nemesis:
         if report is not None:
             self._counts["messages taken again"] += report.replayed
 
-    async def _stop(self, name: str, seconds: float) -> None:
-        """As SIGTERM: the node ends in its own time, and is started again."""
+    async def _drain(self, name: str, deadline_s: float, seconds: float) -> None:
+        """The node is emptied, dead or alive, is out of service for a while, and takes agents again."""
+        scenario = self._scenario
+        await self._ordered("drain", lambda: scenario.operator.drain(name, deadline_s))
+        await asyncio.sleep(seconds)
+        # Whatever is in the way: a node that stays cordoned for ever would keep agents from their rest.
+        await scenario.until_done(lambda: scenario.operator.uncordon(name))
+
+    async def _stop(self, name: str, seconds: float, drain_s: float) -> None:
+        """As SIGTERM, or without a time for the drain SIGINT: the node ends in its own time, and is started again."""
         node, view = self._scenario.scene.nodes[name], self._world.views[name]
         if view.process.is_dead:
             return
         self._world.harmed("stop", view)
         try:
+            if drain_s:
+                node.is_leaving = True
+                await view.process.run(Drain(node, drain_s, is_patient=False).run())
             await view.process.run(node.stop())
         except Killed:
             return

@@ -20,7 +20,8 @@ WORLD_FAULTS = (*CHANCES, *DEEDS)
 SOMETIMES = (
     "abort", "agents taken from the dead", "call acknowledged", "call: AskTimeout", "claim", "messages taken again",
     "migrations completed", "migrations gave_up", "migrations rolled_back", "migrations without a fault",
-    "migration's asker died", "recover", "resume", "steps called", "steps called again", "struck", "suspend", "undo",
+    "migration's asker died", "recover", "resume", "steps called", "steps called again", "struck", "suspend",
+    "suspected wrongly", "taken over by failover", "undo",
 )  # fmt: skip
 """What must have happened besides faults, as `Scene.counts` has it."""
 
@@ -30,6 +31,11 @@ def unreached(faults: Counter[str], counts: Counter[str]) -> list[str]:
     missing = [name for name in WORLD_FAULTS if not faults[name]]
     missing += [name for name in SOMETIMES if not counts[name]]
     return missing + [f"cell {cell}" for cell in CELLS if not counts[f"cell {cell}"]]
+
+
+def faults_told(faults: Counter[str]) -> str:
+    """How often each fault happened, most frequent first."""
+    return ", ".join(f"{name} {count:,}" for name, count in faults.most_common())
 
 
 def table(counts: Counter[str]) -> str:

@@ -43,6 +43,7 @@ from mielin_cells.testing.check_owner import (
     StoreTells,
 )
 from mielin_cells.testing.checkers import WALL_S, Checker, Checkers, Scene, Violation
+from mielin_cells.testing.hearts import Hearts
 from mielin_cells.testing.loop import Killed
 from mielin_cells.testing.matrix import Matrix
 from mielin_cells.testing.nemesis import Nemesis
@@ -75,8 +76,8 @@ comes after looks after what others have left."""
 LOOK_S = 1.0
 """How often it is looked whether everything has come to rest."""
 
-AFTER_STOP_S = 3.0
-"""A request that a node is answering when it stops, it may answer to its end."""
+AFTER_STOP_S = 60.0
+"""A request that a node is answering when it stops, it may answer to its end, and wait for what it has asked a slow store."""
 
 FOR_GOOD_S = 1e6
 
@@ -126,6 +127,8 @@ class Scenario:
         self.violations: list[str] = []
         self.is_healed = False
         self.operator: Client
+        self._at_operator: View
+        """The process of that client; another one may be beginning."""
         self.asker: tuple[View, Client]
         self._clients: dict[str, tuple[View, Client]] = {}
         self._failed: asyncio.Future[None] = self.world.loop.create_future()
@@ -136,6 +139,8 @@ class Scenario:
         self._jobs: dict[asyncio.Task[Any], None] = {}
         self.nemesis = Nemesis(self)
         self.matrix = Matrix(self.scene)
+        self.hearts = Hearts(self)
+        self.world.on_append(self.hearts.landed)
         self.world.on_append(self._guarded(self.checkers.landed))
         self.world.on_publish(self._guarded(self.checkers.published))
         self.world.on_append(self.nemesis.at_landing)
@@ -202,7 +207,7 @@ class Scenario:
             node.home.cluster = Client(view.log, view.wire, settings=settings, rng=rng, wall=wall)
             self.scene.nodes[name] = node
             try:
-                await view.process.run(node.start())
+                await view.process.run(self._started(node, view))
                 return
             except Killed:
                 return
@@ -210,6 +215,11 @@ class Scenario:
                 self.scene.counts[f"node start: {error.code}"] += 1
                 self.world.crash(name)
                 await asyncio.sleep(0.5)
+
+    async def _started(self, node: Node, view: View) -> None:
+        await node.start()
+        if self.swarm.keepers:
+            self.hearts.attach(node, view)
 
     async def client(self, name: str) -> tuple[View, Client]:
         """A client in a process of its own, open.  Raises `Killed` if that dies before."""
@@ -230,7 +240,7 @@ class Scenario:
             self.scene.counts["client died as it began"] += 1
 
     async def _open_operator(self) -> None:
-        _, self.operator = await self.client(OPERATOR)
+        self._at_operator, self.operator = await self.client(OPERATOR)
 
     def crash(self, view: View) -> None:
         """A client dies, unless it has died or the world has healed."""
@@ -262,7 +272,7 @@ class Scenario:
 
     async def as_operator(self, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Runs a call in the operator's process.  Raises what it raises, and `Killed`."""
-        return await self.world.views[OPERATOR].process.run(call())
+        return await self._at_operator.process.run(call())
 
     async def until_done(self, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Calls from the operator's process until it is not told to try again."""
@@ -356,14 +366,18 @@ class Scenario:
             await self._adopt()
 
     async def _adopt(self) -> None:
-        """Whose node is dead for good goes on at another one.  A keeper, where there is one, does this by itself."""
-        living = [name for name in self.swarm.nodes if name not in self.scene.lost]
+        """Whose node is dead for good goes on at another one.  Keepers, where there are some, do this by themselves.
+
+        But an agent that was rolled back to go on at a node that is dead now is an operator's to decide about.
+        """
+        lost, living = self.scene.lost, [name for name in self.swarm.nodes if name not in self.scene.lost]
         for number, agent in enumerate(self.checkers.agents):
-            if self.checkers.owner(agent) not in self.scene.lost:
+            goes_to = self.scene.folds[agent].goes_to
+            if goes_to not in lost and (self.swarm.keepers or self.checkers.owner(agent) not in lost):
                 continue
-            to = living[number % len(living)]
+            force, to = goes_to in lost, goes_to if goes_to in living else living[number % len(living)]
             try:
-                await self.as_operator(lambda a=agent, n=to: self.operator.claim(a, to=n))  # type: ignore[misc]
+                await self.as_operator(partial(self.operator.claim, agent, to=to, force=force))
                 self.scene.counts["agents taken from the dead"] += 1
             except CellError as error:
                 self.scene.counts[f"adopt: {error.code}"] += 1
@@ -407,5 +421,8 @@ class Scenario:
         for view, client in self._clients.values():
             if not view.process.is_dead:
                 await view.process.run(client.close())
-        await asyncio.sleep(AFTER_STOP_S)
-        self.checker(NothingLeft).stopped()
+        checker, until = self.checker(NothingLeft), self.world.loop.time() + AFTER_STOP_S
+        while left := checker.stopped():
+            if self.world.loop.time() > until:
+                checker.fails(left)
+            await asyncio.sleep(LOOK_S)

@@ -11,7 +11,9 @@ import contextlib
 import gc
 import json
 import os
+import signal
 import sys
+import threading
 import time
 import traceback
 from collections import Counter
@@ -23,8 +25,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mielin_cells.testing.check_moves import SameAgain
-from mielin_cells.testing.loop import run
-from mielin_cells.testing.reach import table, unreached
+from mielin_cells.testing.loop import Livelock, run
+from mielin_cells.testing.matrix import CELLS
+from mielin_cells.testing.reach import faults_told, table, unreached
 from mielin_cells.testing.scenario import Bugs, Scenario
 from mielin_cells.testing.swarm import Cut, drawn
 
@@ -34,8 +37,14 @@ STEPS_MAX = 400_000
 TWICE_EVERY = 15
 """Every so many seeds one is run twice: the traces must be equal (I23)."""
 
+SPIN_S = 60.0
+"""Processor time of one seed; a usual one takes 50 ms.  A callback that never ends takes no virtual time, and no step ends."""
+
 TRACE_LINES = 60
 """Shown of a seed with a violation."""
+
+SHRUNK_MAX = 3
+"""Seeds that are made small in one campaign: each takes some hundred stories."""
 
 BATCH = 2000
 """Seeds after which a long campaign says how far it is."""
@@ -94,7 +103,7 @@ def simulate(seed: int, cut: Cut | None = None) -> Result:
         await scenario.play()
 
     try:
-        with logs:
+        with logs, _ended_in(SPIN_S):
             run(main(), seed=seed, steps_max=STEPS_MAX)
     except Exception:  # noqa: BLE001 - whatever it is, it is a finding of this seed, and the next one goes on
         made[0].violations.append(f"raised: {traceback.format_exc()}")
@@ -103,6 +112,25 @@ def simulate(seed: int, cut: Cut | None = None) -> Result:
         Told(seed, cut), scenario.violations, world.digest(), world.loop.time(), world.calls, world.counts,
         scenario.scene.counts, world.trace,
     )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _ended_in(seconds: float) -> Iterator[None]:
+    """Raises `Livelock` where the code is by then; only in the main thread, which alone hears signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def over(*_: object) -> None:
+        raise Livelock(f"after {seconds:g} s of processor time the story is not over: something spins")
+
+    before = signal.signal(signal.SIGVTALRM, over)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0.0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 def checked(told: Told, twice_every: int = TWICE_EVERY) -> Result:
@@ -160,7 +188,7 @@ class Campaign:
             f"{self.virtual_s / 3600:.2f} virtual hours, {self.calls} calls; migrations: "
             f"{counts['migrations completed']} completed, {counts['migrations rolled_back']} rolled back, "
             f"{counts['migrations gave_up']} gave up; {self.faults.total()} faults of {len(self.faults)} kinds; "
-            f"{len([name for name in counts if name.startswith('cell ')])} cells reached, "
+            f"{len([name for name in counts if name.startswith('cell ')])} of {len(CELLS)} cells reached, "
             f"{counts['seeds run twice']} seeds twice; {self.seconds:.1f} s"
         )
 
@@ -174,9 +202,16 @@ def report(result: Result, verbose: bool) -> None:
         for violation in result.violations:
             print(f"seed {result.told}: {violation}")
         print(f"replay: python -m mielin_cells.testing.simulate --only '{result.told}' --verbose")
+        print(f"keep: {line_to_keep(result.told, result)}")
     elif verbose:
         happened = ", ".join(f"{name} {count}" for name, count in sorted(result.counts.items()))
         print(f"seed {result.told}: {result.calls} calls, {result.virtual_s:.0f} virtual s, {happened}")
+
+
+def line_to_keep(told: Told, found: Result) -> str:
+    """For `tests/seeds.txt`: the story, and what it was."""
+    sentence = found.violations[0].partition("\n")[0].partition(" s: ")[2] or found.invariant
+    return f"{told}  # {sentence[:120]}"
 
 
 def results(stories: list[Told], jobs: int, twice_every: int) -> Iterator[Result]:
@@ -204,7 +239,9 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--twice-every", type=int, default=TWICE_EVERY, help="so many seeds, one is run twice; 0: none")
     parser.add_argument("--json", action="store_true", help="the summary as JSON")
-    parser.add_argument("--matrix", action="store_true", help="how often each fault met each phase of a migration")
+    parser.add_argument(
+        "--matrix", action="store_true", help="faults by kind, and how often each met each phase of a migration"
+    )
     parser.add_argument(
         "--reach", action="store_true", help="fail if a fault or a cell of the matrix was never reached"
     )
@@ -223,13 +260,14 @@ def main() -> int:
     for result in results(stories, args.jobs, args.twice_every):
         campaign.add(result)
         report(result, args.verbose)
-        if result.violations and args.shrink:
+        if result.violations and args.shrink and len(campaign.failed) <= SHRUNK_MAX:
             from mielin_cells.testing.shrink import shrunk
 
-            print(f"shrunk: {shrunk(result, print)}  # {result.invariant}")
+            print(f"keep: {line_to_keep(shrunk(result, print), result)}", flush=True)
         if campaign.seeds % BATCH == 0 and campaign.seeds < len(stories):
             print(campaign.line(), file=sys.stderr, flush=True)
     if args.matrix:
+        print(faults_told(campaign.faults))
         print(table(campaign.counts))
     print(json.dumps(campaign.plain()) if args.json else campaign.line())
     missing = unreached(campaign.faults, campaign.counts) if args.reach else []

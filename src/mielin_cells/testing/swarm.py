@@ -85,7 +85,7 @@ class Cut:
     """What is left out of a seed's story.  `parsed` reads what `str` writes."""
 
     without: frozenset[str] = frozenset()
-    """Faults, kinds of operations, and "strikes", "deaths", "dead clients"."""
+    """Faults, kinds of operations, and "strikes", "deaths", "dead clients", "keepers"."""
     ops: frozenset[int] | None = None
     """Those that are done, by their places; None: all."""
     calls: frozenset[int] | None = None
@@ -167,6 +167,8 @@ class Swarm:
     triggers: dict[str, float] = field(default_factory=dict)
     strikes: int = 0
     """What the nemesis may do at landings."""
+    keepers: bool = False
+    """Nodes have hearts, and claim the agents of those that are silent; else an operator does."""
     dead: dict[str, str] = field(default_factory=dict)
     """Nodes that stay dead for good once the world heals, and how; never a majority."""
 
@@ -210,7 +212,20 @@ def drawn(seed: int, cut: Cut | None = None) -> Swarm:
     if rng.random() < 0.5:
         some = rng.sample(nodes, rng.randint(0, (len(nodes) - 1) // 2))
         swarm.dead = {name: rng.choice(DEATHS) for name in some}
+    if cut is None or "keepers" not in cut.without:
+        _keep(swarm)
     return less(swarm, cut) if cut is not None else swarm
+
+
+def _keep(swarm: Swarm) -> None:
+    """In a third of all worlds nodes look after each other, and no operator claims.  Drawn apart from all else."""
+    rng = Random(f"keepers {swarm.seed}")
+    swarm.keepers = rng.random() < 0.33
+    if swarm.keepers:
+        swarm.ops = [op for op in swarm.ops if op.what != "claim"]
+        swarm.settings = replace(
+            swarm.settings, heartbeat_s=rng.choice((0.5, 1.0)), heartbeat_misses=rng.choice((3, 5))
+        )
 
 
 def _lives(rng: Random, agents: tuple[str, ...]) -> list[Life]:

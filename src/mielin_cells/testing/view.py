@@ -30,9 +30,12 @@ if TYPE_CHECKING:
 TICK_S = 1e-7
 """Between two appends of one caller to one subject, so that they land in order."""
 
-FATES = ("fail", "time out", "lose the answer", "crash before", "crash after", "crash answered")
+FATES = ("fail", "time out", "lose the answer", "land late", "crash before", "crash after", "crash answered")
 """What `World.on_call` may say of a call.  fail: it has no effect, and raises.  time out: it has none, and the outcome is unknown.
-lose the answer: it has effect, and the outcome is unknown.  crash before it left, after, or when its answer is there."""
+lose the answer: it has effect, and the outcome is unknown.  land late: an append or a trim has its effect up to `late_s` later; any
+other call times out.  crash before it left, after, or when its answer is there."""
+
+UNANSWERED = ("fail", "time out", "lose the answer", "land late")
 
 
 class _Sent(NamedTuple):
@@ -60,6 +63,9 @@ class View:
         self.no_store_until = self.no_answer_until = 0.0
         """Its calls do not come to the store, or the store's answers not to it."""
         self.slow_until, self.slowness = 0.0, 1.0
+        self.paused_until = 0.0
+        self._is_spared = False
+        """No call that was made before may be the one that it crashes of."""
         self.fuse: tuple[int, str] | None = None
         """After so many calls more, it crashes so."""
         self.subscriptions: dict[Wired, None] = {}
@@ -88,7 +94,8 @@ class View:
 
     def heal(self) -> None:
         self.mute_until = self.deaf_until = self.no_store_until = self.no_answer_until = self.slow_until = 0.0
-        self.fuse = None
+        self.paused_until = 0.0
+        self.fuse, self._is_spared = None, True
         for tail in self.tails:
             tail.catch_up()
 
@@ -132,7 +139,7 @@ class View:
         return fate
 
     def _die(self) -> None:
-        if not self.process.is_dead:
+        if not self.process.is_dead and not self._is_spared:
             self.world.crash(self.name)
 
     # ---- log -------------------------------------------------------------------------------------------------
@@ -165,7 +172,7 @@ class View:
         if fate == "fail" or world.happens("append_busy", self):
             world.later(way, _fail, answer, StoreBusy(f"The store did not take an entry for {subject}; try again."))
             return await answer
-        if fate != "lose the answer" and world.happens("append_late", self):
+        if fate == "land late" or (fate != "lose the answer" and world.happens("append_late", self)):
             world.belated(way + world.late(), self._land, sent, None)
             self._no_answer(answer)
             return await answer
@@ -261,8 +268,7 @@ class View:
         world = self.world
         if answer.done():
             return
-        lost = fate in ("fail", "time out", "lose the answer")
-        if lost or not self.reaches_store or not self.hears_store or world.happens("read_fails", self):
+        if fate in UNANSWERED or not self.reaches_store or not self.hears_store or world.happens("read_fails", self):
             _fail(answer, StoreUnreachable(f"The store did not answer {what} of {self.name}; try again."))
         else:
             world.later(world.delay(self), _resolve, answer, find())
@@ -287,7 +293,7 @@ class View:
             raise StoreUnreachable(f"The store did not answer trim of {self.name}; try again.")
         if fate == "time out" or not self.reaches_store or world.happens("trim_lost", self):
             pass
-        elif world.happens("trim_late", self):
+        elif fate == "land late" or world.happens("trim_late", self):
             world.belated(world.late(), self._trim, subject, before, world.power)
             world.belated(world.late(), self._trim, subject, before, world.power)
         else:
@@ -315,7 +321,7 @@ class View:
     async def publish(self, subject: str, data: bytes) -> None:
         fate = await self._enter("publish", subject)
         self.world.was_published(subject, data, self)
-        if fate in ("fail", "time out", "lose the answer"):
+        if fate in UNANSWERED:
             return
         for wired in [*self.world.subscriptions.get(subject, ())]:
             self._carry(wired.view, self._deliver, wired, data)
@@ -341,7 +347,7 @@ class View:
         answer: asyncio.Future[bytes] = world.loop.create_future()
         if fate == "crash answered":
             answer.add_done_callback(lambda _: self._die())
-        if servers and fate != "time out":
+        if servers and fate not in ("time out", "land late"):
             wired = servers[world.rng.randrange(len(servers))] if len(servers) > 1 else servers[0]
             self._carry(wired.view, self._ask, wired, data, None if fate == "lose the answer" else answer)
         try:

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 class Workload:
     """Base: agents of its own, and nothing more.  A scenario calls `begin`, then `lives`, then `has_arrived` until it is true."""
 
+    def agent(self, name: str) -> str:
+        """The agent that an operation means which the seed has drawn for `name`."""
+        return name
+
     async def begin(self, scenario: Scenario) -> None:
         """Before anything goes wrong, by intention; faults of the world happen already.  After a power cut, once more."""
 
@@ -100,7 +104,7 @@ class Accounts(Workload):
             ref = scenario.operator.get(Account, agent)
             shown[agent] = Shown(*await scenario.until_done(ref.show))
         transfers = all(len(shown[to].got.get(a, [])) >= n for a, s in shown.items() for to, n in s.sent.items())
-        waiting = scenario.scene.waiting_timers()
+        waiting = scenario.scene.waiting = scenario.scene.waiting_timers()
         return transfers and all(len(one.rung) + waiting[a] >= len(one.alarms) for a, one in shown.items())
 
 

@@ -182,9 +182,10 @@ class World:
 
         Appends that it had sent land meanwhile.
         """
-        view = self.views[name]
-        if view.process.is_dead or view.process.is_paused:
+        view, until = self.views[name], self.loop.time() + seconds
+        if view.process.is_dead or until <= view.paused_until:
             return
+        view.paused_until = until
         self.note(f"pause {view.label} {seconds:.3f}")
         self.harmed("pause", view)
         view.process.pause()
@@ -192,7 +193,7 @@ class World:
         self.later(seconds, self._resume, view)
 
     def _resume(self, view: View) -> None:
-        if view.process.is_paused:
+        if view.process.is_paused and self.loop.time() >= view.paused_until:
             self.note(f"resume {view.label}")
             view.process.resume()
 
@@ -286,8 +287,8 @@ class World:
         self.links = {pair: until for pair, until in self.links.items() if pair[0] in but or pair[1] in but}
         for name, view in self.views.items():
             if name not in but:
-                self._resume(view)
                 view.heal()
+                self._resume(view)
 
     # ---- chance and time -------------------------------------------------------------------------------------
 

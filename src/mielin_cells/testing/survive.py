@@ -1,0 +1,173 @@
+"""Your own agents in the simulated world: `Survival.run` plays a story of yours under faults that seeds draw, and checks it.
+
+With pytest it is the fixture `mielin_world` (`testing.plugin`); `docs/testing.md` has an example.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from dataclasses import replace
+from random import Random
+from typing import Any, TypeAlias, TypeVar
+
+from mielin_cells.core.agent import Agent
+from mielin_cells.errors import AlreadyThere, ConfigError, MigrationInProgress, RetryError
+from mielin_cells.node.client import Client
+from mielin_cells.testing.loop import run
+from mielin_cells.testing.scenario import Bugs, Scenario
+from mielin_cells.testing.simulate import STEPS_MAX
+from mielin_cells.testing.swarm import ASKER, HARMS, Swarm, drawn
+from mielin_cells.testing.workload import Workload
+
+A = TypeVar("A", bound=Agent)
+
+ASK_S = 60.0
+"""A call's patience, virtual: longer than most of what goes wrong."""
+
+HAPPENS = frozenset({"move", "stop", *HARMS}) - {"clock step"}
+"""What is done while a story runs.  Clocks are right, lest timers come when a clock says so, and not when they are due."""
+
+
+class Play:
+    """One seed's world, as a story sees it."""
+
+    def __init__(self, scenario: Scenario, client: Client) -> None:
+        self.seed = scenario.swarm.seed
+        self.nodes = scenario.swarm.nodes
+        self.cluster = client
+        """A client in a process of its own, which nothing kills."""
+        self.acknowledged = 0
+        """Calls by `call` that have taken effect."""
+        self.unknown = 0
+        """Calls of which it is not known: they may have taken effect, or do so later, or never."""
+        self.agents: list[str] = []
+        """Those that `spawn` has made; the world moves them about."""
+        self._scenario = scenario
+
+    async def spawn(self, cls: type[A], id: str) -> A:
+        """A new agent of the class, or the one of this id; tried until it is there."""
+        await self._scenario.until_done(lambda: self._scenario.operator.spawn(cls, id))
+        if id not in self.agents:
+            self.agents.append(id)
+        return self.cluster.get(cls, id)
+
+    async def call(self, handler: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any) -> Any:
+        """The answer; None if it is not known whether the call has taken effect (`unknown` counts it)."""
+        try:
+            answer = await handler(*args, **kwargs)
+        except RetryError:
+            self.unknown += 1
+            return None
+        self.acknowledged += 1
+        return answer
+
+    async def surely(self, handler: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any) -> Any:
+        """The answer, asked for until there is one: for calls that may take effect more than once, as reads."""
+        while True:
+            try:
+                return await handler(*args, **kwargs)
+            except RetryError:
+                self._scenario.scene.counts["asked again"] += 1
+
+    async def migrate(self, agent: Agent, to: str | None = None) -> str:
+        """Moves the agent; "completed", "rolled_back", "gave_up", or "" if the move was not begun or its end is not known."""
+        try:
+            return (await self.cluster.migrate(agent, to=to)).outcome
+        except (RetryError, AlreadyThere, MigrationInProgress):
+            return ""
+
+
+Story: TypeAlias = Callable[[Play], Awaitable[None]]
+
+
+class _Theirs(Workload):
+    """A story of the user's."""
+
+    def __init__(self, story: Story, invariant: Story | None) -> None:
+        self._story = story
+        self._invariant = invariant
+        self.play: Play
+        self._run: Callable[[Coroutine[Any, Any, None]], Awaitable[None]]
+
+    def agent(self, name: str) -> str:
+        agents = self.play.agents
+        return agents[int(name[1:]) % len(agents)] if agents else name
+
+    async def begin(self, scenario: Scenario) -> None:
+        view, client = await scenario.client("client-story")
+        self.play, self._run = Play(scenario, client), view.process.run
+
+    def lives(self, scenario: Scenario) -> list[Coroutine[Any, Any, None]]:
+        return [self._told(scenario, self._story, "the story")]
+
+    async def _told(self, scenario: Scenario, story: Story, what: str) -> None:
+        async def told() -> None:
+            await story(self.play)
+
+        try:
+            await self._run(told())
+        except Exception as error:  # noqa: BLE001 - whatever a user's story raises is its finding
+            scenario.found(f"{what}: {type(error).__name__}: {error}")
+
+    async def has_arrived(self, scenario: Scenario) -> bool:
+        if self._invariant is not None:
+            await self._told(scenario, self._invariant, "the invariant")
+        return True
+
+
+class Broken(AssertionError):
+    """A story that did not come out as it must."""
+
+
+class Survival:
+    """Plays stories.  What the last `run` came to is in `counts`: faults, moves, failovers, by kind."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+
+    def run(self, story: Story, *, seeds: int | Iterable[int] = 20, invariant: Story | None = None) -> None:
+        """Plays the story once for each seed (1 to N, or those given).  Raises `Broken`, naming the first seed that breaks a rule.
+
+        Each seed draws 2 to 5 nodes and what goes wrong while the story runs and its agents are moved: crashes, pauses, partitions,
+        a store that is slow, away, or does not answer.  Then the world heals, but for a minority of nodes that may stay dead.
+
+        The rules: at each record of an agent's log, one owner, who writes; each message takes effect once, each output arrives once,
+        what was acknowledged stays; each migration has one end, the one that its caller was told; everything comes to rest.  And
+        `invariant`, called when everything is at rest, must not raise.  Not for async tests: it runs a loop of its own.
+        """
+        if isinstance(seeds, int) and seeds < 1:
+            raise ConfigError(f"seeds = {seeds} plays nothing; 1 is the least.", field="seeds", range="1 and more")
+        self.counts = Counter()
+        for seed in range(1, seeds + 1) if isinstance(seeds, int) else seeds:
+            scenario = _played(seed, story, invariant)
+            self.counts.update(scenario.world.counts)
+            self.counts.update(scenario.scene.counts)
+            if scenario.violations:
+                told = "\n".join(scenario.world.trace[-20:])
+                raise Broken(f"seed {seed}: {scenario.violations[0]}\nreplay: seeds=[{seed}]; it ended so:\n{told}")
+
+
+def _played(seed: int, story: Story, invariant: Story | None) -> Scenario:
+    made: list[Scenario] = []
+
+    async def main() -> None:
+        made.append(Scenario(swarm_of(seed), _Theirs(story, invariant)))
+        logs.enter_context(Bugs(made[0]))
+        await made[0].play()
+
+    with contextlib.ExitStack() as logs:
+        run(main(), seed=seed, steps_max=STEPS_MAX)
+    return made[0]
+
+
+def swarm_of(seed: int) -> Swarm:
+    """What the seed draws for a user's story: nobody but the nemesis interferes, and nothing is forgotten by contract."""
+    swarm = drawn(seed)
+    soon = Random(f"survival {seed}").choice((0.05, 0.3, 1.0))
+    swarm.lives = []
+    swarm.faults = swarm.faults.without("read_torn")
+    swarm.ops = [op._replace(at=op.at * soon) for op in swarm.ops if op.what in HAPPENS and op.who != ASKER]
+    swarm.settings = replace(swarm.settings, ask_timeout_s=ASK_S)
+    return swarm

@@ -1,0 +1,225 @@
+"""What seeds of the simulator have found in production code, each told here without the simulator."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from test_moves import nodes
+
+import mielin_cells as cells
+from mielin_cells.core.ids import JOURNALS, log_subject
+from mielin_cells.core.records import Asked, Claimed, decode_record
+from mielin_cells.errors import Fenced, NotInTurn, RecordInvalid, RollbackExpired
+from mielin_cells.migration.phases import MigrationPhase
+from mielin_cells.node import control
+from mielin_cells.node.reader import load, load_at
+from mielin_cells.node.undo import handover_of, undo
+from mielin_cells.substrate.ports import Entry, Log, Outcome, Tail, Unknown
+
+SLOW = cells.Settings(reconcile_s=600.0, probation_s=30.0, ask_repeat_s=0.2, pause_s=0.5)
+"""No node looks at its logs by itself."""
+
+
+class Tally(cells.Agent):
+    count: int = 0
+
+    @cells.handler
+    async def add(self) -> int:
+        self.count += 1
+        return self.count
+
+
+class HeldLog:
+    """A log whose claims wait until they are let go on."""
+
+    def __init__(self, inner: Log) -> None:
+        self.inner = inner
+        self.asked, self.go = asyncio.Event(), asyncio.Event()
+
+    async def append(self, subject: str, data: bytes, expect: int | None = None) -> Outcome:
+        try:
+            is_claim = isinstance(decode_record(data, subject), Claimed)
+        except RecordInvalid:
+            is_claim = False
+        if is_claim:
+            self.asked.set()
+            await self.go.wait()
+        return await self.inner.append(subject, data, expect)
+
+    async def read(self, subject: str, after: int = 0, limit: int = 1000) -> list[Entry]:
+        return await self.inner.read(subject, after, limit)
+
+    async def last(self, subject: str) -> Entry | None:
+        return await self.inner.last(subject)
+
+    def tail(self, subject: str, after: int = 0) -> Tail:
+        return self.inner.tail(subject, after)
+
+    async def trim(self, subject: str, before: int) -> None:
+        await self.inner.trim(subject, before)
+
+    async def subjects(self, prefix: str) -> list[tuple[str, int]]:
+        return await self.inner.subjects(prefix)
+
+
+def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+
+
+async def test_a_log_that_is_trimmed_up_to_the_handover_is_not_read_for_ever() -> None:
+    """Seed 203984."""
+    async with nodes("node-1", "node-2", settings=SLOW) as (client, running):
+        tally = await client.on("node-1").spawn(Tally, "t")
+        await tally.add()
+        report = await client.migrate(tally, to="node-2")
+        await tally.add()
+        log = running["node-2"].home.log
+        fold = await load(log, "t")
+        seq = handover_of(fold, report.migration)
+        await log.trim(log_subject("t"), seq + 1)
+        with pytest.raises(RollbackExpired):
+            await load_at(log, fold, seq)
+
+
+async def test_an_undo_on_a_node_that_has_lost_the_agent_and_does_not_know_it_is_fenced() -> None:
+    """Seed 203305: it composed the record again and again, and its node did nothing else any more."""
+    async with nodes("node-1", "node-2", settings=SLOW) as (client, running):
+        tally = await client.on("node-1").spawn(Tally, "t")
+        report = await client.migrate(tally, to="node-2")
+        assert await tally.add() == 1
+        epoch = running["node-2"].hosts["t"].fold.epoch
+        await running["node-1"].claim("t", "a test")
+        assert "t" in running["node-2"].hosts
+        with pytest.raises(Fenced):
+            await undo(running["node-2"], control.Undo("t", report.migration, epoch, "node-2", "", False, False))
+        assert "t" not in running["node-2"].hosts
+        assert await tally.add() == 2
+
+
+async def test_a_source_that_stops_while_its_target_verifies_logs_no_bug(caplog: pytest.LogCaptureFixture) -> None:
+    """Seed 201268."""
+    async with nodes("node-1", "node-2", settings=SLOW) as (client, running):
+        tally = await client.on("node-1").spawn(Tally, "t")
+        probed, go = asyncio.Event(), asyncio.Event()
+
+        async def held(step: str) -> None:
+            if step == "probe":
+                probed.set()
+                await go.wait()
+
+        running["node-2"].home.step = held
+        moving = asyncio.ensure_future(client.migrate(tally, to="node-2"))
+        await probed.wait()
+        move = running["node-1"].migrations.moves["t"]
+        async with asyncio.timeout(20):
+            while move.machine.phase is not MigrationPhase.VERIFYING:
+                await asyncio.sleep(0)
+            await running["node-1"].stop()
+        go.set()
+        assert await tally.add() == 1
+        moving.cancel()
+        await asyncio.wait((moving,))
+    assert errors(caplog) == []
+
+
+async def test_a_claim_that_lands_after_its_node_has_stopped_leaves_nothing_running_there() -> None:
+    """Seed 401737."""
+    async with nodes("node-1", "node-2", settings=SLOW) as (client, running):
+        tally = await client.on("node-1").spawn(Tally, "t")
+        assert await tally.add() == 1
+        second = running["node-2"]
+        log = second.home.log = HeldLog(second.home.log)
+        claiming = asyncio.ensure_future(second.claim("t", "a test"))
+        await log.asked.wait()
+        await second.stop()
+        log.go.set()
+        await claiming
+        assert second.hosts == {}
+        fold = await load(log, "t")
+        assert fold.owner == "node-2", "it landed, and the agent stays claimable"
+        running["node-1"].drop(running["node-1"].hosts["t"])
+        await running["node-1"].claim("t", "a test")
+        assert await tally.add() == 2
+
+
+async def test_a_record_that_comes_too_late_for_its_turn_is_no_bug(caplog: pytest.LogCaptureFixture) -> None:
+    """Seed 201297: an ask was recorded for a turn whose deadline had passed while the store was away."""
+    async with nodes("node-1", settings=SLOW) as (_, running):
+
+        async def late() -> None:
+            raise NotInTurn("The turn has ended.")
+
+        task = running["node-1"].home.start(late())
+        await asyncio.wait((task,))
+        await asyncio.sleep(0)
+    assert errors(caplog) == []
+
+
+class DamagingLog(HeldLog):
+    """A log that loses the answer of one append to a journal, and damages what is read there next."""
+
+    def __init__(self, inner: Log) -> None:
+        super().__init__(inner)
+        self.go.set()
+        self.lost = self.damaged = False
+
+    async def append(self, subject: str, data: bytes, expect: int | None = None) -> Outcome:
+        outcome = await super().append(subject, data, expect)
+        if subject.startswith(JOURNALS) and not self.lost:
+            self.lost = True
+            return Unknown("a test")
+        return outcome
+
+    async def read(self, subject: str, after: int = 0, limit: int = 1000) -> list[Entry]:
+        entries = await super().read(subject, after, limit)
+        if subject.startswith(JOURNALS) and self.lost and not self.damaged:
+            self.damaged = True
+            return [Entry(entry.seq, entry.data[:-1]) for entry in entries]
+        return entries
+
+
+async def test_a_journal_record_that_is_damaged_on_its_way_is_not_taken_for_another_process() -> None:
+    """Seed 414555: a process gave its own migration up, and planned another while that one was open."""
+    async with nodes("node-1", "node-2", settings=SLOW) as (client, running):
+        tally = await client.on("node-1").spawn(Tally, "t")
+        log = running["node-1"].home.log = DamagingLog(running["node-1"].home.log)
+        report = await client.migrate(tally, to="node-2")
+        assert report.ok
+        assert log.damaged
+
+
+class Payer(cells.Agent):
+    @cells.handler
+    async def pay(self) -> int:
+        return await cells.this().cluster.get(Tally, "t").add()
+
+
+class SlowAsks(HeldLog):
+    """A log that lands asks at once, and answers them when it is let go on."""
+
+    async def append(self, subject: str, data: bytes, expect: int | None = None) -> Outcome:
+        outcome = await self.inner.append(subject, data, expect)
+        if subject == log_subject("p") and isinstance(decode_record(data, subject), Asked):
+            self.asked.set()
+            await self.go.wait()
+        return outcome
+
+
+async def test_a_turn_that_runs_again_knows_of_the_ask_that_was_on_its_way_when_its_deadline_passed() -> None:
+    """Seed 601050: the further run asked once more, under a new number, and the other agent took both."""
+    settings = cells.Settings(reconcile_s=600.0, turn_deadline_s=0.2, retry_first_s=0.0, tries=50)
+    async with nodes("node-1", settings=settings) as (client, running):
+        tally = await client.spawn(Tally, "t")
+        payer = await client.spawn(Payer, "p")
+        host = running["node-1"].hosts["p"]
+        log = SlowAsks(host.home.log)
+        host.writer._log = log
+        paying = asyncio.ensure_future(payer.pay())
+        await log.asked.wait()
+        async with asyncio.timeout(20):
+            while host.intake._tries[2] == 0:  # until the first run has failed
+                await asyncio.sleep(0.02)
+        log.go.set()
+        assert await paying == 1
+        assert await tally.add() == 2
