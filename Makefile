@@ -2,7 +2,11 @@
 #   make test   what every change must pass; at most 5 minutes on 2 cores
 #   make ci     test, and the longer checks; at most 15 minutes on 2 cores
 #   make sim SEEDS=2000 START=1
+#   make guards        each guard of the protocol taken away: the simulator must find the harm
+#   make nth           one migration, with each of its substrate calls failing, timing out and crashing its process
 #   make torture MINUTES=30   real processes killed, stopped and cut off, on one server and on a cluster of three
+#   make bench         all that docs/benchmarks.md tells, beside the peers; 30 minutes, on a machine that does nothing else
+#   make bench-quick   the same with less patience, in 3 minutes; it leaves the page alone
 #   make lock   resolve requirements/*.lock again (needs uv; nothing else does)
 
 PYTHON ?= python3
@@ -15,8 +19,10 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/installed
 LOCKS := requirements/dev.lock requirements/runtime.lock
+PEERS := build/peers/installed
+PEERS_OR_NOT := $(MAKE) peers || echo "the peers could not be installed: they are left out, and the page says so" >&2
 
-.PHONY: demo test lint types unit sim torture ci bench bench-smoke wheel-check lock clean
+.PHONY: demo test lint types unit sim guards nth torture ci bench bench-quick bench-smoke peers wheel-check lock clean
 
 # The stamp is written last, so an installation that broke half-way is done again.
 .venv: $(STAMP)
@@ -47,13 +53,22 @@ unit: $(STAMP)
 	$(BIN)/python -m pytest $(ARGS)
 
 sim: $(STAMP)
-	$(BIN)/python -m mielin_cells.testing.simulate --seeds $(SEEDS) --start $(START)
+	$(BIN)/python -m mielin_cells.testing.simulate --replay tests/seeds.txt
+	$(BIN)/python -m mielin_cells.testing.simulate --seeds $(SEEDS) --start $(START) --shrink
+
+guards: $(STAMP)
+	GUARDS=all $(BIN)/python -m pytest --timeout 300 tests/test_guards.py
+
+nth: $(STAMP)
+	NTH_CALL=every $(BIN)/python -m pytest --timeout 300 tests/test_nth_call.py
 
 torture: $(STAMP)
 	PYTHONPATH=tests $(BIN)/python -m torture --minutes $(MINUTES) $(ARGS)
 
 ci: test
 	$(MAKE) sim SEEDS=500 START=1000
+	$(MAKE) guards
+	$(MAKE) nth
 	MATRIX_SEEDS=6 $(BIN)/python -m pytest tests/test_matrix.py
 	MATRIX_CELLS=others $(BIN)/python -m pytest tests/test_process_matrix.py
 	$(MAKE) torture
@@ -62,16 +77,27 @@ ci: test
 	$(MAKE) demo
 
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks $(ARGS)
-	$(BIN)/python -m benchmarks.processes $(ARGS)
-	$(BIN)/python -m benchmarks.bench_steps
-	$(BIN)/python -m benchmarks.bench_manager
+	$(PEERS_OR_NOT)
+	$(BIN)/python -m benchmarks --size full $(ARGS)
 
+bench-quick: $(STAMP)
+	$(PEERS_OR_NOT)
+	$(BIN)/python -m benchmarks --size quick $(ARGS)
+
+# That each part runs, without peers; it measures nothing.
 bench-smoke: $(STAMP)
-	$(BIN)/python -m benchmarks --smoke
-	$(BIN)/python -m benchmarks.processes --smoke
+	$(BIN)/python -m benchmarks --size smoke
 	$(BIN)/python -m benchmarks.bench_steps --smoke
-	$(BIN)/python -m benchmarks.bench_manager --smoke
+	$(BIN)/python -m benchmarks.bench_substrate --smoke
+
+# Who is measured beside us, and what draws the plots.  The page tells of those that are not there.
+peers: $(PEERS)
+
+$(PEERS): requirements/peers.lock
+	rm -rf build/peers
+	$(PYTHON) -m venv build/peers
+	build/peers/bin/python -m pip install --disable-pip-version-check --require-hashes -r requirements/peers.lock
+	touch $(PEERS)
 
 # The wheel, in an environment that has nothing but the locked runtime dependencies.
 wheel-check: $(STAMP)
@@ -93,6 +119,8 @@ lock:
 	$(UV) pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 	  --no-emit-index-url --no-emit-find-links --constraints requirements/dev.lock pyproject.toml \
 	  --output-file requirements/runtime.lock
+	$(UV) pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+	  --no-emit-index-url --no-emit-find-links requirements/peers.txt --output-file requirements/peers.lock
 
 clean:
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

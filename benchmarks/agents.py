@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import mielin_cells as cells
 
 
 class Counter(cells.Agent, name="BenchCounter"):
+    """Its count is the sum of what it was told: more or less than was sent is a message doubled or lost."""
+
     count: int = 0
     pad: bytes = b""
 
@@ -15,17 +19,62 @@ class Counter(cells.Agent, name="BenchCounter"):
         return self.count
 
 
+class Tally(cells.Agent, name="BenchTally"):
+    """Told 1, 2, 3, ... by one sender; it counts what came out of turn, too."""
+
+    last: int = 0
+    gaps: int = 0
+    pad: bytes = b""
+
+    @cells.handler
+    async def take(self, n: int) -> int:
+        self.gaps += n != self.last + 1
+        self.last = n
+        return n
+
+    @cells.handler
+    async def found(self) -> tuple[int, int]:
+        return self.last, self.gaps
+
+
 class Store(cells.Agent, name="BenchStore"):
+    """A large state of 1 KiB rows, or of bytes, of which a turn changes a little."""
+
     rows: cells.Table[int, bytes] = cells.Table()
+    film: cells.Buffer = cells.Buffer()
     count: int = 0
+    last: int = 0
+    gaps: int = 0
 
     @cells.handler
     async def fill(self, first: int, count: int, size: int) -> None:
+        noise = os.urandom(size)
         for key in range(first, first + count):
-            self.rows[key] = b"x" * size
+            self.rows[key] = key.to_bytes(8, "big") + noise[8:]
+
+    @cells.handler
+    async def extend(self, size: int) -> int:
+        self.film.append(os.urandom(size))
+        return len(self.film)
 
     @cells.handler
     async def put(self, key: int, data: bytes) -> int:
         self.rows[key] = data
         self.count += 1
         return self.count
+
+    @cells.handler
+    async def change(self, n: int, keys: list[int]) -> int:
+        """One message of a sequence, which changes some rows, or bytes where there are no rows."""
+        self.gaps += n != self.last + 1
+        self.last = n
+        for key in keys:
+            if len(self.rows):
+                self.rows[key] = n.to_bytes(8, "big") * (len(self.rows[key]) // 8)
+            else:
+                self.film[key] = n % 256
+        return n
+
+    @cells.handler
+    async def found(self) -> tuple[int, int]:
+        return self.last, self.gaps

@@ -1,0 +1,56 @@
+"""What is to be reached, by row: told on the page whether or not the row could be measured."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Bar(NamedTuple):
+    """`key` and `sync` name the row; `part` measures it."""
+
+    key: str
+    part: str
+    what: str
+    bar: str
+    syncs: tuple[str, ...] = ("",)
+
+
+BOTH = ("always", "lazy")
+
+BARS = (
+    Bar("pause-p50", "pause", "pause, 1 KiB state, 1,000 messages/s, p50", "at most 2 times the floor", BOTH),
+    Bar("pause-p99", "pause", "pause, 1 KiB state, 1,000 messages/s, p99", "at most 4 times the floor's p99", BOTH),
+    Bar("pause-100m", "sizes", "pause, 100 MiB state, 1 % of it changing per second",
+        "at most 3 times the 1 KiB pause", BOTH),
+    Bar("pause-1g", "sizes", "pause, 1 GiB `Buffer`, 10 changes/s", "at most 5 times the 1 KiB pause", BOTH),
+    Bar("total-1g", "sizes", "whole move of 1 GiB", "at most 1.5 times appending the same bytes in parts", BOTH),
+    Bar("away-ray", "away", "unavailability in a move of 1 MiB, against Ray's by hand", "at least 200 times shorter", BOTH),
+    Bar("away-paglets", "away", "unavailability in a move of 1 MiB, against paglets'", "at least 200 times shorter", BOTH),
+    Bar("ask-p50", "asks", "durable ask from another process, p50", "at most 1.3 times its floor", BOTH),
+    Bar("ask-pipelined", "asks", "durable asks from another process, pipelined", "at least 0.8 of the floor's", BOTH),
+    Bar("ask-ray", "asks", "durable asks per second, against Ray's, which keep nothing", "more than Ray", BOTH),
+    Bar("ask-xoscar", "asks", "durable asks per second, against xoscar's, which keep nothing", "more than xoscar", ("lazy",)),
+    Bar("turns-dbos", "dbos", "durable turns per second on SQLite, against dbos' durable steps, both synced the same",
+        "at least 20 times as many", ("always",)),
+    Bar("local-pykka", "inprocess", "asks in one process, in memory, pipelined, against pykka", "more than pykka"),
+    Bar("local-autogen", "inprocess", "asks in one process, in memory, pipelined, against autogen-core",
+        "at least 10 times as many"),
+    Bar("local-one", "inprocess", "an ask in one process, one after another, against pykka", "at most 3 times pykka's time"),
+    Bar("turn-table", "turns", "a turn that changes one key of a 100 MiB `Table`",
+        "at most 2 times the turn of a 1 KiB agent"),
+    Bar("idle-memory", "idle", "memory of a node for each idle agent", "at most 10 KiB", ("lazy",)),
+    Bar("idle-count", "idle", "idle agents on one node", "100,000", ("lazy",)),
+    Bar("spawn", "idle", "agents created per second, on one node", "at least 2,000", ("lazy",)),
+    Bar("drain-always", "drain", "agents of 1 KiB moved off a node per second, all of them", "at least 150", ("always",)),
+    Bar("drain-lazy", "drain", "agents of 1 KiB moved off a node per second, all of them", "at least 300", ("lazy",)),
+    Bar("failover", "failover", "failover of 3,000 agents, from detection to the last one's answer",
+        "at most 3 times the bare takeover floor", BOTH),
+    Bar("queue-insert", "manager", "recovery manager with 1,000,000 pending: one insert", "under 50 µs"),
+    Bar("queue-due", "manager", "recovery manager with 1,000,000 pending: one due item found and taken", "under 50 µs"),
+    Bar("start-import", "start", "`import mielin_cells`", "under 120 ms, on a quiet machine"),
+    Bar("start-help", "start", "`mielin --help`", "under 300 ms, on a quiet machine"),
+)  # fmt: skip
+
+
+def find(key: str) -> Bar:
+    return next(bar for bar in BARS if bar.key == key)

@@ -1,0 +1,138 @@
+"""What the server alone takes for the steps that nobody can leave out: `python -m benchmarks.floors` beside a server.
+
+In one process of its own, which has nothing else to do: so it does not pay for the wake-up of other processes, which what is
+measured does.  Every append is one entry, at the server's sync setting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import uvloop
+
+from benchmarks.peer import Peer, of_ours
+from benchmarks.peers.serve import serve_async
+from mielin_cells.substrate.jetstream import JetStream
+from mielin_cells.substrate.parts import put_parts
+from mielin_cells.substrate.ports import Appended
+
+URL = "BENCH_URL"
+RECORD = b"x" * 300
+"""About what a commit of one turn takes."""
+
+GROUP = 64
+"""Takeovers at the same time, as many as a keeper asks for."""
+
+
+class Floor:
+    def __init__(self, writer: JetStream, reader: JetStream) -> None:
+        self._writer = writer
+        self._reader = reader
+        self._heard: dict[bytes, asyncio.Future[None]] = {}
+        self._numbers = itertools.count(1)
+
+    async def open(self) -> None:
+        await self._reader.wire.subscribe("floor", self._receive)
+
+    def _receive(self, data: bytes) -> None:
+        self._heard.pop(data).set_result(None)
+
+    async def _one(self, subject: str, appends: int) -> None:
+        """Dependent conditional appends to a fresh subject, and one delivery on another connection."""
+        last = 0
+        for _ in range(appends):
+            outcome = await self._writer.log.append(subject, RECORD, last)
+            assert isinstance(outcome, Appended)
+            last = outcome.seq
+        heard = self._heard[subject.encode()] = asyncio.get_running_loop().create_future()
+        await self._writer.wire.publish("floor", subject.encode())
+        await heard
+
+    async def dependent(self, appends: int, count: int) -> list[float]:
+        """Milliseconds of each."""
+        found = []
+        for _ in range(count):
+            at = time.perf_counter()
+            await self._one(f"floor.{next(self._numbers)}", appends)
+            found.append((time.perf_counter() - at) * 1000)
+        return found
+
+    async def pipelined(self, appends: int, count: int, window: int) -> float:
+        """How many per second, with `window` on their way."""
+
+        async def caller() -> None:
+            for _ in range(count // window):
+                await self._one(f"floor.{next(self._numbers)}", appends)
+
+        at = time.perf_counter()
+        await asyncio.gather(*(caller() for _ in range(window)))
+        return count // window * window / (time.perf_counter() - at)
+
+    async def takeovers(self, agents: list[str]) -> float:
+        """Seconds to take over so many agents barely: each two reads, a claim, a commit and a subscription."""
+        log, open_ones = self._writer.log, asyncio.Semaphore(GROUP)
+
+        async def one(agent: str) -> None:
+            async with open_ones:
+                subject = f"floor.agent-{agent}"
+                last = await log.last(subject)
+                assert last is not None
+                await log.read(subject, last.seq - 1, 1)
+                claimed = await log.append(subject, RECORD, last.seq)
+                assert isinstance(claimed, Appended)
+                committed = await log.append(subject, RECORD, claimed.seq)
+                assert isinstance(committed, Appended)
+                subscriptions.append(await self._reader.wire.subscribe(f"floor-of.{agent}", lambda _: None))
+
+        async def made(agent: str) -> None:
+            async with open_ones:
+                await log.append(f"floor.agent-{agent}", RECORD)
+
+        subscriptions: list[Any] = []
+        await asyncio.gather(*(made(agent) for agent in agents))
+        at = time.perf_counter()
+        await asyncio.gather(*(one(agent) for agent in agents))
+        taken = time.perf_counter() - at
+        for subscription in subscriptions:
+            subscription.close()
+        return taken
+
+    async def parts(self, size: int) -> float:
+        """Seconds to append so many bytes in parts."""
+        data = os.urandom(1 << 20) * (size >> 20)
+        subject = f"part.floor-{next(self._numbers)}.x"
+        at = time.perf_counter()
+        refs = await put_parts(self._writer.log, subject, data)
+        taken = time.perf_counter() - at
+        await self._writer.log.trim(subject, refs[-1].seq + 1)
+        return taken
+
+
+async def main() -> None:
+    url = os.environ[URL]
+    writer, reader = await JetStream.open(url), await JetStream.open(url)
+    floor = Floor(writer, reader)
+    await floor.open()
+    does: dict[str, Any] = {
+        "dependent": floor.dependent, "pipelined": floor.pipelined, "takeovers": floor.takeovers, "parts": floor.parts,
+    }  # fmt: skip
+    await serve_async(does, {"uvloop": True})
+    await writer.close()
+    await reader.close()
+
+
+@asynccontextmanager
+async def floor_beside(url: str) -> AsyncIterator[Peer]:
+    os.environ[URL] = url  # it holds a password, which arguments would show
+    async with of_ours("benchmarks.floors") as peer:
+        yield peer
+
+
+if __name__ == "__main__":
+    uvloop.run(main())

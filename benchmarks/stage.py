@@ -1,0 +1,99 @@
+"""What is measured between processes: a server of its own, a process for each node, and the floor's process beside them."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.figures import Sync
+from benchmarks.floors import floor_beside
+from benchmarks.peer import Peer
+from mielin_cells.cli.fleet import Fleet
+from mielin_cells.errors import CellError
+from mielin_cells.node.client import Client
+from mielin_cells.node.remote import Address, connect, open_substrate
+from mielin_cells.substrate.server import Server
+
+APP = "benchmarks.agents"
+
+LARGE = """
+[settings]
+state_bytes_max = 4294967296
+prepare_s = 60.0
+migration_s = 600.0
+probation_s = 120.0
+"""
+"""Nodes that take a state of 1 GiB with what belongs to it, and have time to."""
+
+
+@dataclass(slots=True)
+class Stage:
+    cluster: Client
+    fleet: Fleet
+    floor: Peer
+    url: str
+    server: str
+    """Its version."""
+    lines: list[tuple[float, str]]
+    """What nodes have logged, and when it was read."""
+
+    def heard(self, words: str) -> float:
+        """When a node first said so.  Raises `LookupError`."""
+        return next(at for at, line in self.lines if words in line)
+
+    def process(self, node: str) -> psutil.Process:
+        child = next(child for child in self.fleet.children if child.name == node)
+        assert child.process is not None
+        return psutil.Process(child.process.pid)
+
+
+@asynccontextmanager
+async def staged(nodes: int, sync: Sync, settings: str = "") -> AsyncIterator[Stage]:
+    """Up and serving; ended with the block, and what it has stored is gone."""
+    with tempfile.TemporaryDirectory(prefix="mielin-bench-") as folder:
+        server = await Server.start(Path(folder) / "server", sync=sync)
+        try:
+            address = Address(server.url, sync=server.sync)
+            substrate = await open_substrate(address)  # makes the streams before the nodes all want to
+            version = substrate.server_version
+            await substrate.close()
+            lines = list[tuple[float, str]]()
+            fleet = Fleet(APP, address, lambda event: _tell(event, lines), (), _configured(Path(folder), settings))
+            try:
+                fleet.start(nodes)
+                await fleet.serving()
+                if fleet.failed.done():
+                    child = fleet.failed.result()
+                    raise CellError(f"{child.name} could not start: {child.last_line}.")
+                async with connect(address.url) as cluster, floor_beside(address.url) as floor:
+                    assert isinstance(cluster, Client)
+                    yield Stage(cluster, fleet, floor, address.url, version, lines)
+            finally:
+                await fleet.stop()
+        finally:
+            await server.stop()
+
+
+def _configured(folder: Path, settings: str) -> Sequence[str]:
+    if not settings:
+        return ()
+    path = folder / "bench.toml"
+    path.write_text(settings)
+    return ("--config", str(path))
+
+
+def _tell(event: dict[str, Any], lines: list[tuple[float, str]]) -> None:
+    """What nodes log; of that, warnings are shown."""
+    if event.get("event") != "log":
+        return
+    lines.append((time.perf_counter(), event["line"]))
+    if " INFO " not in event["line"]:
+        print(f"{event['node']} | {event['line']}", file=sys.stderr, flush=True)
