@@ -39,7 +39,9 @@ $(STAMP): pyproject.toml requirements/dev.lock
 demo: $(STAMP)
 	$(BIN)/mielin demo $(ARGS)
 
-test: lint types unit sim
+# Two at a time: the types are checked while the tests wait for processes.
+test: $(STAMP)
+	$(MAKE) -j2 --output-sync=line lint types unit sim
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -21,7 +21,7 @@ SLOW = cells.Settings(reconcile_s=600.0, probation_s=30.0, ask_repeat_s=0.2, pau
 """No node looks at its logs by itself."""
 
 
-class Tally(cells.Agent):
+class Score(cells.Agent):
     count: int = 0
 
     @cells.handler
@@ -70,7 +70,7 @@ def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
 async def test_a_log_that_is_trimmed_up_to_the_handover_is_not_read_for_ever() -> None:
     """Seed 203984."""
     async with nodes("node-1", "node-2", settings=SLOW) as (client, running):
-        tally = await client.on("node-1").spawn(Tally, "t")
+        tally = await client.on("node-1").spawn(Score, "t")
         await tally.add()
         report = await client.migrate(tally, to="node-2")
         await tally.add()
@@ -85,7 +85,7 @@ async def test_a_log_that_is_trimmed_up_to_the_handover_is_not_read_for_ever() -
 async def test_an_undo_on_a_node_that_has_lost_the_agent_and_does_not_know_it_is_fenced() -> None:
     """Seed 203305: it composed the record again and again, and its node did nothing else any more."""
     async with nodes("node-1", "node-2", settings=SLOW) as (client, running):
-        tally = await client.on("node-1").spawn(Tally, "t")
+        tally = await client.on("node-1").spawn(Score, "t")
         report = await client.migrate(tally, to="node-2")
         assert await tally.add() == 1
         epoch = running["node-2"].hosts["t"].fold.epoch
@@ -100,7 +100,7 @@ async def test_an_undo_on_a_node_that_has_lost_the_agent_and_does_not_know_it_is
 async def test_a_source_that_stops_while_its_target_verifies_logs_no_bug(caplog: pytest.LogCaptureFixture) -> None:
     """Seed 201268."""
     async with nodes("node-1", "node-2", settings=SLOW) as (client, running):
-        tally = await client.on("node-1").spawn(Tally, "t")
+        tally = await client.on("node-1").spawn(Score, "t")
         probed, go = asyncio.Event(), asyncio.Event()
 
         async def held(step: str) -> None:
@@ -126,7 +126,7 @@ async def test_a_source_that_stops_while_its_target_verifies_logs_no_bug(caplog:
 async def test_a_claim_that_lands_after_its_node_has_stopped_leaves_nothing_running_there() -> None:
     """Seed 401737."""
     async with nodes("node-1", "node-2", settings=SLOW) as (client, running):
-        tally = await client.on("node-1").spawn(Tally, "t")
+        tally = await client.on("node-1").spawn(Score, "t")
         assert await tally.add() == 1
         second = running["node-2"]
         log = second.home.log = HeldLog(second.home.log)
@@ -182,7 +182,7 @@ class DamagingLog(HeldLog):
 async def test_a_journal_record_that_is_damaged_on_its_way_is_not_taken_for_another_process() -> None:
     """Seed 414555: a process gave its own migration up, and planned another while that one was open."""
     async with nodes("node-1", "node-2", settings=SLOW) as (client, running):
-        tally = await client.on("node-1").spawn(Tally, "t")
+        tally = await client.on("node-1").spawn(Score, "t")
         log = running["node-1"].home.log = DamagingLog(running["node-1"].home.log)
         report = await client.migrate(tally, to="node-2")
         assert report.ok
@@ -192,7 +192,7 @@ async def test_a_journal_record_that_is_damaged_on_its_way_is_not_taken_for_anot
 class Payer(cells.Agent):
     @cells.handler
     async def pay(self) -> int:
-        return await cells.this().cluster.get(Tally, "t").add()
+        return await cells.this().cluster.get(Score, "t").add()
 
 
 class SlowAsks(HeldLog):
@@ -210,7 +210,7 @@ async def test_a_turn_that_runs_again_knows_of_the_ask_that_was_on_its_way_when_
     """Seed 601050: the further run asked once more, under a new number, and the other agent took both."""
     settings = cells.Settings(reconcile_s=600.0, turn_deadline_s=0.2, retry_first_s=0.0, tries=50)
     async with nodes("node-1", settings=settings) as (client, running):
-        tally = await client.spawn(Tally, "t")
+        tally = await client.spawn(Score, "t")
         payer = await client.spawn(Payer, "p")
         host = running["node-1"].hosts["p"]
         log = SlowAsks(host.home.log)

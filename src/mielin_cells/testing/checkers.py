@@ -200,9 +200,12 @@ class Scene:
         return WALL_S + self.world.loop.time()
 
     def waiting_timers(self) -> Counter[str]:
-        """By agent: timers that may still be out at rest, because they were set by a clock that was wrong."""
-        clocks = [0, 0, *self.world.clocks.values()]  # most of them are right
-        if max(clocks) - min(clocks) < WRONG_S:
+        """By agent: timers that may still be out at rest, because a clock was wrong when they were set, or when they came to a node.
+
+        A node reads its wall clock only then (behind it, a clock that is put right must not make a timer fire early), so such a
+        timer may be late by as much as the clock was wrong.
+        """
+        if self.world.clock_error_max < WRONG_S:
             return Counter()
         return Counter({agent: len(fold.ledger.timers) for agent, fold in self.folds.items()})
 

@@ -123,6 +123,8 @@ class World:
         """How often it was cut: what is on its way to the store then never comes there."""
         self.clocks: Counter[str] = Counter()
         """By name, by how many seconds its wall clock is wrong."""
+        self.clock_error_max = 0
+        """By how many seconds one ever was."""
         self.links: dict[tuple[str, str], float] = {}
         """Which name hears nothing of which, over the wire, until when: (from, to)."""
         self.on_call: OnCall | None = None
@@ -260,6 +262,7 @@ class World:
         self.note(f"clock {name} {seconds:+.3f}")
         self.harmed("clock step", self.views[name])
         self.clocks[name] += int(seconds)
+        self.clock_error_max = max(self.clock_error_max, abs(self.clocks[name]))
 
     def cut_power(self, seconds: float) -> tuple[float, int]:
         """Every process dies, and the store forgets what landed in the last `seconds`; what was on its way never lands.
