@@ -12,6 +12,7 @@ import mielin_cells as cells
 from mielin_cells.cli import commands, moves
 from mielin_cells.cli.show import Printer
 from mielin_cells.migration.recovery import RecoveryConfig
+from mielin_cells.node.cases import Cases
 from mielin_cells.node.operator import Operator
 from mielin_cells.testing.faults import Fault, Faults, Kind
 
@@ -71,6 +72,19 @@ async def test_an_agent_whose_migration_gave_up_runs_again_where_it_is(capsys: p
         [info] = values(capsys)
         assert (info["state"], info["node"]) == ("Running", "node-1")
         assert await kiosk.add() == 6
+
+
+async def test_an_agent_that_a_person_has_suspended_is_recovered_and_stays_suspended() -> None:
+    faults = Faults(0, Fault("probe", Kind.REFUSE, most=1))
+    async with nodes("node-1", "node-2", faults=faults, recovery=RecoveryConfig(max_retries=0)) as (client, _):
+        kiosk = await client.on("node-1").spawn(Kiosk, "t")
+        report = await client.migrate(kiosk, to="node-2")
+        assert report.outcome == "rolled_back"
+        await client.suspend(kiosk, "to be looked at")
+
+        assert (await Cases(client).roll_back(report.migration)).state == "Suspended"
+        assert (await Cases(client).recover(report.migration, to="node-2")).ok
+        assert (await client.show(kiosk)).state == "Suspended"
 
 
 async def test_a_migration_that_gave_up_is_made_after_all_and_its_agent_runs(

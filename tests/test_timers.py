@@ -205,3 +205,26 @@ async def test_an_undo_takes_timers_back_and_none_of_them_fires_twice() -> None:
         timers = (await load(client.log, "b")).ledger.timers
         assert sorted(timers) == sorted([later, "on_arrive.0"])
         assert timers[later] == before[later]
+
+
+@pytest.mark.parametrize("catch_up", ["one", "all"])
+async def test_an_undo_makes_up_for_no_time_that_a_timer_has_fired_for_or_was_cancelled_at(catch_up: cells.CatchUp) -> None:
+    async with nodes({"node-1": 1, "node-2": 1}) as (client, running):
+        for node in running.values():
+            node._classes = {"Bell": Bell}.get
+        bell = await client.on("node-1").spawn(Bell, "b")
+        await bell.repeat(0.02, catch_up)
+        await bell.set(0.05, "cancelled", id="once")
+        move = await client.migrate(bell, to="node-2")
+        await bell.stop("once")
+        while len(await bell.all()) < 4:
+            await asyncio.sleep(0.01)
+        await bell.stop("repeat")
+        rings = await bell.all()
+        await asyncio.sleep(0.1)  # times that pass while there is no timer
+
+        assert (await client.rollback(move.migration, to="node-1")).ok
+        assert await bell.all() == rings
+        assert sorted((await load(client.log, "b")).ledger.timers) == ["on_arrive.0"]
+        await bell.set(0, "after all")  # timers fire again behind the undo
+        await until(bell, [*rings, "after all"])

@@ -288,6 +288,37 @@ async def test_an_upgrade_that_fails_its_probe_is_back_at_the_older_version_by_i
         assert await stall.take(2) == total + 2
 
 
+class Nomad(cells.Agent):
+    stays: list[str] = []
+
+    @cells.handler
+    async def go(self, to: str) -> None:
+        self.stays.append(to)
+        cells.this().migrate(to=to)
+
+    @cells.handler
+    async def all(self) -> list[str]:
+        return self.stays
+
+
+async def test_a_turn_that_moved_its_agent_does_not_move_it_again() -> None:
+    async with nodes({"node-1": 1, "node-2": 1, "node-3": 1}) as (client, running):
+        for node in running.values():
+            node._classes = {"Nomad": Nomad}.get
+        nomad = await client.on("node-1").spawn(Nomad, "n")
+        move = await client.migrate(nomad, to="node-2")
+        await nomad.go("node-3")
+        while (await client.show(nomad)).node != "node-3":
+            await asyncio.sleep(0.01)
+
+        report = await client.rollback(move.migration, to="node-1")
+
+        assert (report.ok, report.replayed) == (True, 1)
+        assert await nomad.all() == ["node-3"]
+        assert (await client.show(nomad)).node == "node-1"
+        assert not any(node.migrations.open for node in running.values())
+
+
 async def test_a_dry_run_tells_what_would_be_and_does_nothing() -> None:
     async with nodes({"node-1": 1, "node-2": 2}) as (client, _):
         till, _ = await till_at(client, "node-1")

@@ -111,6 +111,8 @@ class Undoing:
         self._answered = 0
         self._fired: set[str] = set()
         """Of the timers of `back`."""
+        self._went_on: dict[str, Timer] = {}
+        """Those of `back` that repeat, as they were last: also if they were cancelled then."""
         self._pasts: dict[Input, _Past] = {key: _Past.of(known) for key, known in back.ledger.again.items()}
         if back.turn is not None:
             self._past(back.turn.sender, back.turn.n).learn(0, back.turn.made)
@@ -131,6 +133,8 @@ class Undoing:
                     self._answered += taken.answer is not None
                 for timer in commit.timers:
                     self._has_timer(timer, timer)
+                    if self._is_of_then(timer):
+                        self._went_on[timer.id] = timer
                 for fired in commit.fired:
                     self._has_fired(fired)
             case Asked() | Stepped():
@@ -162,29 +166,28 @@ class Undoing:
             "held": sorted(back.ledger.held),
             "marks": {s: before.get(s, 0) for s, peer in peers.items() if peer.mark != before.get(s, 0)},
             "unburied": sorted(letter.key for letter in ledger.dead if letter.key not in known),
-            "timers": self._timers(now),
+            "timers": self._timers(),
             "again": [past.again(*key) for key, past in self._pasts.items()],
         }
 
     def _has_fired(self, fired: Fired) -> None:
-        before = self.back.ledger.timers.get(fired.id)
-        if before is not None and _origin(before) == _origin(fired):
+        if self._is_of_then(fired):
             self._fired.add(fired.id)
         self._has_timer(fired, None)
+
+    def _is_of_then(self, timer: Timer | Fired) -> bool:
+        before = self.back.ledger.timers.get(timer.id)
+        return before is not None and _origin(before) == _origin(timer)
 
     def _has_timer(self, origin: Timer | Fired, timer: Timer | None) -> None:
         past = self._pasts.get((origin.sender, origin.input))
         if past is not None:  # else it was set before `back`, or by a hook
             past.timers[origin.k] = timer
 
-    def _timers(self, now: Fold) -> list[Timer]:
-        """Those of then, as far as they have not fired since; one that repeats has gone on."""
-        kept = []
-        for name, timer in self.back.ledger.timers.items():
-            if name not in self._fired:
-                still = now.ledger.timers.get(name)
-                kept.append(still if still is not None and _origin(still) == _origin(timer) else timer)
-        return kept
+    def _timers(self) -> list[Timer]:
+        """Those of then, as far as they have not fired since; one that repeats goes on behind the times that it has fired for."""
+        then = self.back.ledger.timers
+        return [self._went_on.get(name, timer) for name, timer in then.items() if name not in self._fired]
 
     def _past(self, sender: str, n: int) -> _Past:
         return self._pasts.setdefault((sender, n), _Past())

@@ -148,21 +148,22 @@ class Cases:
         An agent that was parked runs again once it has arrived.  Raises `MigrationInProgress` for one that is open,
         `UsageError` for one that completed, and what `Cluster.migrate` raises.
         """
-        agent, info = await self._parked(migration)
+        agent, is_parked = await self._parked(migration)
         request, source = await self._client.plan(agent, to)
         report = await self._client.watched(msgspec.structs.replace(request, parent=migration), source)
-        if report.ok and info.state == AgentState.SUSPENDED.value:
+        if report.ok and is_parked:
             await self._client.resume(agent)
         return report
 
     async def roll_back(self, migration: str) -> AgentInfo:
         """A migration that gave up: its agent runs again where it is.  Raises as `recover`."""
-        agent, info = await self._parked(migration)
-        if info.state == AgentState.SUSPENDED.value:
+        agent, is_parked = await self._parked(migration)
+        if is_parked:
             await self._client.resume(agent)
         return await self._client.show(agent)
 
-    async def _parked(self, migration: str) -> tuple[str, AgentInfo]:
+    async def _parked(self, migration: str) -> tuple[str, bool]:
+        """The agent, and whether it is stopped because the migration gave up: one that a person has stopped stays so."""
         found = await self.find(migration)
         assert found.planned is not None
         agent = found.planned.agent
@@ -173,4 +174,5 @@ class Cases:
             )  # fmt: skip
         if found.end.outcome == "completed":
             raise UsageError(f"Migration {migration} of agent {agent!r} completed; there is nothing to recover.")
-        return agent, await self._client.show(agent)
+        info = await self._client.show(agent)
+        return agent, found.end.outcome == "gave_up" and info.state == AgentState.SUSPENDED.value

@@ -312,7 +312,8 @@ class Intake:
             self._send(turn)
         if turn.timers and turn.seconds is not None:
             self._host.timers.take(turn.timers, turn.seconds)
-        if turn.moves and self._host.home.cluster is not None:
+        is_done = turn.rerun is not None and turn.rerun.again.taken  # it has moved then: an undo says itself where to be
+        if turn.moves and not is_done and self._host.home.cluster is not None:
             self._host.home.begin(self._moved_by_itself(turn.move_to))
 
     def _take(self, mail: Mail, message: Message, turn: Turn | None, answer: bytes | None) -> None:
@@ -321,11 +322,14 @@ class Intake:
         batch.turns += 1
         if turn is not None and turn.made:
             self._ended(turn)
-        if ledger.again and (sender, n) in ledger.again:
+        is_again = bool(ledger.again) and (sender, n) in ledger.again
+        if is_again:
             answer = self._taken_again(mail, message, turn, answer)
         else:
             batch.taken.append(Taken(sender, n, mail.low, mail.start, answer))
         ledger.take(sender, n, mail.low, mail.start, answer)
+        if is_again and not ledger.again:
+            self._host.timers.kick()  # they have waited for this
         if answer is not None:
             batch.answer(mail.reply_to, sender, n, answer)
 

@@ -59,14 +59,15 @@ class Timers:
         heapq.heappush(self._heap, (due, name))
 
     def kick(self) -> None:
-        """Sends what is due, soon, and waits for what is not.  Nothing is due while the agent may not run."""
+        """Sends what is due, soon, and waits for what is not.  Nothing is due while the agent may not run, nor before all messages
+        that an undo took back are taken again: one of them may be what cancelled the timer."""
         host = self._host
         while self._heap and self._due.get(self._heap[0][1]) != self._heap[0][0]:
             heapq.heappop(self._heap)
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None
-        if self._heap and host.is_open and host.fold.may_run:
+        if self._heap and host.is_open and host.fold.may_run and not host.fold.ledger.again:
             self._handle = asyncio.get_running_loop().call_at(self._heap[0][0], self._send)
 
     def _send(self) -> None:
