@@ -43,6 +43,8 @@ handover_s = {HANDOVER_S}
 probation_s = {PROBATION_S}
 reconcile_s = 0.3
 migration_s = 20.0
+snapshot_records = 1000000  # behind snapshots logs are trimmed, and the checkers read them whole
+snapshot_bytes = 1000000000
 heartbeat_misses = 60  # who goes on is the cell's to say, and no keeper's
 
 [recovery]

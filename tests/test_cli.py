@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +67,21 @@ def test_an_option_that_cannot_be_is_one_sentence_and_exits_with_2(options: tupl
     assert len(lines) == 1
     assert says in lines[0]
     assert "Traceback" not in done.stderr
+
+
+def test_with_json_wishes_that_contradict_each_other_are_an_object_too() -> None:
+    done = run("recover", "m-1", "--retry", "--rollback", "--json")
+    assert (done.returncode, done.stderr) == (2, "")
+    assert json.loads(done.stdout)["error"]["code"] == "ConfigError"
+
+
+def test_a_reader_that_has_had_enough_is_no_error() -> None:
+    reads, writes = os.pipe()
+    os.close(reads)
+    command = [MIELIN, "recover", "m-1", "--retry", "--rollback", "--json"]
+    done = subprocess.run(command, stdout=writes, stderr=subprocess.PIPE, text=True, timeout=CLOSE_S, check=False)
+    os.close(writes)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_a_file_that_is_no_store_is_one_sentence_and_exits_with_1(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -12,6 +13,7 @@ import mielin_cells as cells
 from mielin_cells.cli import commands, moves
 from mielin_cells.cli.show import Printer
 from mielin_cells.migration.recovery import RecoveryConfig
+from mielin_cells.node import journal
 from mielin_cells.node.cases import Cases
 from mielin_cells.node.operator import Operator
 from mielin_cells.testing.faults import Fault, Faults, Kind
@@ -72,6 +74,8 @@ async def test_an_agent_whose_migration_gave_up_runs_again_where_it_is(capsys: p
         [info] = values(capsys)
         assert (info["state"], info["node"]) == ("Running", "node-1")
         assert await kiosk.add() == 6
+        assert await moves.recover(operator, out, None, retry=False, to=None, rollback=False) == 0
+        assert values(capsys) == [[]]  # it waits for nobody now
 
 
 async def test_an_agent_that_a_person_has_suspended_is_recovered_and_stays_suspended() -> None:
@@ -143,3 +147,29 @@ async def test_failures_and_predictions_are_shown_while_an_agent_moves(capsys: p
         assert found[-1]["target"] == "node-3"
         [predicted] = [line for line in found if line["event"] == "predicted"]
         assert predicted["rounds"] == 1
+
+
+async def test_a_detached_move_is_made_by_the_settings_of_its_call(capsys: pytest.CaptureFixture[str]) -> None:
+    faults = Faults(0, Fault("probe", Kind.REFUSE, most=1))
+    async with nodes("node-1", "node-2", faults=faults, recovery=GIVES_UP) as (client, _):
+        await client.on("node-1").spawn(Kiosk, "t")
+        operator, out = Operator(client), Printer(as_json=True)
+        with pytest.raises(cells.ConfigError, match="max_retries = -1"):
+            await moves.migrate(operator, out, "t", "node-2", detach=True, recovery={"max_retries": -1})
+        assert await moves.migrate(operator, out, "t", "node-2", detach=True, recovery={"auto_rollback": 1}) == 0
+        [begun] = values(capsys)
+        while not (found := await journal.find(client.log, begun["migration"])).end:
+            await asyncio.sleep(0.01)
+        assert found.end is not None
+        assert found.end.outcome == "rolled_back"
+
+
+async def test_the_log_of_an_agent_that_was_claimed_can_be_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    async with nodes("node-1", "node-2") as (client, _):
+        kiosk = await client.on("node-1").spawn(Kiosk, "t")
+        move = await client.migrate(kiosk, to="node-2")
+        await kiosk.add()
+        await client.rollback(move.migration, to="node-1")  # its message waits when node-1 claims the agent
+        for as_json in (True, False):
+            assert await commands.log(Operator(client), Printer(as_json=as_json), "t", 0, follow=False) == 0
+            assert "begins message 1 of client" in capsys.readouterr().out

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -290,6 +291,14 @@ async def test_an_agent_whose_state_does_not_load_is_in_error_with_the_reason_an
 
 
 # ---- labels of calls -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf"), "5", True], ids=repr)
+async def test_a_time_that_nobody_can_wait_is_refused_before_the_call(seconds: Any) -> None:
+    async with cells.local() as cluster:
+        racer = await cluster.spawn(Racer, "r")
+        with pytest.raises(cells.UsageError, match="cannot be; give seconds above 0"):
+            racer.add.options(timeout=seconds)
 
 
 class Caller(cells.Agent):

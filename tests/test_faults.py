@@ -140,4 +140,4 @@ def test_the_job_with_faults_ends_with_zeros_and_tells_what_failed(tmp_path: Pat
     assert (found["lost"], found["duplicated"], found["mismatched"], found["migrations"]["gave_up"]) == (0, 0, 0, 0)
     assert found["migrations"]["completed"] + found["migrations"]["rolled_back"] == 20
     assert found["failures"] or found["reasons"], found  # on a slow machine moves may be refused before they begin
-    assert found["recoveries"] > 0
+    assert found["recoveries"] > 0 or not found["failures"], found

@@ -409,6 +409,12 @@ async def test_the_turns_deadline_begins_anew_behind_a_step() -> None:
         )
 
 
+@pytest.mark.parametrize("bad", ["OSError", OSError, (1,), [OSError]], ids=repr)
+def test_what_is_worth_another_call_is_named_by_classes(bad: Any) -> None:
+    with pytest.raises(cells.ConfigError, match="a tuple of exception classes"):
+        cells.Retry(on=bad)
+
+
 @pytest.mark.parametrize(
     "bad", [{"tries": 0}, {"tries": 1.5}, {"tries": True}, {"first_s": -1}, {"max_s": float("nan")}], ids=str
 )

@@ -164,6 +164,21 @@ async def test_a_step_needs_a_name(name: Any) -> None:
         await played(nameless)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"timeout": 0}, {"timeout": -1}, {"timeout": float("nan")}, {"timeout": "5"}, {"timeout": True}, {"retry": 3}],
+    ids=str,
+)
+async def test_options_that_cannot_be_are_refused_before_the_call(options: dict[str, Any]) -> None:
+    async def hurried(self: Scripted) -> list[str]:
+        return [await cells.step("x", world.model, "a", **options)]
+
+    world.calls.clear()
+    with pytest.raises(cells.UsageError, match="cannot be|and not 3"):
+        await played(hurried)
+    assert not world.calls
+
+
 async def test_a_step_is_given_a_function_and_not_what_it_returned() -> None:
     async def called(self: Scripted) -> list[str]:
         return [await cells.step("x", world.model("a"))]  # type: ignore[call-overload]

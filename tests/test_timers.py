@@ -57,6 +57,8 @@ class Bell(cells.Agent):
                 cells.after(-1).ring("x")
             case "period":
                 cells.every(0).ring("x")
+            case "flood":
+                cells.every(1e-9, catch_up="all").ring("x")
             case _:
                 cells.every(1, catch_up="some").ring("x")  # type: ignore[call-overload]  # wrong on purpose
 
@@ -100,7 +102,7 @@ async def test_a_timer_belongs_to_its_turn_and_can_be_cancelled_or_replaced() ->
         await until(bell, ["instead", "last"])
         for what, error in (
             ("handler", cells.NoSuchHandler), ("args", cells.BadArguments), ("time", cells.UsageError),
-            ("period", cells.UsageError), ("catch_up", cells.UsageError),
+            ("period", cells.UsageError), ("flood", cells.UsageError), ("catch_up", cells.UsageError),
         ):  # fmt: skip
             with pytest.raises(error):
                 await bell.wrong(what)
@@ -208,7 +210,9 @@ async def test_an_undo_takes_timers_back_and_none_of_them_fires_twice() -> None:
 
 
 @pytest.mark.parametrize("catch_up", ["one", "all"])
-async def test_an_undo_makes_up_for_no_time_that_a_timer_has_fired_for_or_was_cancelled_at(catch_up: cells.CatchUp) -> None:
+async def test_an_undo_makes_up_for_no_time_that_a_timer_has_fired_for_or_was_cancelled_at(
+    catch_up: cells.CatchUp,
+) -> None:
     async with nodes({"node-1": 1, "node-2": 1}) as (client, running):
         for node in running.values():
             node._classes = {"Bell": Bell}.get

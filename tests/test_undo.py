@@ -21,6 +21,7 @@ from mielin_cells.core.records import Claimed, Undone
 from mielin_cells.migration.recovery import RecoveryConfig
 from mielin_cells.node import journal
 from mielin_cells.node.client import Client
+from mielin_cells.node.cordon import cordon
 from mielin_cells.node.node import Node
 from mielin_cells.node.operator import Operator
 from mielin_cells.node.reader import load, record_of
@@ -286,6 +287,53 @@ async def test_an_upgrade_that_fails_its_probe_is_back_at_the_older_version_by_i
         after = await load(client.log, "till")
         assert (after.owner, after.version, after.state.digest()) == ("node-1", 1, before.state.digest())
         assert await stall.take(2) == total + 2
+
+
+async def test_a_node_that_takes_no_agents_is_passed_over_unless_it_is_named() -> None:
+    async with nodes({"node-1": 1, "node-2": 2, "node-3": 1}) as (client, _):
+        till, _ = await till_at(client, "node-1")
+        move = await client.migrate(till, to="node-2")
+        await till.take(2)
+        await cordon(client, "node-1", True)
+        with pytest.raises(cells.MigrationRefused, match="cordoned"):
+            await client.rollback(move.migration, to="node-1")
+
+        report = await client.rollback(move.migration)
+
+        assert (report.ok, report.target) == (True, "node-3")
+        assert await till.get() == 2
+
+
+class Kettle(cells.Agent):
+    boiled: int = 0
+
+    async def on_arrive(self) -> None:
+        if calls:
+            raise OSError("no power")
+
+    @cells.handler
+    async def boil(self) -> int:
+        self.boiled += 1
+        return self.boiled
+
+
+async def test_an_agent_that_breaks_where_it_is_to_go_on_is_told_and_not_waited_for() -> None:
+    async with nodes({"node-1": 1, "node-2": 1}) as (client, running):
+        for node in running.values():
+            node._classes = {"Kettle": Kettle}.get
+        kettle = await client.on("node-1").spawn(Kettle, "k")
+        move = await client.migrate(kettle, to="node-2")
+        await kettle.boil()
+        calls.append("the power is off")
+
+        report = await client.rollback(move.migration, to="node-1")
+
+        assert (report.ok, report.left) == (False, 1)
+        assert "no power" in report.trouble
+        assert "mielin resume k" in report.trouble
+        calls.clear()
+        await client.resume(kettle)
+        assert await kettle.boil() == 2
 
 
 class Nomad(cells.Agent):

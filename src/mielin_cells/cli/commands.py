@@ -8,6 +8,7 @@ from typing import Any
 from mielin_cells.cli.codes import DONE
 from mielin_cells.cli.show import Printer, as_text, duration, record, size, table
 from mielin_cells.core.cluster import AgentInfo, NodeInfo
+from mielin_cells.core.message import sender_text
 from mielin_cells.core.records import (
     Asked,
     Claimed,
@@ -145,6 +146,8 @@ def _what(entry: Any) -> str:
             return _commit(entry.commit)
         case Asked():
             return f"asks {entry.out.to}.{entry.out.handler} ({entry.at + len(entry.made)} in this turn)"
+        case Stepped(made=[]):
+            return f"begins message {entry.input} of {sender_text(entry.sender)}"
         case Stepped():
             return f"{entry.made[-1].label} ({entry.at + len(entry.made)} in this turn)"
         case Snapshot():

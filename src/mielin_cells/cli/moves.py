@@ -11,10 +11,11 @@ import msgspec
 from mielin_cells.cli.codes import DONE, REFUSED, ROLLED_BACK
 from mielin_cells.cli.show import Printer, duration, size, table
 from mielin_cells.core.cluster import MigrationReport, RollbackReport
+from mielin_cells.core.lifecycle import AgentState
 from mielin_cells.errors import MigrationRefused
 from mielin_cells.migration.audit import AuditEntry
 from mielin_cells.node import control
-from mielin_cells.node.cases import Case, Cases, Moment, case_of, story
+from mielin_cells.node.cases import PARKED, Case, Cases, Moment, case_of, story
 from mielin_cells.node.operator import Operator
 from mielin_cells.node.predict import Prediction
 from mielin_cells.node.rollback import rollback as undo
@@ -77,7 +78,7 @@ async def migrate(
     if dry_run:
         return await _dry(operator, printer, agent, to)
     if detach:
-        request, source, target = await operator.begin(agent, to)
+        request, source, target = await operator.begin(agent, to, recovery or None)
         value = {"event": "begun", "agent": agent, "source": source, "target": target, "migration": request.migration}
         printer.show(value, lambda: f"{agent}  {source} -> {target}  begun: mielin show {request.migration}")
         return DONE
@@ -187,10 +188,14 @@ def _audited(entry: AuditEntry) -> str:
 async def recover(
     operator: Operator, printer: Printer, migration: str | None, retry: bool, to: str | None, rollback: bool
 ) -> int:
-    """Without a migration: those that gave up."""
+    """Without a migration: those that gave up, as far as their agents still wait."""
     cases = Cases(operator.client)
     if migration is None:
-        found = [case for case in await cases.listed(failed=True) if case.outcome in ("gave_up", "parked")]
+        running = {info.id for info in await operator.agents() if info.state == AgentState.RUNNING.value}
+        found = [
+            case for case in await cases.listed(failed=True)
+            if case.outcome == PARKED or (case.outcome == "gave_up" and case.agent not in running)
+        ]  # fmt: skip
         printer.show(found, lambda: table([_row(case) for case in found]) if found else "nothing to recover")
         return DONE
     if rollback:

@@ -28,6 +28,7 @@ from typing import (
 
 from mielin_cells.core.ids import AgentId
 from mielin_cells.core.policy import DEFAULT, Policy
+from mielin_cells.core.settings import check_timeout
 from mielin_cells.errors import FieldRefused, IsReference, NotConnected, NotInTurn, UsageError
 
 if TYPE_CHECKING:
@@ -139,7 +140,9 @@ class Bound(Generic[P, R_co]):
         """The same handler with options: seconds to wait for an answer, and a label.
 
         The label is in the error of an ask without an answer, and in dead letters' lists of asks; it changes nothing else.
+        Raises `UsageError` for a timeout that cannot be.
         """
+        check_timeout(timeout, f"A call of {self._handler.name}")
         return Bound(self._handler, self._obj, timeout, id)
 
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:

@@ -150,7 +150,7 @@ class RollbackReport:
     dead: int = 0
     """Dead letters written meanwhile."""
     trouble: str = ""
-    """Why the node that is to go on has not claimed the agent; it is safe, and runs nowhere until one does."""
+    """Why the agent has not gone on: the node that is to go on has not claimed it, or it is suspended or in ERROR.  It is safe."""
 
     @property
     def ok(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from mielin_cells.errors import ConfigError
+from mielin_cells.errors import ConfigError, UsageError
 
 MESSAGE_BYTES_MAX = 512 * 1024
 """A message with its arguments: half of what a broker takes by default, so that headers never matter."""
@@ -41,6 +41,17 @@ RETRY_S_MIN, RETRY_S_MAX = 0.02, 1.0
 
 REGRESSION_S = 12.0
 """The leader of a replicated stream that was cut off notices it within 10 s, and answers until then with what it had."""
+
+
+TIMEOUT_S_MAX = 1e9
+"""Some 31 years: what is longer is a slip, and what is no number would spoil the order of the loop's timers."""
+
+
+def check_timeout(seconds: float | None, what: str) -> None:
+    """Raises `UsageError` for a time that nobody can wait.  None says nothing, and passes."""
+    is_number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
+    if seconds is not None and not (is_number and 0 < seconds <= TIMEOUT_S_MAX):
+        raise UsageError(f"{what}: timeout={seconds!r} cannot be; give seconds above 0, to {TIMEOUT_S_MAX:g}.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

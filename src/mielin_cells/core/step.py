@@ -18,9 +18,9 @@ import msgspec
 
 from mielin_cells.core.agent import Agent, classes, turn
 from mielin_cells.core.ids import AgentId
-from mielin_cells.core.settings import MESSAGE_BYTES_MAX
+from mielin_cells.core.settings import MESSAGE_BYTES_MAX, check_timeout
 from mielin_cells.core.spec import LOAD_ERRORS, STACK_MARGIN, _deeper, _encode, load_hook
-from mielin_cells.errors import ConfigError, FieldRefused, MessageTooLarge, NotInTurn, StepInvalid
+from mielin_cells.errors import ConfigError, FieldRefused, MessageTooLarge, NotInTurn, StepInvalid, UsageError
 
 R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
@@ -48,6 +48,14 @@ class Retry:
                 f"Retry(tries={self.tries!r}, first_s={self.first_s!r}, max_s={self.max_s!r}): tries is a whole number "
                 "from 1, the waits are 0 to 1e+09 seconds.",
                 field="retry", range="tries from 1, waits from 0",
+            )  # fmt: skip
+        kinds: Any = self.on  # of a caller who is not type-checked it may be anything
+        if type(kinds) is not tuple or not all(
+            isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds
+        ):
+            raise ConfigError(
+                f"Retry(on={kinds!r}): on is a tuple of exception classes, as (OSError, TimeoutError).",
+                field="retry", range="a tuple of exception classes",
             )  # fmt: skip
 
     def wait_s(self, tried: int) -> float:
@@ -98,13 +106,16 @@ async def step(
     The call must not use the agent: no state, no ask, no other step; its result is all that a turn run again gets.
     Steps of one turn are made one after the other, also from `asyncio.gather`.
 
-    Raises `StepFailed`; `NotInTurn` outside a turn; `UsageError` in a hook or another step; `FieldRefused` before the call
+    Raises `StepFailed`; `NotInTurn` outside a turn; `UsageError` in a hook or another step, or for options that cannot be; `FieldRefused` before the call
     for a return type that cannot be kept; `StepInvalid` or `MessageTooLarge`, failing the turn, for such a result;
     `NonDeterministicTurn` if a turn that runs again does not come to the same steps and asks in the same order.
     """
     running = turn.get()
     if running is None:
         raise NotInTurn(f"Step {name!r}: step() means something only inside a handler of an agent.")
+    check_timeout(timeout, f"Step {name!r} of agent {running.id!r}")
+    if retry is not None and not isinstance(retry, Retry):
+        raise UsageError(f"Step {name!r} of agent {running.id!r}: retry is a cells.Retry(...), and not {retry!r}.")
     return await running.run_step(name, call, args, ONCE_MORE if retry is None else retry, timeout)
 
 

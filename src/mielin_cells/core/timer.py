@@ -18,6 +18,8 @@ CatchUp: TypeAlias = Literal["one", "all", "none"]
 """What an `every` does about times that passed while nobody ran the agent: once for all of them, each of them, or nothing."""
 
 SECONDS_MAX = 1e9
+EVERY_S_MIN = 0.001
+"""Of an `every`: each time is a message and a turn, and no agent does more of them than that."""
 ID_CHARS_MAX = 128
 
 
@@ -83,8 +85,11 @@ def cancel(id: str, /) -> bool:
 
 def _later(seconds: float, repeats: bool, catch_up: str, id: str | None, handler: Bound[P, Any] | None) -> Any:
     running = _running()
-    if type(seconds) not in (int, float) or not 0 <= seconds <= SECONDS_MAX or (repeats and seconds == 0):
-        raise UsageError(f"A timer of agent {running.id!r} in {seconds!r} seconds cannot be: 0 to {SECONDS_MAX:g}.")
+    first = EVERY_S_MIN if repeats else 0
+    if type(seconds) not in (int, float) or not first <= seconds <= SECONDS_MAX:
+        raise UsageError(
+            f"A timer of agent {running.id!r} in {seconds!r} seconds cannot be: {first:g} to {SECONDS_MAX:g}."
+        )
     if id is not None and (type(id) is not str or not 0 < len(id) <= ID_CHARS_MAX or not id.isprintable()):
         raise UsageError(f"A timer of agent {running.id!r} has no id of 1 to {ID_CHARS_MAX} printable characters.")
 

@@ -271,6 +271,8 @@ class Rest(msgspec.Struct, array_like=True, frozen=True):
     left: int
     replayed: Replayed
     dead: int
+    stopped: str = ""
+    """Why the agent takes no messages now."""
 
 
 class CopyReport(msgspec.Struct, array_like=True, frozen=True):

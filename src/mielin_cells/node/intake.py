@@ -312,8 +312,8 @@ class Intake:
             self._send(turn)
         if turn.timers and turn.seconds is not None:
             self._host.timers.take(turn.timers, turn.seconds)
-        is_done = turn.rerun is not None and turn.rerun.again.taken  # it has moved then: an undo says itself where to be
-        if turn.moves and not is_done and self._host.home.cluster is not None:
+        has_moved = turn.rerun is not None and turn.rerun.again.taken  # and an undo has said where the agent is to be
+        if turn.moves and not has_moved and self._host.home.cluster is not None:
             self._host.home.begin(self._moved_by_itself(turn.move_to))
 
     def _take(self, mail: Mail, message: Message, turn: Turn | None, answer: bytes | None) -> None:

@@ -309,13 +309,16 @@ class Operator:
         """Moves the agent and waits; `seen` gets the progress.  A refusal is in the report."""
         return await self.client.watched(msgspec.structs.replace(request, wait=WATCH_S), source, seen)
 
-    async def begin(self, agent: str, to: str | None) -> tuple[control.Migrate, str, str]:
+    async def begin(
+        self, agent: str, to: str | None, recovery: dict[str, float] | None = None
+    ) -> tuple[control.Migrate, str, str]:
         """Has the source begin the move, and does not wait for its end: the move, source and target.
 
         Raises what keeps it from beginning.
         """
         request, source = await self.client.plan(agent, to)
-        data = await self._of_node(source, msgspec.structs.replace(request, wait=0.0))
+        request = msgspec.structs.replace(request, wait=0.0, recovery=recovery)
+        data = await self._of_node(source, request)
         return request, source, msgspec.msgpack.decode(data, type=control.Progress).target
 
     async def claim(self, agent: str, to: str, force: bool) -> str:

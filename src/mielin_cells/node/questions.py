@@ -30,8 +30,10 @@ def answer(node: Node, question: control.Question) -> object:
             spec = node.spec(cls)
             return control.Spawn(agent, cls, spec.version, words.initial(spec, said))
         case control.Replaying(agent=agent):
-            ledger = node.host(agent).fold.ledger
-            return control.Rest(len(ledger.again), ledger.replayed, len(ledger.dead))
+            fold = node.host(agent).fold
+            state, error, ledger = fold.lifecycle.state, fold.lifecycle.error, fold.ledger
+            stopped = "" if fold.may_run else f"in ERROR ({error.message})" if error else state.value.lower()
+            return control.Rest(len(ledger.again), ledger.replayed, len(ledger.dead), stopped)
         case control.Heard():
             return node.heard()
         case control.Following(after=after):

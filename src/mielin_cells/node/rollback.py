@@ -23,6 +23,9 @@ UNDO_S = 60.0
 
 LOOK_S = 0.05
 
+STOPPED_S = 2.0
+"""An agent that takes no messages is not waited for: only as long as an operator takes who resumes it at the same time."""
+
 
 async def rollback(
     client: Client, migration: str, to: str | None, *, dry_run: bool = False, correct: bool = False,
@@ -58,7 +61,7 @@ async def rollback(
 async def _watched(
     client: Client, plan: control.Undoing, seen: Callable[[control.Rest], None] | None
 ) -> RollbackReport:
-    """Waits until the messages have been taken again, as long as there is progress."""
+    """Waits until the messages have been taken again, as long as there is progress, and the agent takes any."""
     loop = asyncio.get_running_loop()
     rest, since, dead = control.Rest(plan.messages, Replayed(), 0), loop.time(), -1
 
@@ -80,6 +83,10 @@ async def _watched(
             if seen is not None:
                 seen(now)
         if not now.left:
+            break
+        if now.stopped and loop.time() > since + STOPPED_S:
+            trouble = f"the agent is {now.stopped}: what is left waits for `mielin resume {plan.agent}`"
+            plan = msgspec.structs.replace(plan, trouble=trouble)
             break
         await asyncio.sleep(LOOK_S)
     return _report(plan, rest.replayed, rest.left, rest.dead - max(dead, 0))

@@ -69,8 +69,7 @@ async def undo(node: Node, request: control.Undo) -> control.Undoing:
         )  # fmt: skip
     undoing = Undoing(await load_at(node.home.log, fold, handover_of(fold, request.migration)))
     await _read_on(node, undoing, fold.seq)
-    goes_to = request.to or await _chosen(node, undoing.back, request.prefer)
-    reasons = await _refusals(node, goes_to, undoing.back)
+    goes_to, reasons = await _chosen(node, undoing.back, request)
     extent = undoing.extent
     plan = control.Undoing(
         agent=fold.agent, migration=request.migration, node=node.name, goes_to=goes_to, record=undoing.back.seq,
@@ -165,18 +164,21 @@ async def _append(node: Node, host: Host, undoing: Undoing, request: control.Und
         raise
 
 
-async def _chosen(node: Node, back: Fold, prefer: str) -> str:
-    """The node that is to go on: one with the class as it was then; the source of the migration before others.
+async def _chosen(node: Node, back: Fold, request: control.Undo) -> tuple[str, list[str]]:
+    """The node that is to go on, and its reasons against it: the one that is named; else one with the class as it was then that takes
+    the agent, the source of the migration before others.  If none takes it, the first of them.
 
     Raises `UnknownNode` if there is none.
     """
+    if request.to:
+        return request.to, await _refusals(node, request.to, back)
     nodes = await selector.alive(node.home.log, node.home.wire)
 
     def fits(info: NodeInfo) -> bool:
         return not info.classes or info.classes.get(back.cls) == back.version
 
     able = sorted(
-        (info for info in nodes if fits(info)), key=lambda info: (info.name != prefer, info.agents, info.name)
+        (info for info in nodes if fits(info)), key=lambda info: (info.name != request.prefer, info.agents, info.name)
     )
     if not able:
         raise UnknownNode(
@@ -184,7 +186,13 @@ async def _chosen(node: Node, back: Fold, prefer: str) -> str:
             "with that code, or name a node: a newer one takes the messages with its own code.",
             node="", nodes=[info.name for info in nodes],
         )  # fmt: skip
-    return able[0].name
+    first: list[str] = []
+    for info in able:
+        reasons = await _refusals(node, info.name, back)
+        if not reasons:
+            return info.name, []
+        first = first or reasons
+    return able[0].name, first
 
 
 async def _refusals(node: Node, goes_to: str, back: Fold) -> list[str]:
