@@ -54,6 +54,7 @@ def test_the_file_of_the_directory_is_found_and_none_means_defaults(tmp_path: Pa
         ("[recovery]\n\n[recovery.classes.Chat]\nmax_retries = true\n", 4, "max_retries"),
         ("\n[recovry]\nmax_retries = 1\n", 2, "no such table"),
         ("[settings]\nstep_timeout_s = 1\ninbox_max = 'many'\n", 3, "inbox_max"),
+        ("[settings]\nheartbeat_misses = 0.5\n", 2, "a whole number"),
     ],
 )
 def test_a_mistake_is_told_with_file_line_and_field(tmp_path: Path, text: str, line: int, says: str) -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -356,8 +357,8 @@ async def test_a_journal_that_cannot_be_read_is_parked_and_keeps_nobody_from_wor
         await client.log.append(journal_subject("t", request.migration), b"of a later version", seq)
         await client.claim(kiosk, to="node-3")
         assert await running["node-3"].migrations.settling.settle("t")
-        [case] = await Cases(client).listed("t")
-        assert (case.migration, case.outcome) == (request.migration, "parked")
+        [case] = await Cases(client).listed()
+        assert (case.migration, case.agent, case.outcome) == (request.migration, "t", "parked")
         assert case.reason
         with pytest.raises(cells.RecordInvalid):
             await client.watched(request, source)
@@ -416,12 +417,24 @@ async def test_a_recovery_ends_within_its_time() -> None:
 async def test_settings_of_one_call_are_checked_before_anything_begins() -> None:
     async with nodes("node-1", "node-2") as (client, _):
         kiosk = await client.on("node-1").spawn(Kiosk, "t")
-        for recovery, says in (({"max_retires": 1}, "max_retires"), ({"max_retries": -1}, "max_retries")):
-            request, source = await client.plan(kiosk, "node-2")
-            bad = control.Migrate(request.agent, request.migration, request.epoch, "node-2", 0.1, recovery=recovery)  # type: ignore[arg-type]
+        wrong: list[tuple[dict[str, Any], str]] = [
+            ({"max_retires": 1}, "max_retires"), ({"max_retries": -1}, "max_retries"), ({"max_retries": "no"}, "a number"),
+        ]  # fmt: skip
+        for recovery, says in wrong:
             with pytest.raises(cells.ConfigError, match=says):
-                await client.request(source, bad, 5.0)
+                await client.migrate(kiosk, to="node-2", recovery=recovery)
         assert (await client.show(kiosk)).node == "node-1"
+
+
+async def test_settings_of_one_call_are_that_call_s_alone() -> None:
+    faults = Faults(0, Fault("probe", Kind.REFUSE))
+    async with nodes("node-1", "node-2", "node-3", faults=faults) as (client, _):
+        kiosk = await client.on("node-1").spawn(Kiosk, "t")
+        report = await client.migrate(kiosk, recovery={"max_retries": 0})
+        assert (report.outcome, len(report.failures)) == ("rolled_back", 1)
+        report = await client.migrate(kiosk)
+        assert report.outcome == "rolled_back"
+        assert len(report.failures) > 1
 
 
 def test_a_node_of_an_architecture_that_the_agent_does_not_run_on_is_not_chosen() -> None:

@@ -371,6 +371,8 @@ class Agent:
         if recovery is not None:
             cls._recovery = dict(recovery)
         if policy is not None:
+            if not isinstance(policy, Policy):
+                raise UsageError(f"class {cls.__name__}: policy is a cells.Policy(...), and not {policy!r}.")
             cls._policy = policy
         if standby is not None:
             _check_standby(cls, standby)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import ParamSpec, Protocol, TypeVar
 
@@ -198,11 +198,14 @@ class Cluster(Spawning, Protocol):
     def get(self, cls: type[A], id: str, /) -> A:
         """A reference, without any I/O: whether the agent exists shows when it is asked."""
 
-    async def migrate(self, agent: Agent | str, /, to: str | None = None) -> MigrationReport:
+    async def migrate(
+        self, agent: Agent | str, /, to: str | None = None, *, recovery: Mapping[str, float] | None = None
+    ) -> MigrationReport:
         """Moves the agent while it works, and reports when the move has ended, completed or rolled back.
 
-        Without `to`, to the other node with the fewest agents.  Raises `MigrationRefused` with every reason, `AlreadyThere`,
-        `UnknownNode`, `MigrationInProgress`, `NoSuchAgent`, `AgentTerminated`: then nothing was begun.
+        Without `to`, to the other node with the fewest agents.  `recovery`: what this one move is to have of `RecoveryConfig` otherwise
+        than its node and class say, such as `{"max_retries": 0}`.  Raises `MigrationRefused` with every reason, `AlreadyThere`,
+        `UnknownNode`, `MigrationInProgress`, `NoSuchAgent`, `AgentTerminated`, `ConfigError`: then nothing was begun.
         """
 
     async def rollback(

@@ -26,10 +26,14 @@ class Policy:
     """Empty: every architecture will do."""
 
     def __post_init__(self) -> None:
-        _check("min_battery", self.min_battery, 0 <= self.min_battery <= 100, "0 to 100")
-        _check("max_latency_ms", self.max_latency_ms, 0 < self.max_latency_ms <= 1e9, "above 0, to 1e9")
-        named = all(name and name.isprintable() for name in self.preferred_architectures)
-        _check("preferred_architectures", self.preferred_architectures, named, "names such as x86_64")
+        battery, latency, names = self.min_battery, self.max_latency_ms, self.preferred_architectures
+        # By type, too: it is a part of records, and one that does not decode would strand its agent.
+        _check("min_battery", battery, type(battery) is int and 0 <= battery <= 100, "0 to 100, a whole number")
+        is_number = type(latency) in (int, float)
+        _check("max_latency_ms", latency, is_number and 0 < latency <= 1e9, "above 0, to 1e9")
+        is_named = isinstance(names, (tuple, list)) and all(type(name) is str and name.isprintable() and name for name in names)
+        _check("preferred_architectures", names, is_named, 'names, such as ("x86_64", "aarch64")')
+        object.__setattr__(self, "preferred_architectures", tuple(names))
 
     def allows(self, *, battery: int, latency_ms: float, architecture: str) -> bool:
         """The crate's rule in full: enough battery, a latency that will do, and an architecture that is wanted."""

@@ -107,10 +107,12 @@ class Settings:
         for field in fields(self):
             value = getattr(self, field.name)
             floor = 0 if field.name in ("retention_s", "retry_first_s") else None
-            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            is_whole = field.type == "int"  # the annotation, as text
+            is_number = isinstance(value, int if is_whole else (int, float)) and not isinstance(value, bool)
             ceiling = 1e15 if "bytes" in field.name else 1e9
             if not is_number or not (value >= 0 if floor == 0 else value > 0) or value > ceiling:
                 wanted = f"0 to {ceiling:g}" if floor == 0 else f"above 0, to {ceiling:g}"
+                wanted += ", a whole number" if is_whole else ""
                 raise ConfigError(
                     f"{field.name} = {value!r} is out of range ({wanted}).", field=field.name, range=wanted
                 )

@@ -106,9 +106,9 @@ async def step(
     The call must not use the agent: no state, no ask, no other step; its result is all that a turn run again gets.
     Steps of one turn are made one after the other, also from `asyncio.gather`.
 
-    Raises `StepFailed`; `NotInTurn` outside a turn; `UsageError` in a hook or another step, or for options that cannot be; `FieldRefused` before the call
-    for a return type that cannot be kept; `StepInvalid` or `MessageTooLarge`, failing the turn, for such a result;
-    `NonDeterministicTurn` if a turn that runs again does not come to the same steps and asks in the same order.
+    Raises `StepFailed`; `NotInTurn` outside a turn; `UsageError` in a hook or another step, and for options that cannot be;
+    `FieldRefused` before the call for a return type that cannot be kept; `StepInvalid` or `MessageTooLarge`, failing the turn, for
+    such a result; `NonDeterministicTurn` if a turn that runs again does not come to the same steps and asks in the same order.
     """
     running = turn.get()
     if running is None:

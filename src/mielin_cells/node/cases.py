@@ -123,8 +123,12 @@ class Cases:
         """Migrations, the newest last; with `failed` those that did not complete, or cannot be read."""
         found, parked = await journal.all_of(self._client.log, agent)
         cases = [case_of(one) for one in found]
+        whose = {name: of for of, name in await journal.listed(self._client.log, agent)} if parked else {}
         cases += [
-            Case(migration=name, agent=agent or "", source="", target="", outcome=PARKED, attempts=0, reason=error.message)
+            Case(
+                migration=name, agent=whose.get(name, ""), source="", target="", outcome=PARKED, attempts=0,
+                reason=error.message,
+            )
             for name, error in parked
         ]  # fmt: skip
         return [case for case in cases if not failed or case.outcome not in ("completed", OPEN)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from random import Random
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -23,6 +23,7 @@ from mielin_cells.errors import (
     AgentTerminated,
     AlreadyThere,
     CellError,
+    ConfigError,
     EpochRegression,
     Fenced,
     MessageTooLarge,
@@ -345,8 +346,12 @@ class Client:
 
     # ---- migration -------------------------------------------------------------------------------------------
 
-    async def migrate(self, agent: Agent | str, /, to: str | None = None) -> MigrationReport:
+    async def migrate(
+        self, agent: Agent | str, /, to: str | None = None, *, recovery: Mapping[str, float] | None = None
+    ) -> MigrationReport:
+        wishes = _numbers(recovery)
         request, source = await self.plan(agent, to)
+        request = msgspec.structs.replace(request, recovery=wishes)
         report = await self.watched(request, source)
         if report.code == "MigrationRefused":
             raise MigrationRefused(
@@ -471,6 +476,14 @@ class Placed:
 
 async def _known(node: str) -> str:
     return node
+
+
+def _numbers(recovery: Mapping[str, float] | None) -> dict[str, float] | None:
+    """As they travel; the source says what they mean.  Raises `ConfigError` for what is no number."""
+    for name, value in (recovery or {}).items():
+        if not isinstance(value, (int, float)):
+            raise ConfigError(f"{name} = {value!r} is out of range (a number).", field=name, range="a number")
+    return {name: float(value) for name, value in recovery.items()} if recovery else None
 
 
 def _id(agent: Agent | str) -> str:
