@@ -301,6 +301,25 @@ async def test_a_time_that_nobody_can_wait_is_refused_before_the_call(seconds: A
             racer.add.options(timeout=seconds)
 
 
+class Labels(cells.Agent):
+    @cells.handler(tries=1)
+    async def call(self, other: Racer, label: int) -> int:
+        return await other.add.options(id=LABELS[label])()
+
+
+LABELS: list[Any] = ["", "\ud800", "x" * 129, "a\nb", 5]
+
+
+async def test_a_label_that_no_log_takes_fails_its_turn_and_not_the_agent() -> None:
+    async with cells.local() as cluster:
+        racer, labels = await cluster.spawn(Racer, "r"), await cluster.spawn(Labels, "l")
+        for label in range(len(LABELS)):
+            with pytest.raises(cells.UsageError, match="a label that cannot be"):
+                await labels.call(racer, label)
+        assert (await load(cluster.log, "l")).ledger.dead[-1].cause.startswith("UsageError")  # type: ignore[attr-defined]
+        assert await racer.add() == 1
+
+
 class Caller(cells.Agent):
     @cells.handler(tries=1)
     async def call(self, other: Racer) -> None:

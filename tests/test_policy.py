@@ -45,6 +45,13 @@ def test_the_defaults_are_the_crates() -> None:
         ({"max_latency_ms": 0}, "max_latency_ms"),
         ({"max_latency_ms": float("nan")}, "max_latency_ms"),
         ({"preferred_architectures": ("",)}, "preferred_architectures"),
+        # What would be written, and then strand the agent because nobody can read it.
+        ({"min_battery": 20.5}, "min_battery"),
+        ({"min_battery": True}, "min_battery"),
+        ({"max_latency_ms": "100"}, "max_latency_ms"),
+        ({"preferred_architectures": "x86_64"}, "preferred_architectures"),
+        ({"preferred_architectures": (1,)}, "preferred_architectures"),
+        ({"preferred_architectures": None}, "preferred_architectures"),
     ],
 )
 def test_a_policy_that_cannot_be_meant_is_refused(given: dict[str, object], field: str) -> None:
@@ -52,6 +59,15 @@ def test_a_policy_that_cannot_be_meant_is_refused(given: dict[str, object], fiel
         Policy(**given)  # type: ignore[arg-type]  # wrong on purpose
 
     assert caught.value.field == field
+
+
+def test_architectures_may_be_a_list() -> None:
+    assert Policy(preferred_architectures=["x86_64"]) == Policy(preferred_architectures=("x86_64",))  # type: ignore[arg-type]  # of those who check no types
+
+
+def test_a_class_has_a_policy_or_none() -> None:
+    with pytest.raises(cells.UsageError, match="is a cells.Policy"):
+        type("Raft", (cells.Agent,), {}, policy={"min_battery": 5})
 
 
 def test_it_travels_in_both_formats() -> None:

@@ -414,6 +414,18 @@ async def test_a_recovery_ends_within_its_time() -> None:
         assert await kiosk.add() == 1
 
 
+class Rash(cells.Agent, recovery={"max_retries": -1}):
+    pass
+
+
+async def test_settings_of_a_class_that_cannot_be_name_the_class_and_a_call_may_have_others() -> None:
+    async with nodes("node-1", "node-2") as (client, _):
+        rash = await client.on("node-1").spawn(Rash, "r")
+        with pytest.raises(cells.ConfigError, match="settings of class Rash.*max_retries = -1"):
+            await client.migrate(rash)
+        assert (await client.migrate(rash, recovery={"max_retries": 1})).ok
+
+
 async def test_settings_of_one_call_are_checked_before_anything_begins() -> None:
     async with nodes("node-1", "node-2") as (client, _):
         kiosk = await client.on("node-1").spawn(Kiosk, "t")

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from mielin_cells.core.spec import HandlerSpec, Spec
     from mielin_cells.core.step import Retry
 
+LABEL_CHARS_MAX = 128
+"""Of a call's label: it is in the log with the ask."""
+
 P = ParamSpec("P")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
@@ -140,9 +143,13 @@ class Bound(Generic[P, R_co]):
         """The same handler with options: seconds to wait for an answer, and a label.
 
         The label is in the error of an ask without an answer, and in dead letters' lists of asks; it changes nothing else.
-        Raises `UsageError` for a timeout that cannot be.
+        Raises `UsageError` for a timeout or a label that cannot be.
         """
         check_timeout(timeout, f"A call of {self._handler.name}")
+        if id is not None and (type(id) is not str or not 0 < len(id) <= LABEL_CHARS_MAX or not id.isprintable()):
+            raise UsageError(
+                f"A call of {self._handler.name} has a label that cannot be: 1 to {LABEL_CHARS_MAX} printable characters."
+            )
         return Bound(self._handler, self._obj, timeout, id)
 
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:

@@ -203,9 +203,11 @@ class Cluster(Spawning, Protocol):
     ) -> MigrationReport:
         """Moves the agent while it works, and reports when the move has ended, completed or rolled back.
 
-        Without `to`, to the other node with the fewest agents.  `recovery`: what this one move is to have of `RecoveryConfig` otherwise
-        than its node and class say, such as `{"max_retries": 0}`.  Raises `MigrationRefused` with every reason, `AlreadyThere`,
-        `UnknownNode`, `MigrationInProgress`, `NoSuchAgent`, `AgentTerminated`, `ConfigError`: then nothing was begun.
+        Without `to`, to the other node with the fewest agents.  `recovery`: what this one move is to have of `RecoveryConfig`
+        otherwise than its node and class say, such as `{"max_retries": 0}`.
+
+        Raises `MigrationRefused` with every reason, `AlreadyThere`, `UnknownNode`, `MigrationInProgress`, `NoSuchAgent`,
+        `AgentTerminated`, `ConfigError`: then nothing was begun.
         """
 
     async def rollback(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from mielin_cells.errors import ConfigError
 
@@ -26,12 +27,15 @@ class Policy:
     """Empty: every architecture will do."""
 
     def __post_init__(self) -> None:
-        battery, latency, names = self.min_battery, self.max_latency_ms, self.preferred_architectures
-        # By type, too: it is a part of records, and one that does not decode would strand its agent.
+        # By type, too: a policy is a part of records, and one that does not decode would strand its agent.
+        battery: Any = self.min_battery
+        latency: Any = self.max_latency_ms
+        names: Any = self.preferred_architectures
         _check("min_battery", battery, type(battery) is int and 0 <= battery <= 100, "0 to 100, a whole number")
         is_number = type(latency) in (int, float)
         _check("max_latency_ms", latency, is_number and 0 < latency <= 1e9, "above 0, to 1e9")
-        is_named = isinstance(names, (tuple, list)) and all(type(name) is str and name.isprintable() and name for name in names)
+        is_list = isinstance(names, (tuple, list))
+        is_named = is_list and all(type(name) is str and name and name.isprintable() for name in names)
         _check("preferred_architectures", names, is_named, 'names, such as ("x86_64", "aarch64")')
         object.__setattr__(self, "preferred_architectures", tuple(names))
 

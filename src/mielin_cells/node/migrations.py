@@ -14,6 +14,7 @@ from mielin_cells.core.settings import RETRY_S_MAX, RETRY_S_MIN
 from mielin_cells.errors import (
     AlreadyThere,
     CellError,
+    ConfigError,
     Fenced,
     LogGap,
     MigrationInProgress,
@@ -145,8 +146,14 @@ class Migrations:
 
     def _config_of(self, host: Host, changes: dict[str, Any] | None) -> RecoveryConfig:
         """The node's, with what the agent's class and then this migration are to have otherwise.  Raises `ConfigError`."""
-        cls = host.spec.cls._recovery
-        return changed(self.config, cls, self.classes.get(host.spec.name), changes)
+        name, cls = host.spec.name, host.spec.cls._recovery
+        try:
+            return changed(self.config, cls, self.classes.get(name), changes)
+        except ConfigError as error:
+            if changes:
+                raise
+            why = f"The recovery settings of class {name}, over those of node {self.node.name}, cannot be: {error.message}"
+            raise ConfigError(why, **error.facts) from error
 
     async def _run(self, recovery: Recovery, is_new: bool) -> None:
         """To its end, or to where another process has to go on: as the journal has it, nothing is guessed."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from mielin_cells.core.cluster import RollbackReport
+from mielin_cells.core.fold import Fold
 from mielin_cells.core.lifecycle import AgentState
 from mielin_cells.core.records import Replayed
 from mielin_cells.errors import CellError, MigrationRefused, NoSuchAgent, RetryError
@@ -43,9 +44,10 @@ async def rollback(
         plan = msgspec.msgpack.decode(data, type=control.Undoing)
     except RetryError:
         # It may have been done.  The log says so; if it does not, the request may still come: asked again, it is refused by then.
-        if not any(by > last for _, by in (await load(client.log, agent)).undone):
+        fold = await load(client.log, agent)
+        if not any(by > last for _, by in fold.undone):
             raise
-        return await _watched(client, _told(agent, migration, owner), seen)
+        return await _watched(client, _told(migration, owner, fold), seen)
     if plan.reasons:
         raise MigrationRefused(
             f"{plan.goes_to} cannot take agent {agent!r} as it was before {migration}; it runs on at {plan.node}: "
@@ -92,11 +94,12 @@ async def _watched(
     return _report(plan, rest.replayed, rest.left, rest.dead - max(dead, 0))
 
 
-def _told(agent: str, migration: str, owner: str) -> control.Undoing:
-    """An undo whose answer was lost: what it was about to do is not known, that it was done is."""
+def _told(migration: str, owner: str, fold: Fold) -> control.Undoing:
+    """An undo whose answer was lost, as far as the log tells of it: what it was about to send and answer is not known."""
     return control.Undoing(
-        agent=agent, migration=migration, node=owner, goes_to="", record=0, version=0, version_then=0, messages=0, sent=0,
-        steps=0, answered=0, state="", state_then="",
+        agent=fold.agent, migration=migration, node=owner, goes_to=fold.goes_to or fold.owner, record=fold.undone[-1][0],
+        version=fold.version, version_then=fold.version, messages=len(fold.ledger.again), sent=0, steps=0, answered=0,
+        state="", state_then="",
     )  # fmt: skip
 
 
