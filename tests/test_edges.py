@@ -6,6 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -299,6 +300,58 @@ async def test_a_time_that_nobody_can_wait_is_refused_before_the_call(seconds: A
         racer = await cluster.spawn(Racer, "r")
         with pytest.raises(cells.UsageError, match="cannot be; give seconds above 0"):
             racer.add.options(timeout=seconds)
+
+
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+def _with_facts() -> cells.CellError:
+    return cells.CellError("a fact", **{"\ud800": 1})
+
+
+FAILURES: list[Callable[[], Exception]] = [lambda: ValueError("\ud800"), Unspeakable, _with_facts]
+hooks: dict[str, Callable[[], Exception]] = {}
+
+
+class Moody(cells.Agent):
+    count: int = 0
+
+    async def on_arrive(self) -> None:
+        if "on_arrive" in hooks:
+            raise hooks["on_arrive"]()
+
+    async def on_start(self) -> None:
+        if "on_start" in hooks:
+            raise hooks["on_start"]()
+
+    @cells.handler(tries=1)
+    async def fail(self, which: int) -> None:
+        raise FAILURES[which]()
+
+    @cells.handler
+    async def add(self) -> int:
+        self.count += 1
+        return self.count
+
+
+@pytest.mark.parametrize("which", range(len(FAILURES)))
+async def test_an_exception_that_no_record_takes_as_it_is_fails_as_any_other(which: int) -> None:
+    async with cells.local() as cluster:
+        moody = await cluster.spawn(Moody, "m")
+        with pytest.raises(cells.CellError):
+            await moody.fail(which)
+        assert await moody.add() == 1
+        for hook in ("on_arrive", "on_start"):
+            hooks[hook] = FAILURES[which]
+            try:
+                broken = await cluster.spawn(Moody, hook)
+                assert (await cluster.show(broken)).state == "Error"
+            finally:
+                hooks.clear()
+            await cluster.resume(broken)
+            assert await broken.add() == 1
 
 
 class Labels(cells.Agent):

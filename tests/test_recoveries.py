@@ -414,14 +414,14 @@ async def test_a_recovery_ends_within_its_time() -> None:
         assert await kiosk.add() == 1
 
 
-class Rash(cells.Agent, recovery={"max_retries": -1}):
+class Hasty(cells.Agent, recovery={"max_retries": -1}):
     pass
 
 
 async def test_settings_of_a_class_that_cannot_be_name_the_class_and_a_call_may_have_others() -> None:
     async with nodes("node-1", "node-2") as (client, _):
-        rash = await client.on("node-1").spawn(Rash, "r")
-        with pytest.raises(cells.ConfigError, match="settings of class Rash.*max_retries = -1"):
+        rash = await client.on("node-1").spawn(Hasty, "r")
+        with pytest.raises(cells.ConfigError, match="settings of class Hasty.*max_retries = -1"):
             await client.migrate(rash)
         assert (await client.migrate(rash, recovery={"max_retries": 1})).ok
 

@@ -41,8 +41,8 @@ class CellError(Exception):
 
     def to_wire(self) -> tuple[str, str, dict[str, Any]]:
         """Code, sentence and those facts that are plain data: what this gives can be encoded, whatever a user put in."""
-        plain = {name: _plain(value) for name, value in self.facts.items() if isinstance(value, _PLAIN)}
-        return self.code, storable(str(self.message)), plain
+        plain = {storable(name): _plain(value) for name, value in self.facts.items() if isinstance(value, _PLAIN)}
+        return storable(self.code), storable(str(self.message)), plain
 
 
 _PLAIN = (str, int, float, bool, list, tuple, type(None))

@@ -25,9 +25,7 @@ from mielin_cells.core.records import AskMade, Commit, Committed, Failed
 from mielin_cells.core.settings import MAIL_BYTES_MAX
 from mielin_cells.core.spec import Spec
 from mielin_cells.core.state import StateDelta
-from mielin_cells.errors import (
-    Fenced,
-)
+from mielin_cells.errors import Fenced, described, storable
 from mielin_cells.node.compaction import Compaction
 from mielin_cells.node.home import Home
 from mielin_cells.node.inbox import Inbox
@@ -122,11 +120,14 @@ class Host:
 
         `has_started` False: `on_start` is still to run.
         """
-        message = f"{type(error).__name__}: {error}"
+        message, code = (
+            described(error),
+            storable(type(error).__name__),
+        )  # a user's exception may hold what no record takes
         logger.error("agent %s is in ERROR: %s", self.fold.agent, message)
         await self.flush()
         if self.fold.lifecycle.state is not AgentState.PAUSED:
-            found = AgentError(message=message, code=type(error).__name__, has_started=has_started)
+            found = AgentError(message=message, code=code, has_started=has_started)
             await self.append(lambda head: Failed(**head, error=found))
 
     # ---- committing ------------------------------------------------------------------------------------------
