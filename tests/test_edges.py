@@ -315,7 +315,7 @@ FAILURES: list[Callable[[], Exception]] = [lambda: ValueError("\ud800"), Unspeak
 hooks: dict[str, Callable[[], Exception]] = {}
 
 
-class Moody(cells.Agent):
+class Sullen(cells.Agent):
     count: int = 0
 
     async def on_arrive(self) -> None:
@@ -339,14 +339,14 @@ class Moody(cells.Agent):
 @pytest.mark.parametrize("which", range(len(FAILURES)))
 async def test_an_exception_that_no_record_takes_as_it_is_fails_as_any_other(which: int) -> None:
     async with cells.local() as cluster:
-        moody = await cluster.spawn(Moody, "m")
+        moody = await cluster.spawn(Sullen, "m")
         with pytest.raises(cells.CellError):
             await moody.fail(which)
         assert await moody.add() == 1
         for hook in ("on_arrive", "on_start"):
             hooks[hook] = FAILURES[which]
             try:
-                broken = await cluster.spawn(Moody, hook)
+                broken = await cluster.spawn(Sullen, hook)
                 assert (await cluster.show(broken)).state == "Error"
             finally:
                 hooks.clear()

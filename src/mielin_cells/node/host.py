@@ -120,10 +120,8 @@ class Host:
 
         `has_started` False: `on_start` is still to run.
         """
-        message, code = (
-            described(error),
-            storable(type(error).__name__),
-        )  # a user's exception may hold what no record takes
+        # A user's exception may hold what no record takes.
+        message, code = described(error), storable(type(error).__name__)
         logger.error("agent %s is in ERROR: %s", self.fold.agent, message)
         await self.flush()
         if self.fold.lifecycle.state is not AgentState.PAUSED:
