@@ -6,7 +6,7 @@ import asyncio
 import shutil
 import sqlite3
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -77,6 +77,9 @@ class LastingLog:
 
     async def last(self, subject: str) -> Entry | None:
         return await self.log.last(subject)
+
+    async def lasts(self, subjects: Sequence[str]) -> dict[str, Entry]:
+        return await self.log.lasts(subjects)
 
     def tail(self, subject: str, after: int = 0) -> LastingTail:
         return LastingTail(self, subject, after)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from random import Random
 
@@ -63,6 +63,10 @@ class WatchedLog:
     async def last(self, subject: str) -> Entry | None:
         self._note("last", subject)
         return await self._inner.last(subject)
+
+    async def lasts(self, subjects: Sequence[str]) -> dict[str, Entry]:
+        self._note("lasts", "")
+        return await self._inner.lasts(subjects)
 
     def tail(self, subject: str, after: int = 0) -> Tail:
         return self._inner.tail(subject, after)

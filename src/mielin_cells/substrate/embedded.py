@@ -14,7 +14,7 @@ import os
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias
 
 from mielin_cells.core.health import Facts
@@ -125,6 +125,17 @@ class EmbeddedLog:
     async def last(self, subject: str) -> Entry | None:
         self._check()
         return self._store.last(subject)
+
+    async def lasts(self, subjects: Sequence[str]) -> dict[str, Entry]:
+        found: dict[str, Entry] = {}
+        for count, subject in enumerate(subjects):
+            if count % PAGE_ROWS == 0:
+                await asyncio.sleep(0)
+                self._check()
+            last = self._store.last(subject)
+            if last is not None:
+                found[subject] = last
+        return found
 
     def tail(self, subject: str, after: int = 0) -> EmbeddedTail:
         self._check()

@@ -150,6 +150,11 @@ class Heard:
     def pending(self) -> int:
         return self._number("Nats-Num-Pending")
 
+    @property
+    def expected(self) -> int | None:
+        """The subject's sequence that it was to be appended behind, and was; None if it was appended without such a condition."""
+        return self._number(api.EXPECT) if api.EXPECT in self._headers else None
+
     def _number(self, name: str) -> int:
         """0 where there is none: anybody may send anything."""
         text = self._headers.get(name, "")

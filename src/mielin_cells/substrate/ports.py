@@ -9,7 +9,7 @@ An adapter is right when `testing.conformance` passes against it.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeAlias
 
@@ -78,6 +78,9 @@ class Log(Protocol):
 
     async def last(self, subject: str) -> Entry | None:
         """The subject's last entry, linearizable: it includes every append that was acknowledged before the call."""
+
+    async def lasts(self, subjects: Sequence[str]) -> dict[str, Entry]:
+        """The last entries of many subjects, by subject; those without entries are not there.  May be stale."""
 
     def tail(self, subject: str, after: int = 0) -> Tail:
         """All entries with `seq > after`, without gap or repeat, catching up first, then live.  May lag."""

@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from mielin_cells.errors import MessageTooLarge, NoResponder, PartMisplaced, PartMissing, WireTimeout
 from mielin_cells.substrate.parts import get_parts, put_parts
-from mielin_cells.substrate.ports import ENTRY_BYTES_MAX, Appended, Conflict, Log, Outcome, Substrate, Unknown
+from mielin_cells.substrate.ports import ENTRY_BYTES_MAX, Appended, Conflict, Entry, Log, Outcome, Substrate, Unknown
 
 Check: TypeAlias = Callable[[Substrate], Awaitable[None]]
 
@@ -151,6 +151,19 @@ async def subjects_are_found_by_prefix(substrate: Substrate) -> None:
     assert await substrate.log.subjects("s.") == [("s.a", seqs["s.a"]), ("s.b", seqs["s.b"])], "Wrong subjects."
 
 
+async def the_last_entries_of_many_subjects_are_read_at_once(substrate: Substrate) -> None:
+    names = [f"l.{n}" for n in range(1100)]
+    for name in names:
+        await substrate.log.append(name, b"first")
+    seqs = {name: await _stored(substrate.log, name, name.encode()) for name in names[::100]}
+    lasts = await substrate.log.lasts([*names[::100], "l.none", names[1]])
+    assert {name: entry for name, entry in lasts.items() if name in seqs} == {
+        name: Entry(seq, name.encode()) for name, seq in seqs.items()
+    }, "A last entry is another one."
+    assert lasts.keys() == {*seqs, names[1]}, "There are entries of subjects that have none, or some are missing."
+    assert (await substrate.log.lasts(names)).keys() == set(names), "Of many, some are missing."
+
+
 async def entries_have_a_largest_size(substrate: Substrate) -> None:
     """The largest is stored whole; one byte more is refused, and the store goes on."""
     log = substrate.log
@@ -228,6 +241,7 @@ CHECKS: tuple[Check, ...] = (
     a_tail_has_no_gap_and_no_repeat,
     a_trim_keeps_what_is_behind_it_and_the_fence,
     subjects_are_found_by_prefix,
+    the_last_entries_of_many_subjects_are_read_at_once,
     entries_have_a_largest_size,
     larger_data_goes_in_parts,
     the_wire_carries_to_those_who_listen,

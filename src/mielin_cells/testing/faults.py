@@ -17,7 +17,7 @@ import os
 import re
 import signal
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from random import Random
@@ -240,6 +240,9 @@ class FaultyLog:
 
     async def last(self, subject: str) -> Entry | None:
         return await self._inner.last(subject)
+
+    async def lasts(self, subjects: Sequence[str]) -> dict[str, Entry]:
+        return await self._inner.lasts(subjects)
 
     def tail(self, subject: str, after: int = 0) -> Tail:
         return self._inner.tail(subject, after)

@@ -6,6 +6,7 @@ It is the truth under the simulated world, and a second opinion on what the port
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
+from collections.abc import Sequence
 from operator import attrgetter
 from typing import TypeAlias
 
@@ -51,6 +52,16 @@ class Store:
     def last(self, subject: str) -> Entry | None:
         entries = self._subjects.get(subject)
         return entries[-1] if entries else None
+
+    def lasts(self, subjects: Sequence[str], upto: int | None = None) -> dict[str, Entry]:
+        """The last entry with `seq <= upto` of each that has one."""
+        found = dict[str, Entry]()
+        for subject in subjects:
+            entries = self._subjects.get(subject, [])
+            end = len(entries) if upto is None else bisect_right(entries, upto, key=_seq)
+            if end:
+                found[subject] = entries[end - 1]
+        return found
 
     def trim(self, subject: str, before: int) -> int:
         """Removes entries with `seq < before`; how many there were."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from blake3 import blake3
@@ -247,6 +247,11 @@ class View:
         self.world.history.setdefault(subject, []).append(operation)
         found = await self._look("last", subject, lambda: store.last(subject))
         operation.ended, operation.seq = loop.time(), found.seq if found is not None else 0
+        return found
+
+    async def lasts(self, subjects: Sequence[str]) -> dict[str, Entry]:
+        store = self.world.store
+        found: dict[str, Entry] = await self._look("lasts", "", lambda: store.lasts(subjects, self._horizon()))
         return found
 
     async def subjects(self, prefix: str) -> list[tuple[str, int]]:

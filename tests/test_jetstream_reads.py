@@ -1,0 +1,93 @@
+"""Reading one subject of a stream that many share: near entries are read forward, far ones from the last one back."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+
+import pytest
+from nats_servers import opened, stored
+
+from mielin_cells.substrate.jetstream import JetStream
+from mielin_cells.substrate.jetstream_log import NEAR
+from mielin_cells.substrate.ports import Entry
+from mielin_cells.substrate.server import Server
+
+COUNT = 6
+
+_numbers = itertools.count()
+
+
+async def chain(substrate: JetStream, subject: str, *, between: int, conditional: bool = True) -> list[Entry]:
+    """Entries of `subject`, each with so many of others behind it."""
+    log, made = substrate.log, list[Entry]()
+    for n in range(COUNT):
+        data = b"%s %d" % (subject.encode(), n)
+        expect = (made[-1].seq if made else 0) if conditional else None
+        made.append(Entry(await stored(log, subject, data, expect), data))
+        await asyncio.gather(*(log.append(f"a.other-{k % 50}", b"") for k in range(between)))
+    return made
+
+
+class Reads:
+    """Of a connection, what it asks for."""
+
+    def __init__(self, substrate: JetStream, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.batches = self.singles = 0
+        log = substrate.log
+        collect, one = log._collect, log._one
+
+        async def counted_batch(*args: object) -> object:
+            self.batches += 1
+            return await collect(*args)  # type: ignore[arg-type]
+
+        async def counted_one(*args: object) -> object:
+            self.singles += 1
+            return await one(*args)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(log, "_collect", counted_batch)
+        monkeypatch.setattr(log, "_one", counted_one)
+
+
+@pytest.mark.parametrize("between", [0, NEAR // 2, NEAR + 10])
+@pytest.mark.parametrize("conditional", [True, False])
+async def test_a_log_is_read_alike_however_many_others_lie_between(
+    server: Server, between: int, conditional: bool
+) -> None:
+    deployment = f"reads{next(_numbers)}"
+    async with opened(server.url, deployment=deployment) as writer:
+        made = await chain(writer, "a.x", between=between, conditional=conditional)
+        newcomer = await JetStream.open(server.url, deployment=deployment)
+        for substrate in (writer, newcomer):  # one that knows where the stream ends, one that does not
+            log = substrate.log
+            for first in range(COUNT + 1):
+                after = made[first - 1].seq if first else 0
+                for limit in (1, 2, 3, COUNT, 1000):
+                    assert await log.read("a.x", after, limit) == made[first : first + limit]
+            assert await log.read("a.x", made[2].seq - 1) == made[2:]
+            assert await log.read("a.x", made[-1].seq + 10_000) == []
+            await substrate.close()
+
+
+async def test_what_is_trimmed_is_not_missed(server: Server) -> None:
+    async with opened(server.url, deployment=f"reads{next(_numbers)}") as substrate:
+        log = substrate.log
+        made = await chain(substrate, "a.x", between=NEAR)
+        await log.trim("a.x", made[2].seq)
+        assert await log.read("a.x") == made[2:]
+        assert await log.read("a.x", made[2].seq) == made[3:]
+
+
+async def test_a_far_log_costs_no_search_and_a_near_one_no_chain(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(server.url, deployment=f"reads{next(_numbers)}") as substrate:
+        far = await chain(substrate, "a.x", between=NEAR)
+        reads = Reads(substrate, monkeypatch)
+        assert await substrate.log.read("a.x") == far
+        assert (reads.batches, reads.singles) == (0, COUNT)
+        assert await substrate.log.read("a.x", far[3].seq) == far[4:]
+        assert (reads.batches, reads.singles) == (0, COUNT + 2)
+        near = await chain(substrate, "a.y", between=0)
+        assert await substrate.log.read("a.y", near[0].seq) == near[1:]
+        assert (reads.batches, reads.singles) == (1, COUNT + 2)
