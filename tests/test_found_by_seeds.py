@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 from test_moves import nodes
@@ -12,7 +13,7 @@ from mielin_cells.core.ids import JOURNALS, log_subject
 from mielin_cells.core.records import Asked, Claimed, decode_record
 from mielin_cells.errors import Fenced, NotInTurn, RecordInvalid, RollbackExpired
 from mielin_cells.migration.phases import MigrationPhase
-from mielin_cells.node import control
+from mielin_cells.node import claims, control
 from mielin_cells.node.reader import load, load_at
 from mielin_cells.node.undo import handover_of, undo
 from mielin_cells.substrate.ports import Entry, Log, Outcome, Tail, Unknown
@@ -53,6 +54,9 @@ class HeldLog:
     async def last(self, subject: str) -> Entry | None:
         return await self.inner.last(subject)
 
+    async def lasts(self, subjects: Sequence[str]) -> dict[str, Entry]:
+        return await self.inner.lasts(subjects)
+
     def tail(self, subject: str, after: int = 0) -> Tail:
         return self.inner.tail(subject, after)
 
@@ -89,7 +93,7 @@ async def test_an_undo_on_a_node_that_has_lost_the_agent_and_does_not_know_it_is
         report = await client.migrate(tally, to="node-2")
         assert await tally.add() == 1
         epoch = running["node-2"].hosts["t"].fold.epoch
-        await running["node-1"].claim("t", "a test")
+        await claims.claim(running["node-1"], control.Claim("t", "a test"))
         assert "t" in running["node-2"].hosts
         with pytest.raises(Fenced):
             await undo(running["node-2"], control.Undo("t", report.migration, epoch, "node-2", "", False, False))
@@ -130,7 +134,7 @@ async def test_a_claim_that_lands_after_its_node_has_stopped_leaves_nothing_runn
         assert await tally.add() == 1
         second = running["node-2"]
         log = second.home.log = HeldLog(second.home.log)
-        claiming = asyncio.ensure_future(second.claim("t", "a test"))
+        claiming = asyncio.ensure_future(claims.claim(second, control.Claim("t", "a test")))
         await log.asked.wait()
         await second.stop()
         log.go.set()
@@ -139,7 +143,7 @@ async def test_a_claim_that_lands_after_its_node_has_stopped_leaves_nothing_runn
         fold = await load(log, "t")
         assert fold.owner == "node-2", "it landed, and the agent stays claimable"
         running["node-1"].drop(running["node-1"].hosts["t"])
-        await running["node-1"].claim("t", "a test")
+        await claims.claim(running["node-1"], control.Claim("t", "a test"))
         assert await tally.add() == 2
 
 

@@ -18,6 +18,7 @@ import mielin_cells as cells
 from mielin_cells.core.ids import inbox_subject, journal_subject, log_subject
 from mielin_cells.errors import EpochRegression, JournalGap, StateUnloadable, StoreCorrupt
 from mielin_cells.migration.journal import Cancelled, Ended, Planned
+from mielin_cells.node import claims, control
 from mielin_cells.node import journal as journals
 from mielin_cells.node.home import Home
 from mielin_cells.node.operator import Operator
@@ -148,7 +149,9 @@ async def test_a_former_owner_finds_its_records_gone_behind_those_of_a_node_that
         await purse.add(10)
         had = at.nodes["node-1"].hosts["p"].fold.seq
         await at.put_back(copy)
-        taking = at.nodes["node-2"].claim("p", "before anybody looked")  # and its records pass the sequence
+        taking = claims.claim(
+            at.nodes["node-2"], control.Claim("p", "before anybody looked")
+        )  # and its records pass the sequence
         await asyncio.gather(taking, return_exceptions=True)
         fresh = at.new_client()
         await fresh.open()
@@ -333,7 +336,7 @@ async def test_a_missing_record_in_the_middle_of_a_log_parks_the_agent(tmp_path:
             await at.client.get(Wallet, "p").add(1)
         for node in at.nodes.values():
             with pytest.raises((JournalGap, cells.Fenced)):
-                await node.claim("p", "an operator", force=True)
+                await claims.claim(node, control.Claim("p", "an operator", force=True))
         with pytest.raises(StateUnloadable, match="missing"):
             await at.client.resume("p")
 

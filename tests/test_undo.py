@@ -19,7 +19,7 @@ from mielin_cells.core.agent import classes, current
 from mielin_cells.core.ids import log_subject
 from mielin_cells.core.records import Claimed, Undone
 from mielin_cells.migration.recovery import RecoveryConfig
-from mielin_cells.node import journal
+from mielin_cells.node import claims, control, journal
 from mielin_cells.node.client import Client
 from mielin_cells.node.cordon import cordon
 from mielin_cells.node.node import Node
@@ -468,18 +468,21 @@ async def test_an_owner_that_dies_behind_its_record_gives_the_agent_to_the_node_
         assert last[-1].node == "node-1"
 
 
-async def test_nobody_runs_an_agent_that_waits_for_a_dead_node_until_an_operator_decides() -> None:
+async def test_nobody_runs_an_agent_that_waits_for_a_dead_node_until_an_operator_decides(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async with nodes({"node-1": 1, "node-2": 2}) as (client, running):
         till, _ = await till_at(client, "node-1")
         move = await client.migrate(till, to="node-2")
         await till.take(2)
         chosen = running["node-1"]
 
-        async def refuse(agent: str, cause: str, force: bool = False) -> bool:
+        async def refuse(node: Node, wish: control.Claim) -> bool:
             raise cells.NodeStopping("is about to stop")
 
-        chosen.claim = refuse  # type: ignore[method-assign]
-        report = await client.rollback(move.migration)
+        with monkeypatch.context() as patched:
+            patched.setattr(claims, "claim", refuse)
+            report = await client.rollback(move.migration)
         assert "about to stop" in report.trouble
         chosen._close_all()
         chosen.kill()

@@ -16,7 +16,7 @@ from mielin_cells.core.cluster import AgentInfo, DrainReport, MigrationReport, N
 from mielin_cells.core.fold import Phase
 from mielin_cells.core.ids import AgentId, control_subject, log_subject, node_log_subject, reply_subject
 from mielin_cells.core.message import decode_replies
-from mielin_cells.core.records import HandedOff, decode_record, named_owner
+from mielin_cells.core.records import AnyRecord, HandedOff, decode_record, named_owner
 from mielin_cells.core.settings import MESSAGE_BYTES_MAX, Settings
 from mielin_cells.core.spec import HandlerSpec, Spec, spec_of
 from mielin_cells.errors import (
@@ -171,10 +171,9 @@ class Client:
         except CellError:
             return None
 
-    async def parked(self, agent: str) -> CellError | None:
+    async def parked(self, agent: str, owner: str) -> CellError | None:
         """Why the agent runs nothing until an operator decides, as its owner says; None if it does not say so."""
         with contextlib.suppress(CellError):
-            owner, _ = await self.owner(agent)
             answer = await self.request(owner, control.Hosted(agent), REQUEST_S)
             for info in msgspec.msgpack.decode(answer, type=list[AgentInfo]):
                 if info.code in UNUSABLE:
@@ -229,14 +228,18 @@ class Client:
 
     async def owner(self, agent: str) -> tuple[str, int]:
         """The node that the log names, and the epoch.  Raises `NoSuchAgent`, `AgentTerminated`."""
-        last = await self.log.last(log_subject(agent))
-        if last is None:
+        record = await self.newest(agent)
+        if record is None:
             raise NoSuchAgent(f"There is no agent {agent!r} in this deployment; spawn it first.", agent=agent)
-        record = decode_record(last.data, f"The log of agent {agent!r}")
         owner = named_owner(record)
         if not owner:
             raise AgentTerminated(f"Agent {agent!r} has ended; its id is not used again.", agent=agent)
         return owner, record.epoch + (owner != record.node or type(record).__name__ in ("HandedOff", "Returned"))
+
+    async def newest(self, agent: str) -> AnyRecord | None:
+        """The last record of the agent's log, or what stands for it there."""
+        last = await self.log.last(log_subject(agent))
+        return decode_record(last.data, f"The log of agent {agent!r}") if last is not None else None
 
     async def request(self, node: str, request: control.AnyRequest, timeout: float) -> msgspec.Raw:
         data = await self.wire.request(control_subject(node), control.encode_request(request), timeout)

@@ -15,9 +15,14 @@ from mielin_cells.core.message import UNREADABLE
 from mielin_cells.core.records import LetterKey, Replayed
 from mielin_cells.core.state import StateDelta
 from mielin_cells.errors import CellError, RecordInvalid, from_wire
+from mielin_cells.node.reader import Seen
 
 HOSTED_MAX = 1000
 """Agents in one answer: a message on the wire has its limit."""
+
+
+Refusal: TypeAlias = tuple[str, str, dict[str, str | int | float | bool | list[str] | None]]
+"""An error as it travels: `errors.from_wire` makes it one again."""
 
 
 class Request(msgspec.Struct, array_like=True, frozen=True):
@@ -97,6 +102,16 @@ class Claim(Request, tag="Claim", frozen=True):
     cause: str
     force: bool = False
     """Also an agent that was rolled back to go on at another node."""
+    of: str = ""
+    """Only while this node owns it; "": whoever does."""
+    seen: Seen | None = None
+    """Where its log ended when the asker read it: it need not be asked for again."""
+
+
+class Claims(Request, tag="Claims", frozen=True):
+    """Take all of these over.  Answer: of each, in order, None or why not."""
+
+    wishes: list[Claim]
 
 
 class Undo(Request, tag="Undo", frozen=True):
@@ -235,6 +250,7 @@ AnyRequest: TypeAlias = (
     | Purge
     | Copies
     | Claim
+    | Claims
     | Look
     | Drain
     | Follow
@@ -303,7 +319,7 @@ class Progress(msgspec.Struct, array_like=True, frozen=True):
 
 class Response(msgspec.Struct, array_like=True, frozen=True):
     result: msgspec.Raw = msgspec.Raw(b"\xc0")
-    error: tuple[str, str, dict[str, str | int | float | bool | list[str] | None]] | None = None
+    error: Refusal | None = None
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -11,11 +11,10 @@ import msgspec
 from mielin_cells.core.cluster import DrainReport
 from mielin_cells.core.ids import log_subject
 from mielin_cells.core.records import named_owner
-from mielin_cells.errors import MigrationRefused, RecordInvalid, RetryError, UnknownNode
+from mielin_cells.errors import MigrationRefused, RetryError, UnknownNode
 from mielin_cells.node import control, drain, registry
-from mielin_cells.node.reader import known_agents, record_of
-from mielin_cells.node.takeover import READS, Takeover
-from mielin_cells.node.together import together
+from mielin_cells.node.reader import ends, known_agents, record_of
+from mielin_cells.node.takeover import Takeover
 
 if TYPE_CHECKING:
     from mielin_cells.node.client import Client
@@ -115,16 +114,11 @@ async def _taken_over(client: Client, node: str, moved: int, seconds: float) -> 
 
 async def _owned(client: Client, node: str) -> list[str]:
     """The agents that the log gives to a node."""
-    found, limit = list[str](), asyncio.Semaphore(READS)
-
-    async def one(agent: str) -> None:
-        async with limit:
-            last = await client.log.last(log_subject(agent))
-            try:
-                if last is not None and named_owner(await record_of(client.log, agent, last)) == node:
-                    found.append(agent)
-            except RecordInvalid:
-                return  # nobody can say whose it is
-
-    await together(one(agent) for agent, _ in await known_agents(client.log))
+    agents = [agent for agent, _ in await known_agents(client.log)]
+    maybe = [agent async for agent, record, _ in ends(client.log, agents) if named_owner(record) == node]
+    found = list[str]()
+    for agent in maybe:  # few, and what was read of them may be old
+        last = await client.log.last(log_subject(agent))
+        if last is not None and named_owner(await record_of(client.log, agent, last)) == node:
+            found.append(agent)
     return sorted(found)

@@ -9,6 +9,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from mielin_cells.core.message import Mail, Message, client_sender, decode_answer
+from mielin_cells.core.records import AnyRecord, Terminated, named_owner
 from mielin_cells.core.settings import MAIL_BYTES_MAX
 from mielin_cells.errors import AskTimeout, CellError, EpochRegression, InboxFull, RetryError, SessionExpired, from_wire
 from mielin_cells.node.outbox import store_mail
@@ -148,20 +149,20 @@ class Lane:
 
     async def _repeat(self, silent: list[_Open]) -> None:
         """Nothing was heard for long: look whether the agent has ended or is parked, else send the same numbers again."""
-        for asked in silent:
-            try:
-                answer = await ended(self.client.log, self.agent, self.sender, asked.message.n)
-            except RetryError:
-                answer = None
-            if answer is None:
-                break
-            self.answered({asked.message.n: answer})
-        else:
-            return
+        record: AnyRecord | None = None
+        try:
+            record = await self.client.newest(self.agent)
+            if isinstance(record, Terminated):
+                for asked in silent:
+                    answer = await ended(self.client.log, self.agent, self.sender, asked.message.n)
+                    self.answered({asked.message.n: answer} if answer is not None else {})
+                return
+        except RetryError as error:
+            logger.debug("agent %s: %s", self.agent, error)
         for asked in silent:
             if asked.message.n in self._open and asked not in self._queue:
                 self._put(asked)
-        why = await self.client.parked(self.agent)
+        why = await self.client.parked(self.agent, named_owner(record)) if record is not None else None
         if why is not None:
             for asked in silent:
                 if not asked.future.done():

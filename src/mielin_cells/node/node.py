@@ -13,18 +13,16 @@ from mielin_cells.core.agent import Agent
 from mielin_cells.core.cell import Cell
 from mielin_cells.core.cluster import AgentInfo
 from mielin_cells.core.fold import Fold, Phase
-from mielin_cells.core.ids import control_subject, inbox_subject, log_subject, reply_subject
+from mielin_cells.core.ids import control_subject, log_subject, reply_subject
 from mielin_cells.core.lifecycle import AgentState
 from mielin_cells.core.message import decode_replies
 from mielin_cells.core.policy import DEFAULT
-from mielin_cells.core.records import Claimed, Created, HandedOff, named_owner
+from mielin_cells.core.records import Created, HandedOff, named_owner
 from mielin_cells.core.settings import RETRY_S_MAX, RETRY_S_MIN, Settings
-from mielin_cells.core.spec import Spec, spec_of, upgrade_state
+from mielin_cells.core.spec import Spec, spec_of
 from mielin_cells.errors import (
     AgentTerminated,
     CellError,
-    ClaimRefused,
-    EpochRegression,
     Fenced,
     InternalError,
     NodeCordoned,
@@ -40,7 +38,7 @@ from mielin_cells.errors import (
     described,
 )
 from mielin_cells.migration.recovery import RecoveryConfig
-from mielin_cells.node import admit, control, drain, orders, predict, questions, registry, standby, undo
+from mielin_cells.node import admit, claims, control, drain, orders, predict, questions, registry, standby, undo
 from mielin_cells.node.heartbeat import Beat
 from mielin_cells.node.home import Home
 from mielin_cells.node.host import Host
@@ -98,7 +96,7 @@ class Node:
         self.standbys = standby.Standbys(self)
         self.home = Home(name, 0, log, wire, rng or Random(), wall, self.settings, "", self._lost)
         self._taking: dict[str, asyncio.Task[Any]] = {}
-        self._making: set[str] = set()
+        self.making: set[str] = set()
         """Agents that this node has just created or claimed, and whose hooks still run."""
         self._quiet: dict[str, int] = {}
         """Logs that were read and name another owner, with their last sequence then."""
@@ -323,12 +321,12 @@ class Node:
         if not mine and self.hosts.get(host.fold.agent) is host and host.fold.agent not in self.migrations.moves:
             host.lose(Fenced(f"Agent {host.fold.agent!r} has another owner now.", agent=host.fold.agent))
 
-    def _is_taken(self, agent: str) -> bool:
-        return agent in self._making or agent in self.parking
+    def is_taken(self, agent: str) -> bool:
+        return agent in self.making or agent in self.parking
 
     async def _take_named(self, agent: str) -> None:
         """Hosts the agent if its log names this node: by a claim, or in probation by verifying (rules 4, 5, 8)."""
-        if agent in self.hosts or agent in self.copies or self._is_taken(agent) or self.is_stopping:
+        if agent in self.hosts or agent in self.copies or self.is_taken(agent) or self.is_stopping:
             return
         fold: Fold | None = None
         try:
@@ -341,7 +339,7 @@ class Node:
                 self.troubled.pop(agent, None)
                 return
             fold = await load(self.home.log, agent)
-            if fold.owner != self.name or agent in self.hosts or agent in self.copies or agent in self._making:
+            if fold.owner != self.name or agent in self.hosts or agent in self.copies or agent in self.making:
                 return
             if fold.phase is Phase.PROBATION:
                 copy = self.copies[agent] = Copy(self, agent, fold.migration, self.spec(fold.cls))
@@ -350,7 +348,7 @@ class Node:
             elif fold.phase is Phase.RUN and fold.goes_to not in ("", self.name):
                 await undo.pass_on(self, fold)
             elif fold.phase is Phase.RUN:
-                await self._claim(fold, "restarted")
+                await claims.take(self, fold, "restarted")
         except (Fenced, NoSuchAgent):
             return
         except RetryError as error:
@@ -372,40 +370,6 @@ class Node:
             reason = found.error if found is not None else "its log names another node"
             raise StateUnloadable(f"Agent {agent!r} still cannot run on {self.name}: {reason}", agent=agent)
         return host.fold.lifecycle.state.value
-
-    async def _claim(self, fold: Fold, cause: str) -> Host:
-        """Claims the agent and hosts it.  Raises `Fenced` if another was first, and what keeps its state from loading."""
-        spec = self.spec(fold.cls)
-        delta = upgrade_state(spec, fold.state, fold.version)
-        if delta is not None:
-            fold.state.apply(delta)
-        cell = Cell(spec, fold.state, fold.agent)
-        writer = self.writer(fold)
-        self._making.add(fold.agent)
-        try:
-            waits = await self._waits(fold)
-            await writer.append(lambda head: Claimed(**head, cause=cause, waits=waits), claim=True)
-            host = Host(self.home, spec, cell, writer)
-            host.adopt(delta)
-            host.marks = waits
-            if fold.may_run:
-                await self._arrive(host)
-            self.serve(host)
-            self.migrations.settle_soon(fold.agent, 0.0)
-        except EpochRegression:
-            self.parking.lost(fold.agent, fold.seq)
-            raise
-        finally:
-            self._making.discard(fold.agent)
-        return host
-
-    async def _waits(self, fold: Fold) -> bool:
-        """True if the agent has a message that its former owner may have died of."""
-        if not fold.lifecycle.state.accepts_work:
-            return False
-        last = await self.home.log.last(inbox_subject(fold.agent))
-        self.parking.check_inbox(fold, last)
-        return bool(fold.ledger.held) or (last is not None and last.seq > fold.ledger.cursor)
 
     # ---- requests --------------------------------------------------------------------------------------------
 
@@ -464,8 +428,10 @@ class Node:
                 return None
             case control.Order() | control.Purge() | control.Copies() | control.Undo():
                 return await orders.carried_out(self, request)
-            case control.Claim(agent=agent, cause=cause, force=force):
-                return await self.claim(agent, cause, force)
+            case control.Claim():
+                return await claims.claim(self, request)
+            case control.Claims(wishes=wishes):
+                return await claims.claim_all(self, wishes)
             case control.Follow() | control.Look() | control.Drain():
                 return await self._hinted(request)
             case _:
@@ -492,36 +458,6 @@ class Node:
         if host is None:
             raise NoSuchAgent(f"Node {self.name} does not run agent {agent!r}.", agent=agent)
         return host
-
-    async def claim(self, agent: str, cause: str, force: bool = False) -> bool:
-        """Takes the agent over, whoever owns it.  Raises `ClaimRefused` for one that was rolled back to go on elsewhere."""
-        if agent in self.hosts:
-            return True
-        if self._is_taken(agent):  # a request may be repeated; two claims by one node would be two hosts of it
-            raise Fenced(f"Agent {agent!r} is being taken over by {self.name}; ask again.", agent=agent)
-        self._making.add(agent)
-        try:
-            followed = self.standbys.taken(agent)
-            fold = followed or await load(self.home.log, agent)
-            if fold.phase is Phase.TERMINATED:
-                raise AgentTerminated(f"Agent {agent!r} has ended; its id is not used again.", agent=agent)
-            if fold.goes_to not in ("", self.name) and not force:
-                raise ClaimRefused(undo.elsewhere(fold), agent=agent, node=fold.goes_to)
-            copy = self.copies.pop(agent, None)
-            if copy is not None:
-                copy.expire()
-            try:
-                await self._claim(fold, cause)
-            except Fenced:
-                if followed is None:
-                    raise
-                now = await load(self.home.log, agent)
-                if now.epoch != followed.epoch:
-                    raise  # somebody was first
-                await self._claim(now, cause)  # the copy was a little behind
-        finally:
-            self._making.discard(agent)
-        return True
 
     async def _spawn(self, request: control.Spawn) -> bool:
         agent, spec = request.agent, self.spec(request.cls)
@@ -552,18 +488,18 @@ class Node:
         fold.state.apply(request.state)
         cell = Cell(spec, fold.state, request.agent)
         writer = self.writer(fold)
-        if await self.home.log.last(log_subject(request.agent)) is not None or request.agent in self._making:
+        if await self.home.log.last(log_subject(request.agent)) is not None or request.agent in self.making:
             return None
         self.parking.check_new(request.agent)
         if self.is_cordoned:
             raise NodeCordoned(
                 f"{self.name} is cordoned and takes no agents; `mielin uncordon {self.name}`.", node=self.name
             )
-        self._making.add(request.agent)
+        self.making.add(request.agent)
         try:
             return await self._make(request, spec, cell, writer)
         finally:
-            self._making.discard(request.agent)
+            self.making.discard(request.agent)
 
     async def _make(self, request: control.Spawn, spec: Spec, cell: Cell, writer: Writer) -> Host | None:
         try:
@@ -581,12 +517,12 @@ class Node:
         except Fenced:
             return None
         host = Host(self.home, spec, cell, writer)
-        await self._arrive(host)
+        await self.arrive(host)
         self.serve(host)
         await host.flush()
         return host
 
-    async def _arrive(self, host: Host) -> None:
+    async def arrive(self, host: Host) -> None:
         """The hooks of an agent that becomes active here; `on_start` until it has taken effect once."""
         is_new = host.fold.lifecycle.state is AgentState.CREATED
         try:

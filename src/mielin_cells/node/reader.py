@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import AsyncIterator, Iterable
+from typing import NamedTuple
 
 from mielin_cells.core.fold import Fold
 from mielin_cells.core.ids import LOGS, agent_of, log_subject, part_subject
@@ -28,12 +30,21 @@ LOAD_TRIES = 8
 """A load starts over when its snapshot is trimmed under it; each new snapshot may do that once."""
 
 READ_RECORDS = 32
-"""A server holds its stream for as long as it reads: with 256 the appends of an agent that is copied while it works waited 3 to 5 ms,
-with 32 one to two; a whole load takes hardly longer."""
+"""Records of a large agent that are in memory at the same time."""
+
+READ_RECORDS_SMALL = 512
+"""Of an agent whose state is small, all that follow a snapshot: they are found from the last one back (`Log.read`), once."""
 
 SLICE_RECORDS = 64
 SLICE_BYTES = 512 * 1024
 """The loop gets its turn after this many records or bytes: folding takes about 0.1 ms a record and 10 ms a MiB."""
+
+
+class Seen(NamedTuple):
+    """The end of an agent's log as somebody read it a moment ago: sequence, and the newest snapshot up to it (0: none)."""
+
+    seq: int
+    snap: int
 
 
 async def known_agents(log: Log) -> list[tuple[str, int]]:
@@ -43,6 +54,24 @@ async def known_agents(log: Log) -> list[tuple[str, int]]:
         with contextlib.suppress(UnicodeDecodeError):  # else nobody's log: no agent id makes this subject
             found.append((agent_of(subject), seq))
     return found
+
+
+async def ends(log: Log, agents: Iterable[str]) -> AsyncIterator[tuple[str, AnyRecord, Seen]]:
+    """Each agent's last record, if it can be read.  Many cost hardly more than one, but they may be stale."""
+    by_subject = {log_subject(agent): agent for agent in agents}
+    for count, (subject, last) in enumerate((await log.lasts(list(by_subject))).items(), 1):
+        if count % SLICE_RECORDS == 0:
+            await asyncio.sleep(0)
+        try:
+            record = await record_of(log, by_subject[subject], last)
+        except RecordInvalid as error:
+            logger.warning("agent %s is nobody's: %s", by_subject[subject], error)
+            continue
+        yield by_subject[subject], record, _seen(last, record)
+
+
+def _seen(last: Entry, record: AnyRecord) -> Seen:
+    return Seen(last.seq, last.seq if isinstance(record, Snapshot) else record.snap)
 
 
 async def record_of(log: Log, agent: str, entry: Entry) -> AnyRecord:
@@ -58,8 +87,8 @@ async def record_of(log: Log, agent: str, entry: Entry) -> AnyRecord:
     return inner
 
 
-async def load(log: Log, agent: str) -> Fold:
-    """The agent as of the end of its log.  Never holds the event loop for long.
+async def load(log: Log, agent: str, seen: Seen | None = None) -> Fold:
+    """The agent as of the end of its log, or with `seen` at least as of that.  Never holds the event loop for long.
 
     A snapshot whose parts are damaged is passed over for the one before it, whose log is kept as well.
     Raises `NoSuchAgent`, `JournalGap` if records are missing, or the `RecordInvalid` or `StateUnloadable` that says what in the
@@ -67,7 +96,7 @@ async def load(log: Log, agent: str) -> Fold:
     """
     for attempt in range(LOAD_TRIES):
         try:
-            return await _load(log, agent)
+            return await _load(log, agent, seen if not attempt else None)
         except LogGap as error:
             if attempt == LOAD_TRIES - 1:
                 raise JournalGap(
@@ -80,20 +109,18 @@ async def load(log: Log, agent: str) -> Fold:
     raise AssertionError("unreachable")
 
 
-async def _load(log: Log, agent: str) -> Fold:
-    subject = log_subject(agent)
-    last = await log.last(subject)
-    if last is None:
-        raise NoSuchAgent(f"There is no agent {agent!r} in this deployment; spawn it first.", agent=agent)
-    newest = decode_record(last.data, f"The log of agent {agent!r} at {last.seq}")
-    record = await record_of(log, agent, last) if isinstance(newest, Spilled) else newest
-    snap = last.seq if isinstance(record, Snapshot) else record.snap
-    fold = await _snapshot(log, agent, snap) if snap else Fold(agent)
-    while fold.seq < last.seq:
+async def _load(log: Log, agent: str, seen: Seen | None) -> Fold:
+    if seen is None:
+        last = await log.last(log_subject(agent))
+        if last is None:
+            raise NoSuchAgent(f"There is no agent {agent!r} in this deployment; spawn it first.", agent=agent)
+        seen = _seen(last, await record_of(log, agent, last))
+    fold = await _snapshot(log, agent, seen.snap) if seen.snap else Fold(agent)
+    while fold.seq < seen.seq:
         if not await read_on(log, fold):
             raise LogGap(
-                f"The log of agent {agent!r} ends at {last.seq}, but nothing follows {fold.seq}.",
-                subject=agent, have=fold.seq, need=last.seq,
+                f"The log of agent {agent!r} ends at {seen.seq}, but nothing follows {fold.seq}.",
+                subject=agent, have=fold.seq, need=seen.seq,
             )  # fmt: skip
     fold.verify()
     return fold
@@ -125,7 +152,8 @@ async def load_at(log: Log, now: Fold, seq: int) -> Fold:
 
 async def read_on(log: Log, fold: Fold) -> int:
     """Folds what follows in the log; the number of records folded (0: nothing was there)."""
-    entries = await log.read(log_subject(fold.agent), fold.seq, READ_RECORDS)
+    limit = READ_RECORDS_SMALL if fold.state.size_bytes < SLICE_BYTES else READ_RECORDS
+    entries = await log.read(log_subject(fold.agent), fold.seq, limit)
     await fold_entries(log, fold, entries)
     return len(entries)
 

@@ -9,16 +9,16 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import msgspec
 
 from mielin_cells.core.cluster import AgentInfo, NodeInfo
-from mielin_cells.core.ids import log_subject
 from mielin_cells.core.records import HandedOff, named_owner
-from mielin_cells.errors import CellError, ClaimRefused, Fenced, RecordInvalid
+from mielin_cells.errors import CellError, ClaimRefused, Fenced, from_wire
 from mielin_cells.node import control, registry
-from mielin_cells.node.reader import known_agents, record_of
+from mielin_cells.node.reader import Seen, ends, known_agents
 from mielin_cells.node.selector import Spread
 from mielin_cells.node.together import together
 from mielin_cells.substrate.ports import Log
@@ -28,15 +28,27 @@ logger = logging.getLogger("mielin_cells.keeper")
 Ask: TypeAlias = Callable[[str, control.AnyRequest, float], Awaitable[msgspec.Raw]]
 """A node's answer to a request, within so many seconds."""
 
-READS = 64
-"""Logs read, and claims asked for, at the same time."""
-
 ASK_S = 1.0
+LOT = 16
+"""Claims in one request to a node."""
+LOTS = 2
+"""Such requests to one node at the same time."""
 CLAIM_S = 5.0
-"""One agent's claim: two reads, an append, and its hooks."""
+"""A lot of claims: two reads and an append of each, and its hooks."""
 
 FAILOVER = "failover"
 """A claim's cause begins with it."""
+
+
+@dataclass(slots=True)
+class Orphan:
+    """An agent that its log gives to a node that is gone."""
+
+    agent: str
+    owner: str
+    seen: Seen
+    tried: list[str] = field(default_factory=list)
+    why: str = "no node takes agents"
 
 
 class Takeover:
@@ -58,16 +70,8 @@ class Takeover:
         began = self._clock()
         infos, hosted, self._standing = await self._alive(gone, known)
         orphans = await self._orphans(gone, hosted)
-        spread, limit = Spread(infos), asyncio.Semaphore(READS)
         self.failed = {}
-
-        async def one(agent: str, owner: str) -> None:
-            async with limit:
-                trouble = await self._claimed(spread, known, agent, owner)
-                if trouble:
-                    self.failed[agent] = trouble
-
-        await together(one(agent, owner) for agent, owner in orphans.items())
+        await self._claimed(Spread(infos), known, orphans)
         done = len(orphans) - len(self.failed)
         if orphans:
             logger.warning(
@@ -106,45 +110,60 @@ class Takeover:
         await together(one(name) for name in names)
         return infos, hosted, standing
 
-    async def _orphans(self, gone: Collection[str], hosted: Collection[str]) -> dict[str, str]:
-        """Agents that the log gives to a node that is gone, with it."""
-        log, found, limit = self._log, dict[str, str](), asyncio.Semaphore(READS)
-
-        async def one(agent: str) -> None:
-            async with limit:
-                last = await log.last(log_subject(agent))
-                if last is None:
-                    return
-                try:
-                    record = await record_of(log, agent, last)
-                except RecordInvalid as error:
-                    logger.warning("agent %s is not taken over: %s", agent, error)
-                    return
+    async def _orphans(self, gone: Collection[str], hosted: Collection[str]) -> list[Orphan]:
+        """Agents that the log gives to a node that is gone.  The log may be read late: who claims looks again."""
+        found = list[Orphan]()
+        agents = [agent for agent, _ in await known_agents(self._log) if agent not in hosted]
+        async for agent, record, seen in ends(self._log, agents):
             owner = named_owner(record)
             # Handed over by a node that lives: that one claims it back.
             if owner in gone and not (isinstance(record, HandedOff) and record.node not in gone):
-                found[agent] = owner
-
-        await together(one(agent) for agent, _ in await known_agents(log) if agent not in hosted)
+                found.append(Orphan(agent, owner, seen))
         return found
 
-    async def _claimed(self, spread: Spread, known: Mapping[str, registry.Entered], agent: str, owner: str) -> str:
-        """Has a node claim the agent; why nobody has, "" if one has."""
-        why, tried = "no node takes agents", list[str]()
-        wanted = next(iter(self._standing[agent]), None) or spread.choose(tried)
-        while wanted is not None:
-            tried.append(wanted)
-            try:
-                await self._ask(wanted, control.Claim(agent, f"{FAILOVER}: {owner} is silent"), CLAIM_S)
-                return ""
-            except Fenced:
-                return ""  # somebody was first: it has an owner
-            except ClaimRefused as error:  # rolled back, to go on at one node alone
-                why, node = error.message, str(error.facts.get("node", ""))
-                spread.gives_back(wanted)
-                wanted = node if node not in tried and node in known else None
-            except CellError as error:
-                why = error.message
-                spread.gives_back(wanted)
-                wanted = spread.choose(tried)
-        return why
+    async def _claimed(self, spread: Spread, known: Mapping[str, registry.Entered], orphans: list[Orphan]) -> None:
+        """Has each claimed by one node after the other, until one has it; in lots, all nodes at the same time."""
+        wishes = defaultdict[str, list[Orphan]](list)
+        for orphan in orphans:
+            self._wish(wishes, orphan, next(iter(self._standing[orphan.agent]), None) or spread.choose(()))
+        while wishes:
+            asked, wishes = wishes, defaultdict(list)
+            answers = await together(self._lots(name, some) for name, some in asked.items())
+            for (name, some), refusals in zip(asked.items(), answers, strict=True):
+                for orphan, error in zip(some, refusals, strict=True):
+                    if error is None or isinstance(error, Fenced):
+                        continue  # it is owned, if by somebody who was first
+                    orphan.why = error.message
+                    orphan.tried.append(name)
+                    spread.gives_back(name)
+                    if isinstance(error, ClaimRefused):  # rolled back, to go on at one node alone
+                        node = str(error.facts.get("node", ""))
+                        self._wish(wishes, orphan, node if node not in orphan.tried and node in known else None)
+                    else:
+                        self._wish(wishes, orphan, spread.choose(orphan.tried))
+
+    def _wish(self, wishes: dict[str, list[Orphan]], orphan: Orphan, node: str | None) -> None:
+        if node is None:
+            self.failed[orphan.agent] = orphan.why
+        else:
+            wishes[node].append(orphan)
+
+    async def _lots(self, node: str, orphans: list[Orphan]) -> list[CellError | None]:
+        """Asks one node to claim them; of each, in order, why it has not."""
+        limit = asyncio.Semaphore(LOTS)
+
+        async def one(some: list[Orphan]) -> list[CellError | None]:
+            wishes = [
+                control.Claim(orphan.agent, f"{FAILOVER}: {orphan.owner} is silent", of=orphan.owner, seen=orphan.seen)
+                for orphan in some
+            ]
+            async with limit:
+                try:
+                    answer = await self._ask(node, control.Claims(wishes), CLAIM_S)
+                except CellError as error:
+                    return [error] * len(some)
+            refusals = msgspec.msgpack.decode(answer, type=list[control.Refusal | None])
+            return [from_wire(*refusal) if refusal is not None else None for refusal in refusals]
+
+        lots = [orphans[start : start + LOT] for start in range(0, len(orphans), LOT)]
+        return [error for some in await together(one(lot) for lot in lots) for error in some]

@@ -31,7 +31,7 @@ from mielin_cells.errors import (
     UsageError,
 )
 from mielin_cells.migration.journal import TakenBack
-from mielin_cells.node import control, journal, selector
+from mielin_cells.node import claims, control, journal, selector
 from mielin_cells.node.journal import Scribe
 from mielin_cells.node.reader import READ_RECORDS, load_at, record_of
 
@@ -221,7 +221,7 @@ async def claimed_by(node: Node, goes_to: str, agent: str, cause: str) -> str:
     """Has a node claim the agent; why it has not, "" if it has."""
     if goes_to == node.name:
         try:
-            await node.claim(agent, cause)
+            await claims.claim(node, control.Claim(agent, cause))
             return ""
         except CellError as error:
             return error.message
@@ -250,14 +250,7 @@ async def pass_on(node: Node, fold: Fold) -> None:
     """
     trouble = await claimed_by(node, fold.goes_to, fold.agent, "rollback")
     if trouble:
-        raise ClaimRefused(elsewhere(fold, trouble), agent=fold.agent, node=fold.goes_to)
-
-
-def elsewhere(fold: Fold, why: str = "") -> str:
-    return (
-        f"Agent {fold.agent!r} was rolled back to go on at {fold.goes_to}, which has not claimed it{': ' + why if why else ''}. "
-        f"Start {fold.goes_to}, or give the agent to another node with `mielin claim {fold.agent} --to NODE --force`; nothing is lost."
-    )
+        raise ClaimRefused(claims.elsewhere(fold, trouble), agent=fold.agent, node=fold.goes_to)
 
 
 async def _note(node: Node, plan: control.Undoing) -> None:
