@@ -61,7 +61,7 @@ class Settings:
     ask_timeout_s: float = 30.0
     """An ask's answer; long enough for a model call."""
     ask_repeat_s: float = 1.0
-    """An ask without an answer is sent again (the receiver answers repeats from its stored reply); doubles up to 8 s."""
+    """Without an answer for so long the receiver is reminded of an ask (it answers from what it has stored); doubles up to 8 s."""
     turn_deadline_s: float = 60.0
     """One turn, without its durable steps; behind each of them it begins anew."""
     step_timeout_s: float = 300.0

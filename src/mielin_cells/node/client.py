@@ -39,12 +39,10 @@ from mielin_cells.errors import (
     UnknownNode,
     WireTimeout,
     WrongClass,
-    from_wire,
 )
 from mielin_cells.migration.standing import journal_outcome, outcome_of
 from mielin_cells.node import control, cordon, journal, registry, selector
 from mielin_cells.node.lane import Lane
-from mielin_cells.node.parking import UNUSABLE
 from mielin_cells.node.reader import load
 from mielin_cells.node.rollback import rollback
 from mielin_cells.substrate.ports import Log, Subscription, Wire
@@ -170,15 +168,6 @@ class Client:
             return msgspec.msgpack.decode(answer, type=int)
         except CellError:
             return None
-
-    async def parked(self, agent: str, owner: str) -> CellError | None:
-        """Why the agent runs nothing until an operator decides, as its owner says; None if it does not say so."""
-        with contextlib.suppress(CellError):
-            answer = await self.request(owner, control.Hosted(agent), REQUEST_S)
-            for info in msgspec.msgpack.decode(answer, type=list[AgentInfo]):
-                if info.code in UNUSABLE:
-                    return from_wire(info.code, info.error, {"agent": agent})
-        return None
 
     async def park(self, agent: str, reason: str) -> None:
         """Has the agent stopped until an operator resumes it: this client remembers more than the store has."""

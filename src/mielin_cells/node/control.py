@@ -183,6 +183,17 @@ class Copies(Request, tag="Copies", frozen=True):
     copies: int
 
 
+class Remind(Request, tag="Remind", frozen=True):
+    """These asks have no answer.  Those that have taken effect are answered again, to `reply_to`.  Answer: the numbers of which the
+    owner has nothing, though it waits for work."""
+
+    agent: str
+    sender: str
+    start: int
+    reply_to: str
+    numbers: list[int]
+
+
 class Waiting(Request, tag="Waiting", frozen=True):
     """How many messages wait?  Answer: a number."""
 
@@ -236,7 +247,9 @@ class Heard(Request, tag="Heard", frozen=True):
     """Which nodes' heartbeats have you heard?  Answer: a list of `Beat`, each with the seconds since then."""
 
 
-Question: TypeAlias = Ping | Replaying | Drained | Following | Audited | Waiting | Hosted | Read | ReadState | Heard
+Question: TypeAlias = (
+    Ping | Remind | Replaying | Drained | Following | Audited | Waiting | Hosted | Read | ReadState | Heard
+)
 AnyRequest: TypeAlias = (
     Spawn
     | Undo

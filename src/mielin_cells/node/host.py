@@ -17,7 +17,6 @@ from mielin_cells.core.commit import Answers, Batch
 from mielin_cells.core.fold import Fold
 from mielin_cells.core.lifecycle import AgentError, AgentState
 from mielin_cells.core.message import (
-    Mail,
     Replies,
     encode_replies,
 )
@@ -195,14 +194,14 @@ class Host:
             for some in _fitting(numbers):
                 await self.home.wire.publish(reply_to, encode_replies([Replies(self.fold.agent, sender, some)]))
 
-    def reply(self, mail: Mail, n: int, answer: bytes) -> None:
-        """An answer that changes nothing: it leaves at once, or after the commit that may hold what it repeats."""
-        if self.batch:
-            self.batch.answer(mail.reply_to, mail.sender, n, answer)
-        elif self.inflight is not None:
-            self.inflight.answer(mail.reply_to, mail.sender, n, answer)
-        else:
-            self.home.begin(self._let_out({(mail.reply_to, mail.sender): {n: answer}}))
+    def reply(self, reply_to: str, sender: str, answers: dict[int, bytes]) -> None:
+        """Answers that change nothing: they leave at once, or after the commit that may hold what they repeat."""
+        batch = self.batch or self.inflight
+        if batch is None:
+            self.home.begin(self._let_out({(reply_to, sender): answers}))
+            return
+        for n, answer in answers.items():
+            batch.answer(reply_to, sender, n, answer)
 
     async def flush(self) -> None:
         """Returns when everything that ran before is committed.  Raises `Fenced` if it cannot be."""
@@ -288,6 +287,11 @@ class Host:
     def may_send(self) -> bool:
         """True unless the agent may not run, or its intake is being stopped: then nothing is added to what it commits."""
         return self.fold.may_run and not self._sealing and not self.intake.is_stopping
+
+    @property
+    def is_idle(self) -> bool:
+        """True if all that was read of the inbox has taken effect, and is committed."""
+        return not self.inbox.queue and self.inflight is None and not self.batch and self.is_open
 
     @property
     def has_unsealed(self) -> bool:

@@ -138,21 +138,25 @@ class Intake:
 
     def _closed(self, arrival: Arrival, mail: Mail, message: Message, verdict: Verdict) -> None:
         """A message that takes no effect (any more): an ask is answered, a tell of a forgotten session buried."""
-        if verdict is Verdict.REPEAT:
-            stored = self._fold.ledger.answer(mail.sender, message.n)
-            if message.ask and stored is not None:
-                self._host.reply(mail, message.n, stored)
-        elif message.ask:
-            agent = self._fold.agent
-            error: CellError = (
-                AnswerExpired(f"Agent {agent!r}: this ask was closed by its caller before.")
-                if verdict is Verdict.CLOSED
-                else SessionExpired(f"Agent {agent!r} has forgotten this client session; call again in a new one.")
-            )
-            self._host.reply(mail, message.n, encode_answer(Answer(None, error.to_wire())))
+        if message.ask:
+            answer = self.answer_again(mail.sender, message.n, verdict)
+            if answer is not None:
+                self._host.reply(mail.reply_to, mail.sender, {message.n: answer})
         elif verdict is Verdict.EXPIRED:
             cause = "SessionExpired: the client's session was forgotten before this message came."
             self._bury(DeadLetter(arrival.seq, mail.sender, message.n, message.handler, cause, 0, [], message.args))
+
+    def answer_again(self, sender: str, n: int, verdict: Verdict) -> bytes | None:
+        """The answer to an ask of which `verdict` says that it has taken effect, or never will; None to what was no ask."""
+        if verdict is Verdict.REPEAT:
+            return self._fold.ledger.answer(sender, n)
+        agent = self._fold.agent
+        error: CellError = (
+            AnswerExpired(f"Agent {agent!r}: this ask was closed by its caller before.")
+            if verdict is Verdict.CLOSED
+            else SessionExpired(f"Agent {agent!r} has forgotten this client session; call again in a new one.")
+        )
+        return encode_answer(Answer(None, error.to_wire()))
 
     def _begin(self, arrival: Arrival, mail: Mail, message: Message) -> Begun | None:
         """Runs a message's turn up to its first wait or error.  None if that was all of it: it has taken effect.

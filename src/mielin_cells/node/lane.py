@@ -9,11 +9,21 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from mielin_cells.core.message import Mail, Message, client_sender, decode_answer
-from mielin_cells.core.records import AnyRecord, Terminated, named_owner
 from mielin_cells.core.settings import MAIL_BYTES_MAX
-from mielin_cells.errors import AskTimeout, CellError, EpochRegression, InboxFull, RetryError, SessionExpired, from_wire
+from mielin_cells.errors import (
+    AgentTerminated,
+    AskTimeout,
+    CellError,
+    EpochRegression,
+    InboxFull,
+    RetryError,
+    SessionExpired,
+    from_wire,
+)
+from mielin_cells.node import control
 from mielin_cells.node.outbox import store_mail
-from mielin_cells.node.turn import ASK_REPEAT_S_MAX, ended
+from mielin_cells.node.reminder import last_word, remind
+from mielin_cells.node.turn import ASK_REPEAT_S_MAX
 
 if TYPE_CHECKING:
     from mielin_cells.node.client import Client
@@ -27,13 +37,17 @@ WINDOW_SHARE = 10
 class _Open:
     """A number without an outcome: an ask waits for its answer, a tell for being stored."""
 
-    __slots__ = ("cls", "deadline", "future", "message")
+    __slots__ = ("cls", "deadline", "future", "is_again", "is_stored", "message")
 
     def __init__(self, message: Message, cls: str, future: asyncio.Future[bytes], deadline: float) -> None:
         self.message = message
         self.cls = cls
         self.future = future
         self.deadline = deadline
+        self.is_stored = False
+        """It is in the inbox, and not on its way there (again)."""
+        self.is_again = False
+        """It was stored more than once."""
 
 
 class Lane:
@@ -148,25 +162,29 @@ class Lane:
             self._arm()
 
     async def _repeat(self, silent: list[_Open]) -> None:
-        """Nothing was heard for long: look whether the agent has ended or is parked, else send the same numbers again."""
-        record: AnyRecord | None = None
+        """Nothing was heard for long: the owner is reminded, and what passed it by is stored again."""
+        client, stored = self.client, {asked.message.n: asked for asked in silent if asked.is_stored}
+        if not stored:
+            return  # they are on their way
+        reminder = control.Remind(self.agent, self.sender, self.start, client.reply_to, list(stored))
+        missing: list[int] | None = None
         try:
-            record = await self.client.newest(self.agent)
-            if isinstance(record, Terminated):
-                for asked in silent:
-                    answer = await ended(self.client.log, self.agent, self.sender, asked.message.n)
-                    self.answered({asked.message.n: answer} if answer is not None else {})
-                return
+            missing = await remind(client.log, client.wire, reminder)
+        except AgentTerminated:
+            for n in stored:
+                self.answered({n: await last_word(client.log, self.agent, self.sender, n)})
+            return
         except RetryError as error:
             logger.debug("agent %s: %s", self.agent, error)
-        for asked in silent:
-            if asked.message.n in self._open and asked not in self._queue:
-                self._put(asked)
-        why = await self.client.parked(self.agent, named_owner(record)) if record is not None else None
-        if why is not None:
+        except CellError as why:  # parked
             for asked in silent:
                 if not asked.future.done():
                     asked.future.set_exception(type(why)(why.message, **why.facts))
+            return
+        for asked in stored.values() if missing is None else [stored[n] for n in missing if n in stored]:
+            if asked.message.n in self._open and asked.is_stored and (missing is not None or not asked.is_again):
+                asked.is_again = True
+                self._put(asked)
 
     # ---- storing ---------------------------------------------------------------------------------------------
 
@@ -179,6 +197,7 @@ class Lane:
         return sent
 
     def _put(self, sent: _Open) -> None:
+        sent.is_stored = False
         self._queue.append(sent)
         if not self._sending:
             self._sending = True
@@ -204,9 +223,11 @@ class Lane:
                     raise await self._went_back(seq)
                 self._stored = seq
                 for message in messages:
-                    found = self._open.get(message.n) if not message.ask else None
-                    if found is not None and not found.future.done():
-                        found.future.set_result(b"")
+                    found = self._open.get(message.n)
+                    if found is not None:
+                        found.is_stored = True
+                        if not message.ask and not found.future.done():
+                            found.future.set_result(b"")
         except Exception as error:
             self._queue.clear()
             for found in self._open.values():

@@ -38,7 +38,18 @@ from mielin_cells.errors import (
     described,
 )
 from mielin_cells.migration.recovery import RecoveryConfig
-from mielin_cells.node import admit, claims, control, drain, orders, predict, questions, registry, standby, undo
+from mielin_cells.node import (
+    admit,
+    claims,
+    control,
+    drain,
+    orders,
+    predict,
+    questions,
+    registry,
+    standby,
+    undo,
+)
 from mielin_cells.node.heartbeat import Beat
 from mielin_cells.node.home import Home
 from mielin_cells.node.host import Host

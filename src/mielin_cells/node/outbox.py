@@ -81,6 +81,10 @@ class Outbox:
         else:
             lane.append(out)
 
+    def holds(self, out: Out) -> bool:
+        """True while it is not stored at its receiver."""
+        return any(out.n == queued.n for queued in self._lanes.get(out.to, ()))
+
     def push_missing(self, outs: list[Out]) -> None:
         """Delivers those that are neither stored nor on their way."""
         for out in outs:

@@ -1,4 +1,4 @@
-"""Requests that only ask: answered from what the node has at hand, without any change."""
+"""Requests that only ask: answered from what the node has at hand, without any change to an agent."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 
 from mielin_cells.core import words
 from mielin_cells.core.cluster import AgentInfo, NodeInfo
+from mielin_cells.core.ledger import Verdict
+from mielin_cells.errors import from_wire
 from mielin_cells.node import control, orders
+from mielin_cells.node.parking import UNUSABLE
 
 if TYPE_CHECKING:
     from mielin_cells.node.node import Node
@@ -19,9 +22,12 @@ def answer(node: Node, question: control.Question) -> object:
             return info(node)
         case control.Hosted(agent=agent, after=after):
             if agent:
-                return [_info(node, agent)] if agent in node.hosts or agent in node.troubled else []
+                found = hosted(node, agent)
+                return [found] if found is not None else []
             known = node.hosts.keys() | node.troubled.keys()
-            return [_info(node, name) for name in heapq.nsmallest(control.HOSTED_MAX, (n for n in known if n > after))]
+            return [hosted(node, name) for name in heapq.nsmallest(control.HOSTED_MAX, (n for n in known if n > after))]
+        case control.Remind():
+            return reminded(node, question)
         case control.Waiting(agent=agent):
             return node.host(agent).inbox.waiting
         case control.Read(cls=cls, handler=handler, words=said):
@@ -44,9 +50,10 @@ def answer(node: Node, question: control.Question) -> object:
             return node.migrations.watchers.audit.by_migration(migration)
 
 
-def _info(node: Node, agent: str) -> AgentInfo:
+def hosted(node: Node, agent: str) -> AgentInfo | None:
+    """An agent that runs here, or that the log gives this node and that it cannot run."""
     host = node.hosts.get(agent)
-    return orders.info(node, host) if host is not None else node.troubled[agent]
+    return orders.info(node, host) if host is not None else node.troubled.get(agent)
 
 
 def info(node: Node) -> NodeInfo:
@@ -57,3 +64,25 @@ def info(node: Node) -> NodeInfo:
         name=node.name, incarnation=node.home.incarnation, agents=len(node.hosts), since_s=since_s,
         is_cordoned=node.is_cordoned, **known,
     )  # fmt: skip
+
+
+def reminded(node: Node, reminder: control.Remind) -> list[int]:
+    """Answers again what has taken effect, now or with the commit that may hold it; the numbers that passed this owner by.
+
+    Raises `NoSuchAgent` if it is not here, or the error with which it is parked.
+    """
+    agent = reminder.agent
+    found = hosted(node, agent)
+    if found is not None and found.code in UNUSABLE:
+        raise from_wire(found.code, found.error, {"agent": agent})
+    host, sender = node.host(agent), reminder.sender
+    missing, answers = list[int](), dict[int, bytes]()
+    for n in reminder.numbers:
+        verdict = host.fold.ledger.judge(sender, n, reminder.start)
+        if verdict in (Verdict.APPLY, Verdict.HOLD):
+            missing.append(n)
+        elif (answer := host.intake.answer_again(sender, n, verdict)) is not None:
+            answers[n] = answer
+    if answers:
+        host.reply(reminder.reply_to, sender, answers)
+    return missing if host.is_idle else []

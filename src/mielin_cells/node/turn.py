@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 from blake3 import blake3
 
-from mielin_cells.core.fold import Phase
 from mielin_cells.core.ids import log_subject
 from mielin_cells.core.message import Answer, decode_answer, encode_answer
 from mielin_cells.core.records import (
@@ -20,10 +19,8 @@ from mielin_cells.core.records import (
     Out,
     StepMade,
     Stepped,
-    Terminated,
     Timer,
     body_of,
-    decode_record,
 )
 from mielin_cells.core.settings import MESSAGE_BYTES_MAX, STEPS_BYTES_MAX, TIMERS_MAX
 from mielin_cells.core.spec import HandlerSpec, Spec
@@ -38,19 +35,20 @@ from mielin_cells.errors import (
     NoSuchAgent,
     NoSuchHandler,
     NotInTurn,
+    RetryError,
     SelfAsk,
     StepFailed,
     UsageError,
     from_wire,
 )
-from mielin_cells.node.reader import load
+from mielin_cells.node import control
+from mielin_cells.node.reminder import last_word, remind
 from mielin_cells.node.rerun import Rerun
 from mielin_cells.node.steps import result_of, within
 
 if TYPE_CHECKING:
     from mielin_cells.core.cluster import Cluster
     from mielin_cells.node.host import Host
-    from mielin_cells.substrate.ports import Log
 
 ASK_REPEAT_S_MAX = 8.0
 
@@ -381,20 +379,21 @@ class Turn:
         host = self._host
         timeout = host.home.settings.ask_timeout_s if seconds is None else seconds
         future = host.expect(out.to, out.n)
-        pause = host.home.settings.ask_repeat_s
+        pause, is_again = host.home.settings.ask_repeat_s, False
         try:
             async with asyncio.timeout(timeout):
                 answer: bytes | None = None
+                if not is_sent:
+                    host.outbox.push(out)
                 while answer is None:
-                    if not is_sent:
-                        host.outbox.push(out)
-                    is_sent = False
                     await asyncio.wait((future,), timeout=pause)
                     if future.done():
                         answer = future.result()
+                    elif host.outbox.holds(out):
+                        continue  # it is not stored yet
                     else:
-                        answer = await ended(host.home.log, out.to, self.id, out.n)
-                        pause = min(pause * 2, ASK_REPEAT_S_MAX)
+                        answer = await self._reminded(out, is_again)
+                        pause, is_again = min(pause * 2, ASK_REPEAT_S_MAX), True
         except TimeoutError:
             error = AskTimeout(
                 f"Agent {self.id!r} had no answer from {out.to}.{out.handler} in {timeout:g} s; the ask may still take effect.",
@@ -405,6 +404,22 @@ class Turn:
             host.forget(out.to, out.n)
         self.made[self.made.index(made)] = msgspec.structs.replace(made, answer=answer)
         return answer
+
+    async def _reminded(self, out: Out, is_again: bool) -> bytes | None:
+        """The last word of an agent that has ended; else the ask is answered later, or is sent once more now."""
+        host = self._host
+        asked = control.Remind(out.to, self.id, 0, host.home.reply_to, [out.n])
+        try:
+            missing = await remind(host.home.log, host.home.wire, asked)
+        except AgentTerminated:
+            return await last_word(host.home.log, out.to, self.id, out.n)
+        except CellError as error:
+            if isinstance(error, RetryError):
+                raise
+            return None  # parked: an operator decides, and the ask waits for that
+        if missing or (missing is None and not is_again):
+            host.outbox.push(out)
+        return None
 
     # ---- timers ----------------------------------------------------------------------------------------------
 
@@ -579,20 +594,3 @@ class Turn:
         """The intake is being stopped: a wait between two calls ends."""
         if self._resting is not None and not self._resting.done():
             self._resting.set_result(None)
-
-
-async def ended(log: Log, agent: str, sender: str, n: int) -> bytes | None:
-    """If `agent` has terminated: its stored answer to `n` of `sender`, or else `AgentTerminated`.  None while it lives.
-
-    A terminated log never changes, so this reading decides nothing that could still turn out otherwise (rule 20).
-    """
-    last = await log.last(log_subject(agent))
-    if last is None or not isinstance(decode_record(last.data, f"The log of agent {agent!r}"), Terminated):
-        return None
-    fold = await load(log, agent)
-    assert fold.phase is Phase.TERMINATED
-    stored = fold.ledger.answer(sender, n)
-    if stored is not None:
-        return stored
-    error = AgentTerminated(f"Agent {agent!r} has ended; its id is not used again.", agent=agent)
-    return encode_answer(Answer(None, error.to_wire()))

@@ -1,0 +1,60 @@
+"""Asks whose answers do not come: the owner is reminded of them.
+
+An ask that is stored is not stored again because nobody has answered it yet: where many wait, more appends would make all wait
+longer.  Its owner sends again what it has answered.  What it does not know, though it waits for work, passed it by, and is stored
+once more; so it is, once, while no owner can be asked: the next one will find it behind what the former had answered.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from mielin_cells.core.fold import Phase
+from mielin_cells.core.ids import control_subject, log_subject
+from mielin_cells.core.message import Answer, encode_answer
+from mielin_cells.core.records import Terminated, decode_record, named_owner
+from mielin_cells.errors import AgentTerminated, CellError
+from mielin_cells.node import control
+from mielin_cells.node.parking import UNUSABLE
+from mielin_cells.node.reader import load
+from mielin_cells.substrate.ports import Log, Wire
+
+REMIND_S = 1.0
+
+
+async def remind(log: Log, wire: Wire, reminder: control.Remind) -> list[int] | None:
+    """Has the owner answer again; the numbers that passed it by, or None if there is no owner to ask now.
+
+    Raises `AgentTerminated` if the agent has ended, the error with which it is parked, or a `RetryError` while the store does
+    not answer.
+    """
+    agent = reminder.agent
+    last = await log.last(log_subject(agent))
+    if last is None:
+        return None
+    record = decode_record(last.data, f"The log of agent {agent!r}")
+    if isinstance(record, Terminated):
+        raise _terminated(agent)
+    try:
+        data = await wire.request(control_subject(named_owner(record)), control.encode_request(reminder), REMIND_S)
+        missing: list[int] = msgspec.msgpack.decode(control.result_of(data), type=list[int])
+    except CellError as error:  # silent, stopping, or not there yet
+        if error.code in UNUSABLE:
+            raise
+        return None
+    return missing
+
+
+async def last_word(log: Log, agent: str, sender: str, n: int) -> bytes:
+    """Of an agent that has terminated: its stored answer to `n` of `sender`, or else `AgentTerminated`.
+
+    A terminated log never changes, so this reading decides nothing that could still turn out otherwise (rule 20).
+    """
+    fold = await load(log, agent)
+    assert fold.phase is Phase.TERMINATED
+    stored = fold.ledger.answer(sender, n)
+    return stored if stored is not None else encode_answer(Answer(None, _terminated(agent).to_wire()))
+
+
+def _terminated(agent: str) -> AgentTerminated:
+    return AgentTerminated(f"Agent {agent!r} has ended; its id is not used again.", agent=agent)
