@@ -36,12 +36,14 @@ class Floor:
         self._reader = reader
         self._heard: dict[bytes, asyncio.Future[None]] = {}
         self._numbers = itertools.count(1)
+        self._owning: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         await self._reader.wire.subscribe("floor", self._receive)
 
     def _receive(self, data: bytes) -> None:
-        self._heard.pop(data).set_result(None)
+        if (heard := self._heard.pop(data, None)) is not None:  # else another process's
+            heard.set_result(None)
 
     async def _one(self, subject: str, appends: int) -> None:
         """Dependent conditional appends to a fresh subject, and one delivery on another connection."""
@@ -60,6 +62,31 @@ class Floor:
         for _ in range(count):
             at = time.perf_counter()
             await self._one(f"floor.{next(self._numbers)}", appends)
+            found.append((time.perf_counter() - at) * 1000)
+        return found
+
+    async def owns(self) -> None:
+        """From now on this process does what an owner must: for each message a commit, and then an answer."""
+        self._owning = asyncio.create_task(self._own())
+
+    async def _own(self) -> None:
+        last = 0
+        async for batch in self._reader.log.tail("floor-inbox"):
+            for message in batch:
+                outcome = await self._writer.log.append("floor-log", RECORD, last)
+                assert isinstance(outcome, Appended)
+                last = outcome.seq
+                await self._writer.wire.publish("floor", message.data)
+
+    async def between(self, count: int) -> list[float]:
+        """Milliseconds of each message to another process that `owns`, up to its answer."""
+        found = []
+        for _ in range(count):
+            data = b"%d" % next(self._numbers)
+            heard = self._heard[data] = asyncio.get_running_loop().create_future()
+            at = time.perf_counter()
+            await self._writer.log.append("floor-inbox", data)
+            await heard
             found.append((time.perf_counter() - at) * 1000)
         return found
 
@@ -120,7 +147,8 @@ async def main() -> None:
     floor = Floor(writer, reader)
     await floor.open()
     does: dict[str, Any] = {
-        "dependent": floor.dependent, "pipelined": floor.pipelined, "takeovers": floor.takeovers, "parts": floor.parts,
+        "dependent": floor.dependent, "owns": floor.owns, "between": floor.between, "pipelined": floor.pipelined,
+        "takeovers": floor.takeovers, "parts": floor.parts,
     }  # fmt: skip
     await serve_async(does, {"uvloop": True})
     await writer.close()

@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks.agents import Counter
 from benchmarks.figures import SYNCS, Found, Size, Sync, kept, ratio, spread
+from benchmarks.floors import floor_beside
 from benchmarks.harness import alternating, pipelined, run, say
 from benchmarks.peer import Peer, of_others
 from benchmarks.stage import Stage, staged
@@ -36,7 +37,7 @@ async def ours(found: Found, sync: Sync, size: Size) -> float:
     """Asks per second, pipelined; the rows against the floor are written."""
     async with staged(2, sync) as stage:
         agents = [await stage.cluster.on(f"node-{n % 2 + 1}").spawn(Counter, f"c{n}") for n in range(AGENTS)]
-        times, floors = await one_by_one(stage, agents[0], size)
+        times, floors, between = await one_by_one(stage, agents[0], size)
         asked = len(times) + BLOCK
         rates, floor_rates = list[float](), list[float]()
         for number, who in enumerate(alternating(ROUNDS[size] + 1, "ours", "floor")):
@@ -50,8 +51,9 @@ async def ours(found: Found, sync: Sync, size: Size) -> float:
         total = sum([await agent.add(0) for agent in agents])
         assert total == asked, f"{total} of {asked}"
     one, bare, rate, floor_rate = spread(times), spread(floors), median(rates), median(floor_rates)
+    crossing = spread(between)
     found.figures[sync] = {
-        "ask_ms": one, "floor_ms": bare, "asks_per_s": [round(r) for r in rates], "asks": kept(times),
+        "ask_ms": one, "floor_ms": bare, "between_ms": crossing, "asks_per_s": [round(r) for r in rates], "asks": kept(times),
         "floor_per_s": [round(r) for r in floor_rates],
     }  # fmt: skip
     times_floor = ratio(one["p50"], bare["p50"])
@@ -61,7 +63,8 @@ async def ours(found: Found, sync: Sync, size: Size) -> float:
         sync,
         text,
         times_floor <= 1.3,
-        f"{len(times)} asks; p99 {one['p99']:.2f} ms, floor's {bare['p99']:.2f} ms",
+        f"{len(times)} asks; p99 {one['p99']:.2f} ms, floor's {bare['p99']:.2f} ms; the same steps between two bare processes: "
+        f"{crossing['p50']:.2f} ms",
     )
     share = ratio(rate, floor_rate)
     pipe = f"{share} times the floor's ({rate:,.0f}/s, floor {floor_rate:,.0f}/s)"
@@ -72,19 +75,24 @@ async def ours(found: Found, sync: Sync, size: Size) -> float:
     return rate
 
 
-async def one_by_one(stage: Stage, agent: Counter, size: Size) -> tuple[list[float], list[float]]:
-    times, floors = list[float](), list[float]()
-    for number in range(BLOCKS[size] + 1):
-        block = list[float]()
-        for _ in range(BLOCK):
-            at = time.perf_counter()
-            await agent.add()
-            block.append((time.perf_counter() - at) * 1000)
-        bare = await stage.floor.do("dependent", appends=2, count=BLOCK)
-        if number:  # the first block is to get warm
-            times += block
-            floors += bare
-    return times, floors
+async def one_by_one(stage: Stage, agent: Counter, size: Size) -> tuple[list[float], list[float], list[float]]:
+    """Milliseconds of asks, of their floor, and of the floor's steps where two bare processes share them."""
+    times, floors, between = list[float](), list[float](), list[float]()
+    async with floor_beside(stage.url) as owner:
+        await owner.do("owns")
+        for number in range(BLOCKS[size] + 1):
+            block = list[float]()
+            for _ in range(BLOCK):
+                at = time.perf_counter()
+                await agent.add()
+                block.append((time.perf_counter() - at) * 1000)
+            bare = await stage.floor.do("dependent", appends=2, count=BLOCK)
+            crossing = await stage.floor.do("between", count=BLOCK)
+            if number:  # the first block is to get warm
+                times += block
+                floors += bare
+                between += crossing
+    return times, floors, between
 
 
 async def of_ray(peer: Peer, size: Size) -> dict[str, Any]:
