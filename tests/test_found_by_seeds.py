@@ -10,7 +10,7 @@ from test_moves import nodes
 
 import mielin_cells as cells
 from mielin_cells.core.ids import JOURNALS, log_subject
-from mielin_cells.core.records import Asked, Claimed, decode_record
+from mielin_cells.core.records import Asked, Claimed, Committed, HandedOff, Record, decode_record
 from mielin_cells.errors import Fenced, NotInTurn, RecordInvalid, RollbackExpired
 from mielin_cells.migration.phases import MigrationPhase
 from mielin_cells.node import claims, control
@@ -32,18 +32,19 @@ class Score(cells.Agent):
 
 
 class HeldLog:
-    """A log whose claims wait until they are let go on."""
+    """A log whose records of one kind wait until they are let go on."""
 
-    def __init__(self, inner: Log) -> None:
+    def __init__(self, inner: Log, kind: type[Record] = Claimed) -> None:
         self.inner = inner
+        self.kind = kind
         self.asked, self.go = asyncio.Event(), asyncio.Event()
 
     async def append(self, subject: str, data: bytes, expect: int | None = None) -> Outcome:
         try:
-            is_claim = isinstance(decode_record(data, subject), Claimed)
+            is_held = isinstance(decode_record(data, subject), self.kind)
         except RecordInvalid:
-            is_claim = False
-        if is_claim:
+            is_held = False
+        if is_held:
             self.asked.set()
             await self.go.wait()
         return await self.inner.append(subject, data, expect)
@@ -227,3 +228,45 @@ async def test_a_turn_that_runs_again_knows_of_the_ask_that_was_on_its_way_when_
         log.go.set()
         assert await paying == 1
         assert await tally.add() == 2
+
+
+async def test_a_node_that_stops_hands_nothing_over_that_it_has_not_committed() -> None:
+    """Seed 1020875: the commit in flight was given up, and the handover, which waited for it, sealed a cursor behind its message."""
+    async with nodes("node-1", "node-2", settings=SLOW) as (client, running):
+        score = await client.on("node-1").spawn(Score, "t")
+        await score.add()
+        source = running["node-1"]
+        host = source.hosts["t"]
+        held = HeldLog(source.home.log, Committed)
+        host.writer._log = held
+        adding = asyncio.create_task(score.add())
+        await held.asked.wait()  # the turn has run, and its commit is on its way
+        moving = asyncio.create_task(client.migrate(score, to="node-2"))
+        async with asyncio.timeout(10):
+            while not host._sealing:
+                await asyncio.sleep(0)
+        source.drop(host)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        records = [decode_record(entry.data, "t") for entry in await client.log.read(log_subject("t"))]
+        assert not any(isinstance(record, HandedOff) for record in records)
+        await claims.claim(running["node-2"], control.Claim("t", "a test"))
+        assert await adding == 2  # as if the process had died: by the message in the inbox
+        assert not (await moving).ok
+
+
+async def test_a_host_that_is_closed_does_not_say_that_all_is_committed() -> None:
+    async with nodes("node-1", "node-2", settings=SLOW) as (client, running):
+        score = await client.on("node-1").spawn(Score, "t")
+        host = running["node-1"].hosts["t"]
+        held = HeldLog(running["node-1"].home.log, Committed)
+        host.writer._log = held
+        adding = asyncio.create_task(score.add())
+        await held.asked.wait()
+        flushing = asyncio.create_task(host.flush())
+        await asyncio.sleep(0)
+        running["node-1"].drop(host)
+        with pytest.raises(Fenced, match="has let agent 't' go"):
+            await flushing
+        await claims.claim(running["node-2"], control.Claim("t", "a test"))
+        assert await adding == 1

@@ -83,6 +83,7 @@ class Host:
     def close(self) -> None:
         """Stops at once.  What is not committed is dropped; what is committed will be re-sent by the next owner."""
         self.is_open = False
+        self.writer.is_closed = True
         self.inbox.close()
         current = asyncio.current_task()
         self.intake.close()
@@ -206,6 +207,7 @@ class Host:
     async def flush(self) -> None:
         """Returns when everything that ran before is committed.  Raises `Fenced` if it cannot be."""
         while (self.batch or self.inflight is not None) and self.lost is None:
+            self.writer.check()
             self.commit_soon()
             if not self.is_open:
                 break
@@ -251,6 +253,7 @@ class Host:
             await self._settled.wait()
         if self.lost is not None:
             raise self.lost
+        self.writer.check()  # else a host that was closed meanwhile would hand over without what was in flight
 
     def resume_intake(self) -> None:
         """Takes messages again.  Only right if this host still owns the agent (rule 6)."""

@@ -45,6 +45,7 @@ class Writer:
         "appended_records",
         "fold",
         "incarnation",
+        "is_closed",
         "node",
     )
 
@@ -66,6 +67,14 @@ class Writer:
         self.incarnation = incarnation
         self.appended_bytes = 0
         self.appended_records = 0
+        self.is_closed = False
+        """Its host is: state and ledger may be ahead of the log, so nothing that is composed of them may be appended."""
+
+    def check(self) -> None:
+        """Raises `Fenced` once the host is closed."""
+        if self.is_closed:
+            agent = self.fold.agent
+            raise Fenced(f"Node {self.node} has let agent {agent!r} go; it goes on as its log says.", agent=agent)
 
     def head(self, *, claim: bool = False) -> dict[str, Any]:
         """The fields that every record begins with, for the place after the last record."""
@@ -138,6 +147,7 @@ class Writer:
             return record
 
     async def _compose(self, compose: Callable[[dict[str, Any]], R], claim: bool) -> tuple[R, bytes]:
+        self.check()
         record = compose(self.head(claim=claim))
         self.fold.check(self.fold.seq + 1, record)  # type: ignore[arg-type]
         data = encode_record(record)  # type: ignore[arg-type]
