@@ -11,10 +11,13 @@ from test_moves import nodes
 import mielin_cells as cells
 from mielin_cells.core.ids import JOURNALS, log_subject
 from mielin_cells.core.records import Asked, Claimed, Committed, HandedOff, Record, decode_record
+from mielin_cells.core.spec import spec_of
 from mielin_cells.errors import Fenced, NotInTurn, RecordInvalid, RollbackExpired
 from mielin_cells.migration.phases import MigrationPhase
 from mielin_cells.node import claims, control
 from mielin_cells.node.reader import load, load_at
+from mielin_cells.node.standby import Copy as Standby
+from mielin_cells.node.target import Copy
 from mielin_cells.node.undo import handover_of, undo
 from mielin_cells.substrate.ports import Entry, Log, Outcome, Tail, Unknown
 
@@ -270,3 +273,43 @@ async def test_a_host_that_is_closed_does_not_say_that_all_is_committed() -> Non
             await flushing
         await claims.claim(running["node-2"], control.Claim("t", "a test"))
         assert await adding == 1
+
+
+class TailedLog(HeldLog):
+    """A log whose `last` waits, and that knows who still listens."""
+
+    def __init__(self, inner: Log) -> None:
+        super().__init__(inner)
+        self.tails = list[Tail]()
+
+    async def last(self, subject: str) -> Entry | None:
+        self.asked.set()
+        await self.go.wait()
+        return await self.inner.last(subject)
+
+    def tail(self, subject: str, after: int = 0) -> Tail:
+        self.tails.append(self.inner.tail(subject, after))
+        return self.tails[-1]
+
+
+@pytest.mark.parametrize("kind", ["a move's", "a standby's"])
+async def test_a_copy_that_is_closed_while_it_loads_leaves_nobody_listening(kind: str) -> None:
+    """Seed 1072814."""
+    async with nodes("node-1", "node-2", settings=SLOW) as (client, running):
+        await (await client.on("node-1").spawn(Score, "t")).add()
+        node = running["node-2"]
+        log, watched = node.home.log, TailedLog(node.home.log)
+        node.home.log = watched
+        copy = Copy(node, "t", "m-1.1", spec_of(Score)) if kind == "a move's" else Standby(node, "t")
+        following = asyncio.create_task(copy._follow())
+        await watched.asked.wait()
+        copy.close()
+        watched.go.set()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+        node.home.log = log
+        for tail in watched.tails:
+            with pytest.raises(StopAsyncIteration):
+                await asyncio.wait_for(anext(tail), 5)

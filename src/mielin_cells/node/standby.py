@@ -67,15 +67,20 @@ class Copy:
     async def _follow(self) -> None:
         log = self._node.home.log
         fold = await load(log, self.agent)
-        self._tail = log.tail(log_subject(self.agent), fold.seq)
+        if self._is_closed:
+            return
+        self._tail = tail = log.tail(log_subject(self.agent), fold.seq)
         self.fold = fold
-        async for batch in self._tail:
-            for entry in batch:
-                await take(log, fold, entry)
-            if fold.phase is Phase.TERMINATED:
-                self._is_closed = True
-            if self._is_closed:
-                return
+        try:
+            async for batch in tail:
+                for entry in batch:
+                    await take(log, fold, entry)
+                if fold.phase is Phase.TERMINATED:
+                    self._is_closed = True
+                if self._is_closed:
+                    return
+        finally:
+            tail.close()
 
     def close(self) -> None:
         self._is_closed = True

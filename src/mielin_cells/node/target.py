@@ -170,21 +170,22 @@ class Copy:
         fold = self._fold = await load(log, self.agent)
         self.bytes += fold.state.size_bytes
         self._moved.set()
-        if self._tail is not None:
-            self._tail.close()
-        self._tail = log.tail(log_subject(self.agent), fold.seq)
+        self._tail = tail = log.tail(log_subject(self.agent), fold.seq)
         if self.machine.phase.is_end:
-            self._tail.close()
-        async for batch in self._tail:
-            for entry in batch:
-                epoch = fold.epoch
-                record = await take(log, fold, entry)
-                self.records += 1
-                self.bytes += len(entry.data)
-                if fold.epoch != epoch or fold.phase is Phase.TERMINATED:
-                    await self._owned_by(record)
-                    return
-            self._moved.set()
+            tail.close()
+        try:
+            async for batch in tail:
+                for entry in batch:
+                    epoch = fold.epoch
+                    record = await take(log, fold, entry)
+                    self.records += 1
+                    self.bytes += len(entry.data)
+                    if fold.epoch != epoch or fold.phase is Phase.TERMINATED:
+                        await self._owned_by(record)
+                        return
+                self._moved.set()
+        finally:
+            tail.close()  # also one that was opened after `close`, by a load that was under way
 
     async def _owned_by(self, record: AnyRecord) -> None:
         if isinstance(record, HandedOff) and record.to == self.node.name and record.migration == self.migration:

@@ -7,7 +7,9 @@ nodes heals, the others stay dead for good, and all must come to rest within a b
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import sys
 import traceback
 from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
@@ -16,7 +18,17 @@ from typing import Any, TypeVar
 
 from mielin_cells.core.agent import classes
 from mielin_cells.core.fold import Phase
-from mielin_cells.errors import CellError, Fenced, InvalidTransition, NoSuchAgent, RecordInvalid, RetryError
+from mielin_cells.core.ids import inbox_subject
+from mielin_cells.core.message import decode_mail
+from mielin_cells.errors import (
+    CellError,
+    Fenced,
+    InvalidTransition,
+    NodeCordoned,
+    NoSuchAgent,
+    RecordInvalid,
+    RetryError,
+)
 from mielin_cells.node.client import Client
 from mielin_cells.node.node import Node
 from mielin_cells.node.reader import load
@@ -73,6 +85,9 @@ REST_S = 200.0
 """Virtual time from healing to rest (I15): several whole migrations, the longest pauses of retries, and the times after which whoever
 comes after looks after what others have left."""
 
+TURN_S = 6.0
+"""And for each message that waits then: a call that pays at the till twice takes so long, if both are tried again and again."""
+
 LOOK_S = 1.0
 """How often it is looked whether everything has come to rest."""
 
@@ -123,6 +138,7 @@ class Scenario:
         self.scene = Scene(self.world)
         self.scene.found = self.found
         self.workload = workload or Accounts()
+        self._healed_at = 0.0
         self.checkers = Checkers(self.scene, CHECKERS)
         self.violations: list[str] = []
         self.is_healed = False
@@ -279,7 +295,7 @@ class Scenario:
         while True:
             try:
                 return await self.as_operator(call)
-            except (RetryError, NoSuchAgent, InvalidTransition, Fenced, RecordInvalid) as error:
+            except (RetryError, NoSuchAgent, InvalidTransition, Fenced, RecordInvalid, NodeCordoned) as error:
                 self.scene.counts[f"operator: {error.code}"] += 1
                 await asyncio.sleep(0.2)
                 if self.is_healed:
@@ -299,13 +315,30 @@ class Scenario:
         self.job(self.nemesis.act_all())
         await self._stage_is_over()
         self._heal()
-        until = self.world.loop.time() + REST_S
+        self._healed_at = self.world.loop.time()
+        until = self._healed_at + REST_S + TURN_S * self._unread()
         await self._rest(until)
         await self._settled(until)
         while not await self._is_still():
             await self._settled(until)
         self.checkers.at_rest()
         await self._end()
+
+    @property
+    def _healed_s(self) -> float:
+        return round(self.world.loop.time() - self._healed_at)
+
+    def _unread(self) -> int:
+        """Messages that an agent has not taken from its inbox, each counted once."""
+        count = 0
+        for agent, fold in self.scene.folds.items():
+            found = set[tuple[str, int]]()
+            for entry in self.world.store.read(inbox_subject(agent), fold.ledger.cursor, sys.maxsize):
+                with contextlib.suppress(RecordInvalid):
+                    mail = decode_mail(entry.data, agent)
+                    found |= {(mail.sender, message.n) for message in mail.messages}
+            count += len(found)
+        return count
 
     async def _stage_is_over(self) -> None:
         """Waits for all jobs, also those that jobs begin; one that does not end may still do so after healing."""
@@ -360,7 +393,7 @@ class Scenario:
         """Until everything has come to rest.  Raises a violation of I15 if it has not by `until`."""
         while trouble := self._resting():
             if self.world.loop.time() > until:
-                self.checker(ComesToRest).late(f"{REST_S:g} s after the world has healed {trouble}")
+                self.checker(ComesToRest).late(f"{self._healed_s:g} s after the world has healed {trouble}")
             await asyncio.sleep(LOOK_S)
             self._take([job for job in self._jobs if job.done()])
             await self._adopt()
@@ -394,7 +427,8 @@ class Scenario:
             hosts = {name: sorted(node.hosts) for name, node in self.scene.nodes.items()}
             states = {agent: fold.lifecycle.state.value for agent, fold in self.scene.folds.items()}
             self.checker(ComesToRest).late(
-                f"{REST_S:g} s after the world has healed not everything is where it was sent; agents are {states}, hosted: {hosts}"
+                f"{self._healed_s:g} s after the world has healed not everything is where it was sent; "
+                f"agents are {states}, hosted: {hosts}"
             )
         await self._rest(until + REST_S)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import Counter
 from collections.abc import Coroutine
 from random import Random
@@ -46,8 +47,10 @@ class Accounts(Workload):
         rng, scene = Random(f"accounts {scenario.swarm.seed}"), scenario.scene
         scene.tokens = TOKENS * len(scenario.swarm.agents)
         for agent in scenario.swarm.agents:
-            node = rng.choice(scenario.swarm.nodes)
-            await scenario.until_done(lambda a=agent, n=node: scenario.operator.on(n).spawn(Account, a))  # type: ignore[misc]
+            nodes = scenario.swarm.nodes
+            first = nodes.index(rng.choice(nodes))
+            ways = itertools.cycle([*nodes[first:], *nodes[:first]])  # after a power cut one may be cordoned
+            await scenario.until_done(lambda a=agent, w=ways: scenario.operator.on(next(w)).spawn(Account, a))  # type: ignore[misc]
 
     def lives(self, scenario: Scenario) -> list[Coroutine[Any, Any, None]]:
         return [self._life(scenario, life) for life in scenario.swarm.lives]
