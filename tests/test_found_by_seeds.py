@@ -15,6 +15,7 @@ from mielin_cells.core.spec import spec_of
 from mielin_cells.errors import Fenced, NotInTurn, RecordInvalid, RollbackExpired
 from mielin_cells.migration.phases import MigrationPhase
 from mielin_cells.node import claims, control
+from mielin_cells.node.parking import trouble
 from mielin_cells.node.reader import load, load_at
 from mielin_cells.node.standby import Copy as Standby
 from mielin_cells.node.target import Copy
@@ -313,3 +314,16 @@ async def test_a_copy_that_is_closed_while_it_loads_leaves_nobody_listening(kind
         for tail in watched.tails:
             with pytest.raises(StopAsyncIteration):
                 await asyncio.wait_for(anext(tail), 5)
+
+
+async def test_an_agent_that_a_node_could_not_run_is_obeyed_there_once_it_has_moved_there() -> None:
+    """Seed 2007616: the resume of an agent that was suspended was taken for one that has to be read again, and did nothing."""
+    async with nodes("node-1", "node-2", settings=SLOW) as (client, running):
+        score = await client.on("node-1").spawn(Score, "t")
+        node = running["node-2"]
+        node.troubled["t"] = trouble("node-2", "t", None, RecordInvalid("It could not be read."))
+        assert (await client.migrate(score, to="node-2")).ok
+        await client.suspend(score)
+        await client.resume(score)
+        assert not node.troubled
+        assert await score.add() == 1

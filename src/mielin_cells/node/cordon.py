@@ -115,7 +115,7 @@ async def _taken_over(client: Client, node: str, moved: int, seconds: float) -> 
 async def _owned(client: Client, node: str) -> list[str]:
     """The agents that the log gives to a node."""
     agents = [agent for agent, _ in await known_agents(client.log)]
-    maybe = [agent async for agent, record, _ in ends(client.log, agents) if named_owner(record) == node]
+    maybe = [agent for agent, record, _ in await ends(client.log, agents) if named_owner(record) == node]
     found = list[str]()
     for agent in maybe:  # few, and what was read of them may be old
         last = await client.log.last(log_subject(agent))

@@ -250,6 +250,7 @@ class Node:
             host.close()
             return
         self.hosts[host.fold.agent] = host
+        self.troubled.pop(host.fold.agent, None)  # whatever it was before the agent came here again, by a move
         host.open()
         self.standbys.arrived(host)
 
@@ -365,6 +366,8 @@ class Node:
         except RetryError as error:
             logger.info("node %s looks at agent %s again later: %s", self.name, agent, error)
         except CellError as error:
+            if agent in self.hosts:  # it has come here meanwhile, by a move
+                return
             before = self.troubled.get(agent)
             self.troubled[agent] = trouble(self.name, agent, fold, error)
             if before is None or before.error != str(error):  # once: it is tried again in every round

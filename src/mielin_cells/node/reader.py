@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from mielin_cells.core.fold import Fold
@@ -56,18 +56,28 @@ async def known_agents(log: Log) -> list[tuple[str, int]]:
     return found
 
 
-async def ends(log: Log, agents: Iterable[str]) -> AsyncIterator[tuple[str, AnyRecord, Seen]]:
-    """Each agent's last record, if it can be read.  Many cost hardly more than one, but they may be stale."""
-    by_subject = {log_subject(agent): agent for agent in agents}
+class End(NamedTuple):
+    """The last record of an agent's log."""
+
+    agent: str
+    record: AnyRecord
+    seen: Seen
+
+
+async def ends(log: Log, agents: Iterable[str]) -> list[End]:
+    """Of each agent whose last record can be read.  Many cost hardly more than one, but they may be stale."""
+    by_subject, found = {log_subject(agent): agent for agent in agents}, list[End]()
     for count, (subject, last) in enumerate((await log.lasts(list(by_subject))).items(), 1):
         if count % SLICE_RECORDS == 0:
             await asyncio.sleep(0)
+        agent = by_subject[subject]
         try:
-            record = await record_of(log, by_subject[subject], last)
+            record = await record_of(log, agent, last)
         except RecordInvalid as error:
-            logger.warning("agent %s is nobody's: %s", by_subject[subject], error)
+            logger.warning("agent %s is nobody's: %s", agent, error)
             continue
-        yield by_subject[subject], record, _seen(last, record)
+        found.append(End(agent, record, _seen(last, record)))
+    return found
 
 
 def _seen(last: Entry, record: AnyRecord) -> Seen:

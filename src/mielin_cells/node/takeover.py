@@ -114,7 +114,7 @@ class Takeover:
         """Agents that the log gives to a node that is gone.  The log may be read late: who claims looks again."""
         found = list[Orphan]()
         agents = [agent for agent, _ in await known_agents(self._log) if agent not in hosted]
-        async for agent, record, seen in ends(self._log, agents):
+        for agent, record, seen in await ends(self._log, agents):
             owner = named_owner(record)
             # Handed over by a node that lives: that one claims it back.
             if owner in gone and not (isinstance(record, HandedOff) and record.node not in gone):
