@@ -110,12 +110,15 @@ class Writer:
             return record
 
     async def _append(self, compose: Callable[[dict[str, Any]], R], claim: bool) -> R:
-        record, data = await self._compose(compose, claim)
+        record, data = self._compose(compose, claim)
+        entry = b""
         delay, behind_since = RETRY_S_MIN, -1.0
         now = asyncio.get_running_loop().time
         while True:
             try:
-                seq = await self._try(data)
+                # What `compose` took from its caller is in `record` alone: parts that cannot be stored now are stored later.
+                entry = entry or await self._entry(record, data)
+                seq = await self._try(entry)
             except (Doubt, RetryError) as error:
                 if isinstance(error, Behind):
                     behind_since = now() if behind_since < 0 else behind_since
@@ -130,32 +133,33 @@ class Writer:
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, RETRY_S_MAX)
                 continue
-            self._took(seq, record, data)
+            self._took(seq, record, entry)
             return record
 
     async def append_once(self, compose: Callable[[dict[str, Any]], R], timeout: float) -> R:
         """One try, for a handover.  Raises `Doubt` while the outcome is unknown: then the only append that may follow is a
         claim at the same place (rule 6)."""
         async with self._lock:
-            record, data = await self._compose(compose, False)
+            record, data = self._compose(compose, False)
+            entry = await self._entry(record, data)
             try:
                 async with asyncio.timeout(timeout):
-                    seq = await self._try(data)
+                    seq = await self._try(entry)
             except TimeoutError as error:
                 raise Doubt("no answer in time") from error
-            self._took(seq, record, data)
+            self._took(seq, record, entry)
             return record
 
-    async def _compose(self, compose: Callable[[dict[str, Any]], R], claim: bool) -> tuple[R, bytes]:
+    def _compose(self, compose: Callable[[dict[str, Any]], R], claim: bool) -> tuple[R, bytes]:
         self.check()
         record = compose(self.head(claim=claim))
         self.fold.check(self.fold.seq + 1, record)  # type: ignore[arg-type]
-        data = encode_record(record)  # type: ignore[arg-type]
-        if len(data) > RECORD_BYTES_MAX:
-            data = await self._spill(record, data)
-        return record, data
+        return record, encode_record(record)  # type: ignore[arg-type]
 
-    async def _spill(self, record: Record, data: bytes) -> bytes:
+    async def _entry(self, record: Record, data: bytes) -> bytes:
+        """What the log gets: the record, or one that stands for it while its bytes are in parts.  Raises the log's errors."""
+        if len(data) <= RECORD_BYTES_MAX:
+            return data
         name = record.nonce.hex()
         refs = await parts.put_parts(self._log, part_subject(self.fold.agent, name), data)
         stand_in = Spilled(
