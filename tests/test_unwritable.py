@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from random import Random
+from typing import Any
 
 import pytest
 from test_moves import nodes
@@ -48,3 +49,63 @@ async def test_a_large_commit_whose_parts_are_refused_at_first_is_written_when_t
         (await load(cluster.log, "h")).verify()
         assert (await cluster.migrate(hoarder, to="node-2")).ok
         assert await hoarder.keep(0) == 2 * RECORD_BYTES_MAX
+
+
+class Odd(str):
+    """Text that has no encoding, as nothing should be that comes to a commit."""
+
+    __slots__ = ()
+
+
+spoils: list[str] = []
+"""What the next run of `Brittle.spoil` slips past all checks."""
+
+
+class Brittle(cells.Agent):
+    count: int = 0
+
+    @cells.handler
+    async def add(self) -> int:
+        self.count += 1
+        return self.count
+
+    @cells.handler
+    async def spoil(self, other: Hoarder) -> int:
+        turn: Any = cells.this()
+        self.count += 10
+        what = spoils.pop() if spoils else ""
+        if what == "commit":
+            turn._host.batch.forgot.append(Odd())
+        elif what:
+            turn.sender = Odd(turn.sender)
+        if what == "ask":
+            await other.add()
+        elif what == "step":
+            await cells.step("one", int)
+        return self.count
+
+
+@pytest.mark.parametrize("what", ["commit", "ask", "step"])
+async def test_a_record_that_cannot_be_encoded_puts_its_agent_into_error_and_a_resume_runs_the_message_again(
+    what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with nodes("node-1", "node-2") as (cluster, running):
+        brittle = await cluster.on("node-1").spawn(Brittle, "b")
+        hoarder = await cluster.on("node-2").spawn(Hoarder, "h")
+        assert await brittle.add() == 1
+        spoils.append(what)
+
+        spoiled = asyncio.create_task(brittle.spoil(hoarder))
+        async with asyncio.timeout(10):
+            while (info := await cluster.show(brittle)).state != "Error" or "b" not in running["node-1"].hosts:
+                await asyncio.sleep(0)
+
+        assert info.code == "InternalError"
+        assert "cannot be stored: TypeError: Encoding objects of type Odd is unsupported" in info.error
+        assert caplog.text.count("agent b is in ERROR") == 1
+        await cluster.resume(brittle)
+        assert (await spoiled, await brittle.add()) == (11, 12)
+        assert await hoarder.add() == 1  # a number that was not sent is no hole
+        fold = await load(cluster.log, "b")
+        fold.verify()
+        assert not fold.ledger.dead

@@ -15,7 +15,7 @@ from mielin_cells.core.lifecycle import AgentError, Lifecycle
 from mielin_cells.core.message import UNREADABLE, framed, unframed
 from mielin_cells.core.policy import Policy
 from mielin_cells.core.state import StateDelta
-from mielin_cells.errors import ConfigError, RecordInvalid, UnknownRecord
+from mielin_cells.errors import ConfigError, InternalError, RecordInvalid, UnknownRecord, described
 
 
 class Out(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -444,6 +444,9 @@ def named_owner(record: Record) -> str:
     return "" if isinstance(record, Terminated) else record.node
 
 
+UNWRITABLE = (TypeError, ValueError, OverflowError, RecursionError)
+"""What encoding raises: for a value of a type that has no encoding, for text that is not UTF-8, for what is too large."""
+
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(AnyRecord)
 _raw = msgspec.msgpack.Decoder(list[msgspec.Raw])
@@ -452,7 +455,15 @@ _TAGS = frozenset(cls.__name__ for cls in Record.__subclasses__())
 
 
 def encode_record(record: AnyRecord) -> bytes:
-    return framed(_encoder.encode(record))
+    """Raises `InternalError` for a record that holds what cannot be stored: turns and requests are checked for that before."""
+    try:
+        return framed(_encoder.encode(record))
+    except UNWRITABLE as error:
+        raise InternalError(
+            f"A {type(record).__name__} of agent {record.agent!r} cannot be stored: {described(error)}. It was not written; what "
+            "held the value should have been refused before, so please report this.",
+            agent=record.agent,
+        ) from error
 
 
 def decode_record(data: bytes, where: str) -> AnyRecord:

@@ -24,12 +24,13 @@ from mielin_cells.core.records import AskMade, Commit, Committed, Failed
 from mielin_cells.core.settings import MAIL_BYTES_MAX
 from mielin_cells.core.spec import Spec
 from mielin_cells.core.state import StateDelta
-from mielin_cells.errors import Fenced, described, storable
+from mielin_cells.errors import CellError, Fenced, InternalError, RecordInvalid, described, storable
 from mielin_cells.node.compaction import Compaction
 from mielin_cells.node.home import Home
 from mielin_cells.node.inbox import Inbox
 from mielin_cells.node.intake import Intake
 from mielin_cells.node.outbox import Outbox
+from mielin_cells.node.parking import append_failed
 from mielin_cells.node.signal import Signal
 from mielin_cells.node.timers import Timers
 from mielin_cells.node.writer import R, Writer
@@ -137,6 +138,21 @@ class Host:
         except Fenced as error:
             self.lose(error)
             raise
+        except InternalError as error:
+            await self._unwritable(error)
+            raise
+
+    async def _unwritable(self, error: CellError) -> None:
+        """What ran is in memory and cannot be written: the agent is in ERROR until it is resumed, and is read from its log again.
+
+        This host may commit nothing more: it would be made of a state that no log holds.
+        """
+        logger.error("agent %s is in ERROR: %s", self.fold.agent, error, exc_info=error)
+        try:
+            await append_failed(self.writer, error)
+        except CellError as unsaid:  # most likely `Fenced`: whoever was first reads the log anyway
+            logger.warning("agent %s: its log does not say so: %s", self.fold.agent, unsaid)
+        self.lose(error)
 
     def commit_soon(self) -> None:
         if self._committing is None and self.is_open and not self._sealing and (self.batch or self.compaction.is_ready):
@@ -155,6 +171,8 @@ class Host:
                     self.home.begin(self.compaction.trim())
         except Fenced as error:
             self.lose(error)
+        except (InternalError, RecordInvalid) as error:
+            await self._unwritable(error)
         finally:
             self._committing = None
             self._settled.set()
