@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -196,3 +199,51 @@ def test_an_undone_turn_leaves_no_trace() -> None:
     it.buffer._undo()
     assert it.buffer == b"abc"
     assert it.state.digest() == digest
+
+
+class Whole(int):
+    """A whole number that no commit can hold as it is, as numpy's are."""
+
+    __slots__ = ()
+
+
+class Index:
+    """Another, which is no `int` at all."""
+
+    def __index__(self) -> int:
+        return 2
+
+
+@pytest.mark.parametrize("number", [Whole(2), Index(), True])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda buffer, at: (buffer.resize(at), buffer.resize(9)),
+        lambda buffer, at: (buffer.truncate(at), buffer.append(b"x")),
+        lambda buffer, at: buffer.__setitem__(slice(at, None), b"z" * PAGE_BYTES),
+        lambda buffer, at: buffer.__setitem__(slice(at, operator.index(at) + 1), b"z"),
+    ],
+)
+def test_sizes_and_places_of_any_whole_number_are_plain_in_what_a_commit_holds(
+    number: Any, change: Callable[[Buffer, Any], Any]
+) -> None:
+    it, plain = bound(), bound()
+    for field, at in ((it, number), (plain, operator.index(number))):
+        field.buffer.append(b"hello world")
+        field.end()
+        change(field.buffer, at)
+
+    delta = it.end()
+
+    assert delta is not None
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(delta), type=BufferDelta) == plain.end()
+    assert bytes(it.buffer) == bytes(plain.buffer)
+
+
+def test_a_size_that_is_no_whole_number_is_refused_before_anything_changes() -> None:
+    it = bound()
+    it.buffer.append(b"hello")
+    for size in (2.0, "2", None):
+        with pytest.raises(TypeError):
+            it.buffer.resize(size)  # type: ignore[arg-type]  # of a caller who checks no types
+    assert bytes(it.buffer) == b"hello"

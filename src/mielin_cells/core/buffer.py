@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator
 from typing import TypeAlias, overload
 
@@ -101,10 +102,11 @@ class Buffer:
 
     def truncate(self, size: int) -> None:
         """Cuts to at most `size` bytes; a shorter buffer stays as it is."""
-        self.resize(min(size, len(self)))
+        self.resize(min(operator.index(size), len(self)))
 
     def resize(self, size: int) -> None:
         """Cuts, or grows with zeros, to `size` bytes."""
+        size = operator.index(size)  # of numpy's and others' whole numbers: a plain one, which a commit can hold
         self._check_writable(size)
         if size < len(self):
             whole, rest = divmod(size, PAGE_BYTES)
@@ -141,6 +143,7 @@ class Buffer:
 
     def _at(self, index: int) -> int:
         size = len(self)
+        index = operator.index(index)
         at = index + size if index < 0 else index
         if not 0 <= at < size:
             raise IndexError(f"index {index} is outside the {size} bytes of {self._path}")
@@ -202,9 +205,8 @@ class Buffer:
 
 def _edge(index: int | None, size: int) -> int:
     """Where a slice to be written begins or ends: past the end is kept, unlike in reading."""
-    if index is None:
-        return 0
-    return max(index + size, 0) if index < 0 else index
+    at = 0 if index is None else operator.index(index)
+    return max(at + size, 0) if at < 0 else at
 
 
 def _spans(start: int, stop: int) -> Iterator[tuple[int, int, int]]:
