@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
@@ -109,3 +110,73 @@ async def test_a_record_that_cannot_be_encoded_puts_its_agent_into_error_and_a_r
         fold = await load(cluster.log, "b")
         fold.verify()
         assert not fold.ledger.dead
+
+
+class Formless(cells.CellError):
+    """Its author has forgotten that the base has an `__init__`."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+
+class Numbered(cells.CellError):
+    code = 5  # type: ignore[assignment]  # of an author who checks no types
+
+
+class Unlisted(cells.UsageError):
+    def to_wire(self) -> tuple[str, str, dict[str, Any]]:
+        return "Unlisted", "x", {"facts": {1: [object()]}}
+
+
+class Undecoded(cells.UsageError):
+    def to_wire(self) -> tuple[str, str, dict[str, Any]]:
+        return "Undecoded", "x", {"facts": {1: 2}}
+
+
+class Mumbled(str):
+    __slots__ = ()
+
+    def __format__(self, spec: str) -> str:
+        raise RuntimeError("no format")
+
+
+class Mumbling(Exception):
+    def __str__(self) -> str:
+        return Mumbled("hm")
+
+
+ERRORS: list[Callable[[], Exception]] = [
+    lambda: Formless("why"),
+    lambda: Numbered("x"),
+    lambda: Unlisted("x"),
+    lambda: Undecoded("x"),
+    lambda: cells.CellError("x", fact=["y" * 4000] * 200),
+    Mumbling,
+]
+
+
+class Raiser(cells.Agent):
+    count: int = 0
+
+    @cells.handler(tries=1)
+    async def fail(self, which: int) -> None:
+        self.count += 100
+        raise ERRORS[which]()
+
+    @cells.handler
+    async def add(self) -> int:
+        self.count += 1
+        return self.count
+
+
+@pytest.mark.parametrize("which", range(len(ERRORS)))
+async def test_an_error_that_cannot_be_sent_as_its_class_says_is_told_as_a_handlers_failure(which: int) -> None:
+    async with cells.local() as cluster:
+        raiser = await cluster.spawn(Raiser, "r")
+
+        with pytest.raises(cells.HandlerFailed, match=type(ERRORS[which]()).__name__):
+            await raiser.fail.options(timeout=10)(which)
+        await raiser.fail.tell(which)
+
+        assert await raiser.add() == 1
+        assert len((await load(cluster.log, "r")).ledger.dead) == 2  # type: ignore[attr-defined]

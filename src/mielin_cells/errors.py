@@ -70,7 +70,7 @@ def storable(text: str) -> str:
 def described(error: BaseException) -> str:
     """Kind and text of any exception, storable.  Never raises: users' exceptions may have a `__str__` that does."""
     try:
-        text = str(error)
+        text = "".join(str(error))  # a plain one: it may be of a user's class as well
     except Exception as broken:  # noqa: BLE001 - whatever it is, it must not hide the error that is described
         text = f"its text cannot be read ({type(broken).__name__})"
     return storable(f"{type(error).__name__}: {text}" if text else type(error).__name__)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mielin_cells.core.agent import turn as current_turn
 from mielin_cells.core.ledger import Verdict
-from mielin_cells.core.message import Answer, Mail, Message, encode_answer, sender_text
+from mielin_cells.core.message import Answer, Mail, Message, decode_answer, encode_answer, sender_text
 from mielin_cells.core.records import DeadLetter, Ended, Out, Replayed, Stepped, Taken
 from mielin_cells.core.settings import BURST_S, COMMIT_TURNS_MAX, MESSAGE_BYTES_MAX
 from mielin_cells.core.spec import HandlerSpec
@@ -408,22 +408,29 @@ class Intake:
         agent = self._fold.agent
         cause = described(error)
         asks = [made.label for made in turn.made] if turn is not None else []
+        answer = self._told(message, error, cause, ran) if message.ask else None
         self._bury(DeadLetter(arrival.seq, mail.sender, message.n, message.handler, cause, ran, asks, message.args))
-        answer = None
-        if message.ask:
-            told = error if isinstance(error, CellError) else self._failure(message, cause, ran)
-            answer = encode_answer(Answer(None, told.to_wire()))
         logger.warning(
             "agent %s: %s of %s is a dead letter: %s", agent, message.handler, sender_text(mail.sender), cause
         )
         self._take(mail, message, turn, answer)
 
-    def _failure(self, message: Message, cause: str, ran: int) -> HandlerFailed:
-        return HandlerFailed(
+    def _told(self, message: Message, error: BaseException, cause: str, ran: int) -> bytes:
+        """The answer of a turn that has failed, for whoever waits for it."""
+        if isinstance(error, CellError):
+            try:
+                answer = encode_answer(Answer(None, error.to_wire()))
+                decode_answer(answer)
+                if len(answer) <= MESSAGE_BYTES_MAX:
+                    return answer
+            except Exception as broken:  # of a user's class, which may say of itself what nobody can send
+                logger.warning("agent %s: %s is told as HandlerFailed: %s", self._fold.agent, cause, described(broken))
+        failed = HandlerFailed(
             f"{self._spec.name}.{message.handler} of agent {self._fold.agent!r} raised {cause} (run {ran} times); "
             "its state is as before, and it goes on.",
             agent=self._fold.agent, handler=message.handler, cause=cause, tries=ran,
         )  # fmt: skip
+        return encode_answer(Answer(None, failed.to_wire()))
 
     def _bury(self, letter: DeadLetter) -> None:
         self._host.batch.dead.append(letter)
