@@ -180,3 +180,58 @@ async def test_an_error_that_cannot_be_sent_as_its_class_says_is_told_as_a_handl
 
         assert await raiser.add() == 1
         assert len((await load(cluster.log, "r")).ledger.dead) == 2  # type: ignore[attr-defined]
+
+
+class Word(str):
+    """Text of a class of the user's: equal to what it says, and of no type that a record takes."""
+
+    __slots__ = ()
+
+
+ORDERS: list[Callable[[], object]] = [
+    lambda: cells.this().migrate(5),  # type: ignore[arg-type]  # here and below: of authors who check no types
+    lambda: cells.this().migrate("\ud800"),
+    lambda: cells.this().migrate(Word("node-9")),
+    lambda: cells.every(1000, id="e", catch_up=Word("all")).add(),  # type: ignore[call-overload]
+]
+
+
+class Worded(cells.Agent, name=Word("Wording")):
+    count: int = 0
+
+    @cells.handler(tries=1)
+    async def order(self, which: int) -> None:
+        self.count += 10
+        ORDERS[which]()
+
+    @cells.handler
+    async def add(self) -> int:
+        self.count += 1
+        return self.count
+
+
+@pytest.mark.parametrize(("which", "refused"), [(0, True), (1, True), (2, False), (3, False)])
+async def test_an_order_of_an_odd_type_is_refused_in_its_turn_or_taken_as_what_it_says(
+    which: int, refused: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with nodes("node-1") as (cluster, _):
+        worded = await cluster.spawn(Worded, "w")
+        if refused:
+            with pytest.raises(cells.UsageError, match="the name of no node"):
+                await worded.order(which)
+        else:
+            await worded.order(which)
+
+        assert await worded.add() == (1 if refused else 11)
+        timers = (await load(cluster.log, "w")).ledger.timers
+        assert [type(timer.catch_up) for timer in timers.values()] == ([str] if which == 3 else [])
+    assert "a task failed" not in caplog.text
+
+
+@pytest.mark.parametrize("tries", [0, -1, 2.5, "3", True, float("nan")])
+def test_a_number_of_tries_that_cannot_be_is_refused_with_the_class(tries: Any) -> None:
+    with pytest.raises(cells.FieldRefused, match=r"Retrying\.add: tries = .* is not a whole number from 1"):
+
+        class Retrying(cells.Agent):
+            @cells.handler(tries=tries)
+            async def add(self) -> None: ...

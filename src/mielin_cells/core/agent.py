@@ -95,7 +95,7 @@ class Turn(Protocol):
         """Inside the call of a durable step: the same text whenever this step's call is made again."""
 
     def migrate(self, to: str | None = None) -> None:
-        """Moves this agent once the turn is committed."""
+        """Moves this agent once the turn is committed.  Raises `UsageError` for what cannot be a node's name."""
 
     def set_timer(
         self, handler: str, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float, period: float, catch_up: str,
@@ -194,6 +194,10 @@ class Handler(Generic[P, R_co]):
         if not inspect.iscoroutinefunction(fn) or not hasattr(fn, "__name__"):
             name = getattr(fn, "__qualname__", repr(fn))
             raise FieldRefused(f"Handler {name} must be `async def`: a caller awaits it.", path=name)
+        if tries is not None and (type(tries) is not int or tries < 1):
+            raise FieldRefused(
+                f"Handler {fn.__qualname__}: tries = {tries!r} is not a whole number from 1.", path=fn.__qualname__
+            )
         self.fn: Callable[..., Coroutine[Any, Any, R_co]] = fn
         self.name = fn.__name__
         self.cancellable = cancellable
@@ -231,7 +235,7 @@ def handler(fn: Any = None, /, *, cancellable: bool = False, tries: int | None =
     """Makes an async method a handler.
 
     `cancellable`: a move may cancel a turn of it and run it again on the target.  `tries`: runs before its message becomes a
-    dead letter (default: the deployment's setting).  Raises `FieldRefused` for a plain `def`.
+    dead letter (default: the deployment's setting).  Raises `FieldRefused` for a plain `def`, and for `tries` that cannot be.
     """
     if fn is None:
         return lambda fn: Handler(fn, cancellable, tries)
@@ -386,7 +390,7 @@ class Agent:
             cls._standby = standby
         fields = [field for field, kind in inspect.get_annotations(cls).items() if _is_state(field, kind)]
         _check_class(cls, version, name, fields)
-        cls._wire_name, cls._version = name or cls.__name__, version
+        cls._wire_name, cls._version = "".join(name or cls.__name__), version  # plain text: it is in records
         for field in {*fields, *cls.__dict__}:
             before = _inherited(cls, field)
             if field in fields or isinstance(before, Field):  # the latter: a new default for an inherited field

@@ -72,7 +72,7 @@ def every(
     """
     if catch_up not in ("one", "all", "none"):
         raise UsageError(f'catch_up = {catch_up!r}; there are "one", "all" and "none".')
-    return _later(seconds, True, catch_up, id, handler)
+    return _later(seconds, True, "".join(catch_up), id, handler)  # plain text: it is in a record
 
 
 def cancel(id: str, /) -> bool:

@@ -180,7 +180,10 @@ class Turn:
     def migrate(self, to: str | None = None) -> None:
         """Moves this agent once the turn is committed; to a node of the system's choice unless `to` names one."""
         self._open()
-        self.moves, self.move_to = True, to
+        name: Any = to  # of an author who checks no types
+        if name is not None and not (isinstance(name, str) and name.isprintable()):
+            raise UsageError(f"Agent {self.id!r} asked to be moved to {to!r}, which can be the name of no node.")
+        self.moves, self.move_to = True, "".join(to) if to else None
 
     def _open(self) -> None:
         if self.closed:
