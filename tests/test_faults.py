@@ -6,15 +6,20 @@ import asyncio
 import json
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from random import Random
 
 import pytest
+from test_moves import Counter, nodes
 
 import mielin_cells as cells
+from mielin_cells.core.agent import classes
+from mielin_cells.node.node import Node
 from mielin_cells.substrate.embedded import Embedded
 from mielin_cells.substrate.ports import Appended, Unknown
-from mielin_cells.testing.faults import DEFAULT, Fault, Faults, FaultySubstrate, Kind, faulty, parsed
+from mielin_cells.testing.faults import DEFAULT, STEPS, Fault, Faults, FaultySubstrate, Kind, faulty, parsed
 
 CLOSE_S = 120
 
@@ -119,11 +124,52 @@ def test_faults_are_read_from_a_command_line() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "prepare", "prepare:explode", "prepare:refuse:x", "prepare:refuse:2", ":drop", "a:drop:1:2:3"]
+    "text",
+    [
+        "",
+        "prepare",
+        "prepare:explode",
+        "prepare:refuse:x",
+        "prepare:refuse:2",
+        ":drop",
+        "inbox:drop:1:2:3",
+        ":unreachable",
+    ],
 )
 def test_a_fault_that_cannot_be_read_is_refused_with_what_is_wanted(text: str) -> None:
     with pytest.raises(cells.ConfigError):
         parsed(text)
+
+
+def test_a_fault_that_could_never_be_injected_is_refused() -> None:
+    with pytest.raises(cells.ConfigError, match="no step 'handover' that could fail; there are .*handed_off") as caught:
+        parsed("prepare:refuse:0.2,handover:lose_answer")
+    assert caught.value.field == "step"
+    for most in (-1, 0):
+        with pytest.raises(cells.ConfigError, match=f"prepare:refuse is to be injected at most {most} times"):
+            parsed(f"prepare:refuse:1:{most}")
+    with pytest.raises(cells.ConfigError, match="no step 'node-2'"):
+        Fault("node-2", Kind.DROP)
+
+
+async def test_every_step_that_a_move_passes_is_known() -> None:
+    passed = set[str]()
+
+    class Notes(Faults):
+        def at(self, step: str, node: str = "") -> None:
+            passed.add(step)
+
+    async with nodes("node-2") as (cluster, running):
+        opened = type("Opened", (), {"log": cluster.log, "wire": cluster.wire})
+        seen = faulty(opened, Notes(1), "node-1")  # type: ignore[arg-type]  # what a node uses of a substrate
+        node = running["node-1"] = Node("node-1", seen.log, seen.wire, classes.get, rng=Random(1), wall=time.time)
+        await node.start()
+        counter = await cluster.on("node-1").spawn(Counter, "c")
+        await counter.add(1)
+        assert (await cluster.migrate(counter, to="node-2")).ok
+
+    assert passed - STEPS == set()
+    assert {"node", "created", "committed", "handed_off", "journal", "ask_prepare", "ask_copy"} <= passed
 
 
 def test_the_job_with_faults_ends_with_zeros_and_tells_what_failed(tmp_path: Path) -> None:

@@ -3,10 +3,10 @@
 A `Fault` says what goes wrong at which step, how likely, and how often at most; `Faults` draws from a seed and counts what it did.
 `faulty(substrate, faults, node)` gives a node's view of a substrate; the node's own steps (`prepare`, `probe`, ...) ask `faults.at`.
 
-    faults = Faults(7, Fault("handover", Kind.LOSE_ANSWER, 0.1), Fault("read", Kind.CORRUPT, 0.1, most=50))
+    faults = Faults(7, Fault("handed_off", Kind.LOSE_ANSWER, 0.1), Fault("read", Kind.CORRUPT, 0.1, most=50))
 
 Steps on the log: the kinds of an agent's records in snake case (`committed`, `handed_off`, `accepted`, `claimed`, ...), and `inbox`,
-`journal`, `part`, `read`.  On the wire: `reply`, and requests as `ask_prepare`, `ask_copy`, `ask_migrate`, `ask_ping`, ...
+`journal`, `node`, `keeper`, `part`, `read`.  On the wire: `reply`, `beat`, and requests as `ask_prepare`, `ask_copy`, `ask_ping`, ...
 In a node (`Home.step`): `prepare`, `copy` and `probe` on a target, `pause` on a source.
 """
 
@@ -25,7 +25,7 @@ from typing import Any
 
 from mielin_cells.core.ids import LOGS
 from mielin_cells.core.message import UNREADABLE
-from mielin_cells.core.records import decode_record
+from mielin_cells.core.records import Record, decode_record
 from mielin_cells.errors import ConfigError, MigrationRefused, NoResponder, RecordInvalid, StoreUnreachable, WireTimeout
 from mielin_cells.node import control
 from mielin_cells.substrate.ports import Entry, Log, Outcome, Subscription, Substrate, Tail, Unknown, Wire
@@ -60,8 +60,25 @@ class Kind(Enum):
     """For `delay_s` after the first request to it, a node hears nothing from the wire.  `step` names the node."""
 
 
+def _snake(cls: type) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
+
+
+STEPS = frozenset(
+    {
+        *(_snake(record) for record in Record.__subclasses__()),
+        *(f"ask_{request.__name__.lower()}" for request in control.Request.__subclasses__()),
+        *("log", "inbox", "journal", "node", "keeper", "part", "read", "reply", "beat", "ask_other"),
+        *("prepare", "copy", "probe", "pause"),
+    }
+)
+"""Every step that is passed.  `log` and `ask_other`: what is no record, and no request, that this version knows."""
+
+
 @dataclass(frozen=True, slots=True)
 class Fault:
+    """Raises `ConfigError` for one that could never be injected."""
+
     step: str
     kind: Kind
     probability: float = 1.0
@@ -77,6 +94,16 @@ class Fault:
                 f"The probability of {self.step}:{self.kind.value} is {self.probability:g}; it is 0 to 1.",
                 field="probability", range="0 to 1",
             )  # fmt: skip
+        if self.most is not None and self.most < 1:
+            raise ConfigError(
+                f"{self.step}:{self.kind.value} is to be injected at most {self.most} times; it is 1 or more.",
+                field="most", range="from 1",
+            )  # fmt: skip
+        if self.kind is not Kind.UNREACHABLE and self.step not in STEPS:
+            steps = ", ".join(sorted(STEPS))
+            raise ConfigError(
+                f"There is no step {self.step!r} that could fail; there are {steps}.", field="step", range=steps
+            )
 
 
 class Faults:
@@ -316,7 +343,7 @@ def _appended(subject: str, data: bytes) -> str:
     if not subject.startswith(LOGS):
         return subject.partition(".")[0]
     try:
-        return re.sub(r"(?<!^)(?=[A-Z])", "_", type(decode_record(data, subject)).__name__).lower()
+        return _snake(type(decode_record(data, subject)))
     except RecordInvalid:
         return "log"
 
