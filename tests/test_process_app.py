@@ -89,3 +89,19 @@ def test_options_that_cannot_be_used_exit_with_2(tmp_path: Path) -> None:
         assert done.returncode == 2, done
         assert says in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_a_class_whose_recovery_settings_cannot_be_is_named_before_the_node_connects(tmp_path: Path) -> None:
+    text = "import mielin_cells as c\nclass A(c.Agent, recovery={{{}}}):\n    n: int = 0\n"
+    config = tmp_path / "node.toml"
+    config.write_text("[recovery]\nmax_retry_delay_secs = 20\n")
+    for setting, says in (
+        ("'max_retires': 1", "There is no recovery setting 'max_retires'"),
+        ("'max_retries': -1", "max_retries = -1"),
+        ("'initial_retry_delay_secs': 60", "max_retry_delay_secs = 20 is out of range"),  # as this node has it
+    ):
+        (tmp_path / "app.py").write_text(text.format(setting))
+        done = node(tmp_path, "app.py", "--config", str(config))
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith("mielin: The recovery settings of class A cannot be: ")
+        assert says in done.stderr

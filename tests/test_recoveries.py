@@ -418,12 +418,21 @@ class Hasty(cells.Agent, recovery={"max_retries": -1}):
     pass
 
 
-async def test_settings_of_a_class_that_cannot_be_name_the_class_and_a_call_may_have_others() -> None:
-    async with nodes("node-1", "node-2") as (client, _):
-        rash = await client.on("node-1").spawn(Hasty, "r")
-        with pytest.raises(cells.ConfigError, match="settings of class Hasty.*max_retries = -1"):
-            await client.migrate(rash)
-        assert (await client.migrate(rash, recovery={"max_retries": 1})).ok
+class Hurried(cells.Agent, recovery={"initial_retry_delay_secs": 60}):
+    pass
+
+
+async def test_settings_of_a_class_that_cannot_be_on_a_node_are_said_when_an_agent_is_made_there() -> None:
+    short = RecoveryConfig(max_retry_delay_secs=20)
+    async with nodes("node-1", "node-2", recovery=short) as (client, _):
+        for cls, says in ((Hasty, "max_retries = -1"), (Hurried, "max_retry_delay_secs = 20")):
+            with pytest.raises(cells.ConfigError, match=f"settings of class {cls.__name__} cannot be: .*{says}"):
+                await client.on("node-1").spawn(cls, "r")
+        with pytest.raises(cells.NoSuchAgent):
+            await client.show("r")
+    async with nodes("node-1", "node-2", recovery=RecoveryConfig()) as (client, _):
+        hurried = await client.on("node-1").spawn(Hurried, "r")
+        assert (await client.migrate(hurried)).ok
 
 
 async def test_settings_of_one_call_are_checked_before_anything_begins() -> None:

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from mielin_cells.core.agent import Agent
 from mielin_cells.core.settings import Settings
 from mielin_cells.errors import ConfigError
 from mielin_cells.migration.recovery import RecoveryConfig
@@ -80,6 +81,25 @@ def changed(config: RecoveryConfig, *changes: dict[str, Any] | None) -> Recovery
     found = RecoveryConfig(**whole)
     found.validate()
     return found
+
+
+def of_class(
+    cls: type[Agent], config: RecoveryConfig, own: dict[str, Any] | None, changes: dict[str, Any] | None = None
+) -> RecoveryConfig:
+    """Of the moves of a class's agents: the node's, with what the class, the node's file for it (`own`) and one move have otherwise.
+
+    Raises `ConfigError` naming the class, unless it is the one move's, and the setting.
+    """
+    if not (cls._recovery or own or changes):
+        return config
+    try:
+        return changed(config, cls._recovery, own, changes)
+    except ConfigError as error:
+        if changes:
+            raise
+        raise ConfigError(
+            f"The recovery settings of class {cls._wire_name} cannot be: {error.message}", **error.facts
+        ) from error
 
 
 _FLAGS = ("use_exponential_backoff", "auto_rollback")

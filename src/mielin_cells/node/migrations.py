@@ -6,6 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
 
+from mielin_cells.core.agent import Agent
 from mielin_cells.core.cluster import MigrationReport
 from mielin_cells.core.fold import Phase
 from mielin_cells.core.ids import log_subject
@@ -14,7 +15,6 @@ from mielin_cells.core.settings import RETRY_S_MAX, RETRY_S_MIN
 from mielin_cells.errors import (
     AlreadyThere,
     CellError,
-    ConfigError,
     Fenced,
     LogGap,
     MigrationInProgress,
@@ -28,7 +28,7 @@ from mielin_cells.migration.journal import Journal
 from mielin_cells.migration.recovery import RecoveryConfig
 from mielin_cells.migration.standing import outcome_of
 from mielin_cells.node import control, journal, selector
-from mielin_cells.node.config import changed
+from mielin_cells.node.config import of_class
 from mielin_cells.node.observe import Observer, Watchers
 from mielin_cells.node.reader import load, record_of
 from mielin_cells.node.recovery import Recovery
@@ -119,7 +119,7 @@ class Migrations:
             found, host = self._running(request), self._planned_for(request)  # things change while others are asked
             if found is not None:
                 return found
-        found = self.open[agent] = Recovery(self, request, target, self._config_of(host, request.recovery))
+        found = self.open[agent] = Recovery(self, request, target, self.config_of(host.spec.cls, request.recovery))
         node.home.begin(self._run(found, is_new=True))
         return found
 
@@ -144,16 +144,9 @@ class Migrations:
         fit = selector.choose(others, host.fold.cls, resting, host.fold.policy.preferred_architectures)
         return fit or min(others, key=lambda other: (other.agents, other.name)).name  # which says why not
 
-    def _config_of(self, host: Host, changes: dict[str, Any] | None) -> RecoveryConfig:
-        """The node's, with what the agent's class and then this migration are to have otherwise.  Raises `ConfigError`."""
-        name, cls = host.spec.name, host.spec.cls._recovery
-        try:
-            return changed(self.config, cls, self.classes.get(name), changes)
-        except ConfigError as error:
-            if changes:
-                raise
-            why = f"The recovery settings of class {name}, over those of node {self.node.name}, cannot be: {error.message}"
-            raise ConfigError(why, **error.facts) from error
+    def config_of(self, cls: type[Agent], changes: dict[str, Any] | None = None) -> RecoveryConfig:
+        """Of moves of the class's agents.  Raises `ConfigError` naming what cannot be."""
+        return of_class(cls, self.config, self.classes.get(cls._wire_name), changes)
 
     async def _run(self, recovery: Recovery, is_new: bool) -> None:
         """To its end, or to where another process has to go on: as the journal has it, nothing is guessed."""

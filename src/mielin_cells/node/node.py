@@ -509,6 +509,7 @@ class Node:
             raise NodeCordoned(
                 f"{self.name} is cordoned and takes no agents; `mielin uncordon {self.name}`.", node=self.name
             )
+        self.migrations.config_of(spec.cls)  # raises now what would keep the agent from ever being moved
         self.making.add(request.agent)
         try:
             return await self._make(request, spec, cell, writer)

@@ -34,7 +34,7 @@ from mielin_cells.core.spec import spec_of
 from mielin_cells.errors import ConfigError, Fenced, FieldRefused, StoreUnreachable
 from mielin_cells.node.admit import room_of
 from mielin_cells.node.client import Client
-from mielin_cells.node.config import Config
+from mielin_cells.node.config import Config, of_class
 from mielin_cells.node.drain import Drain
 from mielin_cells.node.heartbeat import Heartbeat
 from mielin_cells.node.keeper import Keeper
@@ -86,8 +86,11 @@ class Options:
 # ---- the app -------------------------------------------------------------------------------------------------
 
 
-def load_app(app: str) -> None:
-    """Imports a file or a module, so that its agent classes are known.  Raises `ConfigError` with the line that failed."""
+def load_app(app: str, config: Config) -> None:
+    """Imports a file or a module, so that its agent classes are known.
+
+    Raises `ConfigError` with the line that failed, or with the class whose recovery settings cannot be on this node.
+    """
     path = Path(app)
     try:
         if app.endswith(".py"):
@@ -98,8 +101,9 @@ def load_app(app: str) -> None:
         else:
             sys.path.insert(0, str(Path.cwd()))
             importlib.import_module(app)
-        for cls in list(classes.values()):
+        for name, cls in list(classes.items()):
             spec_of(cls)
+            of_class(cls, config.recovery, config.classes.get(name))
     except ConfigError:
         raise
     except FieldRefused as error:
@@ -218,7 +222,7 @@ class Ending:
 
 def run(options: Options) -> int:
     """Serves until the process is told to end; the exit code.  Raises `ConfigError` for an app that cannot be used."""
-    load_app(options.app)
+    load_app(options.app, options.config)
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
