@@ -15,6 +15,7 @@ from mielin_cells.cli.show import Printer
 from mielin_cells.migration.recovery import RecoveryConfig
 from mielin_cells.node import journal
 from mielin_cells.node.cases import Cases
+from mielin_cells.node.client import Client
 from mielin_cells.node.operator import Operator
 from mielin_cells.testing.faults import Fault, Faults, Kind
 
@@ -173,3 +174,38 @@ async def test_the_log_of_an_agent_that_was_claimed_can_be_shown(capsys: pytest.
         for as_json in (True, False):
             assert await commands.log(Operator(client), Printer(as_json=as_json), "t", 0, follow=False) == 0
             assert "begins message 1 of client" in capsys.readouterr().out
+
+
+async def told(operator: Operator, migration: str, capsys: pytest.CaptureFixture[str]) -> Any:
+    assert await moves.show(operator, Printer(as_json=True), migration) == 0
+    return values(capsys)[-1]
+
+
+async def listed_as(client: Client, migration: str, outcome: str) -> None:
+    """Its journal says so: an undo is written there behind the answer."""
+    async with asyncio.timeout(10):
+        while {case.migration: case.outcome for case in await Cases(client).listed()}[migration] != outcome:
+            await asyncio.sleep(0)
+
+
+async def test_a_migration_that_was_undone_is_told_as_undone_and_so_are_those_behind_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async with nodes("node-1", "node-2", "node-3") as (client, _):
+        kiosk = await client.on("node-1").spawn(Kiosk, "t")
+        first = await client.migrate(kiosk, to="node-2")
+        await kiosk.add(5)
+        second = await client.migrate(kiosk, to="node-3")
+        operator = Operator(client)
+        assert (await told(operator, first.migration, capsys))["outcome"] == "completed"
+
+        undone = await client.rollback(first.migration, to="node-1")
+
+        for report in (first, second):
+            story = await told(operator, report.migration, capsys)
+            assert story["outcome"] == "undone"
+            assert story["reason"] == f"its agent went back to record {undone.record} of its log"
+        await listed_as(client, first.migration, "undone")
+        assert await Cases(client).listed(failed=True) == []
+        third = await client.migrate(kiosk, to="node-2")
+        assert (await told(operator, third.migration, capsys))["outcome"] == "completed"

@@ -15,7 +15,7 @@ from mielin_cells.core.lifecycle import AgentState
 from mielin_cells.errors import MigrationRefused
 from mielin_cells.migration.audit import AuditEntry
 from mielin_cells.node import control
-from mielin_cells.node.cases import PARKED, Case, Cases, Moment, case_of, story
+from mielin_cells.node.cases import PARKED, Case, Cases, Moment, story
 from mielin_cells.node.operator import Operator
 from mielin_cells.node.predict import Prediction
 from mielin_cells.node.rollback import rollback as undo
@@ -159,7 +159,7 @@ async def show(operator: Operator, printer: Printer, migration: str) -> int:
     """A migration's whole story."""
     cases = Cases(operator.client)
     found = await cases.find(migration)
-    case, moments, audit = case_of(found), story(found), await cases.audit(migration)
+    case, moments, audit = await cases.case(found), story(found), await cases.audit(migration)
     value = {
         **msgspec.structs.asdict(case), "timeline": [msgspec.structs.asdict(moment) for moment in moments],
         "audit": [msgspec.to_builtins(entry) for entry in audit],

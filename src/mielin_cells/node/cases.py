@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from typing import Any
 
 import msgspec
 
 from mielin_cells.core.cluster import AgentInfo, MigrationReport
 from mielin_cells.core.lifecycle import AgentState
-from mielin_cells.errors import MigrationInProgress, RetryError, UsageError
+from mielin_cells.errors import CellError, MigrationInProgress, RetryError, UsageError
 from mielin_cells.migration.audit import AuditEntry
 from mielin_cells.migration.journal import (
     AnyRecord,
@@ -25,8 +26,14 @@ from mielin_cells.migration.journal import (
 )
 from mielin_cells.node import control, journal
 from mielin_cells.node.client import REQUEST_S, Client
+from mielin_cells.node.reader import load
+
+logger = logging.getLogger("mielin_cells.migration")
 
 OPEN = "open"
+UNDONE = "undone"
+"""It had completed, and the agent was put back to before it on purpose."""
+
 PARKED = "parked"
 """Its journal cannot be read; nothing is done about it until somebody looks."""
 
@@ -39,7 +46,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     source: str
     target: str
     outcome: str
-    """completed, rolled_back, gave_up; open, or parked."""
+    """completed, undone, rolled_back, gave_up; open, or parked."""
     attempts: int
     failures: dict[str, int] = {}
     reason: str = ""
@@ -64,12 +71,18 @@ def case_of(found: Journal) -> Case:
         if isinstance(record, Failed):
             failures[record.kind] = failures.get(record.kind, 0) + 1
     tried = [attempt.target for attempt in found.attempts]
-    return Case(
+    case = Case(
         migration=found.migration, agent=planned.agent, source=planned.source,
         target=end.target if end is not None else tried[-1] if tried else planned.target,
         outcome=end.outcome if end is not None else OPEN, attempts=len(tried), failures=failures,
         reason=end.reason if end is not None else "", at=planned.at,
     )  # fmt: skip
+    last = found.records[-1]
+    return _undone(case, last.record) if isinstance(last, TakenBack) else case
+
+
+def _undone(case: Case, record: int) -> Case:
+    return msgspec.structs.replace(case, outcome=UNDONE, reason=f"its agent went back to record {record} of its log")
 
 
 def story(found: Journal) -> list[Moment]:
@@ -131,11 +144,26 @@ class Cases:
             )
             for name, error in parked
         ]  # fmt: skip
-        return [case for case in cases if not failed or case.outcome not in ("completed", OPEN)]
+        return [case for case in cases if not failed or case.outcome not in ("completed", UNDONE, OPEN)]
 
     async def find(self, migration: str) -> Journal:
         """Raises `NoSuchMigration`, and what keeps its journal from being read."""
         return await journal.find(self._client.log, migration)
+
+    async def case(self, found: Journal) -> Case:
+        """As `case_of`, and with what the agent's log says: a rollback of an earlier migration undoes those behind it, too, and a
+        journal that could not be written does not tell of its own."""
+        case = case_of(found)
+        if case.outcome != "completed":
+            return case
+        try:
+            fold = await load(self._client.log, case.agent)
+        except CellError as error:
+            logger.warning("migration %s: whether it was undone is not known: %s", found.migration, error)
+            return case
+        handed = [fold.handed[attempt.id] for attempt in found.attempts if attempt.id in fold.handed]
+        gone = [to for to, by in fold.undone for seq in handed if to <= seq < by]
+        return _undone(case, gone[-1]) if gone else case
 
     async def audit(self, migration: str) -> list[AuditEntry]:
         """What the nodes that answer have noted of it since they began."""
