@@ -12,6 +12,8 @@ from test_recoveries import Kiosk, nodes
 import mielin_cells as cells
 from mielin_cells.cli import commands, moves
 from mielin_cells.cli.show import Printer
+from mielin_cells.core.ids import journal_subject
+from mielin_cells.migration.journal import Planned, encode
 from mielin_cells.migration.recovery import RecoveryConfig
 from mielin_cells.node import journal
 from mielin_cells.node.cases import Cases
@@ -20,6 +22,10 @@ from mielin_cells.node.operator import Operator
 from mielin_cells.testing.faults import Fault, Faults, Kind
 
 GIVES_UP = RecoveryConfig(max_retries=0, auto_rollback=False)
+PLANNED = Planned(
+    migration="m-other", agent="t", node="node-1", incarnation=1, nonce=bytes(12), prev=0, at=0.0, source="node-1",
+    target="node-2", epoch=1, config={},
+)  # fmt: skip
 
 
 def values(capsys: pytest.CaptureFixture[str]) -> list[Any]:
@@ -209,3 +215,27 @@ async def test_a_migration_that_was_undone_is_told_as_undone_and_so_are_those_be
         assert await Cases(client).listed(failed=True) == []
         third = await client.migrate(kiosk, to="node-2")
         assert (await told(operator, third.migration, capsys))["outcome"] == "completed"
+
+
+@pytest.mark.parametrize("garbage", [b"", b"of a later version", encode(PLANNED)])
+async def test_what_is_not_readable_behind_a_journals_end_keeps_nobody_from_showing_and_undoing_it(
+    garbage: bytes, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    async with nodes("node-1", "node-2") as (client, _):
+        kiosk = await client.on("node-1").spawn(Kiosk, "t")
+        report = await client.migrate(kiosk, to="node-2")
+        await kiosk.add(5)
+        subject, seq = (
+            journal_subject("t", report.migration),
+            (await journal.read(client.log, "t", report.migration)).seq,
+        )
+        await client.log.append(subject, garbage, seq)
+
+        story = await told(Operator(client), report.migration, capsys)
+
+        assert (story["outcome"], story["timeline"][-1]["what"]) == ("completed", "Ended")
+        assert f"migration {report.migration} has ended" in caplog.text
+        undone = await client.rollback(report.migration)
+        assert (undone.ok, undone.replayed) == (True, 1)
+        await listed_as(client, report.migration, "undone")
+        assert await kiosk.add() == 6

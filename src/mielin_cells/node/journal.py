@@ -152,21 +152,32 @@ def _is_readable(entry: Entry) -> bool:
 
 
 async def read(log: Log, agent: str, migration: str) -> Journal:
-    """Raises `NoSuchMigration`, and the `RecordInvalid` that says why a journal cannot be used, however often it is read."""
+    """Raises `NoSuchMigration`, and the `RecordInvalid` that says why a journal cannot be used, however often it is read.
+
+    What is not readable behind its end is passed over with a warning: the migration has ended, and nothing else depends on it.
+    """
     for _ in range(READS - 1):
         try:
             return await _read(log, agent, migration)
         except RecordInvalid as error:
             logger.warning("migration %s: its journal is read again: %s", migration, error)
-    return await _read(log, agent, migration)
+    return await _read(log, agent, migration, passes_over=True)
 
 
-async def _read(log: Log, agent: str, migration: str) -> Journal:
+async def _read(log: Log, agent: str, migration: str, *, passes_over: bool = False) -> Journal:
     subject, journal = journal_subject(agent, migration), Journal(migration)
     while True:
         entries = await log.read(subject, journal.seq, READ_RECORDS)
         for entry in entries:
-            journal.apply(entry.seq, decode(entry.data, f"The journal of migration {migration} at {entry.seq}"))
+            try:
+                journal.apply(entry.seq, decode(entry.data, f"The journal of migration {migration} at {entry.seq}"))
+            except RecordInvalid as error:
+                if journal.end is None or not passes_over:
+                    raise
+                logger.warning(
+                    "migration %s has ended, and what its journal holds behind that is left out: %s", migration, error
+                )
+                journal.seq = entry.seq  # whoever writes on writes behind it
         if len(entries) < READ_RECORDS:
             break
     if journal.planned is None:
