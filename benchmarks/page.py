@@ -126,8 +126,8 @@ def _circumstances(results: dict[str, Any]) -> list[str]:
     lines = [
         "## How busy the machine was",
         "",
-        "| part | took | load before | others' share of the processors | |",
-        "|-|-|-|-|-|",
+        "| part | commit | took | load before | others' share of the processors | |",
+        "|-|-|-|-|-|-|",
     ]
     for name, part in results["parts"].items():
         around = part["machine"]

@@ -43,6 +43,20 @@ def test_the_page_tells_a_met_bar_a_missed_one_and_a_part_that_failed(tmp_path: 
     assert "its part was not run" in text
 
 
+def test_each_table_has_as_many_cells_in_every_row_as_in_its_head(tmp_path: Path) -> None:
+    found = Found()
+    found.row("pause-p50", "always", "1.5 times", True, "9 moves")
+
+    text = page.text(results(pause=part(found), asks=part(Found(), "it was ended after 9 s: a | b")), tmp_path, "")
+
+    assert "| part | commit | took | load before |" in text
+    assert "| pause | abc | 3 s | 0.1 | 2% |  |" in text
+    tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
+    assert len(tables) == 2
+    for table in tables:
+        assert len({line.count("|") for line in table}) == 1, table
+
+
 def test_every_bar_belongs_to_a_part_that_runs_and_every_part_has_a_bar() -> None:
     assert {bar.part for bar in bars.BARS} == {part.name for part in PARTS}
 
