@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -93,23 +94,29 @@ class Air:
         return [Beat(other, 1, 0.0, now - at) for other, at in self.last.items()]
 
 
+async def entered(name: str, client: Client, air: Air, settings: cells.Settings = QUICK) -> tuple[Node, Keeper]:
+    node = Node(
+        name, client.log, client.wire, classes.get, settings=settings, rng=Random(name), wall=time.time,
+        recovery=RecoveryConfig(max_retries=0),
+    )  # fmt: skip
+    node.home.cluster = client
+    await node.start()
+    air.last[name] = node.clock()
+    keeper = Keeper(node, lambda: air.heard_by(name, node))
+    node.home.begin(keeper.run())
+    return node, keeper
+
+
 @asynccontextmanager
-async def nodes(*names: str) -> AsyncIterator[tuple[Client, dict[str, Node], dict[str, Keeper], Air]]:
+async def nodes(
+    *names: str, settings: cells.Settings = QUICK
+) -> AsyncIterator[tuple[Client, dict[str, Node], dict[str, Keeper], Air]]:
     substrate = await Embedded.open()
-    client = Client(substrate.log, substrate.wire, settings=QUICK, rng=Random(0), wall=time.time)
+    client = Client(substrate.log, substrate.wire, settings=settings, rng=Random(0), wall=time.time)
     await client.open()
     running, keepers, air = dict[str, Node](), dict[str, Keeper](), Air()
     for name in names:
-        node = Node(
-            name, substrate.log, substrate.wire, classes.get, settings=QUICK, rng=Random(name), wall=time.time,
-            recovery=RecoveryConfig(max_retries=0),
-        )  # fmt: skip
-        node.home.cluster = client
-        await node.start()
-        air.last[name] = node.clock()
-        running[name] = node
-        keepers[name] = Keeper(node, lambda name=name, node=node: air.heard_by(name, node))  # type: ignore[misc]
-        node.home.begin(keepers[name].run())
+        running[name], keepers[name] = await entered(name, client, air, settings)
     token = current.set(client)
     try:
         yield client, running, keepers, air
@@ -138,6 +145,35 @@ async def test_the_agents_of_a_dead_node_are_spread_over_the_others_and_lose_not
         assert sum(keeper.taken for keeper in keepers.values()) == 40
         fold = await load(client.log, "g0")
         assert fold.epoch == 2
+
+
+async def test_a_node_is_known_as_soon_as_it_is_heard_and_its_death_is_not_found_later_than_anothers() -> None:
+    never = replace(QUICK, reconcile_s=1000.0)
+    async with nodes("node-1", settings=never) as (client, running, keepers, air):
+        reads = list[str]()
+        log, subjects = running["node-1"].home.log, running["node-1"].home.log.subjects
+
+        async def counted(prefix: str) -> list[tuple[str, int]]:
+            reads.append(prefix)
+            return await subjects(prefix)
+
+        log.subjects = counted  # type: ignore[method-assign]
+        async with asyncio.timeout(10):
+            while await client.log.last(SUBJECT) is None:  # it has looked who is there, and keeps
+                await asyncio.sleep(0.01)
+        running["node-2"], _ = await entered("node-2", client, air, never)
+        gauge = await client.on("node-2").spawn(Gauge, "g")
+        assert await gauge.add() == 1
+        air.last["nobody"] = running["node-1"].clock()
+        before = len(reads)
+        for _ in range(10):
+            await keepers["node-1"].look()
+        assert len(reads) - before <= len(running)  # no keeper asks for a name that is nobody's again and again
+
+        die(running["node-2"], air)
+
+        assert await gauge.add() == 2
+        assert await gauge.where() == "node-1"
 
 
 async def test_when_the_keeper_itself_dies_another_is_elected_and_goes_on() -> None:

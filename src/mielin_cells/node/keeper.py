@@ -72,6 +72,8 @@ class Keeper:
         """When this node began to listen without a gap."""
         self._known: dict[str, registry.Entered] = {}
         self._known_at = -1e9
+        self._strange: set[str] = set()
+        """Heard, and by then not registered: a name on the wire need not be a node's."""
         self._begun: dict[str, float] = {}
         """Nodes that have begun, and were not heard since, with the time when that was first known: a heart beats a little later."""
         self._silent: set[str] = set()
@@ -98,9 +100,11 @@ class Keeper:
         if now - self._ticked > self._limit_s / 2:
             self._since = now  # this process was stopped: what it has not heard means nothing
         self._ticked = now
-        silent = self._suspects()
-        if now - self._known_at > node.settings.reconcile_s or not silent <= self._silent:
+        silent, names = self._suspects(), {beat.node for beat in self._heard()}
+        is_new = not names - self._strange <= self._known.keys()
+        if is_new or now - self._known_at > node.settings.reconcile_s or not silent <= self._silent:
             before, self._known, self._known_at = self._known, await registry.registered(node.home.log), now
+            self._strange = names - self._known.keys()
             for name, entered in self._known.items():
                 if name not in before or before[name].incarnation != entered.incarnation:
                     self._begun.setdefault(name, now)
@@ -120,8 +124,7 @@ class Keeper:
             if not self._known[name].has_stopped:
                 logger.warning("node %s is silent: its agents are taken over", name)
         self._told |= suspects
-        is_new = not suspects <= self._scanned
-        if suspects and (is_new or now - self._scanned_at > node.settings.reconcile_s):
+        if suspects and (not suspects <= self._scanned or now - self._scanned_at > node.settings.reconcile_s):
             self._scanned, self._scanned_at = frozenset(suspects), now
             self.taken += await self._takeover.take(suspects, self._known)
         elif not suspects:
