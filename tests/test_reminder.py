@@ -22,7 +22,7 @@ QUICK = cells.Settings(ask_repeat_s=0.02, reconcile_s=600.0)
 REMINDERS = 3
 
 
-class Bell(cells.Agent):
+class Carillon(cells.Agent):
     rung: int = 0
 
     @cells.handler
@@ -37,7 +37,7 @@ class Bell(cells.Agent):
         return self.rung
 
     @cells.handler
-    async def ring_other(self, to: Bell) -> int:
+    async def ring_other(self, to: Carillon) -> int:
         return await to.ring_later()
 
 
@@ -45,10 +45,10 @@ gate = asyncio.Event()
 
 
 @asynccontextmanager
-async def belfry(*names: str) -> AsyncIterator[tuple[Client, dict[str, Node], Bell]]:
+async def belfry(*names: str) -> AsyncIterator[tuple[Client, dict[str, Node], Carillon]]:
     gate.clear()
     async with nodes(*names, settings=QUICK) as (client, running):
-        yield client, running, await client.on("node-1").spawn(Bell, "b")
+        yield client, running, await client.on("node-1").spawn(Carillon, "b")
 
 
 async def mails(client: Client, agent: str = "b") -> int:
@@ -111,9 +111,9 @@ async def test_an_answer_that_was_lost_comes_again_and_nothing_runs_twice(monkey
 
 async def test_an_agents_ask_is_stored_once_too(monkeypatch: pytest.MonkeyPatch) -> None:
     async with belfry("node-1", "node-2") as (client, running, _):
-        other = await client.on("node-2").spawn(Bell, "c")
+        other = await client.on("node-2").spawn(Carillon, "c")
         async with counted(running["node-2"], monkeypatch) as more:
-            asked = asyncio.create_task(client.get(Bell, "b").ring_other(other))
+            asked = asyncio.create_task(client.get(Carillon, "b").ring_other(other))
             await more()
             assert await mails(client, "c") == 1
         gate.set()
