@@ -301,7 +301,7 @@ async def test_a_copy_that_is_closed_while_it_loads_leaves_nobody_listening(kind
         node = running["node-2"]
         log, watched = node.home.log, TailedLog(node.home.log)
         node.home.log = watched
-        copy = Copy(node, "t", "m-1.1", spec_of(Score)) if kind == "a move's" else Standby(node, "t")
+        copy = Copy(node, "t", "m-1.1", spec_of(Score), epoch=1) if kind == "a move's" else Standby(node, "t")
         following = asyncio.create_task(copy._follow())
         await watched.asked.wait()
         copy.close()

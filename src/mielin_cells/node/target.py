@@ -154,6 +154,7 @@ class Copy:
                 return
             except RecordInvalid as error:
                 logger.warning("node %s reads agent %s again: %s", self.node.name, self.agent, error)
+                self._fold = None  # what it has reached does not count
                 if not reads_left:
                     await self._failed(error)
             except CellError as error:
@@ -167,7 +168,11 @@ class Copy:
 
     async def _fold_and_tail(self) -> None:
         log = self.node.home.log
-        fold = self._fold = await load(log, self.agent)
+        fold = await load(log, self.agent)
+        if fold.epoch != self.epoch:  # handed over while it was read again: the node finds that in the log
+            await self.on(m.Overtaken())
+            return
+        self._fold = fold
         self.bytes += fold.state.size_bytes
         self._moved.set()
         self._tail = tail = log.tail(log_subject(self.agent), fold.seq)
@@ -183,6 +188,7 @@ class Copy:
                     if fold.epoch != epoch or fold.phase is Phase.TERMINATED:
                         await self._owned_by(record)
                         return
+                fold.verify()  # batch by batch, while the source serves: all of it at the handover would be part of the pause
                 self._moved.set()
         finally:
             tail.close()  # also one that was opened after `close`, by a load that was under way
