@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
@@ -113,10 +114,25 @@ def test_a_refusal_names_every_reason() -> None:
 # ---- the copy ----
 
 
-def test_a_copy_within_the_bounds_is_converged() -> None:
-    for copied in (NEAR, s.Copied(LIMITS.lag_records_max, LIMITS.lag_bytes_max)):
-        after, effects = source_in(Phase.COPYING).on(copied)
-        assert (after.phase, effects) == (Phase.PAUSED, (s.StopIntake(),))
+def test_a_copy_that_is_not_behind_is_converged() -> None:
+    after, effects = source_in(Phase.COPYING).on(NEAR)
+    assert (after.phase, effects) == (Phase.PAUSED, (s.StopIntake(),))
+
+
+def test_a_copy_within_the_bounds_goes_on_while_each_round_leaves_at_most_half() -> None:
+    machine = replace(source_in(Phase.COPYING), limits=replace(LIMITS, rounds_max=100))
+    for behind in (LIMITS.lag_bytes_max, LIMITS.lag_bytes_max // 2, LIMITS.lag_bytes_max // 4):
+        machine, effects = machine.on(s.Copied(LIMITS.lag_records_max, behind))
+        assert (machine.phase, effects) == (Phase.COPYING, (s.AskCopy(),))
+    machine, effects = machine.on(s.Copied(1, LIMITS.lag_bytes_max // 8 + 1))
+    assert (machine.phase, effects) == (Phase.PAUSED, (s.StopIntake(),))
+
+
+def test_a_copy_within_the_bounds_is_converged_before_the_source_is_slowed_for_it() -> None:
+    after, effects = source_in(Phase.COPYING, LIMITS.rounds_max // 2).on(
+        s.Copied(LIMITS.lag_records_max, LIMITS.lag_bytes_max)
+    )
+    assert (after.phase, effects) == (Phase.PAUSED, (s.StopIntake(),))
 
 
 def test_one_more_record_or_byte_is_not() -> None:

@@ -18,6 +18,7 @@ DOC = Path(__file__).resolve().parent.parent / "docs" / "migration.md"
 BEGIN, END = "<!-- transitions: begin -->", "<!-- transitions: end -->"
 LIMITS = s.Limits(rounds_max=4, lag_records_max=64, lag_bytes_max=1024)
 NEAR = s.Copied(0, 0)
+NEARER = s.Copied(1, 100)
 FAR = s.Copied(1000, 0)
 
 SOURCE_EVENTS: list[tuple[str, s.Event]] = [
@@ -25,6 +26,7 @@ SOURCE_EVENTS: list[tuple[str, s.Event]] = [
     ("Prepared", s.Prepared()),
     ("Refused", s.Refused(("no memory", "no class"))),
     ("Copied, near", NEAR),
+    ("Copied, nearer", NEARER),
     ("Copied, far", FAR),
     ("Quiet", s.Quiet()),
     ("HandedOver", s.HandedOver()),
@@ -72,12 +74,14 @@ def target_in(phase: TargetPhase) -> t.Target:
 
 
 def source_steps() -> Iterator[Step]:
-    """Every phase with every event; a copy that is far behind also in a late and in the last round."""
+    """Every phase with every event; a copy that is behind also in a late round, and if it is far behind in the last."""
     for phase in Phase:
         for label, event in SOURCE_EVENTS:
             rounds = {1: ""}
+            if phase is Phase.COPYING and event in (NEARER, FAR):
+                rounds = {1: " (early round)", 2: " (late round)"}
             if phase is Phase.COPYING and event is FAR:
-                rounds = {1: " (early round)", 2: " (late round)", LIMITS.rounds_max: " (last round)"}
+                rounds[LIMITS.rounds_max] = " (last round)"
             for number, which in rounds.items():
                 machine = source_in(phase, number)
                 yield Step(phase.value, label + which, machine, event, *machine.on(event))

@@ -77,7 +77,7 @@ class Settings:
     copy_lag_records: int = 64
     """Converged: at most this many records ..."""
     copy_lag_bytes: int = 1024 * 1024
-    """... and bytes behind: both pass the pause in about a millisecond."""
+    """... and bytes behind: at most 10 ms of the pause.  While rounds still come nearer, the copy goes on within both bounds."""
     pause_s: float = 5.0
     """The current turn's time to end once the intake is stopped."""
     handover_s: float = 2.0

@@ -7,6 +7,7 @@ way back is a claim at the same place, which exactly one side can win (rules 6 t
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -193,6 +194,8 @@ class Source:
     limits: Limits
     phase: Phase = Phase.PLANNED
     rounds: int = 0
+    bytes_behind: float = math.inf
+    """What the round before this one has left."""
 
     def on(self, event: Event) -> tuple[Source, tuple[Effect, ...]]:
         """Takes one event.  An event that means nothing in this phase (late, repeated) changes nothing."""
@@ -233,14 +236,16 @@ class Source:
                 return self, ()
 
     def _copied(self, event: Copied) -> tuple[Source, tuple[Effect, ...]]:
+        """Rounds go on within the bounds, too, while each leaves at most half of the one before: the rest is folded in the pause."""
         limits = self.limits
-        if event.records_behind <= limits.lag_records_max and event.bytes_behind <= limits.lag_bytes_max:
+        is_near = event.records_behind <= limits.lag_records_max and event.bytes_behind <= limits.lag_bytes_max
+        is_late = self.rounds * 2 >= limits.rounds_max
+        if is_near and (is_late or not event.bytes_behind or event.bytes_behind * 2 > self.bytes_behind):
             return self._to(Phase.PAUSED, StopIntake())
         if self.rounds >= limits.rounds_max:
             reason = f"the copy does not converge: {event.records_behind} records behind after {self.rounds} rounds"
             return self._back(reason, "Timeout", ReleaseTarget())
-        slow = self.rounds * 2 >= limits.rounds_max
-        return replace(self, rounds=self.rounds + 1), (AskCopy(slow),)
+        return replace(self, rounds=self.rounds + 1, bytes_behind=event.bytes_behind), (AskCopy(is_late),)
 
     def _paused(self, event: Event) -> tuple[Source, tuple[Effect, ...]]:
         """Intake stopped, nothing sent: this very incarnation may resume without an append (rule 6)."""
