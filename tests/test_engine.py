@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 
 import pytest
@@ -294,6 +295,33 @@ async def test_tells_that_wait_for_room_are_not_overtaken_by_later_ones() -> Non
                 await asyncio.sleep(0)  # some are on their way, some wait for a count, and more come
         await asyncio.gather(*tasks)
         assert await order.taken() == list(range(2000))
+
+
+class Counts(Client):
+    counted = 0
+
+    async def waiting(self, agent: str) -> int | None:
+        self.counted += 1
+        return await super().waiting(agent)
+
+
+async def test_asks_that_are_answered_are_never_held_up_to_count_the_inbox() -> None:
+    async with cells.local(settings=cells.Settings(inbox_max=100)) as cluster:
+        await cluster.spawn(Order, "o")
+        assert isinstance(cluster, Client)
+        client = Counts(cluster.log, cluster.wire, settings=cluster.settings, wall=time.time)
+        await client.open()
+        order = client.get(Order, "o")
+
+        async def caller() -> None:
+            for n in range(100):
+                await order.take(n)
+
+        await asyncio.gather(*(caller() for _ in range(8)))
+        assert client.counted == 0
+        await asyncio.gather(*(order.take(n) for n in range(20)))  # more than a tenth of the inbox at once
+        assert client.counted > 0
+        await client.close()
 
 
 async def test_a_file_keeps_agents_and_their_last_effect(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("mielin_cells.client")
 
 WINDOW_SHARE = 10
-"""A client asks after an inbox's length each time it has sent a tenth of what an inbox may hold."""
+"""A client that has a tenth of what an inbox may hold in it, for all it knows, asks after the inbox's length first."""
 
 
 class _Open:
@@ -65,7 +65,9 @@ class Lane:
         """In order of number, so that the first is the lowest without an outcome."""
         self._queue: deque[_Open] = deque()
         self._sending = False
-        self._unknown = 0
+        self._share = -(-self._inbox_max // WINDOW_SHARE)
+        self._free = self._share
+        """Numbers up to this one are sent without asking after the inbox's length."""
         self._found = False
         self._stored = 0
         """Sequence of the last entry that this lane has put into the inbox."""
@@ -82,7 +84,7 @@ class Lane:
 
     async def ask(self, cls: str, handler: str, args: bytes, timeout: float | None, id: str | None = None) -> bytes:
         """The encoded result.  Raises the answer's error, or `AskTimeout`: then the ask may still take effect."""
-        if self._admitting or self._unknown * WINDOW_SHARE >= self._inbox_max:
+        if self._next > self._free or self._admitting:
             await self._admit()
         if timeout is None:
             timeout = self.client.settings.ask_timeout_s
@@ -99,8 +101,6 @@ class Lane:
             ) from None  # fmt: skip
         finally:
             del self._open[asked.message.n]
-            if not self._open:
-                self._unknown = 0
         answer = decode_answer(data)
         if answer.error is not None:
             error = from_wire(*answer.error)
@@ -111,7 +111,7 @@ class Lane:
 
     async def tell(self, cls: str, handler: str, args: bytes) -> None:
         """Returns when the message is stored in the inbox."""
-        if self._admitting or self._unknown * WINDOW_SHARE >= self._inbox_max:
+        if self._next > self._free or self._admitting:
             await self._admit()
         told = self._send(handler, args, False, cls, 0.0)
         try:
@@ -124,11 +124,16 @@ class Lane:
 
     def answered(self, answers: dict[int, bytes]) -> None:
         self._heard, self._silence = self._loop.time(), self.client.settings.ask_repeat_s
-        waiting = self._open
+        waiting, n = self._open, 0
         for n, answer in answers.items():
             found = waiting.get(n)
             if found is not None and not found.future.done():
                 found.future.set_result(answer)
+        self._passed(n)
+
+    def _passed(self, n: int) -> None:
+        """Message `n` has left the inbox, and with it all before it: an inbox is worked off in order."""
+        self._free = max(self._free, n + self._share)
 
     # ---- time ------------------------------------------------------------------------------------------------
     # One timer a lane: most answers come within a millisecond, and thousands of asks may be open.
@@ -192,7 +197,6 @@ class Lane:
         n = self._next
         sent = self._open[n] = _Open(Message(n, handler, args, ask), cls, self._loop.create_future(), deadline)
         self._next = n + 1
-        self._unknown += 1
         self._put(sent)
         return sent
 
@@ -262,11 +266,12 @@ class Lane:
         finally:
             self._admitting -= 1
         limit = self._inbox_max
-        if waiting is None:
-            waiting = self._unknown
+        last = self._next - 1
+        if waiting is None:  # nobody says: as many as this client knows of
+            waiting = last - self._free + self._share
         if waiting >= limit:
             raise InboxFull(
                 f"Agent {self.agent!r} has {waiting} messages waiting (limit {limit}); this one was not sent. Try again later.",
                 agent=self.agent, waiting=waiting, limit=limit,
             )  # fmt: skip
-        self._unknown = waiting if waiting * WINDOW_SHARE >= limit else 0
+        self._passed(last if waiting < self._share else last - waiting)
