@@ -160,11 +160,12 @@ class Bound(Generic[P, R_co]):
         `NoSuchAgent`, `AgentTerminated`, `WrongClass`, `BadArguments`, `InboxFull`.
         """
         obj = self._obj
-        if obj.__dict__["_cell"] is not None:  # inside the agent itself: a plain call
+        values = obj.__dict__
+        if values["_cell"] is not None:  # inside the agent itself: a plain call
             return await self._handler.fn(obj, *args, **kwargs)
-        spec, handler = self._handler.route(type(obj))
+        spec, handler = self._handler.routes.get(type(obj)) or self._handler.route(type(obj))
         data = await self._caller().ask(
-            obj.__dict__["_id"], spec, handler, handler.encode_args(args, kwargs), self._timeout, self._id
+            values["_id"], spec, handler, handler.encode_args(args, kwargs), self._timeout, self._id
         )
         return handler.decode_result(data)  # type: ignore[no-any-return]
 
@@ -203,16 +204,16 @@ class Handler(Generic[P, R_co]):
         self.cancellable = cancellable
         self.tries = tries
         self.__doc__ = fn.__doc__
-        self._routes: dict[type[Agent], tuple[Spec, HandlerSpec]] = {}
+        self.routes: dict[type[Agent], tuple[Spec, HandlerSpec]] = {}
 
     def route(self, cls: type[Agent]) -> tuple[Spec, HandlerSpec]:
         """What a call of this handler on `cls`, or on a class derived from its own, is encoded by."""
-        found = self._routes.get(cls)
+        found = self.routes.get(cls)
         if found is None:
             from mielin_cells.core.spec import spec_of
 
             spec = spec_of(cls)
-            found = self._routes[cls] = (spec, spec.handlers[self.name])
+            found = self.routes[cls] = (spec, spec.handlers[self.name])
         return found
 
     @overload
@@ -289,10 +290,15 @@ class Field:
         return values[self.name]
 
     def __set__(self, obj: Agent, value: Any) -> None:
-        cell: Cell | None = obj.__dict__["_cell"]
+        values = obj.__dict__
+        cell: Cell | None = values["_cell"]
         if cell is None:
             raise IsReference(f"{obj!r} is a reference: {self.name!r} is set only by the agent's own handlers.")
-        cell.set(self.name, value)
+        if self.is_scalar and cell.in_turn:
+            cell.touched[self.name] = None
+            values[self.name] = value
+        else:
+            cell.set(self.name, value)
 
 
 HOOKS = ("on_start", "on_arrive", "on_depart", "on_stop", "healthy")

@@ -19,13 +19,13 @@ PLAIN_BYTES_WARN = 64 * 1024
 class Cell:
     """One live instance.  Raises `StateUnloadable`, naming the field, if the stored state does not fit the class."""
 
-    __slots__ = ("_buffers", "_fields", "_id", "_in_turn", "_state", "_tables", "_warned", "agent", "touched")
+    __slots__ = ("_buffers", "_fields", "_id", "_state", "_tables", "_warned", "agent", "in_turn", "touched")
 
     def __init__(self, spec: Spec, state: StoredState, agent_id: str) -> None:
         self._fields = spec.fields
         self._state = state
         self._id = agent_id
-        self._in_turn = False
+        self.in_turn = False
         self._warned: set[str] = set()
         self._tables: dict[str, Table[Any, Any]] = {}
         self._buffers: dict[str, Buffer] = {}
@@ -72,11 +72,11 @@ class Cell:
             ) from error  # fmt: skip
 
     def _writable(self) -> bool:
-        return self._in_turn
+        return self.in_turn
 
     def set(self, name: str, value: Any) -> None:
         """Assigns a field.  Raises `NotInTurn` outside a turn."""
-        if not self._in_turn:
+        if not self.in_turn:
             raise NotInTurn(f"State of agent {self._id!r} ({name}) is set only inside a turn: in a handler or a hook.")
         table = self._tables.get(name)
         if table is not None:
@@ -94,7 +94,7 @@ class Cell:
     def begin(self) -> None:
         if self.touched:  # read outside a turn, and perhaps changed in place: state is what was committed
             self._restore()
-        self._in_turn = True
+        self.in_turn = True
 
     def end(self) -> StateDelta | None:
         """What the turn changed, checked and applied to the stored state; None for nothing.
@@ -104,7 +104,7 @@ class Cell:
         plain = self._changed_fields() if self.touched else {}
         # Cleared once nothing can raise any more: `undo` restores what was touched.
         if not self._tables and not self._buffers:  # most agents: nothing to look through
-            self._in_turn = False
+            self.in_turn = False
             self.touched.clear()
             if not plain:
                 return None
@@ -112,7 +112,7 @@ class Cell:
             return StateDelta(plain)
         tables = {name: change for name, table in self._tables.items() if (change := table._delta()) is not None}
         buffers = {name: pages for name, buffer in self._buffers.items() if (pages := buffer._delta()) is not None}
-        self._in_turn = False
+        self.in_turn = False
         self.touched.clear()
         changed = None
         if plain or tables or buffers:
@@ -154,7 +154,7 @@ class Cell:
 
     def undo(self) -> None:
         """The turn failed: every touched field is as stored again."""
-        self._in_turn = False
+        self.in_turn = False
         self._restore()
         for table in self._tables.values():
             table._undo()

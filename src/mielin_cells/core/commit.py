@@ -57,7 +57,7 @@ class Batch:
         mine = self.delta
         if mine is None:
             self.delta = delta
-        elif mine.tables or mine.buffers or mine.removed or delta.tables or delta.buffers or delta.removed:
+        elif delta.tables or delta.buffers or delta.removed:
             self.delta = merged(mine, delta)
         else:
             mine.plain.update(delta.plain)

@@ -41,6 +41,10 @@ class Verdict(Enum):
     """A session that was forgotten: `SessionExpired`."""
 
 
+_APPLY, _HOLD, _REPEAT, _CLOSED = Verdict.APPLY, Verdict.HOLD, Verdict.REPEAT, Verdict.CLOSED
+"""Reading a member of an enumeration costs as much as all else that is looked at for most messages."""
+
+
 class Peer:
     """One sender.  For an agent `mark` is the highest number applied; a client's numbers are remembered one by one."""
 
@@ -88,20 +92,20 @@ class Ledger:
         peer = self.peers.get(sender)
         if peer is None:
             if not is_client(sender):
-                return Verdict.APPLY if n == 1 else Verdict.HOLD if n > 1 else Verdict.CLOSED
+                return _APPLY if n == 1 else _HOLD if n > 1 else _CLOSED
             expired = start <= self.horizon and (sender, n) not in self.again
-            return Verdict.EXPIRED if expired else Verdict.APPLY
+            return Verdict.EXPIRED if expired else _APPLY
         if peer.is_client:
             if n in peer.answers or n < peer.low:
                 if self.again and (sender, n) in self.again:
-                    return Verdict.APPLY
-                return Verdict.REPEAT if n in peer.answers else Verdict.CLOSED
-            return Verdict.APPLY
+                    return _APPLY
+                return _REPEAT if n in peer.answers else _CLOSED
+            return _APPLY
         if n > peer.mark + 1:
-            return Verdict.HOLD
+            return _HOLD
         if n == peer.mark + 1:
-            return Verdict.APPLY
-        return Verdict.REPEAT if n in peer.answers or n >= peer.low else Verdict.CLOSED
+            return _APPLY
+        return _REPEAT if n in peer.answers or n >= peer.low else _CLOSED
 
     def answer(self, sender: str, n: int) -> bytes | None:
         """The stored answer of a number that has taken effect; None for a tell."""

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("mielin_cells.intake")
 
+_APPLY, _HOLD = Verdict.APPLY, Verdict.HOLD  # reading them off the enumeration is not free, and there is one a message
+
 
 class Intake:
     """Runs the turns of one host.  What they do goes into the host's batch; nothing of it is durable before the commit."""
@@ -59,7 +61,7 @@ class Intake:
         """When that message failed first."""
         self._closing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.turn: Turn | None = None
-        """The turn that runs, or waits."""
+        """The turn that waits.  While one runs without waiting, nobody else can look."""
 
     def close(self) -> None:
         if not self._closing.done():
@@ -104,9 +106,9 @@ class Intake:
         """Turns until the queue is empty, the commit is full, or the loop wants its turn."""
         now = asyncio.get_running_loop().time
         until = now() + BURST_S
-        inbox, judge = self._inbox, self._fold.ledger.judge
+        host, inbox, judge = self._host, self._inbox, self._fold.ledger.judge
         queue = inbox.queue
-        while queue and self._host.is_open:
+        while queue and host.is_open:
             arrival = queue[0]
             mail = arrival.mail
             if isinstance(mail, RecordInvalid):
@@ -114,25 +116,25 @@ class Intake:
                 inbox.waiting -= 1
             else:
                 messages = mail.messages
-                if not arrival.was_held and judge(mail.sender, messages[0].n, mail.start) is Verdict.HOLD:
-                    inbox.hold(arrival, self._host.batch)
+                if not arrival.was_held and judge(mail.sender, messages[0].n, mail.start) is _HOLD:
+                    inbox.hold(arrival, host.batch)
                     continue
                 while arrival.index < len(messages):
-                    if self._host.batch.turns >= COMMIT_TURNS_MAX or now() > until:
+                    if host.batch.turns >= COMMIT_TURNS_MAX or now() > until:
                         return
                     message = messages[arrival.index]
                     verdict = judge(mail.sender, message.n, mail.start)
-                    if verdict is not Verdict.APPLY:
+                    if verdict is not _APPLY:
                         self._closed(arrival, mail, message, verdict)
                     else:
-                        if self._host.marks:
+                        if host.marks:
                             await self._mark(mail.sender, message.n)
                         begun = self._begin(arrival, mail, message)
                         if begun is not None and not await self._finish(arrival, mail, message, begun):
                             return
                     arrival.index += 1
                     inbox.waiting -= 1
-            inbox.done(arrival, self._host.batch)
+            inbox.done(arrival, host.batch)
 
     # ---- one message -----------------------------------------------------------------------------------------
 
@@ -253,17 +255,15 @@ class Intake:
 
     def _first(self, turn: Turn, fn: Callable[..., Any], args: dict[str, Any]) -> Any:
         """What `fn` returns, or `Waiting` if it is not through."""
-        self.turn = turn
         token = current_turn.set(turn)
         try:
             coroutine = fn(self._cell.agent, **args)
-            waiting = Waiting(coroutine, coroutine.send(None))
+            waits_for = coroutine.send(None)
         except StopIteration as stop:
             return stop.value
         finally:
-            self.turn = None
             current_turn.reset(token)
-        return waiting
+        return Waiting(coroutine, waits_for)
 
     async def _rest(self, turn: Turn, waiting: Waiting, cancellable: bool) -> Any:
         """What a function returns that waits.  Raises `TurnStopped` if it is to run again elsewhere."""
@@ -316,9 +316,10 @@ class Intake:
             self._send(turn)
         if turn.timers and turn.seconds is not None:
             self._host.timers.take(turn.timers, turn.seconds)
-        has_moved = turn.rerun is not None and turn.rerun.again.taken  # and an undo has said where the agent is to be
-        if turn.moves and not has_moved and self._host.home.cluster is not None:
-            self._host.home.begin(self._moved_by_itself(turn.move_to))
+        if turn.moves and self._host.home.cluster is not None:
+            has_moved = turn.rerun is not None and turn.rerun.again.taken
+            if not has_moved:  # else an undo has said where the agent is to be
+                self._host.home.begin(self._moved_by_itself(turn.move_to))
 
     def _take(self, mail: Mail, message: Message, turn: Turn | None, answer: bytes | None) -> None:
         """The message has taken effect, in memory; the next commit makes it so."""
