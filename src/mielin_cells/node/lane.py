@@ -8,6 +8,8 @@ import math
 from collections import deque
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from mielin_cells.core.message import Mail, Message, client_sender, decode_answer
 from mielin_cells.core.settings import MAIL_BYTES_MAX
 from mielin_cells.errors import (
@@ -34,20 +36,17 @@ WINDOW_SHARE = 10
 """A client that has a tenth of what an inbox may hold in it, for all it knows, asks after the inbox's length first."""
 
 
-class _Open:
+class _Open(msgspec.Struct, eq=False):  # one is made for each call, and a struct is made in a third of the time
     """A number without an outcome: an ask waits for its answer, a tell for being stored."""
 
-    __slots__ = ("cls", "deadline", "future", "is_again", "is_stored", "message")
-
-    def __init__(self, message: Message, cls: str, future: asyncio.Future[bytes], deadline: float) -> None:
-        self.message = message
-        self.cls = cls
-        self.future = future
-        self.deadline = deadline
-        self.is_stored = False
-        """It is in the inbox, and not on its way there (again)."""
-        self.is_again = False
-        """It was stored more than once."""
+    message: Message
+    cls: str
+    future: asyncio.Future[bytes]
+    deadline: float
+    is_stored: bool = False
+    """It is in the inbox, and not on its way there (again)."""
+    is_again: bool = False
+    """It was stored more than once."""
 
 
 class Lane:
@@ -60,6 +59,7 @@ class Lane:
         self.start = start
         self._loop = asyncio.get_running_loop()
         self._inbox_max = client.settings.inbox_max
+        self._timeout_s = client.settings.ask_timeout_s
         self._next = 1
         self._open: dict[int, _Open] = {}
         """In order of number, so that the first is the lowest without an outcome."""
@@ -87,7 +87,7 @@ class Lane:
         if self._next > self._free or self._admitting:
             await self._admit()
         if timeout is None:
-            timeout = self.client.settings.ask_timeout_s
+            timeout = self._timeout_s
         asked = self._send(handler, args, True, cls, self._loop.time() + timeout)
         if asked.deadline < self._due:
             self._watch(asked.deadline)
@@ -195,17 +195,22 @@ class Lane:
 
     def _send(self, handler: str, args: bytes, ask: bool, cls: str, deadline: float) -> _Open:
         n = self._next
-        sent = self._open[n] = _Open(Message(n, handler, args, ask), cls, self._loop.create_future(), deadline)
         self._next = n + 1
-        self._put(sent)
+        sent = self._open[n] = _Open(Message(n, handler, args, ask), cls, self._loop.create_future(), deadline)
+        self._queue.append(sent)
+        if not self._sending:
+            self._start()
         return sent
 
     def _put(self, sent: _Open) -> None:
         sent.is_stored = False
         self._queue.append(sent)
         if not self._sending:
-            self._sending = True
-            self.client.start(self._store())
+            self._start()
+
+    def _start(self) -> None:
+        self._sending = True
+        self.client.start(self._store())
 
     async def _store(self) -> None:
         """Stores what waits, the next only after the last: so the inbox has a sender's messages in order."""
