@@ -7,6 +7,7 @@ from typing import Any
 
 from mielin_cells.core.agent import Agent
 from mielin_cells.core.buffer import Buffer
+from mielin_cells.core.commit import merged
 from mielin_cells.core.spec import LOAD_ERRORS, FieldSpec, Spec, _encode, buffer_bytes
 from mielin_cells.core.state import BufferStore, StateDelta, StoredState, TableStore
 from mielin_cells.core.table import Table
@@ -96,28 +97,34 @@ class Cell:
             self._restore()
         self.in_turn = True
 
-    def end(self) -> StateDelta | None:
-        """What the turn changed, checked and applied to the stored state; None for nothing.
+    def end(self, before: StateDelta | None = None) -> StateDelta | None:
+        """What the turn changed, checked and applied to the stored state, as one delta with `before`; None for nothing.
 
-        Raises `StateInvalid` for a value that would not load again: nothing is applied, and `undo` must follow.
+        `before` may be changed in place.  Raises `StateInvalid` for a value that would not load again: nothing is applied,
+        and `undo` must follow.
         """
-        plain = self._changed_fields() if self.touched else {}
+        touched = self.touched
+        plain = self._changed_fields() if touched else None
         # Cleared once nothing can raise any more: `undo` restores what was touched.
         if not self._tables and not self._buffers:  # most agents: nothing to look through
             self.in_turn = False
-            self.touched.clear()
+            touched.clear()
             if not plain:
-                return None
+                return before
             self._state.put(plain)
-            return StateDelta(plain)
+            if before is None:
+                return StateDelta(plain)
+            before.plain.update(plain)
+            return before
         tables = {name: change for name, table in self._tables.items() if (change := table._delta()) is not None}
         buffers = {name: pages for name, buffer in self._buffers.items() if (pages := buffer._delta()) is not None}
         self.in_turn = False
-        self.touched.clear()
-        changed = None
+        touched.clear()
+        changed = before
         if plain or tables or buffers:
-            changed = StateDelta(plain, tables, buffers)
-            self._state.apply(changed)
+            delta = StateDelta(plain or {}, tables, buffers)
+            self._state.apply(delta)
+            changed = delta if before is None else merged(before, delta)
         for table in self._tables.values():
             table._settle()
         for buffer in self._buffers.values():

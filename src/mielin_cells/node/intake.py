@@ -308,7 +308,8 @@ class Intake:
                     "The turn is undone and the agent goes on.",
                     limit=MESSAGE_BYTES_MAX, size=len(answer),
                 )  # fmt: skip
-        self._host.batch.change(self._cell.end())
+        batch = self._host.batch
+        batch.delta = self._cell.end(batch.delta)
         if turn.rerun is not None:
             turn.tells = turn.rerun.to_send(turn.tells)
         self._take(mail, message, turn, answer)
