@@ -53,8 +53,16 @@ class Caller(Protocol):
     """What carries calls: a client outside, the turn inside."""
 
     def ask(
-        self, agent: str, spec: Spec, handler: HandlerSpec, args: bytes, timeout: float | None, id: str | None
-    ) -> Coroutine[Any, Any, bytes]: ...
+        self,
+        agent: str,
+        spec: Spec,
+        handler: HandlerSpec,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        timeout: float | None,
+        id: str | None,
+    ) -> Coroutine[Any, Any, Any]:
+        """Encodes, sends, waits and decodes, all of it in the one coroutine: each that is awaited in another costs."""
 
     def tell(
         self, agent: str, spec: Spec, handler: HandlerSpec, args: bytes, id: str | None
@@ -152,7 +160,7 @@ class Bound(Generic[P, R_co]):
             )
         return Bound(self._handler, self._obj, timeout, id)
 
-    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R_co]:
         """Asks, and returns the handler's result.
 
         Guarantees: the handler takes effect at most once, also if the agent moves or its node dies meanwhile.
@@ -162,12 +170,9 @@ class Bound(Generic[P, R_co]):
         obj = self._obj
         values = obj.__dict__
         if values["_cell"] is not None:  # inside the agent itself: a plain call
-            return await self._handler.fn(obj, *args, **kwargs)
+            return self._handler.fn(obj, *args, **kwargs)
         spec, handler = self._handler.routes.get(type(obj)) or self._handler.route(type(obj))
-        data = await self._caller().ask(
-            values["_id"], spec, handler, handler.encode_args(args, kwargs), self._timeout, self._id
-        )
-        return handler.decode_result(data)  # type: ignore[no-any-return]
+        return self._caller().ask(values["_id"], spec, handler, args, kwargs, self._timeout, self._id)
 
     async def tell(self, *args: P.args, **kwargs: P.kwargs) -> None:
         """Sends durably: returns when the message is stored (outside a turn) or will be with the turn's commit (inside)."""
@@ -178,12 +183,11 @@ class Bound(Generic[P, R_co]):
         await self._caller().tell(obj.__dict__["_id"], spec, handler, handler.encode_args(args, kwargs), self._id)
 
     def _caller(self) -> Caller:
-        obj = self._obj
         running = turn.get()
-        caller = running.caller if running is not None else obj.__dict__["_caller"] or current.get()
+        caller = running.caller if running is not None else self._obj.__dict__["_caller"] or current.get()
         if caller is None:
             raise NotConnected(
-                f"{obj!r} was called outside a turn and outside `async with cells.local()` or `cells.connect()`."
+                f"{self._obj!r} was called outside a turn and outside `async with cells.local()` or `cells.connect()`."
             )
         return caller
 

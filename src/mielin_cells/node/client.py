@@ -17,7 +17,7 @@ from mielin_cells.core.fold import Phase
 from mielin_cells.core.ids import AgentId, control_subject, log_subject, node_log_subject, reply_subject
 from mielin_cells.core.message import decode_replies
 from mielin_cells.core.records import AnyRecord, HandedOff, decode_record, named_owner
-from mielin_cells.core.settings import MESSAGE_BYTES_MAX, Settings
+from mielin_cells.core.settings import Settings
 from mielin_cells.core.spec import HandlerSpec, Spec, spec_of
 from mielin_cells.errors import (
     AgentTerminated,
@@ -26,7 +26,6 @@ from mielin_cells.errors import (
     ConfigError,
     EpochRegression,
     Fenced,
-    MessageTooLarge,
     MigrationInProgress,
     MigrationRefused,
     NodeCordoned,
@@ -119,17 +118,14 @@ class Client:
     # ---- calls -----------------------------------------------------------------------------------------------
 
     def ask(
-        self, agent: str, spec: Spec, handler: HandlerSpec, args: bytes, timeout: float | None, id: str | None
-    ) -> Coroutine[Any, Any, bytes]:
+        self, agent: str, spec: Spec, handler: HandlerSpec, args: tuple[Any, ...], kwargs: dict[str, Any],
+        timeout: float | None, id: str | None,
+    ) -> Coroutine[Any, Any, Any]:  # fmt: skip
         lane = self._lanes.get(agent) or self.lane(agent)
-        if len(args) > MESSAGE_BYTES_MAX:
-            raise _too_large(agent, args)
-        return lane.ask(spec.name, handler.name, args, timeout, id)
+        return lane.ask(spec.name, handler, args, kwargs, timeout, id)
 
     async def tell(self, agent: str, spec: Spec, handler: HandlerSpec, args: bytes, id: str | None) -> None:
         lane = self._lanes.get(agent) or self.lane(agent)
-        if len(args) > MESSAGE_BYTES_MAX:
-            raise _too_large(agent, args)
         await lane.tell(spec.name, handler.name, args)
 
     def lane(self, agent: str, session: str = "") -> Lane:
@@ -480,13 +476,6 @@ def _numbers(recovery: Mapping[str, float] | None) -> dict[str, float] | None:
 
 def _id(agent: Agent | str) -> str:
     return agent_id(agent) if isinstance(agent, Agent) else str(AgentId(agent))
-
-
-def _too_large(agent: str, args: bytes) -> MessageTooLarge:
-    return MessageTooLarge(
-        f"A message to {agent!r} has {len(args)} bytes; the limit is {MESSAGE_BYTES_MAX}.",
-        limit=MESSAGE_BYTES_MAX, size=len(args),
-    )  # fmt: skip
 
 
 def report_of(told: dict[str, msgspec.Raw]) -> MigrationReport:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
 from mielin_cells.core.message import Mail, Message, client_sender, decode_answer
-from mielin_cells.core.settings import MAIL_BYTES_MAX
+from mielin_cells.core.settings import MAIL_BYTES_MAX, MESSAGE_BYTES_MAX
 from mielin_cells.errors import (
     AgentTerminated,
     AskTimeout,
     CellError,
     EpochRegression,
     InboxFull,
+    MessageTooLarge,
     RetryError,
     SessionExpired,
     from_wire,
@@ -34,6 +34,17 @@ logger = logging.getLogger("mielin_cells.client")
 
 WINDOW_SHARE = 10
 """A client that has a tenth of what an inbox may hold in it, for all it knows, asks after the inbox's length first."""
+
+
+class Codec(Protocol):
+    """How a call of a handler is written, and its result read."""
+
+    @property
+    def name(self) -> str: ...
+
+    def encode_args(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes: ...
+
+    def decode_result(self, data: bytes) -> Any: ...
 
 
 class _Open(msgspec.Struct, eq=False):  # one is made for each call, and a struct is made in a third of the time
@@ -63,7 +74,7 @@ class Lane:
         self._next = 1
         self._open: dict[int, _Open] = {}
         """In order of number, so that the first is the lowest without an outcome."""
-        self._queue: deque[_Open] = deque()
+        self._queue: list[_Open] = []
         self._sending = False
         self._share = -(-self._inbox_max // WINDOW_SHARE)
         self._free = self._share
@@ -82,35 +93,43 @@ class Lane:
         self._silence = 0.0
         """How long to wait from then on before asks are repeated; it grows while nothing is heard."""
 
-    async def ask(self, cls: str, handler: str, args: bytes, timeout: float | None, id: str | None = None) -> bytes:
-        """The encoded result.  Raises the answer's error, or `AskTimeout`: then the ask may still take effect."""
+    async def ask(
+        self, cls: str, handler: Codec, args: tuple[Any, ...], kwargs: dict[str, Any],
+        timeout: float | None, id: str | None = None,
+    ) -> Any:  # fmt: skip
+        """The result.  Raises the answer's error, or `AskTimeout`: then the ask may still take effect."""
+        data = handler.encode_args(args, kwargs)
+        if len(data) > MESSAGE_BYTES_MAX:
+            raise self._too_large(data)
         if self._next > self._free or self._admitting:
             await self._admit()
         if timeout is None:
             timeout = self._timeout_s
-        asked = self._send(handler, args, True, cls, self._loop.time() + timeout)
-        if asked.deadline < self._due:
-            self._watch(asked.deadline)
+        deadline = self._loop.time() + timeout
+        asked = self._send(handler.name, data, True, cls, deadline)
+        if deadline < self._due:
+            self._watch(deadline)
         try:
-            data = await asked.future
+            answer = decode_answer(await asked.future)
         except TimeoutError:
             label = f" ({id})" if id else ""
             raise AskTimeout(
-                f"No answer from {self.agent!r}.{handler}{label} in {timeout:g} s; the ask may still take effect.",
+                f"No answer from {self.agent!r}.{handler.name}{label} in {timeout:g} s; the ask may still take effect.",
                 agent=self.agent, id=id or "",
             ) from None  # fmt: skip
         finally:
             del self._open[asked.message.n]
-        answer = decode_answer(data)
         if answer.error is not None:
             error = from_wire(*answer.error)
             if isinstance(error, SessionExpired):
                 self.client.forget(self.agent)
             raise error
-        return answer.result or b""
+        return handler.decode_result(answer.result or b"")
 
     async def tell(self, cls: str, handler: str, args: bytes) -> None:
         """Returns when the message is stored in the inbox."""
+        if len(args) > MESSAGE_BYTES_MAX:
+            raise self._too_large(args)
         if self._next > self._free or self._admitting:
             await self._admit()
         told = self._send(handler, args, False, cls, 0.0)
@@ -219,24 +238,18 @@ class Lane:
                 await self.client.find(self.agent)
                 self._found = True
             while self._queue:
-                cls, size, messages = self._queue[0].cls, 0, list[Message]()
-                while self._queue and self._queue[0].cls == cls:
-                    size += len(self._queue[0].message.args) + 64
-                    if messages and size > MAIL_BYTES_MAX:
-                        break
-                    messages.append(self._queue.popleft().message)
+                sent = self._fitting()
+                cls, messages = sent[0].cls, [one.message for one in sent]
                 low = min(next(iter(self._open), self._next), messages[0].n)
                 mail = Mail(self.agent, cls, self.sender, self.start, low, self.client.reply_to, messages)
                 seq = await store_mail(self.client.log, mail)
                 if seq <= self._stored:
                     raise await self._went_back(seq)
                 self._stored = seq
-                for message in messages:
-                    found = self._open.get(message.n)
-                    if found is not None:
-                        found.is_stored = True
-                        if not message.ask and not found.future.done():
-                            found.future.set_result(b"")
+                for one in sent:
+                    one.is_stored = True
+                    if not one.message.ask and not one.future.done():
+                        one.future.set_result(b"")
         except Exception as error:
             self._queue.clear()
             for found in self._open.values():
@@ -245,6 +258,24 @@ class Lane:
             raise
         finally:
             self._sending = False
+
+    def _fitting(self) -> list[_Open]:
+        """What waits, as far as it fits one entry; it waits no longer."""
+        waiting, size, count = self._queue, 0, 0
+        cls = waiting[0].cls
+        for sent in waiting:
+            size += len(sent.message.args) + 64
+            if count and (size > MAIL_BYTES_MAX or sent.cls != cls):
+                break
+            count += 1
+        fitting, self._queue = waiting[:count], waiting[count:]
+        return fitting
+
+    def _too_large(self, args: bytes) -> MessageTooLarge:
+        return MessageTooLarge(
+            f"A message to {self.agent!r} has {len(args)} bytes; the limit is {MESSAGE_BYTES_MAX}.",
+            limit=MESSAGE_BYTES_MAX, size=len(args),
+        )  # fmt: skip
 
     async def _went_back(self, seq: int) -> EpochRegression:
         """The inbox has given a number again: what this client was acknowledged before may be gone, whatever the agent says."""

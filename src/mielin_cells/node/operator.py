@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -57,6 +57,19 @@ WATCH_S = 0.1
 READ_RECORDS = 256
 
 ALIVE, STUCK, SILENT, STOPPED = "alive", "stuck", "silent", "stopped"
+
+
+class _Said(NamedTuple):
+    """A call in words: whoever knows the class has made bytes of them, and its result is shown as plain data."""
+
+    name: str
+    args: bytes
+
+    def encode_args(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+        return self.args
+
+    def decode_result(self, data: bytes) -> Any:
+        return msgspec.msgpack.decode(data) if data else None
 
 
 class Operator:
@@ -131,8 +144,7 @@ class Operator:
     async def ask(self, agent: str, handler: str, words: list[str], timeout: float | None = None) -> Any:
         """What the handler returns, as plain data."""
         cls, args = await self._read(agent, handler, words)
-        data = await self.client.lane(agent).ask(cls, handler, args, timeout)
-        return msgspec.msgpack.decode(data) if data else None
+        return await self.client.lane(agent).ask(cls, _Said(handler, args), (), {}, timeout)
 
     async def tell(self, agent: str, handler: str, words: list[str]) -> None:
         """Returns when the message is stored."""

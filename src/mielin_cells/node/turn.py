@@ -204,9 +204,11 @@ class Turn:
         self.tells.append(Out(agent, spec.name, 0, handler.name, args, False, self.sender, self.n, k))
 
     async def ask(
-        self, agent: str, spec: Spec, handler: HandlerSpec, args: bytes, timeout: float | None, id: str | None
-    ) -> bytes:
-        """The encoded result.  Asks of one turn are made one after the other, also from tasks of its handler."""
+        self, agent: str, spec: Spec, handler: HandlerSpec, args: tuple[Any, ...], kwargs: dict[str, Any],
+        timeout: float | None, id: str | None,
+    ) -> Any:  # fmt: skip
+        """The result.  Asks of one turn are made one after the other, also from tasks of its handler."""
+        data = handler.encode_args(args, kwargs)
         self._open()
         if agent == self.id:
             raise SelfAsk(
@@ -214,13 +216,13 @@ class Turn:
             )
         if not self.sender:
             raise UsageError(f"A hook of agent {self.id!r} cannot ask; tell, or ask from a handler.")
-        self._fits(agent, args)
+        self._fits(agent, data)
         async with self._in_order():
             self._may_go_on()
-            answer = decode_answer(await self._answer(agent, spec, handler, args, timeout, id))
+            answer = decode_answer(await self._answer(agent, spec, handler, data, timeout, id))
         if answer.error is not None:
             raise from_wire(*answer.error)
-        return answer.result or b""
+        return handler.decode_result(answer.result or b"")
 
     def _fits(self, agent: str, args: bytes) -> None:
         if len(args) > MESSAGE_BYTES_MAX:
