@@ -30,7 +30,8 @@ from mielin_cells.errors import (
 )
 from mielin_cells.node.inbox import Arrival
 from mielin_cells.node.steps import is_failure
-from mielin_cells.node.turn import Begun, Turn, TurnStopped, Waiting
+from mielin_cells.node.turn import Begun, Turn, TurnStopped
+from mielin_cells.node.waiting import Waiting
 
 if TYPE_CHECKING:
     from mielin_cells.node.host import Host

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -45,41 +45,13 @@ from mielin_cells.node import control
 from mielin_cells.node.reminder import last_word, remind
 from mielin_cells.node.rerun import Rerun
 from mielin_cells.node.steps import result_of, within
+from mielin_cells.node.waiting import Waiting
 
 if TYPE_CHECKING:
     from mielin_cells.core.cluster import Cluster
     from mielin_cells.node.host import Host
 
 ASK_REPEAT_S_MAX = 8.0
-
-
-class Waiting:
-    """A coroutine whose first step was taken by hand, and that waits: awaiting this awaits the rest of it.
-
-    Most handlers never wait; taking their first step by hand spares them a timer and the loop a task.
-    """
-
-    __slots__ = ("_coroutine", "_first")
-
-    def __init__(self, coroutine: Any, first: Any) -> None:
-        self._coroutine = coroutine
-        self._first = first
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        waits_for = self._first
-        while True:
-            try:
-                sent = yield waits_for
-            except BaseException as error:
-                try:
-                    waits_for = self._coroutine.throw(error)
-                except StopIteration as stop:
-                    return stop.value
-            else:
-                try:
-                    waits_for = self._coroutine.send(sent)
-                except StopIteration as stop:
-                    return stop.value
 
 
 class TurnStopped(BaseException):
