@@ -40,8 +40,8 @@ LIMITS: dict[str, str] = {
         "processes that share the floor's steps, and decode, number, run and keep nothing."
     ),
     "away-ray": (
-        "A client's wait is the pause, and the ask that waited for it; with all processes on the same cores, "
-        "the target's reading of the log takes from what the source would answer with."
+        "A client's wait is the pause and the ask that waited for it. Synced, a 200th of Ray's move is less than the floors of "
+        "these two together; lazily, the target's reading of the log takes from the two cores what the ask would need."
     ),
     "away-paglets": (
         "A 200th of paglets' move is about what one durable ask takes that meets no move at all, and less "
