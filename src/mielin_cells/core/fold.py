@@ -227,11 +227,11 @@ class Fold:
 
     def _next_lifecycle(self, record: Record) -> Lifecycle:
         life = self.lifecycle
+        if isinstance(record, Committed):  # almost every record
+            return life.to(AgentState.RUNNING) if life.state is AgentState.CREATED else life
         if isinstance(record, (Suspended, Paused, Failed)) and life.state is AgentState.CREATED:
             life = life.to(AgentState.RUNNING)
         match record:
-            case Committed() if life.state is AgentState.CREATED:
-                return life.to(AgentState.RUNNING)
             case Suspended():
                 return life.to(AgentState.SUSPENDED)
             case Paused():
