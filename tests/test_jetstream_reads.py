@@ -9,7 +9,7 @@ import pytest
 from nats_servers import opened, stored
 
 from mielin_cells.substrate.jetstream import JetStream
-from mielin_cells.substrate.jetstream_log import NEAR
+from mielin_cells.substrate.jetstream_log import FEW, NEAR
 from mielin_cells.substrate.ports import Entry
 from mielin_cells.substrate.server import Server
 
@@ -91,3 +91,18 @@ async def test_a_far_log_costs_no_search_and_a_near_one_no_chain(
         near = await chain(substrate, "a.y", between=0)
         assert await substrate.log.read("a.y", near[0].seq) == near[1:]
         assert (reads.batches, reads.singles) == (1, COUNT + 2)
+
+
+async def test_far_mail_is_read_one_by_one_while_it_is_little(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no conditions, so nothing says what was before it; of a batch, a server counts first what follows."""
+    async with opened(server.url, deployment=f"reads{next(_numbers)}") as substrate:
+        far = await chain(substrate, "a.x", between=NEAR, conditional=False)
+        reads = Reads(substrate, monkeypatch)
+        assert await substrate.log.read("a.x", far[-1].seq) == []
+        assert (reads.batches, reads.singles) == (0, 1)
+        assert await substrate.log.read("a.x", far[-2].seq) == far[-1:]
+        assert (reads.batches, reads.singles) == (0, 3)
+        assert await substrate.log.read("a.x", far[1].seq) == far[2:]
+        assert (reads.batches, reads.singles) == (0, 3 + 1 + FEW)
+        assert await substrate.log.read("a.x") == far
+        assert (reads.batches, reads.singles) == (1, 3 + 2 * (1 + FEW))

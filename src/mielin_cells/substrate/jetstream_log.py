@@ -28,6 +28,9 @@ BATCH: Final = 32
 NEAR: Final = 500
 """A server finds a subject's next entry by looking at every entry between, some 50 ns each.  So far it is read forward; what is
 further is read from its end back, each entry by the sequence that its successor was appended behind: about 10 µs each."""
+FEW: Final = 4
+"""Entries that were appended without a condition and are far are read one by one, so many: of a batch the server counts first what
+follows, which looks at every entry once more."""
 BATCH_BYTES: Final = 4 * 1024 * 1024
 LASTS: Final = 500
 """Subjects in one request for their last entries; the server takes at most 1,024."""
@@ -89,11 +92,24 @@ class JetLog:
         if limit == 1:
             one = await self._one(stream, {"seq": after + 1, "next_by_subj": full}, subject)
             return [Entry(one.seq, one.data)] if one is not None else []
-        if self._newest.get(stream, after + NEAR) - after >= NEAR:
-            found = await self._back(stream, full, after, limit, subject)
-            if found is not None:
-                return found
         entries: list[Entry] = []
+        if self._newest.get(stream, after + NEAR) - after >= NEAR:
+            last = await self._one(stream, {"last_by_subj": full}, subject)
+            if last is None or last.seq <= after:
+                return []
+            if last.expected is not None:
+                found = await self._back(stream, full, after, limit, last)
+                if found is not None:
+                    return found
+            else:  # mail, which is appended without a condition
+                while len(entries) < min(FEW, limit):
+                    one = await self._one(stream, {"seq": after + 1, "next_by_subj": full}, subject)
+                    if one is None:  # another replica, which is behind
+                        break
+                    entries.append(Entry(one.seq, one.data))
+                    after = one.seq
+                    if after >= last.seq:
+                        return entries
         while len(entries) < limit:
             wanted = {
                 "seq": after + 1, "next_by_subj": full, "batch": min(BATCH, limit - len(entries)), "max_bytes": BATCH_BYTES,
@@ -105,13 +121,10 @@ class JetLog:
             after = page[-1].seq
         return entries
 
-    async def _back(self, stream: str, full: str, after: int, limit: int, subject: str) -> list[Entry] | None:
+    async def _back(self, stream: str, full: str, after: int, limit: int, last: Heard) -> list[Entry] | None:
         """All entries behind `after`, found from the last one back; None if that does not lead there, or to too many."""
         entries: list[Entry] = []
-        one = await self._one(stream, {"last_by_subj": full}, subject)
-        if one is None or one.seq <= after:
-            return []
-        size = 0
+        one, size = last, 0
         while True:
             size += len(one.data)
             entries.append(Entry(one.seq, one.data))
@@ -122,9 +135,10 @@ class JetLog:
                 return entries[::-1]
             if len(entries) == limit:
                 return None
-            one = await self._one(stream, {"seq": before}, subject)
-            if one is None or one.subject != full:  # trimmed, or on its way to the replica that answers
+            found = await self._one(stream, {"seq": before}, full)
+            if found is None or found.subject != full:  # trimmed, or on its way to the replica that answers
                 return None
+            one = found
 
     async def _one(self, stream: str, wanted: dict[str, object], subject: str) -> Heard | None:
         """One entry by a direct get, which any replica may answer."""
