@@ -55,7 +55,7 @@ from mielin_cells.node.home import Home
 from mielin_cells.node.host import Host
 from mielin_cells.node.migrations import Migrations
 from mielin_cells.node.parking import Parking, trouble
-from mielin_cells.node.reader import known_agents, load, record_of
+from mielin_cells.node.reader import ends, known_agents, load, record_of
 from mielin_cells.node.target import Copy
 from mielin_cells.node.together import together
 from mielin_cells.node.writer import Writer
@@ -305,7 +305,21 @@ class Node:
                 still.append(agent)
             if count % LOOK_SUBJECTS == 0:
                 await asyncio.sleep(0)
-        await together(one(agent) for agent in still)
+        await together(one(agent) for agent in await self._maybe_ours(still))
+
+    async def _maybe_ours(self, agents: list[str]) -> list[str]:
+        """All but those whose logs name another node, read at least as far as they were listed: many cost hardly more than one."""
+        others = set[str]()
+        for agent, record, seen in await ends(self.home.log, agents):
+            if named_owner(record) != self.name and seen.seq >= self.moved[agent] and not self.is_taken(agent):
+                others.add(agent)
+                self._others(agent, seen.seq)
+        return [agent for agent in agents if agent not in others]
+
+    def _others(self, agent: str, seq: int) -> None:
+        """Its log names another node up to `seq`, where it ended when it was read."""
+        self._quiet[agent] = seq
+        self.troubled.pop(agent, None)
 
     async def _reconcile_for_ever(self) -> None:
         while not self.is_stopping:
@@ -347,8 +361,7 @@ class Node:
                 return
             record = await record_of(self.home.log, agent, last)  # also of a handover that is in parts
             if named_owner(record) != self.name:
-                self._quiet[agent] = last.seq
-                self.troubled.pop(agent, None)
+                self._others(agent, last.seq)
                 return
             fold = await load(self.home.log, agent)
             if fold.owner != self.name or agent in self.hosts or agent in self.copies or agent in self.making:
