@@ -28,8 +28,8 @@ async def remind(log: Log, wire: Wire, reminder: control.Remind) -> list[int] | 
     Raises `AgentTerminated` if the agent has ended, the error with which it is parked, or a `RetryError` while the store does
     not answer.
     """
-    agent = reminder.agent
-    last = await log.last(log_subject(agent))
+    agent, subject = reminder.agent, log_subject(reminder.agent)
+    last = (await log.lasts([subject])).get(subject)  # late is soon enough: a former owner says that it is none
     if last is None:
         return None
     record = decode_record(last.data, f"The log of agent {agent!r}")
