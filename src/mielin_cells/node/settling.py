@@ -7,6 +7,7 @@ are appended conditionally, and of two nodes that are at it one is first.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Collection
 from typing import TYPE_CHECKING
@@ -41,6 +42,9 @@ SETTLE_S = 30.0
 journals may be old when an agent is claimed, so after this it is looked at once more."""
 
 
+GATHER_S = 0.1
+"""Of agents that are claimed at about the same time the journals are looked for together."""
+
 MANY = 16
 """From so many agents on, as after a failover, one list of all journals is less work than one of each agent's."""
 
@@ -67,6 +71,7 @@ class Settling:
     async def _look(self) -> None:
         """One agent after the other: a node that starts with many has better to do."""
         try:
+            await asyncio.sleep(GATHER_S)
             await self.all_due()
         except RetryError as error:
             logger.info("migrations are settled later: %s", error)
