@@ -94,6 +94,7 @@ class Nemesis:
     async def _move(self, agent: str, to: str | None) -> None:
         scenario, scene = self._scenario, self._scenario.scene
         harms, began = scene.harms, self._world.loop.time()
+        is_there = to is None or not self._world.views[to].process.is_dead
         try:
             view, client = scenario.asker
             report = await view.process.run(client.migrate(agent, to=to))
@@ -105,7 +106,7 @@ class Nemesis:
             return
         self._counts[f"migrations {report.outcome}"] += 1
         self._world.note(f"report {report.migration} {agent} {report.outcome} {report.reason}")
-        quiet = harms == scene.harms and not self._world.pending and self._world.troubled_until < began
+        quiet = is_there and harms == scene.harms and not self._world.pending and self._world.troubled_until < began
         scene.told.append(Told(report, self._world.loop.time(), quiet))
         self._counts["migrations without a fault"] += quiet
         if report.ok and self._world.loop.time() - began > 1.0:
