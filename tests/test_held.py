@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import msgspec
+from test_found_by_seeds import HeldLog
+from test_moves import nodes
 
 import mielin_cells as cells
 from mielin_cells.core.ids import inbox_subject, log_subject
 from mielin_cells.core.message import Mail, Message, encode_mail
 from mielin_cells.core.records import Commit, Committed, Taken, encode_record
+from mielin_cells.errors import StoreUnreachable
+from mielin_cells.node import claims, control
 from mielin_cells.node.reader import load
 from mielin_cells.substrate.embedded import Embedded
-from mielin_cells.substrate.ports import Appended
+from mielin_cells.substrate.ports import Appended, Entry, Log
 
 
 class Diary(cells.Agent):
@@ -59,3 +64,37 @@ async def test_a_held_message_whose_predecessor_is_committed_runs_at_the_next_ow
     ledger = (await load(store.log, "d")).ledger
     assert (ledger.peers["bob"].mark, ledger.held, ledger.dead) == (3, [], [])
     await store.close()
+
+
+class AwayLog(HeldLog):
+    """A log whose inboxes cannot be read so many times."""
+
+    def __init__(self, inner: Log, times: int) -> None:
+        super().__init__(inner)
+        self.go.set()
+        self.times = times
+
+    async def read(self, subject: str, after: int = 0, limit: int = 1000) -> list[Entry]:
+        if subject == inbox_subject("d") and self.times:
+            self.times -= 1
+            raise StoreUnreachable("The store is away.", subject=subject)
+        return await super().read(subject, after, limit)
+
+
+async def test_a_held_message_is_read_once_the_store_answers() -> None:
+    """Before, the next owner's reader ended with the store's error, and the agent heard nothing any more."""
+    async with nodes("node-1", "node-2") as (client, running):
+        second = running["node-2"]
+        diary = await client.on("node-1").spawn(Diary, "d")
+        cls = running["node-1"].hosts["d"].fold.cls
+        log = running["node-1"].home.log
+        assert isinstance(await log.append(inbox_subject("d"), mail(cls, 2)), Appended)
+        assert await diary.all() == []
+        assert len((await load(log, "d")).ledger.held) == 1
+        away = second.home.log = AwayLog(log, 2)
+        await claims.claim(second, control.Claim("d", "a test"))
+        assert isinstance(await log.append(inbox_subject("d"), mail(cls, 1)), Appended)
+        async with asyncio.timeout(20):
+            while await diary.all() != [1, 2]:
+                await asyncio.sleep(0.01)
+        assert away.times == 0

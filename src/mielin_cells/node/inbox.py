@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable
 
@@ -10,10 +12,13 @@ from mielin_cells.core.fold import Fold
 from mielin_cells.core.ids import inbox_subject
 from mielin_cells.core.ledger import Verdict
 from mielin_cells.core.message import Mail, Message, decode_mail
-from mielin_cells.errors import Fenced, RecordInvalid
+from mielin_cells.core.settings import RETRY_S_MAX, RETRY_S_MIN
+from mielin_cells.errors import Fenced, RecordInvalid, RetryError
 from mielin_cells.node.home import Home
 from mielin_cells.node.signal import Signal
 from mielin_cells.substrate.ports import Entry, Tail
+
+logger = logging.getLogger("mielin_cells.inbox")
 
 
 class Arrival:
@@ -57,10 +62,7 @@ class Inbox:
         """Reads for ever.  Raises `Fenced` if what was held is trimmed: then another node owns the agent (rule 19)."""
         log, inbox, ledger = self._home.log, inbox_subject(self._fold.agent), self._fold.ledger
         for seq in list(ledger.held):
-            entries = await log.read(inbox, seq - 1, 1)
-            if not entries or entries[0].seq != seq:
-                raise Fenced(f"The inbox of agent {self._fold.agent!r} was trimmed at {seq}: another node owns it.")
-            arrival = self._arrival(entries[0])
+            arrival = await self._kept(seq)
             arrival.was_held = True
             self.waiting += arrival.count
             if isinstance(arrival.mail, Mail) and self.verdict(arrival.mail, arrival.mail.messages[0]) is Verdict.HOLD:
@@ -81,6 +83,21 @@ class Inbox:
                     await self._room.wait()
         finally:
             tail.close()
+
+    async def _kept(self, seq: int) -> Arrival:
+        """What is held at `seq`, once the store answers."""
+        delay = RETRY_S_MIN
+        while True:
+            try:
+                entries = await self._home.log.read(inbox_subject(self._fold.agent), seq - 1, 1)
+            except RetryError as error:
+                logger.info("agent %s: its inbox is read later: %s", self._fold.agent, error)
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, RETRY_S_MAX)
+                continue
+            if not entries or entries[0].seq != seq:
+                raise Fenced(f"The inbox of agent {self._fold.agent!r} was trimmed at {seq}: another node owns it.")
+            return self._arrival(entries[0])
 
     def _push(self, arrival: Arrival) -> None:
         if isinstance(self.queue, tuple):
