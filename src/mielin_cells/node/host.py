@@ -155,18 +155,8 @@ class Host:
         self.lose(error)
 
     def commit_soon(self) -> None:
-        if self._may_commit():
+        if self._committing is None and self.is_open and not self._sealing and (self.batch or self.compaction.is_ready):
             self._committing = self.home.start(self._commit())
-
-    async def commit(self) -> None:
-        """As `commit_soon`, in the task that asks for it: without one more, and at once."""
-        if self._may_commit():
-            self._committing = asyncio.current_task()
-            await self._commit()
-
-    def _may_commit(self) -> bool:
-        ready = self._committing is None and self.is_open and not self._sealing
-        return ready and (bool(self.batch) or self.compaction.is_ready)
 
     async def _commit(self) -> None:
         try:

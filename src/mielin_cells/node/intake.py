@@ -87,22 +87,17 @@ class Intake:
                 async with self._lock:
                     if not self._stopped():
                         await self._burst()
-                if not self._inbox.queue:
-                    break
                 self._host.commit_soon()
                 if self._host.batch.turns >= COMMIT_TURNS_MAX:
                     await self._host.flush()
                 else:
                     await asyncio.sleep(0)
-        except BaseException:
-            self._host.commit_soon()  # what has run is committed however this ends
-            raise
         finally:
             self._pump = None
             if not self._inbox.queue:
                 self._inbox.rest()
+            self._host.commit_soon()
         self.kick()
-        await self._host.commit()
 
     def _stopped(self) -> bool:
         """Asked again after each wait: others change it meanwhile."""
