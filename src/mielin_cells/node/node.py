@@ -17,7 +17,7 @@ from mielin_cells.core.ids import control_subject, log_subject, reply_subject
 from mielin_cells.core.lifecycle import AgentState
 from mielin_cells.core.message import decode_replies
 from mielin_cells.core.policy import DEFAULT
-from mielin_cells.core.records import Created, HandedOff, named_owner
+from mielin_cells.core.records import Created, HandedOff, Spilled, decode_record, named_owner
 from mielin_cells.core.settings import RETRY_S_MAX, RETRY_S_MIN, Settings
 from mielin_cells.core.spec import Spec, spec_of
 from mielin_cells.errors import (
@@ -55,7 +55,7 @@ from mielin_cells.node.home import Home
 from mielin_cells.node.host import Host
 from mielin_cells.node.migrations import Migrations
 from mielin_cells.node.parking import Parking, trouble
-from mielin_cells.node.reader import ends, known_agents, load, record_of
+from mielin_cells.node.reader import known_agents, load, record_of
 from mielin_cells.node.target import Copy
 from mielin_cells.node.together import together
 from mielin_cells.node.writer import Writer
@@ -305,15 +305,26 @@ class Node:
                 still.append(agent)
             if count % LOOK_SUBJECTS == 0:
                 await asyncio.sleep(0)
-        await together(one(agent) for agent in await self._maybe_ours(still))
+        for start in range(0, len(still), LOOK_SUBJECTS):
+            await together(one(agent) for agent in await self._maybe_ours(still[start : start + LOOK_SUBJECTS]))
 
     async def _maybe_ours(self, agents: list[str]) -> list[str]:
         """All but those whose logs name another node, read at least as far as they were listed: many cost hardly more than one."""
-        others = set[str]()
-        for agent, record, seen in await ends(self.home.log, agents):
-            if named_owner(record) != self.name and seen.seq >= self.moved[agent] and not self.is_taken(agent):
-                others.add(agent)
-                self._others(agent, seen.seq)
+        by_subject, others = {log_subject(agent): agent for agent in agents}, set[str]()
+        try:
+            found = await self.home.log.lasts(list(by_subject))
+        except CellError as error:
+            logger.info("node %s looks at agents one by one: %s", self.name, error)
+            return agents
+        for subject, last in found.items():
+            agent = by_subject[subject]
+            if self.is_taken(agent) or last.seq < self.moved.get(agent, last.seq + 1):
+                continue
+            with contextlib.suppress(RecordInvalid):  # whoever looks at it alone says so
+                record = decode_record(last.data, f"The log of agent {agent!r} at {last.seq}")
+                if not isinstance(record, Spilled) and named_owner(record) != self.name:
+                    others.add(agent)
+                    self._others(agent, last.seq)
         return [agent for agent in agents if agent not in others]
 
     def _others(self, agent: str, seq: int) -> None:
@@ -328,10 +339,12 @@ class Node:
                 await self.reconcile()
                 await self.migrations.settle_due()
                 self.standbys.expire()
-            except RetryError as error:
+            except CellError as error:
                 logger.warning(
                     "node %s looks for its agents again in %g s: %s", self.name, self.settings.reconcile_s, error
                 )
+            except Exception:  # a bug: the next round is needed all the more
+                logger.exception("node %s: a look for its agents failed", self.name)
 
     async def _check(self, host: Host) -> None:
         """The log is ahead of a host: its own append may just be landing, or it has lost the agent."""
