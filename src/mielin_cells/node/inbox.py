@@ -13,7 +13,7 @@ from mielin_cells.core.ids import inbox_subject
 from mielin_cells.core.ledger import Verdict
 from mielin_cells.core.message import Mail, Message, decode_mail
 from mielin_cells.core.settings import RETRY_S_MAX, RETRY_S_MIN
-from mielin_cells.errors import Fenced, RecordInvalid, RetryError
+from mielin_cells.errors import CellError, Fenced, RecordInvalid
 from mielin_cells.node.home import Home
 from mielin_cells.node.signal import Signal
 from mielin_cells.substrate.ports import Entry, Tail
@@ -86,18 +86,22 @@ class Inbox:
 
     async def _kept(self, seq: int) -> Arrival:
         """What is held at `seq`, once the store answers."""
-        delay = RETRY_S_MIN
+        log, inbox, delay = self._home.log, inbox_subject(self._fold.agent), RETRY_S_MIN
         while True:
             try:
-                entries = await self._home.log.read(inbox_subject(self._fold.agent), seq - 1, 1)
-            except RetryError as error:
-                logger.info("agent %s: its inbox is read later: %s", self._fold.agent, error)
-                await asyncio.sleep(delay)
-                delay = min(delay * 2, RETRY_S_MAX)
-                continue
-            if not entries or entries[0].seq != seq:
-                raise Fenced(f"The inbox of agent {self._fold.agent!r} was trimmed at {seq}: another node owns it.")
-            return self._arrival(entries[0])
+                entries = await log.read(inbox, seq - 1, 1)
+                if entries and entries[0].seq == seq:
+                    return self._arrival(entries[0])
+                last = await log.last(inbox) if not entries else None
+            except CellError as error:
+                said = str(error)
+            else:
+                if last is None or last.seq < seq:
+                    raise Fenced(f"The inbox of agent {self._fold.agent!r} was trimmed at {seq}: another node owns it.")
+                said = "the replica that answers is behind"
+            logger.info("agent %s: its inbox is read again: %s", self._fold.agent, said)
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, RETRY_S_MAX)
 
     def _push(self, arrival: Arrival) -> None:
         if isinstance(self.queue, tuple):

@@ -104,8 +104,10 @@ class JetLog:
             else:  # mail, which is appended without a condition
                 while len(entries) < min(FEW, limit):
                     one = await self._one(stream, {"seq": after + 1, "next_by_subj": full}, subject)
-                    if one is None:  # another replica, which is behind
-                        break
+                    if one is None:
+                        raise StoreUnreachable(
+                            f"A replica that is behind answered about {subject}; try again.", subject=subject
+                        )
                     entries.append(Entry(one.seq, one.data))
                     after = one.seq
                     if after >= last.seq:
