@@ -56,6 +56,8 @@ class Intake:
         self._stops = 0
         self._pump: asyncio.Task[Any] | None = None
         self._cancellable = False
+        self._cancels = 0
+        """How often `stop` has cancelled the turn that waits."""
         self._tries: tuple[str, int, int] = ("", 0, 0)
         """The message that failed last, and how often it has run."""
         self._since = 0.0
@@ -276,13 +278,9 @@ class Intake:
             async with asyncio.timeout(limit) as turn.deadline:
                 result = await waiting
         except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if turn.stopped and is_failure(error):
+            if (turn.stopped and is_failure(error)) or (self._cancels and self._host.is_open):
                 raise TurnStopped from None
-            if not (self.is_stopping and cancellable and self._host.is_open) or task is None:
-                raise
-            task.uncancel()
-            raise TurnStopped from None
+            raise
         except BaseException as error:
             if turn.stopped and is_failure(error):  # in whatever shape: a task group wraps it
                 raise TurnStopped from None
@@ -290,6 +288,7 @@ class Intake:
         finally:
             current_turn.reset(token)
             self.turn, self._cancellable, turn.deadline = None, False, None
+            self._uncancel()
         if turn.stopped:
             raise TurnStopped
         if turn.broken is not None:
@@ -297,6 +296,13 @@ class Intake:
         if self._host.lost is not None:
             raise TurnStopped
         return result
+
+    def _uncancel(self) -> None:
+        """The turn that `stop` has cancelled is over, maybe long after, or has kept the cancellation to itself: its task goes on."""
+        task = asyncio.current_task()
+        while self._cancels and task is not None:
+            self._cancels -= 1
+            task.uncancel()
 
     def _end(self, mail: Mail, message: Message, turn: Turn, handler: HandlerSpec, result: Any) -> None:
         """Raises what keeps the turn from taking effect: nothing of it has then, but the live state must be undone."""
@@ -491,6 +497,7 @@ class Intake:
                 if turn is not None:
                     turn.wake()
                     if self._cancellable and not turn.in_step and self._pump is not None:
+                        self._cancels += 1
                         self._pump.cancel()
                 await self._locked()
                 held = True
