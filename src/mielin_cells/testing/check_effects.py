@@ -228,13 +228,14 @@ class TimersOnce(Checker):
         self._set: dict[str, dict[str, tuple[Timer, float]]] = {}
         """By agent: its timers, and by how much the clock that they were set by was wrong."""
         self._fired: set[tuple[str, str, int, int]] = set()
-        self._ahead = 0.0
+        self._ahead = 0
+        """By how much clocks have been apart at most."""
 
     def record(self, step: Step) -> None:
         record = step.record
         timers = self._set.setdefault(step.agent, {})
-        clocks = self.scene.world.clocks
-        self._ahead = max(self._ahead, *clocks.values(), 0) - min(0, *clocks.values(), 0)
+        wrong = [0, *step.clocks.values()]
+        self._ahead = max(self._ahead, max(wrong) - min(wrong))
         if isinstance(record, Undone):
             self._set[step.agent] = {t.id: (t, timers[t.id][1] if t.id in timers else 0.0) for t in record.timers}
             return
@@ -245,7 +246,7 @@ class TimersOnce(Checker):
             before = timers.get(timer.id)
             if before is not None and timer.every and _goes_on(before[0], timer):
                 self._is_due(step, *before)
-            timers[timer.id] = timer, float(clocks[step.author.name])
+            timers[timer.id] = timer, float(step.clocks.get(step.author.name, 0))
         for fired in commit.fired:
             known = timers.get(fired.id)
             if known is not None:

@@ -8,7 +8,7 @@ the fold's (`Owned`).  A violation is an `AssertionError` that begins with the i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, NoReturn
 
@@ -98,6 +98,8 @@ class Step(NamedTuple):
     author: View
     at: float
     before: Owned
+    clocks: Mapping[str, int]
+    """By how many seconds the clocks of processes were wrong then; those that are not named were right."""
 
     @property
     def what(self) -> str:
@@ -250,7 +252,7 @@ class Checkers:
     def __init__(self, scene: Scene, kinds: Iterable[Callable[[Scene], Checker]]) -> None:
         self.scene = scene
         self._kinds = [*kinds]
-        self._history: list[tuple[str, Entry, View, float]] = []
+        self._history: list[tuple[str, Entry, View, float, dict[str, int]]] = []
         self._make()
 
     def _make(self) -> None:
@@ -262,14 +264,14 @@ class Checkers:
         self._answers = [c.answers for c in self.all if _has(c, "answers")]
 
     def landed(self, subject: str, entry: Entry, author: View) -> None:
-        at = self.scene.world.loop.time()
-        self._history.append((subject, entry, author, at))
-        self._landed(subject, entry, author, at)
+        at, clocks = self.scene.world.loop.time(), dict(self.scene.world.clocks)
+        self._history.append((subject, entry, author, at, clocks))
+        self._landed(subject, entry, author, at, clocks)
 
-    def _landed(self, subject: str, entry: Entry, author: View, at: float) -> None:
+    def _landed(self, subject: str, entry: Entry, author: View, at: float, clocks: dict[str, int]) -> None:
         try:
             if subject.startswith(LOGS):
-                self._record(agent_of(subject), entry, author, at)
+                self._record(agent_of(subject), entry, author, at, clocks)
             elif subject.startswith(INBOXES):
                 letter = Letter(decode_mail(entry.data, subject), entry.seq, author)
                 for see in self._mails:
@@ -282,10 +284,10 @@ class Checkers:
         except CellError as error:
             violated("I20", f"{author.label} appended to {subject} what cannot be read: {error}")
 
-    def _record(self, agent: str, entry: Entry, author: View, at: float) -> None:
+    def _record(self, agent: str, entry: Entry, author: View, at: float, clocks: dict[str, int]) -> None:
         record = decode_record(entry.data, f"the log of {agent} at {entry.seq}")
         owned = self._owned.setdefault(agent, Owned())
-        step = Step(agent, entry.seq, record, author, at, owned)
+        step = Step(agent, entry.seq, record, author, at, owned, clocks)
         for see in self._records:
             see(step)
         owned.after(entry.seq, record)
@@ -324,8 +326,8 @@ class Checkers:
         nodes, scene.nodes = scene.nodes, {}
         scene.folds = {}
         self._make()
-        for subject, entry, author, at in history:
-            self._landed(subject, entry, author, at)
+        for one in history:
+            self._landed(*one)
         scene.nodes = nodes
 
 
