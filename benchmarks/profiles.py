@@ -19,8 +19,6 @@ import time
 from collections.abc import Awaitable, Callable
 from statistics import median
 
-import psutil
-
 import mielin_cells as cells
 from benchmarks.agents import Counter, Tally
 from benchmarks.figures import SYNCS, Sync
@@ -61,22 +59,14 @@ async def _profiled(name: str, work: Callable[[], Awaitable[object]]) -> None:
     pstats.Stats(profile).strip_dirs().sort_stats("tottime").print_stats(FUNCTIONS)
 
 
-def _processes(stage: Stage) -> dict[str, psutil.Process]:
-    found = {
-        child.name: psutil.Process(child.process.pid) for child in stage.fleet.children if child.process is not None
-    }
-    server = next(one for one in psutil.Process().children(recursive=True) if one.name() == "nats-server")
-    return {**found, "server": server, "client": psutil.Process(os.getpid())}
-
-
 async def _spent(name: str, stage: Stage, count: int, work: Callable[[], Awaitable[object]]) -> None:
     """Processor time of each process, in user and system, for each of so many things done."""
-    before = {who: process.cpu_times() for who, process in _processes(stage).items()}
+    before = {who: process.cpu_times() for who, process in stage.processes().items()}
     at = time.perf_counter()
     await work()
     took = (time.perf_counter() - at) * 1e6 / count
     print(f"{name}: {took:.0f} µs each")
-    for who, process in _processes(stage).items():  # without one that was killed meanwhile
+    for who, process in stage.processes().items():  # without one that was killed meanwhile
         now, then = process.cpu_times(), before[who]
         user, system = ((a - b) * 1e6 / count for a, b in ((now.user, then.user), (now.system, then.system)))
         print(f"  {who:8} {user:7.0f} µs in user, {system:7.0f} µs in system")

@@ -49,6 +49,16 @@ class Stage:
         """When a node first said so.  Raises `LookupError`."""
         return next(at for at, line in self.lines if words in line)
 
+    def processes(self) -> dict[str, psutil.Process]:
+        """The nodes that run, the server, and this client."""
+        running = [child for child in self.fleet.children if child.process is not None]
+        server = next(one for one in psutil.Process().children(recursive=True) if one.name() == "nats-server")
+        return {
+            **{child.name: self.process(child.name) for child in running},
+            "server": server,
+            "client": psutil.Process(),
+        }
+
     def process(self, node: str) -> psutil.Process:
         child = next(child for child in self.fleet.children if child.name == node)
         assert child.process is not None

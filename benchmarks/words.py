@@ -48,8 +48,9 @@ LIMITS: dict[str, str] = {
         "than the pause's floor and the ask's floor together: no move that keeps every message can be there."
     ),
     "local-pykka": (
-        "Pykka hands an object to a thread: nothing is encoded, numbered, stored or compared, and all is gone"
-        " at the end. Each of our asks is stored, applied once, committed with a digest of the state, and "
+        "Pykka hands an object to a thread: nothing is encoded, numbered, stored or compared, and all is gone at the end. "
+        "With nothing but our encodings and a task that waits for another, most of pykka's time is gone (the rate is beside the "
+        "bar); in the rest each ask would have to be numbered, judged, stored, committed with a digest of the state, and "
         "answered from the record."
     ),
     "local-autogen": "See pykka: what is kept costs about ten microseconds.",
@@ -58,9 +59,9 @@ LIMITS: dict[str, str] = {
         "are batches of SQLite."
     ),
     "failover": (
-        "All processors are busy: an agent costs the server, its new node and the client about 1.3 ms together, and the two "
-        "cores can do no more. The bare takeover asks nobody to take it, reads one entry of a log, finds no message in an "
-        "inbox, runs nothing and answers nobody."
+        "All processors are busy: what an agent costs the server, its new node and the client together is beside the bar. The bare "
+        "takeover asks nobody to take it, reads one entry of a log, finds no message in an inbox, runs nothing and answers nobody; "
+        "synced, waiting for the disk is most of it, and lazily it is gone."
     ),
     "pause-100m": "Pauses are few at this size, and each that meets another process on its core is long.",
 }

@@ -7,6 +7,7 @@ is the rest, beside the bare takeover: of each agent two reads, a claim, a commi
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from statistics import median
 from typing import Any
@@ -45,6 +46,7 @@ async def one(stage: Stage, victim: str, count: int) -> dict[str, Any]:
     stage.fleet.children.remove(child)
     killed = time.perf_counter()
     child.process.kill()
+    spending = asyncio.create_task(_spent_at(stage, f"{victim} is silent"))
 
     async def asked(name: str) -> None:
         total = await stage.cluster.get(Counter, name).add.options(timeout=ANSWER_S)()
@@ -53,12 +55,27 @@ async def one(stage: Stage, victim: str, count: int) -> dict[str, Any]:
 
     await asyncio.gather(*(asked(name) for name in names))
     detected = stage.heard(f"{victim} is silent") - killed
+    before, after = await spending, _spent(stage)
+    spent = {who: round((after[who] - before[who]) * 1000 / count, 3) for who in after if who in before}
     seconds = max(answered)
     say(f"failover of {count}: {seconds:.2f} s, of which detection {detected:.2f}; floor {floor:.2f}")
     return {
         "agents": count, "seconds": round(seconds, 3), "detection_s": round(detected, 3), "floor_s": round(floor, 3),
-        "first_s": round(min(answered), 3), "p50_s": round(median(answered), 3),
+        "first_s": round(min(answered), 3), "p50_s": round(median(answered), 3), "processor_ms": spent,
     }  # fmt: skip
+
+
+def _spent(stage: Stage) -> dict[str, float]:
+    """Seconds of processor time of each process until now."""
+    times = {who: process.cpu_times() for who, process in stage.processes().items()}
+    return {who: spent.user + spent.system for who, spent in times.items()}
+
+
+async def _spent_at(stage: Stage, words: str) -> dict[str, float]:
+    """As `_spent`, when a node says so."""
+    while not any(words in line for _, line in stage.lines):
+        await asyncio.sleep(0.01)
+    return _spent(stage)
 
 
 async def measured(found: Found, sync: Sync, size: Size) -> None:
@@ -79,7 +96,13 @@ async def measured(found: Found, sync: Sync, size: Size) -> None:
     floor = median([one["floor_s"] for one in last])
     times = ratio(after, floor)
     text = f"{times} times ({after:.2f} s, floor {floor:.2f} s; detection {last[-1]['detection_s']:.2f} s before)"
-    found.row("failover", sync, text, times <= TIMES, f"{most:,} agents, onto two nodes that have others already")
+    each = median([sum(one["processor_ms"].values()) for one in last])
+    cores = os.cpu_count() or 1
+    note = (
+        f"{most:,} agents, onto two nodes that have others already; each takes {each:.2f} ms of processor time of all processes, "
+        f"and so all of them at least {each * most / 1000 / cores:.2f} s of {cores} cores"
+    )
+    found.row("failover", sync, text, times <= TIMES, note)
 
 
 async def measure(size: Size, found: Found) -> None:
