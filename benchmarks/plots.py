@@ -25,9 +25,9 @@ from matplotlib import pyplot as plt  # noqa: E402 - the backend is chosen befor
 
 COLOURS = {
     "always": "#1f5fa8", "lazy": "#4aa3df", "ours": "#1f5fa8", "floor": "#888888", "ray": "#c0392b", "xoscar": "#e08e0b",
-    "paglets": "#7d3c98", "pykka": "#c0392b", "autogen-core": "#e08e0b",
+    "paglets": "#7d3c98", "pykka": "#c0392b", "autogen-core": "#e08e0b", "bare": "#888888",
 }  # fmt: skip
-NAMES = {"always": "ours, synced", "lazy": "ours, lazy", "ray": "Ray", "pykka": "Pykka"}
+NAMES = {"always": "ours, synced", "lazy": "ours, lazy", "ray": "Ray", "pykka": "Pykka", "bare": "only encoded"}
 SYNCS = ("always", "lazy")
 PEERS = ("paglets", "xoscar", "ray")
 Figures = dict[str, Any]
