@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from hypothesis import given
 from hypothesis import strategies as st
+from test_found_by_seeds import Score
+from test_moves import nodes
 
+import mielin_cells as cells
 from mielin_cells.core.records import Kept
 from mielin_cells.core.settings import SNAPSHOTS_KEPT
 from mielin_cells.node.compaction import START, still_needed
+from mielin_cells.node.host import Host
 
 
-def snap(seq: int, at: float) -> Kept:
-    return Kept(seq, seq - 1, seq, f"p{seq}", at)
+def snap(seq: int, at: float, inbox: int = 0) -> Kept:
+    return Kept(seq, seq - 1, inbox or seq, f"p{seq}", at)
 
 
 def test_an_agent_that_never_moved_keeps_no_more_than_its_newest_snapshots() -> None:
@@ -48,3 +54,37 @@ def test_every_handover_within_the_retention_can_be_loaded(steps: list[tuple[flo
         assert kept[0] == START or kept[0].seq > 0
         assert [one.seq for one in kept] == sorted({one.seq for one in kept})
         assert len(kept) <= 8 + SNAPSHOTS_KEPT + 2
+
+
+def test_a_snapshot_that_is_passed_over_leaves_what_it_needs_of_the_inbox_to_the_one_before() -> None:
+    kept = still_needed([snap(10, 0.0, 50), snap(20, 1.0, 7), snap(30, 2.0, 60)], [15], 3.0, 3600)
+    assert [(one.seq, one.inbox) for one in kept] == [(10, 7), (30, 60)]
+
+
+async def snapshot(host: Host) -> None:
+    """Writes one, and trims behind it."""
+    before = host.fold.snap
+    host.compaction.begin()
+    while host.fold.snap == before or host._committing is not None:
+        await asyncio.sleep(0.001)
+    await host.compaction.trim()
+
+
+async def test_an_undo_behind_an_undo_finds_its_messages_though_a_snapshot_came_between() -> None:
+    """Seed 6040367: the inbox was trimmed as if it had been worked off in order, which an undo had gone back on."""
+    settings = cells.Settings(retention_s=0.0, reconcile_s=600.0, ask_repeat_s=0.2)
+    async with nodes("node-1", "node-2", settings=settings) as (client, running):
+        score = await client.on("node-1").spawn(Score, "t")
+        first = await client.migrate(score, to="node-2")
+        assert [await score.add() for _ in range(3)] == [1, 2, 3]
+        await snapshot(running["node-2"].hosts["t"])
+        await client.suspend(score)
+        await client.rollback(first.migration, to="node-1")
+        second = await client.migrate(score, to="node-2")
+        assert second.ok
+        await client.resume(score)
+        assert await score.add() == 4
+        await snapshot(running["node-2"].hosts["t"])
+        await client.rollback(second.migration, to="node-1")
+        assert await score.add() == 5
+        assert running["node-1"].hosts["t"].fold.ledger.again == {}

@@ -330,6 +330,20 @@ class Fold:
         self.turn, self.claims, self.goes_to = None, 0, record.goes_to
         self.undone = [(to, by) for to, by in self.undone if by > self.floor]
         self.undone.append((record.to, self.seq))
+        if self.kept:  # whatever is gone back to behind this needs the inbox from here on
+            last = self.kept[-1]
+            inbox = min(last.inbox, _inbox_from(record.cursor, record.held))
+            self.kept = [*self.kept[:-1], msgspec.structs.replace(last, inbox=inbox)]
+
+    @property
+    def inbox_from(self) -> int:
+        """The first position in the inbox that the agent as of this record still needs."""
+        return _inbox_from(self.ledger.cursor, self.ledger.held)
+
+    @property
+    def inbox_kept_from(self) -> int:
+        """What is before it in the inbox may be trimmed; nothing from which on the agent can be loaded needs it."""
+        return min((one.inbox for one in self.kept), default=0)
 
     def _outcome(self, outcome: str) -> None:
         """Rule 7: a migration that was handed over ends with the next ownership record."""
@@ -380,5 +394,9 @@ def _commit_of(record: AnyRecord) -> Commit | None:
 
 def _kept(seq: int, record: Snapshot) -> list[Kept]:
     """The snapshots still needed after `record`, itself the last (rule 18: its floor is what trims may reach)."""
-    inbox = min([record.ledger.cursor + 1, *record.ledger.held])
+    inbox = _inbox_from(record.ledger.cursor, record.ledger.held)
     return [*record.kept, Kept(seq, record.since, inbox, record.part, record.at)]
+
+
+def _inbox_from(cursor: int, held: list[int]) -> int:
+    return min([cursor + 1, *held])

@@ -12,6 +12,8 @@ import logging
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
+
 from mielin_cells.core.ids import inbox_subject, log_subject, part_prefix, part_subject
 from mielin_cells.core.policy import DEFAULT
 from mielin_cells.core.records import Commit, Kept, LedgerImage, OpenTurn, PartRef, Snapshot
@@ -57,6 +59,10 @@ def still_needed(kept: list[Kept], handovers: Collection[int], now: float, reten
     for one in kept[1:-1]:
         if one.at >= spaced[-1].at + retention_s / KEPT_IN_RETENTION:
             spaced.append(one)
+        elif (
+            one.inbox < spaced[-1].inbox
+        ):  # an undo went back; what can be gone back to behind it is loaded from the one before
+            spaced[-1] = msgspec.structs.replace(spaced[-1], inbox=one.inbox)
     return spaced + kept[1:][-1:]
 
 
@@ -166,7 +172,7 @@ class Compaction:
         first, log, agent = host.fold.kept[0], host.home.log, host.fold.agent
         names = {kept.part for kept in host.fold.kept}
         await log.trim(log_subject(agent), first.since + 1)
-        await log.trim(inbox_subject(agent), min(kept.inbox for kept in host.fold.kept))  # an undo may have gone back
+        await log.trim(inbox_subject(agent), host.fold.inbox_kept_from)
         passed_over = {part_subject(agent, part) for part in self._passed_over}
         for subject, last in await log.subjects(part_prefix(agent)):
             if subject in passed_over or (subject.removeprefix(part_prefix(agent)) not in names and last < first.since):

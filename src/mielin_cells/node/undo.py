@@ -67,7 +67,14 @@ async def undo(node: Node, request: control.Undo) -> control.Undoing:
             f"Agent {fold.agent!r} is being moved by {moving.migration}; wait for its end, or abort it.",
             agent=fold.agent, migration=moving.migration,
         )  # fmt: skip
-    undoing = Undoing(await load_at(node.home.log, fold, handover_of(fold, request.migration)))
+    back = await load_at(node.home.log, fold, handover_of(fold, request.migration))
+    if back.inbox_from < fold.inbox_kept_from:
+        raise RollbackExpired(
+            f"Migration {request.migration} of agent {fold.agent!r} cannot be undone: what it would take again begins at "
+            f"{back.inbox_from} of its inbox, which is kept from {fold.inbox_kept_from} on.",
+            agent=fold.agent, migration=request.migration,
+        )  # fmt: skip
+    undoing = Undoing(back)
     await _read_on(node, undoing, fold.seq)
     goes_to, reasons = await _chosen(node, undoing.back, request)
     extent = undoing.extent
