@@ -228,14 +228,13 @@ class TimersOnce(Checker):
         self._set: dict[str, dict[str, tuple[Timer, float]]] = {}
         """By agent: its timers, and by how much the clock that they were set by was wrong."""
         self._fired: set[tuple[str, str, int, int]] = set()
-        self._ahead = 0
-        """By how much clocks have been apart at most."""
+        self._most = self._least = 0
+        """By how much clocks have been wrong in this run."""
 
     def record(self, step: Step) -> None:
         record = step.record
         timers = self._set.setdefault(step.agent, {})
-        wrong = [0, *step.clocks.values()]
-        self._ahead = max(self._ahead, max(wrong) - min(wrong))
+        self._most, self._least = max([self._most, *step.clocks.values()]), min([self._least, *step.clocks.values()])
         if isinstance(record, Undone):
             self._set[step.agent] = {t.id: (t, timers[t.id][1] if t.id in timers else 0.0) for t in record.timers}
             return
@@ -261,7 +260,7 @@ class TimersOnce(Checker):
             timers.pop(name, None)
 
     def _is_due(self, step: Step, timer: Timer, wrong: float) -> None:
-        now = self.scene.wall() + self._ahead
+        now = self.scene.wall() + self._most - self._least
         if now < timer.due - wrong - 1e-6:
             self.fails(f"{step.what} fires timer {timer.id!r} {timer.due - wrong - now:.3f} s early")
 
