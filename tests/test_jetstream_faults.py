@@ -426,7 +426,8 @@ async def test_hostile_bytes_on_the_inbox_of_answers_do_no_harm(tmp_path: Path) 
     """An inbox has a name that cannot be guessed; an operator who listens to everything knows it all the same."""
     async with nats_server(tmp_path / "s") as server, opened(server.url) as substrate, raw_client(server.url) as other:
         spying = await other.subscribe("mielin.wire.>")
-        await other.flush()
+        await other.publish("mielin.wire.heard", b"")  # behind the subscription, which `flush` need not be
+        await spying.next_msg(timeout=10)
         await refused(substrate.wire.request("w.none", b"", 0.1), WireTimeout)
         inbox, _, token = (await spying.next_msg(WAIT_S)).reply.rpartition(".")
         seq = await stored(substrate.log, "a.x", b"1", 0)
