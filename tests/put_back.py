@@ -78,6 +78,9 @@ class LastingLog:
     async def last(self, subject: str) -> Entry | None:
         return await self.log.last(subject)
 
+    async def settled(self, subject: str) -> Entry | None:
+        return await self.log.settled(subject)
+
     async def lasts(self, subjects: Sequence[str]) -> dict[str, Entry]:
         return await self.log.lasts(subjects)
 

@@ -59,6 +59,9 @@ class HeldLog:
     async def last(self, subject: str) -> Entry | None:
         return await self.inner.last(subject)
 
+    async def settled(self, subject: str) -> Entry | None:
+        return await self.inner.settled(subject)
+
     async def lasts(self, subjects: Sequence[str]) -> dict[str, Entry]:
         return await self.inner.lasts(subjects)
 

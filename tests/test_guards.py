@@ -78,6 +78,12 @@ def conditional_append(patch: Patch) -> None:
     patch.setattr(View, "append", anyhow)
 
 
+@guard(within=40)
+def absence_is_settled(patch: Patch) -> None:
+    """That there is no agent is told by whoever answers, also by a leader that was cut off."""
+    patch.setattr(View, "settled", View.last)
+
+
 @guard(within=200)
 def cursor_in_the_commit(patch: Patch) -> None:
     """The cursor is kept apart, at once, and an owner begins to read from there: a process has to die between two instants."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections.abc import Sequence
 
 import pytest
 from nats_servers import opened, stored
 
-from mielin_cells.substrate.jetstream import JetStream
-from mielin_cells.substrate.jetstream_log import FEW, NEAR
+from mielin_cells.errors import StoreUnreachable
+from mielin_cells.substrate import jetstream_log
+from mielin_cells.substrate.jetstream import Heard, JetStream
+from mielin_cells.substrate.jetstream_log import FEW, MARK, MARKS_MAX, NEAR
 from mielin_cells.substrate.ports import Entry
 from mielin_cells.substrate.server import Server
 
@@ -106,3 +109,36 @@ async def test_far_mail_is_read_one_by_one_while_it_is_little(server: Server, mo
         assert (reads.batches, reads.singles) == (0, 3 + 1 + FEW)
         assert await substrate.log.read("a.x") == far
         assert (reads.batches, reads.singles) == (1, 3 + 2 * (1 + FEW))
+
+
+async def test_in_a_cluster_a_settled_read_waits_for_a_replica_that_has_all_that_was_acknowledged(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replica that is behind answers first, as if nothing had been stored."""
+    async with opened(server.url, deployment=f"reads{next(_numbers)}") as substrate:
+        log = substrate.log
+        monkeypatch.setattr(type(substrate._connection), "in_cluster", True)
+        seq = await stored(log, "log.x", b"created", 0)
+        lasts, behind = log._lasts, 3
+
+        async def from_any(stream: str, names: Sequence[str]) -> list[Heard]:
+            nonlocal behind
+            behind -= 1
+            return [] if behind >= 0 else await lasts(stream, names)
+
+        monkeypatch.setattr(log, "_lasts", from_any)
+        assert await log.settled("log.x") == Entry(seq, b"created")
+        assert behind < 0
+        assert await log.settled("log.y") is None
+        behind = 1_000_000
+        monkeypatch.setattr(jetstream_log, "READ_S", 0.05)
+        with pytest.raises(StoreUnreachable, match="behind"):
+            await log.settled("log.x")
+
+
+async def test_marks_of_settled_reads_do_not_pile_up(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with opened(server.url, deployment=f"reads{next(_numbers)}") as substrate:
+        monkeypatch.setattr(type(substrate._connection), "in_cluster", True)
+        for _ in range(MARKS_MAX + 20):
+            assert await substrate.log.settled("log.nobody") is None
+        assert len(await substrate.log.read(MARK)) <= 21

@@ -64,6 +64,10 @@ class WatchedLog:
         self._note("last", subject)
         return await self._inner.last(subject)
 
+    async def settled(self, subject: str) -> Entry | None:
+        self._note("settled", subject)
+        return await self._inner.settled(subject)
+
     async def lasts(self, subjects: Sequence[str]) -> dict[str, Entry]:
         self._note("lasts", "")
         return await self._inner.lasts(subjects)

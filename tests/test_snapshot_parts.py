@@ -83,6 +83,9 @@ class Damaged:
         entry = await self.log.last(subject)
         return None if entry is None else self._seen(entry)
 
+    async def settled(self, subject: str) -> Entry | None:
+        return await self.last(subject)
+
 
 async def read_with(log: Log, damage: Damage) -> Fold:
     return await load(Damaged(log, damage), AGENT)  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ import msgspec
 from mielin_cells.core.agent import Agent, agent_id, make_ref
 from mielin_cells.core.cluster import AgentInfo, DrainReport, MigrationReport, NodeInfo, RollbackReport
 from mielin_cells.core.fold import Phase
-from mielin_cells.core.ids import AgentId, control_subject, log_subject, node_log_subject, reply_subject
+from mielin_cells.core.ids import AgentId, control_subject, log_subject, reply_subject
 from mielin_cells.core.message import decode_replies
 from mielin_cells.core.records import AnyRecord, HandedOff, decode_record, named_owner
 from mielin_cells.core.settings import Settings
@@ -44,7 +44,7 @@ from mielin_cells.node import control, cordon, journal, registry, selector
 from mielin_cells.node.lane import Lane
 from mielin_cells.node.reader import load
 from mielin_cells.node.rollback import rollback
-from mielin_cells.substrate.ports import Log, Subscription, Wire
+from mielin_cells.substrate.ports import Entry, Log, Subscription, Wire
 
 P = ParamSpec("P")
 A = TypeVar("A", bound=Agent)
@@ -213,7 +213,7 @@ class Client:
 
     async def owner(self, agent: str) -> tuple[str, int]:
         """The node that the log names, and the epoch.  Raises `NoSuchAgent`, `AgentTerminated`."""
-        record = await self.newest(agent)
+        record = await self.newest(agent) or await self._settled(agent)
         if record is None:
             raise NoSuchAgent(f"There is no agent {agent!r} in this deployment; spawn it first.", agent=agent)
         owner = named_owner(record)
@@ -223,8 +223,11 @@ class Client:
 
     async def newest(self, agent: str) -> AnyRecord | None:
         """The last record of the agent's log, or what stands for it there."""
-        last = await self.log.last(log_subject(agent))
-        return decode_record(last.data, f"The log of agent {agent!r}") if last is not None else None
+        return _record(agent, await self.log.last(log_subject(agent)))
+
+    async def _settled(self, agent: str) -> AnyRecord | None:
+        """As `newest`, and certain: that there is no agent is told only by this."""
+        return _record(agent, await self.log.settled(log_subject(agent)))
 
     async def request(self, node: str, request: control.AnyRequest, timeout: float) -> msgspec.Raw:
         data = await self.wire.request(control_subject(node), control.encode_request(request), timeout)
@@ -243,7 +246,7 @@ class Client:
             except (NoResponder, WireTimeout, NoSuchAgent, Fenced) as error:
                 if attempt == ORDER_TRIES - 1:
                     raise
-                if isinstance(error, NoResponder) and await self.log.last(node_log_subject(node)) is None:
+                if isinstance(error, NoResponder) and not await registry.is_known(self.log, node):
                     raise UnknownNode(f"There is no node {node!r}.", node=node) from error
                 await asyncio.sleep(min(0.02 * 2**attempt, POLL_S))
         raise AssertionError("unreachable")
@@ -354,7 +357,7 @@ class Client:
         source, epoch = await self.owner(name)
         if to == source:
             raise AlreadyThere(f"Agent {name!r} is on {to} already.", agent=name, node=to)
-        if to is not None and await self.log.last(node_log_subject(to)) is None:
+        if to is not None and not await registry.is_known(self.log, to):
             known = await registry.names(self.log)
             raise UnknownNode(f"There is no node {to!r}; there are {', '.join(known)}.", node=to, nodes=known)
         migration = f"m-{self._rng.randbytes(8).hex()}"
@@ -460,6 +463,10 @@ class Placed:
 
     async def spawn(self, make: Callable[P, A], id: str, /, *args: P.args, **state: P.kwargs) -> A:
         return await self._client._spawn(self._node, make, id, **state)
+
+
+def _record(agent: str, last: Entry | None) -> AnyRecord | None:
+    return decode_record(last.data, f"The log of agent {agent!r}") if last is not None else None
 
 
 async def _known(node: str) -> str:

@@ -92,7 +92,7 @@ class Inbox:
                 entries = await log.read(inbox, seq - 1, 1)
                 if entries and entries[0].seq == seq:
                     return self._arrival(entries[0])
-                last = await log.last(inbox) if not entries else None
+                last = await log.settled(inbox) if not entries else None
             except CellError as error:
                 said = str(error)
             else:

@@ -262,7 +262,7 @@ class Migrations:
         delay = RETRY_S_MIN
         while True:
             try:
-                last = await self.node.home.log.last(log_subject(agent))
+                last = await self.node.home.log.settled(log_subject(agent))
                 return await record_of(self.node.home.log, agent, last) if last is not None else None
             except RetryError:
                 await asyncio.sleep(delay)

@@ -11,7 +11,7 @@ import msgspec
 
 from mielin_cells.core.cluster import AgentInfo, MigrationReport, NodeInfo
 from mielin_cells.core.fold import Fold, Phase
-from mielin_cells.core.ids import BEATS, AgentId, log_subject, node_log_subject
+from mielin_cells.core.ids import BEATS, AgentId, log_subject
 from mielin_cells.core.records import (
     AnyRecord,
     Created,
@@ -44,7 +44,7 @@ from mielin_cells.node.letters import Letter, id_of, letters, shown
 from mielin_cells.node.predict import Prediction
 from mielin_cells.node.reader import known_agents, load, record_of
 from mielin_cells.node.together import together
-from mielin_cells.substrate.ports import Log
+from mielin_cells.substrate.ports import Entry, Log
 
 T = TypeVar("T")
 
@@ -121,16 +121,20 @@ class Operator:
         try:
             return await self.client.request(node, request, REQUEST_S)
         except NoResponder as error:
-            if await self.log.last(node_log_subject(node)) is None:
+            if not await registry.is_known(self.log, node):
                 known = await registry.names(self.log)
                 raise UnknownNode(
                     f"There is no node {node!r}; there are {', '.join(known) or 'none'}.", node=node, nodes=known
                 ) from error
             raise NoResponder(f"Node {node} does not answer; see `mielin nodes`.", node=node) from error
 
+    async def _end_of(self, agent: str) -> Entry | None:
+        """The last entry of the agent's log; None if there is no such agent, for certain."""
+        return await self.log.last(log_subject(agent)) or await self.log.settled(log_subject(agent))
+
     async def class_of(self, agent: str) -> str:
         """The agent's class, from its log.  Raises `NoSuchAgent`."""
-        last = await self.log.last(log_subject(agent))
+        last = await self._end_of(agent)
         if last is None:
             raise NoSuchAgent(f"There is no agent {agent!r} in this deployment; spawn it first.", agent=agent)
         record = await record_of(self.log, agent, last)
@@ -202,7 +206,7 @@ class Operator:
 
     async def show(self, thing: str) -> AgentInfo | NodeInfo:
         """An agent or a node.  Raises `NoSuchAgent`, or `NoSuchMigration` for what looks like one, if it is neither."""
-        if _is_id(thing) and await self.log.last(log_subject(thing)) is not None:
+        if _is_id(thing) and await self._end_of(thing) is not None:
             return await self._agent(thing)
         for node in await self.nodes():
             if node.name == thing:
@@ -236,7 +240,7 @@ class Operator:
     ) -> AsyncIterator[tuple[int, int, AnyRecord | Record | RecordInvalid]]:
         """Each record of the agent's log: sequence, bytes, and the record or why it cannot be read."""
         agent = str(AgentId(agent))
-        if await self.log.last(log_subject(agent)) is None:
+        if await self._end_of(agent) is None:
             raise NoSuchAgent(f"There is no agent {agent!r} in this deployment.", agent=agent)
         at = after
         while entries := await self.log.read(log_subject(agent), at, READ_RECORDS):
@@ -336,7 +340,7 @@ class Operator:
     async def claim(self, agent: str, to: str, force: bool) -> str:
         """Node `to` takes the agent over; its former owner.  Raises `ClaimRefused` while that answers, unless forced."""
         owner, epoch = await self.client.owner(agent)
-        if await self.log.last(node_log_subject(to)) is None:
+        if not await registry.is_known(self.log, to):
             known = await registry.names(self.log)
             raise UnknownNode(f"There is no node {to!r}; there are {', '.join(known)}.", node=to, nodes=known)
         if not force and owner != to:

@@ -230,7 +230,7 @@ async def accepted(host: Host) -> bool:
     """Before a resume: if the inbox that is there ends before the cursor, it is to be read from its beginning, and True is given: the
     agent must be opened anew for that.  What was taken before is known by its number, whatever its place."""
     ledger = host.fold.ledger
-    last = await host.home.log.last(inbox_subject(host.fold.agent))
+    last = await host.home.log.settled(inbox_subject(host.fold.agent))
     if last is not None and last.seq >= ledger.cursor:
         return False
     ledger.cursor = 0

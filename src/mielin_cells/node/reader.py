@@ -121,7 +121,7 @@ async def load(log: Log, agent: str, seen: Seen | None = None) -> Fold:
 
 async def _load(log: Log, agent: str, seen: Seen | None) -> Fold:
     if seen is None:
-        last = await log.last(log_subject(agent))
+        last = await log.last(log_subject(agent)) or await log.settled(log_subject(agent))
         if last is None:
             raise NoSuchAgent(f"There is no agent {agent!r} in this deployment; spawn it first.", agent=agent)
         seen = _seen(last, await record_of(log, agent, last))

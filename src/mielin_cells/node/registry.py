@@ -129,9 +129,11 @@ async def cordon(log: Log, name: str, is_cordoned: bool, nonce: Callable[[], byt
     subject, delay = node_log_subject(name), RETRY_S_MIN
     while True:
         last = await log.last(subject)
-        if last is None:
+        if last is None and not await is_known(log, name):
             known = await names(log)
             raise UnknownNode(f"There is no node {name!r}; there are {', '.join(known)}.", node=name, nodes=known)
+        if last is None:
+            continue  # it has entered, and a leader that was cut off did not know it
         found = decode_entered(last.data, f"The log of node {name}")
         if found.is_cordoned == is_cordoned:
             return found
@@ -152,6 +154,12 @@ async def leave(log: Log, name: str, incarnation: int, nonce: bytes) -> None:
             return
         data = framed(_encoder.encode(msgspec.structs.replace(found, nonce=nonce, has_stopped=True)))
         await log.append(node_log_subject(name), data, last.seq)
+
+
+async def is_known(log: Log, name: str) -> bool:
+    """Whether such a node ever entered, for certain."""
+    subject = node_log_subject(name)
+    return await log.last(subject) is not None or await log.settled(subject) is not None
 
 
 async def names(log: Log) -> list[str]:

@@ -306,7 +306,8 @@ class Turn:
 
     async def _refused(self, agent: str) -> bytes | None:
         """The outcome of an ask to an agent that is not there: it is an outcome like any other, but nothing is sent."""
-        if await self._host.home.log.last(log_subject(agent)) is not None:
+        log, subject = self._host.home.log, log_subject(agent)
+        if await log.last(subject) is not None or await log.settled(subject) is not None:
             return None
         error = NoSuchAgent(f"Agent {self.id!r} asked {agent!r}, which does not exist; spawn it first.", agent=agent)
         return encode_answer(Answer(None, error.to_wire()))

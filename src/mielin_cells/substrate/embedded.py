@@ -126,6 +126,9 @@ class EmbeddedLog:
         self._check()
         return self._store.last(subject)
 
+    async def settled(self, subject: str) -> Entry | None:
+        return await self.last(subject)
+
     async def lasts(self, subjects: Sequence[str]) -> dict[str, Entry]:
         found: dict[str, Entry] = {}
         for count, subject in enumerate(subjects):

@@ -38,6 +38,10 @@ NAMES: Final = 20_000
 CLUSTER_CHECK_S: Final = 1.0
 """In a cluster a new listener is known everywhere within milliseconds; a tail reads once more after this."""
 
+MARK: Final = "mark"
+"""Of each stream, the subject behind which a settled read looks (`JetLog.settled`)."""
+MARKS_MAX: Final = 100
+
 PARTS: Final = "part."
 """Subjects of parts: in a stream of their own, which is not republished."""
 
@@ -50,6 +54,7 @@ class JetLog:
         self._deployment = deployment
         self._shards = shards
         self._tails: dict[JetTail, Listener] = {}
+        self._marks = 0
         self._newest: dict[str, int] = {}
         """By stream, the highest sequence that was heard of."""
 
@@ -183,7 +188,7 @@ class JetLog:
         return entries, more
 
     async def last(self, subject: str) -> Entry | None:
-        """Answered by the stream's leader."""
+        """Answered by the stream's leader, or by one that has been cut off and does not know it yet."""
         stream, full = self.place(subject)
         request = json.dumps({"last_by_subj": full}).encode()
         heard = await self._asked("STREAM.MSG.GET", stream, request, subject)
@@ -195,6 +200,45 @@ class JetLog:
         if answer.message is None:
             return None
         return Entry(answer.message.seq, base64.b64decode(answer.message.data))
+
+    async def settled(self, subject: str) -> Entry | None:
+        """In a cluster a mark is appended to the stream, which a majority stores behind all that was acknowledged before.
+
+        A replica that has the mark has all of that, too: of the one that answers, both are asked for at once.
+        """
+        if not self._connection.in_cluster:
+            return await self.last(subject)
+        stream, full = self.place(subject)
+        mark = full.removesuffix(subject) + MARK
+        since = await self._marked(mark, subject)
+        until, pause_s = asyncio.get_running_loop().time() + READ_S, 0.01
+        while True:
+            heard = await self._lasts(stream, [mark, full])
+            if any(one.subject == mark and one.seq >= since for one in heard):
+                return next((Entry(one.seq, one.data) for one in heard if one.subject == full), None)
+            if asyncio.get_running_loop().time() > until:
+                raise StoreUnreachable(
+                    f"Only replicas that are behind answered about {subject}; try again.", subject=subject
+                )
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, 0.5)
+
+    async def _marked(self, mark: str, subject: str) -> int:
+        """The sequence of a new mark; older ones are removed now and then."""
+        try:
+            heard = await self._connection.call(mark, b"", APPEND_S)
+        except Unanswered as error:
+            raise StoreUnreachable(f"The server did not answer about {subject}: {error}.", subject=subject) from None
+        if heard.status == api.NO_RESPONDERS:
+            raise await self._gone(self.place(subject)[0])
+        outcome = api.outcome_of(heard.data, subject)
+        if not isinstance(outcome, Appended):
+            raise StoreUnreachable(f"The server did not answer about {subject}; try again.", subject=subject)
+        self._marks += 1
+        if self._marks % MARKS_MAX == 0:
+            request = json.dumps({"filter": mark, "seq": outcome.seq}).encode()
+            await self._asked("STREAM.PURGE", self.place(subject)[0], request, subject)
+        return outcome.seq
 
     async def lasts(self, subjects: Sequence[str]) -> dict[str, Entry]:
         """By batched direct gets, which any replica may answer."""

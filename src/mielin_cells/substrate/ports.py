@@ -17,6 +17,11 @@ ENTRY_BYTES_MAX = 768 * 1024
 """The largest entry an adapter must take.  NATS allows 1 MiB for headers and body together by default; above it a
 server drops the connection, so we stay clear of it.  Larger data is cut into parts (`substrate.parts`)."""
 
+STALE_S = 10.0
+"""How old an answer of `last` may be.  Of a cluster of NATS servers, a leader that was cut off gives up after about ten seconds, and
+answers until then with what it has.  The other reads are answered by any replica, and have no bound: a replica that is cut off
+is behind for as long as it is.  SQLite, and one server, are never behind."""
+
 
 class Entry(NamedTuple):
     """One stored entry.  `seq` grows along a subject; it need not be contiguous (subjects share one counter)."""
@@ -77,10 +82,20 @@ class Log(Protocol):
         """Up to `limit` entries with `seq > after`, in order.  May miss the newest (a stale replica), never skips inside."""
 
     async def last(self, subject: str) -> Entry | None:
-        """The subject's last entry, linearizable: it includes every append that was acknowledged before the call."""
+        """The subject's last entry, or what was the last up to `STALE_S` ago.
+
+        That there is an entry is certain; that there is none, or none behind it, is a hint.  Whoever decides something by that
+        asks `settled`, or decides it by a conditional append.
+        """
+
+    async def settled(self, subject: str) -> Entry | None:
+        """The subject's last entry, linearizable: it includes every append that was acknowledged before the call.
+
+        It may cost an append.  Raises a `RetryError` if the answer could not be made certain.
+        """
 
     async def lasts(self, subjects: Sequence[str]) -> dict[str, Entry]:
-        """The last entries of many subjects, by subject; those without entries are not there.  May be stale."""
+        """The last entries of many subjects, by subject; those without entries are not there.  May be stale, without a bound."""
 
     def tail(self, subject: str, after: int = 0) -> Tail:
         """All entries with `seq > after`, without gap or repeat, catching up first, then live.  May lag."""

@@ -96,9 +96,13 @@ async def last_sees_every_acknowledged_append(substrate: Substrate) -> None:
             entry = await log.last(subject)
             assert entry is not None, "`last` misses an acknowledged append."
             assert entry.seq >= seq, "`last` is stale."
+            entry = await log.settled(subject)
+            assert entry is not None, "`settled` misses an acknowledged append."
+            assert entry.seq >= seq, "`settled` is stale."
 
     await asyncio.gather(*(writer(f"l.{n}") for n in range(6)))
     assert await log.last("l.none") is None, "An empty subject has a last entry."
+    assert await log.settled("l.none") is None, "An empty subject has a settled entry."
 
 
 async def a_tail_has_no_gap_and_no_repeat(substrate: Substrate) -> None:

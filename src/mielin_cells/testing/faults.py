@@ -268,6 +268,9 @@ class FaultyLog:
     async def last(self, subject: str) -> Entry | None:
         return await self._inner.last(subject)
 
+    async def settled(self, subject: str) -> Entry | None:
+        return await self._inner.settled(subject)
+
     async def lasts(self, subjects: Sequence[str]) -> dict[str, Entry]:
         return await self._inner.lasts(subjects)
 

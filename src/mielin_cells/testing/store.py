@@ -23,6 +23,8 @@ class Store:
 
     def __init__(self) -> None:
         self._subjects: dict[str, list[Entry]] = {}
+        self._removed: dict[str, list[Entry]] = {}
+        """By subject, what was trimmed: a leader that was cut off has it yet."""
         self._names: list[str] = []
         """Of the subjects, in order."""
         self.seq = 0
@@ -53,6 +55,14 @@ class Store:
         entries = self._subjects.get(subject)
         return entries[-1] if entries else None
 
+    def last_at(self, subject: str, seq: int) -> Entry | None:
+        """The last entry when the store was at `seq`."""
+        for entries in (self._subjects.get(subject, []), self._removed.get(subject, [])):
+            end = bisect_right(entries, seq, key=_seq)
+            if end:
+                return entries[end - 1]
+        return None
+
     def lasts(self, subjects: Sequence[str], upto: int | None = None) -> dict[str, Entry]:
         """The last entry with `seq <= upto` of each that has one."""
         found = dict[str, Entry]()
@@ -68,6 +78,7 @@ class Store:
         entries = self._subjects.get(subject, [])
         count = bisect_left(entries, before, key=_seq)
         if count:
+            self._removed.setdefault(subject, []).extend(entries[:count])
             del entries[:count]
             self.changes.append((subject, before))
         return count

@@ -212,6 +212,7 @@ def drawn(seed: int, cut: Cut | None = None) -> Swarm:
     if rng.random() < 0.5:
         some = rng.sample(nodes, rng.randint(0, (len(nodes) - 1) // 2))
         swarm.dead = {name: rng.choice(DEATHS) for name in some}
+    swarm.faults = swarm.faults.wider(Random(f"wider {seed}"))
     if cut is None or "keepers" not in cut.without:
         _keep(swarm)
     return less(swarm, cut) if cut is not None else swarm

@@ -239,13 +239,24 @@ class View:
         return bytes(changed)
 
     async def last(self, subject: str) -> Entry | None:
+        store, world = self.world.store, self.world
+        if world.happens("last_stale", self):
+            upto = world.known_before(world.faults.cut_off_s * world.rng.random())
+            found: Entry | None = await self._look("last", subject, lambda: store.last_at(subject, upto))
+            return found
+        return await self._newest("last", subject)
+
+    async def settled(self, subject: str) -> Entry | None:
+        return await self._newest("settled", subject)
+
+    async def _newest(self, what: str, subject: str) -> Entry | None:
         store, loop = self.world.store, self.world.loop
         if not subject.startswith(LOGS):
-            found: Entry | None = await self._look("last", subject, lambda: store.last(subject))
+            found: Entry | None = await self._look(what, subject, lambda: store.last(subject))
             return found
         operation = Operation(self.label, True, loop.time())
         self.world.history.setdefault(subject, []).append(operation)
-        found = await self._look("last", subject, lambda: store.last(subject))
+        found = await self._look(what, subject, lambda: store.last(subject))
         operation.ended, operation.seq = loop.time(), found.seq if found is not None else 0
         return found
 
@@ -436,6 +447,8 @@ class Tail:
     def reveal_soon(self, seq: int) -> None:
         world, view = self._view.world, self._view
         away = max(0.0, view.no_answer_until - world.loop.time(), view.no_store_until - world.loop.time())
+        if world.happens("tail_late", view):
+            away += world.faults.stale_s * world.rng.random()
         world.later(away + world.delay(view), self.reveal, seq)
 
     def reveal(self, seq: int) -> None:

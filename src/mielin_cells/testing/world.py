@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 
 from blake3 import blake3
 
-from mielin_cells.substrate.ports import Entry
+from mielin_cells.substrate.ports import STALE_S, Entry
 from mielin_cells.testing.loop import Process, VirtualLoop
 from mielin_cells.testing.register import Operation
 from mielin_cells.testing.store import Store
@@ -50,6 +50,10 @@ class Faults:
     """A conditional append is refused though nothing is in its way."""
     read_stale: float = 0.0
     """What landed in the last `stale_s` is missing."""
+    last_stale: float = 0.0
+    """The same, of `last`: a leader that was cut off answers, and what landed in the last `cut_off_s` is missing."""
+    tail_late: float = 0.0
+    """An entry is shown up to `stale_s` later."""
     read_fails: float = 0.0
     """`StoreUnreachable` from a call that only reads."""
     read_torn: float = 0.0
@@ -66,14 +70,23 @@ class Faults:
     slow_s: float = 0.3
     late_s: float = 5.0
     stale_s: float = 0.5
+    cut_off_s: float = 3.0
     timeout_s: float = 1.0
     """How long a store takes to say Unknown, at most."""
 
     @classmethod
     def drawn(cls, rng: Random, most: float = 0.12) -> Faults:
         """An environment: each fault is off in half of them, so that no fault always hides another."""
-        chances = {f.name: rng.random() * most for f in fields(cls) if f.default == 0.0 and rng.random() < 0.5}
+        chances = {
+            f.name: rng.random() * most for f in fields(cls)
+            if f.default == 0.0 and f.name not in WIDER and rng.random() < 0.5
+        }  # fmt: skip
         return cls(**chances, delay_s=rng.choice((0.001, 0.003, 0.02)), late_s=rng.choice((0.5, 5.0, 15.0)))
+
+    def wider(self, rng: Random, most: float = 0.12) -> Faults:
+        """With more kinds of faults, drawn apart: so that what a seed has told without them it tells again."""
+        chances = {name: rng.random() * most for name in WIDER if rng.random() < 0.5}
+        return replace(self, **chances, cut_off_s=rng.choice((0.5, 3.0, STALE_S)))
 
     def without(self, *names: str) -> Faults:
         """The same environment with some of its faults off."""
@@ -86,6 +99,9 @@ class Faults:
     def chances(self) -> dict[str, float]:
         return {name: chance for name in CHANCES if (chance := getattr(self, name)) > 0}
 
+
+WIDER = ("last_stale", "tail_late")
+"""Of them, those that came later than the others."""
 
 CHANCES = tuple(f.name for f in fields(Faults) if f.default == 0.0)
 """Names of the faults that are drawn per call or message."""
