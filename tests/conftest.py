@@ -17,7 +17,7 @@ def pytest_collection_finish() -> None:
     """Agent classes are found by their names, also those of other test files: two of one name take each other's place."""
     files: dict[str, set[str]] = defaultdict(set)
     for cls in _below(cells.Agent):
-        files[cls._wire_name].add(cls.__module__)
+        files[cls.__mielin_name__].add(cls.__module__)
     twice = sorted(f"{name} ({', '.join(sorted(where))})" for name, where in files.items() if len(where) > 1)
     if twice:
         raise pytest.UsageError(f"two agent classes of the tests are called {', '.join(twice)}; rename one")

@@ -11,7 +11,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import mielin_cells as cells
-from mielin_cells.core.agent import classes, current
+from mielin_cells.core.agent import classes
+from mielin_cells.core.calls import current
 from mielin_cells.node.client import Client
 from mielin_cells.node.node import Node
 from mielin_cells.substrate.embedded import Embedded

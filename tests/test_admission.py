@@ -15,7 +15,8 @@ import msgspec
 import pytest
 
 import mielin_cells as cells
-from mielin_cells.core.agent import classes, current
+from mielin_cells.core.agent import classes
+from mielin_cells.core.calls import current
 from mielin_cells.core.ids import control_subject
 from mielin_cells.migration.admission import Facts, Offer, refusals
 from mielin_cells.node import control

@@ -441,7 +441,7 @@ class Herd(cells.Agent):
     async def take(self, animal: Animal, others: list[Animal]) -> Animal:
         self.first = animal
         self.all = [animal, *others]
-        self.by_name = {animal.__dict__["_id"]: animal}
+        self.by_name = {animal.__dict__["__mielin_id__"]: animal}
         self.pairs = {(animal, 1)}
         self.stalls["x"] = animal
         return animal

@@ -16,7 +16,8 @@ from processes import deployment as processes
 
 import mielin_cells as cells
 from mielin_cells.cli.drain import seconds_of
-from mielin_cells.core.agent import classes, current
+from mielin_cells.core.agent import classes
+from mielin_cells.core.calls import current
 from mielin_cells.migration.recovery import RecoveryConfig
 from mielin_cells.node import cordon, drain, registry
 from mielin_cells.node.client import Client

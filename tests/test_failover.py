@@ -15,7 +15,8 @@ import pytest
 from processes import deployment, wait_for
 
 import mielin_cells as cells
-from mielin_cells.core.agent import classes, current
+from mielin_cells.core.agent import classes
+from mielin_cells.core.calls import current
 from mielin_cells.core.cluster import NodeInfo
 from mielin_cells.migration.recovery import RecoveryConfig
 from mielin_cells.node.client import Client

@@ -11,7 +11,8 @@ from random import Random
 import pytest
 
 import mielin_cells as cells
-from mielin_cells.core.agent import classes, current
+from mielin_cells.core.agent import classes
+from mielin_cells.core.calls import current
 from mielin_cells.core.fold import Phase
 from mielin_cells.migration.recovery import RecoveryConfig
 from mielin_cells.node.client import Client

@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager
 from random import Random
 
 import mielin_cells as cells
-from mielin_cells.core.agent import classes, current
+from mielin_cells.core.agent import classes
+from mielin_cells.core.calls import current
 from mielin_cells.core.ids import log_subject
 from mielin_cells.core.records import Accepted, HandedOff, decode_record
 from mielin_cells.node.client import Client

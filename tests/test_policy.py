@@ -121,13 +121,13 @@ async def test_a_policy_is_in_snapshots_and_a_class_that_changes_its_mind_does_n
     tmp_path: Path,
 ) -> None:
     settings = cells.Settings(snapshot_records=4, retention_s=0)
-    before = Buoy._policy
+    before = Buoy.__mielin_policy__
     try:
         async with cells.local(path=tmp_path / "store.db", settings=settings) as cluster:
             probe = await cluster.spawn(Buoy, "p")
             for _ in range(20):
                 await probe.add()
-        Buoy._policy = Policy()
+        Buoy.__mielin_policy__ = Policy()
         async with cells.local(path=tmp_path / "store.db", settings=settings) as cluster:
             assert await cluster.get(Buoy, "p").add() == 21
             assert (await cluster.show("p")).policy == ARM
@@ -136,4 +136,4 @@ async def test_a_policy_is_in_snapshots_and_a_class_that_changes_its_mind_does_n
             assert fold.snap > 0
             assert fold.policy == ARM
     finally:
-        Buoy._policy = before
+        Buoy.__mielin_policy__ = before

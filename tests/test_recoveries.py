@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 import mielin_cells as cells
-from mielin_cells.core.agent import classes, current
+from mielin_cells.core.agent import classes
+from mielin_cells.core.calls import current
 from mielin_cells.core.fold import Phase
 from mielin_cells.core.ids import journal_subject
 from mielin_cells.migration.journal import Attempted, Decided, Ended, Failed, Planned, Reached

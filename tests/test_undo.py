@@ -15,7 +15,8 @@ import pytest
 import mielin_cells as cells
 from mielin_cells.cli import moves
 from mielin_cells.cli.show import Printer
-from mielin_cells.core.agent import classes, current
+from mielin_cells.core.agent import classes
+from mielin_cells.core.calls import current
 from mielin_cells.core.ids import log_subject
 from mielin_cells.core.records import Claimed, Undone
 from mielin_cells.migration.recovery import RecoveryConfig

@@ -11,9 +11,11 @@ A map of the package:
 
 from typing import TYPE_CHECKING
 
-from mielin_cells.core.agent import Agent, handler, this, upgrade
+from mielin_cells.core.agent import Agent, upgrade
 from mielin_cells.core.buffer import Buffer
+from mielin_cells.core.calls import this
 from mielin_cells.core.cluster import AgentInfo, Cluster, DrainReport, MigrationReport, NodeInfo, RollbackReport
+from mielin_cells.core.handler import handler
 from mielin_cells.core.ids import AgentId
 from mielin_cells.core.lifecycle import AgentState
 from mielin_cells.core.settings import Settings

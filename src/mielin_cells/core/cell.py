@@ -32,7 +32,7 @@ class Cell:
         self._buffers: dict[str, Buffer] = {}
         self.touched: dict[str, None] = {}
         self.agent: Agent = object.__new__(spec.cls)
-        self.agent.__dict__.update(_cell=self, _id=agent_id, _caller=None)
+        self.agent.__dict__.update(__mielin_cell__=self, __mielin_id__=agent_id, __mielin_caller__=None)
         for name in [*state.plain, *state.tables, *state.buffers]:
             if name not in self._fields:
                 raise StateUnloadable(

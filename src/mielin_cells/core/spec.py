@@ -12,8 +12,9 @@ from typing import Any
 
 import msgspec
 
-from mielin_cells.core.agent import NO_DEFAULT, Agent, Field, Handler, Upgrade, agent_id, classes, make_ref
+from mielin_cells.core.agent import NO_DEFAULT, Agent, Field, Upgrade, agent_id, classes, make_ref
 from mielin_cells.core.buffer import Buffer
+from mielin_cells.core.handler import Handler
 from mielin_cells.core.ids import AgentId
 from mielin_cells.core.state import BUCKETS, PAGE_BYTES, BufferDelta, StateDelta, StoredState, TableDelta, TableStore
 from mielin_cells.core.table import Table
@@ -26,7 +27,7 @@ def _enc_hook(value: Any) -> Any:
     if isinstance(value, str):
         return str(value)
     if isinstance(value, Agent):
-        return [type(value)._wire_name, agent_id(value)]
+        return [type(value).__mielin_name__, agent_id(value)]
     if hasattr(value, "model_dump"):
         return value.model_dump(mode="json")
     raise NotImplementedError(f"a {type(value).__name__} cannot be stored")
@@ -42,7 +43,7 @@ def load_hook(wanted: type, value: Any) -> Any:
         name, agent = value
         cls = classes.get(name)
         if cls is None or not issubclass(cls, wanted):
-            raise ValueError(f"a reference to a {name}, where a {wanted._wire_name} is expected")
+            raise ValueError(f"a reference to a {name}, where a {wanted.__mielin_name__} is expected")
         return make_ref(cls, agent)
     if hasattr(wanted, "model_validate"):
         return wanted.model_validate(value)
@@ -227,8 +228,8 @@ class Spec:
 
     def __init__(self, cls: type[Agent]) -> None:
         self.cls = cls
-        self.name = cls._wire_name
-        self.version = cls._version
+        self.name = cls.__mielin_name__
+        self.version = cls.__mielin_version__
         hints = self._hints()
         self.fields: dict[str, FieldSpec] = {}
         self.handlers: dict[str, HandlerSpec] = {}

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple, TypeVar, TypeVarTuple, Unpack, overload
 
 import msgspec
 
-from mielin_cells.core.agent import Agent, classes, turn
+from mielin_cells.core.agent import Agent, classes
+from mielin_cells.core.calls import turn
 from mielin_cells.core.ids import AgentId
 from mielin_cells.core.settings import MESSAGE_BYTES_MAX, check_timeout
 from mielin_cells.core.spec import LOAD_ERRORS, STACK_MARGIN, _deeper, _encode, load_hook

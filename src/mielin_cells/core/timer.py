@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal, ParamSpec, TypeAlias, overload
 
-from mielin_cells.core.agent import Bound, Turn, turn
+from mielin_cells.core.calls import Turn, turn
+from mielin_cells.core.handler import Bound
 from mielin_cells.errors import NotInTurn, UsageError
 
 P = ParamSpec("P")

@@ -90,15 +90,15 @@ def of_class(
 
     Raises `ConfigError` naming the class, unless it is the one move's, and the setting.
     """
-    if not (cls._recovery or own or changes):
+    if not (cls.__mielin_recovery__ or own or changes):
         return config
     try:
-        return changed(config, cls._recovery, own, changes)
+        return changed(config, cls.__mielin_recovery__, own, changes)
     except ConfigError as error:
         if changes:
             raise
         raise ConfigError(
-            f"The recovery settings of class {cls._wire_name} cannot be: {error.message}", **error.facts
+            f"The recovery settings of class {cls.__mielin_name__} cannot be: {error.message}", **error.facts
         ) from error
 
 

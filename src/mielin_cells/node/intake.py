@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from mielin_cells.core.agent import turn as current_turn
+from mielin_cells.core.calls import turn as current_turn
 from mielin_cells.core.ledger import Verdict
 from mielin_cells.core.message import Answer, Mail, Message, decode_answer, encode_answer, sender_text
 from mielin_cells.core.records import DeadLetter, Ended, Out, Replayed, Stepped, Taken

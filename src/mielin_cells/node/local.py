@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager
 from random import Random
 from typing import TYPE_CHECKING, Literal
 
-from mielin_cells.core.agent import classes, current
+from mielin_cells.core.agent import classes
+from mielin_cells.core.calls import current
 from mielin_cells.core.settings import Settings
 from mielin_cells.errors import ConfigError
 
@@ -66,7 +67,9 @@ async def local(
     try:
         await client.open()
         for number in range(1, nodes + 1):
-            about = Announcement(classes={name: cls._version for name, cls in sorted(classes.items())}, at=time.time())
+            about = Announcement(
+                classes={name: cls.__mielin_version__ for name, cls in sorted(classes.items())}, at=time.time()
+            )
             node = Node(
                 f"node-{number}", substrate.log, substrate.wire, classes.get, settings=settings, rng=rng, wall=time.time,
                 about=about, room=room_of(substrate.path), recovery=recovery,

@@ -146,7 +146,7 @@ class Migrations:
 
     def config_of(self, cls: type[Agent], changes: dict[str, Any] | None = None) -> RecoveryConfig:
         """Of moves of the class's agents.  Raises `ConfigError` naming what cannot be."""
-        return of_class(cls, self.config, self.classes.get(cls._wire_name), changes)
+        return of_class(cls, self.config, self.classes.get(cls.__mielin_name__), changes)
 
     async def _run(self, recovery: Recovery, is_new: bool) -> None:
         """To its end, or to where another process has to go on: as the journal has it, nothing is guessed."""

@@ -551,7 +551,7 @@ class Node:
                     version=spec.version,
                     state=request.state,
                     at=self.home.wall(),
-                    policy=spec.cls._policy if spec.cls._policy != DEFAULT else None,
+                    policy=spec.cls.__mielin_policy__ if spec.cls.__mielin_policy__ != DEFAULT else None,
                 ),
                 claim=True,
             )

@@ -147,7 +147,7 @@ def announcement(labels: dict[str, str], package: str) -> Announcement:
     import psutil
 
     return Announcement(
-        classes={name: cls._version for name, cls in sorted(classes.items())},
+        classes={name: cls.__mielin_version__ for name, cls in sorted(classes.items())},
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         memory_bytes=psutil.virtual_memory().total, architecture=platform.machine(), labels=labels,
         host=socket.gethostname(), process=os.getpid(), python=platform.python_version(),

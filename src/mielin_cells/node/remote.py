@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mielin_cells.core.agent import current
+from mielin_cells.core.calls import current
 from mielin_cells.core.settings import Settings
 from mielin_cells.errors import ConfigError, NotConnected, StoreUnreachable
 

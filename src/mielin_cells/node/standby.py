@@ -223,7 +223,7 @@ class Standbys:
 def wanted(host: Host) -> int:
     """How many nodes are to keep a copy of the agent: as was ordered for it, or else as its class says."""
     fold = host.fold
-    return host.spec.cls._standby if fold.standby is None else fold.standby
+    return host.spec.cls.__mielin_standby__ if fold.standby is None else fold.standby
 
 
 def _wanted_of(host: Host) -> control.Followed:

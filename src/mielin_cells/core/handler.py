@@ -1,0 +1,142 @@
+"""Handlers: what `@handler` makes of a method, and what a reference's attribute is."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar, overload
+
+from mielin_cells.core.calls import Caller, current, turn
+from mielin_cells.core.settings import check_timeout
+from mielin_cells.errors import FieldRefused, NotConnected, UsageError
+
+if TYPE_CHECKING:
+    from mielin_cells.core.agent import Agent
+    from mielin_cells.core.spec import HandlerSpec, Spec
+
+LABEL_CHARS_MAX = 128
+"""Of a call's label: it is in the log with the ask."""
+
+P = ParamSpec("P")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+A = TypeVar("A", bound="Agent")
+
+
+class Bound(Generic[P, R_co]):
+    """A handler of one agent.  Calling it asks and waits for the answer; `tell` sends durably without waiting."""
+
+    __slots__ = ("_handler", "_id", "_obj", "_timeout")
+
+    def __init__(
+        self, handler: Handler[P, R_co], obj: Agent, timeout: float | None = None, id: str | None = None
+    ) -> None:
+        self._handler = handler
+        self._obj = obj
+        self._timeout = timeout
+        self._id = id
+
+    @property
+    def name(self) -> str:
+        return self._handler.name
+
+    def options(self, *, timeout: float | None = None, id: str | None = None) -> Bound[P, R_co]:
+        """The same handler with options: seconds to wait for an answer, and a label.
+
+        The label is in the error of an ask without an answer, and in dead letters' lists of asks; it changes nothing else.
+        Raises `UsageError` for a timeout or a label that cannot be.
+        """
+        check_timeout(timeout, f"A call of {self._handler.name}")
+        if id is not None and (type(id) is not str or not 0 < len(id) <= LABEL_CHARS_MAX or not id.isprintable()):
+            raise UsageError(
+                f"A call of {self._handler.name} has a label that cannot be: 1 to {LABEL_CHARS_MAX} printable characters."
+            )
+        return Bound(self._handler, self._obj, timeout, id)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R_co]:
+        """Asks, and returns the handler's result.
+
+        Guarantees: the handler takes effect at most once, also if the agent moves or its node dies meanwhile.
+        Raises `HandlerFailed` if it raised, `AskTimeout` without an answer in time (it may still take effect),
+        `NoSuchAgent`, `AgentTerminated`, `WrongClass`, `BadArguments`, `InboxFull`.
+        """
+        obj = self._obj
+        values = obj.__dict__
+        if values["__mielin_cell__"] is not None:  # inside the agent itself: a plain call
+            return self._handler.fn(obj, *args, **kwargs)
+        spec, handler = self._handler.routes.get(type(obj)) or self._handler.route(type(obj))
+        return self._caller().ask(values["__mielin_id__"], spec, handler, args, kwargs, self._timeout, self._id)
+
+    async def tell(self, *args: P.args, **kwargs: P.kwargs) -> None:
+        """Sends durably: returns when the message is stored (outside a turn) or will be with the turn's commit (inside)."""
+        obj = self._obj
+        if obj.__dict__["__mielin_cell__"] is not None:
+            raise UsageError(f"Inside agent {obj!r} there is nobody to tell but itself; call the method.")
+        spec, handler = self._handler.route(type(obj))
+        await self._caller().tell(
+            obj.__dict__["__mielin_id__"], spec, handler, handler.encode_args(args, kwargs), self._id
+        )
+
+    def _caller(self) -> Caller:
+        running = turn.get()
+        caller = running.caller if running is not None else self._obj.__dict__["__mielin_caller__"] or current.get()
+        if caller is None:
+            raise NotConnected(
+                f"{self._obj!r} was called outside a turn and outside `async with cells.local()` or `cells.connect()`."
+            )
+        return caller
+
+
+class Handler(Generic[P, R_co]):
+    """A method that messages reach; made by `@handler`."""
+
+    def __init__(self, fn: Callable[..., Coroutine[Any, Any, R_co]], cancellable: bool, tries: int | None) -> None:
+        if not inspect.iscoroutinefunction(fn) or not hasattr(fn, "__name__"):
+            name = getattr(fn, "__qualname__", repr(fn))
+            raise FieldRefused(f"Handler {name} must be `async def`: a caller awaits it.", path=name)
+        if tries is not None and (type(tries) is not int or tries < 1):
+            raise FieldRefused(
+                f"Handler {fn.__qualname__}: tries = {tries!r} is not a whole number from 1.", path=fn.__qualname__
+            )
+        self.fn: Callable[..., Coroutine[Any, Any, R_co]] = fn
+        self.name = fn.__name__
+        self.cancellable = cancellable
+        self.tries = tries
+        self.__doc__ = fn.__doc__
+        self.routes: dict[type[Agent], tuple[Spec, HandlerSpec]] = {}
+
+    def route(self, cls: type[Agent]) -> tuple[Spec, HandlerSpec]:
+        """What a call of this handler on `cls`, or on a class derived from its own, is encoded by."""
+        found = self.routes.get(cls)
+        if found is None:
+            from mielin_cells.core.spec import spec_of
+
+            spec = spec_of(cls)
+            found = self.routes[cls] = (spec, spec.handlers[self.name])
+        return found
+
+    @overload
+    def __get__(self, obj: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, obj: Agent, owner: type) -> Bound[P, R_co]: ...
+    def __get__(self, obj: Agent | None, owner: type) -> Self | Bound[P, R_co]:
+        return self if obj is None else Bound(self, obj)
+
+
+class _MakesHandler(Protocol):
+    def __call__(self, fn: Callable[Concatenate[A, P], Coroutine[Any, Any, R]], /) -> Handler[P, R]: ...
+
+
+@overload
+def handler(fn: Callable[Concatenate[A, P], Coroutine[Any, Any, R]], /) -> Handler[P, R]: ...
+@overload
+def handler(*, cancellable: bool = False, tries: int | None = None) -> _MakesHandler: ...
+def handler(fn: Any = None, /, *, cancellable: bool = False, tries: int | None = None) -> Any:
+    """Makes an async method a handler.
+
+    `cancellable`: a move may cancel a turn of it and run it again on the target.  `tries`: runs before its message becomes a
+    dead letter (default: the deployment's setting).  Raises `FieldRefused` for a plain `def`, and for `tries` that cannot be.
+    """
+    if fn is None:
+        return lambda fn: Handler(fn, cancellable, tries)
+    return Handler(fn, cancellable, tries)
