@@ -42,7 +42,7 @@ async def claim(node: Node, wish: control.Claim) -> bool:
         raise Fenced(f"Agent {agent!r} is being taken over by {node.name}; ask again.", agent=agent)
     node.making.add(agent)
     try:
-        followed = node.standbys.taken(agent)
+        followed = await node.standbys.taken(agent)
         fold = followed or await load(node.home.log, agent, wish.seen)
         _check(node, fold, wish)
         copy = node.copies.pop(agent, None)
@@ -97,7 +97,7 @@ async def take(node: Node, fold: Fold, cause: str) -> Host:
     writer = node.writer(fold)
     node.making.add(fold.agent)
     try:
-        waits = await _waits(node, fold)
+        waits = await _waits(node, fold) and fold.agent not in node.returns
         await writer.append(lambda head: Claimed(**head, cause=cause, waits=waits), claim=True)
         host = Host(node.home, spec, cell, writer)
         host.adopt(delta)

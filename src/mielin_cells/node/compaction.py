@@ -18,7 +18,7 @@ from mielin_cells.core.ids import inbox_subject, log_subject, part_prefix, part_
 from mielin_cells.core.policy import DEFAULT
 from mielin_cells.core.records import Commit, Kept, LedgerImage, OpenTurn, PartRef, Snapshot
 from mielin_cells.core.settings import SNAPSHOTS_KEPT
-from mielin_cells.errors import RetryError
+from mielin_cells.errors import described
 from mielin_cells.substrate import parts
 
 if TYPE_CHECKING:
@@ -35,6 +35,9 @@ WORTH = 8
 what it changed, and a load replays little beside what it reads."""
 
 PART_NAME_BYTES = 8
+
+PAUSE_S = 10.0
+"""A snapshot that could not be written is written again after this, and not with each commit."""
 
 START = Kept(0, 0, 0, "", 0.0)
 """Stands for the beginning of a log, which needs no snapshot."""
@@ -79,12 +82,14 @@ class Captured(NamedTuple):
 class Compaction:
     """When and how one host writes snapshots."""
 
-    __slots__ = ("_captured", "_host", "_name", "_parts", "_passed_over", "_since", "_task", "is_ready")
+    __slots__ = ("_captured", "_host", "_name", "_not_before", "_parts", "_passed_over", "_since", "_task", "is_ready")
 
     def __init__(self, host: Host) -> None:
         self._host = host
         self._task: asyncio.Task[Any] | None = None
         self._name = ""
+        self._not_before = 0.0
+        """By the loop's clock: after a failure the store is given a rest."""
         self._parts: list[PartRef] | None = None
         self._since = 0
         self._captured: Captured | None = None
@@ -107,7 +112,7 @@ class Compaction:
 
     def begin(self) -> None:
         """Writes a snapshot now, unless one is being written."""
-        if self._task is None and not self.is_ready:
+        if self._task is None and not self.is_ready and asyncio.get_running_loop().time() >= self._not_before:
             self._task = self._host.home.start(self._write())
 
     async def _write(self) -> None:
@@ -119,6 +124,9 @@ class Compaction:
                 subject = part_subject(host.fold.agent, self._name)
                 self._parts = list(await parts.put_parts(host.home.log, subject, state.slices()))
             self.is_ready = True
+        except Exception as error:  # a later one does as well: a snapshot only shortens what is read
+            self._not_before = asyncio.get_running_loop().time() + PAUSE_S
+            logger.warning("agent %s: its snapshot is written later: %s", host.fold.agent, described(error))
         finally:
             self._task = None
         host.commit_soon()
@@ -164,8 +172,8 @@ class Compaction:
         """Removes what the newest acknowledged snapshot allows to remove.  While the store does not answer, a later one does it."""
         try:
             await self._trim()
-        except RetryError as error:
-            logger.info("agent %s: its log is trimmed later: %s", self._host.fold.agent, error)
+        except Exception as error:  # whatever the store raises: what is left costs room, and the next trim removes it
+            logger.info("agent %s: its log is trimmed later: %s", self._host.fold.agent, described(error))
 
     async def _trim(self) -> None:
         host = self._host

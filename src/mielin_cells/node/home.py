@@ -10,7 +10,8 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from mielin_cells.core.settings import Settings
-from mielin_cells.errors import Fenced, NotInTurn
+from mielin_cells.errors import Fenced, InternalError, NotInTurn
+from mielin_cells.node.returns import OF_STORE
 from mielin_cells.substrate.ports import Log, Wire
 
 if TYPE_CHECKING:
@@ -65,5 +66,7 @@ class Home:
             return
         if isinstance(error, (Fenced, NotInTurn)):
             logger.debug("node %s: a task ended: %s", self.name, error)
+        elif isinstance(error, OF_STORE) and not isinstance(error, InternalError):
+            logger.info("node %s: a task ended: %s", self.name, error)
         else:
             logger.error("node %s: a task failed: %r", self.name, error, exc_info=error)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from mielin_cells.core.cell import Cell
@@ -24,7 +24,7 @@ from mielin_cells.core.records import AskMade, Commit, Committed, Failed
 from mielin_cells.core.settings import MAIL_BYTES_MAX
 from mielin_cells.core.spec import Spec
 from mielin_cells.core.state import StateDelta
-from mielin_cells.errors import CellError, Fenced, InternalError, RecordInvalid, described, storable
+from mielin_cells.errors import CellError, Fenced, InternalError, described, storable
 from mielin_cells.node.compaction import Compaction
 from mielin_cells.node.home import Home
 from mielin_cells.node.inbox import Inbox
@@ -53,7 +53,7 @@ class Host:
             home.reply_to,
             self._low,
             lambda to: self.fold.ledger.released.get(to, 0),
-            home.start,
+            self.start,
         )
         self.compaction = Compaction(self)
         self.lost: Exception | None = None
@@ -61,6 +61,7 @@ class Host:
         self.timers = Timers(self)
         self.intake = Intake(self)
         self.is_open = False
+        self._is_failing = False
         self.marks = False
         """The agent was claimed with a message waiting: the first turn is opened by a record."""
         self.batch = Batch()
@@ -77,14 +78,14 @@ class Host:
         """Begins to serve: re-sends every committed output that the log does not show as stored, and reads the inbox."""
         self.is_open = True
         self.deliver()
-        self._reader = self.home.start(self._read())
+        self._reader = self.start(self._read())
         self.timers.open()
         self.commit_soon()
 
     def close(self) -> None:
         """Stops at once.  What is not committed is dropped; what is committed will be re-sent by the next owner."""
         self.is_open = False
-        self.writer.is_closed = True
+        self.writer.close()
         self.inbox.close()
         current = asyncio.current_task()
         self.intake.close()
@@ -132,31 +133,46 @@ class Host:
     # ---- committing ------------------------------------------------------------------------------------------
 
     async def append(self, compose: Callable[[dict[str, Any]], R], *, claim: bool = False) -> R:
-        """Appends a record of another kind, after what is in flight.  Raises `Fenced` after stopping this host."""
+        """Appends a record of another kind, after what is in flight.  Raises what kept it from the log, after stopping this host."""
         try:
             return await self.writer.append(compose, claim=claim)
-        except Fenced as error:
-            self.lose(error)
-            raise
-        except InternalError as error:
-            await self._unwritable(error)
+        except BaseException:
+            await self.unappended()
             raise
 
-    async def _unwritable(self, error: CellError) -> None:
-        """What ran is in memory and cannot be written: the agent is in ERROR until it is resumed, and is read from its log again.
+    async def unappended(self) -> None:
+        """If a record was composed and is not known to be in the log, this host goes no further: what it has in memory may be no
+        log's, and the agent is read from its log again.  If no store would ever take the record, the log says so first."""
+        failure = self.writer.failure
+        if failure is None or self.lost is not None or self._is_failing or self.writer.is_closed:
+            return
+        self._is_failing = True
+        if self.writer.is_unwritable:
+            logger.error("agent %s is in ERROR: %s", self.fold.agent, failure, exc_info=failure)
+            try:
+                await append_failed(self.writer.successor(), failure)
+            except CellError as unsaid:  # most likely `Fenced`: whoever was first reads the log anyway
+                logger.warning("agent %s: its log does not say so: %s", self.fold.agent, unsaid)
+        self.lose(failure)
 
-        This host may commit nothing more: it would be made of a state that no log holds.
-        """
-        logger.error("agent %s is in ERROR: %s", self.fold.agent, error, exc_info=error)
-        try:
-            await append_failed(self.writer, error)
-        except CellError as unsaid:  # most likely `Fenced`: whoever was first reads the log anyway
-            logger.warning("agent %s: its log does not say so: %s", self.fold.agent, unsaid)
-        self.lose(error)
+    def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Runs a part of this host that it cannot be without: if it fails, the agent is read from its log again."""
+        task = self.home.start(work)
+        task.add_done_callback(self._part_ended)
+        return task
+
+    def _part_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None and not self.writer.is_closed:
+            agent = self.fold.agent
+            self.lose(
+                error
+                if isinstance(error, CellError)
+                else InternalError(f"Agent {agent!r} is read from its log again: {described(error)}.", agent=agent)
+            )
 
     def commit_soon(self) -> None:
         if self._committing is None and self.is_open and not self._sealing and (self.batch or self.compaction.is_ready):
-            self._committing = self.home.start(self._commit())
+            self._committing = self.start(self._commit())
 
     async def _commit(self) -> None:
         try:
@@ -169,10 +185,8 @@ class Host:
                 self.compaction.consider()
                 if self.fold.snap != snap:
                     self.home.begin(self.compaction.trim())
-        except Fenced as error:
-            self.lose(error)
-        except (InternalError, RecordInvalid) as error:
-            await self._unwritable(error)
+        except CellError:
+            await self.unappended()
         finally:
             self._committing = None
             self._settled.set()
@@ -209,9 +223,15 @@ class Host:
             await self._let_out(batch.answers)
 
     async def _let_out(self, answers: Answers) -> None:
+        """Best effort: who hears nothing reminds this agent, and is answered from what it has stored."""
         for (reply_to, sender), numbers in answers.items():
             for some in _fitting(numbers):
-                await self.home.wire.publish(reply_to, encode_replies([Replies(self.fold.agent, sender, some)]))
+                try:
+                    await self.home.wire.publish(reply_to, encode_replies([Replies(self.fold.agent, sender, some)]))
+                except Exception as error:  # whatever the wire raises, what it carries is in the log
+                    logger.info(
+                        "agent %s: an answer for %s was not sent: %s", self.fold.agent, sender, described(error)
+                    )
 
     def reply(self, reply_to: str, sender: str, answers: dict[int, bytes]) -> None:
         """Answers that change nothing: they leave at once, or after the commit that may hold what they repeat."""

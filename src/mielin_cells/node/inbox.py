@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
@@ -12,10 +11,10 @@ from mielin_cells.core.fold import Fold
 from mielin_cells.core.ids import inbox_subject
 from mielin_cells.core.ledger import Verdict
 from mielin_cells.core.message import Mail, Message, decode_mail
-from mielin_cells.core.settings import RETRY_S_MAX, RETRY_S_MIN
-from mielin_cells.errors import CellError, Fenced, RecordInvalid
+from mielin_cells.errors import Fenced, RecordInvalid, described
 from mielin_cells.node.home import Home
 from mielin_cells.node.signal import Signal
+from mielin_cells.node.supervision import Backoff
 from mielin_cells.substrate.ports import Entry, Tail
 
 logger = logging.getLogger("mielin_cells.inbox")
@@ -86,22 +85,21 @@ class Inbox:
 
     async def _kept(self, seq: int) -> Arrival:
         """What is held at `seq`, once the store answers."""
-        log, inbox, delay = self._home.log, inbox_subject(self._fold.agent), RETRY_S_MIN
+        log, inbox, backoff = self._home.log, inbox_subject(self._fold.agent), Backoff()
         while True:
             try:
                 entries = await log.read(inbox, seq - 1, 1)
                 if entries and entries[0].seq == seq:
                     return self._arrival(entries[0])
                 last = await log.settled(inbox) if not entries else None
-            except CellError as error:
-                said = str(error)
+            except Exception as error:  # whatever the store raises: nothing may be passed over
+                said = described(error)
             else:
                 if last is None or last.seq < seq:
                     raise Fenced(f"The inbox of agent {self._fold.agent!r} was trimmed at {seq}: another node owns it.")
                 said = "the replica that answers is behind"
             logger.info("agent %s: its inbox is read again: %s", self._fold.agent, said)
-            await asyncio.sleep(delay)
-            delay = min(delay * 2, RETRY_S_MAX)
+            await backoff.wait()
 
     def _push(self, arrival: Arrival) -> None:
         if isinstance(self.queue, tuple):

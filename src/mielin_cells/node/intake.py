@@ -81,7 +81,7 @@ class Intake:
             and not self.is_stopping
             and self._fold.may_run
         ):
-            self._pump = self._host.home.start(self._run())
+            self._pump = self._host.start(self._run())
 
     async def _run(self) -> None:
         try:

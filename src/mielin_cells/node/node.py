@@ -56,6 +56,7 @@ from mielin_cells.node.host import Host
 from mielin_cells.node.migrations import Migrations
 from mielin_cells.node.parking import Parking, trouble
 from mielin_cells.node.reader import known_agents, load, record_of
+from mielin_cells.node.returns import Returns
 from mielin_cells.node.target import Copy
 from mielin_cells.node.together import together
 from mielin_cells.node.writer import Writer
@@ -116,6 +117,7 @@ class Node:
         self.moved: dict[str, int] = {}
         """Logs with their last sequence at the last round."""
         self.parking = Parking(self)
+        self.returns = Returns(lambda: self.clock(), self.settings.reconcile_s)  # noqa: PLW0108 - a clock may be set
         self._subscriptions: list[Subscription] = []
 
     # ---- life ------------------------------------------------------------------------------------------------
@@ -263,6 +265,7 @@ class Node:
         if self.hosts.get(host.fold.agent) is host:
             del self.hosts[host.fold.agent]
             logger.warning("node %s: %s", self.name, error)
+            self.returns.failed(host.fold.agent, error)
         self.parking.lost(host.fold.agent, host.fold.seq)
 
     # ---- reconcile -------------------------------------------------------------------------------------------
@@ -273,8 +276,11 @@ class Node:
             self._taking[agent] = self.home.start(self._look(agent))
 
     async def _look(self, agent: str) -> None:
+        """Until the store has said whose it is, and has taken the claim if it is this node's."""
         try:
-            await self._take_named(agent)
+            await self.returns.rest(agent)
+            while not await self._take_named(agent) and not self.is_stopping:
+                await self.returns.rest(agent)
         finally:
             self._taking.pop(agent, None)
 
@@ -330,6 +336,7 @@ class Node:
     def _others(self, agent: str, seq: int) -> None:
         """Its log names another node up to `seq`, where it ended when it was read."""
         self._quiet[agent] = seq
+        self.returns.gone(agent)
         self.troubled.pop(agent, None)
 
     async def _reconcile_for_ever(self) -> None:
@@ -363,22 +370,25 @@ class Node:
     def is_taken(self, agent: str) -> bool:
         return agent in self.making or agent in self.parking
 
-    async def _take_named(self, agent: str) -> None:
-        """Hosts the agent if its log names this node: by a claim, or in probation by verifying (rules 4, 5, 8)."""
+    async def _take_named(self, agent: str) -> bool:
+        """Hosts the agent if its log names this node: by a claim, or in probation by verifying (rules 4, 5, 8).
+
+        False if the store has not let this be found out or done: it is to be tried again.
+        """
         if agent in self.hosts or agent in self.copies or self.is_taken(agent) or self.is_stopping:
-            return
+            return True
         fold: Fold | None = None
         try:
             last = await self.home.log.last(log_subject(agent))
             if last is None or self.parking.is_behind(agent, last.seq):
-                return
+                return True
             record = await record_of(self.home.log, agent, last)  # also of a handover that is in parts
             if named_owner(record) != self.name:
                 self._others(agent, last.seq)
-                return
+                return True
             fold = await load(self.home.log, agent)
             if fold.owner != self.name or agent in self.hosts or agent in self.copies or agent in self.making:
-                return
+                return True
             if fold.phase is Phase.PROBATION:
                 copy = self.copies[agent] = Copy(self, agent, fold.migration, self.spec(fold.cls))
                 handed = record if isinstance(record, HandedOff) else None
@@ -388,21 +398,31 @@ class Node:
             elif fold.phase is Phase.RUN:
                 await claims.take(self, fold, "restarted")
         except (Fenced, NoSuchAgent):
-            return
+            return True
         except RetryError as error:
             logger.info("node %s looks at agent %s again later: %s", self.name, agent, error)
-        except CellError as error:
+            return not self.returns.failed(agent, error)
+        except Exception as error:  # also a bug: of this agent alone
             if agent in self.hosts:  # it has come here meanwhile, by a move
-                return
-            before = self.troubled.get(agent)
-            self.troubled[agent] = trouble(self.name, agent, fold, error)
-            if before is None or before.error != str(error):  # once: it is tried again in every round
-                logger.error("node %s cannot take agent %s, which stays claimable: %s", self.name, agent, error)
-        else:
-            self.troubled.pop(agent, None)
+                return True
+            self._cannot_take(agent, fold, error)
+            return not self.returns.failed(agent, error)
+        self.troubled.pop(agent, None)
+        return True
+
+    def _cannot_take(self, agent: str, fold: Fold | None, error: Exception) -> None:
+        why = error if isinstance(error, CellError) else InternalError(described(error), agent=agent)
+        before = self.troubled.get(agent)
+        self.troubled[agent] = trouble(self.name, agent, fold, why)
+        if before is None or before.error != why.message:  # once: it is tried again in every round
+            logger.error(
+                "node %s cannot take agent %s, which stays claimable: %s", self.name, agent, why,
+                exc_info=None if why is error else error,
+            )  # fmt: skip
 
     async def take_again(self, agent: str) -> str:
         """Tries once more to run an agent that did not load; its state then.  Raises `StateUnloadable` with the reason."""
+        self.returns.wake(agent)
         await self._take_named(agent)
         host = self.hosts.get(agent)
         if host is None:

@@ -12,7 +12,6 @@ from mielin_cells.core.records import Cleared, LetterKey, Paused, Record, Resume
 from mielin_cells.errors import (
     AskTimeout,
     EpochRegression,
-    Fenced,
     HandlerFailed,
     InvalidTransition,
     RecordInvalid,
@@ -21,6 +20,7 @@ from mielin_cells.errors import (
 )
 from mielin_cells.node import control, parking
 from mielin_cells.node.undo import undo
+from mielin_cells.node.writer import Declined
 
 if TYPE_CHECKING:
     from mielin_cells.node.host import Host
@@ -109,15 +109,15 @@ async def _park(node: Node, agent: str, reason: str) -> str:
         if not parking.is_parked(host.fold):
             try:
                 await parking.append_failed(host.writer, EpochRegression(reason, agent=agent))
-            except Fenced as error:
-                host.lose(error)
+            except BaseException:
+                await host.unappended()
                 raise
     finally:
         host.resume_intake()
     return host.fold.lifecycle.state.value
 
 
-class _IsThere(Exception):
+class _IsThere(Declined):
     """Somebody else's order for the same state was first."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -11,28 +12,40 @@ from typing import Any
 from mielin_cells.core.ids import inbox_subject
 from mielin_cells.core.message import Mail, Message, encode_mail
 from mielin_cells.core.records import Out
-from mielin_cells.core.settings import MAIL_BYTES_MAX, RETRY_S_MAX, RETRY_S_MIN
-from mielin_cells.errors import RetryError
+from mielin_cells.core.settings import MAIL_BYTES_MAX
+from mielin_cells.errors import RetryError, StoreFull, StoreUnreachable, described
+from mielin_cells.node.supervision import Backoff
 from mielin_cells.substrate.ports import Appended, Log
 
 logger = logging.getLogger("mielin_cells.outbox")
 
 
-async def store_mail(log: Log, mail: Mail) -> int:
-    """Appends to the receiver's inbox until it is known to be there; its sequence.
+async def store_mail(log: Log, mail: Mail, *, until: float = math.inf) -> int:
+    """Appends a client's mail to the receiver's inbox until it is known to be there; its sequence.
 
-    The same bytes may be stored twice: the receiver drops what it has.
+    The same bytes may be stored twice: the receiver drops what it has.  Raises at once what no retry mends, and that the store is
+    full, where it is certain that nothing was stored; else, at `until` by the loop's clock, what kept it from being stored.
     """
-    data, subject, delay = encode_mail(mail), inbox_subject(mail.to), RETRY_S_MIN
+    data, subject, backoff = encode_mail(mail), inbox_subject(mail.to), Backoff()
+    clock = asyncio.get_running_loop().time
+    in_doubt = False
     while True:
         try:
             outcome = await log.append(subject, data)
             if isinstance(outcome, Appended):
                 return outcome.seq
-        except RetryError as error:
-            logger.info("mail from %s to %s waits: %s", mail.sender, mail.to, error)
-        await asyncio.sleep(delay)
-        delay = min(delay * 2, RETRY_S_MAX)
+            in_doubt = True
+            error: RetryError = StoreUnreachable(
+                f"It is not known whether mail for {mail.to!r} is stored.", agent=mail.to
+            )
+        except RetryError as refused:
+            if isinstance(refused, StoreFull) and not in_doubt:
+                raise
+            error = refused
+        if clock() >= until:
+            raise error
+        logger.info("mail from %s to %s waits: %s", mail.sender, mail.to, error)
+        await backoff.wait()
 
 
 class Outbox:
@@ -114,6 +127,21 @@ class Outbox:
             del self._ahead[to]
         self.progress[to] = mark
 
+    async def _store(self, mail: Mail) -> None:
+        """Until it is known to be there, whatever the store raises: what is committed must be delivered."""
+        data, subject = encode_mail(mail), inbox_subject(mail.to)
+        backoff, said = Backoff(), ""
+        while True:
+            try:
+                if isinstance(await self._log.append(subject, data), Appended):
+                    return
+            except Exception as error:
+                if described(error) != said:
+                    said = described(error)
+                    say = logger.info if isinstance(error, RetryError) else logger.warning
+                    say("mail from agent %s to %s waits until the store takes it: %s", mail.sender, mail.to, said)
+            await backoff.wait()
+
     async def _deliver(self, to: str) -> None:
         lane = self._lanes[to]
         while lane:
@@ -124,8 +152,7 @@ class Outbox:
                     break
                 messages.append(Message(out.n, out.handler, out.args, out.ask, out.corrects))
                 count += 1
-            mail = Mail(to, cls, self._sender, 0, self._low(to), self._reply_to, messages)
-            await store_mail(self._log, mail)
+            await self._store(Mail(to, cls, self._sender, 0, self._low(to), self._reply_to, messages))
             for _ in range(count):
                 lane.popleft()
             self._stored(to, messages)

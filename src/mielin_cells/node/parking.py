@@ -19,8 +19,10 @@ from mielin_cells.core.ids import inbox_subject, log_subject
 from mielin_cells.core.lifecycle import AgentError, AgentState
 from mielin_cells.core.records import Claimed, Failed, Suspended
 from mielin_cells.core.settings import RETRY_S_MAX
-from mielin_cells.errors import CellError, EpochRegression, Fenced, NoSuchAgent, RetryError
+from mielin_cells.errors import CellError, EpochRegression, Fenced, NoSuchAgent, described
 from mielin_cells.node.reader import load
+from mielin_cells.node.returns import OF_STORE
+from mielin_cells.node.supervision import Backoff
 from mielin_cells.node.writer import Writer
 from mielin_cells.substrate.ports import Entry, Log
 
@@ -146,6 +148,7 @@ class Parking:
         """Of a cluster, a leader that was cut off may answer for some seconds with what it had."""
         loop, limit = asyncio.get_running_loop(), self._node.settings.regression_s
         since: float | None = None
+        unheard = Backoff(RETRY_S_MAX / 10)
         while True:
             try:
                 error = await check()
@@ -154,15 +157,17 @@ class Parking:
                 since = loop.time() if since is None else since
                 if loop.time() - since >= limit:
                     return error
-                wait_s = min(limit / 4, RETRY_S_MAX)
-            except CellError as unheard:
-                since, wait_s = None, RETRY_S_MAX / 10  # not heard is not denied
-                logger.info("node %s looks again: %s", self._node.name, unheard)
-            await asyncio.sleep(wait_s)
+                unheard.reset()
+            except Exception as silent:  # whatever the store raises: not heard is not denied
+                since = None
+                logger.info("node %s looks again: %s", self._node.name, described(silent))
+                await unheard.wait()
+            else:
+                await asyncio.sleep(min(limit / 4, RETRY_S_MAX))
 
     async def _park(self, agent: str, error: EpochRegression) -> None:
         """Until the log says so, or this node shows why it cannot."""
-        node = self._node
+        node, backoff = self._node, Backoff()
         while True:
             try:
                 fold = await load(node.home.log, agent)
@@ -173,14 +178,16 @@ class Parking:
                 return
             except Fenced as race:
                 logger.info("agent %s is parked again: %s", agent, race)
-            except RetryError as absent:
-                logger.info("agent %s is parked later: %s", agent, absent)
-                await asyncio.sleep(RETRY_S_MAX)
-            except CellError as unreadable:
-                if not isinstance(unreadable, NoSuchAgent):
-                    error = EpochRegression(f"{error.message} {unreadable.message}", **error.facts)
+            except NoSuchAgent:
                 node.troubled[agent] = trouble(node.name, agent, None, error)
                 return
+            except Exception as absent:
+                if isinstance(absent, CellError) and not isinstance(absent, OF_STORE):
+                    error = EpochRegression(f"{error.message} {absent.message}", **error.facts)
+                    node.troubled[agent] = trouble(node.name, agent, None, error)
+                    return
+                logger.info("agent %s is parked later: %s", agent, described(absent))
+                await backoff.wait()
 
     def check_inbox(self, fold: Fold, last: Entry | None) -> None:
         """Raises `Fenced`, and the agent is looked into, if its inbox ends before what its log has taken."""

@@ -17,10 +17,10 @@ import msgspec
 
 from mielin_cells.core.fold import Fold, Phase
 from mielin_cells.core.ids import control_subject, log_subject
-from mielin_cells.core.settings import RETRY_S_MAX, RETRY_S_MIN
-from mielin_cells.errors import AgentTerminated, CellError, LogGap, NoSuchAgent, RecordInvalid, RetryError
+from mielin_cells.errors import AgentTerminated, CellError, NoSuchAgent, described
 from mielin_cells.node import admit, control, selector
 from mielin_cells.node.reader import load, take
+from mielin_cells.node.supervision import Backoff
 from mielin_cells.substrate.ports import Tail
 
 if TYPE_CHECKING:
@@ -45,23 +45,21 @@ class Copy:
         self.asked_at = node.clock()
         self._node = node
         self._tail: Tail | None = None
+        self._task: asyncio.Task[None] | None = None
         self._is_closed = False
 
     async def run(self) -> None:
-        delay = RETRY_S_MIN
+        self._task, backoff = asyncio.current_task(), Backoff()
         while not self._is_closed:
             try:
                 await self._follow()
-                delay = RETRY_S_MIN
-            except RetryError as error:
-                logger.info("node %s follows agent %s again later: %s", self._node.name, self.agent, error)
+                backoff.reset()
             except (NoSuchAgent, AgentTerminated):
                 break
-            except (RecordInvalid, LogGap) as error:  # its owner will say so, and louder
-                logger.info("node %s reads agent %s anew: %s", self._node.name, self.agent, error)
+            except Exception as error:  # of the store, or of what its owner will say louder
+                logger.info("node %s reads agent %s anew: %s", self._node.name, self.agent, described(error))
             self.fold = None
-            await asyncio.sleep(delay)
-            delay = min(delay * 2, RETRY_S_MAX)
+            await backoff.wait()
         self.close()
 
     async def _follow(self) -> None:
@@ -81,6 +79,15 @@ class Copy:
                     return
         finally:
             tail.close()
+
+    async def detach(self) -> Fold | None:
+        """The fold, which nobody folds on any more; None if there is none.  The copy is closed."""
+        self.close()
+        fold, self.fold = self.fold, None
+        if self._task is not None and not self._task.done():
+            self._task.cancel()
+            await asyncio.wait((self._task,))
+        return fold
 
     def close(self) -> None:
         self._is_closed = True
@@ -130,13 +137,10 @@ class Standbys:
                 node.home.begin(copy.run())
         return refused
 
-    def taken(self, agent: str) -> Fold | None:
-        """The agent's fold, for whoever is about to claim it; there is no copy any more."""
+    async def taken(self, agent: str) -> Fold | None:
+        """The agent's fold, for whoever is about to claim it; there is no copy any more, and nobody else folds on."""
         copy = self.copies.get(agent)
-        if copy is None:
-            return None
-        copy.close()
-        return copy.fold
+        return await copy.detach() if copy is not None else None
 
     def expire(self) -> None:
         """Drops what was not asked for in a long time, or runs here by now."""
@@ -165,8 +169,8 @@ class Standbys:
             self._wake.clear()
             try:
                 await self._round()
-            except CellError as error:
-                logger.info("node %s looks after its standbys later: %s", node.name, error)
+            except Exception as error:  # whatever the store raises: who follows goes on meanwhile
+                logger.info("node %s looks after its standbys later: %s", node.name, described(error))
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), node.settings.reconcile_s)
 

@@ -34,6 +34,7 @@ from mielin_cells.migration.journal import TakenBack
 from mielin_cells.node import claims, control, journal, selector
 from mielin_cells.node.journal import Scribe
 from mielin_cells.node.reader import READ_RECORDS, load_at, record_of
+from mielin_cells.node.writer import Declined
 
 if TYPE_CHECKING:
     from mielin_cells.node.host import Host
@@ -45,7 +46,7 @@ CLAIM_S = 2.0
 """One request to the node that is to go on; it is repeated while the probation of a move would last."""
 
 
-class _Moved(Exception):
+class _Moved(Declined):
     """A record has come between reading and appending: read on."""
 
 

@@ -11,8 +11,20 @@ from typing import Any, TypeAlias, TypeVar
 from mielin_cells.core.fold import Fold
 from mielin_cells.core.ids import log_subject, part_subject
 from mielin_cells.core.records import Record, Spilled, encode_record
-from mielin_cells.core.settings import RECORD_BYTES_MAX, REGRESSION_S, RETRY_S_MAX, RETRY_S_MIN
-from mielin_cells.errors import EpochRegression, Fenced, RetryError
+from mielin_cells.core.settings import RECORD_BYTES_MAX, REGRESSION_S
+from mielin_cells.errors import (
+    CellError,
+    EpochRegression,
+    Fenced,
+    InternalError,
+    InvalidTransition,
+    MessageTooLarge,
+    RecordInvalid,
+    RetryError,
+    UsageError,
+    described,
+)
+from mielin_cells.node.supervision import Backoff
 from mielin_cells.substrate import parts
 from mielin_cells.substrate.ports import Appended, Conflict, Log, Unknown
 
@@ -30,23 +42,32 @@ class Behind(Doubt):
     """The log ends before what it had acknowledged."""
 
 
+class Declined(Exception):
+    """Raised by a `compose` that finds, when it is its turn, that there is nothing to append.  It has taken nothing."""
+
+
 class Writer:
     """The only way by which a node appends to one agent's log.  Keeps `fold` at the last record acknowledged.
 
-    An append that is lost to another node raises `Fenced`: the caller drops what it had not committed.
+    An append that is lost to another node raises `Fenced`: the caller drops what it had not committed.  So it must after any other
+    error that comes once the record was composed: `failure` is set then, and this writer appends nothing more.
     """
 
     __slots__ = (
+        "_backoff",
         "_limit_s",
         "_lock",
         "_log",
         "_rng",
         "appended_bytes",
         "appended_records",
+        "failure",
         "fold",
         "incarnation",
         "is_closed",
+        "is_unwritable",
         "node",
+        "waits_for",
     )
 
     def __init__(
@@ -69,9 +90,24 @@ class Writer:
         self.appended_records = 0
         self.is_closed = False
         """Its host is: state and ledger may be ahead of the log, so nothing that is composed of them may be appended."""
+        self.failure: CellError | None = None
+        """Why a composed record is not known to be in the log.  Only the log itself can tell how the agent goes on."""
+        self.is_unwritable = False
+        """The failure is the record's own: no store would take it.  Nothing of it was sent."""
+        self.waits_for: CellError | None = None
+        """What the store refuses the append that is repeated now with; None while nothing is repeated for that."""
+        self._backoff: Backoff | None = None
+
+    def close(self) -> None:
+        """An append that is being repeated ends; whether it is in the log, the log will tell."""
+        self.is_closed = True
+        if self._backoff is not None:
+            self._backoff.wake()
 
     def check(self) -> None:
-        """Raises `Fenced` once the host is closed."""
+        """Raises the failure, or `Fenced` once the host is closed."""
+        if self.failure is not None:
+            raise type(self.failure)(self.failure.message, **self.failure.facts)
         if self.is_closed:
             agent = self.fold.agent
             raise Fenced(f"Node {self.node} has let agent {agent!r} go; it goes on as its log says.", agent=agent)
@@ -98,9 +134,10 @@ class Writer:
     ) -> R:
         """Appends the record that `compose` makes of the head, and returns it once it is acknowledged.
 
-        `compose` is called when it is this append's turn and must not wait.  Store errors that leave nothing behind are
-        retried like unknown outcomes.  `then`, asked after the acknowledgement, may give one more record to append before
-        anybody else's turn.  Raises `Fenced` if another record took the place.
+        `compose` is called when it is this append's turn, must not wait, and raises before it takes anything from its caller.
+        A `RetryError` of the store is waited out like an unknown outcome.  `then`, asked after the acknowledgement, may give one
+        more record to append before anybody else's turn.  Raises `Fenced` if another record took the place, and else whatever
+        kept the record out of the log.
         """
         async with self._lock:
             record = await self._append(compose, claim)
@@ -111,50 +148,90 @@ class Writer:
 
     async def _append(self, compose: Callable[[dict[str, Any]], R], claim: bool) -> R:
         record, data = self._compose(compose, claim)
-        entry = b""
-        delay, behind_since = RETRY_S_MIN, -1.0
-        now = asyncio.get_running_loop().time
-        while True:
-            try:
-                # What `compose` took from its caller is in `record` alone: parts that cannot be stored now are stored later.
-                entry = entry or await self._entry(record, data)
-                seq = await self._try(entry)
-            except (Doubt, RetryError) as error:
-                if isinstance(error, Behind):
-                    behind_since = now() if behind_since < 0 else behind_since
-                    if now() - behind_since >= self._limit_s:
-                        facts = {"agent": self.fold.agent, "have": 0, "need": self.fold.seq}
-                        raise EpochRegression(
-                            f"Node {self.node} stops agent {self.fold.agent!r}: {error}.", **facts
-                        ) from error
-                else:
-                    behind_since = -1.0
-                logger.info("agent %s: append of %s repeated: %s", self.fold.agent, type(record).__name__, error)
-                await asyncio.sleep(delay)
-                delay = min(delay * 2, RETRY_S_MAX)
-                continue
-            self._took(seq, record, entry)
-            return record
+        entry, backoff, behind_since, seq = b"", None, -1.0, 0
+        try:
+            while True:
+                try:
+                    # What `compose` took from its caller is in `record` alone: parts that cannot be stored now are stored later.
+                    entry = entry or await self._entry(record, data)
+                    seq = await self._try(record, entry)
+                    break
+                except (Doubt, RetryError) as error:
+                    behind_since = self._still_behind(error, behind_since)
+                    logger.info("agent %s: append of %s repeated: %s", self.fold.agent, type(record).__name__, error)
+                    self.waits_for = error if isinstance(error, CellError) else None
+                    if backoff is None:
+                        backoff = self._backoff = Backoff()
+                    await backoff.wait()
+                    if self.is_closed:
+                        self.check()
+        except BaseException as error:
+            raise self._failed(type(record).__name__, error) from error
+        finally:
+            self._backoff = self.waits_for = None
+        self._took(seq, record, entry)
+        return record
+
+    def _still_behind(self, error: Exception, since: float) -> float:
+        """Since when the log has ended before what it had acknowledged; -1: it does not.  Raises if that is too long."""
+        if not isinstance(error, Behind):
+            return -1.0
+        now = asyncio.get_running_loop().time()
+        since = now if since < 0 else since
+        if now - since >= self._limit_s:
+            facts = {"agent": self.fold.agent, "have": 0, "need": self.fold.seq}
+            raise EpochRegression(f"Node {self.node} stops agent {self.fold.agent!r}: {error}.", **facts) from error
+        return since
+
+    def _failed(self, what: str, error: BaseException) -> BaseException:
+        """A record was composed, and is not known to be in the log: what it was made of is not to be used again."""
+        found = error
+        if not isinstance(error, CellError):
+            found = InternalError(
+                f"{what} for the log of agent {self.fold.agent!r} ended with {described(error)}; it is read from there again.",
+                agent=self.fold.agent,
+            )
+        if self.failure is None and not self.is_closed and isinstance(found, CellError):
+            self.failure = found
+            self.is_unwritable = isinstance(error, MessageTooLarge)
+        return found if isinstance(error, Exception) else error
+
+    def successor(self) -> Writer:
+        """For the one record that says why this writer has failed: nothing of this one is on its way."""
+        return Writer(self._log, self.fold, self.node, self.incarnation, self._rng, self._limit_s)
 
     async def append_once(self, compose: Callable[[dict[str, Any]], R], timeout: float) -> R:
         """One try, for a handover.  Raises `Doubt` while the outcome is unknown: then the only append that may follow is a
         claim at the same place (rule 6)."""
         async with self._lock:
             record, data = self._compose(compose, False)
-            entry = await self._entry(record, data)
             try:
                 async with asyncio.timeout(timeout):
-                    seq = await self._try(entry)
+                    entry = await self._entry(record, data)
+                    seq = await self._try(record, entry)
             except TimeoutError as error:
                 raise Doubt("no answer in time") from error
+            except (Doubt, Fenced):
+                raise
+            except Exception as error:  # whatever the store raises: the claim asks it again
+                logger.warning("agent %s: the handover's append failed: %s", self.fold.agent, described(error))
+                raise Doubt(described(error)) from error
             self._took(seq, record, entry)
             return record
 
     def _compose(self, compose: Callable[[dict[str, Any]], R], claim: bool) -> tuple[R, bytes]:
         self.check()
-        record = compose(self.head(claim=claim))
-        self.fold.check(self.fold.seq + 1, record)  # type: ignore[arg-type]
-        return record, encode_record(record)  # type: ignore[arg-type]
+        try:
+            record = compose(self.head(claim=claim))
+            self.fold.check(self.fold.seq + 1, record)  # type: ignore[arg-type]
+            return record, encode_record(record)  # type: ignore[arg-type]
+        except Exception as error:
+            is_late = isinstance(error, RecordInvalid) and isinstance(error.__cause__, InvalidTransition)
+            if is_late or isinstance(error, (Declined, Fenced, UsageError)):
+                raise  # nothing was taken for it
+            failure = self._failed("A record", error)
+            self.is_unwritable = True
+            raise failure from error
 
     async def _entry(self, record: Record, data: bytes) -> bytes:
         """What the log gets: the record, or one that stands for it while its bytes are in parts.  Raises the log's errors."""
@@ -169,10 +246,14 @@ class Writer:
         )  # fmt: skip
         return encode_record(stand_in)
 
-    async def _try(self, data: bytes) -> int:
+    async def _try(self, record: Record, data: bytes) -> int:
         """The sequence of `data` in the log.  Raises `Doubt` or `Fenced`."""
         fold = self.fold
-        outcome = await self._log.append(log_subject(fold.agent), data, fold.seq)
+        if record.prev != fold.seq:
+            raise InternalError(
+                f"A record of agent {fold.agent!r} follows {record.prev}, and its fold is at {fold.seq}: somebody else folds on."
+            )
+        outcome = await self._log.append(log_subject(fold.agent), data, record.prev)
         match outcome:
             case Appended(seq):
                 return seq
