@@ -38,7 +38,7 @@ class Verdict(Enum):
     CLOSED = "closed"
     """The sender itself has closed this number: `AnswerExpired`."""
     EXPIRED = "expired"
-    """A session that was forgotten: `SessionExpired`."""
+    """Of a session that was forgotten, as far as anybody can tell now: `SessionExpired`."""
 
 
 _APPLY, _HOLD, _REPEAT, _CLOSED = Verdict.APPLY, Verdict.HOLD, Verdict.REPEAT, Verdict.CLOSED
@@ -78,6 +78,7 @@ class Ledger:
         self.pending: dict[str, dict[int, Out]] = {}
         self.dead: list[DeadLetter] = []
         self.horizon = 0
+        """Every session that was forgotten began when the log ended here, or before (rule 15)."""
         self.timers: dict[str, Timer] = {}
         self.again: dict[tuple[str, int], Again] = {}
         """After an undo: inputs that are to be run once more, and what they have sent (rule 17)."""

@@ -58,8 +58,8 @@ class Message(msgspec.Struct, array_like=True, frozen=True, gc=False):
 class Mail(msgspec.Struct, array_like=True, frozen=True):
     """One inbox entry: consecutive messages of one sender.
 
-    `sender` is an agent id, or for a client its session (`client_sender`).  `start` is a client session's start stamp (wall
-    milliseconds), 0 for an agent.  `low`: the sender has the outcome of every number below it.
+    `sender` is an agent id, or for a client its session (`client_sender`).  `start`: where the receiver's log ended when a
+    client's session began, 0 for an agent.  `low`: the sender has the outcome of every number below it.
     """
 
     to: str

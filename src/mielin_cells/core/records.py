@@ -42,6 +42,7 @@ class Taken(msgspec.Struct, array_like=True, frozen=True, gc=False):
     n: int
     low: int
     start: int
+    """Of a client's session: where this log ended when it began."""
     answer: bytes | None
 
 
@@ -161,7 +162,7 @@ class Commit(msgspec.Struct, array_like=True, frozen=True):
     """Per receiver: every output up to this number is stored in its inbox (rule 11)."""
     dead: list[DeadLetter]
     forgot: list[str]
-    """Client sessions forgotten, raising the horizon to the newest start among them (rule 15)."""
+    """Client sessions forgotten; the horizon is raised to the latest `start` among them (rule 15)."""
     state: StateDelta | None
     version: int
     """Class version of the state after it."""

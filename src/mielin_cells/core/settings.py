@@ -25,7 +25,8 @@ BURST_S = 0.005
 """An agent with many messages gives the event loop back at least this often."""
 
 SESSIONS_MAX = 1000
-"""Client sessions an agent remembers; the one quiet for longest is forgotten first, behind a durable horizon."""
+"""Client sessions an agent remembers; the one quiet for longest is forgotten first.  Those that began no later and are not
+known are refused from then on."""
 
 TIMERS_MAX = 10_000
 """Timers of one agent at a time: they are in its snapshots and in what a handover seals."""

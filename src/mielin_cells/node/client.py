@@ -69,13 +69,13 @@ class Client:
         *,
         settings: Settings | None = None,
         rng: Random | None = None,
-        wall: Callable[[], float],
+        wall: Callable[[], float] | None = None,
     ) -> None:
+        """`wall` is the clock of whoever made this client.  Nothing is decided by it."""
         self.log = log
         self.wire = wire
         self.settings = settings or Settings()
         self._rng = rng or Random()
-        self._wall = wall
         self.name = self._rng.randbytes(8).hex()
         self.reply_to = reply_subject(self.name)
         self._lanes: dict[str, Lane] = {}
@@ -136,16 +136,21 @@ class Client:
         if not session and agent in self._lanes:
             return self._lanes[agent]
         name = session or f"{self.name}.{self._rng.randbytes(4).hex()}"
-        lane = Lane(self, agent, name, int(self._wall() * 1000))
+        lane = Lane(self, agent, name)
         self._senders[lane.sender] = lane
         if not session:
             self._lanes[agent] = lane
         return lane
 
-    async def find(self, agent: str) -> None:
-        """Raises `NoSuchAgent` or `AgentTerminated` if there is nobody to send to; then the session is forgotten."""
+    async def find(self, agent: str) -> int:
+        """Where the agent's log ends: a session that begins now began there (rule 15).
+
+        Raises `NoSuchAgent` or `AgentTerminated` if there is nobody to send to; then the session is forgotten.
+        """
         try:
-            await self.owner(agent)
+            last = await self._end(agent)
+            self._owned(agent, last)
+            return last.seq if last is not None else 0
         except CellError:
             self.forget(agent)
             raise
@@ -213,7 +218,15 @@ class Client:
 
     async def owner(self, agent: str) -> tuple[str, int]:
         """The node that the log names, and the epoch.  Raises `NoSuchAgent`, `AgentTerminated`."""
-        record = await self.newest(agent) or await self._settled(agent)
+        return self._owned(agent, await self._end(agent))
+
+    async def _end(self, agent: str) -> Entry | None:
+        """The last entry of the agent's log.  That there is none is certain."""
+        subject = log_subject(agent)
+        return await self.log.last(subject) or await self.log.settled(subject)
+
+    def _owned(self, agent: str, last: Entry | None) -> tuple[str, int]:
+        record = _record(agent, last)
         if record is None:
             raise NoSuchAgent(f"There is no agent {agent!r} in this deployment; spawn it first.", agent=agent)
         owner = named_owner(record)
@@ -224,10 +237,6 @@ class Client:
     async def newest(self, agent: str) -> AnyRecord | None:
         """The last record of the agent's log, or what stands for it there."""
         return _record(agent, await self.log.last(log_subject(agent)))
-
-    async def _settled(self, agent: str) -> AnyRecord | None:
-        """As `newest`, and certain: that there is no agent is told only by this."""
-        return _record(agent, await self.log.settled(log_subject(agent)))
 
     async def request(self, node: str, request: control.AnyRequest, timeout: float) -> msgspec.Raw:
         data = await self.wire.request(control_subject(node), control.encode_request(request), timeout)

@@ -28,6 +28,7 @@ from mielin_cells.errors import (
     WrongClass,
     described,
 )
+from mielin_cells.node.beginning import Beginning, beginning
 from mielin_cells.node.inbox import Arrival
 from mielin_cells.node.steps import is_failure
 from mielin_cells.node.turn import Begun, Turn, TurnStopped
@@ -119,6 +120,12 @@ class Intake:
                 inbox.waiting -= 1
             else:
                 messages = mail.messages
+                if mail.start > self._fold.seq:
+                    begun_at = await beginning(host, mail)
+                    if begun_at is Beginning.NEVER:
+                        self._refuse(arrival, mail)
+                    if begun_at is not Beginning.KNOWN or self._stopped() or not host.is_open:
+                        return
                 if not arrival.was_held and judge(mail.sender, messages[0].n, mail.start) is _HOLD:
                     inbox.hold(arrival, host.batch)
                     continue
@@ -138,6 +145,17 @@ class Intake:
                     arrival.index += 1
                     inbox.waiting -= 1
             inbox.done(arrival, host.batch)
+
+    def _refuse(self, arrival: Arrival, mail: Mail) -> None:
+        logger.warning(
+            "agent %s: %s says that it began at %d of a log that ends at %d: refused; has the store been put back?",
+            self._fold.agent, sender_text(mail.sender), mail.start, self._fold.seq,
+        )  # fmt: skip
+        for message in mail.messages[arrival.index :]:
+            self._closed(arrival, mail, message, Verdict.EXPIRED)
+            arrival.index += 1
+            self._inbox.waiting -= 1
+        self._inbox.done(arrival, self._host.batch)
 
     # ---- one message -----------------------------------------------------------------------------------------
 

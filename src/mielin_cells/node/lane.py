@@ -63,11 +63,12 @@ class _Open(msgspec.Struct, eq=False):  # one is made for each call, and a struc
 class Lane:
     """One session of one client with one agent."""
 
-    def __init__(self, client: Client, agent: str, session: str, start: int) -> None:
+    def __init__(self, client: Client, agent: str, session: str) -> None:
         self.client = client
         self.agent = agent
         self.sender = client_sender(session)
-        self.start = start
+        self.start = 0
+        """Where the agent's log ended before the first message was stored: known once the agent was found."""
         self._loop = asyncio.get_running_loop()
         self._inbox_max = client.settings.inbox_max
         self._timeout_s = client.settings.ask_timeout_s
@@ -235,7 +236,7 @@ class Lane:
         """Stores what waits, the next only after the last: so the inbox has a sender's messages in order."""
         try:
             if not self._found:
-                await self.client.find(self.agent)
+                self.start = await self.client.find(self.agent)
                 self._found = True
             while self._queue:
                 sent = self._fitting()

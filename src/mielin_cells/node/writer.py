@@ -200,6 +200,17 @@ class Writer:
         """For the one record that says why this writer has failed: nothing of this one is on its way."""
         return Writer(self._log, self.fold, self.node, self.incarnation, self._rng, self._limit_s)
 
+    async def reaches(self, seq: int) -> bool:
+        """False if the log ends before `seq`.  Raises `Fenced` if another node has appended to it, or a `RetryError`."""
+        async with self._lock:
+            fold = self.fold
+            if seq <= fold.seq:
+                return True
+            last = await self._log.settled(log_subject(fold.agent))
+            if last is not None and last.seq > fold.seq:
+                raise self._fenced()
+            return False
+
     async def append_once(self, compose: Callable[[dict[str, Any]], R], timeout: float) -> R:
         """One try, for a handover.  Raises `Doubt` while the outcome is unknown: then the only append that may follow is a
         claim at the same place (rule 6)."""
@@ -283,7 +294,11 @@ class Writer:
                     raise Doubt("the log has moved, but the replica that answers has not")
             else:
                 raise Doubt("a conflict was reported, but the log has not moved")
-        raise Fenced(
+        raise self._fenced()
+
+    def _fenced(self) -> Fenced:
+        fold = self.fold
+        return Fenced(
             f"Agent {fold.agent!r} was taken over while node {self.node} was in epoch {fold.epoch}; "
             "it goes on at its new owner, nothing that was acknowledged is lost.",
             agent=fold.agent, epoch=fold.epoch, node=self.node,
