@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import run as command
 
 import mielin_cells as cells
 from mielin_cells import cli
@@ -46,8 +47,49 @@ def test_help_loads_no_broker_and_not_the_job() -> None:
 def test_a_command_line_that_does_not_parse_exits_with_2(options: tuple[str, ...]) -> None:
     done = run(*options)
     assert done.returncode == 2
-    assert "Error" in done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert done.stderr.startswith("mielin: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("agents", "--conect", "nats://user:secret@host:1"),
+        ("agents", "nats://user:secret@host:1"),
+        ("agents", "--connect", "ws://user:secret@host:1"),
+        ("agents", "--connect", "nats://user:sec/ret@host:1"),
+        ("agents", "--connect", "nats://user:1?secret@host:1"),
+        ("agents", "--connect", "nats://secret@127.0.0.1:1"),
+        ("nodes", "--connect", "user:secret@127.0.0.1:1"),
+        ("doctor", "--connect", "nats://user:secret@127.0.0.1:1"),
+        ("up", "--app", "nowhere.py", "--connect", "tls://user:secret@127.0.0.1:1"),
+    ],
+)
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_no_address_is_printed_with_what_lets_one_in(
+    words: tuple[str, ...], form: tuple[str, ...], tmp_path: Path
+) -> None:
+    done = command(tmp_path, *words, *form)
+    assert done.returncode in (1, 2)
+    assert "secret" not in done.stdout + done.stderr
+    assert "sec/ret" not in done.stdout + done.stderr
+    assert len((done.stdout + done.stderr).splitlines()) >= 1
+
+
+def test_a_websocket_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    for scheme in ("ws", "wss"):
+        done = command(tmp_path, "agents", MIELIN_URL=f"{scheme}://host:1")
+        assert (done.returncode, "is a websocket" in done.stderr) == (2, True)
+
+
+def test_a_locale_of_few_characters_gets_the_others_written_out(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [MIELIN, "ünïcode", "--json"], capture_output=True, timeout=CLOSE_S, check=False,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (2, b"")
+    assert b"\\xfcn\\xefcode" in done.stdout
 
 
 @pytest.mark.parametrize(

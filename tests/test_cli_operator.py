@@ -393,3 +393,43 @@ def test_values_are_printed_as_people_read_them() -> None:
         "2 h 1 min",
         "2 d 7 h",
     ]
+
+
+def test_values_are_printed_as_they_are() -> None:
+    assert (
+        as_text({"price": 0.05, "lat": 52.520008, "big": 1234567.891})
+        == "price  0.05\nlat    52.520008\nbig    1234567.891"
+    )
+    assert as_text([{"a": 1}, {"b": 3, "a": 20}]) == " A  B\n 1\n20  3"  # every column, whichever row has it
+    assert as_text({"text": "one\ntwo", "none": None, "flag": True}) == 'text  "one\\ntwo"\nnone  null\nflag  true'
+    assert as_text({"labels": {"zone": "two words"}}) == 'labels  {"zone":"two words"}'
+    assert (as_text({}), as_text([{}]), as_text(0.1 + 0.2)) == ("{}", "[{}]", "0.30000000000000004")
+    assert as_text("\x1b[2J") == "\x1b[2J"  # a text that a handler returns is its own affair; among others it is a word
+    assert as_text([{"id": "\x1b[2J"}]) == 'ID\n"\\u001b[2J"'
+    long = "x" * 500
+    assert as_text([{"id": long}]).splitlines()[1] == long
+    assert json.loads(as_json({"x": float("nan"), 1: float("-inf"), "n": 2**70})) == {
+        "x": "nan",
+        "1": "-inf",
+        "n": 2**70,
+    }
+
+
+def test_a_call_that_returns_nothing_prints_nothing_and_an_empty_text_is_a_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    printer = Printer(as_json=False)
+    printer.show(None)
+    assert capsys.readouterr().out == ""
+    printer.show("")
+    assert capsys.readouterr().out == "\n"
+
+
+def test_no_error_shows_what_lets_one_in(capsys: pytest.CaptureFixture[str]) -> None:
+    error = cells.NotConnected("nats://user:secret@host:1 is away.", url="nats://secret@host:1")
+    Printer(as_json=False).fail(error)
+    Printer(as_json=True).fail(error)
+    shown = capsys.readouterr()
+    assert "secret" not in shown.out + shown.err
+    assert "nats://host:1" in shown.out
+    assert "nats://host:1" in shown.err

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from nats_servers import WAIT_S, insisted, listening, nats_server, opened, refused, stored
 
+from mielin_cells.core.secret import redacted, scrubbed
 from mielin_cells.errors import (
     AuthFailed,
     CellError,
@@ -25,7 +26,6 @@ from mielin_cells.errors import (
 )
 from mielin_cells.substrate import jetstream
 from mielin_cells.substrate.jetstream import JetStream
-from mielin_cells.substrate.jetstream_address import redacted
 from mielin_cells.substrate.ports import Appended, Entry
 
 
@@ -211,6 +211,11 @@ async def test_a_credential_that_was_withdrawn_is_named_and_tried_again(tmp_path
 )  # fmt: skip
 def test_an_address_is_shown_without_what_lets_one_in(url: str, shown: str) -> None:
     assert redacted(url) == shown
+
+
+def test_addresses_in_a_text_are_shown_without_what_lets_one_in() -> None:
+    told = "no route to 'nats://u:secret@h:1', nor to tls://secret@g; ask admin@example.com"
+    assert scrubbed(told) == "no route to 'nats://h:1', nor to tls://g; ask admin@example.com"
 
 
 CREDS = """-----BEGIN NATS USER JWT-----

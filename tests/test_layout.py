@@ -39,7 +39,7 @@ MAY_IMPORT = {
 }
 MAY_ALSO = {
     "node.local": {"substrate.embedded"},  # composes nodes and the embedded substrate: `cells.local`
-    "node.remote": {"substrate.jetstream"},  # likewise for a server's: `cells.connect`
+    "node.remote": {"substrate.jetstream", "substrate.jetstream_address"},  # likewise for a server's: `cells.connect`
     "cli.up": {"substrate.server"},  # starts the server for its nodes
     "cli.stage": {"substrate.server"},  # likewise for the job's
     "cli.serve": {"testing.faults", "substrate.ports"},  # nodes that fail on purpose

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import os
+import io
 import sys
 
 
 def main() -> None:
     """The entry point."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal of few characters gets the others as \\xNN
     try:
         _run()
     except BrokenPipeError:  # whoever reads the output, as `head` does, has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        from mielin_cells.cli.show import to_nowhere
+
+        to_nowhere()
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         print("mielin: stopped", file=sys.stderr)
@@ -20,14 +24,19 @@ def main() -> None:
 
 def _run() -> None:
     """Heavy imports wait until a command runs, so that `--help` is quick."""
+    from cyclopts import CycloptsError
+
     from mielin_cells.cli.app import app
-    from mielin_cells.errors import CellError, ConfigError, MigrationRefused
+    from mielin_cells.errors import CellError, UsageError
 
     try:
         app()
-    except CellError as error:
+    except (CellError, CycloptsError) as error:
+        from mielin_cells.cli.codes import code_of
         from mielin_cells.cli.show import Printer
 
-        Printer("--json" in sys.argv[1:] and "demo" not in sys.argv[1:2]).fail(error)  # `demo --json` names a file
-        code = 2 if isinstance(error, ConfigError) else 3 if isinstance(error, MigrationRefused) else 1
-        raise SystemExit(code) from None
+        found = (
+            error if isinstance(error, CellError) else UsageError(f"{str(error).strip(' .,')}; see `mielin --help`.")
+        )
+        Printer("--json" in sys.argv[1:] and "demo" not in sys.argv[1:2]).fail(found)  # `demo --json` names a file
+        raise SystemExit(code_of(found)) from None

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 app = App(
     name="mielin", help="Stateful agents that move between nodes while they work.", version=__version__,
     help_format="plaintext",  # what renders markup takes 50 ms to import
+    exit_on_error=False, print_error=False,  # told as every error is: see `cli._run`
 )  # fmt: skip
 
 RUN = Group.create_ordered("Run")

@@ -11,6 +11,7 @@ from typing import Any
 
 from mielin_cells.cli.codes import code_of
 from mielin_cells.cli.show import Printer
+from mielin_cells.core.secret import scrubbed
 from mielin_cells.errors import CellError, UsageError
 from mielin_cells.node.operator import Operator
 from mielin_cells.node.remote import connected, find_address
@@ -37,9 +38,18 @@ def operate(
         return code_of(error)
 
 
+class _Formatter(logging.Formatter):
+    """Addresses, also in tracebacks, are shown without what lets one in."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return scrubbed(super().format(record))
+
+
 def log_to_stderr(level: int) -> None:
     """Other packages' warnings always; ours from `level`."""
-    logging.basicConfig(stream=sys.stderr, format=LOG_FORMAT, level=logging.WARNING)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter(LOG_FORMAT))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.getLogger("mielin_cells").setLevel(level)
     logging.getLogger("asyncio").setLevel(logging.ERROR)
     logging.getLogger("nats").setLevel(logging.CRITICAL)  # what it logs is raised, too, and translated there

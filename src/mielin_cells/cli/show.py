@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
+import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
 
+from mielin_cells.core.secret import scrubbed
 from mielin_cells.errors import CellError
+
+WORD = re.compile(r"[\w.:/+-]+")
 
 
 class Printer:
@@ -19,52 +26,67 @@ class Printer:
         self.as_json = as_json
 
     def show(self, value: Any, text: Callable[[], str] | None = None) -> None:
-        out = as_json(value) if self.as_json else text() if text is not None else as_text(value)
-        if out:
-            print(out, flush=True)
+        """Of a call that returns nothing, nothing is printed as text."""
+        if self.as_json or text is not None or value is not None:
+            print(as_json(value) if self.as_json else text() if text is not None else as_text(value), flush=True)
 
     def fail(self, error: CellError) -> None:
         """With `--json` the error is the last line of the output."""
         if self.as_json:
             _, message, facts = error.to_wire()
-            self.show({"error": {"code": error.code, "message": message, "facts": facts}})
+            shown = {name: scrubbed(fact) if isinstance(fact, str) else fact for name, fact in facts.items()}
+            self.show({"error": {"code": error.code, "message": scrubbed(message), "facts": shown}})
         else:
-            print(f"mielin: {error.message}", file=sys.stderr)
+            print(f"mielin: {scrubbed(error.message)}", file=sys.stderr)
+
+
+def to_nowhere() -> None:
+    """Nobody reads standard output any more; what is written to it from now on is dropped."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def as_json(value: Any) -> str:
-    try:
-        return msgspec.json.encode(value, enc_hook=repr).decode()
-    except TypeError:  # a key that JSON does not have
-        return msgspec.json.encode(_with_text_keys(value), enc_hook=repr).decode()
+    """One line.  What JSON does not have is text: a key that is no text, a number that is not finite, a complex one."""
+    plain = _json_of(msgspec.to_builtins(value, str_keys=False, enc_hook=repr))
+    return msgspec.json.encode(plain).decode()
 
 
-def _with_text_keys(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k if isinstance(k, str) else repr(k): _with_text_keys(v) for k, v in value.items()}
-    return [_with_text_keys(item) for item in value] if isinstance(value, (list, tuple)) else value
+def _json_of(value: Any) -> Any:
+    match value:
+        case float() if not math.isfinite(value):
+            return repr(value)
+        case dict():
+            return {k if isinstance(k, str) else repr(k): _json_of(v) for k, v in value.items()}
+        case list() | tuple():
+            return [_json_of(item) for item in value]
+        case _:
+            return value
 
 
 def as_text(value: Any) -> str:
-    """Lists as tables, records as lines of name and value, text as it is, anything else as JSON."""
+    """Lists of records as tables, records as lines of name and value, text as it is, anything else as JSON."""
     if value is None:
         return ""
     if isinstance(value, str):
         return value
-    if isinstance(value, (list, tuple)) and value and all(_is_record(item) for item in value):
-        return table([_plain(item) for item in value])
-    if _is_record(value):
-        return record(_plain(value))
+    if isinstance(value, float):
+        return repr(value)
+    if isinstance(value, (list, tuple)) and value and all(_is_record(item) and _plain(item) for item in value):
+        rows = [_plain(item) for item in value]
+        return table(rows, dict.fromkeys(name for row in rows for name in row))
+    if _is_record(value) and (plain := _plain(value)):
+        return record(plain)
     return as_json(value)
 
 
 def table(rows: Sequence[dict[str, Any]], columns: Iterable[str] | None = None) -> str:
-    """Aligned columns under their names; numbers to the right."""
+    """Aligned columns under their names, numbers to the right; nothing is cut, however narrow the terminal."""
     names = list(columns or rows[0])
-    cells = [[_cell(row.get(name)) for name in names] for row in rows]
-    widths = [max(len(name), *(len(line[i]) for line in cells)) for i, name in enumerate(names)]
+    cells = [[_cell(row[name]) if name in row else "" for name in names] for row in rows]
+    heads = [_line(name.upper()) for name in names]
+    widths = [max(len(head), *(len(line[i]) for line in cells)) for i, head in enumerate(heads)]
     right = [all(isinstance(row.get(name), (int, float)) for row in rows) for name in names]
-    lines = [[name.upper() for name in names], *cells]
+    lines = [heads, *cells]
     return "\n".join(
         "  ".join(cell.rjust(width) if to_right else cell.ljust(width)
                   for cell, width, to_right in zip(line, widths, right, strict=True)).rstrip()
@@ -73,8 +95,9 @@ def table(rows: Sequence[dict[str, Any]], columns: Iterable[str] | None = None) 
 
 
 def record(plain: dict[str, Any]) -> str:
-    width = max((len(name) for name in plain), default=0)
-    return "\n".join(f"{name:<{width}}  {_cell(value)}".rstrip() for name, value in plain.items())
+    named = {_line(name): value for name, value in plain.items()}
+    width = max((len(name) for name in named), default=0)
+    return "\n".join(f"{name:<{width}}  {_cell(value)}".rstrip() for name, value in named.items())
 
 
 def size(count: float) -> str:
@@ -111,12 +134,20 @@ def _plain(value: Any) -> dict[str, Any]:
 
 
 def _cell(value: Any) -> str:
-    if value is None:
-        return ""
     if isinstance(value, str):
-        return value.replace("\n", " ")
+        return _line(value)
     if isinstance(value, float):
-        return f"{value:.1f}"
-    if isinstance(value, dict) and all(isinstance(item, (str, int)) for item in value.values()):
+        return repr(value)
+    if isinstance(value, dict) and value and all(_is_word(name) and _is_word(item) for name, item in value.items()):
         return " ".join(f"{name}={item}" for name, item in value.items())
     return as_json(value)
+
+
+def _is_word(value: Any) -> bool:
+    """It stands among others without quotes."""
+    return type(value) is int or (isinstance(value, str) and WORD.fullmatch(value) is not None)
+
+
+def _line(text: str) -> str:
+    """The text as it is, if it can stand in a line; else as a JSON string, with what cannot be seen written out."""
+    return text if text.isprintable() else json.dumps(text)

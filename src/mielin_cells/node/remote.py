@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
-import re
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mielin_cells.core.calls import current
+from mielin_cells.core.secret import redacted
 from mielin_cells.core.settings import Settings
 from mielin_cells.errors import ConfigError, NotConnected, StoreUnreachable
 
@@ -27,7 +28,6 @@ FOLDER = ".mielin"
 
 ADDRESS_FILE = "address.json"
 URL_VARIABLE = "MIELIN_URL"
-URL_SCHEMES = ("nats://", "tls://", "ws://", "wss://")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,9 @@ class Address:
     def shown(self) -> str:
         """The URL without the password that it may hold."""
         return redacted(self.url)
+
+    def __repr__(self) -> str:
+        return f"<Address {self.shown}, named by {self.named_by}>"
 
     def write(self, folder: Path) -> None:
         """Leaves the address for later commands in the same directory.  The URL may hold a password: nobody else reads it."""
@@ -93,17 +96,16 @@ def find_address(
     return replace(left, creds=let_in or left.creds, tls_ca=trusted or left.tls_ca)
 
 
-def redacted(url: str) -> str:
-    return re.sub(r"//[^/@]*@", "//", url)
-
-
 def _checked(url: str, where: str) -> str:
-    if not url.startswith(URL_SCHEMES):
-        raise ConfigError(
-            f"{where}: {redacted(url)!r} is no server's address; wanted: nats://HOST:PORT or tls://HOST:PORT.",
-            field="url", range="nats://HOST:PORT",
-        )  # fmt: skip
+    from mielin_cells.substrate.jetstream_address import check_url
+
+    check_url(url, where)
     return url
+
+
+def import_store() -> None:
+    """What `open_substrate` needs is imported now, and not by what stands beside an app that comes first on the path later."""
+    importlib.import_module("mielin_cells.substrate.jetstream")
 
 
 async def open_substrate(address: Address) -> JetStream:

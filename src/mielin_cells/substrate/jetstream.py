@@ -23,6 +23,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from mielin_cells.core.health import Facts
+from mielin_cells.core.secret import redacted, scrubbed
 from mielin_cells.errors import (
     AuthFailed,
     CellError,
@@ -32,7 +33,7 @@ from mielin_cells.errors import (
     StoreUnreachable,
 )
 from mielin_cells.substrate import jetstream_api as api
-from mielin_cells.substrate.jetstream_address import check_url, is_unknown_host, options_of, redacted
+from mielin_cells.substrate.jetstream_address import check_url, is_unknown_host, options_of
 from mielin_cells.substrate.jetstream_api import Unanswered
 from mielin_cells.substrate.jetstream_health import facts
 from mielin_cells.substrate.jetstream_log import JetLog
@@ -263,7 +264,7 @@ class Connection:
             self._register(listener)
 
     def _refused(self, error: Exception) -> CellError:
-        text = str(error) or type(error).__name__
+        text = scrubbed(str(error)) or type(error).__name__
         if isinstance(error, nats.errors.AuthorizationError) or "uthorization" in text or "uthentication" in text:
             return AuthFailed(
                 f"The server {self.url} refuses this user ({text}); check the credential in the URL, or --creds.",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import re
 import socket
 import ssl
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from mielin_cells.core.secret import redacted
 from mielin_cells.errors import ConfigError
 
 CREDENTIALS_BYTES: Final = 64 * 1024
@@ -32,22 +33,25 @@ def options_of(creds: str | os.PathLike[str] | None, tls_ca: str | os.PathLike[s
     return options
 
 
-def redacted(url: str) -> str:
-    """The address without what lets one in, which may hold any character."""
-    return re.sub(r"^(\w+://)?.*@", r"\1", url, flags=re.DOTALL)
-
-
-def check_url(url: str) -> None:
-    try:
+def check_url(url: str, where: str = "") -> None:
+    """Raises `ConfigError`; `where` says what names the address.  A name alone needs a scheme or a port to be one."""
+    parts, is_address = urlsplit(""), False
+    with contextlib.suppress(ValueError):
         parts = urlsplit(url if "://" in url else f"nats://{url}")
-        is_usable = parts.scheme in ("nats", "tls") and bool(parts.hostname) and parts.port != 0 and url.isprintable()
-    except ValueError:
-        is_usable = False
-    if not is_usable or " " in url:
-        raise ConfigError(
-            f"{redacted(url)!r} is no address of a NATS server; wanted: nats://HOST:PORT, or tls://HOST:PORT.",
-            field="connect", range="a URL",
-        )  # fmt: skip
+        is_address = bool(parts.hostname) and parts.port != 0 and url.isprintable() and " " not in url
+        is_address = is_address and ("://" in url or parts.port is not None)
+    shown = f"{where}: {redacted(url)!r}" if where else f"{redacted(url)!r}"
+    if is_address and parts.scheme in ("ws", "wss"):
+        what = f"{shown} is a websocket, over which this system does not speak; give the server's nats:// or tls:// address"
+    elif not is_address or parts.scheme not in ("nats", "tls"):
+        what = f"{shown} is no server's address; wanted: nats://HOST:PORT, or tls://HOST:PORT"
+    elif parts.path not in ("", "/") or "?" in url or "#" in url:
+        what = (
+            f"{shown} has more than HOST:PORT; a user or password with / ? or # in it cannot stand there: use --creds"
+        )
+    else:
+        return
+    raise ConfigError(f"{what}.", field="connect", range="nats://HOST:PORT")
 
 
 def _credentials(path: str) -> str:
