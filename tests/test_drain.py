@@ -15,13 +15,16 @@ import pytest
 from processes import deployment as processes
 
 import mielin_cells as cells
+from mielin_cells.cli.drain import drain as drain_command
 from mielin_cells.cli.drain import seconds_of
+from mielin_cells.cli.show import Printer
 from mielin_cells.core.agent import classes
 from mielin_cells.core.calls import current
 from mielin_cells.migration.recovery import RecoveryConfig
 from mielin_cells.node import cordon, drain, registry
 from mielin_cells.node.client import Client
 from mielin_cells.node.node import Node
+from mielin_cells.node.operator import Operator
 from mielin_cells.substrate.embedded import Embedded
 
 QUICK = cells.Settings(reconcile_s=0.3, ask_repeat_s=0.1, pause_s=0.2)
@@ -201,6 +204,24 @@ async def test_what_cannot_go_by_the_deadline_stays_runs_on_and_is_told() -> Non
         doors[-1].leave.set()
         assert await working == 1
         assert await busy.where() == "node-1"
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+async def test_the_command_fails_when_agents_stay_and_says_which_and_why(
+    as_json: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with deployment("node-1", "node-2") as made:
+        busy = await made.client.on("node-1").spawn(Meter, "busy")
+        working = asyncio.create_task(busy.slow())
+        await doors[-1].begun.wait()
+        operator, printer = Operator(made.client), Printer(as_json)
+        assert await drain_command(operator, printer, "node-1", 0.4, dry_run=False) == 1
+        last = capsys.readouterr().out.splitlines()[-1]
+        assert "busy" in last
+        assert last != "  busy: "
+        doors[-1].leave.set()
+        assert await working == 1
+        assert await drain_command(operator, printer, "node-1", 10.0, dry_run=False) == 0
 
 
 async def test_a_turn_that_ends_in_time_is_waited_for() -> None:

@@ -10,7 +10,7 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from mielin_cells.cli.codes import DONE, REFUSED
+from mielin_cells.cli.codes import DONE, FAILED, REFUSED
 from mielin_cells.cli.show import Printer, duration, size, table
 from mielin_cells.core.cluster import DrainReport
 from mielin_cells.errors import ConfigError
@@ -50,7 +50,7 @@ async def cordon(operator: Operator, printer: Printer, node: str, is_cordoned: b
 
 
 async def drain(operator: Operator, printer: Printer, node: str, deadline_s: float, dry_run: bool) -> int:
-    """0: the node may be taken away.  What is left then, if anything, is told, and is claimable."""
+    """0: the node may be taken away; 1: agents stay, which are told with what keeps them."""
     if dry_run:
         plan = await cordons.plan(operator.client, node)
         printer.show(plan, lambda: _plan(plan))
@@ -63,7 +63,7 @@ async def drain(operator: Operator, printer: Printer, node: str, deadline_s: flo
             print(f"mielin: the drain of {node} goes on; `mielin uncordon {node}` stops it", file=sys.stderr)
             raise
     printer.show({"event": "report", **asdict(report)}, lambda: _report(report))
-    return DONE
+    return DONE if report.ok else FAILED
 
 
 # ---- text ----------------------------------------------------------------------------------------------------
@@ -97,8 +97,10 @@ def _report(report: DrainReport) -> str:
     head = f"{report.node} {how} after {took}: {gone} of {report.agents} agents"
     if not report.left:
         return f"{head}; it can be taken away"
-    kept = "\n".join(f"  {agent}: {why}" for agent, why in report.blocked[:ROWS_SHOWN])
-    return f"{head}; {report.left} stay, and are claimable once it has stopped\n{kept}"
+    kept = [f"  {agent}: {why}" for agent, why in report.blocked]
+    if report.left > len(kept):
+        kept.append(f"  and {report.left - len(kept)} more: mielin agents --node {report.node}")
+    return "\n".join([f"{head}; {report.left} stay, and are claimable once it has stopped", *kept])
 
 
 class _Live:
@@ -150,7 +152,7 @@ class _Live:
 
         shown = Table(title=Text(_headline(told)), title_justify="left")
         for name in ("agent", "state", "target", "waiting", "size", "blocker"):
-            shown.add_column(name, justify="right" if name in ("waiting", "size") else "left")
+            shown.add_column(name, justify="right" if name in ("waiting", "size") else "left", overflow="fold")
         for row in told.rows[:ROWS_SHOWN]:
             shown.add_row(*(Text(str(value)) for value in _row(row).values()))
         if told.left > ROWS_SHOWN:

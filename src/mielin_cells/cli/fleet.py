@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +31,12 @@ STOP_S = 35.0
 """A child's own limit for a clean stop, and a little; what lives then is killed."""
 
 LINE_BYTES_MAX = 1024 * 1024
+
+LOOK_S = 0.1
+"""How often a child is looked at: what it has started may hold its pipes open when it has ended."""
+
+LAST_WORDS_S = 1.0
+"""For what an ended child has left in its pipes."""
 
 
 @dataclass(slots=True)
@@ -95,7 +101,7 @@ class Fleet:
         child.is_gone = True
         self.children.remove(child)
         child.process.terminate()
-        code = await child.process.wait()
+        code = await _ended(child.process)
         while child.state != "stopped":  # its last lines are still to be read
             await asyncio.sleep(0.01)
         return code
@@ -122,7 +128,7 @@ class Fleet:
                 child.become("stopping")
         try:
             async with asyncio.timeout(STOP_S):
-                await asyncio.gather(*(child.process.wait() for child in self.children if child.process is not None))
+                await asyncio.gather(*(_ended(child.process) for child in self.children if child.process is not None))
         except TimeoutError:
             self.kill()
         await asyncio.gather(*self._keepers, return_exceptions=True)
@@ -137,20 +143,25 @@ class Fleet:
     async def _keep(self, child: Child) -> None:
         delay = RESTART_S_MIN
         while not self._ending.is_set():
-            begun = time.monotonic()
-            child.code = await self._run(child)
+            begun, why = time.monotonic(), dict[str, Any]()
+            try:
+                child.code = await self._run(child)
+            except Exception as error:  # noqa: BLE001 - no more processes or descriptors, or an error of ours: it is told, and tried again
+                child.code, child.last_line = None, f"its process cannot be started or read: {error}"
+                why = {"reason": child.last_line}
             if self._ending.is_set() or child.is_gone:
                 child.become("stopped")
                 self._say({"event": "node", "node": child.name, "state": "stopped", "code": child.code})
                 return
             child.become("crashed")
+            event = {"event": "node", "node": child.name, "state": "crashed", "code": child.code, **why}
             if child.code == USAGE:
-                self._say({"event": "node", "node": child.name, "state": "crashed", "code": child.code})
+                self._say(event)
                 if not self.failed.done():
                     self.failed.set_result(child)
                 return
             delay = RESTART_S_MIN if time.monotonic() - begun > STEADY_S else delay
-            self._say({"event": "node", "node": child.name, "state": "crashed", "code": child.code, "restart_s": delay})
+            self._say({**event, "restart_s": delay})
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._ending.wait(), delay)
             delay = min(delay * 2, RESTART_S_MAX)
@@ -163,25 +174,29 @@ class Fleet:
             env={**os.environ, URL_VARIABLE: self._address.url},  # not an argument: it may hold a password
             pass_fds=self._pass_fds, start_new_session=True,  # so that Ctrl-C reaches this process alone
         )  # fmt: skip
-        if self._ending.is_set():
-            process.terminate()
-        assert process.stdout is not None
-        assert process.stderr is not None
-        readers: list[Coroutine[Any, Any, None]] = [
-            self._lines(process.stdout, lambda line: self._told(child, line)),
-            self._lines(process.stderr, lambda line: self._logged(child, line)),
-        ]
+        readers: list[asyncio.Task[None]] = []
         try:
-            await asyncio.gather(*readers)
-            return await process.wait()
-        except asyncio.CancelledError:
+            if self._ending.is_set():
+                process.terminate()
+            assert process.stdout is not None
+            assert process.stderr is not None
+            readers.append(asyncio.create_task(self._lines(process.stdout, lambda line: self._told(child, line))))
+            readers.append(asyncio.create_task(self._lines(process.stderr, lambda line: self._logged(child, line))))
+            code = await _ended(process)
+            await asyncio.wait(readers, timeout=LAST_WORDS_S)
+            return code
+        finally:
             if process.returncode is None:
                 process.kill()
-            raise
+            for reader in readers:
+                reader.cancel()
+            await asyncio.gather(*readers, return_exceptions=True)
+            process._transport.close()  # type: ignore[attr-defined]  # else its pipes stay while anybody holds them
 
     def _command(self, name: str) -> list[str]:
         address = self._address
-        command = [sys.executable, "-m", "mielin_cells.cli", "node", "--name", name, "--app", self._app]
+        # -P: a random.py of the directory that this is started in is not Python's own.
+        command = [sys.executable, "-P", "-m", "mielin_cells.cli", "node", "--name", name, "--app", self._app]
         command += ["--stop-with-stdin", "--json", *self._options]
         if address.creds is not None:
             command += ["--creds", address.creds]
@@ -204,19 +219,35 @@ class Fleet:
         event: Any = None
         with contextlib.suppress(ValueError):
             event = json.loads(line)
-        if not isinstance(event, dict):
-            self._logged(child, line)
-        elif event.get("event") == "serving" and event.get("node") == child.name:
-            child.incarnation = event["incarnation"]
-            child.become("serving")
-            self._say({**event, "event": "node", "state": "serving", "restarts": child.restarts})
-        elif event.get("event") == "stopping" and event.get("node") == child.name:
-            child.left = event["agents"]
-        elif "error" in event:
-            child.last_line = str(event["error"].get("message", ""))
-            self._say({"event": "log", "node": child.name, "line": child.last_line})
+        match event:
+            case {"event": "serving", "node": child.name, "incarnation": int(incarnation), "process": int()}:
+                child.incarnation = incarnation
+                child.become("serving")
+                self._say({**event, "event": "node", "state": "serving", "restarts": child.restarts})
+            case {"event": "stopping", "node": child.name, "agents": int(left)}:
+                child.left = left
+            case {"event": "waiting", "node": child.name, "reason": str(reason)}:
+                self._say({"event": "log", "node": child.name, "line": f"waits for its server: {reason}"})
+            case {"event": "draining" | "stopped", "node": child.name}:
+                pass
+            case {"error": {"message": str(message)}}:
+                child.last_line = message
+                self._say({"event": "log", "node": child.name, "line": message})
+            case _:
+                self._logged(child, line)
 
     def _logged(self, child: Child, line: str) -> None:
         if line.strip():
             child.last_line = line
             self._say({"event": "log", "node": child.name, "line": line})
+
+
+async def _ended(process: Process) -> int:
+    """Its exit code, as soon as it has ended; the library may wait for the end of its pipes, too."""
+    waiting = asyncio.ensure_future(process.wait())
+    try:
+        while process.returncode is None:
+            await asyncio.wait((waiting,), timeout=LOOK_S)
+        return process.returncode
+    finally:
+        waiting.cancel()

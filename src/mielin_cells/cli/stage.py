@@ -86,4 +86,5 @@ def _tell(event: dict[str, Any]) -> None:
     if event.get("event") == "log":
         print(f"{event['node']} | {event['line']}", file=sys.stderr, flush=True)
     elif event.get("state") == "crashed":
-        print(f"{event['node']} has ended by itself (code {event['code']})", file=sys.stderr, flush=True)
+        why = event.get("reason") or f"has ended by itself (code {event['code']})"
+        print(f"{event['node']} {why}", file=sys.stderr, flush=True)

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from mielin_cells.cli.codes import DONE, FAILED, INTERRUPTED, code_of
 from mielin_cells.cli.fleet import Child, Fleet
 from mielin_cells.cli.folder import Folder, take
 from mielin_cells.cli.link import log_to_stderr
-from mielin_cells.cli.show import Printer, duration
+from mielin_cells.cli.show import Printer, duration, to_nowhere
 from mielin_cells.errors import CellError, ConfigError
 from mielin_cells.node.config import find as find_config
 from mielin_cells.node.remote import ADDRESS_FILE, Address, connected, find_address, open_substrate
@@ -120,7 +120,7 @@ async def _ended(server: Server) -> int:
 
 
 async def _nodes(wanted: Wanted, printer: Printer, ending: _Ending, folder: Folder, served: Served) -> int:
-    display = Display(printer, served)
+    display = Display(printer, served, lambda: ending.end(signal.SIGPIPE))
     ending.fleet = fleet = Fleet(
         wanted.app, served.address, display.say, (folder.lock,),
         ("--config", str(wanted.config)) if wanted.config is not None else (),
@@ -153,7 +153,7 @@ async def _nodes(wanted: Wanted, printer: Printer, ending: _Ending, folder: Fold
 
 
 class _Ending:
-    """Ctrl-C, SIGTERM or the terminal's end; a second Ctrl-C ends everything at once."""
+    """Ctrl-C, SIGTERM, or the end of the terminal or of whoever reads; a second Ctrl-C ends everything at once."""
 
     def __init__(self) -> None:
         self.event = asyncio.Event()
@@ -161,9 +161,9 @@ class _Ending:
         self.fleet: Fleet | None = None
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, self._end, number)
+            loop.add_signal_handler(number, self.end, number)
 
-    def _end(self, number: signal.Signals) -> None:
+    def end(self, number: signal.Signals) -> None:
         if self.reason and number == signal.SIGINT:
             if self.fleet is not None:
                 self.fleet.kill()
@@ -189,6 +189,8 @@ def _text(event: dict[str, Any]) -> str:
             return f"server at {url}"
         case {"event": "node", "node": node, "state": "serving", "incarnation": incarnation}:
             return f"{node} serves (process {event['process']}, incarnation {incarnation})"
+        case {"event": "node", "node": node, "state": "crashed", "reason": reason, "restart_s": wait}:
+            return f"{node}: {reason}; it is tried again in {wait:g} s"
         case {"event": "node", "node": node, "state": "crashed", "code": code, "restart_s": wait}:
             return f"{node} has ended ({_why(code)}); it is started again in {wait:g} s"
         case {"event": "node", "node": node, "state": "crashed", "code": code}:
@@ -206,14 +208,21 @@ def _text(event: dict[str, Any]) -> str:
 
 
 def _why(code: int) -> str:
-    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"code {code}"
+    if code >= 0:
+        return f"code {code}"
+    try:
+        return f"killed by {signal.Signals(-code).name}"
+    except ValueError:  # a real-time signal
+        return f"killed by signal {-code}"
 
 
 class Display:
     """Events as lines; on a terminal also a table that stays."""
 
-    def __init__(self, printer: Printer, served: Served) -> None:
+    def __init__(self, printer: Printer, served: Served, unread: Callable[[], None]) -> None:
         self._printer = printer
+        self._unread = unread
+        """Called when nobody reads the lines any more."""
         self._served = served
         self.children: list[Child] = []
         self._agents: dict[str, int] = {}
@@ -234,7 +243,11 @@ class Display:
 
     def say(self, event: dict[str, Any]) -> None:
         if self._live is None:
-            self._printer.show(*_event(event))
+            try:
+                self._printer.show(*_event(event))
+            except BrokenPipeError:
+                to_nowhere()
+                self._unread()
             return
         self._live.console.print(_text(event), markup=False, highlight=False)
         self._refresh()
@@ -258,11 +271,12 @@ class Display:
 
     def _table(self) -> Any:
         from rich.table import Table
+        from rich.text import Text
 
         facts = self._served.facts
-        table = Table(title=f"{facts['url']}" + (f"  sync {facts['sync']}" if "sync" in facts else ""))
+        table = Table(title=Text(f"{facts['url']}" + (f"  sync {facts['sync']}" if "sync" in facts else "")))
         for name in ("node", "state", "for", "agents", "process", "incarnation", "restarts"):
-            table.add_column(name, justify="left" if name in ("node", "state") else "right")
+            table.add_column(name, justify="left" if name in ("node", "state") else "right", overflow="fold")
         for child in self.children:
             table.add_row(*self._row(child))
         return table

@@ -16,6 +16,7 @@ import logging
 import math
 import os
 import platform
+import re
 import signal
 import socket
 import sys
@@ -40,7 +41,7 @@ from mielin_cells.node.heartbeat import Heartbeat
 from mielin_cells.node.keeper import Keeper
 from mielin_cells.node.node import Node
 from mielin_cells.node.registry import Announcement
-from mielin_cells.node.remote import Address, open_substrate
+from mielin_cells.node.remote import Address, import_store, open_substrate
 from mielin_cells.substrate.ports import Substrate
 
 logger = logging.getLogger("mielin_cells.process")
@@ -91,15 +92,15 @@ def load_app(app: str, config: Config) -> None:
 
     Raises `ConfigError` with the line that failed, or with the class whose recovery settings cannot be on this node.
     """
-    path = Path(app)
+    path = folder = Path(app)
     try:
         if app.endswith(".py"):
             if not path.is_file():
                 raise ConfigError(f"--app {app}: there is no such file.", field="app", range="a .py file or a module")
-            sys.path.insert(0, str(path.resolve().parent))
+            _look_in(folder := path.resolve().parent)
             _run_file(path)
         else:
-            sys.path.insert(0, str(Path.cwd()))
+            _look_in(folder := Path.cwd())
             importlib.import_module(app)
         for name, cls in list(classes.items()):
             spec_of(cls)
@@ -112,19 +113,40 @@ def load_app(app: str, config: Config) -> None:
         ) from error
     except (Exception, SystemExit) as error:  # whatever the user's module does when it is imported
         raise ConfigError(
-            f"--app {app} cannot be imported: {_place_of(error)}{type(error).__name__}: {error}.",
+            f"--app {app} cannot be imported: {_place_of(error)}{type(error).__name__}: {error}.{_shadowed(folder, str(error))}",
             field="app", range="a .py file or a module",
         ) from error  # fmt: skip
     if not classes:
         raise ConfigError(
-            f"--app {app} defines no agent class: derive one from mielin_cells.Agent.",
+            f"--app {app} defines no agent class: derive one from mielin_cells.Agent.{_shadowed(folder, app)}",
             field="app",
             range="agent classes",
         )
 
 
+def _look_in(folder: Path) -> None:
+    """Has the app find its neighbours: before what is installed, and behind Python's own modules, which all of us need."""
+    import psutil  # noqa: F401 - what we import later is imported before: a neighbour of such a name is not it
+
+    import_store()
+    installed = {sysconfig.get_path(kind) for kind in ("purelib", "platlib")}
+    at = next((i for i, place in enumerate(sys.path) if place in installed), len(sys.path))
+    sys.path.insert(at, str(folder))
+
+
+def _shadowed(folder: Path, text: str) -> str:
+    """A hint, if `text` is about a module of Python's own that a file of the folder has the name of."""
+    words = set(re.findall(r"\w+", text))
+    found = [
+        place for name in sorted(words & sys.stdlib_module_names)
+        for place in (folder / f"{name}.py", folder / name / "__init__.py") if place.is_file()
+    ]  # fmt: skip
+    return "".join(f" {place} has the name of a module of Python's own, which is taken; rename it." for place in found)
+
+
 def _run_file(path: Path) -> None:
-    name = path.stem if path.stem.isidentifier() and path.stem not in sys.modules else f"mielin_app_{os.getpid()}"
+    is_free = path.stem.isidentifier() and path.stem not in sys.modules and path.stem not in sys.stdlib_module_names
+    name = path.stem if is_free else f"mielin_app_{os.getpid()}"
     found = importlib.util.spec_from_file_location(name, path)
     assert found is not None
     assert found.loader is not None
