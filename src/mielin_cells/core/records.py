@@ -131,7 +131,9 @@ class Timer(msgspec.Struct, array_like=True, frozen=True):
     handler: str
     args: bytes
     due: float
-    """Wall seconds."""
+    """Wall seconds, by the clock of the node that wrote this."""
+    wait: float
+    """Seconds from when it was set, or from one time of a repeating one to the next: a node it comes to waits for no longer."""
     every: float
     """Seconds; 0: once."""
     catch_up: str

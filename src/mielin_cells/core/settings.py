@@ -31,6 +31,9 @@ known are refused from then on."""
 TIMERS_MAX = 10_000
 """Timers of one agent at a time: they are in its snapshots and in what a handover seals."""
 
+CATCH_UP_MAX = 10_000
+"""Times of one repeating timer that are made up for, the newest: also where a clock was years ahead."""
+
 DEAD_LETTERS_MAX = 1000
 """Dead letters kept per agent; the oldest goes first."""
 

@@ -50,9 +50,10 @@ def still_needed(kept: list[Kept], handovers: Collection[int], now: float, reten
     """Of the snapshots so far: the last before the oldest handover that can be undone, some behind it, and the newest.
 
     A handover can be undone until a snapshot behind it is as old as the retention.  What nobody can go back to is not kept: an agent
-    that never moves would otherwise keep an hour of its messages.
+    that never moves would otherwise keep an hour of its messages.  A snapshot of a later time than `now` was made by a clock that was
+    ahead: it counts as made now, so that nothing is kept for as long as the clock was wrong by.
     """
-    kept = kept or [START]
+    kept = [one if one.at <= now else msgspec.structs.replace(one, at=now) for one in kept or [START]]
     while len(kept) >= SNAPSHOTS_KEPT:
         first, second = kept[0], kept[1]
         if second.at > now - retention_s and any(first.seq <= seq < second.seq for seq in handovers):

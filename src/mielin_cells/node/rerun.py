@@ -23,11 +23,11 @@ class Rerun:
             self.steps[step.name, index] = step
 
     def timer(self, timer: Timer) -> Timer | None:
-        """The timer as it is set: due when it was; None if its message is in the inbox."""
+        """The timer as it is set: due when it was, and no later than if it were set now; None if its message is in the inbox."""
         if timer.k not in self.again.timers:
             return timer
         known = self.again.timers[timer.k]
-        return None if known is None else msgspec.structs.replace(timer, due=known.due)
+        return None if known is None else msgspec.structs.replace(timer, due=min(known.due, timer.due))
 
     def known(self, out: Out) -> Sent | None:
         """What was sent in this place before."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from mielin_cells.core.records import Fired, Out, Timer
+from mielin_cells.core.settings import CATCH_UP_MAX
 
 if TYPE_CHECKING:
     from mielin_cells.node.host import Host
@@ -31,7 +32,12 @@ class Timers:
 
     def open(self) -> None:
         now, wall = asyncio.get_running_loop().time(), self._host.home.wall()
-        for timer in self._host.fold.ledger.timers.values():
+        ledger, batch = self._host.fold.ledger, self._host.batch
+        for timer in list(ledger.timers.values()):
+            if timer.due - wall > timer.wait:  # a clock was wrong: here, or where it was set
+                timer = msgspec.structs.replace(timer, due=wall + timer.wait)
+                ledger.timers[timer.id] = batch.timers[timer.id] = timer
+                batch.touched = True
             self._at(timer.id, now + (timer.due - wall))
         self.kick()
 
@@ -89,7 +95,7 @@ class Timers:
         batch.touched = True
         if timer.every:
             passed = int((now - due) / timer.every)
-            steps = 1 if timer.catch_up == "all" else passed + 1
+            steps = 1 + max(0, passed - CATCH_UP_MAX) if timer.catch_up == "all" else passed + 1
             later = msgspec.structs.replace(timer, due=timer.due + steps * timer.every)
             ledger.timers[timer.id] = batch.timers[timer.id] = later
             self._at(timer.id, due + steps * timer.every)

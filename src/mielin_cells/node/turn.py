@@ -427,7 +427,7 @@ class Turn:
                 f"Agent {self.id!r} has {TIMERS_MAX} timers, which is the limit; cancel some, or set fewer."
             )
         due = host.home.wall() + seconds
-        timer = Timer(name, spec.name, body, due, period, catch_up, self.sender, self.n, k)
+        timer = Timer(name, spec.name, body, due, seconds, period, catch_up, self.sender, self.n, k)
         set_anew = self.rerun.timer(timer) if self.rerun is not None else timer
         if set_anew is not None:
             self.timers[name], self.seconds[name] = set_anew, seconds + (set_anew.due - due)
