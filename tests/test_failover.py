@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 from processes import deployment, wait_for
@@ -209,6 +210,29 @@ async def test_a_node_that_is_cut_off_suspects_nobody_and_one_that_was_only_sile
         air.silent.discard("node-2")
         assert await other.add() == 1
         assert await client.on("node-2").spawn(Gauge, "again") is not None  # it has rejoined
+
+
+async def test_an_error_that_no_retry_mends_does_not_end_failover(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with nodes("node-1", "node-2", "node-3") as (client, running, keepers, air):
+        gauge = await client.on("node-2").spawn(Gauge, "g")
+        failed = set[str]()
+        for name, keeper in keepers.items():
+            look = keeper.look
+
+            async def once(name: str = name, look: Callable[[], Coroutine[Any, Any, None]] = look) -> None:
+                if name not in failed:
+                    failed.add(name)
+                    raise cells.JetStreamDisabled("The account's JetStream was switched off for a moment.")
+                await look()
+
+            monkeypatch.setattr(keeper, "look", once)
+        async with asyncio.timeout(10):
+            while failed != running.keys():
+                await asyncio.sleep(0.01)
+        assert all(node.failures.total() == 1 for node in running.values())
+        die(running["node-2"], air)
+        assert await gauge.add() == 1
+        assert await gauge.where() != "node-2"
 
 
 async def test_a_node_that_hears_nobody_takes_nothing() -> None:

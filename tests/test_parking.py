@@ -130,7 +130,7 @@ async def test_a_node_that_only_saw_the_log_parks_the_agent_of_a_node_that_forgo
         seen, witness = (await load(at.log, "p")).seq, at.nodes["node-2"]
 
         async def has_seen() -> bool:
-            return witness.moved.get("p") == seen
+            return witness.adoption.moved.get("p") == seen
 
         await until(has_seen)
         at.kill("node-1")

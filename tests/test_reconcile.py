@@ -104,12 +104,12 @@ async def test_an_agent_that_is_parked_while_a_round_reads_does_not_end_the_roun
         last = await second.home.log.last(log_subject("b"))
         assert last is not None
         await one.add()  # its log goes on behind that sequence, without it
-        second._quiet.clear()
+        second.adoption.quiet.clear()
         second.parking.lost("a", last.seq)  # as if a host of this node had known it acknowledged
         late = second.home.log = LateLasts(second.home.log)
         async with asyncio.timeout(20):
             await late.asked.wait()
-            while "a" in second.moved:
+            while "a" in second.adoption.moved:
                 await asyncio.sleep(0.01)
             late.go.set()
             rounds = late.rounds

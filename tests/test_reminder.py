@@ -133,7 +133,7 @@ async def test_what_passed_the_owner_by_is_stored_again(monkeypatch: pytest.Monk
         running["node-1"].drop(running["node-1"].hosts["b"])
         with monkeypatch.context() as patched:
             patched.setattr(log, "tail", deaf)
-            await running["node-1"]._take_named("b")
+            await running["node-1"].adoption.take_named("b")
             assert await bell.ring() == 2
         assert [one.missed for one in heard] == [1]
         assert await mails(client) == 3

@@ -22,7 +22,8 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     incarnation: int
     agents: int
     state: str = "alive"
-    """alive; stuck (its process lives, its event loop does not answer); silent; stopped (cleanly)."""
+    """alive; starting (it takes over the agents that the log gives it); stuck (its process lives, its event loop does not
+    answer); silent; stopped (cleanly)."""
     since_s: float = 0.0
     """For how long it has been so; of a silent node 0 if nobody has heard it."""
     is_cordoned: bool = False

@@ -12,7 +12,8 @@ from mielin_cells.core.cell import Cell
 from mielin_cells.core.fold import Fold, Phase
 from mielin_cells.core.ids import inbox_subject
 from mielin_cells.core.records import Claimed
-from mielin_cells.core.spec import upgrade_state
+from mielin_cells.core.spec import Spec, upgrade_state
+from mielin_cells.core.state import StateDelta
 from mielin_cells.errors import (
     AgentTerminated,
     CellError,
@@ -20,11 +21,13 @@ from mielin_cells.errors import (
     EpochRegression,
     Fenced,
     InternalError,
+    StateUpgradeFailed,
     described,
 )
 from mielin_cells.node import control
 from mielin_cells.node.host import Host
 from mielin_cells.node.reader import load
+from mielin_cells.node.steps import is_failure
 from mielin_cells.node.together import together
 
 if TYPE_CHECKING:
@@ -90,7 +93,7 @@ async def claim_all(node: Node, wishes: list[control.Claim]) -> list[control.Ref
 async def take(node: Node, fold: Fold, cause: str) -> Host:
     """Claims the agent and hosts it.  Raises `Fenced` if another was first, and what keeps its state from loading."""
     spec = node.spec(fold.cls)
-    delta = upgrade_state(spec, fold.state, fold.version)
+    delta = _upgrade(spec, fold)
     if delta is not None:
         fold.state.apply(delta)
     cell = Cell(spec, fold.state, fold.agent)
@@ -112,6 +115,19 @@ async def take(node: Node, fold: Fold, cause: str) -> Host:
     finally:
         node.making.discard(fold.agent)
     return host
+
+
+def _upgrade(spec: Spec, fold: Fold) -> StateDelta | None:
+    """Raises `StateUpgradeFailed` whatever the class's code raises: the agent stays as it is stored."""
+    try:
+        return upgrade_state(spec, fold.state, fold.version)
+    except BaseException as error:
+        if isinstance(error, CellError) or not is_failure(error):
+            raise
+        raise StateUpgradeFailed(
+            f"The upgrade of agent {fold.agent!r} from version {fold.version} of {spec.name} to {spec.version} raised "
+            f"{described(error)}.", have=fold.version, need=spec.version,
+        ) from error  # fmt: skip
 
 
 async def _waits(node: Node, fold: Fold) -> bool:

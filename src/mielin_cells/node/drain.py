@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from mielin_cells.core.ids import control_subject
-from mielin_cells.errors import CellError, Fenced, MigrationInProgress, NoSuchAgent, RetryError
+from mielin_cells.errors import CellError, Fenced, MigrationInProgress, NoSuchAgent, RetryError, described
 from mielin_cells.node import control, selector
 from mielin_cells.node.admit import DECIDED_BY_THE_LOG
 from mielin_cells.node.together import together
@@ -160,7 +160,14 @@ class Drain:
             for host in hosts:
                 if self._ending.is_set():
                     return
-                await self._move(host)
+                try:
+                    await self._move(host)
+                except RetryError:
+                    raise
+                except Exception as error:  # a bug, of ours or of the agent's class: the others go on
+                    logger.exception("node %s: moving agent %s away failed", node.name, host.fold.agent)
+                    row = self._rows.setdefault(host.fold.agent, Row(agent=host.fold.agent))
+                    row.state, row.blocker = "blocked", f"its move raised {described(error)}"
 
         await together(worker() for _ in range(MOVES))
         self._rows = {agent: row for agent, row in self._rows.items() if agent in node.hosts}

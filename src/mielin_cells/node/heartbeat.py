@@ -11,6 +11,7 @@ import contextlib
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 
 import msgspec
@@ -19,6 +20,7 @@ from mielin_cells.core.ids import BEATS
 from mielin_cells.core.message import UNREADABLE
 from mielin_cells.core.settings import Settings
 from mielin_cells.errors import CellError, RecordInvalid
+from mielin_cells.node.supervision import supervised
 from mielin_cells.substrate.ports import Substrate
 
 logger = logging.getLogger("mielin_cells.heartbeat")
@@ -37,6 +39,8 @@ class Beat(msgspec.Struct, array_like=True, frozen=True):
     """For how long the node's main loop has not answered its heartbeat's thread."""
     ago_s: float = 0.0
     """In an answer about others: since when it was heard."""
+    is_starting: bool = False
+    """It still takes over the agents that the log gives it."""
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -83,9 +87,12 @@ class Heartbeat:
     """`start` on the node's main loop, then `stop`."""
 
     def __init__(
-        self, node: str, incarnation: int, connect: Callable[[], Awaitable[Substrate]], settings: Settings
+        self, node: str, incarnation: int, connect: Callable[[], Awaitable[Substrate]], settings: Settings,
+        is_starting: Callable[[], bool] = lambda: False,
     ) -> None:  # fmt: skip
         self.ear = Ear()
+        self.failures: Counter[str] = Counter()
+        self._is_starting = is_starting
         self._node = node
         self._incarnation = incarnation
         self._connect = connect
@@ -112,13 +119,12 @@ class Heartbeat:
     # ---- on the thread ---------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        try:
-            asyncio.run(self._live())
-        except Exception:  # a bug here must be seen, and must not end the node
-            logger.exception("the heartbeat of node %s has ended", self._node)
+        name = f"the heartbeat of node {self._node}"
+        # Without it others take this node's agents over, so whatever fails is tried again.
+        asyncio.run(supervised(name, self._live, failures=self.failures, cap_s=self._settings.heartbeat_s))
 
     async def _live(self) -> None:
-        self._own, self._ended = asyncio.get_running_loop(), asyncio.Event()
+        self._own, self._ended = asyncio.get_running_loop(), self._ended or asyncio.Event()
         self._ready.set()
         while not self._ended.is_set():
             try:
@@ -146,7 +152,7 @@ class Heartbeat:
         subscription = await substrate.wire.subscribe(BEATS, self.ear.hear)
         try:
             while not self._ended.is_set():
-                beat = Beat(self._node, self._incarnation, self._stuck())
+                beat = Beat(self._node, self._incarnation, self._stuck(), is_starting=self._is_starting())
                 await substrate.wire.publish(BEATS, encode_beat(beat))
                 await self._rest()
         finally:

@@ -18,6 +18,7 @@ from mielin_cells.core.message import UNREADABLE, framed, unframed
 from mielin_cells.errors import RecordInvalid, RetryError
 from mielin_cells.node import control, registry
 from mielin_cells.node.heartbeat import Beat
+from mielin_cells.node.supervision import supervised
 from mielin_cells.node.takeover import Takeover
 from mielin_cells.substrate.ports import Appended
 
@@ -86,6 +87,10 @@ class Keeper:
         """Agents that were taken over at this keeper's wish."""
 
     async def run(self) -> None:
+        node = self._node
+        await supervised(f"node {node.name}: failover", self._look_for_ever, failures=node.failures)
+
+    async def _look_for_ever(self) -> None:
         node = self._node
         while not node.is_stopping:
             await asyncio.sleep(node.settings.heartbeat_s / 5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from random import Random
 from typing import Any, TypeVar
@@ -17,7 +18,7 @@ from mielin_cells.core.ids import control_subject, log_subject, reply_subject
 from mielin_cells.core.lifecycle import AgentState
 from mielin_cells.core.message import decode_replies
 from mielin_cells.core.policy import DEFAULT
-from mielin_cells.core.records import Created, HandedOff, Spilled, decode_record, named_owner
+from mielin_cells.core.records import Created
 from mielin_cells.core.settings import RETRY_S_MAX, RETRY_S_MIN, Settings
 from mielin_cells.core.spec import Spec, spec_of
 from mielin_cells.errors import (
@@ -48,15 +49,17 @@ from mielin_cells.node import (
     questions,
     registry,
     standby,
-    undo,
 )
+from mielin_cells.node.adoption import ADOPTIONS_MAX, Adoption
 from mielin_cells.node.heartbeat import Beat
 from mielin_cells.node.home import Home
 from mielin_cells.node.host import Host
 from mielin_cells.node.migrations import Migrations
-from mielin_cells.node.parking import Parking, trouble
-from mielin_cells.node.reader import known_agents, load, record_of
+from mielin_cells.node.parking import Parking
+from mielin_cells.node.reader import load
 from mielin_cells.node.returns import Returns
+from mielin_cells.node.steps import is_failure
+from mielin_cells.node.supervision import supervised
 from mielin_cells.node.target import Copy
 from mielin_cells.node.together import together
 from mielin_cells.node.writer import Writer
@@ -65,12 +68,6 @@ from mielin_cells.substrate.ports import Log, Subscription, Wire
 T = TypeVar("T")
 
 logger = logging.getLogger("mielin_cells.node")
-
-LOOK_SUBJECTS = 256
-"""Subjects looked at before the loop gets its turn."""
-
-ADOPTIONS_MAX = 32
-"""Agents that a node takes over at the same time when it starts, and lets go when it stops."""
 
 LEAVE_S = 1.0
 """A stopping node's note in its own log is a hint, and does not wait longer for the store."""
@@ -102,28 +99,31 @@ class Node:
         self.copies: dict[str, Copy] = {}
         self.migrations = Migrations(self, recovery or RecoveryConfig(), recovery_of or {})
         self.is_stopping = False
+        self.is_starting = True
+        """It has entered, and still takes over the agents that the log gives it."""
         self.is_leaving = False
         """It is about to stop, and takes no agents any more."""
         self.drains = drain.Drains(self)
         self.standbys = standby.Standbys(self)
         self.home = Home(name, 0, log, wire, rng or Random(), wall, self.settings, "", self._lost)
-        self._taking: dict[str, asyncio.Task[Any]] = {}
         self.making: set[str] = set()
         """Agents that this node has just created or claimed, and whose hooks still run."""
-        self._quiet: dict[str, int] = {}
-        """Logs that were read and name another owner, with their last sequence then."""
         self.troubled: dict[str, AgentInfo] = {}
         """Agents that the log gives this node and that it cannot run, with the reason: they stay claimable."""
-        self.moved: dict[str, int] = {}
-        """Logs with their last sequence at the last round."""
+        self.adoption = Adoption(self)
+        self.failures: Counter[str] = Counter()
+        """Failures of loops that are started again, by name."""
         self.parking = Parking(self)
         self.returns = Returns(lambda: self.clock(), self.settings.reconcile_s)  # noqa: PLW0108 - a clock may be set
         self._subscriptions: list[Subscription] = []
 
     # ---- life ------------------------------------------------------------------------------------------------
 
-    async def start(self) -> None:
-        """Takes an incarnation, then every agent that the log gives this node, then serves requests."""
+    async def start(self, entered: Callable[[], None] = lambda: None) -> None:
+        """Takes an incarnation and serves requests, then takes every agent that the log gives this node.
+
+        `entered` is called before the agents are taken, which may last: a node that says nothing meanwhile counts as dead.
+        """
         home = self.home
         self.place = await self._again(
             lambda: registry.enter(home.log, self.name, self.about, lambda: home.rng.randbytes(12))
@@ -134,9 +134,15 @@ class Node:
             await home.wire.subscribe(home.reply_to, self._replied),
             await home.wire.serve(control_subject(self.name), self._answer),
         ]
-        home.begin(self._watch_name())
+        self.for_ever("the watch over the node's name", self._watch_name)
+        entered()
         await self._again(lambda: self.reconcile(every=True))
-        home.begin(self._reconcile_for_ever())
+        self.is_starting = False
+        self.for_ever("the search for agents that the log gives this node", self._reconcile_for_ever)
+
+    def for_ever(self, name: str, loop: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Runs a loop that lasts as long as this node; if it raises, it is started again (`failures` counts)."""
+        self.home.begin(supervised(f"node {self.name}: {name}", loop, failures=self.failures))
 
     async def _again(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Until the store answers: a node that starts before its store waits for it."""
@@ -167,10 +173,10 @@ class Node:
         """It keeps the agents that it has, and takes no others."""
         return self.place.is_cordoned or self.is_leaving
 
-    def _changed(self, entered: registry.Entered) -> None:
+    def _changed(self, entered: registry.Entered, seq: int) -> None:
         """An operator has cordoned or uncordoned this node."""
-        if entered.is_cordoned != self.place.is_cordoned:
-            self.place = self.place._replace(is_cordoned=entered.is_cordoned)
+        before, self.place = self.place, self.place._replace(is_cordoned=entered.is_cordoned, seq=seq)
+        if entered.is_cordoned != before.is_cordoned:
             logger.info("node %s is %s", self.name, "cordoned" if entered.is_cordoned else "not cordoned any more")
         if not entered.is_cordoned:
             self.drains.stop()
@@ -215,7 +221,9 @@ class Node:
             await host.flush()
         except (CellError, TimeoutError) as error:
             logger.warning("agent %s was left in mid-turn by node %s: %s", host.fold.agent, self.name, error)
-        except Exception as error:  # the user's hook: the node stops all the same, and what was committed stays
+        except BaseException as error:  # the user's hook: the node stops all the same, and what was committed stays
+            if not is_failure(error):
+                raise
             logger.error(
                 "agent %s: on_depart raised as node %s stopped: %s", host.fold.agent, self.name, described(error)
             )
@@ -268,76 +276,15 @@ class Node:
             self.returns.failed(host.fold.agent, error)
         self.parking.lost(host.fold.agent, host.fold.seq)
 
-    # ---- reconcile -------------------------------------------------------------------------------------------
+    # ---- what the log gives this node ------------------------------------------------------------------------
 
     def look(self, agent: str) -> None:
         """Reads who owns the agent, soon: the log may name this node."""
-        if not self.is_stopping and agent not in self._taking:
-            self._taking[agent] = self.home.start(self._look(agent))
-
-    async def _look(self, agent: str) -> None:
-        """Until the store has said whose it is, and has taken the claim if it is this node's."""
-        try:
-            await self.returns.rest(agent)
-            while not await self._take_named(agent) and not self.is_stopping:
-                await self.returns.rest(agent)
-        finally:
-            self._taking.pop(agent, None)
+        self.adoption.look(agent)
 
     async def reconcile(self, every: bool = False) -> None:
-        """Ownership is what the log says, not what this node remembers.
-
-        A log that has moved since the last look has an owner that appends: it is looked at once it has been still for a
-        round.  `every`: look at all of them, as at the start.
-        """
-        limit = asyncio.Semaphore(ADOPTIONS_MAX)
-
-        async def one(agent: str) -> None:
-            async with limit:
-                await self._take_named(agent)
-
-        still = []
-        acknowledged = self.parking.acknowledged()
-        listed = await known_agents(self.home.log)
-        await self.parking.look(dict(listed), acknowledged)
-        for count, (agent, seq) in enumerate(listed, 1):
-            if self.parking.is_behind(agent, seq, acknowledged.get(agent, 0)):
-                continue
-            moved, self.moved[agent] = self.moved.get(agent) != seq, seq
-            host = self.hosts.get(agent)
-            if host is not None and agent not in self.migrations.moves and seq > host.fold.seq:
-                await self._check(host)
-            elif host is None and agent not in self.copies and self._quiet.get(agent) != seq and (every or not moved):
-                still.append(agent)
-            if count % LOOK_SUBJECTS == 0:
-                await asyncio.sleep(0)
-        for start in range(0, len(still), LOOK_SUBJECTS):
-            await together(one(agent) for agent in await self._maybe_ours(still[start : start + LOOK_SUBJECTS]))
-
-    async def _maybe_ours(self, agents: list[str]) -> list[str]:
-        """All but those whose logs name another node, read at least as far as they were listed: many cost hardly more than one."""
-        by_subject, others = {log_subject(agent): agent for agent in agents}, set[str]()
-        try:
-            found = await self.home.log.lasts(list(by_subject))
-        except CellError as error:
-            logger.info("node %s looks at agents one by one: %s", self.name, error)
-            return agents
-        for subject, last in found.items():
-            agent = by_subject[subject]
-            if self.is_taken(agent) or last.seq < self.moved.get(agent, last.seq + 1):
-                continue
-            with contextlib.suppress(RecordInvalid):  # whoever looks at it alone says so
-                record = decode_record(last.data, f"The log of agent {agent!r} at {last.seq}")
-                if not isinstance(record, Spilled) and named_owner(record) != self.name:
-                    others.add(agent)
-                    self._others(agent, last.seq)
-        return [agent for agent in agents if agent not in others]
-
-    def _others(self, agent: str, seq: int) -> None:
-        """Its log names another node up to `seq`, where it ended when it was read."""
-        self._quiet[agent] = seq
-        self.returns.gone(agent)
-        self.troubled.pop(agent, None)
+        """Hosts what the log gives this node; see `Adoption.round`."""
+        await self.adoption.round(every)
 
     async def _reconcile_for_ever(self) -> None:
         while not self.is_stopping:
@@ -350,86 +297,9 @@ class Node:
                 logger.warning(
                     "node %s looks for its agents again in %g s: %s", self.name, self.settings.reconcile_s, error
                 )
-            except Exception:  # a bug: the next round is needed all the more
-                logger.exception("node %s: a look for its agents failed", self.name)
-
-    async def _check(self, host: Host) -> None:
-        """The log is ahead of a host: its own append may just be landing, or it has lost the agent."""
-        last = await self.home.log.last(log_subject(host.fold.agent))
-        if last is None or last.seq <= host.fold.seq:
-            return
-        try:
-            record = await record_of(self.home.log, host.fold.agent, last)
-        except RecordInvalid as error:
-            host.lose(error)  # whatever it is: no append of this host can follow it
-            return
-        mine = record.node == self.name and record.incarnation == self.home.incarnation
-        if not mine and self.hosts.get(host.fold.agent) is host and host.fold.agent not in self.migrations.moves:
-            host.lose(Fenced(f"Agent {host.fold.agent!r} has another owner now.", agent=host.fold.agent))
 
     def is_taken(self, agent: str) -> bool:
         return agent in self.making or agent in self.parking
-
-    async def _take_named(self, agent: str) -> bool:
-        """Hosts the agent if its log names this node: by a claim, or in probation by verifying (rules 4, 5, 8).
-
-        False if the store has not let this be found out or done: it is to be tried again.
-        """
-        if agent in self.hosts or agent in self.copies or self.is_taken(agent) or self.is_stopping:
-            return True
-        fold: Fold | None = None
-        try:
-            last = await self.home.log.last(log_subject(agent))
-            if last is None or self.parking.is_behind(agent, last.seq):
-                return True
-            record = await record_of(self.home.log, agent, last)  # also of a handover that is in parts
-            if named_owner(record) != self.name:
-                self._others(agent, last.seq)
-                return True
-            fold = await load(self.home.log, agent)
-            if fold.owner != self.name or agent in self.hosts or agent in self.copies or agent in self.making:
-                return True
-            if fold.phase is Phase.PROBATION:
-                copy = self.copies[agent] = Copy(self, agent, fold.migration, self.spec(fold.cls))
-                handed = record if isinstance(record, HandedOff) else None
-                await copy.resume_probation(fold, handed)
-            elif fold.phase is Phase.RUN and fold.goes_to not in ("", self.name):
-                await undo.pass_on(self, fold)
-            elif fold.phase is Phase.RUN:
-                await claims.take(self, fold, "restarted")
-        except (Fenced, NoSuchAgent):
-            return True
-        except RetryError as error:
-            logger.info("node %s looks at agent %s again later: %s", self.name, agent, error)
-            return not self.returns.failed(agent, error)
-        except Exception as error:  # also a bug: of this agent alone
-            if agent in self.hosts:  # it has come here meanwhile, by a move
-                return True
-            self._cannot_take(agent, fold, error)
-            return not self.returns.failed(agent, error)
-        self.troubled.pop(agent, None)
-        return True
-
-    def _cannot_take(self, agent: str, fold: Fold | None, error: Exception) -> None:
-        why = error if isinstance(error, CellError) else InternalError(described(error), agent=agent)
-        before = self.troubled.get(agent)
-        self.troubled[agent] = trouble(self.name, agent, fold, why)
-        if before is None or before.error != why.message:  # once: it is tried again in every round
-            logger.error(
-                "node %s cannot take agent %s, which stays claimable: %s", self.name, agent, why,
-                exc_info=None if why is error else error,
-            )  # fmt: skip
-
-    async def take_again(self, agent: str) -> str:
-        """Tries once more to run an agent that did not load; its state then.  Raises `StateUnloadable` with the reason."""
-        self.returns.wake(agent)
-        await self._take_named(agent)
-        host = self.hosts.get(agent)
-        if host is None:
-            found = self.troubled.get(agent)
-            reason = found.error if found is not None else "its log names another node"
-            raise StateUnloadable(f"Agent {agent!r} still cannot run on {self.name}: {reason}", agent=agent)
-        return host.fold.lifecycle.state.value
 
     # ---- requests --------------------------------------------------------------------------------------------
 
@@ -591,5 +461,7 @@ class Node:
             if is_new:
                 await host.intake.hook("on_start")
                 host.touch()
-        except Exception as error:  # whatever a user's hook raises: ERROR until it is resumed
+        except BaseException as error:  # whatever a user's hook raises: ERROR until it is resumed
+            if not is_failure(error):
+                raise
             await host.failed(error, has_started=not is_new)

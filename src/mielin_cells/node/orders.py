@@ -69,7 +69,7 @@ async def obey(node: Node, agent: str, order: str, reason: str) -> str:
     if wanted is None:
         raise UsageError(f"There is no order {order!r}; there are suspend, pause, resume and terminate.")
     if wanted is AgentState.RUNNING and agent in node.troubled:
-        return await node.take_again(agent)
+        return await node.adoption.take_again(agent)
     host = node.host(agent)
     fold = host.fold
     if fold.lifecycle.state is wanted:

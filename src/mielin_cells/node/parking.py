@@ -96,7 +96,7 @@ class Parking:
 
     def is_behind(self, agent: str, seq: int, acknowledged: int = 0) -> bool:
         """True, and the agent is looked into, if its log says less than this node has seen of it before."""
-        known = max(self._node.moved.get(agent, 0), acknowledged)
+        known = max(self._node.adoption.moved.get(agent, 0), acknowledged)
         if seq < known:
             self.suspect(agent, known)
         return seq < known
@@ -110,13 +110,13 @@ class Parking:
             for subject, seq in await self._node.home.log.subjects(inbox_subject("")):
                 if seq < taken.get(subject, 0):
                     self.look_into(hosts[subject].fold.agent, partial(_passed_over, hosts[subject]))
-        for agent, known in {**self._node.moved, **acknowledged}.items():
+        for agent, known in {**self._node.adoption.moved, **acknowledged}.items():
             if agent not in listed:
                 self.suspect(agent, known)
 
     def lost(self, agent: str, seq: int) -> None:
         """A host of this node that was at `seq` may not go on: has another node taken over, or has the log forgotten it?"""
-        self._node.moved[agent] = max(seq, self._node.moved.get(agent, 0))
+        self._node.adoption.moved[agent] = max(seq, self._node.adoption.moved.get(agent, 0))
         self.suspect(agent, seq)
 
     def suspect(self, agent: str, seq: int) -> None:
@@ -138,7 +138,7 @@ class Parking:
                 host = node.hosts.get(agent)
                 if host is not None:
                     host.lose(error)
-                node.moved.pop(agent, None)
+                node.adoption.moved.pop(agent, None)
                 await self._park(agent, error)
         finally:
             self._open.discard(agent)

@@ -316,14 +316,19 @@ async def _live(options: Options, ending: Ending, substrate: Substrate, client: 
 
     node.replaced = replaced
     heartbeat: Heartbeat | None = None
+
+    def entered() -> None:
+        nonlocal heartbeat
+        heartbeat = Heartbeat(
+            node.name, node.home.incarnation, lambda: open_substrate(options.address), options.config.settings,
+            lambda: node.is_starting,
+        )  # fmt: skip
+        node.heard = heartbeat.ear.heard
+        heartbeat.start()
+        node.home.begin(Keeper(node, heartbeat.ear.heard).run())
+
     try:
-        if await _unless(ending, _started(node)):
-            heartbeat = Heartbeat(
-                node.name, node.home.incarnation, lambda: open_substrate(options.address), options.config.settings
-            )
-            node.heard = heartbeat.ear.heard
-            heartbeat.start()
-            node.home.begin(Keeper(node, heartbeat.ear.heard).run())
+        if await _unless(ending, _started(node, entered)):
             options.say({
                 "event": "serving", "node": node.name, "incarnation": node.home.incarnation, "agents": len(node.hosts),
                 "classes": node.about.classes, "process": os.getpid(),
@@ -347,8 +352,8 @@ async def _live(options: Options, ending: Ending, substrate: Substrate, client: 
             await heartbeat.stop()
 
 
-async def _started(node: Node) -> bool:
-    await node.start()
+async def _started(node: Node, entered: Callable[[], None]) -> bool:
+    await node.start(entered)
     return True
 
 

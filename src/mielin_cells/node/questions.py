@@ -62,6 +62,7 @@ def info(node: Node) -> NodeInfo:
     since_s = max(0.0, node.home.wall() - about.at) if about.at else 0.0
     return NodeInfo(
         name=node.name, incarnation=node.home.incarnation, agents=len(node.hosts), since_s=since_s,
+        state="starting" if node.is_starting else "alive",
         is_cordoned=node.is_cordoned, **known,
     )  # fmt: skip
 

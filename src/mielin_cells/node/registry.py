@@ -19,7 +19,7 @@ from mielin_cells.core.message import UNREADABLE, framed, unframed
 from mielin_cells.core.settings import RETRY_S_MAX, RETRY_S_MIN
 from mielin_cells.errors import RecordInvalid, RetryError, UnknownNode
 from mielin_cells.node.together import together
-from mielin_cells.substrate.ports import Appended, Log
+from mielin_cells.substrate.ports import Appended, Entry, Log
 
 logger = logging.getLogger("mielin_cells.node")
 
@@ -99,26 +99,37 @@ async def enter(log: Log, name: str, about: Announcement, nonce: Callable[[], by
         delay = min(delay * 2, RETRY_S_MAX)
 
 
-async def newer(log: Log, name: str, place: Place, changed: Callable[[Entered], None]) -> int:
+async def newer(log: Log, name: str, place: Place, changed: Callable[[Entered, int], None]) -> int:
     """Waits until another process enters the name; its incarnation (0: the store was closed).
 
-    `changed` is called with what operators write about this one.
+    `changed` is called with what operators write about this one, and its sequence.
     """
     tail = log.tail(node_log_subject(name), place.seq)
     try:
         async for batch in tail:
             for entry in batch:
-                try:
-                    entered = decode_entered(entry.data, f"The log of node {name} at {entry.seq}")
-                except RecordInvalid as error:
-                    logger.warning("node %s passes over a record of its own log: %s", name, error)
+                entered = await _entered(log, name, entry)
+                if entered is None:
                     continue
                 if entered.incarnation > place.incarnation:
                     return entered.incarnation
-                changed(entered)
+                changed(entered, entry.seq)
     finally:
         tail.close()
     return 0
+
+
+async def _entered(log: Log, name: str, entry: Entry) -> Entered | None:
+    """The record, or the newest one if it was damaged on its way here; None if that cannot be read either."""
+    try:
+        return decode_entered(entry.data, f"The log of node {name} at {entry.seq}")
+    except RecordInvalid as error:
+        last = await log.last(node_log_subject(name))
+        if last is not None:
+            with contextlib.suppress(RecordInvalid):
+                return decode_entered(last.data, f"The log of node {name} at {last.seq}")
+        logger.warning("node %s passes over a record of its own log: %s", name, error)
+        return None
 
 
 async def cordon(log: Log, name: str, is_cordoned: bool, nonce: Callable[[], bytes]) -> Entered:

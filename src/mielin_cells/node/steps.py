@@ -22,12 +22,14 @@ within: ContextVar[Within | None] = ContextVar("mielin_cells_step", default=None
 def is_failure(error: BaseException) -> bool:
     """True if it is the failure of the user's code that raised it, and not the end of the task or process that runs it.
 
-    Such code may raise what is no `Exception`: most often it waited for a task of its own that was cancelled.
+    Such code may raise what is no `Exception`: it calls `sys.exit`, or it waited for a task of its own that was cancelled.
     """
+    task = asyncio.current_task()
     if isinstance(error, asyncio.CancelledError):
-        task = asyncio.current_task()
         return task is None or not task.cancelling()
-    return not isinstance(error, (GeneratorExit, KeyboardInterrupt, SystemExit))
+    if isinstance(error, GeneratorExit):
+        return task is not None  # else its coroutine is closed because the event loop has ended
+    return not isinstance(error, KeyboardInterrupt)
 
 
 async def result_of(

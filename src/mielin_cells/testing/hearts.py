@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Hearts:
-    """Of one scenario.  `attach` to each node that has started."""
+    """Of one scenario.  `attach` to each node that has entered."""
 
     def __init__(self, scenario: Scenario) -> None:
         self._scenario = scenario
@@ -40,7 +40,9 @@ class Hearts:
         subscription = await view.subscribe(BEATS, ear.hear)
         try:
             while not node.is_stopping:
-                await view.publish(BEATS, encode_beat(Beat(node.name, node.home.incarnation, 0.0)))
+                await view.publish(
+                    BEATS, encode_beat(Beat(node.name, node.home.incarnation, 0.0, is_starting=node.is_starting))
+                )
                 await asyncio.sleep(node.settings.heartbeat_s)
         finally:
             subscription.close()

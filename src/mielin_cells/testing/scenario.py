@@ -233,9 +233,7 @@ class Scenario:
                 await asyncio.sleep(0.5)
 
     async def _started(self, node: Node, view: View) -> None:
-        await node.start()
-        if self.swarm.keepers:
-            self.hearts.attach(node, view)
+        await node.start(lambda: self.hearts.attach(node, view) if self.swarm.keepers else None)
 
     async def client(self, name: str) -> tuple[View, Client]:
         """A client in a process of its own, open.  Raises `Killed` if that dies before."""
