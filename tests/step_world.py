@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import mielin_cells as cells
 from mielin_cells.node.turn import Turn
 
-QUICK = cells.Settings(retry_first_s=0)
+QUICK = cells.Settings(retry_first_s=0, ask_tries=5)
 NO_WAIT = cells.Retry(first_s=0)
 
 

@@ -364,6 +364,8 @@ async def test_a_value_too_large_for_its_type_leaves_nothing_in_the_log() -> Non
         for _ in range(3):
             with pytest.raises(cells.StateInvalid, match=r"Pad\.count: can't serialize ints"):
                 await agent.spoil("count: too large")
+        for _ in range(3):
+            await agent.spoil.tell("count: too large")
         async with asyncio.timeout(10):
             assert await agent.add() == 6
         fold = await load(cluster.log, "p")

@@ -400,8 +400,13 @@ async def test_the_turns_deadline_begins_anew_behind_a_step() -> None:
         world.gates["a"] = asyncio.Event()
         agent = await cluster.spawn(Hangs, "h")
         asyncio.get_running_loop().call_later(0.2, world.gates["a"].set)
-        with pytest.raises(cells.HandlerFailed, match="TimeoutError"):
+        with pytest.raises(cells.TurnDeadlineExceeded, match=r"Hangs.go of agent 'h' .* deadline of 0.05 s"):
             await agent.go()
+        await agent.go.tell()
+        asyncio.get_running_loop().call_later(0.2, world.gates["a"].set)
+        async with asyncio.timeout(10):
+            while not (await cluster.show(agent)).dead:
+                await asyncio.sleep(0.01)
         fold = await load(cluster.log, "h") if isinstance(cluster, Client) else None
         assert fold is not None
         assert fold.ledger.dead[0].asks == ["step 'model'"], (

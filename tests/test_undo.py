@@ -222,15 +222,22 @@ async def test_messages_that_now_differ_can_be_sent_as_corrections() -> None:
         assert await ledger.all() == [("took 20", 0), ("took 2", 1)]
 
 
-async def test_asks_keep_their_answers_and_finished_steps_are_not_called_again() -> None:
+@pytest.mark.parametrize("told", [False, True], ids=["asked", "told"])
+async def test_asks_keep_their_answers_and_finished_steps_are_not_called_again(told: bool) -> None:
     async with nodes({"node-1": 1, "node-2": 2}) as (client, _):
         till, ledger = await till_at(client, "node-1")
         move = await client.migrate(till, to="node-2")
         assert await till.ask(5) == 1
-        with pytest.raises(cells.HandlerFailed, match="lost after it was paid tea"):
-            await till.pay("tea")
+        if told:
+            await till.pay.tell("tea")
+            async with asyncio.timeout(10):
+                while not (await client.show(till)).dead:
+                    await asyncio.sleep(0.01)
+        else:
+            with pytest.raises(cells.HandlerFailed, match="lost after it was paid tea"):
+                await till.pay("tea")
+            assert (await client.show(till)).dead == 0, "the error is the answer"
         assert calls == ["tea"]
-        assert (await client.show(till)).dead == 1
 
         report = await client.rollback(move.migration)
 

@@ -68,12 +68,25 @@ def storable(text: str) -> str:
 
 
 def described(error: BaseException) -> str:
-    """Kind and text of any exception, storable.  Never raises: users' exceptions may have a `__str__` that does."""
+    """Kind and text of any exception, storable; of a group, also those of the exceptions in it.
+
+    Never raises: users' exceptions may have a `__str__` that does.
+    """
     try:
         text = "".join(str(error))  # a plain one: it may be of a user's class as well
     except Exception as broken:  # noqa: BLE001 - whatever it is, it must not hide the error that is described
         text = f"its text cannot be read ({type(broken).__name__})"
-    return storable(f"{type(error).__name__}: {text}" if text else type(error).__name__)
+    said = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    if isinstance(error, BaseExceptionGroup):
+        said = f"{said}: {'; '.join(described(one) for one in leaves(error))}"
+    return storable(said)
+
+
+def leaves(error: BaseException) -> list[BaseException]:
+    """The exceptions that a group holds, and those of the groups in it; of another exception, itself."""
+    if not isinstance(error, BaseExceptionGroup):
+        return [error]
+    return [leaf for one in error.exceptions for leaf in leaves(one)]
 
 
 def _rebuild(cls: type[CellError], message: str, facts: dict[str, Any]) -> CellError:
@@ -142,7 +155,11 @@ class BadArguments(UsageError):
 
 
 class HandlerFailed(UsageError):
-    """The handler raised; the agent's state is as before the turn and the agent goes on.  Facts: agent, handler, cause, tries."""
+    """The handler raised; the agent's state is as before the turn and the agent goes on.
+
+    Facts: agent, handler, tries; `kind`, the name of the exception's class; `cause`, that name and its text; `causes`, the same of
+    each exception in a group.
+    """
 
 
 class FieldRefused(UsageError):
@@ -253,6 +270,13 @@ class TooLateToCancel(UsageError):
 
 
 # ---- retry ---------------------------------------------------------------------------------------------------
+
+
+class TurnDeadlineExceeded(RetryError):
+    """The handler did not end within its turn's deadline: it was cancelled, and the turn undone.
+
+    Facts: agent, handler, deadline_s.
+    """
 
 
 class AskTimeout(RetryError):
@@ -464,6 +488,7 @@ __all__ = [
     "StreamMissing",
     "TooLateToCancel",
     "TrailingData",
+    "TurnDeadlineExceeded",
     "UnknownClass",
     "UnknownNode",
     "UnknownRecord",

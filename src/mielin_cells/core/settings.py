@@ -71,7 +71,9 @@ class Settings:
     step_timeout_s: float = 300.0
     """One call of a durable step: a slow model is slower than any turn should be."""
     tries: int = 5
-    """Runs of a turn before its message becomes a dead letter."""
+    """Runs of a tell or a timer's message before it becomes a dead letter: what failed may pass, and nobody waits."""
+    ask_tries: int = 1
+    """Runs of an ask before its error is the answer: its caller waits, and knows better whether to ask again."""
     retry_first_s: float = 0.01
     """Wait before the second run of a failed turn; doubles each time.  The agent waits too: order is kept."""
     inbox_max: int = 10_000

@@ -124,7 +124,7 @@ class Host:
         """
         # A user's exception may hold what no record takes.
         message, code = described(error), storable(type(error).__name__)
-        logger.error("agent %s is in ERROR: %s", self.fold.agent, message)
+        logger.error("agent %s is in ERROR: %s", self.fold.agent, message, exc_info=error)
         await self.flush()
         if self.fold.lifecycle.state is not AgentState.PAUSED:
             found = AgentError(message=message, code=code, has_started=has_started)

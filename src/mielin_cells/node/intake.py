@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mielin_cells.core.calls import turn as current_turn
 from mielin_cells.core.ledger import Verdict
-from mielin_cells.core.message import Answer, Mail, Message, decode_answer, encode_answer, sender_text
+from mielin_cells.core.message import Answer, Mail, Message, encode_answer, sender_text
 from mielin_cells.core.records import DeadLetter, Ended, Out, Replayed, Stepped, Taken
 from mielin_cells.core.settings import BURST_S, COMMIT_TURNS_MAX, MESSAGE_BYTES_MAX
 from mielin_cells.core.spec import HandlerSpec
@@ -22,15 +22,15 @@ from mielin_cells.errors import (
     NoSuchHandler,
     RecordInvalid,
     SessionExpired,
-    StoreBusy,
-    StoreUnreachable,
-    UsageError,
+    TurnDeadlineExceeded,
     WrongClass,
     described,
 )
+from mielin_cells.node import failed
 from mielin_cells.node.beginning import Beginning, beginning
 from mielin_cells.node.inbox import Arrival
 from mielin_cells.node.steps import is_failure
+from mielin_cells.node.supervision import Backoff
 from mielin_cells.node.turn import Begun, Turn, TurnStopped
 from mielin_cells.node.waiting import Waiting
 
@@ -61,8 +61,6 @@ class Intake:
         """How often `stop` has cancelled the turn that waits."""
         self._tries: tuple[str, int, int] = ("", 0, 0)
         """The message that failed last, and how often it has run."""
-        self._since = 0.0
-        """When that message failed first."""
         self._closing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.turn: Turn | None = None
         """The turn that waits.  While one runs without waiting, nobody else can look."""
@@ -195,7 +193,7 @@ class Intake:
             turn.corrects = message.corrects
         if self._fold.claims and self._is_poison():
             lost = f"Agent {self._fold.agent!r} lost its process {self._fold.claims} times at this message."
-            self._fail(arrival, mail, message, turn, HandlerFailed(lost, agent=self._fold.agent), 0)
+            self._bury_failed(arrival, mail, message, turn, HandlerFailed(lost, agent=self._fold.agent), 0)
             return None
         try:
             self._cell.begin()
@@ -206,7 +204,7 @@ class Intake:
         except BaseException as error:
             self._cell.undo()
             turn.closed = True
-            if not is_failure(error):
+            if failed.ends_task(error):
                 raise
             return Begun(turn, handler, error)
         turn.closed = True
@@ -233,6 +231,7 @@ class Intake:
         sender, n, ran = self._tries
         if n != message.n or sender != mail.sender:
             ran = 0
+        backoff = Backoff(self._host.home.settings.retry_first_s)
         while True:
             turn, handler, error = begun.turn, begun.handler, begun.error
             if begun.waiting is not None:
@@ -244,7 +243,7 @@ class Intake:
                     return False
                 except BaseException as raised:
                     self._cell.undo()
-                    if not is_failure(raised):
+                    if failed.ends_task(raised) or begun.waiting.is_closed:
                         raise
                     error = raised
                 finally:
@@ -253,19 +252,15 @@ class Intake:
                 return True
             if self._host.lost is not None:
                 return False
-            now = asyncio.get_running_loop().time()
-            if self._tries[:2] != (mail.sender, message.n):
-                self._since = now
-            passes = isinstance(error, (StoreBusy, StoreUnreachable))
-            if not passes or now - self._since > self._host.home.settings.turn_deadline_s:
-                ran += 1  # else it was the store's failure, not the message's, and may pass
+            passes = failed.passes(error)
+            if not passes:
+                ran += 1
             self._tries = (mail.sender, message.n, ran)
-            is_final = isinstance(error, UsageError) and not isinstance(error, HandlerFailed)
-            if is_final or ran >= (handler.tries or self._host.home.settings.tries):
+            if not passes and (failed.is_final(error) or ran >= self._tries_of(handler, message)):
                 self._fail(arrival, mail, message, turn, error, ran)
                 return True
-            logger.info("agent %s: %s failed, run %d: %r", turn.id, message.handler, ran, error)
-            await asyncio.sleep(self._host.home.settings.retry_first_s * 2 ** max(0, ran - 1))
+            logger.info("agent %s: %s failed, run %d: %s", turn.id, message.handler, ran, described(error))
+            await backoff.wait()
             await turn.settled()
             if self.is_stopping:
                 return False
@@ -273,6 +268,10 @@ class Intake:
             if again is None:
                 return True
             begun = again
+
+    def _tries_of(self, handler: HandlerSpec, message: Message) -> int:
+        settings = self._host.home.settings
+        return handler.tries or (settings.ask_tries if message.ask else settings.tries)
 
     def _first(self, turn: Turn, fn: Callable[..., Any], args: dict[str, Any]) -> Any:
         """What `fn` returns, or `Waiting` if it is not through."""
@@ -302,6 +301,8 @@ class Intake:
         except BaseException as error:
             if turn.stopped and is_failure(error):  # in whatever shape: a task group wraps it
                 raise TurnStopped from None
+            if turn.deadline is not None and turn.deadline.expired() and not waiting.is_closed:
+                raise self._too_long(turn) from (error.__cause__ or error)
             raise
         finally:
             current_turn.reset(token)
@@ -314,6 +315,16 @@ class Intake:
         if self._host.lost is not None:
             raise TurnStopped
         return result
+
+    def _too_long(self, turn: Turn) -> TurnDeadlineExceeded:
+        seconds = self._host.home.settings.turn_deadline_s
+        asked = [made.label for made in turn.made if made.answer is None]
+        return TurnDeadlineExceeded(
+            f"{self._spec.name}.{turn.message} of agent {turn.id!r} did not end within the turn's deadline of {seconds:g} s"
+            + (f", waiting for {asked[-1]}" if asked else "")
+            + "; it was cancelled, its state is as before the turn, and the agent goes on.",
+            agent=turn.id, handler=turn.message, deadline_s=seconds,
+        )  # fmt: skip
 
     def _uncancel(self) -> None:
         """The turn that `stop` has cancelled is over, maybe long after, or has kept the cancellation to itself: its task goes on."""
@@ -428,36 +439,32 @@ class Intake:
             self._bury(DeadLetter(0, mail.sender, message.n, message.handler, cause, 0, [], message.args))
         self._take(mail, message, None, encode_answer(Answer(None, error.to_wire())) if message.ask else None)
 
-    def _fail(
-        self, arrival: Arrival, mail: Mail, message: Message, turn: Turn | None, error: BaseException, ran: int
+    def _fail(self, arrival: Arrival, mail: Mail, message: Message, turn: Turn, error: BaseException, ran: int) -> None:
+        """The error is the answer of an ask, stored like any; nobody hears of a tell's: its message is a dead letter."""
+        again = self._fold.ledger.again.get((mail.sender, message.n)) if self._fold.ledger.again else None
+        if not message.ask or (again is not None and again.taken):  # the answer that stands is another
+            self._bury_failed(arrival, mail, message, turn, error, ran)
+            return
+        logger.info(
+            "agent %s: %s raised, which is its answer to %s: %s", self._fold.agent, message.handler,
+            sender_text(mail.sender), described(error), exc_info=error,
+        )  # fmt: skip
+        self._take(mail, message, turn, self._told(message, error, ran))
+
+    def _bury_failed(
+        self, arrival: Arrival, mail: Mail, message: Message, turn: Turn, error: BaseException, ran: int
     ) -> None:
-        """The message goes to the dead letters with its cause; a caller that waits is told, and the agent goes on."""
-        agent = self._fold.agent
-        cause = described(error)
-        asks = [made.label for made in turn.made] if turn is not None else []
-        answer = self._told(message, error, cause, ran) if message.ask else None
+        """The message goes to the dead letters with its cause, and the agent goes on."""
+        cause, asks = described(error), [made.label for made in turn.made]
         self._bury(DeadLetter(arrival.seq, mail.sender, message.n, message.handler, cause, ran, asks, message.args))
         logger.warning(
-            "agent %s: %s of %s is a dead letter: %s", agent, message.handler, sender_text(mail.sender), cause
-        )
-        self._take(mail, message, turn, answer)
-
-    def _told(self, message: Message, error: BaseException, cause: str, ran: int) -> bytes:
-        """The answer of a turn that has failed, for whoever waits for it."""
-        if isinstance(error, CellError):
-            try:
-                answer = encode_answer(Answer(None, error.to_wire()))
-                decode_answer(answer)
-                if len(answer) <= MESSAGE_BYTES_MAX:
-                    return answer
-            except Exception as broken:  # of a user's class, which may say of itself what nobody can send
-                logger.warning("agent %s: %s is told as HandlerFailed: %s", self._fold.agent, cause, described(broken))
-        failed = HandlerFailed(
-            f"{self._spec.name}.{message.handler} of agent {self._fold.agent!r} raised {cause} (run {ran} times); "
-            "its state is as before, and it goes on.",
-            agent=self._fold.agent, handler=message.handler, cause=cause, tries=ran,
+            "agent %s: %s of %s is a dead letter: %s", self._fold.agent, message.handler, sender_text(mail.sender),
+            cause, exc_info=error,
         )  # fmt: skip
-        return encode_answer(Answer(None, failed.to_wire()))
+        self._take(mail, message, turn, self._told(message, error, ran) if message.ask else None)
+
+    def _told(self, message: Message, error: BaseException, ran: int) -> bytes:
+        return failed.told(self._fold.agent, f"{self._spec.name}.{message.handler}", message.handler, error, ran)
 
     def _bury(self, letter: DeadLetter) -> None:
         self._host.batch.dead.append(letter)
@@ -470,16 +477,17 @@ class Intake:
         """Runs a hook of the class, if it has it, as a turn without a message.  Its changes join the next commit."""
         if not self._spec.overrides(name):
             return
-        turn = Turn(self._host, "", 0, name)
+        turn, waiting = Turn(self._host, "", 0, name), None
         try:
             self._cell.begin()
             result = self._first(turn, getattr(self._spec.cls, name), {})
             if type(result) is Waiting:
-                await self._rest(turn, result, False)
+                waiting = result
+                await self._rest(turn, waiting, False)
             self._host.batch.change(self._cell.end())
         except BaseException as error:
             self._cell.undo()
-            if isinstance(error, Exception) or not is_failure(error):
+            if isinstance(error, Exception) or failed.ends_task(error) or (waiting is not None and waiting.is_closed):
                 raise
             raise HandlerFailed(f"{name} of agent {turn.id!r} raised {described(error)}.", agent=turn.id) from error
         finally:

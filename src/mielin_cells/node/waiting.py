@@ -12,17 +12,23 @@ class Waiting:
     Most handlers never wait; taking their first step by hand spares them a timer and the loop a task.
     """
 
-    __slots__ = ("_coroutine", "_first")
+    __slots__ = ("_coroutine", "_first", "is_closed")
 
     def __init__(self, coroutine: Any, first: Any) -> None:
         self._coroutine = coroutine
         self._first = first
+        self.is_closed = False
+        """Whoever awaited this is closed: a `GeneratorExit` then is not the handler's own."""
 
     def __await__(self) -> Generator[Any, Any, Any]:
         waits_for = self._first
         while True:
             try:
                 sent = yield waits_for
+            except GeneratorExit:
+                self.is_closed = True
+                self._coroutine.close()
+                raise
             except BaseException as error:
                 try:
                     waits_for = self._coroutine.throw(error)
