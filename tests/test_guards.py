@@ -33,6 +33,7 @@ from mielin_cells.node.source import Move
 from mielin_cells.node.target import Copy
 from mielin_cells.node.turn import Turn
 from mielin_cells.node.writer import Writer
+from mielin_cells.substrate import again
 from mielin_cells.substrate.ports import Outcome
 from mielin_cells.testing.checkers import INVARIANTS
 from mielin_cells.testing.simulate import Result, simulate
@@ -82,6 +83,12 @@ def conditional_append(patch: Patch) -> None:
 def absence_is_settled(patch: Patch) -> None:
     """That there is no agent is told by whoever answers, also by a leader that was cut off."""
     patch.setattr(View, "settled", View.last)
+
+
+@guard(within=40)
+def damage_is_read_again(patch: Patch) -> None:
+    """What does not read is taken for damaged where it is stored, at the first look."""
+    patch.setattr(again, "READS", 0)
 
 
 @guard(within=200)

@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "core": {"core", "errors"},
     "migration": {"core", "migration", "errors"},
     "substrate": {"substrate", "core", "errors"},
-    "node": {"node", "migration", "core", "errors", "substrate.ports", "substrate.parts"},
+    "node": {"node", "migration", "core", "errors", "substrate.ports", "substrate.parts", "substrate.again"},
     "cli": {"cli", "node", "migration", "core", "errors", ""},
     "testing": {"testing", "node", "migration", "core", "substrate", "errors", ""},
     "": {"node", "migration", "core", "errors"},

@@ -44,6 +44,7 @@ from mielin_cells.node import control, cordon, journal, registry, selector
 from mielin_cells.node.lane import Lane
 from mielin_cells.node.reader import load
 from mielin_cells.node.rollback import rollback
+from mielin_cells.substrate.again import whole
 from mielin_cells.substrate.ports import Entry, Log, Subscription, Wire
 
 P = ParamSpec("P")
@@ -149,7 +150,7 @@ class Client:
         """
         try:
             last = await self._end(agent)
-            self._owned(agent, last)
+            _ = await self._owned(agent, last)
             return last.seq if last is not None else 0
         except CellError:
             self.forget(agent)
@@ -218,15 +219,15 @@ class Client:
 
     async def owner(self, agent: str) -> tuple[str, int]:
         """The node that the log names, and the epoch.  Raises `NoSuchAgent`, `AgentTerminated`."""
-        return self._owned(agent, await self._end(agent))
+        return await self._owned(agent, await self._end(agent))
 
     async def _end(self, agent: str) -> Entry | None:
         """The last entry of the agent's log.  That there is none is certain."""
         subject = log_subject(agent)
         return await self.log.last(subject) or await self.log.settled(subject)
 
-    def _owned(self, agent: str, last: Entry | None) -> tuple[str, int]:
-        record = _record(agent, last)
+    async def _owned(self, agent: str, last: Entry | None) -> tuple[str, int]:
+        record = await self._record(agent, last)
         if record is None:
             raise NoSuchAgent(f"There is no agent {agent!r} in this deployment; spawn it first.", agent=agent)
         owner = named_owner(record)
@@ -236,7 +237,14 @@ class Client:
 
     async def newest(self, agent: str) -> AnyRecord | None:
         """The last record of the agent's log, or what stands for it there."""
-        return _record(agent, await self.log.last(log_subject(agent)))
+        return await self._record(agent, await self.log.last(log_subject(agent)))
+
+    async def _record(self, agent: str, last: Entry | None) -> AnyRecord | None:
+        if last is None:
+            return None
+        return await whole(
+            self.log, log_subject(agent), last, lambda data: decode_record(data, f"The log of agent {agent!r}")
+        )
 
     async def request(self, node: str, request: control.AnyRequest, timeout: float) -> msgspec.Raw:
         data = await self.wire.request(control_subject(node), control.encode_request(request), timeout)
@@ -453,8 +461,7 @@ class Client:
         try:
             return msgspec.msgpack.decode(await self.request(source, control.Abort(name), REQUEST_S), type=str)
         except NoSuchMigration:
-            last = await self.log.last(log_subject(name))
-            record = decode_record(last.data, f"The log of agent {name!r}") if last is not None else None
+            record = await self.newest(name)
             if not isinstance(record, HandedOff):
                 raise
             raise TooLateToCancel(
@@ -472,10 +479,6 @@ class Placed:
 
     async def spawn(self, make: Callable[P, A], id: str, /, *args: P.args, **state: P.kwargs) -> A:
         return await self._client._spawn(self._node, make, id, **state)
-
-
-def _record(agent: str, last: Entry | None) -> AnyRecord | None:
-    return decode_record(last.data, f"The log of agent {agent!r}") if last is not None else None
 
 
 async def _known(node: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 from mielin_cells.core.commit import Batch
 from mielin_cells.core.fold import Fold
@@ -15,6 +16,7 @@ from mielin_cells.errors import Fenced, RecordInvalid, described
 from mielin_cells.node.home import Home
 from mielin_cells.node.signal import Signal
 from mielin_cells.node.supervision import Backoff
+from mielin_cells.substrate.again import whole
 from mielin_cells.substrate.ports import Entry, Tail
 
 logger = logging.getLogger("mielin_cells.inbox")
@@ -73,7 +75,7 @@ class Inbox:
         try:
             async for batch in tail:
                 for entry in batch:
-                    arrival = self._arrival(entry)
+                    arrival = await self._arrival(entry)
                     self._push(arrival)
                     self.waiting += arrival.count
                     self.arrived += arrival.count
@@ -90,7 +92,7 @@ class Inbox:
             try:
                 entries = await log.read(inbox, seq - 1, 1)
                 if entries and entries[0].seq == seq:
-                    return self._arrival(entries[0])
+                    return await self._arrival(entries[0])
                 last = await log.settled(inbox) if not entries else None
             except Exception as error:  # whatever the store raises: nothing may be passed over
                 said = described(error)
@@ -111,14 +113,30 @@ class Inbox:
         """Nobody looks at the queue, and it is empty."""
         self.queue = ()
 
-    def _arrival(self, entry: Entry) -> Arrival:
-        try:
-            mail = decode_mail(entry.data, f"The inbox of agent {self._fold.agent!r} at {entry.seq}")
-            if mail.to != self._fold.agent or not mail.messages:
-                raise RecordInvalid(f"The inbox of agent {self._fold.agent!r} holds mail for {mail.to!r}.")
+    async def _arrival(self, entry: Entry) -> Arrival:
+        """Of an entry that does not read, once it is certain that it is stored so: its bytes may be damaged on their way."""
+        backoff = Backoff()
+        while True:
+            try:
+                mail = self._mail(entry.seq, entry.data)
+            except RecordInvalid:
+                try:
+                    mail = await whole(
+                        self._home.log, inbox_subject(self._fold.agent), entry, partial(self._mail, entry.seq)
+                    )
+                except RecordInvalid as damaged:
+                    return Arrival(entry.seq, damaged)
+                except Exception as error:  # whatever the store raises: nothing may be passed over
+                    logger.info("agent %s: its inbox is read again: %s", self._fold.agent, described(error))
+                    await backoff.wait()
+                    continue
             return Arrival(entry.seq, mail)
-        except RecordInvalid as error:
-            return Arrival(entry.seq, error)
+
+    def _mail(self, seq: int, data: bytes) -> Mail:
+        mail = decode_mail(data, f"The inbox of agent {self._fold.agent!r} at {seq}")
+        if mail.to != self._fold.agent or not mail.messages:
+            raise RecordInvalid(f"The inbox of agent {self._fold.agent!r} holds mail for {mail.to!r}.")
+        return mail
 
     def verdict(self, mail: Mail, message: Message) -> Verdict:
         return self._fold.ledger.judge(mail.sender, message.n, mail.start)

@@ -16,6 +16,7 @@ from mielin_cells.core.records import DeadLetter
 from mielin_cells.core.settings import DEAD_LETTERS_MAX
 from mielin_cells.errors import RecordInvalid
 from mielin_cells.node.reader import load
+from mielin_cells.substrate.again import whole
 from mielin_cells.substrate.ports import Entry, Log
 
 PAGE = 256
@@ -72,20 +73,21 @@ async def _unread(log: Log, fold: Fold) -> AsyncIterator[DeadLetter]:
     for seq in fold.ledger.held:
         for entry in await log.read(inbox, seq - 1, 1):
             if entry.seq == seq:
-                for letter in _of(fold, entry):
+                for letter in await _of(log, fold, entry):
                     yield letter
     at = fold.ledger.cursor
     while entries := await log.read(inbox, at, PAGE):
         for entry in entries:
-            for letter in _of(fold, entry):
+            for letter in await _of(log, fold, entry):
                 yield letter
         at = entries[-1].seq
 
 
-def _of(fold: Fold, entry: Entry) -> list[DeadLetter]:
+async def _of(log: Log, fold: Fold, entry: Entry) -> list[DeadLetter]:
     cause = "AgentTerminated: the agent ended before this message was handled"
     try:
-        mail = decode_mail(entry.data, f"The inbox of agent {fold.agent!r} at {entry.seq}")
+        where = f"The inbox of agent {fold.agent!r} at {entry.seq}"
+        mail = await whole(log, inbox_subject(fold.agent), entry, lambda data: decode_mail(data, where))
     except RecordInvalid as error:
         return [DeadLetter(entry.seq, "", 0, "", error.message, 0, [], b"")]
     open_to = (Verdict.APPLY, Verdict.HOLD)

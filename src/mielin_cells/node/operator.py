@@ -191,7 +191,7 @@ class Operator:
         if last is None:
             return None
         try:
-            record = decode_record(last.data, f"The log of agent {agent!r}")
+            record = await record_of(self.log, agent, last)
             if isinstance(record, Terminated):
                 return None
             state = "Migrating" if isinstance(record, HandedOff) else "unreachable"
@@ -362,7 +362,7 @@ class Operator:
                 agent=agent, node=owner,
             )  # fmt: skip
         last = await self.log.last(log_subject(agent))
-        if last is not None and isinstance(decode_record(last.data, f"The log of agent {agent!r}"), HandedOff):
+        if last is not None and isinstance(await record_of(self.log, agent, last), HandedOff):
             raise ClaimRefused(
                 f"{owner} answers and verifies agent {agent!r}, which was just moved to it (epoch {epoch}); {advice}.",
                 agent=agent, node=owner,

@@ -22,6 +22,7 @@ from mielin_cells.errors import (
     StateUnloadable,
 )
 from mielin_cells.substrate import parts
+from mielin_cells.substrate.again import whole
 from mielin_cells.substrate.ports import Entry, Log
 
 logger = logging.getLogger("mielin_cells.reader")
@@ -87,7 +88,7 @@ def _seen(last: Entry, record: AnyRecord) -> Seen:
 async def record_of(log: Log, agent: str, entry: Entry) -> AnyRecord:
     """The record that an entry holds, or stands for if it was too large for one entry."""
     where = f"The log of agent {agent!r} at {entry.seq}"
-    record = decode_record(entry.data, where)
+    record = await whole(log, log_subject(agent), entry, lambda data: decode_record(data, where))
     if not isinstance(record, Spilled):
         return record
     data = await parts.get_parts(log, part_subject(agent, record.part), record.parts)

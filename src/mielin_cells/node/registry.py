@@ -17,8 +17,10 @@ import msgspec
 from mielin_cells.core.ids import decoded, node_log_subject
 from mielin_cells.core.message import UNREADABLE, framed, unframed
 from mielin_cells.core.settings import RETRY_S_MAX, RETRY_S_MIN
-from mielin_cells.errors import RecordInvalid, RetryError, UnknownNode
+from mielin_cells.errors import CellError, RecordInvalid, UnknownNode
+from mielin_cells.node.supervision import Backoff
 from mielin_cells.node.together import together
+from mielin_cells.substrate.again import whole
 from mielin_cells.substrate.ports import Appended, Entry, Log
 
 logger = logging.getLogger("mielin_cells.node")
@@ -77,6 +79,11 @@ def decode_entered(data: bytes, where: str) -> Entered:
         raise RecordInvalid(f"{where} holds no node's record: {error}.", subject=where) from error
 
 
+async def _entered(log: Log, name: str, entry: Entry) -> Entered:
+    where = f"The log of node {name} at {entry.seq}"
+    return await whole(log, node_log_subject(name), entry, lambda data: decode_entered(data, where))
+
+
 async def enter(log: Log, name: str, about: Announcement, nonce: Callable[[], bytes]) -> Place:
     """Takes the next incarnation of the name.  Raises a `RetryError` while the store does not answer."""
     subject, delay = node_log_subject(name), RETRY_S_MIN
@@ -86,7 +93,7 @@ async def enter(log: Log, name: str, about: Announcement, nonce: Callable[[], by
         if last is not None:
             at = last.seq
             try:
-                before = decode_entered(last.data, f"The log of node {name}")
+                before = await _entered(log, name, last)
             except RecordInvalid as error:
                 before = Entered(at, name, b"")  # an incarnation is never above the sequence of its record
                 logger.warning("node %s goes on behind a record that it cannot read: %s", name, error)
@@ -108,7 +115,7 @@ async def newer(log: Log, name: str, place: Place, changed: Callable[[Entered, i
     try:
         async for batch in tail:
             for entry in batch:
-                entered = await _entered(log, name, entry)
+                entered = await _told(log, name, entry)
                 if entered is None:
                     continue
                 if entered.incarnation > place.incarnation:
@@ -119,17 +126,18 @@ async def newer(log: Log, name: str, place: Place, changed: Callable[[Entered, i
     return 0
 
 
-async def _entered(log: Log, name: str, entry: Entry) -> Entered | None:
-    """The record, or the newest one if it was damaged on its way here; None if that cannot be read either."""
-    try:
-        return decode_entered(entry.data, f"The log of node {name} at {entry.seq}")
-    except RecordInvalid as error:
-        last = await log.last(node_log_subject(name))
-        if last is not None:
-            with contextlib.suppress(RecordInvalid):
-                return decode_entered(last.data, f"The log of node {name} at {last.seq}")
-        logger.warning("node %s passes over a record of its own log: %s", name, error)
-        return None
+async def _told(log: Log, name: str, entry: Entry) -> Entered | None:
+    """The record, once the store answers; None if it is damaged where it is stored."""
+    backoff = Backoff()
+    while True:
+        try:
+            return await _entered(log, name, entry)
+        except RecordInvalid as error:
+            logger.warning("node %s passes over a record of its own log: %s", name, error)
+            return None
+        except CellError as error:
+            logger.info("node %s reads its own log again: %s", name, error)
+            await backoff.wait()
 
 
 async def cordon(log: Log, name: str, is_cordoned: bool, nonce: Callable[[], bytes]) -> Entered:
@@ -145,7 +153,7 @@ async def cordon(log: Log, name: str, is_cordoned: bool, nonce: Callable[[], byt
             raise UnknownNode(f"There is no node {name!r}; there are {', '.join(known)}.", node=name, nodes=known)
         if last is None:
             continue  # it has entered, and a leader that was cut off did not know it
-        found = decode_entered(last.data, f"The log of node {name}")
+        found = await _entered(log, name, last)
         if found.is_cordoned == is_cordoned:
             return found
         wanted = msgspec.structs.replace(found, nonce=nonce(), is_cordoned=is_cordoned)
@@ -158,9 +166,9 @@ async def cordon(log: Log, name: str, is_cordoned: bool, nonce: Callable[[], byt
 
 async def leave(log: Log, name: str, incarnation: int, nonce: bytes) -> None:
     """Notes that the process has ended cleanly.  A hint: nothing is decided by it, so one try is enough."""
-    with contextlib.suppress(RetryError, RecordInvalid):
+    with contextlib.suppress(CellError):
         last = await log.last(node_log_subject(name))
-        found = decode_entered(last.data, f"The log of node {name}") if last is not None else None
+        found = await _entered(log, name, last) if last is not None else None
         if last is None or found is None or found.incarnation != incarnation:
             return
         data = framed(_encoder.encode(msgspec.structs.replace(found, nonce=nonce, has_stopped=True)))
@@ -192,7 +200,7 @@ async def registered(log: Log) -> dict[str, Entered]:
         try:
             found[name] = Entered(0, name, b"")
             if last is not None:
-                found[name] = decode_entered(last.data, f"The log of node {name}")
+                found[name] = await _entered(log, name, last)
         except RecordInvalid as error:
             logger.warning("%s", error)
 

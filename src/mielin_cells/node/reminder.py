@@ -17,6 +17,7 @@ from mielin_cells.errors import AgentTerminated, CellError
 from mielin_cells.node import control
 from mielin_cells.node.parking import UNUSABLE
 from mielin_cells.node.reader import load
+from mielin_cells.substrate.again import whole
 from mielin_cells.substrate.ports import Log, Wire
 
 REMIND_S = 1.0
@@ -32,7 +33,7 @@ async def remind(log: Log, wire: Wire, reminder: control.Remind) -> list[int] | 
     last = (await log.lasts([subject])).get(subject)  # late is soon enough: a former owner says that it is none
     if last is None:
         return None
-    record = decode_record(last.data, f"The log of agent {agent!r}")
+    record = await whole(log, subject, last, lambda data: decode_record(data, f"The log of agent {agent!r}"))
     if isinstance(record, Terminated):
         raise _terminated(agent)
     try:

@@ -12,6 +12,7 @@ import io
 import struct
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Final
 
 from blake3 import blake3
@@ -26,6 +27,7 @@ from mielin_cells.errors import (
     TrailingData,
     UnsupportedFormat,
 )
+from mielin_cells.substrate.again import whole
 from mielin_cells.substrate.ports import ENTRY_BYTES_MAX, Appended, Entry, Log, Unknown
 
 PART_BYTES: Final = 256 * 1024
@@ -100,7 +102,7 @@ async def iter_parts(log: Log, subject: str, refs: Sequence[PartRef]) -> AsyncIt
                 "Nothing was changed; an older snapshot may be whole.",
                 subject=subject, seq=ref.seq, part=index,
             )  # fmt: skip
-        payload, goes_on = _payload(subject, index, ref, Entry(ref.seq, data))
+        payload, goes_on = await whole(log, subject, Entry(ref.seq, data), partial(_payload, subject, index, ref))
         open_item.append(payload)
         if not goes_on:
             yield b"".join(open_item)
@@ -153,11 +155,10 @@ def _framed(subject: str, index: int, payload: bytes, *, goes_on: bool) -> tuple
     return b"".join((head, digest, payload)), digest
 
 
-def _payload(subject: str, index: int, ref: PartRef, entry: Entry) -> tuple[bytes, bool]:
+def _payload(subject: str, index: int, ref: PartRef, data: bytes) -> tuple[bytes, bool]:
     """Verified from the outside in: frame, sizes, digest, place, and that it is the very part referred to."""
-    data = entry.data
-    facts = {"subject": subject, "seq": entry.seq, "part": index}
-    where = f"Part {index} of {subject!r} at {entry.seq}"
+    facts = {"subject": subject, "seq": ref.seq, "part": index}
+    where = f"Part {index} of {subject!r} at {ref.seq}"
     end = "Nothing was changed; an older snapshot may be whole."
     if len(data) < FRAME_BYTES:
         raise RecordTruncated(f"{where} has {len(data)} bytes, less than its frame of {FRAME_BYTES}. {end}", **facts)

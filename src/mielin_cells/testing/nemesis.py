@@ -15,6 +15,7 @@ from mielin_cells.node.drain import Drain
 from mielin_cells.substrate.ports import Entry
 from mielin_cells.testing.checkers import Told
 from mielin_cells.testing.loop import Killed
+from mielin_cells.testing.refusals import REFUSALS
 from mielin_cells.testing.swarm import ASKER, Op
 from mielin_cells.testing.view import View
 from mielin_cells.testing.world import AFTERMATH_S
@@ -170,7 +171,7 @@ class Nemesis:
 
     def harm(self, what: str, who: str, rng: Random) -> None:
         world, scenario = self._world, self._scenario
-        if scenario.is_healed or world.views[who].process.is_dead:
+        if scenario.is_healed or (who and world.views[who].process.is_dead):
             return
         seconds = rng.random() * rng.choice((0.5, 3.0, 8.0))
         way = rng.choice(("in", "out"))
@@ -198,6 +199,8 @@ class Nemesis:
                 world.step_clock(who, rng.choice((-3600.0, -5.0, 2.0, 30.0, 3600.0)))
             case "outage":
                 world.outage(seconds / 2)
+            case "refusal":
+                self._world.refuse(who, rng.choice([*REFUSALS]), seconds)
             case "swizzle":
                 self._swizzle(rng)
             case _:

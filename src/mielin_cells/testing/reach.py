@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import Counter
 
 from mielin_cells.testing.matrix import CELLS, FAULTS, PHASES
-from mielin_cells.testing.swarm import DEATHS
+from mielin_cells.testing.swarm import DEATHS, REFUSED
 from mielin_cells.testing.world import CHANCES
 
 DEEDS = (
     "crash", "crash before", "crash after", "crash answered", "pause", "cut", "cut in", "cut out", "store cut", "store cut in",
     "store cut out", "partition", "partition one way", "slow node", "clock step", "outage", "power cut", "stop",
-    *(f"dead for good: {how}" for how in DEATHS), "zombie_append_late", "zombie_append_lost",
+    *(f"dead for good: {how}" for how in (*DEATHS, REFUSED)), "store refuses", "store refuses all",
+    "zombie_append_late", "zombie_append_lost",
 )  # fmt: skip
 
 WORLD_FAULTS = (*CHANCES, *DEEDS)

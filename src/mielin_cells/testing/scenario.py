@@ -11,7 +11,7 @@ import contextlib
 import logging
 import sys
 import traceback
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Container, Coroutine, Iterable
 from functools import partial
 from random import Random
 from typing import Any, TypeVar
@@ -32,6 +32,7 @@ from mielin_cells.errors import (
 from mielin_cells.node.client import Client
 from mielin_cells.node.node import Node
 from mielin_cells.node.reader import load
+from mielin_cells.substrate.ports import Entry
 from mielin_cells.testing.check_effects import AcknowledgedIsKept, Conserved, InOrder, SentOnce, TakenOnce, TimersOnce
 from mielin_cells.testing.check_moves import (
     Classified,
@@ -59,7 +60,9 @@ from mielin_cells.testing.hearts import Hearts
 from mielin_cells.testing.loop import Killed
 from mielin_cells.testing.matrix import Matrix
 from mielin_cells.testing.nemesis import Nemesis
-from mielin_cells.testing.swarm import ASKER, Swarm
+from mielin_cells.testing.refusals import CODES as REFUSED_CODES
+from mielin_cells.testing.refusals import FOR_GOOD, causes
+from mielin_cells.testing.swarm import ASKER, REFUSED, Swarm
 from mielin_cells.testing.till import Till
 from mielin_cells.testing.view import View
 from mielin_cells.testing.workload import Accounts, Workload
@@ -110,8 +113,10 @@ class Bugs(logging.Handler):
         error = record.exc_info[1] if record.exc_info else None
         if error is None or isinstance(error, GeneratorExit):
             return
-        if isinstance(error, RecordInvalid) and self._scenario.world.counts["read_torn"]:
-            self._scenario.scene.counts[f"stopped by {error.code}"] += 1  # it says so, and is right
+        if any(id(one) in self._scenario.world.errors for one in causes(error)):
+            self._scenario.scene.counts[f"said of a refusal: {error.__class__.__name__}"] += 1
+        elif self._scenario.is_torn(error):
+            self._scenario.scene.counts[f"stopped by {type(error).__name__}"] += 1  # it says so, and is right
         else:
             trace = "".join(traceback.format_exception(error)[-6:])
             self._scenario.found(f"I21: a bug: {record.getMessage()}\n{trace}")
@@ -127,6 +132,16 @@ class Bugs(logging.Handler):
         logger = logging.getLogger("mielin_cells")
         logger.removeHandler(self)
         logger.level, logger.propagate = self._before
+
+
+def _is_held(error: BaseException, torn: Container[bytes]) -> bool:
+    """True if a variable where the error was raised, or passed by, holds one of these bytes."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        for value in frame.f_locals.values():
+            data = value.data if isinstance(value, Entry) else value
+            if isinstance(data, bytes) and data in torn:
+                return True
+    return False
 
 
 class Scenario:
@@ -227,7 +242,9 @@ class Scenario:
                 return
             except Killed:
                 return
-            except RetryError as error:
+            except CellError as error:
+                if not self.is_passing(error):
+                    raise
                 self.scene.counts[f"node start: {error.code}"] += 1
                 self.world.crash(name)
                 await asyncio.sleep(0.5)
@@ -288,12 +305,25 @@ class Scenario:
         """Runs a call in the operator's process.  Raises what it raises, and `Killed`."""
         return await self._at_operator.process.run(call())
 
+    def is_torn(self, error: BaseException) -> bool:
+        """True if the error came of bytes that were torn on their way: somewhere in it they were read."""
+        return bool(self.world.torn) and any(
+            isinstance(one, RecordInvalid) and _is_held(one, self.world.torn) for one in causes(error)
+        )
+
+    def is_passing(self, error: CellError) -> bool:
+        """True for what may be tried again, also because the store refuses nobody for ever."""
+        return isinstance(error, RetryError) or (error.code in REFUSED_CODES and bool(self.world.errors))
+
     async def until_done(self, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Calls from the operator's process until it is not told to try again."""
         while True:
             try:
                 return await self.as_operator(call)
-            except (RetryError, NoSuchAgent, InvalidTransition, Fenced, RecordInvalid, NodeCordoned) as error:
+            except CellError as error:
+                is_soon = (NoSuchAgent, InvalidTransition, Fenced, RecordInvalid, NodeCordoned)
+                if not isinstance(error, is_soon) and not self.is_passing(error):
+                    raise
                 self.scene.counts[f"operator: {error.code}"] += 1
                 await asyncio.sleep(0.2)
                 if self.is_healed:
@@ -361,6 +391,8 @@ class Scenario:
                 world.crash(name)
             elif how == "pause":
                 world.pause(name, FOR_GOOD_S)
+            elif how == REFUSED:
+                world.refuse(name, Random(f"refused {name} {world.seed}").choice(FOR_GOOD), FOR_GOOD_S)
             else:
                 world.cut(name, FOR_GOOD_S, store=True)
         for name in self.swarm.nodes:
@@ -404,7 +436,9 @@ class Scenario:
         lost, living = self.scene.lost, [name for name in self.swarm.nodes if name not in self.scene.lost]
         for number, agent in enumerate(self.checkers.agents):
             goes_to = self.scene.folds[agent].goes_to
-            if goes_to not in lost and (self.swarm.keepers or self.checkers.owner(agent) not in lost):
+            owner = self.checkers.owner(agent)
+            is_kept = self.swarm.keepers and self.swarm.dead.get(owner) != REFUSED  # that one's heart is heard
+            if goes_to not in lost and (is_kept or owner not in lost):
                 continue
             force, to = goes_to in lost, goes_to if goes_to in living else living[number % len(living)]
             try:

@@ -16,7 +16,7 @@ from mielin_cells.testing.world import CHANCES
 RUNS_MAX = 400
 """Stories that are tried for one seed."""
 
-KINDS = ("keepers", "deaths", "strikes", "dead clients", "power cut", *HARMS, *ORDERS, *CHANCES)
+KINDS = ("wider", "keepers", "refusal", "deaths", "strikes", "dead clients", "power cut", *HARMS, *ORDERS, *CHANCES)
 
 
 class _Spent(Exception):

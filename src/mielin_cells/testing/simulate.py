@@ -29,7 +29,7 @@ from mielin_cells.testing.loop import Livelock, run
 from mielin_cells.testing.matrix import CELLS
 from mielin_cells.testing.reach import faults_told, table, unreached
 from mielin_cells.testing.scenario import Bugs, Scenario
-from mielin_cells.testing.swarm import Cut, drawn
+from mielin_cells.testing.swarm import OFF, Cut, drawn
 
 STEPS_MAX = 400_000
 """Callbacks in one seed; a usual one takes a fiftieth of it."""
@@ -234,6 +234,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m mielin_cells.testing.simulate", description=__doc__)
     parser.add_argument("--seeds", type=int, default=150)
     parser.add_argument("--start", type=int, default=1)
+    parser.add_argument(
+        "--with", dest="extra", choices=OFF, action="append", default=[], help="a part of stories that is off as yet"
+    )
     parser.add_argument("--only", help="one story, as a line of the file of kept seeds says it")
     parser.add_argument("--replay", type=Path, help="a file of kept seeds")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
@@ -248,7 +251,8 @@ def main() -> int:
     parser.add_argument("--shrink", action="store_true", help="look for a smaller story of each seed that fails")
     parser.add_argument("--verbose", action="store_true", help="a line per seed; the whole trace of a failed one")
     args = parser.parse_args()
-    stories = [Told(seed) for seed in range(args.start, args.start + args.seeds)]
+    cut = Cut(extra=frozenset(args.extra)) if args.extra else None
+    stories = [Told(seed, cut) for seed in range(args.start, args.start + args.seeds)]
     what = str(args.start)
     if args.only is not None:
         stories, what = [Told.parsed(args.only)], args.only

@@ -31,6 +31,9 @@ ORDERS = ("claim", "suspend", "abort", "recover", "undo", "stop", "drain")
 DEATHS = ("crash", "pause", "cut")
 """How a node that stays dead for good is dead."""
 
+REFUSED = "refused"
+"""Or so: it runs, is heard and hears, and the store refuses it."""
+
 TRIGGERS = (
     "HandedOff",
     "Accepted",
@@ -44,6 +47,9 @@ TRIGGERS = (
     "Undone",
 )
 """Records behind whose landing the nemesis likes to strike: something has been decided, and nobody knows of it yet."""
+
+OFF = ("refusals",)
+"""Parts of stories that are left out, until what they have found is mended."""
 
 CALLS = {"note": 4.0, "give": 3.0, "hand": 2.0, "roam": 0.5, "settle": 1.5, "alarm": 1.0}
 """What clients call, and how often."""
@@ -85,11 +91,13 @@ class Cut:
     """What is left out of a seed's story.  `parsed` reads what `str` writes."""
 
     without: frozenset[str] = frozenset()
-    """Faults, kinds of operations, and "strikes", "deaths", "dead clients", "keepers"."""
+    """Faults, kinds of operations, and "strikes", "deaths", "dead clients", "keepers", "wider"."""
     ops: frozenset[int] | None = None
     """Those that are done, by their places; None: all."""
     calls: frozenset[int] | None = None
     budget: int | None = None
+    extra: frozenset[str] = frozenset()
+    """Of `OFF`, what is in the story nevertheless."""
 
     def __str__(self) -> str:
         parts = []
@@ -101,6 +109,8 @@ class Cut:
             parts.append(f"calls={_spans(self.calls)}")
         if self.budget is not None:
             parts.append(f"budget={self.budget}")
+        if self.extra:
+            parts.append("with=" + ",".join(sorted(self.extra)))
         return " ".join(parts)
 
     @classmethod
@@ -113,6 +123,8 @@ class Cut:
                 case "without":
                     cut = replace(cut, without=frozenset(one.replace("_", " ") for one in value.split(",")))
                     cut = replace(cut, without=frozenset(_known(one) for one in cut.without))
+                case "with":
+                    cut = replace(cut, extra=frozenset(value.split(",")))
                 case "ops":
                     cut = replace(cut, ops=_numbers(value))
                 case "calls":
@@ -120,7 +132,7 @@ class Cut:
                 case "budget":
                     cut = replace(cut, budget=int(value))
                 case _:
-                    raise ValueError(f"{word!r} is none of without=, ops=, calls=, budget=")
+                    raise ValueError(f"{word!r} is none of without=, with=, ops=, calls=, budget=")
         return cut
 
 
@@ -212,10 +224,30 @@ def drawn(seed: int, cut: Cut | None = None) -> Swarm:
     if rng.random() < 0.5:
         some = rng.sample(nodes, rng.randint(0, (len(nodes) - 1) // 2))
         swarm.dead = {name: rng.choice(DEATHS) for name in some}
-    swarm.faults = swarm.faults.wider(Random(f"wider {seed}"))
+    if cut is None or "wider" not in cut.without:
+        _widen(swarm, cut.extra if cut is not None else frozenset())
     if cut is None or "keepers" not in cut.without:
         _keep(swarm)
-    return less(swarm, cut) if cut is not None else swarm
+    if cut is not None:
+        less(swarm, cut)
+    swarm.ops.sort()
+    return swarm
+
+
+def _widen(swarm: Swarm, extra: frozenset[str]) -> None:
+    """What was added to the simulator later.  Drawn apart, and behind the rest: `without=wider` a seed tells what it told before."""
+    rng = Random(f"wider {swarm.seed}")
+    swarm.faults = swarm.faults.wider(rng)
+    if "refusals" not in extra:
+        swarm.faults = swarm.faults.without("refused")
+        return
+    if rng.random() < 0.4:
+        for _ in range(rng.choice((1, 2, 4))):
+            at, who = round(rng.random() * OPS_S, 3), rng.choice((*swarm.nodes, *swarm.nodes, ""))
+            swarm.ops.append(Op(at, "refusal", who, swarm.agents[0], rng.getrandbits(32)))
+    for name in swarm.dead:
+        if rng.random() < 0.25:
+            swarm.dead[name] = REFUSED
 
 
 def _keep(swarm: Swarm) -> None:
@@ -267,8 +299,8 @@ def _ops(rng: Random, nodes: tuple[str, ...], agents: tuple[str, ...]) -> list[O
     return sorted(ops)
 
 
-def less(swarm: Swarm, cut: Cut) -> Swarm:
-    """The swarm without what the cut leaves out."""
+def less(swarm: Swarm, cut: Cut) -> None:
+    """Takes out of the swarm what the cut leaves out."""
     off = cut.without
     swarm.faults = swarm.faults.without(*(name for name in off if name in CHANCES))
     swarm.ops = [
@@ -289,4 +321,3 @@ def less(swarm: Swarm, cut: Cut) -> Swarm:
         swarm.dead = {}
     if cut.budget is not None:
         swarm.budget = min(swarm.budget, cut.budget)
-    return swarm

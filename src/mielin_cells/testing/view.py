@@ -22,6 +22,7 @@ from mielin_cells.substrate.ports import (
     Wire,
 )
 from mielin_cells.testing.loop import Process
+from mielin_cells.testing.refusals import CALLS as REFUSED
 from mielin_cells.testing.register import Operation
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ class View:
         """Nothing from it, or to it, on the wire."""
         self.no_store_until = self.no_answer_until = 0.0
         """Its calls do not come to the store, or the store's answers not to it."""
+        self.refuses: tuple[str, float] = ("", 0.0)
+        """How the store refuses it, and until when."""
         self.slow_until, self.slowness = 0.0, 1.0
         self.paused_until = 0.0
         self._is_spared = False
@@ -95,6 +98,7 @@ class View:
     def heal(self) -> None:
         self.mute_until = self.deaf_until = self.no_store_until = self.no_answer_until = self.slow_until = 0.0
         self.paused_until = 0.0
+        self.refuses = "", 0.0
         self.fuse, self._is_spared = None, True
         for tail in self.tails:
             tail.catch_up()
@@ -121,6 +125,11 @@ class View:
             raise StoreUnreachable(f"{self.name} called {what} on a connection that it had closed; connect again.")
         world = self.world
         world.calls += 1
+        if what in REFUSED:
+            error = world.refusal(self, what, subject)
+            if error is not None:
+                await asyncio.sleep(2 * world.delay(self))
+                raise error
         fate = ""
         if self.fuse is not None:
             left, how = self.fuse
@@ -233,21 +242,31 @@ class View:
         """As it comes over a bad way: cut short, or with one bit changed."""
         rng = self.world.rng
         if not data or rng.random() < 0.5:
-            return data[: rng.randrange(len(data) + 1)]
-        changed = bytearray(data)
-        changed[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-        return bytes(changed)
+            torn = data[: rng.randrange(len(data) + 1)]
+        else:
+            changed = bytearray(data)
+            changed[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+            torn = bytes(changed)
+        if torn != data:
+            self.world.torn.add(torn)
+        return torn
+
+    def _seen(self, entry: Entry | None) -> Entry | None:
+        """As it is, or torn."""
+        if entry is None or not self.world.happens("look_torn", self):
+            return entry
+        return Entry(entry.seq, self._torn(entry.data))
 
     async def last(self, subject: str) -> Entry | None:
         store, world = self.world.store, self.world
         if world.happens("last_stale", self):
             upto = world.known_before(world.faults.cut_off_s * world.rng.random())
             found: Entry | None = await self._look("last", subject, lambda: store.last_at(subject, upto))
-            return found
-        return await self._newest("last", subject)
+            return self._seen(found)
+        return self._seen(await self._newest("last", subject))
 
     async def settled(self, subject: str) -> Entry | None:
-        return await self._newest("settled", subject)
+        return self._seen(await self._newest("settled", subject))
 
     async def _newest(self, what: str, subject: str) -> Entry | None:
         store, loop = self.world.store, self.world.loop
@@ -263,7 +282,7 @@ class View:
     async def lasts(self, subjects: Sequence[str]) -> dict[str, Entry]:
         store = self.world.store
         found: dict[str, Entry] = await self._look("lasts", "", lambda: store.lasts(subjects, self._horizon()))
-        return found
+        return {name: self._seen(entry) or entry for name, entry in found.items()}
 
     async def subjects(self, prefix: str) -> list[tuple[str, int]]:
         found: list[tuple[str, int]] = await self._look("subjects", prefix, lambda: self.world.store.subjects(prefix))
@@ -471,7 +490,7 @@ class Tail:
             batch = world.store.read(self.subject, self._after, limit, self._upto)
             if batch:
                 self._after = batch[-1].seq
-                return batch
+                return [self._view._seen(entry) or entry for entry in batch]
             self._waiter = world.loop.create_future()
             await self._waiter
         if self._view.process.is_dead:

@@ -22,8 +22,10 @@ from typing import Any, TypeAlias
 
 from blake3 import blake3
 
+from mielin_cells.errors import CellError
 from mielin_cells.substrate.ports import STALE_S, Entry
 from mielin_cells.testing.loop import Process, VirtualLoop
+from mielin_cells.testing.refusals import REFUSALS, refused
 from mielin_cells.testing.register import Operation
 from mielin_cells.testing.store import Store
 from mielin_cells.testing.view import Tail, View, Wired
@@ -58,6 +60,10 @@ class Faults:
     """`StoreUnreachable` from a call that only reads."""
     read_torn: float = 0.0
     """The last entry that a read brings is cut short, or has a bit changed.  What is stored is right."""
+    look_torn: float = 0.0
+    """The same, of `last`, `settled`, `lasts` and tails, whichever of their entries it is."""
+    refused: float = 0.0
+    """A call of the store raises what no retry mends (`testing.refusals`), and the next one does not."""
     trim_lost: float = 0.0
     trim_late: float = 0.0
     """The trim takes effect up to `late_s` later, and then again."""
@@ -100,7 +106,7 @@ class Faults:
         return {name: chance for name in CHANCES if (chance := getattr(self, name)) > 0}
 
 
-WIDER = ("last_stale", "tail_late")
+WIDER = ("last_stale", "tail_late", "look_torn", "refused")
 """Of them, those that came later than the others."""
 
 CHANCES = tuple(f.name for f in fields(Faults) if f.default == 0.0)
@@ -137,6 +143,12 @@ class World:
         """What is late and still to come."""
         self.power = 0
         """How often it was cut: what is on its way to the store then never comes there."""
+        self.refuses: tuple[str, float] = ("", 0.0)
+        """How the store refuses everybody, and until when."""
+        self.torn: set[bytes] = set()
+        """What reads have brought instead of what is stored."""
+        self.errors: dict[int, CellError] = {}
+        """Those that refusals have raised, by `id`."""
         self.clocks: Counter[str] = Counter()
         """By name, by how many seconds its wall clock is wrong."""
         self.clock_error_max = 0
@@ -253,6 +265,32 @@ class World:
         for name in self.views:
             self.cut_store(name, seconds, is_part=True)
 
+    def refuse(self, name: str, how: str, seconds: float) -> None:
+        """The store refuses one of them, or everybody (""), as `testing.refusals` says, for `seconds`."""
+        self.note(f"refuse {name or 'all'} {how} {seconds:.3f}")
+        until = self.loop.time() + seconds
+        self.troubled_for(seconds + AFTERMATH_S)
+        if name:
+            self.views[name].refuses = how, until
+            self.harmed("store refuses", self.views[name])
+        else:
+            self.refuses = how, until
+            self.counts["store refuses all"] += 1
+
+    def refusal(self, view: View, what: str, subject: str) -> CellError | None:
+        """What a call of the store raises now, if it is refused."""
+        now = self.loop.time()
+        for how, until in (view.refuses, self.refuses):
+            if now < until and what in REFUSALS[how].calls:
+                break
+        else:
+            if not self.happens("refused", view):
+                return None
+            how = self.rng.choice([how for how, refusal in REFUSALS.items() if what in refusal.calls])
+        error = refused(how, what, subject)
+        self.errors[id(error)] = error
+        return error
+
     def part(self, some: list[str], others: list[str], seconds: float, *, one_way: bool = False) -> None:
         """A partition of the wire: nothing comes from `some` to `others`, nor, unless `one_way`, back; the store is reached by all."""
         self.note(f"part {some} {others} {seconds:.3f} one_way={one_way}")
@@ -303,6 +341,7 @@ class World:
         """No further faults; who is paused or cut off goes on, `but` some.  What is late still lands, within `late_s`."""
         self.note("heal")
         self.use(self.faults.healed())
+        self.refuses = "", 0.0
         self.links = {pair: until for pair, until in self.links.items() if pair[0] in but or pair[1] in but}
         for name, view in self.views.items():
             if name not in but:
