@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import mielin_cells as cells
+from mielin_cells.core.agent import classes
 from mielin_cells.substrate.server import Server
 
 
@@ -27,6 +28,15 @@ def _below(cls: type[cells.Agent]) -> Iterator[type[cells.Agent]]:
     for sub in cls.__subclasses__():
         yield sub
         yield from _below(sub)
+
+
+@pytest.fixture(autouse=True)
+def _classes_of_one_test() -> Iterator[None]:
+    """What a test defines ends with it: another may use the name."""
+    before = dict(classes)
+    yield
+    classes.clear()
+    classes.update(before)
 
 
 @pytest.fixture(scope="session")

@@ -357,9 +357,27 @@ def test_a_handler_is_an_async_method() -> None:
     async def stream(self: Any) -> Any:
         yield 1
 
-    wrong: list[Any] = [plain, stream, staticmethod(plain), lambda self: 1, functools.partial(plain, 1), 5]
-    for fn in wrong:
-        with pytest.raises(cells.FieldRefused, match="must be `async def`: a caller awaits it"):
+    async def right(self: Any) -> int:
+        return 1
+
+    @functools.wraps(right)
+    def around(self: Any) -> Any:
+        return right(self)
+
+    wrong: list[tuple[Any, str]] = [
+        (plain, "must be `async def`: a caller awaits it"),
+        (lambda self: 1, "must be `async def`: a caller awaits it"),
+        (5, "must be `async def`: a caller awaits it"),
+        (stream, "yields, and an ask has one answer; return a list"),
+        (staticmethod(plain), "is a staticmethod, .* write a method with `self`"),
+        (classmethod(right), "is a classmethod, .* write a method with `self`"),
+        (functools.partial(plain, 1), "is a functools.partial; write a method"),
+        (functools.partial(right, 1), "is a functools.partial; write a method"),
+        (around, "is wrapped by a plain function; make the decorator's wrapper `async def`"),
+        (cells.handler(right), "is a handler already; decorate it once"),
+    ]
+    for fn, says in wrong:
+        with pytest.raises(cells.FieldRefused, match=says):
             cells.handler(fn)
 
 

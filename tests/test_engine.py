@@ -359,16 +359,16 @@ async def test_a_newer_state_is_refused_with_both_versions_and_an_older_one_is_u
     path = tmp_path / "store.db"
 
     def old() -> type[cells.Agent]:
-        class Thing(cells.Agent, version=1):
+        class Relic(cells.Agent, version=1):
             count: int = 3
 
             @cells.handler
             async def get(self) -> int:
                 return self.count
 
-        return Thing
+        return Relic
 
-    class Thing(cells.Agent, version=2):
+    class Relic(cells.Agent, version=2):
         counts: list[int]
 
         @cells.handler
@@ -379,12 +379,13 @@ async def test_a_newer_state_is_refused_with_both_versions_and_an_older_one_is_u
         def _v1(cls, old: dict[str, object]) -> dict[str, object]:
             return {"counts": [old["count"], 1]}
 
-    new = Thing
+    new = Relic
     async with cells.local(path=path) as cluster:
         await cluster.spawn(old(), "t")
-    classes["Thing"] = new
+    classes["Relic"] = new
     async with cells.local(path=path) as cluster:
         assert await cluster.get(new, "t").get() == 4
+    del classes["Relic"]
     before = old()
     async with cells.local(path=path, settings=cells.Settings(ask_timeout_s=0.2)) as cluster:
         with pytest.raises(cells.AskTimeout):
@@ -393,7 +394,7 @@ async def test_a_newer_state_is_refused_with_both_versions_and_an_older_one_is_u
         assert info.state == "Error"
         assert "version 2" in info.error
         assert "version 1" in info.error
-    classes["Thing"] = new
+    classes["Relic"] = new
     async with cells.local(path=path) as cluster:
         assert await cluster.get(new, "t").get() == 4
 

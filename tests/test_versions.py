@@ -79,7 +79,7 @@ def test_a_newer_state_is_refused_with_both_versions() -> None:
 
 
 def upgrading(fn: Callable[[Any, dict[str, Any]], Any], version: int = 2, step: int = 1) -> Spec:
-    members = {"__annotations__": {"total": int}, "up": cells.upgrade(from_version=step)(fn)}
+    members = {"__annotations__": {"total": int}, "up": cells.upgrade(from_version=step)(fn), "__qualname__": "Thing3"}
     return spec_of(type("Thing", (cells.Agent,), members, version=version))
 
 
@@ -158,7 +158,7 @@ def test_an_upgrade_may_give_values_as_they_were_stored_or_as_the_new_type(kind:
     def up(cls: Any, before: dict[str, object]) -> dict[str, object]:
         return {"x": old}
 
-    members = {"__annotations__": {"x": kind}, "up": cells.upgrade(from_version=1)(up)}
+    members = {"__annotations__": {"x": kind}, "up": cells.upgrade(from_version=1)(up), "__qualname__": "Thing3"}
     spec = spec_of(type("Thing", (cells.Agent,), members, version=2))
     got = upgraded(spec, StoredState(), 1).x
     assert got == new
@@ -167,7 +167,8 @@ def test_an_upgrade_may_give_values_as_they_were_stored_or_as_the_new_type(kind:
 
 def test_a_new_field_with_a_default_needs_no_upgrade_and_a_lost_one_does() -> None:
     state = stored(spec_of(agent_with(int)), x=5)
-    more = type("Holder", (cells.Agent,), {"__annotations__": {"x": int, "y": list[int]}, "y": [1]})
+    members = {"__annotations__": {"x": int, "y": list[int]}, "y": [1], "__module__": agent_with.__module__}
+    more = type("Holder", (cells.Agent,), members)
     agent: Any = Cell(spec_of(more), state, "a").agent
     assert (agent.x, agent.y) == (5, [1])
     with pytest.raises(cells.StateUnloadable, match=r"stored field 'x' that Peer version 1 lacks; raise the version"):

@@ -174,8 +174,11 @@ class NotInTurn(UsageError):
     """State is set only inside a turn (a handler or a hook)."""
 
 
-class IsReference(UsageError):
-    """A reference has handlers, not state: ask the agent for the value instead."""
+class IsReference(UsageError, AttributeError):
+    """A reference has handlers, not state: ask the agent for the value instead.
+
+    It is an `AttributeError` too: to `hasattr` and its like a reference has no such attribute.
+    """
 
 
 class NotConnected(UsageError):

@@ -11,8 +11,9 @@ import inspect
 import re
 import typing
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, dataclass_transform
 
+from mielin_cells.core import definition
 from mielin_cells.core.calls import Caller
 from mielin_cells.core.handler import Handler
 from mielin_cells.core.ids import AgentId
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 A = TypeVar("A", bound="Agent")
 
 classes: dict[str, type[Agent]] = {}
-"""Every agent class of this process by its name on the wire; a later definition of a name wins."""
+"""Every agent class of this process by its name on the wire.  A class that is defined again takes its own place."""
 
 
 class Upgrade:
@@ -181,16 +182,16 @@ class Agent:
             cls.__mielin_standby__ = standby
         fields = [field for field, kind in inspect.get_annotations(cls).items() if _is_state(field, kind)]
         _check_class(cls, version, name, fields)
-        cls.__mielin_name__, cls.__mielin_version__ = (
-            "".join(name or cls.__name__),
-            version,
-        )  # plain text: it is in records
+        wire_name = "".join(name or cls.__name__)  # plain text: it is in records
+        definition.check_handlers(cls)
+        definition.check_name(cls, wire_name, version, classes.get(wire_name))
+        cls.__mielin_name__, cls.__mielin_version__ = wire_name, version
         for field in {*fields, *cls.__dict__}:
             before = _inherited(cls, field)
             if field in fields or isinstance(before, Field):  # the latter: a new default for an inherited field
                 default = before.default if isinstance(before, Field) else NO_DEFAULT
                 setattr(cls, field, Field(field, cls.__dict__.get(field, default)))
-        classes[cls.__mielin_name__] = cls
+        classes[wire_name] = cls
 
     async def on_start(self) -> None:
         """Once, at creation, as a turn, after the first `on_arrive`.  Raising puts the agent in ERROR."""
@@ -224,6 +225,19 @@ class Agent:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return make_ref, (type(self), agent_id(self))
+
+    def __copy__(self) -> Self:
+        """A reference is a value, and its own copy; the copy of a live agent is a reference to it."""
+        return self if self.__dict__["__mielin_cell__"] is None else make_ref(type(self), agent_id(self))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self.__copy__()
+
+    def __dir__(self) -> list[str]:
+        names = [name for name in object.__dir__(self) if not name.startswith("__mielin_")]
+        if self.__dict__["__mielin_cell__"] is not None:
+            return names
+        return [name for name in names if not isinstance(inspect.getattr_static(type(self), name, None), Field)]
 
 
 def make_ref(cls: type[A], agent: str, caller: Caller | None = None) -> A:

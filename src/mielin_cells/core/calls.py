@@ -56,6 +56,13 @@ class Turn(Protocol):
     def caller(self) -> Caller: ...
 
     @property
+    def closed(self) -> bool:
+        """It has ended, and cannot be used any more."""
+
+    def shares(self, caller: Caller) -> bool:
+        """True if what carries calls there reaches the deployment that the turn runs in."""
+
+    @property
     def number(self) -> int:
         """The number of the message among those of its sender to this agent; 0 in a hook."""
 
@@ -88,8 +95,10 @@ current: ContextVar[Caller | None] = ContextVar("mielin_cells_caller", default=N
 
 
 def this() -> Turn:
-    """The turn that runs.  Raises `NotInTurn` outside handlers and hooks."""
+    """The turn that runs.  Raises `NotInTurn` outside handlers and hooks, and in a task that has outlived its turn."""
     running = turn.get()
     if running is None:
         raise NotInTurn("this() means something only inside a handler or a hook of an agent.")
+    if running.closed:
+        raise NotInTurn(f"The turn of agent {running.id!r} that began this task has ended; await what a turn starts.")
     return running

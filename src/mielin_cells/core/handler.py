@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar, overload
 
 from mielin_cells.core.calls import Caller, current, turn
 from mielin_cells.core.settings import check_timeout
-from mielin_cells.errors import FieldRefused, NotConnected, UsageError
+from mielin_cells.errors import FieldRefused, NoSuchHandler, NotConnected, UsageError
 
 if TYPE_CHECKING:
     from mielin_cells.core.agent import Agent
@@ -39,6 +40,11 @@ class Bound(Generic[P, R_co]):
     @property
     def name(self) -> str:
         return self._handler.name
+
+    @property
+    def __self__(self) -> Agent:
+        """The agent that it is a handler of."""
+        return self._obj
 
     def options(self, *, timeout: float | None = None, id: str | None = None) -> Bound[P, R_co]:
         """The same handler with options: seconds to wait for an answer, and a label.
@@ -78,13 +84,46 @@ class Bound(Generic[P, R_co]):
         )
 
     def _caller(self) -> Caller:
-        running = turn.get()
-        caller = running.caller if running is not None else self._obj.__dict__["__mielin_caller__"] or current.get()
+        """The cluster that gave the reference; inside a turn the turn, unless that is another deployment's cluster."""
+        running, given = turn.get(), self._obj.__dict__["__mielin_caller__"]
+        if running is not None and (given is None or running.shares(given)):
+            return running.caller
+        caller: Caller | None = given or current.get()
         if caller is None:
             raise NotConnected(
                 f"{self._obj!r} was called outside a turn and outside `async with cells.local()` or `cells.connect()`."
             )
         return caller
+
+    def __repr__(self) -> str:
+        return f"{self._obj!r}.{self._handler.name}"
+
+    def __eq__(self, other: object) -> bool:
+        return self._key() == other._key() if isinstance(other, Bound) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def _key(self) -> tuple[Any, ...]:
+        return self._handler, self._obj, self._timeout, self._id
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _bound, (self._obj, self._handler.name, self._timeout, self._id)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """What tools ask of any function.  The signature is the handler's, without `self`."""
+            if name == "__signature__":
+                signature = inspect.signature(self._handler.fn)
+                return signature.replace(parameters=list(signature.parameters.values())[1:])
+            if name in ("__name__", "__qualname__", "__module__", "__annotations__"):
+                return getattr(self._handler.fn, name)
+            raise AttributeError(f"{self!r} has no {name!r}; it is a handler: call it, or use .tell and .options.")
+
+
+def _bound(obj: Agent, name: str, timeout: float | None, id: str | None) -> Bound[Any, Any]:
+    return Bound(getattr(type(obj), name), obj, timeout, id)
 
 
 class Handler(Generic[P, R_co]):
@@ -93,17 +132,35 @@ class Handler(Generic[P, R_co]):
     def __init__(self, fn: Callable[..., Coroutine[Any, Any, R_co]], cancellable: bool, tries: int | None) -> None:
         if not inspect.iscoroutinefunction(fn) or not hasattr(fn, "__name__"):
             name = getattr(fn, "__qualname__", repr(fn))
-            raise FieldRefused(f"Handler {name} must be `async def`: a caller awaits it.", path=name)
+            raise FieldRefused(f"Handler {name} {_why_not(fn)}.", path=name)
         if tries is not None and (type(tries) is not int or tries < 1):
             raise FieldRefused(
                 f"Handler {fn.__qualname__}: tries = {tries!r} is not a whole number from 1.", path=fn.__qualname__
             )
         self.fn: Callable[..., Coroutine[Any, Any, R_co]] = fn
         self.name = fn.__name__
+        """The attribute that it is assigned to first: a decorator may have left the function another name."""
+        self._is_named = False
         self.cancellable = cancellable
         self.tries = tries
-        self.__doc__ = fn.__doc__
         self.routes: dict[type[Agent], tuple[Spec, HandlerSpec]] = {}
+        self.__doc__ = fn.__doc__
+        self.__name__ = fn.__name__
+        self.__qualname__ = fn.__qualname__
+        self.__module__ = fn.__module__
+        self.__wrapped__ = fn
+        self.__isabstractmethod__ = getattr(fn, "__isabstractmethod__", False)
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        if not self._is_named:
+            self.name, self._is_named = name, True
+
+    def __call__(self, obj: Any, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R_co]:
+        """`Base.add(self, 2)` is `self.add(2)` as `Base` has it: a plain call inside the agent, an ask of a reference."""
+        return Bound(self, obj)(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"<handler {self.__qualname__}>"
 
     def route(self, cls: type[Agent]) -> tuple[Spec, HandlerSpec]:
         """What a call of this handler on `cls`, or on a class derived from its own, is encoded by."""
@@ -112,7 +169,13 @@ class Handler(Generic[P, R_co]):
             from mielin_cells.core.spec import spec_of
 
             spec = spec_of(cls)
-            found = self.routes[cls] = (spec, spec.handlers[self.name])
+            handler = spec.handlers.get(self.name)
+            if handler is None:
+                raise NoSuchHandler(
+                    f"{spec.name} has no handler {self.name!r}: what its class did not have when it was first used is not sent; "
+                    "define handlers in the class.", agent="", handler=self.name,
+                )  # fmt: skip
+            found = self.routes[cls] = (spec, handler)
         return found
 
     @overload
@@ -121,6 +184,21 @@ class Handler(Generic[P, R_co]):
     def __get__(self, obj: Agent, owner: type) -> Bound[P, R_co]: ...
     def __get__(self, obj: Agent | None, owner: type) -> Self | Bound[P, R_co]:
         return self if obj is None else Bound(self, obj)
+
+
+def _why_not(fn: Any) -> str:
+    """Why a callable cannot be a handler, and what to write."""
+    if isinstance(fn, Handler):
+        return "is a handler already; decorate it once"
+    if isinstance(fn, (staticmethod, classmethod)):
+        return f"is a {type(fn).__name__}, and a message reaches one agent; write a method with `self`"
+    if inspect.isasyncgenfunction(fn):
+        return "yields, and an ask has one answer; return a list, or tell the caller each item"
+    if inspect.iscoroutinefunction(inspect.unwrap(fn)) and not inspect.iscoroutinefunction(fn):
+        return "is wrapped by a plain function; make the decorator's wrapper `async def`, and let it await the method"
+    if isinstance(fn, functools.partial):
+        return "is a functools.partial; write a method that calls it"
+    return "must be `async def`: a caller awaits it"
 
 
 class _MakesHandler(Protocol):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal, ParamSpec, TypeAlias, overload
 
+from mielin_cells.core.agent import agent_id
 from mielin_cells.core.calls import Turn, turn
 from mielin_cells.core.handler import Bound
 from mielin_cells.errors import NotInTurn, UsageError
@@ -94,12 +95,28 @@ def _later(seconds: float, repeats: bool, catch_up: str, id: str | None, handler
     if id is not None and (type(id) is not str or not 0 < len(id) <= ID_CHARS_MAX or not id.isprintable()):
         raise UsageError(f"A timer of agent {running.id!r} has no id of 1 to {ID_CHARS_MAX} printable characters.")
 
+    if handler is not None:
+        _own(running, handler)
+
     def set_timer(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         return running.set_timer(name, args, kwargs, float(seconds), float(seconds) if repeats else 0.0, catch_up, id)
 
     if handler is None:
         return Later(set_timer)
     return lambda *args, **kwargs: set_timer(handler.name, args, kwargs)
+
+
+def _own(running: Turn, handler: Any) -> None:
+    """Raises `UsageError` unless it is a handler of the agent whose turn runs: a timer is a message of an agent to itself."""
+    if not isinstance(handler, Bound):
+        raise UsageError(
+            f"A timer of agent {running.id!r} was given {handler!r}; give a handler of the agent: after(30, self.remind)(...)."
+        )
+    if agent_id(handler.__self__) != running.id:
+        raise UsageError(
+            f"A timer of agent {running.id!r} was given {handler!r}, a handler of another agent.  A timer is a message of an agent "
+            f"to itself: write a handler of its own that tells {handler.__self__!r}, and give that."
+        )
 
 
 def _running() -> Turn:

@@ -41,7 +41,7 @@ from mielin_cells.errors import (
 )
 from mielin_cells.migration.standing import journal_outcome, outcome_of
 from mielin_cells.node import control, cordon, journal, registry, selector
-from mielin_cells.node.lane import Lane
+from mielin_cells.node.lane import Lane, closed, foreign_loop
 from mielin_cells.node.reader import load
 from mielin_cells.node.rollback import rollback
 from mielin_cells.substrate.again import whole
@@ -83,17 +83,31 @@ class Client:
         self._senders: dict[str, Lane] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._subscription: Subscription | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None
+        """That it was opened in: everything of it runs there."""
 
     async def open(self) -> None:
+        self.loop = asyncio.get_running_loop()
         self._subscription = await self.wire.subscribe(self.reply_to, self._replied)
 
+    def check_loop(self) -> None:
+        """Raises `UsageError` in another event loop than the cluster's own: what it waits for there would never come."""
+        if self.loop is not None and asyncio.get_running_loop() is not self.loop:
+            raise foreign_loop()
+
     async def close(self) -> None:
+        """Ends what waits, and has every later call fail with `NotConnected` at once."""
         if self._subscription is not None:
             self._subscription.close()
         for task in list(self._tasks):
             task.cancel()
         if self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
+        for lane in list(self._senders.values()):
+            lane.close()
+        self._lanes.clear()
+        self._senders.clear()
+        self.log = self.wire = cast("Any", _Closed())
 
     def start(self, work: Coroutine[Any, Any, Any]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -136,6 +150,8 @@ class Client:
         """
         if not session and agent in self._lanes:
             return self._lanes[agent]
+        if isinstance(self.log, _Closed):
+            raise closed()
         name = session or f"{self.name}.{self._rng.randbytes(4).hex()}"
         lane = Lane(self, agent, name)
         self._senders[lane.sender] = lane
@@ -184,6 +200,7 @@ class Client:
         return Placed(self, node)
 
     async def _spawn(self, node: str | None, make: Callable[..., A], id: str, **state: Any) -> A:
+        self.check_loop()
         cls = cast("type[A]", make)
         spec, agent = spec_of(cls), str(AgentId(id))
         request = control.Spawn(agent, spec.name, spec.version, spec.initial(**state))
@@ -237,6 +254,7 @@ class Client:
 
     async def newest(self, agent: str) -> AnyRecord | None:
         """The last record of the agent's log, or what stands for it there."""
+        self.check_loop()
         return await self._record(agent, await self.log.last(log_subject(agent)))
 
     async def _record(self, agent: str, last: Entry | None) -> AnyRecord | None:
@@ -247,6 +265,7 @@ class Client:
         )
 
     async def request(self, node: str, request: control.AnyRequest, timeout: float) -> msgspec.Raw:
+        self.check_loop()
         data = await self.wire.request(control_subject(node), control.encode_request(request), timeout)
         return control.result_of(data)
 
@@ -339,6 +358,7 @@ class Client:
             after = infos[-1].id if infos else ""
 
     async def nodes(self) -> list[NodeInfo]:
+        self.check_loop()
         return await selector.alive(self.log, self.wire)
 
     async def ping(self, node: str) -> NodeInfo | None:
@@ -468,6 +488,13 @@ class Client:
                 f"Migration {record.migration} of agent {name!r} is handed over to {record.to}, which verifies; it goes forward.",
                 agent=name, migration=record.migration,
             ) from None  # fmt: skip
+
+
+class _Closed:
+    """In place of the log and the wire of a client that is closed."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise closed()
 
 
 class Placed:

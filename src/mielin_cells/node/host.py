@@ -43,6 +43,7 @@ class Host:
 
     def __init__(self, home: Home, spec: Spec, cell: Cell, writer: Writer) -> None:
         self.home = home
+        self.loop = asyncio.get_running_loop()
         self.spec = spec
         self.cell = cell
         self.writer = writer

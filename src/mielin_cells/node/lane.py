@@ -18,8 +18,10 @@ from mielin_cells.errors import (
     EpochRegression,
     InboxFull,
     MessageTooLarge,
+    NotConnected,
     RetryError,
     SessionExpired,
+    UsageError,
     from_wire,
 )
 from mielin_cells.node import control
@@ -34,6 +36,22 @@ logger = logging.getLogger("mielin_cells.client")
 
 WINDOW_SHARE = 10
 """A client that has a tenth of what an inbox may hold in it, for all it knows, asks after the inbox's length first."""
+
+
+running_loop = asyncio.get_running_loop
+
+
+def foreign_loop() -> UsageError:
+    return UsageError(
+        "A cluster was used from another event loop than the one that it was opened in (asyncio.run in a thread makes one); "
+        "nothing was sent. From a thread: asyncio.run_coroutine_threadsafe(ref.handler(...), loop).result()."
+    )
+
+
+def closed() -> NotConnected:
+    return NotConnected(
+        "The cluster is closed: its `async with` block has ended. Call inside the block; what was sent before may still take effect."
+    )
 
 
 class Codec(Protocol):
@@ -69,7 +87,7 @@ class Lane:
         self.sender = client_sender(session)
         self.start = 0
         """Where the agent's log ended before the first message was stored: known once the agent was found."""
-        self._loop = asyncio.get_running_loop()
+        self._loop = client.loop or asyncio.get_running_loop()
         self._inbox_max = client.settings.inbox_max
         self._timeout_s = client.settings.ask_timeout_s
         self._next = 1
@@ -99,6 +117,8 @@ class Lane:
         timeout: float | None, id: str | None = None,
     ) -> Any:  # fmt: skip
         """The result.  Raises the answer's error, or `AskTimeout`: then the ask may still take effect."""
+        if running_loop() is not self._loop:
+            raise foreign_loop()
         data = handler.encode_args(args, kwargs)
         if len(data) > MESSAGE_BYTES_MAX:
             raise self._too_large(data)
@@ -129,6 +149,8 @@ class Lane:
 
     async def tell(self, cls: str, handler: str, args: bytes) -> None:
         """Returns when the message is stored in the inbox."""
+        if running_loop() is not self._loop:
+            raise foreign_loop()
         if len(args) > MESSAGE_BYTES_MAX:
             raise self._too_large(args)
         if self._next > self._free or self._admitting:
@@ -141,6 +163,15 @@ class Lane:
                 self._open.pop(told.message.n, None)
             else:  # the caller has gone; the number stays open until it is stored
                 told.future.add_done_callback(lambda _: self._open.pop(told.message.n, None))
+
+    def close(self) -> None:
+        """The client is closed: who waits for an outcome is told, and what was sent may still take effect."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for waiting in self._open.values():
+            if not waiting.future.done():
+                waiting.future.set_exception(closed())
+                waiting.future.exception()  # it may be that nobody waits any more
 
     def answered(self, answers: dict[int, bytes]) -> None:
         self._heard, self._silence = self._loop.time(), self.client.settings.ask_repeat_s

@@ -10,15 +10,15 @@ from random import Random
 from typing import TYPE_CHECKING, Literal
 
 from mielin_cells.core.agent import classes
-from mielin_cells.core.calls import current
 from mielin_cells.core.settings import Settings
-from mielin_cells.errors import ConfigError
+from mielin_cells.errors import ConfigError, UsageError
+from mielin_cells.node.opening import Opening
 
 if TYPE_CHECKING:
-    from mielin_cells.core.cluster import Cluster
     from mielin_cells.core.health import Facts
     from mielin_cells.migration.progress import ProgressCallback
     from mielin_cells.migration.recovery import RecoveryConfig
+    from mielin_cells.node.client import Client
     from mielin_cells.node.node import Node
 
 NODES_MAX = 64
@@ -32,8 +32,7 @@ async def inspected(path: str | os.PathLike[str]) -> Facts:
     return await Embedded.inspected(path)
 
 
-@asynccontextmanager
-async def local(
+def local(
     nodes: int = 1,
     path: str | os.PathLike[str] | None = None,
     *,
@@ -41,7 +40,7 @@ async def local(
     recovery: RecoveryConfig | None = None,
     progress: ProgressCallback | None = None,
     sync: Literal["process", "power"] = "process",
-) -> AsyncIterator[Cluster]:
+) -> Opening:
     """A cluster of `nodes` nodes, `node-1` to `node-N`, in this process, on SQLite in memory or in the file `path`.
 
     With a path, agents are there again at the next `local` on the same file, with every acknowledged effect, also after
@@ -49,10 +48,20 @@ async def local(
     another process has the file open, `StoreCorrupt`, `StoreReadOnly`, `ConfigError`.  `recovery`: how failed moves are
     retried (default: 3 retries, the first after 10 s); `progress` is called with each event of each migration.
     """
-    if not 1 <= nodes <= NODES_MAX:
+    if type(nodes) is not int or not 1 <= nodes <= NODES_MAX:
         raise ConfigError(
-            f"nodes = {nodes} is out of range (1 to {NODES_MAX}).", field="nodes", range=f"1 to {NODES_MAX}"
+            f"nodes = {nodes!r} is out of range (1 to {NODES_MAX}).", field="nodes", range=f"1 to {NODES_MAX}"
         )
+    if settings is not None and not isinstance(settings, Settings):
+        raise UsageError(f"settings is a cells.Settings(...), and not {settings!r}.")
+    return Opening("cells.local()", lambda: _opened(nodes, path, settings, recovery, progress, sync))
+
+
+@asynccontextmanager
+async def _opened(
+    nodes: int, path: str | os.PathLike[str] | None, settings: Settings | None, recovery: RecoveryConfig | None,
+    progress: ProgressCallback | None, sync: Literal["process", "power"],
+) -> AsyncIterator[Client]:  # fmt: skip
     # Half of what `import mielin_cells` would take; the command line, say, never needs it.
     from mielin_cells.node.admit import room_of
     from mielin_cells.node.client import Client
@@ -79,11 +88,7 @@ async def local(
                 node.migrations.watchers.add(progress)
             running.append(node)
             await node.start()
-        token = current.set(client)
-        try:
-            yield client
-        finally:
-            current.reset(token)
+        yield client
     finally:
         for node in running:
             await node.stop()

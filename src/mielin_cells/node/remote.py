@@ -12,13 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mielin_cells.core.calls import current
 from mielin_cells.core.secret import redacted
 from mielin_cells.core.settings import Settings
-from mielin_cells.errors import ConfigError, NotConnected, StoreUnreachable
+from mielin_cells.errors import ConfigError, NotConnected, StoreUnreachable, UsageError
+from mielin_cells.node.opening import Opening
 
 if TYPE_CHECKING:
-    from mielin_cells.core.cluster import Cluster
     from mielin_cells.core.health import Facts
     from mielin_cells.node.client import Client
     from mielin_cells.substrate.jetstream import JetStream
@@ -96,11 +95,11 @@ def find_address(
     return replace(left, creds=let_in or left.creds, tls_ca=trusted or left.tls_ca)
 
 
-def _checked(url: str, where: str) -> str:
+def _checked(url: Any, where: str) -> str:
     from mielin_cells.substrate.jetstream_address import check_url
 
-    check_url(url, where)
-    return url
+    check_url(str(url), where)
+    return str(url)
 
 
 def import_store() -> None:
@@ -134,22 +133,22 @@ async def inspected(address: Address) -> Facts:
     )  # fmt: skip
 
 
-@asynccontextmanager
-async def connect(
+def connect(
     url: str | None = None,
     *,
     creds: str | os.PathLike[str] | None = None,
     tls_ca: str | os.PathLike[str] | None = None,
     settings: Settings | None = None,
-) -> AsyncIterator[Cluster]:
+) -> Opening:
     """The deployment on the server at `url`, or at `MIELIN_URL`, or the one that `mielin up` runs in this directory.
 
     `creds` and `tls_ca` are files: a NATS credentials file, and the certificates to trust.  Leaving the block closes the
     connection; agents live on at their nodes.  Raises `NotConnected`, `ConfigError`, `StoreUnreachable`, and
     what keeps the server from being used, by name.
     """
-    async with connected(find_address(url, creds, tls_ca), settings) as client:
-        yield client
+    if settings is not None and not isinstance(settings, Settings):
+        raise UsageError(f"settings is a cells.Settings(...), and not {settings!r}.")
+    return Opening("cells.connect()", lambda: connected(find_address(url, creds, tls_ca), settings))
 
 
 @asynccontextmanager
@@ -161,11 +160,7 @@ async def connected(address: Address, settings: Settings | None = None) -> Async
     client = Client(substrate.log, substrate.wire, settings=settings, wall=time.time)
     try:
         await client.open()
-        token = current.set(client)
-        try:
-            yield client
-        finally:
-            current.reset(token)
+        yield client
     finally:
         await client.close()
         await substrate.close()

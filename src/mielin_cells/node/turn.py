@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 from blake3 import blake3
 
+from mielin_cells.core.calls import turn as current_turn
 from mielin_cells.core.ids import log_subject
 from mielin_cells.core.message import Answer, decode_answer, encode_answer
 from mielin_cells.core.records import (
@@ -52,6 +53,13 @@ if TYPE_CHECKING:
     from mielin_cells.node.host import Host
 
 ASK_REPEAT_S_MAX = 8.0
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:  # a thread without a loop
+        return None
 
 
 class TurnStopped(BaseException):
@@ -141,6 +149,10 @@ class Turn:
     def caller(self) -> Turn:
         return self
 
+    def shares(self, caller: Any) -> bool:
+        home = self._host.home
+        return caller is home.cluster or getattr(caller, "log", None) is home.log
+
     @property
     def idempotency_key(self) -> str:
         """Inside the call of a step: the same text whenever this step's call is made again, on whatever node."""
@@ -160,6 +172,16 @@ class Turn:
     def _open(self) -> None:
         if self.closed:
             raise NotInTurn(f"The turn of agent {self.id!r} that made this call has ended; call from a new turn.")
+        if current_turn.get() is not self:
+            raise NotInTurn(
+                f"A turn of agent {self.id!r} was used outside of it; what another turn or thread does is not its."
+            )
+        if _running_loop() is not self._host.loop:
+            raise UsageError(
+                f"The turn of agent {self.id!r} was used from another thread, or from a loop that is not its own; nothing was done. "
+                "Ask with asyncio.run_coroutine_threadsafe(ref.handler(...), loop), and give orders in the handler itself.",
+                agent=self.id,
+            )  # fmt: skip
         step = within.get()
         if step is not None and step.turn is self:
             raise UsageError(
