@@ -62,7 +62,7 @@ async def test_a_decorator_below_handler_works_whatever_name_it_gives() -> None:
     assert Adder.take.__doc__ == "Takes away."
 
 
-class Kettle(cells.Agent):
+class Urn(cells.Agent):
     count: int = 0
 
     @cells.handler
@@ -72,10 +72,10 @@ class Kettle(cells.Agent):
 
     @cells.handler
     async def both(self, n: int) -> list[int]:
-        return [await self.add(n), await Kettle.add(self, n)]
+        return [await self.add(n), await Urn.add(self, n)]
 
 
-class Samovar(Kettle):
+class Samovar(Urn):
     @cells.handler
     async def add(self, n: int) -> int:
         return await super().add(n) * 100
@@ -83,9 +83,9 @@ class Samovar(Kettle):
 
 async def test_a_handler_is_overridden_and_called_like_a_method() -> None:
     async with cells.local() as cluster:
-        derived: Kettle = await cluster.spawn(Samovar, "d")
+        derived: Urn = await cluster.spawn(Samovar, "d")
         assert await derived.add(1) == 100
-        assert await Kettle.add(derived, 1) == 200  # an ask: the agent runs what its own class has
+        assert await Urn.add(derived, 1) == 200  # an ask: the agent runs what its own class has
         assert await derived.both(1) == [300, 4]
 
 
@@ -104,8 +104,8 @@ def test_a_decorator_above_handler_is_refused(around: Callable[[Any], Any], kind
 
 
 def test_a_handler_of_another_class_under_another_name_is_refused() -> None:
-    with pytest.raises(cells.FieldRefused, match=r"Wrong\.plus is the handler Kettle\.add under another name"):
-        type("Wrong", (cells.Agent,), {"plus": Kettle.__dict__["add"]})
+    with pytest.raises(cells.FieldRefused, match=r"Wrong\.plus is the handler Urn\.add under another name"):
+        type("Wrong", (cells.Agent,), {"plus": Urn.__dict__["add"]})
 
 
 def test_a_handler_that_the_class_got_after_it_was_used_says_so() -> None:
@@ -176,10 +176,10 @@ def test_a_reloaded_module_replaces_its_classes_and_another_modules_are_refused(
 
 
 def test_a_derived_class_of_the_same_name_elsewhere_needs_another() -> None:
-    with pytest.raises(cells.UsageError, match="Two agent classes have the name 'Kettle'"):
-        type("Kettle", (Kettle,), {"__module__": "elsewhere"})
+    with pytest.raises(cells.UsageError, match="Two agent classes have the name 'Urn'"):
+        type("Urn", (Urn,), {"__module__": "elsewhere"})
     other: Any = type
-    assert other("Kettle", (Kettle,), {"__module__": "elsewhere"}, name="elsewhere.Kettle").__mro__[1] is Kettle
+    assert other("Urn", (Urn,), {"__module__": "elsewhere"}, name="elsewhere.Urn").__mro__[1] is Urn
 
 
 def test_a_program_that_is_imported_as_well_is_told() -> None:
@@ -191,7 +191,7 @@ def test_a_program_that_is_imported_as_well_is_told() -> None:
 # ---- timers ----------------------------------------------------------------------------------------------------
 
 
-class Friend(cells.Agent):
+class Chum(cells.Agent):
     got: list[str] = []
 
     @cells.handler
@@ -204,7 +204,7 @@ class Friend(cells.Agent):
 
 
 class Planner(cells.Agent):
-    friend: Friend
+    friend: Chum
 
     @cells.handler
     async def remind(self, what: str) -> None:
@@ -220,11 +220,9 @@ class Planner(cells.Agent):
 
 async def test_a_timer_is_for_a_handler_of_the_agent_itself_and_others_are_refused_at_once() -> None:
     async with cells.local() as cluster:
-        friend = await cluster.spawn(Friend, "f")
+        friend = await cluster.spawn(Chum, "f")
         planner = await cluster.spawn(Planner, "p", friend=friend)
-        with pytest.raises(
-            cells.UsageError, match=r"<Friend 'f'>\.remind, a handler of another agent.*tells <Friend 'f'>"
-        ):
+        with pytest.raises(cells.UsageError, match=r"<Chum 'f'>\.remind, a handler of another agent.*tells <Chum 'f'>"):
             await planner.plan("friend's")
         for wrong in ("text", "class"):
             with pytest.raises(cells.UsageError, match="give a handler of the agent: after"):

@@ -380,6 +380,7 @@ async def test_a_newer_state_is_refused_with_both_versions_and_an_older_one_is_u
             return {"counts": [old["count"], 1]}
 
     new = Relic
+    del classes["Relic"]
     async with cells.local(path=path) as cluster:
         await cluster.spawn(old(), "t")
     classes["Relic"] = new

@@ -11,7 +11,7 @@ import pytest
 import mielin_cells as cells
 
 
-class Tally(cells.Agent):
+class Abacus(cells.Agent):
     count: int = 0
 
     @cells.handler
@@ -24,7 +24,7 @@ class Tally(cells.Agent):
         await asyncio.sleep(60)
 
     @cells.handler
-    async def from_thread(self, other: Tally, how: str) -> int:
+    async def from_thread(self, other: Abacus, how: str) -> int:
         loop = asyncio.get_running_loop()
 
         def run() -> int:
@@ -48,13 +48,13 @@ async def _of(call: Any) -> int:
 
 async def test_after_the_block_every_call_says_at_once_that_the_cluster_is_closed() -> None:
     async with cells.local() as cluster:
-        tally = await cluster.spawn(Tally, "t")
+        tally = await cluster.spawn(Abacus, "t")
         await tally.add()
         waiting = asyncio.create_task(_of(tally.hang()))
         await asyncio.sleep(0.01)
     calls: list[Any] = [
-        tally.add, tally.add.tell, cluster.get(Tally, "t").add, cluster.agents, cluster.nodes,
-        lambda: cluster.spawn(Tally, "u"), lambda: cluster.show("t"), lambda: cluster.migrate("t"),
+        tally.add, tally.add.tell, cluster.get(Abacus, "t").add, cluster.agents, cluster.nodes,
+        lambda: cluster.spawn(Abacus, "u"), lambda: cluster.show("t"), lambda: cluster.migrate("t"),
         lambda: cluster.terminate("t"), lambda: cluster.suspend(tally), lambda: cluster.claim("t", "node-1"),
         lambda: cluster.drain("node-1"), lambda: cluster.cordon("node-1"), lambda: cluster.rollback("m-1"),
         lambda: cluster.abort("t"), lambda: cluster.standby("t"),
@@ -70,7 +70,7 @@ async def test_after_the_block_every_call_says_at_once_that_the_cluster_is_close
 async def test_a_block_may_be_entered_in_one_task_and_left_in_another_as_a_notebook_does() -> None:
     opening = cells.local()
     cluster = await asyncio.create_task(opening.__aenter__())
-    tally = await asyncio.create_task(cluster.spawn(Tally, "t"))
+    tally = await asyncio.create_task(cluster.spawn(Abacus, "t"))
     assert await asyncio.create_task(_of(tally.add())) == 1
     await asyncio.create_task(_left(opening))
     with pytest.raises(cells.NotConnected):
@@ -102,10 +102,10 @@ def test_a_cluster_is_not_used_or_left_in_another_event_loop() -> None:
     async def enter() -> None:
         kept["opening"] = cells.local()
         kept["cluster"] = await kept["opening"].__aenter__()
-        kept["tally"] = await kept["cluster"].spawn(Tally, "t")
+        kept["tally"] = await kept["cluster"].spawn(Abacus, "t")
 
     async def use() -> None:
-        for call in (kept["tally"].add, kept["cluster"].nodes, lambda: kept["cluster"].spawn(Tally, "u")):
+        for call in (kept["tally"].add, kept["cluster"].nodes, lambda: kept["cluster"].spawn(Abacus, "u")):
             with pytest.raises(cells.UsageError, match="another event loop"):
                 await call()
         with pytest.raises(cells.UsageError, match="leave the block in the loop that it was entered in"):
@@ -124,7 +124,7 @@ def test_a_cluster_is_not_used_or_left_in_another_event_loop() -> None:
 async def test_threads_ask_through_the_loop_of_the_cluster_and_not_through_one_of_their_own() -> None:
     loop = asyncio.get_running_loop()
     async with cells.local() as cluster:
-        tally = await cluster.spawn(Tally, "t")
+        tally = await cluster.spawn(Abacus, "t")
 
         def asked() -> int:  # the first call to the agent: a session begins in the thread
             return asyncio.run_coroutine_threadsafe(_of(tally.add()), loop).result(10)
@@ -139,7 +139,7 @@ async def test_threads_ask_through_the_loop_of_the_cluster_and_not_through_one_o
 
 async def test_a_turn_asks_from_a_thread_through_its_loop_and_an_own_loop_breaks_nothing() -> None:
     async with cells.local(settings=cells.Settings(tries=1, turn_deadline_s=5)) as cluster:
-        one, two = await cluster.spawn(Tally, "one"), await cluster.spawn(Tally, "two")
+        one, two = await cluster.spawn(Abacus, "one"), await cluster.spawn(Abacus, "two")
         assert await one.from_thread(two, "this loop") == 1
         with pytest.raises(cells.UsageError, match="from another thread.*run_coroutine_threadsafe"):
             await one.from_thread(two, "its own loop")

@@ -21,7 +21,7 @@ from mielin_cells.node.reader import load
 YEAR_S = 365 * 86400.0
 
 
-class Bell(cells.Agent):
+class Gong(cells.Agent):
     rung: int = 0
 
     @cells.handler
@@ -47,10 +47,10 @@ async def client(c: cells.Cluster, ahead_s: float = 0.0) -> AsyncIterator[Client
 async def test_clients_with_clocks_wrong_by_a_year_are_served_like_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledger, "SESSIONS_MAX", 1)
     async with cells.local() as c:
-        await c.spawn(Bell, "b")
+        await c.spawn(Gong, "b")
         for n, ahead_s in enumerate((YEAR_S, 0.0, -YEAR_S, 11.0, -11.0, 0.0)):
             async with client(c, ahead_s) as one:
-                assert await one.get(Bell, "b").ring() == n + 1
+                assert await one.get(Gong, "b").ring() == n + 1
 
 
 async def test_a_repeated_message_of_a_forgotten_session_is_refused_and_a_new_session_served(
@@ -58,17 +58,17 @@ async def test_a_repeated_message_of_a_forgotten_session_is_refused_and_a_new_se
 ) -> None:
     monkeypatch.setattr(ledger, "SESSIONS_MAX", 1)
     async with cells.local() as c:
-        await c.spawn(Bell, "b")
+        await c.spawn(Gong, "b")
         async with client(c) as quiet, client(c) as busy:
-            await quiet.get(Bell, "b").hear.tell()
-            assert await busy.get(Bell, "b").ring() == 2  # and `quiet` is forgotten
+            await quiet.get(Gong, "b").hear.tell()
+            assert await busy.get(Gong, "b").ring() == 2  # and `quiet` is forgotten
             lane = quiet._lanes["b"]
-            copy = Mail("b", "Bell", lane.sender, lane.start, 1, quiet.reply_to, [Message(1, "hear", b"\x80")])
+            copy = Mail("b", "Gong", lane.sender, lane.start, 1, quiet.reply_to, [Message(1, "hear", b"\x80")])
             await store_mail(quiet.log, copy)
-            assert await busy.get(Bell, "b").ring() == 3
+            assert await busy.get(Gong, "b").ring() == 3
             with pytest.raises(cells.SessionExpired):
-                await quiet.get(Bell, "b").ring()
-            assert await quiet.get(Bell, "b").ring() == 4
+                await quiet.get(Gong, "b").ring()
+            assert await quiet.get(Gong, "b").ring() == 4
 
 
 async def test_a_session_from_a_log_that_is_not_there_is_refused_and_harms_nobody(
@@ -76,13 +76,13 @@ async def test_a_session_from_a_log_that_is_not_there_is_refused_and_harms_nobod
 ) -> None:
     monkeypatch.setattr(ledger, "SESSIONS_MAX", 1)
     async with cells.local() as c:
-        await c.spawn(Bell, "b")
+        await c.spawn(Gong, "b")
         sender = client_sender("from-a-store-put-back")
-        ahead = Mail("b", "Bell", sender, 10**12, 1, "reply.nobody", [Message(n, "hear", b"\x80") for n in (1, 2)])
+        ahead = Mail("b", "Gong", sender, 10**12, 1, "reply.nobody", [Message(n, "hear", b"\x80") for n in (1, 2)])
         for n in range(3):
             await store_mail(c.log, ahead)  # type: ignore[attr-defined]
             async with client(c) as one:
-                assert await one.get(Bell, "b").ring() == n + 1
+                assert await one.get(Gong, "b").ring() == n + 1
         fold = await load(c.log, "b")  # type: ignore[attr-defined]
         assert sender not in fold.ledger.peers
         assert fold.ledger.horizon < fold.seq
@@ -92,13 +92,13 @@ async def test_a_session_from_a_log_that_is_not_there_is_refused_and_harms_nobod
 async def test_sessions_that_begin_while_the_owner_appends_are_all_served() -> None:
     """A client may read a record of the log before its owner hears that it is stored."""
     async with cells.local() as c:
-        await c.spawn(Bell, "b")
+        await c.spawn(Gong, "b")
 
         async def rings(count: int) -> list[int]:
             heard = list[int]()
             for _ in range(count):
                 async with client(c) as one:
-                    heard.append(await one.get(Bell, "b").ring())
+                    heard.append(await one.get(Gong, "b").ring())
             return heard
 
         heard = await asyncio.gather(*(rings(10) for _ in range(20)))
