@@ -290,6 +290,9 @@ async def test_a_node_that_has_just_begun_has_time_to_be_heard() -> None:
     await passes(LIMIT_S / 2)
     assert keeper.taken == 0
     await passes(LIMIT_S + QUICK.reconcile_s)
+    async with asyncio.timeout(10):
+        while not keeper.taken:
+            await asyncio.sleep(0.01)
     assert keeper.taken == 1
     for node in made:
         await node.stop()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,13 @@ logger = logging.getLogger("mielin_cells.keeper")
 
 SUBJECT = "keeper"
 """The log that says who keeps."""
+
+
+AGAIN_S_MAX = 300.0
+"""Between two looks for what nodes own that left long ago."""
+
+LATE_KEPT_S = 30.0
+"""How long a late round of this node's own makes it more patient with others."""
 
 
 class Term(msgspec.Struct, array_like=True, frozen=True):
@@ -58,6 +66,36 @@ def suspected(me: str, nodes: Collection[str], beats: Iterable[Beat], listening_
     return {node for node in nodes if node != me and ages.get(node, listening_s) > limit_s}
 
 
+def patience(limit_s: float, late_s: float) -> float:
+    """For how long a node may be silent, if the watcher's own rounds were up to `late_s` late: what starves one starves all."""
+    return limit_s + 2 * late_s
+
+
+class Again:
+    """When a keeper looks for what departed nodes own: at once for a new one, then after growing waits.
+
+    It looks again although nothing was found: what a node had sent before it died may land late.
+    """
+
+    def __init__(self, first_s: float) -> None:
+        self._first_s = self._wait_s = first_s
+        self._at = 0.0
+        self._tried: frozenset[str] = frozenset()
+
+    def is_due(self, now: float, due: Collection[str]) -> bool:
+        return now >= self._at or not self._tried.issuperset(due)
+
+    def began(self, now: float, due: Collection[str]) -> None:
+        if not self._tried.issuperset(due):
+            self._wait_s = self._first_s
+        self._tried, self._at = frozenset(due), now + self._first_s
+
+    def ended(self, now: float, *, is_over: bool) -> None:
+        """`is_over`: the departed own nothing any more."""
+        self._at = now + self._wait_s
+        self._wait_s = min(self._wait_s * 2, AGAIN_S_MAX) if is_over else self._first_s
+
+
 # ---- the keeper ----------------------------------------------------------------------------------------------
 
 
@@ -68,7 +106,10 @@ class Keeper:
         self._node = node
         self._heard = heard
         self._takeover = Takeover(node.home.log, self._ask, node.clock)
-        self._limit_s = node.settings.heartbeat_s * node.settings.heartbeat_misses
+        self._limit_s = self._base_s = node.settings.heartbeat_s * node.settings.heartbeat_misses
+        """A node that is silent for longer is suspected."""
+        self._late = deque[tuple[float, float]]()
+        """When this node's own rounds were late, and by how much."""
         self._since = self._ticked = node.clock()
         """When this node began to listen without a gap."""
         self._known: dict[str, registry.Entered] = {}
@@ -81,8 +122,13 @@ class Keeper:
         """Suspects of the last round: a new one may just have said that it stops."""
         self._told: set[str] = set()
         """Suspects that were told of."""
-        self._scanned_at = -1e9
-        self._scanned: frozenset[str] = frozenset()
+        self._empty: dict[str, int] = {}
+        """Suspects that own nothing any more, as of a takeover, with their incarnation then."""
+        self._again = Again(node.settings.reconcile_s)
+        self._taking: asyncio.Task[None] | None = None
+        self._keeper = ""
+        """Who keeps, as this node last read it."""
+        self._term_at = -1e9
         self.taken = 0
         """Agents that were taken over at this keeper's wish."""
 
@@ -92,27 +138,32 @@ class Keeper:
 
     async def _look_for_ever(self) -> None:
         node = self._node
+        interval = node.settings.heartbeat_s / 5
+        self._ticked = node.clock()  # after a failure, nobody was late
         while not node.is_stopping:
-            await asyncio.sleep(node.settings.heartbeat_s / 5)
+            before = node.clock()
+            await asyncio.sleep(interval)
+            self._woke(node.clock() - before - interval)
             try:
                 await self.look()
             except RetryError as error:
-                logger.info("node %s keeps later: %s", node.name, error)
+                logger.info("node %s: failover waits for the store: %s", node.name, error)
+
+    def _woke(self, late_s: float) -> None:
+        """This node's own loop was `late_s` late.  Whoever was stopped has not listened, and whoever is starved waits longer."""
+        now = self._node.clock()
+        if late_s > self._base_s / 2:
+            self._since = now
+        while self._late and now - self._late[0][0] > LATE_KEPT_S:
+            self._late.popleft()
+        if late_s > self._base_s / 50:
+            self._late.append((now, late_s))
+        self._limit_s = patience(self._base_s, min(self._base_s, max((late for _, late in self._late), default=0.0)))
 
     async def look(self) -> None:
-        """One round: who is silent, who keeps, and if that is this node: who takes over."""
+        """One round: who is silent, who keeps, and if that is this node: who takes over.  Never waits for a takeover."""
         node, now = self._node, self._node.clock()
-        if now - self._ticked > self._limit_s / 2:
-            self._since = now  # this process was stopped: what it has not heard means nothing
-        self._ticked = now
-        silent, names = self._suspects(), {beat.node for beat in self._heard()}
-        is_new = not names - self._strange <= self._known.keys()
-        if is_new or now - self._known_at > node.settings.reconcile_s or not silent <= self._silent:
-            before, self._known, self._known_at = self._known, await registry.registered(node.home.log), now
-            self._strange = names - self._known.keys()
-            for name, entered in self._known.items():
-                if name not in before or before[name].incarnation != entered.incarnation:
-                    self._begun.setdefault(name, now)
+        await self._read_registry(now)
         heard = set[str]()
         for beat in self._heard():
             if beat.ago_s < self._limit_s:
@@ -122,32 +173,74 @@ class Keeper:
         suspects = self._silent = self._suspects()
         for name in self._told & heard:
             logger.warning("node %s is heard again", name)
-        self._told -= heard
+        self._told &= suspects
+        self._empty = {
+            name: number for name, number in self._empty.items()
+            if name in suspects and self._known[name].incarnation == number
+        }  # fmt: skip
+        due = suspects - self._empty.keys()
+        is_due = bool(suspects) and self._again.is_due(now, due)
+        unfit = {"", node.name, *suspects, *self._stuck()}
+        if now - self._term_at < self._base_s / 2 and not (is_due and self._keeper in unfit):
+            return
         if not await self._keeps(suspects):
             return
-        for name in sorted(suspects - self._told):
+        for name in sorted(due - self._told):
             if not self._known[name].has_stopped:
                 logger.warning("node %s is silent: its agents are taken over", name)
         self._told |= suspects
-        if suspects and (not suspects <= self._scanned or now - self._scanned_at > node.settings.reconcile_s):
-            self._scanned, self._scanned_at = frozenset(suspects), now
-            self.taken += await self._takeover.take(suspects, self._known)
-        elif not suspects:
-            self._scanned = frozenset()
+        if is_due and (self._taking is None or self._taking.done()):
+            self._again.began(now, due)
+            self._taking = node.home.start(self._take(frozenset(suspects), dict(self._known)))
+
+    async def _read_registry(self, now: float) -> None:
+        """Who has entered: when somebody new is heard, when somebody falls silent, and now and then."""
+        node, silent, names = self._node, self._suspects(), {beat.node for beat in self._heard()}
+        is_new = not names - self._strange <= self._known.keys()
+        if not (is_new or now - self._known_at > node.settings.reconcile_s or not silent <= self._silent):
+            return
+        before, self._known, self._known_at = self._known, await registry.registered(node.home.log), now
+        self._strange = names - self._known.keys()
+        for name, entered in self._known.items():
+            if name not in before or before[name].incarnation != entered.incarnation:
+                self._begun.setdefault(name, now)
+        self._begun = {name: at for name, at in self._begun.items() if name in self._known}
+
+    async def _take(self, gone: frozenset[str], known: dict[str, registry.Entered]) -> None:
+        """The agents of all that are gone, also of those that owned none before: what they had sent may have landed since."""
+        try:
+            self.taken += await self._takeover.take(gone, known)
+        except RetryError as error:
+            logger.info("node %s: failover waits for the store: %s", self._node.name, error)
+            return
+        left = set(self._takeover.owners.values())
+        self._empty.update({name: known[name].incarnation for name in gone - left})
+        self._again.ended(self._node.clock(), is_over=not left)
 
     def _suspects(self) -> set[str]:
         now = self._node.clock()
         silent = suspected(self._node.name, self._known.keys(), self._heard(), now - self._since, self._limit_s)
         return {name for name in silent if now - self._begun.get(name, self._since) > self._limit_s}
 
+    def _stuck(self) -> set[str]:
+        """Nodes whose processes live and whose main loops do not: they keep nothing."""
+        return {beat.node for beat in self._heard() if beat.stuck_s > self._limit_s}
+
     async def _keeps(self, suspects: Collection[str]) -> bool:
-        """True if the log names this incarnation, or does so now because it names nobody who is heard."""
+        """True if the log names this incarnation, or does so now because it names nobody who is heard and can act."""
         node, home = self._node, self._node.home
         last = await home.log.last(SUBJECT)
-        term = self._term(last.data) if last is not None else None
+        self._term_at = node.clock()
+        term = self._term_of(last.data) if last is not None else None
+        self._keeper = term.node if term is not None else ""
         if term is not None and (term.node, term.incarnation) == (node.name, home.incarnation):
             return True
-        if term is not None and term.node != node.name and term.node not in suspects and term.node in self._known:
+        if (
+            term is not None
+            and term.node != node.name
+            and term.node not in {*suspects, *self._stuck()}
+            and term.node in self._known
+        ):
             return False
         if node.clock() - self._since <= self._limit_s:
             return False  # it may only not have been heard yet
@@ -156,6 +249,7 @@ class Keeper:
         outcome = await home.log.append(SUBJECT, framed(_encoder.encode(mine)), last.seq if last is not None else 0)
         if not isinstance(outcome, Appended):
             return False  # somebody else was first, or it is not known: the next round reads who
+        self._keeper = node.name
         await home.log.trim(SUBJECT, outcome.seq)
         logger.info("node %s keeps, term %d", node.name, number)
         return True
@@ -164,7 +258,7 @@ class Keeper:
         wire = self._node.home.wire
         return control.result_of(await wire.request(control_subject(name), control.encode_request(request), seconds))
 
-    def _term(self, data: bytes) -> Term | None:
+    def _term_of(self, data: bytes) -> Term | None:
         try:
             return _decoder.decode(unframed(data, "The keepers' log"))
         except (RecordInvalid, *UNREADABLE) as error:

@@ -19,7 +19,6 @@ from mielin_cells.core.message import UNREADABLE, framed, unframed
 from mielin_cells.core.settings import RETRY_S_MAX, RETRY_S_MIN
 from mielin_cells.errors import CellError, RecordInvalid, UnknownNode
 from mielin_cells.node.supervision import Backoff
-from mielin_cells.node.together import together
 from mielin_cells.substrate.again import whole
 from mielin_cells.substrate.ports import Appended, Entry, Log
 
@@ -191,19 +190,24 @@ async def names(log: Log) -> list[str]:
 
 
 async def registered(log: Log) -> dict[str, Entered]:
-    """The last record of every node that ever entered, by name; with incarnation 0 where it cannot be read."""
-    found, limit = dict[str, Entered](), asyncio.Semaphore(READS_MAX)
+    """The last record of every node that ever entered, by name; with incarnation 0 where it cannot be read.
 
-    async def one(name: str) -> None:
-        async with limit:
-            last = await log.last(node_log_subject(name))
-        try:
-            found[name] = Entered(0, name, b"")
-            if last is not None:
-                found[name] = await _entered(log, name, last)
-        except RecordInvalid as error:
-            logger.warning("%s", error)
-
+    It may be a little old: nothing is decided by it.
+    """
     known = await names(log)
-    await together(one(name) for name in known)
-    return {name: found[name] for name in known}
+    last = await log.lasts([node_log_subject(name) for name in known])
+    found = dict[str, Entered]()
+    for name in known:
+        found[name] = Entered(0, name, b"")
+        entry = last.get(node_log_subject(name))
+        if entry is not None:
+            try:
+                found[name] = await _entered(log, name, entry)
+            except RecordInvalid as error:
+                logger.warning("%s", error)
+    return found
+
+
+async def present(log: Log) -> dict[str, Entered]:
+    """Those of `registered` that have not said that they leave."""
+    return {name: entered for name, entered in (await registered(log)).items() if not entered.has_stopped}

@@ -13,6 +13,8 @@ from mielin_cells.node import control, registry
 from mielin_cells.node.together import together
 from mielin_cells.substrate.ports import Log, Wire
 
+STARTING = "starting"
+
 PING_S = 1.0
 """A node that does not answer within this is no candidate now."""
 
@@ -28,7 +30,7 @@ async def ping(wire: Wire, node: str) -> NodeInfo | None:
 
 async def alive(log: Log, wire: Wire) -> list[NodeInfo]:
     """Every node that answers, by name.  Raises a `RetryError` while the store does not."""
-    answers = await together(ping(wire, name) for name in await registry.names(log))
+    answers = await together(ping(wire, name) for name in await registry.present(log))
     return [answer for answer in answers if answer is not None]
 
 
@@ -42,22 +44,33 @@ class Spread:
     def __bool__(self) -> bool:
         return bool(self._nodes)
 
+    @property
+    def names(self) -> list[str]:
+        return list(self._nodes)
+
+    def fits(self, name: str, cls: str = "", architectures: Collection[str] = ()) -> bool:
+        """A node that tells of no classes, or no architecture, and the class "", say nothing and pass."""
+        node = self._nodes.get(name)
+        if node is None or (cls and node.classes and cls not in node.classes):
+            return False
+        return not architectures or not node.architecture or node.architecture in architectures
+
     def choose(self, but: Collection[str], cls: str = "", architectures: Collection[str] = ()) -> str | None:
         """Of the nodes that know the class the one with fewest agents, then by name; None if there is none besides `but`.
 
-        A node that tells of no classes, or no architecture, and the class "", say nothing and pass.
+        One that still starts is chosen only if all do.
         """
-
-        def fits(node: NodeInfo) -> bool:
-            is_known = not cls or not node.classes or cls in node.classes
-            return is_known and (not architectures or not node.architecture or node.architecture in architectures)
-
-        able = [name for name, node in self._nodes.items() if name not in but and fits(node)]
+        able = [name for name in self._nodes if name not in but and self.fits(name, cls, architectures)]
         if not able:
             return None
-        chosen = min(able, key=lambda name: (self._loads[name], name))
-        self._loads[chosen] += 1
+        chosen = min(able, key=lambda name: (self._nodes[name].state == STARTING, self._loads[name], name))
+        self.takes(chosen)
         return chosen
+
+    def takes(self, node: str) -> None:
+        """It is given one more agent."""
+        if node in self._loads:
+            self._loads[node] += 1
 
     def gives_back(self, node: str) -> None:
         """It has not taken the agent."""
