@@ -12,7 +12,7 @@ from nats_servers import opened, stored
 from mielin_cells.errors import StoreUnreachable
 from mielin_cells.substrate import jetstream_log
 from mielin_cells.substrate.jetstream import Heard, JetStream
-from mielin_cells.substrate.jetstream_log import FEW, MARK, MARKS_MAX, NEAR
+from mielin_cells.substrate.jetstream_log import BACK_MIN, BATCH, FEW, MARK, MARKS_MAX, NEAR
 from mielin_cells.substrate.ports import Entry
 from mielin_cells.substrate.server import Server
 
@@ -142,3 +142,39 @@ async def test_marks_of_settled_reads_do_not_pile_up(server: Server, monkeypatch
         for _ in range(MARKS_MAX + 20):
             assert await substrate.log.settled("log.nobody") is None
         assert len(await substrate.log.read(MARK)) <= 21
+
+
+async def test_a_page_of_a_longer_log_is_not_sought_from_its_end(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How long a log is shows only when its beginning is reached: until then reading back may cost no more than reading on."""
+    async with opened(server.url, deployment=f"reads{next(_numbers)}") as substrate:
+        log, seqs = substrate.log, [0]
+        for n in range(120):
+            seqs.append(await stored(log, "a.x", b"%d" % n, seqs[-1]))
+        await asyncio.gather(*(log.append(f"a.other-{k % 50}", b"") for k in range(NEAR)))
+        reads = Reads(substrate, monkeypatch)
+        assert [entry.seq for entry in await log.read("a.x", 0, 100)] == seqs[1:101]
+        assert reads.singles <= 2 * BACK_MIN
+        assert reads.batches == -(-100 // BATCH)
+
+
+async def test_a_read_of_a_server_that_has_become_slow_ends_with_what_has_come(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(server.url, deployment=f"reads{next(_numbers)}") as substrate:
+        log, seqs = substrate.log, [0]
+        for n in range(3 * BATCH):
+            seqs.append(await stored(log, "a.x", b"%d" % n, seqs[-1]))
+        await asyncio.gather(*(log.append(f"a.other-{k % 50}", b"") for k in range(NEAR)))
+        reads, one = Reads(substrate, monkeypatch), log._one
+
+        async def late(*args: object) -> object:
+            found = await one(*args)  # type: ignore[arg-type]
+            await asyncio.sleep(jetstream_log.READ_S + 0.02)
+            return found
+
+        monkeypatch.setattr(jetstream_log, "READ_S", 0.3)
+        monkeypatch.setattr(log, "_one", late)
+        assert [entry.seq for entry in await log.read("a.x")] == seqs[1 : BATCH + 1]
+        assert (reads.batches, reads.singles) == (1, 1)  # the last entry, and a part of what is wanted

@@ -15,6 +15,7 @@ from mielin_cells.errors import ConfigError
 if TYPE_CHECKING:
     from mielin_cells.cli.show import Printer
     from mielin_cells.node.operator import Operator
+    from mielin_cells.node.remote import Address
 
 app = App(
     name="mielin", help="Stateful agents that move between nodes while they work.", version=__version__,
@@ -40,10 +41,33 @@ class Server:
     ] = None
     creds: Annotated[Path | None, Parameter(group=CONNECTION, help="A NATS credentials file.")] = None
     tls_ca: Annotated[Path | None, Parameter(group=CONNECTION, help="Certificates to trust.")] = None
+    deployment: Annotated[
+        str | None, Parameter(group=CONNECTION, help="Its name there (default: MIELIN_DEPLOYMENT, or mielin).")
+    ] = None
     json: Annotated[bool, Parameter(negative="", help="Print JSON, a line for each value.")] = False
+
+    def address(self) -> Address:
+        """Raises `NotConnected` or `ConfigError`."""
+        from mielin_cells.node.remote import find_address
+
+        return find_address(self.connect, self.creds, self.tls_ca, self.deployment)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Streams:
+    """What a new deployment is made with; of one that is there, other ones are refused."""
+
+    replicas: Annotated[
+        int | None, Parameter(group=CONNECTION, help="Copies of each stream (default: 3 on a cluster, else 1).")
+    ] = None
+    shards: Annotated[
+        int | None, Parameter(group=CONNECTION, help="Streams that agents are spread over (default: 1).")
+    ] = None
 
 
 HERE = Server()
+ANY = Streams()
 Agent = Annotated[str, Parameter(help="The agent's id.")]
 Node = Annotated[str, Parameter(help="The node's name.")]
 Words = Annotated[str, Parameter(help="Values, in order or as name=value: JSON, else text, as the signature wants.")]
@@ -52,7 +76,7 @@ Words = Annotated[str, Parameter(help="Values, in order or as name=value: JSON, 
 def _operate(server: Server, work: Callable[[Operator, Printer], Coroutine[Any, Any, int]]) -> NoReturn:
     from mielin_cells.cli.link import operate
 
-    raise SystemExit(operate(server.connect, server.creds, server.tls_ca, server.json, work))
+    raise SystemExit(operate(server, work))
 
 
 # ---- run -----------------------------------------------------------------------------------------------------
@@ -71,6 +95,7 @@ def up(
     config: Annotated[
         Path | None, Parameter(help="Nodes' settings (default: mielin.toml here, if there is one).")
     ] = None,
+    streams: Streams = ANY,
     server: Server = HERE,
 ) -> None:
     """Start a server and nodes here, show them, and end them all with Ctrl-C.
@@ -82,8 +107,8 @@ def up(
     raise SystemExit(
         run(
             Wanted(
-                app=app, nodes=nodes, sync=sync, folder=dir, nats_server=nats_server, config=config, url=server.connect,
-                creds=server.creds, tls_ca=server.tls_ca, as_json=server.json,
+                app=app, nodes=nodes, sync=sync, folder=dir, nats_server=nats_server, config=config, server=server,
+                streams=streams,
             )
         )
     )  # fmt: skip
@@ -103,6 +128,7 @@ def node(
     faults: Annotated[
         str | None, Parameter(help="For tests: step:kind[:probability][:most][@node], or `default`.")
     ] = None,
+    streams: Streams = ANY,
     server: Server = HERE,
 ) -> None:
     """Run one node in this process, until SIGTERM or Ctrl-C: turns end, commits land, agents stay claimable.
@@ -111,7 +137,7 @@ def node(
     """
     from mielin_cells.cli.serve import run
 
-    raise SystemExit(run(name, app, label or [], stop_with_stdin, server, __version__, config, faults, wait))
+    raise SystemExit(run(name, app, label or [], stop_with_stdin, server, streams, __version__, config, faults, wait))
 
 
 @app.command(group=RUN)
@@ -234,12 +260,16 @@ def nodes(*, server: Server = HERE) -> None:
 def doctor(
     *,
     path: Annotated[Path | None, Parameter(help="Look at this SQLite file, and at no server.")] = None,
+    fix: Annotated[
+        bool, Parameter(negative="", help="Change the streams' replicas first, to --replicas or the default.")
+    ] = False,
+    streams: Streams = ANY,
     server: Server = HERE,
 ) -> None:
     """Say what a power cut would lose, and what is wrong with the store's settings.  Exits with 1 if something is wrong."""
     from mielin_cells.cli.doctor import run
 
-    raise SystemExit(run(path, server))
+    raise SystemExit(run(path, server, fix, streams.replicas, streams.shards))
 
 
 @app.command(group=LOOK)

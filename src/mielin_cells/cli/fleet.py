@@ -197,11 +197,14 @@ class Fleet:
         address = self._address
         # -P: a random.py of the directory that this is started in is not Python's own.
         command = [sys.executable, "-P", "-m", "mielin_cells.cli", "node", "--name", name, "--app", self._app]
-        command += ["--stop-with-stdin", "--json", *self._options]
+        command += ["--stop-with-stdin", "--json", "--deployment", address.deployment, *self._options]
         if address.creds is not None:
             command += ["--creds", address.creds]
         if address.tls_ca is not None:
             command += ["--tls-ca", address.tls_ca]
+        for option, value in (("--replicas", address.replicas), ("--shards", address.shards)):
+            if value is not None:
+                command += [option, str(value)]
         return command
 
     async def _lines(self, stream: asyncio.StreamReader, take: Callable[[str], None]) -> None:

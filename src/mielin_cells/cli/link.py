@@ -6,29 +6,28 @@ import asyncio
 import logging
 import sys
 from collections.abc import Callable, Coroutine
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mielin_cells.cli.codes import code_of
 from mielin_cells.cli.show import Printer
 from mielin_cells.core.secret import scrubbed
 from mielin_cells.errors import CellError, UsageError
 from mielin_cells.node.operator import Operator
-from mielin_cells.node.remote import connected, find_address
+from mielin_cells.node.remote import connected
+
+if TYPE_CHECKING:
+    from mielin_cells.cli.app import Server
 
 LOG_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 
 
-def operate(
-    url: str | None, creds: Path | None, tls_ca: Path | None, as_json: bool,
-    work: Callable[[Operator, Printer], Coroutine[Any, Any, int]],
-) -> int:  # fmt: skip
+def operate(server: Server, work: Callable[[Operator, Printer], Coroutine[Any, Any, int]]) -> int:
     """The exit code.  Errors of this package are printed as one sentence, or with `--json` as an object."""
     log_to_stderr(logging.ERROR)
-    printer = Printer(as_json)
+    printer = Printer(server.json)
 
     async def there() -> int:
-        async with connected(find_address(url, creds, tls_ca)) as client:
+        async with connected(server.address(), makes=False) as client:
             return await work(Operator(client), printer)
 
     try:

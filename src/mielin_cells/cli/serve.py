@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,25 +16,25 @@ from mielin_cells.core.ids import AgentId
 from mielin_cells.errors import CellError, ConfigError, InvalidAgentId
 
 if TYPE_CHECKING:
-    from mielin_cells.cli.app import Server
+    from mielin_cells.cli.app import Server, Streams
     from mielin_cells.node.node import Node
     from mielin_cells.substrate.ports import Substrate
 
 
 def run(
-    name: str, app: str, labels: list[str], stop_with_stdin: bool, server: Server, package: str, config: Path | None,
-    faults: str | None, wait: float | None,
+    name: str, app: str, labels: list[str], stop_with_stdin: bool, server: Server, streams: Streams, package: str,
+    config: Path | None, faults: str | None, wait: float | None,
 ) -> int:  # fmt: skip
     """The exit code: 0 after a clean stop, 1 if it was not clean or a newer process took the name, 2 for a bad app."""
     from mielin_cells.node import config as configs
     from mielin_cells.node import process
-    from mielin_cells.node.remote import find_address
 
     log_to_stderr(logging.INFO)
     printer = Printer(server.json)
     try:
         options = process.Options(
-            name=_name(name), app=app, address=find_address(server.connect, server.creds, server.tls_ca),
+            name=_name(name), app=app,
+            address=replace(server.address(), replicas=streams.replicas, shards=streams.shards),
             wait_s=_wait(wait), labels=dict(_label(text) for text in labels), follows_stdin=stop_with_stdin, package=package,
             say=lambda event: printer.show(event, lambda: _text(event)), config=configs.find(config),
             faults=_faulty(faults) if faults is not None else None,

@@ -11,19 +11,23 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from mielin_cells.cli.codes import DONE, FAILED, INTERRUPTED, code_of
 from mielin_cells.cli.fleet import Child, Fleet
 from mielin_cells.cli.folder import Folder, take
 from mielin_cells.cli.link import log_to_stderr
 from mielin_cells.cli.show import Printer, duration, to_nowhere
-from mielin_cells.errors import CellError, ConfigError
+from mielin_cells.errors import CellError, ConfigError, StoreUnreachable
 from mielin_cells.node.config import find as find_config
-from mielin_cells.node.remote import ADDRESS_FILE, Address, connected, find_address, open_substrate
+from mielin_cells.node.remote import ADDRESS_FILE, DEPLOYMENT, DEPLOYMENT_VARIABLE, Address, connected, open_substrate
 from mielin_cells.substrate.server import Server
+
+if TYPE_CHECKING:
+    from mielin_cells.cli.app import Server as Connection
+    from mielin_cells.cli.app import Streams
 
 NODES_MAX = 64
 """Processes on one machine; more of them are for tools that run fleets."""
@@ -42,10 +46,8 @@ class Wanted:
     folder: Path
     config: Path | None
     nats_server: Path | None
-    url: str | None
-    creds: Path | None
-    tls_ca: Path | None
-    as_json: bool
+    server: Connection
+    streams: Streams
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ class Served:
 def run(wanted: Wanted) -> int:
     """The exit code: 0 after Ctrl-C or SIGTERM, 2 for an app that cannot be used, 1 if the server ends."""
     log_to_stderr(logging.WARNING)
-    printer = Printer(wanted.as_json)
+    printer = Printer(wanted.server.json)
     try:
         if not 1 <= wanted.nodes <= NODES_MAX:
             wish = f"1 to {NODES_MAX}"
@@ -90,20 +92,23 @@ async def _up(wanted: Wanted, printer: Printer) -> int:
 
 @asynccontextmanager
 async def _server(wanted: Wanted, folder: Folder) -> AsyncIterator[Served]:
-    if wanted.url is not None:
-        address = find_address(wanted.url, wanted.creds, wanted.tls_ca)
-        yield Served(address, {"url": address.shown, "ours": False}, None)
+    replicas, shards = wanted.streams.replicas, wanted.streams.shards
+    if wanted.server.connect is not None:
+        address = replace(wanted.server.address(), replicas=replicas, shards=shards)
+        facts: dict[str, Any] = {"url": address.shown, "ours": False, "deployment": address.deployment}
+        with contextlib.suppress(StoreUnreachable):  # the nodes wait for it, and say so
+            facts.update(await _made(address))
+        yield Served(address, facts, None)
         return
     server = await Server.start(folder.path, sync=wanted.sync, program=wanted.nats_server)
     watching: asyncio.Task[int] | None = None
     try:
-        address = Address(server.url, sync=server.sync)
-        substrate = await open_substrate(address)  # makes the streams before the nodes all want to
+        named = wanted.server.deployment or os.environ.get(DEPLOYMENT_VARIABLE) or DEPLOYMENT
+        address = Address(server.url, sync=server.sync, deployment=named, replicas=replicas, shards=shards)
         facts = {
-            "url": address.shown, "ours": True, "version": substrate.server_version, "sync": wanted.sync,
+            "url": address.shown, "ours": True, "deployment": named, **await _made(address), "sync": wanted.sync,
             "process": server.process.pid, "folder": str(folder.path),
         }  # fmt: skip
-        await substrate.close()
         watching = asyncio.create_task(_ended(server))
         yield Served(address, facts, watching)
     finally:
@@ -111,6 +116,15 @@ async def _server(wanted: Wanted, folder: Folder) -> AsyncIterator[Served]:
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
         await server.stop()
+
+
+async def _made(address: Address) -> dict[str, Any]:
+    """Makes the streams before the nodes all want to, and says what there is."""
+    substrate = await open_substrate(address)
+    try:
+        return {"version": substrate.server_version, "replicas": substrate.replicas, "shards": substrate.shards}
+    finally:
+        await substrate.close()
 
 
 async def _ended(server: Server) -> int:
@@ -184,9 +198,9 @@ def _text(event: dict[str, Any]) -> str:
         case {"event": "server", "state": "ended", "code": code}:
             return f"the server has ended by itself (code {code})"
         case {"event": "server", "url": url, "ours": True, "version": version, "sync": sync, "folder": folder}:
-            return f"server {version} at {url}, sync {sync}, data in {folder}"
+            return f"server {version} at {url}, sync {sync}, data in {folder}{_streams(event)}"
         case {"event": "server", "url": url}:
-            return f"server at {url}"
+            return f"server at {url}{_streams(event)}"
         case {"event": "node", "node": node, "state": "serving", "incarnation": incarnation}:
             return f"{node} serves (process {event['process']}, incarnation {incarnation})"
         case {"event": "node", "node": node, "state": "crashed", "reason": reason, "restart_s": wait}:
@@ -205,6 +219,13 @@ def _text(event: dict[str, Any]) -> str:
             return f"waiting for {what}"
         case _:
             return "everything has stopped; `mielin up` goes on with it"
+
+
+def _streams(facts: dict[str, Any]) -> str:
+    """What is not as everybody's."""
+    told = [f"{name} {facts[name]}" for name in ("replicas", "shards") if facts.get(name, 1) != 1]
+    named = [f"deployment {facts['deployment']}"] if facts["deployment"] != DEPLOYMENT else []
+    return "".join(f", {text}" for text in (*named, *told))
 
 
 def _why(code: int) -> str:

@@ -13,6 +13,8 @@ DEFAULT_SYNC_S: Final = 120.0
 """NATS's sync_interval where nobody has set it."""
 
 VERSION_MIN, VERSION_ADVISED = (2, 12, 0), (2, 14, 0)
+ADVISED: Final = 3
+"""Replicas on a cluster: so many that one server may be lost."""
 FULL_WARN, FULL_WRONG = 0.8, 0.95
 """Of a limit."""
 CLOCK_S: Final = 1.0
@@ -42,6 +44,9 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
     """nats, sqlite or memory."""
     where: str
+    deployment: str = ""
+    servers: int = 1
+    """Of the cluster, as far as the server tells."""
     version: str = ""
     sync_s: float | None = None
     """Seconds between an acknowledgement and the disk, at most; 0: before it; None: not to be seen from here."""
@@ -67,6 +72,9 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     where: str
     kind: str
     version: str
+    deployment: str
+    servers: int
+    shards: int
     replicas: int
     storage: str
     sync: str
@@ -85,13 +93,20 @@ def judged(facts: Facts) -> Health:
     if facts.kind == "nats":
         findings += [
             *_of_server(facts),
-            *(found for one in facts.streams for found in _of_stream(one, facts.in_cluster)),
+            *_of_replicas(facts),
+            *(found for one in facts.streams for found in _of_stream(one, facts)),
         ]
     lost = _power_cut(facts, replicas, storage)
     return Health(
-        power_cut=lost, where=facts.where, kind=facts.kind, version=facts.version, replicas=replicas, storage=storage,
-        sync=_sync(facts), findings=sorted(findings, key=lambda one: one.level != WRONG),
+        power_cut=lost, where=facts.where, kind=facts.kind, version=facts.version, deployment=facts.deployment,
+        servers=facts.servers, shards=_shards(facts), replicas=replicas, storage=storage, sync=_sync(facts),
+        findings=sorted(findings, key=lambda one: one.level != WRONG),
     )  # fmt: skip
+
+
+def _shards(facts: Facts) -> int:
+    told = [str(one.config.get("metadata", {}).get("mielin.shards", "")) for one in facts.streams]
+    return max((int(count) for count in told if count.isdecimal()), default=1)
 
 
 def _sync(facts: Facts) -> str:
@@ -202,7 +217,7 @@ def _fullness(what: str, used: int, limit: int) -> list[Finding]:
     return [Finding(WRONG if share >= FULL_WRONG else WARNING, text)]
 
 
-def _of_stream(stream: StreamFacts, in_cluster: bool) -> list[Finding]:
+def _of_stream(stream: StreamFacts, facts: Facts) -> list[Finding]:
     config, state, name = stream.config, stream.state, stream.name
     found = [Finding(level, f"Stream {name}: {text}.") for level, is_so, text in _rules(stream) if is_so]
     found += _fullness(f"Stream {name}", int(state.get("bytes", 0)), int(config.get("max_bytes", -1)))
@@ -212,16 +227,29 @@ def _of_stream(stream: StreamFacts, in_cluster: bool) -> list[Finding]:
             WRONG, f"Stream {name}: the server says that it has lost {len(lost)} records (of damaged blocks). Stop; restore a backup.",
         ))  # fmt: skip
     replicas = int(config.get("num_replicas", 1))
-    if in_cluster and replicas == 1:
-        found.append(
-            Finding(
-                WARNING,
-                f"Stream {name} has one replica on a cluster: losing its server stops every agent. Raise it to 3.",
-            )
-        )
-    if in_cluster and stream.cluster is not None:
+    if facts.in_cluster and replicas == 1:
+        first = "Of two servers none may be lost: add one, then " if facts.servers == ADVISED - 1 else ""
+        found.append(Finding(
+            WARNING, f"Stream {name} has one replica on a cluster: losing its server stops every agent. "
+            f"{first}`mielin doctor --fix --replicas {ADVISED}` raises it to {ADVISED}.",
+        ))  # fmt: skip
+    if facts.in_cluster and stream.cluster is not None:
         found += _of_copies(name, replicas, stream.cluster)
     return found
+
+
+def _of_replicas(facts: Facts) -> list[Finding]:
+    """An order that was interrupted, or given to one stream by other means, leaves them unlike."""
+    counts = {one.name: int(one.config.get("num_replicas", 1)) for one in facts.streams}
+    if len(set(counts.values())) < 2:
+        return []
+    told = ", ".join(f"{name} {count}" for name, count in counts.items())
+    most = max(counts.values())
+    return [
+        Finding(
+            WARNING, f"Streams have unlike replicas ({told}): `mielin doctor --fix --replicas {most}` makes them alike."
+        )
+    ]
 
 
 def _of_copies(name: str, replicas: int, cluster: dict[str, Any]) -> list[Finding]:

@@ -320,7 +320,7 @@ async def _live(options: Options, ending: Ending, substrate: Substrate, client: 
     def entered() -> None:
         nonlocal heartbeat
         heartbeat = Heartbeat(
-            node.name, node.home.incarnation, lambda: open_substrate(options.address), options.config.settings,
+            node.name, node.home.incarnation, lambda: open_substrate(options.address.met), options.config.settings,
             lambda: node.is_starting,
         )  # fmt: skip
         node.heard = heartbeat.ear.heard

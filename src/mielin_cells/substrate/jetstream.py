@@ -37,7 +37,7 @@ from mielin_cells.substrate.jetstream_address import check_url, is_unknown_host,
 from mielin_cells.substrate.jetstream_api import Unanswered
 from mielin_cells.substrate.jetstream_health import facts
 from mielin_cells.substrate.jetstream_log import JetLog
-from mielin_cells.substrate.jetstream_streams import SHARDS_MAX, check_server, streams
+from mielin_cells.substrate.jetstream_streams import Made, Wish, check_server, check_wish, streams, with_replicas
 from mielin_cells.substrate.jetstream_wire import JetWire
 
 logger = logging.getLogger("mielin_cells.jetstream")
@@ -60,7 +60,6 @@ _OPTIONS: Final[dict[str, Any]] = {
     "pending_size": 0,  # nothing is kept back while disconnected and sent later
     "skip_subject_validation": True,  # ours are made of checked words
 }
-_NAME: Final = re.compile(r"[A-Za-z0-9_]{1,32}")
 _NUMBER: Final = re.compile(r"[0-9]{1,20}")
 
 
@@ -312,6 +311,11 @@ class Connection:
     def in_cluster(self) -> bool:
         return bool(self._nc._server_info.get("cluster"))
 
+    @property
+    def servers(self) -> int:
+        """Of the cluster, as far as it tells of them."""
+        return len(self._nc._server_info.get("connect_urls") or ()) or 1
+
     def check(self) -> None:
         """Raises `StoreUnreachable` once this connection is closed, `PermissionDenied` if it cannot hear any answer."""
         if self._is_closing:
@@ -476,11 +480,12 @@ class Connection:
 class JetStream:
     """`Substrate` on a NATS server.  `JetStream.open(url)` is the only way to make one."""
 
-    def __init__(self, connection: Connection, log: JetLog, wire: JetWire, sync: str) -> None:
+    def __init__(self, connection: Connection, log: JetLog, wire: JetWire, sync: str, made: Made) -> None:
         self._connection = connection
         self.log = log
         self.wire = wire
         self.sync = sync
+        self.shards, self.replicas = made
 
     @property
     def server_version(self) -> str:
@@ -495,36 +500,32 @@ class JetStream:
         tls_ca: str | os.PathLike[str] | None = None,
         deployment: str = DEPLOYMENT,
         shards: int | None = None,
-        replicas: int = 1,
+        replicas: int | None = None,
+        makes: bool = True,
         sync: str = "process",
     ) -> JetStream:
-        """Connects, and makes the deployment's streams if they are not there.
+        """Connects, and makes the deployment's streams if they are not there and `makes` lets it.
 
-        `shards`: streams that logs and inboxes are spread over (default 1); fixed when the deployment is made, and another
-        number is refused.  `replicas`: copies of each stream, in a cluster.  `sync`: what is known of the server's setting;
+        `shards`: streams that logs and inboxes are spread over (default 1); fixed when the deployment is made.  `replicas`:
+        copies of each stream (default: 3 on a cluster that has as many servers, else 1).  Other ones than the deployment
+        has are refused.  `sync`: what is known of the server's setting;
         it is only reported.  Raises `StoreUnreachable`, `AuthFailed`, `JetStreamDisabled`, `ServerTooOld`,
-        `PermissionDenied`, `ConfigError`, `StreamMissing`, `QuotaExceeded`.
+        `PermissionDenied`, `ConfigError`, `NotConnected`, `StreamMissing`, `QuotaExceeded`.
         """
-        if _NAME.fullmatch(deployment) is None:
-            raise ConfigError(
-                f"deployment is {deployment!r}; wanted: letters, digits and _.", field="deployment", range="name"
-            )
-        if shards is not None and not 1 <= shards <= SHARDS_MAX:
-            raise ConfigError(
-                f"shards is {shards}; it is 1 to {SHARDS_MAX}.", field="shards", range=f"1 to {SHARDS_MAX}"
-            )
+        wish = Wish(shards, replicas, makes)
+        check_wish(deployment, wish)
         check_url(url)
         connection = Connection(url, options_of(creds, tls_ca))
         try:
             await connection.open()
             check_server(connection)
-            made = await streams(connection, deployment, shards, replicas)
+            made = await streams(connection, deployment, wish)
         except BaseException:
             await connection.close()
             raise
-        log = JetLog(connection, deployment, made)
+        log = JetLog(connection, deployment, made.shards)
         connection.back = log.reconnected
-        return cls(connection, log, JetWire(connection, deployment), sync)
+        return cls(connection, log, JetWire(connection, deployment), sync, made)
 
     @classmethod
     async def inspected(
@@ -543,6 +544,29 @@ class JetStream:
         try:
             await connection.open()
             return await facts(connection, deployment, sync, named_by)
+        finally:
+            await connection.close()
+
+    @classmethod
+    async def replicated(
+        cls,
+        url: str,
+        *,
+        creds: str | os.PathLike[str] | None = None,
+        tls_ca: str | os.PathLike[str] | None = None,
+        deployment: str = DEPLOYMENT,
+        replicas: int | None = None,
+    ) -> dict[str, tuple[int, int]]:
+        """Has the servers keep another number of copies (default: as of a new deployment): before and after, by stream that changed.
+
+        Returns when the servers have taken it; new copies are filled after that.  Raises as `open`.
+        """
+        check_wish(deployment, Wish(replicas=replicas))
+        check_url(url)
+        connection = Connection(url, options_of(creds, tls_ca))
+        try:
+            await connection.open()
+            return await with_replicas(connection, deployment, replicas)
         finally:
             await connection.close()
 

@@ -55,6 +55,9 @@ _QUOTA: Final = {
     10027: "the account's limit of streams is reached",
 }
 _REPLICAS: Final = 10074
+_NO_PEERS: Final = 10005
+REPLICAS_REFUSED: Final = frozenset((_REPLICAS, _NO_PEERS))
+"""There are not so many servers."""
 _OVERLAP: Final = 10065
 _TOO_LARGE: Final = 10054
 _WORDS: Final = re.compile(r"[A-Za-z0-9_=-]+(\.[A-Za-z0-9_=-]+)*")
@@ -62,6 +65,8 @@ _DIGITS: Final = re.compile(r"(\d+)\s*$")
 _VERSION: Final = re.compile(r"v?(\d+)\.(\d+)\.(\d+)")
 _FORBIDDEN: Final = re.compile(r"permissions violation for (publish|subscription) to \"([^\"]*)\"", re.IGNORECASE)
 PUBLISH: Final = "publish"
+OFFLINE: Final = "offline"
+"""In the words of a refusal: there would be servers enough, and not all are there now."""
 
 
 class Unanswered(Exception):
@@ -166,6 +171,11 @@ def error_of(error: ApiError, where: str, stream: str = "") -> CellError:
         )  # fmt: skip
     if code == _REPLICAS:
         return ConfigError(f"replicas: {words}; a server alone keeps one copy.", field="replicas", range="1")
+    if code == _NO_PEERS and OFFLINE not in words:
+        return ConfigError(
+            f"replicas: the cluster has not so many servers with JetStream ({words}); add servers, or ask for fewer copies.",
+            field="replicas", range="at most one for each server",
+        )  # fmt: skip
     if code == _OVERLAP:
         return ConfigError(
             f"The stream {where} cannot be made: another stream has its subjects; use another deployment name.",

@@ -46,7 +46,8 @@ async def facts(connection: Connection, deployment: str, sync: str, named_by: st
     if sync_s is None and sync:
         sync_s, sync_from = (0.0 if sync == _ALWAYS else 120.0), named_by
     return Facts(
-        kind="nats", where=connection.url, version=connection.version, sync_s=sync_s, sync_from=sync_from,
+        kind="nats", where=connection.url, deployment=deployment, servers=connection.servers, version=connection.version,
+        sync_s=sync_s, sync_from=sync_from,
         in_cluster=connection.in_cluster, payload_max=connection.payload_max, streams=found, missing=missing,
         account=account, clock_s=clock_s,
     )  # fmt: skip

@@ -31,6 +31,10 @@ further is read from its end back, each entry by the sequence that its successor
 FEW: Final = 4
 """Entries that were appended without a condition and are far are read one by one, so many: of a batch the server counts first what
 follows, which looks at every entry once more."""
+LOOKS: Final = 5_000
+"""Entries between that a server looks at in the time of one request.  Reading back ends when it has cost what reading forward would:
+a log may have more entries than are asked for, and then all that was read from its end is of no use."""
+BACK_MIN: Final = 16
 BATCH_BYTES: Final = 4 * 1024 * 1024
 LASTS: Final = 500
 """Subjects in one request for their last entries; the server takes at most 1,024."""
@@ -98,12 +102,15 @@ class JetLog:
             one = await self._one(stream, {"seq": after + 1, "next_by_subj": full}, subject)
             return [Entry(one.seq, one.data)] if one is not None else []
         entries: list[Entry] = []
-        if self._newest.get(stream, after + NEAR) - after >= NEAR:
+        clock = asyncio.get_running_loop().time
+        until, far = clock() + READ_S, self._newest.get(stream, after + NEAR) - after
+        if far >= NEAR:
             last = await self._one(stream, {"last_by_subj": full}, subject)
             if last is None or last.seq <= after:
                 return []
             if last.expected is not None:
-                found = await self._back(stream, full, after, limit, last)
+                most = min(limit, max(BACK_MIN, far * limit // (2 * BATCH * LOOKS)))
+                found = await self._back(stream, full, after, most, last, until)
                 if found is not None:
                     return found
             else:  # mail, which is appended without a condition
@@ -123,13 +130,17 @@ class JetLog:
             }  # fmt: skip
             page, more = await self._batch(stream, wanted, after, subject)
             entries += page
-            if not page or not more:
+            if (
+                not page or not more or clock() > until
+            ):  # of a slow server, what has come is better than more of it later
                 break
             after = page[-1].seq
         return entries
 
-    async def _back(self, stream: str, full: str, after: int, limit: int, last: Heard) -> list[Entry] | None:
-        """All entries behind `after`, found from the last one back; None if that does not lead there, or to too many."""
+    async def _back(
+        self, stream: str, full: str, after: int, most: int, last: Heard, until: float
+    ) -> list[Entry] | None:
+        """All entries behind `after`, found from the last one back; None if that does not lead there, or not in time."""
         entries: list[Entry] = []
         one, size = last, 0
         while True:
@@ -140,7 +151,7 @@ class JetLog:
                 return None
             if before <= after:
                 return entries[::-1]
-            if len(entries) == limit:
+            if len(entries) == most or asyncio.get_running_loop().time() > until:
                 return None
             found = await self._one(stream, {"seq": before}, full)
             if found is None or found.subject != full:  # trimmed, or on its way to the replica that answers

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from typing import TYPE_CHECKING, Any, Final
+import re
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from mielin_cells.errors import ConfigError, JetStreamDisabled, ServerTooOld, StoreUnreachable
+import msgspec
+
+from mielin_cells.errors import ConfigError, JetStreamDisabled, NotConnected, ServerTooOld, StoreUnreachable
 from mielin_cells.substrate import jetstream_api as api
 from mielin_cells.substrate.jetstream_api import Unanswered
 from mielin_cells.substrate.ports import ENTRY_BYTES_MAX
@@ -14,9 +18,17 @@ if TYPE_CHECKING:
     from mielin_cells.substrate.jetstream import Connection
 
 API_S: Final = 5.0
+LED_S: Final = 10.0
+"""A stream whose copies change may be without a leader for a moment."""
+LOOK_S: Final = 0.1
 HEADERS_BYTES: Final = 4096
 """Room that a server must leave for headers above the largest entry."""
 SHARDS_MAX: Final = 64
+REPLICAS_MAX: Final = 5
+"""The server's own limit."""
+REPLICAS_IN_CLUSTER: Final = 3
+"""Of a new deployment on a cluster: one server may be lost."""
+_NAME: Final = re.compile(r"[A-Za-z0-9_]{1,32}")
 FORMAT: Final = "1"
 
 
@@ -36,51 +48,101 @@ def check_server(connection: Connection) -> None:
         )  # fmt: skip
 
 
-async def streams(connection: Connection, deployment: str, shards: int | None, replicas: int) -> int:
-    """The number of shards that the deployment has; made with `shards` (or 1) of them if it is new."""
+class Wish(NamedTuple):
+    """What is asked for of a deployment's streams.  Of one that is there None takes what it has; of a new one, the default."""
+
+    shards: int | None = None
+    replicas: int | None = None
+    makes: bool = True
+    """A deployment that is not there is made."""
+
+
+class Made(NamedTuple):
+    """What the deployment has."""
+
+    shards: int
+    replicas: int
+
+
+def check_wish(deployment: str, wish: Wish) -> None:
+    """Raises `ConfigError`."""
+    if _NAME.fullmatch(deployment) is None:
+        raise ConfigError(
+            f"deployment is {deployment!r}; wanted: up to 32 letters, digits and _.", field="deployment", range="a name"
+        )
+    for field, value, most in (("shards", wish.shards, SHARDS_MAX), ("replicas", wish.replicas, REPLICAS_MAX)):
+        if value is not None and not 1 <= value <= most:
+            raise ConfigError(f"{field} is {value}; it is 1 to {most}.", field=field, range=f"1 to {most}")
+
+
+async def streams(connection: Connection, deployment: str, wish: Wish) -> Made:
+    """What the deployment has; it is made if it is not there.  Raises `ConfigError` if it has something else than is wished."""
     first = api.stream_name(deployment, "log", 0)
-    answer = await _asked(connection, f"STREAM.INFO.{first}", b"")
+    answer = await asked(connection, f"STREAM.INFO.{first}", b"")
     if answer.error is not None:
         if answer.error.err_code != api.STREAM_MISSING:
             raise api.error_of(answer.error, first)
-        return await _made(connection, deployment, shards, replicas)
-    have = _shards_of(answer, first, shards)
-    for name in _names(deployment, have)[:-1]:
-        found = await _asked(connection, f"STREAM.INFO.{name}", b"")
+        if not wish.makes:
+            raise NotConnected(
+                f"There is no deployment {deployment!r} on the server {connection.url}; its first node makes it (`mielin up`, "
+                "`mielin node`), or give another --deployment.", url=connection.url, deployment=deployment,
+            )  # fmt: skip
+        return await _made(connection, deployment, wish)
+    have, replicas = shards_of(answer, first, wish.shards), [_replicas_of(answer, first, wish.replicas)]
+    for name in names(deployment, have)[:-1]:
+        found = await asked(connection, f"STREAM.INFO.{name}", b"")
         if found.error is not None:
             raise api.error_of(found.error, name)
-    return have
+        replicas.append(_replicas_of(found, name, wish.replicas))
+    return Made(have, min(replicas))
 
 
-async def _made(connection: Connection, deployment: str, shards: int | None, replicas: int) -> int:
-    count = shards or 1
-    names = _names(deployment, count)
-    for name in names:
-        made = await _asked(connection, f"STREAM.CREATE.{name}", _config(deployment, name, count, replicas))
+async def _made(connection: Connection, deployment: str, wish: Wish) -> Made:
+    count, replicas = wish.shards or 1, wish.replicas or (REPLICAS_IN_CLUSTER if connection.in_cluster else 1)
+    kept = []
+    wanted = names(deployment, count)
+    for name in wanted:
+        made = await _create(connection, deployment, name, count, replicas)
+        if made.error is not None and wish.replicas is None and _is_too_few(made.error):
+            replicas = 1  # a cluster of two, or of which only some have JetStream
+            made = await _create(connection, deployment, name, count, replicas)
         if made.error is not None:
             if made.error.err_code != api.NAME_IN_USE:
                 raise api.error_of(made.error, name)
             # Somebody makes the deployment now, or was interrupted: with another number of shards, or of copies.
-            made = await _asked(connection, f"STREAM.INFO.{name}", b"")
+            made = await asked(connection, f"STREAM.INFO.{name}", b"")
             if made.error is not None:
                 raise api.error_of(made.error, name)
-            have = _shards_of(made, name, shards)
+            have = shards_of(made, name, wish.shards)
+            replicas = _replicas_of(made, name, wish.replicas)
             if have != count:
-                return await _made(connection, deployment, have, replicas)
-        if name != names[-1] and made.state.messages:
+                return await _made(connection, deployment, Wish(have, replicas))
+        kept.append(made.config.num_replicas)
+        if name != wanted[-1] and made.state.messages:
             # Nothing is written before the first stream is there: somebody has just made it, or it was deleted.
-            found = await _asked(connection, f"STREAM.INFO.{names[-1]}", b"")
+            found = await asked(connection, f"STREAM.INFO.{wanted[-1]}", b"")
             if found.error is not None:
-                raise api.error_of(found.error, names[-1])
-    return count
+                raise api.error_of(found.error, wanted[-1])
+    return Made(count, min(kept))
 
 
-def _names(deployment: str, shards: int) -> list[str]:
+async def _create(connection: Connection, deployment: str, name: str, shards: int, replicas: int) -> api.StreamAnswer:
+    made: api.StreamAnswer = await asked(
+        connection, f"STREAM.CREATE.{name}", _config(deployment, name, shards, replicas)
+    )
+    return made
+
+
+def _is_too_few(error: api.ApiError) -> bool:
+    return error.err_code in api.REPLICAS_REFUSED and api.OFFLINE not in error.description
+
+
+def names(deployment: str, shards: int) -> list[str]:
     """In the order in which they are made: the first stream is the last, so once it is there, all are."""
     return [api.stream_name(deployment, kind, n) for n in reversed(range(shards)) for kind in ("part", "log")]
 
 
-def _shards_of(answer: api.StreamAnswer, name: str, wanted: int | None) -> int:
+def shards_of(answer: api.StreamAnswer, name: str, wanted: int | None) -> int:
     """The number that the deployment was made with.  Raises `ConfigError` if it is not `wanted`."""
     metadata = answer.config.metadata
     if metadata.get("mielin.format") != FORMAT or not metadata.get("mielin.shards", "").isdigit():
@@ -92,8 +154,20 @@ def _shards_of(answer: api.StreamAnswer, name: str, wanted: int | None) -> int:
     have = int(metadata["mielin.shards"])
     if wanted is not None and have != wanted:
         raise ConfigError(
-            f"This deployment was made with {have} shards, {wanted} were asked for, and the number is fixed; leave it out.",
-            field="shards", range=str(have),
+            f"This deployment was made with {have} shards, {wanted} were asked for, and the number is fixed; leave it out, or "
+            "use another deployment name.", field="shards", range=str(have),
+        )  # fmt: skip
+    return have
+
+
+def _replicas_of(answer: api.StreamAnswer, name: str, wanted: int | None) -> int:
+    """The copies that are kept of the stream.  Raises `ConfigError` if it is not `wanted`."""
+    have = answer.config.num_replicas
+    if wanted is not None and have != wanted:
+        raise ConfigError(
+            f"This deployment keeps {have} replica{'s' if have > 1 else ''} (stream {name}), {wanted} were asked for; "
+            f"`mielin doctor --fix --replicas {wanted}` changes it, or leave it out.",
+            field="replicas", range=str(have), have=have,
         )  # fmt: skip
     return have
 
@@ -113,7 +187,44 @@ def _config(deployment: str, name: str, shards: int, replicas: int) -> bytes:
     return json.dumps(config).encode()
 
 
-async def _asked(connection: Connection, what: str, data: bytes) -> api.StreamAnswer:
+async def with_replicas(connection: Connection, deployment: str, replicas: int | None) -> dict[str, tuple[int, int]]:
+    """Changes the copies of each stream; before and after, by stream that changed."""
+    first = api.stream_name(deployment, "log", 0)
+    answer = await asked(connection, f"STREAM.INFO.{first}", b"")
+    if answer.error is not None:
+        raise api.error_of(answer.error, first)
+    wanted = replicas or (REPLICAS_IN_CLUSTER if connection.in_cluster else 1)
+    changed: dict[str, tuple[int, int]] = {}
+    for name in names(deployment, shards_of(answer, first, None)):
+        found = await asked(connection, f"STREAM.INFO.{name}", b"", dict[str, Any])
+        if found.get("error"):
+            raise api.error_of(msgspec.convert(found["error"], api.ApiError), name)
+        config = found["config"]  # all of it, also what this version does not know
+        have = int(config.get("num_replicas", 1))
+        if have == wanted or (replicas is None and have > wanted):
+            continue
+        changes = json.dumps({**config, "num_replicas": wanted}).encode()
+        done = await asked(connection, f"STREAM.UPDATE.{name}", changes)
+        if done.error is not None and replicas is None and _is_too_few(done.error):
+            continue  # there are not so many servers, and nobody has asked for so many copies
+        if done.error is not None:
+            raise api.error_of(done.error, name)
+        changed[name] = have, wanted
+    for name in changed:
+        await _led(connection, name)
+    return changed
+
+
+async def _led(connection: Connection, name: str) -> None:
+    """Returns when the stream has a leader again, or after a while: then its health tells."""
+    for _ in range(int(LED_S / LOOK_S)):
+        found = await asked(connection, f"STREAM.INFO.{name}", b"", dict[str, Any])
+        if (found.get("cluster") or {"leader": "this one"}).get("leader"):
+            return
+        await asyncio.sleep(LOOK_S)
+
+
+async def asked(connection: Connection, what: str, data: bytes, kind: Any = api.StreamAnswer) -> Any:
     try:
         heard = await connection.call(f"$JS.API.{what}", data, API_S)
     except Unanswered as error:
@@ -125,5 +236,4 @@ async def _asked(connection: Connection, what: str, data: bytes) -> api.StreamAn
         raise JetStreamDisabled(
             f"The server {connection.url} has no JetStream; start it with `nats-server -js`.", url=connection.url
         )
-    answer: api.StreamAnswer = api.decode(heard.data, api.StreamAnswer, what)
-    return answer
+    return api.decode(heard.data, kind, what)
