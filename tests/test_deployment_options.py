@@ -46,7 +46,10 @@ async def test_what_a_deployment_does_not_have_is_refused_wherever_it_is_asked_f
         assert (first.shards, first.replicas) == (2, 1)
     async with cells.connect(server.url, shards=2, replicas=1, **options):
         pass
-    wrong: list[tuple[dict[str, Any], str]] = [({"replicas": 3}, "keeps 1 replica"), ({"shards": 3}, "made with 2 shards")]
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"replicas": 3}, "keeps 1 replica"),
+        ({"shards": 3}, "made with 2 shards"),
+    ]
     for given, says in wrong:
         with pytest.raises(cells.ConfigError, match=says):
             async with cells.connect(server.url, **options, **given):

@@ -20,8 +20,10 @@ FUNCTION_LINES_MAX = 90
 # Allow-list, not deny-list: asyncio, time, random, socket, sqlite3, logging, os, nats and subprocess are out, and so is
 # everything nobody has thought of yet.
 PURE_IMPORTS = {
-    "__future__", "abc", "bisect", "blake3", "collections", "contextvars", "copy", "dataclasses", "enum", "functools",
-    "heapq", "inspect", "itertools", "math", "msgspec", "operator", "re", "struct", "types", "typing", "warnings", "weakref",
+    "__future__", "abc", "bisect", "blake3", "collections", "contextvars", "copy", "dataclasses", "datetime",
+    "decimal", "enum", "functools",
+    "builtins", "heapq", "inspect", "itertools", "math", "msgspec", "operator", "re", "struct", "types",
+    "typing", "uuid", "warnings", "weakref",
 }  # fmt: skip
 IMPURE_BUILTINS = {"__import__", "breakpoint", "compile", "eval", "exec", "input", "open", "print"}
 

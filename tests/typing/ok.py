@@ -44,6 +44,26 @@ class Counter(cells.Agent, version=2):
         return {"count": old["count"]}
 
 
+class SoldOut(Exception):
+    def __init__(self, left: int) -> None:
+        super().__init__(left)
+        self.left = left
+
+
+class Shop(cells.Agent):
+    @cells.handler(raises=(SoldOut, ValueError), tries=2)
+    async def buy(self, n: int) -> str:
+        raise SoldOut(n)
+
+
+async def buys(shop: Shop) -> int:
+    try:
+        text: str = await shop.buy(1)
+    except SoldOut as error:
+        return error.left
+    return len(text)
+
+
 class Better(Counter):
     @cells.handler
     async def add(self, n: int = 1) -> int:

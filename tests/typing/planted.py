@@ -25,7 +25,26 @@ class Counter(cells.Agent):
         return n
 
 
+class SoldOut(Exception): ...
+
+
 class Other(cells.Agent):
+    @cells.handler(raises=(SoldOut, ValueError))
+    async def buy(self, n: int) -> str:
+        raise SoldOut
+
+    @cells.handler(raises=SoldOut)  # ERROR: no tuple
+    async def one(self) -> None: ...
+
+    @cells.handler(raises=(SoldOut, int))  # ERROR: no class of exceptions
+    async def two(self) -> None: ...
+
+    @cells.handler(raises=("SoldOut",))  # ERROR: no class
+    async def three(self) -> None: ...
+
+    @cells.handler(raises=(KeyboardInterrupt,))  # ERROR: ends a process
+    async def four(self) -> None: ...
+
     @cells.handler
     async def ping(self) -> None: ...
 
@@ -41,6 +60,8 @@ async def main() -> None:
         await counter.meet(other)  # ERROR: another class
         await counter.add.tell("two")  # ERROR: wrong argument to tell
         await counter.subtract(1)  # ERROR: unknown handler
+        await other.buy("two")  # ERROR: wrong argument of a handler with declared errors
+        bought: int = await other.buy(1)  # ERROR: its result is a str
         text: str = await counter.add(1)  # ERROR: wrong result
         later: int = counter.add(1)  # ERROR: forgotten await
         counter.add(1)  # ERROR: forgotten await, result unused
@@ -53,4 +74,4 @@ async def main() -> None:
         half: int = await cells.step("half", text.upper)  # ERROR: wrong result of a step
         await cells.step("wait", asyncio.sleep, "long")  # ERROR: wrong argument of a step's call
         await cells.step("wait", asyncio.sleep(1))  # ERROR: not a function but what it returned
-        print(text, later, wrong, half)
+        print(text, later, wrong, half, bought)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar, overload
 
 from mielin_cells.core.calls import Caller, current, turn
+from mielin_cells.core.raises import check_declared
 from mielin_cells.core.settings import check_timeout
 from mielin_cells.errors import FieldRefused, NoSuchHandler, NotConnected, UsageError
 
@@ -129,7 +130,10 @@ def _bound(obj: Agent, name: str, timeout: float | None, id: str | None) -> Boun
 class Handler(Generic[P, R_co]):
     """A method that messages reach; made by `@handler`."""
 
-    def __init__(self, fn: Callable[..., Coroutine[Any, Any, R_co]], cancellable: bool, tries: int | None) -> None:
+    def __init__(
+        self, fn: Callable[..., Coroutine[Any, Any, R_co]], cancellable: bool, tries: int | None,
+        raises: tuple[type[Exception], ...],
+    ) -> None:  # fmt: skip
         if not inspect.iscoroutinefunction(fn) or not hasattr(fn, "__name__"):
             name = getattr(fn, "__qualname__", repr(fn))
             raise FieldRefused(f"Handler {name} {_why_not(fn)}.", path=name)
@@ -143,6 +147,7 @@ class Handler(Generic[P, R_co]):
         self._is_named = False
         self.cancellable = cancellable
         self.tries = tries
+        self.raises = check_declared(raises, fn.__qualname__)
         self.routes: dict[type[Agent], tuple[Spec, HandlerSpec]] = {}
         self.__doc__ = fn.__doc__
         self.__name__ = fn.__name__
@@ -208,13 +213,20 @@ class _MakesHandler(Protocol):
 @overload
 def handler(fn: Callable[Concatenate[A, P], Coroutine[Any, Any, R]], /) -> Handler[P, R]: ...
 @overload
-def handler(*, cancellable: bool = False, tries: int | None = None) -> _MakesHandler: ...
-def handler(fn: Any = None, /, *, cancellable: bool = False, tries: int | None = None) -> Any:
+def handler(
+    *, cancellable: bool = False, tries: int | None = None, raises: tuple[type[Exception], ...] = ()
+) -> _MakesHandler: ...
+def handler(
+    fn: Any = None, /, *, cancellable: bool = False, tries: int | None = None, raises: tuple[type[Exception], ...] = ()
+) -> Any:
     """Makes an async method a handler.
 
-    `cancellable`: a move may cancel a turn of it and run it again on the target.  `tries`: runs before its message becomes a
-    dead letter (default: the deployment's setting).  Raises `FieldRefused` for a plain `def`, and for `tries` that cannot be.
+    `cancellable`: a move may cancel a turn of it and run it again on the target.
+    `raises`: errors that reach who asks as that very class, with their arguments; others arrive as `HandlerFailed`.
+    `tries`: runs of a message, while the handler raises, before an ask is answered with the error, or a tell is a dead letter
+    (default: the deployment's settings, 1 and 5).  An error in `raises` is never run again.
+    Raises `FieldRefused` for a plain `def`, for `tries` that cannot be, and for a class in `raises` that cannot be made again.
     """
     if fn is None:
-        return lambda fn: Handler(fn, cancellable, tries)
-    return Handler(fn, cancellable, tries)
+        return lambda fn: Handler(fn, cancellable, tries, raises)
+    return Handler(fn, cancellable, tries, raises)

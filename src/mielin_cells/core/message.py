@@ -82,6 +82,8 @@ class Replies(msgspec.Struct, array_like=True, frozen=True):
 class Answer(msgspec.Struct, array_like=True, frozen=True, gc=False):
     result: bytes | None
     error: tuple[str, str, dict[str, str | int | float | bool | list[str] | None]] | None = None
+    raised: bytes | None = None
+    """Of an error that the handler declares: what makes it again (`core.raises`)."""
 
 
 _CLIENT = "\x01"

@@ -16,9 +16,11 @@ from mielin_cells.core.agent import NO_DEFAULT, Agent, Field, Upgrade, agent_id,
 from mielin_cells.core.buffer import Buffer
 from mielin_cells.core.handler import Handler
 from mielin_cells.core.ids import AgentId
+from mielin_cells.core.message import Answer
+from mielin_cells.core.raises import Declared
 from mielin_cells.core.state import BUCKETS, PAGE_BYTES, BufferDelta, StateDelta, StoredState, TableDelta, TableStore
 from mielin_cells.core.table import Table
-from mielin_cells.errors import BadArguments, FieldRefused, StateTooNew, StateUpgradeFailed
+from mielin_cells.errors import BadArguments, FieldRefused, StateTooNew, StateUpgradeFailed, described, from_wire
 
 _SCALARS = (bool, bytes, float, int, str, type(None))
 
@@ -150,6 +152,8 @@ class HandlerSpec:
     fn: Callable[..., Any]
     cancellable: bool
     tries: int | None
+    raises: Declared | None
+    """The errors that it declares."""
     _params: type[msgspec.Struct]
     _decode_params: Callable[[bytes], Any]
     _decode_result: Callable[[bytes], Any]
@@ -193,6 +197,18 @@ class HandlerSpec:
             raise BadArguments(
                 f"{self.path}: the answer does not fit its declared result: {error}.", handler=self.name
             ) from error
+
+    def error_of(self, answer: Answer) -> Exception:
+        """What an answer that is an error raises: a declared one as its class, if this process knows it."""
+        assert answer.error is not None
+        failed = from_wire(*answer.error)
+        if answer.raised is None or self.raises is None:
+            return failed
+        try:
+            return self.raises.decode(answer.raised) or failed
+        except LOAD_ERRORS as error:
+            failed.add_note(f"It is declared, but cannot be made again here: {described(error)}")
+            return failed
 
 
 def _resolved(annotated: Any, names: dict[str, Any], path: str) -> dict[str, Any]:
@@ -325,9 +341,22 @@ class Spec:
         if fields:
             params = msgspec.defstruct(name, fields, bases=(params,), forbid_unknown_fields=True)
         return HandlerSpec(
-            member.name, path, fn, member.cancellable, member.tries, params,
+            member.name, path, fn, member.cancellable, member.tries, self._raises(member, path), params,
             msgspec.msgpack.Decoder(params, dec_hook=load_hook).decode, _decoder(hints["return"], f"{path} -> result"),
         )  # fmt: skip
+
+    def _raises(self, member: Handler[Any, Any], path: str) -> Declared | None:
+        if not member.raises:
+            return None
+
+        def resolve(annotated: Any) -> dict[str, Any]:
+            module = vars(inspect.getmodule(annotated) or types)
+            try:
+                return typing.get_type_hints(annotated, globalns=self._names(module, self.cls), include_extras=True)
+            except LOAD_ERRORS:  # it names what is not there; then what it annotates must be plain data
+                return {}
+
+        return Declared(member.raises, path, resolve, _encode, _decoder)
 
     def overrides(self, name: str) -> bool:
         """True if the class has this hook of its own."""

@@ -6,7 +6,9 @@ import asyncio
 from typing import TypeGuard
 
 from mielin_cells.core.message import Answer, encode_answer
+from mielin_cells.core.raises import Unsendable
 from mielin_cells.core.settings import MESSAGE_BYTES_MAX
+from mielin_cells.core.spec import HandlerSpec
 from mielin_cells.errors import (
     CellError,
     Fenced,
@@ -27,7 +29,13 @@ from mielin_cells.errors import (
     storable,
 )
 
-CAUSES_MAX = 20
+FAILED_BYTES_MAX = 64 * 1024
+"""What the sentence and the facts of a `HandlerFailed` take at most, so that a declared error beside it fits a message."""
+
+CAUSE_CHARS_MAX = 2000
+"""Of a cause in the sentence that names it; all that is kept of it is in the facts."""
+
+CAUSES_MAX = 10
 """Of a group's exceptions, so many are told one by one."""
 
 PASSING = (
@@ -49,25 +57,39 @@ def ends_task(error: BaseException) -> bool:
     return False
 
 
-def is_final(error: BaseException) -> bool:
-    """True for an error that more runs would meet again: a wrong call, or a recorded outcome."""
-    return isinstance(error, UsageError) and not isinstance(error, HandlerFailed)
+def is_declared(handler: HandlerSpec | None, error: BaseException) -> bool:
+    return handler is not None and handler.raises is not None and handler.raises.has(error)
 
 
-def told(agent: str, path: str, handler: str, error: BaseException, ran: int) -> bytes:
-    """The answer of a turn that has failed: our own errors as they are, others as `HandlerFailed`."""
-    if _is_ours(error):
+def is_final(handler: HandlerSpec, error: BaseException) -> bool:
+    """True for an error that more runs would meet again: a declared one, a wrong call, or a recorded outcome."""
+    wrong = isinstance(error, UsageError) and not isinstance(error, HandlerFailed)
+    return wrong or is_declared(handler, error)
+
+
+def told(agent: str, path: str, handler: str, spec: HandlerSpec | None, error: BaseException, ran: int) -> bytes:
+    """The answer of a turn that has failed: declared errors and our own as they are, others as `HandlerFailed`."""
+    raised, unsent = None, ""
+    if spec is not None and spec.raises is not None and spec.raises.has(error):
+        try:
+            data = spec.raises.encode(error)
+            raised = data if len(data) <= MESSAGE_BYTES_MAX - FAILED_BYTES_MAX else None
+            unsent = f" (declared, but {len(data)} bytes cannot be sent)" if raised is None else ""
+        except Unsendable as why:
+            unsent = storable(f" (declared, but {why})")
+    elif _is_ours(error):
         answer = encode_answer(Answer(None, error.to_wire()))
         if len(answer) <= MESSAGE_BYTES_MAX:
             return answer
     cause = described(error)
+    said = cause if len(cause) <= CAUSE_CHARS_MAX else cause[:CAUSE_CHARS_MAX] + "..."
     failed = HandlerFailed(
-        f"{path} of agent {agent!r} raised {cause}" + (f" (run {ran} times)" if ran > 1 else "") + "; "
+        f"{path} of agent {agent!r} raised {said}" + unsent + (f" (run {ran} times)" if ran > 1 else "") + "; "
         "its state is as before the turn, and it goes on.",
         agent=agent, handler=handler, kind=storable(type(error).__name__), cause=cause, tries=ran,
         causes=[described(leaf) for leaf in leaves(error)[:CAUSES_MAX]] if isinstance(error, BaseExceptionGroup) else [],
     )  # fmt: skip
-    return encode_answer(Answer(None, failed.to_wire()))
+    return encode_answer(Answer(None, failed.to_wire(), raised))
 
 
 def _is_ours(error: BaseException) -> TypeGuard[CellError]:

@@ -256,7 +256,7 @@ class Intake:
             if not passes:
                 ran += 1
             self._tries = (mail.sender, message.n, ran)
-            if not passes and (failed.is_final(error) or ran >= self._tries_of(handler, message)):
+            if not passes and (failed.is_final(handler, error) or ran >= self._tries_of(handler, message)):
                 self._fail(arrival, mail, message, turn, error, ran)
                 return True
             logger.info("agent %s: %s failed, run %d: %s", turn.id, message.handler, ran, described(error))
@@ -445,9 +445,11 @@ class Intake:
         if not message.ask or (again is not None and again.taken):  # the answer that stands is another
             self._bury_failed(arrival, mail, message, turn, error, ran)
             return
-        logger.info(
-            "agent %s: %s raised, which is its answer to %s: %s", self._fold.agent, message.handler,
-            sender_text(mail.sender), described(error), exc_info=error,
+        declared = failed.is_declared(self._handlers.get(message.handler), error)
+        logger.log(
+            logging.DEBUG if declared else logging.INFO, "agent %s: %s raised, which is its answer to %s: %s",
+            self._fold.agent, message.handler, sender_text(mail.sender), described(error),
+            exc_info=None if declared else error,
         )  # fmt: skip
         self._take(mail, message, turn, self._told(message, error, ran))
 
@@ -464,7 +466,9 @@ class Intake:
         self._take(mail, message, turn, self._told(message, error, ran) if message.ask else None)
 
     def _told(self, message: Message, error: BaseException, ran: int) -> bytes:
-        return failed.told(self._fold.agent, f"{self._spec.name}.{message.handler}", message.handler, error, ran)
+        name = message.handler
+        path = f"{self._spec.name}.{name}"
+        return failed.told(self._fold.agent, path, name, self._handlers.get(name), error, ran)
 
     def _bury(self, letter: DeadLetter) -> None:
         self._host.batch.dead.append(letter)

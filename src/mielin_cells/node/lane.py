@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from mielin_cells.core.message import Mail, Message, client_sender, decode_answer
+from mielin_cells.core.message import Answer, Mail, Message, client_sender, decode_answer
 from mielin_cells.core.settings import MAIL_BYTES_MAX, MESSAGE_BYTES_MAX
 from mielin_cells.errors import (
     AgentTerminated,
@@ -22,7 +22,6 @@ from mielin_cells.errors import (
     RetryError,
     SessionExpired,
     UsageError,
-    from_wire,
 )
 from mielin_cells.node import control
 from mielin_cells.node.outbox import store_mail
@@ -63,6 +62,8 @@ class Codec(Protocol):
     def encode_args(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes: ...
 
     def decode_result(self, data: bytes) -> Any: ...
+
+    def error_of(self, answer: Answer) -> Exception: ...
 
 
 class _Open(msgspec.Struct, eq=False):  # one is made for each call, and a struct is made in a third of the time
@@ -141,7 +142,7 @@ class Lane:
         finally:
             del self._open[asked.message.n]
         if answer.error is not None:
-            error = from_wire(*answer.error)
+            error = handler.error_of(answer)
             if isinstance(error, SessionExpired):
                 self.client.forget(self.agent)
             raise error

@@ -12,6 +12,7 @@ import msgspec
 from mielin_cells.core.cluster import AgentInfo, MigrationReport, NodeInfo
 from mielin_cells.core.fold import Fold, Phase
 from mielin_cells.core.ids import BEATS, AgentId, log_subject
+from mielin_cells.core.message import Answer
 from mielin_cells.core.records import (
     AnyRecord,
     Created,
@@ -36,6 +37,7 @@ from mielin_cells.errors import (
     UnknownNode,
     UsageError,
     WrongClass,
+    from_wire,
 )
 from mielin_cells.node import control, registry
 from mielin_cells.node.client import REQUEST_S, Client
@@ -70,6 +72,10 @@ class _Said(NamedTuple):
 
     def decode_result(self, data: bytes) -> Any:
         return msgspec.msgpack.decode(data) if data else None
+
+    def error_of(self, answer: Answer) -> Exception:
+        assert answer.error is not None
+        return from_wire(*answer.error)
 
 
 class Operator:

@@ -215,7 +215,7 @@ class Turn:
             self._may_go_on()
             answer = decode_answer(await self._answer(agent, spec, handler, data, timeout, id))
         if answer.error is not None:
-            raise from_wire(*answer.error)
+            raise handler.error_of(answer)
         return handler.decode_result(answer.result or b"")
 
     def _fits(self, agent: str, args: bytes) -> None:
