@@ -101,7 +101,7 @@ async def take(node: Node, fold: Fold, cause: str) -> Host:
     node.making.add(fold.agent)
     try:
         waits = await _waits(node, fold) and fold.agent not in node.returns
-        await writer.append(lambda head: Claimed(**head, cause=cause, waits=waits), claim=True)
+        await writer.append(lambda head: Claimed(**head, cause=cause, waits=waits), claim=True, at_once=True)
         host = Host(node.home, spec, cell, writer)
         host.adopt(delta)
         host.marks = waits

@@ -22,6 +22,7 @@ from mielin_cells.core.spec import HandlerSpec, Spec, spec_of
 from mielin_cells.errors import (
     AgentTerminated,
     AlreadyThere,
+    AskTimeout,
     CellError,
     ConfigError,
     EpochRegression,
@@ -40,10 +41,11 @@ from mielin_cells.errors import (
     WrongClass,
 )
 from mielin_cells.migration.standing import journal_outcome, outcome_of
-from mielin_cells.node import control, cordon, journal, registry, selector
+from mielin_cells.node import control, cordon, journal, registry, reminder, selector
 from mielin_cells.node.lane import Lane, closed, foreign_loop
 from mielin_cells.node.reader import load
 from mielin_cells.node.rollback import rollback
+from mielin_cells.node.supervision import Backoff
 from mielin_cells.substrate.again import whole
 from mielin_cells.substrate.ports import Entry, Log, Subscription, Wire
 
@@ -56,8 +58,8 @@ POLL_S = 1.0
 """How long a node holds back the answer to "has the migration ended?"; a lost request costs no more than that."""
 
 REQUEST_S = 1.0
-ORDER_TRIES = 30
-"""An order is repeated while its agent changes hands or its node is silent, about as long as an ask waits."""
+TRIES_MIN = 4
+"""An order may be lost on the wire, so one try of it does not take all the time that there is."""
 
 
 class Client:
@@ -180,12 +182,7 @@ class Client:
 
     async def waiting(self, agent: str) -> int | None:
         """Messages in the agent's inbox as its owner counts them; None if nobody says."""
-        try:
-            owner, _ = await self.owner(agent)
-            answer = await self.request(owner, control.Waiting(agent), REQUEST_S)
-            return msgspec.msgpack.decode(answer, type=int)
-        except CellError:
-            return None
+        return await reminder.waiting(self.log, self.wire, agent)
 
     async def park(self, agent: str, reason: str) -> None:
         """Has the agent stopped until an operator resumes it: this client remembers more than the store has."""
@@ -208,18 +205,17 @@ class Client:
         if last is not None:
             await self._same_class(agent, spec)
             return make_ref(cls, agent, self)
-        await (
-            self.ordered(lambda: _known(node), request, self.settings.turn_deadline_s) if node else self._place(request)
-        )
+        await (self.ordered(lambda: _known(node), request) if node else self._place(request))
         return make_ref(cls, agent, self)
 
     async def _place(self, request: control.Spawn) -> None:
         """Has the emptiest node create the agent, or the next one, if that is just now taken out of service."""
         passed: list[str] = []
+        until = asyncio.get_running_loop().time() + self.settings.turn_deadline_s + POLL_S
         while True:
             place = await self.emptiest(tuple(passed))
             try:
-                await self.ordered(lambda place=place: _known(place), request, self.settings.turn_deadline_s)  # type: ignore[misc]
+                await self.ordered(lambda place=place: _known(place), request, until=until)  # type: ignore[misc]
                 return
             except (NodeCordoned, NodeStopping):
                 passed.append(place)
@@ -270,22 +266,37 @@ class Client:
         return control.result_of(data)
 
     async def ordered(
-        self, place: Callable[[], Coroutine[Any, Any, str]], request: control.AnyRequest, timeout: float
+        self,
+        place: Callable[[], Coroutine[Any, Any, str]],
+        request: control.AnyRequest,
+        try_s: float | None = None,
+        *,
+        until: float | None = None,
     ) -> msgspec.Raw:
-        """Sends an idempotent request to where the agent is, again while it is between owners or its node is silent."""
-        for attempt in range(ORDER_TRIES):
-            node = await place()
-            try:
-                return await self.request(node, request, timeout)
-            except EpochRegression:
-                raise
-            except (NoResponder, WireTimeout, NoSuchAgent, Fenced) as error:
-                if attempt == ORDER_TRIES - 1:
-                    raise
-                if isinstance(error, NoResponder) and not await registry.is_known(self.log, node):
-                    raise UnknownNode(f"There is no node {node!r}.", node=node) from error
-                await asyncio.sleep(min(0.02 * 2**attempt, POLL_S))
-        raise AssertionError("unreachable")
+        """Sends an idempotent request to where the agent is, again while it is between owners or its node is silent.
+
+        One request takes `try_s` at most, and all of it ends at `until`, by the loop's clock.  The owner waits for `turn_deadline_s`
+        for a turn to end, so by default all of it takes a little longer.
+        """
+        clock = asyncio.get_running_loop().time
+        until = clock() + self.settings.turn_deadline_s + POLL_S if until is None else until
+        backoff, last = Backoff(cap_s=POLL_S), None
+        try:
+            async with asyncio.timeout_at(until):
+                while True:
+                    node = await place()
+                    left = until - clock()
+                    try:
+                        return await self.request(node, request, min(left, try_s or max(left / TRIES_MIN, REQUEST_S)))
+                    except EpochRegression:
+                        raise
+                    except (NoResponder, WireTimeout, NoSuchAgent, Fenced) as error:
+                        last = error
+                        if isinstance(error, NoResponder) and not await registry.is_known(self.log, node):
+                            raise UnknownNode(f"There is no node {node!r}.", node=node) from error
+                    await backoff.wait()
+        except TimeoutError:
+            raise last or WireTimeout("Nobody has answered in time; it may still be carried out.", subject="") from None
 
     async def _order(self, agent: Agent | str, order: str, reason: str = "") -> None:
         name = _id(agent)
@@ -294,7 +305,7 @@ class Client:
             return (await self.owner(name))[0]
 
         try:
-            await self.ordered(owner, control.Order(name, order, reason), self.settings.turn_deadline_s)
+            await self.ordered(owner, control.Order(name, order, reason))
         except AgentTerminated:
             if order != "terminate":
                 raise
@@ -308,7 +319,7 @@ class Client:
         async def owner() -> str:
             return (await self.owner(name))[0]
 
-        await self.ordered(owner, control.Copies(name, copies), self.settings.turn_deadline_s)
+        await self.ordered(owner, control.Copies(name, copies))
 
     async def pause(self, agent: Agent | str, /, reason: str = "") -> None:
         await self._order(agent, "pause", reason)
@@ -330,10 +341,11 @@ class Client:
         async def owner() -> str:
             return (await self.owner(name))[0]
 
-        for _ in range(ORDER_TRIES):
-            found = msgspec.msgpack.decode(
-                await self.ordered(owner, control.Hosted(name), REQUEST_S), type=list[AgentInfo]
-            )
+        clock = asyncio.get_running_loop().time
+        until = clock() + self.settings.turn_deadline_s
+        while clock() < until:
+            answer = await self.ordered(owner, control.Hosted(name), REQUEST_S, until=until)
+            found = msgspec.msgpack.decode(answer, type=list[AgentInfo])
             if found:
                 return found[0]
             await asyncio.sleep(0.05)
@@ -406,17 +418,25 @@ class Client:
         """The report: from the source; if that is gone, from whoever owns the agent next and goes on; or what the logs say (rule 7).
 
         `seen` is called with each answer, one every `request.wait` seconds.  Raises what kept them from answering if nobody
-        does for as long as a migration may take; it goes on then as it can, and `mielin show` tells its end.
+        does for as long as a migration may take, and `AskTimeout` if they answer and nothing moves for so long; it goes on then as it
+        can, and `mielin show` tells its end.
         """
         loop = asyncio.get_running_loop()
         patience = self.settings.migration_s + self.settings.probation_s
         deadline, coordinator = loop.time() + patience, source
-        started = False
+        started, before = False, None
         while True:
             try:
                 answer = await self.request(coordinator, request, POLL_S * 2)
                 progress = msgspec.msgpack.decode(answer, type=control.Progress)
-                started, deadline = True, loop.time() + patience
+                started, now = True, msgspec.structs.replace(progress, next_s=0.0)
+                if now != before or progress.next_s:
+                    before, deadline = now, loop.time() + progress.next_s + patience
+                elif loop.time() > deadline:
+                    raise AskTimeout(
+                        f"Migration {request.migration} of agent {request.agent!r} has been {progress.phase} for {patience:g} s; it "
+                        f"goes on as it can: `mielin show {request.agent}` tells its end.", agent=request.agent,
+                    )  # fmt: skip
                 if seen is not None:
                     seen(progress)
                 if progress.report is not None:

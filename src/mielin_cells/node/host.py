@@ -24,13 +24,14 @@ from mielin_cells.core.records import AskMade, Commit, Committed, Failed
 from mielin_cells.core.settings import MAIL_BYTES_MAX
 from mielin_cells.core.spec import Spec
 from mielin_cells.core.state import StateDelta
-from mielin_cells.errors import CellError, Fenced, InternalError, described, storable
+from mielin_cells.errors import CellError, Fenced, InternalError, StoreUnreachable, described, storable
 from mielin_cells.node.compaction import Compaction
 from mielin_cells.node.home import Home
 from mielin_cells.node.inbox import Inbox
 from mielin_cells.node.intake import Intake
 from mielin_cells.node.outbox import Outbox
 from mielin_cells.node.parking import append_failed
+from mielin_cells.node.reminder import waiting
 from mielin_cells.node.signal import Signal
 from mielin_cells.node.timers import Timers
 from mielin_cells.node.writer import R, Writer
@@ -55,6 +56,8 @@ class Host:
             self._low,
             lambda to: self.fold.ledger.released.get(to, 0),
             self.start,
+            lambda to: waiting(home.log, home.wire, to),
+            home.settings.inbox_max,
         )
         self.compaction = Compaction(self)
         self.lost: Exception | None = None
@@ -133,10 +136,11 @@ class Host:
 
     # ---- committing ------------------------------------------------------------------------------------------
 
-    async def append(self, compose: Callable[[dict[str, Any]], R], *, claim: bool = False) -> R:
-        """Appends a record of another kind, after what is in flight.  Raises what kept it from the log, after stopping this host."""
+    async def append(self, compose: Callable[[dict[str, Any]], R], *, at_once: bool = False) -> R:
+        """Appends a record of another kind, after what is in flight.  Raises what kept it from the log, after stopping this host;
+        `at_once`: also what the store asks to repeat, and then this host goes on."""
         try:
-            return await self.writer.append(compose, claim=claim)
+            return await self.writer.append(compose, at_once=at_once)
         except BaseException:
             await self.unappended()
             raise
@@ -242,6 +246,19 @@ class Host:
             return
         for n, answer in answers.items():
             batch.answer(reply_to, sender, n, answer)
+
+    async def flush_within(self, seconds: float) -> None:
+        """As `flush`.  Raises what the store refuses a commit with, or `StoreUnreachable`, if it is not through by then."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self.flush()
+        except TimeoutError:
+            agent, why = self.fold.agent, self.writer.waits_for
+            if why is not None:
+                raise type(why)(why.message, **why.facts) from None
+            raise StoreUnreachable(
+                f"What agent {agent!r} has done is not in its log after {seconds:g} s.", agent=agent
+            ) from None
 
     async def flush(self) -> None:
         """Returns when everything that ran before is committed.  Raises `Fenced` if it cannot be."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
@@ -26,6 +27,7 @@ from mielin_cells.errors import (
 from mielin_cells.node import control
 from mielin_cells.node.outbox import store_mail
 from mielin_cells.node.reminder import last_word, remind
+from mielin_cells.node.signal import Signal
 from mielin_cells.node.turn import ASK_REPEAT_S_MAX
 
 if TYPE_CHECKING:
@@ -102,7 +104,12 @@ class Lane:
         self._found = False
         self._stored = 0
         """Sequence of the last entry that this lane has put into the inbox."""
-        self._counting: asyncio.Task[int | None] | None = None
+        self._gate = asyncio.Lock()
+        self._sent = Signal()
+        """All that waited is stored, or was refused."""
+        self._tickets = 0
+        self._full = 0, 0
+        """Up to which ticket calls were refused, and how many messages waited then."""
         self._admitting = 0
         """Calls that wait for a count; later ones wait behind them, since messages are sent in the order of the calls."""
         self._timer: asyncio.TimerHandle | None = None
@@ -149,14 +156,14 @@ class Lane:
         return handler.decode_result(answer.result or b"")
 
     async def tell(self, cls: str, handler: str, args: bytes) -> None:
-        """Returns when the message is stored in the inbox."""
+        """Returns when the message is stored in the inbox.  Raises what kept it from being stored for `ask_timeout_s`."""
         if running_loop() is not self._loop:
             raise foreign_loop()
         if len(args) > MESSAGE_BYTES_MAX:
             raise self._too_large(args)
         if self._next > self._free or self._admitting:
             await self._admit()
-        told = self._send(handler, args, False, cls, 0.0)
+        told = self._send(handler, args, False, cls, self._loop.time() + self._timeout_s)
         try:
             await asyncio.shield(told.future)
         finally:
@@ -275,7 +282,7 @@ class Lane:
                 cls, messages = sent[0].cls, [one.message for one in sent]
                 low = min(next(iter(self._open), self._next), messages[0].n)
                 mail = Mail(self.agent, cls, self.sender, self.start, low, self.client.reply_to, messages)
-                seq = await store_mail(self.client.log, mail)
+                seq = await store_mail(self.client.log, mail, partial(self._late, sent))
                 if seq <= self._stored:
                     raise await self._went_back(seq)
                 self._stored = seq
@@ -285,12 +292,22 @@ class Lane:
                         one.future.set_result(b"")
         except Exception as error:
             self._queue.clear()
+            is_of_all = isinstance(error, EpochRegression) or not self._found
             for found in self._open.values():
-                if not found.future.done():
+                if not found.future.done() and (is_of_all or not found.is_stored):
                     found.future.set_exception(error)
             raise
         finally:
             self._sending = False
+            self._sent.set()
+
+    def _late(self, sent: list[_Open], error: RetryError) -> bool:
+        """The mail is not stored yet: tells whose time is over hear why.  True if nobody waits for any of it."""
+        now = self._loop.time()
+        for one in sent:
+            if not one.message.ask and one.deadline <= now and not one.future.done():
+                one.future.set_exception(type(error)(error.message, **error.facts))
+        return all(one.future.done() for one in sent)
 
     def _fitting(self) -> list[_Open]:
         """What waits, as far as it fits one entry; it waits no longer."""
@@ -326,21 +343,33 @@ class Lane:
         return error
 
     async def _admit(self) -> None:
-        """Asks how many messages wait, once for all calls that want to know.  Raises `InboxFull`: nothing was sent."""
+        """Waits for this call's turn, and asks how many messages wait if that is not known.  Raises `InboxFull`: nothing was sent."""
         self._admitting += 1
+        self._tickets += 1
+        ticket = self._tickets
         try:
-            if self._counting is None or self._counting.done():
-                self._counting = self._loop.create_task(self.client.waiting(self.agent))
-            waiting = await asyncio.shield(self._counting)
+            async with self._gate:  # in the order of the calls
+                if ticket <= self._full[0]:  # the same answer for all that had asked by then
+                    self._refuse(self._full[1])
+                if self._next > self._free:
+                    await self._count()
         finally:
             self._admitting -= 1
-        limit = self._inbox_max
-        last = self._next - 1
+
+    def _refuse(self, waiting: int) -> None:
+        raise InboxFull(
+            f"Agent {self.agent!r} has {waiting} messages waiting (limit {self._inbox_max}); this one was not sent. Try again later.",
+            agent=self.agent, waiting=waiting, limit=self._inbox_max,
+        )  # fmt: skip
+
+    async def _count(self) -> None:
+        while self._sending:  # what this client has on its way is to be counted
+            await self._sent.wait()
+        waiting, limit, last = await self.client.waiting(self.agent), self._inbox_max, self._next - 1
         if waiting is None:  # nobody says: as many as this client knows of
             waiting = last - self._free + self._share
         if waiting >= limit:
-            raise InboxFull(
-                f"Agent {self.agent!r} has {waiting} messages waiting (limit {limit}); this one was not sent. Try again later.",
-                agent=self.agent, waiting=waiting, limit=limit,
-            )  # fmt: skip
-        self._passed(last if waiting < self._share else last - waiting)
+            self._full = self._tickets, waiting
+            self._refuse(waiting)
+        self._passed(last - waiting)
+        self._free = max(self._free, last + max(1, (limit - waiting) // WINDOW_SHARE))

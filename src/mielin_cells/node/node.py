@@ -184,14 +184,17 @@ class Node:
     async def stop(self, turns_s: float | None = None) -> None:
         """Turns end, commits land, `on_depart` runs; the agents stay claimable.  Their inboxes keep what comes.
 
-        A turn that takes longer than `turns_s` (default: as long as a move would wait for it) runs again elsewhere.
+        A turn that takes longer than `turns_s` (default: `pause_s`, as long as a move would wait for it) runs again elsewhere.  Hooks
+        and commits have `pause_s` more, and what then does not end although it is cancelled another `pause_s` and a second.
         """
         self.is_stopping = True
         limit = asyncio.Semaphore(ADOPTIONS_MAX)
+        turns_s = self.settings.pause_s if turns_s is None else turns_s
+        until = asyncio.get_running_loop().time() + turns_s + self.settings.pause_s
 
         async def depart(host: Host) -> None:
             async with limit:
-                await self._depart(host, self.settings.pause_s if turns_s is None else turns_s)
+                await self._depart(host, turns_s, until)
 
         await together(depart(host) for host in list(self.hosts.values()))
         self._close_all()
@@ -201,7 +204,9 @@ class Node:
                     await registry.leave(self.home.log, self.name, self.place.incarnation, self.home.rng.randbytes(12))
         self.kill()
         if self.home.tasks:
-            await asyncio.gather(*self.home.tasks, return_exceptions=True)
+            _, left = await asyncio.wait(self.home.tasks, timeout=self.settings.pause_s + LEAVE_S)
+            if left:
+                logger.error("node %s: %d tasks did not end when they were cancelled: %s", self.name, len(left), left)
 
     def _close_all(self) -> None:
         for host in list(self.hosts.values()):
@@ -211,14 +216,15 @@ class Node:
         self.standbys.close()
         self.migrations.close()
 
-    async def _depart(self, host: Host, turns_s: float) -> None:
+    async def _depart(self, host: Host, turns_s: float, until: float) -> None:
         if host.lost is not None:
             return
         try:
-            await host.intake.stop(turns_s)
-            if host.fold.may_run:
-                await host.intake.hook("on_depart")
-            await host.flush()
+            async with asyncio.timeout_at(until):
+                await host.intake.stop(turns_s)
+                if host.fold.may_run:
+                    await host.intake.hook("on_depart")
+                await host.flush()
         except (CellError, TimeoutError) as error:
             logger.warning("agent %s was left in mid-turn by node %s: %s", host.fold.agent, self.name, error)
         except BaseException as error:  # the user's hook: the node stops all the same, and what was committed stays
@@ -444,13 +450,14 @@ class Node:
                     policy=spec.cls.__mielin_policy__ if spec.cls.__mielin_policy__ != DEFAULT else None,
                 ),
                 claim=True,
+                at_once=True,
             )
         except Fenced:
             return None
         host = Host(self.home, spec, cell, writer)
         await self.arrive(host)
         self.serve(host)
-        await host.flush()
+        await host.flush_within(self.settings.turn_deadline_s)
         return host
 
     async def arrive(self, host: Host) -> None:

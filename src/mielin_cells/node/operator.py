@@ -105,7 +105,7 @@ class Operator:
         async def there() -> str:
             return place
 
-        await self.client.ordered(there, request, self.client.settings.turn_deadline_s)
+        await self.client.ordered(there, request)
         return place, True
 
     async def _place_for(self, cls: str) -> str:
@@ -415,7 +415,7 @@ class Operator:
         async def owner() -> str:
             return (await self.client.owner(agent))[0]
 
-        data = await self.client.ordered(owner, control.Purge(agent, keys), self.client.settings.turn_deadline_s)
+        data = await self.client.ordered(owner, control.Purge(agent, keys))
         return msgspec.msgpack.decode(data, type=int)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,6 +16,7 @@ from mielin_cells.errors import (
     HandlerFailed,
     InvalidTransition,
     RecordInvalid,
+    StoreUnreachable,
     UsageError,
     described,
 )
@@ -77,7 +79,7 @@ async def obey(node: Node, agent: str, order: str, reason: str) -> str:
     is_reread = False
     await _between_turns(node, host, order)
     try:
-        await host.flush()
+        await _flushed(node, host)
         match wanted:
             case AgentState.SUSPENDED:
                 await _enter(host, wanted, lambda head: Suspended(**head, reason=reason))
@@ -87,7 +89,7 @@ async def obey(node: Node, agent: str, order: str, reason: str) -> str:
                 is_reread = parking.is_parked(fold) and await parking.accepted(host)
                 await _resume(host)
             case _:
-                await _terminate(host)
+                await _terminate(node, host)
     except _IsThere:
         pass
     finally:
@@ -105,7 +107,7 @@ async def _park(node: Node, agent: str, reason: str) -> str:
     host = node.host(agent)
     await _between_turns(node, host, "park")
     try:
-        await host.flush()
+        await _flushed(node, host)
         if not parking.is_parked(host.fold):
             try:
                 await parking.append_failed(host.writer, EpochRegression(reason, agent=agent))
@@ -133,7 +135,7 @@ async def _enter(host: Host, wanted: AgentState, compose: Callable[[dict[str, An
         return compose(head)
 
     try:
-        await host.append(composed)
+        await host.append(composed, at_once=True)
     except RecordInvalid as error:
         if isinstance(error.__cause__, InvalidTransition):
             raise error.__cause__ from None
@@ -144,10 +146,10 @@ async def purge(node: Node, host: Host, letters: list[LetterKey]) -> int:
     """Removes dead letters for good; how many of `letters` were there."""
     await _between_turns(node, host, "purge dead letters")
     try:
-        await host.flush()
+        await _flushed(node, host)
         there = {letter.key for letter in host.fold.ledger.dead}.intersection(letters)
         if there:
-            await host.append(lambda head: Cleared(**head, letters=sorted(there)))
+            await host.append(lambda head: Cleared(**head, letters=sorted(there)), at_once=True)
     finally:
         host.resume_intake()
     return len(there)
@@ -159,8 +161,8 @@ async def stand_by(node: Node, host: Host, copies: int) -> None:
         raise UsageError(f"{copies} copies of an agent are out of range; wanted: 0 to {STANDBY_MAX}.")
     await _between_turns(node, host, "be kept in copies")
     try:
-        await host.flush()
-        await host.append(lambda head: StandbySet(**head, copies=copies))
+        await _flushed(node, host)
+        await host.append(lambda head: StandbySet(**head, copies=copies), at_once=True)
     finally:
         host.resume_intake()
     node.standbys.arrived(host)
@@ -173,6 +175,10 @@ async def _between_turns(node: Node, host: Host, order: str) -> None:
     except TimeoutError as error:
         agent = host.fold.agent
         raise AskTimeout(f"Agent {agent!r} is in a turn that does not end; it was not told to {order}.") from error
+
+
+async def _flushed(node: Node, host: Host) -> None:
+    await host.flush_within(node.settings.turn_deadline_s)
 
 
 async def _resume(host: Host) -> None:
@@ -191,8 +197,8 @@ async def _resume(host: Host) -> None:
     await host.flush()
 
 
-async def _terminate(host: Host) -> None:
-    """After everything that was sent is stored at its receivers (rule 20)."""
+async def _terminate(node: Node, host: Host) -> None:
+    """After everything that was sent is stored at its receivers (rule 20).  Raises `StoreUnreachable` if that takes too long."""
     if host.fold.may_run:
         try:
             await host.intake.hook("on_stop")
@@ -205,8 +211,15 @@ async def _terminate(host: Host) -> None:
                 f"on_stop of agent {agent!r} raised {described(error)}; it is in ERROR and was not terminated. Resume it, or "
                 "terminate it again: then its hook is not run.", agent=agent, handler="on_stop",
             ) from error  # fmt: skip
-    await host.flush()
-    await host.outbox.drained()
+    await _flushed(node, host)
+    try:
+        async with asyncio.timeout(node.settings.turn_deadline_s):
+            await host.outbox.drained()
+    except TimeoutError:
+        agent = host.fold.agent
+        raise StoreUnreachable(
+            f"Agent {agent!r} was not terminated: messages that it has sent are not stored yet. Try again.", agent=agent
+        ) from None
     host.touch()
-    await host.flush()
+    await _flushed(node, host)
     await _enter(host, AgentState.TERMINATED, lambda head: Terminated(**head))

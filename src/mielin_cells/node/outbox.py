@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -20,15 +19,14 @@ from mielin_cells.substrate.ports import Appended, Log
 logger = logging.getLogger("mielin_cells.outbox")
 
 
-async def store_mail(log: Log, mail: Mail, *, until: float = math.inf) -> int:
+async def store_mail(log: Log, mail: Mail, late: Callable[[RetryError], bool]) -> int:
     """Appends a client's mail to the receiver's inbox until it is known to be there; its sequence.
 
     The same bytes may be stored twice: the receiver drops what it has.  Raises at once what no retry mends, and that the store is
-    full, where it is certain that nothing was stored; else, at `until` by the loop's clock, what kept it from being stored.
+    full where it is certain that nothing was stored.  `late` is told before each retry, and says whether nobody waits any more: then
+    what keeps the mail from being stored is raised as well.
     """
-    data, subject, backoff = encode_mail(mail), inbox_subject(mail.to), Backoff()
-    clock = asyncio.get_running_loop().time
-    in_doubt = False
+    data, subject, backoff, in_doubt = encode_mail(mail), inbox_subject(mail.to), Backoff(), False
     while True:
         try:
             outcome = await log.append(subject, data)
@@ -42,10 +40,14 @@ async def store_mail(log: Log, mail: Mail, *, until: float = math.inf) -> int:
             if isinstance(refused, StoreFull) and not in_doubt:
                 raise
             error = refused
-        if clock() >= until:
+        if late(error):
             raise error
         logger.info("mail from %s to %s waits: %s", mail.sender, mail.to, error)
         await backoff.wait()
+
+
+SHARE = 10
+"""After a tenth of what an inbox may hold a lane asks how many messages wait there."""
 
 
 class Outbox:
@@ -53,6 +55,8 @@ class Outbox:
 
     __slots__ = (
         "_ahead",
+        "_counted",
+        "_inbox_max",
         "_lanes",
         "_log",
         "_low",
@@ -61,12 +65,14 @@ class Outbox:
         "_sender",
         "_start",
         "_tasks",
+        "_waiting",
         "progress",
     )
 
     def __init__(
         self, log: Log, sender: str, reply_to: str, low: Callable[[str], int], released: Callable[[str], int],
         start: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
+        waiting: Callable[[str], Coroutine[Any, Any, int | None]], inbox_max: int,
     ) -> None:  # fmt: skip
         self._log = log
         self._sender = sender
@@ -74,12 +80,16 @@ class Outbox:
         self._low = low
         self._released = released
         self._start = start
+        self._waiting = waiting
+        self._inbox_max = inbox_max
         self._lanes: dict[str, deque[Out]] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self.progress: dict[str, int] = {}
         """Per receiver, the highest number stored together with all lower ones (rule 11)."""
         self._ahead: dict[str, set[int]] = {}
         """Numbers that are stored above one that is not."""
+        self._counted: dict[str, int] = {}
+        """The number to each receiver before which its inbox was last looked at."""
 
     @property
     def is_empty(self) -> bool:
@@ -93,6 +103,11 @@ class Outbox:
             self._tasks[out.to] = self._start(self._deliver(out.to))
         else:
             lane.append(out)
+
+    def is_full(self, to: str) -> bool:
+        """As much waits here for this receiver as may wait in its inbox: no more is to be sent to it now."""
+        lane = self._lanes.get(to)
+        return lane is not None and len(lane) >= self._inbox_max
 
     def holds(self, out: Out) -> bool:
         """True while it is not stored at its receiver."""
@@ -142,9 +157,18 @@ class Outbox:
                     say("mail from agent %s to %s waits until the store takes it: %s", mail.sender, mail.to, said)
             await backoff.wait()
 
+    async def _room(self, to: str) -> None:
+        """Until the receiver's inbox has room: what is committed waits here meanwhile.  Who says nothing has room."""
+        backoff = Backoff()
+        while ((await self._waiting(to)) or 0) >= self._inbox_max:
+            await backoff.wait()
+
     async def _deliver(self, to: str) -> None:
         lane = self._lanes[to]
         while lane:
+            if lane[0].n - self._counted.setdefault(to, lane[0].n) >= self._inbox_max // SHARE:
+                await self._room(to)
+                self._counted[to] = lane[0].n
             cls, size, count, messages = lane[0].cls, 0, 0, list[Message]()
             for out in lane:
                 size += len(out.args) + 64

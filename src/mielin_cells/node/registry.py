@@ -17,7 +17,7 @@ import msgspec
 from mielin_cells.core.ids import decoded, node_log_subject
 from mielin_cells.core.message import UNREADABLE, framed, unframed
 from mielin_cells.core.settings import RETRY_S_MAX, RETRY_S_MIN
-from mielin_cells.errors import CellError, RecordInvalid, UnknownNode
+from mielin_cells.errors import CellError, RecordInvalid, UnknownNode, described
 from mielin_cells.node.supervision import Backoff
 from mielin_cells.substrate.again import whole
 from mielin_cells.substrate.ports import Appended, Entry, Log
@@ -165,13 +165,15 @@ async def cordon(log: Log, name: str, is_cordoned: bool, nonce: Callable[[], byt
 
 async def leave(log: Log, name: str, incarnation: int, nonce: bytes) -> None:
     """Notes that the process has ended cleanly.  A hint: nothing is decided by it, so one try is enough."""
-    with contextlib.suppress(CellError):
+    try:
         last = await log.last(node_log_subject(name))
         found = await _entered(log, name, last) if last is not None else None
         if last is None or found is None or found.incarnation != incarnation:
             return
         data = framed(_encoder.encode(msgspec.structs.replace(found, nonce=nonce, has_stopped=True)))
         await log.append(node_log_subject(name), data, last.seq)
+    except Exception as error:  # whatever the store raises: the process ends all the same
+        logger.info("node %s has not noted that it stops: %s", name, described(error))
 
 
 async def is_known(log: Log, name: str) -> bool:

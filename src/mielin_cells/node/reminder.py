@@ -46,6 +46,19 @@ async def remind(log: Log, wire: Wire, reminder: control.Remind) -> list[int] | 
     return missing
 
 
+async def waiting(log: Log, wire: Wire, agent: str) -> int | None:
+    """Messages in the agent's inbox as its owner counts them; None if nobody says."""
+    try:
+        last = await log.last(log_subject(agent))
+        owner = named_owner(decode_record(last.data, f"The log of agent {agent!r}")) if last is not None else ""
+        if not owner:
+            return None
+        data = await wire.request(control_subject(owner), control.encode_request(control.Waiting(agent)), REMIND_S)
+        return msgspec.msgpack.decode(control.result_of(data), type=int)
+    except CellError:
+        return None
+
+
 async def last_word(log: Log, agent: str, sender: str, n: int) -> bytes:
     """Of an agent that has terminated: its stored answer to `n` of `sender`, or else `AgentTerminated`.
 

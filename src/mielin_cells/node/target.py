@@ -11,7 +11,7 @@ from mielin_cells.core.fold import Fold, Phase
 from mielin_cells.core.ids import log_subject
 from mielin_cells.core.records import Accepted, AnyRecord, HandedOff, Returned
 from mielin_cells.core.spec import Spec, upgrade_state
-from mielin_cells.errors import CellError, DigestMismatch, Fenced, RecordInvalid, described
+from mielin_cells.errors import CellError, DigestMismatch, Fenced, InternalError, RecordInvalid, described
 from mielin_cells.migration import target as m
 from mielin_cells.migration.journal import is_same_migration
 from mielin_cells.node import control
@@ -64,12 +64,26 @@ class Copy:
         self.node.home.begin(self.on(m.Expired()))
 
     async def on(self, event: m.Event | None) -> None:
-        """The driver: feeds the machine and performs its effects, in order."""
-        while event is not None:
-            self.machine, effects = self.machine.on(event)
-            event = None
-            for effect in effects:
-                event = await self._perform(effect) or event
+        """The driver: feeds the machine and performs its effects, in order.
+
+        An error that no effect expects ends the copy: the log, which this node reads again, says whose the agent is.
+        """
+        try:
+            while event is not None:
+                self.machine, effects = self.machine.on(event)
+                event = None
+                for effect in effects:
+                    event = await self._perform(effect) or event
+        except Exception as error:  # whatever the store raises, or a bug: of this copy alone
+            logger.warning("node %s drops its copy of agent %s: %s", self.node.name, self.agent, described(error))
+            if not isinstance(error, CellError):
+                error = InternalError(
+                    f"The copy of agent {self.agent!r} ended with {described(error)}.", agent=self.agent
+                )
+            self._error = error
+            self._dropped()
+            self.node.returns.failed(self.agent, error)
+            self.node.look(self.agent)
 
     async def _perform(self, effect: m.Effect) -> m.Event | None:
         match effect:
@@ -90,11 +104,14 @@ class Copy:
                 self.node.serve(self._host)
                 self.node.migrations.settle_soon(self.agent, SETTLE_S)
             case m.Drop():
-                self.close()
-                if self._host is not None:
-                    self._host.close()
+                self._dropped()
                 self.node.look(self.agent)
         return None
+
+    def _dropped(self) -> None:
+        self.close()
+        if self._host is not None:
+            self._host.close()
 
     def close(self) -> None:
         self._expiry.cancel()
@@ -133,7 +150,7 @@ class Copy:
         if self.machine.phase is m.TargetPhase.RESERVED:
             self._keep_for(self.node.settings.migration_s)
         await self.on(m.CopyAsked())
-        while (self._fold is None or self._fold.seq < seq) and not self.machine.phase.is_end:
+        while (self._fold is None or self._fold.seq < seq) and not self.machine.phase.is_end and self._error is None:
             self._moved.clear()
             await self._moved.wait()
         if self._error is not None:
@@ -159,6 +176,9 @@ class Copy:
                     await self._failed(error)
             except CellError as error:
                 await self._failed(error)
+                return
+            except Exception as error:
+                await self._failed(InternalError(described(error), agent=self.agent))
                 return
 
     async def _failed(self, error: CellError) -> None:

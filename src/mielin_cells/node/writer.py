@@ -130,25 +130,28 @@ class Writer:
         compose: Callable[[dict[str, Any]], R],
         *,
         claim: bool = False,
+        at_once: bool = False,
         then: Callable[[], Follow | None] | None = None,
     ) -> R:
         """Appends the record that `compose` makes of the head, and returns it once it is acknowledged.
 
         `compose` is called when it is this append's turn, must not wait, and raises before it takes anything from its caller.
-        A `RetryError` of the store is waited out like an unknown outcome.  `then`, asked after the acknowledgement, may give one
+        A `RetryError` of the store is waited out like an unknown outcome; `at_once`, for a record that takes nothing from its caller,
+        raises it where it is certain that nothing was stored.  `then`, asked after the acknowledgement, may give one
         more record to append before anybody else's turn.  Raises `Fenced` if another record took the place, and else whatever
         kept the record out of the log.
         """
         async with self._lock:
-            record = await self._append(compose, claim)
+            record = await self._append(compose, claim, at_once)
             follow = then() if then is not None else None
             if follow is not None:
                 await self._append(follow, False)
             return record
 
-    async def _append(self, compose: Callable[[dict[str, Any]], R], claim: bool) -> R:
+    async def _append(self, compose: Callable[[dict[str, Any]], R], claim: bool, at_once: bool = False) -> R:
         record, data = self._compose(compose, claim)
         entry, backoff, behind_since, seq = b"", None, -1.0, 0
+        is_certain = True
         try:
             while True:
                 try:
@@ -157,6 +160,9 @@ class Writer:
                     seq = await self._try(record, entry)
                     break
                 except (Doubt, RetryError) as error:
+                    is_certain = is_certain and isinstance(error, RetryError)
+                    if at_once and is_certain:
+                        raise
                     behind_since = self._still_behind(error, behind_since)
                     logger.info("agent %s: append of %s repeated: %s", self.fold.agent, type(record).__name__, error)
                     self.waits_for = error if isinstance(error, CellError) else None
@@ -166,6 +172,8 @@ class Writer:
                     if self.is_closed:
                         self.check()
         except BaseException as error:
+            if at_once and is_certain and isinstance(error, RetryError):
+                raise  # nothing was taken and nothing is stored: all is as before
             raise self._failed(type(record).__name__, error) from error
         finally:
             self._backoff = self.waits_for = None
