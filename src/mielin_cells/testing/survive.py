@@ -13,7 +13,7 @@ from random import Random
 from typing import Any, TypeAlias, TypeVar
 
 from mielin_cells.core.agent import Agent
-from mielin_cells.errors import AlreadyThere, ConfigError, MigrationInProgress, RetryError
+from mielin_cells.errors import AlreadyThere, ConfigError, MigrationInProgress, RetryError, UnknownNode
 from mielin_cells.node.client import Client
 from mielin_cells.testing.loop import run
 from mielin_cells.testing.scenario import Bugs, Scenario
@@ -77,6 +77,10 @@ class Play:
             return (await self.cluster.migrate(agent, to=to)).outcome
         except (RetryError, AlreadyThere, MigrationInProgress):
             return ""
+        except UnknownNode:
+            if to is not None:
+                raise
+            return ""  # no other node answers now
 
 
 Story: TypeAlias = Callable[[Play], Awaitable[None]]
