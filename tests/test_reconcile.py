@@ -75,6 +75,7 @@ class PartsAway(FarLog):
         return await super().read(subject, after, limit)
 
 
+@pytest.mark.filterwarnings("ignore:Fat.*is written whole")
 @pytest.mark.parametrize("error", [StoreUnreachable, StreamMissing])
 async def test_parts_of_anothers_agent_do_not_keep_a_node_from_its_own(error: type[CellError]) -> None:
     async with nodes("node-1", "node-2", settings=SLOW) as (client, running):

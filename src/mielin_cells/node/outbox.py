@@ -12,14 +12,18 @@ from mielin_cells.core.ids import inbox_subject
 from mielin_cells.core.message import Mail, Message, encode_mail
 from mielin_cells.core.records import Out
 from mielin_cells.core.settings import MAIL_BYTES_MAX
-from mielin_cells.errors import RetryError, StoreFull, StoreUnreachable, described
+from mielin_cells.errors import InboxFull, RetryError, StoreFull, StoreUnreachable, described
 from mielin_cells.node.supervision import Backoff
 from mielin_cells.substrate.ports import Appended, Log
 
 logger = logging.getLogger("mielin_cells.outbox")
 
 
-async def store_mail(log: Log, mail: Mail, late: Callable[[RetryError], bool]) -> int:
+def _never(_: RetryError) -> bool:
+    return False
+
+
+async def store_mail(log: Log, mail: Mail, late: Callable[[RetryError], bool] = _never) -> int:
     """Appends a client's mail to the receiver's inbox until it is known to be there; its sequence.
 
     The same bytes may be stored twice: the receiver drops what it has.  Raises at once what no retry mends, and that the store is
@@ -104,10 +108,14 @@ class Outbox:
         else:
             lane.append(out)
 
-    def is_full(self, to: str) -> bool:
-        """As much waits here for this receiver as may wait in its inbox: no more is to be sent to it now."""
-        lane = self._lanes.get(to)
-        return lane is not None and len(lane) >= self._inbox_max
+    def check_room(self, to: str) -> None:
+        """Raises `InboxFull` if as much waits here for this receiver as may wait in its inbox."""
+        lane, limit = self._lanes.get(to), self._inbox_max
+        if lane is not None and len(lane) >= limit:
+            raise InboxFull(
+                f"Agent {self._sender!r} has {len(lane)} messages for {to!r} that its inbox has no room for yet (limit {limit}). This "
+                "one was not sent, and those are delivered. Send less, or later.", agent=to, waiting=len(lane), limit=limit,
+            )  # fmt: skip
 
     def holds(self, out: Out) -> bool:
         """True while it is not stored at its receiver."""

@@ -31,7 +31,6 @@ from mielin_cells.errors import (
     AskTimeout,
     CellError,
     Fenced,
-    InboxFull,
     MessageTooLarge,
     NonDeterministicTurn,
     NoSuchAgent,
@@ -195,7 +194,7 @@ class Turn:
         """Sends once the turn is committed.  The number is given then."""
         self._open()
         self._fits(agent, args)
-        self._has_room(agent)
+        self._host.outbox.check_room(agent)
         k = self._next_place(agent, False)
         self.tells.append(Out(agent, spec.name, 0, handler.name, args, False, self.sender, self.n, k))
 
@@ -213,21 +212,13 @@ class Turn:
         if not self.sender:
             raise UsageError(f"A hook of agent {self.id!r} cannot ask; tell, or ask from a handler.")
         self._fits(agent, data)
-        self._has_room(agent)
+        self._host.outbox.check_room(agent)
         async with self._in_order():
             self._may_go_on()
             answer = decode_answer(await self._answer(agent, spec, handler, data, timeout, id))
         if answer.error is not None:
             raise handler.error_of(answer)
         return handler.decode_result(answer.result or b"")
-
-    def _has_room(self, agent: str) -> None:
-        if self._host.outbox.is_full(agent):
-            limit = self._host.home.settings.inbox_max
-            raise InboxFull(
-                f"Agent {self.id!r} has {limit} messages for {agent!r} that its inbox has no room for yet; this one was not sent, "
-                "and those are delivered. Send less, or later.", agent=agent, waiting=limit, limit=limit,
-            )  # fmt: skip
 
     def _fits(self, agent: str, args: bytes) -> None:
         if len(args) > MESSAGE_BYTES_MAX:
