@@ -7,6 +7,7 @@ import datetime
 import decimal
 import enum
 import json
+import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -14,10 +15,10 @@ import pytest_asyncio
 
 import mielin_cells as cells
 from mielin_cells.cli import commands, moves
-from mielin_cells.cli.show import Printer, as_json, as_text, duration, size
+from mielin_cells.cli.show import Printer, as_json, as_text, clock, duration, size, when
 from mielin_cells.core import words
 from mielin_cells.core.ids import control_subject, log_subject, node_log_subject
-from mielin_cells.core.records import Cleared
+from mielin_cells.core.records import Cleared, decode_record
 from mielin_cells.core.spec import spec_of
 from mielin_cells.node.cases import Cases, case_of, story
 from mielin_cells.node.client import Client
@@ -437,3 +438,56 @@ def test_no_error_shows_what_lets_one_in(capsys: pytest.CaptureFixture[str]) -> 
     assert "secret" not in shown.out + shown.err
     assert "nats://host:1" in shown.out
     assert "nats://host:1" in shown.err
+
+
+# ---- times ---------------------------------------------------------------------------------------------------
+
+
+def test_a_moment_is_shown_here_and_by_its_age() -> None:
+    noon = time.mktime((2024, 5, 1, 12, 0, 0, 0, 0, -1))
+    assert when(noon, noon + 75) == "2024-05-01 12:00:00, 1 min 15 s ago"
+    assert when(noon, noon - 2) == "2024-05-01 12:00:00, in 2.0 s"  # another machine's clock
+    assert when(0.0) == ""
+    assert clock(noon + 0.0625) == "2024-05-01 12:00:00.062"
+
+
+async def test_looks_show_when_it_was(operator: Operator, capsys: pytest.CaptureFixture[str]) -> None:
+    before = time.time() - 1.0  # the node entered before
+    await operator.tell("till", "grumble", ["1"])
+    async with asyncio.timeout(10):
+        while not await operator.letters("till"):
+            await asyncio.sleep(0.005)
+    await operator.client.migrate("till", "node-2")
+    after = time.time()
+    [agent], [letter], nodes = await operator.agents(), await operator.letters("till"), await operator.nodes()
+    [case] = await Cases(operator.client).listed()
+    moments = [agent.at, letter.at, case.at, *(node.at for node in nodes)]
+    assert all(before <= at <= after for at in moments), moments
+    assert letter.at <= agent.at
+
+    await commands.log(operator, Printer(as_json=True), "till", 0, False)
+    records = [json.loads(line)["at"] for line in capsys.readouterr().out.splitlines()]
+    assert sorted(records) == records
+    assert before <= records[0] <= records[-1] == agent.at
+
+    printer = Printer(as_json=False)
+    for work in (commands.agents(operator, printer, None), commands.nodes(operator, printer),
+                 commands.dead(operator, printer, "till", None, False, False), moves.migrations(operator, printer, None, False),
+                 commands.show(operator, printer, "till"), commands.show(operator, printer, case.migration)):  # fmt: skip
+        await work
+        shown = capsys.readouterr().out
+        assert time.strftime("%Y-%m-%d ", time.localtime(agent.at)) in shown
+        assert " ago" in shown
+
+
+async def test_an_agent_whose_node_is_gone_still_says_when_it_last_did_something() -> None:
+    async with cells.local(nodes=1) as cluster:
+        assert isinstance(cluster, Client)
+        await cluster.spawn(Till, "till")
+        [info] = await Operator(cluster).agents()
+        last = await cluster.log.last(log_subject("till"))
+        assert last is not None
+        assert info.at == decode_record(last.data, "").written > 0.0
+        unhosted = await Operator(cluster)._unhosted("till")
+        assert unhosted is not None
+        assert unhosted.at == info.at

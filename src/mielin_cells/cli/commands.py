@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
+import msgspec
+
 from mielin_cells.cli.codes import DONE
-from mielin_cells.cli.show import Printer, as_text, duration, record, size, table
+from mielin_cells.cli.show import Printer, clock, duration, record, size, table, when
 from mielin_cells.core.cluster import AgentInfo, NodeInfo
 from mielin_cells.core.message import sender_text
 from mielin_cells.core.records import (
@@ -57,7 +59,8 @@ async def agents(operator: Operator, printer: Printer, node: str | None) -> int:
         rows = [
             {
                 "agent": info.id, "class": info.cls, "node": info.node, "state": info.state, "epoch": info.epoch,
-                "waiting": info.waiting, "size": size(info.bytes), "dead": info.dead, "migration": info.migration,
+                "waiting": info.waiting, "size": size(info.bytes), "dead": info.dead, "last record": when(info.at),
+                "migration": info.migration,
             }
             for info in found
         ]  # fmt: skip
@@ -84,7 +87,7 @@ def _node_row(node: NodeInfo) -> dict[str, Any]:
     state = node.state + (" (cordoned)" if node.is_cordoned else "")
     return {
         "node": node.name, "state": state, "for": duration(node.since_s) if node.since_s else "",
-        "incarnation": node.incarnation, "agents": node.agents, "cores": node.cores,
+        "entered": when(node.at), "incarnation": node.incarnation, "agents": node.agents, "cores": node.cores,
         "memory": size(node.memory_bytes), "arch": node.architecture, "classes": _versions(node),
         "labels": node.labels,
     }  # fmt: skip
@@ -112,7 +115,7 @@ async def show(operator: Operator, printer: Printer, thing: str) -> int:
                 return record({
                     "agent": found.id, "class": f"{found.cls} version {found.version}", "node": found.node,
                     "state": found.state, "epoch": found.epoch, "waiting": found.waiting, "size": size(found.bytes),
-                    "dead letters": found.dead, "migration": found.migration, "error": found.error,
+                    "dead letters": found.dead, "last record": when(found.at), "migration": found.migration, "error": found.error,
                 })  # fmt: skip
 
     printer.show(found, text)
@@ -122,11 +125,11 @@ async def show(operator: Operator, printer: Printer, thing: str) -> int:
 async def log(operator: Operator, printer: Printer, agent: str, after: int, follow: bool) -> int:
     async for seq, count, entry in operator.records(agent, after, follow):
         if isinstance(entry, RecordInvalid):
-            value: dict[str, Any] = {"seq": seq, "bytes": count, "kind": entry.code, "what": entry.message}
+            value: dict[str, Any] = {"seq": seq, "at": 0.0, "bytes": count, "kind": entry.code, "what": entry.message}
             printer.show(value, lambda: f"{seq:>8}  {entry.code}: {entry.message}")  # noqa: B023 - called at once
             continue
         value = {
-            "seq": seq, "bytes": count, "kind": type(entry).__name__, "epoch": entry.epoch, "node": entry.node,
+            "seq": seq, "at": entry.written, "bytes": count, "kind": type(entry).__name__, "epoch": entry.epoch, "node": entry.node,
             "incarnation": entry.incarnation, "what": _what(entry),
         }  # fmt: skip
         printer.show(value, lambda: _line(value))  # noqa: B023 - called at once
@@ -134,8 +137,9 @@ async def log(operator: Operator, printer: Printer, agent: str, after: int, foll
 
 
 def _line(value: dict[str, Any]) -> str:
-    by = f"{value['node']}.{value['incarnation']}"
-    return f"{value['seq']:>8}  {value['kind']:<10} {value['epoch']:>4}  {by:<12} {value['bytes']:>8}  {value['what']}".rstrip()
+    by, at = f"{value['node']}.{value['incarnation']}", clock(value["at"])
+    what = f"{value['kind']:<10} {value['epoch']:>4}  {by:<12} {value['bytes']:>8}  {value['what']}"
+    return f"{value['seq']:>8}  {at:<23}  {what}".rstrip()
 
 
 def _what(entry: Any) -> str:
@@ -226,9 +230,9 @@ async def dead(
         found = await operator.letters(agent)
         if which is not None:
             letter = operator.letter(agent, which, found)
-            printer.show(letter, lambda: as_text(letter))
+            printer.show(letter, lambda: record({**msgspec.structs.asdict(letter), "at": when(letter.at)}))
         else:
             names = ("number", "id", "handler", "sender", "tries", "cause")
-            rows = [{name: getattr(letter, name) for name in names} for letter in found]
+            rows = [{"at": when(letter.at), **{name: getattr(letter, name) for name in names}} for letter in found]
             printer.show(found, lambda: table(rows) if rows else f"{agent} has no dead letters")
     return DONE

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from mielin_cells.cli.codes import DONE, REFUSED, ROLLED_BACK
-from mielin_cells.cli.show import Printer, duration, size, table
+from mielin_cells.cli.show import Printer, duration, size, table, when
 from mielin_cells.core.cluster import MigrationReport, RollbackReport
 from mielin_cells.core.lifecycle import AgentState
 from mielin_cells.errors import MigrationRefused
@@ -150,7 +150,8 @@ async def migrations(operator: Operator, printer: Printer, agent: str | None, fa
 def _row(case: Case) -> dict[str, Any]:
     return {
         "migration": case.migration, "agent": case.agent, "from": case.source, "to": case.target, "outcome": case.outcome,
-        "attempts": case.attempts, "failures": " ".join(f"{kind}:{count}" for kind, count in case.failures.items()),
+        "planned": when(case.at), "attempts": case.attempts,
+        "failures": " ".join(f"{kind}:{count}" for kind, count in case.failures.items()),
         "reason": case.reason,
     }  # fmt: skip
 
@@ -171,7 +172,8 @@ async def show(operator: Operator, printer: Printer, migration: str) -> int:
 
 def _headline(case: Case) -> str:
     why = f": {case.reason}" if case.reason else ""
-    return f"{case.migration}  {case.agent}  {case.source} -> {case.target}  {case.outcome}{why}"
+    planned = f"  planned {when(case.at)}" if case.at else ""
+    return f"{case.migration}  {case.agent}  {case.source} -> {case.target}  {case.outcome}{why}{planned}"
 
 
 def _moment(moment: Moment) -> str:

@@ -8,6 +8,7 @@ import math
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -107,6 +108,22 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     raise AssertionError("unreachable")
+
+
+def when(at: float, now: float | None = None) -> str:
+    """A moment by this machine's clock and zone, and how long ago it was; "" for one that is not known."""
+    if at <= 0:
+        return ""
+    now = time.time() if now is None else now
+    ago = f"{duration(now - at)} ago" if at <= now else f"in {duration(at - now)}"
+    return f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(at))}, {ago}"
+
+
+def clock(at: float) -> str:
+    """As `when`, to the millisecond, and without how long ago."""
+    if at <= 0:
+        return ""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at)) + f".{int(at * 1000) % 1000:03}"
 
 
 def duration(seconds: float) -> str:

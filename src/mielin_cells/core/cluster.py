@@ -26,6 +26,8 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     answer); silent; stopped (cleanly)."""
     since_s: float = 0.0
     """For how long it has been so; of a silent node 0 if nobody has heard it."""
+    at: float = 0.0
+    """When its process entered, in wall seconds; 0: not known."""
     is_cordoned: bool = False
     """It takes no agents: by an operator's word, or because it is being drained."""
     classes: dict[str, int] = {}
@@ -61,6 +63,8 @@ class AgentInfo(msgspec.Struct, frozen=True, kw_only=True):
     policy: Policy = DEFAULT
     standby: list[str] = []
     """Nodes that keep a copy of it."""
+    at: float = 0.0
+    """When the last record of its log was made, in wall seconds; 0: not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -73,12 +73,14 @@ class Fold:
     __slots__ = (
         "agent", "behind_bytes", "behind_records", "claims", "cls", "epoch", "goes_to", "handed", "incarnation", "kept",
         "ledger", "lifecycle", "migration", "outcomes", "owner", "phase", "policy", "seq", "snap", "source", "source_incarnation",
-        "standby", "state", "stated", "turn", "undone", "version",
+        "standby", "state", "stated", "turn", "undone", "version", "written",
     )  # fmt: skip
 
     def __init__(self, agent: str) -> None:
         self.agent = agent
         self.seq = 0
+        self.written = 0.0
+        """When record `seq` was made, by its writer's clock; for people."""
         self.snap = 0
         self.epoch = 0
         self.owner = ""
@@ -253,7 +255,7 @@ class Fold:
     def settled(self, seq: int, record: AnyRecord) -> None:
         """Takes a checked record whose commit is in ledger and state already: the owner's own, now acknowledged."""
         self.lifecycle = self._next_lifecycle(record)
-        self.seq = seq
+        self.seq, self.written = seq, record.written
         self.behind_records += 1
         match record:
             case Created():

@@ -57,6 +57,8 @@ class DeadLetter(msgspec.Struct, array_like=True, frozen=True):
     tries: int
     asks: list[str]
     args: bytes
+    at: float = 0.0
+    """When it became one, in wall seconds; for people."""
 
     @property
     def key(self) -> LetterKey:
@@ -281,6 +283,8 @@ class Record(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     nonce: bytes
     prev: int
     snap: int
+    written: float = 0.0
+    """When its writer made it, in wall seconds.  For people: nothing is decided by it."""
 
 
 class Created(Record, tag="Created", frozen=True, kw_only=True):

@@ -7,6 +7,8 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from mielin_cells.core.calls import turn as current_turn
 from mielin_cells.core.ledger import Verdict
 from mielin_cells.core.message import Answer, Mail, Message, encode_answer, sender_text
@@ -471,6 +473,7 @@ class Intake:
         return failed.told(self._fold.agent, path, name, self._handlers.get(name), error, ran)
 
     def _bury(self, letter: DeadLetter) -> None:
+        letter = msgspec.structs.replace(letter, at=self._host.home.wall())
         self._host.batch.dead.append(letter)
         self._host.batch.touched = True
         self._fold.ledger.bury(letter)

@@ -38,6 +38,8 @@ class Letter(msgspec.Struct, frozen=True, kw_only=True):
     args: Any
     seq: int
     """Its place in the inbox; 0 if that was not kept."""
+    at: float = 0.0
+    """When it became one, in wall seconds; 0: not known."""
 
 
 def id_of(agent: str, letter: DeadLetter) -> str:
@@ -52,7 +54,7 @@ def shown(agent: str, number: int, letter: DeadLetter) -> Letter:
     return Letter(
         number=number, id=id_of(agent, letter), handler=letter.handler, sender=sender_text(letter.sender), n=letter.n,
         cause=letter.cause,
-        tries=letter.tries, asks=letter.asks, args=args, seq=letter.seq,
+        tries=letter.tries, asks=letter.asks, args=args, seq=letter.seq, at=letter.at,
     )  # fmt: skip
 
 

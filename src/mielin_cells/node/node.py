@@ -255,7 +255,8 @@ class Node:
         return spec_of(cls)
 
     def writer(self, fold: Fold) -> Writer:
-        return Writer(self.home.log, fold, self.name, self.home.incarnation, self.home.rng, self.settings.regression_s)
+        home, limit_s = self.home, self.settings.regression_s
+        return Writer(home.log, fold, self.name, home.incarnation, home.rng, limit_s, home.wall)
 
     def serve(self, host: Host) -> None:
         """The log says that this node owns the agent, and the agent is loaded."""

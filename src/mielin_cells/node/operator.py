@@ -203,7 +203,7 @@ class Operator:
             state = "Migrating" if isinstance(record, HandedOff) else "unreachable"
             return AgentInfo(
                 id=agent, cls=await self.class_of(agent), version=0, node=named_owner(record), epoch=record.epoch,
-                state=state, waiting=0, bytes=0,
+                state=state, waiting=0, bytes=0, at=record.written,
             )  # fmt: skip
         except RecordInvalid as error:
             return AgentInfo(
@@ -239,6 +239,7 @@ class Operator:
             epoch=fold_of.epoch, state=fold_of.status.value if ended else "unreachable", waiting=0,
             bytes=fold_of.state.size_bytes, migration=fold_of.migration, dead=len(fold_of.ledger.dead),
             error=life.error.message if life.error is not None else "", code=life.error.code if life.error is not None else "",
+            at=fold_of.written,
         )  # fmt: skip
 
     async def records(
@@ -300,7 +301,7 @@ class Operator:
             state, since_s = STOPPED, max(0.0, time.time() - about.at) if about.at else 0.0
         elif beat is not None and beat.ago_s <= settings.heartbeat_s * settings.heartbeat_misses:
             state, since_s = STUCK, beat.stuck_s
-        known = {field: getattr(about, field) for field in about.__struct_fields__ if field != "at"}
+        known = {field: getattr(about, field) for field in about.__struct_fields__}
         return NodeInfo(
             name=name, incarnation=entered.incarnation, agents=0, state=state, since_s=since_s,
             is_cordoned=entered.is_cordoned, **known,

@@ -39,6 +39,7 @@ def info(node: Node, host: Host) -> AgentInfo:
         waiting=host.inbox.waiting, bytes=fold.state.size_bytes, migration=move.migration if move is not None else "",
         dead=len(fold.ledger.dead), error=error.message if error is not None else "",
         code=error.code if error is not None else "", policy=fold.policy, standby=node.standbys.of(fold.agent),
+        at=fold.written,
     )  # fmt: skip
 
 

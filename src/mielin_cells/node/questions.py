@@ -58,7 +58,7 @@ def hosted(node: Node, agent: str) -> AgentInfo | None:
 
 def info(node: Node) -> NodeInfo:
     about = node.about
-    known = {name: getattr(about, name) for name in about.__struct_fields__ if name != "at"}
+    known = {name: getattr(about, name) for name in about.__struct_fields__}
     since_s = max(0.0, node.home.wall() - about.at) if about.at else 0.0
     return NodeInfo(
         name=node.name, incarnation=node.home.incarnation, agents=len(node.hosts), since_s=since_s,

@@ -59,6 +59,7 @@ class Writer:
         "_lock",
         "_log",
         "_rng",
+        "_wall",
         "appended_bytes",
         "appended_records",
         "failure",
@@ -78,10 +79,12 @@ class Writer:
         incarnation: int,
         rng: Random,
         regression_s: float = REGRESSION_S,
+        wall: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._log = log
         self._limit_s = regression_s
         self._rng = rng
+        self._wall = wall
         self._lock = asyncio.Lock()
         self.fold = fold
         self.node = node
@@ -123,6 +126,7 @@ class Writer:
             "nonce": self._rng.randbytes(12),
             "prev": fold.seq,
             "snap": fold.snap,
+            "written": self._wall(),
         }
 
     async def append(
@@ -206,7 +210,7 @@ class Writer:
 
     def successor(self) -> Writer:
         """For the one record that says why this writer has failed: nothing of this one is on its way."""
-        return Writer(self._log, self.fold, self.node, self.incarnation, self._rng, self._limit_s)
+        return Writer(self._log, self.fold, self.node, self.incarnation, self._rng, self._limit_s, self._wall)
 
     async def reaches(self, seq: int) -> bool:
         """False if the log ends before `seq`.  Raises `Fenced` if another node has appended to it, or a `RetryError`."""
@@ -260,7 +264,7 @@ class Writer:
         refs = await parts.put_parts(self._log, part_subject(self.fold.agent, name), data)
         stand_in = Spilled(
             agent=record.agent, epoch=record.epoch, node=record.node, incarnation=record.incarnation,
-            nonce=record.nonce, prev=record.prev, snap=record.snap, part=name,
+            nonce=record.nonce, prev=record.prev, snap=record.snap, written=record.written, part=name,
             parts=list(refs),
         )  # fmt: skip
         return encode_record(stand_in)
