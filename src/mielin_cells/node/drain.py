@@ -112,7 +112,7 @@ class Drain:
             while not self._ending.is_set():
                 try:
                     goes_on = await self._round()
-                except RetryError as error:
+                except CellError as error:
                     logger.warning("the drain of node %s waits for the store: %s", node.name, error)
                     goes_on = True
                 if not goes_on:

@@ -181,7 +181,7 @@ async def _read(log: Log, agent: str, migration: str, *, passes_over: bool = Fal
         if len(entries) < READ_RECORDS:
             break
     if journal.planned is None:
-        last = await log.last(subject)
+        last = await log.settled(subject)
         if last is not None:
             raise JournalGap(f"The journal of migration {migration} lacks its beginning.", have=0, need=last.seq)
         raise NoSuchMigration(f"There is no migration {migration} of agent {agent!r}.", migration=migration)

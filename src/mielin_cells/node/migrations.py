@@ -119,6 +119,17 @@ class Migrations:
             found, host = self._running(request), self._planned_for(request)  # things change while others are asked
             if found is not None:
                 return found
+        left = self.settling.left.get(agent)
+        if left:
+            if request.migration in left:
+                raise Fenced(
+                    f"Migration {request.migration} of agent {agent!r} has stopped here without an end, and gets one first.",
+                    agent=agent, migration=request.migration,
+                )  # fmt: skip
+            raise MigrationInProgress(
+                f"Agent {agent!r} was moved by {', '.join(left)}, which has stopped without an end and gets one first; try again.",
+                agent=agent, migration=", ".join(left),
+            )  # fmt: skip
         found = self.open[agent] = Recovery(self, request, target, self.config_of(host.spec.cls, request.recovery))
         node.home.begin(self._run(found, is_new=True))
         return found
@@ -184,6 +195,7 @@ class Migrations:
     def _ended(self, recovery: Recovery) -> None:
         report = recovery.done.result()
         if report is None:
+            self.settling.left.setdefault(recovery.agent, set()).add(recovery.migration)
             self.settling.soon(recovery.agent, 0.0)  # a look, in case it is still, or again, this node's
             return
         if recovery.observer is not None:

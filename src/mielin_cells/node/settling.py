@@ -58,6 +58,8 @@ class Settling:
         self._due: dict[str, tuple[float, bool]] = {}
         """Agents to look after: when, and whether once more behind it."""
         self._is_looking = False
+        self.left: dict[str, set[str]] = {}
+        """By agent, migrations that this very process began and did not end: a replica that is behind may not list them yet."""
         self.broken: dict[str, str] = {}
         """Migrations that this very process could not go on with, and why."""
 
@@ -115,6 +117,7 @@ class Settling:
         """True once nothing is open in the journals of an agent that this node owns, but what this node itself runs."""
         fold = await self._fold(agent)
         if fold is None:
+            self.left.pop(agent, None)
             return True
         journals = await self._journals(agent)
         if journals is None:
@@ -125,7 +128,10 @@ class Settling:
             if found.end is not None or (running is not None and running.migration == found.migration):
                 continue
             try:
-                is_done &= await self._settle(found, fold, found is journals[-1] and running is None)
+                is_settled = await self._settle(found, fold, found is journals[-1] and running is None)
+                is_done &= is_settled
+                if is_settled and agent in self.left:
+                    self.left[agent].discard(found.migration)
             except JournalTaken:
                 is_done = False
             except (UnknownRecord, ConfigError) as error:
@@ -147,13 +153,17 @@ class Settling:
 
     async def _journals(self, agent: str) -> list[Journal] | None:
         """Those that can be read, the newest migration last; None if the replica that answers lacks the end of one."""
-        log, found = self._node.home.log, list[Journal]()
-        for _, migration in await journal.listed(log, agent):
+        log, found, left = self._node.home.log, list[Journal](), self.left.get(agent, set())
+        for migration in sorted(left.union(name for _, name in await journal.listed(log, agent))):
             try:
                 one = await journal.read(log, agent, migration)
             except (RecordInvalid, NoSuchMigration) as error:
-                logger.error("migration %s of agent %s is parked as it is: %s", migration, agent, error)
+                if migration not in left:  # else it was never planned
+                    logger.error("migration %s of agent %s is parked as it is: %s", migration, agent, error)
+                left.discard(migration)
                 continue
+            if one.end is not None:
+                left.discard(migration)
             if one.is_open:
                 last = await log.last(journal_subject(agent, migration))
                 if last is None or last.seq != one.seq:

@@ -260,13 +260,18 @@ class Copy:
         self._host = host
 
     async def _append(self, writer: Writer, cause: str | None) -> m.Event:
-        migration = self.migration
+        """What the log says of the verdict.  If the store refuses it, the agent is read again, and verified again: nothing else ends a
+        probation."""
+        migration, source = self.migration, writer.fold.source
         try:
             if cause is None:
                 await writer.append(lambda head: Accepted(**head, migration=migration))
             else:
-                to = writer.fold.source
-                await writer.append(lambda head: Returned(**head, to=to, migration=migration, cause=cause))
+                await writer.append(lambda head: Returned(**head, to=source, migration=migration, cause=cause))
         except Fenced:
+            return m.Overtaken()
+        except CellError as error:
+            logger.warning("node %s could not say what became of agent %s: %s", self.node.name, self.agent, error)
+            await asyncio.sleep(self.node.settings.reconcile_s)
             return m.Overtaken()
         return m.Acknowledged()

@@ -147,6 +147,7 @@ async def _append(node: Node, host: Host, undoing: Undoing, request: control.Und
             raise Fenced(f"Agent {fold.agent!r} has another owner now; plan the rollback again.", agent=fold.agent)
         if undoing.seq != fold.seq:
             raise _Moved
+        _ = handover_of(fold, request.migration)  # it may have been trimmed, or undone, since
         fields = undoing.fields(fold)
         return Undone(**head, goes_to=goes_to, migration=request.migration, corrects=request.corrects, **fields)
 
