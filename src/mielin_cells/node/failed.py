@@ -15,6 +15,7 @@ from mielin_cells.errors import (
     HandlerFailed,
     JetStreamDisabled,
     NodeStopping,
+    PermissionDenied,
     RetryError,
     StoreBusy,
     StoreCorrupt,
@@ -39,7 +40,7 @@ CAUSES_MAX = 10
 """Of a group's exceptions, so many are told one by one."""
 
 PASSING = (
-    Fenced, JetStreamDisabled, NodeStopping, StoreBusy, StoreCorrupt, StoreFull, StoreReadOnly, StoreUnreachable, StreamMissing,
+    Fenced, JetStreamDisabled, NodeStopping, PermissionDenied, StoreBusy, StoreCorrupt, StoreFull, StoreReadOnly, StoreUnreachable, StreamMissing,
 )  # fmt: skip
 """What the store, or the loss of an agent, raises inside a turn.  It says nothing about the message, and is never its answer."""
 
