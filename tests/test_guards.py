@@ -22,10 +22,12 @@ from mielin_cells.core.ids import log_subject
 from mielin_cells.core.ledger import Ledger, Verdict
 from mielin_cells.core.message import Mail, Message
 from mielin_cells.core.records import Claimed, Out, StepMade
+from mielin_cells.errors import Fenced
 from mielin_cells.migration import case
 from mielin_cells.migration import source as machine
 from mielin_cells.migration.failure import MigrationError
 from mielin_cells.migration.recovery import RecoveryConfig, RecoveryStrategy, explain
+from mielin_cells.node import failed
 from mielin_cells.node.inbox import Arrival, Inbox
 from mielin_cells.node.intake import Intake
 from mielin_cells.node.outbox import Outbox
@@ -34,7 +36,7 @@ from mielin_cells.node.target import Copy
 from mielin_cells.node.turn import Turn
 from mielin_cells.node.writer import Writer
 from mielin_cells.substrate import again
-from mielin_cells.substrate.ports import Outcome
+from mielin_cells.substrate.ports import Entry, Outcome
 from mielin_cells.testing.checkers import INVARIANTS
 from mielin_cells.testing.simulate import Result, simulate
 from mielin_cells.testing.view import View
@@ -81,14 +83,43 @@ def conditional_append(patch: Patch) -> None:
 
 @guard(within=40)
 def absence_is_settled(patch: Patch) -> None:
-    """That there is no agent is told by whoever answers, also by a leader that was cut off."""
-    patch.setattr(View, "settled", View.last)
+    """That there is no agent is told by whoever answered, also by a leader that was cut off."""
+    last, told = View.last, dict[tuple[str, str], Entry | None]()
+
+    async def noted(self: View, subject: str) -> Entry | None:
+        found = told[self.label, subject] = await last(self, subject)
+        return found
+
+    async def as_it_was_told(self: View, subject: str) -> Entry | None:
+        return told[self.label, subject] if (self.label, subject) in told else await noted(self, subject)
+
+    patch.setattr(View, "last", noted)
+    patch.setattr(View, "settled", as_it_was_told)
 
 
 @guard(within=40)
 def damage_is_read_again(patch: Patch) -> None:
     """What does not read is taken for damaged where it is stored, at the first look."""
     patch.setattr(again, "READS", 0)
+
+
+@guard(within=40)
+def what_was_refused_is_dropped(patch: Patch) -> None:
+    """After a record that the store refused, its writer goes on: with a state and numbers that the log does not have."""
+    fail = Writer._failed
+
+    def goes_on(self: Writer, what: str, error: BaseException) -> BaseException:
+        found = fail(self, what, error)
+        self.failure = None
+        return found
+
+    patch.setattr(Writer, "_failed", goes_on)
+
+
+@guard(within=200)
+def refusal_is_no_answer(patch: Patch) -> None:
+    """What the store refuses while a turn runs counts as what the handler raised."""
+    patch.setattr(failed, "PASSING", (Fenced,))
 
 
 @guard(within=200)

@@ -40,7 +40,8 @@ CAUSES_MAX = 10
 """Of a group's exceptions, so many are told one by one."""
 
 PASSING = (
-    Fenced, JetStreamDisabled, NodeStopping, PermissionDenied, StoreBusy, StoreCorrupt, StoreFull, StoreReadOnly, StoreUnreachable, StreamMissing,
+    Fenced, JetStreamDisabled, NodeStopping, PermissionDenied, StoreBusy, StoreCorrupt, StoreFull, StoreReadOnly,
+    StoreUnreachable, StreamMissing,
 )  # fmt: skip
 """What the store, or the loss of an agent, raises inside a turn.  It says nothing about the message, and is never its answer."""
 

@@ -48,7 +48,7 @@ TRIGGERS = (
 )
 """Records behind whose landing the nemesis likes to strike: something has been decided, and nobody knows of it yet."""
 
-OFF = ("refusals",)
+OFF: tuple[str, ...] = ()
 """Parts of stories that are left out, until what they have found is mended."""
 
 CALLS = {"note": 4.0, "give": 3.0, "hand": 2.0, "roam": 0.5, "settle": 1.5, "alarm": 1.0}
@@ -238,9 +238,6 @@ def _widen(swarm: Swarm, extra: frozenset[str]) -> None:
     """What was added to the simulator later.  Drawn apart, and behind the rest: `without=wider` a seed tells what it told before."""
     rng = Random(f"wider {swarm.seed}")
     swarm.faults = swarm.faults.wider(rng)
-    if "refusals" not in extra:
-        swarm.faults = swarm.faults.without("refused")
-        return
     if rng.random() < 0.4:
         for _ in range(rng.choice((1, 2, 4))):
             at, who = round(rng.random() * OPS_S, 3), rng.choice((*swarm.nodes, *swarm.nodes, ""))
