@@ -22,6 +22,7 @@ from mielin_cells.core.records import (
     Failed,
     HandedOff,
     LetterKey,
+    Made,
     Out,
     Paused,
     Resumed,
@@ -72,16 +73,24 @@ def out(n: int = 1, to: str = "guide", ask: bool = False, input: int = 1, k: int
 
 
 def committed(fold: Fold, what: Commit | None = None, **over: Any) -> Committed:
-    return Committed(**head(fold, **over), commit=commit() if what is None else what)
+    return Committed(**head(fold, **over), commit=commit(cursor=fold.ledger.cursor) if what is None else what)
 
 
 def asked(fold: Fold, n: int = 1, **over: Any) -> Asked:
-    made = AskMade("guide", n, "hello", b"body", "guide.hello")
-    return Asked(**head(fold, **over), sender="visitor", input=1, out=out(n, ask=True), at=0, made=[made])
+    made, number = AskMade("guide", n, "hello", b"body", "guide.hello"), following(fold)
+    sent = out(n, ask=True, input=number)
+    return Asked(**head(fold, **over), sender="visitor", input=number, out=sent, at=0, made=[made])
 
 
 def stepped(fold: Fold, name: str = "model", at: int = 0, **over: Any) -> Stepped:
-    return Stepped(**head(fold, **over), sender="visitor", input=1, at=at, made=[StepMade(name, b"answer")])
+    made: list[Made] = [StepMade(name, b"answer")]
+    return Stepped(**head(fold, **over), sender="visitor", input=following(fold), at=at, made=made)
+
+
+def following(fold: Fold, sender: str = "visitor") -> int:
+    """The number that the agent `sender` sends next."""
+    peer = fold.ledger.peers.get(sender)
+    return peer.mark + 1 if peer is not None else 1
 
 
 def snapshot(fold: Fold, **over: Any) -> Snapshot:
@@ -125,17 +134,17 @@ def undone(fold: Fold, back: Fold | None = None, *seen: tuple[int, AnyRecord], t
     return Undone(**head(fold, **over), goes_to=to, migration="m-1", corrects=False, **undoing.fields(fold))
 
 
-def handed_off(
-    fold: Fold, migration: str = "m-1", to: str = TARGET, seal: Commit | None = None, **over: Any
-) -> HandedOff:
+def handed_off(fold: Fold, migration: str = "", to: str = "", seal: Commit | None = None, **over: Any) -> HandedOff:
+    migration, to = migration or f"m-{len(fold.handed) + 1}", to or (NODE if fold.owner == TARGET else TARGET)
     return HandedOff(**head(fold, **over), to=to, migration=migration, seal=seal, digest=fold.seal_digest())
 
 
-def accepted(fold: Fold, migration: str = "m-1", **over: Any) -> Accepted:
-    return Accepted(**head(fold, **over), migration=migration)
+def accepted(fold: Fold, migration: str = "", **over: Any) -> Accepted:
+    return Accepted(**head(fold, **over), migration=migration or fold.migration or "m-1")
 
 
-def returned(fold: Fold, migration: str = "m-1", to: str | None = None, **over: Any) -> Returned:
+def returned(fold: Fold, migration: str = "", to: str | None = None, **over: Any) -> Returned:
+    migration = migration or fold.migration or "m-1"
     return Returned(**head(fold, **over), to=to or fold.source, migration=migration, cause="healthy() answered False")
 
 

@@ -21,6 +21,7 @@ from agent_log import (
     content,
     created,
     failed,
+    following,
     handed_off,
     head,
     out,
@@ -53,7 +54,7 @@ Make = Callable[..., Any]
 
 def turn(fold: Fold, **over: Any) -> object:
     """A commit that holds a turn."""
-    return committed(fold, commit(taken()), **over)
+    return committed(fold, commit(taken(following(fold)), cursor=fold.ledger.cursor), **over)
 
 
 def spilled(fold: Fold, **over: Any) -> Spilled:
@@ -276,7 +277,7 @@ def test_the_outcome_is_what_follows_the_handover(makers: list[Make], outcome: s
 def test_the_newest_outcomes_are_kept() -> None:
     fold = after()
     for n in range(OUTCOMES_MAX + 3):
-        fold.apply(fold.seq + 1, handed_off(fold, f"m-{n}", NODE))
+        fold.apply(fold.seq + 1, handed_off(fold, f"m-{n}"))
         fold.apply(fold.seq + 1, claimed(fold))
     assert list(fold.outcomes) == [f"m-{n}" for n in range(3, OUTCOMES_MAX + 3)]
 
@@ -302,7 +303,7 @@ def test_a_stopped_agent_releases_moves_and_is_claimed_and_stays_stopped(stop: M
     flag = fold.lifecycle.state
     fold.apply(fold.seq + 1, committed(fold, commit(released={"guide": 1})))
     assert fold.ledger.unreleased() == []
-    for make in (handed_off, accepted, lambda f: handed_off(f, to=NODE), returned, claimed):
+    for make in (handed_off, accepted, handed_off, returned, claimed):
         take(fold, make)
         assert fold.lifecycle.state is flag
         assert not fold.may_run
@@ -396,7 +397,7 @@ def test_a_seal_is_a_commit(makers: list[Make]) -> None:
 @pytest.mark.parametrize("stop", [None, suspended, paused, failed])
 def test_cleared_removes_the_letters_that_it_names_and_nothing_else(stop: Make | None) -> None:
     letters = [DeadLetter(seq, "visitor", n, "hello", "OSError", 5, [], b"") for seq, n in ((4, 1), (4, 2), (9, 1))]
-    fold = after(lambda f: committed(f, commit(taken(3), dead=letters)), *([stop] if stop else []))
+    fold = after(lambda f: committed(f, commit(taken(), dead=letters)), *([stop] if stop else []))
     phase, state = fold.phase, fold.lifecycle.state
 
     take(fold, lambda f: cleared(f, letters[1].key, (4, "another", 1)))

@@ -32,6 +32,9 @@ from agent_log import (
     taken,
     terminated,
 )
+from agent_log import (
+    following as next_of,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -102,8 +105,13 @@ def commits(draw: st.DrawFn, fold: Fold, runs: bool) -> Commit:
         sender = draw(st.sampled_from(AGENTS + CLIENTS))
         answer = draw(st.none() | st.binary(max_size=3))
         if sender in CLIENTS:
-            start = ledger.peers[sender].start if sender in ledger.peers else ledger.horizon + draw(st.integers(1, 3))
-            takes.append(taken(draw(st.integers(1, 50)), sender, answer, draw(st.integers(0, 5)), start))
+            peer, n, low = ledger.peers.get(sender), draw(st.integers(1, 50)), draw(st.integers(0, 5))
+            if peer is None and ledger.horizon >= fold.seq:
+                continue  # nobody can have begun since the last session was forgotten
+            start = peer.start if peer is not None else draw(st.integers(ledger.horizon + 1, fold.seq))
+            known = (peer.answers.keys(), peer.low) if peer is not None else (set[int](), 0)
+            if n not in known[0] and n >= known[1] and not any(one.sender == sender for one in takes):
+                takes.append(taken(n, sender, answer, low, start))
         else:
             marks[sender] = marks.get(sender, 0) + 1
             takes.append(taken(marks[sender], sender, answer, draw(st.integers(0, marks[sender]))))
@@ -114,10 +122,13 @@ def commits(draw: st.DrawFn, fold: Fold, runs: bool) -> Commit:
         numbers[to] = numbers.get(to, 0) + 1
         outs.append(out(numbers[to], to, k=len(outs)))
     letters = [DeadLetter(draw(st.integers(0, 9)), "x", 1, "h", "c", 1, [], b"")] * draw(st.integers(0, 1))
-    held = draw(st.none() | st.lists(st.integers(1, 99), max_size=3, unique=True))
-    released = {to: draw(st.integers(0, n)) for to, n in numbers.items() if draw(st.booleans())}
-    forgot = [s for s in CLIENTS if s in ledger.peers and draw(st.integers(0, 5)) == 0]
     cursor = ledger.cursor + draw(st.integers(0, 3))
+    may_hold = [*ledger.held, *range(ledger.cursor + 1, cursor + 1)]
+    held = draw(st.none() | st.lists(st.sampled_from(may_hold), max_size=3, unique=True)) if may_hold else None
+    released = {
+        to: draw(st.integers(ledger.released.get(to, 0), n)) for to, n in ledger.numbers.items() if draw(st.booleans())
+    }
+    forgot = [s for s in CLIENTS if s in ledger.peers and draw(st.integers(0, 5)) == 0]
     return commit(
         *takes, outs=tuple(outs), state=draw(deltas()), cursor=cursor, held=held, released=released,
         dead=letters, forgot=forgot,
@@ -127,17 +138,20 @@ def commits(draw: st.DrawFn, fold: Fold, runs: bool) -> Commit:
 def ask(fold: Fold) -> Asked:
     n = fold.ledger.next_number("guide")
     made: list[Made] = [AskMade("guide", n, "hello", b"body", "guide.hello")]
-    return Asked(**head(fold), sender="alice", input=1, out=out(n, ask=True), at=known(fold), made=made)
+    number = next_of(fold, "alice")
+    sent = Out("guide", "Guide", n, "hello", b"", True, "alice", number, 0)
+    return Asked(**head(fold), sender="alice", input=number, out=sent, at=known(fold), made=made)
 
 
 def step(fold: Fold) -> Stepped:
-    return Stepped(**head(fold), sender="alice", input=1, at=known(fold), made=[StepMade("model", b"%d" % fold.seq)])
+    made: list[Made] = [StepMade("model", b"%d" % fold.seq)]
+    return Stepped(**head(fold), sender="alice", input=next_of(fold, "alice"), at=known(fold), made=made)
 
 
 def known(fold: Fold) -> int:
     """Outcomes of the open turn that the log has."""
     turn = fold.turn
-    return len(turn.made) if turn is not None and (turn.sender, turn.n) == ("alice", 1) else 0
+    return len(turn.made) if turn is not None and (turn.sender, turn.n) == ("alice", next_of(fold, "alice")) else 0
 
 
 @st.composite
@@ -166,7 +180,7 @@ def following(draw: st.DrawFn, fold: Fold, ends: bool) -> AnyRecord:
         ]
     elif state is not AgentState.CREATED:
         makers += [lambda: resumed(fold)] * 3
-    if ends:
+    if ends and not fold.ledger.pending:
         makers += [lambda: terminated(fold)]
     return draw(st.sampled_from(makers))()
 
@@ -280,19 +294,19 @@ def test_an_owner_that_settles_its_own_records_has_what_readers_have(history: li
 
 STATE = StateDelta(plain={"a": b"1"}, tables={"t": TableDelta({b"k": b"v"}, [])})
 BASE = commit(
-    taken(1, "alice", b"a"), taken(7, CLIENTS[0], b"b", 3, 77), outs=(out(1), out(2)), state=STATE, cursor=5,
+    taken(1, "alice", b"a"), taken(7, CLIENTS[0], b"b", 3, 1), outs=(out(2), out(3)), state=STATE, cursor=5,
     held=[4], released={"guide": 1}, dead=[DeadLetter(3, "x", 1, "h", "c", 1, [], b"")],
 )  # fmt: skip
 OTHERS: dict[str, dict[str, Any]] = {
-    "mark": {"taken": [taken(2, "alice", b"a"), BASE.taken[1]]},
+    "mark": {"taken": [BASE.taken[0], taken(2, "alice"), BASE.taken[1]]},
     "answer": {"taken": [taken(1, "alice", b"x"), BASE.taken[1]]},
     "no answer": {"taken": [taken(1, "alice"), BASE.taken[1]]},
-    "low": {"taken": [BASE.taken[0], taken(7, CLIENTS[0], b"b", 4, 77)]},
-    "start": {"taken": [BASE.taken[0], taken(7, CLIENTS[0], b"b", 3, 78)]},
-    "client's number": {"taken": [BASE.taken[0], taken(8, CLIENTS[0], b"b", 3, 77)]},
+    "low": {"taken": [BASE.taken[0], taken(7, CLIENTS[0], b"b", 4, 1)]},
+    "start": {"taken": [BASE.taken[0], taken(7, CLIENTS[0], b"b", 3, 2)]},
+    "client's number": {"taken": [BASE.taken[0], taken(8, CLIENTS[0], b"b", 3, 1)]},
     "sender": {"taken": [taken(1, "alicf", b"a"), BASE.taken[1]]},
-    "number": {"outs": [out(1), out(2), out(3)]},
-    "output": {"outs": [out(1), out(2, k=1)]},
+    "number": {"outs": [out(2), out(3), out(4)]},
+    "output": {"outs": [out(2), out(3, k=1)]},
     "cursor": {"cursor": 6},
     "held": {"held": [3]},
     "not held": {"held": []},
@@ -308,7 +322,7 @@ OTHERS: dict[str, dict[str, Any]] = {
 
 
 def sealed(what: Commit) -> bytes:
-    return after(lambda f: committed(f, what)).seal_digest()
+    return after(lambda f: committed(f, commit(outs=(out(1),))), lambda f: committed(f, what)).seal_digest()
 
 
 def test_all_that_differs_seals_differently() -> None:
@@ -319,4 +333,4 @@ def test_all_that_differs_seals_differently() -> None:
 
 def test_the_order_in_which_things_came_does_not_matter() -> None:
     first, second = taken(1, "alice"), taken(1, "bob", b"x")
-    assert sealed(commit(first, second, held=[1, 2])) == sealed(commit(second, first, held=[2, 1]))
+    assert sealed(commit(first, second, held=[1, 2], cursor=2)) == sealed(commit(second, first, held=[2, 1], cursor=2))

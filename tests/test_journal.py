@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from random import Random
 from typing import Any
 
+import msgspec
 import pytest
 
 from mielin_cells.core.ids import journal_subject, journals_of, migration_of
@@ -17,6 +18,7 @@ from mielin_cells.errors import LogGap, NoSuchMigration, RecordInvalid, UnknownR
 from mielin_cells.migration.journal import (
     AnyRecord,
     Attempted,
+    Cancelled,
     Decided,
     Ended,
     Failed,
@@ -74,6 +76,15 @@ def after(*makers: Make) -> Journal:
     return journal
 
 
+def cancelled(h: dict[str, Any]) -> Cancelled:
+    return Cancelled(**h)
+
+
+def with_(make: Make, **over: Any) -> Make:
+    return lambda h: msgspec.structs.replace(make(h), **over)
+
+
+RETRIED: tuple[Make, ...] = (planned, attempted(1), failed(1), decided)
 STORY: tuple[Make, ...] = (planned, attempted(1), reached(1), failed(1), decided, attempted(2), reached(2), ended)
 
 
@@ -101,6 +112,19 @@ def test_a_journal_tells_what_was_tried_and_how_it_ended() -> None:
         ((planned, attempted(1), failed(1), decided), decided),
         (STORY, attempted(3)),
         (STORY, ended),
+        ((planned, cancelled), attempted(1)),
+        ((*RETRIED, cancelled), attempted(2)),
+        (RETRIED, with_(attempted(2), id="m-1.1")),
+        (RETRIED, with_(attempted(2), target="")),
+        (RETRIED, with_(attempted(2), target="node-1")),
+        (RETRIED, with_(attempted(2), epoch=0)),
+        ((planned, attempted(1), failed(1)), with_(decided, number=2)),
+        ((planned, attempted(1), failed(1)), with_(decided, delay_s=-1.0)),
+        ((planned, attempted(1), failed(1), with_(decided, strategy="Rollback")), attempted(2)),
+        ((planned,), reached(0)),
+        ((planned,), with_(ended, outcome="perhaps")),
+        ((), with_(planned, epoch=0)),
+        ((), with_(planned, source="")),
     ],
 )
 def test_a_record_out_of_its_order_is_refused_and_changes_nothing(story: tuple[Make, ...], then: Make) -> None:

@@ -77,8 +77,8 @@ STATE = StateDelta(
 )
 LETTER = DeadLetter(4, "visitor", 2, "hello", "OSError: x", 5, ["guide.hello"], b"\x90")
 FULL = commit(
-    taken(1, answer=b"\xc0"), taken(9, client_sender("s"), b"a", 3, 77), outs=(out(1), out(2, ask=True)), state=STATE,
-    cursor=2**40, held=[3, 5], released={"guide": 1}, dead=[LETTER], forgot=["\x01s0"], digest=bytes(32),
+    taken(1, answer=b"\xc0"), taken(9, client_sender("s"), b"a", 3, 1), outs=(out(1), out(2, ask=True)), state=STATE,
+    cursor=2**40, held=[3, 5], released={"guide": 0}, dead=[LETTER], forgot=[client_sender("s")], digest=bytes(32),
 )  # fmt: skip
 RECORDS: list[AnyRecord] = [
     created(Fold("museum/1")),

@@ -12,6 +12,7 @@ from enum import Enum
 import msgspec
 from blake3 import blake3
 
+from mielin_cells.core import rules
 from mielin_cells.core.ledger import Ledger
 from mielin_cells.core.lifecycle import AgentState, Lifecycle
 from mielin_cells.core.policy import DEFAULT
@@ -157,6 +158,12 @@ class Fold:
         """Takes the next record.  Raises a `RecordInvalid` and changes nothing if it cannot be the next one."""
         self.check(seq, record)
         commit = _commit_of(record)
+        wrong = self._wrong(seq, record, commit)
+        if wrong:
+            raise RecordInvalid(
+                f"The log of agent {self.agent!r} at {seq} is {type(record).__name__}, and {wrong}.",
+                subject=self.agent, seq=seq,
+            )  # fmt: skip
         if commit is not None:
             self._commit(commit)
         elif isinstance(record, Asked):
@@ -214,14 +221,40 @@ class Fold:
         except InvalidTransition as error:
             raise RecordInvalid(f"{where}: {error.message}", **facts) from error
 
+    def _wrong(self, seq: int, record: AnyRecord, commit: Commit | None) -> str:
+        """What is wrong with what a checked record says, for a reader; "" if nothing is."""
+        if commit is not None:
+            return rules.wrong_commit(self.ledger, self.turn, commit, seq)
+        match record:
+            case Asked() | Stepped():
+                return rules.wrong_turn(self.ledger, record)
+            case Undone():
+                return rules.wrong_undone(self.ledger, record)
+            case Snapshot():
+                return rules.wrong_snapshot(self, record)
+            case Terminated():
+                return "not all that it sent is released (rule 20)" if self.ledger.pending else ""
+            case StandbySet():
+                return f"there cannot be {record.copies} copies" if record.copies < 0 else ""
+            case _:
+                return ""
+
     def _check_turns(self, where: str, record: AnyRecord, facts: dict[str, object]) -> None:
         """What a record may say of turns, now."""
         commit = _commit_of(record)
         runs = isinstance(record, (Asked, Stepped)) or (commit is not None and bool(commit.taken))
         if runs and not self.lifecycle.state.accepts_work:
             raise RecordInvalid(f"{where} holds a turn of an agent that is {self.lifecycle.state.value}.", **facts)
-        if runs and self.goes_to:
-            raise RecordInvalid(f"{where} holds a turn of an agent that was to be claimed by {self.goes_to}.", **facts)
+        if self.goes_to and (runs or isinstance(record, (Snapshot, HandedOff, Undone))):
+            what = "holds a turn" if runs else f"is {type(record).__name__}"
+            raise RecordInvalid(
+                f"{where} {what} of an agent that {self.goes_to} was to claim first (rule 16).", **facts
+            )
+        if isinstance(record, HandedOff):
+            if record.to in ("", record.node):
+                raise RecordInvalid(f"{where} hands over to {record.to!r}, and {record.node} owns (rule 3).", **facts)
+            if record.migration in self.handed or record.migration in self.outcomes:
+                raise RecordInvalid(f"{where} hands over as {record.migration} a second time (rule 7).", **facts)
         if isinstance(record, Undone) and not self.is_ancestor(record.to):
             raise RecordInvalid(f"{where} goes back to {record.to}, which is trimmed or undone itself.", **facts)
         if isinstance(record, (Asked, Stepped)) and not 0 <= record.at <= len(self._made_before(record)):

@@ -12,6 +12,7 @@ import msgspec
 
 from mielin_cells.core.message import UNREADABLE, framed, unframed
 from mielin_cells.errors import JournalGap, RecordInvalid, UnknownRecord
+from mielin_cells.migration.recovery import RecoveryStrategy
 
 
 def attempt_id(migration: str, number: int) -> str:
@@ -108,6 +109,10 @@ class TakenBack(Head, tag="TakenBack", frozen=True, kw_only=True):
     sent: int
 
 
+OUTCOMES = ("completed", "rolled_back", "gave_up")
+
+ENDS = frozenset(strategy.value for strategy in RecoveryStrategy if not strategy.is_retry)
+
 AnyRecord: TypeAlias = Planned | Attempted | Reached | Failed | Decided | Cancelled | Ended | TakenBack
 
 _encoder = msgspec.msgpack.Encoder()
@@ -160,6 +165,10 @@ class Journal:
         return self.planned is not None and self.end is None
 
     @property
+    def is_cancelled(self) -> bool:
+        return any(isinstance(record, Cancelled) for record in self.records)
+
+    @property
     def attempts(self) -> list[Attempted]:
         return [record for record in self.records if isinstance(record, Attempted)]
 
@@ -194,6 +203,44 @@ class Journal:
         if not self._may_follow(record):
             state = "after its end" if self.end is not None else "out of its order"
             raise RecordInvalid(f"{where} is {type(record).__name__} {state}.", **facts)
+        wrong = self._wrong(record)
+        if wrong:
+            raise RecordInvalid(f"{where} is {type(record).__name__}, and {wrong}.", **facts)
+
+    def _wrong(self, record: AnyRecord) -> str:
+        """What is wrong with what a record in its order says; "" if nothing is."""
+        match record:
+            case Planned(source=source, epoch=epoch):
+                return "" if source and epoch > 0 else "it names no owner to begin at"
+            case Attempted():
+                return self._wrong_attempt(record)
+            case Reached(number=number):
+                return "" if number else "nothing was attempted"
+            case Decided(number=number, delay_s=delay_s):
+                if number != len(self.attempts):
+                    return f"it decides on attempt {number} of {len(self.attempts)}"
+                return "" if delay_s >= 0 else "its delay is negative"
+            case Ended(outcome=outcome):
+                return "" if outcome in OUTCOMES else f"there is no outcome {outcome!r}"
+            case TakenBack(goes_to=goes_to, record=to):
+                return "" if goes_to and to > 0 else "it does not say what it goes back to"
+            case _:
+                return ""
+
+    def _wrong_attempt(self, record: Attempted) -> str:
+        if self.is_cancelled:
+            return "it was cancelled before"
+        if record.id != attempt_id(self.migration, record.number):
+            return f"attempt {record.number} cannot be called {record.id!r} (rule 7)"
+        if not record.target or record.target == record.node:
+            return f"{record.node} cannot move the agent to {record.target!r}"
+        epoch = max((one.epoch for one in self.attempts), default=self.planned.epoch if self.planned is not None else 0)
+        if record.epoch < epoch:
+            return f"it is of epoch {record.epoch}, after {epoch} (rule 7)"
+        decided = next((one for one in reversed(self.records) if isinstance(one, Decided)), None)
+        if decided is not None and decided.strategy in ENDS:
+            return f"{decided.strategy} was decided"
+        return ""
 
     def _may_follow(self, record: AnyRecord) -> bool:
         if isinstance(record, Planned) or self.planned is None:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from mielin_cells.core.fold import Fold, Phase
 from mielin_cells.errors import UnknownRecord
 from mielin_cells.migration.failure import MigrationError, MigrationErrorType
-from mielin_cells.migration.journal import Attempted, Cancelled, Decided, Failed, Journal
+from mielin_cells.migration.journal import Attempted, Decided, Failed, Journal
 from mielin_cells.migration.recovery import RecoveryStrategy
 
 SOURCE_LOST = "SourceLost"
@@ -158,7 +158,7 @@ def standing(found: Journal) -> Standing:
         decisions=tuple(decisions), cause=cause, is_undecided=found.has_failed,
         decided=decisions[-1] if decisions and not found.has_failed and not found.in_attempt else None, due=due,
         delay=delay,
-        is_cancelled=any(isinstance(record, Cancelled) for record in found.records), losses=losses,
+        is_cancelled=found.is_cancelled, losses=losses,
         coordinator=last.node, began=failures[0].at if failures else newest, newest=newest,
     )  # fmt: skip
 

@@ -208,6 +208,8 @@ class Recovery:
             failure = ("TargetUnreachable", f"no node can take agent {self.agent!r} now")
             if target:
                 report = await self._attempt(host, target, strategy)
+                if report is None:
+                    return await self._end(Verdict("rolled_back", "Cancelled", "cancelled"))
                 if report.ok:
                     self._result(target, None)
                     return await self._end(Verdict("completed"))
@@ -298,16 +300,22 @@ class Recovery:
 
     # ---- one attempt -----------------------------------------------------------------------------------------
 
-    async def _attempt(self, host: Host, target: str, strategy: str) -> MigrationReport:
-        """A move, told to the journal: its beginning before it, its phases behind it."""
-        self._attempts += 1
-        self._tried[target] += 1
-        number, name = self._attempts, attempt_id(self.migration, self._attempts)
-        await self._scribe.write(
-            lambda head: Attempted(
-                **head, number=number, id=name, target=target, strategy=strategy, epoch=host.fold.epoch
+    async def _attempt(self, host: Host, target: str, strategy: str) -> MigrationReport | None:
+        """A move, told to the journal: its beginning before it, its phases behind it.  None if it was cancelled before it began."""
+        number = self._attempts + 1
+        name = attempt_id(self.migration, number)
+        try:
+            await self._scribe.write(
+                lambda head: Attempted(
+                    **head, number=number, id=name, target=target, strategy=strategy, epoch=host.fold.epoch
+                )
             )
-        )
+        except RecordInvalid:
+            if self._scribe.journal.is_cancelled:
+                return None
+            raise
+        self._attempts = number
+        self._tried[target] += 1
         if self._copy is not None and self._copy.target != target:
             await self._copy.release()
         self._has_place = self._of.targets.begin(target, self._node.clock())
