@@ -98,7 +98,7 @@ def snapshot(fold: Fold, **over: Any) -> Snapshot:
         **head(fold, **over), cls=fold.cls, version=fold.version, lifecycle=fold.lifecycle, ledger=fold.ledger.image(),
         part="", parts=[], small=fold.state.encode_small(), since=fold.seq, digest=fold.state.digest(),
         kept=list(fold.kept), outcomes=dict(fold.outcomes), turn=fold.turn, claims=fold.claims, at=2.0,
-        handed=dict(fold.handed), undone=list(fold.undone),
+        handed=dict(fold.handed), undone=list(fold.undone), wish=fold.wish,
     )  # fmt: skip
 
 
@@ -169,7 +169,20 @@ def content(fold: Fold) -> object:
         for name, table in fold.state.tables.items()
     }
     buffers = {name: (b.size, [(n, b.page(n)) for n in b.pages_from(0)]) for name, b in fold.state.buffers.items()}
-    plain = ("seq", "snap", "epoch", "owner", "incarnation", "phase", "source", "migration", "cls", "version", "claims")
+    plain = (
+        "seq",
+        "snap",
+        "epoch",
+        "owner",
+        "incarnation",
+        "phase",
+        "source",
+        "migration",
+        "cls",
+        "version",
+        "claims",
+        "wish",
+    )
     facts = {name: getattr(fold, name) for name in plain}
     flags = (
         fold.lifecycle, fold.status, fold.turn, dict(fold.outcomes), dict(fold.handed), list(fold.undone), list(fold.kept)

@@ -75,7 +75,24 @@ class Turn(Protocol):
         """Inside the call of a durable step: the same text whenever this step's call is made again."""
 
     def migrate(self, to: str | None = None) -> None:
-        """Moves this agent once the turn is committed.  Raises `UsageError` for what cannot be a node's name."""
+        """Moves this agent once the turn is committed.  Raises `UsageError` for what cannot be a node's name, and in a hook.
+
+        Best effort: if the node dies in between, the agent goes on wherever it is claimed.
+        """
+
+    def terminate(self) -> None:
+        """Ends this agent for good once the turn is committed, as `cluster.terminate` does; the turn's caller gets its answer.
+
+        Guarantees, as `suspend` and `pause`: the order is in the log with the turn, so that it is carried out also if the node
+        dies in between, and no other turn of the agent runs before that.  A turn that fails orders nothing.  Raises `UsageError` in
+        a hook.
+        """
+
+    def suspend(self, reason: str = "") -> None:
+        """Suspends this agent once the turn is committed, as `cluster.suspend` does; messages wait until it is resumed."""
+
+    def pause(self, reason: str = "") -> None:
+        """As `suspend`, at the wish of the agent's user."""
 
     def set_timer(
         self, handler: str, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float, period: float, catch_up: str,

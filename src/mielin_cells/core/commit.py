@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from mielin_cells.core.records import Commit, DeadLetter, Ended, Fired, Out, Replayed, Taken, Timer
+from mielin_cells.core.records import Commit, DeadLetter, Ended, Fired, Out, Replayed, Taken, Timer, Wish
 from mielin_cells.core.state import StateDelta, TableDelta
 
 Answers: TypeAlias = dict[tuple[str, str], dict[int, bytes]]
@@ -16,7 +16,7 @@ class Batch:
 
     __slots__ = (
         "answers", "dead", "delta", "ended", "fired", "forgot", "held", "moved", "outs", "released", "replayed", "taken",
-        "timers", "touched", "turns",
+        "timers", "touched", "turns", "wish",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -38,6 +38,7 @@ class Batch:
         self.released: dict[str, int] = {}
         self.delta: StateDelta | None = None
         self.answers: Answers = {}
+        self.wish: Wish | None = None
 
     def __bool__(self) -> bool:
         return self.turns > 0 or self.touched
@@ -67,7 +68,7 @@ class Batch:
             cursor, list(held) if self.held else None, self.taken, self.outs, self.released, self.dead, self.forgot,
             self.delta, version, digest, self.ended, self.replayed,
             [timer for timer in self.timers.values() if timer is not None],
-            [name for name, timer in self.timers.items() if timer is None], self.fired,
+            [name for name, timer in self.timers.items() if timer is None], self.fired, self.wish,
         )  # fmt: skip
 
 

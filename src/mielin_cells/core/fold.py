@@ -41,6 +41,7 @@ from mielin_cells.core.records import (
     Suspended,
     Terminated,
     Undone,
+    Wish,
     canonical,
     policy_bytes,
 )
@@ -74,7 +75,7 @@ class Fold:
     __slots__ = (
         "agent", "behind_bytes", "behind_records", "claims", "cls", "epoch", "goes_to", "handed", "incarnation", "kept",
         "ledger", "lifecycle", "migration", "outcomes", "owner", "phase", "policy", "seq", "snap", "source", "source_incarnation",
-        "standby", "state", "stated", "turn", "undone", "version", "written",
+        "standby", "state", "stated", "turn", "undone", "version", "wish", "written",
     )  # fmt: skip
 
     def __init__(self, agent: str) -> None:
@@ -97,6 +98,8 @@ class Fold:
         self.policy = DEFAULT
         self.standby: int | None = None
         """Nodes that are to keep a copy; None: as many as its class says."""
+        self.wish: Wish | None = None
+        """What the agent has ordered for itself in its last turn, until it has taken effect."""
         self.ledger = Ledger()
         self.state = StoredState()
         self.stated: bytes | None = None
@@ -245,6 +248,10 @@ class Fold:
         runs = isinstance(record, (Asked, Stepped)) or (commit is not None and bool(commit.taken))
         if runs and not self.lifecycle.state.accepts_work:
             raise RecordInvalid(f"{where} holds a turn of an agent that is {self.lifecycle.state.value}.", **facts)
+        if runs and self.wish is not None:
+            raise RecordInvalid(
+                f"{where} holds a turn behind one that ordered the agent's own {self.wish.order}.", **facts
+            )
         if self.goes_to and (runs or isinstance(record, (Snapshot, HandedOff, Undone))):
             what = "holds a turn" if runs else f"is {type(record).__name__}"
             raise RecordInvalid(
@@ -329,10 +336,11 @@ class Fold:
                 self.standby = record.copies
             case Undone():
                 self._went_back(record)
+            case Suspended() | Paused() | Resumed():
+                if self.wish is not None and self.wish.order != "terminate":  # which stands until it is done
+                    self.wish = None
             case Terminated():
-                self.phase = Phase.TERMINATED
-            case _:
-                pass
+                self.phase, self.wish = Phase.TERMINATED, None
 
     def _made_before(self, record: Asked | Stepped) -> list[Made]:
         """What the log has of the turn that `record` belongs to."""
@@ -344,6 +352,8 @@ class Fold:
         turn and the count of claims as they were: the message at the head has not been run (rules 5 and 12)."""
         self.version, self.stated = commit.version, commit.digest
         self.claims, self.turn = self.claims_after(commit), self.turn_after(commit)
+        if commit.wish is not None:
+            self.wish = commit.wish
 
     def claims_after(self, commit: Commit) -> int:
         return 0 if commit.taken or commit.dead else self.claims
@@ -362,7 +372,7 @@ class Fold:
         self.state.apply(record.state)
         self.ledger.undo(record)
         self.version, self.stated = record.version, record.digest
-        self.turn, self.claims, self.goes_to = None, 0, record.goes_to
+        self.turn, self.claims, self.goes_to, self.wish = None, 0, record.goes_to, None
         self.undone = [(to, by) for to, by in self.undone if by > self.floor]
         self.undone.append((record.to, self.seq))
         if self.kept:  # whatever is gone back to behind this needs the inbox from here on
@@ -417,7 +427,7 @@ class Fold:
         fold.stated, fold.turn, fold.claims = record.digest, record.turn, record.claims
         fold.kept, fold.outcomes = _kept(seq, record), dict(record.outcomes)
         fold.handed, fold.undone = dict(record.handed), list(record.undone)
-        fold.policy, fold.standby = record.policy or DEFAULT, record.standby
+        fold.policy, fold.standby, fold.wish = record.policy or DEFAULT, record.standby, record.wish
         return fold
 
 

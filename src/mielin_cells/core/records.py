@@ -153,6 +153,14 @@ class Fired(msgspec.Struct, array_like=True, frozen=True):
     k: int
 
 
+class Wish(msgspec.Struct, array_like=True, frozen=True):
+    """What a turn has ordered for its own agent: no other turn runs behind the commit that holds it until it has taken effect."""
+
+    order: str
+    """suspend, pause or terminate."""
+    reason: str = ""
+
+
 class Commit(msgspec.Struct, array_like=True, frozen=True):
     """What one or many turns changed: all of it takes effect with the record that holds it, or none."""
 
@@ -179,6 +187,7 @@ class Commit(msgspec.Struct, array_like=True, frozen=True):
     gone: list[str] = []
     """Timers that were cancelled, or have fired."""
     fired: list[Fired] = []
+    wish: Wish | None = None
 
 
 class Sent(msgspec.Struct, array_like=True, frozen=True):
@@ -342,6 +351,7 @@ class Snapshot(Record, tag="Snapshot", frozen=True, kw_only=True):
     undone: list[tuple[int, int]] = []
     policy: Policy | None = None
     standby: int | None = None
+    wish: Wish | None = None
 
 
 class Suspended(Record, tag="Suspended", frozen=True, kw_only=True):

@@ -12,6 +12,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 import msgspec
 
 from mielin_cells.core.agent import Agent, agent_id, make_ref
+from mielin_cells.core.calls import turn as current_turn
 from mielin_cells.core.cluster import AgentInfo, DrainReport, MigrationReport, NodeInfo, RollbackReport
 from mielin_cells.core.fold import Phase
 from mielin_cells.core.ids import AgentId, control_subject, log_subject, reply_subject
@@ -37,6 +38,7 @@ from mielin_cells.errors import (
     RecordInvalid,
     TooLateToCancel,
     UnknownNode,
+    UsageError,
     WireTimeout,
     WrongClass,
 )
@@ -60,6 +62,9 @@ POLL_S = 1.0
 REQUEST_S = 1.0
 TRIES_MIN = 4
 """An order may be lost on the wire, so one try of it does not take all the time that there is."""
+
+OWN_ORDERS = ("migrate", "terminate", "suspend", "pause")
+"""An agent gives them about itself by `cells.this()`."""
 
 
 class Client:
@@ -298,8 +303,24 @@ class Client:
         except TimeoutError:
             raise last or WireTimeout("Nobody has answered in time; it may still be carried out.", subject="") from None
 
+    def check_turn(self, agent: str, order: str) -> None:
+        """Raises `UsageError` if the turn of this very agent gives the order, which would wait for that turn to end."""
+        running = current_turn.get()
+        if running is None or running.closed or running.id != agent or not running.shares(self):
+            return
+        instead = (
+            f"cells.this().{order}() does it once the turn is committed"
+            if order in OWN_ORDERS
+            else "give it from outside of the agent"
+        )
+        raise UsageError(
+            f"A turn of agent {agent!r} ordered the cluster to {order} its own agent, and would wait for itself to end: {instead}. "
+            "Nothing was done.", agent=agent,
+        )  # fmt: skip
+
     async def _order(self, agent: Agent | str, order: str, reason: str = "") -> None:
         name = _id(agent)
+        self.check_turn(name, order)
 
         async def owner() -> str:
             return (await self.owner(name))[0]
@@ -315,6 +336,7 @@ class Client:
 
     async def standby(self, agent: Agent | str, /, copies: int = 1) -> None:
         name = _id(agent)
+        self.check_turn(name, "have copies of")
 
         async def owner() -> str:
             return (await self.owner(name))[0]
@@ -332,6 +354,7 @@ class Client:
 
     async def claim(self, agent: Agent | str, /, to: str, *, force: bool = True) -> None:
         name = _id(agent)
+        self.check_turn(name, "claim")
         await self.owner(name)  # raises for an agent that is not there
         await self.ordered(lambda: _known(to), control.Claim(name, "operator", force), self.settings.probation_s)
 
@@ -403,6 +426,7 @@ class Client:
     async def plan(self, agent: Agent | str, to: str | None) -> tuple[control.Migrate, str]:
         """A move as its source is told of it, and the source, which chooses the target unless it is named.  Nothing has begun."""
         name = _id(agent)
+        self.check_turn(name, "migrate")
         source, epoch = await self.owner(name)
         if to == source:
             raise AlreadyThere(f"Agent {name!r} is on {to} already.", agent=name, node=to)
@@ -490,6 +514,12 @@ class Client:
         await cordon.cordon(self, node, False)
 
     async def drain(self, node: str, /, deadline_s: float | None = None) -> DrainReport:
+        running = current_turn.get()
+        if running is not None and not running.closed and running.node == node and running.shares(self):
+            raise UsageError(
+                f"A turn of agent {running.id!r} ordered node {node} to be drained, where it runs, and would wait for itself to end: "
+                "give the order from outside. Nothing was done.", agent=running.id, node=node,
+            )  # fmt: skip
         return await cordon.evacuate(self, node, self.settings.drain_s if deadline_s is None else deadline_s)
 
     def nonce(self, size: int) -> bytes:

@@ -38,6 +38,8 @@ class Home:
     step: Callable[[str], Awaitable[None]] | None = None
     """Awaited at named steps of moves: a test's way to make them fail.  What it raises fails the step."""
     cluster: Cluster | None = None
+    obey: Callable[[str, str, str], Awaitable[object]] | None = None
+    """Carries out an order to an agent that is hosted here: agent, order, reason."""
     tasks: set[asyncio.Task[Any]] = field(default_factory=set)
 
     async def at(self, step: str) -> None:

@@ -20,7 +20,7 @@ from mielin_cells.core.message import (
     Replies,
     encode_replies,
 )
-from mielin_cells.core.records import AskMade, Commit, Committed, Failed
+from mielin_cells.core.records import AskMade, Commit, Committed, Failed, Wish
 from mielin_cells.core.settings import MAIL_BYTES_MAX
 from mielin_cells.core.spec import Spec
 from mielin_cells.core.state import StateDelta
@@ -33,6 +33,7 @@ from mielin_cells.node.outbox import Outbox
 from mielin_cells.node.parking import append_failed
 from mielin_cells.node.reminder import waiting
 from mielin_cells.node.signal import Signal
+from mielin_cells.node.supervision import Backoff
 from mielin_cells.node.timers import Timers
 from mielin_cells.node.writer import R, Writer
 
@@ -85,6 +86,8 @@ class Host:
         self._reader = self.start(self._read())
         self.timers.open()
         self.commit_soon()
+        if self.fold.wish is not None:  # whoever owned the agent before did not come to it
+            self.fulfil()
 
     def close(self) -> None:
         """Stops at once.  What is not committed is dropped; what is committed will be re-sent by the next owner."""
@@ -294,6 +297,35 @@ class Host:
             future = self._answers.get((replies.agent, n))
             if future is not None and not future.done():
                 future.set_result(answer)
+
+    # ---- the agent's own orders ------------------------------------------------------------------------------
+
+    @property
+    def wish(self) -> Wish | None:
+        """What the agent has ordered for itself and what has not taken effect: no turn runs."""
+        return self.batch.wish or (self.inflight.wish if self.inflight is not None else None) or self.fold.wish
+
+    def fulfil(self) -> None:
+        self.home.begin(self._fulfilled())
+
+    async def _fulfilled(self) -> None:
+        """Carries out what the agent has ordered for itself, again until it is done; once another node owns it, that node does.
+
+        An agent that an operator has suspended, or whose `on_stop` raised, is left to the operator: it goes on when it is resumed.
+        """
+        backoff, told = Backoff(), set[str]()
+        while self.is_open and self.wish is not None and self.home.obey is not None and self.fold.may_run:
+            try:
+                await self.flush()
+                wish = self.fold.wish
+                if wish is not None and self.is_open:
+                    await self.home.obey(self.fold.agent, wish.order, wish.reason)
+                    return
+            except CellError as error:
+                if error.code not in told:
+                    told.add(error.code)
+                    logger.warning("agent %s: what it has ordered for itself waits: %s", self.fold.agent, error)
+            await backoff.wait()
 
     # ---- pausing ---------------------------------------------------------------------------------------------
 

@@ -81,12 +81,13 @@ class Intake:
             and self._host.is_open
             and not self.is_stopping
             and self._fold.may_run
+            and self._host.wish is None
         ):
             self._pump = self._host.start(self._run())
 
     async def _run(self) -> None:
         try:
-            while self._inbox.queue and self._host.is_open and not self.is_stopping and self._fold.may_run:
+            while self._inbox.queue and self._host.is_open and not self._stopped():
                 async with self._lock:
                     if not self._stopped():
                         await self._burst()
@@ -104,7 +105,7 @@ class Intake:
 
     def _stopped(self) -> bool:
         """Asked again after each wait: others change it meanwhile."""
-        return self.is_stopping or not self._fold.may_run
+        return self.is_stopping or not self._fold.may_run or self._host.wish is not None
 
     async def _burst(self) -> None:
         """Turns until the queue is empty, the commit is full, or the loop wants its turn."""
@@ -130,7 +131,7 @@ class Intake:
                     inbox.hold(arrival, host.batch)
                     continue
                 while arrival.index < len(messages):
-                    if host.batch.turns >= COMMIT_TURNS_MAX or now() > until:
+                    if host.batch.turns >= COMMIT_TURNS_MAX or host.batch.wish is not None or now() > until:
                         return
                     message = messages[arrival.index]
                     verdict = judge(mail.sender, message.n, mail.start)
@@ -355,10 +356,10 @@ class Intake:
             self._send(turn)
         if turn.timers and turn.seconds is not None:
             self._host.timers.take(turn.timers, turn.seconds)
-        if turn.moves and self._host.home.cluster is not None:
-            has_moved = turn.rerun is not None and turn.rerun.again.taken
-            if not has_moved:  # else an undo has said where the agent is to be
-                self._host.home.begin(self._moved_by_itself(turn.move_to))
+        if turn.moves or turn.wish is not None:
+            has_ordered = turn.rerun is not None and turn.rerun.again.taken
+            if not has_ordered:  # else an undo has said where the agent is to be, and an operator may have resumed it
+                self._ordered(turn)
 
     def _take(self, mail: Mail, message: Message, turn: Turn | None, answer: bytes | None) -> None:
         """The message has taken effect, in memory; the next commit makes it so."""
@@ -417,6 +418,15 @@ class Intake:
             ledger.send(out)
             self._host.batch.outs.append(out)
         turn.tells.clear()
+
+    def _ordered(self, turn: Turn) -> None:
+        """The turn has ordered something for its own agent, which takes effect behind the commit."""
+        host = self._host
+        if turn.wish is not None:
+            host.batch.wish = turn.wish
+            host.fulfil()
+        if turn.moves and host.home.cluster is not None and (turn.wish is None or turn.wish.order != "terminate"):
+            host.home.begin(self._moved_by_itself(turn.move_to))
 
     async def _moved_by_itself(self, to: str | None) -> None:
         await self._host.flush()

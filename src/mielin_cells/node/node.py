@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 from collections import Counter
 from collections.abc import Callable, Coroutine
@@ -106,6 +107,7 @@ class Node:
         self.drains = drain.Drains(self)
         self.standbys = standby.Standbys(self)
         self.home = Home(name, 0, log, wire, rng or Random(), wall, self.settings, "", self._lost)
+        self.home.obey = functools.partial(orders.obey, self)
         self.making: set[str] = set()
         """Agents that this node has just created or claimed, and whose hooks still run."""
         self.troubled: dict[str, AgentInfo] = {}

@@ -89,6 +89,7 @@ async def obey(node: Node, agent: str, order: str, reason: str) -> str:
             case AgentState.RUNNING:
                 is_reread = parking.is_parked(fold) and await parking.accepted(host)
                 await _resume(host)
+                host.fulfil()
             case _:
                 await _terminate(node, host)
     except _IsThere:

@@ -36,6 +36,7 @@ async def rollback(
     found = await journal.find(client.log, migration)
     assert found.planned is not None
     agent = found.planned.agent
+    client.check_turn(agent, "undo a migration of")
     owner, epoch = await client.owner(agent)
     request = control.Undo(agent, migration, epoch, to or "", found.planned.source, correct, dry_run)
     last = (await load(client.log, agent)).seq

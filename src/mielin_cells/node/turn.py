@@ -43,6 +43,7 @@ from mielin_cells.errors import (
     from_wire,
 )
 from mielin_cells.node import control
+from mielin_cells.node.own_orders import OwnOrders
 from mielin_cells.node.reminder import last_word, remind
 from mielin_cells.node.rerun import Rerun
 from mielin_cells.node.steps import result_of, within
@@ -75,15 +76,13 @@ class Begun(NamedTuple):
     waiting: Waiting | None = None
 
 
-class Turn:
+class Turn(OwnOrders):
     """What `cells.this()` gives inside a turn, and the caller of every reference used in it."""
 
     # On the class, because most turns never touch them, and a turn is made for every message.
     broken: CellError | None = None
     """Fails the turn whatever the handler makes of the exception."""
     closed = False
-    moves = False
-    move_to: str | None = None
     recorded: Sequence[Made] = ()
     """The asks and steps of an earlier run of this turn."""
     stopped = False
@@ -160,14 +159,6 @@ class Turn:
         if step is None or step.turn is not self:
             raise NotInTurn(f"Agent {self.id!r}: idempotency_key means something only inside the call of a step.")
         return step.key
-
-    def migrate(self, to: str | None = None) -> None:
-        """Moves this agent once the turn is committed; to a node of the system's choice unless `to` names one."""
-        self._open()
-        name: Any = to  # of an author who checks no types
-        if name is not None and not (isinstance(name, str) and name.isprintable()):
-            raise UsageError(f"Agent {self.id!r} asked to be moved to {to!r}, which can be the name of no node.")
-        self.moves, self.move_to = True, "".join(to) if to else None
 
     def _open(self) -> None:
         if self.closed:
