@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, dataclass_transform
 
 from mielin_cells.core import definition
-from mielin_cells.core.calls import Caller
+from mielin_cells.core.calls import Caller, turn
 from mielin_cells.core.handler import Handler
 from mielin_cells.core.ids import AgentId
 from mielin_cells.core.policy import DEFAULT, Policy
@@ -72,15 +72,20 @@ class Field:
         if cell is None:
             raise IsReference(f"{obj!r} is a reference: ask the agent for {self.name!r} through one of its handlers.")
         if not self.is_scalar:
+            if turn.get() is not cell.owner:
+                return cell.copy(self.name)
             cell.touched[self.name] = None
-        return values[self.name]
+        try:
+            return values[self.name]
+        except KeyError:
+            return cell.load(self.name)
 
     def __set__(self, obj: Agent, value: Any) -> None:
         values = obj.__dict__
         cell: Cell | None = values["__mielin_cell__"]
         if cell is None:
             raise IsReference(f"{obj!r} is a reference: {self.name!r} is set only by the agent's own handlers.")
-        if self.is_scalar and cell.in_turn:
+        if self.is_scalar and turn.get() is cell.owner:
             cell.touched[self.name] = None
             values[self.name] = value
         else:

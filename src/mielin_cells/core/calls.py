@@ -103,6 +103,9 @@ class Turn(Protocol):
     def cancel_timer(self, id: str) -> bool:
         """What `cells.cancel` does."""
 
+    def is_here(self) -> bool:
+        """False in a thread that was not handed the turn."""
+
     async def run_step(self, name: str, call: Any, args: tuple[Any, ...], retry: Retry, timeout: float | None) -> Any:
         """What `cells.step` does."""
 

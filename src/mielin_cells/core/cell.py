@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from typing import Any
 
 from mielin_cells.core.agent import Agent
 from mielin_cells.core.buffer import Buffer
+from mielin_cells.core.calls import Turn, turn
+from mielin_cells.core.codec import encode, reason
 from mielin_cells.core.commit import merged
-from mielin_cells.core.spec import LOAD_ERRORS, FieldSpec, Spec, _encode, buffer_bytes
+from mielin_cells.core.exact import LOAD_ERRORS
+from mielin_cells.core.spec import FieldSpec, Spec, buffer_bytes
 from mielin_cells.core.state import BufferStore, StateDelta, StoredState, TableStore
 from mielin_cells.core.table import Table
 from mielin_cells.errors import NotInTurn, StateInvalid, StateUnloadable
@@ -17,20 +21,40 @@ PLAIN_BYTES_WARN = 64 * 1024
 """A plain field is written whole at each change; above this size `Table` or `Buffer` is the right type."""
 
 
+_NOBODY = object()
+
+
+def _holders(values: dict[str, Any], name: str) -> int:
+    return sys.getrefcount(values[name])
+
+
+_ALONE = _holders({"x": []}, "x")
+"""Of a value that nobody but the agent holds."""
+
+
 class Cell:
     """One live instance.  Raises `StateUnloadable`, naming the field, if the stored state does not fit the class."""
 
-    __slots__ = ("_buffers", "_fields", "_id", "_state", "_tables", "_warned", "agent", "in_turn", "touched")
+    __slots__ = (
+        "_assigned", "_buffers", "_fields", "_handed", "_held", "_id", "_state", "_tables", "_warned", "agent", "owner", "touched",
+    )  # fmt: skip
 
     def __init__(self, spec: Spec, state: StoredState, agent_id: str) -> None:
         self._fields = spec.fields
         self._state = state
         self._id = agent_id
-        self.in_turn = False
+        self.owner: Any = _NOBODY
+        """The turn that runs.  Whoever acts in another one, or in none, cannot change state."""
         self._warned: set[str] = set()
         self._tables: dict[str, Table[Any, Any]] = {}
         self._buffers: dict[str, Buffer] = {}
         self.touched: dict[str, None] = {}
+        """Fields that the turn has set, or was given in a form that it could change in place."""
+        self._assigned: set[str] = set()
+        self._held: list[str] = []
+        """Fields that the turn was given; whoever has kept the value can be counted."""
+        self._handed: list[str] = []
+        """Fields that the turn was given; it may have kept a part of the value."""
         self.agent: Agent = object.__new__(spec.cls)
         self.agent.__dict__.update(__mielin_cell__=self, __mielin_id__=agent_id, __mielin_caller__=None)
         for name in [*state.plain, *state.tables, *state.buffers]:
@@ -54,10 +78,8 @@ class Cell:
 
     def _bind_table(self, field: FieldSpec) -> Table[Any, Any]:
         store = self._state.tables.setdefault(field.name, TableStore())
-        assert field.decode_key is not None
-        table = self._tables[field.name] = Table._bind(
-            store, _encode, field.decode_key, _encode, field.decode, field.path, self._writable
-        )
+        assert field.key_codec is not None
+        table = self._tables[field.name] = Table._bind(store, field.key_codec, field.codec, field.path, self._writable)
         return table
 
     def _load(self, field: FieldSpec) -> Any:
@@ -65,7 +87,7 @@ class Cell:
         try:
             if data is None:
                 raise ValueError("nothing is stored and the field has no default")
-            return field.decode(data)
+            return field.codec.decode(data)
         except LOAD_ERRORS as error:
             raise StateUnloadable(
                 f"The stored state of agent {self._id!r} does not load: {field.path}: {error}.",
@@ -73,29 +95,48 @@ class Cell:
             ) from error  # fmt: skip
 
     def _writable(self) -> bool:
-        return self.in_turn
+        return turn.get() is self.owner
+
+    def load(self, name: str) -> Any:
+        """The live value of a field that an earlier turn has touched, made anew from its bytes."""
+        value = self.agent.__dict__[name] = self._load(self._fields[name])
+        return value
+
+    def copy(self, name: str) -> Any:
+        """The value of a field for somebody outside of the turn: changing it changes no state."""
+        field = self._fields[name]
+        if field.kind != "plain":
+            return self.agent.__dict__[name]
+        if self.owner is not _NOBODY and self.owner is not None and not self.owner.is_here():
+            raise NotInTurn(
+                f"State of agent {self._id!r} ({name}) was read in a thread that is not known to belong to the turn that runs; "
+                "use asyncio.to_thread, which takes the turn along, or give the thread what it needs.",
+                agent=self._id,
+            )
+        return self._load(field)
 
     def set(self, name: str, value: Any) -> None:
         """Assigns a field.  Raises `NotInTurn` outside a turn."""
-        if not self.in_turn:
-            raise NotInTurn(f"State of agent {self._id!r} ({name}) is set only inside a turn: in a handler or a hook.")
+        if turn.get() is not self.owner:
+            raise NotInTurn(
+                f"State of agent {self._id!r} ({name}) is set only inside a turn: in a handler or a hook, and in tasks of it "
+                "until it ends. Send the agent a message instead."
+            )
         table = self._tables.get(name)
         if table is not None:
-            content = dict(value)
-            table.clear()
-            table.update(content)
+            table._replace(value)
         elif name in self._buffers:
             data = buffer_bytes(value)
             self._buffers[name].resize(len(data))
             self._buffers[name][:] = data
         else:
             self.touched[name] = None
+            self._assigned.add(name)
             self.agent.__dict__[name] = value
 
-    def begin(self) -> None:
-        if self.touched:  # read outside a turn, and perhaps changed in place: state is what was committed
-            self._restore()
-        self.in_turn = True
+    def begin(self, owner: Turn | None = None) -> None:
+        """A turn begins: of all that runs, what acts in the context of `owner` may change state."""
+        self.owner = owner
 
     def end(self, before: StateDelta | None = None) -> StateDelta | None:
         """What the turn changed, checked and applied to the stored state, as one delta with `before`; None for nothing.
@@ -103,12 +144,10 @@ class Cell:
         `before` may be changed in place.  Raises `StateInvalid` for a value that would not load again: nothing is applied,
         and `undo` must follow.
         """
-        touched = self.touched
-        plain = self._changed_fields() if touched else None
-        # Cleared once nothing can raise any more: `undo` restores what was touched.
+        plain = self._changed_fields() if self.touched else None
+        # Applied once nothing can raise any more: `undo` restores what was touched.
         if not self._tables and not self._buffers:  # most agents: nothing to look through
-            self.in_turn = False
-            touched.clear()
+            self._close()
             if not plain:
                 return before
             self._state.put(plain)
@@ -118,8 +157,7 @@ class Cell:
             return before
         tables = {name: change for name, table in self._tables.items() if (change := table._delta()) is not None}
         buffers = {name: pages for name, buffer in self._buffers.items() if (pages := buffer._delta()) is not None}
-        self.in_turn = False
-        touched.clear()
+        self._close()
         changed = before
         if plain or tables or buffers:
             delta = StateDelta(plain or {}, tables, buffers)
@@ -138,17 +176,28 @@ class Cell:
             field = self._fields[name]
             if field.kind != "plain":
                 continue
+            value, codec = values[name], field.codec
             try:
-                data = _encode(values[name])
-                if data == stored.get(name):
-                    continue
-                field.check(data)
+                data = encode(value)
+                is_same = data == stored.get(name)
+                if type(value) not in codec.scalars:
+                    proof = codec.flat.get(type(value))
+                    if proof is not None and proof(value):
+                        self._held.append(name)
+                    elif is_same and name not in self._assigned and not codec.is_immutable:
+                        self._handed.append(name)
+                    elif (kept := codec.settle(value, data)) is not value:
+                        values[name] = kept
+                    elif not codec.is_immutable:
+                        self._handed.append(name)
             except LOAD_ERRORS as error:
                 raise StateInvalid(
-                    f"The turn of agent {self._id!r} left a value that would not load again: {field.path}: {error}. "
-                    "The turn is undone and the agent goes on.",
+                    f"The turn of agent {self._id!r} left a value that a load would not give: "
+                    f"{field.path}: {reason(value, error)}. The turn is undone and the agent goes on.",
                     agent=self._id, path=field.path,
                 ) from error  # fmt: skip
+            if is_same:
+                continue
             if len(data) > PLAIN_BYTES_WARN and name not in self._warned:
                 self._warned.add(name)
                 warnings.warn(
@@ -159,17 +208,35 @@ class Cell:
             changed[name] = data
         return changed
 
+    def _close(self) -> None:
+        """The turn is over.  What it was given and may have kept is not the agent's any more: it is loaded anew when it is used."""
+        self.owner = _NOBODY
+        if not self.touched:
+            return
+        if self._held or self._handed:
+            values = self.agent.__dict__
+            for name in self._held:
+                if _holders(values, name) != _ALONE:
+                    del values[name]
+            for name in self._handed:
+                del values[name]
+        self._forget()
+
+    def _forget(self) -> None:
+        self.touched.clear()
+        if self._assigned or self._held or self._handed:
+            self._assigned.clear()
+            self._held.clear()
+            self._handed.clear()
+
     def undo(self) -> None:
         """The turn failed: every touched field is as stored again."""
-        self.in_turn = False
-        self._restore()
+        self.owner = _NOBODY
+        for name in self.touched:
+            if self._fields[name].kind == "plain":
+                self.agent.__dict__.pop(name, None)
+        self._forget()
         for table in self._tables.values():
             table._undo()
         for buffer in self._buffers.values():
             buffer._undo()
-
-    def _restore(self) -> None:
-        for name in self.touched:
-            if self._fields[name].kind == "plain":
-                self.agent.__dict__[name] = self._load(self._fields[name])
-        self.touched.clear()

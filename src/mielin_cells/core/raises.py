@@ -14,13 +14,15 @@ import types
 import typing
 import uuid
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
 from mielin_cells.errors import FieldRefused, described, storable
 
-Decode: TypeAlias = Callable[[bytes], Any]
+if TYPE_CHECKING:
+    from mielin_cells.core.codec import Codec
+
 Resolve: TypeAlias = Callable[[Any], dict[str, Any]]
 
 _UNFIT: dict[type[BaseException], str] = {
@@ -90,21 +92,19 @@ class Declared:
     """The declared errors of one handler, with codecs for what they hold."""
 
     def __init__(
-        self, classes: tuple[type[Exception], ...], path: str, resolve: Resolve, encode: Callable[[Any], bytes],
-        decoder: Callable[[Any, str], Decode],
-    ) -> None:  # fmt: skip
+        self, classes: tuple[type[Exception], ...], path: str, resolve: Resolve, codec: Callable[[Any, str], Codec]
+    ) -> None:
         """Raises `FieldRefused` for a parameter of an `__init__` whose type cannot be sent."""
         self.classes = classes
-        self._encode = encode
         self._resolve = resolve
-        self._decoder = decoder
-        self._hints: dict[type[Exception], dict[str, Decode]] = {}
+        self._codec = codec
+        self._hints: dict[type[Exception], dict[str, Codec]] = {}
         for cls in classes:
             self._hints[cls] = self._typed(cls, f"{path} -> {cls.__name__}")
 
-    def _typed(self, cls: type[Exception], path: str) -> dict[str, Decode]:
-        """Decoders by name, of attributes that the class annotates and of parameters of its `__init__`."""
-        found: dict[str, Decode] = {}
+    def _typed(self, cls: type[Exception], path: str) -> dict[str, Codec]:
+        """Codecs by name, of attributes that the class annotates and of parameters of its `__init__`."""
+        found: dict[str, Codec] = {}
         init = cls.__init__
         if isinstance(init, types.FunctionType):
             hints = self._resolve(init)
@@ -112,13 +112,13 @@ class Declared:
                 variable = parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
                 kind = hints.get(name, inspect.Parameter.empty)
                 if not variable and kind not in _OPEN and not isinstance(kind, typing.TypeVar):
-                    found[name] = self._decoder(kind, f"{path}({name})")
+                    found[name] = self._codec(kind, f"{path}({name})")
         for base in cls.__mro__:
             if base not in _BUILT_IN:
                 for name, kind in self._resolve(base).items():
                     if name not in found and kind not in _OPEN:
                         try:
-                            found[name] = self._decoder(kind, f"{path}.{name}")
+                            found[name] = self._codec(kind, f"{path}.{name}")
                         except FieldRefused:
                             continue  # perhaps it never has a value, or a plain one
         return found
@@ -154,13 +154,13 @@ class Declared:
         except Exception as broken:  # whatever a user's value raises
             raise Unsendable(described(broken)) from broken
 
-    def _packed(self, value: Any, what: str, hints: dict[str, Decode], names: Sequence[str]) -> Any:
+    def _packed(self, value: Any, what: str, hints: dict[str, Codec], names: Sequence[str]) -> Any:
         try:
             return pack(value)
         except Unsendable as plain:
             for name in names:
-                data = self._encode(value)
-                if _loads_as(value, hints.get(name), data):
+                data = _kept(value, hints.get(name))
+                if data is not None:
                     return ["typed", name, data]
             raise Unsendable(f"{what}: {plain}; annotate it in `__init__`, or give plain data") from plain
 
@@ -193,18 +193,18 @@ class Declared:
         here = [cls for cls in known if cls.__module__ == module]
         return next(iter(here or declared or known), None)
 
-    def _hints_of(self, cls: type[Exception]) -> dict[str, Decode]:
+    def _hints_of(self, cls: type[Exception]) -> dict[str, Codec]:
         if cls not in self._hints:
             self._hints[cls] = self._typed(cls, cls.__name__)
         return self._hints[cls]
 
 
-def _loads_as(value: Any, decode: Decode | None, data: bytes) -> bool:
+def _kept(value: Any, codec: Codec | None) -> bytes | None:
+    """The bytes of a value that a load gives back exactly; None if it is of another type than this parameter."""
     try:
-        loaded = decode(data) if decode is not None else None
-    except Exception:  # noqa: BLE001 - it is of another type than this parameter
-        return False
-    return type(loaded) is type(value) and loaded == value
+        return codec.keep(value)[0] if codec is not None else None
+    except Exception:  # noqa: BLE001 - whatever a user's value raises
+        return None
 
 
 def _args(error: BaseException) -> tuple[Any, ...]:
@@ -269,11 +269,11 @@ def pack(value: Any) -> Any:
     raise Unsendable(f"a {kind.__name__} cannot be sent without a declared type")
 
 
-def _unpacked(packed: Any, hints: dict[str, Decode]) -> Any:
+def _unpacked(packed: Any, hints: dict[str, Codec]) -> Any:
     if not isinstance(packed, list):
         return packed
     if packed[0] == "typed":
-        return hints[packed[1]](packed[2])
+        return hints[packed[1]].decode(packed[2])
     name, content = packed
     if name == "int":
         return int(content, 16)

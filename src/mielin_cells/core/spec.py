@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import types
 import typing
 from collections.abc import Callable
@@ -12,113 +13,19 @@ from typing import Any
 
 import msgspec
 
-from mielin_cells.core.agent import NO_DEFAULT, Agent, Field, Upgrade, agent_id, classes, make_ref
+from mielin_cells.core.agent import NO_DEFAULT, Agent, Field, Upgrade, classes
 from mielin_cells.core.buffer import Buffer
+from mielin_cells.core.codec import Codec, encode, load_hook, plain, reason
+from mielin_cells.core.exact import LOAD_ERRORS, ValueChangedError, shown
 from mielin_cells.core.handler import Handler
-from mielin_cells.core.ids import AgentId
 from mielin_cells.core.message import Answer
 from mielin_cells.core.raises import Declared
 from mielin_cells.core.state import BUCKETS, PAGE_BYTES, BufferDelta, StateDelta, StoredState, TableDelta, TableStore
 from mielin_cells.core.table import Table
 from mielin_cells.errors import BadArguments, FieldRefused, StateTooNew, StateUpgradeFailed, described, from_wire
 
-_SCALARS = (bool, bytes, float, int, str, type(None))
-
-
-def _enc_hook(value: Any) -> Any:
-    if isinstance(value, str):
-        return str(value)
-    if isinstance(value, Agent):
-        return [type(value).__mielin_name__, agent_id(value)]
-    if hasattr(value, "model_dump"):
-        return value.model_dump(mode="json")
-    raise NotImplementedError(f"a {type(value).__name__} cannot be stored")
-
-
-def load_hook(wanted: type, value: Any) -> Any:
-    """Makes what msgspec cannot: ids, references, and models that validate themselves."""
-    if issubclass(wanted, AgentId):
-        return wanted(value)
-    if issubclass(wanted, Agent):
-        if isinstance(value, wanted):  # from an upgrade, which gives values and no bytes
-            return value
-        name, agent = value
-        cls = classes.get(name)
-        if cls is None or not issubclass(cls, wanted):
-            raise ValueError(f"a reference to a {name}, where a {wanted.__mielin_name__} is expected")
-        return make_ref(cls, agent)
-    if hasattr(wanted, "model_validate"):
-        return wanted.model_validate(value)
-    raise NotImplementedError(f"{wanted!r} cannot be loaded")
-
-
-_encode = msgspec.msgpack.Encoder(enc_hook=_enc_hook).encode
-_plain = msgspec.msgpack.Decoder().decode
-
-LOAD_ERRORS = (Exception,)
-"""What encoding or decoding a user's value may raise: anything, since it runs the user's `__post_init__`, `_missing_` and
-validators.  Each is reported with the path of the value; none may end what holds the agent."""
-
-STACK_MARGIN = 100
-"""Calls that a load may be deeper in the stack than the turn that checked the value.  Decoding nests with the value, so
-without a margin one that is just within the interpreter's limit would be saved and never load again."""
-
-
-def _deeper(calls: int, decode: Callable[[bytes], Any], data: bytes) -> Any:
-    return decode(data) if calls == 0 else _deeper(calls - 1, decode, data)
-
-
-def _decoder(kind: Any, path: str) -> Callable[[bytes], Any]:
-    """A strict decoder for a declared type.  Raises `FieldRefused` for a type that cannot be stored."""
-    return _decoders(kind, path)[0]
-
-
-def _decoders(kind: Any, path: str) -> tuple[Callable[[bytes], Any], Callable[[bytes], Any]]:
-    """The decoder, and one that is stricter about nesting: what passes it loads from a deeper stack too."""
-    try:
-        nests = _check(msgspec.inspect.type_info(kind), path, {})
-        decode = msgspec.msgpack.Decoder(kind, dec_hook=load_hook).decode
-    except (TypeError, NotImplementedError, NameError, RecursionError) as error:
-        raise FieldRefused(f"{path}: {error}.", path=path) from error
-    return decode, functools.partial(_deeper, STACK_MARGIN, decode) if nests else decode
-
-
-def _check(info: Any, path: str, seen: dict[Any, bool]) -> bool:
-    """Raises `FieldRefused` for what cannot be stored.  True if values can nest without a limit: a type holds itself.
-
-    `seen`: classes met so far; True while their fields are looked at.
-    """
-    if isinstance(info, msgspec.inspect.AnyType):
-        raise FieldRefused(
-            f"{path}: a type without a declared content cannot be stored; say what it holds, as list[int].", path=path
-        )
-    if isinstance(info, msgspec.inspect.CustomType):
-        if not (issubclass(info.cls, (Agent, AgentId)) or hasattr(info.cls, "model_validate")):
-            raise FieldRefused(f"{path}: {info.cls.__name__} cannot be stored.", path=path)
-        return hasattr(info.cls, "model_validate")  # what it holds is its own affair, and may be itself
-    if isinstance(info, msgspec.inspect.RawType):
-        return False
-    cls = getattr(info, "cls", None)
-    if cls in seen:
-        return seen[cls]
-    if cls is not None:
-        seen[cls] = True
-    parts = [getattr(info, name) for name in getattr(info, "__struct_fields__", ())]
-    nests = _walk(parts, path, seen)
-    if cls is not None:
-        seen[cls] = False
-    return nests
-
-
-def _walk(value: Any, path: str, seen: dict[Any, bool]) -> bool:
-    if isinstance(value, msgspec.inspect.Field):
-        return _check(value.type, f"{path}.{value.name}", seen)
-    if isinstance(value, msgspec.inspect.Type):
-        return _check(value, path, seen)
-    if isinstance(value, (tuple, list)):
-        found = [_walk(item, path, seen) for item in value]  # all of them: each may have to be refused
-        return any(found)
-    return False
+PROVED_MAX = 256
+"""Combinations of argument types that a handler remembers as safe; more than that are looked at one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,18 +36,14 @@ class FieldSpec:
     path: str
     kind: str
     type: Any
-    decode: Callable[[bytes], Any]
-    check: Callable[[bytes], Any]
-    """As `decode`, for a value that is to be stored: it must load again, also where less stack is left."""
-    decode_key: Callable[[bytes], Any] | None
+    codec: Codec
+    """Of a plain field, and of a table's values."""
+    key_codec: Codec | None
     has_default: bool
     default: bytes | None
     """Of a plain field: encoded, so that every agent gets a fresh copy."""
     content: Any = None
     """Of a table or buffer: what the class gives it first, encoded anew for every agent."""
-
-    def encode(self, value: Any) -> bytes:
-        return _encode(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +58,12 @@ class HandlerSpec:
     raises: Declared | None
     """The errors that it declares."""
     _params: type[msgspec.Struct]
-    _decode_params: Callable[[bytes], Any]
-    _decode_result: Callable[[bytes], Any]
+    _args: Codec
+    _parts: tuple[Codec, ...]
+    """Of each parameter."""
+    _result: Codec
+    _proved: frozenset[tuple[type, ...]]
+    """Types of arguments, given by position, that are loaded as they were: most calls."""
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -165,17 +72,23 @@ class HandlerSpec:
 
     def encode_args(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         """Raises `BadArguments` before anything is sent."""
+        given: Any = None
         try:
-            data = _encode(self._params(*args, **kwargs))
-            self._decode_params(data)
+            given = self._params(*args, **kwargs)
+            data = encode(given)
+            if kwargs or (*map(type, args),) not in self._proved:
+                for codec, value in zip(self._parts, msgspec.structs.astuple(given), strict=True):
+                    if type(value) not in codec.scalars and not codec.is_proved(value):
+                        self._args.settle(given, data)
+                        break
         except LOAD_ERRORS as error:
-            raise BadArguments(f"{self.path}: {error}.", handler=self.name) from error
+            raise BadArguments(f"{self.path}: {reason(given, error)}.", handler=self.name) from error
         return data
 
     def decode_args(self, data: bytes) -> dict[str, Any]:
         """A fresh copy for each run.  Raises `BadArguments`."""
         try:
-            return msgspec.structs.asdict(self._decode_params(data))
+            return msgspec.structs.asdict(self._args.decode(data))
         except LOAD_ERRORS as error:
             raise BadArguments(
                 f"{self.path}: the message does not fit its signature: {error}.", handler=self.name
@@ -184,15 +97,17 @@ class HandlerSpec:
     def encode_result(self, value: Any) -> bytes:
         """Raises `BadArguments` if the value is not of the declared result type: the turn then fails."""
         try:
-            data = _encode(value)
-            self._decode_result(data)
+            data = encode(value)
+            if type(value) not in self._result.scalars:
+                self._result.settle(value, data)
+            return data
         except LOAD_ERRORS as error:
-            raise BadArguments(f"{self.path} returned what it does not declare: {error}.", handler=self.name) from error
-        return data
+            why = reason(value, error)
+            raise BadArguments(f"{self.path} returned what it does not declare: {why}.", handler=self.name) from error
 
     def decode_result(self, data: bytes) -> Any:
         try:
-            return self._decode_result(data)
+            return self._result.decode(data)
         except LOAD_ERRORS as error:
             raise BadArguments(
                 f"{self.path}: the answer does not fit its declared result: {error}.", handler=self.name
@@ -228,15 +143,20 @@ def _parameter(parameter: inspect.Parameter, hints: dict[str, Any], path: str) -
     if name not in hints:
         raise FieldRefused(f"{path}: parameter {name!r} has no type.", path=path)
     path = f"{path}({name})"
-    decode = _decoder(hints[name], path)
+    codec = Codec(hints[name], path)
     if parameter.default is parameter.empty:
-        return name, hints[name]
+        return (name, hints[name]), codec
+    copy = _default(parameter.default, codec)
+    return (name, hints[name], msgspec.field(default_factory=functools.partial(codec.decode, copy))), codec
+
+
+def _default(value: Any, codec: Codec) -> bytes:
+    """Encoded, so that each use has a fresh copy.  Raises `FieldRefused`."""
     try:
-        copy = _encode(parameter.default)
-        decode(copy)
+        return codec.keep(value)[0]
     except LOAD_ERRORS as error:
-        raise FieldRefused(f"{path}: its default does not fit its type: {error}.", path=path) from error
-    return name, hints[name], msgspec.field(default_factory=functools.partial(decode, copy))
+        path = codec.path
+        raise FieldRefused(f"{path}: its default does not fit its type: {reason(value, error)}.", path=path) from error
 
 
 class Spec:
@@ -300,24 +220,26 @@ class Spec:
                 arguments = typing.get_args(kind)
                 if len(arguments) != 2:
                     raise FieldRefused(f"{path}: say what the table holds, as Table[str, int].", path=path)
-                decode, decode_key = _decoder(arguments[1], f"{path}[value]"), _decoder(arguments[0], f"{path}[key]")
-                table = FieldSpec(name, path, "table", kind, decode, decode, decode_key, True, None, content)
+                key, value = Codec(arguments[0], f"{path}[key]"), Codec(arguments[1], f"{path}[value]")
+                if key.has_sets:
+                    raise FieldRefused(
+                        f"{path}[key]: a set has no order, so it cannot be a key; use a tuple.", path=path
+                    )
+                table = FieldSpec(name, path, "table", kind, value, key, True, None, content)
                 _table_of(table, content)
                 return table
             if origin is Buffer:
                 _buffer_of(content)
-                return FieldSpec(name, path, "buffer", kind, _plain, _plain, None, True, None, content)
-            decode, check = _decoders(kind, path)
-            default = _encode(member.default) if has_default else None
-            if default is not None:
-                check(default)
+                return FieldSpec(name, path, "buffer", kind, Codec(bytes, path), None, True, None, content)
         except FieldRefused:
             raise
         except LOAD_ERRORS as error:
-            raise FieldRefused(f"{path}: its default does not fit its type: {error}.", path=path) from error
-        options = typing.get_args(kind) if origin in (typing.Union, types.UnionType) else (kind,)
-        member.is_scalar = all(option in _SCALARS for option in options)
-        return FieldSpec(name, path, "plain", kind, decode, check, None, has_default, default)
+            why = reason(content, error)
+            raise FieldRefused(f"{path}: its default does not fit its type: {why}.", path=path) from error
+        codec = Codec(kind, path)
+        default = _default(member.default, codec) if has_default else None
+        member.is_scalar = codec.is_immutable
+        return FieldSpec(name, path, "plain", kind, codec, None, has_default, default)
 
     def _handler(self, member: Handler[Any, Any]) -> HandlerSpec:
         path, fn = f"{self.name}.{member.name}", member.fn
@@ -331,8 +253,9 @@ class Spec:
             raise FieldRefused(f"{path}: a handler is a method; its first parameter is `self`.", path=path)
         fields: list[Any] = []
         keywords: list[Any] = []
+        codecs: dict[str, Codec] = {}
         for parameter in parameters[1:]:
-            field = _parameter(parameter, hints, path)
+            field, codecs[parameter.name] = _parameter(parameter, hints, path)
             (keywords if parameter.kind is inspect.Parameter.KEYWORD_ONLY else fields).append(field)
         if "return" not in hints:
             raise FieldRefused(f"{path}: say what it returns, as `-> int` or `-> None`.", path=path)
@@ -340,9 +263,12 @@ class Spec:
         params = msgspec.defstruct(name, keywords, kw_only=True, forbid_unknown_fields=True)
         if fields:
             params = msgspec.defstruct(name, fields, bases=(params,), forbid_unknown_fields=True)
+        parts = tuple(codecs[field] for field in params.__struct_fields__)
+        given = [part.scalars for part in parts[: len(fields)]]
+        calls = (types for n in range(len(given) + 1) for types in itertools.product(*given[:n]))
         return HandlerSpec(
-            member.name, path, fn, member.cancellable, member.tries, self._raises(member, path), params,
-            msgspec.msgpack.Decoder(params, dec_hook=load_hook).decode, _decoder(hints["return"], f"{path} -> result"),
+            member.name, path, fn, member.cancellable, member.tries, self._raises(member, path), params, Codec(params, path),
+            parts, Codec(hints["return"], f"{path} -> result"), frozenset(itertools.islice(calls, PROVED_MAX)),
         )  # fmt: skip
 
     def _raises(self, member: Handler[Any, Any], path: str) -> Declared | None:
@@ -356,7 +282,7 @@ class Spec:
             except LOAD_ERRORS:  # it names what is not there; then what it annotates must be plain data
                 return {}
 
-        return Declared(member.raises, path, resolve, _encode, _decoder)
+        return Declared(member.raises, path, resolve, Codec)
 
     def overrides(self, name: str) -> bool:
         """True if the class has this hook of its own."""
@@ -378,13 +304,11 @@ class Spec:
                 elif field.kind == "buffer":
                     delta.buffers[field.name] = _buffer_of(value)
                 elif field.name in state:
-                    data = _encode(value)
-                    field.check(data)
-                    delta.plain[field.name] = data
+                    delta.plain[field.name] = field.codec.keep(value)[0]
                 elif field.default is not None:
                     delta.plain[field.name] = field.default
             except LOAD_ERRORS as error:
-                raise BadArguments(f"{field.path}: {error}.", handler="spawn") from error
+                raise BadArguments(f"{field.path}: {reason(value, error)}.", handler="spawn") from error
         return delta
 
 
@@ -393,14 +317,16 @@ def _items(table: TableStore) -> list[tuple[bytes, bytes]]:
 
 
 def _table_of(field: FieldSpec, value: Any) -> TableDelta:
-    assert field.decode_key is not None
+    assert field.key_codec is not None
     sets: dict[bytes, bytes] = {}
     for key, item in dict(getattr(value, "_content", value) or {}).items():
-        data = _encode(item)
-        field.decode(data)
-        sets[_encode(field.decode_key(_encode(key)))] = (
-            data  # as the table itself writes keys: 1 is 1.0 in Table[float, ...]
-        )
+        _, kept = field.key_codec.keep(key)
+        try:
+            sets[encode(kept)] = field.codec.keep(item)[
+                0
+            ]  # as the table itself writes keys: 1 is 1.0 in Table[float, ...]
+        except LOAD_ERRORS as error:
+            raise ValueChangedError(f"[{shown(key)}]", reason(item, error)) from error
     return TableDelta(sets=sets, dels=[])
 
 
@@ -441,9 +367,9 @@ def upgrade_state(spec: Spec, state: StoredState, version: int) -> StateDelta | 
             f"The state is of {spec.name} version {version}; this code has version {spec.version}. Deploy the newer code.",
             **facts,
         )
-    values: dict[str, object] = {name: _plain(data) for name, data in state.plain.items()}
+    values: dict[str, object] = {name: plain(data) for name, data in state.plain.items()}
     for name, table in state.tables.items():
-        values[name] = {_plain(k): _plain(v) for k, v in _items(table)}
+        values[name] = {plain(k): plain(v) for k, v in _items(table)}
     for name, buffer in state.buffers.items():
         values[name] = b"".join(buffer.page(number) for number in range(-(-buffer.size // PAGE_BYTES)))
     for step in range(version, spec.version):
@@ -468,9 +394,9 @@ def _replaced(spec: Spec, state: StoredState, values: dict[str, object], facts: 
     try:
         for name, value in values.items():
             field = spec.fields.get(name)
-            plain = field is not None and field.kind == "plain"
+            is_plain = field is not None and field.kind == "plain"
             typed[name] = (
-                msgspec.convert(value, field.type, dec_hook=load_hook) if plain and field is not None else value
+                msgspec.convert(value, field.type, dec_hook=load_hook) if is_plain and field is not None else value
             )
         delta = spec.initial(**typed)
     except (*LOAD_ERRORS, BadArguments) as error:

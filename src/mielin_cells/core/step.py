@@ -18,9 +18,10 @@ import msgspec
 
 from mielin_cells.core.agent import Agent, classes
 from mielin_cells.core.calls import turn
+from mielin_cells.core.codec import STACK_MARGIN, deeper, encode, load_hook, reason
+from mielin_cells.core.exact import LOAD_ERRORS, is_exact
 from mielin_cells.core.ids import AgentId
 from mielin_cells.core.settings import MESSAGE_BYTES_MAX, check_timeout
-from mielin_cells.core.spec import LOAD_ERRORS, STACK_MARGIN, _deeper, _encode, load_hook
 from mielin_cells.errors import ConfigError, FieldRefused, MessageTooLarge, NotInTurn, StepInvalid, UsageError
 
 R = TypeVar("R")
@@ -134,15 +135,20 @@ class Codec(NamedTuple):
     path: str
     decode: Callable[[bytes], Any]
     check: Callable[[bytes], Any]
+    is_plain: bool
+    """A part of the result has no declared type: it is kept as plain data, a tuple as a list."""
 
     def encode(self, value: Any) -> bytes:
-        """Raises `StepInvalid` for a value that would not load again, `MessageTooLarge` for one that is too large."""
+        """Raises `StepInvalid` for a value that a load would not give, `MessageTooLarge` for one that is too large."""
         try:
-            data = _encode(value)
-            self.check(data)
+            data = encode(value)
+            loaded = self.check(data)
+            if not self.is_plain:
+                is_exact(value, loaded)
         except LOAD_ERRORS as error:
             raise StepInvalid(
-                f"{self.path} returned what cannot be kept: {error}. The turn is undone; mend the call or its annotation."
+                f"{self.path} returned what cannot be kept: {reason(value, error)}. The turn is undone; mend the call or its "
+                "annotation."
             ) from error
         if len(data) > MESSAGE_BYTES_MAX:
             raise MessageTooLarge(
@@ -207,8 +213,7 @@ def _codec(kind: Any, path: str) -> Codec:
         return known
     try:
         plain = kind is Any or isinstance(kind, TypeVar)
-        if not plain:
-            _refuse_foreign(msgspec.inspect.type_info(kind), path, set())
+        has_any = plain or _refuse_foreign(msgspec.inspect.type_info(kind), path, set())
         decode = msgspec.msgpack.Decoder(Any if plain else kind, dec_hook=load_hook).decode
     except (TypeError, NotImplementedError, NameError, RecursionError) as error:
         raise FieldRefused(
@@ -217,30 +222,35 @@ def _codec(kind: Any, path: str) -> Codec:
         ) from error
     if len(_codecs) >= CODECS_MAX:
         _codecs.clear()
-    made = _codecs[path, kind] = Codec(path, decode, functools.partial(_deeper, STACK_MARGIN, decode))
+    made = _codecs[path, kind] = Codec(path, decode, functools.partial(deeper, STACK_MARGIN, decode), has_any)
     return made
 
 
-def _refuse_foreign(info: Any, path: str, seen: set[Any]) -> None:
-    """Raises `FieldRefused` for a type that msgspec would take and nothing here could load: before the call is paid for."""
+def _refuse_foreign(info: Any, path: str, seen: set[Any]) -> bool:
+    """Raises `FieldRefused` for a type that msgspec would take and nothing here could load: before the call is paid for.
+
+    True if a part of it has no declared type.
+    """
+    if isinstance(info, msgspec.inspect.AnyType):
+        return True
     if isinstance(info, msgspec.inspect.CustomType):
         if not (issubclass(info.cls, (Agent, AgentId)) or hasattr(info.cls, "model_validate")):
             raise FieldRefused(
                 f"{path} returns a {info.cls.__name__}, which cannot be kept; let the call return plain data of it.",
                 path=path,
             )
-        return
-    cls = getattr(info, "cls", None)
+        return False
+    cls, has_any = getattr(info, "cls", None), False
     if cls is not None and cls in seen:
-        return
+        return False
     seen.add(cls)
     for name in getattr(info, "__struct_fields__", ()):
         parts = getattr(info, name)
         for part in parts if isinstance(parts, tuple) else (parts,):
-            if isinstance(part, msgspec.inspect.Field):
-                _refuse_foreign(part.type, path, seen)
-            elif isinstance(part, msgspec.inspect.Type):
-                _refuse_foreign(part, path, seen)
+            kind = part.type if isinstance(part, msgspec.inspect.Field) else part
+            if isinstance(kind, msgspec.inspect.Type):
+                has_any = _refuse_foreign(kind, path, seen) or has_any
+    return has_any
 
 
 __all__ = ["ONCE_MORE", "Codec", "Retry", "Within", "codec_of", "step"]

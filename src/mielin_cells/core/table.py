@@ -7,6 +7,8 @@ from typing import Any, NoReturn, TypeVar
 
 import msgspec
 
+from mielin_cells.core.codec import Codec, encode, reason
+from mielin_cells.core.exact import shown
 from mielin_cells.core.state import BUCKETS, TableDelta, TableStore
 from mielin_cells.errors import InternalError, NotInTurn, StateInvalid, StateUnloadable
 
@@ -14,10 +16,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 _NAME_CHARS = 60
-"""A key is shown in errors up to this length."""
-
-_SCALARS = frozenset({bool, bytes, float, int, str, type(None)})
-"""Values of these types cannot change in the hands of a turn: they are not compared at its end."""
+"""Of a key that does not load: so many of its bytes are shown."""
 
 _UNFIT = (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError, msgspec.MsgspecError)
 """What codecs raise for a key that is not of the declared type."""
@@ -54,15 +53,13 @@ class Table(MutableMapping[K, V]):
     def _bind(
         cls,
         store: TableStore,
-        encode_key: Callable[[K], bytes],
-        decode_key: Callable[[bytes], K],
-        encode_value: Callable[[V], bytes],
-        decode_value: Callable[[bytes], V],
+        keys: Codec,
+        values: Codec,
         path: str,
         writable: Callable[[], bool],
     ) -> Table[K, V]:
         """The table of a field: reads `store`, and keeps what the turn touches beside it."""
-        return _Bound(store, (encode_key, decode_key), (encode_value, decode_value), path, writable)
+        return _Bound(store, keys, values, path, writable)
 
     def __getitem__(self, key: K) -> V:
         return self._content[key]
@@ -94,6 +91,10 @@ class Table(MutableMapping[K, V]):
         """
         self._unbound()
 
+    def _replace(self, content: Any) -> None:
+        """Makes the content all there is, or raises and leaves the table as it was."""
+        self._unbound()
+
     def _undo(self) -> None:
         """Drops what the turn wrote and was given."""
         self._unbound()
@@ -117,30 +118,13 @@ class _Entry:
 
 
 class _Bound(Table[K, V]):
-    __slots__ = (
-        "_decode_key",
-        "_decode_value",
-        "_encode_key",
-        "_encode_value",
-        "_grown",
-        "_path",
-        "_store",
-        "_touched",
-        "_writable",
-    )
+    __slots__ = ("_grown", "_keys", "_path", "_store", "_touched", "_values", "_writable")
 
-    def __init__(
-        self,
-        store: TableStore,
-        key: tuple[Callable[[K], bytes], Callable[[bytes], K]],
-        value: tuple[Callable[[V], bytes], Callable[[bytes], V]],
-        path: str,
-        writable: Callable[[], bool],
-    ) -> None:
+    def __init__(self, store: TableStore, keys: Codec, values: Codec, path: str, writable: Callable[[], bool]) -> None:
         super().__init__()
         self._store = store
-        self._encode_key, self._decode_key = key
-        self._encode_value, self._decode_value = value
+        self._keys = keys
+        self._values = values
         self._path = path
         self._writable = writable
         self._undo()
@@ -157,11 +141,7 @@ class _Bound(Table[K, V]):
     def __setitem__(self, key: K, value: V) -> None:
         self._check_writable()
         data = self._new_key(key)
-        number = self._store.bucket_of(data)
-        coded = self._checked(value, data)
-        if not self._has(data, number):
-            self._grown += 1
-        self._touched.setdefault(number, {})[data] = _Entry(coded, value)
+        self._put(data, _Entry(self._checked(value, data), value))
 
     def __delitem__(self, key: K) -> None:
         self._check_writable()
@@ -192,6 +172,19 @@ class _Bound(Table[K, V]):
         for data, number in self._walk():
             self._delete(data, number)
 
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        """As of a `dict`, but all or nothing: one key or value that is refused leaves the table as it was."""
+        self._check_writable()
+        for data, entry in self._new(dict(*args, **kwargs)):
+            self._put(data, entry)
+
+    def _replace(self, content: Any) -> None:
+        """Makes the content all there is, or raises and leaves the table as it was."""
+        entries = self._new(dict(content))
+        self.clear()
+        for data, entry in entries:
+            self._put(data, entry)
+
     def popitem(self) -> tuple[K, V]:
         """Takes the first key in the order of iteration."""
         self._check_writable()
@@ -213,7 +206,7 @@ class _Bound(Table[K, V]):
                     if old is not None:
                         dels.append(key)
                     continue
-                if type(entry.value) not in _SCALARS:
+                if not self._values.is_immutable:
                     entry.data = self._checked(entry.value, key, entry.data)
                 if entry.data != old:
                     sets[key] = entry.data
@@ -235,18 +228,34 @@ class _Bound(Table[K, V]):
     def _value(self, key: bytes, number: int) -> V:
         """The value of a key that is there, remembered if the turn could change it in place."""
         entry = self._touched[number].get(key) if number in self._touched else None
-        if entry is not None:
+        if entry is None:
+            data = self._store.get(key, number)
+        elif self._values.is_immutable or self._writable():
             known: V = entry.value
             return known
-        data = self._store.get(key, number)
+        else:  # somebody outside of the turn gets a copy
+            data = entry.data
         assert data is not None
         try:
-            value = self._decode_value(data)
+            value: V = self._values.decode(data)
         except Exception as error:  # a codec hook may raise anything
             raise self._unloadable(key, error) from error
-        if type(value) not in _SCALARS and self._writable():
+        if entry is None and not self._values.is_immutable and self._writable():
             self._touched.setdefault(number, {})[key] = _Entry(data, value)
         return value
+
+    def _put(self, data: bytes, entry: _Entry) -> None:
+        number = self._store.bucket_of(data)
+        if not self._has(data, number):
+            self._grown += 1
+        self._touched.setdefault(number, {})[data] = entry
+
+    def _new(self, content: dict[K, V]) -> list[tuple[bytes, _Entry]]:
+        entries: list[tuple[bytes, _Entry]] = []
+        for key, value in content.items():
+            data = self._new_key(key)
+            entries.append((data, _Entry(self._checked(value, data), value)))
+        return entries
 
     def _delete(self, key: bytes, number: int) -> None:
         self._touched.setdefault(number, {})[key] = _Entry(None, None)
@@ -273,31 +282,34 @@ class _Bound(Table[K, V]):
 
     def _new_key(self, key: K) -> bytes:
         try:
-            return self._coded(key)
+            return encode(self._keys.keep(key)[1])
         except Exception as error:
-            message = f"{self._path} cannot have the key {_shown(key)}: {error}. Use a key of the declared type."
-            raise StateInvalid(message, path=f"{self._path}[{_shown(key)}]") from error
+            where = reason(key, error)
+            message = f"{self._path} cannot have the key {shown(key)}: {where}. Use a key of the declared type."
+            raise StateInvalid(message, path=f"{self._path}[{shown(key)}]") from error
 
     def _coded(self, key: Any) -> bytes:
         """The bytes that stand for a key, the same for all that load alike: 1 and 1.0 in a Table[float, V]."""
-        return self._encode_key(self._decode_key(self._encode_key(key)))
+        data = encode(key)
+        return data if self._keys.is_proved(key) else encode(self._keys.decode(data))
 
     def _load_key(self, key: bytes) -> K:
         try:
-            return self._decode_key(key)
+            found: K = self._keys.decode(key)
         except Exception as error:
             raise self._unloadable(key, error) from error
+        return found
 
     def _checked(self, value: V, key: bytes, known: bytes | None = None) -> bytes:
-        """The value's bytes, which load again: checked unless they are the `known` ones."""
+        """The value's bytes, which load as the value: checked unless they are the `known` ones."""
         try:
-            data = self._encode_value(value)
+            data = encode(value)
             if data != known:
-                self._decode_value(data)
+                self._values.settle(value, data)
             return data
         except Exception as error:
-            path = f"{self._path}[{_shown(self._load_key(key))}]"
-            message = f"{path} would not load again: {error}. It was not stored; use a value of the declared type."
+            path = f"{self._path}[{shown(self._load_key(key))}]"
+            message = f"{path}: {reason(value, error)}. It was not stored; use a value of the declared type."
             raise StateInvalid(message, path=path) from error
 
     def _unloadable(self, key: bytes, error: Exception) -> StateUnloadable:
@@ -325,8 +337,3 @@ class _Items(ItemsView[K, V]):
     def __iter__(self) -> Iterator[tuple[K, V]]:
         for data, number in self._mapping._walk():
             yield self._mapping._load_key(data), self._mapping._value(data, number)
-
-
-def _shown(key: object) -> str:
-    text = repr(key)
-    return text if len(text) <= _NAME_CHARS else text[: _NAME_CHARS - 3] + "..."

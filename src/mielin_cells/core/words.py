@@ -13,8 +13,11 @@ from typing import Any
 
 import msgspec
 
+from mielin_cells.core import models
 from mielin_cells.core.agent import Agent, make_ref
-from mielin_cells.core.spec import LOAD_ERRORS, FieldSpec, HandlerSpec, Spec, load_hook
+from mielin_cells.core.codec import load_hook
+from mielin_cells.core.exact import LOAD_ERRORS
+from mielin_cells.core.spec import FieldSpec, HandlerSpec, Spec
 from mielin_cells.core.state import StateDelta
 from mielin_cells.errors import BadArguments, NoSuchHandler
 
@@ -111,7 +114,7 @@ def _hook(wanted: type, value: Any) -> Any:
     """As for stored values; but who types a reference has only the id."""
     if issubclass(wanted, Agent) and isinstance(value, str):
         return make_ref(wanted, value)
-    return load_hook(wanted, value)
+    return models.written(wanted, value) if models.is_model(wanted) else load_hook(wanted, value)
 
 
 def _bad(handler: HandlerSpec, what: str) -> BadArguments:

@@ -199,7 +199,7 @@ class Intake:
             self._bury_failed(arrival, mail, message, turn, HandlerFailed(lost, agent=self._fold.agent), 0)
             return None
         try:
-            self._cell.begin()
+            self._cell.begin(turn)
             result = self._first(turn, handler.fn, handler.decode_args(message.args))
             if type(result) is Waiting:
                 return Begun(turn, handler, None, result)
@@ -496,7 +496,7 @@ class Intake:
             return
         turn, waiting = Turn(self._host, "", 0, name), None
         try:
-            self._cell.begin()
+            self._cell.begin(turn)
             result = self._first(turn, getattr(self._spec.cls, name), {})
             if type(result) is Waiting:
                 waiting = result

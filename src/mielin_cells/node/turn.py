@@ -13,16 +13,7 @@ from blake3 import blake3
 from mielin_cells.core.calls import turn as current_turn
 from mielin_cells.core.ids import log_subject
 from mielin_cells.core.message import Answer, decode_answer, encode_answer
-from mielin_cells.core.records import (
-    Asked,
-    AskMade,
-    Made,
-    Out,
-    StepMade,
-    Stepped,
-    Timer,
-    body_of,
-)
+from mielin_cells.core.records import Asked, AskMade, Made, Out, StepMade, Stepped, Timer, body_of
 from mielin_cells.core.settings import MESSAGE_BYTES_MAX, STEPS_BYTES_MAX, TIMERS_MAX
 from mielin_cells.core.spec import HandlerSpec, Spec
 from mielin_cells.core.step import NAME_CHARS_MAX, Codec, Retry, Within, codec_of
@@ -54,13 +45,6 @@ if TYPE_CHECKING:
     from mielin_cells.node.host import Host
 
 ASK_REPEAT_S_MAX = 8.0
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:  # a thread without a loop
-        return None
 
 
 class TurnStopped(BaseException):
@@ -160,6 +144,13 @@ class Turn(OwnOrders):
             raise NotInTurn(f"Agent {self.id!r}: idempotency_key means something only inside the call of a step.")
         return step.key
 
+    def is_here(self) -> bool:
+        """False in another thread, or in a loop that is not the turn's own."""
+        try:
+            return asyncio.get_running_loop() is self._host.loop
+        except RuntimeError:  # a thread without a loop
+            return False
+
     def _open(self) -> None:
         if self.closed:
             raise NotInTurn(f"The turn of agent {self.id!r} that made this call has ended; call from a new turn.")
@@ -167,7 +158,7 @@ class Turn(OwnOrders):
             raise NotInTurn(
                 f"A turn of agent {self.id!r} was used outside of it; what another turn or thread does is not its."
             )
-        if _running_loop() is not self._host.loop:
+        if not self.is_here():
             raise UsageError(
                 f"The turn of agent {self.id!r} was used from another thread, or from a loop that is not its own; nothing was done. "
                 "Ask with asyncio.run_coroutine_threadsafe(ref.handler(...), loop), and give orders in the handler itself.",

@@ -1,0 +1,310 @@
+"""How values of a declared type are kept as bytes, and what is refused because a load would give something else."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from msgspec import inspect as kinds
+
+from mielin_cells.core import models
+from mielin_cells.core.agent import Agent, agent_id, classes, make_ref
+from mielin_cells.core.exact import LOAD_ERRORS, ValueChangedError, is_exact, shown
+from mielin_cells.core.ids import AgentId
+from mielin_cells.errors import FieldRefused
+
+
+def _enc_hook(value: Any) -> Any:
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, Agent):
+        return [type(value).__mielin_name__, agent_id(value)]
+    if hasattr(value, "model_dump"):
+        return models.stored(value)
+    return models.unknown(value)
+
+
+def load_hook(wanted: type, value: Any) -> Any:
+    """Makes what msgspec cannot: ids, references, and models that validate themselves."""
+    if issubclass(wanted, AgentId):
+        return wanted(value)
+    if issubclass(wanted, Agent):
+        if isinstance(value, wanted):  # from an upgrade, which gives values and no bytes
+            return value
+        name, agent = value
+        cls = classes.get(name)
+        if cls is None or not issubclass(cls, wanted):
+            raise ValueError(f"a reference to a {name}, where a {wanted.__mielin_name__} is expected")
+        return make_ref(cls, agent)
+    if models.is_model(wanted):
+        return models.loaded(wanted, value)
+    raise NotImplementedError(f"{wanted!r} cannot be loaded")
+
+
+encode = msgspec.msgpack.Encoder(enc_hook=_enc_hook).encode
+plain = msgspec.msgpack.Decoder().decode
+
+STACK_MARGIN = 100
+"""Calls that a load may be deeper in the stack than the turn that checked the value.  Decoding nests with the value, so
+without a margin one that is just within the interpreter's limit would be saved and never load again."""
+
+LOCATE_DEPTH_MAX = 100
+
+
+def deeper(calls: int, decode: Callable[[bytes], Any], data: bytes) -> Any:
+    return decode(data) if calls == 0 else deeper(calls - 1, decode, data)
+
+
+class Codec:
+    """Of one declared type.  `path` names where it is declared.  Raises `FieldRefused` for a type that cannot be stored."""
+
+    __slots__ = ("_proofs", "check", "decode", "flat", "has_sets", "is_immutable", "path", "scalars")
+
+    def __init__(self, kind: Any, path: str) -> None:
+        self.path = path
+        try:
+            info = kinds.type_info(kind)
+            nests = _check(info, path, {})
+            self.decode: Callable[[bytes], Any] = msgspec.msgpack.Decoder(kind, dec_hook=load_hook).decode
+        except (TypeError, NotImplementedError, NameError, RecursionError) as error:
+            raise FieldRefused(f"{path}: {error}.", path=path) from error
+        self.check: Callable[[bytes], Any] = (
+            functools.partial(deeper, STACK_MARGIN, self.decode) if nests else self.decode
+        )
+        """As `decode`, for a value that is to be stored: it must load again, also where less stack is left."""
+        self._proofs = _proofs(info)
+        self.scalars = frozenset(kind for kind, proof in self._proofs.items() if proof is None)
+        """A value of exactly one of these types is loaded as it was."""
+        self.is_immutable = not nests and _is_immutable(info)
+        """Its values cannot change in the hands of a turn."""
+        self.flat = _flat(info)
+        """The proofs of values that nobody can change who does not hold the value itself."""
+        self.has_sets = _has_sets(info, set())
+        """A value can have several encodings, because a set has no order."""
+
+    def is_proved(self, value: Any) -> bool:
+        """True if the value's types alone say that a load gives the same."""
+        proof = self._proofs.get(type(value), _no)
+        return proof is None or proof(value)
+
+    def keep(self, value: Any) -> tuple[bytes, Any]:
+        """The bytes of a value, and what a load gives: the value itself where that is known to be the same.
+
+        Raises `ValueChangedError` with the place in the value, or what a user's type raises.
+        """
+        data = encode(value)
+        return data, value if type(value) in self.scalars else self.settle(value, data)
+
+    def settle(self, value: Any, data: bytes) -> Any:
+        """As `keep`, of bytes that are made already."""
+        proof = self._proofs.get(type(value), _no)
+        if proof is None or proof(value):
+            return value
+        loaded = self.check(data)
+        is_exact(value, loaded)
+        return loaded
+
+
+def reason(value: Any, error: Exception) -> str:
+    """Why a value cannot be kept, and where in it: what stands behind the path of the field in an error."""
+    place, why = "", str(error)
+    if isinstance(error, ValueChangedError):
+        place = error.place
+    elif isinstance(error, OverflowError) and "ints" in why:
+        place, why = _locate(value)[0], "ints beyond 64 bits cannot be stored; keep them as str or bytes"
+    elif isinstance(error, (TypeError, NotImplementedError, UnicodeError)):
+        place = _locate(value)[0]
+    elif isinstance(error, RecursionError):
+        why = f"the value holds itself, or is nested too deeply: {why}"
+    return f"{why} - at `${place}`" if place else why
+
+
+def _locate(value: Any, place: str = "", depth: int = 0) -> tuple[str, Any]:
+    """The innermost part of a value that does not encode."""
+    for step, part in _steps(value) if depth < LOCATE_DEPTH_MAX else ():
+        try:
+            encode(part)
+        except LOAD_ERRORS:
+            return _locate(part, place + step, depth + 1)
+    return place, value
+
+
+def _steps(value: Any) -> list[tuple[str, Any]]:
+    if isinstance(value, dict):
+        keys = [(f"[key {shown(key)}]", key) for key in value]
+        return [*keys, *((f"[{shown(key)}]", item) for key, item in value.items())]
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [(f"[{at}]", item) for at, item in enumerate(value)]
+    names: Any = getattr(type(value), "__struct_fields__", None) or getattr(value, "__dict__", ())
+    return [(f".{name}", getattr(value, name, None)) for name in names]
+
+
+# ---- what can be stored ----------------------------------------------------------------------------------------
+
+
+def _check(info: Any, path: str, seen: dict[Any, bool]) -> bool:
+    """Raises `FieldRefused` for what cannot be stored.  True if values can nest without a limit: a type holds itself.
+
+    `seen`: classes met so far; True while their fields are looked at.
+    """
+    if isinstance(info, kinds.AnyType):
+        raise FieldRefused(
+            f"{path}: a type without a declared content cannot be stored; say what it holds, as list[int].", path=path
+        )
+    if isinstance(info, kinds.CustomType):
+        if not (issubclass(info.cls, (Agent, AgentId)) or models.is_model(info.cls)):
+            raise FieldRefused(f"{path}: {info.cls.__name__} cannot be stored.", path=path)
+        return models.is_model(info.cls)  # what it holds is its own affair, and may be itself
+    if isinstance(info, kinds.RawType):
+        return False
+    cls = getattr(info, "cls", None)
+    if cls in seen:
+        return seen[cls]
+    if cls is not None:
+        seen[cls] = True
+    parts = [getattr(info, name) for name in getattr(info, "__struct_fields__", ())]
+    nests = _walk(parts, path, seen)
+    if cls is not None:
+        seen[cls] = False
+    return nests
+
+
+def _walk(value: Any, path: str, seen: dict[Any, bool]) -> bool:
+    if isinstance(value, kinds.Field):
+        return _check(value.type, f"{path}.{value.name}", seen)
+    if isinstance(value, kinds.Type):
+        return _check(value, path, seen)
+    if isinstance(value, (tuple, list)):
+        found = [_walk(item, path, seen) for item in value]  # all of them: each may have to be refused
+        return any(found)
+    return False
+
+
+# ---- what is known of a type -----------------------------------------------------------------------------------
+
+_Proof = Callable[[Any], bool] | None
+"""Whether a value of one exact type is loaded as it was; None: always."""
+
+
+def _no(value: Any) -> bool:
+    return False
+
+
+_SCALARS: dict[type, type] = {
+    kinds.BoolType: bool,
+    kinds.BytesType: bytes,
+    kinds.FloatType: float,
+    kinds.IntType: int,
+    kinds.NoneType: type(None),
+    kinds.StrType: str,
+}
+
+
+def _is_free(info: Any) -> bool:
+    """No limit is declared that a value could break."""
+    limits = ("gt", "ge", "lt", "le", "multiple_of", "min_length", "max_length", "pattern")
+    return all(getattr(info, limit, None) is None for limit in limits)
+
+
+def _proofs(info: Any) -> dict[type, _Proof]:
+    """By the exact type of a value.  What is not here is decoded and compared."""
+    if isinstance(info, kinds.UnionType):
+        found: dict[type, _Proof] = {}
+        for part in info.types:
+            found.update(_proofs(part))
+        return found
+    if not _is_free(info):
+        return {}
+    scalar = _SCALARS.get(type(info))
+    if scalar is not None:
+        return {scalar: None}
+    if isinstance(info, kinds.ByteArrayType):
+        return {bytearray: lambda value: True}  # not None: it can be changed
+    if isinstance(info, (kinds.ListType, kinds.SetType, kinds.FrozenSetType, kinds.VarTupleType)):
+        made = {kinds.ListType: list, kinds.SetType: set, kinds.FrozenSetType: frozenset}.get(type(info), tuple)
+        return {made: _all(_proofs(info.item_type))}
+    if isinstance(info, kinds.TupleType):
+        return {tuple: _each([_all(_proofs(part)) for part in info.item_types])}
+    if isinstance(info, kinds.DictType):
+        if isinstance(info.key_type, tuple(_SCALARS)) and isinstance(info.value_type, tuple(_SCALARS)):
+            keys_are = frozenset(_proofs(info.key_type)).issuperset
+            values_are = frozenset(_proofs(info.value_type)).issuperset
+            return {dict: lambda value: keys_are(map(type, value)) and values_are(map(type, value.values()))}
+        keys, values = _all(_proofs(info.key_type)), _all(_proofs(info.value_type))
+        return {dict: lambda value: keys(value) and values(value.values())}
+    return {}
+
+
+def _flat(info: Any) -> dict[type, _Proof]:
+    """The proofs of values that hold nothing which could be changed."""
+    if isinstance(info, kinds.UnionType):
+        found: dict[type, _Proof] = {}
+        for part in info.types:
+            found.update(_flat(part))
+        return found
+    parts = [getattr(info, name) for name in ("item_type", "key_type", "value_type") if hasattr(info, name)]
+    if not parts and not isinstance(info, kinds.ByteArrayType):
+        return {}
+    return _proofs(info) if all(isinstance(part, tuple(_SCALARS)) for part in parts) else {}
+
+
+def _has_sets(info: Any, seen: set[Any]) -> bool:
+    cls = getattr(info, "cls", None)
+    if isinstance(info, (kinds.SetType, kinds.FrozenSetType)):
+        return True
+    if not isinstance(info, kinds.Type) or cls in seen:
+        return False
+    if cls is not None:
+        seen.add(cls)
+    for name in getattr(info, "__struct_fields__", ()):
+        part = getattr(info, name)
+        for each in part if isinstance(part, tuple) else (part,):
+            if _has_sets(each.type if isinstance(each, kinds.Field) else each, seen):
+                return True
+    return False
+
+
+def _all(proofs: dict[type, _Proof]) -> Callable[[Any], bool]:
+    """Whether all of some values are proved."""
+    if all(proof is None for proof in proofs.values()):
+        are = frozenset(proofs).issuperset
+        return lambda values: are(map(type, values))
+
+    def prove(values: Any) -> bool:
+        for value in values:
+            proof = proofs.get(type(value), _no)
+            if proof is not None and not proof(value):
+                return False
+        return True
+
+    return prove
+
+
+def _each(proofs: list[Callable[[Any], bool]]) -> Callable[[Any], bool]:
+    def prove(values: Any) -> bool:
+        return len(values) == len(proofs) and all(proof((value,)) for proof, value in zip(proofs, values, strict=True))
+
+    return prove
+
+
+_UNCHANGING = (
+    *_SCALARS, kinds.EnumType, kinds.LiteralType, kinds.DateTimeType, kinds.DateType, kinds.TimeType, kinds.TimeDeltaType,
+    kinds.UUIDType, kinds.DecimalType,
+)  # fmt: skip
+
+
+def _is_immutable(info: Any) -> bool:
+    """Asked of types that do not hold themselves."""
+    if isinstance(info, _UNCHANGING):
+        return True
+    if isinstance(info, kinds.CustomType):
+        return issubclass(info.cls, (Agent, AgentId))
+    if isinstance(info, (kinds.FrozenSetType, kinds.VarTupleType)):
+        return _is_immutable(info.item_type)
+    if isinstance(info, kinds.TupleType):
+        return all(map(_is_immutable, info.item_types))
+    if isinstance(info, kinds.UnionType):
+        return all(map(_is_immutable, info.types))
+    return False
