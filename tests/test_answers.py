@@ -24,7 +24,7 @@ def no_runs() -> None:
     runs.clear()
 
 
-class Shop(cells.Agent):
+class TicketShop(cells.Agent):
     stock: int = 5
     said: list[str] = []
 
@@ -63,7 +63,7 @@ class Shop(cells.Agent):
         await asyncio.sleep(seconds)
 
     @cells.handler
-    async def through(self, other: Shop, how: str) -> None:
+    async def through(self, other: TicketShop, how: str) -> None:
         if how == "fail":
             await other.fail()
         await cells.this().cluster.show("nobody")
@@ -92,8 +92,10 @@ async def test_what_an_asked_handler_raises_is_its_answer_at_its_only_run(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     async with cells.local(nodes=2) as cluster:
-        shop = await cluster.spawn(Shop, "s")
-        with pytest.raises(cells.HandlerFailed, match=r"Shop\.fail of agent 's' raised ValueError: why") as raised:
+        shop = await cluster.spawn(TicketShop, "s")
+        with pytest.raises(
+            cells.HandlerFailed, match=r"TicketShop\.fail of agent 's' raised ValueError: why"
+        ) as raised:
             await shop.fail("why", wait)
         assert (raised.value.kind, raised.value.cause, raised.value.tries) == ("ValueError", "ValueError: why", 1)
         assert runs["fail"] == 1
@@ -112,7 +114,7 @@ async def test_a_repeated_ask_gets_the_error_that_is_stored_also_elsewhere_and_r
 ) -> None:
     async with cells.local(nodes=2, settings=cells.Settings(ask_repeat_s=0.05)) as cluster:
         assert isinstance(cluster, Client)
-        shop = await cluster.spawn(Shop, "s")
+        shop = await cluster.spawn(TicketShop, "s")
         lane, lost = cluster.lane("s"), list[dict[int, bytes]]()
         monkeypatch.setattr(lane, "answered", lost.append)
         asking = asyncio.create_task(shop.fail())
@@ -128,7 +130,7 @@ async def test_a_repeated_ask_gets_the_error_that_is_stored_also_elsewhere_and_r
 
 async def test_more_runs_of_an_ask_are_asked_for() -> None:
     async with cells.local(settings=QUICK) as cluster:
-        shop = await cluster.spawn(Shop, "s")
+        shop = await cluster.spawn(TicketShop, "s")
         assert await shop.stubborn() == 3
         runs["stubborn"] = -5
         with pytest.raises(cells.HandlerFailed, match=r"not yet \(run 3 times\)"):
@@ -141,7 +143,7 @@ async def test_a_tell_that_raises_is_run_five_times_and_then_a_dead_letter_with_
 ) -> None:
     caplog.set_level(logging.DEBUG)
     async with cells.local(settings=QUICK) as cluster:
-        shop = await cluster.spawn(Shop, "s")
+        shop = await cluster.spawn(TicketShop, "s")
         await shop.fail.tell("why")
         await until_dead(cluster, "s", 1)
         assert await dead(cluster, "s") == [("fail", "ValueError: why", 5)]
@@ -151,7 +153,7 @@ async def test_a_tell_that_raises_is_run_five_times_and_then_a_dead_letter_with_
 
 async def test_the_exceptions_of_a_group_are_named() -> None:
     async with cells.local() as cluster:
-        shop = await cluster.spawn(Shop, "s")
+        shop = await cluster.spawn(TicketShop, "s")
         with pytest.raises(cells.HandlerFailed, match=r"KeyError: 'tea'; KeyError: 'milk'") as raised:
             await shop.group()
         assert raised.value.kind == "ExceptionGroup"
@@ -160,17 +162,19 @@ async def test_the_exceptions_of_a_group_are_named() -> None:
 
 async def test_a_turn_beyond_its_deadline_is_answered_as_that() -> None:
     async with cells.local(settings=cells.Settings(turn_deadline_s=0.05)) as cluster:
-        shop = await cluster.spawn(Shop, "s")
-        with pytest.raises(cells.TurnDeadlineExceeded, match=r"Shop\.sleeps of agent 's' .* deadline of 0\.05 s"):
+        shop = await cluster.spawn(TicketShop, "s")
+        with pytest.raises(cells.TurnDeadlineExceeded, match=r"TicketShop\.sleeps of agent 's' .* deadline of 0\.05 s"):
             await shop.sleeps(60)
         assert await dead(cluster, "s") == []
         assert await shop.add() == 5
 
 
-@pytest.mark.parametrize(("how", "cause"), [("fail", "HandlerFailed: Shop.fail of agent 'b'"), ("show", "NoSuchAgent")])
+@pytest.mark.parametrize(
+    ("how", "cause"), [("fail", "HandlerFailed: TicketShop.fail of agent 'b'"), ("show", "NoSuchAgent")]
+)
 async def test_an_error_of_an_agent_that_a_handler_asked_is_told_as_the_handlers_own(how: str, cause: str) -> None:
     async with cells.local() as cluster:
-        a, b = await cluster.spawn(Shop, "a"), await cluster.spawn(Shop, "b")
+        a, b = await cluster.spawn(TicketShop, "a"), await cluster.spawn(TicketShop, "b")
         with pytest.raises(cells.UsageError) as raised:
             await a.through(b, how)
         error: Any = raised.value
@@ -183,7 +187,7 @@ async def test_an_error_of_an_agent_that_a_handler_asked_is_told_as_the_handlers
 @pytest.mark.parametrize("how", ["GeneratorExit", "KeyboardInterrupt", "SystemExit"])
 async def test_a_handler_that_ends_as_a_process_would_has_failed_and_its_agent_goes_on(how: str, wait: bool) -> None:
     async with cells.local(settings=QUICK) as cluster:
-        shop = await cluster.spawn(Shop, "s")
+        shop = await cluster.spawn(TicketShop, "s")
         with pytest.raises(cells.HandlerFailed, match=how):
             await shop.leave(how, wait)
         await shop.leave.tell(how, wait)

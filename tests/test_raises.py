@@ -73,7 +73,7 @@ ERRORS: dict[str, Exception] = {
 }
 
 
-class Stall(cells.Agent):
+class TicketStall(cells.Agent):
     stock: int = 5
 
     @cells.handler(raises=(ShopError, Plain, Late, Closed, KeyError, OSError))
@@ -100,7 +100,7 @@ class StallBuyer(cells.Agent):
     bought: int = 0
 
     @cells.handler
-    async def buy(self, shop: Stall, how: str) -> str:
+    async def buy(self, shop: TicketStall, how: str) -> str:
         self.bought += 1
         try:
             await shop.buy(how)
@@ -111,7 +111,7 @@ class StallBuyer(cells.Agent):
         return "bought"
 
     @cells.handler
-    async def pass_on(self, shop: Stall, how: str) -> None:
+    async def pass_on(self, shop: TicketStall, how: str) -> None:
         await shop.buy(how)
 
 
@@ -126,7 +126,7 @@ async def test_a_declared_error_arrives_as_it_was_raised(
 ) -> None:
     caplog.set_level("INFO", "mielin_cells")
     async with cells.local() as cluster:
-        shop = await cluster.spawn(Stall, "s")
+        shop = await cluster.spawn(TicketStall, "s")
         with pytest.raises(type(ERRORS[how])) as raised:
             await shop.buy(how, wait)
         assert raised.value is not ERRORS[how]
@@ -138,7 +138,7 @@ async def test_a_declared_error_arrives_as_it_was_raised(
 
 async def test_what_os_errors_keep_beside_their_arguments_arrives_too() -> None:
     async with cells.local() as cluster:
-        shop = await cluster.spawn(Stall, "s")
+        shop = await cluster.spawn(TicketStall, "s")
         with pytest.raises(FileNotFoundError) as raised:
             await shop.buy("OSError")
         assert (raised.value.errno, raised.value.filename) == (2, "a.txt")
@@ -146,7 +146,7 @@ async def test_what_os_errors_keep_beside_their_arguments_arrives_too() -> None:
 
 async def test_notes_arrive_and_the_cause_is_one() -> None:
     async with cells.local() as cluster:
-        shop = await cluster.spawn(Stall, "s")
+        shop = await cluster.spawn(TicketStall, "s")
         with pytest.raises(Plain) as raised:
             await shop.buy("noted")
         assert raised.value.__notes__ == ["ask for milk", "caused by ValueError: no leaves"]
@@ -157,7 +157,7 @@ async def test_notes_arrive_and_the_cause_is_one() -> None:
 )
 async def test_a_declared_error_with_what_cannot_be_sent_is_told_as_a_failure_that_says_so(how: str, why: str) -> None:
     async with cells.local() as cluster:
-        shop = await cluster.spawn(Stall, "s")
+        shop = await cluster.spawn(TicketStall, "s")
         with pytest.raises(cells.HandlerFailed, match=why) as raised:
             await shop.buy(how)
         assert raised.value.kind == "Plain"
@@ -167,7 +167,7 @@ async def test_a_declared_error_with_what_cannot_be_sent_is_told_as_a_failure_th
 @pytest.mark.parametrize("how", ERRORS)
 async def test_a_handler_that_asks_gets_the_class_and_what_it_does_not_declare_is_a_failure(how: str) -> None:
     async with cells.local(nodes=2) as cluster:
-        shop, buyer = await cluster.spawn(Stall, "s"), await cluster.on("node-2").spawn(StallBuyer, "b")
+        shop, buyer = await cluster.spawn(TicketStall, "s"), await cluster.on("node-2").spawn(StallBuyer, "b")
         said = await buyer.buy(shop, how)
         assert said == ("tea 3" if how == "init" else type(ERRORS[how]).__name__)
         with pytest.raises(cells.HandlerFailed, match=type(ERRORS[how]).__name__):
@@ -178,7 +178,7 @@ async def test_a_stored_error_is_the_answer_also_after_a_restart(tmp_path: Path)
     path = tmp_path / "store.db"
     async with cells.local(path=path) as cluster:
         assert isinstance(cluster, Client)
-        shop = await cluster.spawn(Stall, "s")
+        shop = await cluster.spawn(TicketStall, "s")
         with pytest.raises(SoldOut):
             await shop.buy("init")
         sender = cluster.lane("s").sender
@@ -189,14 +189,14 @@ async def test_a_stored_error_is_the_answer_also_after_a_restart(tmp_path: Path)
         from mielin_cells.core.message import decode_answer
         from mielin_cells.core.spec import spec_of
 
-        again = spec_of(Stall).handlers["buy"].error_of(decode_answer(stored))
+        again = spec_of(TicketStall).handlers["buy"].error_of(decode_answer(stored))
         assert content(again) == content(ERRORS["init"])
 
 
 async def test_a_declared_error_of_a_tell_is_a_dead_letter_at_once() -> None:
     async with cells.local() as cluster:
         assert isinstance(cluster, Client)
-        shop = await cluster.spawn(Stall, "s")
+        shop = await cluster.spawn(TicketStall, "s")
         await shop.buy.tell("init")
         assert await shop.look() == 5
         (letter,) = (await load(cluster.log, "s")).ledger.dead
@@ -206,7 +206,7 @@ async def test_a_declared_error_of_a_tell_is_a_dead_letter_at_once() -> None:
 async def test_who_does_not_know_the_class_is_told_its_name_and_text() -> None:
     async with cells.local() as cluster:
         assert isinstance(cluster, Client)
-        await cluster.spawn(Stall, "s")
+        await cluster.spawn(TicketStall, "s")
         with pytest.raises(cells.HandlerFailed, match="SoldOut: tea is sold out") as raised:
             await Operator(cluster).ask("s", "buy", ["init"])
         assert (raised.value.kind, raised.value.cause) == ("SoldOut", "SoldOut: tea is sold out")
