@@ -7,6 +7,8 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Coroutine
 from contextlib import closing
+from pathlib import Path
+from random import Random
 from typing import Any
 
 import msgspec
@@ -15,12 +17,15 @@ from test_failover import LIMIT_S, Gauge, die, nodes
 
 import mielin_cells as cells
 from mielin_cells.core.cluster import NodeInfo
+from mielin_cells.core.records import HandedOff
 from mielin_cells.node import control, registry, takeover
 from mielin_cells.node.heartbeat import Beat
 from mielin_cells.node.keeper import Again, Keeper, patience
 from mielin_cells.node.node import Node
-from mielin_cells.node.reader import Seen
+from mielin_cells.node.reader import Seen, load
 from mielin_cells.node.takeover import Orphan, Takeover
+from mielin_cells.node.writer import Writer
+from mielin_cells.substrate.embedded import Embedded
 from mielin_cells.testing.loop import VirtualLoop
 
 encode = msgspec.msgpack.Encoder().encode
@@ -248,3 +253,39 @@ async def test_a_keeper_whose_main_loop_does_not_answer_is_followed_by_another()
         async with asyncio.timeout(10):
             while (last := await client.log.last("keeper")) is None or free.encode() not in last.data:
                 await asyncio.sleep(0.01)
+
+
+# ---- local() -------------------------------------------------------------------------------------------------
+
+
+async def test_a_store_that_is_opened_with_fewer_nodes_has_all_its_agents(tmp_path: Path) -> None:
+    path = tmp_path / "cells.db"
+    async with cells.local(nodes=3, path=path) as cluster:
+        gauges = [await cluster.on(f"node-{n % 3 + 1}").spawn(Gauge, f"g{n}") for n in range(6)]
+        assert (await cluster.migrate(gauges[0], to="node-3")).ok
+        for gauge in gauges:
+            await gauge.add()
+    async with cells.local(path=path) as cluster, asyncio.timeout(5):
+        assert [await cluster.get(Gauge, f"g{n}").add() for n in range(6)] == [2] * 6
+        assert {info.node for info in await cluster.agents()} == {"node-1"}
+        assert len(await cluster.agents()) == 6
+    async with cells.local(nodes=2, path=path) as cluster, asyncio.timeout(5):
+        assert [await cluster.get(Gauge, f"g{n}").add() for n in range(6)] == [3] * 6
+
+
+async def test_an_agent_that_was_just_handed_to_a_node_that_is_not_there_any_more_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "cells.db"
+    async with cells.local(nodes=2, path=path) as cluster:
+        gauge = await cluster.on("node-1").spawn(Gauge, "g")
+        await gauge.add()
+    substrate = await Embedded.open(path)
+    try:
+        fold = await load(substrate.log, "g")
+        writer = Writer(substrate.log, fold, "node-1", 1, Random(0))
+        await writer.append(
+            lambda head: HandedOff(**head, to="node-2", migration="m-1", seal=None, digest=fold.seal_digest())
+        )
+    finally:
+        await substrate.close()
+    async with cells.local(path=path) as cluster, asyncio.timeout(5):
+        assert await cluster.get(Gauge, "g").add() == 2

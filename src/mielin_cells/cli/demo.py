@@ -147,7 +147,9 @@ def run(wanted: Wanted) -> int:
         if wanted.embedded:
             stage = embedded(wanted.nodes, wanted.resume or wanted.path or Path(name) / "demo.db", wanted.sync)
         else:
-            stage = processes(wanted.nodes, Path(name), wanted.sync, wanted.program, faults=wanted.faults)
+            stage = processes(
+                wanted.nodes, Path(name), wanted.sync, wanted.program, faults=wanted.faults, kills=wanted.chaos
+            )
         result, good = asyncio.run(_run(job, stage))
     text = json.dumps(result, indent=2)
     print(text)

@@ -19,14 +19,17 @@ Sync: TypeAlias = Literal["always", "lazy"]
 APP = "mielin_cells.cli.flights"
 
 SOON = """
-[settings]
-prepare_s = 1.0
-
 [recovery]
 initial_retry_delay_secs = 0.25
 max_retry_delay_secs = 2.0
 """
-"""Where faults are made on purpose, nobody wants to wait minutes to see what becomes of them."""
+"""Where faults are made or nodes killed on purpose, nobody wants to wait minutes to see what becomes of a migration."""
+
+SHORT = """
+[settings]
+prepare_s = 1.0
+"""
+"""A fault that swallows a request is soon over."""
 
 
 class Stage(NamedTuple):
@@ -47,11 +50,12 @@ async def embedded(nodes: int, path: Path, sync: Sync) -> AsyncIterator[Stage]:
 
 @asynccontextmanager
 async def processes(
-    nodes: int, folder: Path, sync: Sync, program: Path | None, app: str = APP, faults: str | None = None
-) -> AsyncIterator[Stage]:
+    nodes: int, folder: Path, sync: Sync, program: Path | None, app: str = APP, faults: str | None = None,
+    kills: bool = False,
+) -> AsyncIterator[Stage]:  # fmt: skip
     """A server with its data in `folder`, and a process for each node; this one is only a client of them.
 
-    Raises `ConfigError` if there is no server program, `CellError` if a node cannot start.
+    `kills`: nodes will be killed.  Raises `ConfigError` if there is no server program, `CellError` if a node cannot start.
     """
     server = await Server.start(folder, sync=sync, program=program)
     try:
@@ -59,7 +63,7 @@ async def processes(
         substrate = await open_substrate(address)  # makes the streams before the nodes all want to
         version = substrate.server_version
         await substrate.close()
-        fleet = Fleet(app, address, _tell, (), _harmed(folder, faults) if faults is not None else ())
+        fleet = Fleet(app, address, _tell, (), _harmed(folder, faults, kills))
         try:
             fleet.start(nodes)
             await fleet.serving()
@@ -74,11 +78,13 @@ async def processes(
         await server.stop()
 
 
-def _harmed(folder: Path, faults: str) -> tuple[str, ...]:
-    """Options of nodes that fail, and soon try again."""
-    path = folder / "faults.toml"
-    path.write_text(SOON)
-    return ("--faults", faults, "--config", str(path))
+def _harmed(folder: Path, faults: str | None, kills: bool) -> list[str]:
+    """Options of nodes that fail, or see others fail, and soon try again."""
+    if faults is None and not kills:
+        return []
+    path = folder / "soon.toml"
+    path.write_text(SOON + (SHORT if faults is not None else ""))
+    return ["--config", str(path), *(["--faults", faults] if faults is not None else [])]
 
 
 def _tell(event: dict[str, Any]) -> None:

@@ -122,6 +122,8 @@ class Keeper:
         """Suspects of the last round: a new one may just have said that it stops."""
         self._told: set[str] = set()
         """Suspects that were told of."""
+        self._former: set[str] = set()
+        """Nodes that had entered before this one began to listen, and that it has not heard."""
         self._empty: dict[str, int] = {}
         """Suspects that own nothing any more, as of a takeover, with their incarnation then."""
         self._again = Again(node.settings.reconcile_s)
@@ -174,6 +176,7 @@ class Keeper:
         for name in self._told & heard:
             logger.warning("node %s is heard again", name)
         self._told &= suspects
+        self._former -= heard
         self._empty = {
             name: number for name, number in self._empty.items()
             if name in suspects and self._known[name].incarnation == number
@@ -185,7 +188,7 @@ class Keeper:
             return
         if not await self._keeps(suspects):
             return
-        for name in sorted(due - self._told):
+        for name in sorted(due - self._told - self._former):
             if not self._known[name].has_stopped:
                 logger.warning("node %s is silent: its agents are taken over", name)
         self._told |= suspects
@@ -201,6 +204,7 @@ class Keeper:
             return
         before, self._known, self._known_at = self._known, await registry.registered(node.home.log), now
         self._strange = names - self._known.keys()
+        self._former = self._former & self._known.keys() if before else set(self._known)
         for name, entered in self._known.items():
             if name not in before or before[name].incarnation != entered.incarnation:
                 self._begun.setdefault(name, now)

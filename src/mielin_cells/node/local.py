@@ -44,9 +44,10 @@ def local(
     """A cluster of `nodes` nodes, `node-1` to `node-N`, in this process, on SQLite in memory or in the file `path`.
 
     With a path, agents are there again at the next `local` on the same file, with every acknowledged effect, also after
-    `kill -9`; with `sync="power"` after a power cut too.  In memory they end with the block.  Raises `StoreInUse` if
-    another process has the file open, `StoreCorrupt`, `StoreReadOnly`, `ConfigError`.  `recovery`: how failed moves are
-    retried (default: 3 retries, the first after 10 s); `progress` is called with each event of each migration.
+    `kill -9`; with `sync="power"` after a power cut too.  These nodes take over the agents of those that are no longer there.
+    In memory agents end with the block.  Raises `StoreInUse` if another process has the file open, `StoreCorrupt`,
+    `StoreReadOnly`, `ConfigError`.  `recovery`: how failed moves are retried (default: 3 retries, the first after 10 s);
+    `progress` is called with each event of each migration.
     """
     if type(nodes) is not int or not 1 <= nodes <= NODES_MAX:
         raise ConfigError(
@@ -55,6 +56,17 @@ def local(
     if settings is not None and not isinstance(settings, Settings):
         raise UsageError(f"settings is a cells.Settings(...), and not {settings!r}.")
     return Opening("cells.local()", lambda: _opened(nodes, path, settings, recovery, progress, sync))
+
+
+async def _take_what_is_left(client: Client, names: list[str]) -> None:
+    """The file may hold agents of nodes that this process does not have, and that no other process can have."""
+    from mielin_cells.node import registry
+    from mielin_cells.node.takeover import Takeover
+
+    known = await registry.registered(client.log)
+    gone = known.keys() - set(names)
+    if gone:
+        await Takeover(client.log, client.request, time.monotonic).take(gone, known, force=True)
 
 
 @asynccontextmanager
@@ -88,6 +100,7 @@ async def _opened(
                 node.migrations.watchers.add(progress)
             running.append(node)
             await node.start()
+        await _take_what_is_left(client, [node.name for node in running])
         yield client
     finally:
         for node in running:

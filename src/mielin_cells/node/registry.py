@@ -24,9 +24,6 @@ from mielin_cells.substrate.ports import Appended, Entry, Log
 
 logger = logging.getLogger("mielin_cells.node")
 
-READS_MAX = 32
-"""Node logs read at the same time."""
-
 
 class Announcement(msgspec.Struct, frozen=True, kw_only=True):
     """What a process says of itself when it enters; for operators, and for who looks for a target."""

@@ -79,22 +79,26 @@ class Takeover:
         self._clock = clock
         self.failed: dict[str, str] = {}
         self.owners: dict[str, str] = {}
+        self._known: Mapping[str, registry.Entered] = {}
         self._differ = False
         """The nodes do not all know the same classes."""
 
-    async def take(self, gone: Collection[str], known: Mapping[str, registry.Entered]) -> int:
+    async def take(self, gone: Collection[str], known: Mapping[str, registry.Entered], *, force: bool = False) -> int:
         """Has the agents of the nodes that are gone claimed by others of those known; how many were.
+
+        `force`: also those that were rolled back to go on at one of the nodes that are gone.
 
         Raises a `RetryError` while the store does not answer.
         """
         began = self._clock()
         self.failed, self.owners = {}, {}
         infos, standing = await self._alive(gone, known)
+        self._known = known
         self._differ = len({frozenset(info.classes) for info in infos}) > 1
         orphans = await self._orphans(gone, ())
         if not orphans:
             return 0
-        failed = await _Claims(self._ask, Spread(infos), standing, known.keys()).run(orphans)
+        failed = await _Claims(self._ask, Spread(infos), standing, known.keys(), force).run(orphans)
         self.failed = {orphan.agent: orphan.why for orphan in failed}
         self.owners = {orphan.agent: orphan.owner for orphan in failed}
         done = len(orphans) - len(failed)
@@ -110,10 +114,18 @@ class Takeover:
     async def _orphans(self, gone: Collection[str], hosted: Collection[str]) -> list[Orphan]:
         """Agents that the log gives to a node that is gone.  The log may be read late: who claims looks again."""
         agents = [agent for agent, _ in await known_agents(self._log) if agent not in hosted]
-        found = [_orphan(end) for end in await ends(self._log, agents) if _is_orphan(end, gone)]
+        found = [_orphan(end) for end in await ends(self._log, agents) if self._is_orphan(end, gone)]
         if self._differ:
             await self._read_classes(found)
         return found
+
+    def _is_orphan(self, end: End, gone: Collection[str]) -> bool:
+        record = end.record
+        if named_owner(record) not in gone:
+            return False
+        source = self._known.get(record.node) if isinstance(record, HandedOff) else None
+        # Handed over by a process that lives: that one claims it back.
+        return source is None or record.node in gone or source.incarnation > record.incarnation
 
     async def _read_classes(self, orphans: list[Orphan]) -> None:
         """The nodes differ in what they know: nobody is to be asked for an agent whose class it does not have."""
@@ -177,11 +189,6 @@ class Takeover:
         return infos, standing
 
 
-def _is_orphan(end: End, gone: Collection[str]) -> bool:
-    # Handed over by a node that lives: that one claims it back.
-    return named_owner(end.record) in gone and not (isinstance(end.record, HandedOff) and end.record.node not in gone)
-
-
 def _orphan(end: End) -> Orphan:
     cls = end.record.cls if isinstance(end.record, (Created, Snapshot)) else ""
     return Orphan(end.agent, named_owner(end.record), end.seen, cls)
@@ -206,7 +213,10 @@ class _Taker:
 class _Claims:
     """The requests of one takeover."""
 
-    def __init__(self, ask: Ask, spread: Spread, standing: Mapping[str, list[str]], known: Collection[str]) -> None:
+    def __init__(
+        self, ask: Ask, spread: Spread, standing: Mapping[str, list[str]], known: Collection[str], force: bool
+    ) -> None:  # fmt: skip
+        self._force = force
         self._ask = ask
         self._spread = spread
         self._standing = standing
@@ -273,7 +283,9 @@ class _Claims:
     async def _request(self, node: str, orphans: list[Orphan]) -> list[CellError | None]:
         """Asks one node to claim them; of each, in order, why it has not."""
         wishes = [
-            control.Claim(orphan.agent, f"{FAILOVER}: {orphan.owner} is silent", of=orphan.owner, seen=orphan.seen)
+            control.Claim(
+                orphan.agent, f"{FAILOVER}: {orphan.owner} is silent", self._force, of=orphan.owner, seen=orphan.seen
+            )
             for orphan in orphans
         ]
         answer = await self._ask(node, control.Claims(wishes), CLAIM_S)
