@@ -30,8 +30,6 @@ from mielin_cells.errors import (
     Fenced,
     MigrationInProgress,
     MigrationRefused,
-    NodeCordoned,
-    NodeStopping,
     NoResponder,
     NoSuchAgent,
     NoSuchMigration,
@@ -45,6 +43,7 @@ from mielin_cells.errors import (
 from mielin_cells.migration.standing import journal_outcome, outcome_of
 from mielin_cells.node import control, cordon, journal, registry, reminder, selector
 from mielin_cells.node.lane import Lane, closed, foreign_loop
+from mielin_cells.node.placing import Placing
 from mielin_cells.node.reader import load
 from mielin_cells.node.rollback import rollback
 from mielin_cells.node.supervision import Backoff
@@ -89,6 +88,7 @@ class Client:
         self._lanes: dict[str, Lane] = {}
         self._senders: dict[str, Lane] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._placing = Placing(self)
         self._subscription: Subscription | None = None
         self.loop: asyncio.AbstractEventLoop | None = None
         """That it was opened in: everything of it runs there."""
@@ -206,24 +206,14 @@ class Client:
         cls = cast("type[A]", make)
         spec, agent = spec_of(cls), str(AgentId(id))
         request = control.Spawn(agent, spec.name, spec.version, spec.initial(**state))
-        last = await self.log.last(log_subject(agent))
-        if last is not None:
-            await self._same_class(agent, spec)
-            return make_ref(cls, agent, self)
-        await (self.ordered(lambda: _known(node), request) if node else self._place(request))
+        async with self._placing.room():
+            if await self.log.last(log_subject(agent)) is not None:
+                await self._same_class(agent, spec)
+            elif node:
+                await self.ordered(lambda: _known(node), request)
+            else:
+                await self._placing.place(request)
         return make_ref(cls, agent, self)
-
-    async def _place(self, request: control.Spawn) -> None:
-        """Has the emptiest node create the agent, or the next one, if that is just now taken out of service."""
-        passed: list[str] = []
-        until = asyncio.get_running_loop().time() + self.settings.turn_deadline_s + POLL_S
-        while True:
-            place = await self.emptiest(tuple(passed))
-            try:
-                await self.ordered(lambda place=place: _known(place), request, until=until)  # type: ignore[misc]
-                return
-            except (NodeCordoned, NodeStopping):
-                passed.append(place)
 
     async def _same_class(self, agent: str, spec: Spec) -> None:
         fold = await load(self.log, agent)
@@ -399,13 +389,6 @@ class Client:
     async def ping(self, node: str) -> NodeInfo | None:
         """What the node tells of itself; None if it does not answer."""
         return await selector.ping(self.wire, node)
-
-    async def emptiest(self, but: tuple[str, ...]) -> str:
-        """Fewest agents, then name; the first agent of a deployment goes to node-1."""
-        found = selector.choose(await self.nodes(), "", but)
-        if found is None:
-            raise UnknownNode("No (other) node answers; start one.", node="", nodes=list(but))
-        return found
 
     # ---- migration -------------------------------------------------------------------------------------------
 
