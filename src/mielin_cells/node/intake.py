@@ -519,7 +519,7 @@ class Intake:
 
     async def stop_at_once(self) -> bool:
         """As `stop`, if no turn runs; else False, and the intake goes on.  Never waits."""
-        if self._lock.locked() or self._host.lost is not None:
+        if self._lock.locked() or self._closing.done():
             return False
         self._stops += 1
         await self._lock.acquire()  # it is free
@@ -552,6 +552,8 @@ class Intake:
 
     async def _locked(self) -> None:
         """Takes the lock.  Raises `Fenced` if the host is closed before: whoever holds it then never gives it back."""
+        if self._closing.done():
+            raise self._left()
         acquiring = asyncio.ensure_future(self._lock.acquire())
         try:
             await asyncio.wait((acquiring, self._closing), return_when=asyncio.FIRST_COMPLETED)
@@ -561,7 +563,10 @@ class Intake:
             raise
         if not acquiring.done():
             acquiring.cancel()
-            raise Fenced(f"Agent {self._fold.agent!r} has left this node; ask its owner.", agent=self._fold.agent)
+            raise self._left()
+
+    def _left(self) -> Fenced:
+        return Fenced(f"Agent {self._fold.agent!r} has left this node; ask its owner.", agent=self._fold.agent)
 
     def resume(self, held: bool = True) -> None:
         """Takes messages again.  Only right if this host still owns the agent (rule 6)."""

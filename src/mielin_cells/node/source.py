@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from mielin_cells.core.cluster import MigrationReport
+from mielin_cells.core.fold import Phase
 from mielin_cells.core.ids import control_subject, log_subject
 from mielin_cells.core.records import Accepted, Claimed, HandedOff, Returned
-from mielin_cells.core.settings import RETRY_S_MAX, RETRY_S_MIN
 from mielin_cells.errors import (
     CellError,
     DigestMismatch,
@@ -29,6 +29,7 @@ from mielin_cells.migration.phases import MigrationPhase
 from mielin_cells.migration.standing import restored
 from mielin_cells.node import control
 from mielin_cells.node.reader import record_of, take
+from mielin_cells.node.supervision import Backoff
 from mielin_cells.node.writer import Doubt
 from mielin_cells.substrate.ports import Entry, Tail
 
@@ -195,16 +196,23 @@ class Move:
                 try:
                     event: m.Event = task.result()
                     return event
-                except Fenced:
-                    return m.Overtaken(False)
                 except CellError as error:
-                    return m.Broken(error.code, error.message)
+                    return self._broken(error)
             return m.Cancel() if self._cancel.done() else m.Deadline()
         finally:
             if not task.done():
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError, CellError, TimeoutError):
                     await task
+
+    def _broken(self, error: CellError) -> m.Event:
+        """What an error means to the move: that of its phase, or that this host may not go on."""
+        fold = self.host.fold
+        if fold.phase is Phase.TERMINATED:
+            return m.Broken("AgentTerminated", f"agent {fold.agent!r} was terminated while it was moved")
+        if isinstance(error, Fenced) or self.host.lost is not None:
+            return m.Overtaken(False)
+        return m.Broken(error.code, error.message)
 
     async def _prepare(self) -> m.Event:
         fold = self.host.fold
@@ -306,6 +314,8 @@ class Move:
         except (Doubt, RetryError):
             return m.Doubtful()
         except Fenced:
+            if host.writer.is_closed:  # before it was sent
+                return m.Overtaken(False)
             return await self._overtaken()
         self._handed = True
         host.handed_over()
@@ -318,6 +328,8 @@ class Move:
             await host.writer.append(lambda head: Claimed(**head, cause=cause, waits=False), claim=True)
             return m.ClaimedBack()
         except Fenced:
+            if host.writer.is_closed:
+                raise  # nothing was met: the log alone tells the outcome
             if self.machine.phase is not MigrationPhase.IN_DOUBT:
                 return m.Overtaken(False)
         return await self._overtaken()
@@ -345,14 +357,13 @@ class Move:
 
     async def _taken(self) -> Entry:
         """What is behind the last record folded: something is, a conditional append has met it.  A replica may lag."""
-        fold, delay = self.host.fold, RETRY_S_MIN
+        fold, backoff = self.host.fold, Backoff()
         while True:
             with contextlib.suppress(RetryError):
                 entries = await self.node.home.log.read(log_subject(fold.agent), fold.seq, 1)
                 if entries:
                     return entries[0]
-            await asyncio.sleep(delay)
-            delay = min(delay * 2, RETRY_S_MAX)
+            await backoff.wait()
 
     async def _watch(self) -> m.Event:
         """Waits for the record behind the handover; silence for the length of a probation ends in a claim."""
