@@ -28,7 +28,7 @@ from mielin_cells.errors import (
     WrongClass,
     described,
 )
-from mielin_cells.node import failed
+from mielin_cells.node import failed, overdue
 from mielin_cells.node.beginning import Beginning, beginning
 from mielin_cells.node.inbox import Arrival
 from mielin_cells.node.steps import is_failure
@@ -59,7 +59,7 @@ class Intake:
         self._stops = 0
         self._pump: asyncio.Task[Any] | None = None
         self._cancellable = False
-        self._cancels = 0
+        self.cancels = 0
         """How often `stop` has cancelled the turn that waits."""
         self._tries: tuple[str, int, int] = ("", 0, 0)
         """The message that failed last, and how often it has run."""
@@ -293,12 +293,13 @@ class Intake:
         self.turn, self._cancellable = turn, cancellable
         token = current_turn.set(turn)
         self._host.commit_soon()
+        overdue.watch(self._host, turn, waiting)
         try:
             limit = None if turn.in_step else self._host.home.settings.turn_deadline_s
             async with asyncio.timeout(limit) as turn.deadline:
                 result = await waiting
         except asyncio.CancelledError as error:
-            if (turn.stopped and is_failure(error)) or (self._cancels and self._host.is_open):
+            if (turn.stopped and is_failure(error)) or (self.cancels and self._host.is_open):
                 raise TurnStopped from None
             raise
         except BaseException as error:
@@ -332,8 +333,8 @@ class Intake:
     def _uncancel(self) -> None:
         """The turn that `stop` has cancelled is over, maybe long after, or has kept the cancellation to itself: its task goes on."""
         task = asyncio.current_task()
-        while self._cancels and task is not None:
-            self._cancels -= 1
+        while self.cancels and task is not None:
+            self.cancels -= 1
             task.uncancel()
 
     def _end(self, mail: Mail, message: Message, turn: Turn, handler: HandlerSpec, result: Any) -> None:
@@ -540,7 +541,7 @@ class Intake:
                 if turn is not None:
                     turn.wake()
                     if self._cancellable and not turn.in_step and self._pump is not None:
-                        self._cancels += 1
+                        self.cancels += 1
                         self._pump.cancel()
                 await self._locked()
                 held = True

@@ -46,6 +46,7 @@ from mielin_cells.node import (
     control,
     drain,
     orders,
+    overdue,
     predict,
     questions,
     registry,
@@ -299,6 +300,8 @@ class Node:
         while not self.is_stopping:
             await asyncio.sleep(self.settings.reconcile_s)
             try:
+                for host in self.hosts.values():
+                    overdue.tell(host)
                 await self.reconcile()
                 await self.migrations.settle_due()
                 self.standbys.expire()

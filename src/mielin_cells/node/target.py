@@ -272,6 +272,6 @@ class Copy:
             return m.Overtaken()
         except CellError as error:
             logger.warning("node %s could not say what became of agent %s: %s", self.node.name, self.agent, error)
-            await asyncio.sleep(self.node.settings.reconcile_s)
+            self.node.returns.failed(self.agent, error)  # it is looked at again with a back-off of its own
             return m.Overtaken()
         return m.Acknowledged()

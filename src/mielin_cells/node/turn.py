@@ -71,6 +71,7 @@ class Turn(OwnOrders):
     """The asks and steps of an earlier run of this turn."""
     stopped = False
     """It was stopped between steps and is to be run again, whatever the handler makes of `TurnStopped`."""
+    is_told_late = False
     in_step = False
     """A step's call is running, or its outcome is being recorded: what is paid for is to be kept."""
     deadline: asyncio.Timeout | None = None
