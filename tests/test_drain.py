@@ -340,6 +340,33 @@ async def test_two_operators_drain_as_one() -> None:
         assert len(made.nodes["node-2"].hosts) == 10
 
 
+@pytest.mark.parametrize("where", ["copy", "probe"])
+async def test_a_drain_ends_at_its_deadline_whatever_its_moves_do(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the moves end as the deadline comes, the others hang at the target: before the handover, or behind it."""
+    monkeypatch.setattr(drain, "END_S", 0.2)
+    async with deployment("node-1", "node-2") as made:
+        client, node, steps = made.client, made.nodes["node-1"], 0
+        for n in range(drain.MOVES):
+            await client.on("node-1").spawn(Meter, f"g{n:02}")
+
+        async def step(name: str) -> None:
+            nonlocal steps
+            if name == where:
+                steps += 1
+                await asyncio.sleep(0.4 + 0.01 * steps if steps % 2 else 3600)
+
+        made.nodes["node-2"].home.step = step
+        emptying = drain.Drain(node, 0.5, is_patient=True)
+        began = asyncio.get_running_loop().time()
+        await emptying.run()
+        assert asyncio.get_running_loop().time() - began < 2.0
+        told = emptying.told()
+        assert told.state == drain.OVER
+        assert told.left == len(told.rows) > 0
+        assert all(row.state == "blocked" and "the deadline came" in row.blocker for row in told.rows)
+        made.nodes["node-2"].kill()
+
+
 # ---- processes and commands ----------------------------------------------------------------------------------
 
 

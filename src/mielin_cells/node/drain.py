@@ -21,6 +21,7 @@ from mielin_cells.node.together import together
 if TYPE_CHECKING:
     from mielin_cells.node.host import Host
     from mielin_cells.node.node import Node
+    from mielin_cells.node.recovery import Recovery
 
 logger = logging.getLogger("mielin_cells.drain")
 
@@ -29,6 +30,9 @@ MOVES = 16
 
 ROUND_S = 0.5
 """Before those that did not go are tried again."""
+
+END_S = 1.0
+"""After the deadline, for moves that are told to end; what is handed over by then goes forward by itself."""
 
 ROWS_MAX = 500
 """Agents told of in one answer: those on their way and those that are kept first."""
@@ -105,25 +109,28 @@ class Drain:
         self._until = self.node.clock() + deadline_s
 
     async def run(self) -> None:
+        """Ends within the deadline and `END_S`: a move that is handed over by then goes forward by itself."""
         node = self.node
+        logger.info("node %s is drained: %d agents are to go", node.name, len(node.hosts))
+        rounds = asyncio.create_task(self._rounds())
         clock = asyncio.create_task(self._watch_the_clock())
         try:
-            logger.info("node %s is drained: %d agents are to go", node.name, len(node.hosts))
-            while not self._ending.is_set():
-                try:
-                    goes_on = await self._round()
-                except CellError as error:
-                    logger.warning("the drain of node %s waits for the store: %s", node.name, error)
-                    goes_on = True
-                if not goes_on:
-                    break
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._ending.wait(), ROUND_S)
+            await asyncio.wait((rounds, clock), return_when=asyncio.FIRST_COMPLETED)
+            if not rounds.done():
+                self._ending.set()
+                await asyncio.wait((rounds,), timeout=END_S)
         finally:
+            rounds.cancel()
             clock.cancel()
-            await asyncio.gather(clock, return_exceptions=True)
+            [failed, lost] = await asyncio.gather(rounds, clock, return_exceptions=True)
+        errors = [error for error in (failed, lost) if isinstance(error, Exception)]
+        for error in errors:
+            logger.error("the drain of node %s failed: %r", node.name, error, exc_info=error)
         if self.state == RUNNING:
-            self.state = DONE
+            self.state = OVER if errors else DONE
+        for row in self._rows.values():
+            if row.state == "moving":
+                row.state, row.blocker = "blocked", f"the deadline came while it was moved to {row.target}"
         self._ended_at = node.clock()
         told = self.told()
         logger.info(
@@ -131,16 +138,30 @@ class Drain:
             f"; {told.left} stay and are claimable" if told.left else "",
         )  # fmt: skip
 
+    async def _rounds(self) -> None:
+        node = self.node
+        while not self._ending.is_set():
+            try:
+                goes_on = await self._round()
+            except CellError as error:
+                logger.warning("the drain of node %s waits for the store: %s", node.name, error)
+                goes_on = True
+            if not goes_on:
+                break
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._ending.wait(), ROUND_S)
+
     async def _watch_the_clock(self) -> None:
-        while (left := self._until - self.node.clock()) > 0:
+        """Returns when the deadline has come, and all moves are told to end that have not handed over."""
+        node = self.node
+        while (left := self._until - node.clock()) > 0:
             await asyncio.sleep(min(left, ROUND_S))
         self.state = OVER
         self._ending.set()
-        for agent, row in self._rows.items():
-            found = self.node.migrations.open.get(agent)
-            if row.state == "moving" and found is not None:
-                with contextlib.suppress(CellError):  # too late: it is handed over, and goes forward
-                    await found.abort()
+        for agent in [agent for agent, row in self._rows.items() if row.state == "moving"]:
+            found = node.migrations.open.get(agent)
+            if found is not None:
+                node.home.begin(_aborted(found))
 
     # ---- moving ----------------------------------------------------------------------------------------------
 
@@ -250,8 +271,8 @@ class Drain:
         told = [self._row(row) for row in rows[:ROWS_MAX]]
         told += [_unloadable(agent, info.error) for agent, info in sorted(node.troubled.items())[:ROWS_MAX]]
         return Drainage(
-            node=node.name, state=self.state, agents=self.moved + left, moved=self.moved, left=left, rows=told,
-            seconds=seconds, left_s=max(0.0, self._until - now), eta_s=eta_s,
+            node=node.name, state=self.state if self._ended_at else RUNNING, agents=self.moved + left, moved=self.moved,
+            left=left, rows=told, seconds=seconds, left_s=max(0.0, self._until - now), eta_s=eta_s,
         )  # fmt: skip
 
     def _row(self, row: Row) -> Row:
@@ -262,6 +283,11 @@ class Drain:
             messages=host.inbox.waiting if host is not None else 0,
             bytes=host.fold.state.size_bytes if host is not None else 0,
         )  # fmt: skip
+
+
+async def _aborted(move: Recovery) -> None:
+    with contextlib.suppress(CellError):  # too late: it is handed over, and goes forward
+        await move.abort()
 
 
 def _shown(row: Row) -> str:
