@@ -2,7 +2,8 @@
 
 A class that derives from `Agent` serves twice.  A *live* instance is made by the owner and bound to stored state
 (`core.cell`); a *reference* is a value, a name of the agent, through which its handlers are asked.  Annotated names are
-state; un-annotated and `_private` attributes are not, and do not move.
+state, also those of plain base classes; `_private` attributes are not, and do not move; other attributes are refused when they
+are set.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ HOOKS = ("on_start", "on_arrive", "on_depart", "on_stop", "healthy")
 _CLASS_VAR = re.compile(r"\s*(\w+\.)*ClassVar\b")
 
 
-def _is_state(name: str, annotation: Any) -> bool:
+def is_state(name: str, annotation: Any) -> bool:
     if name.startswith("_"):
         return False
     if isinstance(annotation, str):  # not evaluated yet: it may name what is defined later
@@ -185,10 +186,12 @@ class Agent:
         if standby is not None:
             _check_standby(cls, standby)
             cls.__mielin_standby__ = standby
-        fields = [field for field, kind in inspect.get_annotations(cls).items() if _is_state(field, kind)]
+        fields = [field for field, kind in inspect.get_annotations(cls).items() if is_state(field, kind)]
         _check_class(cls, version, name, fields)
         wire_name = "".join(name or cls.__name__)  # plain text: it is in records
         definition.check_handlers(cls)
+        mixins = [base for base in cls.__mro__ if not issubclass(base, Agent) and not definition.is_bare(base)]
+        definition.check_attributes(cls, mixins)
         definition.check_name(cls, wire_name, version, classes.get(wire_name))
         cls.__mielin_name__, cls.__mielin_version__ = wire_name, version
         for field in {*fields, *cls.__dict__}:
@@ -196,6 +199,10 @@ class Agent:
             if field in fields or isinstance(before, Field):  # the latter: a new default for an inherited field
                 default = before.default if isinstance(before, Field) else NO_DEFAULT
                 setattr(cls, field, Field(field, cls.__dict__.get(field, default)))
+        for base in mixins:  # what a plain class declares is state of the agent that is derived from it
+            for field, kind in inspect.get_annotations(base).items():
+                if is_state(field, kind) and not isinstance(inspect.getattr_static(cls, field, None), Field):
+                    setattr(cls, field, Field(field, base.__dict__.get(field, NO_DEFAULT)))
         classes[wire_name] = cls
 
     async def on_start(self) -> None:

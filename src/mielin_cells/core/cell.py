@@ -11,7 +11,7 @@ from mielin_cells.core.buffer import Buffer
 from mielin_cells.core.calls import Turn, turn
 from mielin_cells.core.codec import encode, reason
 from mielin_cells.core.commit import merged
-from mielin_cells.core.exact import LOAD_ERRORS
+from mielin_cells.core.exact import LOAD_ERRORS, is_cached_property
 from mielin_cells.core.spec import FieldSpec, Spec, buffer_bytes
 from mielin_cells.core.state import BufferStore, StateDelta, StoredState, TableStore
 from mielin_cells.core.table import Table
@@ -36,7 +36,8 @@ class Cell:
     """One live instance.  Raises `StateUnloadable`, naming the field, if the stored state does not fit the class."""
 
     __slots__ = (
-        "_assigned", "_buffers", "_fields", "_handed", "_held", "_id", "_state", "_tables", "_warned", "agent", "owner", "touched",
+        "_assigned", "_buffers", "_fields", "_handed", "_held", "_id", "_size", "_state", "_tables", "_warned",
+        "agent", "owner", "touched",
     )  # fmt: skip
 
     def __init__(self, spec: Spec, state: StoredState, agent_id: str) -> None:
@@ -66,6 +67,8 @@ class Cell:
                 )  # fmt: skip
         for field in self._fields.values():
             self.agent.__dict__[field.name] = self._bind(field)
+        self._size = len(self.agent.__dict__)
+        """Of the live agent's attributes, when they were looked at."""
 
     def _bind(self, field: FieldSpec) -> Any:
         if field.kind == "table":
@@ -137,6 +140,8 @@ class Cell:
     def begin(self, owner: Turn | None = None) -> None:
         """A turn begins: of all that runs, what acts in the context of `owner` may change state."""
         self.owner = owner
+        if len(self.agent.__dict__) != self._size:  # set outside of turns, so it is not there
+            self._undeclared(remove=True)
 
     def end(self, before: StateDelta | None = None) -> StateDelta | None:
         """What the turn changed, checked and applied to the stored state, as one delta with `before`; None for nothing.
@@ -144,6 +149,8 @@ class Cell:
         `before` may be changed in place.  Raises `StateInvalid` for a value that would not load again: nothing is applied,
         and `undo` must follow.
         """
+        if len(self.agent.__dict__) != self._size:
+            self._check_declared()
         plain = self._changed_fields() if self.touched else None
         # Applied once nothing can raise any more: `undo` restores what was touched.
         if not self._tables and not self._buffers:  # most agents: nothing to look through
@@ -221,6 +228,32 @@ class Cell:
             for name in self._handed:
                 del values[name]
         self._forget()
+        self._size = len(self.agent.__dict__)
+
+    def _undeclared(self, *, remove: bool) -> list[str]:
+        """Attributes of the live agent that are no state: they would be lost when it moves."""
+        values = self.agent.__dict__
+        names = [
+            name for name in values
+            if name not in self._fields and not name.startswith("_") and not is_cached_property(type(self.agent), name)
+        ]  # fmt: skip
+        if remove:
+            for name in names:
+                del values[name]
+        if remove or not names:
+            self._size = len(values)
+        return names
+
+    def _check_declared(self) -> None:
+        names = self._undeclared(remove=False)
+        if names:
+            path = f"{type(self.agent).__name__}.{names[0]}"
+            raise StateInvalid(
+                f"The turn of agent {self._id!r} set {path}, which is no state field: it would be lost when the agent moves. "
+                f"Annotate it in the class (`{names[0]}: int = 0`), or name it `_{names[0]}` if it may be lost. "
+                "The turn is undone and the agent goes on.",
+                agent=self._id, path=path,
+            )  # fmt: skip
 
     def _forget(self) -> None:
         self.touched.clear()
@@ -236,6 +269,7 @@ class Cell:
             if self._fields[name].kind == "plain":
                 self.agent.__dict__.pop(name, None)
         self._forget()
+        self._undeclared(remove=True)
         for table in self._tables.values():
             table._undo()
         for buffer in self._buffers.values():

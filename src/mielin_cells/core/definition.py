@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import abc
+import dataclasses
+import inspect
+import typing
+from collections.abc import MutableMapping, MutableSequence, MutableSet
 from typing import Any
 
+from mielin_cells.core.buffer import Buffer
 from mielin_cells.core.handler import Handler
 from mielin_cells.errors import FieldRefused, UsageError
 
@@ -49,6 +55,66 @@ def check_handlers(cls: type) -> None:
                 f"{path} is the handler {value.__qualname__} under another name; write a method of its own that calls it.",
                 path=path,
             )
+
+
+def is_bare(base: type) -> bool:
+    """True for a base that has nothing to say of an agent."""
+    return base in (object, typing.Generic, typing.Protocol, abc.ABC) or getattr(base, "_is_protocol", False)
+
+
+def check_attributes(cls: type, mixins: list[type]) -> None:
+    """Raises `FieldRefused` for what looks like state and would be lost at a move, or shared by all agents of the class."""
+    for base in mixins:
+        path = f"{cls.__name__}({base.__name__})"
+        if "__init__" in vars(base):
+            raise FieldRefused(
+                f"{path}: agents are made without `__init__`, so that of {base.__name__} would never run; give its attributes types "
+                "and defaults, and open clients in `on_arrive`.",
+                path=path,
+            )
+    declared = {name for base in cls.__mro__ for name in inspect.get_annotations(base)}
+    for base in (cls, *mixins):
+        for name, value in vars(base).items():
+            if not name.startswith("_") and name not in declared and _can_change(value):
+                path = f"{cls.__name__}.{name}"
+                raise FieldRefused(
+                    f"{path} has no type, so it is no state: changes to it would be shared by all agents here and lost when one "
+                    f"moves. Write `{name}: {_type_text(value)} = ...`, or `{name}: ClassVar[...]` for a constant.",
+                    path=path,
+                )
+
+
+def check_default(path: str, value: Any) -> None:
+    """Raises `FieldRefused` for what other libraries make fields with."""
+    kind = type(value)
+    if isinstance(value, dataclasses.Field) or (kind.__name__, kind.__module__.partition(".")[0]) in _FIELD_MAKERS:
+        raise FieldRefused(
+            f"{path}: the default is a {kind.__module__.partition('.')[0]} field; write the value itself, as `= []`: every agent "
+            "gets a copy of its own.",
+            path=path,
+        )
+
+
+_FIELD_MAKERS = {("Field", "msgspec"), ("FieldInfo", "pydantic"), ("_CountingAttr", "attr")}
+
+
+def _can_change(value: Any) -> bool:
+    if isinstance(value, (type, Handler)):
+        return False
+    if isinstance(value, (MutableMapping, MutableSequence, MutableSet, Buffer)):
+        return True
+    if dataclasses.is_dataclass(value):
+        return not getattr(value, "__dataclass_params__").frozen  # noqa: B009 - the type stubs do not know it
+    if hasattr(type(value), "__struct_config__"):
+        return not type(value).__struct_config__.frozen
+    return hasattr(type(value), "__pydantic_fields__") and not type(value).model_config.get("frozen", False)
+
+
+def _type_text(value: Any) -> str:
+    kind = type(value).__name__
+    return {"list": "list[...]", "dict": "dict[..., ...]", "set": "set[...]", "Table": "cells.Table[..., ...]"}.get(
+        kind, kind
+    )
 
 
 def _kind(value: Any) -> str:

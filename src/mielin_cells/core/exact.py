@@ -64,8 +64,8 @@ _NORMALISED = frozenset({(int, float), (AgentId, str)})
 def is_exact(value: Any, loaded: Any) -> bool:
     """True if `loaded` is the same as `value`; False if it is alike, but for what is documented to be normalised.
 
-    Normalised: a whole number where a float is declared, an `AgentId` where a str is, a cached property, a live agent (it becomes a reference), and which
-    fields of a pydantic root model count as set.  Raises `ValueChangedError` for anything else.
+    Normalised: a whole number where a float is declared, an `AgentId` where a str is, a cached property, a live agent (it becomes a
+    reference), and which fields of a pydantic root model count as set.  Raises `ValueChangedError` for anything else.
     """
     exact = True
     todo: Todo = [(value, loaded, None)]
@@ -250,7 +250,7 @@ def _read(member: Any, obj: Any) -> Any:
         return _MISSING
 
 
-def _is_cached(kind: type, name: str) -> bool:
+def is_cached_property(kind: type, name: str) -> bool:
     return any(isinstance(vars(base).get(name), functools.cached_property) for base in kind.__mro__)
 
 
@@ -270,7 +270,7 @@ def _attributes(value: Any, loaded: Any, place: Place, todo: Todo) -> bool:
         if name in others:
             if one is not (other := others[name]):
                 todo.append((one, other, (place, f".{name}")))
-        elif _is_cached(kind, name):
+        elif is_cached_property(kind, name):
             exact = False
         else:
             raise ValueChangedError(

@@ -13,16 +13,25 @@ from typing import Any
 
 import msgspec
 
-from mielin_cells.core.agent import NO_DEFAULT, Agent, Field, Upgrade, classes
+from mielin_cells.core.agent import NO_DEFAULT, Agent, Field, Upgrade, classes, is_state
 from mielin_cells.core.buffer import Buffer
 from mielin_cells.core.codec import Codec, encode, load_hook, plain, reason
+from mielin_cells.core.definition import check_default
 from mielin_cells.core.exact import LOAD_ERRORS, ValueChangedError, shown
 from mielin_cells.core.handler import Handler
 from mielin_cells.core.message import Answer
 from mielin_cells.core.raises import Declared
 from mielin_cells.core.state import BUCKETS, PAGE_BYTES, BufferDelta, StateDelta, StoredState, TableDelta, TableStore
 from mielin_cells.core.table import Table
-from mielin_cells.errors import BadArguments, FieldRefused, StateTooNew, StateUpgradeFailed, described, from_wire
+from mielin_cells.errors import (
+    BadArguments,
+    FieldRefused,
+    StateTooNew,
+    StateUpgradeFailed,
+    UsageError,
+    described,
+    from_wire,
+)
 
 PROVED_MAX = 256
 """Combinations of argument types that a handler remembers as safe; more than that are looked at one by one."""
@@ -166,6 +175,10 @@ class Spec:
         self.cls = cls
         self.name = cls.__mielin_name__
         self.version = cls.__mielin_version__
+        if "__dataclass_fields__" in vars(cls):
+            raise FieldRefused(
+                f"{self.name}: an agent is no dataclass; remove the decorator, its fields stay.", path=self.name
+            )
         hints = self._hints()
         self.fields: dict[str, FieldSpec] = {}
         self.handlers: dict[str, HandlerSpec] = {}
@@ -202,9 +215,11 @@ class Spec:
         """The types of the state fields.  Other annotations are not looked at: what they name may not be there."""
         hints: dict[str, Any] = {}
         for base in reversed(self.cls.__mro__):
+            is_agent = issubclass(base, Agent)  # else its fields are on the first agent class that is derived from it
             own = {
                 name: kind for name, kind in inspect.get_annotations(base).items()
-                if isinstance(vars(base).get(name), Field)
+                if is_state(name, kind)
+                and isinstance(vars(base).get(name) if is_agent else inspect.getattr_static(self.cls, name, None), Field)
             }  # fmt: skip
             if own:
                 names = self._names(vars(inspect.getmodule(base) or types), base)
@@ -215,6 +230,7 @@ class Spec:
         path, has_default = f"{self.name}.{name}", member.default is not NO_DEFAULT
         origin = typing.get_origin(kind) or kind
         content = member.default if has_default else None
+        check_default(path, content)
         try:
             if origin is Table:
                 arguments = typing.get_args(kind)
@@ -288,8 +304,11 @@ class Spec:
         """True if the class has this hook of its own."""
         return getattr(self.cls, name) is not getattr(Agent, name)
 
-    def initial(self, **state: Any) -> StateDelta:
+    def initial(self, /, **state: Any) -> StateDelta:
         """The encoded state of a new agent: what is given, and defaults.  Raises `BadArguments` naming the field."""
+        if inspect.isabstract(self.cls):
+            lacks = ", ".join(sorted(getattr(self.cls, "__abstractmethods__", ())))
+            raise UsageError(f"{self.name} is abstract: {lacks} is not written; spawn a class that is derived from it.")
         extra = [name for name in state if name not in self.fields]
         missing = [f.name for f in self.fields.values() if not f.has_default and f.name not in state]
         if extra or missing:
@@ -350,8 +369,20 @@ def spec_of(cls: type[Agent]) -> Spec:
     """The spec of a class, built at its first use.  Raises `FieldRefused` naming what cannot be stored or sent."""
     spec = _specs.get(cls)
     if spec is None:
+        _check_is_agent(cls)
         spec = _specs[cls] = Spec(cls)
     return spec
+
+
+def _check_is_agent(cls: Any) -> None:
+    if isinstance(cls, type) and issubclass(cls, Agent) and cls is not Agent:
+        return
+    origin = typing.get_origin(cls)
+    if isinstance(origin, type) and issubclass(origin, Agent):
+        raise UsageError(
+            f"{cls!r} is no class of its own, and has no name on the wire; derive one: `class Name({cls!r}): ...`."
+        )
+    raise UsageError(f"{cls!r} is no agent class; write `class Name(cells.Agent): ...` and give that.")
 
 
 def upgrade_state(spec: Spec, state: StoredState, version: int) -> StateDelta | None:

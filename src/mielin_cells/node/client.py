@@ -196,15 +196,21 @@ class Client:
     # ---- agents ----------------------------------------------------------------------------------------------
 
     async def spawn(self, make: Callable[P, A], id: str, /, *args: P.args, **state: P.kwargs) -> A:
-        return await self._spawn(None, make, id, **state)
+        return await self._spawn(None, make, id, args, state)
 
     def on(self, node: str, /) -> Placed:
         return Placed(self, node)
 
-    async def _spawn(self, node: str | None, make: Callable[..., A], id: str, **state: Any) -> A:
+    async def _spawn(
+        self, node: str | None, make: Callable[..., A], id: str, unnamed: tuple[Any, ...], state: dict[str, Any]
+    ) -> A:
         self.check_loop()
         cls = cast("type[A]", make)
         spec, agent = spec_of(cls), str(AgentId(id))
+        if unnamed:
+            raise UsageError(
+                f"State of a new {spec.name} is given by name, as field=value; {len(unnamed)} values have none."
+            )
         request = control.Spawn(agent, spec.name, spec.version, spec.initial(**state))
         async with self._placing.room():
             if await self.log.last(log_subject(agent)) is not None:
@@ -538,7 +544,7 @@ class Placed:
         self._node = node
 
     async def spawn(self, make: Callable[P, A], id: str, /, *args: P.args, **state: P.kwargs) -> A:
-        return await self._client._spawn(self._node, make, id, **state)
+        return await self._client._spawn(self._node, make, id, args, state)
 
 
 async def _known(node: str) -> str:
