@@ -18,6 +18,7 @@ from mielin_cells.core.fold import Phase as LogPhase
 from mielin_cells.migration import source as s
 from mielin_cells.migration import target as t
 from mielin_cells.migration.phases import MigrationPhase as Phase
+from mielin_cells.migration.refusal import told
 from mielin_cells.migration.target import TargetPhase
 
 Log = tuple[str, ...]
@@ -139,7 +140,7 @@ def source_steps(w: World) -> Iterator[World]:
         if fenced:
             yield source_on(w, s.Overtaken(False))
     if waits == "AskPrepare":
-        yield source_on(w, s.Refused(("full",)))
+        yield source_on(w, s.Refused((told("full"),)))
         if w.target is None:
             yield source_on(w._replace(target=w.new_target("m-1"), target_seen=0), s.Prepared())
     elif waits == "AskCopy":

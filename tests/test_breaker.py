@@ -34,6 +34,45 @@ def test_a_circuit_opens_after_failures_that_come_together() -> None:
     assert targets.admits("node-3", 4)
 
 
+def test_a_node_that_is_full_again_and_again_cools_off_for_longer_each_time() -> None:
+    targets, waits = Targets(), list[float]()
+    now = 0.0
+    for _ in range(4):  # each time as soon as it may be asked again
+        targets.failed("node-2", now, MigrationErrorType.INSUFFICIENT_RESOURCES)
+        waits.append(targets.free_at("node-2", now) - now)
+        now += waits[-1]
+    assert waits == sorted(waits)
+    assert (waits[0], waits[-1] > 2 * waits[0]) == (10, True)
+    assert targets.circuit("node-2", now) is Circuit.CLOSED  # a node that says no works
+
+
+@given(st.lists(st.tuples(st.sampled_from(("begin", "end", "fail", "release", "succeed", "ask")),
+                          st.sampled_from(("node-1", "node-2", "node-3")),
+                          st.sampled_from((None, *MigrationErrorType)), st.floats(0, 100)), max_size=60))  # fmt: skip
+def test_no_order_of_calls_makes_it_raise_or_lose_a_node(
+    calls: list[tuple[str, str, MigrationErrorType | None, float]],
+) -> None:
+    targets, now = Targets(), 0.0
+    for what, node, error, pause in calls:
+        now += pause
+        match what:
+            case "begin":
+                admits = targets.admits(node, now)
+                assert targets.begin(node, now) is admits
+            case "end":
+                targets.end(node, now, error)
+            case "fail":
+                targets.failed(node, now, error or TIMEOUT)
+            case "release":
+                targets.release(node)
+            case "succeed":
+                targets.succeeded(node)
+            case _:
+                assert targets.running(node) >= 0
+                assert now <= targets.free_at(node, now) <= now + BreakerConfig().open_max_secs
+        assert all(targets.admits(name, now) or name in targets.unfit(now) for name in ("node-1", "node-2"))
+
+
 def test_failures_are_forgotten_with_time() -> None:
     targets = Targets()
 

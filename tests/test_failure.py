@@ -28,6 +28,7 @@ from mielin_cells.migration.failure import (
     is_settled,
 )
 from mielin_cells.migration.phases import MigrationPhase
+from mielin_cells.migration.refusal import Refusal, RefusalKind, kinds, refusal, told
 from mielin_cells.migration.source import Limits, Source
 from mielin_cells.migration.validation import AgentRequirements, NodeCapabilities, check_compatibility
 
@@ -160,14 +161,12 @@ NODE = Facts(name="node-2", version=2)
         (OFFER, Facts(name="node-2", version=1, memory_bytes=10, is_stopping=True), INCOMPATIBLE),
     ],
 )
-def test_a_refusal_is_classified_by_what_it_says(offer: Offer, node: Facts, kind: MigrationErrorType) -> None:
+def test_a_refusal_is_classified_by_its_kind(offer: Offer, node: Facts, kind: MigrationErrorType) -> None:
     reasons = refusals(offer, node)
 
     assert reasons
     assert classify(Refused(reasons)) is kind
-    assert classify(MigrationRefused("Refused.", reasons=list(reasons))) is kind
-    # As a journal and a report tell it.
-    assert classify(Coded("MigrationRefused", "; ".join(reasons))) is kind
+    assert classify(MigrationRefused("Refused.", reasons=[], kinds=kinds(reasons))) is kind
 
 
 @pytest.mark.parametrize(
@@ -183,14 +182,14 @@ def test_a_refusal_is_classified_by_what_it_says(offer: Offer, node: Facts, kind
     ],
 )
 def test_a_compatibility_reason_is_classified_too(agent: AgentRequirements, kind: MigrationErrorType) -> None:
-    reasons = check_compatibility(agent, NodeCapabilities()).reasons
+    reasons = check_compatibility(agent, NodeCapabilities()).refusals
 
     assert len(reasons) == 1
     assert classify(Refused(reasons)) is kind
 
 
 def test_a_refusal_without_a_known_reason_is_retried_elsewhere() -> None:
-    for refused in (Refused(()), Refused(("injected at prepare: refuse",)), MigrationRefused("injected")):
+    for refused in (Refused(()), Refused((told("injected at prepare: refuse"),)), MigrationRefused("injected")):
         assert classify(refused) is RESOURCES
 
 
@@ -212,14 +211,14 @@ VERIFYING: tuple[m.Event, ...] = (*PAUSED, m.Quiet(), m.HandedOver())
 
 
 def sent_back(error: BaseException) -> tuple[m.Event, ...]:
-    return (*VERIFYING, m.SeenReturned(described(error)))
+    return (*VERIFYING, m.SeenReturned(described(error), type(error).__name__))
 
 
 @pytest.mark.parametrize(
     ("events", "kind"),
     [
-        ((m.Begin(), m.Refused(("node-2 is stopping and takes no agents",))), UNREACHABLE),
-        ((m.Begin(), m.Refused(("injected at prepare: refuse",))), RESOURCES),
+        ((m.Begin(), m.Refused((refusal(RefusalKind.STOPPING, node="node-2"),))), UNREACHABLE),
+        ((m.Begin(), m.Refused((told("node-2 is stopping"),))), RESOURCES),
         ((m.Begin(), m.Broken("TargetUnreachable", "no answer")), UNREACHABLE),
         ((*COPYING, m.Deadline()), TIMEOUT),
         ((*COPYING, m.Broken("DigestMismatch", "other bytes")), CORRUPTION),
@@ -244,7 +243,7 @@ def test_the_end_of_a_move_is_classified_by_code_and_reason(
     end = end_after(*events)
 
     assert end.outcome == "rolled_back"
-    assert classify(Coded(end.code, end.reason)) is kind
+    assert classify(end.happened) is kind
     assert not is_settled(end.code)
 
 
@@ -255,7 +254,7 @@ def test_a_decision_is_not_a_failure() -> None:
 
 
 def test_a_cause_alone_is_classified_as_in_the_end() -> None:
-    assert classify(SentBack("DigestMismatch: other")) is CORRUPTION
+    assert classify(SentBack("DigestMismatch")) is CORRUPTION
     assert classify(SentBack("")) is INCOMPATIBLE
 
 
@@ -264,7 +263,7 @@ def test_classification_is_total(code: str, reason: str) -> None:
     for happened in (
         Coded(code, reason),
         SentBack(reason),
-        Refused((reason,)),
+        Refused((Refusal(code, {"text": reason}),)),
         CellError(reason),
         Coded("Returned", reason),
     ):

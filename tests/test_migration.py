@@ -25,7 +25,9 @@ from transitions import (
 
 from mielin_cells.migration import source as s
 from mielin_cells.migration import target as t
+from mielin_cells.migration.failure import Refused
 from mielin_cells.migration.phases import MigrationPhase as Phase
+from mielin_cells.migration.refusal import told
 from mielin_cells.migration.target import TargetPhase
 
 BEFORE = (Phase.PLANNED, Phase.PREPARING, Phase.COPYING, Phase.PAUSED)
@@ -107,8 +109,9 @@ def test_a_source_that_was_fenced_does_not_resume(phase: Phase, event: s.Event) 
 
 
 def test_a_refusal_names_every_reason() -> None:
-    _, effects = source_in(Phase.PREPARING).on(s.Refused(("no memory", "no class")))
-    assert effects == (s.End("rolled_back", "MigrationRefused", "no memory; no class"),)
+    _, effects = source_in(Phase.PREPARING).on(s.Refused((told("no memory"), told("no class"))))
+    refused = Refused((told("no memory"), told("no class")))
+    assert effects == (s.End("rolled_back", "MigrationRefused", "no memory; no class", refused),)
 
 
 # ---- the copy ----
@@ -292,7 +295,7 @@ def test_a_copy_that_was_not_handed_over_is_dropped(phase: TargetPhase, event: t
 
 def late_and_repeated() -> Iterator[tuple[Any, Callable[[], list[Any]]]]:
     yield source_in(Phase.VERIFYING), lambda: [s.Begin(), s.Prepared(), NEAR, s.Quiet(), s.HandedOver(), s.Doubtful()]
-    yield source_in(Phase.COPYING), lambda: [s.Begin(), s.Prepared(), s.Refused(("late",))]
+    yield source_in(Phase.COPYING), lambda: [s.Begin(), s.Prepared(), s.Refused((told("late"),))]
     yield target_in(TargetPhase.COPYING), lambda: [t.CopyAsked()]
     yield target_in(TargetPhase.ACCEPTING), lambda: [t.HandoverSeen(), t.Verified(), t.NotVerified("late")]
 

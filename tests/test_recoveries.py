@@ -16,9 +16,13 @@ from mielin_cells.core.agent import classes
 from mielin_cells.core.calls import current
 from mielin_cells.core.fold import Phase
 from mielin_cells.core.ids import journal_subject
+from mielin_cells.migration import admission
+from mielin_cells.migration.admission import Facts, Offer
+from mielin_cells.migration.case import EXCLUDED_DELAYS
 from mielin_cells.migration.journal import Attempted, Decided, Ended, Failed, Planned, Reached
 from mielin_cells.migration.progress import CollectingCallback
 from mielin_cells.migration.recovery import RecoveryConfig
+from mielin_cells.migration.refusal import Refusal, RefusalKind, refusal
 from mielin_cells.node import admit, control, journal, selector
 from mielin_cells.node.cases import Cases
 from mielin_cells.node.client import Client
@@ -103,6 +107,31 @@ async def test_a_refusal_is_rerouted_and_the_attempt_names_the_node_that_was_cho
         decided = [r for r in found.records if isinstance(r, Decided)]
         assert [r.strategy for r in decided] == ["RetryOnDifferentTarget"]
         assert all(r.rule for r in decided)
+
+
+async def test_a_node_that_refused_in_a_passing_way_is_asked_again_after_its_delays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = list[float]()
+    real = admission.refusals
+
+    def full_at_first(offer: Offer, node: Facts) -> tuple[Refusal, ...]:
+        asked.append(time.monotonic())
+        return (refusal(RefusalKind.MEMORY, node=node.name, need=9, left=0),) if len(asked) == 1 else real(offer, node)
+
+    monkeypatch.setattr(admit, "refusals", full_at_first)
+    delay_s = 0.05
+    recovery = RecoveryConfig(
+        max_retries=10, initial_retry_delay_secs=delay_s, max_retry_delay_secs=delay_s, use_exponential_backoff=False,
+        recovery_timeout_secs=20,
+    )  # fmt: skip
+    async with nodes("node-1", "node-2", recovery=recovery) as (client, _):
+        kiosk = await client.on("node-1").spawn(Kiosk, "t")
+
+        report = await client.migrate(kiosk)
+
+        assert (report.outcome, report.target, report.attempts, len(asked)) == ("completed", "node-2", 2, 2)
+        assert asked[1] - asked[0] >= EXCLUDED_DELAYS * delay_s
 
 
 async def test_a_named_target_that_refuses_is_told_at_once_with_every_reason() -> None:

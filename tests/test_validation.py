@@ -270,6 +270,33 @@ def test_only_what_is_too_old_and_has_ended_is_cleaned_up() -> None:
     assert validator.rollback_info("m-failed") is None
 
 
+@given(st.lists(st.tuples(st.sampled_from(("capture", "lost", "won", "execute", "confirm", "fail", "clean")),
+                          st.sampled_from(("m-1", "m-2")), st.floats(0, 3000)), max_size=30))  # fmt: skip
+def test_no_order_of_calls_raises_but_what_is_documented(calls: list[tuple[str, str, float]]) -> None:
+    validator, now = MigrationValidator(), 0.0
+    for what, migration, pause in calls:
+        now += pause
+        try:
+            match what:
+                case "capture":
+                    validator.capture_rollback(migration, RollbackInfo.capture("a", b"x", now), now=now)
+                case "lost" | "won":
+                    validator.complete(migration, "a", success=what == "won", now=now)
+                case "execute":
+                    validator.execute_rollback(migration, now=now)
+                case "confirm":
+                    info = validator.rollback_info(migration)
+                    checksum = info.original_checksum if info is not None else b""
+                    validator.confirm_rollback(migration, Manifest(checksum=checksum, size=1), now=now)
+                case "fail":
+                    validator.fail_rollback(migration, "why", now=now)
+                case _:
+                    assert validator.cleanup_expired(now=now) in (0, 1, 2)
+        except (cells.NoSuchMigration, cells.RollbackExpired):
+            assert what in ("execute", "confirm")
+    assert validator.cleanup_expired(now=now + 1e6) in (0, 1, 2)
+
+
 def test_an_age_that_cannot_be_is_refused_and_the_old_one_stays() -> None:
     validator = MigrationValidator()
 

@@ -92,6 +92,7 @@ async def migrate(
         refusal = MigrationRefused(
             f"{report.target} cannot take agent {agent!r}, which runs on at {source}: {'; '.join(report.reasons)}.",
             agent=agent, migration=report.migration, reasons=list(report.reasons),
+                kinds=list(report.kinds),
         )  # fmt: skip
         printer.fail(refusal)
         return REFUSED

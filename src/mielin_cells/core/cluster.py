@@ -84,6 +84,8 @@ class MigrationReport:
     """Stable code of what ended it."""
     reasons: tuple[str, ...] = ()
     """Every reason of a refusal."""
+    kinds: tuple[str, ...] = ()
+    """What each of them is, in the words of `migration.refusal`."""
     phases: tuple[tuple[str, float], ...] = ()
     """Each phase passed, with its duration."""
     pause_ms: float = 0.0

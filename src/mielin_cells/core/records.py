@@ -433,6 +433,8 @@ class Returned(Record, tag="Returned", frozen=True, kw_only=True):
     to: str
     migration: str
     cause: str
+    code: str = ""
+    """Of the error that kept the agent from running at the target."""
 
 
 class Claimed(Record, tag="Claimed", frozen=True, kw_only=True):

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mielin_cells.migration.refusal import Fact, Refusal, refusal
+from mielin_cells.migration.refusal import RefusalKind as Kind
 from mielin_cells.migration.validation import AgentRequirements, NodeCapabilities, check_compatibility
 
-UNLIMITED = 1 << 100
+UNLIMITED = 1 << 62
 """Stands for a quantity that is not known, or not limited: whatever is needed or reserved is less."""
 
 
@@ -53,46 +55,42 @@ class Facts:
     """Another migration of this agent, which this node is verifying."""
 
 
-def refusals(offer: Offer, node: Facts) -> tuple[str, ...]:
+def refusals(offer: Offer, node: Facts) -> tuple[Refusal, ...]:
     """Every reason why the node cannot take the agent; none: it can.
 
-    Each is a sentence without the stop, and names what there is and what is needed.
+    Each names what there is and what is needed.
     """
     return (*_unwilling(node), *_unfit(offer, node), *_incompatible(offer, node))
 
 
-def _unwilling(node: Facts) -> list[str]:
-    found: list[str] = []
+def _unwilling(node: Facts) -> list[Refusal]:
+    found: list[Refusal] = []
     if node.is_stopping:
-        found.append(f"{node.name} is stopping and takes no agents")
+        found.append(refusal(Kind.STOPPING, node=node.name))
     elif node.is_cordoned:
-        found.append(f"{node.name} is cordoned and takes no agents")
+        found.append(refusal(Kind.CORDONED, node=node.name))
     if node.is_hosting:
-        found.append(f"{node.name} runs it already")
+        found.append(refusal(Kind.HOSTING, node=node.name))
     if node.verifies:
-        found.append(f"{node.name} is verifying migration {node.verifies} of it")
+        found.append(refusal(Kind.VERIFYING, node=node.name, migration=node.verifies))
     return found
 
 
-def _unfit(offer: Offer, node: Facts) -> list[str]:
-    found: list[str] = []
-    state = f"its state is of {offer.cls} version {offer.version}"
+def _unfit(offer: Offer, node: Facts) -> list[Refusal]:
     if node.class_error:
-        found.append(f"{node.name} cannot use the agent class {offer.cls!r}: {node.class_error.rstrip('.')}")
-    elif node.version is None:
-        found.append(f"{node.name} does not know the agent class {offer.cls!r}; import its module there")
-    elif offer.version < 1:
-        found.append(f"{state}, and versions begin at 1")
-    elif offer.version > node.version:
-        found.append(f"{state}, and {node.name} has version {node.version}")
-    else:
-        missing = [step for step in range(offer.version, node.version) if step not in node.upgrades_from]
-        if missing:
-            found.append(f"{state}, and {node.name} has version {node.version} without an upgrade from {missing[0]}")
-    return found
+        return [refusal(Kind.CLASS_UNUSABLE, node=node.name, cls=offer.cls, why=node.class_error.rstrip("."))]
+    if node.version is None:
+        return [refusal(Kind.CLASS_UNKNOWN, node=node.name, cls=offer.cls)]
+    state: dict[str, Fact] = {"node": node.name, "cls": offer.cls, "version": offer.version, "have": node.version}
+    if offer.version < 1:
+        return [refusal(Kind.STATE_INVALID, **state)]
+    if offer.version > node.version:
+        return [refusal(Kind.STATE_NEWER, **state)]
+    missing = [step for step in range(offer.version, node.version) if step not in node.upgrades_from]
+    return [refusal(Kind.NO_UPGRADE, **state, missing=missing[0])] if missing else []
 
 
-def _incompatible(offer: Offer, node: Facts) -> tuple[str, ...]:
+def _incompatible(offer: Offer, node: Facts) -> tuple[Refusal, ...]:
     need = offer.state_bytes
     wants = AgentRequirements(architectures=offer.architectures, required_storage=max(0, need), state_size=max(0, need))
     has = NodeCapabilities(
@@ -100,8 +98,8 @@ def _incompatible(offer: Offer, node: Facts) -> tuple[str, ...]:
         available_memory=_limit(node.memory_bytes), available_storage=_limit(node.storage_bytes),
         max_state_size=_limit(node.state_bytes_max), reserved=node.reserved_bytes,
     )  # fmt: skip
-    reasons = check_compatibility(wants, has).reasons
-    return reasons if need >= 0 else (*reasons, f"its state is said to have {need} bytes, which is not a size")
+    found = check_compatibility(wants, has).refusals
+    return found if need >= 0 else (*found, refusal(Kind.SIZE_INVALID, size=need))
 
 
 def _limit(known: int | None) -> int:

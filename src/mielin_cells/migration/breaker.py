@@ -50,7 +50,8 @@ class BreakerConfig:
     open_max_secs: float = 300
     trials_max: int = 1
     cooling_secs: float = 10
-    """How long a node is not chosen after it failed once; doubles with its failures, up to `open_max_secs`."""
+    """How long a node is not chosen after it failed once; doubles with its failures, up to `open_max_secs`.  Of refusals for lack of
+    room only those count that come when it is not cooling off."""
 
     @classmethod
     def of(cls, config: RecoveryConfig) -> BreakerConfig:
@@ -71,6 +72,9 @@ class _Health:
     open_until: float | None = None
     """Set while the circuit is open or half-open."""
     open_secs: float = 0.0
+    coolings: float = 0.0
+    """As `failures`, of those that the node cools off after."""
+    cooled_at: float = 0.0
     cooling_until: float = 0.0
     running: int = 0
     trials: int = 0
@@ -154,19 +158,23 @@ class Targets:
         """Closes the circuit and forgets the failures."""
         health = self._nodes.get(target)
         if health is not None:
-            health.failures, health.open_until, health.open_secs, health.cooling_until = 0.0, None, 0.0, 0.0
+            health.failures = health.coolings = health.open_secs = health.cooling_until = 0.0
+            health.open_until = None
 
     def failed(self, target: str, now: float, error: MigrationErrorType) -> None:
         """Counts a failure with this node, also one that was not begun here (a first attempt)."""
         if error not in BLAMES and error not in COOLS:
             return
         config, health = self.config, self._known(target, now)
-        failures = self._decayed(health, now) + 1
         if error in COOLS:
-            cooling = config.cooling_secs * 2 ** min(failures - 1, 30)
+            if error in BLAMES or now >= health.cooling_until:  # many agents are refused at once for one lack of room
+                health.coolings = self._decayed(health.coolings, health.cooled_at, now) + 1
+                health.cooled_at = now
+            cooling = config.cooling_secs * 2 ** min(max(0.0, health.coolings - 1), 30)
             health.cooling_until = max(health.cooling_until, now + min(cooling, config.open_max_secs))
         if error not in BLAMES:
             return
+        failures = self._decayed(health.failures, health.failed_at, now) + 1
         health.failures, health.failed_at = failures, now
         was = self.circuit(target, now)
         if was is Circuit.HALF_OPEN:
@@ -176,9 +184,9 @@ class Targets:
             health.open_secs = config.open_secs
             health.open_until = now + health.open_secs
 
-    def _decayed(self, health: _Health, now: float) -> float:
-        age = max(0.0, now - health.failed_at)
-        return health.failures * math.exp2(-min(age / self.config.half_life_secs, 1000.0))
+    def _decayed(self, count: float, since: float, now: float) -> float:
+        age = max(0.0, now - since)
+        return count * math.exp2(-min(age / self.config.half_life_secs, 1000.0))
 
     def _known(self, target: str, now: float) -> _Health:
         if target not in self._nodes and len(self._nodes) >= TARGETS_MAX:
@@ -189,6 +197,6 @@ class Targets:
         """Drops every node that nothing is held against; if there is none, the one that failed longest ago and runs nothing."""
         idle = [name for name, health in self._nodes.items() if not health.running]
         fine = [n for n in idle if self.circuit(n, now) is Circuit.CLOSED and not self.is_cooling(n, now)]
-        oldest = sorted(idle, key=lambda name: self._nodes[name].failed_at)[:1]
+        oldest = sorted(idle, key=lambda name: max(self._nodes[name].failed_at, self._nodes[name].cooled_at))[:1]
         for name in fine or oldest:
             del self._nodes[name]

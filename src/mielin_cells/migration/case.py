@@ -123,9 +123,17 @@ class Case:
         """Notes what a failure says about its target, for this migration."""
         if error.target_node is None or not error.error_type.should_change_target:
             return
-        passing = EXCLUDED_DELAYS * config.calculate_retry_delay(self.error.retry_count + 1)
-        until = error.timestamp + passing if error.error_type.is_retryable else math.inf
+        until = (
+            error.timestamp + self.passing(self.error.retry_count + 1, config)
+            if error.error_type.is_retryable
+            else math.inf
+        )
         self.excluded[error.target_node] = max(until, self.excluded.get(error.target_node, 0.0))
+
+    @staticmethod
+    def passing(retry: int, config: RecoveryConfig) -> float:
+        """How long a node is excluded whose failure passes, and was answered with this retry."""
+        return EXCLUDED_DELAYS * config.calculate_retry_delay(retry)
 
     def forbidden(self, now: float) -> frozenset[str]:
         """The source, the nodes that are excluded now, and the one that failed last."""

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -14,6 +13,7 @@ from typing import TypeAlias
 
 from mielin_cells.errors import CellError, LostError, RecordInvalid, RetryError, UsageError, storable
 from mielin_cells.migration.phases import MigrationPhase
+from mielin_cells.migration.refusal import Refusal, RefusalKind, told
 
 CAUSES_MAX = 16
 """How far a chain of causes, and groups in groups, are followed: real ones have two or three links."""
@@ -106,9 +106,9 @@ class MigrationError:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The target does not take the agent; its sentences."""
+    """The target does not take the agent."""
 
-    reasons: tuple[str, ...]
+    refusals: tuple[Refusal, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,17 +128,18 @@ class OutcomeUnknown:
 
 @dataclass(frozen=True, slots=True)
 class SentBack:
-    """The target gave the agent back in probation; the cause that its `Returned` carries."""
+    """The target gave the agent back in probation; the code that its `Returned` carries, "" if it has none."""
 
-    cause: str
+    code: str
 
 
 @dataclass(frozen=True, slots=True)
 class Coded:
-    """An error known only by its stable code and sentence: from the wire, a journal, or a report."""
+    """An error known only by its stable code: from the wire, a journal, or a report."""
 
     code: str
     reason: str = ""
+    """For people: nothing is read from it."""
 
 
 Happened: TypeAlias = BaseException | Refused | DeadlinePassed | DigestDiffers | OutcomeUnknown | SentBack | Coded
@@ -240,20 +241,29 @@ DEADLINES: dict[MigrationPhase, MigrationErrorType] = {
 }
 """Of a phase whose deadline is not simply a `TIMEOUT`."""
 
-REASONS: tuple[tuple[str, MigrationErrorType], ...] = (
-    (r"is stopping", UNREACHABLE),
-    (r"runs it already|is verifying migration", TRANSIENT),  # its view of the agent is behind for a moment
-    (r"cannot use the agent class|does not know the agent class", INCOMPATIBLE),
-    (r"its state is of|versions begin at|which is not a size", INCOMPATIBLE),
-    (r"it runs on|architecture|lacks the feature|needs version|its version cannot", INCOMPATIBLE),
-    (r"takes at most", INCOMPATIBLE),
-    (r"bytes of (memory|storage)", RESOURCES),
-)
-"""What a sentence of a refusal says of the target; the first that is found in it counts."""
-
-_REASONS = tuple((re.compile(pattern), kind) for pattern, kind in REASONS)
-_SENT_BACK = re.compile(r"returned it: (.*)", re.DOTALL)
-_CODE = re.compile(r"\w+")
+REFUSALS: dict[RefusalKind, MigrationErrorType] = {
+    RefusalKind.STOPPING: UNREACHABLE,
+    RefusalKind.CORDONED: UNREACHABLE,
+    RefusalKind.HOSTING: TRANSIENT,  # its view of the agent is behind for a moment
+    RefusalKind.VERIFYING: TRANSIENT,
+    RefusalKind.CLASS_UNKNOWN: INCOMPATIBLE,
+    RefusalKind.CLASS_UNUSABLE: INCOMPATIBLE,
+    RefusalKind.STATE_INVALID: INCOMPATIBLE,
+    RefusalKind.STATE_NEWER: INCOMPATIBLE,
+    RefusalKind.NO_UPGRADE: INCOMPATIBLE,
+    RefusalKind.ARCHITECTURE: INCOMPATIBLE,
+    RefusalKind.STATE_TOO_LARGE: INCOMPATIBLE,
+    RefusalKind.SIZE_INVALID: INCOMPATIBLE,
+    RefusalKind.FEATURE: INCOMPATIBLE,
+    RefusalKind.VERSION_MAJOR: INCOMPATIBLE,
+    RefusalKind.VERSION_OLD: INCOMPATIBLE,
+    RefusalKind.VERSION_UNREADABLE: INCOMPATIBLE,
+    RefusalKind.MEMORY: RESOURCES,
+    RefusalKind.STORAGE: RESOURCES,
+    RefusalKind.HAS_FAILED: RESOURCES,
+    RefusalKind.OTHER: RESOURCES,  # another node is asked, and this one perhaps later
+}
+"""What a refusal says of the target."""
 
 
 def classify(happened: Happened) -> MigrationErrorType:
@@ -265,18 +275,18 @@ def classify(happened: Happened) -> MigrationErrorType:
     match happened:
         case BaseException():
             return _worst(_of_exception(error) for error in _with_causes(happened))
-        case Refused(reasons=reasons):
-            return _worst(_of_reason(reason) for reason in reasons) if reasons else CODES["MigrationRefused"]
+        case Refused(refusals=refusals):
+            return _worst(REFUSALS[told(one).kind] for one in refusals) if refusals else CODES["MigrationRefused"]
         case DeadlinePassed(phase=phase):
             return DEADLINES.get(phase, TIMEOUT)
         case DigestDiffers():
             return CORRUPTION
         case OutcomeUnknown():
             return TIMEOUT
-        case SentBack(cause=cause):
-            return _of_cause(cause)
-        case Coded(code=code, reason=reason):
-            return _of_code(code, reason)
+        case SentBack(code=code):
+            return _of_return(code)
+        case Coded(code=code):
+            return _of_code(code)
 
 
 def is_settled(code: str) -> bool:
@@ -309,9 +319,9 @@ def _of_exception(error: BaseException) -> MigrationErrorType:
     number = getattr(error, "errno", None) if isinstance(error, OSError) else None
     if number in ERRNOS:
         return ERRNOS[number]
-    reasons = error.facts.get("reasons") if isinstance(error, CellError) else None
-    if isinstance(reasons, (list, tuple)) and reasons:
-        return _worst(_of_reason(str(reason)) for reason in reasons)
+    kinds = error.facts.get("kinds") if isinstance(error, CellError) else None
+    if isinstance(kinds, (list, tuple)) and kinds:
+        return _worst(REFUSALS[Refusal(str(kind), {}).kind] for kind in kinds)
     for cls in type(error).__mro__:
         if cls is not CellError and cls.__name__ in CODES:
             return CODES[cls.__name__]
@@ -321,26 +331,15 @@ def _of_exception(error: BaseException) -> MigrationErrorType:
     return UNKNOWN
 
 
-def _of_reason(reason: str) -> MigrationErrorType:
-    for pattern, kind in _REASONS:
-        if pattern.search(reason):
-            return kind
-    return CODES["MigrationRefused"]
-
-
-def _of_cause(cause: str) -> MigrationErrorType:
+def _of_return(code: str) -> MigrationErrorType:
     """A target that gives the agent back has tried it: unless the cause says otherwise, the agent cannot run there."""
-    code = _CODE.match(cause)
-    kind = _of_code(code[0]) if code and code[0] != "MigrationRefused" else UNKNOWN
+    kind = _of_code(code) if code not in ("", "MigrationRefused", "Returned") else UNKNOWN
     return INCOMPATIBLE if kind is UNKNOWN else kind
 
 
-def _of_code(code: str, reason: str = "") -> MigrationErrorType:
+def _of_code(code: str) -> MigrationErrorType:
     if code == "Returned":
-        cause = _SENT_BACK.search(reason)
-        return _of_cause(cause[1] if cause else reason)
-    if code == "MigrationRefused" and reason:
-        return _worst(_of_reason(part) for part in reason.split("; "))
+        return _of_return("")
     if code in CODES:
         return CODES[code]
     pending: list[type[CellError]] = [CellError]

@@ -12,8 +12,9 @@ attempts under way needs besides.
 
 from __future__ import annotations
 
+import math
 from collections import Counter, OrderedDict
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from mielin_cells.errors import AlreadyThere, MigrationInProgress, MigrationRefused, NoSuchMigration, RecoveryNotDue
@@ -29,6 +30,7 @@ from mielin_cells.migration.recovery import (
     determine,
     no_jitter,
 )
+from mielin_cells.migration.refusal import RefusalKind, refusal
 from mielin_cells.migration.validation import MigrationValidator
 
 AGENTS_KEPT = 10_000
@@ -142,18 +144,21 @@ class MigrationRecoveryManager:
         source: str = "",
         elapsed_secs: float = 0.0,
         wait_secs: float = 0.0,
-        excluded: Collection[str] = (),
+        excluded: Mapping[str, int] | None = None,
     ) -> None:
         """Takes up a recovery that another process began, from its journal.  `error.retry_count` says how many retries were made.
 
-        `elapsed_secs` of its time are over; its next attempt is due in `wait_secs`.  Raises `MigrationInProgress`.
+        `elapsed_secs` of its time are over; its next attempt is due in `wait_secs`.  `excluded`: nodes that failed it, each with
+        the retry that its failure was answered with, 0 for one that cannot run the agent.  Of a failure that passes the time begins
+        anew: no clock of another process decides it.  Raises `MigrationInProgress`.
         """
         if error.agent_id in self._cases:
             raise MigrationInProgress(
                 f"A migration of agent {error.agent_id!r} is being recovered here already.", agent=error.agent_id
             )
         case = self._open(error, now - max(0.0, elapsed_secs), migration, source)
-        case.excluded.update(dict.fromkeys(excluded, case.deadline))
+        for node, retry in (excluded or {}).items():
+            case.excluded[node] = now + case.passing(retry, self._config) if retry else math.inf
         case.exclude(error, self._config)
         self._due.put(error.agent_id, min(now + max(0.0, wait_secs), max(now, case.deadline)))
 
@@ -182,6 +187,11 @@ class MigrationRecoveryManager:
         if self._targets.circuit(target, now) is Circuit.OPEN:
             return Rule(RecoveryStrategy.RETRY_ON_DIFFERENT_TARGET, f"the circuit of {target} is open")
         return rule
+
+    def forbidden(self, agent_id: str, now: float) -> frozenset[str]:
+        """Nodes that a retry elsewhere must not go to now; none for an agent without a failure."""
+        case = self._cases.get(agent_id)
+        return case.forbidden(now) if case is not None else frozenset()
 
     def execute_recovery(self, agent_id: str, now: float, target_node: str | None = None) -> RecoveryStrategy:
         """Begins the next attempt and says what it is: the caller performs it, and reports by `mark_recovery_*`.
@@ -442,10 +452,10 @@ class MigrationRecoveryManager:
         if target == case.source:
             raise AlreadyThere(f"Agent {agent!r} is on {target} already.", agent=agent, node=target)
         if target in case.forbidden(now):
-            reason = f"{target} has failed this migration"
+            reason = refusal(RefusalKind.HAS_FAILED, node=target)
             raise MigrationRefused(
                 f"Agent {agent!r} is not moved to {target} now: it has failed this migration; choose another.",
-                agent=agent, migration=case.migration, reasons=[reason],
+                agent=agent, migration=case.migration, reasons=[str(reason)], kinds=[reason.name],
             )  # fmt: skip
 
     def _take_place(self, case: Case, target: str, now: float) -> None:

@@ -11,7 +11,9 @@ import math
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
+from mielin_cells.migration import failure
 from mielin_cells.migration.phases import MigrationPhase as Phase
+from mielin_cells.migration.refusal import Refusal
 
 # ---- events ---------------------------------------------------------------------------------------------------
 
@@ -28,7 +30,7 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    reasons: tuple[str, ...]
+    refusals: tuple[Refusal, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,8 @@ class SeenAccepted:
 @dataclass(frozen=True, slots=True)
 class SeenReturned:
     cause: str
+    code: str = ""
+    """Of the error that the target gave it back for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +175,13 @@ class End:
     outcome: str
     code: str = ""
     reason: str = ""
+    """For people."""
+    cause: failure.Refused | failure.SentBack | None = None
+    """What says more than the code does."""
+
+    @property
+    def happened(self) -> failure.Happened:
+        return self.cause if self.cause is not None else failure.Coded(self.code)
 
 
 Effect: TypeAlias = (
@@ -218,8 +229,11 @@ class Source:
                 return self._to(Phase.PREPARING, AskPrepare())
             case Phase.PREPARING, Prepared():
                 return replace(self, rounds=1)._to(Phase.COPYING, AskCopy())
-            case Phase.PREPARING, Refused(reasons=reasons):
-                return self._to(Phase.ROLLED_BACK, End("rolled_back", "MigrationRefused", "; ".join(reasons)))
+            case Phase.PREPARING, Refused(refusals=refusals):
+                reason = "; ".join(map(str, refusals))
+                return self._to(
+                    Phase.ROLLED_BACK, End("rolled_back", "MigrationRefused", reason, failure.Refused(refusals))
+                )
             case Phase.COPYING, Copied():
                 return self._copied(event)
             case _, Deadline():
@@ -284,8 +298,9 @@ class Source:
         match event:
             case SeenAccepted():
                 return self._to(Phase.COMPLETED, FreeCopy(), End("completed"))
-            case SeenReturned(cause=cause):
-                return self._back(f"the target returned it: {cause}", "Returned", ResumeIntake())
+            case SeenReturned(cause=cause, code=code):
+                end = End("rolled_back", "Returned", f"the target returned it: {cause}", failure.SentBack(code))
+                return self._to(Phase.ROLLED_BACK, ResumeIntake(), end)
             case ClaimedBack():
                 return self._back("the target was silent in probation", "Timeout", ResumeIntake(), ReleaseTarget())
             case SeenClaimed(node=node):

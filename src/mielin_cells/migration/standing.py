@@ -79,8 +79,8 @@ class Standing:
     """Retries that were begun."""
     tried: Mapping[str, int]
     """Attempts by target."""
-    avoided: frozenset[str]
-    """Nodes whose failure was answered with a retry elsewhere."""
+    avoided: Mapping[str, int]
+    """Nodes whose failure was answered with a retry elsewhere: with which, or 0 for a node that cannot run the agent."""
     failures: tuple[Failed, ...]
     decisions: tuple[RecoveryStrategy, ...]
     cause: Failed | None
@@ -123,7 +123,7 @@ def standing(found: Journal) -> Standing:
     """Raises `UnknownRecord` for a type of failure or a strategy that this version does not know."""
     assert found.planned is not None
     tried: Counter[str] = Counter()
-    avoided: set[str] = set()
+    avoided: dict[str, int] = {}
     failures: list[Failed] = []
     decisions: list[RecoveryStrategy] = []
     cause: Failed | None = None
@@ -147,14 +147,15 @@ def standing(found: Journal) -> Standing:
                 delay = record.delay_s
                 due = record.at + delay if strategy.is_retry else None
                 if strategy is RecoveryStrategy.RETRY_ON_DIFFERENT_TARGET and cause is not None and cause.target:
-                    avoided.add(cause.target)
+                    passes = MigrationErrorType(cause.kind).is_retryable and avoided.get(cause.target) != 0
+                    avoided[cause.target] = retries + 1 if passes else 0
             case _:
                 pass
     attempts, last = found.attempts, found.records[-1]
     newest = max(record.at for record in found.records)
     return Standing(
         agent=found.planned.agent, last=attempts[-1] if attempts else None, is_running=found.in_attempt,
-        attempts=len(attempts), retries=retries, tried=tried, avoided=frozenset(avoided), failures=tuple(failures),
+        attempts=len(attempts), retries=retries, tried=tried, avoided=avoided, failures=tuple(failures),
         decisions=tuple(decisions), cause=cause, is_undecided=found.has_failed,
         decided=decisions[-1] if decisions and not found.has_failed and not found.in_attempt else None, due=due,
         delay=delay,

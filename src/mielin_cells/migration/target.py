@@ -55,6 +55,7 @@ class Verified:
 @dataclass(frozen=True, slots=True)
 class NotVerified:
     cause: str
+    code: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +103,8 @@ class Accept:
 @dataclass(frozen=True, slots=True)
 class Return:
     cause: str
+    code: str = ""
+    """Of the error that keeps the agent from running here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +139,8 @@ class Target:
                 return self._to(TargetPhase.DROPPED, Drop())
             case TargetPhase.PROBATION, Verified():
                 return self._to(TargetPhase.ACCEPTING, Accept())
-            case TargetPhase.PROBATION, NotVerified(cause=cause):
-                return self._to(TargetPhase.RETURNING, Return(cause))
+            case TargetPhase.PROBATION, NotVerified(cause=cause, code=code):
+                return self._to(TargetPhase.RETURNING, Return(cause, code))
             case TargetPhase.PROBATION, Overtaken():
                 return self._to(TargetPhase.DROPPED, Drop())
             case TargetPhase.ACCEPTING, Acknowledged():

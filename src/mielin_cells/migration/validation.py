@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from mielin_cells.errors import ConfigError, DigestMismatch, NoSuchMigration, RollbackExpired
 from mielin_cells.migration.audit import AuditEvent, MigrationAuditLog
+from mielin_cells.migration.refusal import Refusal, refusal
+from mielin_cells.migration.refusal import RefusalKind as Kind
 from mielin_cells.migration.rollback import RollbackInfo
 from mielin_cells.migration.verification import Manifest, StateVerifier, VerificationResult
 from mielin_cells.migration.versions import Version
@@ -52,71 +54,76 @@ class NodeCapabilities:
 class CompatibilityStatus:
     """Every reason against, and every warning.  `can_proceed` unless there is a reason."""
 
-    reasons: tuple[str, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
     warnings: tuple[str, ...] = ()
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """The refusals as sentences."""
+        return tuple(map(str, self.refusals))
 
     @property
     def name(self) -> str:
         """The seed's name of it."""
-        if self.reasons:
+        if self.refusals:
             return "Incompatible"
         return "CompatibleWithWarnings" if self.warnings else "Compatible"
 
     @property
     def is_compatible(self) -> bool:
         """Without reservation."""
-        return not self.reasons and not self.warnings
+        return not self.refusals and not self.warnings
 
     @property
     def can_proceed(self) -> bool:
-        return not self.reasons
+        return not self.refusals
 
 
 def check_compatibility(agent: AgentRequirements, node: NodeCapabilities) -> CompatibilityStatus:
     """All that the crate checks, in its order, and none of it left out because something before it failed."""
-    reasons: list[str] = []
+    found: list[Refusal] = []
     warnings: list[str] = []
     if agent.architectures and not set(agent.architectures) & set(node.architectures):
         have = " and ".join(node.architectures) or "of an unknown architecture"
-        reasons.append(f"it runs on {' or '.join(agent.architectures)}, and {node.name} is {have}")
+        found.append(refusal(Kind.ARCHITECTURE, node=node.name, need=" or ".join(agent.architectures), have=have))
     # The state is held in memory, so it counts, too.
     need = agent.required_memory + agent.state_size
     left = _left(node.available_memory, node.reserved) - need
     if left < 0:
-        reasons.append(_short("memory", need, node.available_memory, node))
+        found.append(_short(Kind.MEMORY, need, node.available_memory, node))
     elif left * HEADROOM < node.available_memory - node.reserved:
         warnings.append(f"{left:,} bytes of memory would be left, less than a fifth of what is free")
     if agent.required_storage > _left(node.available_storage, node.reserved):
-        reasons.append(_short("storage", agent.required_storage, node.available_storage, node))
+        found.append(_short(Kind.STORAGE, agent.required_storage, node.available_storage, node))
     if agent.state_size > node.max_state_size:
-        reasons.append(
-            f"its state has {agent.state_size:,} bytes, and {node.name} takes at most {node.max_state_size:,}"
-        )
-    reasons += [f"{node.name} lacks the feature {name}" for name in agent.features if name not in node.features]
+        found.append(refusal(Kind.STATE_TOO_LARGE, node=node.name, size=agent.state_size, limit=node.max_state_size))
+    found += [
+        refusal(Kind.FEATURE, node=node.name, feature=name) for name in agent.features if name not in node.features
+    ]
     if agent.version:
-        _check_version(agent.version, node, reasons, warnings)
-    return CompatibilityStatus(reasons=tuple(reasons), warnings=tuple(warnings))
+        _check_version(agent.version, node, found, warnings)
+    return CompatibilityStatus(refusals=tuple(found), warnings=tuple(warnings))
 
 
 def _left(free: int, reserved: int) -> int:
     return max(0, free - reserved)
 
 
-def _short(what: str, need: int, free: int, node: NodeCapabilities) -> str:
-    less = f" ({free:,} less {node.reserved:,} reserved)" if node.reserved else ""
-    return f"it needs {need:,} bytes of {what}, and {node.name} has {_left(free, node.reserved):,} free{less}"
+def _short(kind: Kind, need: int, free: int, node: NodeCapabilities) -> Refusal:
+    left = _left(free, node.reserved)
+    return refusal(kind, node=node.name, need=need, left=left, free=free, reserved=node.reserved)
 
 
-def _check_version(text: str, node: NodeCapabilities, reasons: list[str], warnings: list[str]) -> None:
+def _check_version(text: str, node: NodeCapabilities, found: list[Refusal], warnings: list[str]) -> None:
     try:
         version, have, least = Version(text), Version(node.version), Version(node.min_version)
     except ConfigError as error:
-        reasons.append(f"its version cannot be compared: {error.message.rstrip('.')}")
+        found.append(refusal(Kind.VERSION_UNREADABLE, node=node.name, why=error.message.rstrip(".")))
         return
     if version.major not in (have.major, least.major):
-        reasons.append(f"it needs version {version}, and {node.name} has {have}: another major version")
+        found.append(refusal(Kind.VERSION_MAJOR, node=node.name, need=str(version), have=str(have)))
     elif version < least:
-        reasons.append(f"it needs version {version}, and {node.name} takes {least} or newer")
+        found.append(refusal(Kind.VERSION_OLD, node=node.name, need=str(version), least=str(least)))
     elif version > have:
         warnings.append(f"it was made for version {version}, and {node.name} has {have}")
 
@@ -236,8 +243,8 @@ class MigrationValidator:
             except DigestMismatch as mismatch:
                 error = mismatch
         agent = info.agent_id if info is not None else ""
-        if error is not None or info is None:
-            assert error is not None
+        if info is None or error is not None:
+            error = error or NoSuchMigration(f"There is no migration {migration_id}.", migration=migration_id)
             self._audit_rollback(AuditEvent.ROLLBACK_STARTED, migration_id, agent, now, error.message, success=False)
             raise error
         self._audit_rollback(AuditEvent.ROLLBACK_STARTED, migration_id, agent, now, "", success=True)
@@ -272,6 +279,7 @@ class MigrationValidator:
         """The migration has ended, which is always told.  Only after success is there nothing to go back to."""
         if success:
             self._rollbacks.pop(migration_id, None)
+            self._ended.discard(migration_id)
         elif migration_id in self._rollbacks:
             self._ended.add(migration_id)
         event = AuditEvent.MIGRATION_COMPLETED if success else AuditEvent.MIGRATION_FAILED

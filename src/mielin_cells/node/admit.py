@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from mielin_cells.core.spec import Spec
 from mielin_cells.errors import FieldRefused, UnknownClass
 from mielin_cells.migration.admission import Facts, Offer, refusals
+from mielin_cells.migration.refusal import told
 from mielin_cells.migration.target import TargetPhase
 from mielin_cells.node import control
 from mielin_cells.node.target import Copy
@@ -80,8 +81,8 @@ def prepare(node: Node, request: control.Prepare) -> control.Preparation:
         state_bytes=request.state_bytes,
         architectures=tuple(request.architectures),
     )
-    reasons = refusals(offer, facts)
-    if not reasons and not request.is_dry:
+    found = [told(one) for one in refusals(offer, facts)]
+    if not found and not request.is_dry:
         assert spec is not None
         if copy is None or not copy.adopt(request.migration, request.epoch, request.state_bytes):
             if copy is not None:
@@ -89,7 +90,7 @@ def prepare(node: Node, request: control.Prepare) -> control.Preparation:
             node.copies[request.agent] = Copy(
                 node, request.agent, request.migration, spec, request.state_bytes, request.epoch
             )
-    return control.Preparation(list(reasons))
+    return control.Preparation(found)
 
 
 def _spec(node: Node, name: str) -> tuple[Spec | None, str]:

@@ -409,6 +409,7 @@ class Client:
             raise MigrationRefused(
                 f"{report.target} cannot take agent {report.agent!r}, which runs on at {source}: {'; '.join(report.reasons)}.",
                 agent=report.agent, migration=report.migration, reasons=list(report.reasons),
+                kinds=list(report.kinds),
             )  # fmt: skip
         return report
 

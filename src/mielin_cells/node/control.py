@@ -15,6 +15,7 @@ from mielin_cells.core.message import UNREADABLE
 from mielin_cells.core.records import LetterKey, Replayed
 from mielin_cells.core.state import StateDelta
 from mielin_cells.errors import CellError, RecordInvalid, from_wire
+from mielin_cells.migration import refusal
 from mielin_cells.node.reader import Seen
 
 HOSTED_MAX = 1000
@@ -272,7 +273,14 @@ AnyRequest: TypeAlias = (
 
 
 class Preparation(msgspec.Struct, array_like=True, frozen=True):
-    reasons: list[str]
+    """Every reason against taking the agent; none: room is reserved for it."""
+
+    refusals: list[refusal.Refusal]
+
+    @property
+    def reasons(self) -> list[str]:
+        """The refusals as sentences."""
+        return list(map(str, self.refusals))
 
 
 class Undoing(msgspec.Struct, array_like=True, frozen=True, kw_only=True):

@@ -40,6 +40,7 @@ from mielin_cells.errors import (
     described,
 )
 from mielin_cells.migration.recovery import RecoveryConfig
+from mielin_cells.migration.refusal import told
 from mielin_cells.node import (
     admit,
     claims,
@@ -356,7 +357,7 @@ class Node:
                 try:
                     await self.home.at("prepare")
                 except CellError as error:
-                    return control.Preparation([error.message])
+                    return control.Preparation([told(error.message)])
                 return admit.prepare(self, request)
             case control.Copy(agent=agent, migration=migration, seq=seq):
                 copy = self.copies.get(agent)

@@ -20,7 +20,15 @@ from mielin_cells.core.ids import log_subject
 from mielin_cells.core.records import Returned, Suspended
 from mielin_cells.errors import AskTimeout, CellError, Fenced, RecordInvalid, TooLateToCancel
 from mielin_cells.migration.case import Rule
-from mielin_cells.migration.failure import Coded, MigrationError, MigrationErrorType, classify, is_settled
+from mielin_cells.migration.failure import (
+    Coded,
+    Happened,
+    MigrationError,
+    MigrationErrorType,
+    SentBack,
+    classify,
+    is_settled,
+)
 from mielin_cells.migration.journal import (
     Attempted,
     Cancelled,
@@ -76,8 +84,8 @@ class Recovery:
         self.move: Move | None = None
         self._target = target
         """The node of the next attempt; "": to be chosen."""
-        self._avoided: set[str] = set()
-        """Nodes that have failed this migration in a way that calls for another."""
+        self._happened: Happened = Coded("")
+        """How the last attempt ended."""
         self._tried: Counter[str] = Counter()
         """Attempts by target."""
         self._attempts = 0
@@ -110,7 +118,6 @@ class Recovery:
         recovery._scribe = Scribe(of.node.home, planned.agent, found.migration, found)
         recovery._attempts, recovery._losses = stands.attempts, stands.losses
         recovery._tried.update(stands.tried)
-        recovery._avoided.update(stands.avoided)
         recovery._failures = stands.errors(of.node.home.wall(), of.node.clock())
         recovery._decisions = [strategy.value for strategy in stands.decisions]
         recovery._last = replace(recovery._last, code=SOURCE_LOST, reason=f"{stands.coordinator} was lost")
@@ -205,6 +212,7 @@ class Recovery:
                 if not self._manager.execute_recovery(self.agent, now=now, target_node=target or None).is_retry:
                     why = f"no time is left; last: {self._last.reason}"
                     return await self._end(Verdict("rolled_back", "Timeout", why))
+            happened: Happened = Coded("TargetUnreachable")
             failure = ("TargetUnreachable", f"no node can take agent {self.agent!r} now")
             if target:
                 report = await self._attempt(host, target, strategy)
@@ -219,8 +227,8 @@ class Recovery:
                     if report.code == "Fenced":
                         return await self._without_agent()
                     return await self._end(Verdict("rolled_back", report.code, report.reason))
-                failure = (report.code, report.reason)
-            await self._failed(target, *failure)
+                failure, happened = (report.code, report.reason), self._happened
+            await self._failed(target, happened, *failure)
 
     async def _goes_on(self, decision: RecoveryStrategy) -> bool:
         """Does what was decided, as far as it is no attempt; False: that was the end."""
@@ -286,7 +294,7 @@ class Recovery:
             logger.warning("migration %s: who is alive is not known: %s", self.migration, error)
             return ""
         spent = {name for name, count in self._tried.items() if count >= ATTEMPTS_PER_TARGET}
-        but = {self._node.name, *self._avoided, *spent, *self._of.targets.unfit(now)}
+        but = {self._node.name, *self._manager.forbidden(self.agent, now), *spent, *self._of.targets.unfit(now)}
         return selector.choose(nodes, host.fold.cls, but, host.fold.policy.preferred_architectures) or ""
 
     def _left(self) -> float:
@@ -331,6 +339,8 @@ class Recovery:
             self.move = None
         if report.code == "Cancelled" and not self._cancelled.is_set():
             report = replace(report, code="Timeout", reason="the time for all attempts has run out")
+            move.happened = Coded(report.code)
+        self._happened = move.happened
         self._copy = move if move.target_has_copy else None
         self._restored = move.restored
         self._last = report
@@ -354,10 +364,10 @@ class Recovery:
 
     # ---- decisions -------------------------------------------------------------------------------------------
 
-    async def _failed(self, target: str, code: str, message: str) -> None:
+    async def _failed(self, target: str, happened: Happened, code: str, message: str) -> None:
         """Classifies the failure and decides; both are written before anything is done about it."""
         first = not self._failures
-        error = await self._noted(target, code, message)
+        error = await self._noted(target, happened, code, message)
         now, jitter = self._node.clock(), self._node.home.rng.random
         if first or not self._manager.is_running(self.agent):
             self._manager.record_failure(error, now=now, jitter=jitter)
@@ -367,8 +377,8 @@ class Recovery:
             self._result(target, error.error_type)
         await self._decided(target)
 
-    async def _noted(self, target: str, code: str, message: str) -> MigrationError:
-        kind = classify(Coded(code, message))
+    async def _noted(self, target: str, happened: Happened, code: str, message: str) -> MigrationError:
+        kind = classify(happened)
         error = MigrationError.new(kind, message, self.agent, target or None, now=self._node.clock())
         self._failures.append(error)
         await self._scribe.write(
@@ -393,8 +403,6 @@ class Recovery:
         self._decision = rule.strategy
         self._decisions.append(rule.strategy.value)
         if rule.strategy is RecoveryStrategy.RETRY_ON_DIFFERENT_TARGET:
-            if target:
-                self._avoided.add(target)
             self._target = ""
         elif rule.strategy is RecoveryStrategy.RETRY_ON_SAME_TARGET:
             self._target = target
@@ -469,7 +477,10 @@ class Recovery:
                 return True
             if not stands.is_undecided:
                 await self._noted(
-                    "", SOURCE_LOST, f"{stands.coordinator} was lost before attempt {stands.attempts + 1}"
+                    "",
+                    Coded(SOURCE_LOST),
+                    SOURCE_LOST,
+                    f"{stands.coordinator} was lost before attempt {stands.attempts + 1}",
                 )
                 self._losses += 1
         self._restore_manager(stands, error)
@@ -479,6 +490,7 @@ class Recovery:
     async def _lost(self, attempt: Attempted, fold: Fold, coordinator: str) -> MigrationError:
         """Why an attempt failed whose source did not see its end: the agent's log may tell more than that."""
         code, reason = SOURCE_LOST, f"{coordinator} was lost in attempt {attempt.number}"
+        happened: Happened = Coded(code)
         handed = fold.handed.get(attempt.id)
         if handed is not None:
             log = self._node.home.log
@@ -489,8 +501,9 @@ class Recovery:
                 record = None  # trimmed, or damaged on its way: it would only have told more
             if isinstance(record, Returned) and record.prev == handed:
                 code, reason = "Returned", f"the target returned it: {record.cause}"
+                happened = SentBack(record.code)
         self._losses += code == SOURCE_LOST
-        error = await self._noted(attempt.target, code, reason)
+        error = await self._noted(attempt.target, happened, code, reason)
         self._last = replace(self._last, target=attempt.target, code=code, reason=reason)
         if code != SOURCE_LOST:
             self._of.targets.failed(attempt.target, self._node.clock(), error.error_type)
@@ -505,7 +518,7 @@ class Recovery:
             wait = config.jittered_delay(stands.retries + 1, home.rng.random)
         self._manager.restore(
             replace(error, retry_count=stands.retries), now, migration=self.migration, source=self._node.name,
-            elapsed_secs=stands.elapsed(wall), wait_secs=wait, excluded=self._avoided,
+            elapsed_secs=stands.elapsed(wall), wait_secs=wait, excluded=stands.avoided,
         )  # fmt: skip
 
     # ---- the end ---------------------------------------------------------------------------------------------

@@ -25,7 +25,9 @@ from mielin_cells.errors import (
     described,
 )
 from mielin_cells.migration import source as m
+from mielin_cells.migration.failure import Coded, Happened
 from mielin_cells.migration.phases import MigrationPhase
+from mielin_cells.migration.refusal import Refusal, kinds
 from mielin_cells.migration.standing import restored
 from mielin_cells.node import control
 from mielin_cells.node.reader import record_of, take
@@ -67,7 +69,9 @@ class Move:
         self._arrived_at = self._held_at = host.inbox.arrived
         self._copied = control.CopyReport(0, 0, 0)
         self._departed = self._stopped = self._sent = self._handed = False
-        self._reasons: tuple[str, ...] = ()
+        self._refusals: tuple[Refusal, ...] = ()
+        self.happened: Happened = Coded("")
+        """How it ended, for whoever decides what is done about it."""
         self._sealed = b""
         """Digest of state and ledger as the handover sealed them: what a rollback must find."""
         self.observer: Observer | None = None
@@ -230,8 +234,8 @@ class Move:
             answer = await self._ask(request)
         except (NoResponder, WireTimeout) as error:
             return m.Broken("TargetUnreachable", f"{self.target} does not answer ({error.code})")
-        self._reasons = tuple(msgspec.msgpack.decode(answer, type=control.Preparation).reasons)
-        return m.Refused(self._reasons) if self._reasons else m.Prepared()
+        self._refusals = tuple(msgspec.msgpack.decode(answer, type=control.Preparation).refusals)
+        return m.Refused(self._refusals) if self._refusals else m.Prepared()
 
     async def _ask(self, request: control.AnyRequest) -> msgspec.Raw:
         """A request that is repeated until the phase's deadline: requests on the wire may be lost."""
@@ -384,8 +388,8 @@ class Move:
                 match record:
                     case Accepted():
                         return m.SeenAccepted()
-                    case Returned(cause=cause):
-                        return m.SeenReturned(cause)
+                    case Returned(cause=cause, code=code):
+                        return m.SeenReturned(cause, code)
                     case _:
                         return m.SeenClaimed(record.node)
         raise Fenced(f"The node stopped while agent {fold.agent!r} was handed over.")
@@ -426,11 +430,11 @@ class Move:
             await self.node.home.wire.request(control_subject(self.target), request, 1.0)
 
     def _report(self, end: m.End) -> MigrationReport:
-        host = self.host
+        host, self.happened = self.host, end.happened
         return MigrationReport(
             migration=self.migration, agent=host.fold.agent, source=self.node.name, target=self.target,
             outcome=end.outcome, reason=end.reason, code=end.code, phases=tuple(self._phases),
             pause_ms=self._pause_s * 1000, bytes=self._copied.bytes, rounds=self.machine.rounds,
             held=host.inbox.arrived - self._held_at if self._paused_at else 0, arrived=host.inbox.arrived - self._arrived_at,
-            reasons=self._reasons,
+            reasons=tuple(map(str, self._refusals)), kinds=tuple(kinds(self._refusals)),
         )  # fmt: skip

@@ -11,7 +11,7 @@ from mielin_cells.core.fold import Fold, Phase
 from mielin_cells.core.ids import log_subject
 from mielin_cells.core.records import Accepted, AnyRecord, HandedOff, Returned
 from mielin_cells.core.spec import Spec, upgrade_state
-from mielin_cells.errors import CellError, DigestMismatch, Fenced, InternalError, RecordInvalid, described
+from mielin_cells.errors import CellError, DigestMismatch, Fenced, InternalError, RecordInvalid, described, storable
 from mielin_cells.migration import target as m
 from mielin_cells.migration.journal import is_same_migration
 from mielin_cells.node import control
@@ -95,9 +95,9 @@ class Copy:
             case m.Accept():
                 assert self._host is not None
                 return await self._append(self._host.writer, None)
-            case m.Return(cause=cause):
+            case m.Return():
                 assert self._fold is not None
-                return await self._append(self.node.writer(self._fold), cause)
+                return await self._append(self.node.writer(self._fold), effect)
             case m.Serve():
                 assert self._host is not None
                 self.close()
@@ -236,7 +236,7 @@ class Copy:
             Exception
         ) as error:  # a hook, an upgrade or the probe may raise anything: the agent is returned with the cause
             logger.warning("node %s returns agent %s: %r", self.node.name, self.agent, error)
-            return m.NotVerified(described(error))
+            return m.NotVerified(described(error), storable(type(error).__name__))
         return m.Verified()
 
     async def _make_host(self, fold: Fold) -> None:
@@ -259,15 +259,18 @@ class Copy:
                 raise RuntimeError("healthy() answered False")
         self._host = host
 
-    async def _append(self, writer: Writer, cause: str | None) -> m.Event:
+    async def _append(self, writer: Writer, back: m.Return | None) -> m.Event:
         """What the log says of the verdict.  If the store refuses it, the agent is read again, and verified again: nothing else ends a
         probation."""
         migration, source = self.migration, writer.fold.source
         try:
-            if cause is None:
+            if back is None:
                 await writer.append(lambda head: Accepted(**head, migration=migration))
             else:
-                await writer.append(lambda head: Returned(**head, to=source, migration=migration, cause=cause))
+                cause, code = back.cause, back.code
+                await writer.append(
+                    lambda head: Returned(**head, to=source, migration=migration, cause=cause, code=code)
+                )
         except Fenced:
             return m.Overtaken()
         except CellError as error:
