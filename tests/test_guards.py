@@ -84,14 +84,15 @@ def conditional_append(patch: Patch) -> None:
 @guard(within=40)
 def absence_is_settled(patch: Patch) -> None:
     """That there is no agent is told by whoever answered, also by a leader that was cut off."""
-    last, told = View.last, dict[tuple[str, str], Entry | None]()
+    last, settled, absent = View.last, View.settled, dict[tuple[str, str], bool]()
 
     async def noted(self: View, subject: str) -> Entry | None:
-        found = told[self.label, subject] = await last(self, subject)
+        found = await last(self, subject)
+        absent[self.label, subject] = found is None
         return found
 
     async def as_it_was_told(self: View, subject: str) -> Entry | None:
-        return told[self.label, subject] if (self.label, subject) in told else await noted(self, subject)
+        return None if absent.get((self.label, subject)) else await settled(self, subject)
 
     patch.setattr(View, "last", noted)
     patch.setattr(View, "settled", as_it_was_told)
