@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn
 
 from mielin_cells.core.cluster import MigrationReport
 from mielin_cells.core.fold import Fold
@@ -44,7 +44,7 @@ WALL_S = 1_700_000_000.0
 WRONG_S = 60
 """Clocks that differ by more make timers wait longer than a run."""
 
-INVARIANTS = tuple(f"I{number}" for number in range(1, 25))
+INVARIANTS = tuple(f"I{number}" for number in range(1, 26))
 
 
 class Violation(AssertionError):
@@ -137,6 +137,8 @@ class Call:
     answer: int | None = None
     at: float = 0.0
     """When it was acknowledged."""
+    doomed: str = ""
+    """Of one that never takes effect: "stored" once its message is, "told" once its caller knows why."""
 
 
 @dataclass(slots=True)
@@ -165,6 +167,8 @@ class Shown:
     """Timers that it has set."""
     rung: list[str] = field(default_factory=list)
     """Those that have come, in order."""
+    book: dict[str, Any] | None = None
+    """Of one that misbehaves: the other things that it remembers."""
 
 
 class Scene:
@@ -182,6 +186,8 @@ class Scene:
         """At rest."""
         self.waiting: Counter[str] = Counter()
         """By agent: timers that were still out when it showed itself, and may be (`waiting_timers`)."""
+        self.purged: set[str] = set()
+        """Agents whose dead letters an operator has removed, maybe."""
         self.tokens = 0
         self.folds: dict[str, Fold] = {}
         """Production's fold of each log, as far as it has landed."""

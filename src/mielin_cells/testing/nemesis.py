@@ -12,6 +12,7 @@ from mielin_cells.core.records import HandedOff, decode_record
 from mielin_cells.errors import CellError
 from mielin_cells.node.cases import Cases
 from mielin_cells.node.drain import Drain
+from mielin_cells.node.operator import Operator
 from mielin_cells.substrate.ports import Entry
 from mielin_cells.testing.checkers import Told
 from mielin_cells.testing.loop import Killed
@@ -66,6 +67,18 @@ class Nemesis:
                 self._scenario.job(self._stop(op.who, rng.random() * 4, rng.choice((0.0, 3.0))))
             case "drain":
                 self._scenario.job(self._drain(op.who, 0.5 + rng.random() * 8, rng.random() * 6))
+            case "order pause":
+                self._scenario.job(self._suspend(op.agent, rng.random() * 5, "pause"))
+            case "stand by":
+                copies = rng.randint(0, 2)
+                self._order("stand by", lambda: self._scenario.operator.standby(op.agent, copies))
+            case "replay":
+                self._order("replay", lambda: Operator(self._scenario.operator).replay(op.agent, "1"))
+            case "purge":
+                self._scenario.scene.purged.add(op.agent)
+                self._order("purge", lambda: Operator(self._scenario.operator).purge(op.agent, None))
+            case "terminate":
+                self._order("terminate", lambda: self._scenario.operator.terminate(op.agent))
             case "power cut":
                 self._cut_power(rng.random() * 2)
             case _:
@@ -87,8 +100,9 @@ class Nemesis:
             self._counts[f"{what}: operator dead"] += 1
         return None
 
-    async def _suspend(self, agent: str, seconds: float) -> None:
-        await self._ordered("suspend", lambda: self._scenario.operator.suspend(agent))
+    async def _suspend(self, agent: str, seconds: float, how: str = "suspend") -> None:
+        operator = self._scenario.operator
+        await self._ordered(how, lambda: operator.pause(agent) if how == "pause" else operator.suspend(agent))
         await asyncio.sleep(seconds)
         await self._ordered("resume", lambda: self._scenario.operator.resume(agent))
 

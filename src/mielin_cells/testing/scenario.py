@@ -28,11 +28,13 @@ from mielin_cells.errors import (
     NoSuchAgent,
     RecordInvalid,
     RetryError,
+    TurnDeadlineExceeded,
 )
 from mielin_cells.node.client import Client
 from mielin_cells.node.node import Node
 from mielin_cells.node.reader import load
 from mielin_cells.substrate.ports import Entry
+from mielin_cells.testing import odd
 from mielin_cells.testing.check_effects import AcknowledgedIsKept, Conserved, InOrder, SentOnce, TakenOnce, TimersOnce
 from mielin_cells.testing.check_moves import (
     Classified,
@@ -44,6 +46,7 @@ from mielin_cells.testing.check_moves import (
     ValidPath,
     WithinBudget,
 )
+from mielin_cells.testing.check_odd import NothingOfIt
 from mielin_cells.testing.check_owner import (
     CurrentWrites,
     EpochsGrow,
@@ -60,6 +63,7 @@ from mielin_cells.testing.hearts import Hearts
 from mielin_cells.testing.loop import Killed
 from mielin_cells.testing.matrix import Matrix
 from mielin_cells.testing.nemesis import Nemesis
+from mielin_cells.testing.odd import Moods
 from mielin_cells.testing.refusals import CODES as REFUSED_CODES
 from mielin_cells.testing.refusals import FOR_GOOD, causes
 from mielin_cells.testing.swarm import ASKER, REFUSED, Swarm
@@ -74,9 +78,9 @@ C = TypeVar("C", bound=Checker)
 CHECKERS: tuple[type[Checker], ...] = (
     SameState, OneServes, EpochsGrow, CurrentWrites, TakenOnce, SentOnce, AcknowledgedIsKept, InOrder, OneOutcome,
     GoesBackByRecord, NobodyRuns, RecoveredOnce, ValidPath, OwnerRegister, ComesToRest, WithinBudget, TimersOnce, Till,
-    NothingLeft, NothingUnverified, Classified, Conserved, SameAgain, StoreTells,
+    NothingLeft, NothingUnverified, Classified, Conserved, SameAgain, StoreTells, NothingOfIt,
 )  # fmt: skip
-"""One for each invariant, I1 to I24."""
+"""One for each invariant, I1 to I25."""
 
 STORY_S = 900.0
 """Virtual time within which a story with its rest is over."""
@@ -115,6 +119,8 @@ class Bugs(logging.Handler):
             return
         if any(id(one) in self._scenario.world.errors for one in causes(error)):
             self._scenario.scene.counts[f"said of a refusal: {error.__class__.__name__}"] += 1
+        elif any(isinstance(one, (odd.Refused, TurnDeadlineExceeded)) for one in causes(error)):
+            self._scenario.scene.counts["said of a handler"] += 1
         elif self._scenario.is_torn(error):
             self._scenario.scene.counts[f"stopped by {type(error).__name__}"] += 1  # it says so, and is right
         else:
@@ -168,6 +174,8 @@ class Scenario:
         self._is_dark = False
         self._over = False
         self._jobs: dict[asyncio.Task[Any], None] = {}
+        self.moods: Moods | None = None
+        """Of agents that misbehave, if there are any."""
         self.nemesis = Nemesis(self)
         self.matrix = Matrix(self.scene)
         self.hearts = Hearts(self)
@@ -217,6 +225,7 @@ class Scenario:
                 job.cancel()
             self._over = True
             Till.close()
+            odd.close()
 
     # ---- processes -------------------------------------------------------------------------------------------
 
@@ -305,6 +314,10 @@ class Scenario:
         """Runs a call in the operator's process.  Raises what it raises, and `Killed`."""
         return await self._at_operator.process.run(call())
 
+    def may_have_ended(self, agent: str) -> bool:
+        """True for an agent that an operator or itself may have ended."""
+        return agent in self.swarm.odd
+
     def is_torn(self, error: BaseException) -> bool:
         """True if the error came of bytes that were torn on their way: somewhere in it they were read."""
         return bool(self.world.torn) and any(
@@ -383,6 +396,8 @@ class Scenario:
     def _heal(self) -> None:
         dead, world = self.swarm.dead, self.world
         self.is_healed = True
+        if self.moods is not None:
+            self.moods.calm()
         self.scene.lost = frozenset(dead)
         world.heal(*dead)
         for name, how in dead.items():

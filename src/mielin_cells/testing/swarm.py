@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from mielin_cells.core.settings import Settings
 from mielin_cells.migration.recovery import RecoveryConfig
+from mielin_cells.testing import odd
 from mielin_cells.testing.world import CHANCES, Faults
 
 OPS_S = 16.0
@@ -48,11 +49,16 @@ TRIGGERS = (
 )
 """Records behind whose landing the nemesis likes to strike: something has been decided, and nobody knows of it yet."""
 
-OFF: tuple[str, ...] = ()
+OFF = ("odd",)
 """Parts of stories that are left out, until what they have found is mended."""
 
 CALLS = {"note": 4.0, "give": 3.0, "hand": 2.0, "roam": 0.5, "settle": 1.5, "alarm": 1.0}
 """What clients call, and how often."""
+
+ODD_FROM = 1000
+"""The number of the first call of an agent that misbehaves."""
+
+ODD_ORDERS = ("move", "move", "suspend", "stand by", "replay", "purge", "order pause", "terminate", "stop")
 
 ASKER = "asker"
 """The client that asks for moves, and may die of it."""
@@ -177,6 +183,12 @@ class Swarm:
     ops: list[Op] = field(default_factory=list)
     lives: list[Life] = field(default_factory=list)
     triggers: dict[str, float] = field(default_factory=dict)
+    odd: tuple[str, ...] = ()
+    """Agents that misbehave (`testing.odd`), besides the others."""
+    sulks: float = 0.0
+    """How likely one of their hooks raises."""
+    slow_s: float = 0.0
+    """How long one takes at most."""
     strikes: int = 0
     """What the nemesis may do at landings."""
     keepers: bool = False
@@ -238,6 +250,8 @@ def _widen(swarm: Swarm, extra: frozenset[str]) -> None:
     """What was added to the simulator later.  Drawn apart, and behind the rest: `without=wider` a seed tells what it told before."""
     rng = Random(f"wider {swarm.seed}")
     swarm.faults = swarm.faults.wider(rng)
+    if "odd" in extra:
+        _add_odd(swarm, Random(f"odd {swarm.seed}"))
     if rng.random() < 0.4:
         for _ in range(rng.choice((1, 2, 4))):
             at, who = round(rng.random() * OPS_S, 3), rng.choice((*swarm.nodes, *swarm.nodes, ""))
@@ -245,6 +259,27 @@ def _widen(swarm: Swarm, extra: frozenset[str]) -> None:
     for name in swarm.dead:
         if rng.random() < 0.25:
             swarm.dead[name] = REFUSED
+
+
+def _add_odd(swarm: Swarm, rng: Random) -> None:
+    if rng.random() < 0.5:
+        return
+    swarm.odd = tuple(f"b{n}" for n in range(rng.randint(1, 3)))
+    swarm.sulks, swarm.slow_s = rng.choice((0.0, 0.0, 0.3)), rng.choice((0.0, 0.0, 2.0, 8.0))
+    kinds = [kind for kind in odd.CALLS if rng.random() < 0.7] or ["mark"]
+    weights, number, workers = [odd.CALLS[kind] for kind in kinds], ODD_FROM, list[list[CallPlan]]()
+    for _ in range(rng.randint(1, 3)):
+        plans = list[CallPlan]()
+        for _ in range(rng.randint(3, 8)):
+            kind, rest_s = rng.choices(kinds, weights)[0], rng.random() * rng.choice((0.01, 0.5, 2.0))
+            tells = rng.random() < 0.4 and kind != "hang"
+            plans.append(CallPlan(number, rest_s, rng.choice(swarm.odd), kind, "", 0, tells))
+            number += 1
+        workers.append(plans)
+    swarm.lives.append(Life("client-odd", workers, None))
+    for _ in range(rng.choice((2, 5, 10))):
+        at, who = round(rng.random() * OPS_S, 3), rng.choice(swarm.nodes)
+        swarm.ops.append(Op(at, rng.choice(ODD_ORDERS), who, rng.choice(swarm.odd), rng.getrandbits(32)))
 
 
 def _keep(swarm: Swarm) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from collections import Counter
 from collections.abc import Coroutine
@@ -10,11 +11,13 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from mielin_cells.core.agent import Agent
-from mielin_cells.errors import CellError
+from mielin_cells.core.fold import Phase
+from mielin_cells.errors import AgentTerminated, CellError
 from mielin_cells.node.client import Client
 from mielin_cells.testing.accounts import TOKENS, Account
 from mielin_cells.testing.checkers import Call, Shown
 from mielin_cells.testing.loop import Killed
+from mielin_cells.testing.odd import DOOMED, Moods, Odd
 from mielin_cells.testing.swarm import CallPlan, Life
 
 if TYPE_CHECKING:
@@ -46,11 +49,16 @@ class Accounts(Workload):
     async def begin(self, scenario: Scenario) -> None:
         rng, scene = Random(f"accounts {scenario.swarm.seed}"), scenario.scene
         scene.tokens = TOKENS * len(scenario.swarm.agents)
-        for agent in scenario.swarm.agents:
+        if scenario.swarm.odd:
+            moods = Random(f"moods {scenario.swarm.seed}")
+            scenario.moods = Moods(moods, scenario.swarm.sulks, scenario.swarm.slow_s)
+        for agent in (*scenario.swarm.agents, *scenario.swarm.odd):
             nodes = scenario.swarm.nodes
             first = nodes.index(rng.choice(nodes))
             ways = itertools.cycle([*nodes[first:], *nodes[:first]])  # after a power cut one may be cordoned
-            await scenario.until_done(lambda a=agent, w=ways: scenario.operator.on(next(w)).spawn(Account, a))  # type: ignore[misc]
+            cls = class_of(agent)
+            with contextlib.suppress(AgentTerminated):  # after a power cut
+                await scenario.until_done(lambda a=agent, w=ways, c=cls: scenario.operator.on(next(w)).spawn(c, a))  # type: ignore[misc]
 
     def lives(self, scenario: Scenario) -> list[Coroutine[Any, Any, None]]:
         return [self._life(scenario, life) for life in scenario.swarm.lives]
@@ -76,8 +84,8 @@ class Accounts(Workload):
         for plan in plans:
             await asyncio.sleep(plan.rest_s)
             numbers[plan.agent] += 1
-            n, ref = numbers[plan.agent], client.get(Account, plan.agent)
-            call = Call(plan.agent, sender, n, not plan.tells)
+            n, ref = numbers[plan.agent], client.get(class_of(plan.agent), plan.agent)
+            call = Call(plan.agent, sender, n, not plan.tells, doomed="maybe" if plan.kind in DOOMED else "")
             scenario.scene.calls.append(call)
             await self._called(scenario, plan, call, ref)
 
@@ -90,12 +98,24 @@ class Accounts(Workload):
             args = *args, plan.amount**2
         try:
             answer = await (bound.tell(*args) if plan.tells else bound(*args))
+            if call.doomed:
+                call.doomed = "stored" if plan.tells else "answered"
+                call.at = scenario.world.loop.time()
+                counts["doomed tell stored"] += plan.tells
+                return
             call.acked, call.at = True, scenario.world.loop.time()
             call.answer = None if plan.tells else answer
             counts["call acknowledged"] += 1
         except CellError as error:
             if scenario.is_passing(error) or scenario.is_torn(error):
                 counts[f"call: {error.code}"] += 1
+                return
+            if call.doomed and error.code in ("HandlerFailed", "TurnDeadlineExceeded"):
+                call.doomed = "told"
+                counts[f"call: {error.code}"] += 1
+                return
+            if error.code == "AgentTerminated" and scenario.may_have_ended(plan.agent):
+                counts["call: AgentTerminated"] += 1
                 return
             if error.code == "NoSuchAgent" and scenario.world.power:
                 counts["call: NoSuchAgent"] += 1  # its creation was forgotten, too, and it is created again
@@ -104,12 +124,26 @@ class Accounts(Workload):
 
     async def has_arrived(self, scenario: Scenario) -> bool:
         shown = scenario.scene.shown
+        for agent in scenario.swarm.odd:
+            if scenario.scene.folds[agent].phase is Phase.TERMINATED:
+                continue
+            try:
+                odd = scenario.operator.get(Odd, agent)
+                heard, marks, book, _, stray = await scenario.until_done(odd.show)
+            except AgentTerminated:
+                return False
+            shown[agent] = Shown(heard=heard, book={"marks": marks, "book": book, "stray": stray})
         for agent in scenario.swarm.agents:
             ref = scenario.operator.get(Account, agent)
             shown[agent] = Shown(*await scenario.until_done(ref.show))
         transfers = all(len(shown[to].got.get(a, [])) >= n for a, s in shown.items() for to, n in s.sent.items())
         waiting = scenario.scene.waiting = scenario.scene.waiting_timers()
         return transfers and all(len(one.rung) + waiting[a] >= len(one.alarms) for a, one in shown.items())
+
+
+def class_of(agent: str) -> type[Agent]:
+    """The names of those that misbehave begin with b."""
+    return Odd if agent.startswith("b") else Account
 
 
 async def _all(works: list[Coroutine[Any, Any, None]]) -> None:
