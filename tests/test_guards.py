@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
+from mielin_cells.core import calls, records
 from mielin_cells.core import message as wire_format
-from mielin_cells.core import records
+from mielin_cells.core.cell import Cell
 from mielin_cells.core.fold import Fold
 from mielin_cells.core.ids import log_subject
 from mielin_cells.core.ledger import Ledger, Verdict
@@ -121,6 +122,27 @@ def what_was_refused_is_dropped(patch: Patch) -> None:
 def refusal_is_no_answer(patch: Patch) -> None:
     """What the store refuses while a turn runs counts as what the handler raised."""
     patch.setattr(failed, "PASSING", (Fenced,))
+
+
+@guard(within=40)
+def failed_turn_is_undone(patch: Patch) -> None:
+    """What a turn has changed stays as it is, also if it fails."""
+    patch.setattr(Cell, "undo", Cell._forget)
+
+
+@guard(within=200)
+def state_is_its_turns(patch: Patch) -> None:
+    """Whoever holds an agent may change it, also a task that has outlived its turn."""
+    assign = Cell.set
+
+    def anyhow(self: Cell, name: str, value: Any) -> None:
+        token = calls.turn.set(self.owner)
+        try:
+            assign(self, name, value)
+        finally:
+            calls.turn.reset(token)
+
+    patch.setattr(Cell, "set", anyhow)
 
 
 @guard(within=200)

@@ -16,7 +16,19 @@ from mielin_cells.testing.world import CHANCES
 RUNS_MAX = 400
 """Stories that are tried for one seed."""
 
-KINDS = ("wider", "keepers", "refusal", "deaths", "strikes", "dead clients", "power cut", *HARMS, *ORDERS, *CHANCES)
+KINDS = (
+    "wider",
+    "keepers",
+    "refusal",
+    "odd",
+    "deaths",
+    "strikes",
+    "dead clients",
+    "power cut",
+    *HARMS,
+    *ORDERS,
+    *CHANCES,
+)
 
 
 class _Spent(Exception):

@@ -49,7 +49,7 @@ TRIGGERS = (
 )
 """Records behind whose landing the nemesis likes to strike: something has been decided, and nobody knows of it yet."""
 
-OFF = ("odd",)
+OFF: tuple[str, ...] = ()
 """Parts of stories that are left out, until what they have found is mended."""
 
 CALLS = {"note": 4.0, "give": 3.0, "hand": 2.0, "roam": 0.5, "settle": 1.5, "alarm": 1.0}
@@ -97,7 +97,7 @@ class Cut:
     """What is left out of a seed's story.  `parsed` reads what `str` writes."""
 
     without: frozenset[str] = frozenset()
-    """Faults, kinds of operations, and "strikes", "deaths", "dead clients", "keepers", "wider"."""
+    """Faults, kinds of operations, and "strikes", "deaths", "dead clients", "keepers", "wider", "odd"."""
     ops: frozenset[int] | None = None
     """Those that are done, by their places; None: all."""
     calls: frozenset[int] | None = None
@@ -237,7 +237,7 @@ def drawn(seed: int, cut: Cut | None = None) -> Swarm:
         some = rng.sample(nodes, rng.randint(0, (len(nodes) - 1) // 2))
         swarm.dead = {name: rng.choice(DEATHS) for name in some}
     if cut is None or "wider" not in cut.without:
-        _widen(swarm, cut.extra if cut is not None else frozenset())
+        _widen(swarm, cut.without if cut is not None else frozenset())
     if cut is None or "keepers" not in cut.without:
         _keep(swarm)
     if cut is not None:
@@ -246,11 +246,11 @@ def drawn(seed: int, cut: Cut | None = None) -> Swarm:
     return swarm
 
 
-def _widen(swarm: Swarm, extra: frozenset[str]) -> None:
+def _widen(swarm: Swarm, without: frozenset[str]) -> None:
     """What was added to the simulator later.  Drawn apart, and behind the rest: `without=wider` a seed tells what it told before."""
     rng = Random(f"wider {swarm.seed}")
     swarm.faults = swarm.faults.wider(rng)
-    if "odd" in extra:
+    if "odd" not in without:
         _add_odd(swarm, Random(f"odd {swarm.seed}"))
     if rng.random() < 0.4:
         for _ in range(rng.choice((1, 2, 4))):
