@@ -18,7 +18,7 @@ from mielin_cells.core.ids import node_log_subject
 from mielin_cells.core.message import framed
 from mielin_cells.node import registry
 from mielin_cells.node.client import Client
-from mielin_cells.node.heartbeat import HEARD_MAX, Beat, Ear, decode_beat
+from mielin_cells.node.heartbeat import FORGET_S, HEARD_MAX, Beat, Ear, decode_beat
 from mielin_cells.node.node import Node
 from mielin_cells.node.operator import Operator
 from mielin_cells.substrate.embedded import Embedded
@@ -205,4 +205,18 @@ def test_rubbish_among_heartbeats_is_told_once_and_fills_nothing(caplog: pytest.
     assert len(caplog.records) == 1
     for n in range(HEARD_MAX + 10):
         ear.hear(beat_of(f"n{n}", 1, 0.0))
-    assert len(ear.heard()) == HEARD_MAX
+    ear.hear(beat_of("late", 1, 0.0))
+    heard = {beat.node for beat in ear.heard()}
+    assert len(heard) == HEARD_MAX
+    assert "late" in heard  # garbage does not keep a node from being heard
+
+
+def test_a_node_that_was_not_heard_for_long_is_forgotten() -> None:
+    now = 0.0
+    ear = Ear(lambda: now)
+    ear.hear(beat_of("old", 1, 0.0))
+    now = FORGET_S
+    ear.hear(beat_of("new", 1, 0.0))
+    assert {beat.node: beat.ago_s for beat in ear.heard()} == {"old": FORGET_S, "new": 0.0}
+    now += 1
+    assert {beat.node for beat in ear.heard()} == {"new"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Coroutine
 from contextlib import closing
@@ -13,9 +14,10 @@ from typing import Any
 
 import msgspec
 import pytest
-from test_failover import LIMIT_S, Gauge, die, nodes
+from test_failover import LIMIT_S, QUICK, Gauge, die, nodes
 
 import mielin_cells as cells
+from mielin_cells.core.agent import classes
 from mielin_cells.core.cluster import NodeInfo
 from mielin_cells.core.records import HandedOff
 from mielin_cells.node import control, registry, takeover
@@ -253,6 +255,55 @@ async def test_a_keeper_whose_main_loop_does_not_answer_is_followed_by_another()
         async with asyncio.timeout(10):
             while (last := await client.log.last("keeper")) is None or free.encode() not in last.data:
                 await asyncio.sleep(0.01)
+
+
+class Slow(cells.Agent):
+    """Takes longer to arrive than a node may be silent."""
+
+    count: int = 0
+
+    async def on_arrive(self) -> None:
+        if self.count:
+            await asyncio.sleep(3 * LIMIT_S)
+
+    @cells.handler
+    async def add(self) -> int:
+        self.count += 1
+        return self.count
+
+
+async def test_a_node_that_restarts_with_slow_agents_is_heard_at_once_and_keeps_them() -> None:
+    async with nodes("node-1", "node-2") as (client, running, keepers, air), asyncio.timeout(20):
+        agents = [await client.on("node-1").spawn(Slow, f"s{n}") for n in range(3)]
+        await asyncio.gather(*(agent.add() for agent in agents))
+        while await client.log.last("keeper") is None:
+            await asyncio.sleep(0.01)
+        die(running["node-1"], air)
+        again = Node("node-1", client.log, client.wire, classes.get, settings=QUICK, rng=Random(7), wall=time.time)
+        again.home.cluster = client
+
+        is_in = asyncio.Event()
+
+        def entered() -> None:
+            is_in.set()
+            air.silent.discard("node-1")
+            air.last["node-1"] = again.clock()
+
+        starting = asyncio.create_task(again.start(entered))
+        await is_in.wait()
+        info = await client.ping("node-1")
+        assert info is not None
+        assert info.state == "starting"
+        assert (await client.spawn(Gauge, "new")) is not None
+        assert (await client.owner("new"))[0] == "node-2"  # not to the one that has enough to do
+        assert await asyncio.gather(*(agent.add() for agent in agents)) == [2] * 3
+        await starting
+        running["node-1"] = again
+        info = await client.ping("node-1")
+        assert info is not None
+        assert info.state == "alive"
+        assert again.hosts.keys() == {"s0", "s1", "s2"}
+        assert all(keeper.taken == 0 for keeper in keepers.values())
 
 
 # ---- local() -------------------------------------------------------------------------------------------------

@@ -29,7 +29,10 @@ JOIN_S = 3.0
 """How long a stopping node waits for this thread: it may be in the middle of connecting."""
 
 HEARD_MAX = 10_000
-"""Nodes remembered: garbage on the wire must not fill the memory."""
+"""Nodes remembered, those that were heard last: garbage on the wire must not fill the memory, nor keep nodes from being heard."""
+
+FORGET_S = 3600.0
+"""A node that was not heard for so long is forgotten; that it is silent its keeper knows from the registry."""
 
 
 class Beat(msgspec.Struct, array_like=True, frozen=True):
@@ -75,12 +78,19 @@ class Ear:
                 self._has_complained = True
                 logger.warning("%s", error)
             return
-        if beat.node in self._heard or len(self._heard) < HEARD_MAX:
-            self._heard[beat.node] = beat, self._clock()
+        self._heard[beat.node] = beat, self._clock()
+        if len(self._heard) > HEARD_MAX:
+            heard = list(self._heard.items())
+            del self._heard[min(heard, key=lambda item: item[1][1])[0]]
 
     def heard(self) -> list[Beat]:
-        now = self._clock()
-        return [msgspec.structs.replace(beat, ago_s=now - at) for beat, at in list(self._heard.values())]
+        now, found = self._clock(), list[Beat]()
+        for node, (beat, at) in list(self._heard.items()):
+            if now - at > FORGET_S:
+                self._heard.pop(node, None)
+            else:
+                found.append(msgspec.structs.replace(beat, ago_s=now - at))
+        return found
 
 
 class Heartbeat:

@@ -45,6 +45,7 @@ from mielin_cells.node.heartbeat import Beat, Ear
 from mielin_cells.node.letters import Letter, id_of, letters, shown
 from mielin_cells.node.predict import Prediction
 from mielin_cells.node.reader import known_agents, load, record_of
+from mielin_cells.node.selector import STARTING
 from mielin_cells.node.together import together
 from mielin_cells.substrate.ports import Entry, Log
 
@@ -300,7 +301,7 @@ class Operator:
         if entered.has_stopped:
             state, since_s = STOPPED, max(0.0, time.time() - about.at) if about.at else 0.0
         elif beat is not None and beat.ago_s <= settings.heartbeat_s * settings.heartbeat_misses:
-            state, since_s = STUCK, beat.stuck_s
+            state, since_s = (STARTING if beat.is_starting else STUCK), beat.stuck_s
         known = {field: getattr(about, field) for field in about.__struct_fields__}
         return NodeInfo(
             name=name, incarnation=entered.incarnation, agents=0, state=state, since_s=since_s,
