@@ -9,11 +9,11 @@ from typing import Any
 from mielin_cells.core.agent import Agent
 from mielin_cells.core.buffer import Buffer
 from mielin_cells.core.calls import Turn, turn
-from mielin_cells.core.codec import encode, reason
+from mielin_cells.core.codec import Codec, encode, plain, reason
 from mielin_cells.core.commit import merged
-from mielin_cells.core.exact import LOAD_ERRORS, is_cached_property
+from mielin_cells.core.exact import LOAD_ERRORS, is_cached_property, shown
 from mielin_cells.core.spec import FieldSpec, Spec, buffer_bytes
-from mielin_cells.core.state import BufferStore, StateDelta, StoredState, TableStore
+from mielin_cells.core.state import BUCKETS, BufferStore, StateDelta, StoredState, TableStore
 from mielin_cells.core.table import Table
 from mielin_cells.errors import NotInTurn, StateInvalid, StateUnloadable
 
@@ -77,23 +77,41 @@ class Cell:
             store = self._state.buffers.setdefault(field.name, BufferStore())
             buffer = self._buffers[field.name] = Buffer._bind(store, field.path, self._writable)
             return buffer
-        return self._load(field)
+        return self._load(field, is_foreign=True)
 
     def _bind_table(self, field: FieldSpec) -> Table[Any, Any]:
         store = self._state.tables.setdefault(field.name, TableStore())
         assert field.key_codec is not None
+        if field.key_codec.evolves:  # a key that reads otherwise today would not be found
+            self._check_keys(field, field.key_codec, store)
         table = self._tables[field.name] = Table._bind(store, field.key_codec, field.codec, field.path, self._writable)
         return table
 
-    def _load(self, field: FieldSpec) -> Any:
+    def _check_keys(self, field: FieldSpec, codec: Codec, store: TableStore) -> None:
+        for number in range(BUCKETS):
+            for key in store.keys_in(number):
+                try:
+                    same = encode(codec.whole(key)) == key
+                except LOAD_ERRORS:
+                    same = False
+                if not same:
+                    raise StateUnloadable(
+                        f"The stored state of agent {self._id!r} does not load: {field.path} has a key of another version of its "
+                        f"type: {shown(plain(key))}. Raise the version of the class and write an upgrade.",
+                        agent=self._id, path=field.path,
+                    )  # fmt: skip
+
+    def _load(self, field: FieldSpec, *, is_foreign: bool = False) -> Any:
+        """`is_foreign`: the bytes may be those of other code."""
         data = self._state.plain.get(field.name, field.default)
         try:
             if data is None:
                 raise ValueError("nothing is stored and the field has no default")
-            return field.codec.decode(data)
+            return field.codec.whole(data) if is_foreign else field.codec.decode(data)
         except LOAD_ERRORS as error:
             raise StateUnloadable(
-                f"The stored state of agent {self._id!r} does not load: {field.path}: {error}.",
+                f"The stored state of agent {self._id!r} does not load: {field.path}: {reason(None, error)}. Raise the version of "
+                "the class and write an upgrade, or restore the old type.",
                 agent=self._id, path=field.path,
             ) from error  # fmt: skip
 

@@ -11,7 +11,7 @@ from msgspec import inspect as kinds
 
 from mielin_cells.core import models
 from mielin_cells.core.agent import Agent, agent_id, classes, make_ref
-from mielin_cells.core.exact import LOAD_ERRORS, ValueChangedError, is_exact, shown
+from mielin_cells.core.exact import LOAD_ERRORS, ValueChangedError, check_whole, is_exact, shown
 from mielin_cells.core.ids import AgentId
 from mielin_cells.errors import FieldRefused
 
@@ -60,7 +60,7 @@ def deeper(calls: int, decode: Callable[[bytes], Any], data: bytes) -> Any:
 class Codec:
     """Of one declared type.  `path` names where it is declared.  Raises `FieldRefused` for a type that cannot be stored."""
 
-    __slots__ = ("_proofs", "check", "decode", "flat", "has_sets", "is_immutable", "path", "scalars")
+    __slots__ = ("_proofs", "check", "decode", "evolves", "flat", "has_sets", "is_immutable", "path", "scalars")
 
     def __init__(self, kind: Any, path: str) -> None:
         self.path = path
@@ -83,6 +83,17 @@ class Codec:
         """The proofs of values that nobody can change who does not hold the value itself."""
         self.has_sets = _has_sets(info, set())
         """A value can have several encodings, because a set has no order."""
+        self.evolves = _has_classes(info)
+        """It names classes, which another version of the code may declare otherwise."""
+
+    def whole(self, data: bytes) -> Any:
+        """The value of bytes that other code may have written.  Raises `ValueChangedError` if a part of them would be lost."""
+        value = self.decode(data)
+        if self.evolves:
+            again = encode(value)
+            if again != data:
+                check_whole(plain(data), plain(again), models.UNSET)
+        return value
 
     def is_proved(self, value: Any) -> bool:
         """True if the value's types alone say that a load gives the same."""
@@ -264,6 +275,18 @@ def _has_sets(info: Any, seen: set[Any]) -> bool:
             if _has_sets(each.type if isinstance(each, kinds.Field) else each, seen):
                 return True
     return False
+
+
+def _has_classes(info: Any) -> bool:
+    if isinstance(info, kinds.CustomType):
+        return models.is_model(info.cls) and not models.reads_other_data(info.cls)
+    if isinstance(info, (kinds.StructType, kinds.DataclassType, kinds.TypedDictType, kinds.NamedTupleType)):
+        return True
+    parts = [getattr(info, name) for name in getattr(info, "__struct_fields__", ())]
+    return any(
+        _has_classes(each) for part in parts for each in (part if isinstance(part, tuple) else (part,))
+        if isinstance(each, kinds.Type)
+    )  # fmt: skip
 
 
 def _all(proofs: dict[type, _Proof]) -> Callable[[Any], bool]:

@@ -15,6 +15,8 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
+import msgspec
+
 from mielin_cells.core.agent import Agent, agent_id
 from mielin_cells.core.ids import AgentId
 
@@ -362,3 +364,44 @@ def _comparer(kind: type) -> Callable[[Any, Any, Place, Todo], bool]:
     if (is_ordinary and not issubclass(kind, _HOLDERS)) or hasattr(kind, "__struct_fields__"):
         return _attributes
     return _reduced
+
+
+# ---- data of another version -----------------------------------------------------------------------------------
+
+_NUMBERS = frozenset({int, float})
+
+
+def check_whole(stored: Any, again: Any, ignored: str) -> None:
+    """Compares plain data with what it is after a load by the types of today.  Raises `ValueChangedError` for what is lost.
+
+    More may be there than was: a field with a default that the data does not know yet.  `ignored`: a key that says nothing.
+    """
+    todo: list[tuple[Any, Any, Place]] = [(stored, again, None)]
+    while todo:
+        old, new, place = todo.pop()
+        if type(old) is dict and type(new) is dict:
+            for key, value in old.items():
+                if key in new:
+                    todo.append((value, new[key], (place, f"[{shown(key)}]")))
+                elif key != ignored:
+                    raise ValueChangedError(
+                        place, f"{shown(key)} is stored, and the type does not declare it: it would be lost"
+                    )
+        elif type(old) is list and type(new) is list:
+            if len(old) > len(new):
+                raise ValueChangedError(
+                    place, f"{len(old)} items are stored, and the type has {len(new)}: the rest would be lost"
+                )
+            if len(old) != len(new) or sorted(map(_packed, old)) != sorted(
+                map(_packed, new)
+            ):  # the order of a set is not kept
+                todo.extend(
+                    (one, other, (place, f"[{at}]")) for at, (one, other) in enumerate(zip(old, new, strict=False))
+                )
+        elif type(old) is not type(new) and not {type(old), type(new)} <= _NUMBERS:
+            raise ValueChangedError(place, f"a {type(old).__name__} is stored, and would be loaded as another type")
+        elif _packed(old) != _packed(new) and old != new:
+            raise ValueChangedError(place, f"{shown(old)} is stored, and would be loaded as {shown(new)}")
+
+
+_packed = msgspec.msgpack.Encoder().encode

@@ -72,6 +72,13 @@ def loaded(kind: Any, value: Any) -> Any:
     return model
 
 
+def reads_other_data(kind: Any) -> bool:
+    """The model has validators that see data before its fields do: it says itself what becomes of data of another version."""
+    decorators = getattr(kind, "__pydantic_decorators__", None)
+    found = decorators.model_validators.values() if decorators is not None else ()
+    return any(validator.info.mode in ("before", "wrap") for validator in found)
+
+
 def written(kind: Any, value: Any) -> Any:
     """The model that a person has written, by aliases or by names."""
     options = _options(kind) if hasattr(kind, "__pydantic_fields__") else {}

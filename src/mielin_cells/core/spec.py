@@ -15,7 +15,7 @@ import msgspec
 
 from mielin_cells.core.agent import NO_DEFAULT, Agent, Field, Upgrade, classes, is_state
 from mielin_cells.core.buffer import Buffer
-from mielin_cells.core.codec import Codec, encode, load_hook, plain, reason
+from mielin_cells.core.codec import Codec, encode, plain, reason
 from mielin_cells.core.definition import check_default
 from mielin_cells.core.exact import LOAD_ERRORS, ValueChangedError, shown
 from mielin_cells.core.handler import Handler
@@ -97,10 +97,10 @@ class HandlerSpec:
     def decode_args(self, data: bytes) -> dict[str, Any]:
         """A fresh copy for each run.  Raises `BadArguments`."""
         try:
-            return msgspec.structs.asdict(self._args.decode(data))
+            return msgspec.structs.asdict(self._args.whole(data))
         except LOAD_ERRORS as error:
             raise BadArguments(
-                f"{self.path}: the message does not fit its signature: {error}.", handler=self.name
+                f"{self.path}: the message does not fit its signature: {reason(None, error)}.", handler=self.name
             ) from error
 
     def encode_result(self, value: Any) -> bytes:
@@ -279,11 +279,13 @@ class Spec:
         params = msgspec.defstruct(name, keywords, kw_only=True, forbid_unknown_fields=True)
         if fields:
             params = msgspec.defstruct(name, fields, bases=(params,), forbid_unknown_fields=True)
+        whole = Codec(params, path)
+        whole.evolves = any(codec.evolves for codec in codecs.values())
         parts = tuple(codecs[field] for field in params.__struct_fields__)
         given = [part.scalars for part in parts[: len(fields)]]
         calls = (types for n in range(len(given) + 1) for types in itertools.product(*given[:n]))
         return HandlerSpec(
-            member.name, path, fn, member.cancellable, member.tries, self._raises(member, path), params, Codec(params, path),
+            member.name, path, fn, member.cancellable, member.tries, self._raises(member, path), params, whole,
             parts, Codec(hints["return"], f"{path} -> result"), frozenset(itertools.islice(calls, PROVED_MAX)),
         )  # fmt: skip
 
@@ -420,15 +422,24 @@ def upgrade_state(spec: Spec, state: StoredState, version: int) -> StateDelta | 
     return _replaced(spec, state, values, facts)
 
 
+def _typed(field: FieldSpec | None, value: Any) -> Any:
+    """The value of a field that an upgrade has given as plain data, or as it is."""
+    if field is None or field.kind == "buffer":
+        return value
+    try:
+        if field.key_codec is None:
+            return field.codec.whole(encode(value))
+        items = dict(getattr(value, "_content", value)).items()
+        return {field.key_codec.whole(encode(key)): field.codec.whole(encode(item)) for key, item in items}
+    except LOAD_ERRORS as error:
+        raise BadArguments(f"{field.path}: {reason(value, error)}", handler="spawn") from error
+
+
 def _replaced(spec: Spec, state: StoredState, values: dict[str, object], facts: dict[str, Any]) -> StateDelta:
     typed: dict[str, Any] = {}
     try:
         for name, value in values.items():
-            field = spec.fields.get(name)
-            is_plain = field is not None and field.kind == "plain"
-            typed[name] = (
-                msgspec.convert(value, field.type, dec_hook=load_hook) if is_plain and field is not None else value
-            )
+            typed[name] = _typed(spec.fields.get(name), value)
         delta = spec.initial(**typed)
     except (*LOAD_ERRORS, BadArguments) as error:
         raise StateUpgradeFailed(f"The upgraded state of {spec.name} does not load: {error}.", **facts) from error

@@ -237,7 +237,7 @@ class _Bound(Table[K, V]):
             data = entry.data
         assert data is not None
         try:
-            value: V = self._values.decode(data)
+            value: V = self._values.whole(data)
         except Exception as error:  # a codec hook may raise anything
             raise self._unloadable(key, error) from error
         if entry is None and not self._values.is_immutable and self._writable():
@@ -314,7 +314,7 @@ class _Bound(Table[K, V]):
 
     def _unloadable(self, key: bytes, error: Exception) -> StateUnloadable:
         path = f"{self._path}[{key[:_NAME_CHARS]!r}]"
-        message = f"{path} does not load: {error}. Add an upgrade to the class or restore the old type."
+        message = f"{path} does not load: {reason(None, error)}. Add an upgrade to the class or restore the old type."
         return StateUnloadable(message, path=path)
 
     def _check_writable(self) -> None:
