@@ -182,6 +182,7 @@ def content(fold: Fold) -> object:
         "version",
         "claims",
         "wish",
+        "born",
     )
     facts = {name: getattr(fold, name) for name in plain}
     flags = (

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from mielin_cells import MigrationError, MigrationErrorType, MigrationRecoveryManager, RecoveryConfig, RecoveryStrategy
+from mielin_cells import MigrationErrorType, MigrationRecoveryManager, RecoveryConfig, RecoveryStrategy
 from mielin_cells.migration.breaker import Targets
+from mielin_cells.migration.failure import MigrationError
 
 TIMEOUT = MigrationErrorType.TIMEOUT
 INCOMPATIBLE = MigrationErrorType.INCOMPATIBLE_TARGET

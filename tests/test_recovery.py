@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 import mielin_cells as cells
 from mielin_cells import (
-    MigrationError,
     MigrationErrorType,
     MigrationRecoveryManager,
     Policy,
@@ -22,6 +21,7 @@ from mielin_cells import (
     RollbackInfo,
 )
 from mielin_cells.core.agent import make_ref
+from mielin_cells.migration.failure import MigrationError
 from mielin_cells.migration.recovery import JITTER_MAX, determine, explain
 from mielin_cells.migration.rollback import checksum
 
@@ -47,7 +47,9 @@ def error(kind: MigrationErrorType = MigrationErrorType.TIMEOUT, retries: int = 
 
 
 def info(state: bytes = b"state", now: float = 0.0) -> RollbackInfo:
-    return RollbackInfo.capture("a", state, now=now, policy=Policy(min_battery=7), source_node="node-1")
+    return RollbackInfo.capture(
+        "a", state, now=now, policy=Policy(preferred_architectures=("x86_64",)), source_node="node-1"
+    )
 
 
 VALUES: list[Any] = [
@@ -236,7 +238,7 @@ def test_a_capture_holds_state_digest_policy_and_source() -> None:
     assert (captured.agent_id, captured.original_state, captured.created_at) == ("a", b"state", 1.5)
     assert captured.source_node == "node-1"
     assert captured.original_checksum == checksum(b"state")
-    assert captured.policy == Policy(min_battery=7)
+    assert captured.policy == Policy(preferred_architectures=("x86_64",))
     captured.verify()
 
 

@@ -424,7 +424,7 @@ def test_what_is_worth_another_call_is_named_by_classes(bad: Any) -> None:
     "bad", [{"tries": 0}, {"tries": 1.5}, {"tries": True}, {"first_s": -1}, {"max_s": float("nan")}], ids=str
 )
 def test_a_policy_that_cannot_be_is_refused(bad: dict[str, Any]) -> None:
-    with pytest.raises(cells.ConfigError, match="tries"):
+    with pytest.raises(cells.ConfigError, match=rf"Retry\({next(iter(bad))}="):
         cells.Retry(**bad)
 
 

@@ -10,7 +10,8 @@ from statistics import median
 
 from benchmarks.figures import Found, Size, spread
 from benchmarks.harness import run
-from mielin_cells import MigrationError, MigrationErrorType, MigrationRecoveryManager
+from mielin_cells import MigrationErrorType, MigrationRecoveryManager
+from mielin_cells.migration.failure import MigrationError
 
 PENDING: dict[Size, tuple[int, ...]] = {
     "smoke": (1_000, 10_000),

@@ -23,6 +23,7 @@ from mielin_cells.core.step import Retry, step
 from mielin_cells.core.table import Table
 from mielin_cells.core.timer import CatchUp, after, cancel, every
 from mielin_cells.errors import *  # noqa: F403 - every public exception, listed in errors.__all__
+from mielin_cells.errors import AlreadySpawned
 from mielin_cells.errors import __all__ as _errors
 from mielin_cells.node.local import local
 from mielin_cells.node.remote import connect
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
     from mielin_cells.core.policy import Policy
     from mielin_cells.migration.audit import AuditEntry, AuditEvent, MigrationAuditLog
     from mielin_cells.migration.case import RecoveryOutcome
-    from mielin_cells.migration.failure import MigrationError, MigrationErrorType
+    from mielin_cells.migration.failure import MigrationError as MigrationFailure
+    from mielin_cells.migration.failure import MigrationErrorType
     from mielin_cells.migration.manager import MigrationRecoveryManager
     from mielin_cells.migration.progress import (
         CollectingCallback,
@@ -62,8 +64,8 @@ _LAZY = {
     "LoggingCallback": "migration.progress",
     "Manifest": "migration.verification",
     "MigrationAuditLog": "migration.audit",
-    "MigrationError": "migration.failure",
     "MigrationErrorType": "migration.failure",
+    "MigrationFailure": "migration.failure",
     "MigrationRecoveryManager": "migration.manager",
     "MigrationValidator": "migration.validation",
     "MultiCallback": "migration.progress",
@@ -89,7 +91,8 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    value = globals()[name] = getattr(import_module(f"{__name__}.{place}"), name)
+    seeds = {"MigrationFailure": "MigrationError"}  # which is an exception here; a failure is a value
+    value = globals()[name] = getattr(import_module(f"{__name__}.{place}"), seeds.get(name, name))
     return value
 
 
@@ -99,6 +102,7 @@ __all__ = [  # noqa: PLE0604 - the errors' names are strings, which the check ca
     "AgentInfo",
     "AgentRequirements",
     "AgentState",
+    "AlreadySpawned",
     "AuditEntry",
     "AuditEvent",
     "Buffer",
@@ -110,8 +114,8 @@ __all__ = [  # noqa: PLE0604 - the errors' names are strings, which the check ca
     "LoggingCallback",
     "Manifest",
     "MigrationAuditLog",
-    "MigrationError",
     "MigrationErrorType",
+    "MigrationFailure",
     "MigrationRecoveryManager",
     "MigrationReport",
     "MigrationValidator",

@@ -123,6 +123,10 @@ class LostError(CellError):
     """Lost: ownership moved, or what is stored cannot be used.  Nothing was changed by this call."""
 
 
+class AlreadySpawned(UserWarning):
+    """A spawn named an agent that exists and gave it another initial state, which is not used."""
+
+
 class InternalError(CellError):
     """A bug in this package: please report it with the sentence it carries."""
 
@@ -241,18 +245,22 @@ class SessionExpired(UsageError):
     """The agent has forgotten this client's session; open a new one.  The call may have taken effect before."""
 
 
-# ---- yours: migration ----------------------------------------------------------------------------------------
+# ---- migration -----------------------------------------------------------------------------------------------
 
 
-class MigrationRefused(UsageError):
+class MigrationError(CellError):
+    """Base of what an order to move an agent raises: `except cells.MigrationError` catches each of them."""
+
+
+class MigrationRefused(MigrationError, UsageError):
     """The target cannot take the agent; it runs on where it was.  Facts: agent, migration, reasons."""
 
 
-class MigrationInProgress(UsageError):
+class MigrationInProgress(MigrationError, UsageError):
     """One migration per agent is open at a time.  Facts: agent, migration."""
 
 
-class AlreadyThere(UsageError):
+class AlreadyThere(MigrationError, UsageError):
     """The agent already lives on that node.  Facts: agent, node."""
 
 
@@ -264,11 +272,11 @@ class UnknownNode(UsageError):
     """No node of this name is up.  Facts: node, nodes."""
 
 
-class NoSuchMigration(UsageError):
+class NoSuchMigration(MigrationError, UsageError):
     """No migration of this agent or id is open here."""
 
 
-class TooLateToCancel(UsageError):
+class TooLateToCancel(MigrationError, UsageError):
     """The handover is decided; the move goes forward.  Facts: agent, migration."""
 
 
@@ -290,8 +298,10 @@ class InboxFull(RetryError):
     """The agent has too many messages waiting; this one was not sent.  Facts: agent, waiting, limit."""
 
 
-class MigrationFailed(RetryError):
-    """The move was rolled back; the agent is safe and runs where it ran.  Facts: agent, migration, phase, reason."""
+class MigrationFailed(MigrationError, RetryError):
+    """The move was rolled back; the agent is safe and runs where it ran.  `MigrationReport.check` raises it.
+
+    Facts: agent, migration, reason."""
 
 
 class NodeCordoned(UsageError):
@@ -451,6 +461,7 @@ __all__ = [
     "LogGap",
     "LostError",
     "MessageTooLarge",
+    "MigrationError",
     "MigrationFailed",
     "MigrationInProgress",
     "MigrationRefused",

@@ -176,8 +176,13 @@ class Agent:
         cls, *, version: int = 1, name: str | None = None, recovery: dict[str, Any] | None = None,
         policy: Policy | None = None, standby: int | None = None, **kwargs: Any,
     ) -> None:  # fmt: skip
+        definition.check_options(cls, kwargs)
         super().__init_subclass__(**kwargs)
         if recovery is not None:
+            if not isinstance(recovery, dict):
+                raise UsageError(
+                    f"class {cls.__name__}: recovery is a dict of RecoveryConfig's fields, and not {recovery!r}."
+                )
             cls.__mielin_recovery__ = dict(recovery)
         if policy is not None:
             if not isinstance(policy, Policy):
@@ -254,7 +259,10 @@ class Agent:
 
 def make_ref(cls: type[A], agent: str, caller: Caller | None = None) -> A:
     """A reference to the agent of this id.  Does no I/O.  Raises `InvalidAgentId`."""
-    ref = object.__new__(cls)
+    try:
+        ref = object.__new__(cls)
+    except TypeError as error:  # of an abstract class
+        raise UsageError(f"No agent can be of {cls.__name__}: {error}; name the class that {agent!r} is of.") from error
     ref.__dict__.update(__mielin_cell__=None, __mielin_id__=str(AgentId(agent)), __mielin_caller__=caller)
     return ref
 

@@ -10,6 +10,7 @@ import msgspec
 
 from mielin_cells.core.agent import Agent
 from mielin_cells.core.policy import DEFAULT, Policy
+from mielin_cells.errors import MigrationFailed
 
 P = ParamSpec("P")
 A = TypeVar("A", bound=Agent)
@@ -108,6 +109,16 @@ class MigrationReport:
     def ok(self) -> bool:
         return self.outcome == "completed"
 
+    def check(self) -> MigrationReport:
+        """The report itself, if the move completed.  Raises `MigrationFailed` if it was rolled back or given up."""
+        if not self.ok:
+            raise MigrationFailed(
+                f"Agent {self.agent!r} was not moved from {self.source} to {self.target or 'another node'}: {self.outcome}"
+                f"{': ' + self.reason if self.reason else ''}. It is safe, and runs where it ran.",
+                agent=self.agent, migration=self.migration, reason=self.reason,
+            )  # fmt: skip
+        return self
+
     def __str__(self) -> str:
         head = f"{self.agent}  {self.source} -> {self.target}  {self.outcome}"
         lines = [head + (f": {self.reason}" if self.reason else "")]
@@ -191,8 +202,8 @@ class Spawning(Protocol):
     async def spawn(self, make: Callable[P, A], id: str, /, *args: P.args, **state: P.kwargs) -> A:
         """Creates the agent if the id is free, and returns a reference when its creation is durable.
 
-        An existing agent of the same class is returned as it is, the initial state unused.  Raises `WrongClass`,
-        `AgentTerminated`, `InvalidAgentId`, `BadArguments`, `FieldRefused`.
+        An existing agent of the same class is returned as it is, the initial state unused; if that is not what it was made with,
+        an `AlreadySpawned` is warned of.  Raises `WrongClass`, `AgentTerminated`, `InvalidAgentId`, `BadArguments`, `FieldRefused`.
         """
 
 
@@ -208,7 +219,7 @@ class Cluster(Spawning, Protocol):
     async def migrate(
         self, agent: Agent | str, /, to: str | None = None, *, recovery: Mapping[str, float] | None = None
     ) -> MigrationReport:
-        """Moves the agent while it works, and reports when the move has ended, completed or rolled back.
+        """Moves the agent while it works, and reports when the move has ended, completed or rolled back (`report.check()` raises).
 
         Without `to`, to the other node with the fewest agents.  `recovery`: what this one move is to have of `RecoveryConfig`
         otherwise than its node and class say, such as `{"max_retries": 0}`.

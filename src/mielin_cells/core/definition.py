@@ -13,6 +13,19 @@ from mielin_cells.core.buffer import Buffer
 from mielin_cells.core.handler import Handler
 from mielin_cells.errors import FieldRefused, UsageError
 
+OPTIONS = ("version", "name", "recovery", "policy", "standby")
+
+
+def check_options(cls: type, others: dict[str, Any]) -> None:
+    """Raises `UsageError` for an option of a class that nobody takes: most likely it is misspelt."""
+    for base in cls.__mro__[1:]:
+        if base is not object and base.__module__ != "mielin_cells.core.agent" and "__init_subclass__" in vars(base):
+            return  # it may be the option of a base of the author's
+    if others:
+        raise UsageError(
+            f"class {cls.__name__}: there is no option {next(iter(others))!r}; there are {', '.join(OPTIONS)}."
+        )
+
 
 def check_name(cls: type, name: str, version: int, before: Any) -> None:
     """Raises `UsageError` if another class has this name on the wire: messages for one would reach the other.

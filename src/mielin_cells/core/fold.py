@@ -73,9 +73,36 @@ class Fold:
     """An agent as of record `seq` of its log.  Changed only by `apply` and `settled`."""
 
     __slots__ = (
-        "agent", "behind_bytes", "behind_records", "claims", "cls", "epoch", "goes_to", "handed", "incarnation", "kept",
-        "ledger", "lifecycle", "migration", "outcomes", "owner", "phase", "policy", "seq", "snap", "source", "source_incarnation",
-        "standby", "state", "stated", "turn", "undone", "version", "wish", "written",
+        "agent",
+        "behind_bytes",
+        "behind_records",
+        "born",
+        "claims",
+        "cls",
+        "epoch",
+        "goes_to",
+        "handed",
+        "incarnation",
+        "kept",
+        "ledger",
+        "lifecycle",
+        "migration",
+        "outcomes",
+        "owner",
+        "phase",
+        "policy",
+        "seq",
+        "snap",
+        "source",
+        "source_incarnation",
+        "standby",
+        "state",
+        "stated",
+        "turn",
+        "undone",
+        "version",
+        "wish",
+        "written",
     )  # fmt: skip
 
     def __init__(self, agent: str) -> None:
@@ -98,6 +125,8 @@ class Fold:
         self.policy = DEFAULT
         self.standby: int | None = None
         """Nodes that are to keep a copy; None: as many as its class says."""
+        self.born = b""
+        """Digest of the initial state; empty if that is not known."""
         self.wish: Wish | None = None
         """What the agent has ordered for itself in its last turn, until it has taken effect."""
         self.ledger = Ledger()
@@ -299,7 +328,7 @@ class Fold:
         self.behind_records += 1
         match record:
             case Created():
-                self.cls, self.version = record.cls, record.version
+                self.cls, self.version, self.born = record.cls, record.version, record.born
                 self.policy = record.policy or DEFAULT
                 self._owns(record.node, record.incarnation, record.epoch)
             case Committed():
@@ -428,6 +457,7 @@ class Fold:
         fold.kept, fold.outcomes = _kept(seq, record), dict(record.outcomes)
         fold.handed, fold.undone = dict(record.handed), list(record.undone)
         fold.policy, fold.standby, fold.wish = record.policy or DEFAULT, record.standby, record.wish
+        fold.born = record.born
         return fold
 
 

@@ -303,6 +303,8 @@ class Created(Record, tag="Created", frozen=True, kw_only=True):
     at: float
     policy: Policy | None = None
     """None: the default."""
+    born: bytes = b""
+    """Digest of `state` as its spawner gave it (`core.born`)."""
 
 
 class Committed(Record, tag="Committed", frozen=True, kw_only=True):
@@ -352,6 +354,7 @@ class Snapshot(Record, tag="Snapshot", frozen=True, kw_only=True):
     policy: Policy | None = None
     standby: int | None = None
     wish: Wish | None = None
+    born: bytes = b""
 
 
 class Suspended(Record, tag="Suspended", frozen=True, kw_only=True):

@@ -371,12 +371,13 @@ def spec_of(cls: type[Agent]) -> Spec:
     """The spec of a class, built at its first use.  Raises `FieldRefused` naming what cannot be stored or sent."""
     spec = _specs.get(cls)
     if spec is None:
-        _check_is_agent(cls)
+        check_is_agent(cls)
         spec = _specs[cls] = Spec(cls)
     return spec
 
 
-def _check_is_agent(cls: Any) -> None:
+def check_is_agent(cls: Any) -> None:
+    """Raises `UsageError` for what is no class that agents can be of, with what to write."""
     if isinstance(cls, type) and issubclass(cls, Agent) and cls is not Agent:
         return
     origin = typing.get_origin(cls)

@@ -31,6 +31,10 @@ NAME_CHARS_MAX = 128
 """Of a step's name: it is in the log with each outcome."""
 
 
+def _out_of_range(field: str, value: object, wanted: str) -> ConfigError:
+    return ConfigError(f"Retry({field}={value!r}) is out of range ({wanted}).", field=field, range=wanted)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retry:
     """How often a step calls, and how long it waits in between.  Raises `ConfigError` for what cannot be."""
@@ -45,20 +49,17 @@ class Retry:
     """What is worth another call; anything else fails the step at once."""
 
     def __post_init__(self) -> None:
-        if type(self.tries) is not int or self.tries < 1 or not 0 <= self.first_s <= 1e9 or not 0 <= self.max_s <= 1e9:
-            raise ConfigError(
-                f"Retry(tries={self.tries!r}, first_s={self.first_s!r}, max_s={self.max_s!r}): tries is a whole number "
-                "from 1, the waits are 0 to 1e+09 seconds.",
-                field="retry", range="tries from 1, waits from 0",
-            )  # fmt: skip
-        kinds: Any = self.on  # of a caller who is not type-checked it may be anything
+        tries: Any = self.tries  # of a caller who is not type-checked each may be anything
+        if type(tries) is not int or tries < 1:
+            raise _out_of_range("tries", tries, "a whole number from 1")
+        for name, seconds in (("first_s", self.first_s), ("max_s", self.max_s)):
+            if type(seconds) not in (int, float) or not 0 <= seconds <= 1e9:
+                raise _out_of_range(name, seconds, "0 to 1e+09 seconds")
+        kinds: Any = self.on
         if type(kinds) is not tuple or not all(
             isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds
         ):
-            raise ConfigError(
-                f"Retry(on={kinds!r}): on is a tuple of exception classes, as (OSError, TimeoutError).",
-                field="retry", range="a tuple of exception classes",
-            )  # fmt: skip
+            raise _out_of_range("on", kinds, "a tuple of exception classes, as (OSError, TimeoutError)")
 
     def wait_s(self, tried: int) -> float:
         """Seconds before the next call, after `tried` of them."""

@@ -11,7 +11,8 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 import msgspec
 
-from mielin_cells.core.agent import Agent, agent_id, make_ref
+from mielin_cells.core.agent import Agent, make_ref
+from mielin_cells.core.born import born
 from mielin_cells.core.calls import turn as current_turn
 from mielin_cells.core.cluster import AgentInfo, DrainReport, MigrationReport, NodeInfo, RollbackReport
 from mielin_cells.core.fold import Phase
@@ -19,13 +20,12 @@ from mielin_cells.core.ids import AgentId, control_subject, log_subject, reply_s
 from mielin_cells.core.message import decode_replies
 from mielin_cells.core.records import AnyRecord, HandedOff, decode_record, named_owner
 from mielin_cells.core.settings import Settings
-from mielin_cells.core.spec import HandlerSpec, Spec, spec_of
+from mielin_cells.core.spec import HandlerSpec, Spec, check_is_agent, spec_of
 from mielin_cells.errors import (
     AgentTerminated,
     AlreadyThere,
     AskTimeout,
     CellError,
-    ConfigError,
     EpochRegression,
     Fenced,
     MigrationInProgress,
@@ -39,9 +39,20 @@ from mielin_cells.errors import (
     UsageError,
     WireTimeout,
     WrongClass,
+    storable,
 )
 from mielin_cells.migration.standing import journal_outcome, outcome_of
 from mielin_cells.node import control, cordon, journal, registry, reminder, selector
+from mielin_cells.node.arguments import (
+    check_copies,
+    check_deadline,
+    id_of,
+    known,
+    node_name,
+    numbers,
+    report_of,
+    warn_of_other_state,
+)
 from mielin_cells.node.lane import Lane, closed, foreign_loop
 from mielin_cells.node.placing import Placing
 from mielin_cells.node.reader import load
@@ -199,7 +210,7 @@ class Client:
         return await self._spawn(None, make, id, args, state)
 
     def on(self, node: str, /) -> Placed:
-        return Placed(self, node)
+        return Placed(self, node_name(node, "on"))
 
     async def _spawn(
         self, node: str | None, make: Callable[..., A], id: str, unnamed: tuple[Any, ...], state: dict[str, Any]
@@ -211,24 +222,30 @@ class Client:
             raise UsageError(
                 f"State of a new {spec.name} is given by name, as field=value; {len(unnamed)} values have none."
             )
-        request = control.Spawn(agent, spec.name, spec.version, spec.initial(**state))
+        initial = spec.initial(**state)
+        request = control.Spawn(agent, spec.name, spec.version, initial, born(initial))
         async with self._placing.room():
             if await self.log.last(log_subject(agent)) is not None:
-                await self._same_class(agent, spec)
-            elif node:
-                await self.ordered(lambda: _known(node), request)
+                was = await self._same_class(agent, spec)
+                is_same = not was or was == request.born
             else:
-                await self._placing.place(request)
+                answer = await (self.ordered(lambda: known(node), request) if node else self._placing.place(request))
+                is_same = msgspec.msgpack.decode(answer, type=bool)
+        if state and not is_same:
+            warn_of_other_state(agent, spec.name, state)
         return make_ref(cls, agent, self)
 
-    async def _same_class(self, agent: str, spec: Spec) -> None:
+    async def _same_class(self, agent: str, spec: Spec) -> bytes:
+        """Digest of what the agent was made with; empty if that is not known."""
         fold = await load(self.log, agent)
         if fold.phase is Phase.TERMINATED:
             raise AgentTerminated(f"Agent {agent!r} has ended; its id is not used again.", agent=agent)
         if fold.cls != spec.name:
             raise WrongClass(f"Agent {agent!r} exists and is a {fold.cls}.", agent=agent, have=fold.cls, need=spec.name)
+        return fold.born
 
     def get(self, cls: type[A], id: str, /) -> A:
+        check_is_agent(cls)
         return make_ref(cls, id, self)
 
     async def owner(self, agent: str) -> tuple[str, int]:
@@ -315,14 +332,14 @@ class Client:
         )  # fmt: skip
 
     async def _order(self, agent: Agent | str, order: str, reason: str = "") -> None:
-        name = _id(agent)
+        name = id_of(agent)
         self.check_turn(name, order)
 
         async def owner() -> str:
             return (await self.owner(name))[0]
 
         try:
-            await self.ordered(owner, control.Order(name, order, reason))
+            await self.ordered(owner, control.Order(name, order, storable(str(reason))))
         except AgentTerminated:
             if order != "terminate":
                 raise
@@ -331,8 +348,9 @@ class Client:
         await self._order(agent, "suspend", reason)
 
     async def standby(self, agent: Agent | str, /, copies: int = 1) -> None:
-        name = _id(agent)
+        name = id_of(agent)
         self.check_turn(name, "have copies of")
+        check_copies(copies)
 
         async def owner() -> str:
             return (await self.owner(name))[0]
@@ -349,13 +367,14 @@ class Client:
         await self._order(agent, "terminate")
 
     async def claim(self, agent: Agent | str, /, to: str, *, force: bool = True) -> None:
-        name = _id(agent)
+        name = id_of(agent)
         self.check_turn(name, "claim")
+        to = node_name(to, "claim")
         await self.owner(name)  # raises for an agent that is not there
-        await self.ordered(lambda: _known(to), control.Claim(name, "operator", force), self.settings.probation_s)
+        await self.ordered(lambda: known(to), control.Claim(name, "operator", force), self.settings.probation_s)
 
     async def show(self, agent: Agent | str, /) -> AgentInfo:
-        name = _id(agent)
+        name = id_of(agent)
 
         async def owner() -> str:
             return (await self.owner(name))[0]
@@ -401,7 +420,7 @@ class Client:
     async def migrate(
         self, agent: Agent | str, /, to: str | None = None, *, recovery: Mapping[str, float] | None = None
     ) -> MigrationReport:
-        wishes = _numbers(recovery)
+        wishes = numbers(recovery)
         request, source = await self.plan(agent, to)
         request = msgspec.structs.replace(request, recovery=wishes)
         report = await self.watched(request, source)
@@ -415,8 +434,9 @@ class Client:
 
     async def plan(self, agent: Agent | str, to: str | None) -> tuple[control.Migrate, str]:
         """A move as its source is told of it, and the source, which chooses the target unless it is named.  Nothing has begun."""
-        name = _id(agent)
+        name = id_of(agent)
         self.check_turn(name, "migrate")
+        to = node_name(to, "migrate") if to is not None else None
         source, epoch = await self.owner(name)
         if to == source:
             raise AlreadyThere(f"Agent {name!r} is on {to} already.", agent=name, node=to)
@@ -498,12 +518,13 @@ class Client:
         return await rollback(self, migration, to, dry_run=dry_run, correct=correct)
 
     async def cordon(self, node: str, /) -> None:
-        await cordon.cordon(self, node, True)
+        await cordon.cordon(self, node_name(node, "cordon"), True)
 
     async def uncordon(self, node: str, /) -> None:
-        await cordon.cordon(self, node, False)
+        await cordon.cordon(self, node_name(node, "uncordon"), False)
 
     async def drain(self, node: str, /, deadline_s: float | None = None) -> DrainReport:
+        check_deadline(node_name(node, "drain"), deadline_s)
         running = current_turn.get()
         if running is not None and not running.closed and running.node == node and running.shares(self):
             raise UsageError(
@@ -516,7 +537,7 @@ class Client:
         return self._rng.randbytes(size)
 
     async def abort(self, agent: Agent | str, /) -> str:
-        name = _id(agent)
+        name = id_of(agent)
         source, _ = await self.owner(name)
         try:
             return msgspec.msgpack.decode(await self.request(source, control.Abort(name), REQUEST_S), type=str)
@@ -546,27 +567,3 @@ class Placed:
 
     async def spawn(self, make: Callable[P, A], id: str, /, *args: P.args, **state: P.kwargs) -> A:
         return await self._client._spawn(self._node, make, id, args, state)
-
-
-async def _known(node: str) -> str:
-    return node
-
-
-def _numbers(recovery: Mapping[str, float] | None) -> dict[str, float] | None:
-    """As they travel; the source says what they mean.  Raises `ConfigError` for what is no number."""
-    for name, value in (recovery or {}).items():
-        if not isinstance(value, (int, float)):
-            raise ConfigError(f"{name} = {value!r} is out of range (a number).", field=name, range="a number")
-    return {name: float(value) for name, value in recovery.items()} if recovery else None
-
-
-def _id(agent: Agent | str) -> str:
-    return agent_id(agent) if isinstance(agent, Agent) else str(AgentId(agent))
-
-
-def report_of(told: dict[str, msgspec.Raw]) -> MigrationReport:
-    return MigrationReport(**{name: _tupled(msgspec.msgpack.decode(value)) for name, value in told.items()})
-
-
-def _tupled(value: Any) -> Any:
-    return tuple(_tupled(item) for item in value) if isinstance(value, list) else value

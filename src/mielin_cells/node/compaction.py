@@ -157,7 +157,7 @@ class Compaction:
             since=self._since if in_parts else head["prev"], digest=captured.digest,
             kept=self._keep(now), outcomes=dict(fold.outcomes), turn=captured.turn, claims=captured.claims, at=now,
             handed=dict(fold.handed), undone=list(fold.undone), policy=fold.policy if fold.policy != DEFAULT else None,
-            standby=fold.standby, wish=fold.wish,
+            standby=fold.standby, wish=fold.wish, born=fold.born,
         )  # fmt: skip
         self._captured, self._parts, self.is_ready = None, None, False
         return record

@@ -39,6 +39,7 @@ class Spawn(Request, tag="Spawn", frozen=True):
     cls: str
     version: int
     state: StateDelta
+    born: bytes = b""
 
 
 class Migrate(Request, tag="Migrate", frozen=True):

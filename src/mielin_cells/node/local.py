@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from mielin_cells.core.agent import classes
 from mielin_cells.core.settings import Settings
 from mielin_cells.errors import ConfigError, UsageError
-from mielin_cells.node.opening import Opening
+from mielin_cells.node.opening import Opening, check_opening
 
 if TYPE_CHECKING:
     from mielin_cells.core.health import Facts
@@ -53,8 +53,9 @@ def local(
         raise ConfigError(
             f"nodes = {nodes!r} is out of range (1 to {NODES_MAX}).", field="nodes", range=f"1 to {NODES_MAX}"
         )
-    if settings is not None and not isinstance(settings, Settings):
-        raise UsageError(f"settings is a cells.Settings(...), and not {settings!r}.")
+    check_opening(settings, recovery, progress)
+    if path is not None and not isinstance(path, (str, os.PathLike)):
+        raise UsageError(f"path is the file of the store, as text or a Path, and not {path!r}.")
     return Opening("cells.local()", lambda: _opened(nodes, path, settings, recovery, progress, sync))
 
 

@@ -403,6 +403,7 @@ class Node:
         return host
 
     async def _spawn(self, request: control.Spawn) -> bool:
+        """Creates the agent, unless it exists.  False: it was made with another initial state than this one."""
         agent, spec = request.agent, self.spec(request.cls)
         host = self.hosts.get(agent)
         if host is None:
@@ -412,18 +413,20 @@ class Node:
                     agent=agent, have=request.version, need=spec.version,
                 )  # fmt: skip
             host = await self._create(request, spec)
-        cls = host.fold.cls if host is not None else await self._existing(agent)
-        if cls != request.cls:
-            raise WrongClass(f"Agent {agent!r} exists and is a {cls}.", agent=agent, have=cls, need=request.cls)
-        return True
+        fold = host.fold if host is not None else await self._existing(agent)
+        if fold.cls != request.cls:
+            raise WrongClass(
+                f"Agent {agent!r} exists and is a {fold.cls}.", agent=agent, have=fold.cls, need=request.cls
+            )
+        return not fold.born or fold.born == request.born
 
-    async def _existing(self, agent: str) -> str:
+    async def _existing(self, agent: str) -> Fold:
         fold = await load(self.home.log, agent)
         if fold.phase is Phase.TERMINATED:
             raise AgentTerminated(f"Agent {agent!r} has ended; its id is not used again.", agent=agent)
         if fold.owner == self.name:
             self.look(agent)
-        return fold.cls
+        return fold
 
     async def _create(self, request: control.Spawn, spec: Spec) -> Host | None:
         """The new agent's host; None if the agent exists already."""
@@ -453,6 +456,7 @@ class Node:
                     cls=spec.name,
                     version=spec.version,
                     state=request.state,
+                    born=request.born,
                     at=self.home.wall(),
                     policy=spec.cls.__mielin_policy__ if spec.cls.__mielin_policy__ != DEFAULT else None,
                 ),

@@ -10,11 +10,22 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from mielin_cells.core.calls import Caller, current
+from mielin_cells.core.settings import Settings
 from mielin_cells.errors import UsageError
 
 if TYPE_CHECKING:
     from mielin_cells.core.cluster import Cluster
     from mielin_cells.node.client import Client
+
+
+def check_opening(settings: Any, recovery: Any = None, progress: Any = None) -> None:
+    """Raises `UsageError` for what is of another type than it must be: it would show long after, and elsewhere."""
+    if settings is not None and not isinstance(settings, Settings):
+        raise UsageError(f"settings is a cells.Settings(...), and not {settings!r}.")
+    if recovery is not None and not hasattr(recovery, "validate"):
+        raise UsageError(f"recovery is a cells.RecoveryConfig(...), and not {recovery!r}.")
+    if progress is not None and not callable(progress):
+        raise UsageError(f"progress is called with each event, and {progress!r} cannot be.")
 
 
 class Opening:

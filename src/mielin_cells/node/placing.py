@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from mielin_cells.core.calls import turn
 from mielin_cells.errors import CellError, NodeCordoned, NodeStopping, NoResponder, UnknownNode, WireTimeout
 from mielin_cells.node import control, registry, selector
@@ -38,7 +40,7 @@ class Placing:
         """Entered for each agent that is created.  A turn has it at once: it may be what another spawn waits for."""
         return contextlib.nullcontext() if turn.get() is not None else self._room
 
-    async def place(self, request: control.Spawn) -> None:
+    async def place(self, request: control.Spawn) -> msgspec.Raw:
         """Has the emptiest node create the agent, or the next one, if that is taken out of service, or does not answer.
 
         Raises `UnknownNode` if there is no node, and what else keeps the agent from being created.
@@ -59,8 +61,7 @@ class Placing:
                 self._until = 0.0
                 continue
             try:
-                await self._client.request(node, request, settings.turn_deadline_s)
-                return
+                return await self._client.request(node, request, settings.turn_deadline_s)
             except (NodeCordoned, NodeStopping, NoResponder, WireTimeout) as refusal:
                 error = refusal
                 spread.gives_back(node)

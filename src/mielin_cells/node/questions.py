@@ -6,6 +6,7 @@ import heapq
 from typing import TYPE_CHECKING
 
 from mielin_cells.core import words
+from mielin_cells.core.born import born
 from mielin_cells.core.cluster import AgentInfo, NodeInfo
 from mielin_cells.core.ledger import Verdict
 from mielin_cells.errors import from_wire
@@ -34,7 +35,8 @@ def answer(node: Node, question: control.Question) -> object:
             return words.arguments(node.spec(cls), handler, said)
         case control.ReadState(agent=agent, cls=cls, words=said):
             spec = node.spec(cls)
-            return control.Spawn(agent, cls, spec.version, words.initial(spec, said))
+            initial = words.initial(spec, said)
+            return control.Spawn(agent, cls, spec.version, initial, born(initial))
         case control.Replaying(agent=agent):
             fold = node.host(agent).fold
             state, error, ledger = fold.lifecycle.state, fold.lifecycle.error, fold.ledger

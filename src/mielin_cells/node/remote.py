@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from mielin_cells.core.secret import redacted
 from mielin_cells.core.settings import Settings
-from mielin_cells.errors import ConfigError, NotConnected, StoreUnreachable, UsageError
-from mielin_cells.node.opening import Opening
+from mielin_cells.errors import ConfigError, NotConnected, StoreUnreachable
+from mielin_cells.node.opening import Opening, check_opening
 
 if TYPE_CHECKING:
     from mielin_cells.core.health import Facts
@@ -194,8 +194,7 @@ def connect(
     connection; agents live on at their nodes.  Raises `NotConnected`, `ConfigError`, `StoreUnreachable`, and
     what keeps the server from being used, by name.
     """
-    if settings is not None and not isinstance(settings, Settings):
-        raise UsageError(f"settings is a cells.Settings(...), and not {settings!r}.")
+    check_opening(settings)
 
     def found() -> Address:
         return replace(find_address(url, creds, tls_ca, deployment), replicas=replicas, shards=shards)
