@@ -138,7 +138,7 @@ def test_an_order_to_a_node_that_is_frozen_ends_in_its_time() -> None:
     run(story())
 
 
-class Sink(cells.Agent):
+class Basin(cells.Agent):
     n: int = 0
 
     @cells.handler
@@ -149,7 +149,7 @@ class Sink(cells.Agent):
 
 class Source(cells.Agent):
     @cells.handler
-    async def flood(self, sink: Sink, count: int) -> None:
+    async def flood(self, sink: Basin, count: int) -> None:
         for _ in range(count):
             await sink.add.tell()
 
@@ -159,7 +159,7 @@ SMALL = Settings(inbox_max=200)
 
 async def test_an_inbox_holds_what_it_says_however_many_calls_come_at_once() -> None:
     async with cells.local(settings=SMALL) as cluster:
-        sink = await cluster.spawn(Sink, "s")
+        sink = await cluster.spawn(Basin, "s")
         await cluster.suspend(sink)
         done = await asyncio.gather(*(sink.add.tell() for _ in range(1000)), return_exceptions=True)
         assert Counter(map(type, done)) == {type(None): 200, InboxFull: 800}
@@ -171,7 +171,7 @@ async def test_an_inbox_holds_what_it_says_however_many_calls_come_at_once() -> 
 
 async def test_what_agents_send_waits_at_the_sender_while_the_receiver_has_no_room() -> None:
     async with cells.local(settings=SMALL) as cluster:
-        sink, source = await cluster.spawn(Sink, "s"), await cluster.spawn(Source, "f")
+        sink, source = await cluster.spawn(Basin, "s"), await cluster.spawn(Source, "f")
         await cluster.suspend(sink)
         sent = 0
         for _ in range(40):

@@ -168,7 +168,8 @@ async def test_calls_made_together_keep_their_order() -> None:
 async def test_an_id_belongs_to_one_class_and_is_not_used_again() -> None:
     async with cells.local(nodes=2) as cluster:
         first = await cluster.spawn(Account, "a", total=1)
-        again = await cluster.spawn(Account, "a", total=50)
+        with pytest.warns(cells.AlreadySpawned):
+            again = await cluster.spawn(Account, "a", total=50)
         assert first == again
         assert await again.add(1) == 2
         with pytest.raises(cells.WrongClass):

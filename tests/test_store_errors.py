@@ -146,13 +146,13 @@ class FailingTail:
         self._tail.close()
 
 
-class Till(cells.Agent):
+class Cashbox(cells.Agent):
     sold: int = 0
     seen: int = 0
     notes: cells.Table[int, bytes] = cells.Table()
 
     @cells.handler
-    async def sell(self, other: Till, key: int) -> int:
+    async def sell(self, other: Cashbox, key: int) -> int:
         """A number that no other call gets, an ask, a step, a tell."""
         self.sold += 1
         asked = await other.see()
@@ -241,9 +241,9 @@ class Story:
             await store.close()
 
     async def _act(self, client: Client) -> None:
-        one = await self.call(client.on("node-1").spawn(Till, "t1"))
-        two = await self.call(client.on("node-2").spawn(Till, "t2"))
-        one, two = one or client.get(Till, "t1"), two or client.get(Till, "t2")
+        one = await self.call(client.on("node-1").spawn(Cashbox, "t1"))
+        two = await self.call(client.on("node-2").spawn(Cashbox, "t2"))
+        one, two = one or client.get(Cashbox, "t1"), two or client.get(Cashbox, "t2")
         for key in range(SELLS - 1):
             for done in await asyncio.gather(self._sold(one.sell(two, key)), self._sold(one.add())):
                 self.answers += [done] if done is not None else []
@@ -255,7 +255,7 @@ class Story:
         await self.call(client.migrate(one, to="node-2"))
         done = await self._sold(one.sell(two, 9))
         self.answers += [done] if done is not None else []
-        await self.call(client.terminate(await self.call(client.spawn(Till, "t3")) or "t3"))
+        await self.call(client.terminate(await self.call(client.spawn(Cashbox, "t3")) or "t3"))
 
     async def _sold(self, work: Any) -> Any:
         self.sales += 1
@@ -270,7 +270,7 @@ class Story:
         assert len(set(self.answers)) == len(self.answers), f"two calls had one answer: {self.answers}"
         totals: dict[str, list[int]] = {}
         for agent in ("t1", "t2"):
-            till = await client.spawn(Till, agent)
+            till = await client.spawn(Cashbox, agent)
             await client.resume(till)
             totals[agent] = await till.totals()
         assert max(self.answers, default=0) <= totals["t1"][0] <= self.sales
