@@ -9,12 +9,13 @@ import enum
 import json
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import pytest_asyncio
 
 import mielin_cells as cells
-from mielin_cells.cli import commands, moves
+from mielin_cells.cli import commands, moves, watch
 from mielin_cells.cli.show import Printer, as_json, as_text, clock, duration, size, when
 from mielin_cells.core import words
 from mielin_cells.core.ids import control_subject, log_subject, node_log_subject
@@ -491,3 +492,97 @@ async def test_an_agent_whose_node_is_gone_still_says_when_it_last_did_something
         unhosted = await Operator(cluster)._unhosted("till")
         assert unhosted is not None
         assert unhosted.at == info.at
+
+
+# ---- lists ---------------------------------------------------------------------------------------------------
+
+
+async def test_agents_are_filtered_counted_and_paged(operator: Operator, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b", "c"):
+        await operator.client.on("node-2").spawn(Till, name)
+    await operator.client.suspend("b", "tea")
+
+    async def listed(**which: Any) -> list[str]:
+        capsys.readouterr()
+        assert await commands.agents(operator, Printer(as_json=True), commands.Which(**which)) == 0
+        return [info["id"] for info in json.loads(capsys.readouterr().out)]
+
+    assert await listed() == ["a", "b", "c", "till"]
+    assert await listed(node="node-1") == ["till"]
+    assert await listed(cls="Till", state="suspended") == ["b"]
+    assert await listed(node="node-1", state="Suspended") == []
+    assert await listed(limit=2) == ["a", "b"]
+    assert await listed(limit=2, after="b") == ["c", "till"]
+    assert await commands.agents(operator, Printer(as_json=False), commands.Which(limit=3)) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "1 more: --after c"
+    for form, says in ((True, {"count": 3}), (False, 3)):
+        await commands.agents(operator, Printer(form), commands.Which(node="node-2"), count=True)
+        assert json.loads(capsys.readouterr().out) == says
+
+
+@pytest.mark.parametrize(
+    ("which", "kind", "says"),
+    [
+        ({"node": "node-9"}, cells.UnknownNode, "there are node-1, node-2"),
+        ({"cls": "Tail"}, cells.UnknownClass, "There is no class 'Tail'"),
+        ({"state": "Runing"}, cells.ConfigError, "wanted: Created, Running"),
+    ],
+)
+async def test_a_filter_that_nothing_can_fit_is_refused(
+    operator: Operator, which: dict[str, Any], kind: type[cells.CellError], says: str
+) -> None:
+    with pytest.raises(kind, match=says):
+        await commands.agents(operator, Printer(as_json=True), commands.Which(**which))
+
+
+async def test_a_name_that_is_not_there_is_told_with_those_like_it(operator: Operator) -> None:
+    assert await operator.nearest("til") == ["till"]
+    assert await operator.nearest("tlil") == ["till"]
+    assert await operator.nearest("node2") == ["node-2", "node-1"]
+    assert await operator.nearest("something else") == []
+    report = await operator.client.migrate("till", "node-2")
+    assert await operator.nearest(report.migration[:5]) == [report.migration]
+
+
+async def test_a_watched_list_is_printed_again_when_it_changes(
+    operator: Operator, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "EVERY_S", 0.01)
+    lines: list[list[str]] = []
+
+    async def until(count: int) -> None:
+        async with asyncio.timeout(10):
+            while len(lines) < count:
+                await asyncio.sleep(0.01)
+                lines.extend([info["id"] for info in json.loads(line)] for line in capsys.readouterr().out.splitlines())
+
+    watching = asyncio.create_task(commands.agents(operator, Printer(as_json=True), watch=True))
+    await until(1)
+    await operator.client.spawn(Till, "another")
+    await until(2)
+    assert lines[:2] == [["till"], ["another", "till"]]
+    watching.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await watching
+
+
+async def test_a_watch_outlasts_a_store_that_is_away(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "EVERY_S", 0.001)
+    looks = 0
+
+    async def look() -> watch.Seen:
+        nonlocal looks
+        looks += 1
+        if looks in (2, 3):
+            raise cells.StoreUnreachable("The server does not answer.")
+        if looks == 6:
+            raise cells.AuthFailed("No.")
+        return watch.Seen(looks >= 4, lambda: "", looks >= 4)
+
+    with pytest.raises(cells.AuthFailed):
+        await watch.watched(Printer(as_json=True), look)
+    shown = capsys.readouterr()
+    assert shown.out.splitlines() == ["false", "true"]
+    assert shown.err.splitlines() == ["mielin: The server does not answer. It is looked at again."]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 from cyclopts import App, Group, Parameter
 
 from mielin_cells import __version__
-from mielin_cells.errors import ConfigError
+from mielin_cells.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     from mielin_cells.cli.show import Printer
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 app = App(
     name="mielin", help="Stateful agents that move between nodes while they work.", version=__version__,
     help_format="plaintext",  # what renders markup takes 50 ms to import
-    exit_on_error=False, print_error=False,  # told as every error is: see `cli._run`
+    exit_on_error=False, print_error=False, suppress_keyboard_interrupt=False,  # told as every error is: see `cli.main`
 )  # fmt: skip
 
 RUN = Group.create_ordered("Run")
@@ -70,6 +71,8 @@ HERE = Server()
 ANY = Streams()
 Agent = Annotated[str, Parameter(help="The agent's id.")]
 Node = Annotated[str, Parameter(help="The node's name.")]
+Watch = Annotated[bool, Parameter(negative="", help="Look again and again, and show what has changed.")]
+Yes = Annotated[bool, Parameter(negative="", help="Do not ask.")]
 Words = Annotated[str, Parameter(help="Values, in order or as name=value: JSON, else text, as the signature wants.")]
 
 
@@ -77,6 +80,17 @@ def _operate(server: Server, work: Callable[[Operator, Printer], Coroutine[Any, 
     from mielin_cells.cli.link import operate
 
     raise SystemExit(operate(server, work))
+
+
+def _confirm(question: str, server: Server) -> None:
+    """Asks whoever sits at the terminal.  A script, which nobody can ask, has decided already."""
+    from mielin_cells.cli import codes, show
+
+    if sys.stdin.isatty() and sys.stderr.isatty():
+        print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            show.Printer(server.json).fail(UsageError("It was not confirmed, and nothing was done."))
+            raise SystemExit(codes.REFUSED)
 
 
 # ---- run -----------------------------------------------------------------------------------------------------
@@ -240,20 +254,33 @@ def tell(
 
 @app.command(group=LOOK)
 def agents(
-    *, node: Annotated[str | None, Parameter(help="Only those on this node.")] = None, server: Server = HERE
+    *,
+    node: Annotated[str | None, Parameter(help="Only those on this node.")] = None,
+    cls: Annotated[str | None, Parameter(name="--class", help="Only those of this class.")] = None,
+    state: Annotated[str | None, Parameter(help="Only those in this state: Running, Suspended, Error, ...")] = None,
+    after: Annotated[str, Parameter(help="Only those behind this id, in order.")] = "",
+    limit: Annotated[int | None, Parameter(help="At most so many.")] = None,
+    count: Annotated[bool, Parameter(negative="", help="Only say how many there are.")] = False,
+    watch: Watch = False,
+    server: Server = HERE,
 ) -> None:
-    """List the agents."""
+    """List the agents, in the order of their ids."""
     from mielin_cells.cli import commands
 
-    _operate(server, lambda op, out: commands.agents(op, out, node))
+    if limit is not None and limit < 1:
+        raise ConfigError(f"--limit {limit} is out of range; wanted: 1 or more.", field="limit", range="1 or more")
+    if count and (after or limit is not None):
+        raise ConfigError("--count counts all of them; leave --after and --limit out.", field="count", range="alone")
+    which = commands.Which(node, cls, state, after, limit)
+    _operate(server, lambda op, out: commands.agents(op, out, which, count, watch))
 
 
 @app.command(group=LOOK)
-def nodes(*, server: Server = HERE) -> None:
+def nodes(*, watch: Watch = False, server: Server = HERE) -> None:
     """List the nodes: alive, stuck, silent or stopped, and for how long."""
     from mielin_cells.cli import commands
 
-    _operate(server, commands.nodes)
+    _operate(server, lambda op, out: commands.nodes(op, out, watch))
 
 
 @app.command(group=LOOK)
@@ -308,6 +335,7 @@ def dead(
     *,
     replay: Annotated[bool, Parameter(negative="", help="Send its message again and remove the letter.")] = False,
     purge: Annotated[bool, Parameter(negative="", help="Remove it; without LETTER, all of them.")] = False,
+    yes: Yes = False,
     server: Server = HERE,
 ) -> None:
     """List an agent's dead letters, show one, replay it, or purge them."""
@@ -317,6 +345,9 @@ def dead(
         raise ConfigError("--replay and --purge are two wishes; give one.", field="replay", range="one of them")
     if replay and letter is None:
         raise ConfigError("--replay needs the letter's number or id.", field="letter", range="see `mielin dead AGENT`")
+    if purge and not yes:
+        what = f"dead letter {letter!r}" if letter is not None else "all dead letters"
+        _confirm(f"Remove {what} of agent {agent!r}?", server)
     _operate(server, lambda op, out: commands.dead(op, out, agent, letter, replay, purge))
 
 
@@ -353,12 +384,13 @@ def migrations(
     *,
     failed: Annotated[bool, Parameter(negative="", help="Only those that did not complete.")] = False,
     agent: Annotated[str | None, Parameter(help="Only those of this agent.")] = None,
+    watch: Watch = False,
     server: Server = HERE,
 ) -> None:
     """List migrations with their outcomes; `show m-...` tells one in full."""
     from mielin_cells.cli import moves
 
-    _operate(server, lambda op, out: moves.migrations(op, out, agent, failed))
+    _operate(server, lambda op, out: moves.migrations(op, out, agent, failed, watch))
 
 
 @app.command(group=STEER)
@@ -511,6 +543,8 @@ def resume(agent: Agent, /, *, server: Server = HERE) -> None:
 
 
 @app.command(group=STEER)
-def terminate(agent: Agent, /, *, server: Server = HERE) -> None:
-    """End an agent for good, once what it sent is delivered.  Its id is not used again."""
+def terminate(agent: Agent, /, *, yes: Yes = False, server: Server = HERE) -> None:
+    """End an agent for good, once what it sent is delivered.  Its id is not used again.  On a terminal it asks first."""
+    if not yes:
+        _confirm(f"End agent {agent!r} for good?", server)
     _order(agent, "terminate", "", server)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+import shlex
+from typing import Any, NamedTuple
 
 import msgspec
 
 from mielin_cells.cli.codes import DONE
 from mielin_cells.cli.show import Printer, clock, duration, record, size, table, when
+from mielin_cells.cli.watch import Seen, watched
 from mielin_cells.core.cluster import AgentInfo, NodeInfo
+from mielin_cells.core.lifecycle import AgentState
 from mielin_cells.core.message import sender_text
 from mielin_cells.core.records import (
     Asked,
@@ -26,7 +29,7 @@ from mielin_cells.core.records import (
     StandbySet,
     Stepped,
 )
-from mielin_cells.errors import NoSuchMigration, RecordInvalid
+from mielin_cells.errors import ConfigError, NoSuchMigration, RecordInvalid, UnknownClass, UnknownNode
 from mielin_cells.node.operator import Operator
 
 
@@ -52,22 +55,93 @@ async def tell(operator: Operator, printer: Printer, agent: str, handler: str, w
     return DONE
 
 
-async def agents(operator: Operator, printer: Printer, node: str | None) -> int:
-    found = [info for info in await operator.agents() if node is None or info.node == node]
+class Which(NamedTuple):
+    """Of all agents, those that are wanted."""
 
-    def text() -> str:
-        rows = [
-            {
-                "agent": info.id, "class": info.cls, "node": info.node, "state": info.state, "epoch": info.epoch,
-                "waiting": info.waiting, "size": size(info.bytes), "dead": info.dead, "last record": when(info.at),
-                "migration": info.migration,
-            }
-            for info in found
+    node: str | None = None
+    cls: str | None = None
+    state: str | None = None
+    after: str = ""
+    limit: int | None = None
+
+
+ALL = Which()
+
+
+async def agents(
+    operator: Operator, printer: Printer, which: Which | None = None, count: bool = False, watch: bool = False
+) -> int:
+    """Raises `UnknownNode`, `UnknownClass` or `ConfigError` for a filter that nothing can fit."""
+    which = which or ALL
+    state = _state(which.state)
+
+    async def look() -> Seen:
+        every = await operator.agents()
+        found = [
+            info for info in every
+            if which.node in (None, info.node) and which.cls in (None, info.cls) and state in (None, info.state)
         ]  # fmt: skip
-        return table(rows) if rows else "no agents"
+        if not found:
+            await _check(operator, which, every)
+        if count:
+            return Seen({"count": len(found)}, lambda: str(len(found)), len(found))
+        page = [info for info in found if info.id > which.after]
+        rest = len(page) - which.limit if which.limit is not None else 0
+        return Seen(page[: which.limit], lambda: _listed(page[: which.limit], rest), page)
 
-    printer.show(found, text)
+    if watch:
+        return await watched(printer, look)
+    seen = await look()
+    printer.show(seen.value, seen.text)
     return DONE
+
+
+def _state(word: str | None) -> str | None:
+    """A state as agents say it.  Raises `ConfigError`."""
+    known: list[str] = [
+        *(state.value for state in AgentState if state is not AgentState.TERMINATED),
+        "unreachable",
+        "unreadable",
+    ]
+    for state in known:
+        if word is not None and word.lower() == state.lower():
+            return state
+    if word is not None:
+        wanted = ", ".join(known)
+        raise ConfigError(f"--state {word!r} is no state of an agent; wanted: {wanted}.", field="state", range=wanted)
+    return None
+
+
+async def _check(operator: Operator, which: Which, every: list[AgentInfo]) -> None:
+    """That there are none may be because there is no such node or class."""
+    if which.node is not None or which.cls is not None:
+        nodes = await operator.nodes()
+        names = [node.name for node in nodes]
+        if which.node is not None and which.node not in names:
+            raise UnknownNode(
+                f"There is no node {which.node!r}; there are {', '.join(names) or 'none'}.",
+                node=which.node,
+                nodes=names,
+            )
+        classes = sorted({name for node in nodes for name in node.classes} | {info.cls for info in every if info.cls})
+        if which.cls is not None and which.cls not in classes:
+            raise UnknownClass(
+                f"There is no class {which.cls!r} on any node; there are {', '.join(classes) or 'none'}.",
+                name=which.cls,
+            )
+
+
+def _listed(page: list[AgentInfo], rest: int) -> str:
+    rows = [
+        {
+            "agent": info.id, "class": info.cls, "node": info.node, "state": info.state, "epoch": info.epoch,
+            "waiting": info.waiting, "size": size(info.bytes), "dead": info.dead, "last record": when(info.at),
+            "migration": info.migration,
+        }
+        for info in page
+    ]  # fmt: skip
+    more = f"\n{rest} more: --after {shlex.quote(page[-1].id)}" if rest > 0 and page else ""
+    return table(rows) + more if rows else "no agents"
 
 
 async def standby(operator: Operator, printer: Printer, agent: str, copies: int) -> int:
@@ -77,9 +151,16 @@ async def standby(operator: Operator, printer: Printer, agent: str, copies: int)
     return DONE
 
 
-async def nodes(operator: Operator, printer: Printer) -> int:
-    found = await operator.nodes()
-    printer.show(found, lambda: table([_node_row(node) for node in found]) if found else "no nodes")
+async def nodes(operator: Operator, printer: Printer, watch: bool = False) -> int:
+    async def look() -> Seen:
+        found = await operator.nodes()
+        key = [(node.name, node.incarnation, node.state, node.agents, node.is_cordoned) for node in found]
+        return Seen(found, lambda: table([_node_row(node) for node in found]) if found else "no nodes", key)
+
+    if watch:
+        return await watched(printer, look)
+    seen = await look()
+    printer.show(seen.value, seen.text)
     return DONE
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import sys
 from collections.abc import Callable, Coroutine
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mielin_cells.cli.codes import code_of
 from mielin_cells.cli.show import Printer
 from mielin_cells.core.secret import scrubbed
-from mielin_cells.errors import CellError, UsageError
+from mielin_cells.errors import CellError, NoSuchAgent, NoSuchMigration, UsageError
 from mielin_cells.node.operator import Operator
 from mielin_cells.node.remote import connected
 
@@ -28,13 +29,28 @@ def operate(server: Server, work: Callable[[Operator, Printer], Coroutine[Any, A
 
     async def there() -> int:
         async with connected(server.address(), makes=False) as client:
-            return await work(Operator(client), printer)
+            operator = Operator(client)
+            try:
+                return await work(operator, printer)
+            except (NoSuchAgent, NoSuchMigration) as error:
+                raise await _with_nearest(operator, error) from error
 
     try:
         return asyncio.run(there())
     except CellError as error:
         printer.fail(error)
         return code_of(error)
+
+
+async def _with_nearest(operator: Operator, error: CellError) -> CellError:
+    """The error, with what is there of a name like the one that is not."""
+    wanted = str(error.facts.get("agent") or error.facts.get("migration") or "")
+    with contextlib.suppress(CellError):
+        near = await operator.nearest(wanted)
+        if near:
+            said = " or ".join(repr(name) for name in near)
+            return type(error)(f"{error.message} Did you mean {said}?", **error.facts)
+    return error
 
 
 class _Formatter(logging.Formatter):

@@ -10,6 +10,7 @@ import msgspec
 
 from mielin_cells.cli.codes import DONE, REFUSED, ROLLED_BACK
 from mielin_cells.cli.show import Printer, duration, size, table, when
+from mielin_cells.cli.watch import Seen, watched
 from mielin_cells.core.cluster import MigrationReport, RollbackReport
 from mielin_cells.core.lifecycle import AgentState
 from mielin_cells.errors import MigrationRefused
@@ -142,9 +143,15 @@ def _end(report: MigrationReport) -> str:
 # ---- what was ------------------------------------------------------------------------------------------------
 
 
-async def migrations(operator: Operator, printer: Printer, agent: str | None, failed: bool) -> int:
-    found = await Cases(operator.client).listed(agent, failed)
-    printer.show(found, lambda: table([_row(case) for case in found]) if found else "no migrations")
+async def migrations(operator: Operator, printer: Printer, agent: str | None, failed: bool, watch: bool = False) -> int:
+    async def look() -> Seen:
+        found = await Cases(operator.client).listed(agent, failed)
+        return Seen(found, lambda: table([_row(case) for case in found]) if found else "no migrations", found)
+
+    if watch:
+        return await watched(printer, look)
+    seen = await look()
+    printer.show(seen.value, seen.text)
     return DONE
 
 

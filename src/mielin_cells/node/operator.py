@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any, NamedTuple, TypeVar
@@ -39,7 +40,7 @@ from mielin_cells.errors import (
     WrongClass,
     from_wire,
 )
-from mielin_cells.node import control, registry
+from mielin_cells.node import control, journal, registry
 from mielin_cells.node.client import REQUEST_S, Client
 from mielin_cells.node.heartbeat import Beat, Ear
 from mielin_cells.node.letters import Letter, id_of, letters, shown
@@ -58,6 +59,9 @@ WATCH_S = 0.1
 """How often a shown migration is asked after."""
 
 READ_RECORDS = 256
+
+NEAREST = 3
+"""Names that are told of those like a name that is not there."""
 
 ALIVE, STUCK, SILENT, STOPPED = "alive", "stuck", "silent", "stopped"
 
@@ -242,6 +246,15 @@ class Operator:
             error=life.error.message if life.error is not None else "", code=life.error.code if life.error is not None else "",
             at=fold_of.written,
         )  # fmt: skip
+
+    async def nearest(self, name: str) -> list[str]:
+        """Agents and nodes, or migrations, of names like this one; the likeliest first."""
+        if name.startswith("m-"):
+            known = [migration for _, migration in await journal.listed(self.log)]
+        else:
+            known = [agent for agent, _ in await known_agents(self.log)] + await registry.names(self.log)
+        starts = [one for one in known if name and one.startswith(name)][:NEAREST]
+        return starts or difflib.get_close_matches(name, known, NEAREST)
 
     async def records(
         self, agent: str, after: int = 0, follow: bool = False

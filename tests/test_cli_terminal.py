@@ -1,0 +1,127 @@
+"""`mielin` at a terminal: what it asks, how it ends when it is interrupted, and when nobody reads what it prints."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from processes import APP, CLOSE_S, MIELIN, Deployment, deployment, lives, wait_for
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    with deployment(tmp_path_factory.mktemp("terminal"), nodes=1) as running:
+        yield running
+
+
+def at_terminal(up: Deployment, answer: bytes, *words: str) -> tuple[int, str]:
+    """The command at a terminal, where somebody types `answer`: its exit code, and all that the terminal shows."""
+    ours, theirs = pty.openpty()
+    os.write(ours, answer)
+    with open(ours, "rb", buffering=0) as terminal:
+        process = subprocess.Popen([MIELIN, *words], cwd=up.folder, stdin=theirs, stdout=theirs, stderr=theirs)
+        os.close(theirs)
+        shown = b""
+        try:
+            while data := terminal.read(4096):
+                shown += data
+        except OSError:  # the terminal's other end is closed
+            pass
+        return process.wait(CLOSE_S), shown.decode()
+
+
+def test_what_cannot_be_undone_is_asked_about_at_a_terminal(up: Deployment) -> None:
+    up.value("spawn", "Counter", "anna")
+    up.value("tell", "anna", "fail", "1")
+    wait_for(lambda: bool(up.value("dead", "anna")), "a dead letter")
+    for answer, words, question in (
+        (b"n\n", ("dead", "anna", "--purge"), "Remove all dead letters of agent 'anna'? [y/N]"),
+        (b"\x04", ("terminate", "anna"), "End agent 'anna' for good? [y/N]"),  # the end of what is typed
+    ):
+        code, shown = at_terminal(up, answer, *words)
+        assert (code, question in shown, "nothing was done" in shown) == (3, True, True), shown
+    assert len(up.value("dead", "anna")) == 1
+    code, shown = at_terminal(up, b"", "dead", "anna", "--purge", "--yes")
+    assert (code, "[y/N]" in shown) == (0, False)
+    assert at_terminal(up, b"yes\n", "terminate", "anna")[0] == 0
+    assert up.value("show", "anna")["state"] == "Terminated"
+
+
+def test_a_script_is_not_asked(up: Deployment) -> None:
+    up.value("spawn", "Counter", "bert")
+    assert up.value("terminate", "bert")["state"] == "Terminated"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("ask", "slow", "slow", "marker", "60"),
+        ("agents", "--watch"),
+    ],
+)
+def test_an_interrupt_ends_a_command_in_one_sentence(up: Deployment, words: tuple[str, ...]) -> None:
+    up.value("spawn", "Counter", "slow")
+    marker = up.folder / "marker"
+    marker.unlink(missing_ok=True)
+    process = subprocess.Popen(
+        [MIELIN, *words], cwd=up.folder, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    if words[0] == "ask":
+        wait_for(marker.exists, "the turn")
+    else:
+        assert process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=CLOSE_S)
+    assert (process.returncode, err) == (130, "mielin: stopped\n"), (out, err)
+
+
+def test_a_reader_that_has_enough_ends_what_goes_on_without_a_word(up: Deployment) -> None:
+    up.value("spawn", "Counter", "read")
+    for words in (("log", "read", "--follow"), ("agents", "--watch")):
+        process = subprocess.Popen(
+            [MIELIN, *words], cwd=up.folder, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline()
+        process.stdout.close()
+        if "log" in words:
+            up.value("ask", "read", "add")
+        else:
+            up.value("spawn", "Counter", "one-more")
+        assert process.wait(CLOSE_S) in (0, 1)
+        assert process.stderr.read() == ""
+        process.stderr.close()
+
+
+def test_a_fleet_whose_lines_nobody_reads_stops_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(APP)
+    process = subprocess.Popen(
+        [MIELIN, "up", "--app", "app.py", "--nodes", "1", "--sync", "lazy", "--json"], cwd=tmp_path, text=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stderr is not None
+    try:
+        event: dict[str, Any] = {}
+        while event.get("state") != "serving":
+            event = json.loads(process.stdout.readline())
+        tree = psutil.Process(process.pid).children(recursive=True)
+        process.stdout.close()
+        psutil.Process(event["process"]).kill()  # which it would tell
+        assert process.wait(CLOSE_S) == 0
+        assert not [child for child in tree if lives(child)]
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stderr.read() == ""
+        process.stderr.close()
