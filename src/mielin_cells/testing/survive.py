@@ -18,7 +18,7 @@ from mielin_cells.node.client import Client
 from mielin_cells.testing.loop import run
 from mielin_cells.testing.scenario import Bugs, Scenario
 from mielin_cells.testing.simulate import STEPS_MAX
-from mielin_cells.testing.swarm import ASKER, HARMS, Swarm, drawn
+from mielin_cells.testing.swarm import ASKER, HARMS, REFUSED, Swarm, drawn
 from mielin_cells.testing.workload import Workload
 
 A = TypeVar("A", bound=Agent)
@@ -171,7 +171,9 @@ def swarm_of(seed: int) -> Swarm:
     swarm = drawn(seed)
     soon = Random(f"survival {seed}").choice((0.05, 0.3, 1.0))
     swarm.lives = []
-    swarm.faults = swarm.faults.without("read_torn")
+    swarm.odd = ()
+    swarm.faults = swarm.faults.without("read_torn", "look_torn", "refused")
+    swarm.dead = {name: "crash" if how == REFUSED else how for name, how in swarm.dead.items()}
     swarm.ops = [op._replace(at=op.at * soon) for op in swarm.ops if op.what in HAPPENS and op.who != ASKER]
     swarm.settings = replace(swarm.settings, ask_timeout_s=ASK_S)
     return swarm
