@@ -168,6 +168,9 @@ async def _append(node: Node, host: Host, undoing: Undoing, request: control.Und
                 return
             except _Moved:
                 continue
+    except Fenced as error:
+        host.lose(error)
+        raise
     except BaseException:
         host.resume_intake()  # it was not appended, and the agent goes on as it was
         raise
