@@ -11,7 +11,7 @@ import logging
 import os
 import sqlite3
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from random import Random
 from typing import Any
 
@@ -313,5 +313,55 @@ def test_whichever_call_the_store_fails_nothing_is_lost_and_all_goes_on(most: in
     logging.disable(logging.CRITICAL)
     try:
         failed_at(most, STRIDE)
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+class Full(Failing):
+    """Reads work, and nothing more can be stored in agents' logs (`inboxes`: nor in inboxes)."""
+
+    inboxes = is_full = False
+
+    async def append(self, subject: str, data: bytes, expect: int | None = None) -> Outcome:
+        if self.is_full and (self.inboxes or not subject.startswith("inbox.")):
+            raise StoreFull("The disk is full.")
+        outcome: Outcome = await self._log.append(subject, data, expect)
+        return outcome
+
+
+@pytest.mark.parametrize("inboxes", [False, True])
+def test_a_full_store_is_what_callers_hear_and_the_node_stops_in_its_time(inboxes: bool) -> None:
+    async def story() -> None:
+        store = await Embedded.open(None)
+        log, now = Full(store.log), asyncio.get_running_loop().time
+        client = Client(log, store.wire, settings=SETTINGS, rng=Random(2), wall=now)
+        await client.open()
+        node = Node("node-1", log, store.wire, classes.get, settings=SETTINGS, rng=Random(3), wall=now)
+        await node.start()
+        till = await client.spawn(Till, "t")
+        assert await till.add() == 1
+        log.inboxes, log.is_full = inboxes, True
+        calls: list[Callable[[], Awaitable[object]]] = [
+            till.add, lambda: client.suspend(till), lambda: client.spawn(Till, "u"), lambda: client.terminate(till),
+        ]  # fmt: skip
+        for call in calls:
+            began = now()
+            with pytest.raises(StoreFull):
+                await call()
+            assert now() - began <= 2.0, "long before its deadline"
+        began = now()
+        await node.stop()
+        assert now() - began <= 3 * SETTINGS.pause_s
+        log.is_full = False
+        again = Node("node-1", log, store.wire, classes.get, settings=SETTINGS, rng=Random(4), wall=now)
+        await again.start()
+        assert await till.add() == (2 if inboxes else 3), "what waited in the inbox has taken effect"
+        await again.stop()
+        await client.close()
+        await store.close()
+
+    logging.disable(logging.CRITICAL)
+    try:
+        run(story())
     finally:
         logging.disable(logging.NOTSET)

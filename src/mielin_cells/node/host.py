@@ -24,7 +24,7 @@ from mielin_cells.core.records import AskMade, Commit, Committed, Failed, Wish
 from mielin_cells.core.settings import MAIL_BYTES_MAX
 from mielin_cells.core.spec import Spec
 from mielin_cells.core.state import StateDelta
-from mielin_cells.errors import CellError, Fenced, InternalError, StoreUnreachable, described, storable
+from mielin_cells.errors import CellError, Fenced, InternalError, StoreFull, StoreUnreachable, described, storable
 from mielin_cells.node.compaction import Compaction
 from mielin_cells.node.home import Home
 from mielin_cells.node.inbox import Inbox
@@ -75,6 +75,7 @@ class Host:
         self._committing: asyncio.Task[Any] | None = None
         self._reader: asyncio.Task[Any] | None = None
         self._settled = Signal()
+        writer.refused = self._settled.set
         self._answers: dict[tuple[str, int], asyncio.Future[bytes]] = {}
 
     # ---- opening and closing ---------------------------------------------------------------------------------
@@ -251,22 +252,21 @@ class Host:
             batch.answer(reply_to, sender, n, answer)
 
     async def flush_within(self, seconds: float) -> None:
-        """As `flush`.  Raises what the store refuses a commit with, or `StoreUnreachable`, if it is not through by then."""
+        """As `flush`.  Raises what the store refuses a commit with if it is not through by then; at once on a full store."""
+        agent, writer = self.fold.agent, self.writer
         try:
             async with asyncio.timeout(seconds):
-                await self.flush()
+                await self.flush(at_once=True)
         except TimeoutError:
-            agent, why = self.fold.agent, self.writer.waits_for
-            if why is not None:
-                raise type(why)(why.message, **why.facts) from None
-            raise StoreUnreachable(
-                f"What agent {agent!r} has done is not in its log after {seconds:g} s.", agent=agent
-            ) from None
+            said = f"What agent {agent!r} has done is not in its log after {seconds:g} s."
+            raise writer.waits_for or StoreUnreachable(said, agent=agent) from None
 
-    async def flush(self) -> None:
-        """Returns when everything that ran before is committed.  Raises `Fenced` if it cannot be."""
+    async def flush(self, *, at_once: bool = False) -> None:
+        """Returns when everything that ran before is committed.  Raises `Fenced` if it cannot be, and `at_once` on a full store."""
         while (self.batch or self.inflight is not None) and self.lost is None:
             self.writer.check()
+            if at_once and isinstance(self.writer.waits_for, StoreFull):
+                raise self.writer.waits_for
             self.commit_soon()
             if not self.is_open:
                 break

@@ -22,6 +22,7 @@ from mielin_cells.errors import (
     NotConnected,
     RetryError,
     SessionExpired,
+    StoreFull,
     UsageError,
 )
 from mielin_cells.node import control
@@ -238,13 +239,13 @@ class Lane:
             for n in stored:
                 self.answered({n: await last_word(client.log, self.agent, self.sender, n)})
             return
-        except RetryError as error:
-            logger.debug("agent %s: %s", self.agent, error)
-        except CellError as why:  # parked
-            for asked in silent:
-                if not asked.future.done():
-                    asked.future.set_exception(type(why)(why.message, **why.facts))
-            return
+        except CellError as why:  # parked, without room, or not heard
+            if not isinstance(why, RetryError) or isinstance(why, StoreFull):
+                for asked in silent:
+                    if not asked.future.done():
+                        asked.future.set_exception(type(why)(why.message, **why.facts))
+                return
+            logger.debug("agent %s: %s", self.agent, why)
         for asked in stored.values() if missing is None else [stored[n] for n in missing if n in stored]:
             if asked.message.n in self._open and asked.is_stored and (missing is not None or not asked.is_again):
                 asked.is_again = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import AsyncIterator
@@ -46,7 +47,8 @@ def local(
     With a path, agents are there again at the next `local` on the same file, with every acknowledged effect, also after
     `kill -9`; with `sync="power"` after a power cut too.  These nodes take over the agents of those that are no longer there.
     In memory agents end with the block.  Raises `StoreInUse` if another process has the file open, `StoreCorrupt`,
-    `StoreReadOnly`, `ConfigError`.  `recovery`: how failed moves are retried (default: 3 retries, the first after 10 s);
+    `StoreReadOnly`, `StoreFull`, `ConfigError`.  The block is left within three times `pause_s`, also on a full disk: what is not
+    in the store by then was not acknowledged.  `recovery`: how failed moves are retried (default: 3 retries, the first after 10 s);
     `progress` is called with each event of each migration.
     """
     if type(nodes) is not int or not 1 <= nodes <= NODES_MAX:
@@ -96,7 +98,7 @@ async def _opened(
                 f"node-{number}", substrate.log, substrate.wire, classes.get, settings=settings, rng=rng, wall=time.time,
                 about=about, room=room_of(substrate.path), recovery=recovery,
             )  # fmt: skip
-            node.home.cluster = client
+            node.home.cluster, node.waits_for_room = client, False
             if progress is not None:
                 node.migrations.watchers.add(progress)
             running.append(node)
@@ -104,7 +106,8 @@ async def _opened(
         await _take_what_is_left(client, [node.name for node in running])
         yield client
     finally:
+        until = asyncio.get_running_loop().time() + 2 * client.settings.pause_s
         for node in running:
-            await node.stop()
+            await node.stop(until=until)
         await client.close()
         await substrate.close()

@@ -20,7 +20,7 @@ from mielin_cells.core.lifecycle import AgentState
 from mielin_cells.core.message import decode_replies
 from mielin_cells.core.policy import DEFAULT
 from mielin_cells.core.records import Created
-from mielin_cells.core.settings import RETRY_S_MAX, RETRY_S_MIN, Settings
+from mielin_cells.core.settings import Settings
 from mielin_cells.core.spec import Spec, spec_of
 from mielin_cells.errors import (
     AgentTerminated,
@@ -35,6 +35,7 @@ from mielin_cells.errors import (
     RetryError,
     StateTooNew,
     StateUnloadable,
+    StoreFull,
     UnknownClass,
     WrongClass,
     described,
@@ -62,7 +63,7 @@ from mielin_cells.node.parking import Parking
 from mielin_cells.node.reader import load
 from mielin_cells.node.returns import Returns
 from mielin_cells.node.steps import is_failure
-from mielin_cells.node.supervision import supervised
+from mielin_cells.node.supervision import Backoff, supervised
 from mielin_cells.node.target import Copy
 from mielin_cells.node.together import together
 from mielin_cells.node.writer import Writer
@@ -104,6 +105,8 @@ class Node:
         self.is_stopping = False
         self.is_starting = True
         """It has entered, and still takes over the agents that the log gives it."""
+        self.waits_for_room = True
+        """On a full store it waits to start; False: `StoreFull` is raised."""
         self.is_leaving = False
         """It is about to stop, and takes no agents any more."""
         self.drains = drain.Drains(self)
@@ -150,14 +153,15 @@ class Node:
 
     async def _again(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Until the store answers: a node that starts before its store waits for it."""
-        delay = RETRY_S_MIN
+        backoff = Backoff()
         while True:
             try:
                 return await work()
             except RetryError as error:
+                if isinstance(error, StoreFull) and not self.waits_for_room:
+                    raise
                 logger.info("node %s waits for the store: %s", self.name, error)
-            await asyncio.sleep(delay)
-            delay = min(delay * 2, RETRY_S_MAX)
+            await backoff.wait()
 
     async def _watch_name(self) -> None:
         """A newer process of this name takes the agents over: this one stops at once, and says so once."""
@@ -185,16 +189,19 @@ class Node:
         if not entered.is_cordoned:
             self.drains.stop()
 
-    async def stop(self, turns_s: float | None = None) -> None:
+    async def stop(self, turns_s: float | None = None, until: float | None = None) -> None:
         """Turns end, commits land, `on_depart` runs; the agents stay claimable.  Their inboxes keep what comes.
 
         A turn that takes longer than `turns_s` (default: `pause_s`, as long as a move would wait for it) runs again elsewhere.  Hooks
-        and commits have `pause_s` more, and what then does not end although it is cancelled another `pause_s` and a second.
+        and commits have `pause_s` more (all of it ends `until`, by the loop's clock), and what does not end although it is cancelled
+        another `pause_s` and a second.
         """
         self.is_stopping = True
         limit = asyncio.Semaphore(ADOPTIONS_MAX)
         turns_s = self.settings.pause_s if turns_s is None else turns_s
-        until = asyncio.get_running_loop().time() + turns_s + self.settings.pause_s
+        now = asyncio.get_running_loop().time()
+        until = now + turns_s + self.settings.pause_s if until is None else until
+        turns_s = max(0.0, min(turns_s, until - now))
 
         async def depart(host: Host) -> None:
             async with limit:

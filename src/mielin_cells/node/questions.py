@@ -9,7 +9,7 @@ from mielin_cells.core import words
 from mielin_cells.core.born import born
 from mielin_cells.core.cluster import AgentInfo, NodeInfo
 from mielin_cells.core.ledger import Verdict
-from mielin_cells.errors import from_wire
+from mielin_cells.errors import StoreFull, from_wire
 from mielin_cells.node import control, orders
 from mielin_cells.node.parking import UNUSABLE
 
@@ -72,13 +72,19 @@ def info(node: Node) -> NodeInfo:
 def reminded(node: Node, reminder: control.Remind) -> list[int]:
     """Answers again what has taken effect, now or with the commit that may hold it; the numbers that passed this owner by.
 
-    Raises `NoSuchAgent` if it is not here, or the error with which it is parked.
+    Raises `NoSuchAgent` if it is not here, the error with which it is parked, or that its store is full.
     """
     agent = reminder.agent
     found = hosted(node, agent)
     if found is not None and found.code in UNUSABLE:
         raise from_wire(found.code, found.error, {"agent": agent})
     host, sender = node.host(agent), reminder.sender
+    why = host.writer.waits_for
+    if isinstance(why, StoreFull):
+        raise type(why)(
+            f"Agent {agent!r} on {node.name} cannot answer: {why.message} Your message waits, and may still take effect.",
+            **{**why.facts, "agent": agent},
+        )
     missing, answers = list[int](), dict[int, bytes]()
     for n in reminder.numbers:
         verdict = host.fold.ledger.judge(sender, n, reminder.start)

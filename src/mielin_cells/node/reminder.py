@@ -13,7 +13,7 @@ from mielin_cells.core.fold import Phase
 from mielin_cells.core.ids import control_subject, log_subject
 from mielin_cells.core.message import Answer, encode_answer
 from mielin_cells.core.records import Terminated, decode_record, named_owner
-from mielin_cells.errors import AgentTerminated, CellError
+from mielin_cells.errors import AgentTerminated, CellError, StoreFull
 from mielin_cells.node import control
 from mielin_cells.node.parking import UNUSABLE
 from mielin_cells.node.reader import load
@@ -26,8 +26,8 @@ REMIND_S = 1.0
 async def remind(log: Log, wire: Wire, reminder: control.Remind) -> list[int] | None:
     """Has the owner answer again; the numbers that passed it by, or None if there is no owner to ask now.
 
-    Raises `AgentTerminated` if the agent has ended, the error with which it is parked, or a `RetryError` while the store does
-    not answer.
+    Raises `AgentTerminated` if the agent has ended, the error with which it is parked, `StoreFull`, or a `RetryError` while the store
+    does not answer.
     """
     agent, subject = reminder.agent, log_subject(reminder.agent)
     last = (await log.lasts([subject])).get(subject)  # late is soon enough: a former owner says that it is none
@@ -40,7 +40,7 @@ async def remind(log: Log, wire: Wire, reminder: control.Remind) -> list[int] | 
         data = await wire.request(control_subject(named_owner(record)), control.encode_request(reminder), REMIND_S)
         missing: list[int] = msgspec.msgpack.decode(control.result_of(data), type=list[int])
     except CellError as error:  # silent, stopping, or not there yet
-        if error.code in UNUSABLE:
+        if error.code in UNUSABLE or isinstance(error, StoreFull):
             raise
         return None
     return missing

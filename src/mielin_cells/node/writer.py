@@ -68,6 +68,7 @@ class Writer:
         "is_closed",
         "is_unwritable",
         "node",
+        "refused",
         "waits_for",
     )
 
@@ -99,6 +100,8 @@ class Writer:
         """The failure is the record's own: no store would take it.  Nothing of it was sent."""
         self.waits_for: CellError | None = None
         """What the store refuses the append that is repeated now with; None while nothing is repeated for that."""
+        self.refused: Callable[[], None] | None = None
+        """Called when an append is to be repeated."""
         self._backoff: Backoff | None = None
 
     def close(self) -> None:
@@ -170,6 +173,8 @@ class Writer:
                     behind_since = self._still_behind(error, behind_since)
                     logger.info("agent %s: append of %s repeated: %s", self.fold.agent, type(record).__name__, error)
                     self.waits_for = error if isinstance(error, CellError) else None
+                    if self.refused is not None:
+                        self.refused()
                     if backoff is None:
                         backoff = self._backoff = Backoff()
                     await backoff.wait()
