@@ -128,8 +128,10 @@ class Host:
     async def failed(self, error: BaseException, *, has_started: bool = True) -> None:
         """A hook raised, or the probe failed: the agent is in ERROR until it is resumed.
 
-        `has_started` False: `on_start` is still to run.
+        `has_started` False: `on_start` is still to run.  If this host was lost meanwhile, it was no failure of the hook: why is raised.
         """
+        if self.lost is not None:
+            raise self.lost
         # A user's exception may hold what no record takes.
         message, code = described(error), storable(type(error).__name__)
         logger.error("agent %s is in ERROR: %s", self.fold.agent, message, exc_info=error)
