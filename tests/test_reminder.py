@@ -46,7 +46,8 @@ gate = asyncio.Event()
 
 @asynccontextmanager
 async def belfry(*names: str) -> AsyncIterator[tuple[Client, dict[str, Node], Carillon]]:
-    gate.clear()
+    global gate  # noqa: PLW0603 - an event belongs to the loop of its test
+    gate = asyncio.Event()
     async with nodes(*names, settings=QUICK) as (client, running):
         yield client, running, await client.on("node-1").spawn(Carillon, "b")
 

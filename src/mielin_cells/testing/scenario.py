@@ -28,6 +28,7 @@ from mielin_cells.errors import (
     NoSuchAgent,
     RecordInvalid,
     RetryError,
+    SessionExpired,
     TurnDeadlineExceeded,
 )
 from mielin_cells.node.client import Client
@@ -334,7 +335,7 @@ class Scenario:
             try:
                 return await self.as_operator(call)
             except CellError as error:
-                is_soon = (NoSuchAgent, InvalidTransition, Fenced, RecordInvalid, NodeCordoned)
+                is_soon = (NoSuchAgent, InvalidTransition, Fenced, RecordInvalid, NodeCordoned, SessionExpired)
                 if not isinstance(error, is_soon) and not self.is_passing(error):
                     raise
                 self.scene.counts[f"operator: {error.code}"] += 1
