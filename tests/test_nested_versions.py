@@ -160,7 +160,7 @@ def test_an_argument_of_another_version_is_refused_and_not_cut(how: str) -> None
         async def take(self: Any, leg: Any) -> None: ...
 
         take.__annotations__ = {"leg": leg, "return": None}
-        return spec_of(type("Taker", (cells.Agent,), {"take": cells.handler(take)})).handlers["take"]
+        return spec_of(type("LegTaker", (cells.Agent,), {"take": cells.handler(take)})).handlers["take"]
 
     old, new = made_by(how, "to"), made_by(how, "towards")
     data = taker(old).encode_args((old(to="LGA"),), {})
