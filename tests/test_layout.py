@@ -175,6 +175,20 @@ def test_files_and_functions_are_short(path: Path) -> None:
     assert long == []
 
 
+def asserts(tree: ast.AST) -> list[int]:
+    return [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Assert)]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: name_of(p) or "mielin_cells")
+def test_nothing_depends_on_asserts(path: Path) -> None:
+    """`python -O` takes them away: `errors.never` says what cannot be."""
+    assert asserts(ast.parse(path.read_text())) == []
+
+
+def test_a_planted_assert_is_found() -> None:
+    assert asserts(ast.parse("def f(x):\n    if x:\n        assert x > 1, 'so'")) == [3]
+
+
 def test_folders_are_one_level_deep_and_named_on_the_design_page() -> None:
     folders = {p.parent.relative_to(PACKAGE).as_posix() for p in PACKAGE.rglob("*") if "__pycache__" not in p.parts}
     assert folders - {"."} <= FOLDERS

@@ -67,6 +67,11 @@ def storable(text: str) -> str:
     return text.encode(errors="replace").decode()
 
 
+def never(what: str) -> AssertionError:
+    """For what cannot be, unless this package itself is wrong.  Raised, and not asserted: `python -O` takes asserts away."""
+    return AssertionError(f"This cannot be, and is a bug of mielin-cells: {what}. Please report it.")
+
+
 def described(error: BaseException) -> str:
     """Kind and text of any exception, storable; of a group, also those of the exceptions in it.
 

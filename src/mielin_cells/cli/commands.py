@@ -29,7 +29,7 @@ from mielin_cells.core.records import (
     StandbySet,
     Stepped,
 )
-from mielin_cells.errors import ConfigError, NoSuchMigration, RecordInvalid, UnknownClass, UnknownNode
+from mielin_cells.errors import ConfigError, NoSuchMigration, RecordInvalid, UnknownClass, UnknownNode, never
 from mielin_cells.node.operator import Operator
 
 
@@ -288,7 +288,8 @@ async def order(operator: Operator, printer: Printer, agent: str, what: str, rea
         case _:
             await client.terminate(agent)
     info = await operator.show(agent)
-    assert isinstance(info, AgentInfo)
+    if not isinstance(info, AgentInfo):
+        raise never("isinstance(info, AgentInfo) does not hold")
     printer.show(info, lambda: f"{agent} is {info.state}" + (f": {info.error}" if info.error else ""))
     return DONE
 
@@ -298,7 +299,8 @@ async def dead(
 ) -> int:  # fmt: skip
     """Lists dead letters, shows one, replays one, or purges one or all."""
     if replay:
-        assert which is not None
+        if which is None:
+            raise never("which is not None does not hold")
         letter = await operator.replay(agent, which)
         printer.show(
             {"agent": agent, "letter": letter.id, "replayed": True},

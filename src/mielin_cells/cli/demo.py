@@ -35,6 +35,7 @@ from mielin_cells.cli.flights import (
 from mielin_cells.cli.progress import Display
 from mielin_cells.cli.rolling import ROUNDS, Rolling
 from mielin_cells.cli.stage import Stage, Sync, embedded, processes
+from mielin_cells.errors import never
 from mielin_cells.node.client import Client
 
 WINDOW = 32
@@ -210,7 +211,8 @@ async def _run(job: Job, where: AbstractAsyncContextManager[Stage]) -> tuple[dic
             finally:
                 ticker.cancel()
                 await asyncio.gather(ticker, return_exceptions=True)
-            assert job.flowing_at is not None
+            if job.flowing_at is None:
+                raise never("job.flowing_at is not None does not hold")
             job.seconds = time.monotonic() - job.flowing_at
             if job.trouble is not None and isinstance(cluster, Client):
                 job.facts |= await job.trouble.report(cluster)

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mielin_cells.cli.codes import USAGE
+from mielin_cells.errors import never
 from mielin_cells.node.remote import URL_VARIABLE, Address
 
 RESTART_S_MIN, RESTART_S_MAX = 0.5, 30.0
@@ -86,7 +87,8 @@ class Fleet:
 
     def replace(self, child: Child) -> None:
         """Kills a node without any warning; another one, of a new name, comes in its place."""
-        assert child.process is not None
+        if child.process is None:
+            raise never("child.process is not None does not hold")
         child.is_gone = True
         child.process.kill()
         self.children.remove(child)
@@ -97,7 +99,8 @@ class Fleet:
         instead = self._another()
         while instead.state != "serving" and not self.failed.done():
             await asyncio.sleep(0.02)
-        assert child.process is not None
+        if child.process is None:
+            raise never("child.process is not None does not hold")
         child.is_gone = True
         self.children.remove(child)
         child.process.terminate()
@@ -178,8 +181,10 @@ class Fleet:
         try:
             if self._ending.is_set():
                 process.terminate()
-            assert process.stdout is not None
-            assert process.stderr is not None
+            if process.stdout is None:
+                raise never("process.stdout is not None does not hold")
+            if process.stderr is None:
+                raise never("process.stderr is not None does not hold")
             readers.append(asyncio.create_task(self._lines(process.stdout, lambda line: self._told(child, line))))
             readers.append(asyncio.create_task(self._lines(process.stderr, lambda line: self._logged(child, line))))
             code = await _ended(process)

@@ -20,7 +20,7 @@ from mielin_cells.cli.fleet import Child, Fleet
 from mielin_cells.cli.folder import Folder, take
 from mielin_cells.cli.link import log_to_stderr
 from mielin_cells.cli.show import Printer, duration, to_nowhere
-from mielin_cells.errors import CellError, ConfigError, StoreUnreachable
+from mielin_cells.errors import CellError, ConfigError, StoreUnreachable, never
 from mielin_cells.node.config import find as find_config
 from mielin_cells.node.remote import ADDRESS_FILE, DEPLOYMENT, DEPLOYMENT_VARIABLE, Address, connected, open_substrate
 from mielin_cells.substrate.server import Server
@@ -161,7 +161,8 @@ async def _nodes(wanted: Wanted, printer: Printer, ending: _Ending, folder: Fold
         raise ConfigError(child.last_line or f"{child.name} could not start.", field="app", range="an app that imports")
     if ending.reason:
         return DONE
-    assert served.ended is not None
+    if served.ended is None:
+        raise never("served.ended is not None does not hold")
     printer.show(*_event({"event": "server", "state": "ended", "code": served.ended.result()}))
     return FAILED
 

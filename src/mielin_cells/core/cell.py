@@ -15,7 +15,7 @@ from mielin_cells.core.exact import LOAD_ERRORS, is_cached_property, shown
 from mielin_cells.core.spec import FieldSpec, Spec, buffer_bytes
 from mielin_cells.core.state import BUCKETS, BufferStore, StateDelta, StoredState, TableStore
 from mielin_cells.core.table import Table
-from mielin_cells.errors import NotInTurn, StateInvalid, StateUnloadable
+from mielin_cells.errors import NotInTurn, StateInvalid, StateUnloadable, never
 
 PLAIN_BYTES_WARN = 64 * 1024
 """A plain field is written whole at each change; above this size `Table` or `Buffer` is the right type."""
@@ -81,7 +81,8 @@ class Cell:
 
     def _bind_table(self, field: FieldSpec) -> Table[Any, Any]:
         store = self._state.tables.setdefault(field.name, TableStore())
-        assert field.key_codec is not None
+        if field.key_codec is None:
+            raise never("field.key_codec is not None does not hold")
         if field.key_codec.evolves:  # a key that reads otherwise today would not be found
             self._check_keys(field, field.key_codec, store)
         table = self._tables[field.name] = Table._bind(store, field.key_codec, field.codec, field.path, self._writable)

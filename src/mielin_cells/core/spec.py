@@ -31,6 +31,7 @@ from mielin_cells.errors import (
     UsageError,
     described,
     from_wire,
+    never,
 )
 
 PROVED_MAX = 256
@@ -124,7 +125,8 @@ class HandlerSpec:
 
     def error_of(self, answer: Answer) -> Exception:
         """What an answer that is an error raises: a declared one as its class, if this process knows it."""
-        assert answer.error is not None
+        if answer.error is None:
+            raise never("answer.error is not None does not hold")
         failed = from_wire(*answer.error)
         if answer.raised is None or self.raises is None:
             return failed
@@ -338,7 +340,8 @@ def _items(table: TableStore) -> list[tuple[bytes, bytes]]:
 
 
 def _table_of(field: FieldSpec, value: Any) -> TableDelta:
-    assert field.key_codec is not None
+    if field.key_codec is None:
+        raise never("field.key_codec is not None does not hold")
     sets: dict[bytes, bytes] = {}
     for key, item in dict(getattr(value, "_content", value) or {}).items():
         _, kept = field.key_codec.keep(key)

@@ -10,7 +10,7 @@ import msgspec
 from mielin_cells.core.codec import Codec, encode, reason
 from mielin_cells.core.exact import shown
 from mielin_cells.core.state import BUCKETS, TableDelta, TableStore
-from mielin_cells.errors import InternalError, NotInTurn, StateInvalid, StateUnloadable
+from mielin_cells.errors import InternalError, NotInTurn, StateInvalid, StateUnloadable, never
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -235,7 +235,8 @@ class _Bound(Table[K, V]):
             return known
         else:  # somebody outside of the turn gets a copy
             data = entry.data
-        assert data is not None
+        if data is None:
+            raise never("data is not None does not hold")
         try:
             value: V = self._values.whole(data)
         except Exception as error:  # a codec hook may raise anything

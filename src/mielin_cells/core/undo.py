@@ -30,6 +30,7 @@ from mielin_cells.core.records import (
     body_of,
     place_of,
 )
+from mielin_cells.errors import never
 
 Input: TypeAlias = tuple[str, int]
 """Sender and number."""
@@ -152,7 +153,8 @@ class Undoing:
 
     def fields(self, now: Fold) -> dict[str, Any]:
         """Of the `Undone` record that follows the last record of `now`, which must be the last one seen."""
-        assert now.seq == self.seq
+        if now.seq != self.seq:
+            raise never("now.seq == self.seq does not hold")
         back, ledger = self.back, now.ledger
         peers = {sender: peer for sender, peer in ledger.peers.items() if not peer.is_client}
         before = {sender: known.mark for sender, known in back.ledger.peers.items()}

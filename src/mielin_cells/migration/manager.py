@@ -17,7 +17,14 @@ from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from mielin_cells.errors import AlreadyThere, MigrationInProgress, MigrationRefused, NoSuchMigration, RecoveryNotDue
+from mielin_cells.errors import (
+    AlreadyThere,
+    MigrationInProgress,
+    MigrationRefused,
+    NoSuchMigration,
+    RecoveryNotDue,
+    never,
+)
 from mielin_cells.migration.breaker import Circuit, Targets
 from mielin_cells.migration.case import Case, RecoveryEnd, RecoveryOutcome, Rule, Ticket
 from mielin_cells.migration.due import DueQueue
@@ -297,7 +304,8 @@ class MigrationRecoveryManager:
         for agent in self._leases.ready(now):
             case = self._cases[agent]
             ticket = case.ticket
-            assert ticket is not None, "a lease without an attempt"
+            if ticket is None:
+                raise never("a lease without an attempt")
             taken.append(ticket)
             message = f"attempt {ticket.attempt_number} ran out of time"
             kind = MigrationErrorType.TIMEOUT
@@ -501,7 +509,8 @@ class MigrationRecoveryManager:
 
     def _succeed(self, case: Case, now: float) -> None:
         ticket = case.ticket
-        assert ticket is not None, "an attempt that does not run cannot succeed"
+        if ticket is None:
+            raise never("an attempt that does not run cannot succeed")
         case.attempts[-1] = replace(case.attempts[-1], success=True, error=None)
         if self._targets is not None and ticket.strategy.is_retry and ticket.target_node is not None:
             self._targets.end(ticket.target_node, now, None)
@@ -510,7 +519,8 @@ class MigrationRecoveryManager:
 
     def _fail(self, case: Case, error: MigrationError, now: float, jitter: Jitter) -> None:
         ticket = case.ticket
-        assert ticket is not None, "an attempt that does not run cannot fail"
+        if ticket is None:
+            raise never("an attempt that does not run cannot fail")
         case.attempts[-1] = replace(case.attempts[-1], success=False, error=error.message)
         if ticket.strategy is RecoveryStrategy.ROLLBACK:
             case.rollbacks += 1

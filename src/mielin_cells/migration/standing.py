@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from mielin_cells.core.fold import Fold, Phase
-from mielin_cells.errors import UnknownRecord
+from mielin_cells.errors import UnknownRecord, never
 from mielin_cells.migration.failure import MigrationError, MigrationErrorType
 from mielin_cells.migration.journal import Attempted, Decided, Failed, Journal
 from mielin_cells.migration.recovery import RecoveryStrategy
@@ -43,7 +43,8 @@ def journal_outcome(found: Journal, fold: Fold) -> tuple[str | None, str]:
 
     None while its handover is open, and for a fold that is older than the last attempt.
     """
-    assert found.planned is not None
+    if found.planned is None:
+        raise never("found.planned is not None does not hold")
     target = found.planned.target
     for attempt in found.attempts:
         if fold.outcomes.get(attempt.id) == "completed":
@@ -121,7 +122,8 @@ class Standing:
 
 def standing(found: Journal) -> Standing:
     """Raises `UnknownRecord` for a type of failure or a strategy that this version does not know."""
-    assert found.planned is not None
+    if found.planned is None:
+        raise never("found.planned is not None does not hold")
     tried: Counter[str] = Counter()
     avoided: dict[str, int] = {}
     failures: list[Failed] = []
@@ -190,7 +192,8 @@ def verdict(found: Journal, stands: Standing, fold: Fold, node: str, *, is_newes
     `is_newest`: no later migration of the agent is known.  Asked only when `journal_outcome` is not None.
     """
     planned = found.planned
-    assert planned is not None
+    if planned is None:
+        raise never("planned is not None does not hold")
     if journal_outcome(found, fold)[0] == "completed":
         return Verdict("completed")
     if stands.is_cancelled:

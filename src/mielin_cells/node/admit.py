@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from mielin_cells.core.spec import Spec
-from mielin_cells.errors import FieldRefused, UnknownClass
+from mielin_cells.errors import FieldRefused, UnknownClass, never
 from mielin_cells.migration.admission import Facts, Offer, refusals
 from mielin_cells.migration.refusal import told
 from mielin_cells.migration.target import TargetPhase
@@ -83,7 +83,8 @@ def prepare(node: Node, request: control.Prepare) -> control.Preparation:
     )
     found = [told(one) for one in refusals(offer, facts)]
     if not found and not request.is_dry:
-        assert spec is not None
+        if spec is None:
+            raise never("spec is not None does not hold")
         if copy is None or not copy.adopt(request.migration, request.epoch, request.state_bytes):
             if copy is not None:
                 copy.expire()

@@ -10,7 +10,7 @@ import msgspec
 
 from mielin_cells.core.cluster import AgentInfo, MigrationReport
 from mielin_cells.core.lifecycle import AgentState
-from mielin_cells.errors import CellError, MigrationInProgress, RetryError, UsageError
+from mielin_cells.errors import CellError, MigrationInProgress, RetryError, UsageError, never
 from mielin_cells.migration.audit import AuditEntry
 from mielin_cells.migration.journal import (
     AnyRecord,
@@ -65,7 +65,8 @@ class Moment(msgspec.Struct, frozen=True, kw_only=True):
 
 def case_of(found: Journal) -> Case:
     planned, end = found.planned, found.end
-    assert planned is not None
+    if planned is None:
+        raise never("planned is not None does not hold")
     failures: dict[str, int] = {}
     for record in found.records:
         if isinstance(record, Failed):
@@ -87,7 +88,8 @@ def _undone(case: Case, record: int) -> Case:
 
 def story(found: Journal) -> list[Moment]:
     """The timeline: attempts, phases, failures, and decisions with the rules that made them."""
-    assert found.planned is not None
+    if found.planned is None:
+        raise never("found.planned is not None does not hold")
     began = found.planned.at
     return [
         Moment(after_s=max(0.0, record.at - began), node=record.node, what=type(record).__name__, facts=_facts(record))
@@ -197,7 +199,8 @@ class Cases:
     async def _parked(self, migration: str) -> tuple[str, bool]:
         """The agent, and whether it is stopped because the migration gave up: one that a person has stopped stays so."""
         found = await self.find(migration)
-        assert found.planned is not None
+        if found.planned is None:
+            raise never("found.planned is not None does not hold")
         agent = found.planned.agent
         if found.end is None:
             raise MigrationInProgress(

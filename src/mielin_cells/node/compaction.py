@@ -18,7 +18,7 @@ from mielin_cells.core.ids import inbox_subject, log_subject, part_prefix, part_
 from mielin_cells.core.policy import DEFAULT
 from mielin_cells.core.records import Commit, Kept, LedgerImage, OpenTurn, PartRef, Snapshot
 from mielin_cells.core.settings import SNAPSHOTS_KEPT
-from mielin_cells.errors import described
+from mielin_cells.errors import described, never
 from mielin_cells.substrate import parts
 
 if TYPE_CHECKING:
@@ -148,7 +148,8 @@ class Compaction:
 
     def compose(self, head: dict[str, Any]) -> Snapshot:
         host, fold, captured = self._host, self._host.fold, self._captured
-        assert captured is not None
+        if captured is None:
+            raise never("captured is not None does not hold")
         now = host.home.wall()
         in_parts = self._parts is not None
         record = Snapshot(

@@ -19,7 +19,7 @@ import msgspec
 from mielin_cells.core.ids import BEATS
 from mielin_cells.core.message import UNREADABLE
 from mielin_cells.core.settings import Settings
-from mielin_cells.errors import CellError, RecordInvalid
+from mielin_cells.errors import CellError, RecordInvalid, never
 from mielin_cells.node.supervision import supervised
 from mielin_cells.substrate.ports import Substrate
 
@@ -153,12 +153,14 @@ class Heartbeat:
                     await substrate.close()
 
     async def _rest(self) -> None:
-        assert self._ended is not None
+        if self._ended is None:
+            raise never("self._ended is not None does not hold")
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._ended.wait(), self._settings.heartbeat_s)
 
     async def _beat(self, substrate: Substrate) -> None:
-        assert self._ended is not None
+        if self._ended is None:
+            raise never("self._ended is not None does not hold")
         subscription = await substrate.wire.subscribe(BEATS, self.ear.hear)
         try:
             while not self._ended.is_set():

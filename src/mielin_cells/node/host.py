@@ -24,7 +24,16 @@ from mielin_cells.core.records import AskMade, Commit, Committed, Failed, Wish
 from mielin_cells.core.settings import MAIL_BYTES_MAX
 from mielin_cells.core.spec import Spec
 from mielin_cells.core.state import StateDelta
-from mielin_cells.errors import CellError, Fenced, InternalError, StoreFull, StoreUnreachable, described, storable
+from mielin_cells.errors import (
+    CellError,
+    Fenced,
+    InternalError,
+    StoreFull,
+    StoreUnreachable,
+    described,
+    never,
+    storable,
+)
 from mielin_cells.node.compaction import Compaction
 from mielin_cells.node.home import Home
 from mielin_cells.node.inbox import Inbox
@@ -354,7 +363,8 @@ class Host:
         """A seal that is not in the log: its turns go back to be committed."""
         batch, self.inflight = self.inflight, None
         if batch is not None:
-            assert not self.batch
+            if self.batch:
+                raise never("not self.batch")
             self.batch = batch
 
     def handed_over(self) -> None:

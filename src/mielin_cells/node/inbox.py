@@ -12,7 +12,7 @@ from mielin_cells.core.fold import Fold
 from mielin_cells.core.ids import inbox_subject
 from mielin_cells.core.ledger import Verdict
 from mielin_cells.core.message import Mail, Message, decode_mail
-from mielin_cells.errors import Fenced, RecordInvalid, described
+from mielin_cells.errors import Fenced, RecordInvalid, described, never
 from mielin_cells.node.home import Home
 from mielin_cells.node.signal import Signal
 from mielin_cells.node.supervision import Backoff
@@ -143,7 +143,8 @@ class Inbox:
 
     def done(self, arrival: Arrival, batch: Batch) -> None:
         """The entry is done: the cursor passes it, and what was held for it comes next."""
-        assert not isinstance(self.queue, tuple)
+        if isinstance(self.queue, tuple):
+            raise never("not isinstance(self.queue, tuple) does not hold")
         self.queue.popleft()
         self._room.set()
         ledger, mail = self._fold.ledger, arrival.mail
@@ -166,7 +167,8 @@ class Inbox:
 
     def hold(self, arrival: Arrival, batch: Batch) -> None:
         """An earlier message of its sender is still missing: keep the position, part of what is committed."""
-        assert not isinstance(self.queue, tuple)
+        if isinstance(self.queue, tuple):
+            raise never("not isinstance(self.queue, tuple) does not hold")
         arrival.was_held = True
         self.queue.popleft()
         self._held[arrival.seq] = arrival

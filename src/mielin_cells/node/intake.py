@@ -27,6 +27,7 @@ from mielin_cells.errors import (
     TurnDeadlineExceeded,
     WrongClass,
     described,
+    never,
 )
 from mielin_cells.node import failed, overdue
 from mielin_cells.node.beginning import Beginning, beginning
@@ -431,7 +432,8 @@ class Intake:
 
     async def _moved_by_itself(self, to: str | None) -> None:
         await self._host.flush()
-        assert self._host.home.cluster is not None
+        if self._host.home.cluster is None:
+            raise never("self._host.home.cluster is not None does not hold")
         try:
             await self._host.home.cluster.migrate(self._fold.agent, to=to)
         except CellError as error:

@@ -39,6 +39,7 @@ from mielin_cells.errors import (
     UsageError,
     WrongClass,
     from_wire,
+    never,
 )
 from mielin_cells.node import control, journal, registry
 from mielin_cells.node.client import REQUEST_S, Client
@@ -79,7 +80,8 @@ class _Said(NamedTuple):
         return msgspec.msgpack.decode(data) if data else None
 
     def error_of(self, answer: Answer) -> Exception:
-        assert answer.error is not None
+        if answer.error is None:
+            raise never("answer.error is not None does not hold")
         return from_wire(*answer.error)
 
 

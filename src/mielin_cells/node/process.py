@@ -32,7 +32,7 @@ from typing import Any
 
 from mielin_cells.core.agent import classes
 from mielin_cells.core.spec import spec_of
-from mielin_cells.errors import ConfigError, Fenced, FieldRefused, StoreUnreachable
+from mielin_cells.errors import ConfigError, Fenced, FieldRefused, StoreUnreachable, never
 from mielin_cells.node.admit import room_of
 from mielin_cells.node.client import Client
 from mielin_cells.node.config import Config, of_class
@@ -148,8 +148,10 @@ def _run_file(path: Path) -> None:
     is_free = path.stem.isidentifier() and path.stem not in sys.modules and path.stem not in sys.stdlib_module_names
     name = path.stem if is_free else f"mielin_app_{os.getpid()}"
     found = importlib.util.spec_from_file_location(name, path)
-    assert found is not None
-    assert found.loader is not None
+    if found is None:
+        raise never("found is not None does not hold")
+    if found.loader is None:
+        raise never("found.loader is not None does not hold")
     module = importlib.util.module_from_spec(found)
     sys.modules[name] = module  # annotations are resolved through it
     found.loader.exec_module(module)

@@ -18,7 +18,7 @@ from mielin_cells.core.cluster import MigrationReport
 from mielin_cells.core.fold import Fold
 from mielin_cells.core.ids import log_subject
 from mielin_cells.core.records import Returned, Suspended
-from mielin_cells.errors import AskTimeout, CellError, Fenced, RecordInvalid, TooLateToCancel
+from mielin_cells.errors import AskTimeout, CellError, Fenced, RecordInvalid, TooLateToCancel, never
 from mielin_cells.migration.case import Rule
 from mielin_cells.migration.failure import (
     Coded,
@@ -110,7 +110,8 @@ class Recovery:
     def taken(cls, of: Migrations, found: Journal, stands: Standing, config: RecoveryConfig) -> Recovery:
         """An open migration that another process began, as its journal tells.  `take_over`, then `run`."""
         planned = found.planned
-        assert planned is not None
+        if planned is None:
+            raise never("planned is not None does not hold")
         request = control.Migrate(
             planned.agent, found.migration, planned.epoch, planned.target, 0.0, parent=planned.parent
         )
@@ -465,11 +466,13 @@ class Recovery:
             await self._end(end)
             return False
         if stands.is_running:
-            assert last is not None
+            if last is None:
+                raise never("last is not None does not hold")
             error = await self._lost(last, fold, stands.coordinator)
         else:  # between attempts: what was decided about the last failure stands, or is decided now
             cause = stands.cause
-            assert cause is not None
+            if cause is None:
+                raise never("cause is not None does not hold")
             error = stands.error(cause, self._node.home.wall(), self._node.clock())
             self._last = replace(self._last, code=cause.code, reason=cause.message)
             if stands.decided is not None and not stands.decided.is_retry:

@@ -13,7 +13,7 @@ from mielin_cells.core.fold import Phase
 from mielin_cells.core.ids import control_subject, log_subject
 from mielin_cells.core.message import Answer, encode_answer
 from mielin_cells.core.records import Terminated, decode_record, named_owner
-from mielin_cells.errors import AgentTerminated, CellError, StoreFull
+from mielin_cells.errors import AgentTerminated, CellError, StoreFull, never
 from mielin_cells.node import control
 from mielin_cells.node.parking import UNUSABLE
 from mielin_cells.node.reader import load
@@ -65,7 +65,8 @@ async def last_word(log: Log, agent: str, sender: str, n: int) -> bytes:
     A terminated log never changes, so this reading decides nothing that could still turn out otherwise (rule 20).
     """
     fold = await load(log, agent)
-    assert fold.phase is Phase.TERMINATED
+    if fold.phase is not Phase.TERMINATED:
+        raise never("fold.phase is Phase.TERMINATED")
     stored = fold.ledger.answer(sender, n)
     return stored if stored is not None else encode_answer(Answer(None, _terminated(agent).to_wire()))
 

@@ -12,7 +12,7 @@ from mielin_cells.core.cluster import RollbackReport
 from mielin_cells.core.fold import Fold
 from mielin_cells.core.lifecycle import AgentState
 from mielin_cells.core.records import Replayed
-from mielin_cells.errors import CellError, MigrationRefused, NoSuchAgent, RetryError
+from mielin_cells.errors import CellError, MigrationRefused, NoSuchAgent, RetryError, never
 from mielin_cells.node import control, journal
 from mielin_cells.node.reader import load
 
@@ -34,7 +34,8 @@ async def rollback(
 ) -> RollbackReport:  # fmt: skip
     """What `Cluster.rollback` says; `seen` is told how many messages are left."""
     found = await journal.find(client.log, migration)
-    assert found.planned is not None
+    if found.planned is None:
+        raise never("found.planned is not None does not hold")
     agent = found.planned.agent
     client.check_turn(agent, "undo a migration of")
     owner, epoch = await client.owner(agent)

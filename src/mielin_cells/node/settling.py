@@ -22,6 +22,7 @@ from mielin_cells.errors import (
     RecordInvalid,
     RetryError,
     UnknownRecord,
+    never,
 )
 from mielin_cells.migration.journal import Journal
 from mielin_cells.migration.recovery import RecoveryConfig
@@ -178,7 +179,8 @@ class Settling:
         if outcome is None:
             return False
         stands = standing(found)
-        assert found.planned is not None
+        if found.planned is None:
+            raise never("found.planned is not None does not hold")
         recovery = Recovery.taken(self._of, found, stands, changed(RecoveryConfig(), found.planned.config))
         end = verdict(found, stands, fold, node.name, is_newest=is_newest)
         broken = self.broken.pop(found.migration, "")

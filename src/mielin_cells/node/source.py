@@ -23,6 +23,7 @@ from mielin_cells.errors import (
     TooLateToCancel,
     WireTimeout,
     described,
+    never,
 )
 from mielin_cells.migration import source as m
 from mielin_cells.migration.failure import Coded, Happened
@@ -135,7 +136,8 @@ class Move:
             if not effects and not self.machine.phase.is_end:
                 raise AssertionError(f"{self.migration} has nothing to do in {self.machine.phase.value}")
         self.close()
-        assert end is not None
+        if end is None:
+            raise never("end is not None does not hold")
         if self.observer is not None and end.outcome != "completed":
             self.observer.failed(self, self._came_from, end.reason)
         self.done.set_result(self._report(end))
@@ -379,7 +381,8 @@ class Move:
 
     async def _next(self) -> m.Event:
         fold, log = self.host.fold, self.node.home.log
-        assert self._tail is not None
+        if self._tail is None:
+            raise never("self._tail is not None does not hold")
         async for batch in self._tail:
             for entry in batch:
                 if entry.seq <= fold.seq:

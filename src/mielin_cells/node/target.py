@@ -11,7 +11,16 @@ from mielin_cells.core.fold import Fold, Phase
 from mielin_cells.core.ids import log_subject
 from mielin_cells.core.records import Accepted, AnyRecord, HandedOff, Returned
 from mielin_cells.core.spec import Spec, upgrade_state
-from mielin_cells.errors import CellError, DigestMismatch, Fenced, InternalError, RecordInvalid, described, storable
+from mielin_cells.errors import (
+    CellError,
+    DigestMismatch,
+    Fenced,
+    InternalError,
+    RecordInvalid,
+    described,
+    never,
+    storable,
+)
 from mielin_cells.migration import target as m
 from mielin_cells.migration.journal import is_same_migration
 from mielin_cells.node import control
@@ -93,13 +102,16 @@ class Copy:
                 self._expiry.cancel()
                 return await self._verify()
             case m.Accept():
-                assert self._host is not None
+                if self._host is None:
+                    raise never("self._host is not None does not hold")
                 return await self._append(self._host.writer, None)
             case m.Return():
-                assert self._fold is not None
+                if self._fold is None:
+                    raise never("self._fold is not None does not hold")
                 return await self._append(self.node.writer(self._fold), effect)
             case m.Serve():
-                assert self._host is not None
+                if self._host is None:
+                    raise never("self._host is not None does not hold")
                 self.close()
                 self.node.serve(self._host)
                 self.node.migrations.settle_soon(self.agent, SETTLE_S)
@@ -228,7 +240,8 @@ class Copy:
     # ---- probation -------------------------------------------------------------------------------------------
 
     async def _verify(self) -> m.Event:
-        assert self._fold is not None
+        if self._fold is None:
+            raise never("self._fold is not None does not hold")
         try:
             async with asyncio.timeout(self.node.settings.probation_s / 2):
                 await self._make_host(self._fold)

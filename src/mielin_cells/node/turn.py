@@ -32,6 +32,7 @@ from mielin_cells.errors import (
     StepFailed,
     UsageError,
     from_wire,
+    never,
 )
 from mielin_cells.node import control
 from mielin_cells.node.own_orders import OwnOrders
@@ -126,7 +127,8 @@ class Turn(OwnOrders):
     @property
     def cluster(self) -> Cluster:
         cluster = self._host.home.cluster
-        assert cluster is not None
+        if cluster is None:
+            raise never("cluster is not None does not hold")
         return cluster
 
     @property
@@ -343,7 +345,8 @@ class Turn(OwnOrders):
 
         record = await host.append(compose)
         made = record.made[-1]
-        assert isinstance(made, AskMade)
+        if not isinstance(made, AskMade):
+            raise never("isinstance(made, AskMade) does not hold")
         # Here, and not where the answer is waited for: a number that is in the log must not be a hole (rule 13).
         _ = host.expect(record.out.to, record.out.n)
         host.outbox.push(record.out)

@@ -23,6 +23,7 @@ from mielin_cells.errors import (
     StoreInUse,
     StoreReadOnly,
     StoreUnreachable,
+    never,
 )
 from mielin_cells.substrate.ports import Entry
 
@@ -449,13 +450,15 @@ class _FileLock:
 
     def _words(self) -> list[str]:
         """Process, deployment, sequence, sync; "" for what is not there."""
-        assert self._file is not None
+        if self._file is None:
+            raise never("self._file is not None does not hold")
         self._file.seek(0)
         return [*self._file.read(200).split(), "", "", "", ""]
 
     def note(self, store: str, seq: int, sync: str) -> None:
         """For the message of the next one who tries, for `mielin doctor`, and to know a file that was emptied, or is an older copy."""
-        assert self._file is not None
+        if self._file is None:
+            raise never("self._file is not None does not hold")
         self.store, self.seq, self._sync = store, seq, sync
         # It cannot matter to this process if the note cannot be written: the lock itself is held.
         with suppress(OSError):
@@ -465,7 +468,8 @@ class _FileLock:
 
     def reached(self, seq: int) -> None:
         """Everything up to `seq` was acknowledged.  Not flushed to the disk: a note that is behind claims too little."""
-        assert self._file is not None
+        if self._file is None:
+            raise never("self._file is not None does not hold")
         with suppress(OSError):
             os.lseek(self._file.fileno(), 0, os.SEEK_SET)
             os.write(self._file.fileno(), f"{os.getpid()} {self.store} {seq:020d} {self._sync}\n".encode())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mielin_cells.core.records import Accepted, Claimed, HandedOff, Returned
-from mielin_cells.errors import CellError
+from mielin_cells.errors import CellError, never
 from mielin_cells.migration.failure import MigrationErrorType
 from mielin_cells.migration.journal import Attempted, Decided, Ended, Failed, Journal, Planned
 from mielin_cells.migration.recovery import JITTER_MAX, RecoveryStrategy
@@ -122,7 +122,8 @@ class ValidPath(Checker):
         except CellError as error:
             self.fails(f"{line.author.label} wrote {type(record).__name__}: {error}")
         planned = journal.planned
-        assert planned is not None
+        if planned is None:
+            raise never("planned is not None does not hold")
         place = planned.agent, planned.epoch
         if isinstance(record, Planned):
             other = self._open.get(place)

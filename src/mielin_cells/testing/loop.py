@@ -18,6 +18,8 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
 
+from mielin_cells.errors import never
+
 T = TypeVar("T")
 
 STEPS_MAX = 5_000_000
@@ -330,7 +332,8 @@ class VirtualLoop(BaseEventLoop):
             for task in dead:
                 self._forget(task)
                 task.quiet()
-                assert task.process is not None
+                if task.process is None:
+                    raise never("task.process is not None does not hold")
                 context, coro = task.process.context.copy(), task.get_coro()
                 for _ in range(CANCEL_ROUNDS):
                     with suppress(BaseException):  # a dead process fails unheard

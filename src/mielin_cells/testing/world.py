@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 
 from blake3 import blake3
 
-from mielin_cells.errors import CellError
+from mielin_cells.errors import CellError, never
 from mielin_cells.substrate.ports import STALE_S, Entry
 from mielin_cells.testing.loop import Process, VirtualLoop
 from mielin_cells.testing.refusals import REFUSALS, refused
@@ -122,7 +122,8 @@ class World:
 
     def __init__(self, seed: int = 0, faults: Faults | None = None, *, budget: int = 1_000_000) -> None:
         loop = asyncio.get_running_loop()
-        assert isinstance(loop, VirtualLoop), "a World lives in virtual time: use testing.loop.run"
+        if not isinstance(loop, VirtualLoop):
+            raise never("a World lives in virtual time: use testing.loop.run does not hold")
         self.loop = loop
         self.seed = seed
         self.budget = budget
