@@ -328,6 +328,14 @@ def log(
 
 
 @app.command(group=LOOK)
+def timers(agent: Agent, /, *, server: Server = HERE) -> None:
+    """List an agent's timers, the next first."""
+    from mielin_cells.cli import commands
+
+    _operate(server, lambda op, out: commands.timers(op, out, agent))
+
+
+@app.command(group=LOOK)
 def dead(
     agent: Agent,
     letter: Annotated[str | None, Parameter(help="A letter's number or id.")] = None,
@@ -489,6 +497,16 @@ def uncordon(node: Node, /, *, server: Server = HERE) -> None:
     from mielin_cells.cli import drain as drains
 
     _operate(server, lambda op, out: drains.cordon(op, out, node, False))
+
+
+@app.command(group=STEER)
+def cancel(
+    agent: Agent, timer: Annotated[str, Parameter(help="The timer's id: see `timers`.")], /, *, server: Server = HERE
+) -> None:
+    """Take a timer of an agent away."""
+    from mielin_cells.cli import commands
+
+    _operate(server, lambda op, out: commands.cancel(op, out, agent, timer))
 
 
 @app.command(group=STEER)

@@ -260,6 +260,25 @@ def _commit(commit: Commit) -> str:
     return ", ".join([*(f"{count} {name}" for name, count in counts.items() if count), *([state] if state else [])])
 
 
+async def timers(operator: Operator, printer: Printer, agent: str) -> int:
+    found = await operator.timers(agent)
+    rows = [
+        {
+            "timer": timer.id, "handler": timer.handler + ("" if timer.is_known else " (gone)"), "due": when(timer.due),
+            "every": f"{timer.every:g} s" if timer.every else "once",
+        }
+        for timer in found
+    ]  # fmt: skip
+    printer.show(found, lambda: table(rows) if rows else f"{agent} has no timers")
+    return DONE
+
+
+async def cancel(operator: Operator, printer: Printer, agent: str, timer: str) -> int:
+    await operator.cancel_timer(agent, timer)
+    printer.show({"agent": agent, "timer": timer, "cancelled": True}, lambda: f"timer {timer} of {agent} is taken away")
+    return DONE
+
+
 async def abort(operator: Operator, printer: Printer, agent: str) -> int:
     migration = await operator.client.abort(agent)
     printer.show({"agent": agent, "migration": migration}, lambda: f"{migration} of {agent} is cancelled")

@@ -68,6 +68,19 @@ class AgentInfo(msgspec.Struct, frozen=True, kw_only=True):
     """When the last record of its log was made, in wall seconds; 0: not known."""
 
 
+class TimerInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A timer of an agent, as its owner sees it."""
+
+    id: str
+    handler: str
+    due: float
+    """In wall seconds."""
+    every: float = 0.0
+    """Seconds between its times; 0: once."""
+    is_known: bool = True
+    """Its class has the handler there; a repeating timer without one sends nothing until it has."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MigrationReport:
     """What one migration did.  Phase times are seconds; `pause_ms` is the source's monotonic time from stopping the intake

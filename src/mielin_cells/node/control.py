@@ -232,6 +232,13 @@ class Purge(Request, tag="Purge", frozen=True):
     letters: list[LetterKey]
 
 
+class CancelTimer(Request, tag="CancelTimer", frozen=True):
+    """Take this timer of the agent away, unless it is gone already.  Answer: whether there was one."""
+
+    agent: str
+    timer: str
+
+
 class Predict(Request, tag="Predict", frozen=True):
     """What would a move take?  To the agent's owner.  Answer: `predict.Prediction`."""
 
@@ -245,12 +252,18 @@ class Audited(Request, tag="Audited", frozen=True):
     migration: str
 
 
+class Timers(Request, tag="Timers", frozen=True):
+    """Which timers does the agent have?  To its owner.  Answer: a list of `TimerInfo`."""
+
+    agent: str
+
+
 class Heard(Request, tag="Heard", frozen=True):
     """Which nodes' heartbeats have you heard?  Answer: a list of `Beat`, each with the seconds since then."""
 
 
 Question: TypeAlias = (
-    Ping | Remind | Replaying | Drained | Following | Audited | Waiting | Hosted | Read | ReadState | Heard
+    Ping | Remind | Replaying | Drained | Following | Audited | Waiting | Hosted | Read | ReadState | Heard | Timers
 )
 AnyRequest: TypeAlias = (
     Spawn
@@ -263,6 +276,7 @@ AnyRequest: TypeAlias = (
     | Release
     | Order
     | Purge
+    | CancelTimer
     | Copies
     | Claim
     | Claims

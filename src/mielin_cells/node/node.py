@@ -376,7 +376,7 @@ class Node:
                 if copy is not None and copy.migration == migration:
                     copy.expire()
                 return None
-            case control.Order() | control.Purge() | control.Copies() | control.Undo():
+            case control.Order() | control.Purge() | control.CancelTimer() | control.Copies() | control.Undo():
                 return await orders.carried_out(self, request)
             case control.Claim():
                 return await claims.claim(self, request)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from mielin_cells.core.cluster import AgentInfo, MigrationReport, NodeInfo
+from mielin_cells.core.cluster import AgentInfo, MigrationReport, NodeInfo, TimerInfo
 from mielin_cells.core.fold import Fold, Phase
 from mielin_cells.core.ids import BEATS, AgentId, log_subject
 from mielin_cells.core.message import Answer
@@ -390,6 +390,34 @@ class Operator:
                 f"{owner} answers and verifies agent {agent!r}, which was just moved to it (epoch {epoch}); {advice}.",
                 agent=agent, node=owner,
             )  # fmt: skip
+
+    # ---- timers ----------------------------------------------------------------------------------------------
+
+    async def timers(self, agent: str) -> list[TimerInfo]:
+        """The agent's timers, the next first.  Of an agent that no node runs, as its log tells."""
+        agent = str(AgentId(agent))
+        try:
+            owner, _ = await self.client.owner(agent)
+            data = await self.client.request(owner, control.Timers(agent), REQUEST_S)
+            return msgspec.msgpack.decode(data, type=list[TimerInfo])
+        except (RetryError, AgentTerminated):
+            found = (await load(self.log, agent)).ledger.timers.values()
+        plain = [TimerInfo(id=one.id, handler=one.handler, due=one.due, every=one.every) for one in found]
+        return sorted(plain, key=lambda one: one.due)
+
+    async def cancel_timer(self, agent: str, timer: str) -> None:
+        """Raises `UsageError` if there is no such timer."""
+        agent = str(AgentId(agent))
+        there = [one.id for one in await self.timers(agent)]
+        if timer not in there:
+            known = ", ".join(map(repr, there)) or "none"
+            raise UsageError(f"Agent {agent!r} has no timer {timer!r}; there are {known}.", agent=agent)
+
+        async def owner() -> str:
+            return (await self.client.owner(agent))[0]
+
+        request = control.CancelTimer(agent, timer)
+        await self.client.ordered(owner, request, self.client.settings.turn_deadline_s)
 
     # ---- dead letters ----------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from mielin_cells.core.agent import STANDBY_MAX
 from mielin_cells.core.cluster import AgentInfo
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mielin_cells.node.node import Node
 
 R = TypeVar("R", bound=Record)
+Wanted: TypeAlias = control.Order | control.Purge | control.CancelTimer | control.Copies | control.Undo
 
 
 def info(node: Node, host: Host) -> AgentInfo:
@@ -43,12 +44,14 @@ def info(node: Node, host: Host) -> AgentInfo:
     )  # fmt: skip
 
 
-async def carried_out(node: Node, request: control.Order | control.Purge | control.Copies | control.Undo) -> object:
+async def carried_out(node: Node, request: Wanted) -> object:
     match request:
         case control.Order(agent=agent, order=order, reason=reason):
             return await obey(node, agent, order, reason)
         case control.Purge(agent=agent, letters=letters):
             return await purge(node, node.host(agent), letters)
+        case control.CancelTimer(agent=agent, timer=timer):
+            return await cancel_timer(node, node.host(agent), timer)
         case control.Copies(agent=agent, copies=copies):
             await stand_by(node, node.host(agent), copies)
             return None
@@ -155,6 +158,20 @@ async def purge(node: Node, host: Host, letters: list[LetterKey]) -> int:
     finally:
         host.resume_intake()
     return len(there)
+
+
+async def cancel_timer(node: Node, host: Host, timer: str) -> bool:
+    """Takes a timer away; False if there is none of this id."""
+    await _between_turns(node, host, "cancel a timer")
+    try:
+        await _flushed(node, host)
+        if timer not in host.fold.ledger.timers:
+            return False
+        host.timers.take({timer: None}, {})
+        await _flushed(node, host)
+    finally:
+        host.resume_intake()
+    return True
 
 
 async def stand_by(node: Node, host: Host, copies: int) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from mielin_cells.core import words
 from mielin_cells.core.born import born
-from mielin_cells.core.cluster import AgentInfo, NodeInfo
+from mielin_cells.core.cluster import AgentInfo, NodeInfo, TimerInfo
 from mielin_cells.core.ledger import Verdict
 from mielin_cells.errors import StoreFull, from_wire
 from mielin_cells.node import control, orders
@@ -42,6 +42,15 @@ def answer(node: Node, question: control.Question) -> object:
             state, error, ledger = fold.lifecycle.state, fold.lifecycle.error, fold.ledger
             stopped = "" if fold.may_run else f"in ERROR ({error.message})" if error else state.value.lower()
             return control.Rest(len(ledger.again), ledger.replayed, len(ledger.dead), stopped)
+        case control.Timers(agent=agent):
+            host = node.host(agent)
+            return [
+                TimerInfo(
+                    id=timer.id, handler=timer.handler, due=timer.due, every=timer.every,
+                    is_known=timer.handler in host.spec.handlers,
+                )
+                for timer in sorted(host.fold.ledger.timers.values(), key=lambda timer: timer.due)
+            ]  # fmt: skip
         case control.Heard():
             return node.heard()
         case control.Following(after=after):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import logging
+import shlex
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -14,6 +16,8 @@ from mielin_cells.core.settings import CATCH_UP_MAX
 if TYPE_CHECKING:
     from mielin_cells.node.host import Host
 
+logger = logging.getLogger("mielin_cells.timers")
+
 BURST = 100
 """Messages sent before the loop gets its turn: `catch_up="all"` may have many."""
 
@@ -21,7 +25,7 @@ BURST = 100
 class Timers:
     """Of one host.  Here a timer runs by the loop's clock, which does not jump; by the wall clock only when the agent comes here."""
 
-    __slots__ = ("_due", "_handle", "_heap", "_host")
+    __slots__ = ("_due", "_handle", "_heap", "_host", "_told")
 
     def __init__(self, host: Host) -> None:
         self._host = host
@@ -29,6 +33,8 @@ class Timers:
         """Due by the loop's clock; an entry whose timer is gone or due at another time is passed over."""
         self._due: dict[str, float] = {}
         self._handle: asyncio.TimerHandle | None = None
+        self._told: set[str] = set()
+        """Timers of which it was said that their handler is gone."""
 
     def open(self) -> None:
         now, wall = asyncio.get_running_loop().time(), self._host.home.wall()
@@ -92,6 +98,10 @@ class Timers:
     def _fire(self, timer: Timer, due: float, now: float) -> None:
         host = self._host
         ledger, batch = host.fold.ledger, host.batch
+        if timer.every and timer.handler not in host.spec.handlers:
+            self._at(timer.id, due + timer.every * (int((now - due) / timer.every) + 1))
+            self._tell_unknown(timer)
+            return
         batch.touched = True
         if timer.every:
             passed = int((now - due) / timer.every)
@@ -109,3 +119,15 @@ class Timers:
         out = Out(agent, host.spec.name, ledger.next_number(agent), timer.handler, timer.args, False, "", 0, 0)
         ledger.send(out)
         batch.outs.append(out)
+
+    def _tell_unknown(self, timer: Timer) -> None:
+        """Once: it stays as it was last due, for a node that has the handler, or for an operator who takes it away."""
+        if timer.id in self._told:
+            return
+        self._told.add(timer.id)
+        agent, cls = self._host.fold.agent, self._host.spec.name
+        logger.warning(
+            "agent %s: timer %r is due every %g s, and class %s has no handler %r here: it sends nothing until it has; "
+            "`mielin cancel %s %s` takes it away", agent, timer.id, timer.every, cls, timer.handler, shlex.quote(agent),
+            shlex.quote(timer.id),
+        )  # fmt: skip
