@@ -338,11 +338,11 @@ def test_a_full_store_is_what_callers_hear_and_the_node_stops_in_its_time(inboxe
         await client.open()
         node = Node("node-1", log, store.wire, classes.get, settings=SETTINGS, rng=Random(3), wall=now)
         await node.start()
-        till = await client.spawn(Till, "t")
+        till = await client.spawn(Cashbox, "t")
         assert await till.add() == 1
         log.inboxes, log.is_full = inboxes, True
         calls: list[Callable[[], Awaitable[object]]] = [
-            till.add, lambda: client.suspend(till), lambda: client.spawn(Till, "u"), lambda: client.terminate(till),
+            till.add, lambda: client.suspend(till), lambda: client.spawn(Cashbox, "u"), lambda: client.terminate(till),
         ]  # fmt: skip
         for call in calls:
             began = now()

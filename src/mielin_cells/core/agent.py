@@ -157,6 +157,8 @@ class Agent:
 
     __mielin_name__: ClassVar[str] = "Agent"
     __mielin_version__: ClassVar[int] = 1
+    __mielin_replaced__: ClassVar[bool] = False
+    """The class, or a base of it, was defined again in this process."""
 
     if not TYPE_CHECKING:
 
@@ -208,6 +210,9 @@ class Agent:
             for field, kind in inspect.get_annotations(base).items():
                 if is_state(field, kind) and not isinstance(inspect.getattr_static(cls, field, None), Field):
                     setattr(cls, field, Field(field, base.__dict__.get(field, NO_DEFAULT)))
+        before = classes.get(wire_name)
+        if before is not None:
+            before.__mielin_replaced__ = True
         classes[wire_name] = cls
 
     async def on_start(self) -> None:
@@ -255,6 +260,15 @@ class Agent:
         if self.__dict__["__mielin_cell__"] is not None:
             return names
         return [name for name in names if not isinstance(inspect.getattr_static(type(self), name, None), Field)]
+
+
+def known_as(cls: type[Agent], wanted: type[Agent]) -> type[Agent] | None:
+    """The class of a reference to a `cls` where a `wanted` is declared: `cls`, or `wanted` if that was defined again since;
+    None if such an agent is no `wanted`."""
+    if issubclass(cls, wanted):
+        return cls
+    names = [base.__mielin_name__ for base in cls.__mro__ if issubclass(base, Agent) and base is not Agent]
+    return wanted if wanted.__mielin_replaced__ and wanted.__mielin_name__ in names else None
 
 
 def make_ref(cls: type[A], agent: str, caller: Caller | None = None) -> A:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 import msgspec
 from msgspec import inspect as kinds
 
 from mielin_cells.core import models
-from mielin_cells.core.agent import Agent, agent_id, classes, make_ref
+from mielin_cells.core.agent import Agent, agent_id, classes, known_as, make_ref
+from mielin_cells.core.calls import Caller
 from mielin_cells.core.exact import LOAD_ERRORS, ValueChangedError, check_whole, is_exact, shown
 from mielin_cells.core.ids import AgentId
 from mielin_cells.errors import FieldRefused
@@ -26,6 +28,10 @@ def _enc_hook(value: Any) -> Any:
     return models.unknown(value)
 
 
+giver: ContextVar[Caller | None] = ContextVar("mielin_cells_giver", default=None)
+"""While an answer is read: the cluster that gave it, which references in it use."""
+
+
 def load_hook(wanted: type, value: Any) -> Any:
     """Makes what msgspec cannot: ids, references, and models that validate themselves."""
     if issubclass(wanted, AgentId):
@@ -35,9 +41,10 @@ def load_hook(wanted: type, value: Any) -> Any:
             return value
         name, agent = value
         cls = classes.get(name)
-        if cls is None or not issubclass(cls, wanted):
+        fits = known_as(cls, wanted) if cls is not None else None
+        if fits is None:
             raise ValueError(f"a reference to a {name}, where a {wanted.__mielin_name__} is expected")
-        return make_ref(cls, agent)
+        return make_ref(fits, agent, giver.get())
     if models.is_model(wanted):
         return models.loaded(wanted, value)
     raise NotImplementedError(f"{wanted!r} cannot be loaded")
@@ -60,7 +67,18 @@ def deeper(calls: int, decode: Callable[[bytes], Any], data: bytes) -> Any:
 class Codec:
     """Of one declared type.  `path` names where it is declared.  Raises `FieldRefused` for a type that cannot be stored."""
 
-    __slots__ = ("_proofs", "check", "decode", "evolves", "flat", "has_sets", "is_immutable", "path", "scalars")
+    __slots__ = (
+        "_proofs",
+        "check",
+        "decode",
+        "evolves",
+        "flat",
+        "has_refs",
+        "has_sets",
+        "is_immutable",
+        "path",
+        "scalars",
+    )
 
     def __init__(self, kind: Any, path: str) -> None:
         self.path = path
@@ -83,6 +101,8 @@ class Codec:
         """The proofs of values that nobody can change who does not hold the value itself."""
         self.has_sets = _has_sets(info, set())
         """A value can have several encodings, because a set has no order."""
+        self.has_refs = _has_refs(info, set())
+        """A value can hold references."""
         self.evolves = _has_classes(info)
         """It names classes, which another version of the code may declare otherwise."""
 
@@ -273,6 +293,22 @@ def _has_sets(info: Any, seen: set[Any]) -> bool:
         part = getattr(info, name)
         for each in part if isinstance(part, tuple) else (part,):
             if _has_sets(each.type if isinstance(each, kinds.Field) else each, seen):
+                return True
+    return False
+
+
+def _has_refs(info: Any, seen: set[Any]) -> bool:
+    if isinstance(info, kinds.CustomType):
+        return issubclass(info.cls, Agent) or models.is_model(info.cls)
+    cls = getattr(info, "cls", None)
+    if not isinstance(info, kinds.Type) or cls in seen:
+        return False
+    if cls is not None:
+        seen.add(cls)
+    for name in getattr(info, "__struct_fields__", ()):
+        part = getattr(info, name)
+        for each in part if isinstance(part, tuple) else (part,):
+            if _has_refs(each.type if isinstance(each, kinds.Field) else each, seen):
                 return True
     return False
 

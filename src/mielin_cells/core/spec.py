@@ -15,7 +15,8 @@ import msgspec
 
 from mielin_cells.core.agent import NO_DEFAULT, Agent, Field, Upgrade, classes, is_state
 from mielin_cells.core.buffer import Buffer
-from mielin_cells.core.codec import Codec, encode, plain, reason
+from mielin_cells.core.calls import Caller
+from mielin_cells.core.codec import Codec, encode, giver, plain, reason
 from mielin_cells.core.definition import check_default
 from mielin_cells.core.exact import LOAD_ERRORS, ValueChangedError, shown
 from mielin_cells.core.handler import Handler
@@ -115,9 +116,16 @@ class HandlerSpec:
             why = reason(value, error)
             raise BadArguments(f"{self.path} returned what it does not declare: {why}.", handler=self.name) from error
 
-    def decode_result(self, data: bytes) -> Any:
+    def decode_result(self, data: bytes, caller: Caller | None = None) -> Any:
+        """`caller`: what references in the result are to use."""
         try:
-            return self._result.decode(data)
+            if caller is None or not self._result.has_refs:
+                return self._result.decode(data)
+            token = giver.set(caller)
+            try:
+                return self._result.decode(data)
+            finally:
+                giver.reset(token)
         except LOAD_ERRORS as error:
             raise BadArguments(
                 f"{self.path}: the answer does not fit its declared result: {error}.", handler=self.name

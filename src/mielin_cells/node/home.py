@@ -15,6 +15,7 @@ from mielin_cells.node.returns import OF_STORE
 from mielin_cells.substrate.ports import Log, Wire
 
 if TYPE_CHECKING:
+    from mielin_cells.core.agent import Agent
     from mielin_cells.core.cluster import Cluster
     from mielin_cells.node.host import Host
 
@@ -38,6 +39,8 @@ class Home:
     step: Callable[[str], Awaitable[None]] | None = None
     """Awaited at named steps of moves: a test's way to make them fail.  What it raises fails the step."""
     cluster: Cluster | None = None
+    resolve: Callable[[str], type[Agent] | None] | None = None
+    """The class that has a name on the wire here, as it was defined last."""
     obey: Callable[[str, str, str], Awaitable[object]] | None = None
     """Carries out an order to an agent that is hosted here: agent, order, reason."""
     tasks: set[asyncio.Task[Any]] = field(default_factory=set)

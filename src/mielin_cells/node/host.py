@@ -76,6 +76,7 @@ class Host:
         self.intake = Intake(self)
         self.is_open = False
         self._is_failing = False
+        self._is_renewing = False
         self.marks = False
         """The agent was claimed with a message waiting: the first turn is opened by a record."""
         self.batch = Batch()
@@ -337,6 +338,20 @@ class Host:
                     told.add(error.code)
                     logger.warning("agent %s: what it has ordered for itself waits: %s", self.fold.agent, error)
             await backoff.wait()
+
+    def renew(self) -> None:
+        """The agent's class was defined again: its log is read again, with the newer definition."""
+        if not self._is_renewing and self.home.obey is not None:
+            self._is_renewing = True
+            self.home.begin(self._renewed(self.home.obey(self.fold.agent, "renew", "")))
+
+    async def _renewed(self, order: Awaitable[object]) -> None:
+        try:
+            await order
+        except CellError as error:
+            logger.warning("agent %s still runs the earlier definition of its class: %s", self.fold.agent, error)
+        finally:
+            self._is_renewing = False
 
     # ---- pausing ---------------------------------------------------------------------------------------------
 

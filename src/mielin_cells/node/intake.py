@@ -86,7 +86,17 @@ class Intake:
         ):
             self._pump = self._host.start(self._run())
 
+    @property
+    def _is_outdated(self) -> bool:
+        """The agent's class was defined again in this process, and the newer definition is to run."""
+        cls, resolve = self._spec.cls, self._host.home.resolve
+        return cls.__mielin_replaced__ and resolve is not None and resolve(self._spec.name) is not cls
+
     async def _run(self) -> None:
+        if self._is_outdated:
+            self._pump = None
+            self._host.renew()
+            return
         try:
             while self._inbox.queue and self._host.is_open and not self._stopped():
                 async with self._lock:

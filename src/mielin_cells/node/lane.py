@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
+from mielin_cells.core.calls import Caller
 from mielin_cells.core.message import Answer, Mail, Message, client_sender, decode_answer
 from mielin_cells.core.settings import MAIL_BYTES_MAX, MESSAGE_BYTES_MAX
 from mielin_cells.errors import (
@@ -64,7 +65,7 @@ class Codec(Protocol):
 
     def encode_args(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes: ...
 
-    def decode_result(self, data: bytes) -> Any: ...
+    def decode_result(self, data: bytes, caller: Caller | None = None) -> Any: ...
 
     def error_of(self, answer: Answer) -> Exception: ...
 
@@ -154,7 +155,7 @@ class Lane:
             if isinstance(error, SessionExpired):
                 self.client.forget(self.agent)
             raise error
-        return handler.decode_result(answer.result or b"")
+        return handler.decode_result(answer.result or b"", self.client)
 
     async def tell(self, cls: str, handler: str, args: bytes) -> None:
         """Returns when the message is stored in the inbox.  Raises what kept it from being stored for `ask_timeout_s`."""

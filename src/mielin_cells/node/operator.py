@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
+from mielin_cells.core.calls import Caller
 from mielin_cells.core.cluster import AgentInfo, MigrationReport, NodeInfo, TimerInfo
 from mielin_cells.core.fold import Fold, Phase
 from mielin_cells.core.ids import BEATS, AgentId, log_subject
@@ -76,7 +77,7 @@ class _Said(NamedTuple):
     def encode_args(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         return self.args
 
-    def decode_result(self, data: bytes) -> Any:
+    def decode_result(self, data: bytes, caller: Caller | None = None) -> Any:
         return msgspec.msgpack.decode(data) if data else None
 
     def error_of(self, answer: Answer) -> Exception:

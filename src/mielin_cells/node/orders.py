@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 R = TypeVar("R", bound=Record)
 Wanted: TypeAlias = control.Order | control.Purge | control.CancelTimer | control.Copies | control.Undo
+
+logger = logging.getLogger("mielin_cells.orders")
 
 
 def info(node: Node, host: Host) -> AgentInfo:
@@ -72,6 +75,8 @@ async def obey(node: Node, agent: str, order: str, reason: str) -> str:
     }.get(order)
     if order == "park":
         return await _park(node, agent, reason)
+    if order == "renew":
+        return await _renew(node, agent)
     if wanted is None:
         raise UsageError(f"There is no order {order!r}; there are suspend, pause, resume and terminate.")
     if wanted is AgentState.RUNNING and agent in node.troubled:
@@ -121,6 +126,21 @@ async def _park(node: Node, agent: str, reason: str) -> str:
                 raise
     finally:
         host.resume_intake()
+    return host.fold.lifecycle.state.value
+
+
+async def _renew(node: Node, agent: str) -> str:
+    """Its class was defined again in this process (a cell of a notebook): the agent is read from its log with the newer one."""
+    host = node.host(agent)
+    await _between_turns(node, host, "be read again")
+    try:
+        if host.fold.may_run:
+            await host.intake.hook("on_depart")
+        await _flushed(node, host)
+    except Exception as error:  # whatever a user's hook raises: the agent is read again all the same
+        logger.warning("agent %s: on_depart raised, of a class that was defined again: %s", agent, described(error))
+    node.drop(host)
+    node.look(agent)
     return host.fold.lifecycle.state.value
 
 
