@@ -42,7 +42,7 @@ class NothingOfIt(Checker):
 
     def _letters(self, agent: str) -> None:
         letters = [letter for letter in self.scene.folds[agent].ledger.dead if letter.handler in DOOMED]
-        said = [(msgspec.msgpack.decode(letter.args), letter.sender.startswith("replay.")) for letter in letters]
+        said = [(msgspec.msgpack.decode(letter.args), "replay." in letter.sender) for letter in letters]
         dead = Counter((args["sender"], args["n"], is_replayed) for args, is_replayed in said)
         for call in self.scene.calls:
             if call.agent != agent or call.doomed != "stored":
