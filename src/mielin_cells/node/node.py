@@ -488,6 +488,6 @@ class Node:
                 await host.intake.hook("on_start")
                 host.touch()
         except BaseException as error:  # whatever a user's hook raises: ERROR until it is resumed
-            if not is_failure(error):
+            if not is_failure(error) or host.lost is not None:
                 raise
             await host.failed(error, has_started=not is_new)
