@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mielin_cells.core.fold import Fold, Phase
 from mielin_cells.core.ids import log_subject
-from mielin_cells.core.records import HandedOff, Spilled, decode_record, named_owner
+from mielin_cells.core.records import AnyRecord, HandedOff, Spilled, Terminated, decode_record, named_owner
 from mielin_cells.errors import (
     CellError,
     Fenced,
@@ -166,12 +166,15 @@ class Adoption:
                 record = decode_record(last.data, f"The log of agent {agent!r} at {last.seq}")
                 if not isinstance(record, Spilled) and named_owner(record) != node.name:
                     others.add(agent)
-                    self._others(agent, last.seq)
+                    self._others(agent, last.seq, record)
         return [agent for agent in agents if agent not in others]
 
-    def _others(self, agent: str, seq: int) -> None:
-        """Its log names another node up to `seq`, where it ended when it was read."""
+    def _others(self, agent: str, seq: int, record: AnyRecord) -> None:
+        """Its log names another node up to `seq`, where it ended when it was read, or nobody: then this node may have been the last,
+        and have died before it had written the end of a migration."""
         self.quiet[agent] = seq
+        if isinstance(record, Terminated) and record.node == self._node.name:
+            self._node.migrations.settle_soon(agent, 0.0)
         self._node.returns.gone(agent)
         self._node.troubled.pop(agent, None)
 
@@ -208,7 +211,7 @@ class Adoption:
                 return True
             record = await record_of(node.home.log, agent, last)  # also of a handover that is in parts
             if named_owner(record) != node.name:
-                self._others(agent, last.seq)
+                self._others(agent, last.seq, record)
                 return True
             fold = await load(node.home.log, agent)
             if fold.owner != node.name or agent in node.hosts or agent in node.copies or agent in node.making:

@@ -518,7 +518,9 @@ class Intake:
         except BaseException as error:
             self._cell.undo()
             if isinstance(error, TurnStopped):
-                raise Fenced(f"Agent {turn.id!r} is not run by this process any more.", agent=turn.id) from self._host.lost
+                raise Fenced(
+                    f"Agent {turn.id!r} is not run by this process any more.", agent=turn.id
+                ) from self._host.lost
             if isinstance(error, Exception) or failed.ends_task(error) or (waiting is not None and waiting.is_closed):
                 raise
             raise HandlerFailed(f"{name} of agent {turn.id!r} raised {described(error)}.", agent=turn.id) from error

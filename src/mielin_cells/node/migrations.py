@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
     from mielin_cells.node.node import Node
 
 logger = logging.getLogger("mielin_cells.migration")
+
+GIVE_UP_S = 2.0
+"""How long a migration may take to stop before its agent is ended."""
 
 REPORTS_MAX = 256
 """Reports of ended migrations that a node still answers with, when a client asks again."""
@@ -216,6 +220,19 @@ class Migrations:
             raise NoSuchMigration(f"No migration of agent {agent!r} is open on {self.node.name}.", agent=agent)
         await found.abort()
         return found.migration
+
+    async def give_up(self, agent: str) -> None:
+        """Before the agent ends: what is open of its migrations gets its end first, since nobody comes after this owner.
+
+        Best effort: a migration that does not stop in time learns from the log that the agent has ended.
+        """
+        found = self.open.get(agent)
+        with contextlib.suppress(CellError):
+            if found is not None:
+                await found.abort()
+                await asyncio.wait((found.done,), timeout=GIVE_UP_S)
+            if self.settling.left.get(agent):
+                await self.settling.settle(agent)
 
     # ---- an attempt ------------------------------------------------------------------------------------------
 

@@ -86,6 +86,8 @@ async def obey(node: Node, agent: str, order: str, reason: str) -> str:
     if fold.lifecycle.state is wanted:
         return wanted.value
     is_reread = False
+    if wanted is AgentState.TERMINATED:
+        await node.migrations.give_up(agent)
     await _between_turns(node, host, order)
     try:
         await _flushed(node, host)
