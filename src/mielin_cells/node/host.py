@@ -138,7 +138,8 @@ class Host:
     async def failed(self, error: BaseException, *, has_started: bool = True) -> None:
         """A hook raised, or the probe failed: the agent is in ERROR until it is resumed.
 
-        `has_started` False: `on_start` is still to run.  If this host was lost meanwhile, it was no failure of the hook: why is raised.
+        `has_started` False: `on_start` is still to run.  If this host was lost meanwhile, it was no failure of the hook: why it
+        was lost is raised.
         """
         if self.lost is not None:
             raise self.lost
