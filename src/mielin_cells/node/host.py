@@ -138,8 +138,7 @@ class Host:
     async def failed(self, error: BaseException, *, has_started: bool = True) -> None:
         """A hook raised, or the probe failed: the agent is in ERROR until it is resumed.
 
-        `has_started` False: `on_start` is still to run.  If this host was lost meanwhile, it was no failure of the hook: why it
-        was lost is raised.
+        `has_started` False: `on_start` is still to run.  If this host was lost meanwhile, the hook has not failed: why is raised.
         """
         if self.lost is not None:
             raise self.lost
@@ -184,13 +183,15 @@ class Host:
         return task
 
     def _part_ended(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None and not self.writer.is_closed:
-            agent = self.fold.agent
-            self.lose(
-                error
-                if isinstance(error, CellError)
-                else InternalError(f"Agent {agent!r} is read from its log again: {described(error)}.", agent=agent)
-            )
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.broke(error)
+
+    def broke(self, error: BaseException) -> None:
+        """A part of this host has failed."""
+        agent = self.fold.agent
+        if not self.writer.is_closed:
+            said = f"Agent {agent!r} is read from its log again: {described(error)}."
+            self.lose(error if isinstance(error, CellError) else InternalError(said, agent=agent))
 
     def commit_soon(self) -> None:
         if self._committing is None and self.is_open and not self._sealing and (self.batch or self.compaction.is_ready):
@@ -334,10 +335,12 @@ class Host:
                 if wish is not None and self.is_open:
                     await self.home.obey(self.fold.agent, wish.order, wish.reason)
                     return
-            except CellError as error:
-                if error.code not in told:
-                    told.add(error.code)
-                    logger.warning("agent %s: what it has ordered for itself waits: %s", self.fold.agent, error)
+            except Exception as error:  # whatever the store raises, or a bug: no turn runs before it is done
+                if type(error).__name__ not in told:
+                    told.add(type(error).__name__)
+                    logger.warning(
+                        "agent %s: what it has ordered for itself waits: %s", self.fold.agent, described(error)
+                    )
             await backoff.wait()
 
     def renew(self) -> None:

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from mielin_cells.core.ids import JOURNALS, journal_subject, journals_of, migration_of
-from mielin_cells.core.settings import RETRY_S_MAX, RETRY_S_MIN
 from mielin_cells.errors import (
     CellError,
     EpochRegression,
@@ -27,6 +26,7 @@ from mielin_cells.errors import (
 )
 from mielin_cells.migration.journal import AnyRecord, Ended, Journal, decode, encode
 from mielin_cells.node.home import Home
+from mielin_cells.node.supervision import Backoff
 from mielin_cells.node.together import together
 from mielin_cells.substrate.ports import Appended, Conflict, Entry, Log
 
@@ -111,7 +111,7 @@ class Scribe:
 
     async def _landed(self, data: bytes) -> int:
         """The same bytes until the outcome is known: a read may prove that they landed, never that they did not."""
-        log, subject, delay = self._home.log, journal_subject(self._agent, self.journal.migration), RETRY_S_MIN
+        log, subject, backoff = self._home.log, journal_subject(self._agent, self.journal.migration), Backoff()
         now, behind_since = asyncio.get_running_loop().time, -1.0
         while True:
             try:
@@ -137,8 +137,7 @@ class Scribe:
                         raise _WentBack(have)
             except RetryError as error:
                 logger.info("migration %s: its journal is written again: %s", self.journal.migration, error)
-            await asyncio.sleep(delay)
-            delay = min(delay * 2, RETRY_S_MAX)
+            await backoff.wait()
 
 
 def _is_readable(entry: Entry) -> bool:

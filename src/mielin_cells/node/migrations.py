@@ -12,7 +12,6 @@ from mielin_cells.core.cluster import MigrationReport
 from mielin_cells.core.fold import Phase
 from mielin_cells.core.ids import log_subject
 from mielin_cells.core.records import AnyRecord, HandedOff, Returned, named_owner
-from mielin_cells.core.settings import RETRY_S_MAX, RETRY_S_MIN
 from mielin_cells.errors import (
     AlreadyThere,
     CellError,
@@ -33,8 +32,10 @@ from mielin_cells.node.config import of_class
 from mielin_cells.node.observe import Observer, Watchers
 from mielin_cells.node.reader import load, record_of
 from mielin_cells.node.recovery import Recovery
+from mielin_cells.node.returns import OF_STORE
 from mielin_cells.node.settling import Settling
 from mielin_cells.node.source import Move
+from mielin_cells.node.supervision import Backoff
 
 if TYPE_CHECKING:
     from mielin_cells.node.host import Host
@@ -262,7 +263,7 @@ class Migrations:
 
     async def _outcome(self, agent: str, move: Move) -> str:
         """What became of an attempt, from the agent's log; waits until it is decided (rule 7)."""
-        delay = RETRY_S_MIN
+        backoff = Backoff()
         while True:
             try:
                 fold = await load(self.node.home.log, agent)
@@ -270,10 +271,9 @@ class Migrations:
                 if outcome is not None:
                     return outcome
                 self.node.look(agent)
-            except (RetryError, LogGap) as error:
+            except (*OF_STORE, LogGap) as error:
                 logger.info("migration %s: its outcome is read again: %s", move.migration, error)
-            await asyncio.sleep(delay)
-            delay = min(delay * 2, RETRY_S_MAX)
+            await backoff.wait()
 
     async def owner(self, agent: str) -> str:
         """The node that the log names now; waits for the store.  "" if there is none any more."""
@@ -288,14 +288,13 @@ class Migrations:
         return record.epoch + isinstance(record, Returned) == epoch
 
     async def _last_of(self, agent: str) -> AnyRecord | None:
-        delay = RETRY_S_MIN
+        backoff = Backoff()
         while True:
             try:
                 last = await self.node.home.log.settled(log_subject(agent))
                 return await record_of(self.node.home.log, agent, last) if last is not None else None
             except RetryError:
-                await asyncio.sleep(delay)
-                delay = min(delay * 2, RETRY_S_MAX)
+                await backoff.wait()
 
     # ---- settling --------------------------------------------------------------------------------------------
 
@@ -309,13 +308,12 @@ class Migrations:
 
     async def ended(self, agent: str, migration: str) -> Journal | None:
         """The journal of a migration that another process has gone on with, maybe to its end; None if it cannot be read."""
-        delay = RETRY_S_MIN
+        backoff = Backoff()
         while True:
             try:
                 return await journal.read(self.node.home.log, agent, migration)
             except RetryError:
-                await asyncio.sleep(delay)
-                delay = min(delay * 2, RETRY_S_MAX)
+                await backoff.wait()
             except CellError as error:
                 logger.error("migration %s of agent %s is parked as it is: %s", migration, agent, error)
                 return None

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 from mielin_cells.core.fold import Fold, Phase
 from mielin_cells.core.ids import journal_subject
 from mielin_cells.errors import (
-    CellError,
     ConfigError,
     NoSuchAgent,
     NoSuchMigration,
     RecordInvalid,
     RetryError,
     UnknownRecord,
+    described,
     never,
 )
 from mielin_cells.migration.journal import Journal
@@ -76,8 +76,8 @@ class Settling:
         try:
             await asyncio.sleep(GATHER_S)
             await self.all_due()
-        except RetryError as error:
-            logger.info("migrations are settled later: %s", error)
+        except Exception as error:  # whatever the store raises: what is due is looked after in the next round
+            logger.info("migrations are settled later: %s", described(error))
         finally:
             self._is_looking = False
 
@@ -95,9 +95,9 @@ class Settling:
                 return
             try:
                 await self.one_due(agent, moved)
-            except CellError as error:
+            except Exception as error:  # of one agent: the others are settled all the same
                 say = logger.info if isinstance(error, RetryError) else logger.error
-                say("migrations of agent %s are settled later: %s", agent, error)
+                say("migrations of agent %s are settled later: %s", agent, described(error))
 
     async def one_due(self, agent: str, moved: Collection[str] | None = None) -> None:
         """Settles now what is due.  Raises a `RetryError` while the store does not answer; then it stays due.

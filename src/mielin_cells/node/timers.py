@@ -80,10 +80,17 @@ class Timers:
             self._handle.cancel()
             self._handle = None
         if self._heap and host.is_open and host.fold.may_run and not host.fold.ledger.again:
-            self._handle = asyncio.get_running_loop().call_at(self._heap[0][0], self._send)
+            self._handle = asyncio.get_running_loop().call_at(self._heap[0][0], self._due_now)
+
+    def _due_now(self) -> None:
+        self._handle = None
+        try:
+            self._send()
+        except Exception as error:  # no timer of this agent would come any more
+            logger.exception("agent %s: its timers failed", self._host.fold.agent)
+            self._host.broke(error)
 
     def _send(self) -> None:
-        self._handle = None
         host, now, sent = self._host, asyncio.get_running_loop().time(), 0
         if not host.is_open or not host.may_send or host.lost is not None:
             return  # `kick` comes when it may

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias
 
 from mielin_cells.core.health import Facts
-from mielin_cells.errors import CellError, ConfigError, MessageTooLarge, StoreUnreachable
+from mielin_cells.errors import CellError, ConfigError, MessageTooLarge, StoreUnreachable, described
 from mielin_cells.substrate.embedded_health import inspected
 from mielin_cells.substrate.embedded_store import PAGE_ROWS, Store, Trim, WriteFailed
 from mielin_cells.substrate.embedded_tail import EmbeddedTail
@@ -210,7 +210,7 @@ class EmbeddedLog:
         failure: BaseException | None = None
         try:
             self._store.write(batch.rows, batch.trims)
-        except WriteFailed as error:
+        except Exception as error:  # noqa: BLE001 - every append gets an answer, whatever broke
             failure = error
         self._written(batch, failure)
 
@@ -313,9 +313,9 @@ class EmbeddedLog:
                     index.pop(subject, None)
             # A transaction is stored whole or not at all.
             landed = bool(batch.rows) and any(e.seq == batch.rows[0] for e in self._first(batch))
-        except CellError as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, what is stored is not known
             self._refusal = StoreUnreachable(
-                f"The store {self._store.where} failed in a write and cannot be read ({error.message}); no more is "
+                f"The store {self._store.where} failed in a write and cannot be read ({described(error)}); no more is "
                 "written. Look at the disk, then open the store again.",
                 path=self._store.path,
             )
