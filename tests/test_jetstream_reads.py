@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Sequence
 
 import pytest
-from nats_servers import opened, stored
+from nats_servers import followed, opened, stored
 
 from mielin_cells.errors import StoreUnreachable
 from mielin_cells.substrate import jetstream_log
@@ -178,3 +178,6 @@ async def test_a_read_of_a_server_that_has_become_slow_ends_with_what_has_come(
         monkeypatch.setattr(log, "_one", late)
         assert [entry.seq for entry in await log.read("a.x")] == seqs[1 : BATCH + 1]
         assert (reads.batches, reads.singles) == (1, 1)  # the last entry, and a part of what is wanted
+        assert [entry.seq for entry in await followed(log, "a.x", 3 * BATCH)] == seqs[
+            1:
+        ]  # a part is not taken for the end

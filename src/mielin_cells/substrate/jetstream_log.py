@@ -14,7 +14,7 @@ import msgspec
 from mielin_cells.errors import CellError, MessageTooLarge, RetryError, StoreUnreachable
 from mielin_cells.substrate import jetstream_api as api
 from mielin_cells.substrate.jetstream_api import Unanswered
-from mielin_cells.substrate.jetstream_tail import JetTail
+from mielin_cells.substrate.jetstream_tail import Cut, JetTail
 from mielin_cells.substrate.ports import ENTRY_BYTES_MAX, Appended, Conflict, Entry, Outcome, Unknown
 
 if TYPE_CHECKING:
@@ -130,10 +130,10 @@ class JetLog:
             }  # fmt: skip
             page, more = await self._batch(stream, wanted, after, subject)
             entries += page
-            if (
-                not page or not more or clock() > until
-            ):  # of a slow server, what has come is better than more of it later
+            if not page or not more:
                 break
+            if clock() > until:
+                return Cut(entries)
             after = page[-1].seq
         return entries
 

@@ -32,6 +32,10 @@ class Live(NamedTuple):
     previous: int
 
 
+class Cut(list[Entry]):
+    """What has come of a page from a slow server: there is more behind it."""
+
+
 class JetTail:
     """No task and no timer: an idle tail is this object and one subscription."""
 
@@ -104,7 +108,7 @@ class JetTail:
             self._behind = True
             raise
         self._said = ""
-        if len(batch) == PAGE:
+        if len(batch) == PAGE or isinstance(batch, Cut):
             self._behind = True
         return batch
 
