@@ -15,6 +15,22 @@ from commands import run
 from processes import APP, Deployment, Running, deployment, lives, wait_for
 
 CHILDREN_END_S = 5.0
+FORKS = """
+import os
+import time
+
+import mielin_cells as cells
+
+
+class Forking(cells.Agent):
+    @cells.handler
+    async def fork(self) -> int:
+        child = os.fork()
+        if not child:
+            time.sleep(60)
+            os._exit(0)
+        return child
+"""
 
 
 @pytest.fixture(scope="module")
@@ -193,3 +209,18 @@ def test_options_of_up_that_cannot_be_exit_with_2_and_start_nothing(tmp_path: Pa
     assert (done.returncode, "Traceback" in done.stderr) == (2, False)
     assert os.listdir(tmp_path) == ["app.py"]
     assert psutil.Process().children(recursive=True) == before
+
+
+def test_what_a_handler_has_started_holds_no_lock_of_a_dead_deployment(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(FORKS)
+    with deployment(tmp_path, 1) as up:
+        up.value("spawn", "Forking", "f")
+        child = psutil.Process(up.value("ask", "f", "fork"))
+        try:
+            node = up.process_of("node-1")
+            up.process.kill()
+            node.kill()
+            with deployment(tmp_path, 1):
+                assert lives(child)
+        finally:
+            child.kill()

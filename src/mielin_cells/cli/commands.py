@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from mielin_cells.cli.codes import DONE
+from mielin_cells.cli.link import tell_of_store
 from mielin_cells.cli.show import Printer, clock, duration, record, size, table, when
 from mielin_cells.cli.watch import Seen, watched
 from mielin_cells.core.cluster import AgentInfo, NodeInfo
@@ -204,6 +205,8 @@ async def show(operator: Operator, printer: Printer, thing: str) -> int:
 
 
 async def log(operator: Operator, printer: Printer, agent: str, after: int, follow: bool) -> int:
+    if follow:
+        tell_of_store()
     async for seq, count, entry in operator.records(agent, after, follow):
         if isinstance(entry, RecordInvalid):
             value: dict[str, Any] = {"seq": seq, "at": 0.0, "bytes": count, "kind": entry.code, "what": entry.message}

@@ -20,7 +20,7 @@ from typing import Any
 
 from mielin_cells.cli.codes import USAGE
 from mielin_cells.errors import never
-from mielin_cells.node.remote import URL_VARIABLE, Address
+from mielin_cells.node.remote import LOCKS_VARIABLE, URL_VARIABLE, Address
 
 RESTART_S_MIN, RESTART_S_MAX = 0.5, 30.0
 """Wait before a crashed node is started again; doubles with each crash."""
@@ -174,7 +174,10 @@ class Fleet:
         child.become("starting")
         process = child.process = await asyncio.create_subprocess_exec(
             *self._command(child.name), stdin=PIPE, stdout=PIPE, stderr=PIPE, limit=LINE_BYTES_MAX,
-            env={**os.environ, URL_VARIABLE: self._address.url},  # not an argument: it may hold a password
+            env={
+                **os.environ, URL_VARIABLE: self._address.url,  # not an argument: it may hold a password
+                LOCKS_VARIABLE: " ".join(map(str, self._pass_fds)),
+            },
             pass_fds=self._pass_fds, start_new_session=True,  # so that Ctrl-C reaches this process alone
         )  # fmt: skip
         readers: list[asyncio.Task[None]] = []

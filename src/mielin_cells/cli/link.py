@@ -70,6 +70,11 @@ def log_to_stderr(level: int) -> None:
     logging.getLogger("nats").setLevel(logging.CRITICAL)  # what it logs is raised, too, and translated there
 
 
+def tell_of_store() -> None:
+    """For what goes on: that the store does not answer, or lacks something, is told and not only waited out."""
+    logging.getLogger("mielin_cells.jetstream").setLevel(logging.WARNING)
+
+
 def readable(words: tuple[str, ...]) -> list[str]:
     """The words, if they are text.  Raises `UsageError` for bytes that are no UTF-8."""
     for word in words:

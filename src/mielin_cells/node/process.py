@@ -9,6 +9,7 @@ process ends in time even while a handler holds the event loop.
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import importlib
 import importlib.util
@@ -41,7 +42,7 @@ from mielin_cells.node.heartbeat import Heartbeat
 from mielin_cells.node.keeper import Keeper
 from mielin_cells.node.node import Node
 from mielin_cells.node.registry import Announcement
-from mielin_cells.node.remote import Address, import_store, open_substrate
+from mielin_cells.node.remote import LOCKS_VARIABLE, Address, import_store, open_substrate
 from mielin_cells.substrate.ports import Substrate
 
 logger = logging.getLogger("mielin_cells.process")
@@ -246,11 +247,19 @@ class Ending:
 
 def run(options: Options) -> int:
     """Serves until the process is told to end; the exit code.  Raises `ConfigError` for an app that cannot be used."""
+    _keep_locks()
     load_app(options.app, options.config)
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(_serve(options))
+
+
+def _keep_locks() -> None:
+    """A process that a handler starts, and that may outlive this one, holds none of them."""
+    for lock in map(int, os.environ.pop(LOCKS_VARIABLE, "").split()):
+        os.set_inheritable(lock, False)
+        os.register_at_fork(after_in_child=functools.partial(os.close, lock))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -29,6 +29,9 @@ ADDRESS_FILE = "address.json"
 URL_VARIABLE = "MIELIN_URL"
 DEPLOYMENT_VARIABLE = "MIELIN_DEPLOYMENT"
 
+LOCKS_VARIABLE = "MIELIN_LOCKS"
+"""Of a node's process: descriptors by which whoever started it holds a lock until both have ended."""
+
 DEPLOYMENT = "mielin"
 """The deployment's name where nobody gives one."""
 
