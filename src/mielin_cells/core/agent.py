@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, dataclass_transf
 
 from mielin_cells.core import definition
 from mielin_cells.core.calls import Caller, turn
+from mielin_cells.core.calls import current as current  # noqa: PLC0414 - named here, beside the classes, for adapters and tests
 from mielin_cells.core.handler import Handler
 from mielin_cells.core.ids import AgentId
 from mielin_cells.core.policy import DEFAULT, Policy

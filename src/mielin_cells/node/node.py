@@ -231,6 +231,8 @@ class Node:
     async def _depart(self, host: Host, turns_s: float, until: float) -> None:
         if host.lost is not None:
             return
+        if host.is_idle and not host.spec.overrides("on_depart") and await host.intake.stop_at_once():
+            return  # thousands of them wait for nothing
         try:
             async with asyncio.timeout_at(until):
                 await host.intake.stop(turns_s)
@@ -238,7 +240,10 @@ class Node:
                     await host.intake.hook("on_depart")
                 await host.flush()
         except (CellError, TimeoutError) as error:
-            logger.warning("agent %s was left in mid-turn by node %s: %s", host.fold.agent, self.name, error)
+            logger.warning(
+                "agent %s did not come to rest before node %s stopped: %s; what was acknowledged is kept, and its turn "
+                "runs again at its next owner", host.fold.agent, self.name, described(error),
+            )  # fmt: skip
         except BaseException as error:  # the user's hook: the node stops all the same, and what was committed stays
             if not is_failure(error):
                 raise
