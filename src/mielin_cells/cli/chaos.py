@@ -11,16 +11,24 @@ from typing import TYPE_CHECKING, Any
 
 from mielin_cells.cli.fleet import Fleet
 from mielin_cells.core.ids import LOGS, agent_of
-from mielin_cells.core.records import Claimed, decode_record
-from mielin_cells.errors import CellError, RecordInvalid
+from mielin_cells.core.records import Claimed, decode_record, named_owner
+from mielin_cells.errors import CellError, RecordInvalid, RetryError
 from mielin_cells.node.client import Client
+from mielin_cells.node.reader import End, ends, known_agents
 from mielin_cells.node.takeover import FAILOVER
 
 if TYPE_CHECKING:
     from mielin_cells.cli.demo import Job
 
 EVERY_S = 10.0
-"""From one kill to the next: longer than a failover takes, so that most of the time everybody serves."""
+"""From one kill to the next, and at least `PACE` times as long as the failover took: most of the time everybody serves."""
+
+PACE = 2.0
+
+SAMPLE = 64
+"""Agents of a killed node that tell when its failover is over."""
+
+LOOK_S = 0.25
 
 READS = 64
 
@@ -51,9 +59,10 @@ class Chaos:
 
     async def run(self, client: Client, fleet: Fleet, job: Job) -> None:
         """One serving node after the other, for ever."""
-        rng = Random(0)
+        rng, took = Random(0), 0.0
         while True:
-            await asyncio.sleep(EVERY_S)
+            await asyncio.sleep(max(EVERY_S - took, (PACE - 1) * took))
+            took = 0.0
             serving = [child for child in fleet.children if child.state == "serving"]
             if len(serving) < job.nodes:
                 continue  # the one before is still to come: never more than one is missing on purpose
@@ -66,6 +75,8 @@ class Chaos:
             for agent, owner in owners.items():
                 if owner == child.name and job.busy[agent] > 0:
                     self.waiting[agent] = now
+            await _failed_over(client, child.name, rng)
+            took = time.monotonic() - now
 
     async def report(self, client: Client) -> dict[str, Any]:
         found = sorted(self.unavailable_ms)
@@ -78,6 +89,26 @@ class Chaos:
             "failovers": await failovers(client),
             "unavailable_ms": {"p50": at(0.5), "p99": at(0.99), "max": at(1.0), "calls": len(found)},
         }
+
+
+async def _failed_over(client: Client, node: str, rng: Random) -> None:
+    """Returns when agents of the killed node have other owners, as far as a sample of them tells."""
+    owners = {end.agent: named_owner(end.record) for end in await _ends(client, None)}
+    left = [agent for agent, owner in owners.items() if owner == node]
+    left = rng.sample(left, min(SAMPLE, len(left)))
+    while left:
+        await asyncio.sleep(LOOK_S)
+        left = [end.agent for end in await _ends(client, left) if named_owner(end.record) == node]
+
+
+async def _ends(client: Client, agents: list[str] | None) -> list[End]:
+    while True:
+        try:
+            return await ends(
+                client.log, [name for name, _ in await known_agents(client.log)] if agents is None else agents
+            )
+        except RetryError:
+            await asyncio.sleep(LOOK_S)
 
 
 async def _owner(client: Client, agent: str) -> str:

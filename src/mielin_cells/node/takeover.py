@@ -117,6 +117,8 @@ class Takeover:
         found = [_orphan(end) for end in await ends(self._log, agents) if self._is_orphan(end, gone)]
         if self._differ:
             await self._read_classes(found)
+        # Those first that were at work when their node was lost: they are waited for.
+        found.sort(key=lambda orphan: -orphan.seen.seq)
         return found
 
     def _is_orphan(self, end: End, gone: Collection[str]) -> bool:
