@@ -205,7 +205,9 @@ class Cell:
             value, codec = values[name], field.codec
             try:
                 data = encode(value)
-                is_same = data == stored.get(name)
+                is_same = data == stored.get(name) or (
+                    codec.has_sets and codec.is_unchanged(value, data, stored.get(name))
+                )
                 if type(value) not in codec.scalars:
                     proof = codec.flat.get(type(value))
                     if proof is not None and proof(value):

@@ -106,6 +106,17 @@ class Codec:
         self.evolves = _has_classes(info)
         """It names classes, which another version of the code may declare otherwise."""
 
+    def is_unchanged(self, value: Any, data: bytes, stored: bytes | None) -> bool:
+        """True if the value, encoded as `data`, is what is stored, also if only the order within a set is another."""
+        if data == stored:
+            return True
+        if not self.has_sets or stored is None or len(data) != len(stored):
+            return False
+        try:
+            return is_exact(value, self.decode(stored))
+        except ValueChangedError:
+            return False
+
     def whole(self, data: bytes) -> Any:
         """The value of bytes that other code may have written.  Raises `ValueChangedError` if a part of them would be lost."""
         value = self.decode(data)

@@ -305,8 +305,9 @@ class _Bound(Table[K, V]):
         """The value's bytes, which load as the value: checked unless they are the `known` ones."""
         try:
             data = encode(value)
-            if data != known:
-                self._values.settle(value, data)
+            if known is not None and self._values.is_unchanged(value, data, known):
+                return known
+            self._values.settle(value, data)
             return data
         except Exception as error:
             path = f"{self._path}[{shown(self._load_key(key))}]"
