@@ -46,6 +46,7 @@ from mielin_cells.migration.standing import LOSSES_MAX, SOURCE_LOST, Standing, V
 from mielin_cells.node import control, selector
 from mielin_cells.node.journal import JournalTaken, Scribe
 from mielin_cells.node.reader import record_of
+from mielin_cells.node.writer import Declined
 
 if TYPE_CHECKING:
     from mielin_cells.node.host import Host
@@ -64,7 +65,7 @@ LOOK_S = 0.05
 """How often this node looks whether it hosts the agent again, after an attempt that had to read the log."""
 
 
-class _Stands(Exception):
+class _Stands(Declined):
     """The agent does not run already."""
 
 
