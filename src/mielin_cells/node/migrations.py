@@ -230,7 +230,7 @@ class Migrations:
         found = self.open.get(agent)
         with contextlib.suppress(CellError):
             if found is not None:
-                await found.abort()
+                await found.abort("AgentTerminated", f"agent {agent!r} was terminated while it was moved")
                 await asyncio.wait((found.done,), timeout=GIVE_UP_S)
             if self.settling.left.get(agent):
                 await self.settling.settle(agent)

@@ -102,6 +102,8 @@ class Recovery:
         self._copy: Move | None = None
         """The last attempt, while its target may hold a copy that a retry there can go on from."""
         self._cancelled = asyncio.Event()
+        self._why = "Cancelled", "cancelled"
+        """Code and reason of a cancelled one's report."""
         self._due = 0.0
         self._decision: RecoveryStrategy | None = None
         """What was decided last, and is not done yet."""
@@ -127,20 +129,21 @@ class Recovery:
 
     # ---- steering --------------------------------------------------------------------------------------------
 
-    async def abort(self) -> None:
+    async def abort(self, code: str = "Cancelled", why: str = "cancelled") -> None:
         """Cancels an attempt before its handover, or what was to follow; whoever owns the agent next knows of it, too.
 
         Raises `TooLateToCancel`, and `JournalTaken` if another process goes on with the migration.
         """
         if self.move is not None:
             self.move.abort()
+        self._why = code, why
         self._cancelled.set()
         try:
             await self._scribe.write(lambda head: Cancelled(**head))
         except RecordInvalid as error:
             if self._scribe.journal.end is None:
                 raise
-            if self._scribe.journal.end.code != "Cancelled":
+            if self._scribe.journal.end.code != code:
                 raise TooLateToCancel(
                     f"Migration {self.migration} of agent {self.agent!r} has ended.", agent=self.agent,
                     migration=self.migration,
@@ -208,7 +211,7 @@ class Recovery:
             if host is None:
                 continue  # lost while the others were asked
             if self._cancelled.is_set():
-                return await self._end(Verdict("rolled_back", "Cancelled", "cancelled"))
+                return await self._end(Verdict("rolled_back", *self._why))
             if self._failures:
                 now = max(self._due, self._node.clock())
                 if not self._manager.execute_recovery(self.agent, now=now, target_node=target or None).is_retry:
@@ -219,7 +222,7 @@ class Recovery:
             if target:
                 report = await self._attempt(host, target, strategy)
                 if report is None:
-                    return await self._end(Verdict("rolled_back", "Cancelled", "cancelled"))
+                    return await self._end(Verdict("rolled_back", *self._why))
                 if report.ok:
                     self._result(target, None)
                     return await self._end(Verdict("completed"))
@@ -242,7 +245,7 @@ class Recovery:
             else:
                 await self._end(Verdict("gave_up", self._last.code, self._last.reason))
         elif await self._is_cancelled_before_due():
-            await self._end(Verdict("rolled_back", "Cancelled", "cancelled"))
+            await self._end(Verdict("rolled_back", *self._why))
         else:
             self._decision = None
             return True
@@ -342,6 +345,8 @@ class Recovery:
         if report.code == "Cancelled" and not self._cancelled.is_set():
             report = replace(report, code="Timeout", reason="the time for all attempts has run out")
             move.happened = Coded(report.code)
+        elif report.code == "Cancelled":
+            report = replace(report, code=self._why[0], reason=self._why[1])
         self._happened = move.happened
         self._copy = move if move.target_has_copy else None
         self._restored = move.restored
