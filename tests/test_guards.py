@@ -187,7 +187,7 @@ def output_rule_for_tells(patch: Patch) -> None:
 @guard(within=5)
 def output_rule_for_answers(patch: Patch) -> None:
     """A caller is answered when its turn ends, before its commit is there."""
-    take = Intake._take
+    take = Intake.take
 
     def take_and_answer(self: Intake, mail: Mail, message: Message, turn: Turn | None, answer: bytes | None) -> None:
         take(self, mail, message, turn, answer)
@@ -195,7 +195,7 @@ def output_rule_for_answers(patch: Patch) -> None:
             host = self._host
             host.home.begin(host._let_out({(mail.reply_to, mail.sender): {message.n: answer}}))
 
-    patch.setattr(Intake, "_take", take_and_answer)
+    patch.setattr(Intake, "take", take_and_answer)
 
 
 @guard(within=10)

@@ -108,6 +108,13 @@ class Ledger:
             return _APPLY
         return _REPEAT if n in peer.answers or n >= peer.low else _CLOSED
 
+    def has_taken(self, sender: str, n: int) -> bool:
+        """True if the number has taken effect."""
+        peer = self.peers.get(sender)
+        if peer is None:
+            return False
+        return n in peer.answers or n < peer.low if peer.is_client else n <= peer.mark
+
     def answer(self, sender: str, n: int) -> bytes | None:
         """The stored answer of a number that has taken effect; None for a tell."""
         peer = self.peers.get(sender)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TypeGuard
+from typing import TYPE_CHECKING, TypeGuard
 
-from mielin_cells.core.message import Answer, encode_answer
+from mielin_cells.core.message import Answer, Mail, Message, encode_answer
 from mielin_cells.core.raises import Unsendable
 from mielin_cells.core.settings import MESSAGE_BYTES_MAX
 from mielin_cells.core.spec import HandlerSpec
@@ -15,6 +15,7 @@ from mielin_cells.errors import (
     HandlerFailed,
     JetStreamDisabled,
     NodeStopping,
+    NoSuchHandler,
     PermissionDenied,
     RetryError,
     StoreBusy,
@@ -25,10 +26,14 @@ from mielin_cells.errors import (
     StreamMissing,
     TurnDeadlineExceeded,
     UsageError,
+    WrongClass,
     described,
     leaves,
     storable,
 )
+
+if TYPE_CHECKING:
+    from mielin_cells.node.turn import Turn
 
 FAILED_BYTES_MAX = 64 * 1024
 """What the sentence and the facts of a `HandlerFailed` take at most, so that a declared error beside it fits a message."""
@@ -103,4 +108,26 @@ def _is_ours(error: BaseException) -> TypeGuard[CellError]:
         isinstance(error, CellError)
         and type(error).__module__ == CellError.__module__
         and (isinstance(error, TurnDeadlineExceeded) or not isinstance(error, (RetryError, HandlerFailed)))
+    )
+
+
+def too_long(turn: Turn, cls: str) -> CellError:
+    """Of a turn that was cancelled at its deadline: by its own fault, or because the store has not taken its record."""
+    if turn.waits_for_store:
+        return StoreBusy(f"Agent {turn.id!r}: the store has not taken a record of its turn within the turn's deadline.")
+    asked, seconds = [made.label for made in turn.made if made.answer is None], turn.seconds_at_most
+    return TurnDeadlineExceeded(
+        f"{cls}.{turn.message} of agent {turn.id!r} did not end within the turn's deadline of {seconds:g} s"
+        + (f", waiting for {asked[-1]}" if asked else "")
+        + "; it was cancelled, its state is as before the turn, and the agent goes on.",
+        agent=turn.id, handler=turn.message, deadline_s=seconds,
+    )  # fmt: skip
+
+
+def misfit(agent: str, have: str, mail: Mail, message: Message) -> CellError:
+    """What is wrong with a message that fits no handler."""
+    if mail.cls != have and mail.cls:
+        return WrongClass(f"Agent {agent!r} is a {have}, not a {mail.cls}.", agent=agent, have=have, need=mail.cls)
+    return NoSuchHandler(
+        f"{have} (agent {agent!r}) has no handler {message.handler!r}.", agent=agent, handler=message.handler
     )

@@ -413,7 +413,8 @@ class Host:
     @property
     def is_idle(self) -> bool:
         """True if all that was read of the inbox has taken effect, and is committed."""
-        return not self.inbox.queue and self.inflight is None and not self.batch and self.is_open
+        waits = self.inbox.queue or self.intake.delays.senders
+        return not waits and self.inflight is None and not self.batch and self.is_open
 
     @property
     def has_unsealed(self) -> bool:

@@ -21,6 +21,9 @@ from mielin_cells.substrate.ports import Entry, Tail
 
 logger = logging.getLogger("mielin_cells.inbox")
 
+ASIDE_MAX = 512
+"""Entries that are put off at a time: each is in every commit that puts off another, and an owner that comes reads it alone."""
+
 
 class Arrival:
     """An inbox entry being worked off.  `mail` is the error if its bytes could not be read."""
@@ -53,6 +56,8 @@ class Inbox:
         self.arrived = 0
         """Messages that have come since the inbox was opened."""
         self.waiting = 0
+        self.aside = 0
+        """Entries that were put off, until their senders' first messages are run again."""
 
     def close(self) -> None:
         if self._tail is not None:
@@ -62,14 +67,7 @@ class Inbox:
     async def read(self) -> None:
         """Reads for ever.  Raises `Fenced` if what was held is trimmed: then another node owns the agent (rule 19)."""
         log, inbox, ledger = self._home.log, inbox_subject(self._fold.agent), self._fold.ledger
-        for seq in list(ledger.held):
-            arrival = await self._kept(seq)
-            arrival.was_held = True
-            self.waiting += arrival.count
-            if isinstance(arrival.mail, Mail) and self.verdict(arrival.mail, arrival.mail.messages[0]) is Verdict.HOLD:
-                self._held[seq] = arrival
-            else:  # what it waited for was committed, and the owner was lost before this
-                self._push(arrival)
+        behind = await self._read_held()
         self._kick()
         self._tail = tail = log.tail(inbox, ledger.cursor)
         try:
@@ -79,11 +77,55 @@ class Inbox:
                     self._push(arrival)
                     self.waiting += arrival.count
                     self.arrived += arrival.count
+                    if behind and self._is_new(arrival):
+                        self.queue.extend(behind)  # type: ignore[union-attr]
+                        behind = []
                 self._kick()
-                while self.waiting > 2 * self._home.settings.inbox_max:
+                while self.waiting > 2 * self._home.settings.inbox_max or self.aside > ASIDE_MAX:
                     await self._room.wait()
         finally:
             tail.close()
+
+    async def _read_held(self) -> list[Arrival]:
+        """Queues the entries that are held and wait for no earlier number.  Gives those that come behind the next entry.
+
+        The message of a turn with recorded asks or steps goes first: its next run must find the state in which they were made.
+        If it is not among them it is the first that the tail gives: they were put off before, and others went on.
+        """
+        fold, ready = self._fold, deque[Arrival]()
+        opened = fold.turn if fold.turn is not None and fold.turn.made else None
+        is_found = opened is None
+        for seq in sorted(fold.ledger.held):
+            arrival = await self._kept(seq)
+            arrival.was_held = True
+            self.waiting += arrival.count
+            mail = arrival.mail
+            if isinstance(mail, Mail) and self.verdict(mail, mail.messages[0]) is Verdict.HOLD:
+                self._held[seq] = arrival
+            elif opened is not None and isinstance(mail, Mail) and _holds(mail, opened.sender, opened.n):
+                is_found = True
+                ready.appendleft(arrival)
+            else:  # it was put off, or what it waited for was committed, and the owner was lost before this
+                ready.append(arrival)
+        if ready and not is_found and await self._has_more():
+            return [*ready]
+        for arrival in ready:
+            self._push(arrival)
+        return []
+
+    async def _has_more(self) -> bool:
+        backoff = Backoff()
+        while True:
+            try:
+                last = await self._home.log.settled(inbox_subject(self._fold.agent))
+                return last is not None and last.seq > self._fold.ledger.cursor
+            except Exception as error:  # whatever the store raises: the order of messages depends on it
+                logger.info("agent %s: its inbox is read again: %s", self._fold.agent, described(error))
+            await backoff.wait()
+
+    def _is_new(self, arrival: Arrival) -> bool:
+        mail = arrival.mail
+        return isinstance(mail, Mail) and any(self.verdict(mail, message) is Verdict.APPLY for message in mail.messages)
 
     async def _kept(self, seq: int) -> Arrival:
         """What is held at `seq`, once the store answers."""
@@ -166,12 +208,34 @@ class Inbox:
                     self.queue.appendleft(held)
 
     def hold(self, arrival: Arrival, batch: Batch) -> None:
-        """An earlier message of its sender is still missing: keep the position, part of what is committed."""
+        """An earlier message of its sender is still missing."""
+        self._pass(arrival, batch)
+        self._held[arrival.seq] = arrival
+
+    def put_off(self, arrival: Arrival, batch: Batch) -> None:
+        """The first entry is not done, and others may go before it.  `come_back` must follow."""
+        self._pass(arrival, batch)
+        self.aside += 1
+
+    def come_back(self, arrival: Arrival) -> None:
+        """What was put off is first again."""
+        self.aside -= 1
+        self._room.set()
+        if isinstance(self.queue, tuple):
+            self.queue = deque()
+        self.queue.appendleft(arrival)
+
+    def _pass(self, arrival: Arrival, batch: Batch) -> None:
+        """The cursor passes an entry that is not done: its position is kept, part of what is committed (rule 10)."""
         if isinstance(self.queue, tuple):
             raise never("not isinstance(self.queue, tuple) does not hold")
-        arrival.was_held = True
         self.queue.popleft()
-        self._held[arrival.seq] = arrival
-        self._fold.ledger.held.append(arrival.seq)
-        self._fold.ledger.cursor = arrival.seq
-        batch.held = batch.touched = True
+        if not arrival.was_held:
+            arrival.was_held = True
+            self._fold.ledger.held.append(arrival.seq)
+            self._fold.ledger.cursor = arrival.seq
+            batch.held = batch.touched = True  # before the record of any ask that others make meanwhile
+
+
+def _holds(mail: Mail, sender: str, n: int) -> bool:
+    return mail.sender == sender and any(message.n == n for message in mail.messages)

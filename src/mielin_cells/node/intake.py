@@ -7,8 +7,6 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from mielin_cells.core.calls import turn as current_turn
 from mielin_cells.core.ledger import Verdict
 from mielin_cells.core.message import Answer, Mail, Message, encode_answer, sender_text
@@ -21,16 +19,15 @@ from mielin_cells.errors import (
     Fenced,
     HandlerFailed,
     MessageTooLarge,
-    NoSuchHandler,
     RecordInvalid,
     SessionExpired,
-    TurnDeadlineExceeded,
-    WrongClass,
     described,
     never,
 )
 from mielin_cells.node import failed, overdue
 from mielin_cells.node.beginning import Beginning, beginning
+from mielin_cells.node.delays import Delays, Fate, stays_first, turn_is_open
+from mielin_cells.node.endings import Endings
 from mielin_cells.node.inbox import Arrival
 from mielin_cells.node.steps import is_failure
 from mielin_cells.node.supervision import Backoff
@@ -42,7 +39,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("mielin_cells.intake")
 
-_APPLY, _HOLD = Verdict.APPLY, Verdict.HOLD  # reading them off the enumeration is not free, and there is one a message
+_APPLY, _HOLD, _TAKEN = (
+    Verdict.APPLY,
+    Verdict.HOLD,
+    Fate.TAKEN,
+)  # reading them off the enumeration is not free, and there is one a message
 
 
 class Intake:
@@ -62,8 +63,12 @@ class Intake:
         self._cancellable = False
         self.cancels = 0
         """How often `stop` has cancelled the turn that waits."""
-        self._tries: tuple[str, int, int] = ("", 0, 0)
-        """The message that failed last, and how often it has run."""
+        self.delays = Delays(host)
+        self._endings = Endings(host)
+        self._alone: tuple[str, int, int] = ("", 0, 0)
+        """A message that failed and that nobody may pass, and how often it has run."""
+        self._backoff: Backoff | None = None
+        """Of that message."""
         self._closing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.turn: Turn | None = None
         """The turn that waits.  While one runs without waiting, nobody else can look."""
@@ -71,6 +76,7 @@ class Intake:
     def close(self) -> None:
         if not self._closing.done():
             self._closing.set_result(None)  # who waits for the turns to end here waits no longer
+        self.delays.close()
         if self._pump is not None and self._pump is not asyncio.current_task():
             self._pump.cancel()
 
@@ -78,7 +84,7 @@ class Intake:
         """Runs turns if there are messages and nobody runs them."""
         if (
             self._pump is None
-            and self._inbox.queue
+            and (self._inbox.queue or self.delays.due)
             and self._host.is_open
             and not self.is_stopping
             and self._fold.may_run
@@ -98,7 +104,7 @@ class Intake:
             self._host.renew()
             return
         try:
-            while self._inbox.queue and self._host.is_open and not self._stopped():
+            while (self._inbox.queue or self.delays.due) and self._host.is_open and not self._stopped():
                 async with self._lock:
                     if not self._stopped():
                         await self._burst()
@@ -123,40 +129,64 @@ class Intake:
         now = asyncio.get_running_loop().time
         until = now() + BURST_S
         host, inbox, judge = self._host, self._inbox, self._fold.ledger.judge
-        queue = inbox.queue
-        while queue and host.is_open:
-            arrival = queue[0]
+        delays, due, fate = self.delays, self.delays.due, _TAKEN
+        while host.is_open:
+            if due and not turn_is_open(self._fold):
+                delays.come_back()
+            if not inbox.queue:
+                return
+            arrival = inbox.queue[0]
             mail = arrival.mail
             if isinstance(mail, RecordInvalid):
-                self._bury(DeadLetter(arrival.seq, "", 0, "", mail.message, 1, [], b""))
+                self._unreadable(arrival, mail)
+                continue
+            if delays.senders and delays.is_behind(arrival, mail):
+                delays.queue(arrival, mail)
+                continue
+            messages = mail.messages
+            if mail.start > self._fold.seq and not await self._has_begun(arrival, mail):
+                return
+            if judge(mail.sender, messages[arrival.index].n, mail.start) is _HOLD:
+                inbox.hold(arrival, host.batch)
+                continue
+            while arrival.index < len(messages):
+                if host.batch.turns >= COMMIT_TURNS_MAX or host.batch.wish is not None or now() > until:
+                    return
+                message = messages[arrival.index]
+                verdict = judge(mail.sender, message.n, mail.start)
+                if verdict is not _APPLY:
+                    self._closed(arrival, mail, message, verdict)
+                else:
+                    if host.marks:
+                        await self._mark(mail.sender, message.n)
+                    begun = self._begin(arrival, mail, message)
+                    fate = _TAKEN if begun is None else await self._finish(arrival, mail, message, begun)
+                    if fate is not _TAKEN:
+                        break
+                arrival.index += 1
                 inbox.waiting -= 1
             else:
-                messages = mail.messages
-                if mail.start > self._fold.seq:
-                    begun_at = await beginning(host, mail)
-                    if begun_at is Beginning.NEVER:
-                        self._refuse(arrival, mail)
-                    if begun_at is not Beginning.KNOWN or self._stopped() or not host.is_open:
-                        return
-                if not arrival.was_held and judge(mail.sender, messages[0].n, mail.start) is _HOLD:
-                    inbox.hold(arrival, host.batch)
-                    continue
-                while arrival.index < len(messages):
-                    if host.batch.turns >= COMMIT_TURNS_MAX or host.batch.wish is not None or now() > until:
-                        return
-                    message = messages[arrival.index]
-                    verdict = judge(mail.sender, message.n, mail.start)
-                    if verdict is not _APPLY:
-                        self._closed(arrival, mail, message, verdict)
-                    else:
-                        if host.marks:
-                            await self._mark(mail.sender, message.n)
-                        begun = self._begin(arrival, mail, message)
-                        if begun is not None and not await self._finish(arrival, mail, message, begun):
-                            return
-                    arrival.index += 1
-                    inbox.waiting -= 1
-            inbox.done(arrival, host.batch)
+                self._done(arrival, mail)
+                continue
+            if fate is Fate.STOPPED:
+                return
+
+    async def _has_begun(self, arrival: Arrival, mail: Mail) -> bool:
+        """Of mail whose session began behind the last record known here: False if it was refused, or turns may not run now."""
+        begun_at = await beginning(self._host, mail)
+        if begun_at is Beginning.NEVER:
+            self._refuse(arrival, mail)
+        return begun_at is Beginning.KNOWN and not self._stopped() and self._host.is_open
+
+    def _done(self, arrival: Arrival, mail: Mail) -> None:
+        self._inbox.done(arrival, self._host.batch)
+        if self.delays.senders:
+            self.delays.done(arrival, mail)
+
+    def _unreadable(self, arrival: Arrival, error: RecordInvalid) -> None:
+        self._endings.bury(DeadLetter(arrival.seq, "", 0, "", error.message, 1, [], b""))
+        self._inbox.waiting -= 1
+        self._inbox.done(arrival, self._host.batch)
 
     def _refuse(self, arrival: Arrival, mail: Mail) -> None:
         logger.warning(
@@ -167,7 +197,7 @@ class Intake:
             self._closed(arrival, mail, message, Verdict.EXPIRED)
             arrival.index += 1
             self._inbox.waiting -= 1
-        self._inbox.done(arrival, self._host.batch)
+        self._done(arrival, mail)
 
     # ---- one message -----------------------------------------------------------------------------------------
 
@@ -179,7 +209,9 @@ class Intake:
                 self._host.reply(mail.reply_to, mail.sender, {message.n: answer})
         elif verdict is Verdict.EXPIRED:
             cause = "SessionExpired: the client's session was forgotten before this message came."
-            self._bury(DeadLetter(arrival.seq, mail.sender, message.n, message.handler, cause, 0, [], message.args))
+            self._endings.bury(
+                DeadLetter(arrival.seq, mail.sender, message.n, message.handler, cause, 0, [], message.args)
+            )
 
     def answer_again(self, sender: str, n: int, verdict: Verdict) -> bytes | None:
         """The answer to an ask of which `verdict` says that it has taken effect, or never will; None to what was no ask."""
@@ -200,14 +232,14 @@ class Intake:
         """
         handler = self._handlers.get(message.handler)
         if handler is None or (mail.cls != self._spec.name and mail.cls):
-            self._misfit(mail, message)
+            self._endings.misfit(mail, message)
             return None
         turn = Turn(self._host, mail.sender, message.n, message.handler)
         if message.corrects:
             turn.corrects = message.corrects
         if self._fold.claims and self._is_poison():
             lost = f"Agent {self._fold.agent!r} lost its process {self._fold.claims} times at this message."
-            self._bury_failed(arrival, mail, message, turn, HandlerFailed(lost, agent=self._fold.agent), 0)
+            self._endings.bury_failed(arrival, mail, message, turn, HandlerFailed(lost, agent=self._fold.agent), 0)
             return None
         try:
             self._cell.begin(turn)
@@ -237,51 +269,52 @@ class Intake:
         host = self._host
         return self._fold.claims > host.home.settings.tries and not host.inflight and not host.batch.turns
 
-    async def _finish(self, arrival: Arrival, mail: Mail, message: Message, begun: Begun) -> bool:
-        """The rest of a turn that waits or has failed, and its further runs.
+    async def _finish(self, arrival: Arrival, mail: Mail, message: Message, begun: Begun) -> Fate:
+        """The rest of a turn that waits or has failed."""
+        turn, handler, error = begun.turn, begun.handler, begun.error
+        if begun.waiting is not None:
+            try:
+                result = await self._rest(turn, begun.waiting, handler.cancellable)
+                self._end(mail, message, turn, handler, result)
+            except TurnStopped:
+                self._cell.undo()
+                return Fate.STOPPED
+            except BaseException as raised:
+                self._cell.undo()
+                if failed.ends_task(raised) or begun.waiting.is_closed:
+                    raise
+                error = raised
+            finally:
+                turn.closed = True
+        if error is None:
+            return Fate.TAKEN
+        if self._host.lost is not None:
+            return Fate.STOPPED
+        await turn.settled()
+        passes, ran = failed.passes(error), self._ran(mail.sender, message.n)
+        if not passes:
+            ran += 1
+            if failed.is_final(handler, error) or ran >= self._tries_of(handler, message):
+                self._endings.fail(arrival, mail, message, turn, error, ran)
+                return Fate.TAKEN
+        logger.info("agent %s: %s failed, run %d: %s", turn.id, message.handler, ran, described(error))
+        if stays_first(self._fold, mail.sender, message.n):
+            await self._wait_first(mail.sender, message.n, ran)
+            return Fate.STOPPED
+        self.delays.put_off(arrival, mail, message.n, ran, passes)
+        return Fate.PUT_OFF
 
-        False: the message was not handled and stays first (the intake was stopped, or ownership lost).
-        """
-        sender, n, ran = self._tries
-        if n != message.n or sender != mail.sender:
-            ran = 0
-        backoff = Backoff(self._host.home.settings.retry_first_s)
-        while True:
-            turn, handler, error = begun.turn, begun.handler, begun.error
-            if begun.waiting is not None:
-                try:
-                    result = await self._rest(turn, begun.waiting, handler.cancellable)
-                    self._end(mail, message, turn, handler, result)
-                except TurnStopped:
-                    self._cell.undo()
-                    return False
-                except BaseException as raised:
-                    self._cell.undo()
-                    if failed.ends_task(raised) or begun.waiting.is_closed:
-                        raise
-                    error = raised
-                finally:
-                    turn.closed = True
-            if error is None:
-                return True
-            if self._host.lost is not None:
-                return False
-            passes = failed.passes(error)
-            if not passes:
-                ran += 1
-            self._tries = (mail.sender, message.n, ran)
-            if not passes and (failed.is_final(handler, error) or ran >= self._tries_of(handler, message)):
-                self._fail(arrival, mail, message, turn, error, ran)
-                return True
-            logger.info("agent %s: %s failed, run %d: %s", turn.id, message.handler, ran, described(error))
-            await backoff.wait()
-            await turn.settled()
-            if self.is_stopping:
-                return False
-            again = self._begin(arrival, mail, message)
-            if again is None:
-                return True
-            begun = again
+    def _ran(self, sender: str, n: int) -> int:
+        alone = self._alone
+        return max(self.delays.ran(sender, n), alone[2] if alone[:2] == (sender, n) else 0)
+
+    async def _wait_first(self, sender: str, n: int, ran: int) -> None:
+        """Waits, and lets nobody pass.  A stop ends the wait."""
+        if self._alone[:2] != (sender, n) or self._backoff is None:
+            self._backoff = Backoff(self._host.home.settings.retry_first_s)
+        self._alone = (sender, n, ran)
+        if not self.is_stopping:
+            await self._backoff.wait()
 
     def _tries_of(self, handler: HandlerSpec, message: Message) -> int:
         settings = self._host.home.settings
@@ -317,7 +350,7 @@ class Intake:
             if turn.stopped and is_failure(error):  # in whatever shape: a task group wraps it
                 raise TurnStopped from None
             if turn.deadline is not None and turn.deadline.expired() and not waiting.is_closed:
-                raise self._too_long(turn) from (error.__cause__ or error)
+                raise failed.too_long(turn, self._spec.name) from (error.__cause__ or error)
             raise
         finally:
             current_turn.reset(token)
@@ -330,16 +363,6 @@ class Intake:
         if self._host.lost is not None:
             raise TurnStopped
         return result
-
-    def _too_long(self, turn: Turn) -> TurnDeadlineExceeded:
-        seconds = self._host.home.settings.turn_deadline_s
-        asked = [made.label for made in turn.made if made.answer is None]
-        return TurnDeadlineExceeded(
-            f"{self._spec.name}.{turn.message} of agent {turn.id!r} did not end within the turn's deadline of {seconds:g} s"
-            + (f", waiting for {asked[-1]}" if asked else "")
-            + "; it was cancelled, its state is as before the turn, and the agent goes on.",
-            agent=turn.id, handler=turn.message, deadline_s=seconds,
-        )  # fmt: skip
 
     def _uncancel(self) -> None:
         """The turn that `stop` has cancelled is over, maybe long after, or has kept the cancellation to itself: its task goes on."""
@@ -363,7 +386,7 @@ class Intake:
         batch.delta = self._cell.end(batch.delta)
         if turn.rerun is not None:
             turn.tells = turn.rerun.to_send(turn.tells)
-        self._take(mail, message, turn, answer)
+        self.take(mail, message, turn, answer)
         if turn.tells:
             self._send(turn)
         if turn.timers and turn.seconds is not None:
@@ -373,7 +396,7 @@ class Intake:
             if not has_ordered:  # else an undo has said where the agent is to be, and an operator may have resumed it
                 self._ordered(turn)
 
-    def _take(self, mail: Mail, message: Message, turn: Turn | None, answer: bytes | None) -> None:
+    def take(self, mail: Mail, message: Message, turn: Turn | None, answer: bytes | None) -> None:
         """The message has taken effect, in memory; the next commit makes it so."""
         batch, ledger, sender, n = self._host.batch, self._fold.ledger, mail.sender, message.n
         batch.turns += 1
@@ -449,58 +472,6 @@ class Intake:
         except CellError as error:
             logger.warning("agent %s asked to be moved; it stays: %s", self._fold.agent, error)
 
-    def _misfit(self, mail: Mail, message: Message) -> None:
-        """Closes a message that fits no handler.  A tell, which nobody waits for, is kept as a dead letter."""
-        agent, have = self._fold.agent, self._spec.name
-        error: CellError
-        if mail.cls != have and mail.cls:
-            error = WrongClass(f"Agent {agent!r} is a {have}, not a {mail.cls}.", agent=agent, have=have, need=mail.cls)
-        else:
-            error = NoSuchHandler(
-                f"{have} (agent {agent!r}) has no handler {message.handler!r}.", agent=agent, handler=message.handler
-            )
-        if not message.ask:
-            cause = f"{error.code}: {error.message}"
-            self._bury(DeadLetter(0, mail.sender, message.n, message.handler, cause, 0, [], message.args))
-        self._take(mail, message, None, encode_answer(Answer(None, error.to_wire())) if message.ask else None)
-
-    def _fail(self, arrival: Arrival, mail: Mail, message: Message, turn: Turn, error: BaseException, ran: int) -> None:
-        """The error is the answer of an ask, stored like any; nobody hears of a tell's: its message is a dead letter."""
-        again = self._fold.ledger.again.get((mail.sender, message.n)) if self._fold.ledger.again else None
-        if not message.ask or (again is not None and again.taken):  # the answer that stands is another
-            self._bury_failed(arrival, mail, message, turn, error, ran)
-            return
-        declared = failed.is_declared(self._handlers.get(message.handler), error)
-        logger.log(
-            logging.DEBUG if declared else logging.INFO, "agent %s: %s raised, which is its answer to %s: %s",
-            self._fold.agent, message.handler, sender_text(mail.sender), described(error),
-            exc_info=None if declared else error,
-        )  # fmt: skip
-        self._take(mail, message, turn, self._told(message, error, ran))
-
-    def _bury_failed(
-        self, arrival: Arrival, mail: Mail, message: Message, turn: Turn, error: BaseException, ran: int
-    ) -> None:
-        """The message goes to the dead letters with its cause, and the agent goes on."""
-        cause, asks = described(error), [made.label for made in turn.made]
-        self._bury(DeadLetter(arrival.seq, mail.sender, message.n, message.handler, cause, ran, asks, message.args))
-        logger.warning(
-            "agent %s: %s of %s is a dead letter: %s", self._fold.agent, message.handler, sender_text(mail.sender),
-            cause, exc_info=error,
-        )  # fmt: skip
-        self._take(mail, message, turn, self._told(message, error, ran) if message.ask else None)
-
-    def _told(self, message: Message, error: BaseException, ran: int) -> bytes:
-        name = message.handler
-        path = f"{self._spec.name}.{name}"
-        return failed.told(self._fold.agent, path, name, self._handlers.get(name), error, ran)
-
-    def _bury(self, letter: DeadLetter) -> None:
-        letter = msgspec.structs.replace(letter, at=self._host.home.wall())
-        self._host.batch.dead.append(letter)
-        self._host.batch.touched = True
-        self._fold.ledger.bury(letter)
-
     # ---- hooks -----------------------------------------------------------------------------------------------
 
     async def hook(self, name: str) -> None:
@@ -550,6 +521,8 @@ class Intake:
         going on, if the turn does not end in time, and `Fenced` if the agent was lost.
         """
         self._stops += 1
+        if self._backoff is not None:
+            self._backoff.wake()
         held = False
         try:
             async with asyncio.timeout(deadline_s):

@@ -352,9 +352,14 @@ class Turn(OwnOrders):
         host.outbox.push(record.out)
         return record.out, made
 
+    @property
+    def waits_for_store(self) -> bool:
+        """A record of this turn is on its way, or waits for those before it."""
+        return self._recording is not None and not self._recording.done()
+
     async def settled(self) -> None:
         """Waits for the record that is on its way: a further run that did not know of it would send, or pay, once more."""
-        if self._recording is not None and not self._recording.done():
+        if self._recording is not None and self.waits_for_store:
             await asyncio.wait((self._recording,))
 
     def _unheard(self, recording: asyncio.Task[tuple[Out, AskMade]]) -> None:
@@ -533,11 +538,15 @@ class Turn(OwnOrders):
     def _key(self, name: str, index: int) -> str:
         return blake3(f"{self.id}\0{self.sender}\0{self.n}\0{name}\0{index}".encode()).hexdigest(16)
 
+    @property
+    def seconds_at_most(self) -> float:
+        return self._host.home.settings.turn_deadline_s
+
     def _steps(self, begins: bool) -> None:
         """The turn's deadline is for the handler itself: it rests in a step, and begins anew behind it."""
         self.in_step = begins
         if self.deadline is not None and not self.deadline.expired():
-            now, seconds = asyncio.get_running_loop().time(), self._host.home.settings.turn_deadline_s
+            now, seconds = asyncio.get_running_loop().time(), self.seconds_at_most
             self.deadline.reschedule(None if begins else now + seconds)
 
     def _fits_turn(self, made: StepMade) -> None:

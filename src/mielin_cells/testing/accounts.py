@@ -14,6 +14,9 @@ ASK_S = 4.0
 """An account's patience with another one, which may be waiting for it in turn."""
 
 
+TRIES = 20
+"""Of a turn that gives tokens away by an ask: what has left arrives, so the giver runs until it is without them."""
+
 RETRY = cells.Retry(tries=4, first_s=0.1, max_s=1.0)
 """An account's patience with the till."""
 
@@ -56,7 +59,7 @@ class Account(cells.Agent, name="SimAccount"):
         await cells.this().cluster.get(Account, to).receive.tell(cells.this().id, number, amount)
         return place
 
-    @cells.handler
+    @cells.handler(tries=TRIES)
     async def hand(self, sender: str, n: int, to: str, amount: int) -> int:
         """Asks `to` to take tokens, inside the turn.  In time or not: an ask that has left arrives."""
         place = self._heard(sender, n)
@@ -66,7 +69,7 @@ class Account(cells.Agent, name="SimAccount"):
             await peer.receive.options(timeout=ASK_S)(cells.this().id, number, amount)
         return place
 
-    @cells.handler
+    @cells.handler(tries=TRIES)
     async def settle(self, sender: str, n: int, to: str, amount: int) -> int:
         """As `hand`, between two payments at the till, each a durable step."""
         await self._pay()

@@ -468,7 +468,7 @@ class Scenario:
         try:
             async with asyncio.timeout_at(until):
                 await self._wake()
-                while not await self.workload.has_arrived(self):
+                while not await self._has_arrived():
                     await asyncio.sleep(LOOK_S)
                     await self._wake()
         except TimeoutError:
@@ -479,6 +479,20 @@ class Scenario:
                 f"agents are {states}, hosted: {hosts}"
             )
         await self._rest(until + REST_S)
+
+    async def _has_arrived(self) -> bool:
+        """True if the workload says so, and no message was passed by what it has asked the agents meanwhile."""
+        before = self._put_off()
+        has_arrived = await self.workload.has_arrived(self)
+        return has_arrived and before == self._put_off() and not any(waits for _, _, waits in before.values())
+
+    def _put_off(self) -> dict[str, tuple[int, int, int]]:
+        """Of each agent's host: how often a message was put off there, and of how many senders one is now."""
+        return {
+            agent: (id(host), host.intake.delays.count, len(host.intake.delays.senders))
+            for node in self.scene.living()
+            for agent, host in node.hosts.items()
+        }
 
     async def _wake(self) -> None:
         """Resumes whom an operator has suspended, or a migration that gave up has parked."""

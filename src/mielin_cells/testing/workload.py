@@ -126,6 +126,7 @@ class Accounts(Workload):
         shown = scenario.scene.shown
         for agent in scenario.swarm.odd:
             if scenario.scene.folds[agent].phase is Phase.TERMINATED:
+                shown.pop(agent, None)  # it was asked while the message that ended it was put off
                 continue
             try:
                 odd = scenario.operator.get(Odd, agent)
