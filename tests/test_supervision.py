@@ -11,7 +11,12 @@ from typing import Any
 
 import pytest
 
-from mielin_cells.node.supervision import Backoff, supervised
+from mielin_cells.core.settings import Settings
+from mielin_cells.errors import StoreReadOnly
+from mielin_cells.node.heartbeat import Heartbeat
+from mielin_cells.node.supervision import Backoff, Duties, supervised
+from mielin_cells.substrate.embedded import Embedded
+from mielin_cells.substrate.ports import Substrate
 from mielin_cells.testing.loop import VirtualLoop
 
 
@@ -76,3 +81,51 @@ def test_a_wait_doubles_up_to_its_cap_and_a_wake_ends_it() -> None:
         assert clock() - began == pytest.approx(0.25)
 
     run_virtually(story())
+
+
+def test_a_duty_that_fails_is_said_once_and_keeps_nobody_from_the_others(caplog: pytest.LogCaptureFixture) -> None:
+    done, failures = list[int](), Counter[str]()
+
+    async def story() -> None:
+        duties = Duties("node-1", failures)
+        for number in range(5):
+
+            async def fails(number: int = number) -> None:
+                if number < 3:
+                    raise StoreReadOnly("Nobody writes here.")
+
+            await duties.do("one", fails)
+            await duties.do("other", lambda number=number: done.append(number))  # type: ignore[misc]
+
+    with caplog.at_level(logging.WARNING):
+        run_virtually(story())
+    assert done == [0, 1, 2, 3, 4]
+    assert failures == {"one": 3}
+    assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"]
+
+
+def test_a_heartbeat_that_fails_in_an_unforeseen_way_beats_again() -> None:
+    async def story() -> None:
+        store, tries = await Embedded.open(), 0
+
+        async def connect() -> Substrate:
+            nonlocal tries
+            tries += 1
+            if tries == 1:
+                raise OSError("no more files")
+            return await Embedded.open()
+
+        heartbeat = Heartbeat("node-1", 3, connect, Settings(heartbeat_s=0.02))
+        heartbeat.start()
+        try:
+            async with asyncio.timeout(10):
+                while not heartbeat.ear.heard():
+                    await asyncio.sleep(0.01)
+        finally:
+            await heartbeat.stop()
+            await store.close()
+        [beat] = heartbeat.ear.heard()
+        assert (beat.node, beat.incarnation) == ("node-1", 3)
+        assert heartbeat.failures.total() == 1
+
+    asyncio.run(story())

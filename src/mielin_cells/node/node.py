@@ -63,7 +63,7 @@ from mielin_cells.node.parking import Parking
 from mielin_cells.node.reader import load
 from mielin_cells.node.returns import Returns
 from mielin_cells.node.steps import is_failure
-from mielin_cells.node.supervision import Backoff, supervised
+from mielin_cells.node.supervision import Backoff, Duties, supervised
 from mielin_cells.node.target import Copy
 from mielin_cells.node.together import together
 from mielin_cells.node.writer import Writer
@@ -146,7 +146,7 @@ class Node:
         entered()
         await self._again(lambda: self.reconcile(every=True))
         self.is_starting = False
-        self.for_ever("the search for agents that the log gives this node", self._reconcile_for_ever)
+        self.for_ever("reconciling", self._reconcile_for_ever)
 
     def for_ever(self, name: str, loop: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Runs a loop that lasts as long as this node; if it raises, it is started again (`failures` counts)."""
@@ -311,18 +311,18 @@ class Node:
         await self.adoption.round(every)
 
     async def _reconcile_for_ever(self) -> None:
+        """Several duties, of which none keeps the others from being done."""
+        duties = Duties(self.name, self.failures)
         while not self.is_stopping:
             await asyncio.sleep(self.settings.reconcile_s)
-            try:
-                for host in self.hosts.values():
-                    overdue.tell(host)
-                await self.reconcile()
-                await self.migrations.settle_due()
-                self.standbys.expire()
-            except CellError as error:
-                logger.warning(
-                    "node %s looks for its agents again in %g s: %s", self.name, self.settings.reconcile_s, error
-                )
+            await duties.do("looking for turns that take too long", self._tell_overdue)
+            await duties.do("the search for agents that the log gives this node", self.reconcile)
+            await duties.do("settling migrations", self.migrations.settle_due)
+            await duties.do("dropping copies that nobody asks for", self.standbys.expire)
+
+    def _tell_overdue(self) -> None:
+        for host in self.hosts.values():
+            overdue.tell(host)
 
     def is_taken(self, agent: str) -> bool:
         return agent in self.making or agent in self.parking

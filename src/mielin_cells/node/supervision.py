@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from mielin_cells.core.settings import RETRY_S_MAX, RETRY_S_MIN
+from mielin_cells.errors import CellError, described
 
 logger = logging.getLogger("mielin_cells.supervision")
 
@@ -51,6 +52,32 @@ class Backoff:
     def reset(self) -> None:
         """After a success: the next wait is the first again."""
         self._delay_s = self._first_s
+
+
+class Duties:
+    """What a loop does in each of its rounds: one that fails is counted, and said once until it succeeds, and the next is done."""
+
+    def __init__(self, node: str, failures: Counter[str]) -> None:
+        self._node = node
+        self._failures = failures
+        self._said: dict[str, str] = {}
+
+    async def do(self, name: str, work: Callable[[], Coroutine[Any, Any, None] | None]) -> None:
+        try:
+            waits = work()
+            if waits is not None:
+                await waits
+        except Exception as error:  # of the store, or a bug: the next round is needed all the more
+            self._failures[name] += 1
+            is_new, self._said[name] = self._said.get(name) != type(error).__name__, type(error).__name__
+            if is_new:
+                trace = None if isinstance(error, CellError) else error
+                logger.error(
+                    "node %s: %s failed and is tried again: %s", self._node, name, described(error), exc_info=trace
+                )
+        else:
+            if self._said.pop(name, None) is not None:
+                logger.warning("node %s: %s works again", self._node, name)
 
 
 async def supervised(
