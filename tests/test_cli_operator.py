@@ -61,6 +61,10 @@ class Till(cells.Agent, version=3):
         return self.label, self.rate, {key: self.seen[key] for key in self.seen}, bytes(self.blob), self.is_open
 
     @cells.handler
+    async def unreachable(self, url: str) -> None:
+        raise OSError(f"cannot reach {url}")
+
+    @cells.handler
     async def grumble(self, n: int) -> int:
         if self.label != "mended":
             raise ValueError(f"not {n}")
@@ -429,6 +433,23 @@ def test_a_call_that_returns_nothing_prints_nothing_and_an_empty_text_is_a_line(
     assert capsys.readouterr().out == ""
     printer.show("")
     assert capsys.readouterr().out == "\n"
+
+
+async def test_no_cause_shows_an_address_with_what_lets_one_in(
+    operator: Operator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is the text of a user's exception, which a client of some other server may have written."""
+    till = await operator.client.spawn(Till, "till")
+    await till.unreachable.tell("https://user:secret@example.com/x")
+    async with asyncio.timeout(10):
+        while not await operator.letters("till"):
+            await asyncio.sleep(0.005)
+    for printer in (Printer(as_json=True), Printer(as_json=False)):
+        await commands.dead(operator, printer, "till", None, False, False)
+        shown = capsys.readouterr().out
+        cause = json.loads(shown)[0]["cause"] if printer.as_json else shown.splitlines()[1]
+        assert "cannot reach https://example.com/x" in cause
+        assert "secret" not in cause
 
 
 def test_no_error_shows_what_lets_one_in(capsys: pytest.CaptureFixture[str]) -> None:

@@ -82,8 +82,13 @@ async def test_a_look_makes_no_deployment(server: Server, tmp_path: Path) -> Non
     done = await asyncio.to_thread(run, tmp_path, "agents", "--connect", server.url, "--deployment", "mistyped")
     assert (done.returncode, "There is no deployment 'mistyped'" in done.stderr) == (1, True)
     assert not [name for name in await streams_of(server.url) if name.startswith("mistyped")]
-    done = await asyncio.to_thread(run, tmp_path, "agents", "--connect", server.url, "--deployment", "no-name")
-    assert (done.returncode, "letters, digits and _" in done.stderr) == (2, True)
+    for words in (("agents",), ("doctor",), ("doctor", "--fix")):
+        done = await asyncio.to_thread(run, tmp_path, *words, "--connect", server.url, "--deployment", "no.name>")
+        assert (done.returncode, "letters, digits and _" in done.stderr) == (2, True)
+    for wrong in ({"replicas": "3"}, {"shards": 0}, {"replicas": True}, {"deployment": 7}, {"deployment": ""}):
+        with pytest.raises(cells.ConfigError, match=next(iter(wrong))):
+            async with cells.connect(server.url, **wrong):
+                pass
 
 
 def test_the_deployments_name_comes_from_the_argument_the_environment_or_the_folder(tmp_path: Path) -> None:

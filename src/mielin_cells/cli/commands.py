@@ -30,6 +30,7 @@ from mielin_cells.core.records import (
     StandbySet,
     Stepped,
 )
+from mielin_cells.core.secret import scrubbed
 from mielin_cells.errors import ConfigError, NoSuchMigration, RecordInvalid, UnknownClass, UnknownNode, never
 from mielin_cells.node.operator import Operator
 
@@ -171,7 +172,7 @@ def _node_row(node: NodeInfo) -> dict[str, Any]:
         "node": node.name, "state": state, "for": duration(node.since_s) if node.since_s else "",
         "entered": when(node.at), "incarnation": node.incarnation, "agents": node.agents, "cores": node.cores,
         "memory": size(node.memory_bytes), "arch": node.architecture, "classes": _versions(node),
-        "labels": node.labels,
+        "labels": " ".join(f"{name}={value}" for name, value in node.labels.items()),
     }  # fmt: skip
 
 
@@ -246,7 +247,7 @@ def _what(entry: Any) -> str:
         case Returned() | Claimed():
             return str(entry.cause)
         case Failed():
-            return entry.error.message
+            return scrubbed(entry.error.message)
         case Cleared():
             return f"{len(entry.letters)} dead letters"
         case StandbySet():

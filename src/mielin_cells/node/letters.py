@@ -13,6 +13,7 @@ from mielin_cells.core.ids import inbox_subject
 from mielin_cells.core.ledger import Verdict
 from mielin_cells.core.message import decode_mail, sender_text
 from mielin_cells.core.records import DeadLetter
+from mielin_cells.core.secret import scrubbed
 from mielin_cells.core.settings import DEAD_LETTERS_MAX
 from mielin_cells.errors import RecordInvalid
 from mielin_cells.node.reader import load
@@ -53,7 +54,7 @@ def shown(agent: str, number: int, letter: DeadLetter) -> Letter:
         args = letter.args.hex()
     return Letter(
         number=number, id=id_of(agent, letter), handler=letter.handler, sender=sender_text(letter.sender), n=letter.n,
-        cause=letter.cause,
+        cause=scrubbed(letter.cause),
         tries=letter.tries, asks=letter.asks, args=args, seq=letter.seq, at=letter.at,
     )  # fmt: skip
 

@@ -11,6 +11,7 @@ from mielin_cells.core.agent import STANDBY_MAX
 from mielin_cells.core.cluster import AgentInfo
 from mielin_cells.core.lifecycle import AgentState
 from mielin_cells.core.records import Cleared, LetterKey, Paused, Record, Resumed, StandbySet, Suspended, Terminated
+from mielin_cells.core.secret import scrubbed
 from mielin_cells.errors import (
     AskTimeout,
     EpochRegression,
@@ -41,7 +42,7 @@ def info(node: Node, host: Host) -> AgentInfo:
     return AgentInfo(
         id=fold.agent, cls=fold.cls, version=fold.version, node=node.name, epoch=fold.epoch, state=fold.status.value,
         waiting=host.inbox.waiting, bytes=fold.state.size_bytes, migration=move.migration if move is not None else "",
-        dead=len(fold.ledger.dead), error=error.message if error is not None else "",
+        dead=len(fold.ledger.dead), error=scrubbed(error.message) if error is not None else "",
         code=error.code if error is not None else "", policy=fold.policy, standby=node.standbys.of(fold.agent),
         at=fold.written,
     )  # fmt: skip

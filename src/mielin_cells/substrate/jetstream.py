@@ -539,6 +539,7 @@ class JetStream:
         named_by: str = "",
     ) -> Facts:
         """What the server says of itself and of the deployment's streams; makes nothing.  Raises as `open`."""
+        check_wish(deployment, Wish())
         check_url(url)
         connection = Connection(url, options_of(creds, tls_ca))
         try:

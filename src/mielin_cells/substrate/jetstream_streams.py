@@ -66,13 +66,13 @@ class Made(NamedTuple):
 
 def check_wish(deployment: str, wish: Wish) -> None:
     """Raises `ConfigError`."""
-    if _NAME.fullmatch(deployment) is None:
+    if type(deployment) is not str or _NAME.fullmatch(deployment) is None:
         raise ConfigError(
             f"deployment is {deployment!r}; wanted: up to 32 letters, digits and _.", field="deployment", range="a name"
         )
     for field, value, most in (("shards", wish.shards, SHARDS_MAX), ("replicas", wish.replicas, REPLICAS_MAX)):
-        if value is not None and not 1 <= value <= most:
-            raise ConfigError(f"{field} is {value}; it is 1 to {most}.", field=field, range=f"1 to {most}")
+        if value is not None and not (type(value) is int and 1 <= value <= most):
+            raise ConfigError(f"{field} is {value!r}; it is 1 to {most}.", field=field, range=f"1 to {most}")
 
 
 async def streams(connection: Connection, deployment: str, wish: Wish) -> Made:
