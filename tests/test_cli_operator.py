@@ -7,19 +7,17 @@ import datetime
 import decimal
 import enum
 import json
-import time
 from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
 import pytest_asyncio
 
 import mielin_cells as cells
-from mielin_cells.cli import commands, moves, watch
-from mielin_cells.cli.show import Printer, as_json, as_text, clock, duration, size, when
+from mielin_cells.cli import commands, moves
+from mielin_cells.cli.show import Printer, as_json, as_text, duration, size
 from mielin_cells.core import words
 from mielin_cells.core.ids import control_subject, log_subject, node_log_subject
-from mielin_cells.core.records import Cleared, decode_record
+from mielin_cells.core.records import Cleared
 from mielin_cells.core.spec import spec_of
 from mielin_cells.node.cases import Cases, case_of, story
 from mielin_cells.node.client import Client
@@ -59,10 +57,6 @@ class Till(cells.Agent, version=3):
     @cells.handler
     async def everything(self) -> tuple[str, float, dict[int, str], bytes, bool]:
         return self.label, self.rate, {key: self.seen[key] for key in self.seen}, bytes(self.blob), self.is_open
-
-    @cells.handler
-    async def unreachable(self, url: str) -> None:
-        raise OSError(f"cannot reach {url}")
 
     @cells.handler
     async def grumble(self, n: int) -> int:
@@ -403,207 +397,3 @@ def test_values_are_printed_as_people_read_them() -> None:
         "2 h 1 min",
         "2 d 7 h",
     ]
-
-
-def test_values_are_printed_as_they_are() -> None:
-    assert (
-        as_text({"price": 0.05, "lat": 52.520008, "big": 1234567.891})
-        == "price  0.05\nlat    52.520008\nbig    1234567.891"
-    )
-    assert as_text([{"a": 1}, {"b": 3, "a": 20}]) == " A  B\n 1\n20  3"  # every column, whichever row has it
-    assert as_text({"text": "one\ntwo", "none": None, "flag": True}) == 'text  "one\\ntwo"\nnone  null\nflag  true'
-    assert as_text({"labels": {"zone": "two words"}}) == 'labels  {"zone":"two words"}'
-    assert (as_text({}), as_text([{}]), as_text(0.1 + 0.2)) == ("{}", "[{}]", "0.30000000000000004")
-    assert as_text("\x1b[2J") == "\x1b[2J"  # a text that a handler returns is its own affair; among others it is a word
-    assert as_text([{"id": "\x1b[2J"}]) == 'ID\n"\\u001b[2J"'
-    long = "x" * 500
-    assert as_text([{"id": long}]).splitlines()[1] == long
-    assert json.loads(as_json({"x": float("nan"), 1: float("-inf"), "n": 2**70})) == {
-        "x": "nan",
-        "1": "-inf",
-        "n": 2**70,
-    }
-
-
-def test_a_call_that_returns_nothing_prints_nothing_and_an_empty_text_is_a_line(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    printer = Printer(as_json=False)
-    printer.show(None)
-    assert capsys.readouterr().out == ""
-    printer.show("")
-    assert capsys.readouterr().out == "\n"
-
-
-async def test_no_cause_shows_an_address_with_what_lets_one_in(
-    operator: Operator, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """It is the text of a user's exception, which a client of some other server may have written."""
-    till = await operator.client.spawn(Till, "till")
-    await till.unreachable.tell("https://user:secret@example.com/x")
-    async with asyncio.timeout(10):
-        while not await operator.letters("till"):
-            await asyncio.sleep(0.005)
-    for printer in (Printer(as_json=True), Printer(as_json=False)):
-        await commands.dead(operator, printer, "till", None, False, False)
-        shown = capsys.readouterr().out
-        cause = json.loads(shown)[0]["cause"] if printer.as_json else shown.splitlines()[1]
-        assert "cannot reach https://example.com/x" in cause
-        assert "secret" not in cause
-
-
-def test_no_error_shows_what_lets_one_in(capsys: pytest.CaptureFixture[str]) -> None:
-    error = cells.NotConnected("nats://user:secret@host:1 is away.", url="nats://secret@host:1")
-    Printer(as_json=False).fail(error)
-    Printer(as_json=True).fail(error)
-    shown = capsys.readouterr()
-    assert "secret" not in shown.out + shown.err
-    assert "nats://host:1" in shown.out
-    assert "nats://host:1" in shown.err
-
-
-# ---- times ---------------------------------------------------------------------------------------------------
-
-
-def test_a_moment_is_shown_here_and_by_its_age() -> None:
-    noon = time.mktime((2024, 5, 1, 12, 0, 0, 0, 0, -1))
-    assert when(noon, noon + 75) == "2024-05-01 12:00:00, 1 min 15 s ago"
-    assert when(noon, noon - 2) == "2024-05-01 12:00:00, in 2.0 s"  # another machine's clock
-    assert when(0.0) == ""
-    assert clock(noon + 0.0625) == "2024-05-01 12:00:00.062"
-
-
-async def test_looks_show_when_it_was(operator: Operator, capsys: pytest.CaptureFixture[str]) -> None:
-    before = time.time() - 1.0  # the node entered before
-    await operator.tell("till", "grumble", ["1"])
-    async with asyncio.timeout(10):
-        while not await operator.letters("till"):
-            await asyncio.sleep(0.005)
-    await operator.client.migrate("till", "node-2")
-    after = time.time()
-    [agent], [letter], nodes = await operator.agents(), await operator.letters("till"), await operator.nodes()
-    [case] = await Cases(operator.client).listed()
-    moments = [agent.at, letter.at, case.at, *(node.at for node in nodes)]
-    assert all(before <= at <= after for at in moments), moments
-    assert letter.at <= agent.at
-
-    await commands.log(operator, Printer(as_json=True), "till", 0, False)
-    records = [json.loads(line)["at"] for line in capsys.readouterr().out.splitlines()]
-    assert sorted(records) == records
-    assert before <= records[0] <= records[-1] == agent.at
-
-    printer = Printer(as_json=False)
-    for work in (commands.agents(operator, printer, None), commands.nodes(operator, printer),
-                 commands.dead(operator, printer, "till", None, False, False), moves.migrations(operator, printer, None, False),
-                 commands.show(operator, printer, "till"), commands.show(operator, printer, case.migration)):  # fmt: skip
-        await work
-        shown = capsys.readouterr().out
-        assert time.strftime("%Y-%m-%d ", time.localtime(agent.at)) in shown
-        assert " ago" in shown
-
-
-async def test_an_agent_whose_node_is_gone_still_says_when_it_last_did_something() -> None:
-    async with cells.local(nodes=1) as cluster:
-        assert isinstance(cluster, Client)
-        await cluster.spawn(Till, "till")
-        [info] = await Operator(cluster).agents()
-        last = await cluster.log.last(log_subject("till"))
-        assert last is not None
-        assert info.at == decode_record(last.data, "").written > 0.0
-        unhosted = await Operator(cluster)._unhosted("till")
-        assert unhosted is not None
-        assert unhosted.at == info.at
-
-
-# ---- lists ---------------------------------------------------------------------------------------------------
-
-
-async def test_agents_are_filtered_counted_and_paged(operator: Operator, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("a", "b", "c"):
-        await operator.client.on("node-2").spawn(Till, name)
-    await operator.client.suspend("b", "tea")
-
-    async def listed(**which: Any) -> list[str]:
-        capsys.readouterr()
-        assert await commands.agents(operator, Printer(as_json=True), commands.Which(**which)) == 0
-        return [info["id"] for info in json.loads(capsys.readouterr().out)]
-
-    assert await listed() == ["a", "b", "c", "till"]
-    assert await listed(node="node-1") == ["till"]
-    assert await listed(cls="Till", state="suspended") == ["b"]
-    assert await listed(node="node-1", state="Suspended") == []
-    assert await listed(limit=2) == ["a", "b"]
-    assert await listed(limit=2, after="b") == ["c", "till"]
-    assert await commands.agents(operator, Printer(as_json=False), commands.Which(limit=3)) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "1 more: --after c"
-    for form, says in ((True, {"count": 3}), (False, 3)):
-        await commands.agents(operator, Printer(form), commands.Which(node="node-2"), count=True)
-        assert json.loads(capsys.readouterr().out) == says
-
-
-@pytest.mark.parametrize(
-    ("which", "kind", "says"),
-    [
-        ({"node": "node-9"}, cells.UnknownNode, "there are node-1, node-2"),
-        ({"cls": "Tail"}, cells.UnknownClass, "There is no class 'Tail'"),
-        ({"state": "Runing"}, cells.ConfigError, "wanted: Created, Running"),
-    ],
-)
-async def test_a_filter_that_nothing_can_fit_is_refused(
-    operator: Operator, which: dict[str, Any], kind: type[cells.CellError], says: str
-) -> None:
-    with pytest.raises(kind, match=says):
-        await commands.agents(operator, Printer(as_json=True), commands.Which(**which))
-
-
-async def test_a_name_that_is_not_there_is_told_with_those_like_it(operator: Operator) -> None:
-    assert await operator.nearest("til") == ["till"]
-    assert await operator.nearest("tlil") == ["till"]
-    assert await operator.nearest("node2") == ["node-2", "node-1"]
-    assert await operator.nearest("something else") == []
-    report = await operator.client.migrate("till", "node-2")
-    assert await operator.nearest(report.migration[:5]) == [report.migration]
-
-
-async def test_a_watched_list_is_printed_again_when_it_changes(
-    operator: Operator, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(watch, "EVERY_S", 0.01)
-    lines: list[list[str]] = []
-
-    async def until(count: int) -> None:
-        async with asyncio.timeout(10):
-            while len(lines) < count:
-                await asyncio.sleep(0.01)
-                lines.extend([info["id"] for info in json.loads(line)] for line in capsys.readouterr().out.splitlines())
-
-    watching = asyncio.create_task(commands.agents(operator, Printer(as_json=True), watch=True))
-    await until(1)
-    await operator.client.spawn(Till, "another")
-    await until(2)
-    assert lines[:2] == [["till"], ["another", "till"]]
-    watching.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await watching
-
-
-async def test_a_watch_outlasts_a_store_that_is_away(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(watch, "EVERY_S", 0.001)
-    looks = 0
-
-    async def look() -> watch.Seen:
-        nonlocal looks
-        looks += 1
-        if looks in (2, 3):
-            raise cells.StoreUnreachable("The server does not answer.")
-        if looks == 6:
-            raise cells.AuthFailed("No.")
-        return watch.Seen(looks >= 4, lambda: "", looks >= 4)
-
-    with pytest.raises(cells.AuthFailed):
-        await watch.watched(Printer(as_json=True), look)
-    shown = capsys.readouterr()
-    assert shown.out.splitlines() == ["false", "true"]
-    assert shown.err.splitlines() == ["mielin: The server does not answer. It is looked at again."]

@@ -36,7 +36,7 @@ LINE_BYTES_MAX = 1024 * 1024
 LOOK_S = 0.1
 """How often a child is looked at: what it has started may hold its pipes open when it has ended."""
 
-LAST_WORDS_S = 1.0
+LAST_WORDS_S = 0.5
 """For what an ended child has left in its pipes."""
 
 
