@@ -36,7 +36,11 @@ def wrong_commit(ledger: Ledger, turn: OpenTurn | None, commit: Commit, seq: int
         or (wrong_outs(ledger, commit.outs) if commit.outs else "")
         or (_wrong_released(ledger, commit.released) if commit.released else "")
         or (_wrong_held(ledger, commit.held, commit.cursor) if commit.held else "")
-        or _wrong_rest(ledger, turn, commit)
+        or (
+            _wrong_rest(ledger, turn, commit)
+            if commit.forgot or commit.ended or commit.replayed or commit.fired
+            else ""
+        )
     )
 
 

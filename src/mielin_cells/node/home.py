@@ -54,18 +54,20 @@ class Home:
         """As `start`, for work that nobody waits for."""
         self.tasks.add(self.start(work))
 
-    def start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+    def start(
+        self, work: Coroutine[Any, Any, Any], ended: Callable[[asyncio.Task[Any]], None] | None = None
+    ) -> asyncio.Task[Any]:
         """Runs `work` in a task that is kept, and whose failure is logged with its traceback: such a failure is a bug.
 
         Not so of a task that finds that its agent has another owner, which is told once, by the host (`lost`), or that the turn has
-        ended which it was to write a record for.
+        ended which it was to write a record for.  `ended` is called in place of `self.ended`, and must call it.
         """
         task = asyncio.get_running_loop().create_task(work)
         self.tasks.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(ended or self.ended)
         return task
 
-    def _ended(self, task: asyncio.Task[Any]) -> None:
+    def ended(self, task: asyncio.Task[Any]) -> None:
         self.tasks.discard(task)
         if task.cancelled() or (error := task.exception()) is None:
             return

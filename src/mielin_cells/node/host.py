@@ -178,11 +178,10 @@ class Host:
 
     def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Runs a part of this host that it cannot be without: if it fails, the agent is read from its log again."""
-        task = self.home.start(work)
-        task.add_done_callback(self._part_ended)
-        return task
+        return self.home.start(work, self._part_ended)
 
     def _part_ended(self, task: asyncio.Task[None]) -> None:
+        self.home.ended(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self.broke(error)
 

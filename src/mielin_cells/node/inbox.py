@@ -156,23 +156,22 @@ class Inbox:
         self.queue = ()
 
     async def _arrival(self, entry: Entry) -> Arrival:
+        try:
+            return Arrival(entry.seq, self._mail(entry.seq, entry.data))
+        except RecordInvalid:
+            return await self._read_again(entry)
+
+    async def _read_again(self, entry: Entry) -> Arrival:
         """Of an entry that does not read, once it is certain that it is stored so: its bytes may be damaged on their way."""
-        backoff = Backoff()
+        backoff, subject = Backoff(), inbox_subject(self._fold.agent)
         while True:
             try:
-                mail = self._mail(entry.seq, entry.data)
-            except RecordInvalid:
-                try:
-                    mail = await whole(
-                        self._home.log, inbox_subject(self._fold.agent), entry, partial(self._mail, entry.seq)
-                    )
-                except RecordInvalid as damaged:
-                    return Arrival(entry.seq, damaged)
-                except Exception as error:  # whatever the store raises: nothing may be passed over
-                    logger.info("agent %s: its inbox is read again: %s", self._fold.agent, described(error))
-                    await backoff.wait()
-                    continue
-            return Arrival(entry.seq, mail)
+                return Arrival(entry.seq, await whole(self._home.log, subject, entry, partial(self._mail, entry.seq)))
+            except RecordInvalid as damaged:
+                return Arrival(entry.seq, damaged)
+            except Exception as error:  # whatever the store raises: nothing may be passed over
+                logger.info("agent %s: its inbox is read again: %s", self._fold.agent, described(error))
+                await backoff.wait()
 
     def _mail(self, seq: int, data: bytes) -> Mail:
         mail = decode_mail(data, f"The inbox of agent {self._fold.agent!r} at {seq}")

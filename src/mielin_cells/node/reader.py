@@ -88,7 +88,10 @@ def _seen(last: Entry, record: AnyRecord) -> Seen:
 async def record_of(log: Log, agent: str, entry: Entry) -> AnyRecord:
     """The record that an entry holds, or stands for if it was too large for one entry."""
     where = f"The log of agent {agent!r} at {entry.seq}"
-    record = await whole(log, log_subject(agent), entry, lambda data: decode_record(data, where))
+    try:
+        record = decode_record(entry.data, where)
+    except RecordInvalid:  # perhaps only on its way to us
+        record = await whole(log, log_subject(agent), entry, lambda data: decode_record(data, where))
     if not isinstance(record, Spilled):
         return record
     data = await parts.get_parts(log, part_subject(agent, record.part), record.parts)
