@@ -117,7 +117,7 @@ DICT: Any = dict
 SET: Any = set
 FROZEN: Any = frozenset
 NAMED: Any = NamedTuple
-HASHABLE = [0, 1, 3, 4, 6, 7, 8, 9, 12, 13, 16]
+HASHABLE = [0, 1, 3, 4, 7, 8, 9, 12, 13, 16]
 Typed = tuple[Any, st.SearchStrategy[Any]]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from msgspec import inspect as kinds
 
-from mielin_cells.core import models
+from mielin_cells.core import models, proofs
 from mielin_cells.core.agent import Agent, agent_id, classes, known_as, make_ref
 from mielin_cells.core.calls import Caller
 from mielin_cells.core.exact import LOAD_ERRORS, ValueChangedError, check_whole, is_exact, shown
@@ -92,18 +92,18 @@ class Codec:
             functools.partial(deeper, STACK_MARGIN, self.decode) if nests else self.decode
         )
         """As `decode`, for a value that is to be stored: it must load again, also where less stack is left."""
-        self._proofs = _proofs(info)
+        self._proofs = proofs.proofs(info)
         self.scalars = frozenset(kind for kind, proof in self._proofs.items() if proof is None)
         """A value of exactly one of these types is loaded as it was."""
-        self.is_immutable = not nests and _is_immutable(info)
+        self.is_immutable = not nests and proofs.is_immutable(info)
         """Its values cannot change in the hands of a turn."""
-        self.flat = _flat(info)
+        self.flat = proofs.flat(info)
         """The proofs of values that nobody can change who does not hold the value itself."""
-        self.has_sets = _has_sets(info, set())
+        self.has_sets = proofs.has_sets(info, set())
         """A value can have several encodings, because a set has no order."""
-        self.has_refs = _has_refs(info, set())
+        self.has_refs = proofs.has_refs(info, set())
         """A value can hold references."""
-        self.evolves = _has_classes(info)
+        self.evolves = proofs.has_classes(info)
         """It names classes, which another version of the code may declare otherwise."""
 
     def is_unchanged(self, value: Any, data: bytes, stored: bytes | None) -> bool:
@@ -128,7 +128,7 @@ class Codec:
 
     def is_proved(self, value: Any) -> bool:
         """True if the value's types alone say that a load gives the same."""
-        proof = self._proofs.get(type(value), _no)
+        proof = self._proofs.get(type(value), proofs.no)
         return proof is None or proof(value)
 
     def keep(self, value: Any) -> tuple[bytes, Any]:
@@ -141,7 +141,7 @@ class Codec:
 
     def settle(self, value: Any, data: bytes) -> Any:
         """As `keep`, of bytes that are made already."""
-        proof = self._proofs.get(type(value), _no)
+        proof = self._proofs.get(type(value), proofs.no)
         if proof is None or proof(value):
             return value
         loaded = self.check(data)
@@ -221,160 +221,4 @@ def _walk(value: Any, path: str, seen: dict[Any, bool]) -> bool:
     if isinstance(value, (tuple, list)):
         found = [_walk(item, path, seen) for item in value]  # all of them: each may have to be refused
         return any(found)
-    return False
-
-
-# ---- what is known of a type -----------------------------------------------------------------------------------
-
-_Proof = Callable[[Any], bool] | None
-"""Whether a value of one exact type is loaded as it was; None: always."""
-
-
-def _no(value: Any) -> bool:
-    return False
-
-
-_SCALARS: dict[type, type] = {
-    kinds.BoolType: bool,
-    kinds.BytesType: bytes,
-    kinds.FloatType: float,
-    kinds.IntType: int,
-    kinds.NoneType: type(None),
-    kinds.StrType: str,
-}
-
-
-def _is_free(info: Any) -> bool:
-    """No limit is declared that a value could break."""
-    limits = ("gt", "ge", "lt", "le", "multiple_of", "min_length", "max_length", "pattern")
-    return all(getattr(info, limit, None) is None for limit in limits)
-
-
-def _proofs(info: Any) -> dict[type, _Proof]:
-    """By the exact type of a value.  What is not here is decoded and compared."""
-    if isinstance(info, kinds.UnionType):
-        found: dict[type, _Proof] = {}
-        for part in info.types:
-            found.update(_proofs(part))
-        return found
-    if not _is_free(info):
-        return {}
-    scalar = _SCALARS.get(type(info))
-    if scalar is not None:
-        return {scalar: None}
-    if isinstance(info, kinds.ByteArrayType):
-        return {bytearray: lambda value: True}  # not None: it can be changed
-    if isinstance(info, (kinds.ListType, kinds.SetType, kinds.FrozenSetType, kinds.VarTupleType)):
-        made = {kinds.ListType: list, kinds.SetType: set, kinds.FrozenSetType: frozenset}.get(type(info), tuple)
-        return {made: _all(_proofs(info.item_type))}
-    if isinstance(info, kinds.TupleType):
-        return {tuple: _each([_all(_proofs(part)) for part in info.item_types])}
-    if isinstance(info, kinds.DictType):
-        if isinstance(info.key_type, tuple(_SCALARS)) and isinstance(info.value_type, tuple(_SCALARS)):
-            keys_are = frozenset(_proofs(info.key_type)).issuperset
-            values_are = frozenset(_proofs(info.value_type)).issuperset
-            return {dict: lambda value: keys_are(map(type, value)) and values_are(map(type, value.values()))}
-        keys, values = _all(_proofs(info.key_type)), _all(_proofs(info.value_type))
-        return {dict: lambda value: keys(value) and values(value.values())}
-    return {}
-
-
-def _flat(info: Any) -> dict[type, _Proof]:
-    """The proofs of values that hold nothing which could be changed."""
-    if isinstance(info, kinds.UnionType):
-        found: dict[type, _Proof] = {}
-        for part in info.types:
-            found.update(_flat(part))
-        return found
-    parts = [getattr(info, name) for name in ("item_type", "key_type", "value_type") if hasattr(info, name)]
-    if not parts and not isinstance(info, kinds.ByteArrayType):
-        return {}
-    return _proofs(info) if all(isinstance(part, tuple(_SCALARS)) for part in parts) else {}
-
-
-def _has_sets(info: Any, seen: set[Any]) -> bool:
-    cls = getattr(info, "cls", None)
-    if isinstance(info, (kinds.SetType, kinds.FrozenSetType)):
-        return True
-    if not isinstance(info, kinds.Type) or cls in seen:
-        return False
-    if cls is not None:
-        seen.add(cls)
-    for name in getattr(info, "__struct_fields__", ()):
-        part = getattr(info, name)
-        for each in part if isinstance(part, tuple) else (part,):
-            if _has_sets(each.type if isinstance(each, kinds.Field) else each, seen):
-                return True
-    return False
-
-
-def _has_refs(info: Any, seen: set[Any]) -> bool:
-    if isinstance(info, kinds.CustomType):
-        return issubclass(info.cls, Agent) or models.is_model(info.cls)
-    cls = getattr(info, "cls", None)
-    if not isinstance(info, kinds.Type) or cls in seen:
-        return False
-    if cls is not None:
-        seen.add(cls)
-    for name in getattr(info, "__struct_fields__", ()):
-        part = getattr(info, name)
-        for each in part if isinstance(part, tuple) else (part,):
-            if _has_refs(each.type if isinstance(each, kinds.Field) else each, seen):
-                return True
-    return False
-
-
-def _has_classes(info: Any) -> bool:
-    if isinstance(info, kinds.CustomType):
-        return models.is_model(info.cls) and not models.reads_other_data(info.cls)
-    if isinstance(info, (kinds.StructType, kinds.DataclassType, kinds.TypedDictType, kinds.NamedTupleType)):
-        return True
-    parts = [getattr(info, name) for name in getattr(info, "__struct_fields__", ())]
-    return any(
-        _has_classes(each) for part in parts for each in (part if isinstance(part, tuple) else (part,))
-        if isinstance(each, kinds.Type)
-    )  # fmt: skip
-
-
-def _all(proofs: dict[type, _Proof]) -> Callable[[Any], bool]:
-    """Whether all of some values are proved."""
-    if all(proof is None for proof in proofs.values()):
-        are = frozenset(proofs).issuperset
-        return lambda values: are(map(type, values))
-
-    def prove(values: Any) -> bool:
-        for value in values:
-            proof = proofs.get(type(value), _no)
-            if proof is not None and not proof(value):
-                return False
-        return True
-
-    return prove
-
-
-def _each(proofs: list[Callable[[Any], bool]]) -> Callable[[Any], bool]:
-    def prove(values: Any) -> bool:
-        return len(values) == len(proofs) and all(proof((value,)) for proof, value in zip(proofs, values, strict=True))
-
-    return prove
-
-
-_UNCHANGING = (
-    *_SCALARS, kinds.EnumType, kinds.LiteralType, kinds.DateTimeType, kinds.DateType, kinds.TimeType, kinds.TimeDeltaType,
-    kinds.UUIDType, kinds.DecimalType,
-)  # fmt: skip
-
-
-def _is_immutable(info: Any) -> bool:
-    """Asked of types that do not hold themselves."""
-    if isinstance(info, _UNCHANGING):
-        return True
-    if isinstance(info, kinds.CustomType):
-        return issubclass(info.cls, (Agent, AgentId))
-    if isinstance(info, (kinds.FrozenSetType, kinds.VarTupleType)):
-        return _is_immutable(info.item_type)
-    if isinstance(info, kinds.TupleType):
-        return all(map(_is_immutable, info.item_types))
-    if isinstance(info, kinds.UnionType):
-        return all(map(_is_immutable, info.types))
     return False
