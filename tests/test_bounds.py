@@ -1,200 +1,192 @@
-"""What ends in its time, whatever others do: turns, orders, moves, and the block of `local`; and inboxes that hold what they say."""
+"""What an agent keeps of messages is bounded by bytes, counted in its size, and sealed without hashing all of it at once."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import logging
-import time
-from collections import Counter
-from collections.abc import Awaitable, Callable
-from random import Random
-from typing import Any
+from pathlib import Path
 
 import pytest
+from agent_log import commit, out, taken
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_ledger import letter
 
 import mielin_cells as cells
-from mielin_cells.core.agent import classes
-from mielin_cells.core.settings import Settings
-from mielin_cells.errors import AgentTerminated, InboxFull, TurnDeadlineExceeded, WireTimeout
-from mielin_cells.node.client import Client
-from mielin_cells.node.node import Node
-from mielin_cells.substrate.embedded import Embedded
-from mielin_cells.testing.loop import run
+from mielin_cells.core import ledger as module
+from mielin_cells.core.digest import NamedDigests
+from mielin_cells.core.fold import Fold
+from mielin_cells.core.ledger import DROPPED, Ledger, Verdict
+from mielin_cells.core.message import client_sender, decode_answer
+from mielin_cells.core.settings import ANSWERS_BYTES_MAX
+from mielin_cells.errors import AnswerExpired
+from mielin_cells.node.reader import load
 
-QUICK = Settings(turn_deadline_s=0.4, pause_s=0.2, tries=1)
+
+def counted(ledger: Ledger) -> tuple[int, int, int]:
+    """What the counters must say."""
+    return (
+        sum(len(answer) for peer in ledger.peers.values() for answer in peer.answers.values()),
+        sum(len(one.args) for one in ledger.unreleased()),
+        sum(len(one.args) for one in ledger.dead),
+    )
 
 
-class Stubborn(cells.Agent):
-    n: int = 0
-    departs: bool = False
+def said(ledger: Ledger) -> tuple[int, int, int]:
+    return ledger.answer_bytes, ledger.pending_bytes, ledger.letter_bytes
+
+
+@pytest.mark.parametrize("sender", [client_sender, str], ids=["clients", "agents"])
+def test_answers_of_the_quietest_are_dropped_and_nothing_runs_twice(sender: type[str]) -> None:
+    ledger, size = Ledger(), 100_000
+    for n in range(200):
+        ledger.take(sender(f"s{n}"), 1, 1, 1, b"x" * size)
+        ledger.take(sender("busy"), n + 1, n + 1, 1, b"y" * 1000)
+    assert ledger.answer_bytes <= ANSWERS_BYTES_MAX
+    assert said(ledger) == counted(ledger)
+    kept = [n for n in range(200) if ledger.answer(sender(f"s{n}"), 1) == b"x" * size]
+    assert kept == list(range(200 - len(kept), 200))
+    assert len(kept) * size >= ANSWERS_BYTES_MAX // 2
+    assert all(ledger.judge(sender(f"s{n}"), 1, 1) is Verdict.REPEAT for n in range(200))
+    assert ledger.answer(sender("busy"), 200) == b"y" * 1000
+    error = decode_answer(ledger.answer(sender("s0"), 1) or b"").error
+    assert error is not None
+    assert error[0] == AnswerExpired.__name__
+
+
+def test_dead_letters_are_bounded_by_their_bytes_and_the_newest_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LETTERS_BYTES_MAX", 100)
+    ledger = Ledger()
+    for n, size in enumerate((40, 40, 40, 500, 30, 30)):
+        found = letter(n)
+        ledger.bury(type(found)(n, "x", 1, "h", "c", 1, [], b"z" * size))
+        assert ledger.letter_bytes <= 100 or len(ledger.dead) == 1
+        assert said(ledger) == counted(ledger)
+    assert [found.seq for found in ledger.dead] == [4, 5]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_what_is_counted_is_what_is_there_and_the_digest_is_of_that_alone(data: st.DataObject) -> None:
+    """Whatever is taken, sent, released and forgotten; with digests kept up, taken at once, and of an image."""
+    limit = data.draw(st.sampled_from((1, 3, 1000)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "FLAT_MAX", limit)
+        patch.setattr(module, "ANSWERS_BYTES_MAX", 3 * len(DROPPED))
+        owner = Ledger()
+        for _ in range(data.draw(st.integers(0, 25))):
+            match data.draw(st.integers(0, 4)):
+                case 0 | 1:
+                    name = data.draw(st.sampled_from("abcd"))
+                    sender = client_sender(name) if data.draw(st.booleans()) else name
+                    peer = owner.peers.get(sender)
+                    n = (peer.mark if peer else 0) + 1 if sender == name else data.draw(st.integers(1, 9))
+                    if owner.judge(sender, n, 1) is Verdict.APPLY:
+                        answer = data.draw(st.none() | st.binary(max_size=2 * len(DROPPED)))
+                        owner.take(sender, n, data.draw(st.integers(0, n)), 1, answer)
+                case 2:
+                    to = data.draw(st.sampled_from("wxyz"))
+                    owner.send(out(owner.next_number(to), to))
+                case 3:
+                    to = data.draw(st.sampled_from("wxyz"))
+                    owner.release(to, data.draw(st.integers(0, owner.numbers.get(to, 0))))
+                case _:
+                    owner.forget([s for s, peer in owner.peers.items() if peer.is_client][:1])
+            if data.draw(st.booleans()):
+                owner.hash_some(1)
+            if data.draw(st.booleans()):
+                owner.digest()
+        assert said(owner) == counted(owner)
+        again = Ledger.of(owner.image())
+        assert said(again) == counted(again)
+        assert again.digest() == owner.digest()
+        other = Ledger.of(owner.image())
+        other.numbers["more"] = 1
+        other.released["more"] = 1
+        assert other.digest() != owner.digest()
+
+
+def test_a_seal_of_many_senders_hashes_what_has_changed() -> None:
+    """However many there are: counted in names that are hashed, not in time."""
+    ledger, hashed = Ledger(), list[str]()
+    for n in range(6 * module.FLAT_MAX):
+        ledger.take(f"s{n}", 1, 1, 0, b"a")
+    marks = ledger._marks
+    assert marks is not None
+    assert marks.behind <= module.FLAT_MAX + 1
+    while ledger.hash_some(module.HASH_SLICE):
+        pass
+    ledger.digest()
+    content = marks._content
+
+    def noted(name: str) -> bytes | None:
+        hashed.append(name)
+        return content(name)
+
+    marks._content = noted
+    ledger.take("s7", 2, 2, 0, None)
+    ledger.take("new", 1, 1, 0, None)
+    ledger.digest()
+    assert sorted(hashed) == ["new", "s7"]
+
+
+@given(
+    st.dictionaries(st.text(max_size=3), st.binary(max_size=3), max_size=12), st.lists(st.text(max_size=3), max_size=8)
+)
+def test_named_digests_are_of_the_contents_alone(content: dict[str, bytes], gone: list[str]) -> None:
+    at_once = NamedDigests(content.get, content).root()
+    shuffled = NamedDigests({**content, **dict.fromkeys(gone, b"?")}.get, [*gone, *reversed(content)])
+    shuffled.root()
+    shuffled._content = content.get
+    for name in (*gone, *content):
+        shuffled.changed(name)
+        shuffled.some(1)
+    assert shuffled.root() == at_once
+    if content:
+        name = next(iter(content))
+        assert NamedDigests({**content, name: content[name] + b"!"}.get, content).root() != at_once
+        assert NamedDigests(content.get, list(content)[1:]).root() != at_once
+
+
+class Echo(cells.Agent):
+    count: int = 0
 
     @cells.handler
-    async def stay(self) -> None:
-        self.n = 100
-        while True:
-            with contextlib.suppress(BaseException):  # that is what is wrong with it
-                await asyncio.sleep(3600)
+    async def give(self, size: int) -> bytes:
+        self.count += 1
+        return b"g" * size
 
     @cells.handler
-    async def limited(self) -> int:
-        """Its own limit cancels it, which it takes its time over."""
-        try:
-            async with asyncio.timeout(0.01):
-                await asyncio.sleep(3600)
-        except TimeoutError:
-            await asyncio.sleep(0.3)
-        self.n += 1
-        return self.n
+    async def later(self, size: int) -> None:
+        cells.after(1000).hear(b"h" * size)
 
     @cells.handler
-    async def add(self, departs: bool = False) -> int:
-        self.n += 1
-        self.departs = departs
-        return self.n
-
-    async def on_depart(self) -> None:
-        if self.departs:
-            await self.stay()
+    async def hear(self, what: bytes) -> None:
+        self.count += 1
 
 
-async def test_a_turn_that_catches_its_cancellation_is_left_undone_and_named(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.ERROR):
-        async with cells.local(settings=QUICK) as cluster:
-            agent = await cluster.spawn(Stubborn, "a")
-            with pytest.raises(TurnDeadlineExceeded, match="Stubborn.stay"):
-                await agent.stay()
-            assert await agent.add() == 1
-    assert [record.getMessage() for record in caplog.records if "Stubborn.stay was cancelled" in record.getMessage()]
+async def test_answers_count_in_the_size_that_is_shown_and_moved(tmp_path: Path) -> None:
+    async with cells.local(nodes=2, path=tmp_path / "store.db") as c:
+        echo = await c.spawn(Echo, "e")
+        before = (await c.show(echo)).bytes
+        assert len(await echo.give(200_000)) == 200_000
+        assert (await c.show(echo)).bytes >= before + 200_000
+        assert (await c.migrate(echo)).ok
+        fold = await load(c.log, "e")  # type: ignore[attr-defined]
+        assert fold.size_bytes >= fold.state.size_bytes + 200_000
 
 
-async def test_a_time_limit_of_the_handlers_own_is_no_reason_to_leave_it() -> None:
-    async with cells.local(settings=Settings(pause_s=0.1)) as cluster:
-        agent = await cluster.spawn(Stubborn, "a")
-        assert await agent.limited() == 1
+async def test_arguments_of_timers_are_bounded_together() -> None:
+    async with cells.local() as c:
+        echo = await c.spawn(Echo, "e")
+        for _ in range(8):
+            await echo.later(500_000)
+        with pytest.raises(cells.UsageError, match="bytes of arguments"):
+            await echo.later(500_000)
 
 
-async def test_the_block_of_local_ends_though_a_turn_and_a_hook_do_not(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.CRITICAL):
-        async with cells.local(settings=Settings(pause_s=0.2)) as cluster:
-            stays, departs = await cluster.spawn(Stubborn, "a"), await cluster.spawn(Stubborn, "b")
-            await departs.add(departs=True)
-            await stays.stay.tell()
-            await asyncio.sleep(0.05)
-            began = time.monotonic()
-    assert time.monotonic() - began < 10
-    mine = asyncio.current_task()
-    assert not [task for task in asyncio.all_tasks() if task is not mine], "nothing goes on behind the block"
-
-
-@pytest.mark.parametrize("after", [0, 1, 2, 3, 4, 6, 8, 12])
-async def test_a_move_and_the_end_of_its_agent_both_end(after: int) -> None:
-    async with cells.local(2) as cluster:
-        agent = await cluster.spawn(Stubborn, "a")
-
-        async def ended() -> None:
-            for _ in range(after):
-                await asyncio.sleep(0)
-            await cluster.terminate(agent)
-
-        async with asyncio.timeout(10):
-            report, _ = await asyncio.gather(cluster.migrate(agent, to="node-2"), ended(), return_exceptions=True)
-        if isinstance(report, BaseException):
-            assert isinstance(report, AgentTerminated)
-        else:
-            assert report.ok or "terminated" in report.reason or "has ended" in report.reason
-        with pytest.raises(AgentTerminated):
-            await agent.add()
-
-
-def test_an_order_to_a_node_that_is_frozen_ends_in_its_time() -> None:
-    async def story() -> None:
-        store = await Embedded.open(None)
-        wall = asyncio.get_running_loop().time
-        client = Client(store.log, store.wire, settings=Settings(turn_deadline_s=5.0), rng=Random(1), wall=wall)
-        await client.open()
-        node = Node("node-1", store.log, store.wire, classes.get, rng=Random(2), wall=wall)
-        await node.start()
-        agent = await client.spawn(Stubborn, "a")
-
-        async def frozen(subject: str, data: bytes, timeout: float) -> bytes:
-            await asyncio.sleep(timeout)
-            raise WireTimeout("frozen", subject=subject)
-
-        store.wire.request = frozen  # type: ignore[method-assign]
-        orders: list[Callable[[], Awaitable[object]]] = [
-            lambda: client.suspend(agent), lambda: client.terminate(agent), lambda: client.show(agent),
-            lambda: client.claim(agent, to="node-1"),
-        ]  # fmt: skip
-        for order in orders:
-            began = asyncio.get_running_loop().time()
-            with pytest.raises(WireTimeout):
-                await order()
-            assert asyncio.get_running_loop().time() - began <= 7.0
-        node.kill()
-        await client.close()
-        await store.close()
-
-    run(story())
-
-
-class Basin(cells.Agent):
-    n: int = 0
-
-    @cells.handler
-    async def add(self) -> int:
-        self.n += 1
-        return self.n
-
-
-class Source(cells.Agent):
-    @cells.handler
-    async def flood(self, sink: Basin, count: int) -> None:
-        for _ in range(count):
-            await sink.add.tell()
-
-
-SMALL = Settings(inbox_max=200)
-
-
-async def test_an_inbox_holds_what_it_says_however_many_calls_come_at_once() -> None:
-    async with cells.local(settings=SMALL) as cluster:
-        sink = await cluster.spawn(Basin, "s")
-        await cluster.suspend(sink)
-        done = await asyncio.gather(*(sink.add.tell() for _ in range(1000)), return_exceptions=True)
-        assert Counter(map(type, done)) == {type(None): 200, InboxFull: 800}
-        assert done[:200] == [None] * 200, "in the order of the calls"
-        assert (await cluster.show(sink)).waiting == 200
-        await cluster.resume(sink)
-        assert await eventually(sink.add, 201) == 201
-
-
-async def test_what_agents_send_waits_at_the_sender_while_the_receiver_has_no_room() -> None:
-    async with cells.local(settings=SMALL) as cluster:
-        sink, source = await cluster.spawn(Basin, "s"), await cluster.spawn(Source, "f")
-        await cluster.suspend(sink)
-        sent = 0
-        for _ in range(40):
-            with contextlib.suppress(cells.CellError):
-                await source.flood(sink, 20)
-                sent += 20
-        assert sent <= 3 * 200, "what waits at the sender is bounded as well"
-        assert (await cluster.show(sink)).waiting <= 200 + 2 * 20, "one mail of a tenth may be on its way"
-        await cluster.resume(sink)
-        assert await eventually(sink.add, sent + 1) == sent + 1, "nothing that was committed is lost"
-
-
-async def eventually(call: Any, wanted: int) -> int:
-    """The first result that is at least `wanted`; each call that is too early counts itself, so it is wanted once more."""
-    async with asyncio.timeout(10):
-        early = 0
-        while True:
-            try:
-                found: int = await call()
-            except InboxFull:
-                await asyncio.sleep(0.02)
-                continue
-            if found - early >= wanted:
-                return found - early
-            early += 1
-            await asyncio.sleep(0.02)
+def test_a_reader_drops_what_its_owner_dropped() -> None:
+    owner, reader = Ledger(), Fold("a").ledger
+    for n in range(1, 60):
+        owner.take(client_sender("s"), n, 1, 1, b"x" * 100_000)
+        reader.apply(commit(taken(n, client_sender("s"), b"x" * 100_000, 1, 1)))
+    assert reader.image() == owner.image()
+    assert owner.answer_bytes < 60 * 100_000

@@ -1,7 +1,9 @@
-"""A Merkle tree over numbered leaves: the digest of a large field, kept up by each change, not read from all of it."""
+"""Digests that are kept up by each change, and not read from all there is: of numbered leaves, and of named ones."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import TypeAlias
 
 from blake3 import blake3
@@ -87,3 +89,65 @@ class DigestTree:
 
 def _root_of(depth: int, joined: bytes) -> bytes:
     return blake3(bytes((depth,)) + joined).digest()
+
+
+BUCKETS = 4096
+"""Of named leaves: a change hashes the digests of its bucket again, 25 of 100,000."""
+
+
+class NamedDigests:
+    """Digest of a set of named contents; equal sets have equal roots, whatever the history.
+
+    `changed` notes a name; what it holds is hashed when `some` or `root` comes to it, by `content`, which gives None for a name that
+    is gone.
+    """
+
+    __slots__ = ("_buckets", "_changed", "_content", "_dirty", "_tree")
+
+    def __init__(self, content: Callable[[str], bytes | None], names: Iterable[str]) -> None:
+        self._content = content
+        self._changed: dict[str, None] = dict.fromkeys(names)
+        self._buckets: dict[int, dict[str, bytes]] = {}
+        self._dirty: set[int] = set()
+        self._tree = DigestTree()
+
+    def changed(self, name: str) -> None:
+        self._changed[name] = None
+
+    @property
+    def behind(self) -> int:
+        """Names whose contents are not hashed yet."""
+        return len(self._changed)
+
+    def some(self, limit: int) -> bool:
+        """Hashes up to `limit` of them, or of the buckets that they are in; True if there is more to hash."""
+        names = list(islice(self._changed, limit))
+        for name in names:
+            del self._changed[name]
+            self._hash(name)
+        self._gather(limit - len(names))
+        return bool(self._changed or self._dirty)
+
+    def root(self) -> bytes:
+        """32 bytes over all names and contents."""
+        self.some(len(self._changed))
+        self._gather(len(self._dirty))
+        return self._tree.root()
+
+    def _gather(self, limit: int) -> None:
+        for number in list(islice(self._dirty, limit)):
+            self._dirty.discard(number)
+            bucket = self._buckets[number]
+            if not bucket:
+                del self._buckets[number]
+            self._tree.set(number, blake3(b"".join(sorted(bucket.values()))).digest() if bucket else None)
+
+    def _hash(self, name: str) -> None:
+        data, content = name.encode(), self._content(name)
+        number = int.from_bytes(blake3(data).digest(2), "little") % BUCKETS
+        bucket = self._buckets.setdefault(number, {})
+        self._dirty.add(number)
+        if content is None:
+            bucket.pop(name, None)
+        else:
+            bucket[name] = blake3(len(data).to_bytes(8, "little") + data + content).digest()

@@ -42,7 +42,6 @@ from mielin_cells.core.records import (
     Terminated,
     Undone,
     Wish,
-    canonical,
     policy_bytes,
 )
 from mielin_cells.core.state import StoredState
@@ -172,8 +171,12 @@ class Fold:
 
     def seal_digest(self) -> bytes:
         """What a handover seals: the state as stored, the whole ledger, and the policy."""
-        ledger = blake3(canonical(self.ledger.image())).digest()
-        return blake3(self.state.digest() + ledger + policy_bytes(self.policy)).digest()
+        return blake3(self.state.digest() + self.ledger.digest() + policy_bytes(self.policy)).digest()
+
+    @property
+    def size_bytes(self) -> int:
+        """What a move carries: state, and what is kept of messages."""
+        return self.state.size_bytes + self.ledger.size_bytes
 
     def verify(self) -> None:
         """Raises `DigestMismatch` if the state is not the one that its owner had at the last commit."""

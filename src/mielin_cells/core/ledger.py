@@ -9,8 +9,10 @@ from __future__ import annotations
 from enum import Enum
 
 import msgspec
+from blake3 import blake3
 
-from mielin_cells.core.message import is_client
+from mielin_cells.core.digest import NamedDigests
+from mielin_cells.core.message import Answer, encode_answer, is_client
 from mielin_cells.core.records import (
     Again,
     Commit,
@@ -23,8 +25,30 @@ from mielin_cells.core.records import (
     Taken,
     Timer,
     Undone,
+    canonical,
+    peer_bytes,
 )
-from mielin_cells.core.settings import DEAD_LETTERS_MAX, SESSIONS_MAX
+from mielin_cells.core.settings import ANSWERS_BYTES_MAX, DEAD_LETTERS_MAX, LETTERS_BYTES_MAX, SESSIONS_MAX
+from mielin_cells.errors import AnswerExpired
+
+DROPPED = encode_answer(
+    Answer(
+        None,
+        AnswerExpired("This answer was dropped: nobody had acknowledged it, and later ones took its place.").to_wire(),
+    )
+)
+"""What stands for an answer that was dropped: who asks again is told so, and nothing runs twice."""
+
+FLAT_MAX = 1024
+"""Senders and receivers up to which the ledger's digest is taken of all of it at once, which takes 2 ms then."""
+
+HASHED_AT_ONCE = 64
+HASH_SLICE = 256
+"""What takes a millisecond."""
+
+PEER_BYTES = 64
+_TO = "\x02"
+"""Before a receiver's name where senders are named, too: no id holds it."""
 
 
 class Verdict(Enum):
@@ -62,8 +86,8 @@ class Peer:
 
 class Ledger:
     __slots__ = (
-        "_latest", "_was_open", "again", "clients", "corrects", "cursor", "dead", "held", "horizon", "numbers", "peers", "pending",
-        "released", "replayed", "timers",
+        "_latest", "_marks", "_was_open", "again", "answer_bytes", "clients", "corrects", "cursor", "dead", "held", "horizon",
+        "letter_bytes", "numbers", "peers", "pending", "pending_bytes", "released", "replayed", "timers",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -72,7 +96,10 @@ class Ledger:
         self.peers: dict[str, Peer] = {}
         self.clients = 0
         self._latest = ""
-        """The client that took something last, so the last of the clients in `peers`."""
+        """The last in `peers`: whoever took something last, of clients and of agents that had an answer."""
+        self._marks: NamedDigests | None = None
+        """Of many senders and receivers: their digests."""
+        self.answer_bytes = self.pending_bytes = self.letter_bytes = 0
         self.numbers: dict[str, int] = {}
         self.released: dict[str, int] = {}
         self.pending: dict[str, dict[int, Out]] = {}
@@ -130,24 +157,29 @@ class Ledger:
             ):  # its answer stays as it was, and so does a session that was forgotten
                 if peer is not None and not peer.is_client:
                     peer.mark = n
+                    self._changed(sender)
                 return
         if peer is None:
             peer = self.peers[sender] = Peer(is_client(sender), 0, 0, start if is_client(sender) else 0)
             self.clients += peer.is_client
-        if peer.is_client:
+        if not peer.is_client:
+            peer.mark = n
+        if answer is not None or peer.is_client:
             if sender != self._latest:  # to the end: quiet for longest comes first
                 self.peers[sender] = self.peers.pop(sender)
                 self._latest = sender
             peer.answers[n] = answer or b""
-        else:
-            peer.mark = n
             if answer is not None:
-                peer.answers[n] = answer
+                self.answer_bytes += len(answer)
         if low > peer.low:
             peer.low = low
             if peer.answers:
                 for old in [k for k in peer.answers if k < low]:
-                    del peer.answers[old]
+                    self.answer_bytes -= len(peer.answers.pop(old))
+        if self._marks is not None or len(self.peers) > FLAT_MAX:
+            self._changed(sender)
+        if self.answer_bytes > ANSWERS_BYTES_MAX:
+            self._make_room()
 
     def excess(self) -> list[str]:
         """The client sessions that are too many, quiet for longest first."""
@@ -155,27 +187,44 @@ class Ledger:
             return []
         return [s for s, peer in self.peers.items() if peer.is_client][: self.clients - SESSIONS_MAX]
 
+    def _make_room(self) -> None:
+        """Drops answers, those of the quietest first, down to three quarters of what may be kept."""
+        for sender, peer in self.peers.items():
+            for n, answer in peer.answers.items():
+                if self.answer_bytes <= ANSWERS_BYTES_MAX * 3 // 4:
+                    return
+                if len(answer) > len(DROPPED):
+                    peer.answers[n] = DROPPED
+                    self.answer_bytes += len(DROPPED) - len(answer)
+                    self._changed(sender)
+
     def forget(self, sessions: list[str]) -> None:
         for session in sessions:
             peer = self.peers.pop(session, None)
             if peer is not None:
+                self.answer_bytes -= sum(map(len, peer.answers.values()))
+                self._changed(session)
                 self._latest = ""
                 self.clients -= 1
                 self.horizon = max(self.horizon, peer.start)
 
     def bury(self, letter: DeadLetter) -> None:
         self.dead.append(letter)
-        del self.dead[:-DEAD_LETTERS_MAX]
+        self.letter_bytes += len(letter.args)
+        while len(self.dead) > DEAD_LETTERS_MAX or (self.letter_bytes > LETTERS_BYTES_MAX and len(self.dead) > 1):
+            self.letter_bytes -= len(self.dead.pop(0).args)
 
     def clear(self, letters: list[LetterKey]) -> None:
         gone = set(letters)
         self.dead = [letter for letter in self.dead if letter.key not in gone]
+        self.letter_bytes = sum(len(letter.args) for letter in self.dead)
 
     def undo(self, record: Undone) -> None:
         """Back to what had been taken at an earlier record.  What was sent and answered since stays (rules 16 and 17)."""
         self.cursor, self.held = record.cursor, list(record.held)
         for sender, mark in record.marks.items():
             self.peers[sender].mark = mark
+            self._changed(sender)
         self.clear(record.unburied)
         self.timers = {timer.id: timer for timer in record.timers}
         self.again = {(one.sender, one.n): one for one in record.again}
@@ -201,21 +250,63 @@ class Ledger:
     def send(self, out: Out) -> None:
         self.numbers[out.to] = out.n
         self.pending.setdefault(out.to, {})[out.n] = out
+        self.pending_bytes += len(out.args)
+        if self._marks is not None or len(self.numbers) > FLAT_MAX:
+            self._changed(_TO + out.to)
 
     def release(self, to: str, n: int) -> None:
         """Every output to `to` up to `n` is stored in its inbox, and the log says so."""
         if n <= self.released.get(to, 0):
             return
         self.released[to] = n
+        if self._marks is not None:
+            self._changed(_TO + to)
         waiting = self.pending.get(to)
         if waiting is not None:
             for k in [k for k in waiting if k <= n]:
-                del waiting[k]
+                self.pending_bytes -= len(waiting.pop(k).args)
             if not waiting:
                 del self.pending[to]
 
     def unreleased(self) -> list[Out]:
         return [out for waiting in self.pending.values() for out in waiting.values()]
+
+    # ---- size and digest -------------------------------------------------------------------------------------
+
+    @property
+    def size_bytes(self) -> int:
+        """About what it adds to snapshots and to what a move carries."""
+        names = len(self.peers) + len(self.numbers)
+        return self.answer_bytes + self.pending_bytes + self.letter_bytes + PEER_BYTES * names
+
+    def _changed(self, name: str) -> None:
+        """With many names, a few are hashed at each change, so that no seal has to hash them all."""
+        if self._marks is None:
+            if len(self.peers) + len(self.numbers) <= FLAT_MAX:
+                return
+            self._marks = NamedDigests(self._content, [*self.peers, *(_TO + to for to in self.numbers)])
+        self._marks.changed(name)
+        if self._marks.behind > FLAT_MAX:
+            self._marks.some(HASHED_AT_ONCE)
+
+    def _content(self, name: str) -> bytes | None:
+        if name.startswith(_TO):
+            to = name[1:]
+            return b"%d %d" % (self.numbers[to], self.released.get(to, 0)) if to in self.numbers else None
+        peer = self.peers.get(name)
+        return peer_bytes(name, peer.mark, peer.low, peer.start, peer.answers) if peer is not None else None
+
+    def hash_some(self, limit: int) -> bool:
+        """Ahead of a seal, in slices; True if there is more to hash."""
+        return self._marks is not None and self._marks.some(limit)
+
+    def digest(self) -> bytes:
+        """Depends on what the ledger holds alone, and not on how it came there."""
+        if len(self.peers) + len(self.numbers) <= FLAT_MAX:
+            return blake3(canonical(self.image())).digest()
+        if self._marks is None:
+            self._marks = NamedDigests(self._content, [*self.peers, *(_TO + to for to in self.numbers)])
+        return blake3(self._marks.root() + canonical(self._rest({}, {}, {}))).digest()
 
     # ---- as a whole ------------------------------------------------------------------------------------------
 
@@ -242,9 +333,13 @@ class Ledger:
 
     def image(self) -> LedgerImage:
         peers = {s: PeerImage(p.mark, p.low, p.start, dict(p.answers)) for s, p in self.peers.items()}
+        return self._rest(peers, dict(self.numbers), dict(self.released))
+
+    def _rest(self, peers: dict[str, PeerImage], numbers: dict[str, int], released: dict[str, int]) -> LedgerImage:
+        """An image with these."""
         pending = sorted(self.unreleased(), key=lambda out: (out.to, out.n))
         return LedgerImage(
-            self.cursor, sorted(self.held), peers, dict(self.numbers), dict(self.released), pending, list(self.dead),
+            self.cursor, sorted(self.held), peers, numbers, released, pending, list(self.dead),
             self.horizon, list(self.again.values()), msgspec.structs.replace(self.replayed), self.corrects,
             list(self.timers.values()),
         )  # fmt: skip
@@ -258,6 +353,9 @@ class Ledger:
         ledger.numbers, ledger.released = dict(image.numbers), dict(image.released)
         for out in image.pending:
             ledger.pending.setdefault(out.to, {})[out.n] = out
+        ledger.answer_bytes = sum(len(answer) for p in image.peers.values() for answer in p.answers.values())
+        ledger.pending_bytes = sum(len(out.args) for out in image.pending)
+        ledger.letter_bytes = sum(len(letter.args) for letter in image.dead)
         ledger.dead, ledger.horizon = list(image.dead), image.horizon
         ledger.again = {(one.sender, one.n): one for one in image.again}
         ledger._was_open = [one for one in image.again if not one.taken]

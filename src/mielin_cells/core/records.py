@@ -515,6 +515,10 @@ def policy_bytes(policy: Policy) -> bytes:
     return _encoder.encode(policy)
 
 
+def peer_bytes(name: str, mark: int, low: int, start: int, answers: dict[int, bytes]) -> bytes:
+    return _encoder.encode((name, mark, low, start, sorted(answers.items())))
+
+
 def canonical(image: LedgerImage) -> bytes:
     """Bytes that depend on what the ledger holds, not on the order in which it came there."""
     peers = [(s, p.mark, p.low, p.start, sorted(p.answers.items())) for s, p in sorted(image.peers.items())]

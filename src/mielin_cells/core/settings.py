@@ -28,6 +28,15 @@ SESSIONS_MAX = 1000
 """Client sessions an agent remembers; the one quiet for longest is forgotten first.  Those that began no later and are not
 known are refused from then on."""
 
+ANSWERS_BYTES_MAX = 4 * 1024 * 1024
+"""Answers an agent keeps for whoever may ask again.  Above it those of the quietest are dropped, down to three quarters."""
+
+LETTERS_BYTES_MAX = 8 * 1024 * 1024
+"""Arguments of the dead letters of one agent; the oldest goes first, the newest stays."""
+
+TIMERS_BYTES_MAX = 4 * 1024 * 1024
+"""Arguments of all timers of one agent."""
+
 TIMERS_MAX = 10_000
 """Timers of one agent at a time: they are in its snapshots and in what a handover seals."""
 

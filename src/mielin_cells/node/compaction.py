@@ -106,7 +106,7 @@ class Compaction:
     def consider(self) -> None:
         """Called after each commit: begins a snapshot when enough has been appended since the last."""
         settings, fold = self._host.home.settings, self._host.fold
-        appended, size = fold.behind_bytes, fold.state.size_bytes
+        appended, size = fold.behind_bytes, fold.size_bytes
         many = fold.behind_records >= settings.snapshot_records and appended >= size // WORTH
         if many or (appended >= settings.snapshot_bytes and appended >= size):
             self.begin()

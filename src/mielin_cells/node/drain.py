@@ -171,7 +171,7 @@ class Drain:
         self._spread = await self._others()
         todo = sorted(
             (host for agent, host in node.hosts.items() if agent not in self._kept),
-            key=lambda host: (host.inbox.waiting, host.fold.state.size_bytes, host.fold.agent),
+            key=lambda host: (host.inbox.waiting, host.fold.size_bytes, host.fold.agent),
         )
         for host in todo:
             self._rows.setdefault(host.fold.agent, Row(agent=host.fold.agent))
@@ -281,7 +281,7 @@ class Drain:
             agent=row.agent, state=_shown(row), target=row.target,
             phase=found.progress().phase if found is not None else "", blocker=row.blocker,
             messages=host.inbox.waiting if host is not None else 0,
-            bytes=host.fold.state.size_bytes if host is not None else 0,
+            bytes=host.fold.size_bytes if host is not None else 0,
         )  # fmt: skip
 
 
@@ -356,10 +356,10 @@ async def planned(node: Node) -> Drainage:
 async def _planned(node: Node, spread: selector.Spread, host: Host) -> Row:
     fold, refused, blocker = host.fold, {node.name}, NOWHERE
     request = control.Prepare(
-        fold.agent, "dry run", node.name, fold.cls, fold.version, fold.state.size_bytes, fold.epoch,
+        fold.agent, "dry run", node.name, fold.cls, fold.version, fold.size_bytes, fold.epoch,
         list(fold.policy.preferred_architectures), is_dry=True,
     )  # fmt: skip
-    row = Row(agent=fold.agent, messages=host.inbox.waiting, bytes=fold.state.size_bytes)
+    row = Row(agent=fold.agent, messages=host.inbox.waiting, bytes=fold.size_bytes)
     while (target := spread.choose(refused, fold.cls, fold.policy.preferred_architectures)) is not None:
         try:
             data = await node.home.wire.request(

@@ -194,7 +194,7 @@ class Migrations:
 
     def _observe(self, recovery: Recovery, is_new: bool) -> None:
         host = self.node.hosts.get(recovery.agent)
-        size = host.fold.state.size_bytes if host is not None else 0
+        size = host.fold.size_bytes if host is not None else 0
         recovery.observer = Observer(self.watchers, recovery.migration, recovery.agent, size, is_new=is_new)
 
     def _ended(self, recovery: Recovery) -> None:

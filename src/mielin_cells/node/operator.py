@@ -245,7 +245,7 @@ class Operator:
         return AgentInfo(
             id=agent, cls=fold_of.cls, version=fold_of.version, node="" if ended else fold_of.owner,
             epoch=fold_of.epoch, state=fold_of.status.value if ended else "unreachable", waiting=0,
-            bytes=fold_of.state.size_bytes, migration=fold_of.migration, dead=len(fold_of.ledger.dead),
+            bytes=fold_of.size_bytes, migration=fold_of.migration, dead=len(fold_of.ledger.dead),
             error=life.error.message if life.error is not None else "", code=life.error.code if life.error is not None else "",
             at=fold_of.written,
         )  # fmt: skip

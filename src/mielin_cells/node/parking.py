@@ -208,7 +208,7 @@ def trouble(node: str, agent: str, fold: Fold | None, error: CellError) -> Agent
     return AgentInfo(
         id=agent, cls=fold.cls if fold is not None else "", version=fold.version if fold is not None else 0,
         node=node, epoch=fold.epoch if fold is not None else 0, state=AgentState.ERROR.value, waiting=0,
-        bytes=fold.state.size_bytes if fold is not None else 0, error=error.message, code=error.code,
+        bytes=fold.size_bytes if fold is not None else 0, error=error.message, code=error.code,
         at=fold.written if fold is not None else 0.0,
     )  # fmt: skip
 

@@ -41,7 +41,7 @@ async def predict(node: Node, agent: str, to: str) -> Prediction:
     fold = host.fold
     target = to or await node.migrations.chosen(host)
     request = control.Prepare(
-        agent, "dry run", node.name, fold.cls, fold.version, fold.state.size_bytes, fold.epoch,
+        agent, "dry run", node.name, fold.cls, fold.version, fold.size_bytes, fold.epoch,
         list(fold.policy.preferred_architectures), is_dry=True,
     )  # fmt: skip
     try:
@@ -56,7 +56,7 @@ async def predict(node: Node, agent: str, to: str) -> Prediction:
         agent=agent,
         source=node.name,
         target=target,
-        bytes=fold.state.size_bytes,
+        bytes=fold.size_bytes,
         rounds=1,
         pause_ms=pause_ms,
         basis=basis,

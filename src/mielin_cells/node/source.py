@@ -12,6 +12,7 @@ import msgspec
 from mielin_cells.core.cluster import MigrationReport
 from mielin_cells.core.fold import Phase
 from mielin_cells.core.ids import control_subject, log_subject
+from mielin_cells.core.ledger import HASH_SLICE
 from mielin_cells.core.records import Accepted, Claimed, HandedOff, Returned
 from mielin_cells.errors import (
     CellError,
@@ -228,7 +229,7 @@ class Move:
             self.node.name,
             fold.cls,
             fold.version,
-            fold.state.size_bytes,
+            fold.size_bytes,
             fold.epoch,
             list(fold.policy.preferred_architectures),
         )
@@ -261,6 +262,10 @@ class Move:
         records = host.writer.appended_records
         answer = await self._ask(control.Copy(host.fold.agent, self.migration, seq))
         self._copied = msgspec.msgpack.decode(answer, type=control.CopyReport)
+        while host.fold.ledger.hash_some(
+            HASH_SLICE
+        ):  # else the seal, in the pause, hashes what there is of all senders
+            await asyncio.sleep(0)
         return m.Copied(host.writer.appended_records - records, host.writer.appended_bytes - appended)
 
     async def _slow_down(self) -> None:

@@ -233,5 +233,5 @@ def wanted(host: Host) -> int:
 def _wanted_of(host: Host) -> control.Followed:
     fold = host.fold
     return control.Followed(
-        fold.agent, fold.cls, fold.version, fold.state.size_bytes, fold.epoch, list(fold.policy.preferred_architectures)
+        fold.agent, fold.cls, fold.version, fold.size_bytes, fold.epoch, list(fold.policy.preferred_architectures)
     )

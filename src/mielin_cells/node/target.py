@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from mielin_cells.core.cell import Cell
 from mielin_cells.core.fold import Fold, Phase
 from mielin_cells.core.ids import log_subject
+from mielin_cells.core.ledger import HASH_SLICE
 from mielin_cells.core.records import Accepted, AnyRecord, HandedOff, Returned
 from mielin_cells.core.spec import Spec, upgrade_state
 from mielin_cells.errors import (
@@ -206,6 +207,8 @@ class Copy:
             return
         self._fold = fold
         self.bytes += fold.state.size_bytes
+        while fold.ledger.hash_some(HASH_SLICE):
+            await asyncio.sleep(0)
         self._moved.set()
         self._tail = tail = log.tail(log_subject(self.agent), fold.seq)
         if self.machine.phase.is_end:
@@ -220,6 +223,8 @@ class Copy:
                     if fold.epoch != epoch or fold.phase is Phase.TERMINATED:
                         await self._owned_by(record)
                         return
+                while fold.ledger.hash_some(HASH_SLICE):
+                    await asyncio.sleep(0)
                 fold.verify()  # batch by batch, while the source serves: all of it at the handover would be part of the pause
                 self._moved.set()
         finally:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from mielin_cells.core.records import Fired, Out, Timer
-from mielin_cells.core.settings import CATCH_UP_MAX
+from mielin_cells.core.settings import CATCH_UP_MAX, TIMERS_BYTES_MAX
+from mielin_cells.errors import UsageError
 
 if TYPE_CHECKING:
     from mielin_cells.node.host import Host
@@ -20,6 +21,22 @@ logger = logging.getLogger("mielin_cells.timers")
 
 BURST = 100
 """Messages sent before the loop gets its turn: `catch_up="all"` may have many."""
+
+
+SMALL_BYTES = 256
+"""Arguments up to it need no count: as many as there may be timers take no more room than they may."""
+
+
+def check_room(agent: str, known: dict[str, Timer], changes: dict[str, Timer | None], args: bytes) -> None:
+    """Raises `UsageError` if the timers' arguments would take too much room: they are in each snapshot and each move."""
+    if len(args) <= SMALL_BYTES:
+        return
+    there = {**known, **changes}
+    if sum(len(timer.args) for timer in there.values() if timer is not None) + len(args) > TIMERS_BYTES_MAX:
+        raise UsageError(
+            f"The timers of agent {agent!r} have {TIMERS_BYTES_MAX:,} bytes of arguments, which is the limit; keep the data in its "
+            "state, and give the timer what finds it there."
+        )
 
 
 class Timers:

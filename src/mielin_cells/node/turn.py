@@ -39,6 +39,7 @@ from mielin_cells.node.own_orders import OwnOrders
 from mielin_cells.node.reminder import last_word, remind
 from mielin_cells.node.rerun import Rerun
 from mielin_cells.node.steps import result_of, within
+from mielin_cells.node.timers import check_room
 from mielin_cells.node.waiting import Waiting
 
 if TYPE_CHECKING:
@@ -433,6 +434,7 @@ class Turn(OwnOrders):
         name = id or self._timer_name(k)
         if self.timers is None or self.seconds is None:
             self.timers, self.seconds = {}, {}
+        check_room(self.id, ledger.timers, self.timers, body)
         if (
             len(ledger.timers) + len(self.timers) >= TIMERS_MAX
             and name not in ledger.timers

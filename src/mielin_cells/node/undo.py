@@ -217,7 +217,7 @@ async def _refusals(node: Node, goes_to: str, back: Fold) -> list[str]:
         node.name,
         back.cls,
         back.version,
-        back.state.size_bytes,
+        back.size_bytes,
         back.epoch,
         list(back.policy.preferred_architectures),
         is_dry=True,
