@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -114,6 +115,28 @@ async def test_a_process_that_cannot_be_started_is_told_and_tried_again(
     assert ["Resource temporarily unavailable" in event["reason"] for event in crashes] == [True, True]
     await fleet.stop()
     await end(int(next(event["line"] for event in told.events if event["event"] == "log")))
+
+
+async def test_a_node_that_has_crashed_and_is_replaced_is_not_started_again(told: Told) -> None:
+    fleet = fleet_of("import sys; sys.exit(9)", told)
+    fleet.start(2)
+    first, second = fleet.children
+    await told.wait(lambda event: event.get("node") == "node-1" and event.get("state") == "crashed")
+    fleet.code = SERVES.replace("node-1", "node-3")
+    fleet.replace(first)
+    await told.wait(lambda event: event.get("node") == "node-3" and event.get("state") == "serving")
+    fleet.code = SERVES.replace("node-1", "node-4")
+    async with asyncio.timeout(WAIT_S):
+        code = await fleet.retire(second)
+    assert code in (9, -signal.SIGTERM)
+    assert [child.name for child in fleet.children] == ["node-3", "node-4"]
+    assert (first.state, second.state) == ("stopped", "stopped")
+    async with asyncio.timeout(WAIT_S):
+        await fleet.stop()
+    assert not [child for child in (first, second, *fleet.children) if child.lives]
+    for event in told.events:
+        if event["event"] == "log" and event["line"].isdecimal():
+            await end(int(event["line"]))
 
 
 async def test_nodes_do_not_import_what_stands_beside_the_program(

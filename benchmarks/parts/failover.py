@@ -42,7 +42,7 @@ async def one(stage: Stage, victim: str, count: int) -> dict[str, Any]:
     child = next(child for child in stage.fleet.children if child.name == victim)
     answered = list[float]()
     assert child.process is not None
-    child.is_gone = True
+    child.gone.set()
     stage.fleet.children.remove(child)
     killed = time.perf_counter()
     child.process.kill()

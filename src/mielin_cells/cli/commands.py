@@ -199,6 +199,8 @@ async def show(operator: Operator, printer: Printer, thing: str) -> int:
                     "agent": found.id, "class": f"{found.cls} version {found.version}", "node": found.node,
                     "state": found.state, "epoch": found.epoch, "waiting": found.waiting, "size": size(found.bytes),
                     "dead letters": found.dead, "last record": when(found.at), "migration": found.migration, "error": found.error,
+                    "code": found.code, "standby": ", ".join(found.standby),
+                    "architectures": ", ".join(found.policy.preferred_architectures) or "any",
                 })  # fmt: skip
 
     printer.show(found, text)

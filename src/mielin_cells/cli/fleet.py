@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from mielin_cells.cli.codes import USAGE
+from mielin_cells.cli.codes import FAILED, USAGE
 from mielin_cells.errors import never
 from mielin_cells.node.remote import LOCKS_VARIABLE, URL_VARIABLE, Address
 
@@ -52,7 +52,7 @@ class Child:
     code: int | None = None
     """Of its last end."""
     last_line: str = ""
-    is_gone: bool = False
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
     """It was killed or told to stop for good, and is not started again."""
     left: int = 0
     """Agents that it had when it stopped."""
@@ -60,6 +60,15 @@ class Child:
 
     def become(self, state: str) -> None:
         self.state, self.since = state, time.monotonic()
+
+    @property
+    def lives(self) -> bool:
+        return self.process is not None and self.process.returncode is None
+
+    def signal(self, number: int) -> None:
+        if self.process is not None and self.process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                self.process.send_signal(number)
 
 
 class Fleet:
@@ -74,9 +83,10 @@ class Fleet:
         self._say = say
         self._pass_fds = pass_fds
         self._options = list(options)
-        self._ending = asyncio.Event()
         self._keepers: list[asyncio.Task[None]] = []
         self.children: list[Child] = []
+        self._all: list[Child] = []
+        """Also those that were replaced: one of them may still be ending."""
         self._numbered = 0
         self.failed: asyncio.Future[Child] = asyncio.get_running_loop().create_future()
         """A node that cannot be started at all: its app is wrong."""
@@ -87,10 +97,8 @@ class Fleet:
 
     def replace(self, child: Child) -> None:
         """Kills a node without any warning; another one, of a new name, comes in its place."""
-        if child.process is None:
-            raise never("child.process is not None does not hold")
-        child.is_gone = True
-        child.process.kill()
+        child.gone.set()
+        child.signal(signal.SIGKILL)
         self.children.remove(child)
         self._another()
 
@@ -99,20 +107,18 @@ class Fleet:
         instead = self._another()
         while instead.state != "serving" and not self.failed.done():
             await asyncio.sleep(0.02)
-        if child.process is None:
-            raise never("child.process is not None does not hold")
-        child.is_gone = True
+        child.gone.set()
         self.children.remove(child)
-        child.process.terminate()
-        code = await _ended(child.process)
-        while child.state != "stopped":  # its last lines are still to be read
+        child.signal(signal.SIGTERM)
+        while child.state != "stopped":  # its last lines are to be read, too
             await asyncio.sleep(0.01)
-        return code
+        return child.code if child.code is not None else FAILED
 
     def _another(self) -> Child:
         self._numbered += 1
         child = Child(f"node-{self._numbered}")
         self.children.append(child)
+        self._all.append(child)
         self._keepers.append(asyncio.create_task(self._keep(child)))
         return child
 
@@ -123,39 +129,34 @@ class Fleet:
 
     async def stop(self) -> None:
         """SIGINT to all, since nobody is to take their agents, and SIGKILL to those that are there after the time for a clean stop."""
-        self._ending.set()
-        for child in self.children:
-            if child.process is not None and child.process.returncode is None:
+        for child in self._all:
+            child.gone.set()
+            if child.lives:
                 # One that only begins has no hands for it yet, and no agents either.
-                child.process.send_signal(signal.SIGINT if child.state == "serving" else signal.SIGTERM)
+                child.signal(signal.SIGINT if child.state == "serving" else signal.SIGTERM)
                 child.become("stopping")
-        try:
-            async with asyncio.timeout(STOP_S):
-                await asyncio.gather(*(_ended(child.process) for child in self.children if child.process is not None))
-        except TimeoutError:
-            self.kill()
+        if self._keepers:
+            await asyncio.wait(self._keepers, timeout=STOP_S)
+        self.kill()
         await asyncio.gather(*self._keepers, return_exceptions=True)
 
     def kill(self) -> None:
-        for child in self.children:
-            if child.process is not None and child.process.returncode is None:
-                child.process.kill()
+        for child in self._all:
+            child.signal(signal.SIGKILL)
 
     # ---- one child -------------------------------------------------------------------------------------------
 
     async def _keep(self, child: Child) -> None:
         delay = RESTART_S_MIN
-        while not self._ending.is_set():
+        while not child.gone.is_set():
             begun, why = time.monotonic(), dict[str, Any]()
             try:
                 child.code = await self._run(child)
             except Exception as error:  # noqa: BLE001 - no more processes or descriptors, or an error of ours: it is told, and tried again
                 child.code, child.last_line = None, f"its process cannot be started or read: {error}"
                 why = {"reason": child.last_line}
-            if self._ending.is_set() or child.is_gone:
-                child.become("stopped")
-                self._say({"event": "node", "node": child.name, "state": "stopped", "code": child.code})
-                return
+            if child.gone.is_set():
+                break
             child.become("crashed")
             event = {"event": "node", "node": child.name, "state": "crashed", "code": child.code, **why}
             if child.code == USAGE:
@@ -166,9 +167,11 @@ class Fleet:
             delay = RESTART_S_MIN if time.monotonic() - begun > STEADY_S else delay
             self._say({**event, "restart_s": delay})
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._ending.wait(), delay)
+                await asyncio.wait_for(child.gone.wait(), delay)
             delay = min(delay * 2, RESTART_S_MAX)
             child.restarts += 1
+        child.become("stopped")
+        self._say({"event": "node", "node": child.name, "state": "stopped", "code": child.code})
 
     async def _run(self, child: Child) -> int:
         child.become("starting")
@@ -182,7 +185,7 @@ class Fleet:
         )  # fmt: skip
         readers: list[asyncio.Task[None]] = []
         try:
-            if self._ending.is_set():
+            if child.gone.is_set():  # while it was started
                 process.terminate()
             if process.stdout is None:
                 raise never("process.stdout is not None does not hold")
