@@ -22,10 +22,11 @@ from mielin_cells.core.cluster import NodeInfo
 from mielin_cells.migration.recovery import RecoveryConfig
 from mielin_cells.node.client import Client
 from mielin_cells.node.heartbeat import Beat
-from mielin_cells.node.keeper import SUBJECT, Keeper, suspected
+from mielin_cells.node.keeper import Keeper, suspected
 from mielin_cells.node.node import Node
 from mielin_cells.node.reader import load
 from mielin_cells.node.selector import Spread
+from mielin_cells.node.term import SUBJECT
 from mielin_cells.substrate.embedded import Embedded
 
 QUICK = cells.Settings(heartbeat_s=0.05, heartbeat_misses=4, reconcile_s=0.3, ask_repeat_s=0.1)

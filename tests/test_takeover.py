@@ -198,10 +198,10 @@ async def test_a_keeper_goes_on_listening_while_it_takes_over(
         other = await client.on("node-3").spawn(Gauge, "h")
         begun, go, take = asyncio.Event(), asyncio.Event(), Takeover.take
 
-        async def slow(self: Takeover, gone: Collection[str], known: Any) -> int:
+        async def slow(self: Takeover, gone: Collection[str], known: Any, **more: bool) -> int:
             begun.set()
             await go.wait()
-            return await take(self, gone, known)
+            return await take(self, gone, known, **more)
 
         monkeypatch.setattr(Takeover, "take", slow)
         die(running["node-2"], air)

@@ -15,22 +15,16 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from mielin_cells.core.ids import control_subject
-from mielin_cells.core.message import UNREADABLE, framed, unframed
-from mielin_cells.errors import RecordInvalid, RetryError
-from mielin_cells.node import control, registry
+from mielin_cells.errors import RetryError
+from mielin_cells.node import control, registry, term
 from mielin_cells.node.heartbeat import Beat
 from mielin_cells.node.supervision import supervised
 from mielin_cells.node.takeover import Takeover
-from mielin_cells.substrate.ports import Appended
 
 if TYPE_CHECKING:
     from mielin_cells.node.node import Node
 
 logger = logging.getLogger("mielin_cells.keeper")
-
-SUBJECT = "keeper"
-"""The log that says who keeps."""
-
 
 AGAIN_S_MAX = 300.0
 """Between two looks for what nodes own that left long ago."""
@@ -39,15 +33,12 @@ LATE_KEPT_S = 30.0
 """How long a late round of this node's own makes it more patient with others."""
 
 
-class Term(msgspec.Struct, array_like=True, frozen=True):
-    node: str
-    incarnation: int
-    number: int
-    nonce: bytes
+FORGET_STOPPED_S = 600.0
+"""A node that stopped cleanly and owns nothing is forgotten after this, so that deployments whose nodes have ever new names do not
+pay for those that were."""
 
-
-_encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(Term)
+FORGET_SILENT_S = 3600.0
+"""One that fell silent and owns nothing is given up after this: told to stop, if its process lives after all, and then forgotten."""
 
 
 # ---- decisions, pure -----------------------------------------------------------------------------------------
@@ -126,6 +117,8 @@ class Keeper:
         """Nodes that had entered before this one began to listen, and that it has not heard."""
         self._empty: dict[str, int] = {}
         """Suspects that own nothing any more, as of a takeover, with their incarnation then."""
+        self._idle_since: dict[str, float] = {}
+        """Of those, since when this node knows."""
         self._again = Again(node.settings.reconcile_s)
         self._taking: asyncio.Task[None] | None = None
         self._keeper = ""
@@ -181,6 +174,7 @@ class Keeper:
             name: number for name, number in self._empty.items()
             if name in suspects and self._known[name].incarnation == number
         }  # fmt: skip
+        self._idle_since = {name: self._idle_since.get(name, now) for name in self._empty}
         due = suspects - self._empty.keys()
         is_due = bool(suspects) and self._again.is_due(now, due)
         unfit = {"", node.name, *suspects, *self._stuck()}
@@ -195,6 +189,7 @@ class Keeper:
         if is_due and (self._taking is None or self._taking.done()):
             self._again.began(now, due)
             self._taking = node.home.start(self._take(frozenset(suspects), dict(self._known)))
+        await self._forget(now)
 
     async def _read_registry(self, now: float) -> None:
         """Who has entered: when somebody new is heard, when somebody falls silent, and now and then."""
@@ -213,13 +208,31 @@ class Keeper:
     async def _take(self, gone: frozenset[str], known: dict[str, registry.Entered]) -> None:
         """The agents of all that are gone, also of those that owned none before: what they had sent may have landed since."""
         try:
-            self.taken += await self._takeover.take(gone, known)
+            self.taken += await self._takeover.take(gone, known, strays=True)
         except RetryError as error:
             logger.info("node %s: failover waits for the store: %s", self._node.name, error)
             return
         left = set(self._takeover.owners.values())
         self._empty.update({name: known[name].incarnation for name in gone - left})
         self._again.ended(self._node.clock(), is_over=not left)
+
+    async def _forget(self, now: float) -> None:
+        """Removes from the registry who has left for good.  Not one that is cordoned: an operator's word outlives its processes."""
+        node, log = self._node, self._node.home.log
+        for name, since in list(self._idle_since.items()):
+            entered = self._known[name]
+            if entered.is_cordoned or now - since <= (FORGET_STOPPED_S if entered.has_stopped else FORGET_SILENT_S):
+                continue
+            self._idle_since[name] = now  # whatever comes of this: not again at once
+            if not entered.has_stopped:
+                logger.warning("node %s was silent for %g s, and owns nothing: it is given up", name, now - since)
+                await registry.leave(log, name, entered.incarnation, node.home.rng.randbytes(12))
+            elif await registry.forget(log, name, entered, self._me, lambda: node.home.rng.randbytes(12)):
+                logger.info("node %s has left and owns nothing: it is forgotten", name)
+
+    @property
+    def _me(self) -> tuple[str, int]:
+        return self._node.name, self._node.home.incarnation
 
     def _suspects(self) -> set[str]:
         now = self._node.clock()
@@ -233,38 +246,24 @@ class Keeper:
     async def _keeps(self, suspects: Collection[str]) -> bool:
         """True if the log names this incarnation, or does so now because it names nobody who is heard and can act."""
         node, home = self._node, self._node.home
-        last = await home.log.last(SUBJECT)
+        found = await term.standing(home.log, await home.log.last(term.SUBJECT))
         self._term_at = node.clock()
-        term = self._term_of(last.data) if last is not None else None
-        self._keeper = term.node if term is not None else ""
-        if term is not None and (term.node, term.incarnation) == (node.name, home.incarnation):
+        last = found.term
+        self._keeper = last.node if last is not None else ""
+        if last is not None and (last.node, last.incarnation) == self._me:
             return True
-        if (
-            term is not None
-            and term.node != node.name
-            and term.node not in {*suspects, *self._stuck()}
-            and term.node in self._known
-        ):
+        if last is not None and last.node not in {node.name, *suspects, *self._stuck()} and last.node in self._known:
             return False
         if node.clock() - self._since <= self._limit_s:
             return False  # it may only not have been heard yet
-        number = term.number + 1 if term is not None else 1
-        mine = Term(node.name, home.incarnation, number, home.rng.randbytes(12))
-        outcome = await home.log.append(SUBJECT, framed(_encoder.encode(mine)), last.seq if last is not None else 0)
-        if not isinstance(outcome, Appended):
+        number = last.number + 1 if last is not None else 1
+        mine = term.Term(node.name, home.incarnation, number, home.rng.randbytes(12), found.floor)
+        if not await term.append(home.log, mine, found.seq):
             return False  # somebody else was first, or it is not known: the next round reads who
         self._keeper = node.name
-        await home.log.trim(SUBJECT, outcome.seq)
         logger.info("node %s keeps, term %d", node.name, number)
         return True
 
     async def _ask(self, name: str, request: control.AnyRequest, seconds: float) -> msgspec.Raw:
         wire = self._node.home.wire
         return control.result_of(await wire.request(control_subject(name), control.encode_request(request), seconds))
-
-    def _term_of(self, data: bytes) -> Term | None:
-        try:
-            return _decoder.decode(unframed(data, "The keepers' log"))
-        except (RecordInvalid, *UNREADABLE) as error:
-            logger.warning("the keepers' log is gone on with behind what cannot be read: %s", error)
-            return None

@@ -97,7 +97,7 @@ class Node:
         self.heard: Callable[[], list[Beat]] = list
         """Whose heartbeats this node has heard."""
         self.replaced: Callable[[int], None] | None = None
-        """Called with the incarnation of a newer process of this name, once this one has stopped for it."""
+        """Called once this process has stopped for a newer one of its name, with that one's incarnation, or given up, with its own."""
         self._classes = classes
         self.hosts: dict[str, Host] = {}
         self.copies: dict[str, Copy] = {}
@@ -172,10 +172,14 @@ class Node:
                 "node %s was started again as incarnation %d: this process, incarnation %d, stops at once; "
                 "nothing that was acknowledged is lost", self.name, newer, self.home.incarnation,
             )  # fmt: skip
-            self._close_all()
-            self.kill()
-            if self.replaced is not None:
-                self.replaced(newer)
+            self._end(newer)
+
+    def _end(self, incarnation: int) -> None:
+        """This incarnation may not go on."""
+        self._close_all()
+        self.kill()
+        if self.replaced is not None:
+            self.replaced(incarnation)
 
     @property
     def is_cordoned(self) -> bool:
@@ -185,6 +189,13 @@ class Node:
     def _changed(self, entered: registry.Entered, seq: int) -> None:
         """An operator has cordoned or uncordoned this node."""
         before, self.place = self.place, self.place._replace(is_cordoned=entered.is_cordoned, seq=seq)
+        if entered.has_stopped and not self.is_stopping:
+            logger.error(
+                "node %s, incarnation %d, was not heard for long and was given up by the others: this process stops at once; start "
+                "it again, and nothing that was acknowledged is lost", self.name, self.home.incarnation,
+            )  # fmt: skip
+            self._end(self.home.incarnation)
+            return
         if entered.is_cordoned != before.is_cordoned:
             logger.info("node %s is %s", self.name, "cordoned" if entered.is_cordoned else "not cordoned any more")
         if not entered.is_cordoned:

@@ -347,7 +347,9 @@ async def _live(options: Options, ending: Ending, substrate: Substrate, client: 
             await ending.wait()
         if newer:
             raise Fenced(
-                f"Node {node.name} was started again as incarnation {newer[0]}; this process has stopped.",
+                f"Node {node.name} was started again as incarnation {newer[0]}; this process has stopped."
+                if newer[0] != node.home.incarnation
+                else f"Node {node.name} was not heard for long, and the others gave it up; this process has stopped. Start it again.",
                 node=node.name, epoch=newer[0],
             )  # fmt: skip
         if ending.reason == signal.SIGTERM.name:

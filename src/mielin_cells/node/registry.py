@@ -18,6 +18,7 @@ from mielin_cells.core.ids import decoded, node_log_subject
 from mielin_cells.core.message import UNREADABLE, framed, unframed
 from mielin_cells.core.settings import RETRY_S_MAX, RETRY_S_MIN
 from mielin_cells.errors import CellError, RecordInvalid, UnknownNode, described
+from mielin_cells.node import term
 from mielin_cells.node.supervision import Backoff
 from mielin_cells.substrate.again import whole
 from mielin_cells.substrate.ports import Appended, Entry, Log
@@ -93,6 +94,8 @@ async def enter(log: Log, name: str, about: Announcement, nonce: Callable[[], by
             except RecordInvalid as error:
                 before = Entered(at, name, b"")  # an incarnation is never above the sequence of its record
                 logger.warning("node %s goes on behind a record that it cannot read: %s", name, error)
+        else:  # a node of this name may have been forgotten
+            before = Entered(await term.floor(log), name, b"")
         incarnation, is_cordoned = before.incarnation + 1, before.is_cordoned
         mine = Entered(incarnation, name, nonce(), about, is_cordoned=is_cordoned)
         outcome = await log.append(subject, framed(_encoder.encode(mine)), at)
@@ -177,6 +180,22 @@ async def is_known(log: Log, name: str) -> bool:
     """Whether such a node ever entered, for certain."""
     subject = node_log_subject(name)
     return await log.last(subject) is not None or await log.settled(subject) is not None
+
+
+async def forget(
+    log: Log, name: str, entered: Entered, keeper: tuple[str, int], nonce: Callable[[], bytes]
+) -> bool:  # fmt: skip
+    """Removes the log of a node that has stopped, if this is still its end; the next one of its name has a higher incarnation."""
+    last = await log.last(node_log_subject(name))
+    if last is None:
+        return False
+    found = await _entered(log, name, last)
+    if not found.has_stopped or found.incarnation != entered.incarnation:
+        return False
+    if not await term.raised(log, found.incarnation, keeper, nonce):
+        return False
+    await log.trim(node_log_subject(name), last.seq + 1)  # what is appended behind it stays
+    return True
 
 
 async def names(log: Log) -> list[str]:

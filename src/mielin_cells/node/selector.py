@@ -29,9 +29,17 @@ async def ping(wire: Wire, node: str) -> NodeInfo | None:
 
 
 async def alive(log: Log, wire: Wire) -> list[NodeInfo]:
-    """Every node that answers, by name.  Raises a `RetryError` while the store does not."""
-    answers = await together(ping(wire, name) for name in await registry.present(log))
-    return [answer for answer in answers if answer is not None]
+    """Every node that answers, by name.  Raises a `RetryError` while the store does not.
+
+    Who has said that it leaves is asked only if nobody else answers: the registry may be read late.
+    """
+    entered = await registry.registered(log)
+    found = list[NodeInfo | None]()
+    for has_stopped in (False, True):
+        found += await together(ping(wire, name) for name, one in entered.items() if one.has_stopped is has_stopped)
+        if any(found):
+            break
+    return [answer for answer in found if answer is not None]
 
 
 class Spread:

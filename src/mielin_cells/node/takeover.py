@@ -80,20 +80,22 @@ class Takeover:
         self.failed: dict[str, str] = {}
         self.owners: dict[str, str] = {}
         self._known: Mapping[str, registry.Entered] = {}
+        self._takes_strays = False
         self._differ = False
         """The nodes do not all know the same classes."""
 
-    async def take(self, gone: Collection[str], known: Mapping[str, registry.Entered], *, force: bool = False) -> int:
+    async def take(
+        self, gone: Collection[str], known: Mapping[str, registry.Entered], *, force: bool = False, strays: bool = False
+    ) -> int:
         """Has the agents of the nodes that are gone claimed by others of those known; how many were.
 
-        `force`: also those that were rolled back to go on at one of the nodes that are gone.
-
-        Raises a `RetryError` while the store does not answer.
+        `force`: also those that were rolled back to go on at one of the nodes that are gone.  `strays`: also those of nodes that
+        were forgotten.  Raises a `RetryError` while the store does not answer.
         """
         began = self._clock()
         self.failed, self.owners = {}, {}
         infos, standing = await self._alive(gone, known)
-        self._known = known
+        self._known, self._takes_strays = known, strays
         self._differ = len({frozenset(info.classes) for info in infos}) > 1
         orphans = await self._orphans(gone, ())
         if not orphans:
@@ -114,12 +116,22 @@ class Takeover:
     async def _orphans(self, gone: Collection[str], hosted: Collection[str]) -> list[Orphan]:
         """Agents that the log gives to a node that is gone.  The log may be read late: who claims looks again."""
         agents = [agent for agent, _ in await known_agents(self._log) if agent not in hosted]
-        found = [_orphan(end) for end in await ends(self._log, agents) if self._is_orphan(end, gone)]
+        last = await ends(self._log, agents)
+        gone = await self._strays(last, gone)
+        found = [_orphan(end) for end in last if self._is_orphan(end, gone)]
         if self._differ:
             await self._read_classes(found)
         # Those first that were at work when their node was lost: they are waited for.
         found.sort(key=lambda orphan: -orphan.seen.seq)
         return found
+
+    async def _strays(self, last: list[End], gone: Collection[str]) -> Collection[str]:
+        """The nodes that are gone, with those that are not in the registry, for certain: they left long ago, and what they had sent
+        landed late."""
+        if not self._takes_strays:
+            return gone
+        owners = {named_owner(end.record) for end in last} - {"", *self._known, *gone}
+        return {*gone, *[owner for owner in owners if not await registry.is_known(self._log, owner)]}
 
     def _is_orphan(self, end: End, gone: Collection[str]) -> bool:
         record = end.record
