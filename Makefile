@@ -4,6 +4,7 @@
 #   make sim SEEDS=2000 START=1
 #   make guards        each guard of the protocol taken away: the simulator must find the harm
 #   make nth           one migration, with each of its substrate calls failing, timing out and crashing its process
+#   make pythons       what depends on the interpreter, on each newer Python that is installed here
 #   make torture MINUTES=30   real processes killed, stopped and cut off, on one server and on a cluster of three
 #   make bench         all that docs/benchmarks.md tells, beside the peers; 30 minutes, on a machine that does nothing else
 #   make bench-quick   the same with less patience, in 3 minutes; it leaves the page alone
@@ -22,7 +23,7 @@ LOCKS := requirements/dev.lock requirements/runtime.lock
 PEERS := build/peers/installed
 PEERS_OR_NOT := $(MAKE) peers || echo "the peers could not be installed: they are left out, and the page says so" >&2
 
-.PHONY: demo test lint types unit sim guards nth torture ci bench bench-quick bench-smoke peers wheel-check lock clean
+.PHONY: pythons demo test lint types unit sim guards nth torture ci bench bench-quick bench-smoke peers wheel-check lock clean
 
 # The stamp is written last, so an installation that broke half-way is done again.
 .venv: $(STAMP)
@@ -75,8 +76,13 @@ ci: test
 	MATRIX_CELLS=others $(BIN)/python -m pytest tests/test_process_matrix.py
 	$(MAKE) torture
 	$(MAKE) wheel-check
+	$(MAKE) pythons
 	$(MAKE) bench-smoke
 	$(MAKE) demo
+
+# What depends on the interpreter, on each newer one that is installed here.
+pythons: $(STAMP)
+	.ci/pythons
 
 bench: $(STAMP)
 	$(PEERS_OR_NOT)

@@ -220,6 +220,10 @@ async def test_the_caller_is_told_and_the_agent_goes_on(what: str) -> None:
         assert await agent.counted() == 5
 
 
+ONE_STACK = sys.version_info < (3, 12)
+"""Calls in C count to the limit of calls in Python."""
+
+
 def test_what_is_nested_almost_too_deeply_to_load_elsewhere_is_refused_where_it_is_set() -> None:
     """The deepest value that a turn may keep still loads where much more of the stack is in use."""
     deepest, kept = 0, StoredState()
@@ -232,7 +236,9 @@ def test_what_is_nested_almost_too_deeply_to_load_elsewhere_is_refused_where_it_
         except cells.StateInvalid:
             break
         deepest, kept = levels, stored
-    assert 100 < deepest < sys.getrecursionlimit() - STACK_MARGIN
+    assert deepest > 100
+    if ONE_STACK:
+        assert deepest < sys.getrecursionlimit() - STACK_MARGIN
 
     def from_below(calls: int) -> Any:
         if calls == 0:

@@ -55,12 +55,12 @@ _LAST_SEQ: Final = "SELECT max(seq) FROM entries WHERE subject = ?"
 # A loose scan: one index search per subject, however many entries it has.
 _SUBJECTS: Final = """
 WITH RECURSIVE names(name) AS (
-  SELECT min(subject) FROM entries WHERE subject >= ?1
+  SELECT min(subject) FROM entries WHERE subject >= ?
   UNION ALL
   SELECT (SELECT min(subject) FROM entries WHERE subject > name) FROM names WHERE name IS NOT NULL
 )
 SELECT name, (SELECT max(seq) FROM entries WHERE subject = name) FROM names
-WHERE name IS NOT NULL LIMIT ?2
+WHERE name IS NOT NULL LIMIT ?
 """
 # The size of a value is in its row's header: what is behind it is not read.
 _TRIM_SIZES: Final = "SELECT seq, length(data) FROM entries WHERE subject = ? AND seq < ? ORDER BY seq LIMIT ?"
