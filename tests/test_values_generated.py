@@ -18,6 +18,7 @@ from uuid import UUID
 
 import msgspec
 import pydantic
+import pytest
 from field_types import stored
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -32,6 +33,9 @@ EXAMPLES = settings(
     max_examples=int(MORE or 250), derandomize=MORE is None, database=None, deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )  # fmt: skip
+
+
+pytestmark = pytest.mark.timeout(60 if MORE is None else 3600)
 
 
 # ---- types, each with values of it and values that are nearly of it ----

@@ -301,6 +301,8 @@ def _text(value: Any, loaded: Any, place: Place, todo: Todo) -> bool:
 
 def _reduced(value: Any, loaded: Any, place: Place, todo: Todo) -> bool:
     """By what `copy` would make it anew from.  Raises `ValueChangedError` for a type that says nothing of that."""
+    if getattr(value, "maxlen", None) != getattr(loaded, "maxlen", None):
+        raise ValueChangedError(place, "the maxlen of a deque would be lost; use a deque without one")
     try:
         parts = [_parts(value), _parts(loaded)]
     except LOAD_ERRORS as error:

@@ -85,6 +85,12 @@ def written(kind: Any, value: Any) -> Any:
     return kind.model_validate(value, **{name: True for name in ("by_alias", "by_name") if name in options})
 
 
+def readable(value: Any) -> Any:
+    """Plain data for people: without what models keep beside their fields."""
+    _take_unset(value, {})
+    return value
+
+
 def _take_unset(value: Any, unset: dict[int, list[str]]) -> None:
     if type(value) is dict:
         names = value.pop(UNSET, None)

@@ -8,6 +8,7 @@ import enum
 import inspect
 import operator
 import types
+import typing
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -80,7 +81,7 @@ def proofs(info: Any, within: frozenset[type] = frozenset()) -> dict[type, Proof
 
 def _of_class(info: Any, within: frozenset[type]) -> dict[type, Proof]:
     """A class is proved by its fields, if nothing of it runs in a load and its values hold nothing else."""
-    cls, names = info.cls, [field.name for field in info.fields]
+    cls, names = typing.get_origin(info.cls) or info.cls, [field.name for field in info.fields]
     parts = [proofs(field.type, within) for field in info.fields]
     if hasattr(cls, "__post_init__") or not all(parts):
         return {}

@@ -12,6 +12,7 @@ from mielin_cells.core.fold import Fold, Phase
 from mielin_cells.core.ids import inbox_subject
 from mielin_cells.core.ledger import Verdict
 from mielin_cells.core.message import decode_mail, sender_text
+from mielin_cells.core.models import readable
 from mielin_cells.core.records import DeadLetter
 from mielin_cells.core.secret import scrubbed
 from mielin_cells.core.settings import DEAD_LETTERS_MAX
@@ -49,7 +50,7 @@ def id_of(agent: str, letter: DeadLetter) -> str:
 
 def shown(agent: str, number: int, letter: DeadLetter) -> Letter:
     try:
-        args = msgspec.msgpack.decode(letter.args) if letter.args else None
+        args = readable(msgspec.msgpack.decode(letter.args)) if letter.args else None
     except msgspec.MsgspecError:
         args = letter.args.hex()
     return Letter(

@@ -15,6 +15,7 @@ from mielin_cells.core.cluster import AgentInfo, MigrationReport, NodeInfo, Time
 from mielin_cells.core.fold import Fold, Phase
 from mielin_cells.core.ids import BEATS, AgentId, log_subject
 from mielin_cells.core.message import Answer
+from mielin_cells.core.models import readable
 from mielin_cells.core.records import (
     AnyRecord,
     Created,
@@ -78,7 +79,7 @@ class _Said(NamedTuple):
         return self.args
 
     def decode_result(self, data: bytes, caller: Caller | None = None) -> Any:
-        return msgspec.msgpack.decode(data) if data else None
+        return readable(msgspec.msgpack.decode(data)) if data else None
 
     def error_of(self, answer: Answer) -> Exception:
         if answer.error is None:
