@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pty
+import re
 import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -103,21 +102,24 @@ def test_a_reader_that_has_enough_ends_what_goes_on_without_a_word(up: Deploymen
         process.stderr.close()
 
 
-def test_a_fleet_whose_lines_nobody_reads_stops_and_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_a_fleet_whose_lines_nobody_reads_stops_and_leaves_nothing(tmp_path: Path, is_terminal: bool) -> None:
     (tmp_path / "app.py").write_text(APP)
+    ours, theirs = pty.openpty() if is_terminal else os.pipe()
     process = subprocess.Popen(
-        [MIELIN, "up", "--app", "app.py", "--nodes", "1", "--sync", "lazy", "--json"], cwd=tmp_path, text=True,
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+        [MIELIN, "up", "--app", "app.py", "--nodes", "1", "--sync", "lazy"], cwd=tmp_path, text=True,
+        stdin=subprocess.DEVNULL, stdout=theirs, stderr=subprocess.PIPE, start_new_session=True,
+        env={**os.environ, "TERM": "xterm"},
     )  # fmt: skip
-    assert process.stdout is not None
+    os.close(theirs)
     assert process.stderr is not None
     try:
-        event: dict[str, Any] = {}
-        while event.get("state") != "serving":
-            event = json.loads(process.stdout.readline())
+        shown = b""
+        while (told := re.search(rb"node-1 serves \(process (\d+)", shown)) is None:
+            shown += os.read(ours, 4096)
         tree = psutil.Process(process.pid).children(recursive=True)
-        process.stdout.close()
-        psutil.Process(event["process"]).kill()  # which it would tell
+        os.close(ours)
+        psutil.Process(int(told[1])).kill()  # which it would tell
         assert process.wait(CLOSE_S) == 0
         assert not [child for child in tree if lives(child)]
     finally:
@@ -125,3 +127,22 @@ def test_a_fleet_whose_lines_nobody_reads_stops_and_leaves_nothing(tmp_path: Pat
         process.wait()
         assert process.stderr.read() == ""
         process.stderr.close()
+
+
+def test_a_move_that_is_no_longer_watched_goes_on_and_says_so(up: Deployment) -> None:
+    second = up.node("second", "app.py")
+    marker = up.folder / "leaving"
+    up.value("spawn", "Lingering", "slow-to-go", f"marker={marker}", "--on", "node-1")
+    process = subprocess.Popen(
+        [MIELIN, "migrate", "slow-to-go", "--to", "second"], cwd=up.folder, text=True, stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    wait_for(marker.exists, "the departure")
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=CLOSE_S)
+    assert (process.returncode, len(err.splitlines())) == (130, 2), (out, err)
+    move = re.search(r"`mielin show (m-\w+)` tells of it", err)
+    assert move is not None
+    wait_for(lambda: up.value("show", move[1])["outcome"] == "completed", "the move's end")
+    assert up.value("show", "slow-to-go")["node"] == "second"
+    second.close()

@@ -18,7 +18,7 @@ def main() -> None:
         to_nowhere()
         raise SystemExit(1) from None
     except KeyboardInterrupt:
-        print("mielin: stopped", file=sys.stderr)
+        print("mielin: stopped", file=sys.stderr)  # what was sent may still take effect: docs/cli.md says so
         raise SystemExit(130) from None
 
 

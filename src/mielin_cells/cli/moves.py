@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -87,7 +89,14 @@ async def migrate(
     request = msgspec.structs.replace(request, recovery=recovery or None)
     expected = await operator.predicted(agent, to)
     watch = Watch(printer, {"event": "planned", "agent": agent, "source": source, "migration": request.migration})
-    report = await operator.watch(request, source, watch.seen)
+    try:
+        report = await operator.watch(request, source, watch.seen)
+    except asyncio.CancelledError:
+        print(
+            f"mielin: the move of {agent} goes on: `mielin show {request.migration}` tells of it, `mielin abort {agent}` cancels it",
+            file=sys.stderr,
+        )
+        raise
     watch.rest(report)
     if report.code == "MigrationRefused":
         refusal = MigrationRefused(

@@ -261,35 +261,47 @@ class Display:
 
     def __exit__(self, *_: object) -> None:
         if self._live is not None:
-            self._live.stop()
+            with contextlib.suppress(OSError):
+                self._live.stop()
 
     def say(self, event: dict[str, Any]) -> None:
-        if self._live is None:
-            try:
+        try:
+            if self._live is None:
                 self._printer.show(*_event(event))
-            except BrokenPipeError:
-                to_nowhere()
-                self._unread()
-            return
-        self._live.console.print(_text(event), markup=False, highlight=False)
-        self._refresh()
+            else:
+                self._live.console.print(_text(event), markup=False, highlight=False)
+                self._live.update(self._table(), refresh=True)
+        except OSError:
+            self._lost()
+
+    def _lost(self) -> None:
+        """The terminal is gone, or whoever read the lines."""
+        self._live = None
+        to_nowhere()
+        self._unread()
 
     async def watch(self) -> None:
         """Keeps the table fresh; without a terminal there is nothing to do."""
-        if self._live is None:
-            return
-        asked = 0.0
-        async with connected(self._served.address) as client:
-            while True:
-                if time.monotonic() - asked > POLL_S:
-                    asked = time.monotonic()
-                    with contextlib.suppress(CellError):
-                        self._agents = {node.name: node.agents for node in await client.nodes()}
-                self._refresh()
-                await asyncio.sleep(REFRESH_S)
+        if self._live is not None:
+            await asyncio.gather(self._refresh(), self._count())
 
-    def _refresh(self) -> None:
-        self._live.update(self._table(), refresh=True)
+    async def _refresh(self) -> None:
+        while self._live is not None:
+            try:
+                self._live.update(self._table(), refresh=True)
+            except OSError:
+                self._lost()
+            await asyncio.sleep(REFRESH_S)
+
+    async def _count(self) -> None:
+        """Asks the nodes for their agents; of a server that does not answer, again later."""
+        while self._live is not None:
+            with contextlib.suppress(CellError):
+                async with connected(self._served.address.met, makes=False) as client:
+                    while self._live is not None:
+                        self._agents = {node.name: node.agents for node in await client.nodes()}
+                        await asyncio.sleep(POLL_S)
+            await asyncio.sleep(POLL_S)
 
     def _table(self) -> Any:
         from rich.table import Table
