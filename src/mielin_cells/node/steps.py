@@ -12,6 +12,7 @@ from typing import Any
 
 from mielin_cells.core.step import Retry, Within
 from mielin_cells.errors import StepFailed, described
+from mielin_cells.node.waiting import Waiting
 
 logger = logging.getLogger("mielin_cells.steps")
 
@@ -70,9 +71,51 @@ async def _called(step: Within, call: Callable[..., Any], args: tuple[Any, ...])
     context.run(within.set, step)
     value = context.run(call, *args)
     if inspect.isawaitable(value):
-        return await asyncio.get_running_loop().create_task(_awaited(value), context=context)
+        run = _Run(value)
+        return await run.ended(asyncio.get_running_loop().create_task(run.awaited(), context=context), step)
     return value
 
 
-async def _awaited(value: Awaitable[Any]) -> Any:
-    return await value
+class _Run:
+    """One call in a task of its own, which is left if it catches its cancellation and goes on."""
+
+    def __init__(self, value: Awaitable[Any]) -> None:
+        self._value = value
+        self._waiting: Waiting | None = None
+
+    async def awaited(self) -> Any:
+        if not inspect.iscoroutine(self._value):
+            return await self._value
+        try:
+            first = self._value.send(None)
+        except StopIteration as stop:
+            return stop.value
+        self._waiting = Waiting(self._value, first)
+        return await self._waiting
+
+    async def ended(self, task: asyncio.Task[Any], step: Within) -> Any:
+        """What the call gives.  If whoever waits is cancelled, so is the call, which has the time of a pause to end."""
+        loop = asyncio.get_running_loop()
+        try:
+            await asyncio.wait((task,))
+        except asyncio.CancelledError:
+            left: asyncio.Future[None] = loop.create_future()
+            task.cancel()
+            timer = loop.call_later(step.turn.pause_s, self._leave, task, step, left)
+            await asyncio.wait((task, left), return_when=asyncio.FIRST_COMPLETED)
+            timer.cancel()
+            if not task.done() or task.cancelled():
+                raise
+        return task.result()
+
+    def _leave(self, task: asyncio.Task[Any], step: Within, left: asyncio.Future[None]) -> None:
+        if not task.done():
+            logger.error(
+                "agent %s: the call of step %s was cancelled %g s ago and goes on, for it catches that. It is run no further.",
+                step.turn.id, step.name, step.turn.pause_s,
+            )  # fmt: skip
+            if self._waiting is not None:
+                self._waiting.is_left = True
+            task.cancel()
+        if not left.done():
+            left.set_result(None)

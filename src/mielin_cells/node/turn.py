@@ -126,6 +126,11 @@ class Turn(OwnOrders):
         return self._host.home.name
 
     @property
+    def pause_s(self) -> float:
+        """What is cancelled has so long to end."""
+        return self._host.home.settings.pause_s
+
+    @property
     def cluster(self) -> Cluster:
         cluster = self._host.home.cluster
         if cluster is None:
