@@ -21,7 +21,7 @@ from mielin_cells.node.client import Client
 from mielin_cells.node.operator import Operator
 
 
-class Stall(cells.Agent):
+class Booth(cells.Agent):
     @cells.handler
     async def unreachable(self, url: str) -> None:
         raise OSError(f"cannot reach {url}")
@@ -35,7 +35,7 @@ class Stall(cells.Agent):
 async def operator() -> AsyncIterator[Operator]:
     async with cells.local(nodes=2, settings=cells.Settings(retry_first_s=0.001)) as cluster:
         assert isinstance(cluster, Client)
-        await cluster.on("node-1").spawn(Stall, "stall")
+        await cluster.on("node-1").spawn(Booth, "stand")
         yield Operator(cluster)
 
 
@@ -73,13 +73,13 @@ async def test_no_cause_shows_an_address_with_what_lets_one_in(
     operator: Operator, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It is the text of a user's exception, which a client of some other server may have written."""
-    stall = await operator.client.spawn(Stall, "stall")
-    await stall.unreachable.tell("https://user:secret@example.com/x")
+    booth = await operator.client.spawn(Booth, "stand")
+    await booth.unreachable.tell("https://user:secret@example.com/x")
     async with asyncio.timeout(10):
-        while not await operator.letters("stall"):
+        while not await operator.letters("stand"):
             await asyncio.sleep(0.005)
     for printer in (Printer(as_json=True), Printer(as_json=False)):
-        await commands.dead(operator, printer, "stall", None, False, False)
+        await commands.dead(operator, printer, "stand", None, False, False)
         shown = capsys.readouterr().out
         cause = json.loads(shown)[0]["cause"] if printer.as_json else shown.splitlines()[1]
         assert "cannot reach https://example.com/x" in cause
@@ -109,27 +109,27 @@ def test_a_moment_is_shown_here_and_by_its_age() -> None:
 
 async def test_looks_show_when_it_was(operator: Operator, capsys: pytest.CaptureFixture[str]) -> None:
     before = time.time() - 1.0  # the node entered before
-    await operator.tell("stall", "grumble", ["1"])
+    await operator.tell("stand", "grumble", ["1"])
     async with asyncio.timeout(10):
-        while not await operator.letters("stall"):
+        while not await operator.letters("stand"):
             await asyncio.sleep(0.005)
-    await operator.client.migrate("stall", "node-2")
+    await operator.client.migrate("stand", "node-2")
     after = time.time()
-    [agent], [letter], nodes = await operator.agents(), await operator.letters("stall"), await operator.nodes()
+    [agent], [letter], nodes = await operator.agents(), await operator.letters("stand"), await operator.nodes()
     [case] = await Cases(operator.client).listed()
     moments = [agent.at, letter.at, case.at, *(node.at for node in nodes)]
     assert all(before <= at <= after for at in moments), moments
     assert letter.at <= agent.at
 
-    await commands.log(operator, Printer(as_json=True), "stall", 0, False)
+    await commands.log(operator, Printer(as_json=True), "stand", 0, False)
     records = [json.loads(line)["at"] for line in capsys.readouterr().out.splitlines()]
     assert sorted(records) == records
     assert before <= records[0] <= records[-1] == agent.at
 
     printer = Printer(as_json=False)
     for work in (commands.agents(operator, printer, None), commands.nodes(operator, printer),
-                 commands.dead(operator, printer, "stall", None, False, False), moves.migrations(operator, printer, None, False),
-                 commands.show(operator, printer, "stall"), commands.show(operator, printer, case.migration)):  # fmt: skip
+                 commands.dead(operator, printer, "stand", None, False, False), moves.migrations(operator, printer, None, False),
+                 commands.show(operator, printer, "stand"), commands.show(operator, printer, case.migration)):  # fmt: skip
         await work
         shown = capsys.readouterr().out
         assert time.strftime("%Y-%m-%d ", time.localtime(agent.at)) in shown
@@ -139,12 +139,12 @@ async def test_looks_show_when_it_was(operator: Operator, capsys: pytest.Capture
 async def test_an_agent_whose_node_is_gone_still_says_when_it_last_did_something() -> None:
     async with cells.local(nodes=1) as cluster:
         assert isinstance(cluster, Client)
-        await cluster.spawn(Stall, "stall")
+        await cluster.spawn(Booth, "stand")
         [info] = await Operator(cluster).agents()
-        last = await cluster.log.last(log_subject("stall"))
+        last = await cluster.log.last(log_subject("stand"))
         assert last is not None
         assert info.at == decode_record(last.data, "").written > 0.0
-        unhosted = await Operator(cluster)._unhosted("stall")
+        unhosted = await Operator(cluster)._unhosted("stand")
         assert unhosted is not None
         assert unhosted.at == info.at
 
@@ -154,7 +154,7 @@ async def test_an_agent_whose_node_is_gone_still_says_when_it_last_did_something
 
 async def test_agents_are_filtered_counted_and_paged(operator: Operator, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a", "b", "c"):
-        await operator.client.on("node-2").spawn(Stall, name)
+        await operator.client.on("node-2").spawn(Booth, name)
     await operator.client.suspend("b", "tea")
 
     async def listed(**which: Any) -> list[str]:
@@ -162,12 +162,12 @@ async def test_agents_are_filtered_counted_and_paged(operator: Operator, capsys:
         assert await commands.agents(operator, Printer(as_json=True), commands.Which(**which)) == 0
         return [info["id"] for info in json.loads(capsys.readouterr().out)]
 
-    assert await listed() == ["a", "b", "c", "stall"]
-    assert await listed(node="node-1") == ["stall"]
-    assert await listed(cls="Stall", state="suspended") == ["b"]
+    assert await listed() == ["a", "b", "c", "stand"]
+    assert await listed(node="node-1") == ["stand"]
+    assert await listed(cls="Booth", state="suspended") == ["b"]
     assert await listed(node="node-1", state="Suspended") == []
     assert await listed(limit=2) == ["a", "b"]
-    assert await listed(limit=2, after="b") == ["c", "stall"]
+    assert await listed(limit=2, after="b") == ["c", "stand"]
     assert await commands.agents(operator, Printer(as_json=False), commands.Which(limit=3)) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "1 more: --after c"
     for form, says in ((True, {"count": 3}), (False, 3)):
@@ -191,11 +191,11 @@ async def test_a_filter_that_nothing_can_fit_is_refused(
 
 
 async def test_a_name_that_is_not_there_is_told_with_those_like_it(operator: Operator) -> None:
-    assert await operator.nearest("stal") == ["stall"]
-    assert await operator.nearest("stlal") == ["stall"]
+    assert await operator.nearest("stan") == ["stand"]
+    assert await operator.nearest("satnd") == ["stand"]
     assert await operator.nearest("node2") == ["node-2", "node-1"]
     assert await operator.nearest("something else") == []
-    report = await operator.client.migrate("stall", "node-2")
+    report = await operator.client.migrate("stand", "node-2")
     assert await operator.nearest(report.migration[:5]) == [report.migration]
 
 
@@ -213,9 +213,9 @@ async def test_a_watched_list_is_printed_again_when_it_changes(
 
     watching = asyncio.create_task(commands.agents(operator, Printer(as_json=True), watch=True))
     await until(1)
-    await operator.client.spawn(Stall, "another")
+    await operator.client.spawn(Booth, "another")
     await until(2)
-    assert lines[:2] == [["stall"], ["another", "stall"]]
+    assert lines[:2] == [["stand"], ["another", "stand"]]
     watching.cancel()
     with pytest.raises(asyncio.CancelledError):
         await watching
