@@ -16,6 +16,7 @@ SEEDS ?= 150
 START ?= 1
 MINUTES ?= 1
 ARGS ?=
+SIM ?=
 
 BIN := .venv/bin
 STAMP := .venv/installed
@@ -57,7 +58,7 @@ unit: $(STAMP)
 
 sim: $(STAMP)
 	$(BIN)/python -m mielin_cells.testing.simulate --replay tests/seeds.txt
-	$(BIN)/python -m mielin_cells.testing.simulate --seeds $(SEEDS) --start $(START) --shrink
+	$(BIN)/python -m mielin_cells.testing.simulate --seeds $(SEEDS) --start $(START) --shrink $(SIM)
 
 guards: $(STAMP)
 	GUARDS=all $(BIN)/python -m pytest --timeout 300 tests/test_guards.py
@@ -69,7 +70,7 @@ torture: $(STAMP)
 	PYTHONPATH=tests $(BIN)/python -m torture --minutes $(MINUTES) $(ARGS)
 
 ci: test
-	$(MAKE) sim SEEDS=500 START=1000
+	$(MAKE) sim SEEDS=500 START=1000 SIM=--reach
 	$(MAKE) guards
 	$(MAKE) nth
 	MATRIX_SEEDS=6 $(BIN)/python -m pytest tests/test_matrix.py

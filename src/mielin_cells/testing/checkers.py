@@ -326,6 +326,7 @@ class Checkers:
         for call in scene.calls:
             if call.at >= since:
                 call.acked, call.answer = False, None
+                call.doomed = call.doomed and "maybe"
         scene.told = [told for told in scene.told if told.at < since]
         history = [one for one in self._history if one[1].seq <= seq]
         self._history = history

@@ -27,11 +27,25 @@ SOMETIMES = (
 """What must have happened besides faults, as `Scene.counts` has it."""
 
 
+EVERY_CELL_SEEDS = 5000
+"""The rarest cells, a fault in the milliseconds of a handover, are met once in a thousand seeds."""
+
+CELLS_SHARE = 0.8
+"""Of the cells: what fewer seeds must have reached."""
+
+
 def unreached(faults: Counter[str], counts: Counter[str]) -> list[str]:
     """Faults, cells of the matrix and other things that have never happened, by name."""
     missing = [name for name in WORLD_FAULTS if not faults[name]]
     missing += [name for name in SOMETIMES if not counts[name]]
     return missing + [f"cell {cell}" for cell in CELLS if not counts[f"cell {cell}"]]
+
+
+def too_little(missing: list[str], seeds: int) -> bool:
+    """True if a campaign of so many seeds must have reached more: a fault that was never made, or too many cells."""
+    cells = [name for name in missing if name.startswith("cell ")]
+    allowed = 0 if seeds >= EVERY_CELL_SEEDS else len(CELLS) * (1 - CELLS_SHARE)
+    return len(cells) < len(missing) or len(cells) > allowed
 
 
 def faults_told(faults: Counter[str]) -> str:
