@@ -6,6 +6,7 @@
 #   make nth           one migration, with each of its substrate calls failing, timing out and crashing its process
 #   make pythons       what depends on the interpreter, on each newer Python that is installed here
 #   make torture MINUTES=30   real processes killed, stopped and cut off, on one server and on a cluster of three
+#   make soak MINUTES=30   sessions, timers, agents and nodes come and go, and nothing may grow
 #   make bench         all that docs/benchmarks.md tells, beside the peers; 30 minutes, on a machine that does nothing else
 #   make bench-quick   the same with less patience, in 3 minutes; it leaves the page alone
 #   make lock   resolve requirements/*.lock again (needs uv; nothing else does)
@@ -24,7 +25,7 @@ LOCKS := requirements/dev.lock requirements/runtime.lock
 PEERS := build/peers/installed
 PEERS_OR_NOT := $(MAKE) peers || echo "the peers could not be installed: they are left out, and the page says so" >&2
 
-.PHONY: pythons demo test lint types unit sim guards nth torture ci bench bench-quick bench-smoke peers wheel-check lock clean
+.PHONY: pythons demo test lint types unit sim guards nth torture soak ci bench bench-quick bench-smoke peers wheel-check lock clean
 
 # The stamp is written last, so an installation that broke half-way is done again.
 .venv: $(STAMP)
@@ -69,6 +70,9 @@ nth: $(STAMP)
 torture: $(STAMP)
 	PYTHONPATH=tests $(BIN)/python -m torture --minutes $(MINUTES) $(ARGS)
 
+soak: $(STAMP)
+	PYTHONPATH=tests $(BIN)/python -m soak --minutes $(MINUTES) $(ARGS)
+
 ci: test
 	$(MAKE) sim SEEDS=500 START=1000 SIM=--reach
 	$(MAKE) guards
@@ -76,6 +80,7 @@ ci: test
 	MATRIX_SEEDS=6 $(BIN)/python -m pytest tests/test_matrix.py
 	MATRIX_CELLS=others $(BIN)/python -m pytest tests/test_process_matrix.py
 	$(MAKE) torture
+	$(MAKE) soak MINUTES=2
 	$(MAKE) wheel-check
 	$(MAKE) pythons
 	$(MAKE) bench-smoke

@@ -170,10 +170,11 @@ class Adoption:
         return [agent for agent in agents if agent not in others]
 
     def _others(self, agent: str, seq: int, record: AnyRecord) -> None:
-        """Its log names another node up to `seq`, where it ended when it was read, or nobody: then this node may have been the last,
-        and have died before it had written the end of a migration."""
+        """Its log names another node up to `seq`, where it ended when it was read, or nobody: then a former process of this node
+        may have been the last, and have died before it had written the end of a migration."""
         self.quiet[agent] = seq
-        if isinstance(record, Terminated) and record.node == self._node.name:
+        was_here = record.node == self._node.name and record.incarnation != self._node.home.incarnation
+        if isinstance(record, Terminated) and was_here:
             self._node.migrations.settle_soon(agent, 0.0)
         self._node.returns.gone(agent)
         self._node.troubled.pop(agent, None)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from mielin_cells.core.fold import Fold, Phase
 from mielin_cells.core.ids import journal_subject
 from mielin_cells.errors import (
+    CellError,
     ConfigError,
     NoSuchAgent,
     NoSuchMigration,
@@ -45,6 +46,9 @@ journals may be old when an agent is claimed, so after this it is looked at once
 
 GATHER_S = 0.1
 """Of agents that are claimed at about the same time the journals are looked for together."""
+
+JOURNALS_KEPT = 20
+"""Of an agent, so many migrations that have ended."""
 
 MANY = 16
 """From so many agents on, as after a failover, one list of all journals is less work than one of each agent's."""
@@ -170,7 +174,17 @@ class Settling:
                 if last is None or last.seq != one.seq:
                     return None
             found.append(one)
-        return sorted(found, key=_planned)
+        found.sort(key=_planned)
+        await self._let_go(agent, [one for one in found if not one.is_open])
+        return found
+
+    async def _let_go(self, agent: str, ended: list[Journal]) -> None:
+        """Of an agent's migrations the newest are kept, by their order: a history is for people, and must not grow for ever."""
+        for one in ended[:-JOURNALS_KEPT]:
+            try:
+                await self._node.home.log.trim(journal_subject(agent, one.migration), one.seq + 1)
+            except CellError as error:
+                logger.info("the journal of %s of agent %s is let go later: %s", one.migration, agent, error)
 
     async def _settle(self, found: Journal, fold: Fold, is_newest: bool) -> bool:
         """False if it cannot be told yet what became of it."""
