@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 def wrong_commit(ledger: Ledger, turn: OpenTurn | None, commit: Commit, seq: int) -> str:
     """Of a commit in the record at `seq`."""
-    if commit.cursor < ledger.cursor:
+    reads_anew = not commit.cursor and commit.held == []  # an operator has accepted that the inbox lost what it had (`node.parking`)
+    if commit.cursor < ledger.cursor and not reads_anew:
         return f"its cursor {commit.cursor} is behind {ledger.cursor} (rule 10)"
     return (
         (wrong_taken(ledger, commit.taken, seq) if commit.taken else "")
