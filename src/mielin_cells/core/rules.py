@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 
 def wrong_commit(ledger: Ledger, turn: OpenTurn | None, commit: Commit, seq: int) -> str:
     """Of a commit in the record at `seq`."""
-    reads_anew = not commit.cursor and commit.held == []  # an operator has accepted that the inbox lost what it had (`node.parking`)
+    reads_anew = (
+        not commit.cursor and commit.held == []
+    )  # an operator has accepted that the inbox lost what it had (`node.parking`)
     if commit.cursor < ledger.cursor and not reads_anew:
         return f"its cursor {commit.cursor} is behind {ledger.cursor} (rule 10)"
     return (
