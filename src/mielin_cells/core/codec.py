@@ -68,7 +68,6 @@ class Codec:
     """Of one declared type.  `path` names where it is declared.  Raises `FieldRefused` for a type that cannot be stored."""
 
     __slots__ = (
-        "_proofs",
         "check",
         "decode",
         "evolves",
@@ -77,6 +76,7 @@ class Codec:
         "has_sets",
         "is_immutable",
         "path",
+        "proofs",
         "scalars",
     )
 
@@ -92,8 +92,9 @@ class Codec:
             functools.partial(deeper, STACK_MARGIN, self.decode) if nests else self.decode
         )
         """As `decode`, for a value that is to be stored: it must load again, also where less stack is left."""
-        self._proofs = proofs.proofs(info)
-        self.scalars = frozenset(kind for kind, proof in self._proofs.items() if proof is None)
+        self.proofs = proofs.proofs(info)
+        """By the exact type of a value, whether a load gives it as it was."""
+        self.scalars = frozenset(kind for kind, proof in self.proofs.items() if proof is None)
         """A value of exactly one of these types is loaded as it was."""
         self.is_immutable = not nests and proofs.is_immutable(info)
         """Its values cannot change in the hands of a turn."""
@@ -128,7 +129,7 @@ class Codec:
 
     def is_proved(self, value: Any) -> bool:
         """True if the value's types alone say that a load gives the same."""
-        proof = self._proofs.get(type(value), proofs.no)
+        proof = self.proofs.get(type(value), proofs.no)
         return proof is None or proof(value)
 
     def keep(self, value: Any) -> tuple[bytes, Any]:
@@ -141,7 +142,7 @@ class Codec:
 
     def settle(self, value: Any, data: bytes) -> Any:
         """As `keep`, of bytes that are made already."""
-        proof = self._proofs.get(type(value), proofs.no)
+        proof = self.proofs.get(type(value), proofs.no)
         if proof is None or proof(value):
             return value
         loaded = self.check(data)

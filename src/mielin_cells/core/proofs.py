@@ -64,7 +64,11 @@ def proofs(info: Any, within: frozenset[type] = frozenset()) -> dict[type, Proof
     if isinstance(info, kinds.TupleType):
         return {tuple: _each([proofs(part, within) for part in info.item_types])}
     if isinstance(info, kinds.DictType):
-        keys, values = _all(proofs(info.key_type, within)), _all(proofs(info.value_type, within))
+        of_keys, of_values = proofs(info.key_type, within), proofs(info.value_type, within)
+        if not any(of_keys.values()) and not any(of_values.values()):
+            keys_are, values_are = frozenset(of_keys).issuperset, frozenset(of_values).issuperset
+            return {dict: lambda value: keys_are(map(type, value)) and values_are(map(type, value.values()))}
+        keys, values = _all(of_keys), _all(of_values)
         return {dict: lambda value: keys(value) and values(value.values())}
     if isinstance(info, kinds.EnumType):
         return {} if issubclass(info.cls, enum.Flag) else {info.cls: None}

@@ -21,6 +21,7 @@ from mielin_cells.core.definition import check_default
 from mielin_cells.core.exact import LOAD_ERRORS, ValueChangedError, shown
 from mielin_cells.core.handler import Handler
 from mielin_cells.core.message import Answer
+from mielin_cells.core.proofs import Proof, no
 from mielin_cells.core.raises import Declared
 from mielin_cells.core.state import BUCKETS, PAGE_BYTES, BufferDelta, StateDelta, StoredState, TableDelta, TableStore
 from mielin_cells.core.table import Table
@@ -70,8 +71,8 @@ class HandlerSpec:
     """The errors that it declares."""
     _params: type[msgspec.Struct]
     _args: Codec
-    _parts: tuple[Codec, ...]
-    """Of each parameter."""
+    _parts: tuple[dict[type, Proof], ...]
+    """Of each parameter; a default needs no proof."""
     _result: Codec
     _proved: frozenset[tuple[type, ...]]
     """Types of arguments, given by position, that are loaded as they were: most calls."""
@@ -88,8 +89,9 @@ class HandlerSpec:
             given = self._params(*args, **kwargs)
             data = encode(given)
             if kwargs or (*map(type, args),) not in self._proved:
-                for codec, value in zip(self._parts, msgspec.structs.astuple(given), strict=True):
-                    if type(value) not in codec.scalars and not codec.is_proved(value):
+                for part, value in zip(self._parts, msgspec.structs.astuple(given) if kwargs else args, strict=False):
+                    proof = part.get(type(value), no)
+                    if proof is not None and not proof(value):
                         self._args.settle(given, data)
                         break
         except LOAD_ERRORS as error:
@@ -296,7 +298,8 @@ class Spec:
         calls = (types for n in range(len(given) + 1) for types in itertools.product(*given[:n]))
         return HandlerSpec(
             member.name, path, fn, member.cancellable, member.tries, self._raises(member, path), params, whole,
-            parts, Codec(hints["return"], f"{path} -> result"), frozenset(itertools.islice(calls, PROVED_MAX)),
+            tuple(part.proofs for part in parts), Codec(hints["return"], f"{path} -> result"),
+            frozenset(itertools.islice(calls, PROVED_MAX)),
         )  # fmt: skip
 
     def _raises(self, member: Handler[Any, Any], path: str) -> Declared | None:
