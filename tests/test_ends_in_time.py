@@ -12,14 +12,18 @@ from random import Random
 from typing import Any
 
 import pytest
+from test_moves import nodes
 
 import mielin_cells as cells
 from mielin_cells.core.agent import classes
+from mielin_cells.core.ids import LOGS
+from mielin_cells.core.records import HandedOff, decode_record
 from mielin_cells.core.settings import Settings
 from mielin_cells.errors import AgentTerminated, InboxFull, TurnDeadlineExceeded, WireTimeout
 from mielin_cells.node.client import Client
 from mielin_cells.node.node import Node
 from mielin_cells.substrate.embedded import Embedded
+from mielin_cells.substrate.ports import Outcome, Unknown
 from mielin_cells.testing.loop import run
 
 QUICK = Settings(turn_deadline_s=0.4, pause_s=0.2, tries=1)
@@ -127,6 +131,46 @@ async def test_a_move_and_the_end_of_its_agent_both_end(after: int) -> None:
             assert report.ok or "terminated" in report.reason or "has ended" in report.reason
         with pytest.raises(AgentTerminated):
             await agent.add()
+
+
+class Unheard:
+    """A log whose first `HandedOff` is stored, and its answer lost."""
+
+    def __init__(self, log: Any) -> None:
+        self._log = log
+        self.lost = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._log, name)
+
+    async def append(self, subject: str, data: bytes, expect: int | None = None) -> Outcome:
+        outcome: Outcome = await self._log.append(subject, data, expect)
+        if not self.lost and subject.startswith(LOGS) and isinstance(decode_record(data, subject), HandedOff):
+            self.lost += 1
+            return Unknown("nobody has heard")
+        return outcome
+
+
+@pytest.mark.parametrize("target_is_lost", [False, True])
+async def test_a_handover_that_landed_unheard_is_claimed_back_if_its_target_is_lost(target_is_lost: bool) -> None:
+    """The claim that meets the handover is refused; the next one, behind it, must not be."""
+    settings = Settings(probation_s=0.6, handover_s=0.2, reconcile_s=60.0)
+    async with nodes("node-1", "node-2", settings=settings) as (client, running):
+        log = running["node-1"].home.log = Unheard(client.log)
+        agent = await client.on("node-1").spawn(Unyielding, "a")
+
+        async def dies(step: str) -> None:
+            if step == "probe" and target_is_lost:
+                running["node-2"].kill()
+                raise asyncio.CancelledError
+
+        running["node-2"].home.step = dies
+        async with asyncio.timeout(5):
+            report = await client.migrate(agent, to="node-2")
+        assert log.lost == 1
+        assert report.ok is not target_is_lost
+        assert await agent.add.options(timeout=5)() == 1
+        assert (await client.owner("a"))[0] == ("node-1" if target_is_lost else "node-2")
 
 
 def test_an_order_to_a_node_that_is_frozen_ends_in_its_time() -> None:
