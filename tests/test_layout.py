@@ -20,7 +20,7 @@ FUNCTION_LINES_MAX = 90
 # Allow-list, not deny-list: asyncio, time, random, socket, sqlite3, logging, os, nats and subprocess are out, and so is
 # everything nobody has thought of yet.
 PURE_IMPORTS = {
-    "__future__", "abc", "bisect", "blake3", "collections", "contextvars", "copy", "dataclasses", "datetime",
+    "__future__", "abc", "annotationlib", "bisect", "blake3", "collections", "contextvars", "copy", "dataclasses", "datetime",
     "decimal", "enum", "functools",
     "builtins", "heapq", "inspect", "itertools", "math", "msgspec", "operator", "re", "struct", "types",
     "typing", "uuid", "warnings", "weakref",

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, dataclass_transform
 
 from mielin_cells.core import definition
+from mielin_cells.core.annotations import annotations_of
 from mielin_cells.core.calls import Caller, turn
 from mielin_cells.core.calls import current as current  # noqa: PLC0414 - named here, beside the classes, for adapters and tests
 from mielin_cells.core.handler import Handler
@@ -194,7 +195,7 @@ class Agent:
         if standby is not None:
             _check_standby(cls, standby)
             cls.__mielin_standby__ = standby
-        fields = [field for field, kind in inspect.get_annotations(cls).items() if is_state(field, kind)]
+        fields = [field for field, kind in annotations_of(cls).items() if is_state(field, kind)]
         _check_class(cls, version, name, fields)
         wire_name = "".join(name or cls.__name__)  # plain text: it is in records
         definition.check_handlers(cls)
@@ -208,7 +209,7 @@ class Agent:
                 default = before.default if isinstance(before, Field) else NO_DEFAULT
                 setattr(cls, field, Field(field, cls.__dict__.get(field, default)))
         for base in mixins:  # what a plain class declares is state of the agent that is derived from it
-            for field, kind in inspect.get_annotations(base).items():
+            for field, kind in annotations_of(base).items():
                 if is_state(field, kind) and not isinstance(inspect.getattr_static(cls, field, None), Field):
                     setattr(cls, field, Field(field, base.__dict__.get(field, NO_DEFAULT)))
         before = classes.get(wire_name)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import inspect
 import typing
 from collections.abc import MutableMapping, MutableSequence, MutableSet
 from typing import Any
 
+from mielin_cells.core.annotations import annotations_of
 from mielin_cells.core.buffer import Buffer
 from mielin_cells.core.handler import Handler
 from mielin_cells.errors import FieldRefused, UsageError
@@ -85,7 +85,7 @@ def check_attributes(cls: type, mixins: list[type]) -> None:
                 "and defaults, and open clients in `on_arrive`.",
                 path=path,
             )
-    declared = {name for base in cls.__mro__ for name in inspect.get_annotations(base)}
+    declared = {name for base in cls.__mro__ for name in annotations_of(base)}
     for base in (cls, *mixins):
         for name, value in vars(base).items():
             if not name.startswith("_") and name not in declared and _can_change(value):

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar, overload
 
+from mielin_cells.core.annotations import read_signature
 from mielin_cells.core.calls import Caller, current, turn
 from mielin_cells.core.raises import check_declared
 from mielin_cells.core.settings import check_timeout
@@ -116,7 +117,7 @@ class Bound(Generic[P, R_co]):
         def __getattr__(self, name: str) -> Any:
             """What tools ask of any function.  The signature is the handler's, without `self`."""
             if name == "__signature__":
-                signature = inspect.signature(self._handler.fn)
+                signature = read_signature(self._handler.fn)
                 return signature.replace(parameters=list(signature.parameters.values())[1:])
             if name in ("__name__", "__qualname__", "__module__", "__annotations__"):
                 return getattr(self._handler.fn, name)

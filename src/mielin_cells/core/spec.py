@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from mielin_cells.core.agent import NO_DEFAULT, Agent, Field, Upgrade, classes, is_state
+from mielin_cells.core.annotations import annotations_of, read_signature
 from mielin_cells.core.buffer import Buffer
 from mielin_cells.core.calls import Caller
 from mielin_cells.core.codec import Codec, encode, giver, plain, reason
@@ -149,9 +150,14 @@ class HandlerSpec:
 
 def _resolved(annotated: Any, names: dict[str, Any], path: str) -> dict[str, Any]:
     try:
-        return typing.get_type_hints(annotated, globalns=names, include_extras=True)
+        written = types.SimpleNamespace(__annotations__=annotations_of(annotated)) if callable(annotated) else annotated
+        return typing.get_type_hints(written, globalns=names, include_extras=True)
     except Exception as error:  # an annotation is an expression of the user's, and may raise anything
-        raise FieldRefused(f"{path}: an annotation cannot be resolved: {error}.", path=path) from error
+        what = "; import or define it in the module, outside of `if TYPE_CHECKING:` and of functions"
+        raise FieldRefused(
+            f"{path}: an annotation cannot be resolved: {error}{what if isinstance(error, NameError) else ''}.",
+            path=path,
+        ) from error
 
 
 def _parameter(parameter: inspect.Parameter, hints: dict[str, Any], path: str) -> Any:
@@ -229,7 +235,7 @@ class Spec:
         for base in reversed(self.cls.__mro__):
             is_agent = issubclass(base, Agent)  # else its fields are on the first agent class that is derived from it
             own = {
-                name: kind for name, kind in inspect.get_annotations(base).items()
+                name: kind for name, kind in annotations_of(base).items()
                 if is_state(name, kind)
                 and isinstance(vars(base).get(name) if is_agent else inspect.getattr_static(self.cls, name, None), Field)
             }  # fmt: skip
@@ -273,7 +279,7 @@ class Spec:
         path, fn = f"{self.name}.{member.name}", member.fn
         owner = next(base for base in self.cls.__mro__ if member in vars(base).values())
         hints = _resolved(fn, self._names(inspect.unwrap(fn).__globals__, owner), path)
-        parameters = list(inspect.signature(fn).parameters.values())
+        parameters = list(read_signature(fn).parameters.values())
         if not parameters or parameters[0].kind not in (
             inspect.Parameter.POSITIONAL_ONLY,
             inspect.Parameter.POSITIONAL_OR_KEYWORD,

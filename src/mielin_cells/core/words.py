@@ -15,6 +15,7 @@ import msgspec
 
 from mielin_cells.core import models
 from mielin_cells.core.agent import Agent, make_ref
+from mielin_cells.core.annotations import read_signature
 from mielin_cells.core.codec import load_hook
 from mielin_cells.core.exact import LOAD_ERRORS
 from mielin_cells.core.spec import FieldSpec, HandlerSpec, Spec
@@ -90,7 +91,7 @@ def value_of(word: str, kind: Any, path: str, handler: str) -> Any:
 
 def signature_of(handler: HandlerSpec) -> str:
     """As authors wrote it, without `self`: `add(n: int = 1) -> int`."""
-    signature = inspect.signature(handler.fn)
+    signature = read_signature(handler.fn)
     parameters = [
         f"{parameter.name}: {_written(parameter.annotation)}"
         + ("" if parameter.default is parameter.empty else f" = {parameter.default!r}")
