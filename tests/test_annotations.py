@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from decimal import Decimal
 
 
-class Ledger(cells.Agent):
+class DayBook(cells.Agent):
     later: list[Entry] = []
     sum: int = 0
 
@@ -36,7 +36,7 @@ class ForCheckersToo(cells.Agent):
 
 async def test_an_annotation_may_name_what_the_module_defines_later() -> None:
     async with cells.local(nodes=2) as cluster:
-        ledger = await cluster.spawn(Ledger, "l")
+        ledger = await cluster.spawn(DayBook, "l")
         assert await ledger.add((1, "a")) == [(1, "a")]
         assert (await cluster.migrate(ledger)).ok
         assert await ledger.add((2, "b")) == [(1, "a"), (2, "b")]
@@ -102,10 +102,10 @@ def test_annotations_that_are_read_late_are_fields_and_resolved_at_first_use(mon
 
 
 def test_the_agent_classes_of_this_python_read_the_same_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = dict(spec_of(Ledger).fields)
+    before = dict(spec_of(DayBook).fields)
     monkeypatch.setattr(reading, "annotationlib", Late)
     again = type(
-        "LedgerAgain", (cells.Agent,), {"__annotations__": dict(Ledger.__annotations__), "later": [], "sum": 0}
+        "DayBookAgain", (cells.Agent,), {"__annotations__": dict(DayBook.__annotations__), "later": [], "sum": 0}
     )
     assert {name: field.type for name, field in spec_of(again).fields.items()} == {
         name: field.type for name, field in before.items()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -84,6 +86,13 @@ async def test_a_block_may_be_entered_in_one_task_and_left_in_another_as_a_noteb
         await asyncio.create_task(_left(other), context=context)
 
     await two_cells()
+
+
+def test_the_package_is_imported_without_what_is_needed_only_once_a_cluster_is_open() -> None:
+    heavy = {"asyncio", "logging", "nats", "pydantic", "psutil", "sqlite3", "ssl", "mielin_cells.node.node"}
+    code = "import sys, mielin_cells; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert heavy & set(done.stdout.split()) == set()
 
 
 async def test_a_cluster_that_is_not_open_says_how_to_open_it() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
 from collections.abc import AsyncIterator
@@ -78,6 +77,8 @@ async def _opened(
     progress: ProgressCallback | None, sync: Literal["process", "power"],
 ) -> AsyncIterator[Client]:  # fmt: skip
     # Half of what `import mielin_cells` would take; the command line, say, never needs it.
+    import asyncio
+
     from mielin_cells.node.admit import room_of
     from mielin_cells.node.client import Client
     from mielin_cells.node.node import Node

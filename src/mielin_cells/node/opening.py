@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from contextvars import Token
@@ -53,6 +52,8 @@ class Opening:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
+        import asyncio  # half of what importing the package takes, and whoever comes here has it
+
         inside, client = self._inside, self._client
         if inside is None or client is None:
             return None
