@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 from test_failover import LIMIT_S, QUICK, Gauge, die, nodes
 
 import mielin_cells as cells
@@ -22,7 +23,7 @@ from mielin_cells.core.cluster import NodeInfo
 from mielin_cells.core.records import HandedOff
 from mielin_cells.node import control, registry, takeover
 from mielin_cells.node.heartbeat import Beat
-from mielin_cells.node.keeper import Again, Keeper, patience
+from mielin_cells.node.keeper import LATE_KEPT_S, Again, Keeper, patience
 from mielin_cells.node.node import Node
 from mielin_cells.node.reader import Seen, load
 from mielin_cells.node.takeover import Orphan, Takeover
@@ -188,6 +189,37 @@ def test_what_departed_nodes_own_is_looked_for_at_once_then_ever_more_rarely() -
 def test_who_is_starved_is_more_patient_with_others() -> None:
     assert patience(2.5, 0.0) == 2.5
     assert patience(2.5, 1.0) == 4.5
+
+
+async def test_what_a_watcher_that_was_stopped_has_not_heard_means_nothing() -> None:
+    """SIGSTOP, a suspended laptop, a starved process: nobody is suspected for beats that it slept through."""
+    async with nodes("node-1", "node-2") as (_, running, keepers, _air):
+        node, keeper, now = running["node-1"], keepers["node-1"], 1000.0
+        node.clock = lambda: now
+        heard_at = {"node-1": now, "node-2": now}
+        beats = [Beat(name, 1, 0.0) for name in heard_at]
+        keeper._known = {name: registry.Entered(1, name, b"") for name in heard_at}
+        keeper._since = now - 100
+        keeper._late.clear()
+
+        def suspects() -> set[str]:
+            return keeper._suspects([replace(beat, ago_s=now - heard_at[beat.node]) for beat in beats])
+
+        now += 10 * LIMIT_S
+        heard_at["node-1"] = now  # its own beat is the first that it hears
+        assert suspects() == {"node-2"}
+        keeper._woke(10 * LIMIT_S)
+        assert suspects() == set()
+        now += 2.5 * LIMIT_S
+        heard_at["node-1"] = now
+        assert suspects() == set()  # its limit is three times as long, as long as it remembers that it was so late
+        now += LIMIT_S
+        heard_at["node-1"] = now
+        assert suspects() == {"node-2"}
+        now += LATE_KEPT_S
+        keeper._woke(0.0)
+        assert keeper._limit_s == pytest.approx(LIMIT_S)
+        running["node-1"].clock = asyncio.get_running_loop().time
 
 
 async def test_a_keeper_goes_on_listening_while_it_takes_over(

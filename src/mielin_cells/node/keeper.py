@@ -159,13 +159,13 @@ class Keeper:
         """One round: who is silent, who keeps, and if that is this node: who takes over.  Never waits for a takeover."""
         node, now = self._node, self._node.clock()
         await self._read_registry(now)
-        heard = set[str]()
-        for beat in self._heard():
+        heard, beats = set[str](), self._heard()
+        for beat in beats:
             if beat.ago_s < self._limit_s:
                 heard.add(beat.node)
                 if beat.node in self._known and beat.incarnation >= self._known[beat.node].incarnation:
                     self._begun.pop(beat.node, None)
-        suspects = self._silent = self._suspects()
+        suspects = self._silent = self._suspects(beats)
         for name in self._told & heard:
             logger.warning("node %s is heard again", name)
         self._told &= suspects
@@ -177,8 +177,8 @@ class Keeper:
         self._idle_since = {name: self._idle_since.get(name, now) for name in self._empty}
         due = suspects - self._empty.keys()
         is_due = bool(suspects) and self._again.is_due(now, due)
-        unfit = {"", node.name, *suspects, *self._stuck()}
-        if now - self._term_at < self._base_s / 2 and not (is_due and self._keeper in unfit):
+        acts = is_due and self._keeper in {"", node.name, *suspects, *self._stuck()}
+        if now - self._term_at < self._base_s / 2 and not acts:
             return
         if not await self._keeps(suspects):
             return
@@ -193,7 +193,8 @@ class Keeper:
 
     async def _read_registry(self, now: float) -> None:
         """Who has entered: when somebody new is heard, when somebody falls silent, and now and then."""
-        node, silent, names = self._node, self._suspects(), {beat.node for beat in self._heard()}
+        node, beats = self._node, self._heard()
+        silent, names = self._suspects(beats), {beat.node for beat in beats}
         is_new = not names - self._strange <= self._known.keys()
         if not (is_new or now - self._known_at > node.settings.reconcile_s or not silent <= self._silent):
             return
@@ -234,9 +235,9 @@ class Keeper:
     def _me(self) -> tuple[str, int]:
         return self._node.name, self._node.home.incarnation
 
-    def _suspects(self) -> set[str]:
+    def _suspects(self, beats: list[Beat]) -> set[str]:
         now = self._node.clock()
-        silent = suspected(self._node.name, self._known.keys(), self._heard(), now - self._since, self._limit_s)
+        silent = suspected(self._node.name, self._known.keys(), beats, now - self._since, self._limit_s)
         return {name for name in silent if now - self._begun.get(name, self._since) > self._limit_s}
 
     def _stuck(self) -> set[str]:
