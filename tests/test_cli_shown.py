@@ -50,6 +50,8 @@ def test_values_are_printed_as_they_are() -> None:
     assert (as_text({}), as_text([{}]), as_text(0.1 + 0.2)) == ("{}", "[{}]", "0.30000000000000004")
     assert as_text("\x1b[2J") == "\x1b[2J"  # a text that a handler returns is its own affair; among others it is a word
     assert as_text([{"id": "\x1b[2J"}]) == 'ID\n"\\u001b[2J"'
+    assert as_text({"text": " x ", "empty": ""}) == 'text   " x "\nempty'
+    assert as_text([{"id": "日本", "n": 1}, {"id": "abc", "n": 2}]) == "ID    N\n日本  1\nabc   2"
     long = "x" * 500
     assert as_text([{"id": long}]).splitlines()[1] == long
     assert json.loads(as_json({"x": float("nan"), 1: float("-inf"), "n": 2**70})) == {

@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import time
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -85,20 +86,24 @@ def table(rows: Sequence[dict[str, Any]], columns: Iterable[str] | None = None) 
     names = list(columns or rows[0])
     cells = [[_cell(row[name]) if name in row else "" for name in names] for row in rows]
     heads = [_line(name.upper()) for name in names]
-    widths = [max(len(head), *(len(line[i]) for line in cells)) for i, head in enumerate(heads)]
+    widths = [max(_width(head), *(_width(line[i]) for line in cells)) for i, head in enumerate(heads)]
     right = [all(isinstance(row.get(name), (int, float)) for row in rows) for name in names]
     lines = [heads, *cells]
     return "\n".join(
-        "  ".join(cell.rjust(width) if to_right else cell.ljust(width)
-                  for cell, width, to_right in zip(line, widths, right, strict=True)).rstrip()
+        "  ".join(_padded(cell, width, to_right) for cell, width, to_right in zip(line, widths, right, strict=True)).rstrip()
         for line in lines
     )  # fmt: skip
 
 
+def _padded(cell: str, width: int, to_right: bool) -> str:
+    room = " " * (width - _width(cell))
+    return room + cell if to_right else cell + room
+
+
 def record(plain: dict[str, Any]) -> str:
     named = {_line(name): value for name, value in plain.items()}
-    width = max((len(name) for name in named), default=0)
-    return "\n".join(f"{name:<{width}}  {_cell(value)}".rstrip() for name, value in named.items())
+    width = max(map(_width, named), default=0)
+    return "\n".join(f"{_padded(name, width, False)}  {_cell(value)}".rstrip() for name, value in named.items())
 
 
 def size(count: float) -> str:
@@ -167,4 +172,11 @@ def _is_word(value: Any) -> bool:
 
 def _line(text: str) -> str:
     """The text as it is, if it can stand in a line; else as a JSON string, with what cannot be seen written out."""
-    return text if text.isprintable() else json.dumps(text)
+    return text if text.isprintable() and text == text.strip() else json.dumps(text)
+
+
+def _width(text: str) -> int:
+    """Places that it takes on a terminal."""
+    if text.isascii():
+        return len(text)
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
