@@ -183,6 +183,8 @@ class Writer:
         except BaseException as error:
             if at_once and is_certain and isinstance(error, RetryError):
                 raise  # nothing was taken and nothing is stored: all is as before
+            if claim and isinstance(error, Fenced):
+                raise  # a claim takes nothing from the host, which goes on if what was met gives the agent back to it
             raise self._failed(type(record).__name__, error) from error
         finally:
             self._backoff = self.waits_for = None
