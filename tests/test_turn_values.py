@@ -1,7 +1,5 @@
 """State is changed by the turn that runs: what is kept of an earlier turn, or a task of it, changes nothing."""
 
-from __future__ import annotations
-
 import asyncio
 import dataclasses
 from collections.abc import Callable
@@ -166,3 +164,39 @@ def test_a_turn_that_is_given_a_list_of_numbers_keeps_the_very_list() -> None:
     cell.end()
     cell.begin()
     assert id(agent.flat) == was
+
+
+async def test_the_call_of_a_step_cannot_change_state_since_a_turn_that_runs_again_does_not_make_it() -> None:
+    class StepKeeper(cells.Agent):
+        n: int = 0
+        names: list[str] = ["a"]
+        seen: cells.Table[str, int] = cells.Table()
+        raw: cells.Buffer = cells.Buffer(b"a")
+
+        def change(self) -> list[str]:
+            ways: list[Callable[[], object]] = [
+                lambda: setattr(self, "n", 1), lambda: setattr(self, "names", ["b"]), lambda: self.seen.update(a=1),
+                lambda: self.raw.append(b"b"),
+            ]  # fmt: skip
+            for way in ways:
+                with pytest.raises(cells.NotInTurn):
+                    way()
+            self.names.append("b")
+            return [cells.this().id, *self.names]
+
+        async def changed(self) -> list[str]:
+            return await asyncio.create_task(asyncio.to_thread(self.change))
+
+        @cells.handler
+        async def go(self) -> None:
+            assert await cells.step("plain", self.change) == ["s", "a"]
+            assert await cells.step("awaited", self.changed) == ["s", "a"]
+
+        @cells.handler
+        async def look(self) -> tuple[int, list[str], int, bytes]:
+            return self.n, self.names, len(self.seen), bytes(self.raw)
+
+    async with cells.local() as cluster:
+        agent = await cluster.spawn(StepKeeper, "s")
+        await agent.go()
+        assert await agent.look() == (0, ["a"], 0, b"a")

@@ -129,7 +129,8 @@ class Cell:
         field = self._fields[name]
         if field.kind != "plain":
             return self.agent.__dict__[name]
-        if self.owner is not _NOBODY and self.owner is not None and not self.owner.is_here():
+        runs = self.owner is not _NOBODY and self.owner is not None
+        if runs and turn.get() is None and not self.owner.is_here():
             raise NotInTurn(
                 f"State of agent {self._id!r} ({name}) was read in a thread that is not known to belong to the turn that runs; "
                 "use asyncio.to_thread, which takes the turn along, or give the thread what it needs.",
@@ -142,7 +143,7 @@ class Cell:
         if turn.get() is not self.owner:
             raise NotInTurn(
                 f"State of agent {self._id!r} ({name}) is set only inside a turn: in a handler or a hook, and in tasks of it "
-                "until it ends. Send the agent a message instead."
+                "until it ends, but not in the call of a step. Send the agent a message instead."
             )
         table = self._tables.get(name)
         if table is not None:

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any
 
+from mielin_cells.core.calls import turn as current_turn
 from mielin_cells.core.step import Retry, Within
 from mielin_cells.errors import StepFailed, described
 from mielin_cells.node.waiting import Waiting
@@ -69,11 +70,29 @@ async def _called(step: Within, call: Callable[..., Any], args: tuple[Any, ...])
     """One call, in a context of its own: what it starts is told from what else the handler runs."""
     context = contextvars.copy_context()
     context.run(within.set, step)
+    context.run(current_turn.set, _InStep(step.turn))
     value = context.run(call, *args)
     if inspect.isawaitable(value):
         run = _Run(value)
         return await run.ended(asyncio.get_running_loop().create_task(run.awaited(), context=context), step)
     return value
+
+
+class _InStep:
+    """The turn, as the call of a step sees it.  It is another object, so the agent's state cannot be changed from there: a turn that
+    runs again does not make the call."""
+
+    __slots__ = ("_turn",)
+
+    def __init__(self, turn: Any) -> None:
+        self._turn = turn
+
+    @property  # type: ignore[misc] # read alone, as of any object that stands for another
+    def __class__(self) -> Any:
+        return type(self._turn)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._turn, name)
 
 
 class _Run:

@@ -163,6 +163,13 @@ class Turn(OwnOrders):
     def _open(self) -> None:
         if self.closed:
             raise NotInTurn(f"The turn of agent {self.id!r} that made this call has ended; call from a new turn.")
+        step = within.get()
+        if step is not None and step.turn is self:
+            raise UsageError(
+                f"The call of step {step.name!r} of agent {self.id!r} used the agent's turn; a turn that runs again does not "
+                "make the call: ask, tell, move and step in the handler itself.",
+                agent=self.id, step=step.name,
+            )  # fmt: skip
         if current_turn.get() is not self:
             raise NotInTurn(
                 f"A turn of agent {self.id!r} was used outside of it; what another turn or thread does is not its."
@@ -172,13 +179,6 @@ class Turn(OwnOrders):
                 f"The turn of agent {self.id!r} was used from another thread, or from a loop that is not its own; nothing was done. "
                 "Ask with asyncio.run_coroutine_threadsafe(ref.handler(...), loop), and give orders in the handler itself.",
                 agent=self.id,
-            )  # fmt: skip
-        step = within.get()
-        if step is not None and step.turn is self:
-            raise UsageError(
-                f"The call of step {step.name!r} of agent {self.id!r} used the agent's turn; a turn that runs again does not "
-                "make the call: ask, tell, move and step in the handler itself.",
-                agent=self.id, step=step.name,
             )  # fmt: skip
 
     async def tell(self, agent: str, spec: Spec, handler: HandlerSpec, args: bytes, id: str | None) -> None:
