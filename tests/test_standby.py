@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from test_failover import QUICK, die, nodes
 
 import mielin_cells as cells
-from mielin_cells.core.ids import log_subject
+from mielin_cells.core.fold import Fold
+from mielin_cells.core.ids import LOGS, log_subject
+from mielin_cells.core.records import Claimed
+from mielin_cells.errors import InternalError, StoreBusy
 from mielin_cells.node.client import Client
 from mielin_cells.node.node import Node
 from mielin_cells.node.reader import load
@@ -143,3 +148,84 @@ def test_a_number_of_copies_that_is_none_is_refused() -> None:
             pass
 
     assert QUICK.reconcile_s < 1
+
+
+class SlowParts:
+    """A log whose parts arrive late: not before the node has come as far as `until` in its claim."""
+
+    def __init__(self, log: Any, until: str) -> None:
+        self._log = log
+        self._until = until
+        self.arrived = asyncio.Event()
+        self.is_slow = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._log, name)
+
+    async def _reached(self, step: str) -> None:
+        if self.is_slow and step == self._until and not self.arrived.is_set():
+            self.arrived.set()
+            await asyncio.sleep(0.02)  # one way to the server: who still folds has time for it
+
+    async def read(self, subject: str, after: int = 0, limit: int = 1000) -> Any:
+        if self.is_slow and subject.startswith("part."):
+            await self.arrived.wait()
+        return await self._log.read(subject, after, limit)
+
+    async def lasts(self, subjects: Sequence[str]) -> Any:
+        await self._reached("lasts")
+        return await self._log.lasts(subjects)
+
+    async def append(self, subject: str, data: bytes, expect: int | None = None) -> Any:
+        if subject.startswith(LOGS):
+            await self._reached("append")
+        return await self._log.append(subject, data, expect)
+
+
+@pytest.mark.parametrize("until", ["lasts", "append"])
+async def test_nobody_folds_on_in_a_copy_that_is_claimed_with(until: str) -> None:
+    async with nodes("node-1", "node-2") as (client, running, _, _):
+        log = running["node-2"].home.log = SlowParts(client.log, until)
+        shelves = await client.on("node-1").spawn(Shelves, "l")
+        await followed(running, "l")
+        for n in range(3):
+            await shelves.put(n)
+        await up_to_date(running["node-2"], "l", client)
+        log.is_slow = True
+        assert await shelves.put(3, 700_000) == 4, "a record in parts, that the copy has not read yet"
+        await asyncio.sleep(0.05)
+        await client.claim(shelves, to="node-2")
+        log.arrived.set()
+        await asyncio.sleep(0.05)
+        assert await shelves.put(4) == 5, "what was acknowledged is there"
+        fold = await load(client.log, "l")
+        fold.verify()
+        assert (fold.owner, fold.epoch) == ("node-2", 2)
+
+
+class Meddling:
+    """A log that is busy once, while somebody folds on what is to be appended behind."""
+
+    def __init__(self, log: Any, fold: Fold) -> None:
+        self._log, self._fold = log, fold
+        self.appends = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._log, name)
+
+    async def append(self, subject: str, data: bytes, expect: int | None = None) -> Any:
+        self.appends += 1
+        self._fold.seq += 1
+        raise StoreBusy("Try again.")
+
+
+async def test_a_record_is_not_sent_behind_another_than_it_says() -> None:
+    async with nodes("node-1") as (client, running, _, _):
+        shelves = await client.spawn(Shelves, "l")
+        await shelves.put(1)
+        fold = await load(client.log, "l")
+        log = running["node-1"].home.log = Meddling(client.log, fold)
+        writer = running["node-1"].writer(fold)
+        with pytest.raises(InternalError, match="somebody else folds on"):
+            await writer.append(lambda head: Claimed(**head, cause="test", waits=False), claim=True)
+        assert log.appends == 1
