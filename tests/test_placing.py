@@ -11,8 +11,8 @@ import pytest
 from test_failover import Gauge, die, nodes
 
 import mielin_cells as cells
-from mielin_cells.core.ids import node_log_subject
-from mielin_cells.node import control, placing, registry
+from mielin_cells.core.ids import control_subject, node_log_subject
+from mielin_cells.node import control, placing, registry, selector
 from mielin_cells.node.client import Client
 
 
@@ -73,6 +73,24 @@ async def test_a_spawn_goes_round_a_node_that_has_just_died(monkeypatch: pytest.
         await client.spawn(Gauge, "g")  # to node-1, so the next would go to node-2
         die(running["node-2"], air)
         assert await (await client.spawn(Gauge, "h")).where() == "node-1"
+
+
+async def test_a_frozen_node_holds_up_no_spawn() -> None:
+    async with nodes("node-1", "node-2") as (client, _, _keepers, _air):
+        request = client.wire.request
+
+        async def frozen(subject: str, data: bytes, timeout: float) -> bytes:
+            if subject == control_subject("node-1"):
+                await asyncio.sleep(timeout)
+                raise cells.WireTimeout("node-1 did not answer.")
+            return await request(subject, data, timeout)
+
+        client.wire.request = frozen  # type: ignore[method-assign]
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        assert await (await client.spawn(Gauge, "g")).where() == "node-2"
+        assert clock() - began < selector.PING_S
+        client.wire.request = request  # type: ignore[method-assign]
 
 
 async def test_a_node_that_comes_is_waited_for_and_without_any_it_is_said_at_once() -> None:

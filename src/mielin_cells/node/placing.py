@@ -73,7 +73,8 @@ class Placing:
         async with self._lock:
             if self._spread is None or clock() >= self._until:
                 began = clock()
-                self._spread = selector.Spread(await selector.alive(self._client.log, self._client.wire))
+                found = await selector.alive(self._client.log, self._client.wire, selector.PATIENCE_S)
+                self._spread = selector.Spread(found)
                 took = clock() - began
                 self._until = clock() + min(max(10 * took, FRESH_S_MIN), FRESH_S_MAX)
             return self._spread

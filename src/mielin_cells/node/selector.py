@@ -10,13 +10,16 @@ from mielin_cells.core.cluster import NodeInfo
 from mielin_cells.core.ids import control_subject
 from mielin_cells.errors import CellError
 from mielin_cells.node import control, registry
-from mielin_cells.node.together import together
+from mielin_cells.node.together import prompt
 from mielin_cells.substrate.ports import Log, Wire
 
 STARTING = "starting"
 
 PING_S = 1.0
 """A node that does not answer within this is no candidate now."""
+
+PATIENCE_S = 0.25
+"""For who only needs some nodes: one that takes longer after the last answer is busy or frozen."""
 
 
 async def ping(wire: Wire, node: str) -> NodeInfo | None:
@@ -28,18 +31,20 @@ async def ping(wire: Wire, node: str) -> NodeInfo | None:
         return None
 
 
-async def alive(log: Log, wire: Wire) -> list[NodeInfo]:
+async def alive(log: Log, wire: Wire, patience_s: float = PING_S) -> list[NodeInfo]:
     """Every node that answers, by name.  Raises a `RetryError` while the store does not.
 
-    Who has said that it leaves is asked only if nobody else answers: the registry may be read late.
+    Once some have answered, one that takes longer than `patience_s` after the last answer is left out.  Who has said that it leaves
+    is asked only if nobody else answers: the registry may be read late.
     """
     entered = await registry.registered(log)
-    found = list[NodeInfo | None]()
+    found = list[NodeInfo]()
     for has_stopped in (False, True):
-        found += await together(ping(wire, name) for name, one in entered.items() if one.has_stopped is has_stopped)
-        if any(found):
+        names = [name for name, one in entered.items() if one.has_stopped is has_stopped]
+        found += await prompt((ping(wire, name) for name in names), patience_s)
+        if found:
             break
-    return [answer for answer in found if answer is not None]
+    return sorted(found, key=lambda node: node.name)
 
 
 class Spread:

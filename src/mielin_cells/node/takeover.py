@@ -18,10 +18,10 @@ from mielin_cells.core.cluster import NodeInfo
 from mielin_cells.core.ids import log_subject
 from mielin_cells.core.records import Created, HandedOff, Snapshot, named_owner
 from mielin_cells.errors import CellError, ClaimRefused, Fenced, RecordInvalid, RetryError, UnknownClass, from_wire
-from mielin_cells.node import control, registry
+from mielin_cells.node import control, registry, selector
 from mielin_cells.node.reader import End, Seen, ends, known_agents, record_of
 from mielin_cells.node.selector import Spread
-from mielin_cells.node.together import together
+from mielin_cells.node.together import prompt, together
 from mielin_cells.substrate.ports import Log
 
 logger = logging.getLogger("mielin_cells.keeper")
@@ -31,8 +31,6 @@ Ask: TypeAlias = Callable[[str, control.AnyRequest, float], Awaitable[msgspec.Ra
 
 ASK_S = 2.0
 """For a node to say that it lives."""
-REST_ANSWER_S = 0.25
-"""Once some nodes have answered: a node that takes longer than this after the last answer is busy or frozen, and is left out."""
 ASK_ROUNDS = 3
 """How often all nodes are asked if none of them answers."""
 LOT = 16
@@ -166,7 +164,7 @@ class Takeover:
         names = [name for name, entered in known.items() if name not in gone and not entered.has_stopped]
         infos, standing = list[NodeInfo](), defaultdict[str, list[str]](list)
 
-        async def one(name: str) -> None:
+        async def one(name: str) -> tuple[NodeInfo, list[str]] | None:
             try:
                 info = msgspec.msgpack.decode(await self._ask(name, control.Ping(), ASK_S), type=NodeInfo)
                 after, more, copies = "", True, list[str]()
@@ -176,27 +174,14 @@ class Takeover:
                     more, after = len(ids) == control.HOSTED_MAX, ids[-1] if ids else ""
             except (CellError, msgspec.MsgspecError) as error:  # what it owns is not claimed for that
                 logger.info("node %s takes no agents now: %s", name, error)
-                return
-            infos.append(info)
-            for agent in copies:
-                standing[agent].append(name)
+                return None
+            return info, copies
 
         for _ in range(ASK_ROUNDS):
-            waits = {asyncio.ensure_future(one(name)) for name in names}
-            try:
-                while waits:
-                    done, waits = await asyncio.wait(
-                        waits, timeout=REST_ANSWER_S if infos else None, return_when=asyncio.FIRST_COMPLETED
-                    )
-                    for task in done:
-                        task.result()
-                    if not done:
-                        break
-            finally:
-                for task in waits:
-                    task.cancel()
-                if waits:
-                    await asyncio.wait(waits)
+            for info, copies in await prompt((one(name) for name in names), selector.PATIENCE_S):
+                infos.append(info)
+                for agent in copies:
+                    standing[agent].append(info.name)
             if infos or not names:
                 break
         infos.sort(key=lambda info: info.name)
