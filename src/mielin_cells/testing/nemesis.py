@@ -215,6 +215,8 @@ class Nemesis:
                 world.outage(seconds / 2)
             case "refusal":
                 self._world.refuse(who, rng.choice([*REFUSALS]), seconds)
+            case "starve":
+                world.starve(who, 2 * seconds, rng)
             case "swizzle":
                 self._swizzle(rng)
             case _:

@@ -135,6 +135,11 @@ class Odd(cells.Agent, name="SimOdd"):
         return self._heard(sender, n)
 
     @cells.handler
+    async def hush(self) -> None:
+        """It is to come to rest."""
+        cells.cancel("tick")
+
+    @cells.handler
     async def tick(self) -> None:
         self.ticks += 1
 

@@ -11,7 +11,7 @@ from mielin_cells.testing.world import CHANCES
 DEEDS = (
     "crash", "crash before", "crash after", "crash answered", "pause", "cut", "cut in", "cut out", "store cut", "store cut in",
     "store cut out", "partition", "partition one way", "slow node", "clock step", "outage", "power cut", "stop",
-    *(f"dead for good: {how}" for how in (*DEATHS, REFUSED)), "store refuses", "store refuses all",
+    *(f"dead for good: {how}" for how in (*DEATHS, REFUSED)), "store refuses", "store refuses all", "starved",
     "zombie_append_late", "zombie_append_lost",
 )  # fmt: skip
 

@@ -317,7 +317,7 @@ class Scenario:
 
     def may_have_ended(self, agent: str) -> bool:
         """True for an agent that an operator or itself may have ended."""
-        return agent in self.swarm.odd
+        return agent in self.swarm.odd or agent in self.swarm.crowd
 
     def is_torn(self, error: BaseException) -> bool:
         """True if the error came of bytes that were torn on their way: somewhere in it they were read."""

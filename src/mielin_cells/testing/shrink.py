@@ -18,6 +18,8 @@ RUNS_MAX = 400
 
 KINDS = (
     "wider",
+    "crowd",
+    "starve",
     "keepers",
     "refusal",
     "odd",

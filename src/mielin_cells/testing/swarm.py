@@ -97,7 +97,7 @@ class Cut:
     """What is left out of a seed's story.  `parsed` reads what `str` writes."""
 
     without: frozenset[str] = frozenset()
-    """Faults, kinds of operations, and "strikes", "deaths", "dead clients", "keepers", "wider", "odd"."""
+    """Faults, kinds of operations, and "strikes", "deaths", "dead clients", "keepers", "wider", "odd", "crowd"."""
     ops: frozenset[int] | None = None
     """Those that are done, by their places; None: all."""
     calls: frozenset[int] | None = None
@@ -185,6 +185,8 @@ class Swarm:
     triggers: dict[str, float] = field(default_factory=dict)
     odd: tuple[str, ...] = ()
     """Agents that misbehave (`testing.odd`), besides the others."""
+    crowd: tuple[str, ...] = ()
+    """And as many of them as keep a node busy when it starts; nobody calls them."""
     sulks: float = 0.0
     """How likely one of their hooks raises."""
     slow_s: float = 0.0
@@ -256,6 +258,7 @@ def _widen(swarm: Swarm, without: frozenset[str]) -> None:
         for _ in range(rng.choice((1, 2, 4))):
             at, who = round(rng.random() * OPS_S, 3), rng.choice((*swarm.nodes, *swarm.nodes, ""))
             swarm.ops.append(Op(at, "refusal", who, swarm.agents[0], rng.getrandbits(32)))
+    _add_load(swarm, Random(f"load {swarm.seed}"), without)
     for name in swarm.dead:
         if rng.random() < 0.25:
             swarm.dead[name] = REFUSED
@@ -280,6 +283,20 @@ def _add_odd(swarm: Swarm, rng: Random) -> None:
     for _ in range(rng.choice((2, 5, 10))):
         at, who = round(rng.random() * OPS_S, 3), rng.choice(swarm.nodes)
         swarm.ops.append(Op(at, rng.choice(ODD_ORDERS), who, rng.choice(swarm.odd), rng.getrandbits(32)))
+
+
+def _add_load(swarm: Swarm, rng: Random, without: frozenset[str]) -> None:
+    """Nodes that are late again and again; and in few worlds a crowd that takes seconds to arrive, on nodes that start again."""
+    if rng.random() < 0.3:
+        for _ in range(rng.choice((1, 3))):
+            at, who = round(rng.random() * OPS_S, 3), rng.choice(swarm.nodes)
+            swarm.ops.append(Op(at, "starve", who, swarm.agents[0], rng.getrandbits(32)))
+    if rng.random() < 0.02 and "crowd" not in without:
+        swarm.crowd = tuple(f"b{n}" for n in range(100, 100 + rng.choice((40, 150))))
+        swarm.slow_s = rng.choice((1.0, 4.0))
+        for _ in range(2):
+            at, who = round(rng.random() * OPS_S, 3), rng.choice(swarm.nodes)
+            swarm.ops.append(Op(at, rng.choice(("crash", "stop")), who, swarm.agents[0], rng.getrandbits(32)))
 
 
 def _keep(swarm: Swarm) -> None:

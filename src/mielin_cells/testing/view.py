@@ -67,7 +67,7 @@ class View:
         """How the store refuses it, and until when."""
         self.slow_until, self.slowness = 0.0, 1.0
         self.paused_until = 0.0
-        self._is_spared = False
+        self.is_spared = False
         """No call that was made before may be the one that it crashes of."""
         self.fuse: tuple[int, str] | None = None
         """After so many calls more, it crashes so."""
@@ -99,7 +99,7 @@ class View:
         self.mute_until = self.deaf_until = self.no_store_until = self.no_answer_until = self.slow_until = 0.0
         self.paused_until = 0.0
         self.refuses = "", 0.0
-        self.fuse, self._is_spared = None, True
+        self.fuse, self.is_spared = None, True
         for tail in self.tails:
             tail.catch_up()
 
@@ -148,7 +148,7 @@ class View:
         return fate
 
     def _die(self) -> None:
-        if not self.process.is_dead and not self._is_spared:
+        if not self.process.is_dead and not self.is_spared:
             self.world.crash(self.name)
 
     # ---- log -------------------------------------------------------------------------------------------------

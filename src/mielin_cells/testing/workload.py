@@ -49,7 +49,7 @@ class Accounts(Workload):
     async def begin(self, scenario: Scenario) -> None:
         rng, scene = Random(f"accounts {scenario.swarm.seed}"), scenario.scene
         scene.tokens = TOKENS * len(scenario.swarm.agents)
-        if scenario.swarm.odd:
+        if scenario.swarm.odd or scenario.swarm.crowd:
             moods = Random(f"moods {scenario.swarm.seed}")
             scenario.moods = Moods(moods, scenario.swarm.sulks, scenario.swarm.slow_s)
         for agent in (*scenario.swarm.agents, *scenario.swarm.odd):
@@ -59,6 +59,13 @@ class Accounts(Workload):
             cls = class_of(agent)
             with contextlib.suppress(AgentTerminated):  # after a power cut
                 await scenario.until_done(lambda a=agent, w=ways, c=cls: scenario.operator.on(next(w)).spawn(c, a))  # type: ignore[misc]
+        turns = itertools.cycle(scenario.swarm.nodes)
+
+        async def made(agent: str) -> None:
+            with contextlib.suppress(AgentTerminated):
+                await scenario.until_done(lambda: scenario.operator.on(next(turns)).spawn(Odd, agent))  # type: ignore[call-arg]
+
+        await asyncio.gather(*(made(agent) for agent in scenario.swarm.crowd))
 
     def lives(self, scenario: Scenario) -> list[Coroutine[Any, Any, None]]:
         return [self._life(scenario, life) for life in scenario.swarm.lives]
@@ -124,12 +131,13 @@ class Accounts(Workload):
 
     async def has_arrived(self, scenario: Scenario) -> bool:
         shown = scenario.scene.shown
-        for agent in scenario.swarm.odd:
+        for agent in (*scenario.swarm.odd, *scenario.swarm.crowd):
             if scenario.scene.folds[agent].phase is Phase.TERMINATED:
                 shown.pop(agent, None)  # it was asked while the message that ended it was put off
                 continue
             try:
                 odd = scenario.operator.get(Odd, agent)
+                await scenario.until_done(odd.hush)
                 heard, marks, book, _, stray = await scenario.until_done(odd.show)
             except AgentTerminated:
                 return False

@@ -223,6 +223,21 @@ class World:
         self.troubled_for(seconds + AFTERMATH_S)
         self.later(seconds, self._resume, view)
 
+    def starve(self, name: str, seconds: float, rng: Random) -> None:
+        """As on a machine that has too much to do: the process is late by up to seconds, again and again."""
+        self.note(f"starve {self.views[name].label} {seconds:.3f}")
+        self.harmed("starved", self.views[name])
+        at = 0.0
+        while at < seconds:
+            late_s = rng.random() * rng.choice((0.1, 0.1, 1.0, 3.0))
+            self.later(at, self._late, name, late_s)
+            at += late_s + rng.random() * 0.5
+
+    def _late(self, name: str, seconds: float) -> None:
+        view = self.views[name]
+        if not view.process.is_dead and not view.is_spared:
+            self.pause(name, seconds)
+
     def _resume(self, view: View) -> None:
         if view.process.is_paused and self.loop.time() >= view.paused_until:
             self.note(f"resume {view.label}")
