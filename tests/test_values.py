@@ -15,9 +15,10 @@ from typing import Any, Literal, NamedTuple, TypedDict
 import msgspec
 import pydantic
 import pytest
-from field_types import Leg, agent_with
+from field_types import Leg, agent_with, stored
 
 import mielin_cells as cells
+from mielin_cells.core.cell import Cell
 from mielin_cells.core.exact import ValueChangedError, is_exact
 from mielin_cells.core.spec import spec_of
 
@@ -382,6 +383,25 @@ async def test_whole_numbers_and_agent_ids_become_their_declared_type_at_the_end
         normal = await cluster.spawn(Normalised, "n")
         assert await normal.put(5) == "5.0"
         assert await normal.look() == "(1.0, [1.0, 2.5], {'side': 3}, [<class 'str'>])"
+
+
+def test_what_is_normalised_is_stored_as_what_it_has_become() -> None:
+    for kind, given, become in (
+        (list[float], [1, 2.5], [1.0, 2.5]),
+        (float, 1, 1.0),
+        (dict[str, float], {"a": 2}, {"a": 2.0}),
+    ):
+        spec = spec_of(agent_with(kind, "NormalHolder"))
+        one, two = stored(spec, x=given), stored(spec, x=become)
+        assert one.plain == two.plain
+        cell = Cell(spec, one, "a")
+        live: Any = cell.agent
+        cell.begin()
+        live.x = given
+        assert cell.end() is None
+        cell.begin()
+        assert repr(live.x) == repr(become)
+        assert cell.end() is None
 
 
 # ---- all or nothing ----

@@ -215,10 +215,13 @@ class Cell:
                         self._held.append(name)
                     elif is_same and name not in self._assigned and not codec.is_immutable:
                         self._handed.append(name)
-                    elif (kept := codec.settle(value, data)) is not value:
-                        values[name] = kept
-                    elif not codec.is_immutable:
-                        self._handed.append(name)
+                    else:
+                        data, kept = codec.settle(value, data)
+                        is_same = is_same or data == stored.get(name)
+                        if kept is not value:
+                            values[name] = kept
+                        elif not codec.is_immutable:
+                            self._handed.append(name)
             except LOAD_ERRORS as error:
                 raise StateInvalid(
                     f"The turn of agent {self._id!r} left a value that a load would not give: "

@@ -138,16 +138,15 @@ class Codec:
         Raises `ValueChangedError` with the place in the value, or what a user's type raises.
         """
         data = encode(value)
-        return data, value if type(value) in self.scalars else self.settle(value, data)
+        return (data, value) if type(value) in self.scalars else self.settle(value, data)
 
-    def settle(self, value: Any, data: bytes) -> Any:
+    def settle(self, value: Any, data: bytes) -> tuple[bytes, Any]:
         """As `keep`, of bytes that are made already."""
         proof = self.proofs.get(type(value), proofs.no)
         if proof is None or proof(value):
-            return value
+            return data, value
         loaded = self.check(data)
-        is_exact(value, loaded)
-        return loaded
+        return data if is_exact(value, loaded) else encode(loaded), loaded
 
 
 def reason(value: Any, error: Exception) -> str:

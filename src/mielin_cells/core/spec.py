@@ -93,8 +93,7 @@ class HandlerSpec:
                 for part, value in zip(self._parts, msgspec.structs.astuple(given) if kwargs else args, strict=False):
                     proof = part.get(type(value), no)
                     if proof is not None and not proof(value):
-                        self._args.settle(given, data)
-                        break
+                        return self._args.settle(given, data)[0]
         except LOAD_ERRORS as error:
             raise BadArguments(f"{self.path}: {reason(given, error)}.", handler=self.name) from error
         return data
@@ -113,7 +112,7 @@ class HandlerSpec:
         try:
             data = encode(value)
             if type(value) not in self._result.scalars:
-                self._result.settle(value, data)
+                return self._result.settle(value, data)[0]
             return data
         except LOAD_ERRORS as error:
             why = reason(value, error)

@@ -307,8 +307,7 @@ class _Bound(Table[K, V]):
             data = encode(value)
             if known is not None and self._values.is_unchanged(value, data, known):
                 return known
-            self._values.settle(value, data)
-            return data
+            return self._values.settle(value, data)[0]
         except Exception as error:
             path = f"{self._path}[{shown(self._load_key(key))}]"
             message = f"{path}: {reason(value, error)}. It was not stored; use a value of the declared type."
