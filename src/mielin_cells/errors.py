@@ -198,6 +198,10 @@ class SelfAsk(UsageError):
     """An agent that asks itself inside a turn would wait for ever; call the method plainly instead."""
 
 
+class AskCycle(UsageError):
+    """An agent was asked that waits for the answer of the one who asks, maybe through others.  Facts: agents."""
+
+
 class NonDeterministicTurn(UsageError):
     """A turn that is run again made another ask or step than the recorded one.  Facts: agent, asks."""
 
@@ -356,6 +360,13 @@ class Fenced(LostError):
     """Another node owns the agent now; this one has stopped it and dropped what was not committed.  Facts: agent, epoch, owner."""
 
 
+class AgentInError(LostError):
+    """A hook of the agent raised, or its state does not load: it runs nothing until an operator resumes it.
+
+    What was sent waits, and may still take effect.  Facts: agent, node, cause.
+    """
+
+
 class EpochRegression(Fenced):
     """The store holds less than it had acknowledged; the agent is parked.  Facts: agent, have, need."""
 
@@ -441,9 +452,11 @@ class StateUnloadable(LostError):
 
 
 __all__ = [
+    "AgentInError",
     "AgentTerminated",
     "AlreadyThere",
     "AnswerExpired",
+    "AskCycle",
     "AskTimeout",
     "AuthFailed",
     "BadArguments",

@@ -9,7 +9,10 @@ INTERRUPTED = 130
 
 # The first that matches counts.  What is in none of them has failed.
 _CODES: tuple[tuple[int, tuple[type[errors.CellError], ...]], ...] = (
-    (UNKNOWN, (errors.AskTimeout, errors.WireTimeout)),  # the call may have taken effect, and may still
+    (
+        UNKNOWN,
+        (errors.AgentInError, errors.AskTimeout, errors.WireTimeout),
+    ),  # the call may have taken effect, and may still
     (ROLLED_BACK, (errors.MigrationFailed,)),
     (
         REFUSED,

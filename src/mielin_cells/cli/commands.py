@@ -201,6 +201,7 @@ async def show(operator: Operator, printer: Printer, thing: str) -> int:
                     "dead letters": found.dead, "last record": when(found.at), "migration": found.migration, "error": found.error,
                     "code": found.code, "standby": ", ".join(found.standby),
                     "architectures": ", ".join(found.policy.preferred_architectures) or "any",
+                    "running": f"{found.running}, for {duration(found.running_s)}" if found.running else "",
                 })  # fmt: skip
 
     printer.show(found, text)

@@ -64,6 +64,10 @@ class AgentInfo(msgspec.Struct, frozen=True, kw_only=True):
     policy: Policy = DEFAULT
     standby: list[str] = []
     """Nodes that keep a copy of it."""
+    running: str = ""
+    """The handler or hook that runs, if one waits for something now."""
+    running_s: float = 0.0
+    """For how long it has."""
     at: float = 0.0
     """When the last record of its log was made, in wall seconds; 0: not known."""
 

@@ -53,6 +53,8 @@ class Message(msgspec.Struct, array_like=True, frozen=True, gc=False):
     ask: bool = False
     corrects: int = 0
     """The sender was rolled back: this stands in for its earlier message of this number."""
+    chain: tuple[str, ...] = ()
+    """Of an ask: the agents that wait for its answer, each for the next, and its sender last."""
 
 
 class Mail(msgspec.Struct, array_like=True, frozen=True):

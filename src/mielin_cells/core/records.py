@@ -33,6 +33,8 @@ class Out(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """How many messages of its kind (tell or ask) this input has sent to this receiver before it."""
     corrects: int = 0
     """After an undo: the number of the message that this one stands in for."""
+    chain: tuple[str, ...] = ()
+    """Of an ask: the agents that wait for its answer, each for the next, and its sender last."""
 
 
 class Taken(msgspec.Struct, array_like=True, frozen=True, gc=False):

@@ -186,14 +186,22 @@ class Copies(Request, tag="Copies", frozen=True):
 
 
 class Remind(Request, tag="Remind", frozen=True):
-    """These asks have no answer.  Those that have taken effect are answered again, to `reply_to`.  Answer: the numbers of which the
-    owner has nothing, though it waits for work."""
+    """These asks have no answer.  Those that have taken effect are answered again, to `reply_to`.  Answer: a `Standing`."""
 
     agent: str
     sender: str
     start: int
     reply_to: str
     numbers: list[int]
+
+
+class Standing(msgspec.Struct, array_like=True, frozen=True):
+    """How asks without an answer stand at their receiver."""
+
+    missing: list[int] | None
+    """The numbers of which the owner has nothing, though it waits for work; None if no owner can be asked now."""
+    why: str
+    """What is known of why there is no answer, for people."""
 
 
 class Waiting(Request, tag="Waiting", frozen=True):

@@ -11,6 +11,7 @@ from mielin_cells.core.settings import MESSAGE_BYTES_MAX
 from mielin_cells.core.spec import HandlerSpec
 from mielin_cells.errors import (
     CellError,
+    EpochRegression,
     Fenced,
     HandlerFailed,
     JetStreamDisabled,
@@ -52,8 +53,8 @@ PASSING = (
 
 
 def passes(error: BaseException) -> bool:
-    """True if the turn failed by the store's fault or an owner's, also inside a group."""
-    return any(isinstance(leaf, PASSING) for leaf in leaves(error))
+    """True if the turn failed by the store's fault or an owner's, also inside a group.  That another agent is parked is its answer."""
+    return any(isinstance(leaf, PASSING) and not isinstance(leaf, EpochRegression) for leaf in leaves(error))
 
 
 def ends_task(error: BaseException) -> bool:
@@ -111,11 +112,11 @@ def _is_ours(error: BaseException) -> TypeGuard[CellError]:
     )
 
 
-def too_long(turn: Turn, cls: str) -> CellError:
+def too_long(turn: Turn, cls: str, seconds: float) -> CellError:
     """Of a turn that was cancelled at its deadline: by its own fault, or because the store has not taken its record."""
     if turn.waits_for_store:
         return StoreBusy(f"Agent {turn.id!r}: the store has not taken a record of its turn within the turn's deadline.")
-    asked, seconds = [made.label for made in turn.made if made.answer is None], turn.seconds_at_most
+    asked = [made.label for made in turn.made if made.answer is None]
     return TurnDeadlineExceeded(
         f"{cls}.{turn.message} of agent {turn.id!r} did not end within the turn's deadline of {seconds:g} s"
         + (f", waiting for {asked[-1]}" if asked else "")

@@ -28,13 +28,15 @@ ASIDE_MAX = 512
 class Arrival:
     """An inbox entry being worked off.  `mail` is the error if its bytes could not be read."""
 
-    __slots__ = ("index", "mail", "seq", "was_held")
+    __slots__ = ("index", "is_told", "mail", "seq", "was_held")
 
     def __init__(self, seq: int, mail: Mail | RecordInvalid) -> None:
         self.seq = seq
         self.mail = mail
         self.index = 0
         self.was_held = False
+        self.is_told = False
+        """Who asked was told that the agent cannot answer."""
 
     @property
     def count(self) -> int:

@@ -24,7 +24,7 @@ from mielin_cells.errors import (
     described,
     never,
 )
-from mielin_cells.node import failed, overdue
+from mielin_cells.node import failed, overdue, standing
 from mielin_cells.node.beginning import Beginning, beginning
 from mielin_cells.node.delays import Delays, Fate, stays_first, turn_is_open
 from mielin_cells.node.endings import Endings
@@ -91,6 +91,8 @@ class Intake:
             and self._host.wish is None
         ):
             self._pump = self._host.start(self._run())
+        elif self._inbox.queue and self._fold.lifecycle.error is not None and self._host.is_open:
+            standing.tell(self._host)
 
     @property
     def _is_outdated(self) -> bool:
@@ -237,6 +239,8 @@ class Intake:
         turn = Turn(self._host, mail.sender, message.n, message.handler)
         if message.corrects:
             turn.corrects = message.corrects
+        if message.chain:
+            turn.chain = message.chain
         if self._fold.claims and self._is_poison():
             lost = f"Agent {self._fold.agent!r} lost its process {self._fold.claims} times at this message."
             self._endings.bury_failed(arrival, mail, message, turn, HandlerFailed(lost, agent=self._fold.agent), 0)
@@ -334,7 +338,7 @@ class Intake:
 
     async def _rest(self, turn: Turn, waiting: Waiting, cancellable: bool) -> Any:
         """What a function returns that waits.  Raises `TurnStopped` if it is to run again elsewhere."""
-        self.turn, self._cancellable = turn, cancellable
+        self.turn, self._cancellable, turn.since = turn, cancellable, asyncio.get_running_loop().time()
         token = current_turn.set(turn)
         self._host.commit_soon()
         overdue.watch(self._host, turn, waiting)
@@ -350,7 +354,8 @@ class Intake:
             if turn.stopped and is_failure(error):  # in whatever shape: a task group wraps it
                 raise TurnStopped from None
             if turn.deadline is not None and turn.deadline.expired() and not waiting.is_closed:
-                raise failed.too_long(turn, self._spec.name) from (error.__cause__ or error)
+                seconds = self._host.home.settings.turn_deadline_s
+                raise failed.too_long(turn, self._spec.name, seconds) from (error.__cause__ or error)
             raise
         finally:
             current_turn.reset(token)

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("mielin_cells.client")
 
+FIRST_S = 0.1
+"""A session's first ask without an answer for so long is asked after: its agent may be one that cannot answer."""
+
 WINDOW_SHARE = 10
 """A client that has a tenth of what an inbox may hold in it, for all it knows, asks after the inbox's length first."""
 
@@ -119,6 +122,8 @@ class Lane:
         """When the timer fires."""
         self._heard = 0.0
         """When the last answer came, or the last repetition left."""
+        self._why = ""
+        """What is known of why there are no answers."""
         self._silence = 0.0
         """How long to wait from then on before asks are repeated; it grows while nothing is heard."""
 
@@ -145,7 +150,7 @@ class Lane:
         except TimeoutError:
             label = f" ({id})" if id else ""
             raise AskTimeout(
-                f"No answer from {self.agent!r}.{handler.name}{label} in {timeout:g} s; the ask may still take effect.",
+                f"No answer from {self.agent!r}.{handler.name}{label} in {timeout:g} s{self._why}; the ask may still take effect.",
                 agent=self.agent, id=id or "",
             ) from None  # fmt: skip
         finally:
@@ -184,7 +189,7 @@ class Lane:
                 waiting.future.exception()  # it may be that nobody waits any more
 
     def answered(self, answers: dict[int, bytes]) -> None:
-        self._heard, self._silence = self._loop.time(), self.client.settings.ask_repeat_s
+        self._heard, self._silence, self._why = self._loop.time(), self.client.settings.ask_repeat_s, ""
         waiting, n = self._open, 0
         for n, answer in answers.items():
             found = waiting.get(n)
@@ -201,7 +206,9 @@ class Lane:
 
     def _watch(self, deadline: float) -> None:
         if self._timer is None:
-            self._heard, self._silence = self._loop.time(), self.client.settings.ask_repeat_s
+            now = self._loop.time()
+            first = self.client.settings.ask_repeat_s if self._heard else FIRST_S
+            self._heard, self._silence = now, min(first, self.client.settings.ask_repeat_s, (deadline - now) / 2)
             self._arm()
         else:
             self._timer.cancel()
@@ -221,21 +228,29 @@ class Lane:
             if found.message.ask and found.deadline <= now and not found.future.done():
                 found.future.set_exception(TimeoutError())
         if now >= self._heard + self._silence:
-            self._heard, self._silence = now, min(self._silence * 2, ASK_REPEAT_S_MAX)
-            self.client.start(self._repeat([o for o in self._open.values() if o.message.ask and not o.future.done()]))
+            repeat_s = self.client.settings.ask_repeat_s
+            is_early = self._silence < repeat_s
+            self._heard, self._silence = now, repeat_s if is_early else min(self._silence * 2, ASK_REPEAT_S_MAX)
+            silent = [o for o in self._open.values() if o.message.ask and not o.future.done()]
+            self.client.start(self._repeat(silent, is_early))
         self._due, self._timer = math.inf, None
         if any(o.message.ask and not o.future.done() for o in self._open.values()):
             self._arm()
 
-    async def _repeat(self, silent: list[_Open]) -> None:
-        """Nothing was heard for long: the owner is reminded, and what passed it by is stored again."""
+    async def _repeat(self, silent: list[_Open], is_early: bool) -> None:
+        """Nothing was heard for long: the owner is reminded, and what passed it by is stored again.
+
+        `is_early`: the owner is only asked why.
+        """
         client, stored = self.client, {asked.message.n: asked for asked in silent if asked.is_stored}
         if not stored:
             return  # they are on their way
-        reminder = control.Remind(self.agent, self.sender, self.start, client.reply_to, list(stored))
+        numbers = [] if is_early else list(stored)
+        reminder = control.Remind(self.agent, self.sender, self.start, client.reply_to, numbers)
         missing: list[int] | None = None
         try:
-            missing = await remind(client.log, client.wire, reminder)
+            standing = await remind(client.log, client.wire, reminder)
+            missing, self._why = standing.missing, f": {standing.why}" if standing.why else ""
         except AgentTerminated:
             for n in stored:
                 self.answered({n: await last_word(client.log, self.agent, self.sender, n)})
@@ -247,6 +262,8 @@ class Lane:
                         asked.future.set_exception(type(why)(why.message, **why.facts))
                 return
             logger.debug("agent %s: %s", self.agent, why)
+        if is_early:
+            return
         for asked in stored.values() if missing is None else [stored[n] for n in missing if n in stored]:
             if asked.message.n in self._open and asked.is_stored and (missing is not None or not asked.is_again):
                 asked.is_again = True

@@ -22,7 +22,7 @@ from mielin_cells.errors import (
     UsageError,
     described,
 )
-from mielin_cells.node import control, parking
+from mielin_cells.node import control, parking, standing
 from mielin_cells.node.undo import undo
 from mielin_cells.node.writer import Declined
 
@@ -38,12 +38,13 @@ logger = logging.getLogger("mielin_cells.orders")
 
 def info(node: Node, host: Host) -> AgentInfo:
     fold, move = host.fold, node.migrations.open.get(host.fold.agent)
-    error = fold.lifecycle.error
+    error, running = fold.lifecycle.error, standing.running(host)
     return AgentInfo(
         id=fold.agent, cls=fold.cls, version=fold.version, node=node.name, epoch=fold.epoch, state=fold.status.value,
         waiting=host.inbox.waiting, bytes=fold.size_bytes, migration=move.migration if move is not None else "",
         dead=len(fold.ledger.dead), error=scrubbed(error.message) if error is not None else "",
         code=error.code if error is not None else "", policy=fold.policy, standby=node.standbys.of(fold.agent),
+        running=running[0], running_s=running[1],
         at=fold.written,
     )  # fmt: skip
 

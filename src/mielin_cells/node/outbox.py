@@ -182,7 +182,7 @@ class Outbox:
                 size += len(out.args) + 64
                 if messages and (out.cls != cls or size > MAIL_BYTES_MAX or out.n != messages[-1].n + 1):
                     break
-                messages.append(Message(out.n, out.handler, out.args, out.ask, out.corrects))
+                messages.append(Message(out.n, out.handler, out.args, out.ask, out.corrects, out.chain))
                 count += 1
             await self._store(Mail(to, cls, self._sender, 0, self._low(to), self._reply_to, messages))
             for _ in range(count):

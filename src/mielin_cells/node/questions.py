@@ -9,9 +9,7 @@ from mielin_cells.core import words
 from mielin_cells.core.born import born
 from mielin_cells.core.cluster import AgentInfo, NodeInfo, TimerInfo
 from mielin_cells.core.ledger import Verdict
-from mielin_cells.errors import StoreFull, from_wire
-from mielin_cells.node import control, orders
-from mielin_cells.node.parking import UNUSABLE
+from mielin_cells.node import control, orders, standing
 
 if TYPE_CHECKING:
     from mielin_cells.node.node import Node
@@ -78,22 +76,18 @@ def info(node: Node) -> NodeInfo:
     )  # fmt: skip
 
 
-def reminded(node: Node, reminder: control.Remind) -> list[int]:
-    """Answers again what has taken effect, now or with the commit that may hold it; the numbers that passed this owner by.
+def reminded(node: Node, reminder: control.Remind) -> control.Standing:
+    """Answers again what has taken effect, now or with the commit that may hold it.
 
-    Raises `NoSuchAgent` if it is not here, the error with which it is parked, or that its store is full.
+    Raises `NoSuchAgent` if it is not here, or why it cannot answer before somebody does something about it.
     """
     agent = reminder.agent
-    found = hosted(node, agent)
-    if found is not None and found.code in UNUSABLE:
-        raise from_wire(found.code, found.error, {"agent": agent})
+    error, why = standing.cause(node, agent), standing.doing(node, agent)
+    if agent not in node.hosts and (error is not None or agent in node.troubled):
+        if error is not None:
+            raise error
+        return control.Standing([], why)
     host, sender = node.host(agent), reminder.sender
-    why = host.writer.waits_for
-    if isinstance(why, StoreFull):
-        raise type(why)(
-            f"Agent {agent!r} on {node.name} cannot answer: {why.message} Your message waits, and may still take effect.",
-            **{**why.facts, "agent": agent},
-        )
     missing, answers = list[int](), dict[int, bytes]()
     for n in reminder.numbers:
         verdict = host.fold.ledger.judge(sender, n, reminder.start)
@@ -103,4 +97,6 @@ def reminded(node: Node, reminder: control.Remind) -> list[int]:
             answers[n] = answer
     if answers:
         host.reply(reminder.reply_to, sender, answers)
-    return missing if host.is_idle else []
+    elif error is not None:  # of what it has taken before it is asked no more
+        raise error
+    return control.Standing(missing if host.is_idle else [], why)

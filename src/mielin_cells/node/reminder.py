@@ -13,37 +13,49 @@ from mielin_cells.core.fold import Phase
 from mielin_cells.core.ids import control_subject, log_subject
 from mielin_cells.core.message import Answer, encode_answer
 from mielin_cells.core.records import Terminated, decode_record, named_owner
-from mielin_cells.errors import AgentTerminated, CellError, StoreFull, never
+from mielin_cells.errors import (
+    AgentInError,
+    AgentTerminated,
+    CellError,
+    NodeStopping,
+    NoResponder,
+    StoreFull,
+    WireTimeout,
+    never,
+)
 from mielin_cells.node import control
 from mielin_cells.node.parking import UNUSABLE
 from mielin_cells.node.reader import load
+from mielin_cells.node.standing import UNLOADABLE
 from mielin_cells.substrate.again import whole
 from mielin_cells.substrate.ports import Log, Wire
 
 REMIND_S = 1.0
 
 
-async def remind(log: Log, wire: Wire, reminder: control.Remind) -> list[int] | None:
-    """Has the owner answer again; the numbers that passed it by, or None if there is no owner to ask now.
+async def remind(log: Log, wire: Wire, reminder: control.Remind) -> control.Standing:
+    """Has the owner answer again, and asks it why it has not answered.
 
-    Raises `AgentTerminated` if the agent has ended, the error with which it is parked, `StoreFull`, or a `RetryError` while the store
-    does not answer.
+    Raises `AgentTerminated` if the agent has ended, why it cannot answer before somebody does something about it (`standing.cause`),
+    or a `RetryError` while the store does not answer.
     """
     agent, subject = reminder.agent, log_subject(reminder.agent)
     last = (await log.lasts([subject])).get(subject)  # late is soon enough: a former owner says that it is none
     if last is None:
-        return None
+        return control.Standing(None, "")
     record = await whole(log, subject, last, lambda data: decode_record(data, f"The log of agent {agent!r}"))
     if isinstance(record, Terminated):
         raise _terminated(agent)
+    node = named_owner(record)
     try:
-        data = await wire.request(control_subject(named_owner(record)), control.encode_request(reminder), REMIND_S)
-        missing: list[int] = msgspec.msgpack.decode(control.result_of(data), type=list[int])
-    except CellError as error:  # silent, stopping, or not there yet
-        if error.code in UNUSABLE or isinstance(error, StoreFull):
+        data = await wire.request(control_subject(node), control.encode_request(reminder), REMIND_S)
+        return msgspec.msgpack.decode(control.result_of(data), type=control.Standing)
+    except CellError as error:
+        if error.code in UNUSABLE | UNLOADABLE or isinstance(error, (StoreFull, AgentInError)):
             raise
-        return None
-    return missing
+        away = isinstance(error, (NoResponder, NodeStopping, WireTimeout))
+        later = "the message waits for it, or for the node that takes the agent over"
+        return control.Standing(None, f"its node {node} does not answer; {later}" if away else "")
 
 
 async def waiting(log: Log, wire: Wire, agent: str) -> int | None:

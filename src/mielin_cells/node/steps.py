@@ -6,13 +6,15 @@ import asyncio
 import contextvars
 import inspect
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
 from typing import Any
 
 from mielin_cells.core.calls import turn as current_turn
+from mielin_cells.core.records import Made, StepMade
+from mielin_cells.core.settings import STEPS_BYTES_MAX
 from mielin_cells.core.step import Retry, Within
-from mielin_cells.errors import StepFailed, described
+from mielin_cells.errors import MessageTooLarge, StepFailed, described
 from mielin_cells.node.waiting import Waiting
 
 logger = logging.getLogger("mielin_cells.steps")
@@ -138,3 +140,14 @@ class _Run:
             task.cancel()
         if not left.done():
             left.set_result(None)
+
+
+def fits_turn(agent: str, before: Sequence[Made], made: StepMade) -> None:
+    """Raises `MessageTooLarge` if a turn's outcomes are too many with this one."""
+    size = sum(len(one.answer or b"") for one in before) + len(made.answer)
+    if size > STEPS_BYTES_MAX:
+        raise MessageTooLarge(
+            f"The outcomes of a turn of agent {agent!r} have {size} bytes with {made.label}; the limit is "
+            f"{STEPS_BYTES_MAX}. The turn is undone; make fewer steps in a turn, or smaller ones.",
+            limit=STEPS_BYTES_MAX, size=size,
+        )  # fmt: skip

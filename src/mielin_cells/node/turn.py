@@ -14,7 +14,7 @@ from mielin_cells.core.calls import turn as current_turn
 from mielin_cells.core.ids import log_subject
 from mielin_cells.core.message import Answer, decode_answer, encode_answer
 from mielin_cells.core.records import Asked, AskMade, Made, Out, StepMade, Stepped, Timer, body_of
-from mielin_cells.core.settings import MESSAGE_BYTES_MAX, STEPS_BYTES_MAX, TIMERS_MAX
+from mielin_cells.core.settings import MESSAGE_BYTES_MAX, TIMERS_MAX
 from mielin_cells.core.spec import HandlerSpec, Spec
 from mielin_cells.core.step import NAME_CHARS_MAX, Codec, Retry, Within, codec_of
 from mielin_cells.errors import (
@@ -35,10 +35,11 @@ from mielin_cells.errors import (
     never,
 )
 from mielin_cells.node import control
+from mielin_cells.node.chain import cycle, longer
 from mielin_cells.node.own_orders import OwnOrders
 from mielin_cells.node.reminder import last_word, remind
 from mielin_cells.node.rerun import Rerun
-from mielin_cells.node.steps import result_of, within
+from mielin_cells.node.steps import fits_turn, result_of, within
 from mielin_cells.node.timers import check_room
 from mielin_cells.node.waiting import Waiting
 
@@ -91,6 +92,12 @@ class Turn(OwnOrders):
     seconds: dict[str, float] | None = None
     """To go, of those that are set."""
     _timers_set = 0
+    since = 0.0
+    """When it began to wait, by the loop's clock."""
+    chain: tuple[str, ...] = ()
+    """The agents that wait for this turn, each asked by the one before it; the first was told, or asked by a client."""
+    _why = ""
+    """What is known of why the ask that waits has no answer."""
     _abandoned = ""
     """A step whose call the handler has cancelled."""
     _in_log = 0
@@ -200,6 +207,8 @@ class Turn(OwnOrders):
             raise SelfAsk(
                 f"Agent {agent!r} asks itself and would wait for ever; call self.{handler.name}(...) plainly."
             )
+        if agent in self.chain:
+            raise cycle(self.chain, self.id, agent, handler.name)
         if not self.sender:
             raise UsageError(f"A hook of agent {self.id!r} cannot ask; tell, or ask from a handler.")
         self._fits(agent, data)
@@ -224,7 +233,8 @@ class Turn(OwnOrders):
         host, index = self._host, len(self.made)
         label = f"{agent}.{handler.name}" + (f" ({id})" if id else "")
         k = (self._places or {}).get((agent, True), 0)
-        out = Out(agent, spec.name, 0, handler.name, args, True, self.sender, self.n, k)
+        chain = longer(self.chain, self.id)
+        out = Out(agent, spec.name, 0, handler.name, args, True, self.sender, self.n, k, chain=chain)
         body = body_of(out)
         made: AskMade | None = None
         if index < len(self.recorded):
@@ -378,7 +388,7 @@ class Turn(OwnOrders):
         host = self._host
         timeout = host.home.settings.ask_timeout_s if seconds is None else seconds
         future = host.expect(out.to, out.n)
-        pause, is_again = host.home.settings.ask_repeat_s, False
+        pause, is_again, self._why = min(host.home.settings.ask_repeat_s, timeout / 2), False, ""
         try:
             async with asyncio.timeout(timeout):
                 answer: bytes | None = None
@@ -395,9 +405,9 @@ class Turn(OwnOrders):
                         pause, is_again = min(pause * 2, ASK_REPEAT_S_MAX), True
         except TimeoutError:
             error = AskTimeout(
-                f"Agent {self.id!r} had no answer from {out.to}.{out.handler} in {timeout:g} s; the ask may still take effect.",
-                agent=out.to,
-            )
+                f"Agent {self.id!r} had no answer from {out.to}.{out.handler} in {timeout:g} s{self._why}; the ask may still take "
+                "effect.", agent=out.to,
+            )  # fmt: skip
             answer = encode_answer(Answer(None, error.to_wire()))
         finally:
             host.forget(out.to, out.n)
@@ -405,18 +415,19 @@ class Turn(OwnOrders):
         return answer
 
     async def _reminded(self, out: Out, is_again: bool) -> bytes | None:
-        """The last word of an agent that has ended; else the ask is answered later, or is sent once more now."""
+        """The last word of an agent that has ended or cannot answer; else the ask is answered later, or is sent once more now."""
         host = self._host
         asked = control.Remind(out.to, self.id, 0, host.home.reply_to, [out.n])
         try:
-            missing = await remind(host.home.log, host.home.wire, asked)
+            standing = await remind(host.home.log, host.home.wire, asked)
         except AgentTerminated:
             return await last_word(host.home.log, out.to, self.id, out.n)
         except CellError as error:
             if isinstance(error, RetryError):
                 raise
-            return None  # parked: an operator decides, and the ask waits for that
-        if missing or (missing is None and not is_again):
+            return encode_answer(Answer(None, error.to_wire()))
+        self._why = f": {standing.why}" if standing.why else ""
+        if standing.missing or (standing.missing is None and not is_again):
             host.outbox.push(out)
         return None
 
@@ -527,7 +538,7 @@ class Turn(OwnOrders):
             except StepFailed as failed:
                 error, answer = failed.__cause__, Answer(None, failed.to_wire())
             made = StepMade(name, encode_answer(answer))
-            self._fits_turn(made)
+            fits_turn(self.id, self.made, made)
             self._recording = self._host.home.start(self._record_step(made))
             await asyncio.shield(self._recording)
         except asyncio.CancelledError:
@@ -545,25 +556,12 @@ class Turn(OwnOrders):
     def _key(self, name: str, index: int) -> str:
         return blake3(f"{self.id}\0{self.sender}\0{self.n}\0{name}\0{index}".encode()).hexdigest(16)
 
-    @property
-    def seconds_at_most(self) -> float:
-        return self._host.home.settings.turn_deadline_s
-
     def _steps(self, begins: bool) -> None:
         """The turn's deadline is for the handler itself: it rests in a step, and begins anew behind it."""
         self.in_step = begins
         if self.deadline is not None and not self.deadline.expired():
-            now, seconds = asyncio.get_running_loop().time(), self.seconds_at_most
+            now, seconds = asyncio.get_running_loop().time(), self._host.home.settings.turn_deadline_s
             self.deadline.reschedule(None if begins else now + seconds)
-
-    def _fits_turn(self, made: StepMade) -> None:
-        size = sum(len(before.answer or b"") for before in self.made) + len(made.answer)
-        if size > STEPS_BYTES_MAX:
-            raise MessageTooLarge(
-                f"The outcomes of a turn of agent {self.id!r} have {size} bytes with {made.label}; the limit is "
-                f"{STEPS_BYTES_MAX}. The turn is undone; make fewer steps in a turn, or smaller ones.",
-                limit=STEPS_BYTES_MAX, size=size,
-            )  # fmt: skip
 
     async def _record_step(self, made: StepMade) -> None:
         """The outcome is a record before the handler has it, after all earlier turns are committed."""

@@ -21,6 +21,7 @@ from mielin_cells.core.fold import Phase
 from mielin_cells.core.ids import inbox_subject
 from mielin_cells.core.message import decode_mail
 from mielin_cells.errors import (
+    AgentInError,
     CellError,
     Fenced,
     InvalidTransition,
@@ -327,7 +328,9 @@ class Scenario:
 
     def is_passing(self, error: CellError) -> bool:
         """True for what may be tried again, also because the store refuses nobody for ever."""
-        return isinstance(error, RetryError) or (error.code in REFUSED_CODES and bool(self.world.errors))
+        return isinstance(error, (AgentInError, RetryError)) or (
+            error.code in REFUSED_CODES and bool(self.world.errors)
+        )
 
     async def until_done(self, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Calls from the operator's process until it is not told to try again."""
