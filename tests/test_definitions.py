@@ -121,6 +121,28 @@ def test_a_handler_that_the_class_got_after_it_was_used_says_so() -> None:
         Open.late.route(Open)  # type: ignore[attr-defined]
 
 
+async def a_method(self: Any) -> int:
+    return 1
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (cells.handler(a_method), "a handler"),
+        (a_method, "a method"),
+        (property(lambda self: 1), "a property"),
+        (len, "a method"),
+    ],
+)
+def test_a_name_is_of_a_field_or_of_something_else(value: Any, kind: str) -> None:
+    with pytest.raises(
+        cells.FieldRefused, match=rf"Wrong\.a_method is declared as state, and is {kind} as well; rename one"
+    ):
+        type("Wrong", (cells.Agent,), {"__annotations__": {"a_method": int}, "a_method": value})
+    with pytest.raises(cells.FieldRefused, match=r"Wrong\.kept is declared as state, and is a slot as well"):
+        type("Wrong", (cells.Agent,), {"__annotations__": {"kept": int}, "__slots__": ("kept",)})
+
+
 # ---- one name, two classes -------------------------------------------------------------------------------------
 
 

@@ -48,6 +48,45 @@ def test_to_hasattr_and_getattr_a_reference_has_handlers_and_no_state() -> None:
     assert "ask the agent for 'age'" in str(error)
 
 
+async def test_a_hook_of_a_reference_is_not_run_here_and_neither_is_a_handler_assigned() -> None:
+    ref: Any = make_ref(Parrot, "p")
+    for hook in ("on_start", "on_arrive", "on_depart", "on_stop", "healthy"):
+        assert not hasattr(ref, hook)
+        assert hook not in dir(ref)
+        with pytest.raises(cells.IsReference, match=f"{hook} is a hook, which only the agent's node calls"):
+            getattr(ref, hook)
+    with pytest.raises(cells.UsageError, match="teach is a handler of <Parrot 'p'>, and is not assigned"):
+        ref.teach = len
+    with pytest.raises(cells.IsReference):
+        del ref.age
+
+
+class Parent(cells.Agent):
+    ran: list[str] = []
+
+    async def on_start(self) -> None:
+        self.ran.append("parent")
+
+    @cells.handler
+    async def had(self) -> list[str]:
+        return self.ran
+
+
+class Child(Parent):
+    async def on_start(self) -> None:
+        await super().on_start()
+        self.ran.append("child")
+
+
+class Grandchild(Child): ...
+
+
+async def test_hooks_are_inherited_and_call_the_next_like_methods() -> None:
+    async with cells.local() as cluster:
+        assert await (await cluster.spawn(Child, "c")).had() == ["parent", "child"]
+        assert await (await cluster.spawn(Grandchild, "g")).had() == ["parent", "child"]
+
+
 def test_dir_and_getmembers_of_a_reference_show_what_it_has() -> None:
     ref = make_ref(Parrot, "p")
     assert {"teach", "twin"} <= set(dir(ref))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import types
 import typing
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, dataclass_transform
@@ -93,6 +94,30 @@ class Field:
             values[self.name] = value
         else:
             cell.set(self.name, value)
+
+    def __delete__(self, obj: Agent) -> None:
+        if obj.__dict__["__mielin_cell__"] is None:
+            raise IsReference(f"{obj!r} is a reference: {self.name!r} is changed only by the agent's own handlers.")
+        raise UsageError(
+            f"{self.name!r} of {obj!r} is state, and always has a value; set it to one that means nothing, as None."
+        )
+
+
+class Hook:
+    """A hook, on the class.  The agent's node calls it; called by a reference it would run here, and not in the agent."""
+
+    __slots__ = ("__wrapped__", "_name")
+
+    def __init__(self, name: str, fn: Callable[..., Any]) -> None:
+        self._name = name
+        self.__wrapped__ = fn
+
+    def __get__(self, obj: Agent | None, owner: type) -> Any:
+        if obj is None:
+            return self.__wrapped__
+        if obj.__dict__["__mielin_cell__"] is None:
+            raise IsReference(f"{obj!r} is a reference: {self._name} is a hook, which only the agent's node calls.")
+        return types.MethodType(self.__wrapped__, obj)
 
 
 HOOKS = ("on_start", "on_arrive", "on_depart", "on_stop", "healthy")
@@ -198,6 +223,7 @@ class Agent:
         fields = [field for field, kind in annotations_of(cls).items() if is_state(field, kind)]
         _check_class(cls, version, name, fields)
         wire_name = "".join(name or cls.__name__)  # plain text: it is in records
+        definition.check_fields(cls, fields)
         definition.check_handlers(cls)
         mixins = [base for base in cls.__mro__ if not issubclass(base, Agent) and not definition.is_bare(base)]
         definition.check_attributes(cls, mixins)
@@ -212,6 +238,9 @@ class Agent:
             for field, kind in annotations_of(base).items():
                 if is_state(field, kind) and not isinstance(inspect.getattr_static(cls, field, None), Field):
                     setattr(cls, field, Field(field, base.__dict__.get(field, NO_DEFAULT)))
+        for hook in HOOKS:
+            if hook in cls.__dict__:
+                setattr(cls, hook, Hook(hook, cls.__dict__[hook]))
         before = classes.get(wire_name)
         if before is not None:
             before.__mielin_replaced__ = True
@@ -261,7 +290,11 @@ class Agent:
         names = [name for name in object.__dir__(self) if not name.startswith("__mielin_")]
         if self.__dict__["__mielin_cell__"] is not None:
             return names
-        return [name for name in names if not isinstance(inspect.getattr_static(type(self), name, None), Field)]
+        return [name for name in names if not isinstance(inspect.getattr_static(type(self), name, None), (Field, Hook))]
+
+
+for _hook in HOOKS:
+    setattr(Agent, _hook, Hook(_hook, Agent.__dict__[_hook]))
 
 
 def known_as(cls: type[Agent], wanted: type[Agent]) -> type[Agent] | None:

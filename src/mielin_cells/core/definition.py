@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import inspect
 import typing
 from collections.abc import MutableMapping, MutableSequence, MutableSet
 from typing import Any
@@ -50,6 +51,26 @@ def check_name(cls: type, name: str, version: int, before: Any) -> None:
         f"{cls.__module__}.{cls.__qualname__}. Messages for one would reach the other. {what_to_do}",
         name=name,
     )
+
+
+def check_fields(cls: type, fields: list[str]) -> None:
+    """Raises `FieldRefused` for a field whose name the class uses for something else, too."""
+    for name in fields:
+        value = vars(cls).get(name)
+        kind = _kind_of_member(value)
+        if kind:
+            path = f"{cls.__name__}.{name}"
+            raise FieldRefused(f"{path} is declared as state, and is {kind} as well; rename one of them.", path=path)
+
+
+def _kind_of_member(value: Any) -> str:
+    if isinstance(value, Handler):
+        return "a handler"
+    if inspect.isroutine(value) or isinstance(value, (staticmethod, classmethod)):
+        return "a method"
+    if isinstance(value, property):
+        return "a property"
+    return "a slot" if inspect.ismemberdescriptor(value) else ""
 
 
 def check_handlers(cls: type) -> None:

@@ -157,6 +157,11 @@ class Handler(Generic[P, R_co]):
         self.__wrapped__ = fn
         self.__isabstractmethod__ = getattr(fn, "__isabstractmethod__", False)
 
+    def __set__(self, obj: Agent, value: object) -> None:
+        raise UsageError(
+            f"{self.name} is a handler of {obj!r}, and is not assigned: messages would not reach what took its place."
+        )
+
     def __set_name__(self, owner: type, name: str) -> None:
         if not self._is_named:
             self.name, self._is_named = name, True
