@@ -61,7 +61,7 @@ async def test_a_hook_of_a_reference_is_not_run_here_and_neither_is_a_handler_as
         del ref.age
 
 
-class Parent(cells.Agent):
+class Ancestor(cells.Agent):
     ran: list[str] = []
 
     async def on_start(self) -> None:
@@ -72,19 +72,19 @@ class Parent(cells.Agent):
         return self.ran
 
 
-class Child(Parent):
+class Heiress(Ancestor):
     async def on_start(self) -> None:
         await super().on_start()
         self.ran.append("child")
 
 
-class Grandchild(Child): ...
+class LateHeiress(Heiress): ...
 
 
 async def test_hooks_are_inherited_and_call_the_next_like_methods() -> None:
     async with cells.local() as cluster:
-        assert await (await cluster.spawn(Child, "c")).had() == ["parent", "child"]
-        assert await (await cluster.spawn(Grandchild, "g")).had() == ["parent", "child"]
+        assert await (await cluster.spawn(Heiress, "c")).had() == ["parent", "child"]
+        assert await (await cluster.spawn(LateHeiress, "g")).had() == ["parent", "child"]
 
 
 def test_dir_and_getmembers_of_a_reference_show_what_it_has() -> None:
