@@ -3,31 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-import mielin_cells as cells
 from mielin_cells.core.agent import classes
 from mielin_cells.substrate.server import Server
-
-
-def pytest_collection_finish() -> None:
-    """Agent classes are found by their names, also those of other test files: two of one name take each other's place."""
-    files: dict[str, set[str]] = defaultdict(set)
-    for cls in _below(cells.Agent):
-        files[cls.__mielin_name__].add(cls.__module__)
-    twice = sorted(f"{name} ({', '.join(sorted(where))})" for name, where in files.items() if len(where) > 1)
-    if twice:
-        raise pytest.UsageError(f"two agent classes of the tests are called {', '.join(twice)}; rename one")
-
-
-def _below(cls: type[cells.Agent]) -> Iterator[type[cells.Agent]]:
-    for sub in cls.__subclasses__():
-        yield sub
-        yield from _below(sub)
 
 
 @pytest.fixture(autouse=True)
