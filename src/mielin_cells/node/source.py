@@ -361,7 +361,7 @@ class Move:
             )
         if not isinstance(record, HandedOff) or record.migration != self.migration:
             return m.Overtaken(False)
-        host.writer.met(entry.seq, record)  # the seal is in ledger and state already
+        host.fold.settled(entry.seq, record)  # the seal is in ledger and state already
         self._handed = True
         host.handed_over()
         return m.Overtaken(True)

@@ -215,11 +215,6 @@ class Writer:
             self.is_unwritable = isinstance(error, MessageTooLarge)
         return found if isinstance(error, Exception) else error
 
-    def met(self, seq: int, record: Record) -> None:
-        """What took the place of this writer's append was its owner's own, whose answer was lost: it may append behind that."""
-        self.fold.settled(seq, record)  # type: ignore[arg-type]
-        self.failure = None
-
     def successor(self) -> Writer:
         """For the one record that says why this writer has failed: nothing of this one is on its way."""
         return Writer(self._log, self.fold, self.node, self.incarnation, self._rng, self._limit_s, self._wall)
