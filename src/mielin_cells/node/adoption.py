@@ -232,6 +232,7 @@ class Adoption:
             return self._is_troubled(agent, fold, error)
         node.troubled.pop(agent, None)
         self._rests.pop(agent, None)
+        node.returns.taken(agent)
         return True
 
     async def _verify(self, fold: Fold, handed: HandedOff | None) -> None:
