@@ -176,7 +176,7 @@ class FieldRefused(UsageError):
 
 
 class StateInvalid(UsageError):
-    """A turn left a value that would not load again; the turn was undone.  Facts: agent, path."""
+    """A turn left a value that a load would change, or set an attribute that is no state; it was undone.  Facts: agent, path."""
 
 
 class NotInTurn(UsageError):
@@ -211,7 +211,7 @@ class StepFailed(UsageError):
 
 
 class StepInvalid(UsageError):
-    """A durable step's result does not load as what its call declares; the turn was undone."""
+    """A durable step's result would not be loaded as it was, by what its call declares; the turn was undone."""
 
 
 class MessageTooLarge(UsageError):
