@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -117,11 +118,22 @@ def test_two_deployments_of_one_folder_do_not_see_each_other(tmp_path: Path) -> 
         assert (done.returncode, "no deployment 'mielin'" in done.stderr) == (1, True)
 
 
+async def insistently(stack: contextlib.AsyncExitStack, url: str, **options: Any) -> JetStream:
+    """Opened as soon as the cluster has made the streams."""
+    async with asyncio.timeout(WAIT_S):
+        while True:
+            with contextlib.suppress(cells.RetryError):
+                return await stack.enter_async_context(opened(url, **options))
+            await asyncio.sleep(0.05)
+
+
 async def test_a_cluster_keeps_three_copies_unless_other_ones_are_asked_for(tmp_path: Path) -> None:
     async with nats_cluster(tmp_path / "servers") as servers:
         await elected(servers)
         url = servers[1].url
-        async with opened(url) as made, opened(url, deployment="single", replicas=1) as single:
+        async with contextlib.AsyncExitStack() as stack:
+            made = await insistently(stack, url)
+            single = await insistently(stack, url, deployment="single", replicas=1)
             assert (made.replicas, single.replicas) == (3, 1)
             with pytest.raises(cells.ConfigError, match="keeps 3 replicas"):
                 await JetStream.open(servers[0].url, replicas=1)
