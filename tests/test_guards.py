@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 from mielin_cells.core import calls, records
 from mielin_cells.core import message as wire_format
 from mielin_cells.core.cell import Cell
+from mielin_cells.core.commit import Batch
 from mielin_cells.core.fold import Fold
 from mielin_cells.core.ids import log_subject
 from mielin_cells.core.ledger import Ledger, Verdict
@@ -28,7 +30,7 @@ from mielin_cells.migration import case
 from mielin_cells.migration import source as machine
 from mielin_cells.migration.failure import MigrationError
 from mielin_cells.migration.recovery import RecoveryConfig, RecoveryStrategy, explain
-from mielin_cells.node import failed
+from mielin_cells.node import failed, intake
 from mielin_cells.node.inbox import Arrival, Inbox
 from mielin_cells.node.intake import Intake
 from mielin_cells.node.outbox import Outbox
@@ -182,6 +184,30 @@ def output_rule_for_tells(patch: Patch) -> None:
             host.outbox.push(out)
 
     patch.setattr(Intake, "_send", send_at_once)
+
+
+@guard(within=10)
+def recorded_turn_is_first(patch: Patch) -> None:
+    """While a turn with recorded asks and steps waits for its next run, others go on and change the state that it was made in."""
+    patch.setattr(intake, "stays_first", lambda fold, sender, n: False)
+    patch.setattr(intake, "turn_is_open", lambda fold: False)
+
+
+@guard(within=10)
+def put_off_is_held(patch: Patch) -> None:
+    """The cursor passes a message that waits for its next run, and no commit says that it is not done."""
+
+    def put_off(self: Inbox, arrival: Arrival, batch: Batch) -> None:
+        assert isinstance(self.queue, deque)
+        self.queue.popleft()
+        self.aside += 1
+        if not arrival.was_held:
+            arrival.was_held = True
+            self._fold.ledger.held.append(arrival.seq)
+            self._fold.ledger.cursor = arrival.seq
+            batch.moved = True
+
+    patch.setattr(Inbox, "put_off", put_off)
 
 
 @guard(within=5)
