@@ -237,7 +237,7 @@ async def test_a_turn_stops_right_behind_a_step_whatever_else_it_would_wait_for(
 
 
 async def test_no_call_is_begun_where_the_intake_is_being_stopped() -> None:
-    class Slow(cells.Agent):
+    class Dawdler(cells.Agent):
         @cells.handler(tries=1)
         async def go(self) -> str:
             world.begun.set()
@@ -248,7 +248,7 @@ async def test_no_call_is_begun_where_the_intake_is_being_stopped() -> None:
             return task.result()
 
     async with cells.local(nodes=2, recovery=ONCE) as cluster:
-        agent = await cluster.spawn(Slow, "s")
+        agent = await cluster.spawn(Dawdler, "s")
         asked = asyncio.create_task(agent.go())
         await world.begun.wait()
         assert (await cluster.migrate(agent, to="node-2")).ok
