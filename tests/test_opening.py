@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import subprocess
 import sys
 from typing import Any
@@ -93,6 +94,20 @@ def test_the_package_is_imported_without_what_is_needed_only_once_a_cluster_is_o
     code = "import sys, mielin_cells; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert heavy & set(done.stdout.split()) == set()
+
+
+async def test_a_cluster_stays_open_though_nobody_keeps_what_opened_it() -> None:
+    cluster = await cells.local().__aenter__()
+    gc.collect()
+    abacus = await cluster.spawn(Abacus, "t")
+    await asyncio.sleep(0.01)
+    gc.collect()
+    await asyncio.sleep(0.01)
+    assert await abacus.add() == 1
+    opening: Any = cluster
+    await opening.opening.__aexit__(None, None, None)
+    with pytest.raises(cells.NotConnected):
+        await abacus.add()
 
 
 async def test_a_cluster_that_is_not_open_says_how_to_open_it() -> None:

@@ -103,6 +103,8 @@ class Client:
         self._subscription: Subscription | None = None
         self.loop: asyncio.AbstractEventLoop | None = None
         """That it was opened in: everything of it runs there."""
+        self.opening: object = None
+        """What closes it: not to be collected, and so to close it, while anybody has the client."""
 
     async def open(self) -> None:
         self.loop = asyncio.get_running_loop()

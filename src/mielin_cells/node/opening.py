@@ -46,6 +46,7 @@ class Opening:
         except BaseException:
             self._inside = None
             raise
+        self._client.opening = self
         self._token = current.set(self._client)
         return self._client
 
@@ -62,7 +63,7 @@ class Opening:
                 f"This {self._what} was opened in another event loop and cannot be closed from here; leave the block in the loop "
                 "that it was entered in, with asyncio.run_coroutine_threadsafe from another thread."
             )
-        self._inside = self._client = None
+        self._inside = self._client = client.opening = None
         self._forget(client)
         return await inside.__aexit__(kind, error, trace)
 
