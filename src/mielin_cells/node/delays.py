@@ -33,11 +33,16 @@ class Fate(Enum):
 def stays_first(fold: Fold, sender: str, n: int) -> bool:
     """True if nobody may pass a message that failed.
 
-    A run that goes on behind recorded asks and steps must find the state in which they were made (rule 13).  And while claims count
-    against the first message, no other that ends the process may come between (rule 5).
+    A run that goes on behind recorded asks and steps must find the state in which they were made (rule 13); so must each that is
+    taken once more after an undo, since what was sent then stands (rule 17).  And while claims count against the first message,
+    no other that ends the process may come between (rule 5).
     """
     opened = fold.turn
-    return fold.claims > 0 or (opened is not None and (opened.sender, opened.n) == (sender, n) and bool(opened.made))
+    return (
+        fold.claims > 0
+        or bool(fold.ledger.again)
+        or (opened is not None and (opened.sender, opened.n) == (sender, n) and bool(opened.made))
+    )
 
 
 def turn_is_open(fold: Fold) -> bool:
