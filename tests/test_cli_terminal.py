@@ -7,18 +7,39 @@ import pty
 import re
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 from processes import APP, CLOSE_S, MIELIN, Deployment, deployment, lives, wait_for
 
+IN_FRONT = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+
 
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     with deployment(tmp_path_factory.mktemp("terminal"), nodes=1) as running:
         yield running
+
+
+@contextmanager
+def begun(up: Deployment, *words: str) -> Iterator[subprocess.Popen[str]]:
+    """A command that goes on, as a shell's foreground job: one in the background begins with SIGINT ignored, as this process may."""
+    process = subprocess.Popen(
+        [sys.executable, "-ISc", IN_FRONT, MIELIN, *words], cwd=up.folder, text=True, stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        for stream in (process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
 
 
 def at_terminal(up: Deployment, answer: bytes, *words: str) -> tuple[int, str]:
@@ -70,36 +91,31 @@ def test_an_interrupt_ends_a_command_in_one_sentence(up: Deployment, words: tupl
     up.value("spawn", "Counter", "slow")
     marker = up.folder / "marker"
     marker.unlink(missing_ok=True)
-    process = subprocess.Popen(
-        [MIELIN, *words], cwd=up.folder, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    assert process.stdout is not None
-    if words[0] == "ask":
-        wait_for(marker.exists, "the turn")
-    else:
-        assert process.stdout.readline()
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=CLOSE_S)
+    with begun(up, *words) as process:
+        assert process.stdout is not None
+        if words[0] == "ask":
+            wait_for(marker.exists, "the turn")
+        else:
+            assert process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=CLOSE_S)
     assert (process.returncode, err) == (130, "mielin: stopped\n"), (out, err)
 
 
 def test_a_reader_that_has_enough_ends_what_goes_on_without_a_word(up: Deployment) -> None:
     up.value("spawn", "Counter", "read")
     for words in (("log", "read", "--follow"), ("agents", "--watch")):
-        process = subprocess.Popen(
-            [MIELIN, *words], cwd=up.folder, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
-        assert process.stdout is not None
-        assert process.stderr is not None
-        assert process.stdout.readline()
-        process.stdout.close()
-        if "log" in words:
-            up.value("ask", "read", "add")
-        else:
-            up.value("spawn", "Counter", "one-more")
-        assert process.wait(CLOSE_S) in (0, 1)
-        assert process.stderr.read() == ""
-        process.stderr.close()
+        with begun(up, *words) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            assert process.stdout.readline()
+            process.stdout.close()
+            if "log" in words:
+                up.value("ask", "read", "add")
+            else:
+                up.value("spawn", "Counter", "one-more")
+            assert process.wait(CLOSE_S) in (0, 1)
+            assert process.stderr.read() == ""
 
 
 @pytest.mark.parametrize("is_terminal", [False, True])
@@ -133,13 +149,10 @@ def test_a_move_that_is_no_longer_watched_goes_on_and_says_so(up: Deployment) ->
     second = up.node("second", "app.py")
     marker = up.folder / "leaving"
     up.value("spawn", "Lingering", "slow-to-go", f"marker={marker}", "--on", "node-1")
-    process = subprocess.Popen(
-        [MIELIN, "migrate", "slow-to-go", "--to", "second"], cwd=up.folder, text=True, stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    wait_for(marker.exists, "the departure")
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=CLOSE_S)
+    with begun(up, "migrate", "slow-to-go", "--to", "second") as process:
+        wait_for(marker.exists, "the departure")
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=CLOSE_S)
     assert (process.returncode, len(err.splitlines())) == (130, 2), (out, err)
     move = re.search(r"`mielin show (m-\w+)` tells of it", err)
     assert move is not None

@@ -18,7 +18,8 @@ from mielin_cells.node.remote import Address
 WAIT_S = 20.0
 LINGERS = "import subprocess, sys; child = subprocess.Popen(['sleep', '30']); print(child.pid, flush=True); sys.exit(9)"
 SERVES = """
-import json, os, subprocess, sys
+import json, os, signal, subprocess, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background job begins with it ignored
 child = subprocess.Popen(['sleep', '30'])
 print(child.pid, flush=True)
 print('{"event": "serving"}', '[1]', '{"error": "no object"}', '{"event": "serving", "node": "node-1"}', sep='\\n')

@@ -200,7 +200,7 @@ async def show(operator: Operator, printer: Printer, thing: str) -> int:
                     "state": found.state, "epoch": found.epoch, "waiting": found.waiting, "size": size(found.bytes),
                     "dead letters": found.dead, "last record": when(found.at), "migration": found.migration, "error": found.error,
                     "code": found.code, "standby": ", ".join(found.standby),
-                    "architectures": ", ".join(found.policy.preferred_architectures) or "any",
+                    "arch": ", ".join(found.policy.preferred_architectures) or "any",
                     "running": f"{found.running}, for {duration(found.running_s)}" if found.running else "",
                 })  # fmt: skip
 
