@@ -36,7 +36,7 @@ class Cell:
     """One live instance.  Raises `StateUnloadable`, naming the field, if the stored state does not fit the class."""
 
     __slots__ = (
-        "_assigned", "_buffers", "_fields", "_handed", "_held", "_id", "_size", "_state", "_tables", "_warned",
+        "_assigned", "_buffers", "_fields", "_handed", "_held", "_id", "_size", "_state", "_tables", "_values", "_warned",
         "agent", "owner", "touched",
     )  # fmt: skip
 
@@ -58,6 +58,7 @@ class Cell:
         """Fields that the turn was given; it may have kept a part of the value."""
         self.agent: Agent = object.__new__(spec.cls)
         self.agent.__dict__.update(__mielin_cell__=self, __mielin_id__=agent_id, __mielin_caller__=None)
+        self._values = self.agent.__dict__
         for name in [*state.plain, *state.tables, *state.buffers]:
             if name not in self._fields:
                 raise StateUnloadable(
@@ -160,7 +161,7 @@ class Cell:
     def begin(self, owner: Turn | None = None) -> None:
         """A turn begins: of all that runs, what acts in the context of `owner` may change state."""
         self.owner = owner
-        if len(self.agent.__dict__) != self._size:  # set outside of turns, so it is not there
+        if len(self._values) != self._size:  # set outside of turns, so it is not there
             self._undeclared(remove=True)
 
     def end(self, before: StateDelta | None = None) -> StateDelta | None:
@@ -169,7 +170,7 @@ class Cell:
         `before` may be changed in place.  Raises `StateInvalid` for a value that would not load again: nothing is applied,
         and `undo` must follow.
         """
-        if len(self.agent.__dict__) != self._size:
+        if len(self._values) != self._size:
             self._check_declared()
         plain = self._changed_fields() if self.touched else None
         # Applied once nothing can raise any more: `undo` restores what was touched.
@@ -198,7 +199,7 @@ class Cell:
 
     def _changed_fields(self) -> dict[str, bytes]:
         changed: dict[str, bytes] = {}
-        values, stored = self.agent.__dict__, self._state.plain
+        values, stored = self._values, self._state.plain
         for name in self.touched:
             field = self._fields[name]
             if field.kind != "plain":
@@ -245,15 +246,19 @@ class Cell:
         self.owner = _NOBODY
         if not self.touched:
             return
+        values = self._values
         if self._held or self._handed:
-            values = self.agent.__dict__
             for name in self._held:
                 if _holders(values, name) != _ALONE:
                     del values[name]
             for name in self._handed:
                 del values[name]
-        self._forget()
-        self._size = len(self.agent.__dict__)
+            self._held.clear()
+            self._handed.clear()
+        if self._assigned:
+            self._assigned.clear()
+        self.touched.clear()
+        self._size = len(values)
 
     def _undeclared(self, *, remove: bool) -> list[str]:
         """Attributes of the live agent that are no state: they would be lost when it moves."""
@@ -282,10 +287,9 @@ class Cell:
 
     def _forget(self) -> None:
         self.touched.clear()
-        if self._assigned or self._held or self._handed:
-            self._assigned.clear()
-            self._held.clear()
-            self._handed.clear()
+        self._assigned.clear()
+        self._held.clear()
+        self._handed.clear()
 
     def undo(self) -> None:
         """The turn failed: every touched field is as stored again."""

@@ -101,7 +101,8 @@ class HandlerSpec:
     def decode_args(self, data: bytes) -> dict[str, Any]:
         """A fresh copy for each run.  Raises `BadArguments`."""
         try:
-            return msgspec.structs.asdict(self._args.whole(data))
+            args = self._args
+            return msgspec.structs.asdict(args.whole(data) if args.evolves else args.decode(data))
         except LOAD_ERRORS as error:
             raise BadArguments(
                 f"{self.path}: the message does not fit its signature: {reason(None, error)}.", handler=self.name
