@@ -16,7 +16,7 @@ from mielin_cells.node.supervision import Backoff
 if TYPE_CHECKING:
     from mielin_cells.node.client import Client
 
-SPAWNS_MAX = 128
+SPAWNS_MAX = 512
 """Agents that one client has created at the same time: more of them only wait at the nodes, and keep these from answering."""
 
 FRESH_S_MIN, FRESH_S_MAX = 0.05, 2.0
