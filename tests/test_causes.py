@@ -32,6 +32,8 @@ class Porter(cells.Agent):
     count: int = 0
 
     async def on_arrive(self) -> None:
+        if cells.this().id == "hangs":
+            await asyncio.Event().wait()
         if cells.this().id in moody:
             raise RuntimeError("no database")
 
@@ -182,6 +184,16 @@ async def test_an_ask_of_an_agent_whose_state_cannot_be_upgraded_fails_with_that
             await asyncio.sleep(0.01)
         with pytest.raises(cells.StateUpgradeFailed, match=r"Agent 'l' cannot answer: .* Your message waits"):
             await agent.add.options(timeout=LONG_S)()  # type: ignore[attr-defined]
+
+
+async def test_a_hook_beyond_its_deadline_is_named_and_nothing_says_that_its_agent_goes_on() -> None:
+    async with cells.local(settings=cells.Settings(turn_deadline_s=0.05)) as cluster:
+        moody.add("hangs")
+        porter = await cluster.spawn(Porter, "hangs")
+        with pytest.raises(
+            cells.AgentInError, match=r"Porter\.on_arrive .* deadline of 0\.05 s; .* before the turn\. Your"
+        ):
+            await porter.add()
 
 
 # ---- cycles ------------------------------------------------------------------------------------------------------

@@ -120,7 +120,8 @@ def too_long(turn: Turn, cls: str, seconds: float) -> CellError:
     return TurnDeadlineExceeded(
         f"{cls}.{turn.message} of agent {turn.id!r} did not end within the turn's deadline of {seconds:g} s"
         + (f", waiting for {asked[-1]}" if asked else "")
-        + "; it was cancelled, its state is as before the turn, and the agent goes on.",
+        + "; it was cancelled, and its state is as before the turn"
+        + (", and the agent goes on." if turn.sender else "."),
         agent=turn.id, handler=turn.message, deadline_s=seconds,
     )  # fmt: skip
 
