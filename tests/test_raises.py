@@ -260,19 +260,19 @@ SOLD_OUT = type("SoldOut", (Exception,), {})
 def test_a_class_that_cannot_be_made_again_is_refused_where_it_is_declared(raises: Any, why: str) -> None:
     with pytest.raises(cells.FieldRefused, match=why):
 
-        class Bad(cells.Agent):
+        class BadDeclared(cells.Agent):
             @cells.handler(raises=raises)
             async def go(self) -> None: ...
 
 
 async def test_a_parameter_that_cannot_be_sent_is_refused_when_the_class_is_first_used() -> None:
-    class Keeper(cells.Agent):
+    class KeeperOfNotes(cells.Agent):
         @cells.handler(raises=(Locked,))
         async def go(self) -> None: ...
 
     async with cells.local() as cluster:
-        with pytest.raises(cells.FieldRefused, match=r"Keeper\.go -> Locked\(lock\)"):
-            await cluster.spawn(Keeper, "k")
+        with pytest.raises(cells.FieldRefused, match=r"KeeperOfNotes\.go -> Locked\(lock\)"):
+            await cluster.spawn(KeeperOfNotes, "k")
 
 
 scalars = (
