@@ -218,7 +218,7 @@ async def test_a_move_does_not_wait_for_the_next_try_of_a_step() -> None:
 
 
 async def test_a_turn_stops_right_behind_a_step_whatever_else_it_would_wait_for() -> None:
-    class Lingers(cells.Agent):
+    class LingersOn(cells.Agent):
         @cells.handler
         async def go(self) -> str:
             said = await cells.step("model", world.model, "a")
@@ -228,7 +228,7 @@ async def test_a_turn_stops_right_behind_a_step_whatever_else_it_would_wait_for(
 
     async with cells.local(nodes=2, recovery=ONCE) as cluster:
         world.outlast.add("a")
-        agent = await cluster.spawn(Lingers, "l")
+        agent = await cluster.spawn(LingersOn, "l")
         asked = asyncio.create_task(agent.go())
         await world.begun.wait()
         assert (await cluster.migrate(agent, to="node-2")).ok
