@@ -9,6 +9,7 @@ from mielin_cells.core import words
 from mielin_cells.core.born import born
 from mielin_cells.core.cluster import AgentInfo, NodeInfo, TimerInfo
 from mielin_cells.core.ledger import Verdict
+from mielin_cells.errors import StoreFull
 from mielin_cells.node import control, orders, standing
 
 if TYPE_CHECKING:
@@ -97,6 +98,6 @@ def reminded(node: Node, reminder: control.Remind) -> control.Standing:
             answers[n] = answer
     if answers:
         host.reply(reminder.reply_to, sender, answers)
-    elif error is not None:  # of what it has taken before it is asked no more
-        raise error
+    if error is not None and (not answers or isinstance(error, StoreFull)):
+        raise error  # not of what it has answered before, unless that has to wait for the commit that finds no room
     return control.Standing(missing if host.is_idle else [], why)
