@@ -92,7 +92,7 @@ def test_annotations_that_are_read_late_are_fields_and_resolved_at_first_use(mon
         return names["Stamp"]
 
     lazily = {"count": lambda: int, "stamp": later, "shared": lambda: ClassVar[int], "_own": later}
-    cls = type("Album", (cells.Agent,), {"__lazily__": lazily, "count": 3, "shared": 5})
+    cls = type("LateAlbum", (cells.Agent,), {"__lazily__": lazily, "count": 3, "shared": 5})
     assert cls.__dict__["shared"] == 5
     with pytest.raises(cells.FieldRefused, match="name 'Stamp' is not defined"):
         spec_of(cls)
