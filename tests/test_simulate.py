@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import test_guards as guards
@@ -37,6 +39,15 @@ def test_a_seed_tells_the_same_story_again_whatever_the_hash_seed() -> None:
             capture_output=True, text=True, check=True,
         )  # fmt: skip
         assert again.stdout.split() == digests
+
+
+def test_pieces_of_a_campaign_are_added_to_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    record = tmp_path / "pieces.jsonl"
+    for start in ("3", "5"):
+        monkeypatch.setattr(sys, "argv", ["simulate", "--seeds", "2", "--start", start, "--record", str(record)])
+        assert command.main() == 0
+    pieces = [json.loads(line) for line in record.read_text().splitlines()]
+    assert [(piece["what"], piece["seeds"], piece["failed"]) for piece in pieces] == [("3", 2, []), ("5", 2, [])]
 
 
 def test_the_command_says_how_to_replay_a_violation(

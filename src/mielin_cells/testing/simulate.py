@@ -12,6 +12,7 @@ import gc
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -181,6 +182,15 @@ class Campaign:
             "seconds": round(self.seconds, 1),
         }  # fmt: skip
 
+    def record(self) -> str:
+        """For a file that sums pieces up: what was run, of which commit, and what came of it."""
+        plain = self.plain()
+        told = {
+            name: plain[name] for name in ("what", "seeds", "violations", "failed", "virtual_hours", "calls", "seconds")
+        }
+        told |= {"commit": _commit(), "faults": self.faults.total(), "kinds": len(self.faults)}
+        return json.dumps(told)
+
     def line(self) -> str:
         counts = self.counts
         return (
@@ -191,6 +201,18 @@ class Campaign:
             f"{len([name for name in counts if name.startswith('cell ')])} of {len(CELLS)} cells reached, "
             f"{counts['seeds run twice']} seeds twice; {self.seconds:.1f} s"
         )
+
+
+def _commit() -> str:
+    """Of the sources; "" if they are not in a repository."""
+    here = Path(__file__).resolve().parent
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(here), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return ""
+    return found.stdout.strip()
 
 
 def report(result: Result, verbose: bool) -> None:
@@ -248,6 +270,9 @@ def main() -> int:
     parser.add_argument(
         "--reach", action="store_true", help="fail if a fault or too much of the matrix was never reached"
     )
+    parser.add_argument(
+        "--record", type=Path, help="a file to add the summary to, as a line of JSON: a long campaign is run in pieces"
+    )
     parser.add_argument("--shrink", action="store_true", help="look for a smaller story of each seed that fails")
     parser.add_argument("--verbose", action="store_true", help="a line per seed; the whole trace of a failed one")
     args = parser.parse_args()
@@ -270,6 +295,9 @@ def main() -> int:
             print(f"keep: {line_to_keep(shrunk(result, print), result)}", flush=True)
         if campaign.seeds % BATCH == 0 and campaign.seeds < len(stories):
             print(campaign.line(), file=sys.stderr, flush=True)
+    if args.record is not None:
+        with args.record.open("a") as file:
+            file.write(campaign.record() + "\n")
     if args.matrix:
         print(faults_told(campaign.faults))
         print(table(campaign.counts))
