@@ -63,7 +63,8 @@ class Nemesis:
                 self._scenario.job(self._recover(op.who if rng.random() < 0.5 else None))
             case "undo":
                 self._scenario.job(self._undo(op.agent, op.who if rng.random() < 0.3 else None, rng.random() < 0.3))
-            case "stop":
+            case "stop" | "upgrade":
+                self._scenario.old -= {op.who} if op.what == "upgrade" else set()
                 self._scenario.job(self._stop(op.who, rng.random() * 4, rng.choice((0.0, 3.0))))
             case "drain":
                 self._scenario.job(self._drain(op.who, 0.5 + rng.random() * 8, rng.random() * 6))

@@ -16,7 +16,6 @@ from functools import partial
 from random import Random
 from typing import Any, TypeVar
 
-from mielin_cells.core.agent import classes
 from mielin_cells.core.fold import Phase
 from mielin_cells.core.ids import inbox_subject
 from mielin_cells.core.message import decode_mail
@@ -30,6 +29,7 @@ from mielin_cells.errors import (
     RecordInvalid,
     RetryError,
     SessionExpired,
+    StateTooNew,
     TurnDeadlineExceeded,
 )
 from mielin_cells.node.client import Client
@@ -176,6 +176,8 @@ class Scenario:
         self._is_dark = False
         self._over = False
         self._jobs: dict[asyncio.Task[Any], None] = {}
+        self.old = set(swarm.old)
+        """Nodes that start with the older code."""
         self.moods: Moods | None = None
         """Of agents that misbehave, if there are any."""
         self.nemesis = Nemesis(self)
@@ -243,7 +245,7 @@ class Scenario:
             view, wall = self.world.connect(name), partial(self._wall, name)
             rng, settings = self._rng_of(view), self.swarm.settings
             node = Node(
-                name, view.log, view.wire, classes.get, settings=settings, rng=rng, wall=wall,
+                name, view.log, view.wire, odd.classes_of(name in self.old), settings=settings, rng=rng, wall=wall,
                 recovery=self.swarm.recovery,
             )  # fmt: skip
             node.home.cluster = Client(view.log, view.wire, settings=settings, rng=rng, wall=wall)
@@ -338,7 +340,15 @@ class Scenario:
             try:
                 return await self.as_operator(call)
             except CellError as error:
-                is_soon = (NoSuchAgent, InvalidTransition, Fenced, RecordInvalid, NodeCordoned, SessionExpired)
+                is_soon = (
+                    NoSuchAgent,
+                    InvalidTransition,
+                    Fenced,
+                    RecordInvalid,
+                    NodeCordoned,
+                    SessionExpired,
+                    StateTooNew,
+                )
                 if not isinstance(error, is_soon) and not self.is_passing(error):
                     raise
                 self.scene.counts[f"operator: {error.code}"] += 1
@@ -414,6 +424,9 @@ class Scenario:
                 world.refuse(name, Random(f"refused {name} {world.seed}").choice(FOR_GOOD), FOR_GOOD_S)
             else:
                 world.cut(name, FOR_GOOD_S, store=True)
+        for name in sorted(self.old - dead.keys()):
+            self.old.discard(name)
+            world.crash(name)
         for name in self.swarm.nodes:
             if name not in dead and world.views[name].process.is_dead:
                 self.job(self._start(name))

@@ -19,6 +19,7 @@ RUNS_MAX = 400
 KINDS = (
     "wider",
     "crowd",
+    "versions",
     "starve",
     "keepers",
     "refusal",

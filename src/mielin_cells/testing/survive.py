@@ -171,7 +171,7 @@ def swarm_of(seed: int) -> Swarm:
     swarm = drawn(seed)
     soon = Random(f"survival {seed}").choice((0.05, 0.3, 1.0))
     swarm.lives = []
-    swarm.odd = swarm.crowd = ()
+    swarm.odd = swarm.crowd = swarm.old = ()
     swarm.faults = swarm.faults.without("read_torn", "look_torn", "refused")
     swarm.dead = {name: "crash" if how == REFUSED else how for name, how in swarm.dead.items()}
     swarm.ops = [op._replace(at=op.at * soon) for op in swarm.ops if op.what in HAPPENS and op.who != ASKER]

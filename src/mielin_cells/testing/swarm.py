@@ -97,7 +97,8 @@ class Cut:
     """What is left out of a seed's story.  `parsed` reads what `str` writes."""
 
     without: frozenset[str] = frozenset()
-    """Faults, kinds of operations, and "strikes", "deaths", "dead clients", "keepers", "wider", "odd", "crowd"."""
+    """Faults, kinds of operations, and "strikes", "deaths", "dead clients", "keepers", "wider", "odd", "crowd",
+    "versions"."""
     ops: frozenset[int] | None = None
     """Those that are done, by their places; None: all."""
     calls: frozenset[int] | None = None
@@ -187,6 +188,8 @@ class Swarm:
     """Agents that misbehave (`testing.odd`), besides the others."""
     crowd: tuple[str, ...] = ()
     """And as many of them as keep a node busy when it starts; nobody calls them."""
+    old: tuple[str, ...] = ()
+    """Nodes that begin with the older code of those, and are upgraded one after the other."""
     sulks: float = 0.0
     """How likely one of their hooks raises."""
     slow_s: float = 0.0
@@ -258,6 +261,8 @@ def _widen(swarm: Swarm, without: frozenset[str]) -> None:
         for _ in range(rng.choice((1, 2, 4))):
             at, who = round(rng.random() * OPS_S, 3), rng.choice((*swarm.nodes, *swarm.nodes, ""))
             swarm.ops.append(Op(at, "refusal", who, swarm.agents[0], rng.getrandbits(32)))
+    if swarm.odd and "versions" not in without:
+        _add_versions(swarm, Random(f"versions {swarm.seed}"))
     _add_load(swarm, Random(f"load {swarm.seed}"), without)
     for name in swarm.dead:
         if rng.random() < 0.25:
@@ -283,6 +288,16 @@ def _add_odd(swarm: Swarm, rng: Random) -> None:
     for _ in range(rng.choice((2, 5, 10))):
         at, who = round(rng.random() * OPS_S, 3), rng.choice(swarm.nodes)
         swarm.ops.append(Op(at, rng.choice(ODD_ORDERS), who, rng.choice(swarm.odd), rng.getrandbits(32)))
+
+
+def _add_versions(swarm: Swarm, rng: Random) -> None:
+    if rng.random() < 0.5:
+        return
+    new = rng.choice(swarm.nodes)  # else nobody could run what a client of the newer code spawns
+    swarm.old = tuple(name for name in swarm.nodes if name != new and rng.random() < 0.8)
+    for name in swarm.old:
+        at = round(rng.random() * OPS_S, 3)
+        swarm.ops.append(Op(at, "upgrade", name, swarm.odd[0], rng.getrandbits(32)))
 
 
 def _add_load(swarm: Swarm, rng: Random, without: frozenset[str]) -> None:

@@ -17,7 +17,7 @@ from mielin_cells.node.client import Client
 from mielin_cells.testing.accounts import TOKENS, Account
 from mielin_cells.testing.checkers import Call, Shown
 from mielin_cells.testing.loop import Killed
-from mielin_cells.testing.odd import DOOMED, Moods, Odd
+from mielin_cells.testing.odd import DOOMED, Moods, Odd, OddBefore
 from mielin_cells.testing.swarm import CallPlan, Life
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Accounts(Workload):
             nodes = scenario.swarm.nodes
             first = nodes.index(rng.choice(nodes))
             ways = itertools.cycle([*nodes[first:], *nodes[:first]])  # after a power cut one may be cordoned
-            cls = class_of(agent)
+            cls = OddBefore if scenario.swarm.old and agent in scenario.swarm.odd[::2] else class_of(agent)
             with contextlib.suppress(AgentTerminated):  # after a power cut
                 await scenario.until_done(lambda a=agent, w=ways, c=cls: scenario.operator.on(next(w)).spawn(c, a))  # type: ignore[misc]
         turns = itertools.cycle(scenario.swarm.nodes)
