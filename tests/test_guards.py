@@ -84,7 +84,7 @@ def conditional_append(patch: Patch) -> None:
     patch.setattr(View, "append", anyhow)
 
 
-@guard(within=100)
+@guard(within=200)
 def absence_is_settled(patch: Patch) -> None:
     """That there is no agent is told by whoever answered, also by a leader that was cut off."""
     last, settled, absent = View.last, View.settled, dict[tuple[str, str], bool]()
