@@ -28,7 +28,7 @@ from mielin_cells.migration.journal import AnyRecord, Ended, Journal, decode, en
 from mielin_cells.node.home import Home
 from mielin_cells.node.supervision import Backoff
 from mielin_cells.node.together import together
-from mielin_cells.substrate.ports import Appended, Conflict, Entry, Log
+from mielin_cells.substrate.ports import Appended, Conflict, Entry, Log, Unknown
 
 R = TypeVar("R", bound=AnyRecord)
 
@@ -110,12 +110,16 @@ class Scribe:
         return error
 
     async def _landed(self, data: bytes) -> int:
-        """The same bytes until the outcome is known: a read may prove that they landed, never that they did not."""
+        """The same bytes until the outcome is known: a read may prove that they landed, never that they did not.
+
+        What the store refuses for good is raised only if none of them can land any more: an earlier try may be on its way.
+        """
         log, subject, backoff = self._home.log, journal_subject(self._agent, self.journal.migration), Backoff()
-        now, behind_since = asyncio.get_running_loop().time, -1.0
+        now, behind_since, is_in_doubt = asyncio.get_running_loop().time, -1.0, False
         while True:
             try:
                 outcome = await log.append(subject, data, self.journal.seq)
+                is_in_doubt = is_in_doubt or isinstance(outcome, Unknown)
                 if isinstance(outcome, Appended):
                     return outcome.seq
                 if isinstance(outcome, Conflict):
@@ -135,7 +139,9 @@ class Scribe:
                         behind_since = now()
                     elif now() - behind_since >= self._home.settings.regression_s:
                         raise _WentBack(have)
-            except RetryError as error:
+            except CellError as error:
+                if isinstance(error, Fenced) or not (is_in_doubt or isinstance(error, RetryError)):
+                    raise
                 logger.info("migration %s: its journal is written again: %s", self.journal.migration, error)
             await backoff.wait()
 
