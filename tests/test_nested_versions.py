@@ -15,6 +15,7 @@ from mielin_cells.core.cell import Cell
 from mielin_cells.core.codec import encode
 from mielin_cells.core.spec import Spec, spec_of, upgrade_state
 from mielin_cells.core.state import StoredState
+from mielin_cells.core.step import codec_of
 
 
 def made_by(how: str, *names: str) -> Any:
@@ -166,3 +167,18 @@ def test_an_argument_of_another_version_is_refused_and_not_cut(how: str) -> None
     data = taker(old).encode_args((old(to="LGA"),), {})
     with pytest.raises(cells.BadArguments, match="'to' is stored, and the type does not declare it"):
         taker(new).decode_args(data)
+
+
+@pytest.mark.parametrize("how", BY_NAME)
+def test_a_steps_result_of_another_version_is_refused_and_not_cut(how: str) -> None:
+    def codec(leg: Any) -> Any:
+        def call() -> Any: ...
+
+        call.__annotations__ = {"return": list[leg]}
+        return codec_of(call)
+
+    old, new = made_by(how, "to"), made_by(how, "towards")
+    data = codec(old).encode([old(to="LGA")])
+    assert codec(old).load(data) == [old(to="LGA")]
+    with pytest.raises(cells.StepInvalid, match="'to' is stored, and the type does not declare it"):
+        codec(new).load(data)

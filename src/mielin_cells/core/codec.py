@@ -122,9 +122,7 @@ class Codec:
         """The value of bytes that other code may have written.  Raises `ValueChangedError` if a part of them would be lost."""
         value = self.decode(data)
         if self.evolves:
-            again = encode(value)
-            if again != data:
-                check_whole(plain(data), plain(again), models.UNSET)
+            check_kept(data, value)
         return value
 
     def is_proved(self, value: Any) -> bool:
@@ -147,6 +145,13 @@ class Codec:
             return data, value
         loaded = self.check(data)
         return data if is_exact(value, loaded) else encode(loaded), loaded
+
+
+def check_kept(data: bytes, value: Any) -> None:
+    """Raises `ValueChangedError` if a part of the bytes is not in the value that was loaded from them."""
+    again = encode(value)
+    if again != data:
+        check_whole(plain(data), plain(again), models.UNSET)
 
 
 def reason(value: Any, error: Exception) -> str:

@@ -18,9 +18,10 @@ import msgspec
 
 from mielin_cells.core.agent import Agent, classes
 from mielin_cells.core.calls import turn
-from mielin_cells.core.codec import STACK_MARGIN, deeper, encode, load_hook, reason
+from mielin_cells.core.codec import STACK_MARGIN, check_kept, deeper, encode, load_hook, reason
 from mielin_cells.core.exact import LOAD_ERRORS, is_exact
 from mielin_cells.core.ids import AgentId
+from mielin_cells.core.proofs import has_classes
 from mielin_cells.core.settings import MESSAGE_BYTES_MAX, check_timeout
 from mielin_cells.errors import ConfigError, FieldRefused, MessageTooLarge, NotInTurn, StepInvalid, UsageError
 
@@ -138,6 +139,8 @@ class Codec(NamedTuple):
     check: Callable[[bytes], Any]
     is_plain: bool
     """A part of the result has no declared type: it is kept as plain data, a tuple as a list."""
+    evolves: bool
+    """It names classes, which the code that runs the turn again may declare otherwise."""
 
     def encode(self, value: Any) -> bytes:
         """Raises `StepInvalid` for a value that a load would not give, `MessageTooLarge` for one that is too large."""
@@ -161,9 +164,13 @@ class Codec(NamedTuple):
     def load(self, data: bytes) -> Any:
         """Raises `StepInvalid` for a kept result that is not of the declared type any more: the code has changed."""
         try:
-            return self.decode(data)
+            value = self.decode(data)
+            if self.evolves:
+                check_kept(data, value)
+            return value
         except LOAD_ERRORS as error:
-            raise StepInvalid(f"{self.path}: its kept result does not fit the declared one: {error}.") from error
+            why = reason(None, error)
+            raise StepInvalid(f"{self.path}: its kept result does not fit the declared one: {why}.") from error
 
 
 def codec_of(call: Callable[..., Any]) -> Codec:
@@ -214,7 +221,8 @@ def _codec(kind: Any, path: str) -> Codec:
         return known
     try:
         plain = kind is Any or isinstance(kind, TypeVar)
-        has_any = plain or _refuse_foreign(msgspec.inspect.type_info(kind), path, set())
+        info = None if plain else msgspec.inspect.type_info(kind)
+        has_any = plain or _refuse_foreign(info, path, set())
         decode = msgspec.msgpack.Decoder(Any if plain else kind, dec_hook=load_hook).decode
     except (TypeError, NotImplementedError, NameError, RecursionError) as error:
         raise FieldRefused(
@@ -223,7 +231,8 @@ def _codec(kind: Any, path: str) -> Codec:
         ) from error
     if len(_codecs) >= CODECS_MAX:
         _codecs.clear()
-    made = _codecs[path, kind] = Codec(path, decode, functools.partial(deeper, STACK_MARGIN, decode), has_any)
+    check, evolves = functools.partial(deeper, STACK_MARGIN, decode), not has_any and has_classes(info)
+    made = _codecs[path, kind] = Codec(path, decode, check, has_any, evolves)
     return made
 
 
