@@ -239,3 +239,24 @@ async def _pay(client: Client, other: Notary, what: str) -> None:
 
     spec = spec_of(Notary)
     await client.ask("n", spec, spec.handlers["pay"], (other, what), {}, WAIT_S, None)
+
+
+async def test_an_undo_takes_messages_again_in_the_order_in_which_they_were_taken_and_not_in_the_inboxs() -> None:
+    """Seed 125856: what had been answered had been answered in that order, and the answers stand."""
+    async with nodes("node-1", "node-2", settings=SLOW) as (one, two, running):
+        notary = await one.on("node-1").spawn(Notary, "n")
+        move = await one.migrate(notary, to="node-2")
+        broken.add("a1")
+        await notary.say.tell("a1")
+        await until_ran("a1")
+        await two.lane("n").tell("Notary", "say", _args("b1"))
+        assert await _ask(two, "n") == ["b1"]
+        broken.clear()
+        async with asyncio.timeout(WAIT_S):
+            while (said := await _ask(two, "n")) != ["b1", "a1"]:
+                assert said == ["b1"]
+        ran.clear()
+        await one.rollback(move.migration)
+        assert await _ask(two, "n") == ["b1", "a1"]
+        assert ran == ["b1", "a1"]
+        assert running["node-1"].hosts["n"].fold.ledger.held == []

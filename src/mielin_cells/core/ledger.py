@@ -86,8 +86,8 @@ class Peer:
 
 class Ledger:
     __slots__ = (
-        "_latest", "_marks", "_was_open", "again", "answer_bytes", "clients", "corrects", "cursor", "dead", "held", "horizon",
-        "letter_bytes", "numbers", "peers", "pending", "pending_bytes", "released", "replayed", "timers",
+        "_latest", "_marks", "_order", "_was_open", "again", "answer_bytes", "clients", "corrects", "cursor", "dead", "held",
+        "horizon", "letter_bytes", "numbers", "peers", "pending", "pending_bytes", "released", "replayed", "timers",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -111,6 +111,8 @@ class Ledger:
         """After an undo: inputs that are to be run once more, and what they have sent (rule 17)."""
         self._was_open: list[Again] = []
         """Those whose turn had begun and not ended."""
+        self._order: list[tuple[str, int]] | tuple[()] = ()
+        """Those that had been taken, the first of them last."""
         self.corrects = False
         self.replayed = Replayed()
 
@@ -227,9 +229,20 @@ class Ledger:
             self._changed(sender)
         self.clear(record.unburied)
         self.timers = {timer.id: timer for timer in record.timers}
-        self.again = {(one.sender, one.n): one for one in record.again}
+        self._take_again(record.again)
         self.corrects, self.replayed = record.corrects, Replayed()
-        self._was_open = [one for one in record.again if not one.taken]
+
+    def _take_again(self, inputs: list[Again]) -> None:
+        self.again = {(one.sender, one.n): one for one in inputs}
+        self._was_open = [one for one in inputs if not one.taken]
+        self._order = [(one.sender, one.n) for one in reversed(inputs) if one.taken]
+
+    def next_again(self) -> tuple[str, int] | None:
+        """After an undo: the input that is to be taken next, since it was the next to be taken before; None once all are."""
+        order = self._order
+        while order and order[-1] not in self.again:
+            order.pop()
+        return order[-1] if order else None
 
     def unanswered(self, to: str) -> int | None:
         """The lowest ask to `to` that has no outcome and whose turn is to be run once more: its answer is still wanted."""
@@ -357,8 +370,7 @@ class Ledger:
         ledger.pending_bytes = sum(len(out.args) for out in image.pending)
         ledger.letter_bytes = sum(len(letter.args) for letter in image.dead)
         ledger.dead, ledger.horizon = list(image.dead), image.horizon
-        ledger.again = {(one.sender, one.n): one for one in image.again}
-        ledger._was_open = [one for one in image.again if not one.taken]
+        ledger._take_again(image.again)
         ledger.timers = {timer.id: timer for timer in image.timers}
         ledger.corrects, ledger.replayed = image.corrects, msgspec.structs.replace(image.replayed)
         return ledger

@@ -130,6 +130,8 @@ class Undoing:
                     self._learn(ended)
                 for taken in commit.taken:
                     past = self._past(taken.sender, taken.n)
+                    if not past.taken:  # to the end: they are taken again in the order in which they were taken
+                        self._pasts[taken.sender, taken.n] = self._pasts.pop((taken.sender, taken.n))
                     past.taken, past.made = True, []
                     self._answered += taken.answer is not None
                 for timer in commit.timers:

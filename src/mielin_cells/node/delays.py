@@ -70,7 +70,7 @@ class _Sender:
 class Delays:
     """Of one host."""
 
-    __slots__ = ("_host", "count", "due", "senders")
+    __slots__ = ("_host", "count", "due", "early", "senders")
 
     def __init__(self, host: Host) -> None:
         self._host = host
@@ -79,6 +79,8 @@ class Delays:
         """How often a message was put off."""
         self.due: list[str] = []
         """Senders whose first message has waited long enough; the intake takes them when it comes to that."""
+        self.early: list[Arrival] | tuple[()] = ()
+        """After an undo: entries that are read before others which were taken before them."""
 
     def close(self) -> None:
         for sender in self.senders.values():
@@ -122,10 +124,32 @@ class Delays:
         self._host.intake.kick()
 
     def come_back(self) -> None:
-        """What is due is first in the inbox again."""
+        """What is due is first in the inbox again, and so is what came too early and does no more."""
+        if self.early:
+            self._bring_back_early()
         for name in reversed(self.due):
             self._host.inbox.come_back(self.senders[name].arrivals[0])
         self.due.clear()
+
+    def is_early(self, sender: str) -> bool:
+        """After an undo: others' messages are taken again first, as they were before.  Their answers were given in that order.
+
+        Of one sender, the inbox has the order.
+        """
+        first = self._host.fold.ledger.next_again()
+        return first is not None and first[0] != sender
+
+    def put_off_early(self, arrival: Arrival) -> None:
+        self._host.inbox.put_off(arrival, self._host.batch)
+        self.early = [*self.early, arrival]
+
+    def _bring_back_early(self) -> None:
+        """What came too early is first in the inbox again: the entry whose turn it is, or all once no other is to be taken again."""
+        first = self._host.fold.ledger.next_again()
+        ready = [one for one in self.early if first is None or one.is_at(*first)]
+        self.early = [one for one in self.early if one not in ready]
+        for arrival in sorted(ready, key=lambda one: -one.seq):
+            self._host.inbox.come_back(arrival)
 
     def done(self, arrival: Arrival, mail: Mail) -> None:
         """An entry is done: the next one of its sender is first in the inbox."""

@@ -38,6 +38,11 @@ class Arrival:
         self.is_told = False
         """Who asked was told that the agent cannot answer."""
 
+    def is_at(self, sender: str, n: int) -> bool:
+        """True if this message is the next of the entry."""
+        mail = self.mail
+        return isinstance(mail, Mail) and mail.sender == sender and mail.messages[self.index].n == n
+
     @property
     def count(self) -> int:
         return 1 if isinstance(self.mail, RecordInvalid) else len(self.mail.messages) - self.index

@@ -133,7 +133,7 @@ class Intake:
         host, inbox, judge = self._host, self._inbox, self._fold.ledger.judge
         delays, due, fate = self.delays, self.delays.due, _TAKEN
         while host.is_open:
-            if due and not turn_is_open(self._fold):
+            if (due or delays.early) and not turn_is_open(self._fold):
                 delays.come_back()
             if not inbox.queue:
                 return
@@ -158,6 +158,9 @@ class Intake:
                 verdict = judge(mail.sender, message.n, mail.start)
                 if verdict is not _APPLY:
                     self._closed(arrival, mail, message, verdict)
+                elif self._fold.ledger.again and delays.is_early(mail.sender):
+                    delays.put_off_early(arrival)
+                    break
                 else:
                     if host.marks:
                         await self._mark(mail.sender, message.n)
