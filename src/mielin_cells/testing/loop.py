@@ -149,7 +149,17 @@ class _Future(asyncio.Future[Any]):
 
 
 class _Task(asyncio.Task[Any]):
+    """Hashed by its number: what iterates a set of tasks, as asyncio does, does so in one order for each seed."""
+
     process: Process | None = None
+
+    def __init__(self, coro: Any, *, loop: VirtualLoop, name: Any, context: contextvars.Context | None) -> None:
+        loop.made += 1
+        self._number = loop.made
+        super().__init__(coro, loop=loop, name=name, context=context)
+
+    def __hash__(self) -> int:
+        return self._number
 
     def quiet(self) -> None:
         """No report that it was freed before it was done."""
@@ -170,6 +180,8 @@ class VirtualLoop(BaseEventLoop):
         self._count = 0
         """Timers so far: of two for one instant the earlier made comes first."""
         self._steps_left = steps_max
+        self.made = 0
+        """Tasks so far."""
         self.tasks: dict[_Task, None] = {}
         self.processes: list[Process] = []
         self.unhandled: list[Exception] = []

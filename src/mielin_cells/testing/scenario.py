@@ -11,7 +11,7 @@ import contextlib
 import logging
 import sys
 import traceback
-from collections.abc import Callable, Container, Coroutine, Iterable
+from collections.abc import Callable, Container, Coroutine
 from functools import partial
 from random import Random
 from typing import Any, TypeVar
@@ -402,8 +402,8 @@ class Scenario:
             done, _ = await asyncio.wait(self._jobs, timeout=until - self.world.loop.time())
             self._take(done)
 
-    def _take(self, done: Iterable[asyncio.Task[Any]]) -> None:
-        for job in sorted(done, key=lambda job: job.get_name()):
+    def _take(self, done: Container[asyncio.Task[Any]]) -> None:
+        for job in [job for job in self._jobs if job in done]:  # in the order in which they began
             del self._jobs[job]
             job.result()
 
