@@ -128,7 +128,7 @@ def test_every_command_prints_text_for_people(up: Deployment) -> None:
         (("spawn", "Counter", "read"), "read is there already, on node-1"),
         (("agents", "--node", "node-1"), "AGENT"),
         (("nodes",), "node-2  alive"),
-        (("show", "read"), "dead letters   1"),
+        (("show", "read"), "dead letters  1"),
         (("show", "node-1"), "Counter:1 Lingering:1"),
         (("log", "read"), "Created"),
         (("migrate", "read", "--to", "node-2"), "done in "),

@@ -237,7 +237,7 @@ async def test_a_keeper_goes_on_listening_while_it_takes_over(
 
         monkeypatch.setattr(Takeover, "take", slow)
         die(running["node-2"], air)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(40):
             await begun.wait()
             die(running["node-3"], air)
             while "node node-3 is silent" not in caplog.text:
