@@ -21,6 +21,7 @@ import mielin_cells as cells
 from mielin_cells.core.agent import classes
 from mielin_cells.core.cluster import NodeInfo
 from mielin_cells.core.records import HandedOff
+from mielin_cells.errors import PermissionDenied
 from mielin_cells.node import control, registry, takeover
 from mielin_cells.node.heartbeat import Beat
 from mielin_cells.node.keeper import LATE_KEPT_S, Again, Keeper, patience
@@ -286,6 +287,29 @@ async def test_a_keeper_whose_main_loop_does_not_answer_is_followed_by_another()
         node.home.begin(Keeper(node, heard).run())
         async with asyncio.timeout(10):
             while (last := await client.log.last("keeper")) is None or free.encode() not in last.data:
+                await asyncio.sleep(0.01)
+
+
+async def test_a_node_that_the_store_refuses_says_so_in_its_beats_until_the_store_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A keeper that is heard and can do nothing is followed by another, as one whose loop is held (seed 40001185)."""
+    async with nodes("node-1", "node-2") as (client, running, _, _air):
+        node, looks = running["node-1"], client.log.last
+
+        async def refused(subject: str) -> Any:
+            if subject == "keeper":
+                raise PermissionDenied("The store refuses this.", subject=subject)
+            return await looks(subject)
+
+        assert node.refused_s() == 0.0
+        with monkeypatch.context() as patched:
+            patched.setattr(type(client.log), "last", lambda _, subject: refused(subject))
+            async with asyncio.timeout(40):
+                while node.refused_s() <= LIMIT_S:
+                    await asyncio.sleep(0.01)
+        async with asyncio.timeout(40):
+            while node.refused_s() > 0.0:
                 await asyncio.sleep(0.01)
 
 

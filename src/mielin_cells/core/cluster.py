@@ -24,7 +24,7 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     agents: int
     state: str = "alive"
     """alive; starting (it takes over the agents that the log gives it); stuck (its process lives, its event loop does not
-    answer); silent; stopped (cleanly)."""
+    answer, or the store refuses it); silent; stopped (cleanly)."""
     since_s: float = 0.0
     """For how long it has been so; of a silent node 0 if nobody has heard it."""
     at: float = 0.0

@@ -39,7 +39,7 @@ class Beat(msgspec.Struct, array_like=True, frozen=True):
     node: str
     incarnation: int
     stuck_s: float
-    """For how long the node's main loop has not answered its heartbeat's thread."""
+    """For how long the node's main loop has not answered its heartbeat's thread, or the store has refused the node."""
     ago_s: float = 0.0
     """In an answer about others: since when it was heard."""
     is_starting: bool = False
@@ -98,11 +98,12 @@ class Heartbeat:
 
     def __init__(
         self, node: str, incarnation: int, connect: Callable[[], Awaitable[Substrate]], settings: Settings,
-        is_starting: Callable[[], bool] = lambda: False,
+        is_starting: Callable[[], bool] = lambda: False, refused_s: Callable[[], float] = lambda: 0.0,
     ) -> None:  # fmt: skip
         self.ear = Ear()
         self.failures: Counter[str] = Counter()
         self._is_starting = is_starting
+        self._refused_s = refused_s
         self._node = node
         self._incarnation = incarnation
         self._connect = connect
@@ -164,7 +165,8 @@ class Heartbeat:
         subscription = await substrate.wire.subscribe(BEATS, self.ear.hear)
         try:
             while not self._ended.is_set():
-                beat = Beat(self._node, self._incarnation, self._stuck(), is_starting=self._is_starting())
+                stuck_s = max(self._stuck(), self._refused_s())
+                beat = Beat(self._node, self._incarnation, stuck_s, is_starting=self._is_starting())
                 await substrate.wire.publish(BEATS, encode_beat(beat))
                 await self._rest()
         finally:

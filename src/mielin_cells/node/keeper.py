@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from mielin_cells.core.ids import control_subject
-from mielin_cells.errors import RetryError
+from mielin_cells.errors import CellError, RetryError
 from mielin_cells.node import control, registry, term
 from mielin_cells.node.heartbeat import Beat
 from mielin_cells.node.supervision import supervised
@@ -141,7 +141,11 @@ class Keeper:
             self._woke(node.clock() - before - interval)
             try:
                 await self.look()
-            except RetryError as error:
+            except CellError as error:
+                if node.refused_at is None:  # its beats say so: another node is to keep
+                    node.refused_at = node.clock()
+                if not isinstance(error, RetryError):
+                    raise
                 logger.info("node %s: failover waits for the store: %s", node.name, error)
 
     def _woke(self, late_s: float) -> None:
@@ -241,14 +245,14 @@ class Keeper:
         return {name for name in silent if now - self._begun.get(name, self._since) > self._limit_s}
 
     def _stuck(self) -> set[str]:
-        """Nodes whose processes live and whose main loops do not: they keep nothing."""
+        """Nodes whose processes live and whose main loops do not, or that the store refuses: they keep nothing."""
         return {beat.node for beat in self._heard() if beat.stuck_s > self._limit_s}
 
     async def _keeps(self, suspects: Collection[str]) -> bool:
         """True if the log names this incarnation, or does so now because it names nobody who is heard and can act."""
         node, home = self._node, self._node.home
         found = await term.standing(home.log, await home.log.last(term.SUBJECT))
-        self._term_at = node.clock()
+        self._term_at, node.refused_at = node.clock(), None
         last = found.term
         self._keeper = last.node if last is not None else ""
         if last is not None and (last.node, last.incarnation) == self._me:

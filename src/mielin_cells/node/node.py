@@ -105,6 +105,8 @@ class Node:
         self.is_stopping = False
         self.is_starting = True
         """It has entered, and still takes over the agents that the log gives it."""
+        self.refused_at: float | None = None
+        """Since when the store has refused this node's failover, or has not answered it; None while it answers."""
         self.waits_for_room = True
         """On a full store it waits to start; False: `StoreFull` is raised."""
         self.is_leaving = False
@@ -126,6 +128,11 @@ class Node:
         self._subscriptions: list[Subscription] = []
 
     # ---- life ------------------------------------------------------------------------------------------------
+
+    def refused_s(self) -> float:
+        """For how long the store has refused this node, or has not answered.  It may be called from any thread."""
+        since = self.refused_at
+        return max(0.0, self.clock() - since) if since is not None else 0.0
 
     async def start(self, entered: Callable[[], None] = lambda: None) -> None:
         """Takes an incarnation and serves requests, then takes every agent that the log gives this node.

@@ -332,7 +332,7 @@ async def _live(options: Options, ending: Ending, substrate: Substrate, client: 
         nonlocal heartbeat
         heartbeat = Heartbeat(
             node.name, node.home.incarnation, lambda: open_substrate(options.address.met), options.config.settings,
-            lambda: node.is_starting,
+            lambda: node.is_starting, node.refused_s,
         )  # fmt: skip
         node.heard = heartbeat.ear.heard
         heartbeat.start()

@@ -40,9 +40,8 @@ class Hearts:
         subscription = await view.subscribe(BEATS, ear.hear)
         try:
             while not node.is_stopping:
-                await view.publish(
-                    BEATS, encode_beat(Beat(node.name, node.home.incarnation, 0.0, is_starting=node.is_starting))
-                )
+                beat = Beat(node.name, node.home.incarnation, node.refused_s(), is_starting=node.is_starting)
+                await view.publish(BEATS, encode_beat(beat))
                 await asyncio.sleep(node.settings.heartbeat_s)
         finally:
             subscription.close()
