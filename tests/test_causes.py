@@ -101,6 +101,20 @@ async def test_an_agent_that_asks_one_in_error_is_told_so_too_and_it_is_an_outco
             assert await asker.add() == 1
 
 
+async def test_an_agent_that_has_ended_says_so_to_each_ask_and_no_later_one_waits_longer() -> None:
+    async with cells.local(settings=cells.Settings(ask_timeout_s=LONG_S, ask_repeat_s=SHORT_S)) as cluster:
+        porter = await cluster.spawn(Porter, "p")
+        await porter.add()
+        await cluster.terminate(porter)
+        clock, took = asyncio.get_running_loop().time, list[float]()
+        for _ in range(4):
+            began = clock()
+            with pytest.raises(cells.AgentTerminated):
+                await porter.add()
+            took.append(clock() - began)
+        assert max(took[1:]) < took[0] + SHORT_S / 2, took
+
+
 async def test_what_an_agent_in_error_has_answered_before_it_answers_again(monkeypatch: pytest.MonkeyPatch) -> None:
     async with cells.local(settings=cells.Settings(ask_repeat_s=0.05)) as cluster:
         assert isinstance(cluster, Client)

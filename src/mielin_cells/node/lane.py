@@ -237,6 +237,19 @@ class Lane:
         if any(o.message.ask and not o.future.done() for o in self._open.values()):
             self._arm()
 
+    def _known(self, passes: bool) -> None:
+        """The agent cannot answer: later asks are asked after in their own time, and not when these would have been again.
+
+        `passes`: perhaps it can soon; else they are asked after as early as a session's first.
+        """
+        self._heard = self._loop.time() if passes else 0.0
+        if self._timer is not None:
+            self._timer.cancel()
+            self._due, self._timer = math.inf, None
+        first = min((o.deadline for o in self._open.values() if o.message.ask and not o.future.done()), default=0.0)
+        if first:
+            self._watch(first)
+
     async def _repeat(self, silent: list[_Open], is_early: bool) -> None:
         """Nothing was heard for long: the owner is reminded, and what passed it by is stored again.
 
@@ -254,12 +267,14 @@ class Lane:
         except AgentTerminated:
             for n in stored:
                 self.answered({n: await last_word(client.log, self.agent, self.sender, n)})
+            self._known(False)
             return
         except CellError as why:  # parked, without room, or not heard
             if not isinstance(why, RetryError) or isinstance(why, StoreFull):
                 for asked in silent:
                     if not asked.future.done():
                         asked.future.set_exception(type(why)(why.message, **why.facts))
+                self._known(isinstance(why, RetryError))
                 return
             logger.debug("agent %s: %s", self.agent, why)
         if is_early:
