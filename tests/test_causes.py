@@ -201,6 +201,25 @@ async def test_an_ask_of_an_agent_whose_state_cannot_be_upgraded_fails_with_that
             await agent.add.options(timeout=LONG_S)()  # type: ignore[attr-defined]
 
 
+async def test_an_ask_of_an_agent_whose_node_does_not_know_its_class_fails_with_that_cause() -> None:
+    async with deployment() as at, asyncio.timeout(WAIT_S):
+        good = good_class()
+        before = await at.start("node-1", good)
+        agent = await at.client.on("node-1").spawn(good, "l")
+        before._close_all()
+        before.kill()
+        node = await at.start("node-1", None)
+        porter = await at.client.on("node-1").spawn(Porter, "p")
+        while "l" not in node.troubled:
+            await asyncio.sleep(0.01)
+        said = r"node-1 does not know the agent class 'Bad'; import its module there\. Your message waits"
+        for _ in range(2):
+            with pytest.raises(cells.UnknownClass, match=said):
+                await agent.add.options(timeout=LONG_S)()  # type: ignore[attr-defined]
+            with pytest.raises(cells.UnknownClass, match=said):
+                await porter.round([cells.AgentId("l")])
+
+
 async def test_a_hook_beyond_its_deadline_is_named_and_nothing_says_that_its_agent_goes_on() -> None:
     async with cells.local(settings=cells.Settings(turn_deadline_s=0.05)) as cluster:
         with contextlib.suppress(cells.WireTimeout):  # it takes as long as the hook

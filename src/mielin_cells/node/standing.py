@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from mielin_cells.node.host import Host
     from mielin_cells.node.node import Node
 
-UNLOADABLE = frozenset({"StateUnloadable", "StateUpgradeFailed"})
-"""What no node with this code can load."""
+UNLOADABLE = frozenset({"StateUnloadable", "StateUpgradeFailed", "UnknownClass"})
+"""What no node with this code, or with what it has imported, can load."""
 
 LATER = "Your message waits, and may still take effect"
 
@@ -30,7 +30,8 @@ def cause(node: Node, agent: str) -> CellError | None:
         if found is None or found.code not in UNUSABLE | UNLOADABLE:
             return None
         said = scrubbed(found.error).rstrip(".")
-        later = "" if found.code in UNUSABLE else f" on {node.name}. {LATER}, once it is mended and resumed."
+        where = "" if node.name in said else f" on {node.name}"
+        later = "" if found.code in UNUSABLE else f"{where}. {LATER}, once it is mended and resumed."
         return from_wire(found.code, f"Agent {agent!r} cannot answer: {said}{later or '.'}", {"agent": agent})
     why = host.writer.waits_for
     if isinstance(why, StoreFull):
