@@ -165,6 +165,30 @@ async def test_the_timeout_of_an_ask_whose_node_is_away_says_so() -> None:
         assert await porter.add() == 2
 
 
+@pytest.mark.parametrize("asker", ["a client", "an agent"])
+async def test_the_timeout_of_an_ask_whose_node_is_frozen_says_so_before_it_ends(
+    asker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with nodes("node-1", "node-2") as (client, running):
+        porter = await client.on("node-1").spawn(Porter, "p")
+        other = await client.on("node-2").spawn(Porter, "o")
+        assert await porter.add() == 1
+        do = running["node-1"]._do
+
+        async def frozen(request: object) -> object:
+            await asyncio.Event().wait()
+            return await do(request)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(running["node-1"], "_do", frozen)
+        running["node-1"].hosts["p"].inbox.close()
+        if asker == "a client":
+            with pytest.raises(cells.AskTimeout, match="its node node-1 does not answer"):
+                await porter.add.options(timeout=SHORT_S)()
+        else:
+            with pytest.raises(cells.HandlerFailed, match="its node node-1 does not answer"):
+                await other.asks(first=porter, timeout=SHORT_S)
+
+
 async def test_the_timeout_of_an_ask_names_the_handler_that_runs_and_so_does_show(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -212,12 +212,16 @@ class Lane:
             self._arm()
         else:
             self._timer.cancel()
-            self._set(deadline)
+            self._arm()
 
     def _arm(self) -> None:
         first = min((o.deadline for o in self._open.values() if o.message.ask), default=0.0)
         if first:
-            self._set(min(first, self._heard + self._silence))
+            now, due = self._loop.time(), self._heard + self._silence
+            if due >= first and first - now > FIRST_S:  # it would end without having been asked after
+                due = now + (first - now) / 2
+                self._silence = due - self._heard
+            self._set(min(first, due))
 
     def _set(self, due: float) -> None:
         self._due, self._timer = due, self._loop.call_at(due, self._tick)
@@ -262,7 +266,8 @@ class Lane:
         reminder = control.Remind(self.agent, self.sender, self.start, client.reply_to, numbers)
         missing: list[int] | None = None
         try:
-            standing = await remind(client.log, client.wire, reminder)
+            until = max(asked.deadline for asked in stored.values())
+            standing = await remind(client.log, client.wire, reminder, until - self._loop.time())
             missing, self._why = standing.missing, f": {standing.why}" if standing.why else ""
         except AgentTerminated:
             for n in stored:

@@ -7,6 +7,8 @@ once more; so it is, once, while no owner can be asked: the next one will find i
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 
 from mielin_cells.core.fold import Phase
@@ -33,8 +35,8 @@ from mielin_cells.substrate.ports import Log, Wire
 REMIND_S = 1.0
 
 
-async def remind(log: Log, wire: Wire, reminder: control.Remind) -> control.Standing:
-    """Has the owner answer again, and asks it why it has not answered.
+async def remind(log: Log, wire: Wire, reminder: control.Remind, left_s: float = math.inf) -> control.Standing:
+    """Has the owner answer again, and asks it why it has not answered.  Who waits does so for `left_s` more, and hears of it before.
 
     Raises `AgentTerminated` if the agent has ended, why it cannot answer before somebody does something about it (`standing.cause`),
     or a `RetryError` while the store does not answer.
@@ -47,8 +49,9 @@ async def remind(log: Log, wire: Wire, reminder: control.Remind) -> control.Stan
     if isinstance(record, Terminated):
         raise _terminated(agent)
     node = named_owner(record)
+    seconds = min(REMIND_S, max(left_s, 0.0) / 2)
     try:
-        data = await wire.request(control_subject(node), control.encode_request(reminder), REMIND_S)
+        data = await wire.request(control_subject(node), control.encode_request(reminder), seconds)
         return msgspec.msgpack.decode(control.result_of(data), type=control.Standing)
     except CellError as error:
         if error.code in UNUSABLE | UNLOADABLE or isinstance(error, (StoreFull, AgentInError)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -390,7 +391,7 @@ class Turn(OwnOrders):
         future = host.expect(out.to, out.n)
         pause, is_again, self._why = min(host.home.settings.ask_repeat_s, timeout / 2), False, ""
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(timeout) as limit:
                 answer: bytes | None = None
                 if not is_sent:
                     host.outbox.push(out)
@@ -401,7 +402,8 @@ class Turn(OwnOrders):
                     elif host.outbox.holds(out):
                         continue  # it is not stored yet
                     else:
-                        answer = await self._reminded(out, is_again)
+                        left_s = (limit.when() or math.inf) - host.loop.time()
+                        answer = await self._reminded(out, is_again, left_s)
                         pause, is_again = min(pause * 2, ASK_REPEAT_S_MAX), True
         except TimeoutError:
             error = AskTimeout(
@@ -414,12 +416,12 @@ class Turn(OwnOrders):
         self.made[self.made.index(made)] = msgspec.structs.replace(made, answer=answer)
         return answer
 
-    async def _reminded(self, out: Out, is_again: bool) -> bytes | None:
+    async def _reminded(self, out: Out, is_again: bool, left_s: float) -> bytes | None:
         """The last word of an agent that has ended or cannot answer; else the ask is answered later, or is sent once more now."""
         host = self._host
         asked = control.Remind(out.to, self.id, 0, host.home.reply_to, [out.n])
         try:
-            standing = await remind(host.home.log, host.home.wire, asked)
+            standing = await remind(host.home.log, host.home.wire, asked, left_s)
         except AgentTerminated:
             return await last_word(host.home.log, out.to, self.id, out.n)
         except CellError as error:
