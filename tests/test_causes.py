@@ -45,6 +45,8 @@ class Porter(cells.Agent):
 
     @cells.handler
     async def sleeps(self, seconds: float) -> None:
+        if seconds < 0:
+            raise ValueError("the past is over")
         await asyncio.sleep(seconds)
 
     @cells.handler
@@ -208,6 +210,16 @@ async def test_the_timeout_of_an_ask_names_the_handler_that_runs_and_so_does_sho
         assert "sleeps, for " in capsys.readouterr().out
         assert (await cluster.show(await cluster.spawn(Porter, "idle"))).running == ""
         long.cancel()
+
+
+async def test_the_timeout_of_an_ask_that_waits_for_what_failed_before_it_says_so() -> None:
+    settings = cells.Settings(ask_repeat_s=0.1, retry_first_s=LONG_S)
+    async with cells.local(settings=settings) as cluster:
+        porter = await cluster.spawn(Porter, "p")
+        await porter.sleeps.tell(-1)
+        said = r"in 0\.4 s: its handler sleeps failed with ValueError: .*, and is run again; what the same sender has sent since waits"
+        with pytest.raises(cells.AskTimeout, match=said):
+            await porter.add.options(timeout=SHORT_S)()
 
 
 async def test_an_ask_of_an_agent_whose_state_cannot_be_upgraded_fails_with_that_cause() -> None:

@@ -54,7 +54,7 @@ def turn_is_open(fold: Fold) -> bool:
 class _Sender:
     """One whose first message waits, or is being run again."""
 
-    __slots__ = ("arrivals", "backoff", "n", "passes", "ran", "task")
+    __slots__ = ("arrivals", "backoff", "n", "passes", "ran", "task", "why")
 
     def __init__(self, first: Arrival) -> None:
         self.arrivals = deque((first,))
@@ -63,6 +63,8 @@ class _Sender:
         self.ran = 0
         self.passes = False
         """It failed by the store's fault."""
+        self.why = ""
+        """What failed last, for people."""
         self.backoff = Backoff()
         self.task: asyncio.Task[None] | None = None
 
@@ -102,7 +104,12 @@ class Delays:
         found = self.senders.get(sender)
         return found.ran if found is not None and found.n == n else 0
 
-    def put_off(self, arrival: Arrival, mail: Mail, n: int, ran: int, passes: bool) -> None:
+    def why(self, sender: str) -> str:
+        """What a message of this sender failed with that is to be run again; "" if none is."""
+        found = self.senders.get(sender)
+        return found.why if found is not None else ""
+
+    def put_off(self, arrival: Arrival, mail: Mail, n: int, ran: int, passes: bool, why: str) -> None:
         """Message `n` of the inbox's first entry has failed, `ran` times by its own fault, and is to be run again later.
 
         `passes`: this time it was the store's fault.
@@ -113,7 +120,7 @@ class Delays:
         if sender.n != n or sender.passes is not passes:
             sender.n, sender.passes = n, passes
             sender.backoff = Backoff() if passes else Backoff(self._host.home.settings.retry_first_s)
-        sender.ran = ran
+        sender.ran, sender.why = ran, why
         self.count += 1
         self._host.inbox.put_off(arrival, self._host.batch)
         sender.task = self._host.start(self._wait(mail.sender, sender))

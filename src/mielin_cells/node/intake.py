@@ -308,7 +308,7 @@ class Intake:
         if stays_first(self._fold, mail.sender, message.n):
             await self._wait_first(mail.sender, message.n, ran)
             return Fate.STOPPED
-        self.delays.put_off(arrival, mail, message.n, ran, passes)
+        self.delays.put_off(arrival, mail, message.n, ran, passes, f"{message.handler} failed with {described(error)}")
         return Fate.PUT_OFF
 
     def _ran(self, sender: str, n: int) -> int:

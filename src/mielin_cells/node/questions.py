@@ -83,7 +83,7 @@ def reminded(node: Node, reminder: control.Remind) -> control.Standing:
     Raises `NoSuchAgent` if it is not here, or why it cannot answer before somebody does something about it.
     """
     agent = reminder.agent
-    error, why = standing.cause(node, agent), standing.doing(node, agent)
+    error, why = standing.cause(node, agent), standing.doing(node, agent, reminder.sender)
     if agent not in node.hosts and (error is not None or agent in node.troubled):
         if error is not None:
             raise error

@@ -9,7 +9,7 @@ from mielin_cells.core.ledger import Verdict
 from mielin_cells.core.lifecycle import AgentState
 from mielin_cells.core.message import Answer, Mail, encode_answer
 from mielin_cells.core.secret import scrubbed
-from mielin_cells.errors import AgentInError, CellError, StoreFull, from_wire
+from mielin_cells.errors import AgentInError, CellError, StoreFull, from_wire, storable
 from mielin_cells.node.parking import UNUSABLE
 
 if TYPE_CHECKING:
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 UNLOADABLE = frozenset({"StateUnloadable", "StateUpgradeFailed", "UnknownClass"})
 """What no node with this code, or with what it has imported, can load."""
+
+WHY_CHARS_MAX = 500
+"""Of a failure, in the timeout of an ask."""
 
 LATER = "Your message waits, and may still take effect"
 
@@ -56,8 +59,8 @@ def in_error(host: Host) -> CellError | None:
     )  # fmt: skip
 
 
-def doing(node: Node, agent: str) -> str:
-    """What keeps an agent of this node from answering now, for people; "" if nothing is known."""
+def doing(node: Node, agent: str, sender: str) -> str:
+    """What keeps an agent of this node from answering a sender now, for people; "" if nothing is known."""
     host = node.hosts.get(agent)
     if host is None:
         found = node.troubled.get(agent)
@@ -74,6 +77,10 @@ def doing(node: Node, agent: str) -> str:
             f"its store does not take its records ({host.writer.waits_for.message.rstrip('.')}), and the message waits"
         )
     handler, age_s = running(host)
+    failed = host.intake.delays.why(sender)
+    if failed and not handler:
+        said = scrubbed(storable(failed))[:WHY_CHARS_MAX].rstrip(".")
+        return f"its handler {said}, and is run again; what the same sender has sent since waits for that"
     return f"it is in {host.spec.name}.{handler}, for {age_s:.1f} s when it was asked last" if handler else ""
 
 
