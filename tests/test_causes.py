@@ -12,6 +12,7 @@ from test_moves import nodes
 import mielin_cells as cells
 from mielin_cells.cli import commands
 from mielin_cells.cli.show import Printer
+from mielin_cells.core.ids import inbox_subject
 from mielin_cells.node.client import Client
 from mielin_cells.node.operator import Operator
 
@@ -220,6 +221,25 @@ async def test_the_timeout_of_an_ask_that_waits_for_what_failed_before_it_says_s
         said = r"in 0\.4 s: its handler sleeps failed with ValueError: .*, and is run again; what the same sender has sent since waits"
         with pytest.raises(cells.AskTimeout, match=said):
             await porter.add.options(timeout=SHORT_S)()
+
+
+@pytest.mark.parametrize("ends", ["the ask", "the turn"])
+async def test_what_keeps_an_agents_ask_from_being_stored_is_named(ends: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = cells.Settings(ask_repeat_s=0.1, turn_deadline_s=SHORT_S if ends == "the turn" else LONG_S)
+    async with nodes("node-1", settings=settings) as (client, running):
+        porter, other = await client.spawn(Porter, "p"), await client.spawn(Porter, "o")
+        log = running["node-1"].home.log
+        append = log.append
+
+        async def full(subject: str, data: bytes, expect: int | None = None) -> object:
+            if subject == inbox_subject("p"):
+                raise cells.StoreFull("The disk is full.")
+            return await append(subject, data, expect)
+
+        monkeypatch.setattr(log, "append", full)
+        error = cells.HandlerFailed if ends == "the ask" else cells.TurnDeadlineExceeded
+        with pytest.raises(error, match=r"p\.add.*: its inbox does not take it \(StoreFull: The disk is full\)"):
+            await other.asks(first=porter, timeout=SHORT_S if ends == "the ask" else LONG_S)
 
 
 async def test_an_ask_of_an_agent_whose_state_cannot_be_upgraded_fails_with_that_cause() -> None:

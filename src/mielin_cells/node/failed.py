@@ -119,7 +119,7 @@ def too_long(turn: Turn, cls: str, seconds: float) -> CellError:
     asked = [made.label for made in turn.made if made.answer is None]
     return TurnDeadlineExceeded(
         f"{cls}.{turn.message} of agent {turn.id!r} did not end within the turn's deadline of {seconds:g} s"
-        + (f", waiting for {asked[-1]}" if asked else "")
+        + (f", waiting for {asked[-1]}{turn.why}" if asked else "")
         + "; it was cancelled, and its state is as before the turn"
         + (", and the agent goes on." if turn.sender else "."),
         agent=turn.id, handler=turn.message, deadline_s=seconds,

@@ -71,6 +71,7 @@ class Outbox:
         "_tasks",
         "_waiting",
         "progress",
+        "refused",
     )
 
     def __init__(
@@ -90,6 +91,8 @@ class Outbox:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self.progress: dict[str, int] = {}
         """Per receiver, the highest number stored together with all lower ones (rule 11)."""
+        self.refused: dict[str, str] = {}
+        """Per receiver, why what is to be stored first there is not."""
         self._ahead: dict[str, set[int]] = {}
         """Numbers that are stored above one that is not."""
         self._counted: dict[str, int] = {}
@@ -157,8 +160,10 @@ class Outbox:
         while True:
             try:
                 if isinstance(await self._log.append(subject, data), Appended):
+                    self.refused.pop(mail.to, None)
                     return
             except Exception as error:
+                self.refused[mail.to] = described(error)
                 if described(error) != said:
                     said = described(error)
                     say = logger.info if isinstance(error, RetryError) else logger.warning

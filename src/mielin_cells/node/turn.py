@@ -97,7 +97,7 @@ class Turn(OwnOrders):
     """When it began to wait, by the loop's clock."""
     chain: tuple[str, ...] = ()
     """The agents that wait for this turn, each asked by the one before it; the first was told, or asked by a client."""
-    _why = ""
+    why = ""
     """What is known of why the ask that waits has no answer."""
     _abandoned = ""
     """A step whose call the handler has cancelled."""
@@ -389,7 +389,7 @@ class Turn(OwnOrders):
         host = self._host
         timeout = host.home.settings.ask_timeout_s if seconds is None else seconds
         future = host.expect(out.to, out.n)
-        pause, is_again, self._why = min(host.home.settings.ask_repeat_s, timeout / 2), False, ""
+        pause, is_again, self.why = min(host.home.settings.ask_repeat_s, timeout / 2), False, ""
         try:
             async with asyncio.timeout(timeout) as limit:
                 answer: bytes | None = None
@@ -399,15 +399,16 @@ class Turn(OwnOrders):
                     await asyncio.wait((future,), timeout=pause)
                     if future.done():
                         answer = future.result()
-                    elif host.outbox.holds(out):
-                        continue  # it is not stored yet
+                    elif host.outbox.holds(out):  # it is not stored yet
+                        refused = host.outbox.refused.get(out.to, "")
+                        self.why = f": its inbox does not take it ({refused.rstrip('.')})" if refused else ""
                     else:
                         left_s = (limit.when() or math.inf) - host.loop.time()
                         answer = await self._reminded(out, is_again, left_s)
                         pause, is_again = min(pause * 2, ASK_REPEAT_S_MAX), True
         except TimeoutError:
             error = AskTimeout(
-                f"Agent {self.id!r} had no answer from {out.to}.{out.handler} in {timeout:g} s{self._why}; the ask may still take "
+                f"Agent {self.id!r} had no answer from {out.to}.{out.handler} in {timeout:g} s{self.why}; the ask may still take "
                 "effect.", agent=out.to,
             )  # fmt: skip
             answer = encode_answer(Answer(None, error.to_wire()))
@@ -428,7 +429,7 @@ class Turn(OwnOrders):
             if isinstance(error, RetryError):
                 raise
             return encode_answer(Answer(None, error.to_wire()))
-        self._why = f": {standing.why}" if standing.why else ""
+        self.why = f": {standing.why}" if standing.why else ""
         if standing.missing or (standing.missing is None and not is_again):
             host.outbox.push(out)
         return None
