@@ -66,6 +66,19 @@ class Porter(cells.Agent):
         return await ref.round(way[1:])
 
 
+class Late(cells.Agent):
+    started: int = 0
+
+    async def on_start(self) -> None:
+        if cells.this().id in moody:
+            raise RuntimeError("no database")
+        self.started += 1
+
+    @cells.handler
+    async def read(self) -> int:
+        return self.started
+
+
 @pytest.mark.parametrize("how", ["from its start", "after a resume that failed"])
 async def test_an_ask_of_an_agent_in_error_fails_at_once_and_its_message_waits(how: str) -> None:
     async with cells.local(settings=cells.Settings(ask_timeout_s=LONG_S)) as cluster:
@@ -92,6 +105,22 @@ async def test_an_ask_of_an_agent_in_error_fails_at_once_and_its_message_waits(h
             moody.clear()
             await cluster.resume(porter)
             assert await porter.add() >= 3, "what waited was taken"
+
+
+@pytest.mark.parametrize("stop", ["suspend", "suspend, pause"])
+async def test_a_resume_of_an_agent_that_was_suspended_in_error_still_runs_on_start(stop: str) -> None:
+    async with cells.local(settings=cells.Settings(ask_timeout_s=WAIT_S)) as cluster:
+        moody.add("p")
+        late = await cluster.spawn(Late, "p")
+        for order in stop.split(", "):
+            await getattr(cluster, order)(late)
+        await cluster.resume(late)
+        with pytest.raises((cells.AgentInError, cells.AskTimeout)):  # who is paused stays so
+            await late.read.options(timeout=SHORT_S)()
+        await cluster.suspend(late)
+        moody.clear()
+        await cluster.resume(late)
+        assert await late.read() == 1
 
 
 async def test_an_agent_that_asks_one_in_error_is_told_so_too_and_it_is_an_outcome() -> None:

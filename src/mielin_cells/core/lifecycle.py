@@ -74,6 +74,8 @@ class Lifecycle(msgspec.Struct, frozen=True, kw_only=True):
     error: AgentError | None = None
     came_from: AgentState | None = None
     """While MIGRATING: the state to go back to."""
+    left: AgentError | None = None
+    """The error in which it was suspended, and maybe paused: a resume has to mend that all the same."""
     history: tuple[AgentState, ...] = ()
     """The states left, newest last; at most `HISTORY_MAX`."""
 
@@ -96,6 +98,7 @@ class Lifecycle(msgspec.Struct, frozen=True, kw_only=True):
         return Lifecycle(
             state=state,
             error=error if state is _E else None,
+            left=(self.error or self.left) if state in (_S, _P, _M) else None,
             came_from=here if state is _M else None,
             history=(*self.history, here)[-HISTORY_MAX:],
         )

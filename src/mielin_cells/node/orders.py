@@ -227,7 +227,7 @@ async def _flushed(node: Node, host: Host) -> None:
 async def _resume(host: Host) -> None:
     fold = host.fold
     fold.lifecycle.to(AgentState.RUNNING)  # refused before any hook runs
-    error = fold.lifecycle.error
+    error = fold.lifecycle.error or fold.lifecycle.left
     has_started = error is None or error.has_started
     try:
         await host.intake.hook("on_arrive")

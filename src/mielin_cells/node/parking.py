@@ -214,7 +214,7 @@ def trouble(node: str, agent: str, fold: Fold | None, error: CellError) -> Agent
 
 
 def is_parked(fold: Fold) -> bool:
-    error = fold.lifecycle.error
+    error = fold.lifecycle.error or fold.lifecycle.left
     return error is not None and error.code in PARKED
 
 
@@ -223,7 +223,7 @@ async def append_failed(writer: Writer, error: CellError) -> None:
     life = writer.fold.lifecycle
     if life.state is AgentState.PAUSED:  # from there no edge leads to ERROR
         await writer.append(lambda head: Suspended(**head, reason=error.message))
-    before = life.error
+    before = life.error or life.left
     has_started = before.has_started if before is not None else life.state is not AgentState.CREATED
     found = AgentError(message=error.message, code=error.code, has_started=has_started)
     await writer.append(lambda head: Failed(**head, error=found))
