@@ -207,6 +207,9 @@ async def test_a_credential_that_was_withdrawn_is_named_and_tried_again(tmp_path
         ("nats://user:secret@host:1", "nats://host:1"), ("nats://secret@host", "nats://host"), ("nats://host:1", "nats://host:1"),
         ("nats://u:se/cret@host:1", "nats://host:1"), ("nats://u:secr@et@host:1", "nats://host:1"), ("u:secret@host", "host"),
         ("nats://u:sec\nret@host", "nats://host"), ("host:1", "host:1"), ("tls://u:a//b@host", "tls://host"),
+        ("nats://host:1?password=secret", "nats://host:1?..."), ("nats://u:a?b@host", "nats://host"), ("nats://host#secret", "nats://host#..."),
+        ("user:secret", "user:..."), ("nats://user:secret", "nats://user:..."), ("nats://[::1]:4222", "nats://[::1]:4222"),
+        ("nats://host:1/", "nats://host:1/"), ("host", "host"), ("nats:/host:1", "nats:/host:1"),
     ],
 )  # fmt: skip
 def test_an_address_is_shown_without_what_lets_one_in(url: str, shown: str) -> None:
@@ -216,6 +219,9 @@ def test_an_address_is_shown_without_what_lets_one_in(url: str, shown: str) -> N
 def test_addresses_in_a_text_are_shown_without_what_lets_one_in() -> None:
     told = "no route to 'nats://u:secret@h:1', nor to tls://secret@g; ask admin@example.com"
     assert scrubbed(told) == "no route to 'nats://h:1', nor to tls://g; ask admin@example.com"
+    assert scrubbed("""no route to "nats://u:o'se"cret@h:1".""") == 'no route to "nats://h:1".'
+    kept = """{"url":"nats://h:1","mail":"admin@example.com"} ('nats://h', 'a@b')"""
+    assert scrubbed(kept) == kept
 
 
 CREDS = """-----BEGIN NATS USER JWT-----

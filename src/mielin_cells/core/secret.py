@@ -6,12 +6,17 @@ import re
 from typing import Final
 
 _LETS_IN: Final = re.compile(r"^(\w+://)?.*@", re.DOTALL)
-_IN_TEXT: Final = re.compile(r"(\w+://)[^\s'\"<>]*@")
+_BEHIND: Final = re.compile(r"([?#]).*", re.DOTALL)
+"""No server is named there, but it is where other systems take a password."""
+_NO_PORT: Final = re.compile(r"^((?:\w+://)?[^:/?#\[\]]*:)(?!\d*(?:[/?#]|$)|//)[^/?#]*")
+"""`user:secret`, whose host was forgotten."""
+_IN_TEXT: Final = re.compile(r"(\w+://)(?:[^\s'\"<>]|['\"](?![\s,;:.)\]}]|$))*@")
+"""A quote may be in a password; one with a separator behind it ends the address."""
 
 
 def redacted(url: str) -> str:
     """The address without user, password or token, which may hold any character.  Nothing else shows an address."""
-    return _LETS_IN.sub(r"\1", url)
+    return _NO_PORT.sub(r"\1...", _BEHIND.sub(r"\1...", _LETS_IN.sub(r"\1", url)))
 
 
 def scrubbed(text: str) -> str:
