@@ -154,8 +154,8 @@ def shards_of(answer: api.StreamAnswer, name: str, wanted: int | None) -> int:
     have = int(metadata["mielin.shards"])
     if wanted is not None and have != wanted:
         raise ConfigError(
-            f"This deployment was made with {have} shards, {wanted} were asked for, and the number is fixed; leave it out, or "
-            "use another deployment name.", field="shards", range=str(have),
+            f"This deployment was made with {have} shard{'s' if have > 1 else ''}, {wanted} were asked for, and the number is fixed; "
+            "leave it out, or use another deployment name.", field="shards", range=str(have),
         )  # fmt: skip
     return have
 
