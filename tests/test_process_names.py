@@ -192,6 +192,25 @@ async def test_a_node_whose_loop_is_held_is_stuck_and_not_silent(store: Embedded
     await client.close()
 
 
+async def test_a_node_that_was_heard_just_before_its_process_died_is_not_stuck(store: Embedded) -> None:
+    client = Client(store.log, store.wire, wall=time.time)
+    await client.open()
+    dead, other = node_of(store), node_of(store, "n2")
+    await dead.start()
+    await other.start()
+    dead.kill()
+    ear = Ear()
+    other.heard = ear.heard
+    ear.hear(beat_of("n1", 1, 0.0))
+
+    (found,) = [node for node in await Operator(client).nodes() if node.name == "n1"]
+
+    assert found.state == "silent"
+    assert 0.0 < found.since_s < 2.5
+    await other.stop()
+    await client.close()
+
+
 def beat_of(name: str, incarnation: int, stuck_s: float) -> bytes:
     return msgspec.msgpack.encode(Beat(name, incarnation, stuck_s))
 

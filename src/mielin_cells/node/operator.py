@@ -317,7 +317,9 @@ class Operator:
         state, since_s = SILENT, beat.ago_s if beat is not None else 0.0
         if entered.has_stopped:
             state, since_s = STOPPED, max(0.0, time.time() - about.at) if about.at else 0.0
-        elif beat is not None and beat.ago_s <= settings.heartbeat_s * settings.heartbeat_misses:
+        elif beat is None or beat.ago_s > settings.heartbeat_s * settings.heartbeat_misses:
+            pass
+        elif beat.is_starting or beat.stuck_s:  # else its process has just died: its last heartbeat knew nothing of it
             state, since_s = (STARTING if beat.is_starting else STUCK), beat.stuck_s
         known = {field: getattr(about, field) for field in about.__struct_fields__}
         return NodeInfo(
