@@ -8,11 +8,12 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgspec
 import pytest
 import pytest_asyncio
 
 import mielin_cells as cells
-from mielin_cells.cli import commands, moves, watch
+from mielin_cells.cli import commands, link, moves, watch
 from mielin_cells.cli.show import Printer, as_json, as_text, clock, when
 from mielin_cells.core.ids import log_subject
 from mielin_cells.core.records import decode_record
@@ -199,6 +200,18 @@ async def test_a_name_that_is_not_there_is_told_with_those_like_it(operator: Ope
     assert await operator.nearest("something else") == []
     report = await operator.client.migrate("stand", "node-2")
     assert await operator.nearest(report.migration[:5]) == [report.migration]
+
+
+def test_the_agents_of_a_node_that_does_not_tell_them_are_not_none() -> None:
+    told = cells.NodeInfo(name="node-1", incarnation=1, agents=0)
+    assert commands._node_row(told)["agents"] == 0
+    assert commands._node_row(msgspec.structs.replace(told, state="stuck"))["agents"] == ""
+
+
+async def test_an_agent_that_is_there_is_not_proposed_instead_of_itself(operator: Operator) -> None:
+    with pytest.raises(cells.NoSuchMigration) as caught:
+        await operator.client.abort("stand")
+    assert "Did you mean" not in str(await link._with_nearest(operator, caught.value))
 
 
 async def test_a_watched_list_is_printed_again_when_it_changes(

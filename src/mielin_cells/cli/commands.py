@@ -32,7 +32,7 @@ from mielin_cells.core.records import (
 )
 from mielin_cells.core.secret import scrubbed
 from mielin_cells.errors import ConfigError, NoSuchMigration, RecordInvalid, UnknownClass, UnknownNode, never
-from mielin_cells.node.operator import Operator
+from mielin_cells.node.operator import ALIVE, Operator
 
 
 async def spawn(
@@ -168,9 +168,10 @@ async def nodes(operator: Operator, printer: Printer, watch: bool = False) -> in
 
 def _node_row(node: NodeInfo) -> dict[str, Any]:
     state = node.state + (" (cordoned)" if node.is_cordoned else "")
+    agents = node.agents if node.state == ALIVE else ""  # of the others nobody has told
     return {
         "node": node.name, "state": state, "for": duration(node.since_s) if node.since_s else "",
-        "entered": when(node.at), "incarnation": node.incarnation, "agents": node.agents, "cores": node.cores,
+        "entered": when(node.at), "incarnation": node.incarnation, "agents": agents, "cores": node.cores,
         "memory": size(node.memory_bytes), "arch": node.architecture, "classes": _versions(node),
         "labels": " ".join(f"{name}={value}" for name, value in node.labels.items()),
     }  # fmt: skip

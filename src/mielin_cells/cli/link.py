@@ -47,6 +47,8 @@ async def _with_nearest(operator: Operator, error: CellError) -> CellError:
     wanted = str(error.facts.get("agent") or error.facts.get("migration") or "")
     with contextlib.suppress(CellError):
         near = await operator.nearest(wanted)
+        if wanted in near:  # it is there, and has nothing of that kind
+            return error
         if near:
             said = " or ".join(repr(name) for name in near)
             return type(error)(f"{error.message} Did you mean {said}?", **error.facts)
