@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 import mielin_cells as cells
-from mielin_cells.cli import commands, link, moves, watch
+from mielin_cells.cli import app, commands, link, moves, watch
 from mielin_cells.cli.show import Printer, as_json, as_text, clock, when
 from mielin_cells.core.ids import log_subject
 from mielin_cells.core.records import decode_record
@@ -200,6 +200,22 @@ async def test_a_name_that_is_not_there_is_told_with_those_like_it(operator: Ope
     assert await operator.nearest("something else") == []
     report = await operator.client.migrate("stand", "node-2")
     assert await operator.nearest(report.migration[:5]) == [report.migration]
+
+
+async def test_a_spawn_of_an_agent_that_is_there_says_that_its_values_were_not_used(
+    operator: Operator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await commands.spawn(operator, Printer(as_json=False), "Booth", "stand", ["left=5"], None)
+    await commands.spawn(operator, Printer(as_json=False), "Booth", "stand", [], None)
+    there = "stand is there already, on node-1"
+    assert capsys.readouterr().out.splitlines() == [
+        f"{there}; it stays as it is, without what was given (left=5)", there,
+    ]  # fmt: skip
+
+
+def test_a_log_is_read_from_no_place_before_its_beginning() -> None:
+    with pytest.raises(cells.ConfigError, match="--after -1 is out of range; wanted: 0 or more"):
+        app.log("stand", after=-1)
 
 
 def test_the_agents_of_a_node_that_does_not_tell_them_are_not_none() -> None:

@@ -324,6 +324,8 @@ def log(
     """Print the records of an agent's log."""
     from mielin_cells.cli import commands
 
+    if after < 0:
+        raise ConfigError(f"--after {after} is out of range; wanted: 0 or more.", field="after", range="0 or more")
     _operate(server, lambda op, out: commands.log(op, out, agent, after, follow))
 
 

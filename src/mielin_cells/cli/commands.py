@@ -40,7 +40,8 @@ async def spawn(
 ) -> int:  # fmt: skip
     node, is_new = await operator.spawn(cls, id, words, on)
     value = {"agent": id, "class": cls, "node": node, "new": is_new}
-    printer.show(value, lambda: f"{id} runs on {node}" if is_new else f"{id} is there already, on {node}")
+    unused = f"; it stays as it is, without what was given ({' '.join(words)})" if words else ""
+    printer.show(value, lambda: f"{id} runs on {node}" if is_new else f"{id} is there already, on {node}{unused}")
     return DONE
 
 
