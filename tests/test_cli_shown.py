@@ -17,6 +17,7 @@ from mielin_cells.cli import app, commands, link, moves, watch
 from mielin_cells.cli.show import Printer, as_json, as_text, clock, when
 from mielin_cells.core.ids import log_subject
 from mielin_cells.core.records import decode_record
+from mielin_cells.node import control
 from mielin_cells.node.cases import Cases
 from mielin_cells.node.client import Client
 from mielin_cells.node.operator import Operator
@@ -200,6 +201,20 @@ async def test_a_name_that_is_not_there_is_told_with_those_like_it(operator: Ope
     assert await operator.nearest("something else") == []
     report = await operator.client.migrate("stand", "node-2")
     assert await operator.nearest(report.migration[:5]) == [report.migration]
+
+
+def test_a_migration_that_waits_says_once_for_how_long(capsys: pytest.CaptureFixture[str]) -> None:
+    told = moves.Watch(Printer(as_json=False), {})
+    for left_s in (10.0, 9.5):
+        told.seen(control.Progress("PLANNED", failures=["TargetUnreachable: gone"], next_s=left_s))
+    told.seen(control.Progress("PREPARING", failures=["TargetUnreachable: gone"], attempts=2))
+    told.seen(
+        control.Progress("PLANNED", failures=["TargetUnreachable: gone", "Timeout: late"], next_s=20.0, attempts=2)
+    )
+    assert capsys.readouterr().out.splitlines() == [
+        " failed    TargetUnreachable: gone", " waits     10 s to the next attempt",
+        " failed    Timeout: late", " waits     20 s to the next attempt",
+    ]  # fmt: skip
 
 
 async def test_a_spawn_of_an_agent_that_is_there_says_that_its_values_were_not_used(

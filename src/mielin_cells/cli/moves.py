@@ -36,7 +36,7 @@ class Watch:
         self._printer = printer
         self._begun = begun
         """The migration as it was planned, until it is shown."""
-        self._shown = self._told = 0
+        self._shown = self._told = self._waited = 0
 
     def _head(self, target: str) -> None:
         if self._begun:
@@ -51,6 +51,12 @@ class Watch:
 
     def seen(self, progress: control.Progress) -> None:
         self._failed(progress.failures)
+        if progress.next_s and len(progress.failures) > self._waited:
+            self._waited = len(progress.failures)
+            wait_s = progress.next_s
+            self._printer.show(
+                {"event": "waiting", "next_s": wait_s}, lambda: f" waits     {duration(wait_s)} to the next attempt"
+            )
         if progress.target:
             self._head(progress.target)
         if progress.report is not None:
