@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -215,6 +216,18 @@ def test_a_migration_that_waits_says_once_for_how_long(capsys: pytest.CaptureFix
         " failed    TargetUnreachable: gone", " waits     10 s to the next attempt",
         " failed    Timeout: late", " waits     20 s to the next attempt",
     ]  # fmt: skip
+
+
+async def test_a_node_that_does_not_answer_is_named_and_not_its_subject(
+    operator: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def late(subject: str, data: bytes, timeout: float) -> bytes:
+        raise cells.WireTimeout(f"{subject!r} did not answer.", subject=subject)
+
+    monkeypatch.setattr(operator.client, "wire", SimpleNamespace(request=late))
+    with pytest.raises(cells.WireTimeout, match=r"^Node node-2 did not answer within 1 s; ") as caught:
+        await operator.client.request("node-2", control.Ping(), 1.0)
+    assert caught.value.facts == {"subject": "control.node-2"}
 
 
 async def test_a_spawn_of_an_agent_that_is_there_says_that_its_values_were_not_used(

@@ -282,7 +282,11 @@ class Client:
 
     async def request(self, node: str, request: control.AnyRequest, timeout: float) -> msgspec.Raw:
         self.check_loop()
-        data = await self.wire.request(control_subject(node), control.encode_request(request), timeout)
+        try:
+            data = await self.wire.request(control_subject(node), control.encode_request(request), timeout)
+        except WireTimeout as error:  # in the words of who asked: a subject says nothing to an operator
+            said = f"Node {node} did not answer within {timeout:.3g} s; the request may still be acted on."
+            raise WireTimeout(said, **error.facts) from error
         return control.result_of(data)
 
     async def ordered(
