@@ -233,3 +233,28 @@ async def test_a_parameter_of_a_handler_may_have_any_name() -> None:
     async with cells.local() as cluster:
         agent = await cluster.spawn(cls, "a")
         assert await agent.put(**{name: at for at, name in enumerate(names)}) == [*range(len(names))]
+
+
+class Computing(cells.Agent):
+    n: int = 2
+
+    @functools.cached_property
+    def square(self) -> int:
+        return self.n**2
+
+    @cells.handler
+    async def fail(self) -> None:
+        self.n = 10
+        raise ValueError(self.square)
+
+    @cells.handler
+    async def look(self) -> int:
+        return self.square
+
+
+async def test_what_a_cached_property_computed_from_state_that_is_undone_is_computed_anew() -> None:
+    async with cells.local() as cluster:
+        agent = await cluster.spawn(Computing, "a")
+        with pytest.raises(cells.HandlerFailed):
+            await agent.fail()
+        assert await agent.look() == 4

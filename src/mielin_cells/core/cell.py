@@ -274,6 +274,12 @@ class Cell:
             self._size = len(values)
         return names
 
+    def _forget_computed(self) -> None:
+        """What the agent's cached properties hold may have been computed from state that is undone."""
+        for name in [name for name in self._values if is_cached_property(type(self.agent), name)]:
+            del self._values[name]
+        self._size = len(self._values)
+
     def _check_declared(self) -> None:
         names = self._undeclared(remove=False)
         if names:
@@ -299,6 +305,7 @@ class Cell:
                 self.agent.__dict__.pop(name, None)
         self._forget()
         self._undeclared(remove=True)
+        self._forget_computed()
         for table in self._tables.values():
             table._undo()
         for buffer in self._buffers.values():
