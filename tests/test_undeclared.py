@@ -5,7 +5,9 @@ from __future__ import annotations
 import abc
 import collections
 import dataclasses
+import fractions
 import functools
+import pathlib
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import msgspec
@@ -258,3 +260,19 @@ async def test_what_a_cached_property_computed_from_state_that_is_undone_is_comp
         with pytest.raises(cells.HandlerFailed):
             await agent.fail()
         assert await agent.look() == 4
+
+
+@pytest.mark.parametrize(
+    ("kind", "instead"),
+    [
+        (pathlib.Path, "keep it as str"),
+        (fractions.Fraction, "keep its parts"),
+        (collections.OrderedDict[str, int], "declare a dict"),
+        (collections.deque[int], "declare a list"),
+        (object, "declare a dataclass or plain data of it, or keep it in a `_private` attribute"),
+    ],
+)
+def test_a_type_that_cannot_be_stored_is_refused_with_what_to_declare(kind: Any, instead: str) -> None:
+    cls = type("Odd", (cells.Agent,), {"__annotations__": {"x": list[kind]}})
+    with pytest.raises(cells.FieldRefused, match=rf"Odd\.x: .* cannot be stored; {instead}"):
+        spec_of(cls)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections.abc
 import functools
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -191,6 +192,19 @@ def _steps(value: Any) -> list[tuple[str, Any]]:
 # ---- what can be stored ----------------------------------------------------------------------------------------
 
 
+def _instead(cls: type) -> str:
+    """What to declare for a class that cannot be stored."""
+    if hasattr(cls, "__fspath__"):
+        return "keep it as str"
+    if hasattr(cls, "__complex__"):  # a number
+        return "keep its parts, as a tuple of numbers, or its text"
+    if issubclass(cls, collections.abc.Mapping):
+        return "declare a dict"
+    if issubclass(cls, collections.abc.Iterable):
+        return "declare a list, a set or a tuple"
+    return "declare a dataclass or plain data of it, or keep it in a `_private` attribute that `on_arrive` sets"
+
+
 def _check(info: Any, path: str, seen: dict[Any, bool]) -> bool:
     """Raises `FieldRefused` for what cannot be stored.  True if values can nest without a limit: a type holds itself.
 
@@ -202,7 +216,8 @@ def _check(info: Any, path: str, seen: dict[Any, bool]) -> bool:
         )
     if isinstance(info, kinds.CustomType):
         if not (issubclass(info.cls, (Agent, AgentId)) or models.is_model(info.cls)):
-            raise FieldRefused(f"{path}: {info.cls.__name__} cannot be stored.", path=path)
+            what = f"{path}: {info.cls.__name__} cannot be stored; {_instead(info.cls)}."
+            raise FieldRefused(what, path=path)
         return models.is_model(info.cls)  # what it holds is its own affair, and may be itself
     if isinstance(info, kinds.RawType):
         return False
