@@ -18,6 +18,7 @@ import mielin_cells as cells
 from mielin_cells.core.spec import spec_of
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 
 class Tagged:
@@ -167,6 +168,43 @@ class Box(cells.Agent, Generic[T]):
 
 class IntBox(Box[int]):
     pass
+
+
+class GivenShelf(cells.Agent, Generic[T]):
+    top: T
+    rest: list[T] = []
+    found: T | None = None
+    by_name: cells.Table[str, T] = cells.Table()
+
+    @cells.handler
+    async def put(self, name: str, item: T) -> list[T]:
+        self.by_name[name] = self.top = self.found = item
+        self.rest = [*self.rest, item]
+        return self.rest
+
+
+class GivenPair(GivenShelf[U], Generic[T, U]):
+    other: T
+
+    @cells.handler
+    async def look(self) -> T:
+        return self.other
+
+
+class GivenBooks(GivenPair[int, tuple[str, int]]):
+    pass
+
+
+async def test_a_class_that_is_derived_from_a_generic_one_has_the_types_that_it_gives() -> None:
+    async with cells.local(nodes=2) as cluster:
+        books = await cluster.spawn(GivenBooks, "books", top=("a", 1), other=3)
+        assert await books.put("b", ("b", 2)) == [("b", 2)]
+        with pytest.raises(cells.BadArguments, match=r"GivenBooks\.put: Expected `array`, got `str` - at `\$\.item`"):
+            await books.put("c", "c")  # type: ignore[arg-type]
+        await cluster.migrate(books)
+        assert (await books.put("c", ("c", 3)), await books.look()) == ([("b", 2), ("c", 3)], 3)
+    with pytest.raises(cells.FieldRefused, match=r"GivenShelf\.\w+.*: a type without a declared content"):
+        spec_of(GivenShelf)
 
 
 class Shape(cells.Agent):

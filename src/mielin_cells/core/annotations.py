@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import typing
 from collections.abc import Callable
-from typing import Any, ForwardRef
+from typing import Any, ForwardRef, TypeVar
 
 try:
     import annotationlib  # type: ignore[import-not-found, unused-ignore]
@@ -31,3 +32,27 @@ def read_signature(fn: Callable[..., Any]) -> inspect.Signature:
     how: Any = inspect.signature
     found: inspect.Signature = how(fn, annotation_format=annotationlib.Format.FORWARDREF)
     return found
+
+
+def given_types(cls: type) -> dict[type, dict[Any, Any]]:
+    """By base of a class: what is given for its type variables, as `class Name(Box[int])` does."""
+    given: dict[type, dict[Any, Any]] = {}
+    for base in cls.__mro__:  # a base comes after the classes that give it types
+        for written in vars(base).get("__orig_bases__", ()):
+            origin = typing.get_origin(written)
+            if isinstance(origin, type) and origin is not typing.Generic:
+                kinds = [_filled(kind, given.get(base, {})) for kind in typing.get_args(written)]
+                given.setdefault(origin, dict(zip(getattr(origin, "__parameters__", ()), kinds, strict=False)))
+    return given
+
+
+def filled(hints: dict[str, Any], given: dict[Any, Any] | None) -> dict[str, Any]:
+    """Annotations with the types that are given for their variables."""
+    return {name: _filled(kind, given) for name, kind in hints.items()} if given else hints
+
+
+def _filled(kind: Any, given: dict[Any, Any]) -> Any:
+    if isinstance(kind, TypeVar):
+        return given.get(kind, kind)
+    variables = () if isinstance(kind, type) else getattr(kind, "__parameters__", ())
+    return kind[tuple(given.get(variable, variable) for variable in variables)] if variables else kind

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from mielin_cells.core.agent import NO_DEFAULT, Agent, Field, Upgrade, classes, is_state
-from mielin_cells.core.annotations import annotations_of, read_signature
+from mielin_cells.core.annotations import annotations_of, filled, given_types, read_signature
 from mielin_cells.core.buffer import Buffer
 from mielin_cells.core.calls import Caller
 from mielin_cells.core.codec import Codec, encode, giver, plain, reason
@@ -197,6 +197,7 @@ class Spec:
             raise FieldRefused(
                 f"{self.name}: an agent is no dataclass; remove the decorator, its fields stay.", path=self.name
             )
+        self._given = given_types(cls)
         hints = self._hints()
         self.fields: dict[str, FieldSpec] = {}
         self.handlers: dict[str, HandlerSpec] = {}
@@ -241,7 +242,8 @@ class Spec:
             }  # fmt: skip
             if own:
                 names = self._names(vars(inspect.getmodule(base) or types), base)
-                hints.update(_resolved(types.SimpleNamespace(__annotations__=own), names, self.name))
+                resolved = _resolved(types.SimpleNamespace(__annotations__=own), names, self.name)
+                hints.update(filled(resolved, self._given.get(base)))
         return hints
 
     def _field(self, name: str, kind: Any, member: Field) -> FieldSpec:
@@ -278,7 +280,8 @@ class Spec:
     def _handler(self, member: Handler[Any, Any]) -> HandlerSpec:
         path, fn = f"{self.name}.{member.name}", member.fn
         owner = next(base for base in self.cls.__mro__ if member in vars(base).values())
-        hints = _resolved(fn, self._names(inspect.unwrap(fn).__globals__, owner), path)
+        resolved = _resolved(fn, self._names(inspect.unwrap(fn).__globals__, owner), path)
+        hints = filled(resolved, self._given.get(owner))
         parameters = list(read_signature(fn).parameters.values())
         if not parameters or parameters[0].kind not in (
             inspect.Parameter.POSITIONAL_ONLY,
