@@ -326,13 +326,22 @@ async def unplain():  # type: ignore[no-untyped-def]
     return Foreign()
 
 
+def unplain_at_once():  # type: ignore[no-untyped-def]
+    return Foreign()
+
+
 async def large() -> bytes:
     return bytes(600_000)
 
 
 @pytest.mark.parametrize(
     ("call", "error"),
-    [(lies, cells.StepInvalid), (unplain, cells.StepInvalid), (large, cells.MessageTooLarge)],
+    [
+        (lies, cells.StepInvalid),
+        (unplain, cells.StepInvalid),
+        (unplain_at_once, cells.StepInvalid),
+        (large, cells.MessageTooLarge),
+    ],
 )
 async def test_a_result_that_would_not_load_again_fails_the_turn_whatever_the_handler_does(
     call: Any, error: type[cells.CellError]

@@ -334,6 +334,8 @@ class Intake:
             coroutine = fn(self._cell.agent, **args)
             waits_for = coroutine.send(None)
         except StopIteration as stop:
+            if turn.broken is not None:
+                raise turn.broken from None
             return stop.value
         finally:
             current_turn.reset(token)
