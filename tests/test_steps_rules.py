@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime
+import decimal
 import functools
 import itertools
+import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -247,7 +250,7 @@ def unsaid():  # type: ignore[no-untyped-def]
 
 
 async def any_json() -> dict[str, Any]:
-    return {"choices": [1, None, "a", (2,)]}
+    return {"choices": [1, None, "a", [2]]}
 
 
 async def nothing() -> None:
@@ -266,12 +269,16 @@ RESULTS: dict[str, tuple[Callable[[], Any], Any]] = {
     "struct": (a_struct, Answer("hi", 3)),
     "tuple": (a_tuple, (1, {"a"})),
     "promise": (a_promise, Point(4)),
-    "plain data": (unsaid, [1, {"k": [2, b"x"]}]),
+    "plain data": (unsaid, (1, {"k": (2, b"x")})),
     "any json": (any_json, {"choices": [1, None, "a", [2]]}),
     "nothing": (nothing, None),
     "partial": (functools.partial(Tool(), 5), Point(5)),
     "method": (Tool().method, Point(9)),
-    "lambda": (lambda: Tool()(4), {"x": 4}),
+    "lambda": (lambda: Tool()(4).x, 4),
+    "time": (lambda: datetime.timedelta(days=1, microseconds=1), datetime.timedelta(days=1, microseconds=1)),
+    "day": (lambda: {datetime.date(2024, 1, 1): 1}, {datetime.date(2024, 1, 1): 1}),
+    "id": (lambda: uuid.UUID(int=7), uuid.UUID(int=7)),
+    "price": (lambda: [decimal.Decimal("1.10"), {2}, 2**70], [decimal.Decimal("1.10"), {2}, 2**70]),
     "class": (functools.partial(Answer, "x"), Answer("x")),
 }
 
@@ -340,6 +347,7 @@ async def large() -> bytes:
         (lies, cells.StepInvalid),
         (unplain, cells.StepInvalid),
         (unplain_at_once, cells.StepInvalid),
+        (lambda: Point(4), cells.StepInvalid),
         (large, cells.MessageTooLarge),
     ],
 )

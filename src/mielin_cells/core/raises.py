@@ -269,6 +269,11 @@ def pack(value: Any) -> Any:
     raise Unsendable(f"a {kind.__name__} cannot be sent without a declared type")
 
 
+def unpack(packed: Any) -> Any:
+    """What was packed, if all of it is plain."""
+    return _unpacked(packed, {})
+
+
 def _unpacked(packed: Any, hints: dict[str, Codec]) -> Any:
     if not isinstance(packed, list):
         return packed

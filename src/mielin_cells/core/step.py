@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar, TypeVarTuple, Unpack, overload
 
 import msgspec
 
+from mielin_cells.core import raises
 from mielin_cells.core.agent import Agent, classes
 from mielin_cells.core.calls import turn
 from mielin_cells.core.codec import STACK_MARGIN, check_kept, deeper, encode, load_hook, reason
@@ -104,7 +105,8 @@ async def step(
     made again; `this().idempotency_key`, the same for each of these calls, lets the other side tell.  A move, or a node
     that stops, waits for the call in flight and takes the agent along before the next step.
 
-    The result is kept as the call's return annotation says, else as plain data, and is what was read back from the bytes.
+    The result is kept as the call's return annotation says, else with its own types if it is plain data, and is what was
+    read back from the bytes.
     A call that raises, or takes longer than `timeout` seconds (default: the setting `step_timeout_s`), is made again as
     `retry` says (default: 3 calls); then the failure is the outcome, kept like a result, and `StepFailed` is raised.
     The call must not use the agent: no state, no ask, no other step; its result is all that a turn run again gets.
@@ -131,24 +133,31 @@ class Within(NamedTuple):
     key: str
 
 
+TYPED = 1
+"""The extension of msgpack that holds a value with the names of its types."""
+
+
+def _typed(code: int, data: memoryview) -> Any:
+    if code != TYPED:
+        raise ValueError(f"an extension {code} of msgpack, which is not known")
+    return raises.unpack(msgspec.msgpack.decode(data))
+
+
 class Codec(NamedTuple):
     """How results of one callable are kept."""
 
     path: str
     decode: Callable[[bytes], Any]
     check: Callable[[bytes], Any]
-    is_plain: bool
-    """A part of the result has no declared type: it is kept as plain data, a tuple as a list."""
+    is_bare: bool
+    """The result has no declared type: what plain data would change is kept with the names of its types."""
     evolves: bool
     """It names classes, which the code that runs the turn again may declare otherwise."""
 
     def encode(self, value: Any) -> bytes:
         """Raises `StepInvalid` for a value that a load would not give, `MessageTooLarge` for one that is too large."""
         try:
-            data = encode(value)
-            loaded = self.check(data)
-            if not self.is_plain:
-                is_exact(value, loaded)
+            data = self._kept(value)
         except LOAD_ERRORS as error:
             raise StepInvalid(
                 f"{self.path} returned what cannot be kept: {reason(value, error)}. The turn is undone; mend the call or its "
@@ -160,6 +169,19 @@ class Codec(NamedTuple):
                 limit=MESSAGE_BYTES_MAX, size=len(data),
             )  # fmt: skip
         return data
+
+    def _kept(self, value: Any) -> bytes:
+        try:
+            data = encode(value)
+            is_exact(value, self.check(data))
+            return data
+        except LOAD_ERRORS:
+            if not self.is_bare:
+                raise
+        try:
+            return encode(msgspec.msgpack.Ext(TYPED, encode(raises.pack(value))))
+        except raises.Unsendable as error:
+            raise TypeError(f"{error}; annotate what the call returns, or let it return plain data") from error
 
     def load(self, data: bytes) -> Any:
         """Raises `StepInvalid` for a kept result that is not of the declared type any more: the code has changed."""
@@ -174,7 +196,7 @@ class Codec(NamedTuple):
 
 
 def codec_of(call: Callable[..., Any]) -> Codec:
-    """By the callable's return annotation, plain data without one.  Raises `FieldRefused` for a type that cannot be kept."""
+    """By the callable's return annotation; without one, for any plain data.  Raises `FieldRefused` for a type that cannot be kept."""
     fn: Any = call
     while isinstance(fn, functools.partial):
         fn = fn.func
@@ -223,7 +245,7 @@ def _codec(kind: Any, path: str) -> Codec:
         plain = kind is Any or isinstance(kind, TypeVar)
         info = None if plain else msgspec.inspect.type_info(kind)
         has_any = plain or _refuse_foreign(info, path, set())
-        decode = msgspec.msgpack.Decoder(Any if plain else kind, dec_hook=load_hook).decode
+        decode = msgspec.msgpack.Decoder(Any if plain else kind, dec_hook=load_hook, ext_hook=_typed).decode
     except (TypeError, NotImplementedError, NameError, RecursionError) as error:
         raise FieldRefused(
             f"{path}: {error}, as the result of a step; let the call return plain data or a declared type of it.",
@@ -232,7 +254,7 @@ def _codec(kind: Any, path: str) -> Codec:
     if len(_codecs) >= CODECS_MAX:
         _codecs.clear()
     check, evolves = functools.partial(deeper, STACK_MARGIN, decode), not has_any and has_classes(info)
-    made = _codecs[path, kind] = Codec(path, decode, check, has_any, evolves)
+    made = _codecs[path, kind] = Codec(path, decode, check, plain, evolves)
     return made
 
 
