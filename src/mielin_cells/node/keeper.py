@@ -15,11 +15,17 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from mielin_cells.core.ids import control_subject
+from mielin_cells.core.message import unframed as unframed  # noqa: PLC0414 - see below
 from mielin_cells.errors import CellError, RetryError
 from mielin_cells.node import control, registry, term
 from mielin_cells.node.heartbeat import Beat
 from mielin_cells.node.supervision import supervised
 from mielin_cells.node.takeover import Takeover
+from mielin_cells.node.term import SUBJECT as SUBJECT  # noqa: PLC0414 - see below
+from mielin_cells.node.term import _decoder as _decoder  # noqa: PLC0414 - see below
+
+# `term` has the keepers' log; SUBJECT, _decoder and unframed stay here for programs that read it from outside and know them by
+# this place.
 
 if TYPE_CHECKING:
     from mielin_cells.node.node import Node
