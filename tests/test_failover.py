@@ -236,6 +236,30 @@ async def test_an_error_that_no_retry_mends_does_not_end_failover(monkeypatch: p
         assert await gauge.where() != "node-2"
 
 
+async def test_a_store_that_is_away_is_told_once_and_so_is_that_failover_goes_on(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO", "mielin_cells.keeper")
+    async with nodes("node-1", "node-2") as (_, _, keepers, _):
+        keeper, looks = keepers["node-1"], 0
+
+        async def away() -> None:
+            nonlocal looks
+            looks += 1
+            raise cells.StoreUnreachable("away", url="nats://host")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(keeper, "look", away)
+            async with asyncio.timeout(10):
+                while looks < 5:
+                    await asyncio.sleep(0.01)
+        async with asyncio.timeout(10):
+            while "node-1: failover goes on" not in caplog.text:
+                await asyncio.sleep(0.01)
+    assert caplog.text.count("failover waits for the store") == 1
+    assert caplog.text.count("failover goes on") == 1
+
+
 async def test_a_node_that_hears_nobody_takes_nothing() -> None:
     async with nodes("node-1", "node-2") as (client, running, keepers, air):
         gauge = await client.on("node-2").spawn(Gauge, "g")

@@ -344,7 +344,7 @@ def test_a_full_store_is_what_callers_hear_and_the_node_stops_in_its_time(inboxe
         calls: list[Callable[[], Awaitable[object]]] = [
             till.add, lambda: client.suspend(till), lambda: client.spawn(Cashbox, "u"), lambda: client.terminate(till),
         ]  # fmt: skip
-        for call in (*calls, till.add, till.add, till.add):
+        for call in [*calls, calls[0], calls[0], calls[0]]:
             began = now()
             with pytest.raises(StoreFull):
                 await call()

@@ -130,6 +130,8 @@ class Keeper:
         self._keeper = ""
         """Who keeps, as this node last read it."""
         self._term_at = -1e9
+        self._waits = False
+        """The last look ended because the store did not answer."""
         self.taken = 0
         """Agents that were taken over at this keeper's wish."""
 
@@ -152,7 +154,13 @@ class Keeper:
                     node.refused_at = node.clock()
                 if not isinstance(error, RetryError):
                     raise
-                logger.info("node %s: failover waits for the store: %s", node.name, error)
+                if not self._waits:  # once: a look is made ten times a second, and a store may be away for hours
+                    logger.info("node %s: failover waits for the store: %s", node.name, error)
+                self._waits = True
+            else:
+                if self._waits:
+                    logger.info("node %s: failover goes on", node.name)
+                self._waits = False
 
     def _woke(self, late_s: float) -> None:
         """This node's own loop was `late_s` late.  Whoever was stopped has not listened, and whoever is starved waits longer."""
