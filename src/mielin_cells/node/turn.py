@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -403,7 +402,7 @@ class Turn(OwnOrders):
                         refused = host.outbox.refused.get(out.to, "")
                         self.why = f": its inbox does not take it ({refused.rstrip('.')})" if refused else ""
                     else:
-                        left_s = (limit.when() or math.inf) - host.loop.time()
+                        left_s = (limit.when() or float("inf")) - host.loop.time()
                         answer = await self._reminded(out, is_again, left_s)
                         pause, is_again = min(pause * 2, ASK_REPEAT_S_MAX), True
         except TimeoutError:
