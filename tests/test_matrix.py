@@ -74,7 +74,7 @@ class Cell:
         whom = [rng.choice(("", rng.choice(swarm.nodes))) for _ in range(MOVES)]
         swarm.ops = [Op(round(rng.random() * 6, 3), "move", who, rng.choice(swarm.agents), 0) for who in whom]
         swarm.ops.sort()
-        swarm.triggers, swarm.strikes, swarm.dead = {}, 0, {}
+        swarm.triggers, swarm.strikes, swarm.dead, swarm.old = {}, 0, {}, ()
         self.scenario = (Full if moment == "decided" else Scenario)(swarm)
         self.scenario.world.on_append(self._at_landing)
         self.moment, self.side, self.deed = MOMENTS[moment], side, deed
