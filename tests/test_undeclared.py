@@ -311,6 +311,6 @@ async def test_what_a_cached_property_computed_from_state_that_is_undone_is_comp
     ],
 )
 def test_a_type_that_cannot_be_stored_is_refused_with_what_to_declare(kind: Any, instead: str) -> None:
-    cls = type("Odd", (cells.Agent,), {"__annotations__": {"x": list[kind]}})
-    with pytest.raises(cells.FieldRefused, match=rf"Odd\.x: .* cannot be stored; {instead}"):
+    cls = type("OddlyDeclared", (cells.Agent,), {"__annotations__": {"x": list[kind]}})
+    with pytest.raises(cells.FieldRefused, match=rf"OddlyDeclared\.x: .* cannot be stored; {instead}"):
         spec_of(cls)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import subprocess
 import sys
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from mielin_cells.errors import MessageTooLarge, NoResponder, StoreBusy, StoreUnreachable, WireTimeout
 from mielin_cells.substrate.ports import ENTRY_BYTES_MAX, Appended, Conflict, Entry, Unknown
 from mielin_cells.testing.loop import run
+from mielin_cells.testing.scenario import Bugs, Scenario
 from mielin_cells.testing.view import View
 from mielin_cells.testing.world import Faults, World
 
@@ -358,3 +360,12 @@ def test_a_seed_tells_one_story_whatever_the_hash_seed() -> None:
             capture_output=True, text=True, check=True,
         )  # fmt: skip
         assert out.stdout.split() == digests
+
+
+def test_a_story_leaves_the_logs_of_its_process_as_they_were() -> None:
+    """What a logger has found to be disabled it remembers until a level is set: warnings were gone for good after a story."""
+    below = logging.getLogger("mielin_cells.keeper")
+    before = below.isEnabledFor(logging.WARNING)
+    with Bugs(cast(Scenario, None)):
+        assert not below.isEnabledFor(logging.WARNING)
+    assert below.isEnabledFor(logging.WARNING) is before

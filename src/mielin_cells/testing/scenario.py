@@ -139,7 +139,8 @@ class Bugs(logging.Handler):
     def __exit__(self, *_: object) -> None:
         logger = logging.getLogger("mielin_cells")
         logger.removeHandler(self)
-        logger.level, logger.propagate = self._before
+        level, logger.propagate = self._before
+        logger.setLevel(level)  # not `logger.level`: what is disabled is remembered by each logger below
 
 
 def _is_held(error: BaseException, torn: Container[bytes]) -> bool:
