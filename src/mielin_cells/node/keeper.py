@@ -170,8 +170,10 @@ class Keeper:
         while self._late and now - self._late[0][0] > LATE_KEPT_S:
             self._late.popleft()
         if late_s > self._base_s / 50:
+            while self._late and self._late[-1][1] <= late_s:  # it counts no more: a later one was later
+                self._late.pop()
             self._late.append((now, late_s))
-        self._limit_s = patience(self._base_s, min(self._base_s, max((late for _, late in self._late), default=0.0)))
+        self._limit_s = patience(self._base_s, min(self._base_s, self._late[0][1] if self._late else 0.0))
 
     async def look(self) -> None:
         """One round: who is silent, who keeps, and if that is this node: who takes over.  Never waits for a takeover."""
