@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
+from types import ModuleType
 
 import mielin_cells as cells
 from mielin_cells.core import ledger
@@ -19,7 +20,7 @@ from mielin_cells.core.records import canonical
 from mielin_cells.core.settings import Settings
 from mielin_cells.errors import CellError
 from mielin_cells.migration.audit import MigrationAuditLog
-from mielin_cells.node import migrations, settling
+from mielin_cells.node import heartbeat, keeper, migrations, settling
 from mielin_cells.node.client import Client
 from mielin_cells.node.heartbeat import Beat, Ear, encode_beat
 from mielin_cells.node.keeper import Keeper
@@ -44,12 +45,14 @@ ANSWER_BYTES = 50_000
 AUDIT = 40
 """Entries that a node's audit keeps."""
 
-BOUNDS = {
+BOUNDS: dict[ModuleType, dict[str, float]] = {
     ledger: {"ANSWERS_BYTES_MAX": 300_000, "SESSIONS_MAX": 40},
     migrations: {"REPORTS_MAX": 8},
     settling: {"JOURNALS_KEPT": 3},
+    keeper: {"FORGET_STOPPED_S": 10.0, "FORGET_SILENT_S": 15.0, "AGAIN_S_MAX": 5.0, "LATE_KEPT_S": 5.0},
+    heartbeat: {"FORGET_S": 10.0},
 }
-"""What is bounded by a number that a short run does not come to, by a smaller one."""
+"""What is bounded by a number or a time that a short run does not come to, by a smaller one."""
 
 
 class Resident(cells.Agent, name="SoakResident"):
@@ -134,9 +137,9 @@ class Town:
         await node.start()
         ear = self.ears[name] = Ear()
         node.heard = ear.heard
-        keeper = self.keepers[name] = Keeper(node, ear.heard)
+        watch = self.keepers[name] = Keeper(node, ear.heard)
         node.home.begin(self._beat(node, ear))
-        node.home.begin(keeper.run())
+        node.home.begin(watch.run())
         return node
 
     async def _beat(self, node: Node, ear: Ear) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 
 from nats_servers import opened, proxied
 
-from mielin_cells.core.ids import log_subject
+from mielin_cells.core.ids import journal_subject, log_subject
 from mielin_cells.core.settings import Settings
 from mielin_cells.errors import CellError
 from mielin_cells.node import journal
@@ -186,7 +186,10 @@ class Setup:
             return
         load = self._before.load
         await self._settled(load.history.agents)
-        ends = [await self._client.log.last(log_subject(agent)) for agent in load.history.agents]
+        log, subjects = self._client.log, [log_subject(agent) for agent in load.history.agents]
+        for agent in load.history.agents:  # their ends may have landed just now
+            subjects += [journal_subject(agent, migration) for _, migration in await journal.listed(log, agent)]
+        ends = [await log.last(subject) for subject in subjects]
         async with asyncio.timeout(REST_S):
             await self._tape.reaches(max(end.seq for end in ends if end is not None))
         check = Check(load.history, TOKENS)
