@@ -1,6 +1,6 @@
 # make .venv, make demo, make test need only Python 3.11+ and make.
-#   make test   what every change must pass; at most 5 minutes on 2 cores
-#   make ci     test, and the longer checks; at most 15 minutes on 2 cores
+#   make test   what every change must pass; to take at most 6 minutes on 2 cores
+#   make ci     test, and the longer checks; to take at most 20 minutes more on 2 cores
 #   make sim SEEDS=2000 START=1
 #   make guards        each guard of the protocol taken away: the simulator must find the harm
 #   make nth           one migration, with each of its substrate calls failing, timing out and crashing its process
