@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,25 @@ def _classes_of_one_test() -> Iterator[None]:
     yield
     classes.clear()
     classes.update(before)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _constants_of_one_file() -> Iterator[None]:
+    """A bound that a test makes smaller is put back: it would change the tests of other files."""
+    before = _constants()
+    yield
+    changed = {name for name, value in _constants().items() if before.get(name, value) != value}
+    assert not changed, f"The tests of this file have left these constants changed: {sorted(changed)}."
+
+
+def _constants() -> dict[str, float | str]:
+    return {
+        f"{module}.{name}": value
+        for module, found in list(sys.modules.items())
+        if module.startswith("mielin_cells.")
+        for name, value in vars(found).items()
+        if name.isupper() and isinstance(value, int | float | str)
+    }
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from random import Random
 from types import ModuleType
@@ -273,16 +273,30 @@ class Town:
 
 @asynccontextmanager
 async def town(folder: Path) -> AsyncIterator[Town]:
-    for module, bounds in BOUNDS.items():
-        for name, bound in bounds.items():
-            assert name in vars(module), f"{module.__name__} has no {name} any more"
-            setattr(module, name, bound)
     path = folder / "soak.db"
-    substrate = await Embedded.open(path)
-    found = Town(substrate, path)
+    with bounded():
+        substrate = await Embedded.open(path)
+        found = Town(substrate, path)
+        try:
+            await found.open()
+            yield found
+            await found.close()
+        finally:
+            await substrate.close()
+
+
+@contextmanager
+def bounded() -> Iterator[None]:
+    """The smaller bounds hold until the end of the block."""
+    usual = {module: {name: vars(module)[name] for name in bounds} for module, bounds in BOUNDS.items()}
+    _set(BOUNDS)
     try:
-        await found.open()
-        yield found
-        await found.close()
+        yield
     finally:
-        await substrate.close()
+        _set(usual)
+
+
+def _set(bounds: dict[ModuleType, dict[str, float]]) -> None:
+    for module, values in bounds.items():
+        for name, value in values.items():
+            setattr(module, name, value)
