@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -213,6 +214,35 @@ def test_a_dead_process_with_awaits_in_finally_is_buried_without_a_sound() -> No
         assert not task.done()
 
     run(main())
+
+
+def test_a_dead_process_with_an_open_generator_is_buried_without_a_sound() -> None:
+    """Its generator stands still for ever: in an await, or in one of a `finally`."""
+
+    async def lines() -> AsyncIterator[int]:
+        try:
+            yield 1
+            await asyncio.sleep(5)
+            yield 2
+        finally:
+            for _ in range(100):
+                await asyncio.sleep(1)
+
+    async def main(killed_at: float) -> None:
+        process = Process(loop_of(), "p")
+
+        async def follow() -> None:
+            async for _ in lines():
+                pass
+
+        task = process.start(follow())
+        await asyncio.sleep(killed_at)
+        process.kill()
+        assert not task.done()
+
+    for killed_at in (0, 1, 7):
+        run(main(killed_at))
+        gc.collect()
 
 
 def test_a_task_that_refuses_to_end_fails_the_run() -> None:

@@ -12,6 +12,7 @@ import contextvars
 import gc
 import heapq
 import random
+import weakref
 from asyncio.base_events import BaseEventLoop
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -172,6 +173,7 @@ class VirtualLoop(BaseEventLoop):
     _ready: deque[_Handle]
     _stopping: bool
     _closed: bool
+    _asyncgens: weakref.WeakSet[Any]
 
     def __init__(self, steps_max: int = STEPS_MAX) -> None:
         super().__init__()
@@ -186,7 +188,7 @@ class VirtualLoop(BaseEventLoop):
         self.processes: list[Process] = []
         self.unhandled: list[Exception] = []
         """What nobody has caught: exceptions of callbacks, and of tasks whose result nobody has asked for."""
-        self._generators: list[Any] = []
+        self._generators: list[tuple[Any, Process | None]] = []
         self.set_exception_handler(self._collect)
 
     def time(self) -> float:
@@ -301,7 +303,7 @@ class VirtualLoop(BaseEventLoop):
 
     def _asyncgen_firstiter_hook(self, agen: Any) -> None:
         """Keeps every generator until the end, so that no step depends on when garbage is collected."""
-        self._generators.append(agen)
+        self._generators.append((agen, _process.get()))
         super()._asyncgen_firstiter_hook(agen)  # type: ignore[misc]
 
     def finish(self) -> None:
@@ -316,10 +318,13 @@ class VirtualLoop(BaseEventLoop):
         try:
             self._cancel_left()
             self.run_until_complete(self._bury())
+            for agen, its in self._generators:
+                if its is not None and its.is_dead:
+                    self._asyncgens.discard(agen)  # one that stands still in a `finally` cannot be closed
             self.run_until_complete(self.shutdown_asyncgens())
         finally:
-            self._generators.clear()
             self.close()
+            self._generators.clear()
         gc.collect()  # exceptions that nobody has asked for are reported when their task is freed
 
     def _living(self) -> list[_Task]:
