@@ -43,7 +43,7 @@ def info(node: Node, host: Host) -> AgentInfo:
         id=fold.agent, cls=fold.cls, version=fold.version, node=node.name, epoch=fold.epoch, state=fold.status.value,
         waiting=host.inbox.waiting, bytes=fold.size_bytes, migration=move.migration if move is not None else "",
         dead=len(fold.ledger.dead), error=scrubbed(error.message) if error is not None else "",
-        code=error.code if error is not None else "", policy=fold.policy, standby=node.standbys.of(fold.agent),
+        code=error.code if error is not None else "", policy=fold.policy, standby=node.standbys.of(host),
         running=running[0], running_s=running[1],
         at=fold.written,
     )  # fmt: skip

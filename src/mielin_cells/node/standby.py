@@ -159,9 +159,9 @@ class Standbys:
                 self._is_running = True
                 self._node.home.begin(self._run())
 
-    def of(self, agent: str) -> list[str]:
-        """The nodes that keep a copy of this node's agent."""
-        return list(self._by.get(agent, ()))
+    def of(self, host: Host) -> list[str]:
+        """The nodes that keep a copy of this node's agent, and are to go on."""
+        return self._by.get(host.fold.agent, [])[: wanted(host)]
 
     async def _run(self) -> None:
         node = self._node
