@@ -54,18 +54,19 @@ types: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/basedpyright
 
+# Most tests wait for timers and processes, so more of them run at a time than there are processors.
 unit: $(STAMP)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS)
 
 sim: $(STAMP)
 	$(BIN)/python -m mielin_cells.testing.simulate --replay tests/seeds.txt
 	$(BIN)/python -m mielin_cells.testing.simulate --seeds $(SEEDS) --start $(START) --shrink $(SIM)
 
 guards: $(STAMP)
-	GUARDS=all $(BIN)/python -m pytest --timeout 300 tests/test_guards.py
+	GUARDS=all $(BIN)/python -m pytest --timeout 300 tests/testing/test_guards.py
 
 nth: $(STAMP)
-	NTH_CALL=every $(BIN)/python -m pytest --timeout 300 tests/test_nth_call.py
+	NTH_CALL=every $(BIN)/python -m pytest --timeout 300 tests/testing/test_nth_call.py
 
 torture: $(STAMP)
 	PYTHONPATH=tests $(BIN)/python -m torture --minutes $(MINUTES) $(ARGS)
@@ -77,8 +78,8 @@ ci: test
 	$(MAKE) sim SEEDS=500 START=1000 SIM=--reach
 	$(MAKE) guards
 	$(MAKE) nth
-	MATRIX_SEEDS=6 $(BIN)/python -m pytest tests/test_matrix.py
-	MATRIX_CELLS=others $(BIN)/python -m pytest tests/test_process_matrix.py
+	MATRIX_SEEDS=6 $(BIN)/python -m pytest tests/testing/test_matrix.py
+	MATRIX_CELLS=others $(BIN)/python -m pytest tests/deployment/test_process_matrix.py
 	$(MAKE) torture
 	$(MAKE) soak MINUTES=2
 	$(MAKE) wheel-check
@@ -121,7 +122,7 @@ wheel-check: $(STAMP)
 	build/bare/bin/python -m pip install --disable-pip-version-check --require-hashes -r requirements/runtime.lock
 	build/bare/bin/python -m pip install --disable-pip-version-check --no-deps --no-index build/wheel/*.whl
 	build/bare/bin/python -m pip check --disable-pip-version-check
-	build/bare/bin/python tests/wheel_contents.py
+	build/bare/bin/python tests/project/wheel_contents.py
 	build/bare/bin/mielin --help
 	build/bare/bin/python examples/hello.py > build/hello.txt
 	cat build/hello.txt

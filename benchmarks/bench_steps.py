@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import mielin_cells as cells
-from mielin_cells.core.ids import log_subject
-from mielin_cells.core.records import Snapshot, decode_record
-from mielin_cells.node.client import Client
-from mielin_cells.node.reader import load
+from mielin_cells.client.client import Client
+from mielin_cells.log.ids import log_subject
+from mielin_cells.log.records import Snapshot, decode_record
+from mielin_cells.store.reader import load
 from mielin_cells.substrate.ports import Log
 
 GOAL_MS = 50.0

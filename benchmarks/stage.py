@@ -16,11 +16,11 @@ import psutil
 from benchmarks.figures import Sync
 from benchmarks.floors import floor_beside
 from benchmarks.peer import Peer
-from mielin_cells.cli.fleet import Fleet
+from mielin_cells.client.client import Client
+from mielin_cells.deployment.connect import Address, connect, open_substrate
+from mielin_cells.deployment.fleet import Fleet
 from mielin_cells.errors import CellError
-from mielin_cells.node.client import Client
-from mielin_cells.node.remote import Address, connect, open_substrate
-from mielin_cells.substrate.server import Server
+from mielin_cells.substrate.jetstream.server import Server
 
 APP = "benchmarks.agents"
 

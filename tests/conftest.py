@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 
-from mielin_cells.core.agent import classes
-from mielin_cells.substrate.server import Server
+from mielin_cells.agents.agent import classes
+from mielin_cells.substrate.jetstream.server import Server
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What a test has printed may hold half characters, which no process of a parallel run can send to the other."""
+    report = yield
+    report.sections = [(name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections]
+    return report
 
 
 @pytest.fixture(autouse=True)

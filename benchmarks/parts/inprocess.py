@@ -12,10 +12,10 @@ from benchmarks.agents import Counter
 from benchmarks.figures import Found, Size, ratio
 from benchmarks.harness import alternating, pipelined, run
 from benchmarks.peer import Peer, of_others
-from mielin_cells.core.cell import Cell
-from mielin_cells.core.message import Answer, decode_answer, encode_answer
-from mielin_cells.core.spec import spec_of
-from mielin_cells.core.state import StoredState
+from mielin_cells.agents.live import Cell
+from mielin_cells.agents.spec import spec_of
+from mielin_cells.log.message import Answer, decode_answer, encode_answer
+from mielin_cells.log.state import StoredState
 
 AGENTS = 16
 WINDOW = 1024

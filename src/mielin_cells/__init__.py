@@ -1,35 +1,43 @@
 """Stateful agents that are durable, addressable, and movable while they work.
 
-A map of the package:
-  core/        what an agent is: classes, state, records, the fold.  Pure: no I/O, no clock, no chance.
-  migration/   how a move goes: the source's and the target's machine.  Pure.
-  substrate/   what the outside world must offer: `Log` and `Wire`, and their adapters.
-  node/        the only driver: hosts agents, moves them, and the client.
-  testing/     public kit: conformance suite, simulator, virtual-time loop.
+A map of the package; each room may import only rooms above it:
+  log/         what an agent is: its records, and the fold that makes them a state.  Pure: no I/O, no clock, no chance.
+  agents/      what authors write: classes, handlers, tables, buffers, steps, timers.  Pure.
+  migration/   how a move goes, and what follows when it fails.  Pure.
+  substrate/   what the outside world must offer, `Log` and `Wire`, and the adapters for SQLite and NATS.
+  tasks/       supervised loops, back-off, and work that is done together.
+  store/       reading agents, journals and letters through the ports.
+  rpc/         what clients and nodes ask of each other.
+  membership/  which nodes there are, which of them live, and who has room.
+  client/      calls from outside, and the operator's commands.
+  node/        one node: activations of agents, moves, ownership.
+  deployment/  `local` and `connect`, node processes, configuration.
+  testing/     the public test kit: conformance suite, simulator, virtual-time loop.
+  demo/        the main job on real data.
   cli/         the `mielin` command.
 """
 
 from typing import TYPE_CHECKING
 
-from mielin_cells.core.agent import Agent, upgrade
-from mielin_cells.core.buffer import Buffer
-from mielin_cells.core.calls import this
-from mielin_cells.core.cluster import AgentInfo, Cluster, DrainReport, MigrationReport, NodeInfo, RollbackReport
-from mielin_cells.core.handler import handler
-from mielin_cells.core.ids import AgentId
-from mielin_cells.core.lifecycle import AgentState
-from mielin_cells.core.settings import Settings
-from mielin_cells.core.step import Retry, step
-from mielin_cells.core.table import Table
-from mielin_cells.core.timer import CatchUp, after, cancel, every
+from mielin_cells.agents.agent import Agent, upgrade
+from mielin_cells.agents.buffer import Buffer
+from mielin_cells.agents.cluster import AgentInfo, Cluster, DrainReport, MigrationReport, NodeInfo, RollbackReport
+from mielin_cells.agents.handler import handler
+from mielin_cells.agents.reference import this
+from mielin_cells.agents.step import Retry, step
+from mielin_cells.agents.table import Table
+from mielin_cells.agents.timer import CatchUp, after, cancel, every
+from mielin_cells.deployment.connect import connect
+from mielin_cells.deployment.local import local
 from mielin_cells.errors import *  # noqa: F403 - every public exception, listed in errors.__all__
 from mielin_cells.errors import AlreadySpawned
 from mielin_cells.errors import __all__ as _errors
-from mielin_cells.node.local import local
-from mielin_cells.node.remote import connect
+from mielin_cells.log.ids import AgentId
+from mielin_cells.log.lifecycle import AgentState
+from mielin_cells.settings import Settings
 
 if TYPE_CHECKING:
-    from mielin_cells.core.policy import Policy
+    from mielin_cells.log.policy import Policy
     from mielin_cells.migration.audit import AuditEntry, AuditEvent, MigrationAuditLog
     from mielin_cells.migration.case import RecoveryOutcome
     from mielin_cells.migration.failure import MigrationError as MigrationFailure
@@ -70,7 +78,7 @@ _LAZY = {
     "MigrationValidator": "migration.validation",
     "MultiCallback": "migration.progress",
     "NodeCapabilities": "migration.validation",
-    "Policy": "core.policy",
+    "Policy": "log.policy",
     "ProgressEvent": "migration.progress",
     "ProgressPhase": "migration.progress",
     "ProgressTracker": "migration.progress",

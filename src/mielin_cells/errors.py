@@ -530,3 +530,30 @@ __all__ = [
     "WrongAgent",
     "WrongClass",
 ]
+
+
+PARKED = frozenset({"EpochRegression", "JournalGap"})
+"""Codes of errors with which an agent is parked: an operator decides."""
+
+
+UNUSABLE = PARKED | {"PartMissing", "DigestMismatch"}
+"""What no node can mend: asks fail as soon as it is known, and do not wait for their deadline."""
+
+
+UNLOADABLE = frozenset({"StateUnloadable", "StateUpgradeFailed", "UnknownClass"})
+"""What no node with this code, or with what it has imported, can load."""
+
+
+OF_STORE = (
+    AuthFailed,
+    InternalError,
+    JetStreamDisabled,
+    PermissionDenied,
+    RetryError,
+    ServerTooOld,
+    StoreCorrupt,
+    StoreInUse,
+    StoreReadOnly,
+    StreamMissing,
+)
+"""Errors that are the store's and not one agent's: when the store has recovered, so has the agent."""

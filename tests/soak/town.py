@@ -13,20 +13,22 @@ from random import Random
 from types import ModuleType
 
 import mielin_cells as cells
-from mielin_cells.core import ledger
-from mielin_cells.core.agent import classes
-from mielin_cells.core.ids import BEATS, JOURNALS, LOGS, agent_of
-from mielin_cells.core.records import canonical
-from mielin_cells.core.settings import Settings
+from mielin_cells.agents.agent import classes
+from mielin_cells.client.client import Client
+from mielin_cells.client.operator import Operator
 from mielin_cells.errors import CellError
+from mielin_cells.log import ledger
+from mielin_cells.log.ids import BEATS, JOURNALS, LOGS, agent_of
+from mielin_cells.log.records import canonical
+from mielin_cells.membership import heartbeat
+from mielin_cells.membership.heartbeat import Beat, Ear, encode_beat
+from mielin_cells.membership.table import Announcement
 from mielin_cells.migration.audit import MigrationAuditLog
-from mielin_cells.node import heartbeat, keeper, migrations, settling
-from mielin_cells.node.client import Client
-from mielin_cells.node.heartbeat import Beat, Ear, encode_beat
-from mielin_cells.node.keeper import Keeper
+from mielin_cells.node import failover
+from mielin_cells.node.failover import Keeper
+from mielin_cells.node.moves import manager, settling
 from mielin_cells.node.node import Node
-from mielin_cells.node.operator import Operator
-from mielin_cells.node.registry import Announcement
+from mielin_cells.settings import Settings
 from mielin_cells.substrate.embedded import Embedded
 from soak.sizes import Series, resident, settled, size_of
 
@@ -47,9 +49,9 @@ AUDIT = 40
 
 BOUNDS: dict[ModuleType, dict[str, float]] = {
     ledger: {"ANSWERS_BYTES_MAX": 300_000, "SESSIONS_MAX": 40},
-    migrations: {"REPORTS_MAX": 8},
+    manager: {"REPORTS_MAX": 8},
     settling: {"JOURNALS_KEPT": 3},
-    keeper: {"FORGET_STOPPED_S": 10.0, "FORGET_SILENT_S": 15.0, "AGAIN_S_MAX": 5.0, "LATE_KEPT_S": 5.0},
+    failover: {"FORGET_STOPPED_S": 10.0, "FORGET_SILENT_S": 15.0, "AGAIN_S_MAX": 5.0, "LATE_KEPT_S": 5.0},
     heartbeat: {"FORGET_S": 10.0},
 }
 """What is bounded by a number or a time that a short run does not come to, by a smaller one."""

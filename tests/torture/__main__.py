@@ -22,15 +22,15 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from nats_servers import opened, proxied
+from support.nats_servers import opened, proxied
 
-from mielin_cells.core.ids import journal_subject, log_subject
-from mielin_cells.core.settings import Settings
+from mielin_cells.client.client import Client
+from mielin_cells.deployment.connect import Address, connected
 from mielin_cells.errors import CellError
-from mielin_cells.node import journal
-from mielin_cells.node.client import Client
-from mielin_cells.node.remote import Address, connected
-from mielin_cells.testing.checkers import Shown
+from mielin_cells.log.ids import journal_subject, log_subject
+from mielin_cells.settings import Settings
+from mielin_cells.store import journal
+from mielin_cells.testing.checkers.checkers import Shown
 from torture.agents import TOKENS
 from torture.check import Check, outages
 from torture.load import REST_S, Load

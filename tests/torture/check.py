@@ -14,17 +14,18 @@ from functools import partial
 from math import inf
 from typing import Any, ClassVar, NamedTuple, cast
 
-from mielin_cells.core.cluster import MigrationReport
-from mielin_cells.core.ids import JOURNALS, LOGS, inbox_subject, journal_subject, log_subject
-from mielin_cells.core.records import Accepted, decode_record
+from mielin_cells.agents.cluster import MigrationReport
 from mielin_cells.errors import CellError
+from mielin_cells.log.ids import JOURNALS, LOGS, inbox_subject, journal_subject, log_subject
+from mielin_cells.log.records import Accepted, decode_record
 from mielin_cells.migration import journal as journals
-from mielin_cells.node import journal
-from mielin_cells.node.reader import load
+from mielin_cells.store import journal
+from mielin_cells.store.reader import load
 from mielin_cells.substrate.ports import Entry, Log
-from mielin_cells.testing.check_effects import AcknowledgedIsKept, Conserved, InOrder, SentOnce, TakenOnce
-from mielin_cells.testing.check_moves import Classified, OneOutcome, RecoveredOnce, ValidPath
-from mielin_cells.testing.check_owner import (
+from mielin_cells.testing.checkers.checkers import INBOXES, Call, Checker, Checkers, Scene, Shown, Told, Violation
+from mielin_cells.testing.checkers.effects import AcknowledgedIsKept, Conserved, InOrder, SentOnce, TakenOnce
+from mielin_cells.testing.checkers.moves import Classified, OneOutcome, RecoveredOnce, ValidPath
+from mielin_cells.testing.checkers.owner import (
     CurrentWrites,
     EpochsGrow,
     GoesBackByRecord,
@@ -34,10 +35,9 @@ from mielin_cells.testing.check_owner import (
     SameState,
     StoreTells,
 )
-from mielin_cells.testing.checkers import INBOXES, Call, Checker, Checkers, Scene, Shown, Told, Violation
-from mielin_cells.testing.register import Operation
-from mielin_cells.testing.view import View
-from mielin_cells.testing.world import World
+from mielin_cells.testing.simulator.register import Operation
+from mielin_cells.testing.simulator.view import View
+from mielin_cells.testing.simulator.world import World
 
 PAGE = 1000
 

@@ -9,11 +9,11 @@ from collections.abc import Coroutine
 from random import Random
 from typing import Any
 
-from mielin_cells.core.ids import log_subject
-from mielin_cells.core.records import decode_record
+from mielin_cells.client.client import Client
 from mielin_cells.errors import CellError, Fenced, InvalidTransition, NoSuchAgent, RetryError
-from mielin_cells.node.client import Client
-from mielin_cells.testing.checkers import Call, Shown
+from mielin_cells.log.ids import log_subject
+from mielin_cells.log.records import decode_record
+from mielin_cells.testing.checkers.checkers import Call, Shown
 from torture.agents import Purse
 from torture.check import History, Read, Report, Timed, has_arrived
 

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from random import Random
 
-from nats_servers import Proxy
+from support.nats_servers import Proxy
 
 from torture.nodes import NodeProcess
 from torture.stores import Store

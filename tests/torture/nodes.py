@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from mielin_cells.node.remote import URL_VARIABLE
+from mielin_cells.deployment.connect import URL_VARIABLE
 
 APP = str(Path(__file__).with_name("agents.py"))
 

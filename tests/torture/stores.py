@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import nats
-from nats_servers import NatsServer, raw_client
+from support.nats_servers import NatsServer, raw_client
 
 from mielin_cells.errors import CellError
 from mielin_cells.substrate.jetstream import JetStream

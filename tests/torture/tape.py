@@ -10,10 +10,10 @@ import asyncio
 import contextlib
 import json
 
-from mielin_cells.core.ids import encoded
 from mielin_cells.errors import CellError
+from mielin_cells.log.ids import encoded
 from mielin_cells.substrate.jetstream import JetStream
-from mielin_cells.substrate.jetstream_api import Unanswered
+from mielin_cells.substrate.jetstream.api import Unanswered
 from mielin_cells.substrate.ports import Entry
 from torture.check import is_of
 from torture.stores import STREAM

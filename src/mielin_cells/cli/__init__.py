@@ -32,8 +32,8 @@ def _run() -> None:
     try:
         app()
     except (CellError, CycloptsError) as error:
-        from mielin_cells.cli.codes import code_of
         from mielin_cells.cli.show import Printer
+        from mielin_cells.deployment.codes import code_of
 
         found = (
             error if isinstance(error, CellError) else UsageError(f"{str(error).strip(' .,')}; see `mielin --help`.")

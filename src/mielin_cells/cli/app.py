@@ -15,8 +15,8 @@ from mielin_cells.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     from mielin_cells.cli.show import Printer
-    from mielin_cells.node.operator import Operator
-    from mielin_cells.node.remote import Address
+    from mielin_cells.client.operator import Operator
+    from mielin_cells.deployment.connect import Address
 
 app = App(
     name="mielin", help="Stateful agents that move between nodes while they work.", version=__version__,
@@ -49,7 +49,7 @@ class Server:
 
     def address(self) -> Address:
         """Raises `NotConnected` or `ConfigError`."""
-        from mielin_cells.node.remote import find_address
+        from mielin_cells.deployment.connect import find_address
 
         return find_address(self.connect, self.creds, self.tls_ca, self.deployment)
 
@@ -84,7 +84,8 @@ def _operate(server: Server, work: Callable[[Operator, Printer], Coroutine[Any, 
 
 def _confirm(question: str, server: Server) -> None:
     """Asks whoever sits at the terminal.  A script, which nobody can ask, has decided already."""
-    from mielin_cells.cli import codes, show
+    from mielin_cells.cli import show
+    from mielin_cells.deployment import codes
 
     if sys.stdin.isatty() and sys.stderr.isatty():
         print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
@@ -185,7 +186,7 @@ def demo(
     every agent is compared with an independent computation.  Exits with 0 only if nothing was lost, doubled or changed, and
     nine of ten migrations completed.
     """
-    from mielin_cells.cli.demo import Wanted, run
+    from mielin_cells.demo.demo import Wanted, run
 
     raise SystemExit(
         run(

@@ -8,14 +8,16 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from mielin_cells.cli.codes import DONE
+from mielin_cells.agents.cluster import AgentInfo, NodeInfo
 from mielin_cells.cli.link import tell_of_store
 from mielin_cells.cli.show import Printer, clock, duration, record, size, table, when
 from mielin_cells.cli.watch import Seen, watched
-from mielin_cells.core.cluster import AgentInfo, NodeInfo
-from mielin_cells.core.lifecycle import AgentState
-from mielin_cells.core.message import sender_text
-from mielin_cells.core.records import (
+from mielin_cells.client.operator import ALIVE, Operator
+from mielin_cells.deployment.codes import DONE
+from mielin_cells.errors import ConfigError, NoSuchMigration, RecordInvalid, UnknownClass, UnknownNode, never
+from mielin_cells.log.lifecycle import AgentState
+from mielin_cells.log.message import sender_text
+from mielin_cells.log.records import (
     Asked,
     Claimed,
     Cleared,
@@ -30,9 +32,7 @@ from mielin_cells.core.records import (
     StandbySet,
     Stepped,
 )
-from mielin_cells.core.secret import scrubbed
-from mielin_cells.errors import ConfigError, NoSuchMigration, RecordInvalid, UnknownClass, UnknownNode, never
-from mielin_cells.node.operator import ALIVE, Operator
+from mielin_cells.redaction import scrubbed
 
 
 async def spawn(

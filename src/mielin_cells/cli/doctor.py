@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mielin_cells.cli.codes import DONE, FAILED, code_of
 from mielin_cells.cli.link import log_to_stderr
 from mielin_cells.cli.show import Printer, record
-from mielin_cells.core.health import Health, judged
+from mielin_cells.deployment.codes import DONE, FAILED, code_of
 from mielin_cells.errors import CellError, ConfigError
+from mielin_cells.substrate.health import Health, judged
 
 if TYPE_CHECKING:
     from mielin_cells.cli.app import Server
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def run(path: Path | None, server: Server, fix: bool, replicas: int | None, shards: int | None) -> int:
     """The exit code: 0 if nothing is wrong (there may be warnings), 1 if something is, or if the store cannot be looked at."""
-    from mielin_cells.node import local, remote
+    from mielin_cells.deployment import connect, local
 
     log_to_stderr(logging.CRITICAL)
     printer = Printer(server.json)
@@ -31,10 +31,10 @@ def run(path: Path | None, server: Server, fix: bool, replicas: int | None, shar
         else:
             address = server.address()
             if fix:
-                changed = asyncio.run(remote.replicated(replace(address, replicas=replicas)))
+                changed = asyncio.run(connect.replicated(replace(address, replicas=replicas)))
                 told = {name: {"from": before, "to": after} for name, (before, after) in changed.items()}
                 printer.show({"event": "fixed", "replicas": told}, lambda: _fixed(changed))
-            facts = asyncio.run(remote.inspected(address))
+            facts = asyncio.run(connect.inspected(address))
     except CellError as error:
         printer.fail(error)
         return code_of(error)

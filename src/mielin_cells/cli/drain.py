@@ -10,13 +10,13 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from mielin_cells.cli.codes import DONE, FAILED, REFUSED
+from mielin_cells.agents.cluster import DrainReport
 from mielin_cells.cli.show import Printer, duration, size, table
-from mielin_cells.core.cluster import DrainReport
+from mielin_cells.client import cordon as cordons
+from mielin_cells.client.operator import Operator
+from mielin_cells.deployment.codes import DONE, FAILED, REFUSED
 from mielin_cells.errors import ConfigError
-from mielin_cells.node import cordon as cordons
-from mielin_cells.node.drain import Drainage, Row
-from mielin_cells.node.operator import Operator
+from mielin_cells.rpc.drainage import Drainage, Row
 
 if TYPE_CHECKING:
     from types import TracebackType

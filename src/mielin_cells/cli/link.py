@@ -9,12 +9,12 @@ import sys
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
-from mielin_cells.cli.codes import code_of
 from mielin_cells.cli.show import Printer
-from mielin_cells.core.secret import scrubbed
+from mielin_cells.client.operator import Operator
+from mielin_cells.deployment.codes import code_of
+from mielin_cells.deployment.connect import connected
 from mielin_cells.errors import CellError, NoSuchAgent, NoSuchMigration, UsageError
-from mielin_cells.node.operator import Operator
-from mielin_cells.node.remote import connected
+from mielin_cells.redaction import scrubbed
 
 if TYPE_CHECKING:
     from mielin_cells.cli.app import Server

@@ -10,18 +10,18 @@ from typing import Any
 
 import msgspec
 
-from mielin_cells.cli.codes import DONE, REFUSED, ROLLED_BACK
+from mielin_cells.agents.cluster import MigrationReport, RollbackReport
 from mielin_cells.cli.show import Printer, duration, size, table, when
 from mielin_cells.cli.watch import Seen, watched
-from mielin_cells.core.cluster import MigrationReport, RollbackReport
-from mielin_cells.core.lifecycle import AgentState
+from mielin_cells.client.operator import Operator
+from mielin_cells.client.recoveries import PARKED, Case, Cases, Moment, story
+from mielin_cells.client.undo import rollback as undo
+from mielin_cells.deployment.codes import DONE, REFUSED, ROLLED_BACK
 from mielin_cells.errors import MigrationRefused
+from mielin_cells.log.lifecycle import AgentState
 from mielin_cells.migration.audit import AuditEntry
-from mielin_cells.node import control
-from mielin_cells.node.cases import PARKED, Case, Cases, Moment, story
-from mielin_cells.node.operator import Operator
-from mielin_cells.node.predict import Prediction
-from mielin_cells.node.rollback import rollback as undo
+from mielin_cells.rpc import requests
+from mielin_cells.rpc.prediction import Prediction
 
 NAMES = {
     "PLANNED": "plan", "PREPARING": "prepare", "COPYING": "copy", "PAUSED": "pause", "HANDING_OVER": "hand over",
@@ -49,7 +49,7 @@ class Watch:
             self._shown = 0  # the next attempt passes the phases again
             self._printer.show({"event": "failed", "why": failure}, lambda: f" failed    {failure}")  # noqa: B023 - called at once
 
-    def seen(self, progress: control.Progress) -> None:
+    def seen(self, progress: requests.Progress) -> None:
         self._failed(progress.failures)
         if progress.next_s and len(progress.failures) > self._waited:
             self._waited = len(progress.failures)
@@ -239,7 +239,7 @@ async def rollback(
 ) -> int:
     """Exits with 4 while the agent waits for the node that is to go on."""
 
-    def seen(rest: control.Rest) -> None:
+    def seen(rest: requests.Rest) -> None:
         value = {"event": "replayed", "messages": rest.replayed.inputs, "left": rest.left}
         printer.show(value, lambda: f" {rest.replayed.inputs} taken again, {rest.left} to go")
 

@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mielin_cells.cli.codes import code_of
 from mielin_cells.cli.link import log_to_stderr
 from mielin_cells.cli.show import Printer
-from mielin_cells.core.ids import AgentId
+from mielin_cells.deployment.codes import code_of
 from mielin_cells.errors import CellError, ConfigError, InvalidAgentId
+from mielin_cells.log.ids import AgentId
 
 if TYPE_CHECKING:
     from mielin_cells.cli.app import Server, Streams
@@ -26,8 +26,8 @@ def run(
     config: Path | None, faults: str | None, wait: float | None,
 ) -> int:  # fmt: skip
     """The exit code: 0 after a clean stop, 1 if it was not clean or a newer process took the name, 2 for a bad app."""
-    from mielin_cells.node import config as configs
-    from mielin_cells.node import process
+    from mielin_cells.deployment import config as configs
+    from mielin_cells.deployment import process
 
     log_to_stderr(logging.INFO)
     printer = Printer(server.json)

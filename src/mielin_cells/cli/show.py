@@ -15,8 +15,8 @@ from typing import Any
 
 import msgspec
 
-from mielin_cells.core.secret import scrubbed
 from mielin_cells.errors import CellError
+from mielin_cells.redaction import scrubbed
 
 WORD = re.compile(r"[\w.:/+-]+")
 

@@ -15,15 +15,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mielin_cells.cli.codes import DONE, FAILED, INTERRUPTED, code_of
-from mielin_cells.cli.fleet import Child, Fleet
-from mielin_cells.cli.folder import Folder, take
 from mielin_cells.cli.link import log_to_stderr
 from mielin_cells.cli.show import Printer, duration, to_nowhere
+from mielin_cells.deployment.codes import DONE, FAILED, INTERRUPTED, code_of
+from mielin_cells.deployment.config import find as find_config
+from mielin_cells.deployment.connect import (
+    ADDRESS_FILE,
+    DEPLOYMENT,
+    DEPLOYMENT_VARIABLE,
+    Address,
+    connected,
+    open_substrate,
+)
+from mielin_cells.deployment.fleet import Child, Fleet
+from mielin_cells.deployment.folder import Folder, take
 from mielin_cells.errors import CellError, ConfigError, StoreUnreachable, never
-from mielin_cells.node.config import find as find_config
-from mielin_cells.node.remote import ADDRESS_FILE, DEPLOYMENT, DEPLOYMENT_VARIABLE, Address, connected, open_substrate
-from mielin_cells.substrate.server import Server
+from mielin_cells.substrate.jetstream.server import Server
 
 if TYPE_CHECKING:
     from mielin_cells.cli.app import Server as Connection

@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
 from mielin_cells.cli.show import Printer, as_json
-from mielin_cells.core.secret import scrubbed
 from mielin_cells.errors import RetryError
+from mielin_cells.redaction import scrubbed
 
 EVERY_S = 1.0
 CLEAR = "\x1b[H\x1b[2J\x1b[3J"

@@ -10,8 +10,8 @@ from typing import TypeAlias
 
 import msgspec
 
-from mielin_cells.core.message import UNREADABLE, framed, unframed
 from mielin_cells.errors import JournalGap, RecordInvalid, UnknownRecord
+from mielin_cells.log.message import UNREADABLE, framed, unframed
 from mielin_cells.migration.recovery import RecoveryStrategy
 
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import Enum
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+from mielin_cells.agents.agent import Agent
 from mielin_cells.errors import ConfigError
 from mielin_cells.migration.failure import MigrationError, MigrationErrorType
 
@@ -145,3 +146,40 @@ def explain(error: MigrationError, config: RecoveryConfig) -> tuple[RecoveryStra
         return last_resort(config), f"{name} is not retried"
     where = "the same target" if retry is RecoveryStrategy.RETRY_ON_SAME_TARGET else "another target"
     return retry, f"{name} is retried on {where}"
+
+
+def changed(config: RecoveryConfig, *changes: dict[str, Any] | None) -> RecoveryConfig:
+    """The configuration with changes, later ones before earlier ones.  Raises `ConfigError` naming what is wrong."""
+    whole = asdict(config)
+    for change in changes:
+        for name, value in (change or {}).items():
+            if name not in whole:
+                known = ", ".join(whole)
+                raise ConfigError(f"There is no recovery setting {name!r}; there are {known}.", field=name, range=known)
+            is_whole = isinstance(value, float) and value.is_integer() and type(whole[name]) in (int, bool)
+            whole[name] = type(whole[name])(value) if is_whole and name in ("max_retries", *_FLAGS) else value
+    found = RecoveryConfig(**whole)
+    found.validate()
+    return found
+
+
+def of_class(
+    cls: type[Agent], config: RecoveryConfig, own: dict[str, Any] | None, changes: dict[str, Any] | None = None
+) -> RecoveryConfig:
+    """Of the moves of a class's agents: the node's, with what the class, the node's file for it (`own`) and one move have otherwise.
+
+    Raises `ConfigError` naming the class, unless it is the one move's, and the setting.
+    """
+    if not (cls.__mielin_recovery__ or own or changes):
+        return config
+    try:
+        return changed(config, cls.__mielin_recovery__, own, changes)
+    except ConfigError as error:
+        if changes:
+            raise
+        raise ConfigError(
+            f"The recovery settings of class {cls.__mielin_name__} cannot be: {error.message}", **error.facts
+        ) from error
+
+
+_FLAGS = ("use_exponential_backoff", "auto_rollback")

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 import msgspec
 from blake3 import blake3
 
-from mielin_cells.core.agent import Agent, agent_id
-from mielin_cells.core.ids import AgentId
-from mielin_cells.core.policy import Policy
+from mielin_cells.agents.agent import Agent, agent_id
 from mielin_cells.errors import DigestMismatch, RecordInvalid
+from mielin_cells.log.ids import AgentId
+from mielin_cells.log.policy import Policy
 
 
 def checksum(data: bytes) -> bytes:

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from mielin_cells.core.fold import Fold, Phase
 from mielin_cells.errors import UnknownRecord, never
+from mielin_cells.log.fold import Fold, Phase
 from mielin_cells.migration.failure import MigrationError, MigrationErrorType
 from mielin_cells.migration.journal import Attempted, Decided, Failed, Journal
 from mielin_cells.migration.recovery import RecoveryStrategy

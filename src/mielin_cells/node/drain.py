@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from mielin_cells.core.ids import control_subject
 from mielin_cells.errors import CellError, Fenced, MigrationInProgress, NoSuchAgent, RetryError, described
-from mielin_cells.node import control, selector
-from mielin_cells.node.admit import DECIDED_BY_THE_LOG
-from mielin_cells.node.together import together
+from mielin_cells.log.ids import control_subject
+from mielin_cells.membership import selection
+from mielin_cells.node.moves.admission import DECIDED_BY_THE_LOG
+from mielin_cells.rpc import requests
+from mielin_cells.rpc.drainage import DONE, OVER, ROWS_MAX, RUNNING, STOPPED, Drainage, Row
+from mielin_cells.tasks.together import together
 
 if TYPE_CHECKING:
-    from mielin_cells.node.host import Host
+    from mielin_cells.node.activation.activation import Host
+    from mielin_cells.node.moves.recovery import Recovery
     from mielin_cells.node.node import Node
-    from mielin_cells.node.recovery import Recovery
 
 logger = logging.getLogger("mielin_cells.drain")
 
@@ -34,49 +36,15 @@ ROUND_S = 0.5
 END_S = 1.0
 """After the deadline, for moves that are told to end; what is handed over by then goes forward by itself."""
 
-ROWS_MAX = 500
-"""Agents told of in one answer: those on their way and those that are kept first."""
 
 PROBES = 64
 
 NAMES_MAX = 64
 """Drains that a node still answers for."""
 
-RUNNING, DONE, STOPPED, OVER = "running", "done", "stopped", "over"
-"""OVER: the deadline came; STOPPED: an operator has uncordoned the node."""
 
 ABORTED = "its move was aborted, and is not begun again"
 NOWHERE = "no other node takes it"
-
-
-class Row(msgspec.Struct, kw_only=True):
-    """An agent that is still here.  `state`: waiting, moving, blocked; of a dry run: fits, blocked."""
-
-    agent: str
-    state: str = "waiting"
-    target: str = ""
-    phase: str = ""
-    blocker: str = ""
-    """Why it has not gone."""
-    messages: int = 0
-    """In its inbox."""
-    bytes: int = 0
-
-
-class Drainage(msgspec.Struct, kw_only=True):
-    """How far a drain is.  `state`: none, running, done, stopped, over; `eta_s` is 0 while nothing is known."""
-
-    node: str
-    state: str = "none"
-    agents: int = 0
-    """When it began, and those that came since."""
-    moved: int = 0
-    left: int = 0
-    rows: list[Row] = []
-    seconds: float = 0.0
-    left_s: float = 0.0
-    """To the deadline."""
-    eta_s: float = 0.0
 
 
 class Drain:
@@ -93,7 +61,7 @@ class Drain:
         self._rows: dict[str, Row] = {}
         self._kept: set[str] = set()
         """Agents whose move an operator has aborted."""
-        self._spread = selector.Spread(())
+        self._spread = selection.Spread(())
         self._ending = asyncio.Event()
 
     # ---- steering --------------------------------------------------------------------------------------------
@@ -197,9 +165,9 @@ class Drain:
         verifying = any(copy.machine.phase in DECIDED_BY_THE_LOG for copy in node.copies.values())
         return verifying or any(agent not in self._kept for agent in node.hosts)
 
-    async def _others(self) -> selector.Spread:
-        nodes = await selector.alive(self.node.home.log, self.node.home.wire)
-        return selector.Spread(other for other in nodes if other.name != self.node.name)
+    async def _others(self) -> selection.Spread:
+        nodes = await selection.alive(self.node.home.log, self.node.home.wire)
+        return selection.Spread(other for other in nodes if other.name != self.node.name)
 
     async def _move(self, host: Host) -> None:
         """Offers the agent to one node after the other; what keeps it stands in its row then."""
@@ -224,7 +192,7 @@ class Drain:
 
     async def _has_gone(self, host: Host, row: Row, target: str) -> bool:
         node, agent = self.node, host.fold.agent
-        request = control.Migrate(
+        request = requests.Migrate(
             agent, f"m-{node.home.rng.randbytes(8).hex()}", host.fold.epoch, target, 0.0, self._recovery()
         )
         try:
@@ -338,8 +306,8 @@ class Drains:
 
 async def planned(node: Node) -> Drainage:
     """Where each agent would go, and what would keep it; nothing is changed."""
-    nodes = await selector.alive(node.home.log, node.home.wire)
-    spread = selector.Spread(other for other in nodes if other.name != node.name)
+    nodes = await selection.alive(node.home.log, node.home.wire)
+    spread = selection.Spread(other for other in nodes if other.name != node.name)
     limit = asyncio.Semaphore(PROBES)
 
     async def one(host: Host) -> Row:
@@ -353,9 +321,9 @@ async def planned(node: Node) -> Drainage:
     return Drainage(node=node.name, state="dry run", agents=len(rows), left=left, rows=rows[:ROWS_MAX])
 
 
-async def _planned(node: Node, spread: selector.Spread, host: Host) -> Row:
+async def _planned(node: Node, spread: selection.Spread, host: Host) -> Row:
     fold, refused, blocker = host.fold, {node.name}, NOWHERE
-    request = control.Prepare(
+    request = requests.Prepare(
         fold.agent, "dry run", node.name, fold.cls, fold.version, fold.size_bytes, fold.epoch,
         list(fold.policy.preferred_architectures), is_dry=True,
     )  # fmt: skip
@@ -363,9 +331,9 @@ async def _planned(node: Node, spread: selector.Spread, host: Host) -> Row:
     while (target := spread.choose(refused, fold.cls, fold.policy.preferred_architectures)) is not None:
         try:
             data = await node.home.wire.request(
-                control_subject(target), control.encode_request(request), node.settings.prepare_s
+                control_subject(target), requests.encode_request(request), node.settings.prepare_s
             )
-            reasons = msgspec.msgpack.decode(control.result_of(data), type=control.Preparation).reasons
+            reasons = msgspec.msgpack.decode(requests.result_of(data), type=requests.Preparation).reasons
         except CellError as error:
             reasons = [error.message]
         if not reasons:

@@ -11,17 +11,10 @@ from collections.abc import Callable, Coroutine
 from random import Random
 from typing import Any, TypeVar
 
-from mielin_cells.core.agent import Agent
-from mielin_cells.core.cell import Cell
-from mielin_cells.core.cluster import AgentInfo
-from mielin_cells.core.fold import Fold, Phase
-from mielin_cells.core.ids import control_subject, log_subject, reply_subject
-from mielin_cells.core.lifecycle import AgentState
-from mielin_cells.core.message import decode_replies
-from mielin_cells.core.policy import DEFAULT
-from mielin_cells.core.records import Created
-from mielin_cells.core.settings import Settings
-from mielin_cells.core.spec import Spec, spec_of
+from mielin_cells.agents.agent import Agent
+from mielin_cells.agents.cluster import AgentInfo
+from mielin_cells.agents.live import Cell
+from mielin_cells.agents.spec import Spec, spec_of
 from mielin_cells.errors import (
     AgentTerminated,
     CellError,
@@ -40,34 +33,35 @@ from mielin_cells.errors import (
     WrongClass,
     described,
 )
+from mielin_cells.log.fold import Fold, Phase
+from mielin_cells.log.ids import control_subject, log_subject, reply_subject
+from mielin_cells.log.lifecycle import AgentState
+from mielin_cells.log.message import decode_replies
+from mielin_cells.log.policy import DEFAULT
+from mielin_cells.log.records import Created
+from mielin_cells.membership import table
+from mielin_cells.membership.heartbeat import Beat
 from mielin_cells.migration.recovery import RecoveryConfig
 from mielin_cells.migration.refusal import told
-from mielin_cells.node import (
-    admit,
-    claims,
-    control,
-    drain,
-    orders,
-    overdue,
-    predict,
-    questions,
-    registry,
-    standby,
-)
-from mielin_cells.node.adoption import ADOPTIONS_MAX, Adoption
-from mielin_cells.node.heartbeat import Beat
-from mielin_cells.node.home import Home
-from mielin_cells.node.host import Host
-from mielin_cells.node.migrations import Migrations
-from mielin_cells.node.parking import Parking
-from mielin_cells.node.reader import load
-from mielin_cells.node.returns import Returns
-from mielin_cells.node.steps import is_failure
-from mielin_cells.node.supervision import Backoff, Duties, supervised
-from mielin_cells.node.target import Copy
-from mielin_cells.node.together import together
-from mielin_cells.node.writer import Writer
+from mielin_cells.node import drain, orders, questions
+from mielin_cells.node.activation import overdue
+from mielin_cells.node.activation.activation import Host
+from mielin_cells.node.activation.context import Home
+from mielin_cells.node.activation.steps import is_failure
+from mielin_cells.node.activation.writer import Writer
+from mielin_cells.node.moves import admission, preview
+from mielin_cells.node.moves.manager import Migrations
+from mielin_cells.node.moves.target import Copy
+from mielin_cells.node.ownership import claims, standby
+from mielin_cells.node.ownership.adoption import ADOPTIONS_MAX, Adoption
+from mielin_cells.node.ownership.quarantine import Parking
+from mielin_cells.node.ownership.returns import Returns
+from mielin_cells.rpc import requests
+from mielin_cells.settings import Settings
+from mielin_cells.store.reader import load
 from mielin_cells.substrate.ports import Log, Subscription, Wire
+from mielin_cells.tasks.supervision import Backoff, Duties, supervised
+from mielin_cells.tasks.together import together
 
 T = TypeVar("T")
 
@@ -83,15 +77,15 @@ class Node:
     def __init__(
         self, name: str, log: Log, wire: Wire, classes: Callable[[str], type[Agent] | None], *,
         settings: Settings | None = None, rng: Random | None = None, wall: Callable[[], float],
-        about: registry.Announcement | None = None, room: Callable[[], admit.Room] = admit.Room,
+        about: table.Announcement | None = None, room: Callable[[], admission.Room] = admission.Room,
         recovery: RecoveryConfig | None = None, recovery_of: dict[str, dict[str, Any]] | None = None,
     ) -> None:  # fmt: skip
         self.name = name
         self.settings = settings or Settings()
-        self.about = about or registry.Announcement()
+        self.about = about or table.Announcement()
         self.room = room
         """What is free for agents that move here; asked when one is offered."""
-        self.place = registry.Place(0, 0)
+        self.place = table.Place(0, 0)
         self.clock: Callable[[], float] = lambda: asyncio.get_running_loop().time()
         """Measures phases of moves; a loop's own time may be in whole milliseconds."""
         self.heard: Callable[[], list[Beat]] = list
@@ -141,7 +135,7 @@ class Node:
         """
         home = self.home
         self.place = await self._again(
-            lambda: registry.enter(home.log, self.name, self.about, lambda: home.rng.randbytes(12))
+            lambda: table.enter(home.log, self.name, self.about, lambda: home.rng.randbytes(12))
         )
         home.incarnation = self.place.incarnation
         home.reply_to = reply_subject(f"{self.name}.{home.incarnation}")
@@ -173,7 +167,7 @@ class Node:
 
     async def _watch_name(self) -> None:
         """A newer process of this name takes the agents over: this one stops at once, and says so once."""
-        newer = await registry.newer(self.home.log, self.name, self.place, self._changed)
+        newer = await table.newer(self.home.log, self.name, self.place, self._changed)
         if newer and not self.is_stopping:
             logger.error(
                 "node %s was started again as incarnation %d: this process, incarnation %d, stops at once; "
@@ -193,7 +187,7 @@ class Node:
         """It keeps the agents that it has, and takes no others."""
         return self.place.is_cordoned or self.is_leaving
 
-    def _changed(self, entered: registry.Entered, seq: int) -> None:
+    def _changed(self, entered: table.Entered, seq: int) -> None:
         """An operator has cordoned or uncordoned this node."""
         before, self.place = self.place, self.place._replace(is_cordoned=entered.is_cordoned, seq=seq)
         if entered.has_stopped and not self.is_stopping:
@@ -231,7 +225,7 @@ class Node:
         if self.place.seq:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LEAVE_S):
-                    await registry.leave(self.home.log, self.name, self.place.incarnation, self.home.rng.randbytes(12))
+                    await table.leave(self.home.log, self.name, self.place.incarnation, self.home.rng.randbytes(12))
         self.kill()
         if self.home.tasks:
             _, left = await asyncio.wait(self.home.tasks, timeout=self.settings.pause_s + LEAVE_S)
@@ -360,64 +354,64 @@ class Node:
 
     async def _answer(self, data: bytes) -> bytes:
         try:
-            request = control.decode_request(data)
+            request = requests.decode_request(data)
         except RecordInvalid as error:
             logger.warning("node %s: %s", self.name, error)
-            return control.refused(error)
+            return requests.refused(error)
         try:
-            return control.answered(await self._do(request))
+            return requests.answered(await self._do(request))
         except CellError as error:
-            return control.refused(error)
+            return requests.refused(error)
         except Exception as error:
             logger.exception("node %s: a request failed", self.name)
-            return control.refused(InternalError(f"Node {self.name}: {described(error)}."))
+            return requests.refused(InternalError(f"Node {self.name}: {described(error)}."))
 
-    async def _do(self, request: control.AnyRequest) -> object:
-        if self.is_stopping and not isinstance(request, control.Prepare):  # that one is told every reason
+    async def _do(self, request: requests.AnyRequest) -> object:
+        if self.is_stopping and not isinstance(request, requests.Prepare):  # that one is told every reason
             raise NodeStopping(f"Node {self.name} is stopping; its agents stay claimable.")
         match request:
-            case control.Spawn():
+            case requests.Spawn():
                 return await self._spawn(request)
-            case control.Migrate():
+            case requests.Migrate():
                 return await self.migrations.start(request)
-            case control.Predict(agent=agent, to=to):
-                return await predict.predict(self, agent, to)
-            case control.Abort(agent=agent):
+            case requests.Predict(agent=agent, to=to):
+                return await preview.predict(self, agent, to)
+            case requests.Abort(agent=agent):
                 return await self.migrations.abort(agent)
-            case control.Prepare():
+            case requests.Prepare():
                 try:
                     await self.home.at("prepare")
                 except CellError as error:
-                    return control.Preparation([told(error.message)])
-                return admit.prepare(self, request)
-            case control.Copy(agent=agent, migration=migration, seq=seq):
+                    return requests.Preparation([told(error.message)])
+                return admission.prepare(self, request)
+            case requests.Copy(agent=agent, migration=migration, seq=seq):
                 copy = self.copies.get(agent)
                 if copy is None or copy.migration != migration:
                     raise NoSuchMigration(f"{self.name} holds no copy for migration {migration}.", agent=agent)
                 return await copy.reach(seq)
-            case control.Release(agent=agent, migration=migration):
+            case requests.Release(agent=agent, migration=migration):
                 copy = self.copies.get(agent)
                 if copy is not None and copy.migration == migration:
                     copy.expire()
                 return None
-            case control.Order() | control.Purge() | control.CancelTimer() | control.Copies() | control.Undo():
+            case requests.Order() | requests.Purge() | requests.CancelTimer() | requests.Copies() | requests.Undo():
                 return await orders.carried_out(self, request)
-            case control.Claim():
+            case requests.Claim():
                 return await claims.claim(self, request)
-            case control.Claims(wishes=wishes):
+            case requests.Claims(wishes=wishes):
                 return await claims.claim_all(self, wishes)
-            case control.Follow() | control.Look() | control.Drain():
+            case requests.Follow() | requests.Look() | requests.Drain():
                 return await self._hinted(request)
             case _:
                 return questions.answer(self, request)
 
-    async def _hinted(self, request: control.Follow | control.Look | control.Drain) -> object:
+    async def _hinted(self, request: requests.Follow | requests.Look | requests.Drain) -> object:
         match request:
-            case control.Follow():
+            case requests.Follow():
                 return self.standbys.follow(request)
-            case control.Drain(name=name, deadline_s=deadline_s):
+            case requests.Drain(name=name, deadline_s=deadline_s):
                 return self.drains.begin(name, deadline_s) if name else await drain.planned(self)
-            case control.Look(agent=agent):
+            case requests.Look(agent=agent):
                 self.look(agent)
         return None
 
@@ -433,7 +427,7 @@ class Node:
             raise NoSuchAgent(f"Node {self.name} does not run agent {agent!r}.", agent=agent)
         return host
 
-    async def _spawn(self, request: control.Spawn) -> bool:
+    async def _spawn(self, request: requests.Spawn) -> bool:
         """Creates the agent, unless it exists.  False: it was made with another initial state than this one."""
         agent, spec = request.agent, self.spec(request.cls)
         host = self.hosts.get(agent)
@@ -459,7 +453,7 @@ class Node:
             self.look(agent)
         return fold
 
-    async def _create(self, request: control.Spawn, spec: Spec) -> Host | None:
+    async def _create(self, request: requests.Spawn, spec: Spec) -> Host | None:
         """The new agent's host; None if the agent exists already."""
         fold = Fold(request.agent)
         fold.state.apply(request.state)
@@ -479,7 +473,7 @@ class Node:
         finally:
             self.making.discard(request.agent)
 
-    async def _make(self, request: control.Spawn, spec: Spec, cell: Cell, writer: Writer) -> Host | None:
+    async def _make(self, request: requests.Spawn, spec: Spec, cell: Cell, writer: Writer) -> Host | None:
         try:
             await writer.append(
                 lambda head: Created(

@@ -7,11 +7,8 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from mielin_cells.core.agent import STANDBY_MAX
-from mielin_cells.core.cluster import AgentInfo
-from mielin_cells.core.lifecycle import AgentState
-from mielin_cells.core.records import Cleared, LetterKey, Paused, Record, Resumed, StandbySet, Suspended, Terminated
-from mielin_cells.core.secret import scrubbed
+from mielin_cells.agents.agent import STANDBY_MAX
+from mielin_cells.agents.cluster import AgentInfo
 from mielin_cells.errors import (
     AskTimeout,
     EpochRegression,
@@ -22,16 +19,21 @@ from mielin_cells.errors import (
     UsageError,
     described,
 )
-from mielin_cells.node import control, parking, standing
-from mielin_cells.node.undo import undo
-from mielin_cells.node.writer import Declined
+from mielin_cells.log.lifecycle import AgentState
+from mielin_cells.log.records import Cleared, LetterKey, Paused, Record, Resumed, StandbySet, Suspended, Terminated
+from mielin_cells.node.activation import standing
+from mielin_cells.node.activation.writer import Declined, append_failed
+from mielin_cells.node.ownership import quarantine
+from mielin_cells.node.ownership.undo import undo
+from mielin_cells.redaction import scrubbed
+from mielin_cells.rpc import requests
 
 if TYPE_CHECKING:
-    from mielin_cells.node.host import Host
+    from mielin_cells.node.activation.activation import Host
     from mielin_cells.node.node import Node
 
 R = TypeVar("R", bound=Record)
-Wanted: TypeAlias = control.Order | control.Purge | control.CancelTimer | control.Copies | control.Undo
+Wanted: TypeAlias = requests.Order | requests.Purge | requests.CancelTimer | requests.Copies | requests.Undo
 
 logger = logging.getLogger("mielin_cells.orders")
 
@@ -51,16 +53,16 @@ def info(node: Node, host: Host) -> AgentInfo:
 
 async def carried_out(node: Node, request: Wanted) -> object:
     match request:
-        case control.Order(agent=agent, order=order, reason=reason):
+        case requests.Order(agent=agent, order=order, reason=reason):
             return await obey(node, agent, order, reason)
-        case control.Purge(agent=agent, letters=letters):
+        case requests.Purge(agent=agent, letters=letters):
             return await purge(node, node.host(agent), letters)
-        case control.CancelTimer(agent=agent, timer=timer):
+        case requests.CancelTimer(agent=agent, timer=timer):
             return await cancel_timer(node, node.host(agent), timer)
-        case control.Copies(agent=agent, copies=copies):
+        case requests.Copies(agent=agent, copies=copies):
             await stand_by(node, node.host(agent), copies)
             return None
-        case control.Undo():
+        case requests.Undo():
             return await undo(node, request)
 
 
@@ -99,7 +101,7 @@ async def obey(node: Node, agent: str, order: str, reason: str) -> str:
             case AgentState.PAUSED:
                 await _enter(host, wanted, lambda head: Paused(**head, reason=reason))
             case AgentState.RUNNING:
-                is_reread = parking.is_parked(fold) and await parking.accepted(host)
+                is_reread = quarantine.is_parked(fold) and await quarantine.accepted(host)
                 await _resume(host)
                 host.fulfil()
             case _:
@@ -122,9 +124,9 @@ async def _park(node: Node, agent: str, reason: str) -> str:
     await _between_turns(node, host, "park")
     try:
         await _flushed(node, host)
-        if not parking.is_parked(host.fold):
+        if not quarantine.is_parked(host.fold):
             try:
-                await parking.append_failed(host.writer, EpochRegression(reason, agent=agent))
+                await append_failed(host.writer, EpochRegression(reason, agent=agent))
             except BaseException:
                 await host.unappended()
                 raise

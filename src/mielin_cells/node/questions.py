@@ -2,46 +2,58 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from mielin_cells.errors import UNLOADABLE, UNUSABLE, CellError, StoreFull, from_wire, storable
+from mielin_cells.log.ledger import Verdict
+from mielin_cells.log.lifecycle import AgentState
+from mielin_cells.redaction import scrubbed
+
+if TYPE_CHECKING:
+    from mielin_cells.node.node import Node
+
 import heapq
 from typing import TYPE_CHECKING
 
-from mielin_cells.core import words
-from mielin_cells.core.born import born
-from mielin_cells.core.cluster import AgentInfo, NodeInfo, TimerInfo
-from mielin_cells.core.ledger import Verdict
-from mielin_cells.errors import StoreFull
-from mielin_cells.node import control, orders, standing
+from mielin_cells.agents import words
+from mielin_cells.agents.cluster import AgentInfo, NodeInfo, TimerInfo
+from mielin_cells.log.born import born
+from mielin_cells.node import orders
+from mielin_cells.node.activation.standing import LATER, WHY_CHARS_MAX, in_error, running
+from mielin_cells.rpc import requests
 
 if TYPE_CHECKING:
     from mielin_cells.node.node import Node
 
 
-def answer(node: Node, question: control.Question) -> object:
+def answer(node: Node, question: requests.Question) -> object:
     match question:
-        case control.Ping():
+        case requests.Ping():
             return info(node)
-        case control.Hosted(agent=agent, after=after):
+        case requests.Hosted(agent=agent, after=after):
             if agent:
                 found = hosted(node, agent)
                 return [found] if found is not None else []
             known = node.hosts.keys() | node.troubled.keys()
-            return [hosted(node, name) for name in heapq.nsmallest(control.HOSTED_MAX, (n for n in known if n > after))]
-        case control.Remind():
+            return [
+                hosted(node, name) for name in heapq.nsmallest(requests.HOSTED_MAX, (n for n in known if n > after))
+            ]
+        case requests.Remind():
             return reminded(node, question)
-        case control.Waiting(agent=agent):
+        case requests.Waiting(agent=agent):
             return node.host(agent).inbox.waiting
-        case control.Read(cls=cls, handler=handler, words=said):
+        case requests.Read(cls=cls, handler=handler, words=said):
             return words.arguments(node.spec(cls), handler, said)
-        case control.ReadState(agent=agent, cls=cls, words=said):
+        case requests.ReadState(agent=agent, cls=cls, words=said):
             spec = node.spec(cls)
             initial = words.initial(spec, said)
-            return control.Spawn(agent, cls, spec.version, initial, born(initial))
-        case control.Replaying(agent=agent):
+            return requests.Spawn(agent, cls, spec.version, initial, born(initial))
+        case requests.Replaying(agent=agent):
             fold = node.host(agent).fold
             state, error, ledger = fold.lifecycle.state, fold.lifecycle.error, fold.ledger
             stopped = "" if fold.may_run else f"in ERROR ({error.message})" if error else state.value.lower()
-            return control.Rest(len(ledger.again), ledger.replayed, len(ledger.dead), stopped)
-        case control.Timers(agent=agent):
+            return requests.Rest(len(ledger.again), ledger.replayed, len(ledger.dead), stopped)
+        case requests.Timers(agent=agent):
             host = node.host(agent)
             return [
                 TimerInfo(
@@ -50,13 +62,13 @@ def answer(node: Node, question: control.Question) -> object:
                 )
                 for timer in sorted(host.fold.ledger.timers.values(), key=lambda timer: timer.due)
             ]  # fmt: skip
-        case control.Heard():
+        case requests.Heard():
             return node.heard()
-        case control.Following(after=after):
-            return heapq.nsmallest(control.HOSTED_MAX, (n for n in node.standbys.copies if n > after))
-        case control.Drained(name=name):
+        case requests.Following(after=after):
+            return heapq.nsmallest(requests.HOSTED_MAX, (n for n in node.standbys.copies if n > after))
+        case requests.Drained(name=name):
             return node.drains.told(name)
-        case control.Audited(migration=migration):
+        case requests.Audited(migration=migration):
             return node.migrations.watchers.audit.by_migration(migration)
 
 
@@ -77,17 +89,17 @@ def info(node: Node) -> NodeInfo:
     )  # fmt: skip
 
 
-def reminded(node: Node, reminder: control.Remind) -> control.Standing:
+def reminded(node: Node, reminder: requests.Remind) -> requests.Standing:
     """Answers again what has taken effect, now or with the commit that may hold it.
 
     Raises `NoSuchAgent` if it is not here, or why it cannot answer before somebody does something about it.
     """
     agent = reminder.agent
-    error, why = standing.cause(node, agent), standing.doing(node, agent, reminder.sender)
+    error, why = cause(node, agent), doing(node, agent, reminder.sender)
     if agent not in node.hosts and (error is not None or agent in node.troubled):
         if error is not None:
             raise error
-        return control.Standing([], why)
+        return requests.Standing([], why)
     host, sender = node.host(agent), reminder.sender
     missing, answers = list[int](), dict[int, bytes]()
     for n in reminder.numbers:
@@ -100,4 +112,48 @@ def reminded(node: Node, reminder: control.Remind) -> control.Standing:
         host.reply(reminder.reply_to, sender, answers)
     if error is not None and (not answers or isinstance(error, StoreFull)):
         raise error  # not of what it has answered before, unless that has to wait for the commit that finds no room
-    return control.Standing(missing if host.is_idle else [], why)
+    return requests.Standing(missing if host.is_idle else [], why)
+
+
+def cause(node: Node, agent: str) -> CellError | None:
+    """Why an agent that is this node's cannot answer before somebody does something about it; None if it can."""
+    host = node.hosts.get(agent)
+    if host is None:
+        found = node.troubled.get(agent)
+        if found is None or found.code not in UNUSABLE | UNLOADABLE:
+            return None
+        said = scrubbed(found.error).rstrip(".")
+        where = "" if node.name in said else f" on {node.name}"
+        later = "" if found.code in UNUSABLE else f"{where}. {LATER}, once it is mended and resumed."
+        return from_wire(found.code, f"Agent {agent!r} cannot answer: {said}{later or '.'}", {"agent": agent})
+    why = host.writer.waits_for
+    if isinstance(why, StoreFull):
+        return type(why)(
+            f"Agent {agent!r} on {node.name} cannot answer: {why.message} {LATER}.", **{**why.facts, "agent": agent}
+        )
+    return in_error(host)
+
+
+def doing(node: Node, agent: str, sender: str) -> str:
+    """What keeps an agent of this node from answering a sender now, for people; "" if nothing is known."""
+    host = node.hosts.get(agent)
+    if host is None:
+        found = node.troubled.get(agent)
+        return (
+            f"it cannot run on {node.name} ({scrubbed(found.error).rstrip('.')}), and the message waits"
+            if found is not None
+            else ""
+        )
+    state = host.fold.lifecycle.state
+    if state in (AgentState.SUSPENDED, AgentState.PAUSED):
+        return f"it is {state.value.lower()}, and the message waits until it is resumed"
+    if host.writer.waits_for is not None:
+        return (
+            f"its store does not take its records ({host.writer.waits_for.message.rstrip('.')}), and the message waits"
+        )
+    handler, age_s = running(host)
+    failed = host.intake.delays.why(sender)
+    if failed and not handler:
+        said = scrubbed(storable(failed))[:WHY_CHARS_MAX].rstrip(".")
+        return f"its handler {said}, and is run again; what the same sender has sent since waits for that"
+    return f"it is in {host.spec.name}.{handler}, for {age_s:.1f} s when it was asked last" if handler else ""

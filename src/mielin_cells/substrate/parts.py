@@ -17,7 +17,6 @@ from typing import Final
 
 from blake3 import blake3
 
-from mielin_cells.core.records import PartRef
 from mielin_cells.errors import (
     DigestMismatch,
     InternalError,
@@ -27,8 +26,9 @@ from mielin_cells.errors import (
     TrailingData,
     UnsupportedFormat,
 )
-from mielin_cells.substrate.again import whole
+from mielin_cells.log.records import PartRef
 from mielin_cells.substrate.ports import ENTRY_BYTES_MAX, Appended, Entry, Log, Unknown
+from mielin_cells.substrate.retry import whole
 
 PART_BYTES: Final = 256 * 1024
 """Payload of one part of plain data.  4 in flight keep a round trip busy; hashing one takes about 0.1 ms."""

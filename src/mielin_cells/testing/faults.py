@@ -23,11 +23,11 @@ from enum import Enum
 from random import Random
 from typing import Any
 
-from mielin_cells.core.ids import LOGS
-from mielin_cells.core.message import UNREADABLE
-from mielin_cells.core.records import Record, decode_record
 from mielin_cells.errors import ConfigError, MigrationRefused, NoResponder, RecordInvalid, StoreUnreachable, WireTimeout
-from mielin_cells.node import control
+from mielin_cells.log.ids import LOGS
+from mielin_cells.log.message import UNREADABLE
+from mielin_cells.log.records import Record, decode_record
+from mielin_cells.rpc import requests
 from mielin_cells.substrate.ports import Entry, Log, Outcome, Subscription, Substrate, Tail, Unknown, Wire
 
 DEFAULT = (
@@ -67,7 +67,7 @@ def _snake(cls: type) -> str:
 STEPS = frozenset(
     {
         *(_snake(record) for record in Record.__subclasses__()),
-        *(f"ask_{request.__name__.lower()}" for request in control.Request.__subclasses__()),
+        *(f"ask_{request.__name__.lower()}" for request in requests.Request.__subclasses__()),
         *("log", "inbox", "journal", "node", "keeper", "part", "read", "reply", "beat", "ask_other"),
         *("prepare", "copy", "probe", "pause"),
     }
@@ -353,6 +353,6 @@ def _appended(subject: str, data: bytes) -> str:
 
 def _requested(data: bytes) -> str:
     try:
-        return type(control.decode_request(data)).__name__.lower()
+        return type(requests.decode_request(data)).__name__.lower()
     except (RecordInvalid, *UNREADABLE):
         return "other"

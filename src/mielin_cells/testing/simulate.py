@@ -25,12 +25,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mielin_cells.testing.check_moves import SameAgain
-from mielin_cells.testing.loop import Livelock, run
-from mielin_cells.testing.matrix import CELLS
-from mielin_cells.testing.reach import faults_told, table, too_little, unreached
-from mielin_cells.testing.scenario import Bugs, Scenario
-from mielin_cells.testing.swarm import OFF, Cut, drawn
+from mielin_cells.testing.checkers.moves import SameAgain
+from mielin_cells.testing.simulator.loop import Livelock, run
+from mielin_cells.testing.simulator.matrix import CELLS
+from mielin_cells.testing.simulator.reach import faults_told, table, too_little, unreached
+from mielin_cells.testing.simulator.scenario import Bugs, Scenario
+from mielin_cells.testing.simulator.swarm import OFF, Cut, drawn
 
 STEPS_MAX = 400_000
 """Callbacks in one seed; a usual one takes a fiftieth of it."""
@@ -290,7 +290,7 @@ def main() -> int:
         campaign.add(result)
         report(result, args.verbose)
         if result.violations and args.shrink and len(campaign.failed) <= SHRUNK_MAX:
-            from mielin_cells.testing.shrink import shrunk
+            from mielin_cells.testing.simulator.shrink import shrunk
 
             print(f"keep: {line_to_keep(shrunk(result, print), result)}", flush=True)
         if campaign.seeds % BATCH == 0 and campaign.seeds < len(stories):

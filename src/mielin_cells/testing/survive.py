@@ -12,14 +12,14 @@ from dataclasses import replace
 from random import Random
 from typing import Any, TypeAlias, TypeVar
 
-from mielin_cells.core.agent import Agent
+from mielin_cells.agents.agent import Agent
+from mielin_cells.client.client import Client
 from mielin_cells.errors import AlreadyThere, ConfigError, MigrationInProgress, RetryError, UnknownNode
-from mielin_cells.node.client import Client
-from mielin_cells.testing.loop import run
-from mielin_cells.testing.scenario import Bugs, Scenario
 from mielin_cells.testing.simulate import STEPS_MAX
-from mielin_cells.testing.swarm import ASKER, HARMS, REFUSED, Swarm, drawn
-from mielin_cells.testing.workload import Workload
+from mielin_cells.testing.simulator.loop import run
+from mielin_cells.testing.simulator.scenario import Bugs, Scenario
+from mielin_cells.testing.simulator.swarm import ASKER, HARMS, REFUSED, Swarm, drawn
+from mielin_cells.testing.simulator.workload import Workload
 
 A = TypeVar("A", bound=Agent)
 

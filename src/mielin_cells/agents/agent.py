@@ -1,0 +1,322 @@
+"""What authors write: `Agent`, `upgrade`; and what they hold: references.
+
+A class that derives from `Agent` serves twice.  A *live* instance is made by the owner and bound to stored state
+(`core.cell`); a *reference* is a value, a name of the agent, through which its handlers are asked.  Annotated names are
+state, also those of plain base classes; `_private` attributes are not, and do not move; other attributes are refused when they
+are set.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import types
+import typing
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, dataclass_transform
+
+from mielin_cells.agents import definition
+from mielin_cells.agents.handler import Handler
+from mielin_cells.agents.reference import Caller, turn
+from mielin_cells.agents.reference import current as current  # noqa: PLC0414 - named here, beside the classes, for adapters and tests
+from mielin_cells.agents.values.annotations import annotations_of
+from mielin_cells.errors import FieldRefused, IsReference, UsageError
+from mielin_cells.log.ids import AgentId
+from mielin_cells.log.policy import DEFAULT, Policy
+
+if TYPE_CHECKING:
+    from mielin_cells.agents.live import Cell
+
+A = TypeVar("A", bound="Agent")
+
+classes: dict[str, type[Agent]] = {}
+"""Every agent class of this process by its name on the wire.  A class that is defined again takes its own place."""
+
+
+class Upgrade:
+    """A function from one class version's state to the next's; made by `@upgrade`."""
+
+    def __init__(self, fn: Callable[[Any, dict[str, object]], dict[str, object]], from_version: int) -> None:
+        if inspect.iscoroutinefunction(fn):
+            raise FieldRefused(
+                f"Upgrade {fn.__qualname__} must be a plain `def`: the agent does not run yet.", path=fn.__qualname__
+            )
+        self.fn = fn
+        self.from_version = from_version
+
+
+def upgrade(*, from_version: int) -> Callable[[Callable[[Any, dict[str, object]], dict[str, object]]], Upgrade]:
+    """Marks `def name(cls, old) -> new`: makes the state of version `from_version + 1` from that of `from_version`.
+
+    `old` holds plain values by field (a `Table` as a dict, a `Buffer` as bytes); so does what it returns.
+    """
+    return lambda fn: Upgrade(fn, from_version)
+
+
+NO_DEFAULT: Any = object()
+
+
+class Field:
+    """A state field, on the class.  Notes what a turn touches: only that is encoded and compared at its end."""
+
+    __slots__ = ("default", "is_scalar", "name")
+
+    def __init__(self, name: str, default: Any) -> None:
+        self.name = name
+        self.default = default
+        """As written in the class, or `NO_DEFAULT`.  It is kept here because left on the class it would answer for references."""
+        self.is_scalar = False
+        """Its values cannot change in the hands of a turn, so reading does not touch it."""
+
+    def __get__(self, obj: Agent | None, owner: type) -> Any:
+        if obj is None:
+            return self
+        values = obj.__dict__
+        cell: Cell | None = values["__mielin_cell__"]
+        if cell is None:
+            raise IsReference(f"{obj!r} is a reference: ask the agent for {self.name!r} through one of its handlers.")
+        if not self.is_scalar:
+            if turn.get() is not cell.owner:
+                return cell.copy(self.name)
+            cell.touched[self.name] = None
+        try:
+            return values[self.name]
+        except KeyError:
+            return cell.load(self.name)
+
+    def __set__(self, obj: Agent, value: Any) -> None:
+        values = obj.__dict__
+        cell: Cell | None = values["__mielin_cell__"]
+        if cell is None:
+            raise IsReference(f"{obj!r} is a reference: {self.name!r} is set only by the agent's own handlers.")
+        if self.is_scalar and turn.get() is cell.owner:
+            cell.touched[self.name] = None
+            values[self.name] = value
+        else:
+            cell.set(self.name, value)
+
+    def __delete__(self, obj: Agent) -> None:
+        if obj.__dict__["__mielin_cell__"] is None:
+            raise IsReference(f"{obj!r} is a reference: {self.name!r} is changed only by the agent's own handlers.")
+        raise UsageError(
+            f"{self.name!r} of {obj!r} is state, and always has a value; set it to one that means nothing, as None."
+        )
+
+
+class Hook:
+    """A hook, on the class.  The agent's node calls it; called by a reference it would run here, and not in the agent."""
+
+    __slots__ = ("__wrapped__", "_name")
+
+    def __init__(self, name: str, fn: Callable[..., Any]) -> None:
+        self._name = name
+        self.__wrapped__ = fn
+
+    def __get__(self, obj: Agent | None, owner: type) -> Any:
+        if obj is None:
+            return self.__wrapped__
+        if obj.__dict__["__mielin_cell__"] is None:
+            raise IsReference(f"{obj!r} is a reference: {self._name} is a hook, which only the agent's node calls.")
+        return types.MethodType(self.__wrapped__, obj)
+
+
+HOOKS = ("on_start", "on_arrive", "on_depart", "on_stop", "healthy")
+
+_CLASS_VAR = re.compile(r"\s*(\w+\.)*ClassVar\b")
+
+
+def is_state(name: str, annotation: Any) -> bool:
+    if name.startswith("_"):
+        return False
+    if isinstance(annotation, str):  # not evaluated yet: it may name what is defined later
+        return _CLASS_VAR.match(annotation) is None
+    return annotation is not ClassVar and typing.get_origin(annotation) is not ClassVar
+
+
+STANDBY_MAX = 8
+
+
+def _check_standby(cls: type[Agent], standby: Any) -> None:
+    if type(standby) is not int or not 0 <= standby <= STANDBY_MAX:
+        raise FieldRefused(
+            f"{cls.__name__}: standby = {standby!r} is not a whole number from 0 to {STANDBY_MAX}.", path=cls.__name__
+        )
+
+
+def _check_class(cls: type[Agent], version: Any, name: Any, fields: list[str]) -> None:
+    """Raises `FieldRefused` for what would be silently wrong later."""
+    own = cls.__dict__
+    if "__init__" in own:
+        raise FieldRefused(
+            f"{cls.__name__} defines __init__; give fields defaults, and open clients in `on_arrive`.",
+            path=cls.__name__,
+        )
+    if type(version) is not int or version < 1:
+        raise FieldRefused(f"{cls.__name__}: version = {version!r} is not a whole number from 1.", path=cls.__name__)
+    if name is not None and not (isinstance(name, str) and name and name.isprintable()):
+        raise FieldRefused(f"{cls.__name__}: name = {name!r} is not printable text.", path=cls.__name__)
+    for hook in HOOKS:
+        if hook in fields or (hook in own and not inspect.iscoroutinefunction(own[hook])):
+            raise FieldRefused(
+                f"{cls.__name__}.{hook} is the name of a hook; write it as `async def {hook}(self)`, or rename it.",
+                path=f"{cls.__name__}.{hook}",
+            )
+    for member, value in own.items():
+        if member not in fields and not isinstance(value, Handler) and isinstance(_inherited(cls, member), Handler):
+            raise FieldRefused(
+                f"{cls.__name__}.{member} takes the place of an inherited handler; decorate it with @handler.",
+                path=f"{cls.__name__}.{member}",
+            )
+
+
+def _inherited(cls: type[Agent], name: str) -> Any:
+    return next((base.__dict__[name] for base in cls.__mro__[1:] if name in base.__dict__), None)
+
+
+@dataclass_transform(kw_only_default=True, eq_default=False)
+class Agent:
+    """A stateful agent.  Annotated attributes are its state; `@handler` methods are what others can ask of it.
+
+    Options of a class: `version` (of its state, from 1), `name` (on the wire; default the class's name), `recovery` (of failed
+    moves: a dict of `RecoveryConfig`'s fields), `policy` (`cells.Policy`: which nodes its agents may move to) and `standby` (how
+    many other nodes keep a copy of each agent, so that losing its owner costs no load).
+    """
+
+    __mielin_name__: ClassVar[str] = "Agent"
+    __mielin_version__: ClassVar[int] = 1
+    __mielin_replaced__: ClassVar[bool] = False
+    """The class, or a base of it, was defined again in this process."""
+
+    if not TYPE_CHECKING:
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            raise UsageError(f"Agents are not constructed: `await cluster.spawn({type(self).__name__}, id, ...)`.")
+
+    __mielin_recovery__: ClassVar[dict[str, Any]] = {}
+    """What the recovery of this class's migrations has otherwise than its node's."""
+
+    __mielin_policy__: ClassVar[Policy] = DEFAULT
+    """What agents of this class ask of their nodes; each gets it when it is created, and keeps it."""
+
+    __mielin_standby__: ClassVar[int] = 0
+    """Other nodes that keep a copy of each agent of this class."""
+
+    def __init_subclass__(
+        cls, *, version: int = 1, name: str | None = None, recovery: dict[str, Any] | None = None,
+        policy: Policy | None = None, standby: int | None = None, **kwargs: Any,
+    ) -> None:  # fmt: skip
+        definition.check_options(cls, kwargs)
+        super().__init_subclass__(**kwargs)
+        if recovery is not None:
+            if not isinstance(recovery, dict):
+                raise UsageError(
+                    f"class {cls.__name__}: recovery is a dict of RecoveryConfig's fields, and not {recovery!r}."
+                )
+            cls.__mielin_recovery__ = dict(recovery)
+        if policy is not None:
+            if not isinstance(policy, Policy):
+                raise UsageError(f"class {cls.__name__}: policy is a cells.Policy(...), and not {policy!r}.")
+            cls.__mielin_policy__ = policy
+        if standby is not None:
+            _check_standby(cls, standby)
+            cls.__mielin_standby__ = standby
+        fields = [field for field, kind in annotations_of(cls).items() if is_state(field, kind)]
+        _check_class(cls, version, name, fields)
+        wire_name = "".join(name or cls.__name__)  # plain text: it is in records
+        definition.check_fields(cls, fields)
+        definition.check_handlers(cls)
+        mixins = [base for base in cls.__mro__ if not issubclass(base, Agent) and not definition.is_bare(base)]
+        definition.check_attributes(cls, mixins)
+        definition.check_name(cls, wire_name, version, classes.get(wire_name))
+        cls.__mielin_name__, cls.__mielin_version__ = wire_name, version
+        for field in {*fields, *cls.__dict__}:
+            before = _inherited(cls, field)
+            if field in fields or isinstance(before, Field):  # the latter: a new default for an inherited field
+                default = before.default if isinstance(before, Field) else NO_DEFAULT
+                setattr(cls, field, Field(field, cls.__dict__.get(field, default)))
+        for base in mixins:  # what a plain class declares is state of the agent that is derived from it
+            for field, kind in annotations_of(base).items():
+                if is_state(field, kind) and not isinstance(inspect.getattr_static(cls, field, None), Field):
+                    setattr(cls, field, Field(field, base.__dict__.get(field, NO_DEFAULT)))
+        for hook in HOOKS:
+            if hook in cls.__dict__:
+                setattr(cls, hook, Hook(hook, cls.__dict__[hook]))
+        before = classes.get(wire_name)
+        if before is not None:
+            before.__mielin_replaced__ = True
+        classes[wire_name] = cls
+
+    async def on_start(self) -> None:
+        """Once, at creation, as a turn, after the first `on_arrive`.  Raising puts the agent in ERROR."""
+
+    async def on_arrive(self) -> None:
+        """Each time the agent becomes active on a node: start, move, claim, restart.  Open clients and sockets here.
+
+        After a move it runs in probation: raising returns the agent to the source.
+        """
+
+    async def on_depart(self) -> None:
+        """Before the agent leaves a node, or its node stops.  Raising fails the move; the agent stays."""
+
+    async def on_stop(self) -> None:
+        """At termination, before the last commit."""
+
+    async def healthy(self) -> bool:
+        """The probe, in probation: False returns the agent to the source."""
+        return True
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__mielin_name__} {agent_id(self)!r}>"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Agent):
+            return NotImplemented
+        return agent_id(self) == agent_id(other) and type(self).__mielin_name__ == type(other).__mielin_name__
+
+    def __hash__(self) -> int:
+        return hash((type(self).__mielin_name__, agent_id(self)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return make_ref, (type(self), agent_id(self))
+
+    def __copy__(self) -> Self:
+        """A reference is a value, and its own copy; the copy of a live agent is a reference to it."""
+        return self if self.__dict__["__mielin_cell__"] is None else make_ref(type(self), agent_id(self))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self.__copy__()
+
+    def __dir__(self) -> list[str]:
+        names = [name for name in object.__dir__(self) if not name.startswith("__mielin_")]
+        if self.__dict__["__mielin_cell__"] is not None:
+            return names
+        return [name for name in names if not isinstance(inspect.getattr_static(type(self), name, None), (Field, Hook))]
+
+
+for _hook in HOOKS:
+    setattr(Agent, _hook, Hook(_hook, Agent.__dict__[_hook]))
+
+
+def known_as(cls: type[Agent], wanted: type[Agent]) -> type[Agent] | None:
+    """The class of a reference to a `cls` where a `wanted` is declared: `cls`, or `wanted` if that was defined again since;
+    None if such an agent is no `wanted`."""
+    if issubclass(cls, wanted):
+        return cls
+    names = [base.__mielin_name__ for base in cls.__mro__ if issubclass(base, Agent) and base is not Agent]
+    return wanted if wanted.__mielin_replaced__ and wanted.__mielin_name__ in names else None
+
+
+def make_ref(cls: type[A], agent: str, caller: Caller | None = None) -> A:
+    """A reference to the agent of this id.  Does no I/O.  Raises `InvalidAgentId`."""
+    try:
+        ref = object.__new__(cls)
+    except TypeError as error:  # of an abstract class
+        raise UsageError(f"No agent can be of {cls.__name__}: {error}; name the class that {agent!r} is of.") from error
+    ref.__dict__.update(__mielin_cell__=None, __mielin_id__=str(AgentId(agent)), __mielin_caller__=caller)
+    return ref
+
+
+def agent_id(ref: Agent) -> str:
+    """The id of a reference, or of a live agent."""
+    found: str = ref.__dict__["__mielin_id__"]
+    return found

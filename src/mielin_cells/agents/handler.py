@@ -1,0 +1,238 @@
+"""Handlers: what `@handler` makes of a method, and what a reference's attribute is."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar, overload
+
+from mielin_cells.agents.reference import Caller, current, turn
+from mielin_cells.agents.values.annotations import read_signature
+from mielin_cells.agents.values.raises import check_declared
+from mielin_cells.errors import FieldRefused, NoSuchHandler, NotConnected, UsageError
+from mielin_cells.settings import check_timeout
+
+if TYPE_CHECKING:
+    from mielin_cells.agents.agent import Agent
+    from mielin_cells.agents.spec import HandlerSpec, Spec
+
+LABEL_CHARS_MAX = 128
+"""Of a call's label: it is in the log with the ask."""
+
+P = ParamSpec("P")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+A = TypeVar("A", bound="Agent")
+
+
+class Bound(Generic[P, R_co]):
+    """A handler of one agent.  Calling it asks and waits for the answer; `tell` sends durably without waiting."""
+
+    __slots__ = ("_handler", "_id", "_obj", "_timeout")
+
+    def __init__(
+        self, handler: Handler[P, R_co], obj: Agent, timeout: float | None = None, id: str | None = None
+    ) -> None:
+        self._handler = handler
+        self._obj = obj
+        self._timeout = timeout
+        self._id = id
+
+    @property
+    def name(self) -> str:
+        return self._handler.name
+
+    @property
+    def __self__(self) -> Agent:
+        """The agent that it is a handler of."""
+        return self._obj
+
+    def options(self, *, timeout: float | None = None, id: str | None = None) -> Bound[P, R_co]:
+        """The same handler with options: seconds to wait for an answer, and a label.
+
+        The label is in the error of an ask without an answer, and in dead letters' lists of asks; it changes nothing else.
+        Raises `UsageError` for a timeout or a label that cannot be.
+        """
+        check_timeout(timeout, f"A call of {self._handler.name}")
+        if id is not None and (type(id) is not str or not 0 < len(id) <= LABEL_CHARS_MAX or not id.isprintable()):
+            raise UsageError(
+                f"A call of {self._handler.name} has a label that cannot be: 1 to {LABEL_CHARS_MAX} printable characters."
+            )
+        return Bound(self._handler, self._obj, timeout, id)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R_co]:
+        """Asks, and returns the handler's result.
+
+        Guarantees: the handler takes effect at most once, also if the agent moves or its node dies meanwhile.
+        Raises `HandlerFailed` if it raised, `AskTimeout` without an answer in time (it may still take effect),
+        `NoSuchAgent`, `AgentTerminated`, `WrongClass`, `BadArguments`, `InboxFull`.
+        """
+        obj = self._obj
+        values = obj.__dict__
+        if values["__mielin_cell__"] is not None:  # inside the agent itself: a plain call
+            return self._handler.fn(obj, *args, **kwargs)
+        spec, handler = self._handler.routes.get(type(obj)) or self._handler.route(type(obj))
+        return self._caller().ask(values["__mielin_id__"], spec, handler, args, kwargs, self._timeout, self._id)
+
+    async def tell(self, *args: P.args, **kwargs: P.kwargs) -> None:
+        """Sends durably: returns when the message is stored (outside a turn) or will be with the turn's commit (inside)."""
+        obj = self._obj
+        if obj.__dict__["__mielin_cell__"] is not None:
+            raise UsageError(f"Inside agent {obj!r} there is nobody to tell but itself; call the method.")
+        spec, handler = self._handler.route(type(obj))
+        await self._caller().tell(
+            obj.__dict__["__mielin_id__"], spec, handler, handler.encode_args(args, kwargs), self._id
+        )
+
+    def _caller(self) -> Caller:
+        """The cluster that gave the reference; inside a turn the turn, unless that is another deployment's cluster."""
+        running, given = turn.get(), self._obj.__dict__["__mielin_caller__"]
+        if running is not None and (given is None or running.shares(given)):
+            return running.caller
+        caller: Caller | None = given or current.get()
+        if caller is None:
+            raise NotConnected(
+                f"{self._obj!r} was called outside a turn and outside `async with cells.local()` or `cells.connect()`."
+            )
+        return caller
+
+    def __repr__(self) -> str:
+        return f"{self._obj!r}.{self._handler.name}"
+
+    def __eq__(self, other: object) -> bool:
+        return self._key() == other._key() if isinstance(other, Bound) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def _key(self) -> tuple[Any, ...]:
+        return self._handler, self._obj, self._timeout, self._id
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _bound, (self._obj, self._handler.name, self._timeout, self._id)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """What tools ask of any function.  The signature is the handler's, without `self`."""
+            if name == "__signature__":
+                signature = read_signature(self._handler.fn)
+                return signature.replace(parameters=list(signature.parameters.values())[1:])
+            if name in ("__name__", "__qualname__", "__module__", "__annotations__"):
+                return getattr(self._handler.fn, name)
+            raise AttributeError(f"{self!r} has no {name!r}; it is a handler: call it, or use .tell and .options.")
+
+
+def _bound(obj: Agent, name: str, timeout: float | None, id: str | None) -> Bound[Any, Any]:
+    return Bound(getattr(type(obj), name), obj, timeout, id)
+
+
+class Handler(Generic[P, R_co]):
+    """A method that messages reach; made by `@handler`."""
+
+    def __init__(
+        self, fn: Callable[..., Coroutine[Any, Any, R_co]], cancellable: bool, tries: int | None,
+        raises: tuple[type[Exception], ...],
+    ) -> None:  # fmt: skip
+        if not inspect.iscoroutinefunction(fn) or not hasattr(fn, "__name__"):
+            name = getattr(fn, "__qualname__", repr(fn))
+            raise FieldRefused(f"Handler {name} {_why_not(fn)}.", path=name)
+        if tries is not None and (type(tries) is not int or tries < 1):
+            raise FieldRefused(
+                f"Handler {fn.__qualname__}: tries = {tries!r} is not a whole number from 1.", path=fn.__qualname__
+            )
+        self.fn: Callable[..., Coroutine[Any, Any, R_co]] = fn
+        self.name = fn.__name__
+        """The attribute that it is assigned to first: a decorator may have left the function another name."""
+        self._is_named = False
+        self.cancellable = cancellable
+        self.tries = tries
+        self.raises = check_declared(raises, fn.__qualname__)
+        self.routes: dict[type[Agent], tuple[Spec, HandlerSpec]] = {}
+        self.__doc__ = fn.__doc__
+        self.__name__ = fn.__name__
+        self.__qualname__ = fn.__qualname__
+        self.__module__ = fn.__module__
+        self.__wrapped__ = fn
+        self.__isabstractmethod__ = getattr(fn, "__isabstractmethod__", False)
+
+    def __set__(self, obj: Agent, value: object) -> None:
+        raise UsageError(
+            f"{self.name} is a handler of {obj!r}, and is not assigned: messages would not reach what took its place."
+        )
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        if not self._is_named:
+            self.name, self._is_named = name, True
+
+    def __call__(self, obj: Any, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R_co]:
+        """`Base.add(self, 2)` is `self.add(2)` as `Base` has it: a plain call inside the agent, an ask of a reference."""
+        return Bound(self, obj)(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"<handler {self.__qualname__}>"
+
+    def route(self, cls: type[Agent]) -> tuple[Spec, HandlerSpec]:
+        """What a call of this handler on `cls`, or on a class derived from its own, is encoded by."""
+        found = self.routes.get(cls)
+        if found is None:
+            from mielin_cells.agents.spec import spec_of
+
+            spec = spec_of(cls)
+            handler = spec.handlers.get(self.name)
+            if handler is None:
+                raise NoSuchHandler(
+                    f"{spec.name} has no handler {self.name!r}: what its class did not have when it was first used is not sent; "
+                    "define handlers in the class.", agent="", handler=self.name,
+                )  # fmt: skip
+            found = self.routes[cls] = (spec, handler)
+        return found
+
+    @overload
+    def __get__(self, obj: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, obj: Agent, owner: type) -> Bound[P, R_co]: ...
+    def __get__(self, obj: Agent | None, owner: type) -> Self | Bound[P, R_co]:
+        return self if obj is None else Bound(self, obj)
+
+
+def _why_not(fn: Any) -> str:
+    """Why a callable cannot be a handler, and what to write."""
+    if isinstance(fn, Handler):
+        return "is a handler already; decorate it once"
+    if isinstance(fn, (staticmethod, classmethod)):
+        return f"is a {type(fn).__name__}, and a message reaches one agent; write a method with `self`"
+    if inspect.isasyncgenfunction(fn):
+        return "yields, and an ask has one answer; return a list, or tell the caller each item"
+    if inspect.iscoroutinefunction(inspect.unwrap(fn)) and not inspect.iscoroutinefunction(fn):
+        return "is wrapped by a plain function; make the decorator's wrapper `async def`, and let it await the method"
+    if isinstance(fn, functools.partial):
+        return "is a functools.partial; write a method that calls it"
+    return "must be `async def`: a caller awaits it"
+
+
+class _MakesHandler(Protocol):
+    def __call__(self, fn: Callable[Concatenate[A, P], Coroutine[Any, Any, R]], /) -> Handler[P, R]: ...
+
+
+@overload
+def handler(fn: Callable[Concatenate[A, P], Coroutine[Any, Any, R]], /) -> Handler[P, R]: ...
+@overload
+def handler(
+    *, cancellable: bool = False, tries: int | None = None, raises: tuple[type[Exception], ...] = ()
+) -> _MakesHandler: ...
+def handler(
+    fn: Any = None, /, *, cancellable: bool = False, tries: int | None = None, raises: tuple[type[Exception], ...] = ()
+) -> Any:
+    """Makes an async method a handler.
+
+    `cancellable`: a move may cancel a turn of it and run it again on the target.
+    `raises`: errors that reach who asks as that very class, with their arguments; others arrive as `HandlerFailed`.
+    `tries`: runs of a message, while the handler raises, before an ask is answered with the error, or a tell is a dead letter
+    (default: the deployment's settings, 1 and 5).  An error in `raises` is never run again.
+    Raises `FieldRefused` for a plain `def`, for `tries` that cannot be, and for a class in `raises` that cannot be made again.
+    """
+    if fn is None:
+        return lambda fn: Handler(fn, cancellable, tries, raises)
+    return Handler(fn, cancellable, tries, raises)

@@ -1,0 +1,288 @@
+"""Durable steps, as authors write them: `await cells.step("name", call, *args)` inside a turn.
+
+A finished step is a record: a turn that runs again, here or on another node, gets its outcome back and does not call.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import functools
+import inspect
+import types
+import typing
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar, TypeVarTuple, Unpack, overload
+
+import msgspec
+
+from mielin_cells.agents.agent import Agent, classes
+from mielin_cells.agents.reference import turn
+from mielin_cells.agents.values import raises
+from mielin_cells.agents.values.codec import STACK_MARGIN, check_kept, deeper, encode, load_hook, reason
+from mielin_cells.agents.values.exact import LOAD_ERRORS, is_exact
+from mielin_cells.agents.values.proofs import has_classes
+from mielin_cells.errors import ConfigError, FieldRefused, MessageTooLarge, NotInTurn, StepInvalid, UsageError
+from mielin_cells.log.ids import AgentId
+from mielin_cells.settings import MESSAGE_BYTES_MAX, check_timeout
+
+R = TypeVar("R")
+Ts = TypeVarTuple("Ts")
+
+NAME_CHARS_MAX = 128
+"""Of a step's name: it is in the log with each outcome."""
+
+
+def _out_of_range(field: str, value: object, wanted: str) -> ConfigError:
+    return ConfigError(f"Retry({field}={value!r}) is out of range ({wanted}).", field=field, range=wanted)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retry:
+    """How often a step calls, and how long it waits in between.  Raises `ConfigError` for what cannot be."""
+
+    tries: int = 3
+    """Calls before the step has failed."""
+    first_s: float = 1.0
+    """Wait before the second call; doubles each time."""
+    max_s: float = 30.0
+    """The longest wait."""
+    on: tuple[type[Exception], ...] = (Exception,)
+    """What is worth another call; anything else fails the step at once."""
+
+    def __post_init__(self) -> None:
+        tries: Any = self.tries  # of a caller who is not type-checked each may be anything
+        if type(tries) is not int or tries < 1:
+            raise _out_of_range("tries", tries, "a whole number from 1")
+        for name, seconds in (("first_s", self.first_s), ("max_s", self.max_s)):
+            if type(seconds) not in (int, float) or not 0 <= seconds <= 1e9:
+                raise _out_of_range(name, seconds, "0 to 1e+09 seconds")
+        kinds: Any = self.on
+        if type(kinds) is not tuple or not all(
+            isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds
+        ):
+            raise _out_of_range("on", kinds, "a tuple of exception classes, as (OSError, TimeoutError)")
+
+    def wait_s(self, tried: int) -> float:
+        """Seconds before the next call, after `tried` of them."""
+        return float(min(self.max_s, self.first_s * 2.0 ** min(tried - 1, 64)))
+
+
+ONCE_MORE = Retry()
+"""For a step that says nothing else."""
+
+
+@overload
+async def step(
+    name: str,
+    call: Callable[[Unpack[Ts]], Awaitable[R]],
+    /,
+    *args: *Ts,
+    retry: Retry | None = None,
+    timeout: float | None = None,
+) -> R: ...
+@overload
+async def step(
+    name: str,
+    call: Callable[[Unpack[Ts]], R],
+    /,
+    *args: *Ts,
+    retry: Retry | None = None,
+    timeout: float | None = None,
+) -> R: ...
+async def step(
+    name: str,
+    call: Callable[[Unpack[Ts]], Any],
+    /,
+    *args: *Ts,
+    retry: Retry | None = None,
+    timeout: float | None = None,
+) -> Any:
+    """Calls `call(*args)` once, durably, and returns its result.
+
+    Guarantees: the result is in the agent's log before this returns; a turn that runs again (after a crash, a move, a
+    lost race or a failure) gets the same result and does not call.  Not guaranteed: a call in flight when its process dies is
+    made again; `this().idempotency_key`, the same for each of these calls, lets the other side tell.  A move, or a node
+    that stops, waits for the call in flight and takes the agent along before the next step.
+
+    The result is kept as the call's return annotation says, else with its own types if it is plain data, and is what was
+    read back from the bytes.
+    A call that raises, or takes longer than `timeout` seconds (default: the setting `step_timeout_s`), is made again as
+    `retry` says (default: 3 calls); then the failure is the outcome, kept like a result, and `StepFailed` is raised.
+    The call must not use the agent: no state, no ask, no other step; its result is all that a turn run again gets.
+    Steps of one turn are made one after the other, also from `asyncio.gather`.
+
+    Raises `StepFailed`; `NotInTurn` outside a turn; `UsageError` in a hook or another step, and for options that cannot be;
+    `FieldRefused` before the call for a return type that cannot be kept; `StepInvalid` or `MessageTooLarge`, failing the turn, for
+    such a result; `NonDeterministicTurn` if a turn that runs again does not come to the same steps and asks in the same order.
+    """
+    running = turn.get()
+    if running is None:
+        raise NotInTurn(f"Step {name!r}: step() means something only inside a handler of an agent.")
+    check_timeout(timeout, f"Step {name!r} of agent {running.id!r}")
+    if retry is not None and not isinstance(retry, Retry):
+        raise UsageError(f"Step {name!r} of agent {running.id!r}: retry is a cells.Retry(...), and not {retry!r}.")
+    return await running.run_step(name, call, args, ONCE_MORE if retry is None else retry, timeout)
+
+
+class Within(NamedTuple):
+    """The step whose call is running."""
+
+    turn: Any
+    name: str
+    key: str
+
+
+TYPED = 1
+"""The extension of msgpack that holds a value with the names of its types."""
+
+
+def _typed(code: int, data: memoryview) -> Any:
+    if code != TYPED:
+        raise ValueError(f"an extension {code} of msgpack, which is not known")
+    return raises.unpack(msgspec.msgpack.decode(data))
+
+
+class Codec(NamedTuple):
+    """How results of one callable are kept."""
+
+    path: str
+    decode: Callable[[bytes], Any]
+    check: Callable[[bytes], Any]
+    is_bare: bool
+    """The result has no declared type: what plain data would change is kept with the names of its types."""
+    evolves: bool
+    """It names classes, which the code that runs the turn again may declare otherwise."""
+
+    def encode(self, value: Any) -> bytes:
+        """Raises `StepInvalid` for a value that a load would not give, `MessageTooLarge` for one that is too large."""
+        try:
+            data = self._kept(value)
+        except LOAD_ERRORS as error:
+            raise StepInvalid(
+                f"{self.path} returned what cannot be kept: {reason(value, error)}. The turn is undone; mend the call or its "
+                "annotation."
+            ) from error
+        if len(data) > MESSAGE_BYTES_MAX:
+            raise MessageTooLarge(
+                f"{self.path} returned {len(data)} bytes; the limit is {MESSAGE_BYTES_MAX}. Keep a name of it instead.",
+                limit=MESSAGE_BYTES_MAX, size=len(data),
+            )  # fmt: skip
+        return data
+
+    def _kept(self, value: Any) -> bytes:
+        try:
+            data = encode(value)
+            is_exact(value, self.check(data))
+            return data
+        except LOAD_ERRORS:
+            if not self.is_bare:
+                raise
+        try:
+            return encode(msgspec.msgpack.Ext(TYPED, encode(raises.pack(value))))
+        except raises.Unsendable as error:
+            raise TypeError(f"{error}; annotate what the call returns, or let it return plain data") from error
+
+    def load(self, data: bytes) -> Any:
+        """Raises `StepInvalid` for a kept result that is not of the declared type any more: the code has changed."""
+        try:
+            value = self.decode(data)
+            if self.evolves:
+                check_kept(data, value)
+            return value
+        except LOAD_ERRORS as error:
+            why = reason(None, error)
+            raise StepInvalid(f"{self.path}: its kept result does not fit the declared one: {why}.") from error
+
+
+def codec_of(call: Callable[..., Any]) -> Codec:
+    """By the callable's return annotation; without one, for any plain data.  Raises `FieldRefused` for a type that cannot be kept."""
+    fn: Any = call
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    fn = inspect.unwrap(fn)
+    if isinstance(fn, type):
+        return _codec(fn, f"{fn.__qualname__}()")
+    if not inspect.isroutine(fn):  # an object that can be called
+        fn = inspect.unwrap(type(fn).__call__)
+    path = f"{getattr(fn, '__qualname__', repr(fn))}()"
+    written = getattr(fn, "__annotations__", {}).get("return", Any)
+    if isinstance(written, str):
+        written = _resolved(written, getattr(fn, "__globals__", {}), path)
+    return _codec(_awaited(type(None) if written is None else written), path)
+
+
+def _resolved(written: str, module: dict[str, Any], path: str) -> Any:
+    names = {**{cls.__name__: cls for cls in classes.values()}, **module}
+    try:
+        hints = typing.get_type_hints(types.SimpleNamespace(__annotations__={"return": written}), names)
+    except Exception as error:  # an annotation is an expression of the user's, and may raise anything
+        raise FieldRefused(f"{path}: its return annotation cannot be resolved: {error}.", path=path) from error
+    return hints["return"]
+
+
+def _awaited(kind: Any) -> Any:
+    """What a plain function that is annotated with an awaitable gives when it is awaited."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if isinstance(origin, type) and issubclass(origin, collections.abc.Awaitable) and arguments:
+        return arguments[-1]
+    return kind
+
+
+_codecs: dict[Any, Codec] = {}
+CODECS_MAX = 1024
+"""Kept; a program has a few dozen."""
+
+
+def _codec(kind: Any, path: str) -> Codec:
+    try:
+        known = _codecs.get((path, kind))
+    except TypeError:  # not hashable, so not a type
+        known = None
+    if known is not None:
+        return known
+    try:
+        plain = kind is Any or isinstance(kind, TypeVar)
+        info = None if plain else msgspec.inspect.type_info(kind)
+        has_any = plain or _refuse_foreign(info, path, set())
+        decode = msgspec.msgpack.Decoder(Any if plain else kind, dec_hook=load_hook, ext_hook=_typed).decode
+    except (TypeError, NotImplementedError, NameError, RecursionError) as error:
+        raise FieldRefused(
+            f"{path}: {error}, as the result of a step; let the call return plain data or a declared type of it.",
+            path=path,
+        ) from error
+    if len(_codecs) >= CODECS_MAX:
+        _codecs.clear()
+    check, evolves = functools.partial(deeper, STACK_MARGIN, decode), not has_any and has_classes(info)
+    made = _codecs[path, kind] = Codec(path, decode, check, plain, evolves)
+    return made
+
+
+def _refuse_foreign(info: Any, path: str, seen: set[Any]) -> bool:
+    """Raises `FieldRefused` for a type that msgspec would take and nothing here could load: before the call is paid for.
+
+    True if a part of it has no declared type.
+    """
+    if isinstance(info, msgspec.inspect.AnyType):
+        return True
+    if isinstance(info, msgspec.inspect.CustomType):
+        if not (issubclass(info.cls, (Agent, AgentId)) or hasattr(info.cls, "model_validate")):
+            raise FieldRefused(
+                f"{path} returns a {info.cls.__name__}, which cannot be kept; let the call return plain data of it.",
+                path=path,
+            )
+        return False
+    cls, has_any = getattr(info, "cls", None), False
+    if cls is not None and cls in seen:
+        return False
+    seen.add(cls)
+    for name in getattr(info, "__struct_fields__", ()):
+        parts = getattr(info, name)
+        for part in parts if isinstance(parts, tuple) else (parts,):
+            kind = part.type if isinstance(part, msgspec.inspect.Field) else part
+            if isinstance(kind, msgspec.inspect.Type):
+                has_any = _refuse_foreign(kind, path, seen) or has_any
+    return has_any
+
+
+__all__ = ["ONCE_MORE", "Codec", "Retry", "Within", "codec_of", "step"]

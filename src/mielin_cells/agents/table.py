@@ -1,0 +1,340 @@
+"""`Table`: a mapping in a state field, of which a commit carries only the changed keys."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, MutableMapping, ValuesView
+from typing import Any, NoReturn, TypeVar
+
+import msgspec
+
+from mielin_cells.agents.values.codec import Codec, encode, reason
+from mielin_cells.agents.values.exact import shown
+from mielin_cells.errors import InternalError, NotInTurn, StateInvalid, StateUnloadable, never
+from mielin_cells.log.state import BUCKETS, TableDelta, TableStore
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+_NAME_CHARS = 60
+"""Of a key that does not load: so many of its bytes are shown."""
+
+_UNFIT = (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError, msgspec.MsgspecError)
+"""What codecs raise for a key that is not of the declared type."""
+
+
+class Table(MutableMapping[K, V]):
+    """A mapping that can be large: a turn costs the keys that it touches, not the size.
+
+        class Museum(cells.Agent):
+            visits: cells.Table[str, list[int]]
+
+            @cells.handler
+            async def visit(self, who: str, day: int) -> None:
+                self.visits.setdefault(who, []).append(day)
+
+    Works as a `dict`, with these differences.  Values are kept as bytes and decoded on use.  What a turn was given
+    (by `[]`, `get`, `values`, `items`, or by assigning it) may be changed in place until the turn ends, and is compared
+    then; later changes to it are lost, so do not keep a value from turn to turn.  The order of iteration follows from
+    the keys alone: it is the same on every node, and not the order of insertion.  While iterating, keys may be set and
+    deleted: a deleted key does not come up any more, a new one may or may not.  A key or value that would not load
+    again raises `StateInvalid` where it is assigned, or, if changed in place, at the end of the turn, which is undone.
+
+    In an agent it is read at any time and written in turns alone (`NotInTurn`).  One that a user makes,
+    `Table({"a": 1})`, gives a field its first content; it is a plain mapping, copied then, and not bound to the agent.
+    """
+
+    __slots__ = ("_content",)
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, content: Mapping[K, V] | Iterable[tuple[K, V]] = ()) -> None:
+        self._content: dict[K, V] = dict(content)
+
+    @classmethod
+    def _bind(
+        cls,
+        store: TableStore,
+        keys: Codec,
+        values: Codec,
+        path: str,
+        writable: Callable[[], bool],
+    ) -> Table[K, V]:
+        """The table of a field: reads `store`, and keeps what the turn touches beside it."""
+        return _Bound(store, keys, values, path, writable)
+
+    def __getitem__(self, key: K) -> V:
+        return self._content[key]
+
+    def __setitem__(self, key: K, value: V) -> None:
+        self._content[key] = value
+
+    def __delitem__(self, key: K) -> None:
+        del self._content[key]
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._content
+
+    def __iter__(self) -> Iterator[K]:
+        return iter(self._content)
+
+    def __len__(self) -> int:
+        return len(self._content)
+
+    def __repr__(self) -> str:
+        return f"<Table of {len(self)} keys>"
+
+    # ---- a turn, as the class machinery drives it ----
+
+    def _delta(self) -> TableDelta | None:
+        """What the turn changed against the store, None for nothing.  Leaves the store as it is.
+
+        Raises `StateInvalid`, naming field and key, for a value that was changed in place and would not load again.
+        """
+        self._unbound()
+
+    def _replace(self, content: Any) -> None:
+        """Makes the content all there is, or raises and leaves the table as it was."""
+        self._unbound()
+
+    def _undo(self) -> None:
+        """Drops what the turn wrote and was given."""
+        self._unbound()
+
+    def _settle(self) -> None:
+        """The delta is in the store: forgets what the turn wrote and was given."""
+        self._unbound()
+
+    def _unbound(self) -> NoReturn:
+        raise InternalError("A table that is not bound to a field has no turn; please report this.")
+
+
+class _Entry:
+    """A key that the turn touched: its bytes as last checked (None: deleted), and the value in the turn's hands."""
+
+    __slots__ = ("data", "value")
+
+    def __init__(self, data: bytes | None, value: Any) -> None:
+        self.data = data
+        self.value = value
+
+
+class _Bound(Table[K, V]):
+    __slots__ = ("_grown", "_keys", "_path", "_store", "_touched", "_values", "_writable")
+
+    def __init__(self, store: TableStore, keys: Codec, values: Codec, path: str, writable: Callable[[], bool]) -> None:
+        super().__init__()
+        self._store = store
+        self._keys = keys
+        self._values = values
+        self._path = path
+        self._writable = writable
+        self._undo()
+
+    def __getitem__(self, key: K) -> V:
+        data = self._find_key(key)
+        if data is None:
+            raise KeyError(key)
+        number = self._store.bucket_of(data)
+        if not self._has(data, number):
+            raise KeyError(key)
+        return self._value(data, number)
+
+    def __setitem__(self, key: K, value: V) -> None:
+        self._check_writable()
+        data = self._new_key(key)
+        self._put(data, _Entry(self._checked(value, data), value))
+
+    def __delitem__(self, key: K) -> None:
+        self._check_writable()
+        data = self._find_key(key)
+        if data is None or not self._has(data, number := self._store.bucket_of(data)):
+            raise KeyError(key)
+        self._delete(data, number)
+
+    def __contains__(self, key: object) -> bool:
+        data = self._find_key(key)
+        return data is not None and self._has(data, self._store.bucket_of(data))
+
+    def __iter__(self) -> Iterator[K]:
+        for data, _ in self._walk():
+            yield self._load_key(data)
+
+    def __len__(self) -> int:
+        return len(self._store) + self._grown
+
+    def values(self) -> ValuesView[V]:
+        return _Values(self)
+
+    def items(self) -> ItemsView[K, V]:
+        return _Items(self)
+
+    def clear(self) -> None:
+        self._check_writable()
+        for data, number in self._walk():
+            self._delete(data, number)
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        """As of a `dict`, but all or nothing: one key or value that is refused leaves the table as it was."""
+        self._check_writable()
+        for data, entry in self._new(dict(*args, **kwargs)):
+            self._put(data, entry)
+
+    def _replace(self, content: Any) -> None:
+        """Makes the content all there is, or raises and leaves the table as it was."""
+        entries = self._new(dict(content))
+        self.clear()
+        for data, entry in entries:
+            self._put(data, entry)
+
+    def popitem(self) -> tuple[K, V]:
+        """Takes the first key in the order of iteration."""
+        self._check_writable()
+        for data, number in self._walk():
+            item = self._load_key(data), self._value(data, number)
+            self._delete(data, number)
+            return item
+        raise KeyError(f"{self._path} is empty")
+
+    # ---- turn ----
+
+    def _delta(self) -> TableDelta | None:
+        sets: dict[bytes, bytes] = {}
+        dels: list[bytes] = []
+        for number, entries in self._touched.items():
+            for key, entry in entries.items():
+                old = self._store.get(key, number)
+                if entry.data is None:
+                    if old is not None:
+                        dels.append(key)
+                    continue
+                if not self._values.is_immutable:
+                    entry.data = self._checked(entry.value, key, entry.data)
+                if entry.data != old:
+                    sets[key] = entry.data
+        return TableDelta(sets, dels) if sets or dels else None
+
+    def _undo(self) -> None:
+        self._touched: dict[int, dict[bytes, _Entry]] = {}  # by bucket, as the store
+        self._grown = 0
+
+    def _settle(self) -> None:
+        self._undo()
+
+    # ---- entries ----
+
+    def _has(self, key: bytes, number: int) -> bool:
+        entry = self._touched[number].get(key) if number in self._touched else None
+        return self._store.get(key, number) is not None if entry is None else entry.data is not None
+
+    def _value(self, key: bytes, number: int) -> V:
+        """The value of a key that is there, remembered if the turn could change it in place."""
+        entry = self._touched[number].get(key) if number in self._touched else None
+        if entry is None:
+            data = self._store.get(key, number)
+        elif self._values.is_immutable or self._writable():
+            known: V = entry.value
+            return known
+        else:  # somebody outside of the turn gets a copy
+            data = entry.data
+        if data is None:
+            raise never("data is not None does not hold")
+        try:
+            value: V = self._values.whole(data)
+        except Exception as error:  # a codec hook may raise anything
+            raise self._unloadable(key, error) from error
+        if entry is None and not self._values.is_immutable and self._writable():
+            self._touched.setdefault(number, {})[key] = _Entry(data, value)
+        return value
+
+    def _put(self, data: bytes, entry: _Entry) -> None:
+        number = self._store.bucket_of(data)
+        if not self._has(data, number):
+            self._grown += 1
+        self._touched.setdefault(number, {})[data] = entry
+
+    def _new(self, content: dict[K, V]) -> list[tuple[bytes, _Entry]]:
+        entries: list[tuple[bytes, _Entry]] = []
+        for key, value in content.items():
+            data = self._new_key(key)
+            entries.append((data, _Entry(self._checked(value, data), value)))
+        return entries
+
+    def _delete(self, key: bytes, number: int) -> None:
+        self._touched.setdefault(number, {})[key] = _Entry(None, None)
+        self._grown -= 1
+
+    def _walk(self) -> Iterator[tuple[bytes, int]]:
+        """Keys, bucket by bucket and sorted within: a list of its own per bucket, each key only if still there."""
+        for number in range(BUCKETS):
+            keys = self._store.keys_in(number)
+            if number in self._touched:
+                keys = list({*keys, *self._touched[number]})
+            for key in sorted(keys):
+                if self._has(key, number):
+                    yield key, number
+
+    # ---- codecs ----
+
+    def _find_key(self, key: object) -> bytes | None:
+        """The bytes under which `key` would be stored; None for what cannot be a key of this table."""
+        try:
+            return self._coded(key)
+        except _UNFIT:  # as in a dict, where a key of another type is only not there
+            return None
+
+    def _new_key(self, key: K) -> bytes:
+        try:
+            return encode(self._keys.keep(key)[1])
+        except Exception as error:
+            where = reason(key, error)
+            message = f"{self._path} cannot have the key {shown(key)}: {where}. Use a key of the declared type."
+            raise StateInvalid(message, path=f"{self._path}[{shown(key)}]") from error
+
+    def _coded(self, key: Any) -> bytes:
+        """The bytes that stand for a key, the same for all that load alike: 1 and 1.0 in a Table[float, V]."""
+        data = encode(key)
+        return data if self._keys.is_proved(key) else encode(self._keys.decode(data))
+
+    def _load_key(self, key: bytes) -> K:
+        try:
+            found: K = self._keys.decode(key)
+        except Exception as error:
+            raise self._unloadable(key, error) from error
+        return found
+
+    def _checked(self, value: V, key: bytes, known: bytes | None = None) -> bytes:
+        """The value's bytes, which load as the value: checked unless they are the `known` ones."""
+        try:
+            data = encode(value)
+            if known is not None and self._values.is_unchanged(value, data, known):
+                return known
+            return self._values.settle(value, data)[0]
+        except Exception as error:
+            path = f"{self._path}[{shown(self._load_key(key))}]"
+            message = f"{path}: {reason(value, error)}. It was not stored; use a value of the declared type."
+            raise StateInvalid(message, path=path) from error
+
+    def _unloadable(self, key: bytes, error: Exception) -> StateUnloadable:
+        path = f"{self._path}[{key[:_NAME_CHARS]!r}]"
+        message = f"{path} does not load: {reason(None, error)}. Add an upgrade to the class or restore the old type."
+        return StateUnloadable(message, path=path)
+
+    def _check_writable(self) -> None:
+        if not self._writable():
+            message = f"{self._path} is written only inside a turn; nothing was changed. Write it in a handler."
+            raise NotInTurn(message, path=self._path)
+
+
+class _Values(ValuesView[V]):
+    _mapping: _Bound[Any, V]
+
+    def __iter__(self) -> Iterator[V]:
+        for data, number in self._mapping._walk():
+            yield self._mapping._value(data, number)
+
+
+class _Items(ItemsView[K, V]):
+    _mapping: _Bound[K, V]
+
+    def __iter__(self) -> Iterator[tuple[K, V]]:
+        for data, number in self._mapping._walk():
+            yield self._mapping._load_key(data), self._mapping._value(data, number)

@@ -1,0 +1,126 @@
+"""Durable timers, as authors write them: `cells.after(30).remind("tea")` inside a turn sends that message to the agent itself, later.
+
+A timer is part of what the turn commits.  When it is due its message goes into the agent's own inbox, in one commit with the timer's
+end, so it is sent once, whoever owns the agent by then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, ParamSpec, TypeAlias, overload
+
+from mielin_cells.agents.agent import agent_id
+from mielin_cells.agents.handler import Bound
+from mielin_cells.agents.reference import Turn, turn
+from mielin_cells.errors import NotInTurn, UsageError
+
+P = ParamSpec("P")
+
+CatchUp: TypeAlias = Literal["one", "all", "none"]
+"""What an `every` does about times that passed while nobody ran the agent: once for all of them, each of them, or nothing."""
+
+SECONDS_MAX = 1e9
+EVERY_S_MIN = 0.001
+"""Of an `every`: each time is a message and a turn, and no agent does more of them than that."""
+ID_CHARS_MAX = 128
+
+
+class Later:
+    """A time; the name of a handler, called with its arguments, is what happens then."""
+
+    __slots__ = ("_set",)
+
+    def __init__(self, set_timer: Callable[[str, tuple[Any, ...], dict[str, Any]], str]) -> None:
+        self._set = set_timer
+
+    def __getattr__(self, name: str) -> Callable[..., str]:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return lambda *args, **kwargs: self._set(name, args, kwargs)
+
+
+@overload
+def after(seconds: float, /, *, id: str | None = None) -> Any: ...
+@overload
+def after(seconds: float, handler: Bound[P, Any], /, *, id: str | None = None) -> Callable[P, str]: ...
+def after(seconds: float, handler: Bound[P, Any] | None = None, /, *, id: str | None = None) -> Any:
+    """Sends the agent a message of its own after `seconds`: `cells.after(30).remind("tea")`.
+
+    `cells.after(30, self.remind)("tea")` is the same, and typed.  Both give the timer's id, for `cancel`.  The timer is set with the
+    commit of the turn; a turn that fails sets none.  A timer of the same `id` is replaced.
+
+    Guarantees: the message is sent once, and not early; the timer moves with the agent, and outlives its nodes.  A timer that was due
+    while nobody ran the agent, or while it was suspended, is sent as soon as it runs.  Not guaranteed: punctuality; and after a
+    move or restart "not early" is by the clock of the new node.
+
+    Raises `NotInTurn` outside a turn, `NoSuchHandler`, `BadArguments`, `UsageError` for a time that cannot be or too many timers.
+    """
+    return _later(seconds, False, "one", id, handler)
+
+
+@overload
+def every(seconds: float, /, *, id: str | None = None, catch_up: CatchUp = "one") -> Any: ...
+@overload
+def every(
+    seconds: float, handler: Bound[P, Any], /, *, id: str | None = None, catch_up: CatchUp = "one"
+) -> Callable[P, str]: ...
+def every(
+    seconds: float, handler: Bound[P, Any] | None = None, /, *, id: str | None = None, catch_up: CatchUp = "one"
+) -> Any:
+    """As `after`, again and again: `cells.every(60).sweep()`, until it is cancelled.
+
+    Times are a grid from now on, whatever the turns take.  `catch_up`: of the times that passed while nobody ran the agent, "one"
+    stands for all, "all" are made up for, or "none".
+    """
+    if catch_up not in ("one", "all", "none"):
+        raise UsageError(f'catch_up = {catch_up!r}; there are "one", "all" and "none".')
+    return _later(seconds, True, "".join(catch_up), id, handler)  # plain text: it is in a record
+
+
+def cancel(id: str, /) -> bool:
+    """Takes a timer of the agent away, with the commit of this turn; False if there is none of this id.
+
+    A timer whose message is in the inbox already cannot be taken back.
+    """
+    return _running().cancel_timer(id)
+
+
+def _later(seconds: float, repeats: bool, catch_up: str, id: str | None, handler: Bound[P, Any] | None) -> Any:
+    running = _running()
+    first = EVERY_S_MIN if repeats else 0
+    if type(seconds) not in (int, float) or not first <= seconds <= SECONDS_MAX:
+        raise UsageError(
+            f"A timer of agent {running.id!r} in {seconds!r} seconds cannot be: {first:g} to {SECONDS_MAX:g}."
+        )
+    if id is not None and (type(id) is not str or not 0 < len(id) <= ID_CHARS_MAX or not id.isprintable()):
+        raise UsageError(f"A timer of agent {running.id!r} has no id of 1 to {ID_CHARS_MAX} printable characters.")
+
+    if handler is not None:
+        _own(running, handler)
+
+    def set_timer(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        return running.set_timer(name, args, kwargs, float(seconds), float(seconds) if repeats else 0.0, catch_up, id)
+
+    if handler is None:
+        return Later(set_timer)
+    return lambda *args, **kwargs: set_timer(handler.name, args, kwargs)
+
+
+def _own(running: Turn, handler: Any) -> None:
+    """Raises `UsageError` unless it is a handler of the agent whose turn runs: a timer is a message of an agent to itself."""
+    if not isinstance(handler, Bound):
+        raise UsageError(
+            f"A timer of agent {running.id!r} was given {handler!r}; give a handler of the agent: after(30, self.remind)(...)."
+        )
+    if agent_id(handler.__self__) != running.id:
+        raise UsageError(
+            f"A timer of agent {running.id!r} was given {handler!r}, a handler of another agent.  A timer is a message of an agent "
+            f"to itself: write a handler of its own that tells {handler.__self__!r}, and give that."
+        )
+
+
+def _running() -> Turn:
+    running = turn.get()
+    if running is None:
+        raise NotInTurn("A timer is set and cancelled inside a handler or a hook of an agent.")
+    return running

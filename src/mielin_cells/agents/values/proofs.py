@@ -1,0 +1,247 @@
+"""What the declared type alone says of its values: whether a load gives the same, whether they can change, what they hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import enum
+import inspect
+import operator
+import types
+import typing
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from msgspec import inspect as kinds
+
+from mielin_cells.agents.agent import Agent
+from mielin_cells.agents.values import models
+from mielin_cells.log.ids import AgentId
+
+Proof = Callable[[Any], bool] | None
+"""Whether a value of one exact type is loaded as it was; None: always."""
+
+
+def no(value: Any) -> bool:
+    return False
+
+
+_SCALARS: dict[type, type] = {
+    kinds.BoolType: bool,
+    kinds.BytesType: bytes,
+    kinds.FloatType: float,
+    kinds.IntType: int,
+    kinds.NoneType: type(None),
+    kinds.StrType: str,
+}
+
+
+def _is_free(info: Any) -> bool:
+    """No limit is declared that a value could break."""
+    limits = ("gt", "ge", "lt", "le", "multiple_of", "min_length", "max_length", "pattern")
+    return all(getattr(info, limit, None) is None for limit in limits)
+
+
+def proofs(info: Any, within: frozenset[type] = frozenset()) -> dict[type, Proof]:
+    """By the exact type of a value.  What is not here is decoded and compared.  `within`: classes that hold it."""
+    if isinstance(info, kinds.UnionType):
+        found: dict[type, Proof] = {}
+        for part in info.types:
+            found.update(proofs(part, within))
+        return found
+    if not _is_free(info):
+        return {}
+    scalar = _SCALARS.get(type(info))
+    if scalar is not None:
+        return {scalar: None}
+    if isinstance(info, kinds.ByteArrayType):
+        return {bytearray: lambda value: True}  # not None: it can be changed
+    if isinstance(info, (kinds.ListType, kinds.SetType, kinds.FrozenSetType, kinds.VarTupleType)):
+        made = {kinds.ListType: list, kinds.SetType: set, kinds.FrozenSetType: frozenset}.get(type(info), tuple)
+        return {made: _all(proofs(info.item_type, within))}
+    if isinstance(info, kinds.TupleType):
+        return {tuple: _each([proofs(part, within) for part in info.item_types])}
+    if isinstance(info, kinds.DictType):
+        of_keys, of_values = proofs(info.key_type, within), proofs(info.value_type, within)
+        if not any(of_keys.values()) and not any(of_values.values()):
+            keys_are, values_are = frozenset(of_keys).issuperset, frozenset(of_values).issuperset
+            return {dict: lambda value: keys_are(map(type, value)) and values_are(map(type, value.values()))}
+        keys, values = _all(of_keys), _all(of_values)
+        return {dict: lambda value: keys(value) and values(value.values())}
+    if isinstance(info, kinds.EnumType):
+        return {} if issubclass(info.cls, enum.Flag) else {info.cls: None}
+    if isinstance(info, kinds.UUIDType):
+        return {uuid.UUID: None}
+    if isinstance(info, kinds.DateTimeType) and info.tz is None:
+        return {
+            datetime.datetime: lambda value: value.fold == 0 and (value.tzinfo is None or value.tzinfo is datetime.UTC)
+        }
+    if isinstance(info, (kinds.StructType, kinds.DataclassType, kinds.NamedTupleType)) and info.cls not in within:
+        return _of_class(info, within | {info.cls})
+    return {}
+
+
+def _of_class(info: Any, within: frozenset[type]) -> dict[type, Proof]:
+    """A class is proved by its fields, if nothing of it runs in a load and its values hold nothing else."""
+    cls, names = typing.get_origin(info.cls) or info.cls, [field.name for field in info.fields]
+    parts = [proofs(field.type, within) for field in info.fields]
+    if hasattr(cls, "__post_init__") or not all(parts):
+        return {}
+    if isinstance(info, kinds.StructType):
+        config = cls.__struct_config__
+        return {} if config.dict or config.omit_defaults else {cls: _each(parts, msgspec.structs.astuple)}
+    if isinstance(info, kinds.NamedTupleType):
+        return {cls: _each(parts)} if cls.__dictoffset__ == 0 else {}
+    if not dataclasses.is_dataclass(cls) or [field.name for field in dataclasses.fields(cls)] != names:
+        return {}
+    if len(cls.__dataclass_fields__) != len(names):  # an `InitVar`, or a class variable
+        return {}
+    if cls.__new__ is not object.__new__ or cls.__getattribute__ is not object.__getattribute__:
+        return {}
+    kept = [inspect.getattr_static(cls, name, None) for name in names]
+    if cls.__dictoffset__ == 0:
+        slots = all(isinstance(member, types.MemberDescriptorType) for member in kept)
+        return {cls: _each(parts, _getter(operator.attrgetter, names))} if slots else {}
+    if any(hasattr(type(member), "__set__") for member in kept):
+        return {}
+    get, size = _getter(operator.itemgetter, names), len(names)
+
+    def read(value: Any) -> tuple[Any, ...]:
+        held = value.__dict__
+        return get(held) if len(held) == size else (None,) * (size + 1)
+
+    return {cls: _each(parts, read)}
+
+
+def _getter(make: Callable[..., Any], names: list[str]) -> Callable[[Any], tuple[Any, ...]]:
+    if not names:
+        return lambda value: ()
+    get: Callable[[Any], Any] = make(*names)
+    return get if len(names) > 1 else lambda value: (get(value),)
+
+
+def flat(info: Any) -> dict[type, Proof]:
+    """The proofs of values that hold nothing which could be changed."""
+    if isinstance(info, kinds.UnionType):
+        found: dict[type, Proof] = {}
+        for part in info.types:
+            found.update(flat(part))
+        return found
+    parts = [getattr(info, name) for name in ("item_type", "key_type", "value_type") if hasattr(info, name)]
+    if not parts and not isinstance(info, kinds.ByteArrayType):
+        return {}
+    return proofs(info) if all(isinstance(part, tuple(_SCALARS)) for part in parts) else {}
+
+
+def has_sets(info: Any, seen: set[Any]) -> bool:
+    cls = getattr(info, "cls", None)
+    if isinstance(info, (kinds.SetType, kinds.FrozenSetType)):
+        return True
+    if not isinstance(info, kinds.Type) or cls in seen:
+        return False
+    if cls is not None:
+        seen.add(cls)
+    for name in getattr(info, "__struct_fields__", ()):
+        part = getattr(info, name)
+        for each in part if isinstance(part, tuple) else (part,):
+            if has_sets(each.type if isinstance(each, kinds.Field) else each, seen):
+                return True
+    return False
+
+
+def has_refs(info: Any, seen: set[Any]) -> bool:
+    if isinstance(info, kinds.CustomType):
+        return issubclass(info.cls, Agent) or models.is_model(info.cls)
+    cls = getattr(info, "cls", None)
+    if not isinstance(info, kinds.Type) or cls in seen:
+        return False
+    if cls is not None:
+        seen.add(cls)
+    for name in getattr(info, "__struct_fields__", ()):
+        part = getattr(info, name)
+        for each in part if isinstance(part, tuple) else (part,):
+            if has_refs(each.type if isinstance(each, kinds.Field) else each, seen):
+                return True
+    return False
+
+
+def has_classes(info: Any) -> bool:
+    if isinstance(info, kinds.CustomType):
+        return models.is_model(info.cls) and not models.reads_other_data(info.cls)
+    if isinstance(info, (kinds.StructType, kinds.DataclassType, kinds.TypedDictType, kinds.NamedTupleType)):
+        return True
+    parts = [getattr(info, name) for name in getattr(info, "__struct_fields__", ())]
+    return any(
+        has_classes(each) for part in parts for each in (part if isinstance(part, tuple) else (part,))
+        if isinstance(each, kinds.Type)
+    )  # fmt: skip
+
+
+def _all(proofs: dict[type, Proof]) -> Callable[[Any], bool]:
+    """Whether all of some values are proved."""
+    if all(proof is None for proof in proofs.values()):
+        are = frozenset(proofs).issuperset
+        return lambda values: are(map(type, values))
+
+    def prove(values: Any) -> bool:
+        for value in values:
+            proof = proofs.get(type(value), no)
+            if proof is not None and not proof(value):
+                return False
+        return True
+
+    return prove
+
+
+TYPES_MAX = 64
+"""Combinations of types of a class's fields that are remembered as proved."""
+
+
+def _each(
+    parts: list[dict[type, Proof]], read: Callable[[Any], tuple[Any, ...]] | None = None
+) -> Callable[[Any], bool]:
+    """Whether each of the parts that `read` gives is proved by its own."""
+    known: set[tuple[type, ...]] = set()
+
+    def prove(value: Any) -> bool:
+        values = value if read is None else read(value)
+        found = (*map(type, values),)
+        if found in known:
+            return True
+        if len(values) != len(parts):
+            return False
+        are_scalars = True
+        for one, part in zip(values, parts, strict=True):
+            proof = part.get(type(one), no)
+            if proof is not None:
+                if not proof(one):
+                    return False
+                are_scalars = False
+        if are_scalars and len(known) < TYPES_MAX:
+            known.add(found)
+        return True
+
+    return prove
+
+
+_UNCHANGING = (
+    *_SCALARS, kinds.EnumType, kinds.LiteralType, kinds.DateTimeType, kinds.DateType, kinds.TimeType, kinds.TimeDeltaType,
+    kinds.UUIDType, kinds.DecimalType,
+)  # fmt: skip
+
+
+def is_immutable(info: Any) -> bool:
+    """Asked of types that do not hold themselves."""
+    if isinstance(info, _UNCHANGING):
+        return True
+    if isinstance(info, kinds.CustomType):
+        return issubclass(info.cls, (Agent, AgentId))
+    if isinstance(info, (kinds.FrozenSetType, kinds.VarTupleType)):
+        return is_immutable(info.item_type)
+    if isinstance(info, kinds.TupleType):
+        return all(map(is_immutable, info.item_types))
+    if isinstance(info, kinds.UnionType):
+        return all(map(is_immutable, info.types))
+    return False

@@ -1,0 +1,81 @@
+"""Where new agents go: to the emptiest node that has their class, however many are spawned at the same time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from mielin_cells.agents.reference import turn
+from mielin_cells.errors import CellError, NodeCordoned, NodeStopping, NoResponder, UnknownNode, WireTimeout
+from mielin_cells.membership import selection, table
+from mielin_cells.rpc import requests
+from mielin_cells.tasks.supervision import Backoff
+
+if TYPE_CHECKING:
+    from mielin_cells.client.client import Client
+
+SPAWNS_MAX = 512
+"""Agents that one client has created at the same time: more of them only wait at the nodes, and keep these from answering."""
+
+FRESH_S_MIN, FRESH_S_MAX = 0.05, 2.0
+"""How long a list of the nodes is used; within these, ten times as long as it took to make."""
+
+NOBODY_S = 10.0
+"""How long a client asks again when no node answers: they may all be busy."""
+
+
+class Placing:
+    """Of one client."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._room = asyncio.Semaphore(SPAWNS_MAX)
+        self._lock = asyncio.Lock()
+        self._spread: selection.Spread | None = None
+        self._until = 0.0
+
+    def room(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """Entered for each agent that is created.  A turn has it at once: it may be what another spawn waits for."""
+        return contextlib.nullcontext() if turn.get() is not None else self._room
+
+    async def place(self, request: requests.Spawn) -> msgspec.Raw:
+        """Has the emptiest node create the agent, or the next one, if that is taken out of service, or does not answer.
+
+        Raises `UnknownNode` if there is no node, and what else keeps the agent from being created.
+        """
+        clock, settings = asyncio.get_running_loop().time, self._client.settings
+        began, backoff, passed = clock(), Backoff(), set[str]()
+        error: CellError | None = None
+        while True:
+            spread = await self._nodes()
+            node = spread.choose(passed, request.cls) or spread.choose(passed)  # which says why not
+            if node is None:
+                if not spread and not await table.present(self._client.log):
+                    raise UnknownNode("No node answers; start one.", node="", nodes=[])
+                if clock() - began > (settings.turn_deadline_s if error is not None and spread else NOBODY_S):
+                    raise error or NoResponder("No node answers; they may be busy. Try again, and see `mielin nodes`.")
+                await backoff.wait()
+                passed.clear()
+                self._until = 0.0
+                continue
+            try:
+                return await self._client.request(node, request, settings.turn_deadline_s)
+            except (NodeCordoned, NodeStopping, NoResponder, WireTimeout) as refusal:
+                error = refusal
+                spread.gives_back(node)
+                passed.add(node)
+
+    async def _nodes(self) -> selection.Spread:
+        """The nodes that answer, as they were a moment ago, with what they were given since: many spawns ask them once."""
+        clock = asyncio.get_running_loop().time
+        async with self._lock:
+            if self._spread is None or clock() >= self._until:
+                began = clock()
+                found = await selection.alive(self._client.log, self._client.wire, selection.PATIENCE_S)
+                self._spread = selection.Spread(found)
+                took = clock() - began
+                self._until = clock() + min(max(10 * took, FRESH_S_MIN), FRESH_S_MAX)
+            return self._spread

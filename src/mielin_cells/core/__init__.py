@@ -1,1 +1,0 @@
-"""The pure agent model: no I/O, no clocks, no randomness."""

@@ -1,0 +1,138 @@
+"""`mielin demo --chaos`: while the main job runs, a node is killed every few seconds, and another one comes in its place."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from mielin_cells.client.client import Client
+from mielin_cells.deployment.fleet import Fleet
+from mielin_cells.errors import CellError, RecordInvalid, RetryError
+from mielin_cells.log.ids import LOGS, agent_of
+from mielin_cells.log.records import Claimed, decode_record, named_owner
+from mielin_cells.membership.takeover import FAILOVER
+from mielin_cells.store.reader import End, ends, known_agents
+
+if TYPE_CHECKING:
+    from mielin_cells.demo.demo import Job
+
+EVERY_S = 10.0
+"""From one kill to the next, and at least `PACE` times as long as the failover took: most of the time everybody serves."""
+
+PACE = 2.0
+
+SAMPLE = 64
+"""Agents of a killed node that tell when its failover is over."""
+
+LOOK_S = 0.25
+
+READS = 64
+
+
+@dataclass(slots=True)
+class Chaos:
+    """What was done, and what it cost."""
+
+    killed: int = 0
+    waiting: dict[str, float] = field(default_factory=dict)
+    """Agents of a killed node that had a call on its way, and when the node was killed."""
+    unavailable_ms: list[float] = field(default_factory=list)
+
+    def answered(self, agent: str) -> None:
+        """A call of the agent has ended."""
+        began = self.waiting.pop(agent, None)
+        if began is not None:
+            self.unavailable_ms.append((time.monotonic() - began) * 1000)
+
+    def may_send(self, job: Job) -> bool:
+        """Nobody waits for the next kill."""
+        return True
+
+    @property
+    def is_good(self) -> bool:
+        """What nodes do when they are killed shows in the comparison."""
+        return True
+
+    async def run(self, client: Client, fleet: Fleet, job: Job) -> None:
+        """One serving node after the other, for ever."""
+        rng, took = Random(0), 0.0
+        while True:
+            await asyncio.sleep(max(EVERY_S - took, (PACE - 1) * took))
+            took = 0.0
+            serving = [child for child in fleet.children if child.state == "serving"]
+            if len(serving) < job.nodes:
+                continue  # the one before is still to come: never more than one is missing on purpose
+            child = rng.choice(serving)
+            busy = [agent for agent, count in job.busy.items() if count > 0]
+            owners = dict(zip(busy, await asyncio.gather(*(_owner(client, agent) for agent in busy)), strict=True))
+            now = time.monotonic()
+            fleet.replace(child)
+            self.killed += 1
+            for agent, owner in owners.items():
+                if owner == child.name and job.busy[agent] > 0:
+                    self.waiting[agent] = now
+            await _failed_over(client, child.name, rng)
+            took = time.monotonic() - now
+
+    async def report(self, client: Client) -> dict[str, Any]:
+        found = sorted(self.unavailable_ms)
+
+        def at(share: float) -> float:
+            return round(found[min(len(found) - 1, int(share * len(found)))], 1) if found else 0.0
+
+        return {
+            "killed": self.killed,
+            "failovers": await failovers(client),
+            "unavailable_ms": {"p50": at(0.5), "p99": at(0.99), "max": at(1.0), "calls": len(found)},
+        }
+
+
+async def _failed_over(client: Client, node: str, rng: Random) -> None:
+    """Returns when agents of the killed node have other owners, as far as a sample of them tells."""
+    owners = {end.agent: named_owner(end.record) for end in await _ends(client, None)}
+    left = [agent for agent, owner in owners.items() if owner == node]
+    left = rng.sample(left, min(SAMPLE, len(left)))
+    while left:
+        await asyncio.sleep(LOOK_S)
+        left = [end.agent for end in await _ends(client, left) if named_owner(end.record) == node]
+
+
+async def _ends(client: Client, agents: list[str] | None) -> list[End]:
+    while True:
+        try:
+            return await ends(
+                client.log, [name for name, _ in await known_agents(client.log)] if agents is None else agents
+            )
+        except RetryError:
+            await asyncio.sleep(LOOK_S)
+
+
+async def _owner(client: Client, agent: str) -> str:
+    try:
+        return (await client.owner(agent))[0]
+    except CellError:
+        return ""
+
+
+async def failovers(client: Client) -> int:
+    """Claims for that cause in all agents' logs, as far as these are kept."""
+    causes, limit = Counter[bool](), asyncio.Semaphore(READS)
+
+    async def one(subject: str) -> None:
+        agent, after = agent_of(subject), 0
+        async with limit:
+            while entries := await client.log.read(subject, after, 1000):
+                for entry in entries:
+                    try:
+                        record = decode_record(entry.data, f"The log of agent {agent!r} at {entry.seq}")
+                    except RecordInvalid:
+                        continue  # counted is what can be read; the comparison tells whether anything is wrong
+                    causes[isinstance(record, Claimed) and record.cause.startswith(FAILOVER)] += 1
+                after = entries[-1].seq
+
+    await asyncio.gather(*(one(subject) for subject, _ in await client.log.subjects(LOGS)))
+    return causes[True]

@@ -1,0 +1,267 @@
+"""Node processes that this process starts and keeps: restarted when they crash, ended when it ends.
+
+Each child holds the read end of a pipe as its standard input; when this process dies, in whatever way, the pipe ends and the
+child stops by itself.  Children also inherit the lock of the folder, so it is free only once all of them are gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from asyncio.subprocess import PIPE, Process
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from mielin_cells.deployment.codes import FAILED, USAGE
+from mielin_cells.deployment.connect import LOCKS_VARIABLE, URL_VARIABLE, Address
+from mielin_cells.errors import never
+
+RESTART_S_MIN, RESTART_S_MAX = 0.5, 30.0
+"""Wait before a crashed node is started again; doubles with each crash."""
+
+STEADY_S = 10.0
+"""A node that has served this long begins with the shortest wait again."""
+
+STOP_S = 35.0
+"""A child's own limit for a clean stop, and a little; what lives then is killed."""
+
+LINE_BYTES_MAX = 1024 * 1024
+
+LOOK_S = 0.1
+"""How often a child is looked at: what it has started may hold its pipes open when it has ended."""
+
+LAST_WORDS_S = 0.5
+"""For what an ended child has left in its pipes."""
+
+
+@dataclass(slots=True)
+class Child:
+    """One node's process.  `state`: starting, serving, crashed, stopping or stopped."""
+
+    name: str
+    state: str = "starting"
+    process: Process | None = None
+    incarnation: int = 0
+    restarts: int = 0
+    code: int | None = None
+    """Of its last end."""
+    last_line: str = ""
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+    """It was killed or told to stop for good, and is not started again."""
+    left: int = 0
+    """Agents that it had when it stopped."""
+    since: float = field(default_factory=time.monotonic)
+
+    def become(self, state: str) -> None:
+        self.state, self.since = state, time.monotonic()
+
+    @property
+    def lives(self) -> bool:
+        return self.process is not None and self.process.returncode is None
+
+    def signal(self, number: int) -> None:
+        if self.process is not None and self.process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                self.process.send_signal(number)
+
+
+class Fleet:
+    """`start`, then `stop`.  `say` is told what happens to each node, as a value to be printed."""
+
+    def __init__(
+        self, app: str, address: Address, say: Callable[[dict[str, Any]], None], pass_fds: tuple[int, ...] = (),
+        options: Iterable[str] = (),
+    ) -> None:  # fmt: skip
+        self._app = app
+        self._address = address
+        self._say = say
+        self._pass_fds = pass_fds
+        self._options = list(options)
+        self._keepers: list[asyncio.Task[None]] = []
+        self.children: list[Child] = []
+        self._all: list[Child] = []
+        """Also those that were replaced: one of them may still be ending."""
+        self._numbered = 0
+        self.failed: asyncio.Future[Child] = asyncio.get_running_loop().create_future()
+        """A node that cannot be started at all: its app is wrong."""
+
+    def start(self, count: int) -> None:
+        for _ in range(count):
+            self._another()
+
+    def replace(self, child: Child) -> None:
+        """Kills a node without any warning; another one, of a new name, comes in its place."""
+        child.gone.set()
+        child.signal(signal.SIGKILL)
+        self.children.remove(child)
+        self._another()
+
+    async def retire(self, child: Child) -> int:
+        """Has another node come, then SIGTERMs this one, which moves its agents away; its exit code."""
+        instead = self._another()
+        while instead.state != "serving" and not self.failed.done():
+            await asyncio.sleep(0.02)
+        child.gone.set()
+        self.children.remove(child)
+        child.signal(signal.SIGTERM)
+        while child.state != "stopped":  # its last lines are to be read, too
+            await asyncio.sleep(0.01)
+        return child.code if child.code is not None else FAILED
+
+    def _another(self) -> Child:
+        self._numbered += 1
+        child = Child(f"node-{self._numbered}")
+        self.children.append(child)
+        self._all.append(child)
+        self._keepers.append(asyncio.create_task(self._keep(child)))
+        return child
+
+    async def serving(self) -> None:
+        """Returns when every node serves, or one of them never will."""
+        while not self.failed.done() and any(child.state != "serving" for child in self.children):
+            await asyncio.sleep(0.02)
+
+    async def stop(self) -> None:
+        """SIGINT to all, since nobody is to take their agents, and SIGKILL to those that are there after the time for a clean stop."""
+        for child in self._all:
+            child.gone.set()
+            if child.lives:
+                # One that only begins has no hands for it yet, and no agents either.
+                child.signal(signal.SIGINT if child.state == "serving" else signal.SIGTERM)
+                child.become("stopping")
+        if self._keepers:
+            await asyncio.wait(self._keepers, timeout=STOP_S)
+        self.kill()
+        await asyncio.gather(*self._keepers, return_exceptions=True)
+
+    def kill(self) -> None:
+        for child in self._all:
+            child.signal(signal.SIGKILL)
+
+    # ---- one child -------------------------------------------------------------------------------------------
+
+    async def _keep(self, child: Child) -> None:
+        delay = RESTART_S_MIN
+        while not child.gone.is_set():
+            begun, why = time.monotonic(), dict[str, Any]()
+            try:
+                child.code = await self._run(child)
+            except Exception as error:  # noqa: BLE001 - no more processes or descriptors, or an error of ours: it is told, and tried again
+                child.code, child.last_line = None, f"its process cannot be started or read: {error}"
+                why = {"reason": child.last_line}
+            if child.gone.is_set():
+                break
+            child.become("crashed")
+            event = {"event": "node", "node": child.name, "state": "crashed", "code": child.code, **why}
+            if child.code == USAGE:
+                self._say(event)
+                if not self.failed.done():
+                    self.failed.set_result(child)
+                return
+            delay = RESTART_S_MIN if time.monotonic() - begun > STEADY_S else delay
+            self._say({**event, "restart_s": delay})
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(child.gone.wait(), delay)
+            delay = min(delay * 2, RESTART_S_MAX)
+            child.restarts += 1
+        child.become("stopped")
+        self._say({"event": "node", "node": child.name, "state": "stopped", "code": child.code})
+
+    async def _run(self, child: Child) -> int:
+        child.become("starting")
+        process = child.process = await asyncio.create_subprocess_exec(
+            *self._command(child.name), stdin=PIPE, stdout=PIPE, stderr=PIPE, limit=LINE_BYTES_MAX,
+            env={
+                **os.environ, URL_VARIABLE: self._address.url,  # not an argument: it may hold a password
+                LOCKS_VARIABLE: " ".join(map(str, self._pass_fds)),
+            },
+            pass_fds=self._pass_fds, start_new_session=True,  # so that Ctrl-C reaches this process alone
+        )  # fmt: skip
+        readers: list[asyncio.Task[None]] = []
+        try:
+            if child.gone.is_set():  # while it was started
+                process.terminate()
+            if process.stdout is None:
+                raise never("process.stdout is not None does not hold")
+            if process.stderr is None:
+                raise never("process.stderr is not None does not hold")
+            readers.append(asyncio.create_task(self._lines(process.stdout, lambda line: self._told(child, line))))
+            readers.append(asyncio.create_task(self._lines(process.stderr, lambda line: self._logged(child, line))))
+            code = await _ended(process)
+            await asyncio.wait(readers, timeout=LAST_WORDS_S)
+            return code
+        finally:
+            if process.returncode is None:
+                process.kill()
+            for reader in readers:
+                reader.cancel()
+            await asyncio.gather(*readers, return_exceptions=True)
+            process._transport.close()  # type: ignore[attr-defined]  # else its pipes stay while anybody holds them
+
+    def _command(self, name: str) -> list[str]:
+        address = self._address
+        # -P: a random.py of the directory that this is started in is not Python's own.
+        command = [sys.executable, "-P", "-m", "mielin_cells.cli", "node", "--name", name, "--app", self._app]
+        command += ["--stop-with-stdin", "--json", "--deployment", address.deployment, *self._options]
+        if address.creds is not None:
+            command += ["--creds", address.creds]
+        if address.tls_ca is not None:
+            command += ["--tls-ca", address.tls_ca]
+        for option, value in (("--replicas", address.replicas), ("--shards", address.shards)):
+            if value is not None:
+                command += [option, str(value)]
+        return command
+
+    async def _lines(self, stream: asyncio.StreamReader, take: Callable[[str], None]) -> None:
+        while True:
+            try:
+                line = await stream.readline()
+            except ValueError:  # a line above the limit: what is read of it is dropped
+                continue
+            if not line:
+                return
+            take(line.decode(errors="replace").rstrip("\n"))
+
+    def _told(self, child: Child, line: str) -> None:
+        """A line of the child's standard output: its own events, or what handlers print."""
+        event: Any = None
+        with contextlib.suppress(ValueError):
+            event = json.loads(line)
+        match event:
+            case {"event": "serving", "node": child.name, "incarnation": int(incarnation), "process": int()}:
+                child.incarnation = incarnation
+                child.become("serving")
+                self._say({**event, "event": "node", "state": "serving", "restarts": child.restarts})
+            case {"event": "stopping", "node": child.name, "agents": int(left)}:
+                child.left = left
+            case {"event": "waiting", "node": child.name, "reason": str(reason)}:
+                self._say({"event": "log", "node": child.name, "line": f"waits for its server: {reason}"})
+            case {"event": "draining" | "stopped", "node": child.name}:
+                pass
+            case {"error": {"message": str(message)}}:
+                child.last_line = message
+                self._say({"event": "log", "node": child.name, "line": message})
+            case _:
+                self._logged(child, line)
+
+    def _logged(self, child: Child, line: str) -> None:
+        if line.strip():
+            child.last_line = line
+            self._say({"event": "log", "node": child.name, "line": line})
+
+
+async def _ended(process: Process) -> int:
+    """Its exit code, as soon as it has ended; the library may wait for the end of its pipes, too."""
+    waiting = asyncio.ensure_future(process.wait())
+    try:
+        while process.returncode is None:
+            await asyncio.wait((waiting,), timeout=LOOK_S)
+        return process.returncode
+    finally:
+        waiting.cancel()

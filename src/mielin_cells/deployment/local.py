@@ -1,0 +1,114 @@
+"""A whole deployment in this process: the one place where nodes, client and the embedded substrate are put together."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from random import Random
+from typing import TYPE_CHECKING, Literal
+
+from mielin_cells.agents.agent import classes
+from mielin_cells.client.opening import Opening, check_opening
+from mielin_cells.errors import ConfigError, UsageError
+from mielin_cells.settings import Settings
+
+if TYPE_CHECKING:
+    from mielin_cells.client.client import Client
+    from mielin_cells.migration.progress import ProgressCallback
+    from mielin_cells.migration.recovery import RecoveryConfig
+    from mielin_cells.node.node import Node
+    from mielin_cells.substrate.health import Facts
+
+NODES_MAX = 64
+"""Nodes of one process share its loop; more of them show nothing."""
+
+
+async def inspected(path: str | os.PathLike[str]) -> Facts:
+    """What a store's file says of itself, for `mielin doctor`; makes nothing."""
+    from mielin_cells.substrate.embedded import Embedded
+
+    return await Embedded.inspected(path)
+
+
+def local(
+    nodes: int = 1,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    settings: Settings | None = None,
+    recovery: RecoveryConfig | None = None,
+    progress: ProgressCallback | None = None,
+    sync: Literal["process", "power"] = "process",
+) -> Opening:
+    """A cluster of `nodes` nodes, `node-1` to `node-N`, in this process, on SQLite in memory or in the file `path`.
+
+    With a path, agents are there again at the next `local` on the same file, with every acknowledged effect, also after
+    `kill -9`; with `sync="power"` after a power cut too.  These nodes take over the agents of those that are no longer there.
+    In memory agents end with the block.  Raises `StoreInUse` if another process has the file open, `StoreCorrupt`,
+    `StoreReadOnly`, `StoreFull`, `ConfigError`.  The block is left within three times `pause_s`, also on a full disk: what is not
+    in the store by then was not acknowledged.  `recovery`: how failed moves are retried (default: 3 retries, the first after 10 s);
+    `progress` is called with each event of each migration.
+    """
+    if type(nodes) is not int or not 1 <= nodes <= NODES_MAX:
+        raise ConfigError(
+            f"nodes = {nodes!r} is out of range (1 to {NODES_MAX}).", field="nodes", range=f"1 to {NODES_MAX}"
+        )
+    check_opening(settings, recovery, progress)
+    if path is not None and not isinstance(path, (str, os.PathLike)):
+        raise UsageError(f"path is the file of the store, as text or a Path, and not {path!r}.")
+    return Opening("cells.local()", lambda: _opened(nodes, path, settings, recovery, progress, sync))
+
+
+async def _take_what_is_left(client: Client, names: list[str]) -> None:
+    """The file may hold agents of nodes that this process does not have, and that no other process can have."""
+    from mielin_cells.membership import table
+    from mielin_cells.membership.takeover import Takeover
+
+    known = await table.registered(client.log)
+    gone = known.keys() - set(names)
+    if gone:
+        await Takeover(client.log, client.request, time.monotonic).take(gone, known, force=True)
+
+
+@asynccontextmanager
+async def _opened(
+    nodes: int, path: str | os.PathLike[str] | None, settings: Settings | None, recovery: RecoveryConfig | None,
+    progress: ProgressCallback | None, sync: Literal["process", "power"],
+) -> AsyncIterator[Client]:  # fmt: skip
+    # Half of what `import mielin_cells` would take; the command line, say, never needs it.
+    import asyncio
+
+    from mielin_cells.client.client import Client
+    from mielin_cells.membership.table import Announcement
+    from mielin_cells.node.moves.admission import room_of
+    from mielin_cells.node.node import Node
+    from mielin_cells.substrate.embedded import Embedded
+
+    substrate = await Embedded.open(path, sync=sync)
+    rng = Random()
+    client = Client(substrate.log, substrate.wire, settings=settings, rng=rng, wall=time.time)
+    running: list[Node] = []
+    try:
+        await client.open()
+        for number in range(1, nodes + 1):
+            about = Announcement(
+                classes={name: cls.__mielin_version__ for name, cls in sorted(classes.items())}, at=time.time()
+            )
+            node = Node(
+                f"node-{number}", substrate.log, substrate.wire, classes.get, settings=settings, rng=rng, wall=time.time,
+                about=about, room=room_of(substrate.path), recovery=recovery,
+            )  # fmt: skip
+            node.home.cluster, node.waits_for_room = client, False
+            if progress is not None:
+                node.migrations.watchers.add(progress)
+            running.append(node)
+            await node.start()
+        await _take_what_is_left(client, [node.name for node in running])
+        yield client
+    finally:
+        until = asyncio.get_running_loop().time() + 2 * client.settings.pause_s
+        for node in running:
+            await node.stop(until=until)
+        await client.close()
+        await substrate.close()

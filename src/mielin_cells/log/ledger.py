@@ -1,0 +1,379 @@
+"""Who has sent what to the agent and what the agent has sent: the bookkeeping of exactly-once, as one agent's log tells it.
+
+Owner and reader change a ledger by the same methods: the owner turn by turn, a reader commit by commit (`apply`), so both
+hold the same.  Rules 10, 11, 14, 15 and 18 of the protocol live here.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+import msgspec
+from blake3 import blake3
+
+from mielin_cells.errors import AnswerExpired
+from mielin_cells.log.digest import NamedDigests
+from mielin_cells.log.message import Answer, encode_answer, is_client
+from mielin_cells.log.records import (
+    Again,
+    Commit,
+    DeadLetter,
+    LedgerImage,
+    LetterKey,
+    Out,
+    PeerImage,
+    Replayed,
+    Taken,
+    Timer,
+    Undone,
+    canonical,
+    peer_bytes,
+)
+from mielin_cells.settings import ANSWERS_BYTES_MAX, DEAD_LETTERS_MAX, LETTERS_BYTES_MAX, SESSIONS_MAX
+
+DROPPED = encode_answer(
+    Answer(
+        None,
+        AnswerExpired("This answer was dropped: nobody had acknowledged it, and later ones took its place.").to_wire(),
+    )
+)
+"""What stands for an answer that was dropped: who asks again is told so, and nothing runs twice."""
+
+FLAT_MAX = 1024
+"""Senders and receivers up to which the ledger's digest is taken of all of it at once, which takes 2 ms then."""
+
+HASHED_AT_ONCE = 64
+HASH_SLICE = 256
+"""What takes a millisecond."""
+
+PEER_BYTES = 64
+_TO = "\x02"
+"""Before a receiver's name where senders are named, too: no id holds it."""
+
+
+class Verdict(Enum):
+    """What to do with a message that has arrived."""
+
+    APPLY = "apply"
+    REPEAT = "repeat"
+    """It has taken effect: answer from the stored reply, run nothing."""
+    HOLD = "hold"
+    """An earlier number of this sender is still missing."""
+    CLOSED = "closed"
+    """The sender itself has closed this number: `AnswerExpired`."""
+    EXPIRED = "expired"
+    """Of a session that was forgotten, as far as anybody can tell now: `SessionExpired`."""
+
+
+_APPLY, _HOLD, _REPEAT, _CLOSED = Verdict.APPLY, Verdict.HOLD, Verdict.REPEAT, Verdict.CLOSED
+"""Reading a member of an enumeration costs as much as all else that is looked at for most messages."""
+
+
+class Peer:
+    """One sender.  For an agent `mark` is the highest number applied; a client's numbers are remembered one by one."""
+
+    __slots__ = ("answers", "is_client", "low", "mark", "start")
+
+    def __init__(
+        self, is_client: bool, mark: int = 0, low: int = 0, start: int = 0, answers: dict[int, bytes] | None = None
+    ) -> None:
+        self.is_client = is_client
+        self.mark = mark
+        self.low = low
+        self.start = start
+        self.answers: dict[int, bytes] = {} if answers is None else answers
+
+
+class Ledger:
+    __slots__ = (
+        "_latest", "_marks", "_order", "_was_open", "again", "answer_bytes", "clients", "corrects", "cursor", "dead", "held",
+        "horizon", "letter_bytes", "numbers", "peers", "pending", "pending_bytes", "released", "replayed", "timers",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.cursor = 0
+        self.held: list[int] = []
+        self.peers: dict[str, Peer] = {}
+        self.clients = 0
+        self._latest = ""
+        """The last in `peers`: whoever took something last, of clients and of agents that had an answer."""
+        self._marks: NamedDigests | None = None
+        """Of many senders and receivers: their digests."""
+        self.answer_bytes = self.pending_bytes = self.letter_bytes = 0
+        self.numbers: dict[str, int] = {}
+        self.released: dict[str, int] = {}
+        self.pending: dict[str, dict[int, Out]] = {}
+        self.dead: list[DeadLetter] = []
+        self.horizon = 0
+        """Every session that was forgotten began when the log ended here, or before (rule 15)."""
+        self.timers: dict[str, Timer] = {}
+        self.again: dict[tuple[str, int], Again] = {}
+        """After an undo: inputs that are to be run once more, and what they have sent (rule 17)."""
+        self._was_open: list[Again] = []
+        """Those whose turn had begun and not ended."""
+        self._order: list[tuple[str, int]] | tuple[()] = ()
+        """Those that had been taken, the first of them last."""
+        self.corrects = False
+        self.replayed = Replayed()
+
+    # ---- inputs ----------------------------------------------------------------------------------------------
+
+    def judge(self, sender: str, n: int, start: int) -> Verdict:
+        peer = self.peers.get(sender)
+        if peer is None:
+            if not is_client(sender):
+                return _APPLY if n == 1 else _HOLD if n > 1 else _CLOSED
+            expired = start <= self.horizon and (sender, n) not in self.again
+            return Verdict.EXPIRED if expired else _APPLY
+        if peer.is_client:
+            if n in peer.answers or n < peer.low:
+                if self.again and (sender, n) in self.again:
+                    return _APPLY
+                return _REPEAT if n in peer.answers else _CLOSED
+            return _APPLY
+        if n > peer.mark + 1:
+            return _HOLD
+        if n == peer.mark + 1:
+            return _APPLY
+        return _REPEAT if n in peer.answers or n >= peer.low else _CLOSED
+
+    def has_taken(self, sender: str, n: int) -> bool:
+        """True if the number has taken effect."""
+        peer = self.peers.get(sender)
+        if peer is None:
+            return False
+        return n in peer.answers or n < peer.low if peer.is_client else n <= peer.mark
+
+    def answer(self, sender: str, n: int) -> bytes | None:
+        """The stored answer of a number that has taken effect; None for a tell."""
+        peer = self.peers.get(sender)
+        return (peer.answers.get(n) or None) if peer else None
+
+    def take(self, sender: str, n: int, low: int, start: int, answer: bytes | None) -> None:
+        """Number `n` of the sender has taken effect.  Answers below the sender's `low` are dropped."""
+        peer = self.peers.get(sender)
+        if self.again:
+            again = self.again.pop((sender, n), None)
+            if (
+                again is not None and again.taken
+            ):  # its answer stays as it was, and so does a session that was forgotten
+                if peer is not None and not peer.is_client:
+                    peer.mark = n
+                    self._changed(sender)
+                return
+        if peer is None:
+            peer = self.peers[sender] = Peer(is_client(sender), 0, 0, start if is_client(sender) else 0)
+            self.clients += peer.is_client
+        if not peer.is_client:
+            peer.mark = n
+        if answer is not None or peer.is_client:
+            if sender != self._latest:  # to the end: quiet for longest comes first
+                self.peers[sender] = self.peers.pop(sender)
+                self._latest = sender
+            peer.answers[n] = answer or b""
+            if answer is not None:
+                self.answer_bytes += len(answer)
+        if low > peer.low:
+            peer.low = low
+            if peer.answers:
+                for old in [k for k in peer.answers if k < low]:
+                    self.answer_bytes -= len(peer.answers.pop(old))
+        if self._marks is not None or len(self.peers) > FLAT_MAX:
+            self._changed(sender)
+        if self.answer_bytes > ANSWERS_BYTES_MAX:
+            self._make_room()
+
+    def excess(self) -> list[str]:
+        """The client sessions that are too many, quiet for longest first."""
+        if self.clients <= SESSIONS_MAX:
+            return []
+        return [s for s, peer in self.peers.items() if peer.is_client][: self.clients - SESSIONS_MAX]
+
+    def _make_room(self) -> None:
+        """Drops answers, those of the quietest first, down to three quarters of what may be kept."""
+        for sender, peer in self.peers.items():
+            for n, answer in peer.answers.items():
+                if self.answer_bytes <= ANSWERS_BYTES_MAX * 3 // 4:
+                    return
+                if len(answer) > len(DROPPED):
+                    peer.answers[n] = DROPPED
+                    self.answer_bytes += len(DROPPED) - len(answer)
+                    self._changed(sender)
+
+    def forget(self, sessions: list[str]) -> None:
+        for session in sessions:
+            peer = self.peers.pop(session, None)
+            if peer is not None:
+                self.answer_bytes -= sum(map(len, peer.answers.values()))
+                self._changed(session)
+                self._latest = ""
+                self.clients -= 1
+                self.horizon = max(self.horizon, peer.start)
+
+    def bury(self, letter: DeadLetter) -> None:
+        self.dead.append(letter)
+        self.letter_bytes += len(letter.args)
+        while len(self.dead) > DEAD_LETTERS_MAX or (self.letter_bytes > LETTERS_BYTES_MAX and len(self.dead) > 1):
+            self.letter_bytes -= len(self.dead.pop(0).args)
+
+    def clear(self, letters: list[LetterKey]) -> None:
+        gone = set(letters)
+        self.dead = [letter for letter in self.dead if letter.key not in gone]
+        self.letter_bytes = sum(len(letter.args) for letter in self.dead)
+
+    def undo(self, record: Undone) -> None:
+        """Back to what had been taken at an earlier record.  What was sent and answered since stays (rules 16 and 17)."""
+        self.cursor, self.held = record.cursor, list(record.held)
+        for sender, mark in record.marks.items():
+            self.peers[sender].mark = mark
+            self._changed(sender)
+        self.clear(record.unburied)
+        self.timers = {timer.id: timer for timer in record.timers}
+        self._take_again(record.again)
+        self.corrects, self.replayed = record.corrects, Replayed()
+
+    def _take_again(self, inputs: list[Again]) -> None:
+        self.again = {(one.sender, one.n): one for one in inputs}
+        self._was_open = [one for one in inputs if not one.taken]
+        self._order = [(one.sender, one.n) for one in reversed(inputs) if one.taken]
+
+    def next_again(self) -> tuple[str, int] | None:
+        """After an undo: the input that is to be taken next, since it was the next to be taken before; None once all are."""
+        order = self._order
+        while order and order[-1] not in self.again:
+            order.pop()
+        return order[-1] if order else None
+
+    def unanswered(self, to: str) -> int | None:
+        """The lowest ask to `to` that has no outcome and whose turn is to be run once more: its answer is still wanted."""
+        asks = [
+            sent.n
+            for one in self._was_open
+            if (one.sender, one.n) in self.again
+            for sent in one.sent
+            if sent.ask and sent.to == to and sent.answer is None
+        ]
+        return min(asks, default=None)
+
+    # ---- outputs ---------------------------------------------------------------------------------------------
+
+    def next_number(self, to: str) -> int:
+        return self.numbers.get(to, 0) + 1
+
+    def send(self, out: Out) -> None:
+        self.numbers[out.to] = out.n
+        self.pending.setdefault(out.to, {})[out.n] = out
+        self.pending_bytes += len(out.args)
+        if self._marks is not None or len(self.numbers) > FLAT_MAX:
+            self._changed(_TO + out.to)
+
+    def release(self, to: str, n: int) -> None:
+        """Every output to `to` up to `n` is stored in its inbox, and the log says so."""
+        if n <= self.released.get(to, 0):
+            return
+        self.released[to] = n
+        if self._marks is not None:
+            self._changed(_TO + to)
+        waiting = self.pending.get(to)
+        if waiting is not None:
+            for k in [k for k in waiting if k <= n]:
+                self.pending_bytes -= len(waiting.pop(k).args)
+            if not waiting:
+                del self.pending[to]
+
+    def unreleased(self) -> list[Out]:
+        return [out for waiting in self.pending.values() for out in waiting.values()]
+
+    # ---- size and digest -------------------------------------------------------------------------------------
+
+    @property
+    def size_bytes(self) -> int:
+        """About what it adds to snapshots and to what a move carries."""
+        names = len(self.peers) + len(self.numbers)
+        return self.answer_bytes + self.pending_bytes + self.letter_bytes + PEER_BYTES * names
+
+    def _changed(self, name: str) -> None:
+        """With many names, a few are hashed at each change, so that no seal has to hash them all."""
+        if self._marks is None:
+            if len(self.peers) + len(self.numbers) <= FLAT_MAX:
+                return
+            self._marks = NamedDigests(self._content, [*self.peers, *(_TO + to for to in self.numbers)])
+        self._marks.changed(name)
+        if self._marks.behind > FLAT_MAX:
+            self._marks.some(HASHED_AT_ONCE)
+
+    def _content(self, name: str) -> bytes | None:
+        if name.startswith(_TO):
+            to = name[1:]
+            return b"%d %d" % (self.numbers[to], self.released.get(to, 0)) if to in self.numbers else None
+        peer = self.peers.get(name)
+        return peer_bytes(name, peer.mark, peer.low, peer.start, peer.answers) if peer is not None else None
+
+    def hash_some(self, limit: int) -> bool:
+        """Ahead of a seal, in slices; True if there is more to hash."""
+        return self._marks is not None and self._marks.some(limit)
+
+    def digest(self) -> bytes:
+        """Depends on what the ledger holds alone, and not on how it came there."""
+        if len(self.peers) + len(self.numbers) <= FLAT_MAX:
+            return blake3(canonical(self.image())).digest()
+        if self._marks is None:
+            self._marks = NamedDigests(self._content, [*self.peers, *(_TO + to for to in self.numbers)])
+        return blake3(self._marks.root() + canonical(self._rest({}, {}, {}))).digest()
+
+    # ---- as a whole ------------------------------------------------------------------------------------------
+
+    def apply(self, commit: Commit) -> None:
+        """A reader's step: all that the commit says about inputs and outputs."""
+        for taken in commit.taken:
+            self.take(taken.sender, taken.n, taken.low, taken.start, taken.answer)
+        self.cursor = commit.cursor
+        if commit.held is not None:
+            self.held = list(commit.held)
+        for letter in commit.dead:
+            self.bury(letter)
+        self.forget(commit.forgot)
+        for out in commit.outs:
+            self.send(out)
+        for to, n in commit.released.items():
+            self.release(to, n)
+        if commit.replayed is not None:
+            self.replayed.add(commit.replayed)
+        for timer in commit.timers:
+            self.timers[timer.id] = timer
+        for name in commit.gone:
+            self.timers.pop(name, None)
+
+    def image(self) -> LedgerImage:
+        peers = {s: PeerImage(p.mark, p.low, p.start, dict(p.answers)) for s, p in self.peers.items()}
+        return self._rest(peers, dict(self.numbers), dict(self.released))
+
+    def _rest(self, peers: dict[str, PeerImage], numbers: dict[str, int], released: dict[str, int]) -> LedgerImage:
+        """An image with these."""
+        pending = sorted(self.unreleased(), key=lambda out: (out.to, out.n))
+        return LedgerImage(
+            self.cursor, sorted(self.held), peers, numbers, released, pending, list(self.dead),
+            self.horizon, list(self.again.values()), msgspec.structs.replace(self.replayed), self.corrects,
+            list(self.timers.values()),
+        )  # fmt: skip
+
+    @classmethod
+    def of(cls, image: LedgerImage) -> Ledger:
+        ledger = cls()
+        ledger.cursor, ledger.held = image.cursor, list(image.held)
+        ledger.peers = {s: Peer(is_client(s), p.mark, p.low, p.start, dict(p.answers)) for s, p in image.peers.items()}
+        ledger.clients = sum(peer.is_client for peer in ledger.peers.values())
+        ledger.numbers, ledger.released = dict(image.numbers), dict(image.released)
+        for out in image.pending:
+            ledger.pending.setdefault(out.to, {})[out.n] = out
+        ledger.answer_bytes = sum(len(answer) for p in image.peers.values() for answer in p.answers.values())
+        ledger.pending_bytes = sum(len(out.args) for out in image.pending)
+        ledger.letter_bytes = sum(len(letter.args) for letter in image.dead)
+        ledger.dead, ledger.horizon = list(image.dead), image.horizon
+        ledger._take_again(image.again)
+        ledger.timers = {timer.id: timer for timer in image.timers}
+        ledger.corrects, ledger.replayed = image.corrects, msgspec.structs.replace(image.replayed)
+        return ledger
+
+
+__all__ = ["Ledger", "Peer", "Taken", "Verdict"]

@@ -1,0 +1,200 @@
+"""Going back on purpose: what an `Undone` record must say, from what the agent's log says (rules 16 to 18).
+
+`Undoing` takes the fold as of the record that is gone back to, then every record behind it, undone stretches too: what was sent
+was sent.  It is pure; `node.undo` reads and appends.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, NamedTuple, TypeAlias
+
+import msgspec
+
+from mielin_cells.errors import never
+from mielin_cells.log.fold import Fold
+from mielin_cells.log.records import (
+    Again,
+    AnyRecord,
+    Asked,
+    Committed,
+    Ended,
+    Fired,
+    HandedOff,
+    Made,
+    Out,
+    Place,
+    Sent,
+    StepMade,
+    Stepped,
+    Timer,
+    body_of,
+    place_of,
+)
+
+Input: TypeAlias = tuple[str, int]
+"""Sender and number."""
+
+
+class _Past:
+    """What one input has done, over all runs of its turn."""
+
+    __slots__ = ("made", "sent", "steps", "taken", "timers")
+
+    def __init__(self) -> None:
+        self.taken = False
+        self.sent: dict[Place, Sent] = {}
+        """The latest of each place."""
+        self.steps: dict[tuple[str, int], StepMade] = {}
+        """By name and how many of the name went before it in its run."""
+        self.timers: dict[int, Timer | None] = {}
+        self.made: list[Made] = []
+        """Of the run that the log tells of last."""
+
+    @classmethod
+    def of(cls, known: Again) -> _Past:
+        past = cls()
+        past.taken = known.taken
+        past.sent = {place_of(sent): sent for sent in known.sent}
+        past.timers = dict(known.timers)
+        past.learn(0, list(known.steps))
+        past.made = []
+        return past
+
+    def tells(self, out: Out) -> None:
+        self.sent[place_of(out)] = Sent(out.to, out.k, out.n, out.handler, body_of(out), False)
+
+    def learn(self, at: int, made: list[Made]) -> None:
+        """Asks and steps of the run that goes on; a new run begins at 0."""
+        self.made = [*self.made[:at], *made]
+        steps, asks = Counter[str](), Counter[str]()
+        for one in self.made:
+            if isinstance(one, StepMade):
+                self.steps[one.name, steps[one.name]] = one
+                steps[one.name] += 1
+            elif one.n:
+                sent = Sent(one.to, asks[one.to], one.n, one.handler, one.body, True, one.answer)
+                asks[one.to] += 1
+                known = self.sent.get(place_of(sent))
+                if known is None or known.n != sent.n:
+                    self.sent[place_of(sent)] = sent
+                elif sent.answer is not None:  # what was sent under that number is what it was
+                    self.sent[place_of(sent)] = msgspec.structs.replace(known, answer=sent.answer)
+
+    def again(self, sender: str, n: int) -> Again:
+        steps = [self.steps[key] for key in sorted(self.steps)]
+        return Again(sender, n, self.taken, list(self.sent.values()), self.timers, steps)
+
+
+def _origin(timer: Timer | Fired) -> tuple[str, int, int]:
+    return timer.sender, timer.input, timer.k
+
+
+class Extent(NamedTuple):
+    """What going back means, in numbers."""
+
+    messages: int
+    """Will be taken again."""
+    sent: int
+    """Messages that they sent, and that are not sent again."""
+    steps: int
+    """Finished steps that are not called again."""
+    answered: int
+    """Asks of others that keep the answers they had."""
+
+
+class Undoing:
+    """`back`: the fold as of the record that the agent goes back to; changed by nobody meanwhile."""
+
+    def __init__(self, back: Fold) -> None:
+        self.back = back
+        self.seq = back.seq
+        self._answered = 0
+        self._fired: set[str] = set()
+        """Of the timers of `back`."""
+        self._went_on: dict[str, Timer] = {}
+        """Those of `back` that repeat, as they were last: also if they were cancelled then."""
+        self._pasts: dict[Input, _Past] = {key: _Past.of(known) for key, known in back.ledger.again.items()}
+        if back.turn is not None:
+            self._past(back.turn.sender, back.turn.n).learn(0, back.turn.made)
+
+    def saw(self, seq: int, record: AnyRecord) -> None:
+        """The next record of the log."""
+        self.seq = seq
+        match record:
+            case Committed(commit=commit) | HandedOff(seal=commit) if commit is not None:
+                for out in commit.outs:
+                    if out.sender:
+                        self._past(out.sender, out.input).tells(out)
+                for ended in commit.ended:
+                    self._learn(ended)
+                for taken in commit.taken:
+                    past = self._past(taken.sender, taken.n)
+                    if not past.taken:  # to the end: they are taken again in the order in which they were taken
+                        self._pasts[taken.sender, taken.n] = self._pasts.pop((taken.sender, taken.n))
+                    past.taken, past.made = True, []
+                    self._answered += taken.answer is not None
+                for timer in commit.timers:
+                    self._has_timer(timer, timer)
+                    if self._is_of_then(timer):
+                        self._went_on[timer.id] = timer
+                for fired in commit.fired:
+                    self._has_fired(fired)
+            case Asked() | Stepped():
+                self._past(record.sender, record.input).learn(record.at, record.made)
+            case _:
+                pass
+
+    @property
+    def extent(self) -> Extent:
+        pasts = self._pasts.values()
+        return Extent(
+            sum(past.taken for past in pasts), sum(len(past.sent) for past in pasts),
+            sum(len(past.steps) for past in pasts), self._answered,
+        )  # fmt: skip
+
+    def fields(self, now: Fold) -> dict[str, Any]:
+        """Of the `Undone` record that follows the last record of `now`, which must be the last one seen."""
+        if now.seq != self.seq:
+            raise never("now.seq == self.seq does not hold")
+        back, ledger = self.back, now.ledger
+        peers = {sender: peer for sender, peer in ledger.peers.items() if not peer.is_client}
+        before = {sender: known.mark for sender, known in back.ledger.peers.items()}
+        known = {letter.key for letter in back.ledger.dead}
+        return {
+            "to": back.seq,
+            "version": back.version,
+            "state": now.state.delta_to(back.state),
+            "digest": back.state.digest(),
+            "cursor": back.ledger.cursor,
+            "held": sorted(back.ledger.held),
+            "marks": {s: before.get(s, 0) for s, peer in peers.items() if peer.mark != before.get(s, 0)},
+            "unburied": sorted(letter.key for letter in ledger.dead if letter.key not in known),
+            "timers": self._timers(),
+            "again": [past.again(*key) for key, past in self._pasts.items()],
+        }
+
+    def _has_fired(self, fired: Fired) -> None:
+        if self._is_of_then(fired):
+            self._fired.add(fired.id)
+        self._has_timer(fired, None)
+
+    def _is_of_then(self, timer: Timer | Fired) -> bool:
+        before = self.back.ledger.timers.get(timer.id)
+        return before is not None and _origin(before) == _origin(timer)
+
+    def _has_timer(self, origin: Timer | Fired, timer: Timer | None) -> None:
+        past = self._pasts.get((origin.sender, origin.input))
+        if past is not None:  # else it was set before `back`, or by a hook
+            past.timers[origin.k] = timer
+
+    def _timers(self) -> list[Timer]:
+        """Those of then, as far as they have not fired since; one that repeats goes on behind the times that it has fired for."""
+        then = self.back.ledger.timers
+        return [self._went_on.get(name, timer) for name, timer in then.items() if name not in self._fired]
+
+    def _past(self, sender: str, n: int) -> _Past:
+        return self._pasts.setdefault((sender, n), _Past())
+
+    def _learn(self, ended: Ended) -> None:
+        self._past(ended.sender, ended.input).learn(ended.at, ended.made)

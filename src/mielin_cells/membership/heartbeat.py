@@ -1,0 +1,193 @@
+"""A node's heartbeat, on a thread with an event loop and a connection of its own.
+
+It says that the process lives, however long a handler holds the main loop, and for how long that loop has not answered.
+It also hears the other nodes'.  A heartbeat is a hint: nobody gains or loses an agent by it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+
+import msgspec
+
+from mielin_cells.errors import CellError, RecordInvalid, never
+from mielin_cells.log.ids import BEATS
+from mielin_cells.log.message import UNREADABLE
+from mielin_cells.settings import Settings
+from mielin_cells.substrate.ports import Substrate
+from mielin_cells.tasks.supervision import supervised
+
+logger = logging.getLogger("mielin_cells.heartbeat")
+
+JOIN_S = 3.0
+"""How long a stopping node waits for this thread: it may be in the middle of connecting."""
+
+HEARD_MAX = 10_000
+"""Nodes remembered, those that were heard last: garbage on the wire must not fill the memory, nor keep nodes from being heard."""
+
+FORGET_S = 3600.0
+"""A node that was not heard for so long is forgotten; that it is silent its keeper knows from the registry."""
+
+
+class Beat(msgspec.Struct, array_like=True, frozen=True):
+    node: str
+    incarnation: int
+    stuck_s: float
+    """For how long the node's main loop has not answered its heartbeat's thread, or the store has refused the node."""
+    ago_s: float = 0.0
+    """In an answer about others: since when it was heard."""
+    is_starting: bool = False
+    """It still takes over the agents that the log gives it."""
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Beat)
+
+
+def encode_beat(beat: Beat) -> bytes:
+    return _encoder.encode(beat)
+
+
+def decode_beat(data: bytes) -> Beat:
+    """Raises `RecordInvalid`: the wire may carry anything."""
+    try:
+        return _decoder.decode(data)
+    except UNREADABLE as error:
+        raise RecordInvalid(f"A message on the heartbeats' subject is no heartbeat: {error}.") from error
+
+
+class Ear:
+    """Remembers when each node was last heard.  `hear` may run on another thread than `heard`."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._heard: dict[str, tuple[Beat, float]] = {}
+        self._has_complained = False
+
+    def hear(self, data: bytes) -> None:
+        try:
+            beat = decode_beat(data)
+        except RecordInvalid as error:
+            if not self._has_complained:  # once: heartbeats come twice a second, and so may rubbish
+                self._has_complained = True
+                logger.warning("%s", error)
+            return
+        self._heard[beat.node] = beat, self._clock()
+        if len(self._heard) > HEARD_MAX:
+            heard = list(self._heard.items())
+            del self._heard[min(heard, key=lambda item: item[1][1])[0]]
+
+    def heard(self) -> list[Beat]:
+        now, found = self._clock(), list[Beat]()
+        for node, (beat, at) in list(self._heard.items()):
+            if now - at > FORGET_S:
+                self._heard.pop(node, None)
+            else:
+                found.append(msgspec.structs.replace(beat, ago_s=now - at))
+        return found
+
+
+class Heartbeat:
+    """`start` on the node's main loop, then `stop`."""
+
+    def __init__(
+        self, node: str, incarnation: int, connect: Callable[[], Awaitable[Substrate]], settings: Settings,
+        is_starting: Callable[[], bool] = lambda: False, refused_s: Callable[[], float] = lambda: 0.0,
+    ) -> None:  # fmt: skip
+        self.ear = Ear()
+        self.failures: Counter[str] = Counter()
+        self._is_starting = is_starting
+        self._refused_s = refused_s
+        self._node = node
+        self._incarnation = incarnation
+        self._connect = connect
+        self._settings = settings
+        self._main = asyncio.get_running_loop()
+        self._asked = 0.0
+        """When the main loop was asked for the answer that is still out; 0: none is."""
+        self._is_late = False
+        self._ready = threading.Event()
+        self._own: asyncio.AbstractEventLoop | None = None
+        self._ended: asyncio.Event | None = None
+        self._thread = threading.Thread(target=self._run, name=f"heartbeat-{node}", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    async def stop(self) -> None:
+        self._ready.wait(JOIN_S)
+        if self._own is not None and self._ended is not None:
+            with contextlib.suppress(RuntimeError):  # its loop is closed: the thread has ended by itself
+                self._own.call_soon_threadsafe(self._ended.set)
+        await asyncio.to_thread(self._thread.join, JOIN_S)
+
+    # ---- on the thread ---------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        name = f"the heartbeat of node {self._node}"
+        # Without it others take this node's agents over, so whatever fails is tried again.
+        asyncio.run(supervised(name, self._live, failures=self.failures, cap_s=self._settings.heartbeat_s))
+
+    async def _live(self) -> None:
+        self._own, self._ended = asyncio.get_running_loop(), self._ended or asyncio.Event()
+        self._ready.set()
+        while not self._ended.is_set():
+            try:
+                substrate = await self._connect()
+            except CellError as error:
+                logger.warning("node %s has no heartbeat yet: %s", self._node, error)
+                await self._rest()
+                continue
+            try:
+                await self._beat(substrate)
+            except CellError as error:
+                logger.warning("node %s connects its heartbeat again: %s", self._node, error)
+                await self._rest()
+            finally:
+                with contextlib.suppress(CellError):
+                    await substrate.close()
+
+    async def _rest(self) -> None:
+        if self._ended is None:
+            raise never("self._ended is not None does not hold")
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._ended.wait(), self._settings.heartbeat_s)
+
+    async def _beat(self, substrate: Substrate) -> None:
+        if self._ended is None:
+            raise never("self._ended is not None does not hold")
+        subscription = await substrate.wire.subscribe(BEATS, self.ear.hear)
+        try:
+            while not self._ended.is_set():
+                stuck_s = max(self._stuck(), self._refused_s())
+                beat = Beat(self._node, self._incarnation, stuck_s, is_starting=self._is_starting())
+                await substrate.wire.publish(BEATS, encode_beat(beat))
+                await self._rest()
+        finally:
+            subscription.close()
+
+    def _stuck(self) -> float:
+        """Asks the main loop for a sign, unless one is still out; for how long it has been."""
+        now = time.monotonic()
+        if self._asked:
+            late = now - self._asked
+            if late > self._settings.heartbeat_s * self._settings.heartbeat_misses and not self._is_late:
+                self._is_late = True
+                logger.warning(
+                    "node %s: a handler or hook has held the event loop for %.1f s; nothing else runs meanwhile",
+                    self._node, late,
+                )  # fmt: skip
+            return late
+        self._asked = now
+        with contextlib.suppress(RuntimeError):  # the main loop is closed: the process is about to end
+            self._main.call_soon_threadsafe(self._signs)
+        return 0.0
+
+    def _signs(self) -> None:
+        self._asked, self._is_late = 0.0, False

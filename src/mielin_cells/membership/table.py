@@ -1,0 +1,231 @@
+"""Node logs: who is, or was, a node here, and which process of a name is the newest.
+
+A process enters its name by a conditional append to the node's own log.  The number that it gets there is its incarnation:
+of two processes with one name the later has the higher one, and the earlier sees it and stops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from typing import NamedTuple
+
+import msgspec
+
+from mielin_cells.errors import CellError, RecordInvalid, UnknownNode, described
+from mielin_cells.log.ids import decoded, node_log_subject
+from mielin_cells.log.message import UNREADABLE, framed, unframed
+from mielin_cells.membership import term
+from mielin_cells.settings import RETRY_S_MAX, RETRY_S_MIN
+from mielin_cells.substrate.ports import Appended, Entry, Log
+from mielin_cells.substrate.retry import whole
+from mielin_cells.tasks.supervision import Backoff
+
+logger = logging.getLogger("mielin_cells.node")
+
+
+class Announcement(msgspec.Struct, frozen=True, kw_only=True):
+    """What a process says of itself when it enters; for operators, and for who looks for a target."""
+
+    classes: dict[str, int] = {}
+    """Agent classes that it knows, with their versions."""
+    cores: int = 0
+    memory_bytes: int = 0
+    architecture: str = ""
+    labels: dict[str, str] = {}
+    host: str = ""
+    process: int = 0
+    python: str = ""
+    package: str = ""
+    at: float = 0.0
+    """When it entered, in wall seconds."""
+
+
+class Entered(msgspec.Struct, array_like=True, frozen=True):
+    """A record of a node's log."""
+
+    incarnation: int
+    name: str
+    nonce: bytes
+    about: Announcement = Announcement()
+    has_stopped: bool = False
+    """The incarnation has ended cleanly; its agents stay claimable."""
+    is_cordoned: bool = False
+    """It takes no agents, in this incarnation and those that follow, until an operator says otherwise."""
+
+
+class Place(NamedTuple):
+    """Where a process is in its node's log, and what it found there."""
+
+    incarnation: int
+    seq: int
+    is_cordoned: bool = False
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Entered)
+
+
+def decode_entered(data: bytes, where: str) -> Entered:
+    payload = unframed(data, where)
+    try:
+        return _decoder.decode(payload)
+    except UNREADABLE as error:
+        raise RecordInvalid(f"{where} holds no node's record: {error}.", subject=where) from error
+
+
+async def _entered(log: Log, name: str, entry: Entry) -> Entered:
+    where = f"The log of node {name} at {entry.seq}"
+    return await whole(log, node_log_subject(name), entry, lambda data: decode_entered(data, where))
+
+
+async def enter(log: Log, name: str, about: Announcement, nonce: Callable[[], bytes]) -> Place:
+    """Takes the next incarnation of the name.  Raises a `RetryError` while the store does not answer."""
+    subject, delay = node_log_subject(name), RETRY_S_MIN
+    while True:
+        last = await log.last(subject)
+        before, at = Entered(0, name, b""), 0
+        if last is not None:
+            at = last.seq
+            try:
+                before = await _entered(log, name, last)
+            except RecordInvalid as error:
+                before = Entered(at, name, b"")  # an incarnation is never above the sequence of its record
+                logger.warning("node %s goes on behind a record that it cannot read: %s", name, error)
+        else:  # a node of this name may have been forgotten
+            before = Entered(await term.floor(log), name, b"")
+        incarnation, is_cordoned = before.incarnation + 1, before.is_cordoned
+        mine = Entered(incarnation, name, nonce(), about, is_cordoned=is_cordoned)
+        outcome = await log.append(subject, framed(_encoder.encode(mine)), at)
+        if isinstance(outcome, Appended):
+            return Place(incarnation, outcome.seq, is_cordoned)
+        await asyncio.sleep(delay)  # unknown or lost: whatever is there now, the next number is free or ours
+        delay = min(delay * 2, RETRY_S_MAX)
+
+
+async def newer(log: Log, name: str, place: Place, changed: Callable[[Entered, int], None]) -> int:
+    """Waits until another process enters the name; its incarnation (0: the store was closed).
+
+    `changed` is called with what operators write about this one, and its sequence.
+    """
+    tail = log.tail(node_log_subject(name), place.seq)
+    try:
+        async for batch in tail:
+            for entry in batch:
+                entered = await _told(log, name, entry)
+                if entered is None:
+                    continue
+                if entered.incarnation > place.incarnation:
+                    return entered.incarnation
+                changed(entered, entry.seq)
+    finally:
+        tail.close()
+    return 0
+
+
+async def _told(log: Log, name: str, entry: Entry) -> Entered | None:
+    """The record, once the store answers; None if it is damaged where it is stored."""
+    backoff = Backoff()
+    while True:
+        try:
+            return await _entered(log, name, entry)
+        except RecordInvalid as error:
+            logger.warning("node %s passes over a record of its own log: %s", name, error)
+            return None
+        except CellError as error:
+            logger.info("node %s reads its own log again: %s", name, error)
+            await backoff.wait()
+
+
+async def cordon(log: Log, name: str, is_cordoned: bool, nonce: Callable[[], bytes]) -> Entered:
+    """Notes that the node takes no agents, or takes some again; what its log says then.
+
+    Raises `UnknownNode` if no such node ever entered, `RecordInvalid`, and a `RetryError` while the store does not answer.
+    """
+    subject, delay = node_log_subject(name), RETRY_S_MIN
+    while True:
+        last = await log.last(subject)
+        if last is None and not await is_known(log, name):
+            known = await names(log)
+            raise UnknownNode(f"There is no node {name!r}; there are {', '.join(known)}.", node=name, nodes=known)
+        if last is None:
+            continue  # it has entered, and a leader that was cut off did not know it
+        found = await _entered(log, name, last)
+        if found.is_cordoned == is_cordoned:
+            return found
+        wanted = msgspec.structs.replace(found, nonce=nonce(), is_cordoned=is_cordoned)
+        outcome = await log.append(subject, framed(_encoder.encode(wanted)), last.seq)
+        if isinstance(outcome, Appended):
+            return wanted
+        await asyncio.sleep(delay)  # somebody was first, or it is not known: read again
+        delay = min(delay * 2, RETRY_S_MAX)
+
+
+async def leave(log: Log, name: str, incarnation: int, nonce: bytes) -> None:
+    """Notes that the process has ended cleanly.  A hint: nothing is decided by it, so one try is enough."""
+    try:
+        last = await log.last(node_log_subject(name))
+        found = await _entered(log, name, last) if last is not None else None
+        if last is None or found is None or found.incarnation != incarnation:
+            return
+        data = framed(_encoder.encode(msgspec.structs.replace(found, nonce=nonce, has_stopped=True)))
+        await log.append(node_log_subject(name), data, last.seq)
+    except Exception as error:  # whatever the store raises: the process ends all the same
+        logger.info("node %s has not noted that it stops: %s", name, described(error))
+
+
+async def is_known(log: Log, name: str) -> bool:
+    """Whether such a node ever entered, for certain."""
+    subject = node_log_subject(name)
+    return await log.last(subject) is not None or await log.settled(subject) is not None
+
+
+async def forget(
+    log: Log, name: str, entered: Entered, keeper: tuple[str, int], nonce: Callable[[], bytes]
+) -> bool:  # fmt: skip
+    """Removes the log of a node that has stopped, if this is still its end; the next one of its name has a higher incarnation."""
+    last = await log.last(node_log_subject(name))
+    if last is None:
+        return False
+    found = await _entered(log, name, last)
+    if not found.has_stopped or found.incarnation != entered.incarnation:
+        return False
+    if not await term.raised(log, found.incarnation, keeper, nonce):
+        return False
+    await log.trim(node_log_subject(name), last.seq + 1)  # what is appended behind it stays
+    return True
+
+
+async def names(log: Log) -> list[str]:
+    """Every node that ever entered, in order."""
+    prefix, found = node_log_subject(""), []
+    for subject, _ in await log.subjects(prefix):
+        with contextlib.suppress(UnicodeDecodeError):  # else nobody's log: no name makes this subject
+            found.append(decoded(subject.removeprefix(prefix)))
+    return sorted(found)
+
+
+async def registered(log: Log) -> dict[str, Entered]:
+    """The last record of every node that ever entered, by name; with incarnation 0 where it cannot be read.
+
+    It may be a little old: nothing is decided by it.
+    """
+    known = await names(log)
+    last = await log.lasts([node_log_subject(name) for name in known])
+    found = dict[str, Entered]()
+    for name in known:
+        found[name] = Entered(0, name, b"")
+        entry = last.get(node_log_subject(name))
+        if entry is not None:
+            try:
+                found[name] = await _entered(log, name, entry)
+            except RecordInvalid as error:
+                logger.warning("%s", error)
+    return found
+
+
+async def present(log: Log) -> dict[str, Entered]:
+    """Those of `registered` that have not said that they leave."""
+    return {name: entered for name, entered in (await registered(log)).items() if not entered.has_stopped}

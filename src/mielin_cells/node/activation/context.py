@@ -1,0 +1,78 @@
+"""What a node gives the agents that it hosts: connections, settings, and tasks that end with the node."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from mielin_cells.errors import OF_STORE, Fenced, InternalError, NotInTurn
+from mielin_cells.settings import Settings
+from mielin_cells.substrate.ports import Log, Wire
+
+if TYPE_CHECKING:
+    from mielin_cells.agents.agent import Agent
+    from mielin_cells.agents.cluster import Cluster
+    from mielin_cells.node.activation.activation import Host
+
+logger = logging.getLogger("mielin_cells.node")
+
+
+@dataclass(slots=True)
+class Home:
+    """One incarnation of one node, as its hosts see it."""
+
+    name: str
+    incarnation: int
+    log: Log
+    wire: Wire
+    rng: Random
+    wall: Callable[[], float]
+    settings: Settings
+    reply_to: str
+    lost: Callable[[Host, Exception], None]
+    """A host has found that it may not go on: the node forgets it and looks at the log again."""
+    step: Callable[[str], Awaitable[None]] | None = None
+    """Awaited at named steps of moves: a test's way to make them fail.  What it raises fails the step."""
+    cluster: Cluster | None = None
+    resolve: Callable[[str], type[Agent] | None] | None = None
+    """The class that has a name on the wire here, as it was defined last."""
+    obey: Callable[[str, str, str], Awaitable[object]] | None = None
+    """Carries out an order to an agent that is hosted here: agent, order, reason."""
+    tasks: set[asyncio.Task[Any]] = field(default_factory=set)
+
+    async def at(self, step: str) -> None:
+        """A named step of a move begins: prepare, copy and probe on the target, pause on the source."""
+        if self.step is not None:
+            await self.step(step)
+
+    def begin(self, work: Coroutine[Any, Any, Any]) -> None:
+        """As `start`, for work that nobody waits for."""
+        self.tasks.add(self.start(work))
+
+    def start(
+        self, work: Coroutine[Any, Any, Any], ended: Callable[[asyncio.Task[Any]], None] | None = None
+    ) -> asyncio.Task[Any]:
+        """Runs `work` in a task that is kept, and whose failure is logged with its traceback: such a failure is a bug.
+
+        Not so of a task that finds that its agent has another owner, which is told once, by the host (`lost`), or that the turn has
+        ended which it was to write a record for.  `ended` is called in place of `self.ended`, and must call it.
+        """
+        task = asyncio.get_running_loop().create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(ended or self.ended)
+        return task
+
+    def ended(self, task: asyncio.Task[Any]) -> None:
+        self.tasks.discard(task)
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if isinstance(error, (Fenced, NotInTurn)):
+            logger.debug("node %s: a task ended: %s", self.name, error)
+        elif isinstance(error, OF_STORE) and not isinstance(error, InternalError):
+            logger.info("node %s: a task ended: %s", self.name, error)
+        else:
+            logger.error("node %s: a task failed: %r", self.name, error, exc_info=error)

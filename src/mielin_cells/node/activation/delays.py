@@ -1,0 +1,170 @@
+"""Messages whose turns failed and that wait to be run again, while those of other senders go on.
+
+What a sender has sent later waits behind its first: order is kept per sender.  The entries that wait are `held` positions of the
+ledger, part of each commit, so a move or a crash loses none: the next owner runs them first, and begins to count runs anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from mielin_cells.log.fold import Fold
+from mielin_cells.log.message import Mail
+from mielin_cells.node.activation.inbox import Arrival
+from mielin_cells.tasks.supervision import Backoff
+
+if TYPE_CHECKING:
+    from mielin_cells.node.activation.activation import Host
+
+
+class Fate(Enum):
+    """What has become of a message whose turn did not end at its first step."""
+
+    TAKEN = "taken"
+    PUT_OFF = "put off"
+    """It is run again later, and others go on."""
+    STOPPED = "stopped"
+    """It stays first: the intake is stopped, or ownership lost."""
+
+
+def stays_first(fold: Fold, sender: str, n: int) -> bool:
+    """True if nobody may pass a message that failed.
+
+    A run that goes on behind recorded asks and steps must find the state in which they were made (rule 13); so must each that is
+    taken once more after an undo, since what was sent then stands (rule 17).  And while claims count against the first message,
+    no other that ends the process may come between (rule 5).
+    """
+    opened = fold.turn
+    return (
+        fold.claims > 0
+        or bool(fold.ledger.again)
+        or (opened is not None and (opened.sender, opened.n) == (sender, n) and bool(opened.made))
+    )
+
+
+def turn_is_open(fold: Fold) -> bool:
+    """True while a turn with recorded asks or steps has not taken effect: its message is the first, and nobody comes before it."""
+    opened = fold.turn
+    return opened is not None and bool(opened.made) and not fold.ledger.has_taken(opened.sender, opened.n)
+
+
+class _Sender:
+    """One whose first message waits, or is being run again."""
+
+    __slots__ = ("arrivals", "backoff", "n", "passes", "ran", "task", "why")
+
+    def __init__(self, first: Arrival) -> None:
+        self.arrivals = deque((first,))
+        self.n = 0
+        """The message that failed last."""
+        self.ran = 0
+        self.passes = False
+        """It failed by the store's fault."""
+        self.why = ""
+        """What failed last, for people."""
+        self.backoff = Backoff()
+        self.task: asyncio.Task[None] | None = None
+
+
+class Delays:
+    """Of one host."""
+
+    __slots__ = ("_host", "count", "due", "early", "senders")
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self.senders: dict[str, _Sender] = {}
+        self.count = 0
+        """How often a message was put off."""
+        self.due: list[str] = []
+        """Senders whose first message has waited long enough; the intake takes them when it comes to that."""
+        self.early: list[Arrival] | tuple[()] = ()
+        """After an undo: entries that are read before others which were taken before them."""
+
+    def close(self) -> None:
+        for sender in self.senders.values():
+            if sender.task is not None:
+                sender.task.cancel()
+
+    def is_behind(self, arrival: Arrival, mail: Mail) -> bool:
+        """True if an earlier entry of its sender waits."""
+        sender = self.senders.get(mail.sender)
+        return sender is not None and sender.arrivals[0] is not arrival
+
+    def queue(self, arrival: Arrival, mail: Mail) -> None:
+        """Puts off the inbox's first entry, which is behind another of its sender."""
+        self._host.inbox.put_off(arrival, self._host.batch)
+        self.senders[mail.sender].arrivals.append(arrival)
+
+    def ran(self, sender: str, n: int) -> int:
+        """How often this message has run and failed by its own fault."""
+        found = self.senders.get(sender)
+        return found.ran if found is not None and found.n == n else 0
+
+    def why(self, sender: str) -> str:
+        """What a message of this sender failed with that is to be run again; "" if none is."""
+        found = self.senders.get(sender)
+        return found.why if found is not None else ""
+
+    def put_off(self, arrival: Arrival, mail: Mail, n: int, ran: int, passes: bool, why: str) -> None:
+        """Message `n` of the inbox's first entry has failed, `ran` times by its own fault, and is to be run again later.
+
+        `passes`: this time it was the store's fault.
+        """
+        sender = self.senders.get(mail.sender)
+        if sender is None:
+            sender = self.senders[mail.sender] = _Sender(arrival)
+        if sender.n != n or sender.passes is not passes:
+            sender.n, sender.passes = n, passes
+            sender.backoff = Backoff() if passes else Backoff(self._host.home.settings.retry_first_s)
+        sender.ran, sender.why = ran, why
+        self.count += 1
+        self._host.inbox.put_off(arrival, self._host.batch)
+        sender.task = self._host.start(self._wait(mail.sender, sender))
+
+    async def _wait(self, name: str, sender: _Sender) -> None:
+        await sender.backoff.wait()
+        self.due.append(name)
+        self._host.intake.kick()
+
+    def come_back(self) -> None:
+        """What is due is first in the inbox again, and so is what came too early and does no more."""
+        if self.early:
+            self._bring_back_early()
+        for name in reversed(self.due):
+            self._host.inbox.come_back(self.senders[name].arrivals[0])
+        self.due.clear()
+
+    def is_early(self, sender: str) -> bool:
+        """After an undo: others' messages are taken again first, as they were before.  Their answers were given in that order.
+
+        Of one sender, the inbox has the order.
+        """
+        first = self._host.fold.ledger.next_again()
+        return first is not None and first[0] != sender
+
+    def put_off_early(self, arrival: Arrival) -> None:
+        self._host.inbox.put_off(arrival, self._host.batch)
+        self.early = [*self.early, arrival]
+
+    def _bring_back_early(self) -> None:
+        """What came too early is first in the inbox again: the entry whose turn it is, or all once no other is to be taken again."""
+        first = self._host.fold.ledger.next_again()
+        ready = [one for one in self.early if first is None or one.is_at(*first)]
+        self.early = [one for one in self.early if one not in ready]
+        for arrival in sorted(ready, key=lambda one: -one.seq):
+            self._host.inbox.come_back(arrival)
+
+    def done(self, arrival: Arrival, mail: Mail) -> None:
+        """An entry is done: the next one of its sender is first in the inbox."""
+        sender = self.senders.get(mail.sender)
+        if sender is None or sender.arrivals[0] is not arrival:
+            return
+        sender.arrivals.popleft()
+        if sender.arrivals:
+            self._host.inbox.come_back(sender.arrivals[0])
+        else:
+            del self.senders[mail.sender]

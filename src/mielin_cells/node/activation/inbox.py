@@ -1,0 +1,247 @@
+"""An agent's inbox as its owner works it off: entries in order, and those held for an earlier message (rule 10)."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+
+from mielin_cells.errors import Fenced, RecordInvalid, described, never
+from mielin_cells.log.commit import Batch
+from mielin_cells.log.fold import Fold
+from mielin_cells.log.ids import inbox_subject
+from mielin_cells.log.ledger import Verdict
+from mielin_cells.log.message import Mail, Message, decode_mail
+from mielin_cells.node.activation.context import Home
+from mielin_cells.substrate.ports import Entry, Tail
+from mielin_cells.substrate.retry import whole
+from mielin_cells.tasks.signal import Signal
+from mielin_cells.tasks.supervision import Backoff
+
+logger = logging.getLogger("mielin_cells.inbox")
+
+ASIDE_MAX = 512
+"""Entries that are put off at a time: each is in every commit that puts off another, and an owner that comes reads it alone."""
+
+
+class Arrival:
+    """An inbox entry being worked off.  `mail` is the error if its bytes could not be read."""
+
+    __slots__ = ("index", "is_told", "mail", "seq", "was_held")
+
+    def __init__(self, seq: int, mail: Mail | RecordInvalid) -> None:
+        self.seq = seq
+        self.mail = mail
+        self.index = 0
+        self.was_held = False
+        self.is_told = False
+        """Who asked was told that the agent cannot answer."""
+
+    def is_at(self, sender: str, n: int) -> bool:
+        """True if this message is the next of the entry."""
+        mail = self.mail
+        return isinstance(mail, Mail) and mail.sender == sender and mail.messages[self.index].n == n
+
+    @property
+    def count(self) -> int:
+        return 1 if isinstance(self.mail, RecordInvalid) else len(self.mail.messages) - self.index
+
+
+class Inbox:
+    """What has arrived and is not done.  `kick` is called when there is work."""
+
+    def __init__(self, home: Home, fold: Fold, kick: Callable[[], None]) -> None:
+        self._home = home
+        self._fold = fold
+        self._kick = kick
+        self._tail: Tail | None = None
+        self._held: dict[int, Arrival] = {}
+        self._room = Signal()
+        self.queue: deque[Arrival] | tuple[()] = ()
+        """A deque takes 760 bytes: an agent has one while it has work."""
+        self.arrived = 0
+        """Messages that have come since the inbox was opened."""
+        self.waiting = 0
+        self.aside = 0
+        """Entries that were put off, until their senders' first messages are run again."""
+
+    def close(self) -> None:
+        if self._tail is not None:
+            self._tail.close()
+        self._room.set()
+
+    async def read(self) -> None:
+        """Reads for ever.  Raises `Fenced` if what was held is trimmed: then another node owns the agent (rule 19)."""
+        log, inbox, ledger = self._home.log, inbox_subject(self._fold.agent), self._fold.ledger
+        behind = await self._read_held()
+        self._kick()
+        self._tail = tail = log.tail(inbox, ledger.cursor)
+        try:
+            async for batch in tail:
+                for entry in batch:
+                    arrival = await self._arrival(entry)
+                    self._push(arrival)
+                    self.waiting += arrival.count
+                    self.arrived += arrival.count
+                    if behind and self._is_new(arrival):
+                        self.queue.extend(behind)  # type: ignore[union-attr]
+                        behind = []
+                self._kick()
+                while self.waiting > 2 * self._home.settings.inbox_max or self.aside > ASIDE_MAX:
+                    await self._room.wait()
+        finally:
+            tail.close()
+
+    async def _read_held(self) -> list[Arrival]:
+        """Queues the entries that are held and wait for no earlier number.  Gives those that come behind the next entry.
+
+        The message of a turn with recorded asks or steps goes first: its next run must find the state in which they were made.
+        If it is not among them it is the first that the tail gives: they were put off before, and others went on.
+        """
+        fold, ready = self._fold, deque[Arrival]()
+        opened = fold.turn if fold.turn is not None and fold.turn.made else None
+        is_found = opened is None
+        for seq in sorted(fold.ledger.held):
+            arrival = await self._kept(seq)
+            arrival.was_held = True
+            self.waiting += arrival.count
+            mail = arrival.mail
+            if isinstance(mail, Mail) and self.verdict(mail, mail.messages[0]) is Verdict.HOLD:
+                self._held[seq] = arrival
+            elif opened is not None and isinstance(mail, Mail) and _holds(mail, opened.sender, opened.n):
+                is_found = True
+                ready.appendleft(arrival)
+            else:  # it was put off, or what it waited for was committed, and the owner was lost before this
+                ready.append(arrival)
+        if ready and not is_found and await self._has_more():
+            return [*ready]
+        for arrival in ready:
+            self._push(arrival)
+        return []
+
+    async def _has_more(self) -> bool:
+        backoff = Backoff()
+        while True:
+            try:
+                last = await self._home.log.settled(inbox_subject(self._fold.agent))
+                return last is not None and last.seq > self._fold.ledger.cursor
+            except Exception as error:  # whatever the store raises: the order of messages depends on it
+                logger.info("agent %s: its inbox is read again: %s", self._fold.agent, described(error))
+            await backoff.wait()
+
+    def _is_new(self, arrival: Arrival) -> bool:
+        mail = arrival.mail
+        return isinstance(mail, Mail) and any(self.verdict(mail, message) is Verdict.APPLY for message in mail.messages)
+
+    async def _kept(self, seq: int) -> Arrival:
+        """What is held at `seq`, once the store answers."""
+        log, inbox, backoff = self._home.log, inbox_subject(self._fold.agent), Backoff()
+        while True:
+            try:
+                entries = await log.read(inbox, seq - 1, 1)
+                if entries and entries[0].seq == seq:
+                    return await self._arrival(entries[0])
+                last = await log.settled(inbox) if not entries else None
+            except Exception as error:  # whatever the store raises: nothing may be passed over
+                said = described(error)
+            else:
+                if last is None or last.seq < seq:
+                    raise Fenced(f"The inbox of agent {self._fold.agent!r} was trimmed at {seq}: another node owns it.")
+                said = "the replica that answers is behind"
+            logger.info("agent %s: its inbox is read again: %s", self._fold.agent, said)
+            await backoff.wait()
+
+    def _push(self, arrival: Arrival) -> None:
+        if isinstance(self.queue, tuple):
+            self.queue = deque((arrival,))
+        else:
+            self.queue.append(arrival)
+
+    def rest(self) -> None:
+        """Nobody looks at the queue, and it is empty."""
+        self.queue = ()
+
+    async def _arrival(self, entry: Entry) -> Arrival:
+        try:
+            return Arrival(entry.seq, self._mail(entry.seq, entry.data))
+        except RecordInvalid:
+            return await self._read_again(entry)
+
+    async def _read_again(self, entry: Entry) -> Arrival:
+        """Of an entry that does not read, once it is certain that it is stored so: its bytes may be damaged on their way."""
+        backoff, subject = Backoff(), inbox_subject(self._fold.agent)
+        while True:
+            try:
+                return Arrival(entry.seq, await whole(self._home.log, subject, entry, partial(self._mail, entry.seq)))
+            except RecordInvalid as damaged:
+                return Arrival(entry.seq, damaged)
+            except Exception as error:  # whatever the store raises: nothing may be passed over
+                logger.info("agent %s: its inbox is read again: %s", self._fold.agent, described(error))
+                await backoff.wait()
+
+    def _mail(self, seq: int, data: bytes) -> Mail:
+        mail = decode_mail(data, f"The inbox of agent {self._fold.agent!r} at {seq}")
+        if mail.to != self._fold.agent or not mail.messages:
+            raise RecordInvalid(f"The inbox of agent {self._fold.agent!r} holds mail for {mail.to!r}.")
+        return mail
+
+    def verdict(self, mail: Mail, message: Message) -> Verdict:
+        return self._fold.ledger.judge(mail.sender, message.n, mail.start)
+
+    def done(self, arrival: Arrival, batch: Batch) -> None:
+        """The entry is done: the cursor passes it, and what was held for it comes next."""
+        if isinstance(self.queue, tuple):
+            raise never("not isinstance(self.queue, tuple) does not hold")
+        self.queue.popleft()
+        self._room.set()
+        ledger, mail = self._fold.ledger, arrival.mail
+        if arrival.was_held:
+            ledger.held.remove(arrival.seq)
+            batch.held = batch.touched = True
+        else:
+            ledger.cursor = arrival.seq
+            batch.moved = True
+        if self._held and isinstance(mail, Mail):
+            for seq, held in list(self._held.items()):
+                same = isinstance(held.mail, Mail) and held.mail.sender == mail.sender
+                if (
+                    same
+                    and isinstance(held.mail, Mail)
+                    and self.verdict(held.mail, held.mail.messages[0]) is not Verdict.HOLD
+                ):
+                    del self._held[seq]
+                    self.queue.appendleft(held)
+
+    def hold(self, arrival: Arrival, batch: Batch) -> None:
+        """An earlier message of its sender is still missing."""
+        self._pass(arrival, batch)
+        self._held[arrival.seq] = arrival
+
+    def put_off(self, arrival: Arrival, batch: Batch) -> None:
+        """The first entry is not done, and others may go before it.  `come_back` must follow."""
+        self._pass(arrival, batch)
+        self.aside += 1
+
+    def come_back(self, arrival: Arrival) -> None:
+        """What was put off is first again."""
+        self.aside -= 1
+        self._room.set()
+        if isinstance(self.queue, tuple):
+            self.queue = deque()
+        self.queue.appendleft(arrival)
+
+    def _pass(self, arrival: Arrival, batch: Batch) -> None:
+        """The cursor passes an entry that is not done: its position is kept, part of what is committed (rule 10)."""
+        if isinstance(self.queue, tuple):
+            raise never("not isinstance(self.queue, tuple) does not hold")
+        self.queue.popleft()
+        if not arrival.was_held:
+            arrival.was_held = True
+            self._fold.ledger.held.append(arrival.seq)
+            self._fold.ledger.cursor = arrival.seq
+            batch.held = batch.touched = True  # before the record of any ask that others make meanwhile
+
+
+def _holds(mail: Mail, sender: str, n: int) -> bool:
+    return mail.sender == sender and any(message.n == n for message in mail.messages)

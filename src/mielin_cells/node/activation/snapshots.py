@@ -1,0 +1,189 @@
+"""Snapshots beside the log, and trimming behind them (rule 18).
+
+The state is written in slices between commits, so that no step holds the event loop; the `Snapshot` record names the parts and
+the position from which commits are replayed over them.  Trims come only after an acknowledged record that allows them, so a
+late or repeated trim, also a zombie's, does no harm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+
+from mielin_cells.errors import described, never
+from mielin_cells.log.ids import inbox_subject, log_subject, part_prefix, part_subject
+from mielin_cells.log.policy import DEFAULT
+from mielin_cells.log.records import Commit, Kept, LedgerImage, OpenTurn, PartRef, Snapshot
+from mielin_cells.settings import SNAPSHOTS_KEPT
+from mielin_cells.substrate import parts
+
+if TYPE_CHECKING:
+    from mielin_cells.node.activation.activation import Host
+    from mielin_cells.node.activation.writer import Follow
+
+logger = logging.getLogger("mielin_cells.compaction")
+
+SMALL_BYTES = 64 * 1024
+"""A state up to this size is put into the Snapshot record itself."""
+
+WORTH = 8
+"""A snapshot costs the size of the state, so it waits until what was appended is an eighth of that: a turn's cost stays one of
+what it changed, and a load replays little beside what it reads."""
+
+PART_NAME_BYTES = 8
+
+PAUSE_S = 10.0
+"""A snapshot that could not be written is written again after this, and not with each commit."""
+
+START = Kept(0, 0, 0, "", 0.0)
+"""Stands for the beginning of a log, which needs no snapshot."""
+
+KEPT_IN_RETENTION = 8
+"""Snapshots kept from the time that a rollback may go back to: the log is there, they only shorten what is read of it."""
+
+
+def still_needed(kept: list[Kept], handovers: Collection[int], now: float, retention_s: float) -> list[Kept]:
+    """Of the snapshots so far: the last before the oldest handover that can be undone, some behind it, and the newest.
+
+    A handover can be undone until a snapshot behind it is as old as the retention.  What nobody can go back to is not kept: an agent
+    that never moves would otherwise keep an hour of its messages.  A snapshot of a later time than `now` was made by a clock that was
+    ahead: it counts as made now, so that nothing is kept for as long as the clock was wrong by.
+    """
+    kept = [one if one.at <= now else msgspec.structs.replace(one, at=now) for one in kept or [START]]
+    while len(kept) >= SNAPSHOTS_KEPT:
+        first, second = kept[0], kept[1]
+        if second.at > now - retention_s and any(first.seq <= seq < second.seq for seq in handovers):
+            break
+        kept = kept[1:]
+    spaced = [kept[0]]
+    for one in kept[1:-1]:
+        if one.at >= spaced[-1].at + retention_s / KEPT_IN_RETENTION:
+            spaced.append(one)
+        elif (
+            one.inbox < spaced[-1].inbox
+        ):  # an undo went back; what can be gone back to behind it is loaded from the one before
+            spaced[-1] = msgspec.structs.replace(spaced[-1], inbox=one.inbox)
+    return spaced + kept[1:][-1:]
+
+
+class Captured(NamedTuple):
+    """State and ledger as of the commit that is being composed, for the Snapshot right behind it."""
+
+    ledger: LedgerImage
+    small: bytes | None
+    digest: bytes
+    turn: OpenTurn | None
+    claims: int
+
+
+class Compaction:
+    """When and how one host writes snapshots."""
+
+    __slots__ = ("_captured", "_host", "_name", "_not_before", "_parts", "_passed_over", "_since", "_task", "is_ready")
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._task: asyncio.Task[Any] | None = None
+        self._name = ""
+        self._not_before = 0.0
+        """By the loop's clock: after a failure the store is given a rest."""
+        self._parts: list[PartRef] | None = None
+        self._since = 0
+        self._captured: Captured | None = None
+        self._passed_over: list[str] = []
+        """Parts of the snapshots that the newest record does not name any more."""
+        self.is_ready = False
+        """The slices are written; the record can follow the next commit."""
+
+    def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    def consider(self) -> None:
+        """Called after each commit: begins a snapshot when enough has been appended since the last."""
+        settings, fold = self._host.home.settings, self._host.fold
+        appended, size = fold.behind_bytes, fold.size_bytes
+        many = fold.behind_records >= settings.snapshot_records and appended >= size // WORTH
+        if many or (appended >= settings.snapshot_bytes and appended >= size):
+            self.begin()
+
+    def begin(self) -> None:
+        """Writes a snapshot now, unless one is being written."""
+        if self._task is None and not self.is_ready and asyncio.get_running_loop().time() >= self._not_before:
+            self._task = self._host.home.start(self._write())
+
+    async def _write(self) -> None:
+        host = self._host
+        try:
+            self._since, self._parts, state = host.fold.seq, None, host.fold.state
+            if state.size_bytes > SMALL_BYTES:
+                self._name = host.home.rng.randbytes(PART_NAME_BYTES).hex()
+                subject = part_subject(host.fold.agent, self._name)
+                self._parts = list(await parts.put_parts(host.home.log, subject, state.slices()))
+            self.is_ready = True
+        except Exception as error:  # a later one does as well: a snapshot only shortens what is read
+            self._not_before = asyncio.get_running_loop().time() + PAUSE_S
+            logger.warning("agent %s: its snapshot is written later: %s", host.fold.agent, described(error))
+        finally:
+            self._task = None
+        host.commit_soon()
+
+    def capture(self, commit: Commit) -> None:
+        """Called when a commit is composed: state and ledger are exactly as after it."""
+        self._captured = None
+        if self.is_ready:
+            fold = self._host.fold
+            small = fold.state.encode_small() if self._parts is None else None
+            self._captured = Captured(
+                fold.ledger.image(), small, commit.digest, fold.turn_after(commit), fold.claims_after(commit)
+            )
+
+    def follow(self) -> Follow | None:
+        """Right after that commit, under the writer's lock: the snapshot, if it was captured."""
+        return self.compose if self._captured is not None else None
+
+    def compose(self, head: dict[str, Any]) -> Snapshot:
+        host, fold, captured = self._host, self._host.fold, self._captured
+        if captured is None:
+            raise never("captured is not None does not hold")
+        now = host.home.wall()
+        in_parts = self._parts is not None
+        record = Snapshot(
+            **head, cls=fold.cls, version=fold.version, lifecycle=fold.lifecycle, ledger=captured.ledger,
+            part=self._name if in_parts else "", parts=self._parts or [], small=captured.small,
+            since=self._since if in_parts else head["prev"], digest=captured.digest,
+            kept=self._keep(now), outcomes=dict(fold.outcomes), turn=captured.turn, claims=captured.claims, at=now,
+            handed=dict(fold.handed), undone=list(fold.undone), policy=fold.policy if fold.policy != DEFAULT else None,
+            standby=fold.standby, wish=fold.wish, born=fold.born,
+        )  # fmt: skip
+        self._captured, self._parts, self.is_ready = None, None, False
+        return record
+
+    def _keep(self, now: float) -> list[Kept]:
+        fold = self._host.fold
+        kept = still_needed(fold.kept, fold.handed.values(), now, self._host.home.settings.retention_s)
+        parts = {one.part for one in kept}
+        self._passed_over = [one.part for one in fold.kept if one.part and one.part not in parts]
+        return kept
+
+    async def trim(self) -> None:
+        """Removes what the newest acknowledged snapshot allows to remove.  While the store does not answer, a later one does it."""
+        try:
+            await self._trim()
+        except Exception as error:  # whatever the store raises: what is left costs room, and the next trim removes it
+            logger.info("agent %s: its log is trimmed later: %s", self._host.fold.agent, described(error))
+
+    async def _trim(self) -> None:
+        host = self._host
+        first, log, agent = host.fold.kept[0], host.home.log, host.fold.agent
+        names = {kept.part for kept in host.fold.kept}
+        await log.trim(log_subject(agent), first.since + 1)
+        await log.trim(inbox_subject(agent), host.fold.inbox_kept_from)
+        passed_over = {part_subject(agent, part) for part in self._passed_over}
+        for subject, last in await log.subjects(part_prefix(agent)):
+            if subject in passed_over or (subject.removeprefix(part_prefix(agent)) not in names and last < first.since):
+                await log.trim(subject, last + 1)

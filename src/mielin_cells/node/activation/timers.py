@@ -1,0 +1,157 @@
+"""An agent's timers on its owner: when one is due, its message goes into the agent's inbox in one commit with the timer's end."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import logging
+import shlex
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from mielin_cells.errors import UsageError
+from mielin_cells.log.records import Fired, Out, Timer
+from mielin_cells.settings import CATCH_UP_MAX, TIMERS_BYTES_MAX
+
+if TYPE_CHECKING:
+    from mielin_cells.node.activation.activation import Host
+
+logger = logging.getLogger("mielin_cells.timers")
+
+BURST = 100
+"""Messages sent before the loop gets its turn: `catch_up="all"` may have many."""
+
+
+SMALL_BYTES = 256
+"""Arguments up to it need no count: as many as there may be timers take no more room than they may."""
+
+
+def check_room(agent: str, known: dict[str, Timer], changes: dict[str, Timer | None], args: bytes) -> None:
+    """Raises `UsageError` if the timers' arguments would take too much room: they are in each snapshot and each move."""
+    if len(args) <= SMALL_BYTES:
+        return
+    there = {**known, **changes}
+    if sum(len(timer.args) for timer in there.values() if timer is not None) + len(args) > TIMERS_BYTES_MAX:
+        raise UsageError(
+            f"The timers of agent {agent!r} have {TIMERS_BYTES_MAX:,} bytes of arguments, which is the limit; keep the data in its "
+            "state, and give the timer what finds it there."
+        )
+
+
+class Timers:
+    """Of one host.  Here a timer runs by the loop's clock, which does not jump; by the wall clock only when the agent comes here."""
+
+    __slots__ = ("_due", "_handle", "_heap", "_host", "_told")
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._heap: list[tuple[float, str]] = []
+        """Due by the loop's clock; an entry whose timer is gone or due at another time is passed over."""
+        self._due: dict[str, float] = {}
+        self._handle: asyncio.TimerHandle | None = None
+        self._told: set[str] = set()
+        """Timers of which it was said that their handler is gone."""
+
+    def open(self) -> None:
+        now, wall = asyncio.get_running_loop().time(), self._host.home.wall()
+        ledger, batch = self._host.fold.ledger, self._host.batch
+        for timer in list(ledger.timers.values()):
+            if timer.due - wall > timer.wait:  # a clock was wrong: here, or where it was set
+                timer = msgspec.structs.replace(timer, due=wall + timer.wait)
+                ledger.timers[timer.id] = batch.timers[timer.id] = timer
+                batch.touched = True
+            self._at(timer.id, now + (timer.due - wall))
+        self.kick()
+
+    def close(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+        self._handle = None
+
+    def take(self, changes: dict[str, Timer | None], seconds: dict[str, float]) -> None:
+        """What a turn has set and cancelled (None) has taken effect; `seconds`: to go, by the loop's clock."""
+        now, ledger, batch = asyncio.get_running_loop().time(), self._host.fold.ledger, self._host.batch
+        for name, timer in changes.items():
+            batch.timers[name] = timer
+            if timer is None:
+                ledger.timers.pop(name, None)
+                self._due.pop(name, None)
+            else:
+                ledger.timers[name] = timer
+                self._at(name, now + seconds[name])
+        batch.touched = True
+        self.kick()
+
+    def _at(self, name: str, due: float) -> None:
+        self._due[name] = due
+        heapq.heappush(self._heap, (due, name))
+
+    def kick(self) -> None:
+        """Sends what is due, soon, and waits for what is not.  Nothing is due while the agent may not run, nor before all messages
+        that an undo took back are taken again: one of them may be what cancelled the timer."""
+        host = self._host
+        while self._heap and self._due.get(self._heap[0][1]) != self._heap[0][0]:
+            heapq.heappop(self._heap)
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+        if self._heap and host.is_open and host.fold.may_run and not host.fold.ledger.again:
+            self._handle = asyncio.get_running_loop().call_at(self._heap[0][0], self._due_now)
+
+    def _due_now(self) -> None:
+        self._handle = None
+        try:
+            self._send()
+        except Exception as error:  # no timer of this agent would come any more
+            logger.exception("agent %s: its timers failed", self._host.fold.agent)
+            self._host.broke(error)
+
+    def _send(self) -> None:
+        host, now, sent = self._host, asyncio.get_running_loop().time(), 0
+        if not host.is_open or not host.may_send or host.lost is not None:
+            return  # `kick` comes when it may
+        while self._heap and self._heap[0][0] <= now and sent < BURST:
+            due, name = heapq.heappop(self._heap)
+            if self._due.get(name) == due:
+                self._fire(host.fold.ledger.timers[name], due, now)
+                sent += 1
+        host.commit_soon()
+        self.kick()
+
+    def _fire(self, timer: Timer, due: float, now: float) -> None:
+        host = self._host
+        ledger, batch = host.fold.ledger, host.batch
+        if timer.every and timer.handler not in host.spec.handlers:
+            self._at(timer.id, due + timer.every * (int((now - due) / timer.every) + 1))
+            self._tell_unknown(timer)
+            return
+        batch.touched = True
+        if timer.every:
+            passed = int((now - due) / timer.every)
+            steps = 1 + max(0, passed - CATCH_UP_MAX) if timer.catch_up == "all" else passed + 1
+            later = msgspec.structs.replace(timer, due=timer.due + steps * timer.every)
+            ledger.timers[timer.id] = batch.timers[timer.id] = later
+            self._at(timer.id, due + steps * timer.every)
+            if timer.catch_up == "none" and passed:
+                return
+        else:
+            del ledger.timers[timer.id], self._due[timer.id]
+            batch.timers[timer.id] = None
+            batch.fired.append(Fired(timer.id, timer.sender, timer.input, timer.k))
+        agent = host.fold.agent
+        out = Out(agent, host.spec.name, ledger.next_number(agent), timer.handler, timer.args, False, "", 0, 0)
+        ledger.send(out)
+        batch.outs.append(out)
+
+    def _tell_unknown(self, timer: Timer) -> None:
+        """Once: it stays as it was last due, for a node that has the handler, or for an operator who takes it away."""
+        if timer.id in self._told:
+            return
+        self._told.add(timer.id)
+        agent, cls = self._host.fold.agent, self._host.spec.name
+        logger.warning(
+            "agent %s: timer %r is due every %g s, and class %s has no handler %r here: it sends nothing until it has; "
+            "`mielin cancel %s %s` takes it away", agent, timer.id, timer.every, cls, timer.handler, shlex.quote(agent),
+            shlex.quote(timer.id),
+        )  # fmt: skip

@@ -1,0 +1,320 @@
+"""The migrations of one node: those that leave it, those that it goes on with for others, and what it knows of those that ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import TYPE_CHECKING, Any
+
+from mielin_cells.agents.agent import Agent
+from mielin_cells.agents.cluster import MigrationReport
+from mielin_cells.errors import (
+    OF_STORE,
+    AlreadyThere,
+    CellError,
+    Fenced,
+    LogGap,
+    MigrationInProgress,
+    NoSuchMigration,
+    RetryError,
+    UnknownNode,
+    described,
+)
+from mielin_cells.log.fold import Phase
+from mielin_cells.log.ids import log_subject
+from mielin_cells.log.records import AnyRecord, HandedOff, Returned, named_owner
+from mielin_cells.membership import selection
+from mielin_cells.migration.breaker import BreakerConfig, Targets
+from mielin_cells.migration.journal import Journal
+from mielin_cells.migration.recovery import RecoveryConfig, of_class
+from mielin_cells.migration.standing import outcome_of
+from mielin_cells.node.moves.observe import Observer, Watchers
+from mielin_cells.node.moves.recovery import Recovery
+from mielin_cells.node.moves.settling import Settling
+from mielin_cells.node.moves.source import Move
+from mielin_cells.rpc import requests
+from mielin_cells.store import journal
+from mielin_cells.store.reader import load, record_of
+from mielin_cells.tasks.supervision import Backoff
+
+if TYPE_CHECKING:
+    from mielin_cells.node.activation.activation import Host
+    from mielin_cells.node.node import Node
+
+logger = logging.getLogger("mielin_cells.migration")
+
+GIVE_UP_S = 2.0
+"""How long a migration may take to stop before its agent is ended."""
+
+REPORTS_MAX = 256
+"""Reports of ended migrations that a node still answers with, when a client asks again."""
+
+
+class Migrations:
+    def __init__(self, node: Node, config: RecoveryConfig, classes: dict[str, dict[str, Any]]) -> None:
+        config.validate()
+        self.node = node
+        self.config = config
+        self.classes = classes
+        """By agent class, what its recovery has otherwise."""
+        self.targets = Targets(BreakerConfig.of(config))
+        self.watchers = Watchers(node)
+        self.moves: dict[str, Move] = {}
+        """The attempts that run, by agent."""
+        self.open: dict[str, Recovery] = {}
+        self.reports: dict[str, MigrationReport] = {}
+        self.settling = Settling(self)
+
+    def close(self) -> None:
+        for move in list(self.moves.values()):
+            move.close()
+
+    # ---- asked for -------------------------------------------------------------------------------------------
+
+    async def start(self, request: requests.Migrate) -> requests.Progress:
+        """Begins the migration, or asks after it.  Raises what keeps it from beginning: then nothing has."""
+        report = self.reports.get(request.migration)
+        if report is None:
+            found = self._running(request) or await self._begun(request)
+            if found is None:
+                return requests.ended(self.reports[request.migration])
+            await asyncio.wait((found.done,), timeout=request.wait)
+            if not found.done.done():
+                return found.progress()
+            report = found.done.result()
+        if report is None:
+            raise Fenced(
+                f"Node {self.node.name} does not run migration {request.migration} of agent {request.agent!r} any more; its owner "
+                "goes on with it.", agent=request.agent, migration=request.migration,
+            )  # fmt: skip
+        return requests.ended(report)
+
+    async def to_its_end(self, request: requests.Migrate) -> MigrationReport | None:
+        """As `start`, and waits; None if another process goes on with the migration."""
+        found = self._running(request) or await self._begun(request)
+        if found is None:
+            return self.reports[request.migration]
+        await asyncio.wait((found.done,))
+        return found.done.result()
+
+    def _running(self, request: requests.Migrate) -> Recovery | None:
+        """The agent's open migration.  Raises `MigrationInProgress` if that is another."""
+        found = self.open.get(request.agent)
+        if found is not None and found.migration != request.migration:
+            raise MigrationInProgress(
+                f"Agent {request.agent!r} is being moved by {found.migration}.", agent=request.agent,
+                migration=found.migration,
+            )  # fmt: skip
+        return found
+
+    async def _begun(self, request: requests.Migrate) -> Recovery | None:
+        """Begins it.  None if it was open already, had lost its source, and has ended just now."""
+        agent, node = request.agent, self.node
+        await self.settling.one_due(agent)  # one that was claimed may have an open migration, which goes on first
+        if request.migration in self.reports:
+            return None
+        found = self._running(request)
+        if found is not None:
+            return found
+        host, target = self._planned_for(request), request.to
+        if target == node.name:
+            raise AlreadyThere(f"Agent {agent!r} is on {node.name} already.", agent=agent, node=node.name)
+        if not target:
+            target = await self.chosen(host)
+            found, host = self._running(request), self._planned_for(request)  # things change while others are asked
+            if found is not None:
+                return found
+        left = self.settling.left.get(agent)
+        if left:
+            if request.migration in left:
+                raise Fenced(
+                    f"Migration {request.migration} of agent {agent!r} has stopped here without an end, and gets one first.",
+                    agent=agent, migration=request.migration,
+                )  # fmt: skip
+            raise MigrationInProgress(
+                f"Agent {agent!r} was moved by {', '.join(left)}, which has stopped without an end and gets one first; try again.",
+                agent=agent, migration=", ".join(left),
+            )  # fmt: skip
+        found = self.open[agent] = Recovery(self, request, target, self.config_of(host.spec.cls, request.recovery))
+        node.home.begin(self._run(found, is_new=True))
+        return found
+
+    def _planned_for(self, request: requests.Migrate) -> Host:
+        """The agent's host, in the epoch that the migration was planned in.  Raises `NoSuchAgent`, `Fenced`."""
+        host = self.node.host(request.agent)
+        if host.fold.epoch != request.epoch or host.fold.phase is not Phase.RUN:
+            raise Fenced(
+                f"Agent {request.agent!r} has changed its owner since {request.migration} was planned; plan it again.",
+                agent=request.agent, epoch=host.fold.epoch,
+            )  # fmt: skip
+        return host
+
+    async def chosen(self, host: Host) -> str:
+        """The first target of a migration that names none.  Raises `UnknownNode` if there is nobody to ask."""
+        node = self.node
+        nodes = await selection.alive(node.home.log, node.home.wire)
+        others = [other for other in nodes if other.name != node.name]
+        if not others:
+            raise UnknownNode("No other node answers; start one.", node="", nodes=[other.name for other in nodes])
+        resting = self.targets.unfit(node.clock())
+        fit = selection.choose(others, host.fold.cls, resting, host.fold.policy.preferred_architectures)
+        return fit or min(others, key=lambda other: (other.agents, other.name)).name  # which says why not
+
+    def config_of(self, cls: type[Agent], changes: dict[str, Any] | None = None) -> RecoveryConfig:
+        """Of moves of the class's agents.  Raises `ConfigError` naming what cannot be."""
+        return of_class(cls, self.config, self.classes.get(cls.__mielin_name__), changes)
+
+    async def _run(self, recovery: Recovery, is_new: bool) -> None:
+        """To its end, or to where another process has to go on: as the journal has it, nothing is guessed."""
+        self._observe(recovery, is_new)
+        try:
+            await recovery.run()
+        except RetryError as error:
+            logger.warning("migration %s is gone on with later: %s", recovery.migration, error)
+        except Exception as error:
+            # A bug.  The agent's log says what became of the attempt, and settling, which reads it, writes the end.
+            logger.exception("migration %s of agent %s stopped", recovery.migration, recovery.agent)
+            self.settling.broken[recovery.migration] = described(error)
+        finally:
+            if self.open.get(recovery.agent) is recovery:
+                del self.open[recovery.agent]
+        self._ended(recovery)
+
+    def taken_over(self, recovery: Recovery, goes_on: bool) -> None:
+        """A migration that another process began was ended, or goes on here."""
+        logger.warning(
+            "migration %s of agent %s, whose source was lost, %s", recovery.migration, recovery.agent,
+            "goes on from here" if goes_on else "was settled",
+        )  # fmt: skip
+        if goes_on:
+            self.node.home.begin(self._run(recovery, is_new=False))
+        else:
+            self._observe(recovery, is_new=False)
+            self._ended(recovery)
+
+    def _observe(self, recovery: Recovery, is_new: bool) -> None:
+        host = self.node.hosts.get(recovery.agent)
+        size = host.fold.size_bytes if host is not None else 0
+        recovery.observer = Observer(self.watchers, recovery.migration, recovery.agent, size, is_new=is_new)
+
+    def _ended(self, recovery: Recovery) -> None:
+        report = recovery.done.result()
+        if report is None:
+            self.settling.left.setdefault(recovery.agent, set()).add(recovery.migration)
+            self.settling.soon(recovery.agent, 0.0)  # a look, in case it is still, or again, this node's
+            return
+        if recovery.observer is not None:
+            recovery.observer.ended(report)
+        self.reports[report.migration] = report
+        while len(self.reports) > REPORTS_MAX:
+            del self.reports[next(iter(self.reports))]
+        if not report.ok:
+            logger.warning(
+                "migration %s of agent %s %s: %s", report.migration, report.agent, report.outcome, report.reason
+            )
+
+    async def abort(self, agent: str) -> str:
+        """Cancels; the migration's id.  Raises `NoSuchMigration`, `TooLateToCancel`."""
+        await self.settling.one_due(agent)
+        found = self.open.get(agent)
+        if found is None:
+            raise NoSuchMigration(f"No migration of agent {agent!r} is open on {self.node.name}.", agent=agent)
+        await found.abort()
+        return found.migration
+
+    async def give_up(self, agent: str) -> None:
+        """Before the agent ends: what is open of its migrations gets its end first, since nobody comes after this owner.
+
+        Best effort: a migration that does not stop in time learns from the log that the agent has ended.
+        """
+        found = self.open.get(agent)
+        with contextlib.suppress(CellError):
+            if found is not None:
+                await found.abort("AgentTerminated", f"agent {agent!r} was terminated while it was moved")
+                await asyncio.wait((found.done,), timeout=GIVE_UP_S)
+            if self.settling.left.get(agent):
+                await self.settling.settle(agent)
+
+    # ---- an attempt ------------------------------------------------------------------------------------------
+
+    def begin_move(self, host: Host, attempt: str, target: str) -> Move:
+        move = self.moves[host.fold.agent] = Move(self.node, host, attempt, target)
+        return move
+
+    async def run_move(self, move: Move) -> MigrationReport:
+        """Runs an attempt to its end; what became of it is always what the agent's log says."""
+        agent, node = move.host.fold.agent, self.node
+        try:
+            await move.run()
+        except Exception as error:
+            # A log that cannot be read on, a node that stops, or a bug: this copy may not go on, and the log says who does.
+            if isinstance(error, (RetryError, LogGap, Fenced)):
+                logger.warning("migration %s of agent %s left %s: %s", move.migration, agent, node.name, error)
+            else:
+                logger.exception("migration %s of agent %s failed on %s", move.migration, agent, node.name)
+            node.drop(move.host)
+            node.look(agent)
+            move.fail(error, await self._outcome(agent, move))
+        finally:
+            move.close()
+            if self.moves.get(agent) is move:
+                del self.moves[agent]
+        return move.done.result()
+
+    async def _outcome(self, agent: str, move: Move) -> str:
+        """What became of an attempt, from the agent's log; waits until it is decided (rule 7)."""
+        backoff = Backoff()
+        while True:
+            try:
+                fold = await load(self.node.home.log, agent)
+                outcome = outcome_of(fold, move.migration, move.epoch)
+                if outcome is not None:
+                    return outcome
+                self.node.look(agent)
+            except (*OF_STORE, LogGap) as error:
+                logger.info("migration %s: its outcome is read again: %s", move.migration, error)
+            await backoff.wait()
+
+    async def owner(self, agent: str) -> str:
+        """The node that the log names now; waits for the store.  "" if there is none any more."""
+        record = await self._last_of(agent)
+        return named_owner(record) if record is not None else ""
+
+    async def owns(self, agent: str, epoch: int) -> bool:
+        """True if the log gives the agent to this node in `epoch` now, in phase run."""
+        record = await self._last_of(agent)
+        if record is None or isinstance(record, HandedOff) or named_owner(record) != self.node.name:
+            return False
+        return record.epoch + isinstance(record, Returned) == epoch
+
+    async def _last_of(self, agent: str) -> AnyRecord | None:
+        backoff = Backoff()
+        while True:
+            try:
+                last = await self.node.home.log.settled(log_subject(agent))
+                return await record_of(self.node.home.log, agent, last) if last is not None else None
+            except RetryError:
+                await backoff.wait()
+
+    # ---- settling --------------------------------------------------------------------------------------------
+
+    def settle_soon(self, agent: str, within_s: float) -> None:
+        """The agent came here: its migration, if whoever moved it is gone, is this node's to end or to go on with."""
+        self.settling.soon(agent, within_s)
+
+    async def settle_due(self) -> None:
+        """Called in every round of reconciling."""
+        await self.settling.all_due()
+
+    async def ended(self, agent: str, migration: str) -> Journal | None:
+        """The journal of a migration that another process has gone on with, maybe to its end; None if it cannot be read."""
+        backoff = Backoff()
+        while True:
+            try:
+                return await journal.read(self.node.home.log, agent, migration)
+            except RetryError:
+                await backoff.wait()
+            except CellError as error:
+                logger.error("migration %s of agent %s is parked as it is: %s", migration, agent, error)
+                return None

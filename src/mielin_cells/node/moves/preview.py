@@ -1,0 +1,60 @@
+"""What a move would take, asked before it is made: nothing is reserved, and nothing begins."""
+
+from __future__ import annotations
+
+import statistics
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from mielin_cells.errors import NoResponder, WireTimeout
+from mielin_cells.log.ids import control_subject, log_subject
+from mielin_cells.rpc import requests
+from mielin_cells.rpc.prediction import Prediction
+
+if TYPE_CHECKING:
+    from mielin_cells.node.node import Node
+
+REPORTS = 32
+"""Moves of late whose pauses say what the next will be."""
+
+READS = 4
+"""A pause is two appends, one after the other, each about as long as two reads by the leader."""
+
+
+async def predict(node: Node, agent: str, to: str) -> Prediction:
+    """Raises `NoSuchAgent` if the agent does not run here, `UnknownNode` if there is nowhere to go."""
+    host = node.host(agent)
+    fold = host.fold
+    target = to or await node.migrations.chosen(host)
+    request = requests.Prepare(
+        agent, "dry run", node.name, fold.cls, fold.version, fold.size_bytes, fold.epoch,
+        list(fold.policy.preferred_architectures), is_dry=True,
+    )  # fmt: skip
+    try:
+        data = await node.home.wire.request(
+            control_subject(target), requests.encode_request(request), node.settings.prepare_s
+        )
+        reasons = msgspec.msgpack.decode(requests.result_of(data), type=requests.Preparation).reasons
+    except (NoResponder, WireTimeout) as error:
+        reasons = [f"{target} does not answer ({error.code})"]
+    pause_ms, basis = await _pause(node, log_subject(agent))
+    return Prediction(
+        agent=agent,
+        source=node.name,
+        target=target,
+        bytes=fold.size_bytes,
+        rounds=1,
+        pause_ms=pause_ms,
+        basis=basis,
+        reasons=reasons,
+    )
+
+
+async def _pause(node: Node, subject: str) -> tuple[float, str]:
+    late = [report.pause_ms for report in node.migrations.reports.values() if report.ok][-REPORTS:]
+    if late:
+        return statistics.median(late), f"the last {len(late)} moves from {node.name}"
+    begun = node.clock()
+    await node.home.log.last(subject)
+    return (node.clock() - begun) * READS * 1000, "a read of the agent's log just now"

@@ -1,0 +1,218 @@
+"""Migrations that are open though nobody runs them: whoever owns the agent settles them.
+
+An agent comes to a node by a move, or by a claim; then the node looks into the agent's journals.  What is open there and not run by
+this process is ended as the agent's log says, or gone on with from here (`migration.standing`).  Twice is as once: journals
+are appended conditionally, and of two nodes that are at it one is first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+from mielin_cells.errors import (
+    CellError,
+    ConfigError,
+    NoSuchAgent,
+    NoSuchMigration,
+    RecordInvalid,
+    RetryError,
+    UnknownRecord,
+    described,
+    never,
+)
+from mielin_cells.log.fold import Fold, Phase
+from mielin_cells.log.ids import journal_subject
+from mielin_cells.migration.journal import Journal
+from mielin_cells.migration.recovery import RecoveryConfig, changed
+from mielin_cells.migration.standing import Verdict, journal_outcome, standing, verdict
+from mielin_cells.node.moves.journal import JournalTaken
+from mielin_cells.node.moves.recovery import Recovery
+from mielin_cells.store import journal
+from mielin_cells.store.reader import load
+
+if TYPE_CHECKING:
+    from mielin_cells.node.moves.manager import Migrations
+
+logger = logging.getLogger("mielin_cells.migration")
+
+SETTLE_S = 30.0
+"""The source writes the end of a migration within milliseconds; after this its new owner looks whether it did.  And the list of
+journals may be old when an agent is claimed, so after this it is looked at once more."""
+
+
+GATHER_S = 0.1
+"""Of agents that are claimed at about the same time the journals are looked for together."""
+
+JOURNALS_KEPT = 20
+"""Of an agent, so many migrations that have ended."""
+
+MANY = 16
+"""From so many agents on, as after a failover, one list of all journals is less work than one of each agent's."""
+
+
+class Settling:
+    """Of one node."""
+
+    def __init__(self, of: Migrations) -> None:
+        self._of = of
+        self._node = of.node
+        self._due: dict[str, tuple[float, bool]] = {}
+        """Agents to look after: when, and whether once more behind it."""
+        self._is_looking = False
+        self.left: dict[str, set[str]] = {}
+        """By agent, migrations that this very process began and did not end: a replica that is behind may not list them yet."""
+        self.broken: dict[str, str] = {}
+        """Migrations that this very process could not go on with, and why."""
+
+    def soon(self, agent: str, within_s: float) -> None:
+        """The agent came here.  0: by a claim, so whoever moved it may be gone; it is looked after at once."""
+        self._due[agent] = (self._node.clock() + within_s, within_s < SETTLE_S)
+        if within_s <= 0 and not self._is_looking:
+            self._is_looking = True
+            self._node.home.begin(self._look())
+
+    async def _look(self) -> None:
+        """One agent after the other: a node that starts with many has better to do."""
+        try:
+            await asyncio.sleep(GATHER_S)
+            await self.all_due()
+        except Exception as error:  # whatever the store raises: what is due is looked after in the next round
+            logger.info("migrations are settled later: %s", described(error))
+        finally:
+            self._is_looking = False
+
+    def is_due(self, agent: str) -> bool:
+        return agent in self._due and self._due[agent][0] <= self._node.clock()
+
+    async def all_due(self) -> None:
+        """Called in every round of reconciling.  Raises a `RetryError` while the store does not answer; then all stays due."""
+        due = [agent for agent in self._due if self.is_due(agent)]
+        moved: set[str] | None = None
+        if len(due) >= MANY:
+            moved = {agent for agent, _ in await journal.listed(self._node.home.log)}
+        for agent in due:
+            if self._node.is_stopping:
+                return
+            try:
+                await self.one_due(agent, moved)
+            except Exception as error:  # of one agent: the others are settled all the same
+                say = logger.info if isinstance(error, RetryError) else logger.error
+                say("migrations of agent %s are settled later: %s", agent, described(error))
+
+    async def one_due(self, agent: str, moved: Collection[str] | None = None) -> None:
+        """Settles now what is due.  Raises a `RetryError` while the store does not answer; then it stays due.
+
+        `moved`: agents that have journals, if that is known already.
+        """
+        if not self.is_due(agent):
+            return
+        found = self._due[agent]
+        is_done = (moved is not None and agent not in moved) or await self.settle(agent)
+        if self._due.get(agent) is not found or not is_done:
+            return  # it came here again meanwhile; or another process is at it, whose end is waited for
+        del self._due[agent]
+        if found[1]:
+            self.soon(agent, SETTLE_S)
+
+    async def settle(self, agent: str) -> bool:
+        """True once nothing is open in the journals of an agent that this node owns, but what this node itself runs."""
+        fold = await self._fold(agent)
+        if fold is None:
+            self.left.pop(agent, None)
+            return True
+        journals = await self._journals(agent)
+        if journals is None:
+            return False
+        is_done = True
+        for found in journals:
+            running = self._of.open.get(agent)
+            if found.end is not None or (running is not None and running.migration == found.migration):
+                continue
+            try:
+                is_settled = await self._settle(found, fold, found is journals[-1] and running is None)
+                is_done &= is_settled
+                if is_settled and agent in self.left:
+                    self.left[agent].discard(found.migration)
+            except JournalTaken:
+                is_done = False
+            except (UnknownRecord, ConfigError) as error:
+                logger.error("migration %s of agent %s is parked as it is: %s", found.migration, agent, error)
+        return is_done
+
+    async def _fold(self, agent: str) -> Fold | None:
+        """The agent, if this node owns it for certain, or if it has ended."""
+        host = self._node.hosts.get(agent)
+        if host is not None:
+            return host.fold if await self._of.owns(agent, host.fold.epoch) else None
+        if await self._of.owner(agent):
+            return None
+        try:
+            fold = await load(self._node.home.log, agent)
+        except (RecordInvalid, NoSuchAgent):
+            return None
+        return fold if fold.phase is Phase.TERMINATED else None
+
+    async def _journals(self, agent: str) -> list[Journal] | None:
+        """Those that can be read, the newest migration last; None if the replica that answers lacks the end of one."""
+        log, found, left = self._node.home.log, list[Journal](), self.left.get(agent, set())
+        for migration in sorted(left.union(name for _, name in await journal.listed(log, agent))):
+            try:
+                one = await journal.read(log, agent, migration)
+            except (RecordInvalid, NoSuchMigration) as error:
+                if migration not in left:  # else it was never planned
+                    logger.error("migration %s of agent %s is parked as it is: %s", migration, agent, error)
+                left.discard(migration)
+                continue
+            if one.end is not None:
+                left.discard(migration)
+            if one.is_open:
+                last = await log.last(journal_subject(agent, migration))
+                if last is None or last.seq != one.seq:
+                    return None
+            found.append(one)
+        found.sort(key=_planned)
+        await self._let_go(agent, [one for one in found if not one.is_open])
+        return found
+
+    async def _let_go(self, agent: str, ended: list[Journal]) -> None:
+        """Of an agent's migrations the newest are kept, by their order: a history is for people, and must not grow for ever."""
+        for one in ended[:-JOURNALS_KEPT]:
+            try:
+                await self._node.home.log.trim(journal_subject(agent, one.migration), one.seq + 1)
+            except CellError as error:
+                logger.info("the journal of %s of agent %s is let go later: %s", one.migration, agent, error)
+
+    async def _settle(self, found: Journal, fold: Fold, is_newest: bool) -> bool:
+        """False if it cannot be told yet what became of it."""
+        node, agent = self._node, fold.agent
+        outcome, _ = journal_outcome(found, fold)
+        if outcome is None:
+            return False
+        stands = standing(found)
+        if found.planned is None:
+            raise never("found.planned is not None does not hold")
+        recovery = Recovery.taken(self._of, found, stands, changed(RecoveryConfig(), found.planned.config))
+        end = verdict(found, stands, fold, node.name, is_newest=is_newest)
+        broken = self.broken.pop(found.migration, "")
+        if end is None and broken:
+            end = Verdict("rolled_back", "InternalError", broken)
+        if is_newest:
+            if agent in self._of.open:
+                return False
+            self._of.open[agent] = recovery
+        goes_on = False
+        try:
+            goes_on = await recovery.take_over(stands, fold, end)
+        finally:
+            if not goes_on and self._of.open.get(agent) is recovery:
+                del self._of.open[agent]
+        self._of.taken_over(recovery, goes_on)
+        return True
+
+
+def _planned(found: Journal) -> tuple[int, float, str]:
+    planned = found.planned
+    return (planned.epoch, planned.at, found.migration) if planned is not None else (0, 0.0, found.migration)

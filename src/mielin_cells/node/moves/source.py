@@ -1,0 +1,448 @@
+"""Driving the source's machine of one migration: effects in order, events back (`migration.source` decides)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from mielin_cells.agents.cluster import MigrationReport
+from mielin_cells.errors import (
+    CellError,
+    DigestMismatch,
+    Fenced,
+    LogGap,
+    NoResponder,
+    RetryError,
+    TooLateToCancel,
+    WireTimeout,
+    described,
+    never,
+)
+from mielin_cells.log.fold import Phase
+from mielin_cells.log.ids import control_subject, log_subject
+from mielin_cells.log.ledger import HASH_SLICE
+from mielin_cells.log.records import Accepted, Claimed, HandedOff, Returned
+from mielin_cells.migration import source as m
+from mielin_cells.migration.failure import Coded, Happened
+from mielin_cells.migration.phases import MigrationPhase
+from mielin_cells.migration.refusal import Refusal, kinds
+from mielin_cells.migration.standing import restored
+from mielin_cells.node.activation.writer import Doubt
+from mielin_cells.rpc import requests
+from mielin_cells.store.reader import record_of, take
+from mielin_cells.substrate.ports import Entry, Tail
+from mielin_cells.tasks.supervision import Backoff
+
+if TYPE_CHECKING:
+    from mielin_cells.node.activation.activation import Host
+    from mielin_cells.node.moves.observe import Observer
+    from mielin_cells.node.node import Node
+
+logger = logging.getLogger("mielin_cells.migration")
+
+SLOWED_S = 0.02
+"""How long the intake of a source rests in each round of a copy that does not converge."""
+
+
+class Move:
+    """One migration on its source."""
+
+    def __init__(self, node: Node, host: Host, migration: str, target: str) -> None:
+        settings = node.settings
+        self.node = node
+        self.host = host
+        self.target = target
+        self.epoch = host.fold.epoch
+        """The epoch that the migration was planned in."""
+        limits = m.Limits(settings.copy_rounds, settings.copy_lag_records, settings.copy_lag_bytes)
+        self.machine = m.Source(migration, limits)
+        self.done: asyncio.Future[MigrationReport] = asyncio.get_running_loop().create_future()
+        self._cancel: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._tail: Tail | None = None
+        self._phases: list[tuple[str, float]] = []
+        self._at = self._begun = self._now()
+        self._paused_at = self._pause_s = 0.0
+        self._came_from = MigrationPhase.PLANNED
+        """The phase before this one."""
+        self._arrived_at = self._held_at = host.inbox.arrived
+        self._copied = requests.CopyReport(0, 0, 0)
+        self._departed = self._stopped = self._sent = self._handed = False
+        self._refusals: tuple[Refusal, ...] = ()
+        self.happened: Happened = Coded("")
+        """How it ended, for whoever decides what is done about it."""
+        self._sealed = b""
+        """Digest of state and ledger as the handover sealed them: what a rollback must find."""
+        self.observer: Observer | None = None
+        self.restored: dict[str, str] = {}
+        """After a rollback behind the seal: what the agent goes on with, verified."""
+        self.target_has_copy = False
+        """The target may still hold what it has copied: a retry there goes on from it, else it is to be released."""
+
+    @property
+    def migration(self) -> str:
+        return self.machine.migration
+
+    def progress(self, attempts: int, failures: list[str]) -> requests.Progress:
+        return requests.Progress(
+            self.machine.phase.value, None, list(self._phases), self.machine.rounds, self._copied.bytes, attempts,
+            self.target, failures,
+        )  # fmt: skip
+
+    @property
+    def bytes_read(self) -> int:
+        """Log and state bytes that the target has read."""
+        return self._copied.bytes
+
+    def _now(self) -> float:
+        return self.node.clock()
+
+    def abort(self) -> None:
+        """Cancels before the handover.  Raises `TooLateToCancel` after it: the outcome is the log's."""
+        _, effects = self.machine.on(m.Cancel())
+        if self.machine.phase.is_end or m.RefuseCancel() in effects:
+            raise TooLateToCancel(
+                f"Migration {self.migration} of agent {self.host.fold.agent!r} is {self.machine.phase.value}; it goes forward.",
+                agent=self.host.fold.agent, migration=self.migration,
+            )  # fmt: skip
+        if not self._cancel.done():
+            self._cancel.set_result(None)
+
+    # ---- the driver ------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Runs the machine to its end.  Every event is answered by effects; the last effect tells the next event."""
+        event: m.Event | None = m.Begin()
+        end: m.End | None = None
+        while event is not None:
+            before = self.machine.phase
+            self.machine, effects = self.machine.on(event)
+            if self.machine.phase is not before:
+                now = self._now()
+                self._phases.append((before.value, now - self._at))
+                self._at = now
+                self._came_from = before
+                if self.observer is not None:
+                    self.observer.entered(self, self.machine.phase)
+                logger.debug("%s: %s -> %s by %r", self.migration, before.value, self.machine.phase.value, event)
+            event = None
+            for effect in effects:
+                if isinstance(effect, m.End):
+                    end = effect
+                else:
+                    event = await self._perform(effect) or event
+            if not effects and not self.machine.phase.is_end:
+                raise AssertionError(f"{self.migration} has nothing to do in {self.machine.phase.value}")
+        self.close()
+        if end is None:
+            raise never("end is not None does not hold")
+        if self.observer is not None and end.outcome != "completed":
+            self.observer.failed(self, self._came_from, end.reason)
+        self.done.set_result(self._report(end))
+
+    def close(self) -> None:
+        if self._tail is not None:
+            self._tail.close()
+
+    def fail(self, error: Exception, outcome: str) -> None:
+        """Ends the report of a move whose driver failed; the outcome is the log's."""
+        self._phases.append((self.machine.phase.value, self._now() - self._at))
+        if outcome == "completed" and self.machine.phase is not MigrationPhase.VERIFYING:
+            self._phases.append((MigrationPhase.VERIFYING.value, 0.0))  # it was the target's, unseen from here
+        code, reason = ("", "") if outcome == "completed" else (type(error).__name__, str(error))
+        self.done.set_result(self._report(m.End(outcome, code, reason)))
+
+    async def _perform(self, effect: m.Effect) -> m.Event | None:
+        match effect:
+            case m.AskPrepare():
+                return await self._unless_cancelled(self._prepare(), self.node.settings.prepare_s)
+            case m.AskCopy(slow=slow):
+                return await self._unless_cancelled(self._copy(slow), self._left())
+            case m.StopIntake():
+                try:
+                    await self.node.home.at("pause")
+                except CellError as error:
+                    return m.Broken(error.code, error.message)
+                if await self._stop_at_once():
+                    return m.Quiet()
+                return await self._unless_cancelled(self._stop(), self.node.settings.pause_s + 1.0)
+            case m.HandOver():
+                return await self._hand_over()
+            case m.ClaimBack():
+                return await self._claim_back()
+            case m.WatchLog():
+                return await self._watch()
+            case m.ResumeIntake():
+                await self._resume()
+            case m.ReleaseTarget():
+                self.target_has_copy = True
+            case m.FreeCopy():
+                self._pause_s = self._now() - self._paused_at
+                self.node.drop(self.host)
+            case m.Refold():
+                self.node.drop(self.host)
+                self.node.look(self.host.fold.agent)
+            case _:
+                pass
+        return None
+
+    def _left(self) -> float:
+        return max(0.001, self.node.settings.migration_s - (self._now() - self._begun))
+
+    async def _unless_cancelled(self, work: Any, timeout: float) -> m.Event:
+        """The event that `work` ends with, or what came first: an operator's cancel or the deadline."""
+        task = asyncio.get_running_loop().create_task(work)  # its error is an event, and no bug to be logged
+        self.node.home.tasks.add(task)
+        task.add_done_callback(self.node.home.tasks.discard)
+        try:
+            await asyncio.wait((task, self._cancel), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            if task.done() and not task.cancelled():
+                try:
+                    event: m.Event = task.result()
+                    return event
+                except CellError as error:
+                    return self._broken(error)
+            return m.Cancel() if self._cancel.done() else m.Deadline()
+        finally:
+            if not task.done():
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError, CellError, TimeoutError):
+                    await task
+
+    def _broken(self, error: CellError) -> m.Event:
+        """What an error means to the move: that of its phase, or that this host may not go on."""
+        fold = self.host.fold
+        if fold.phase is Phase.TERMINATED:
+            return m.Broken("AgentTerminated", f"agent {fold.agent!r} was terminated while it was moved")
+        if isinstance(error, Fenced) or self.host.lost is not None:
+            return m.Overtaken(False)
+        return m.Broken(error.code, error.message)
+
+    async def _prepare(self) -> m.Event:
+        fold = self.host.fold
+        request = requests.Prepare(
+            fold.agent,
+            self.migration,
+            self.node.name,
+            fold.cls,
+            fold.version,
+            fold.size_bytes,
+            fold.epoch,
+            list(fold.policy.preferred_architectures),
+        )
+        try:
+            answer = await self._ask(request)
+        except (NoResponder, WireTimeout) as error:
+            return m.Broken("TargetUnreachable", f"{self.target} does not answer ({error.code})")
+        self._refusals = tuple(msgspec.msgpack.decode(answer, type=requests.Preparation).refusals)
+        return m.Refused(self._refusals) if self._refusals else m.Prepared()
+
+    async def _ask(self, request: requests.AnyRequest) -> msgspec.Raw:
+        """A request that is repeated until the phase's deadline: requests on the wire may be lost."""
+        timeout = 0.25
+        while True:
+            try:
+                data = await self.node.home.wire.request(
+                    control_subject(self.target), requests.encode_request(request), timeout
+                )
+                return requests.result_of(data)
+            except WireTimeout:
+                if self._cancel.done():
+                    raise
+                timeout = min(timeout * 2, 2.0)
+
+    async def _copy(self, slow: bool) -> m.Event:
+        host = self.host
+        if slow:
+            await self._slow_down()
+        seq, appended = host.fold.seq, host.writer.appended_bytes
+        records = host.writer.appended_records
+        answer = await self._ask(requests.Copy(host.fold.agent, self.migration, seq))
+        self._copied = msgspec.msgpack.decode(answer, type=requests.CopyReport)
+        while host.fold.ledger.hash_some(
+            HASH_SLICE
+        ):  # else the seal, in the pause, hashes what there is of all senders
+            await asyncio.sleep(0)
+        return m.Copied(host.writer.appended_records - records, host.writer.appended_bytes - appended)
+
+    async def _slow_down(self) -> None:
+        """Lets the agent rest a moment.  One that is in a long turn appends nothing meanwhile, and needs no rest."""
+        try:
+            await self.host.intake.stop(self.node.settings.pause_s)
+        except TimeoutError:
+            return
+        try:
+            await asyncio.sleep(SLOWED_S)
+        finally:
+            self.host.resume_intake()
+
+    async def _stop_at_once(self) -> bool:
+        """True if the agent is quiet now: most of the time no turn runs and no commit is in flight.  Never waits."""
+        host = self.host
+        self._tail = self.node.home.log.tail(log_subject(host.fold.agent), host.fold.seq)
+        self._paused_at, self._held_at = self._now(), host.inbox.arrived
+        self._stopped = await host.intake.stop_at_once()
+        return self._stopped and not self._departs and host.seal_at_once()
+
+    @property
+    def _departs(self) -> bool:
+        return self.host.spec.overrides("on_depart") and self.host.fold.may_run
+
+    async def _stop(self) -> m.Event:
+        host = self.host
+        if not self._stopped:
+            try:
+                await host.intake.stop(self.node.settings.pause_s)
+            except TimeoutError:
+                return m.Broken("Timeout", "the turn did not end within the pause")
+            self._stopped = True
+        if self._departs:
+            self._departed = True
+            try:
+                async with asyncio.timeout(self.node.settings.pause_s):
+                    await host.intake.hook("on_depart")
+            except TimeoutError:
+                return m.Broken("Timeout", "on_depart did not end within the pause")
+            except Exception as error:  # whatever a user's hook raises fails this move, and the agent runs on
+                return m.Broken("HandlerFailed", f"on_depart raised {described(error)}")
+        await host.seal_ready()
+        return m.Quiet()
+
+    async def _hand_over(self) -> m.Event:
+        host = self.host
+        self._sent = True
+
+        def compose(head: dict[str, Any]) -> HandedOff:
+            seal = host.sealed() if host.has_unsealed else None
+            self._sealed = host.fold.seal_digest()
+            return HandedOff(**head, to=self.target, migration=self.migration, seal=seal, digest=self._sealed)
+
+        try:
+            await host.writer.append_once(compose, self.node.settings.handover_s)
+        except (Doubt, RetryError):
+            return m.Doubtful()
+        except Fenced:
+            if host.writer.is_closed:  # before it was sent
+                return m.Overtaken(False)
+            return await self._overtaken()
+        self._handed = True
+        host.handed_over()
+        return m.HandedOver()
+
+    async def _claim_back(self) -> m.Event:
+        host = self.host
+        try:
+            cause = f"claimed back from {self.target}"
+            await host.writer.append(lambda head: Claimed(**head, cause=cause, waits=False), claim=True)
+            return m.ClaimedBack()
+        except Fenced:
+            if host.writer.is_closed:
+                raise  # nothing was met: the log alone tells the outcome
+            if self.machine.phase is not MigrationPhase.IN_DOUBT:
+                return m.Overtaken(False)
+        return await self._overtaken()
+
+    async def _overtaken(self) -> m.Event:
+        """What took the place of an append of this side: its own handover, which had landed, or another node's claim.
+
+        Raises `LogGap` if that is trimmed already: then only the whole log tells the outcome.
+        """
+        host, log = self.host, self.node.home.log
+        entry = await self._taken()
+        record = await record_of(log, host.fold.agent, entry)
+        if record.prev != host.fold.seq:
+            raise LogGap(
+                f"The log of agent {host.fold.agent!r} behind {host.fold.seq} is trimmed.",
+                have=host.fold.seq,
+                need=record.prev,
+            )
+        if not isinstance(record, HandedOff) or record.migration != self.migration:
+            return m.Overtaken(False)
+        host.fold.settled(entry.seq, record)  # the seal is in ledger and state already
+        self._handed = True
+        host.handed_over()
+        return m.Overtaken(True)
+
+    async def _taken(self) -> Entry:
+        """What is behind the last record folded: something is, a conditional append has met it.  A replica may lag."""
+        fold, backoff = self.host.fold, Backoff()
+        while True:
+            with contextlib.suppress(RetryError):
+                entries = await self.node.home.log.read(log_subject(fold.agent), fold.seq, 1)
+                if entries:
+                    return entries[0]
+            await backoff.wait()
+
+    async def _watch(self) -> m.Event:
+        """Waits for the record behind the handover; silence for the length of a probation ends in a claim."""
+        try:
+            async with asyncio.timeout(self.node.settings.probation_s):
+                return await self._next()
+        except TimeoutError:
+            return m.Deadline()
+
+    async def _next(self) -> m.Event:
+        fold, log = self.host.fold, self.node.home.log
+        if self._tail is None:
+            raise never("self._tail is not None does not hold")
+        async for batch in self._tail:
+            for entry in batch:
+                if entry.seq <= fold.seq:
+                    continue
+                record = await take(log, fold, entry)
+                match record:
+                    case Accepted():
+                        return m.SeenAccepted()
+                    case Returned(cause=cause, code=code):
+                        return m.SeenReturned(cause, code)
+                    case _:
+                        return m.SeenClaimed(record.node)
+        raise Fenced(f"The node stopped while agent {fold.agent!r} was handed over.")
+
+    async def _resume(self) -> None:
+        host = self.host
+        if self._paused_at:
+            self._pause_s = self._now() - self._paused_at
+        if self._handed:
+            host.deliver()
+        elif self._sent:
+            host.unseal()
+        if self._sent:
+            self._verify_restored()
+        if self._departed:
+            try:
+                await host.intake.hook("on_arrive")
+            except Exception as error:  # a hook may raise anything: the agent is then in ERROR, which `resume` retries
+                await host.failed(error)
+        if self._stopped:
+            host.resume_intake()
+
+    def _verify_restored(self) -> None:
+        """Raises `DigestMismatch` if the agent is not as it was sealed: then it is read from its log again."""
+        fold = self.host.fold
+        if fold.seal_digest() != self._sealed:
+            raise DigestMismatch(
+                f"Agent {fold.agent!r} came back from {self.target} other than it was handed over; it is read from its log.",
+                subject=fold.agent, seq=fold.seq,
+            )  # fmt: skip
+        self.restored = restored(fold)
+
+    async def release(self) -> None:
+        """Tells the target that what it has copied is not wanted any more."""
+        self.target_has_copy = False
+        request = requests.encode_request(requests.Release(self.host.fold.agent, self.migration))
+        with contextlib.suppress(RetryError):  # a hint: the target's reservation expires by itself
+            await self.node.home.wire.request(control_subject(self.target), request, 1.0)
+
+    def _report(self, end: m.End) -> MigrationReport:
+        host, self.happened = self.host, end.happened
+        return MigrationReport(
+            migration=self.migration, agent=host.fold.agent, source=self.node.name, target=self.target,
+            outcome=end.outcome, reason=end.reason, code=end.code, phases=tuple(self._phases),
+            pause_ms=self._pause_s * 1000, bytes=self._copied.bytes, rounds=self.machine.rounds,
+            held=host.inbox.arrived - self._held_at if self._paused_at else 0, arrived=host.inbox.arrived - self._arrived_at,
+            reasons=tuple(map(str, self._refusals)), kinds=tuple(kinds(self._refusals)),
+        )  # fmt: skip

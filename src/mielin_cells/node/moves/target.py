@@ -1,0 +1,298 @@
+"""Driving the target's machine: the copy that follows a log, and what makes it the owner (`migration.target` decides)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from mielin_cells.agents.live import Cell
+from mielin_cells.agents.spec import Spec, upgrade_state
+from mielin_cells.errors import (
+    CellError,
+    DigestMismatch,
+    Fenced,
+    InternalError,
+    RecordInvalid,
+    described,
+    never,
+    storable,
+)
+from mielin_cells.log.fold import Fold, Phase
+from mielin_cells.log.ids import log_subject
+from mielin_cells.log.ledger import HASH_SLICE
+from mielin_cells.log.records import Accepted, AnyRecord, HandedOff, Returned
+from mielin_cells.migration import target as m
+from mielin_cells.migration.journal import is_same_migration
+from mielin_cells.node.activation.activation import Host
+from mielin_cells.node.activation.writer import Writer
+from mielin_cells.node.moves.settling import SETTLE_S
+from mielin_cells.rpc import requests
+from mielin_cells.store.reader import load, take
+from mielin_cells.substrate.ports import Tail
+
+if TYPE_CHECKING:
+    from mielin_cells.node.node import Node
+
+logger = logging.getLogger("mielin_cells.migration")
+
+READS = 3
+"""How often a log is read from its snapshot on before bytes that cannot be used fail the copy."""
+
+
+class Copy:
+    """One migration on its target: a reservation, a fold that follows the log, then probation."""
+
+    def __init__(
+        self, node: Node, agent: str, migration: str, spec: Spec, reserved_bytes: int = 0, epoch: int = 0
+    ) -> None:
+        self.node = node
+        self.epoch = epoch
+        """The agent's, when the reservation was made."""
+        self.reserved_bytes = reserved_bytes
+        """Memory and storage that no other agent is promised while this copy is among the node's `copies`."""
+        self.agent = agent
+        self.spec = spec
+        self.machine = m.Target(migration)
+        self.records = 0
+        self.bytes = 0
+        self._fold: Fold | None = None
+        self._tail: Tail | None = None
+        self._moved = asyncio.Event()
+        self._handed: HandedOff | None = None
+        self._host: Host | None = None
+        self._error: CellError | None = None
+        # A reservation that no copy follows is dropped soon: its request may have come late.
+        self._expiry = asyncio.get_running_loop().call_later(2 * node.settings.prepare_s, self.expire)
+
+    @property
+    def migration(self) -> str:
+        return self.machine.migration
+
+    def expire(self) -> None:
+        """The reservation has run out.  In probation this means nothing: there only the log ends it."""
+        self.node.home.begin(self.on(m.Expired()))
+
+    async def on(self, event: m.Event | None) -> None:
+        """The driver: feeds the machine and performs its effects, in order.
+
+        An error that no effect expects ends the copy: the log, which this node reads again, says whose the agent is.
+        """
+        try:
+            while event is not None:
+                self.machine, effects = self.machine.on(event)
+                event = None
+                for effect in effects:
+                    event = await self._perform(effect) or event
+        except Exception as error:  # whatever the store raises, or a bug: of this copy alone
+            logger.warning("node %s drops its copy of agent %s: %s", self.node.name, self.agent, described(error))
+            if not isinstance(error, CellError):
+                error = InternalError(
+                    f"The copy of agent {self.agent!r} ended with {described(error)}.", agent=self.agent
+                )
+            self._error = error
+            self._dropped()
+            self.node.returns.failed(self.agent, error)
+            self.node.look(self.agent)
+
+    async def _perform(self, effect: m.Effect) -> m.Event | None:
+        match effect:
+            case m.FoldAndTail():
+                self.node.home.begin(self._follow())
+            case m.Verify():
+                self._expiry.cancel()
+                return await self._verify()
+            case m.Accept():
+                if self._host is None:
+                    raise never("self._host is not None does not hold")
+                return await self._append(self._host.writer, None)
+            case m.Return():
+                if self._fold is None:
+                    raise never("self._fold is not None does not hold")
+                return await self._append(self.node.writer(self._fold), effect)
+            case m.Serve():
+                if self._host is None:
+                    raise never("self._host is not None does not hold")
+                self.close()
+                self.node.serve(self._host)
+                self.node.migrations.settle_soon(self.agent, SETTLE_S)
+            case m.Drop():
+                self._dropped()
+                self.node.look(self.agent)
+        return None
+
+    def _dropped(self) -> None:
+        self.close()
+        if self._host is not None:
+            self._host.close()
+
+    def close(self) -> None:
+        self._expiry.cancel()
+        if self._tail is not None:
+            self._tail.close()
+        if self.node.copies.get(self.agent) is self:
+            del self.node.copies[self.agent]
+        self._moved.set()
+
+    # ---- copying ---------------------------------------------------------------------------------------------
+
+    def adopt(self, attempt: str, epoch: int, state_bytes: int) -> bool:
+        """The copy serves the next attempt of its migration, if nothing has come between.  False: it does not.
+
+        Only before a handover, and in the epoch that it was made in: the former attempt is over then without having given the
+        agent to this node, since its source has begun another (rules 6 and 7).
+        """
+        if epoch != self.epoch or not is_same_migration(self.migration, attempt):
+            return False
+        self.machine, _ = self.machine.on(m.Adopted(attempt))
+        if self.migration != attempt:
+            return False
+        settings, is_reserved = self.node.settings, self.machine.phase is m.TargetPhase.RESERVED
+        self.reserved_bytes = state_bytes
+        self.records = self.bytes = 0
+        self._keep_for(2 * settings.prepare_s if is_reserved else settings.migration_s)
+        return True
+
+    def _keep_for(self, seconds: float) -> None:
+        """The reservation expires then, unless it is asked for again."""
+        self._expiry.cancel()
+        self._expiry = asyncio.get_running_loop().call_later(seconds, self.expire)
+
+    async def reach(self, seq: int) -> requests.CopyReport:
+        """Returns when the copy has folded the record at `seq`.  Raises what made the copy fail."""
+        if self.machine.phase is m.TargetPhase.RESERVED:
+            self._keep_for(self.node.settings.migration_s)
+        await self.on(m.CopyAsked())
+        while (self._fold is None or self._fold.seq < seq) and not self.machine.phase.is_end and self._error is None:
+            self._moved.clear()
+            await self._moved.wait()
+        if self._error is not None:
+            raise self._error
+        if self._fold is None:
+            raise Fenced(f"The copy of agent {self.agent!r} was dropped.", agent=self.agent)
+        return requests.CopyReport(self._fold.seq, self.records, self.bytes)
+
+    async def _follow(self) -> None:
+        """Folds the log to its end and on, until the agent has another owner.
+
+        Bytes that were damaged on their way are read again before the copy counts as failed: what is stored may be right.
+        """
+        for reads_left in reversed(range(READS)):
+            try:
+                await self.node.home.at("copy")
+                await self._fold_and_tail()
+                return
+            except RecordInvalid as error:
+                logger.warning("node %s reads agent %s again: %s", self.node.name, self.agent, error)
+                self._fold = None  # what it has reached does not count
+                if not reads_left:
+                    await self._failed(error)
+            except CellError as error:
+                await self._failed(error)
+                return
+            except Exception as error:
+                await self._failed(InternalError(described(error), agent=self.agent))
+                return
+
+    async def _failed(self, error: CellError) -> None:
+        self._error = error
+        logger.warning("node %s cannot copy agent %s: %s", self.node.name, self.agent, error)
+        await self.on(m.Expired())
+
+    async def _fold_and_tail(self) -> None:
+        log = self.node.home.log
+        fold = await load(log, self.agent)
+        if fold.epoch != self.epoch:  # handed over while it was read again: the node finds that in the log
+            await self.on(m.Overtaken())
+            return
+        self._fold = fold
+        self.bytes += fold.state.size_bytes
+        while fold.ledger.hash_some(HASH_SLICE):
+            await asyncio.sleep(0)
+        self._moved.set()
+        self._tail = tail = log.tail(log_subject(self.agent), fold.seq)
+        if self.machine.phase.is_end:
+            tail.close()
+        try:
+            async for batch in tail:
+                for entry in batch:
+                    epoch = fold.epoch
+                    record = await take(log, fold, entry)
+                    self.records += 1
+                    self.bytes += len(entry.data)
+                    if fold.epoch != epoch or fold.phase is Phase.TERMINATED:
+                        await self._owned_by(record)
+                        return
+                while fold.ledger.hash_some(HASH_SLICE):
+                    await asyncio.sleep(0)
+                fold.verify()  # batch by batch, while the source serves: all of it at the handover would be part of the pause
+                self._moved.set()
+        finally:
+            tail.close()  # also one that was opened after `close`, by a load that was under way
+
+    async def _owned_by(self, record: AnyRecord) -> None:
+        if isinstance(record, HandedOff) and record.to == self.node.name and record.migration == self.migration:
+            self._handed = record
+            await self.on(m.HandoverSeen())
+        else:
+            await self.on(m.Overtaken())
+
+    async def resume_probation(self, fold: Fold, handed: HandedOff | None) -> None:
+        """The log gives this node an agent in probation, of which it has no copy: it was restarted, or the copy was dropped."""
+        self._fold, self._handed = fold, handed
+        await self.on(m.HandoverSeen())
+
+    # ---- probation -------------------------------------------------------------------------------------------
+
+    async def _verify(self) -> m.Event:
+        if self._fold is None:
+            raise never("self._fold is not None does not hold")
+        try:
+            async with asyncio.timeout(self.node.settings.probation_s / 2):
+                await self._make_host(self._fold)
+        except (
+            Exception
+        ) as error:  # a hook, an upgrade or the probe may raise anything: the agent is returned with the cause
+            logger.warning("node %s returns agent %s: %r", self.node.name, self.agent, error)
+            return m.NotVerified(described(error), storable(type(error).__name__))
+        return m.Verified()
+
+    async def _make_host(self, fold: Fold) -> None:
+        await self.node.home.at("probe")
+        handed = self._handed
+        if handed is not None and fold.seal_digest() != handed.digest:
+            raise DigestMismatch(
+                f"The copy of agent {self.agent!r} on {self.node.name} differs from what {fold.source} sealed.",
+                subject=self.agent,
+            )
+        delta = upgrade_state(self.spec, fold.state, fold.version)
+        if delta is not None:
+            fold.state.apply(delta)
+        cell = Cell(self.spec, fold.state, self.agent)
+        host = Host(self.node.home, self.spec, cell, self.node.writer(fold))
+        host.adopt(delta)
+        if fold.lifecycle.state.accepts_work:
+            await host.intake.hook("on_arrive")
+            if self.spec.overrides("healthy") and not await cell.agent.healthy():
+                raise RuntimeError("healthy() answered False")
+        self._host = host
+
+    async def _append(self, writer: Writer, back: m.Return | None) -> m.Event:
+        """What the log says of the verdict.  If the store refuses it, the agent is read again, and verified again: nothing else ends a
+        probation."""
+        migration, source = self.migration, writer.fold.source
+        try:
+            if back is None:
+                await writer.append(lambda head: Accepted(**head, migration=migration))
+            else:
+                cause, code = back.cause, back.code
+                await writer.append(
+                    lambda head: Returned(**head, to=source, migration=migration, cause=cause, code=code)
+                )
+        except Fenced:
+            return m.Overtaken()
+        except CellError as error:
+            logger.warning("node %s could not say what became of agent %s: %s", self.node.name, self.agent, error)
+            self.node.returns.failed(self.agent, error)  # it is looked at again with a back-off of its own
+            return m.Overtaken()
+        return m.Acknowledged()

@@ -1,0 +1,152 @@
+"""A node takes agents over: because their log names it (again), or because somebody asks it to (rule 5).
+
+Whoever owns the agent now is fenced by the claim; of several claims at the same place one is first.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from mielin_cells.agents.live import Cell
+from mielin_cells.agents.spec import Spec, upgrade_state
+from mielin_cells.errors import (
+    AgentTerminated,
+    CellError,
+    ClaimRefused,
+    EpochRegression,
+    Fenced,
+    InternalError,
+    StateUpgradeFailed,
+    described,
+)
+from mielin_cells.log.fold import Fold, Phase
+from mielin_cells.log.ids import inbox_subject
+from mielin_cells.log.records import Claimed
+from mielin_cells.log.state import StateDelta
+from mielin_cells.node.activation.activation import Host
+from mielin_cells.node.activation.steps import is_failure
+from mielin_cells.rpc import requests
+from mielin_cells.store.reader import load
+from mielin_cells.tasks.together import together
+
+if TYPE_CHECKING:
+    from mielin_cells.node.node import Node
+
+logger = logging.getLogger("mielin_cells.node")
+
+
+async def claim(node: Node, wish: requests.Claim) -> bool:
+    """Takes the agent over.  Raises `ClaimRefused` for one that was rolled back to go on elsewhere, `Fenced` if another was first."""
+    agent = wish.agent
+    if agent in node.hosts:
+        return True
+    if node.is_taken(agent):  # a request may be repeated; two claims by one node would be two hosts of it
+        raise Fenced(f"Agent {agent!r} is being taken over by {node.name}; ask again.", agent=agent)
+    node.making.add(agent)
+    try:
+        followed = await node.standbys.taken(agent)
+        fold = followed or await load(node.home.log, agent, wish.seen)
+        _check(node, fold, wish)
+        copy = node.copies.pop(agent, None)
+        if copy is not None:
+            copy.expire()
+        try:
+            await take(node, fold, wish.cause)
+        except Fenced:
+            now = await load(node.home.log, agent)
+            if now.epoch != fold.epoch:
+                raise  # somebody was first
+            _check(node, now, wish)
+            await take(node, now, wish.cause)  # the copy, or what had been seen, was a little behind
+    finally:
+        node.making.discard(agent)
+    return True
+
+
+def _check(node: Node, fold: Fold, wish: requests.Claim) -> None:
+    agent = fold.agent
+    if fold.phase is Phase.TERMINATED:
+        raise AgentTerminated(f"Agent {agent!r} has ended; its id is not used again.", agent=agent)
+    if wish.of not in ("", fold.owner):
+        raise Fenced(f"Agent {agent!r} is not {wish.of}'s any more: {fold.owner} owns it.", agent=agent)
+    if fold.goes_to not in ("", node.name) and not wish.force:
+        raise ClaimRefused(elsewhere(fold), agent=agent, node=fold.goes_to)
+
+
+async def claim_all(node: Node, wishes: list[requests.Claim]) -> list[requests.Refusal | None]:
+    """Each by itself, at the same time; of each that is refused, why."""
+
+    async def one(wish: requests.Claim) -> requests.Refusal | None:
+        try:
+            await claim(node, wish)
+        except CellError as error:
+            return error.to_wire()
+        except Exception as error:  # a bug: told to who asked, and of this agent alone
+            logger.exception("node %s: the claim of agent %s failed", node.name, wish.agent)
+            return InternalError(f"Node {node.name}: {described(error)}.").to_wire()
+        return None
+
+    return await together(one(wish) for wish in wishes)
+
+
+async def take(node: Node, fold: Fold, cause: str) -> Host:
+    """Claims the agent and hosts it.  Raises `Fenced` if another was first, and what keeps its state from loading."""
+    spec = node.spec(fold.cls)
+    delta = _upgrade(spec, fold)
+    if delta is not None:
+        fold.state.apply(delta)
+    cell = Cell(spec, fold.state, fold.agent)
+    writer = node.writer(fold)
+    node.making.add(fold.agent)
+    try:
+        waits = await _waits(node, fold) and fold.agent not in node.returns
+        await writer.append(lambda head: Claimed(**head, cause=cause, waits=waits), claim=True, at_once=True)
+        host = Host(node.home, spec, cell, writer)
+        host.adopt(delta)
+        host.marks = waits
+        if fold.may_run:
+            await node.arrive(host)
+        node.serve(host)
+        node.migrations.settle_soon(fold.agent, 0.0)
+    except EpochRegression:
+        node.parking.lost(fold.agent, fold.seq)
+        raise
+    finally:
+        node.making.discard(fold.agent)
+    return host
+
+
+def _upgrade(spec: Spec, fold: Fold) -> StateDelta | None:
+    """Raises `StateUpgradeFailed` whatever the class's code raises: the agent stays as it is stored."""
+    try:
+        return upgrade_state(spec, fold.state, fold.version)
+    except BaseException as error:
+        if isinstance(error, CellError) or not is_failure(error):
+            raise
+        raise StateUpgradeFailed(
+            f"The upgrade of agent {fold.agent!r} from version {fold.version} of {spec.name} to {spec.version} raised "
+            f"{described(error)}.", have=fold.version, need=spec.version,
+        ) from error  # fmt: skip
+
+
+async def _waits(node: Node, fold: Fold) -> bool:
+    """True if the agent has a message that its former owner may have died of.
+
+    Any replica may say that the inbox is at the cursor or behind it; that it is not, only a leader.
+    """
+    if not fold.lifecycle.state.accepts_work:
+        return False
+    log, inbox, cursor = node.home.log, inbox_subject(fold.agent), fold.ledger.cursor
+    last = (await log.lasts([inbox])).get(inbox)
+    if (last.seq if last is not None else 0) < cursor:
+        last = await log.last(inbox)
+        node.parking.check_inbox(fold, last)
+    return fold.turn is not None or bool(fold.ledger.held) or (last is not None and last.seq > cursor)
+
+
+def elsewhere(fold: Fold, why: str = "") -> str:
+    return (
+        f"Agent {fold.agent!r} was rolled back to go on at {fold.goes_to}, which has not claimed it{': ' + why if why else ''}. "
+        f"Start {fold.goes_to}, or give the agent to another node with `mielin claim {fold.agent} --to NODE --force`; nothing is lost."
+    )

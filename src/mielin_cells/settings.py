@@ -1,0 +1,139 @@
+"""Every number that can be set, with its default and its reason.  Durations are seconds, sizes bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from mielin_cells.errors import (
+    ConfigError,
+    UsageError,
+)
+
+MESSAGE_BYTES_MAX = 512 * 1024
+"""A message with its arguments: half of what a broker takes by default, so that headers never matter."""
+
+STEPS_BYTES_MAX = 8 * 1024 * 1024
+"""Outcomes of one turn's steps and asks together: they are in memory, in each snapshot and in each load until the turn ends."""
+
+RECORD_BYTES_MAX = 512 * 1024
+"""A log record above it keeps its body in parts."""
+
+MAIL_BYTES_MAX = 256 * 1024
+"""Messages to one receiver that wait together travel as one inbox entry up to this size."""
+
+COMMIT_TURNS_MAX = 256
+"""Turns in one commit: bounds what a lost race throws away."""
+
+BURST_S = 0.005
+"""An agent with many messages gives the event loop back at least this often."""
+
+SESSIONS_MAX = 1000
+"""Client sessions an agent remembers; the one quiet for longest is forgotten first.  Those that began no later and are not
+known are refused from then on."""
+
+ANSWERS_BYTES_MAX = 4 * 1024 * 1024
+"""Answers an agent keeps for whoever may ask again.  Above it those of the quietest are dropped, down to three quarters."""
+
+LETTERS_BYTES_MAX = 8 * 1024 * 1024
+"""Arguments of the dead letters of one agent; the oldest goes first, the newest stays."""
+
+TIMERS_BYTES_MAX = 4 * 1024 * 1024
+"""Arguments of all timers of one agent."""
+
+TIMERS_MAX = 10_000
+"""Timers of one agent at a time: they are in its snapshots and in what a handover seals."""
+
+CATCH_UP_MAX = 10_000
+"""Times of one repeating timer that are made up for, the newest: also where a clock was years ahead."""
+
+DEAD_LETTERS_MAX = 1000
+"""Dead letters kept per agent; the oldest goes first."""
+
+SNAPSHOTS_KEPT = 2
+"""The newest and the one before it, so that a reader that is slow by one snapshot does not start over."""
+
+RETRY_S_MIN, RETRY_S_MAX = 0.02, 1.0
+"""Back-off of an append or a request whose outcome is unknown: fast first, since nothing can go on meanwhile."""
+
+REGRESSION_S = 12.0
+"""The leader of a replicated stream that was cut off notices it within 10 s, and answers until then with what it had."""
+
+
+TIMEOUT_S_MAX = 1e9
+"""Some 31 years: what is longer is a slip, and what is no number would spoil the order of the loop's timers."""
+
+
+def check_timeout(seconds: float | None, what: str) -> None:
+    """Raises `UsageError` for a time that nobody can wait.  None says nothing, and passes."""
+    is_number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
+    if seconds is not None and not (is_number and 0 < seconds <= TIMEOUT_S_MAX):
+        raise UsageError(f"{what}: timeout={seconds!r} cannot be; give seconds above 0, to {TIMEOUT_S_MAX:g}.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Settable per deployment.  Raises `ConfigError` naming the field and its range."""
+
+    ask_timeout_s: float = 30.0
+    """An ask's answer; long enough for a model call."""
+    ask_repeat_s: float = 1.0
+    """Without an answer for so long the receiver is reminded of an ask (it answers from what it has stored); doubles up to 8 s."""
+    turn_deadline_s: float = 60.0
+    """One turn, without its durable steps; behind each of them it begins anew."""
+    step_timeout_s: float = 300.0
+    """One call of a durable step: a slow model is slower than any turn should be."""
+    tries: int = 5
+    """Runs of a tell or a timer's message before it becomes a dead letter: what failed may pass, and nobody waits."""
+    ask_tries: int = 1
+    """Runs of an ask before its error is the answer: its caller waits, and knows better whether to ask again."""
+    retry_first_s: float = 0.01
+    """Wait before the second run of a failed turn; doubles each time.  The agent waits too: order is kept."""
+    inbox_max: int = 10_000
+    """Messages waiting per agent before senders are told `InboxFull`."""
+    prepare_s: float = 5.0
+    copy_rounds: int = 10
+    copy_lag_records: int = 64
+    """Converged: at most this many records ..."""
+    copy_lag_bytes: int = 1024 * 1024
+    """... and bytes behind: at most 10 ms of the pause.  While rounds still come nearer, the copy goes on within both bounds."""
+    pause_s: float = 5.0
+    """The current turn's time to end once the intake is stopped."""
+    handover_s: float = 2.0
+    """The handover's answer, before the source settles it by a claim."""
+    probation_s: float = 10.0
+    """From handover to Accepted, before the source claims back."""
+    migration_s: float = 60.0
+    retention_s: float = 3600.0
+    """A completed migration can be undone for this long: log and inbox are kept from its handover on."""
+    state_bytes_max: int = 1 << 30
+    """State of an agent that a node takes by a move; above it copy and verification outlast their deadlines."""
+    snapshot_records: int = 512
+    """Records since the last snapshot before the next one is written: bounds a load to about 30 ms."""
+    snapshot_bytes: int = 4 * 1024 * 1024
+    """Or bytes, once they also exceed the state itself."""
+    drain_s: float = 30.0
+    """The time that a node which is told to stop gives its turns."""
+    heartbeat_s: float = 0.5
+    heartbeat_misses: int = 5
+    """Heartbeats that may be missed before a node counts as silent: 2.5 s outlast a slow moment of a machine."""
+    reconcile_s: float = 5.0
+    """A node looks for agents that the log gives it and that it does not run."""
+    regression_s: float = REGRESSION_S
+    """A log that says less than it had acknowledged must go on saying so for this long, before its agent is parked."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            floor = 0 if field.name in ("retention_s", "retry_first_s") else None
+            is_whole = field.type == "int"  # the annotation, as text
+            is_number = isinstance(value, int if is_whole else (int, float)) and not isinstance(value, bool)
+            ceiling = 1e15 if "bytes" in field.name else 1e9
+            if not is_number or not (value >= 0 if floor == 0 else value > 0) or value > ceiling:
+                wanted = f"0 to {ceiling:g}" if floor == 0 else f"above 0, to {ceiling:g}"
+                wanted += ", a whole number" if is_whole else ""
+                raise ConfigError(
+                    f"{field.name} = {value!r} is out of range ({wanted}).", field=field.name, range=wanted
+                )
+
+
+ASK_REPEAT_S_MAX = 8.0

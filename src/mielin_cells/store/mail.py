@@ -1,0 +1,45 @@
+"""Mail is stored in its receiver's inbox."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from mielin_cells.errors import RetryError, StoreFull, StoreUnreachable
+from mielin_cells.log.ids import inbox_subject
+from mielin_cells.log.message import Mail, encode_mail
+from mielin_cells.substrate.ports import Appended, Log
+from mielin_cells.tasks.supervision import Backoff
+
+logger = logging.getLogger("mielin_cells.outbox")
+
+
+def _never(_: RetryError) -> bool:
+    return False
+
+
+async def store_mail(log: Log, mail: Mail, late: Callable[[RetryError], bool] = _never) -> int:
+    """Appends a client's mail to the receiver's inbox until it is known to be there; its sequence.
+
+    The same bytes may be stored twice: the receiver drops what it has.  Raises at once what no retry mends, and that the store is
+    full where it is certain that nothing was stored.  `late` is told before each retry, and says whether nobody waits any more: then
+    what keeps the mail from being stored is raised as well.
+    """
+    data, subject, backoff, in_doubt = encode_mail(mail), inbox_subject(mail.to), Backoff(), False
+    while True:
+        try:
+            outcome = await log.append(subject, data)
+            if isinstance(outcome, Appended):
+                return outcome.seq
+            in_doubt = True
+            error: RetryError = StoreUnreachable(
+                f"It is not known whether mail for {mail.to!r} is stored.", agent=mail.to
+            )
+        except RetryError as refused:
+            if isinstance(refused, StoreFull) and not in_doubt:
+                raise
+            error = refused
+        if late(error):
+            raise error
+        logger.info("mail from %s to %s waits: %s", mail.sender, mail.to, error)
+        await backoff.wait()

@@ -1,0 +1,71 @@
+"""A NATS server's address, and what it takes to be let in, as they are given: checked before anything connects."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import ssl
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from mielin_cells.errors import ConfigError
+from mielin_cells.redaction import redacted
+
+CREDENTIALS_BYTES: Final = 64 * 1024
+_NO_SUCH_HOST: Final = frozenset((socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)))
+
+
+def is_unknown_host(error: BaseException) -> bool:
+    """True if there is no such host: waiting does not mend it, unlike a name server that is away."""
+    return isinstance(error, socket.gaierror) and error.errno in _NO_SUCH_HOST
+
+
+def options_of(creds: str | os.PathLike[str] | None, tls_ca: str | os.PathLike[str] | None) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    if creds is not None:
+        options["user_credentials"] = _credentials(os.fspath(creds))
+    if tls_ca is not None:
+        try:
+            options["tls"] = ssl.create_default_context(cafile=os.fspath(tls_ca))
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigError(f"tls_ca: {tls_ca} cannot be used: {error}.", field="tls_ca", range="a file") from error
+    return options
+
+
+def check_url(url: str, where: str = "") -> None:
+    """Raises `ConfigError`; `where` says what names the address.  A name alone needs a scheme or a port to be one."""
+    parts, is_address = urlsplit(""), False
+    with contextlib.suppress(ValueError):
+        parts = urlsplit(url if "://" in url else f"nats://{url}")
+        is_address = bool(parts.hostname) and parts.port != 0 and url.isprintable() and " " not in url
+        is_address = is_address and ("://" in url or parts.port is not None)
+    shown = f"{where}: {redacted(url)!r}" if where else f"{redacted(url)!r}"
+    if is_address and parts.scheme in ("ws", "wss"):
+        what = f"{shown} is a websocket, over which this system does not speak; give the server's nats:// or tls:// address"
+    elif not is_address or parts.scheme not in ("nats", "tls"):
+        what = f"{shown} is no server's address; wanted: nats://HOST:PORT, or tls://HOST:PORT"
+    elif parts.path not in ("", "/") or "?" in url or "#" in url:
+        what = (
+            f"{shown} has more than HOST:PORT; a user or password with / ? or # in it cannot stand there: use --creds"
+        )
+    else:
+        return
+    raise ConfigError(f"{what}.", field="connect", range="nats://HOST:PORT")
+
+
+def _credentials(path: str) -> str:
+    """The path.  Raises `ConfigError` for what is no credentials file: the library would read it for ever."""
+    try:
+        with open(path, "rb") as file:
+            text = file.read(CREDENTIALS_BYTES)
+    except OSError as error:
+        raise ConfigError(
+            f"The credentials file {path} cannot be read: {error.strerror}.", field="creds", range="a file"
+        ) from error
+    if b"BEGIN NATS USER JWT" not in text or b"BEGIN USER NKEY SEED" not in text:
+        raise ConfigError(
+            f"{path} is no credentials file: it has no user JWT with a seed; `nsc generate creds` makes one.",
+            field="creds", range="a file",
+        )  # fmt: skip
+    return path

@@ -1,0 +1,239 @@
+"""A deployment's streams: made once, and never in the place of what was lost."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import msgspec
+
+from mielin_cells.errors import ConfigError, JetStreamDisabled, NotConnected, ServerTooOld, StoreUnreachable
+from mielin_cells.substrate.jetstream import api
+from mielin_cells.substrate.jetstream.api import Unanswered
+from mielin_cells.substrate.ports import ENTRY_BYTES_MAX
+
+if TYPE_CHECKING:
+    from mielin_cells.substrate.jetstream import Connection
+
+API_S: Final = 5.0
+LED_S: Final = 10.0
+"""A stream whose copies change may be without a leader for a moment."""
+LOOK_S: Final = 0.1
+HEADERS_BYTES: Final = 4096
+"""Room that a server must leave for headers above the largest entry."""
+SHARDS_MAX: Final = 64
+REPLICAS_MAX: Final = 5
+"""The server's own limit."""
+REPLICAS_IN_CLUSTER: Final = 3
+"""Of a new deployment on a cluster: one server may be lost."""
+_NAME: Final = re.compile(r"[A-Za-z0-9_]{1,32}")
+FORMAT: Final = "1"
+
+
+def check_server(connection: Connection) -> None:
+    """Raises `ServerTooOld`, or `ConfigError` if the largest entry does not fit."""
+    if api.version_of(connection.version) < api.SERVER_MIN:
+        need = ".".join(map(str, api.SERVER_MIN))
+        raise ServerTooOld(
+            f"The server {connection.url} has version {connection.version}; {need} or newer is needed. Upgrade it.",
+            have=connection.version, need=need,
+        )  # fmt: skip
+    if connection.payload_max < ENTRY_BYTES_MAX + HEADERS_BYTES:
+        raise ConfigError(
+            f"The server {connection.url} takes messages up to {connection.payload_max} bytes; set its max_payload to at "
+            f"least {ENTRY_BYTES_MAX + HEADERS_BYTES} (1 MB is its default).",
+            field="max_payload", range=f"at least {ENTRY_BYTES_MAX + HEADERS_BYTES}",
+        )  # fmt: skip
+
+
+class Wish(NamedTuple):
+    """What is asked for of a deployment's streams.  Of one that is there None takes what it has; of a new one, the default."""
+
+    shards: int | None = None
+    replicas: int | None = None
+    makes: bool = True
+    """A deployment that is not there is made."""
+
+
+class Made(NamedTuple):
+    """What the deployment has."""
+
+    shards: int
+    replicas: int
+
+
+def check_wish(deployment: str, wish: Wish) -> None:
+    """Raises `ConfigError`."""
+    if type(deployment) is not str or _NAME.fullmatch(deployment) is None:
+        raise ConfigError(
+            f"deployment is {deployment!r}; wanted: up to 32 letters, digits and _.", field="deployment", range="a name"
+        )
+    for field, value, most in (("shards", wish.shards, SHARDS_MAX), ("replicas", wish.replicas, REPLICAS_MAX)):
+        if value is not None and not (type(value) is int and 1 <= value <= most):
+            raise ConfigError(f"{field} is {value!r}; it is 1 to {most}.", field=field, range=f"1 to {most}")
+
+
+async def streams(connection: Connection, deployment: str, wish: Wish) -> Made:
+    """What the deployment has; it is made if it is not there.  Raises `ConfigError` if it has something else than is wished."""
+    first = api.stream_name(deployment, "log", 0)
+    answer = await asked(connection, f"STREAM.INFO.{first}", b"")
+    if answer.error is not None:
+        if answer.error.err_code != api.STREAM_MISSING:
+            raise api.error_of(answer.error, first)
+        if not wish.makes:
+            raise NotConnected(
+                f"There is no deployment {deployment!r} on the server {connection.url}; its first node makes it (`mielin up`, "
+                "`mielin node`), or give another --deployment.", url=connection.url, deployment=deployment,
+            )  # fmt: skip
+        return await _made(connection, deployment, wish)
+    have, replicas = shards_of(answer, first, wish.shards), [_replicas_of(answer, first, wish.replicas)]
+    for name in names(deployment, have)[:-1]:
+        found = await asked(connection, f"STREAM.INFO.{name}", b"")
+        if found.error is not None:
+            raise api.error_of(found.error, name)
+        replicas.append(_replicas_of(found, name, wish.replicas))
+    return Made(have, min(replicas))
+
+
+async def _made(connection: Connection, deployment: str, wish: Wish) -> Made:
+    count, replicas = wish.shards or 1, wish.replicas or (REPLICAS_IN_CLUSTER if connection.in_cluster else 1)
+    kept = []
+    wanted = names(deployment, count)
+    for name in wanted:
+        made = await _create(connection, deployment, name, count, replicas)
+        if made.error is not None and wish.replicas is None and _is_too_few(made.error):
+            replicas = 1  # a cluster of two, or of which only some have JetStream
+            made = await _create(connection, deployment, name, count, replicas)
+        if made.error is not None:
+            if made.error.err_code != api.NAME_IN_USE:
+                raise api.error_of(made.error, name)
+            # Somebody makes the deployment now, or was interrupted: with another number of shards, or of copies.
+            made = await asked(connection, f"STREAM.INFO.{name}", b"")
+            if made.error is not None:
+                raise api.error_of(made.error, name)
+            have = shards_of(made, name, wish.shards)
+            replicas = _replicas_of(made, name, wish.replicas)
+            if have != count:
+                return await _made(connection, deployment, Wish(have, replicas))
+        kept.append(made.config.num_replicas)
+        if name != wanted[-1] and made.state.messages:
+            # Nothing is written before the first stream is there: somebody has just made it, or it was deleted.
+            found = await asked(connection, f"STREAM.INFO.{wanted[-1]}", b"")
+            if found.error is not None:
+                raise api.error_of(found.error, wanted[-1])
+    return Made(count, min(kept))
+
+
+async def _create(connection: Connection, deployment: str, name: str, shards: int, replicas: int) -> api.StreamAnswer:
+    made: api.StreamAnswer = await asked(
+        connection, f"STREAM.CREATE.{name}", _config(deployment, name, shards, replicas)
+    )
+    return made
+
+
+def _is_too_few(error: api.ApiError) -> bool:
+    return error.err_code in api.REPLICAS_REFUSED and api.OFFLINE not in error.description
+
+
+def names(deployment: str, shards: int) -> list[str]:
+    """In the order in which they are made: the first stream is the last, so once it is there, all are."""
+    return [api.stream_name(deployment, kind, n) for n in reversed(range(shards)) for kind in ("part", "log")]
+
+
+def shards_of(answer: api.StreamAnswer, name: str, wanted: int | None) -> int:
+    """The number that the deployment was made with.  Raises `ConfigError` if it is not `wanted`."""
+    metadata = answer.config.metadata
+    if metadata.get("mielin.format") != FORMAT or not metadata.get("mielin.shards", "").isdigit():
+        raise ConfigError(
+            f"The stream {name} is not one of this system, or of another version (format "
+            f"{metadata.get('mielin.format')!r}, this version reads {FORMAT!r}); use another deployment name.",
+            field="deployment", range="a name of its own",
+        )  # fmt: skip
+    have = int(metadata["mielin.shards"])
+    if wanted is not None and have != wanted:
+        raise ConfigError(
+            f"This deployment was made with {have} shard{'s' if have > 1 else ''}, {wanted} were asked for, and the number is fixed; "
+            "leave it out, or use another deployment name.", field="shards", range=str(have),
+        )  # fmt: skip
+    return have
+
+
+def _replicas_of(answer: api.StreamAnswer, name: str, wanted: int | None) -> int:
+    """The copies that are kept of the stream.  Raises `ConfigError` if it is not `wanted`."""
+    have = answer.config.num_replicas
+    if wanted is not None and have != wanted:
+        raise ConfigError(
+            f"This deployment keeps {have} replica{'s' if have > 1 else ''} (stream {name}), {wanted} were asked for; "
+            f"`mielin doctor --fix --replicas {wanted}` changes it, or leave it out.",
+            field="replicas", range=str(have), have=have,
+        )  # fmt: skip
+    return have
+
+
+def _config(deployment: str, name: str, shards: int, replicas: int) -> bytes:
+    _, kind, shard = name.split("-")
+    subjects = f"{deployment}.{kind}.{shard}.>"
+    config: dict[str, Any] = {
+        "name": name, "subjects": [subjects], "storage": "file", "retention": "limits",
+        "discard": "new",  # full is an error, never an old record dropped
+        "max_consumers": -1, "max_msgs": -1, "max_bytes": -1, "max_age": 0, "max_msg_size": -1, "num_replicas": replicas,
+        "allow_direct": True, "deny_delete": True, "duplicate_window": 1_000_000_000,
+        "metadata": {"mielin.shards": str(shards), "mielin.format": FORMAT},
+    }  # fmt: skip
+    if kind == "log":
+        config["republish"] = {"src": subjects, "dest": f"{deployment}.live.{shard}.>"}
+    return json.dumps(config).encode()
+
+
+async def with_replicas(connection: Connection, deployment: str, replicas: int | None) -> dict[str, tuple[int, int]]:
+    """Changes the copies of each stream; before and after, by stream that changed."""
+    first = api.stream_name(deployment, "log", 0)
+    answer = await asked(connection, f"STREAM.INFO.{first}", b"")
+    if answer.error is not None:
+        raise api.error_of(answer.error, first)
+    wanted = replicas or (REPLICAS_IN_CLUSTER if connection.in_cluster else 1)
+    changed: dict[str, tuple[int, int]] = {}
+    for name in names(deployment, shards_of(answer, first, None)):
+        found = await asked(connection, f"STREAM.INFO.{name}", b"", dict[str, Any])
+        if found.get("error"):
+            raise api.error_of(msgspec.convert(found["error"], api.ApiError), name)
+        config = found["config"]  # all of it, also what this version does not know
+        have = int(config.get("num_replicas", 1))
+        if have == wanted or (replicas is None and have > wanted):
+            continue
+        changes = json.dumps({**config, "num_replicas": wanted}).encode()
+        done = await asked(connection, f"STREAM.UPDATE.{name}", changes)
+        if done.error is not None and replicas is None and _is_too_few(done.error):
+            continue  # there are not so many servers, and nobody has asked for so many copies
+        if done.error is not None:
+            raise api.error_of(done.error, name)
+        changed[name] = have, wanted
+    for name in changed:
+        await _led(connection, name)
+    return changed
+
+
+async def _led(connection: Connection, name: str) -> None:
+    """Returns when the stream has a leader again, or after a while: then its health tells."""
+    for _ in range(int(LED_S / LOOK_S)):
+        found = await asked(connection, f"STREAM.INFO.{name}", b"", dict[str, Any])
+        if (found.get("cluster") or {"leader": "this one"}).get("leader"):
+            return
+        await asyncio.sleep(LOOK_S)
+
+
+async def asked(connection: Connection, what: str, data: bytes, kind: Any = api.StreamAnswer) -> Any:
+    try:
+        heard = await connection.call(f"$JS.API.{what}", data, API_S)
+    except Unanswered as error:
+        connection.check()
+        raise StoreUnreachable(
+            f"The server {connection.url} does not answer about its streams ({error}); try again.", url=connection.url
+        ) from None
+    if heard.status == api.NO_RESPONDERS:
+        raise JetStreamDisabled(
+            f"The server {connection.url} has no JetStream; start it with `nats-server -js`.", url=connection.url
+        )
+    return api.decode(heard.data, kind, what)

@@ -1,0 +1,54 @@
+"""The checker of what turns that fail leave behind: I25."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import msgspec
+
+from mielin_cells.log.fold import Phase
+from mielin_cells.testing.checkers.checkers import Checker
+from mielin_cells.testing.simulator.odd import DOOMED
+
+
+class NothingOfIt(Checker):
+    """I25: a turn that fails leaves nothing behind but what is told of it, and an agent's fields agree with each other.
+
+    Its asker is told the cause, with an answer in the log as any; of a tell there is a dead letter at rest, unless an operator has
+    removed it.  What an agent remembers in a list, a table and a buffer is the same, in the same order.  What a task does to it
+    that has outlived its turn has no effect.
+    Not checked: how often a message is run before it is a dead letter; letters of agents that have ended.
+    """
+
+    invariant = "I25"
+
+    def at_rest(self) -> None:
+        for agent, shown in self.scene.shown.items():
+            heard = set(shown.heard)
+            for call in self.scene.calls:
+                if call.agent == agent and call.doomed and (call.sender, call.n) in heard:
+                    self.fails(f"{agent} has heard ({call.sender}, {call.n}), whose turn failed")
+            if shown.book is None:
+                continue
+            wanted = {
+                "marks": dict(shown.heard), "book": b"".join(f"{sender} {n}\n".encode() for sender, n in shown.heard),
+                "stray": 0,
+            }  # fmt: skip
+            for name, value in wanted.items():
+                if shown.book[name] != value:
+                    self.fails(f"{agent} has {name} {shown.book[name]!r}; what it heard gives {value!r}")
+            if agent not in self.scene.purged and self.scene.folds[agent].phase is not Phase.TERMINATED:
+                self._letters(agent)
+
+    def _letters(self, agent: str) -> None:
+        letters = [letter for letter in self.scene.folds[agent].ledger.dead if letter.handler in DOOMED]
+        said = [(msgspec.msgpack.decode(letter.args), "replay." in letter.sender) for letter in letters]
+        dead = Counter((args["sender"], args["n"], is_replayed) for args, is_replayed in said)
+        for call in self.scene.calls:
+            if call.agent != agent or call.doomed != "stored":
+                continue
+            first, replayed = (dead[call.sender, call.n, is_replayed] for is_replayed in (False, True))
+            if (
+                first > 1 or not first + replayed
+            ):  # both, if a replay could not remove the letter that it had sent again
+                self.fails(f"{agent} has {first} dead letters of ({call.sender}, {call.n}), and {replayed} of a replay")

@@ -1,0 +1,399 @@
+"""A takeover: whom it asks, whom it does not wait for, and that its keeper goes on listening meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Coroutine
+from contextlib import closing
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import msgspec
+import pytest
+from msgspec.structs import replace
+from support.failing import LIMIT_S, QUICK, Gauge, die, nodes
+
+import mielin_cells as cells
+from mielin_cells.agents.agent import classes
+from mielin_cells.agents.cluster import NodeInfo
+from mielin_cells.errors import PermissionDenied
+from mielin_cells.log.records import HandedOff
+from mielin_cells.membership import table, takeover
+from mielin_cells.membership.heartbeat import Beat
+from mielin_cells.membership.takeover import Orphan, Takeover
+from mielin_cells.node.activation.writer import Writer
+from mielin_cells.node.failover import LATE_KEPT_S, Again, Keeper, patience
+from mielin_cells.node.node import Node
+from mielin_cells.rpc import requests
+from mielin_cells.store.reader import Seen, load
+from mielin_cells.substrate.embedded import Embedded
+from mielin_cells.testing.simulator.loop import VirtualLoop
+
+encode = msgspec.msgpack.Encoder().encode
+
+
+def virtually(work: Coroutine[Any, Any, Any]) -> Any:
+    with closing(VirtualLoop()) as loop:
+        return loop.run_until_complete(work)
+
+
+class Nodes:
+    """Nodes that claim what they are asked to, each in its way."""
+
+    def __init__(self, classes: dict[str, dict[str, int]]) -> None:
+        self.classes = classes
+        self.frozen: set[str] = set()
+        self.answers: dict[str, Callable[[requests.Claim], cells.CellError | None]] = {}
+        self.owned: Counter[str] = Counter()
+        self.refused = 0
+        self.passing: Counter[str] = Counter()
+        """How many requests of a node fail in a passing way."""
+
+    async def ask(self, name: str, request: requests.AnyRequest, seconds: float) -> msgspec.Raw:
+        if name in self.frozen:
+            await asyncio.sleep(seconds)
+            raise cells.WireTimeout(f"{name} did not answer.")
+        await asyncio.sleep(0.01)
+        match request:
+            case requests.Ping():
+                return msgspec.Raw(encode(NodeInfo(name=name, incarnation=1, agents=0, classes=self.classes[name])))
+            case requests.Claims(wishes=wishes):
+                if self.passing[name] > 0:
+                    self.passing[name] -= 1
+                    raise cells.NodeStopping(f"{name} has other things to do.")
+                refusals = [self._claim(name, wish) for wish in wishes]
+                return msgspec.Raw(encode(refusals))
+            case _:
+                return msgspec.Raw(encode([]))
+
+    def _claim(self, name: str, wish: requests.Claim) -> requests.Refusal | None:
+        cls = wish.agent.split("-")[0]
+        if cls not in self.classes[name]:
+            self.refused += 1
+            return cells.UnknownClass("No such class.", name=cls).to_wire()
+        self.owned[name] += 1
+        return None
+
+    def takeover(self, agents: list[str], *, told: bool = True) -> Takeover:
+        class Given(Takeover):
+            async def _orphans(self, gone: Collection[str], hosted: Collection[str]) -> list[Orphan]:
+                return [Orphan(agent, "gone", Seen(1, 0), agent.split("-")[0] if told else "") for agent in agents]
+
+        return Given(None, self.ask, asyncio.get_running_loop().time)  # type: ignore[arg-type]
+
+    @property
+    def known(self) -> dict[str, table.Entered]:
+        return {name: table.Entered(1, name, b"") for name in (*self.classes, "gone")}
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_nobody_is_asked_again_and_again_for_a_class_that_it_does_not_have(told: bool) -> None:
+    async def story() -> None:
+        there = Nodes({f"n{n}": {"C": 1} if n < 3 else {"D": 1} for n in range(40)})
+        taken = await there.takeover([f"C-{n}" for n in range(200)], told=told).take({"gone"}, there.known)
+        assert taken == 200
+        assert there.owned.keys() == {"n0", "n1", "n2"}
+        assert there.refused == 0 if told else there.refused <= 200
+
+    virtually(story())
+
+
+def test_a_frozen_node_costs_the_others_nothing_and_what_waits_for_it_goes_to_them() -> None:
+    async def story() -> None:
+        there = Nodes({f"n{n}": {"C": 1} for n in range(3)})
+        clock = asyncio.get_running_loop().time
+        ask = there.ask
+
+        async def freezes(name: str, request: requests.AnyRequest, seconds: float) -> msgspec.Raw:
+            answer = await ask(name, request, seconds)
+            if isinstance(request, requests.Following) and name == "n1":
+                there.frozen.add("n1")  # after it has said that it lives
+            return answer
+
+        there.ask = freezes  # type: ignore[method-assign]
+        began = clock()
+        taken = await there.takeover([f"C-{n}" for n in range(900)]).take({"gone"}, there.known)
+        assert taken == 900
+        assert there.owned.total() == 900
+        assert clock() - began < takeover.CLAIM_S + 2  # one request to it, not one after the other
+        assert "n1" not in there.owned
+
+    virtually(story())
+
+
+def test_a_node_that_is_frozen_from_the_start_is_not_waited_for() -> None:
+    async def story() -> None:
+        there = Nodes({f"n{n}": {"C": 1} for n in range(3)})
+        there.frozen = {"n2"}
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        assert await there.takeover([f"C-{n}" for n in range(100)]).take({"gone"}, there.known) == 100
+        assert clock() - began < 1.0
+
+    virtually(story())
+
+
+def test_a_node_that_failed_in_a_passing_way_is_asked_again() -> None:
+    async def story() -> None:
+        there = Nodes({"n0": {"C": 1}})
+        there.passing["n0"] = 3
+        orphans = there.takeover([f"C-{n}" for n in range(8)])
+        assert await orphans.take({"gone"}, there.known) == 8
+        there.passing["n0"] = 1000
+        assert await orphans.take({"gone"}, there.known) == 0
+        assert orphans.failed["C-0"] == "n0 has other things to do."
+        there.passing["n0"] = 0
+        assert await orphans.take({"gone"}, there.known) == 8
+
+    virtually(story())
+
+
+def test_an_answer_that_cannot_be_read_is_one_nodes_trouble() -> None:
+    async def story() -> None:
+        there = Nodes({"n0": {"C": 1}, "n1": {"C": 1}})
+        ask = there.ask
+
+        async def newer(name: str, request: requests.AnyRequest, seconds: float) -> msgspec.Raw:
+            if name == "n0" and isinstance(request, requests.Claims):
+                return msgspec.Raw(encode({"some": "other version"}))
+            return await ask(name, request, seconds)
+
+        there.ask = newer  # type: ignore[method-assign]
+        assert await there.takeover([f"C-{n}" for n in range(20)]).take({"gone"}, there.known) == 20
+        assert there.owned == {"n1": 20}
+
+    virtually(story())
+
+
+# ---- the keeper ----------------------------------------------------------------------------------------------
+
+
+def test_what_departed_nodes_own_is_looked_for_at_once_then_ever_more_rarely() -> None:
+    again, now, looks = Again(5.0), 0.0, list[float]()
+    while now < 100:
+        if again.is_due(now, {"a"} if not looks else set()):
+            looks.append(now)
+            again.began(now, {"a"})
+            again.ended(now, is_over=True)
+        now += 1
+    assert looks == [0, 5, 15, 35, 75]
+    assert again.is_due(now, {"b"})
+    again.began(now, {"b"})
+    again.ended(now, is_over=False)
+    assert not again.is_due(now + 4, {"b"})
+    assert again.is_due(now + 5, {"b"})
+
+
+def test_who_is_starved_is_more_patient_with_others() -> None:
+    assert patience(2.5, 0.0) == 2.5
+    assert patience(2.5, 1.0) == 4.5
+
+
+async def test_what_a_watcher_that_was_stopped_has_not_heard_means_nothing() -> None:
+    """SIGSTOP, a suspended laptop, a starved process: nobody is suspected for beats that it slept through."""
+    async with nodes("node-1", "node-2") as (_, running, keepers, _air):
+        node, keeper, now = running["node-1"], keepers["node-1"], 1000.0
+        node.clock = lambda: now
+        heard_at = {"node-1": now, "node-2": now}
+        beats = [Beat(name, 1, 0.0) for name in heard_at]
+        keeper._known = {name: table.Entered(1, name, b"") for name in heard_at}
+        keeper._since = now - 100
+        keeper._late.clear()
+
+        def suspects() -> set[str]:
+            return keeper._suspects([replace(beat, ago_s=now - heard_at[beat.node]) for beat in beats])
+
+        now += 10 * LIMIT_S
+        heard_at["node-1"] = now  # its own beat is the first that it hears
+        assert suspects() == {"node-2"}
+        keeper._woke(10 * LIMIT_S)
+        assert suspects() == set()
+        now += 2.5 * LIMIT_S
+        heard_at["node-1"] = now
+        assert suspects() == set()  # its limit is three times as long, as long as it remembers that it was so late
+        now += LIMIT_S
+        heard_at["node-1"] = now
+        assert suspects() == {"node-2"}
+        now += LATE_KEPT_S
+        keeper._woke(0.0)
+        assert keeper._limit_s == pytest.approx(LIMIT_S)
+        running["node-1"].clock = asyncio.get_running_loop().time
+
+
+async def test_a_keeper_goes_on_listening_while_it_takes_over(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with nodes("node-1", "node-2", "node-3", "node-4") as (client, running, _, air):
+        gauge = await client.on("node-2").spawn(Gauge, "g")
+        other = await client.on("node-3").spawn(Gauge, "h")
+        begun, go, take = asyncio.Event(), asyncio.Event(), Takeover.take
+
+        async def slow(self: Takeover, gone: Collection[str], known: Any, **more: bool) -> int:
+            begun.set()
+            await go.wait()
+            return await take(self, gone, known, **more)
+
+        monkeypatch.setattr(Takeover, "take", slow)
+        die(running["node-2"], air)
+        async with asyncio.timeout(40):
+            await begun.wait()
+            die(running["node-3"], air)
+            while "node node-3 is silent" not in caplog.text:
+                await asyncio.sleep(0.01)
+        go.set()
+        assert await gauge.add() == 1
+        assert await other.add() == 1
+
+
+async def test_a_takeover_names_those_that_own_something_and_nobody_that_left_long_ago(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with nodes("node-1") as (client, _, keepers, _air):
+        for n in range(5):
+            place = await table.enter(client.log, f"old-{n}", table.Announcement(), lambda: b"n" * 12)
+            if n % 2:
+                await table.leave(client.log, f"old-{n}", place.incarnation, b"m" * 12)
+        async with asyncio.timeout(10):
+            while len(keepers["node-1"]._empty) < 5:
+                await asyncio.sleep(0.01)
+        with caplog.at_level(logging.WARNING):
+            await table.enter(client.log, "fresh", table.Announcement(), lambda: b"n" * 12)
+            async with asyncio.timeout(10):
+                while "node fresh is silent" not in caplog.text:
+                    await asyncio.sleep(0.01)
+        assert "taken over in" not in caplog.text
+
+
+async def test_a_keeper_whose_main_loop_does_not_answer_is_followed_by_another() -> None:
+    async with nodes("node-1", "node-2") as (client, running, _, air):
+        async with asyncio.timeout(10):
+            while await client.log.last("keeper") is None:
+                await asyncio.sleep(0.01)
+        last = await client.log.last("keeper")
+        assert last is not None
+        stuck, free = ("node-1", "node-2") if b"node-1" in last.data else ("node-2", "node-1")
+        node: Node = running[free]
+
+        def heard() -> list[Beat]:
+            return [
+                Beat(beat.node, 1, 10 * LIMIT_S if beat.node == stuck else 0.0, beat.ago_s)
+                for beat in air.heard_by(free, node)
+            ]
+
+        running[stuck].kill()  # its process lives, and its loop does nothing
+        node.home.begin(Keeper(node, heard).run())
+        async with asyncio.timeout(10):
+            while (last := await client.log.last("keeper")) is None or free.encode() not in last.data:
+                await asyncio.sleep(0.01)
+
+
+async def test_a_node_that_the_store_refuses_says_so_in_its_beats_until_the_store_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A keeper that is heard and can do nothing is followed by another, as one whose loop is held (seed 40001185)."""
+    async with nodes("node-1", "node-2") as (client, running, _, _air):
+        node, looks = running["node-1"], client.log.last
+
+        async def refused(subject: str) -> Any:
+            if subject == "keeper":
+                raise PermissionDenied("The store refuses this.", subject=subject)
+            return await looks(subject)
+
+        assert node.refused_s() == 0.0
+        with monkeypatch.context() as patched:
+            patched.setattr(type(client.log), "last", lambda _, subject: refused(subject))
+            async with asyncio.timeout(40):
+                while node.refused_s() <= LIMIT_S:
+                    await asyncio.sleep(0.01)
+        async with asyncio.timeout(40):
+            while node.refused_s() > 0.0:
+                await asyncio.sleep(0.01)
+
+
+class Slow(cells.Agent):
+    """Takes longer to arrive than a node may be silent."""
+
+    count: int = 0
+
+    async def on_arrive(self) -> None:
+        if self.count:
+            await asyncio.sleep(3 * LIMIT_S)
+
+    @cells.handler
+    async def add(self) -> int:
+        self.count += 1
+        return self.count
+
+
+async def test_a_node_that_restarts_with_slow_agents_is_heard_at_once_and_keeps_them() -> None:
+    async with nodes("node-1", "node-2") as (client, running, keepers, air), asyncio.timeout(20):
+        agents = [await client.on("node-1").spawn(Slow, f"s{n}") for n in range(3)]
+        await asyncio.gather(*(agent.add() for agent in agents))
+        while await client.log.last("keeper") is None:
+            await asyncio.sleep(0.01)
+        die(running["node-1"], air)
+        again = Node("node-1", client.log, client.wire, classes.get, settings=QUICK, rng=Random(7), wall=time.time)
+        again.home.cluster = client
+
+        is_in = asyncio.Event()
+
+        def entered() -> None:
+            is_in.set()
+            air.silent.discard("node-1")
+            air.last["node-1"] = again.clock()
+
+        starting = asyncio.create_task(again.start(entered))
+        await is_in.wait()
+        info = await client.ping("node-1")
+        assert info is not None
+        assert info.state == "starting"
+        assert (await client.spawn(Gauge, "new")) is not None
+        assert (await client.owner("new"))[0] == "node-2"  # not to the one that has enough to do
+        assert await asyncio.gather(*(agent.add() for agent in agents)) == [2] * 3
+        await starting
+        running["node-1"] = again
+        info = await client.ping("node-1")
+        assert info is not None
+        assert info.state == "alive"
+        assert again.hosts.keys() == {"s0", "s1", "s2"}
+        assert all(keeper.taken == 0 for keeper in keepers.values())
+
+
+# ---- local() -------------------------------------------------------------------------------------------------
+
+
+async def test_a_store_that_is_opened_with_fewer_nodes_has_all_its_agents(tmp_path: Path) -> None:
+    path = tmp_path / "cells.db"
+    async with cells.local(nodes=3, path=path) as cluster:
+        gauges = [await cluster.on(f"node-{n % 3 + 1}").spawn(Gauge, f"g{n}") for n in range(6)]
+        assert (await cluster.migrate(gauges[0], to="node-3")).ok
+        for gauge in gauges:
+            await gauge.add()
+    async with cells.local(path=path) as cluster, asyncio.timeout(5):
+        assert [await cluster.get(Gauge, f"g{n}").add() for n in range(6)] == [2] * 6
+        assert {info.node for info in await cluster.agents()} == {"node-1"}
+        assert len(await cluster.agents()) == 6
+    async with cells.local(nodes=2, path=path) as cluster, asyncio.timeout(5):
+        assert [await cluster.get(Gauge, f"g{n}").add() for n in range(6)] == [3] * 6
+
+
+async def test_an_agent_that_was_just_handed_to_a_node_that_is_not_there_any_more_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "cells.db"
+    async with cells.local(nodes=2, path=path) as cluster:
+        gauge = await cluster.on("node-1").spawn(Gauge, "g")
+        await gauge.add()
+    substrate = await Embedded.open(path)
+    try:
+        fold = await load(substrate.log, "g")
+        writer = Writer(substrate.log, fold, "node-1", 1, Random(0))
+        await writer.append(
+            lambda head: HandedOff(**head, to="node-2", migration="m-1", seal=None, digest=fold.seal_digest())
+        )
+    finally:
+        await substrate.close()
+    async with cells.local(path=path) as cluster, asyncio.timeout(5):
+        assert await cluster.get(Gauge, "g").add() == 2

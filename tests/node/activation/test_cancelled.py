@@ -1,0 +1,128 @@
+"""Cancellation in and around turns: by the node that wants to move the agent, and by handlers that cancel what runs them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import pytest
+from support.held_log import HeldLog
+from support.moving import nodes
+
+import mielin_cells as cells
+from mielin_cells.errors import StoreUnreachable
+from mielin_cells.log.ids import log_subject
+from mielin_cells.store.reader import load
+from mielin_cells.substrate.ports import Outcome
+
+QUICK = cells.Settings(ask_repeat_s=0.2, reconcile_s=600.0, pause_s=0.3)
+
+runs: dict[str, int] = {}
+"""Of the agents of this file: not state, so it outlasts a turn that is undone."""
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> None:
+    runs.clear()
+
+
+class Odd(cells.Agent):
+    count: int = 0
+
+    @cells.handler
+    async def add(self) -> int:
+        self.count += 1
+        return self.count
+
+    @cells.handler
+    async def cancel_itself(self) -> int:
+        self.count += 1
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        return self.count
+
+    @cells.handler
+    async def limit_by_hand(self, seconds: float) -> int:
+        """And the limit is not taken back."""
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().call_later(seconds, task.cancel)
+        self.count += 1
+        return self.count
+
+    @cells.handler(cancellable=True)
+    async def keep_it(self) -> int:
+        self.count += 1
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(30)
+        return self.count
+
+    @cells.handler(cancellable=True)
+    async def clean_up_slowly(self) -> int:
+        self.count += 1
+        runs["slow"] = runs.get("slow", 0) + 1
+        if runs["slow"] == 1:
+            try:
+                await asyncio.sleep(30)
+            finally:
+                await asyncio.sleep(0.6)  # twice the pause
+        return self.count
+
+
+class AwayLog(HeldLog):
+    """A log whose agents' records cannot be appended for a while."""
+
+    is_away = False
+
+    async def append(self, subject: str, data: bytes, expect: int | None = None) -> Outcome:
+        if self.is_away and subject == log_subject("o"):
+            raise StoreUnreachable("The store is away.", subject=subject)
+        return await self.inner.append(subject, data, expect)
+
+
+async def test_a_handler_that_cancels_its_task_without_waiting_is_answered() -> None:
+    async with nodes("node-1", "node-2", settings=QUICK) as (client, _):
+        odd = await client.on("node-1").spawn(Odd, "o")
+        assert await odd.cancel_itself() == 1
+        assert await odd.add() == 2
+        assert (await client.migrate(odd, to="node-2")).ok
+
+
+async def test_a_cancellation_that_outlives_its_turn_loses_no_commit() -> None:
+    """What was sealed must be appended, or never built on: else the log has a digest of what it does not hold."""
+    async with nodes("node-1", settings=QUICK) as (client, running):
+        odd = await client.on("node-1").spawn(Odd, "o")
+        away = running["node-1"].hosts["o"].writer._log = AwayLog(running["node-1"].home.log)
+        assert await odd.add() == 1
+        away.is_away = True
+        limited = asyncio.ensure_future(odd.limit_by_hand(0.1))
+        await asyncio.sleep(0.4)
+        away.is_away = False
+        assert await limited == 2
+        assert await odd.add() == 3
+        assert (await load(away.inner, "o")).ledger.cursor == running["node-1"].hosts["o"].fold.ledger.cursor
+
+
+async def test_a_turn_that_keeps_its_cancellation_is_moved_with_its_effect() -> None:
+    async with nodes("node-1", "node-2", settings=QUICK) as (client, running):
+        odd = await client.on("node-1").spawn(Odd, "o")
+        kept = asyncio.ensure_future(odd.keep_it())
+        while running["node-1"].hosts["o"].intake.turn is None:
+            await asyncio.sleep(0)
+        assert (await client.migrate(odd, to="node-2")).ok
+        assert await kept == 1
+        assert await odd.add() == 2
+
+
+async def test_a_turn_that_is_cancelled_and_ends_long_after_the_pause_runs_again() -> None:
+    """Before, its task ended with it, and nobody went on with the inbox until the next message came."""
+    async with nodes("node-1", "node-2", settings=QUICK) as (client, running):
+        odd = await client.on("node-1").spawn(Odd, "o")
+        slow = asyncio.ensure_future(odd.clean_up_slowly())
+        while running["node-1"].hosts["o"].intake.turn is None:
+            await asyncio.sleep(0)
+        report = await client.migrate(odd, to="node-2")
+        assert not report.ok
+        assert await slow == 1
+        assert runs["slow"] == 2

@@ -1,0 +1,101 @@
+"""A message that came before an earlier one of its sender, when its receiver changes owner at the worst moment."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import msgspec
+from support.held_log import HeldLog
+from support.moving import nodes
+
+import mielin_cells as cells
+from mielin_cells.errors import StoreUnreachable
+from mielin_cells.log.ids import inbox_subject, log_subject
+from mielin_cells.log.message import Mail, Message, encode_mail
+from mielin_cells.log.records import Commit, Committed, Taken, encode_record
+from mielin_cells.node.ownership import claims
+from mielin_cells.rpc import requests
+from mielin_cells.store.reader import load
+from mielin_cells.substrate.embedded import Embedded
+from mielin_cells.substrate.ports import Appended, Entry, Log
+
+
+class Diary(cells.Agent):
+    lines: list[int] = []
+
+    @cells.handler
+    async def write(self, n: int) -> None:
+        self.lines.append(n)
+
+    @cells.handler
+    async def all(self) -> list[int]:
+        return self.lines
+
+
+def mail(cls: str, n: int) -> bytes:
+    return encode_mail(Mail("d", cls, "bob", 0, 0, "reply.x", [Message(n, "write", msgspec.msgpack.encode({"n": n}))]))
+
+
+async def test_a_held_message_whose_predecessor_is_committed_runs_at_the_next_owner(tmp_path: Path) -> None:
+    """The owner committed number 1 with 2 and 3 still held, and was lost before it ran them."""
+    path = tmp_path / "store.db"
+    async with cells.local(path=path) as cluster:
+        await cluster.spawn(Diary, "d")
+    store = await Embedded.open(path)
+    fold = await load(store.log, "d")
+    seqs = []
+    for n in (3, 2, 1):
+        stored = await store.log.append(inbox_subject("d"), mail(fold.cls, n))
+        assert isinstance(stored, Appended)
+        seqs.append(stored.seq)
+    commit = Commit(
+        cursor=seqs[2], held=seqs[:2], taken=[Taken("bob", 1, 0, 0, None)], outs=[], released={}, dead=[], forgot=[],
+        state=None, version=fold.version, digest=fold.state.digest(),
+    )  # fmt: skip
+    record = Committed(
+        agent="d", epoch=fold.epoch, node=fold.owner, incarnation=fold.incarnation, nonce=bytes(12), prev=fold.seq,
+        snap=fold.snap, commit=commit,
+    )  # fmt: skip
+    assert isinstance(await store.log.append(log_subject("d"), encode_record(record), fold.seq), Appended)
+    await store.close()
+    async with cells.local(path=path) as cluster:
+        assert await cluster.get(Diary, "d").all() == [2, 3]
+    store = await Embedded.open(path)
+    ledger = (await load(store.log, "d")).ledger
+    assert (ledger.peers["bob"].mark, ledger.held, ledger.dead) == (3, [], [])
+    await store.close()
+
+
+class AwayLog(HeldLog):
+    """A log whose inboxes cannot be read so many times."""
+
+    def __init__(self, inner: Log, times: int) -> None:
+        super().__init__(inner)
+        self.go.set()
+        self.times = times
+
+    async def read(self, subject: str, after: int = 0, limit: int = 1000) -> list[Entry]:
+        if subject == inbox_subject("d") and self.times:
+            self.times -= 1
+            raise StoreUnreachable("The store is away.", subject=subject)
+        return await super().read(subject, after, limit)
+
+
+async def test_a_held_message_is_read_once_the_store_answers() -> None:
+    """Before, the next owner's reader ended with the store's error, and the agent heard nothing any more."""
+    async with nodes("node-1", "node-2") as (client, running):
+        second = running["node-2"]
+        diary = await client.on("node-1").spawn(Diary, "d")
+        cls = running["node-1"].hosts["d"].fold.cls
+        log = running["node-1"].home.log
+        assert isinstance(await log.append(inbox_subject("d"), mail(cls, 2)), Appended)
+        assert await diary.all() == []
+        assert len((await load(log, "d")).ledger.held) == 1
+        away = second.home.log = AwayLog(log, 2)
+        await claims.claim(second, requests.Claim("d", "a test"))
+        assert isinstance(await log.append(inbox_subject("d"), mail(cls, 1)), Appended)
+        async with asyncio.timeout(20):
+            while await diary.all() != [1, 2]:
+                await asyncio.sleep(0.01)
+        assert away.times == 0

@@ -1,0 +1,127 @@
+"""What a target has copied is verified while the source serves; what differs is read again, whatever the source does meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from random import Random
+
+import mielin_cells as cells
+from mielin_cells.agents.agent import classes
+from mielin_cells.agents.reference import current
+from mielin_cells.client.client import Client
+from mielin_cells.log.fold import Fold
+from mielin_cells.log.ids import log_subject
+from mielin_cells.log.records import HandedOff, decode_record
+from mielin_cells.log.state import StateDelta
+from mielin_cells.node.moves import admission
+from mielin_cells.node.moves.target import Copy
+from mielin_cells.node.node import Node
+from mielin_cells.rpc import requests
+from mielin_cells.substrate.embedded import Embedded
+
+TIMEOUT_S = 10.0
+SETTINGS = cells.Settings(probation_s=2 * TIMEOUT_S)
+"""A handover that only its deadline settles is too late for these tests."""
+
+
+class Pantry(cells.Agent):
+    total: int = 0
+    stock: bytes = b"right"
+
+    @cells.handler
+    async def add(self, n: int = 1) -> int:
+        self.total += n
+        return self.total
+
+
+@asynccontextmanager
+async def two_nodes() -> AsyncIterator[tuple[Client, Node, Node]]:
+    substrate = await Embedded.open()
+    client = Client(substrate.log, substrate.wire, settings=SETTINGS, rng=Random(0), wall=time.time)
+    await client.open()
+    running = []
+    for name in ("node-1", "node-2"):
+        node = Node(name, substrate.log, substrate.wire, classes.get, settings=SETTINGS, rng=Random(0), wall=time.time)
+        node.home.cluster = client
+        await node.start()
+        running.append(node)
+    token = current.set(client)
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            yield client, running[0], running[1]
+    finally:
+        current.reset(token)
+        for node in running:
+            await node.stop()
+        await client.close()
+        await substrate.close()
+
+
+def damaged(copy: Copy) -> Fold:
+    """Its state is not what the log says any more."""
+    fold = copy._fold
+    assert fold is not None
+    fold.state.apply(StateDelta(plain={"stock": b"wrong"}))
+    return fold
+
+
+async def handed_over(client: Client, after: int) -> None:
+    async for batch in client.log.tail(log_subject("p"), after):
+        if any(isinstance(decode_record(entry.data, "p"), HandedOff) for entry in batch):
+            return
+
+
+async def test_a_copy_that_differs_is_read_again_while_the_source_serves() -> None:
+    async with two_nodes() as (client, source, target):
+        pantry = await client.on("node-1").spawn(Pantry, "p")
+        fold = source.host("p").fold
+        wish = requests.Prepare("p", "m-1.1", "node-1", "Pantry", 1, 10, fold.epoch)
+        assert admission.prepare(target, wish).reasons == []
+        copy = target.copies["p"]
+        await copy.reach(fold.seq)
+        before = damaged(copy)
+        answered: list[bool] = []
+
+        async def at_target(step: str) -> None:
+            asked = asyncio.create_task(copy.reach(before.seq))
+            await asyncio.sleep(0)
+            answered.append(asked.done())
+
+        target.home.step = at_target
+        await pantry.add(5)
+        await copy.reach(fold.seq)
+
+        assert answered == [False]
+        assert copy._fold is not None
+        assert copy._fold is not before
+        assert copy._fold.state.digest() == fold.state.digest()
+        assert await pantry.add() == 6
+
+
+async def test_a_handover_that_lands_while_the_copy_is_read_again_is_accepted() -> None:
+    async with two_nodes() as (client, source, target):
+        pantry = await client.on("node-1").spawn(Pantry, "p")
+        reads_again = asyncio.Event()
+        handed: list[asyncio.Task[None]] = []
+
+        async def at_source(step: str) -> None:
+            if step == "pause":
+                target.home.step = at_target
+                damaged(target.copies["p"])
+                handed.append(asyncio.create_task(handed_over(client, source.host("p").fold.seq)))
+                await pantry.add(5)
+                await reads_again.wait()
+
+        async def at_target(step: str) -> None:
+            if step == "copy":
+                reads_again.set()
+                await handed[0]
+
+        source.home.step = at_source
+        report = await client.migrate(pantry)
+
+        assert (report.outcome, report.attempts) == ("completed", 1)
+        assert await pantry.add() == 6

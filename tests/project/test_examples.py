@@ -1,0 +1,37 @@
+"""Each example runs as it stands, and stays small."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.paths import ROOT
+
+EXAMPLES = ROOT / "examples"
+CLOSE_S = 60
+CHAT = """paid for plan on node-1
+paid for draft on node-2
+process ended with 9
+paid for polish on node-2
+What colour is the sky?
+The sky is blue.
+"""
+ENDS = {"chat.py": CHAT, "hello.py": "3\n", "reminder.py": "tea is ready, on node-2\n", "shop.py": "left: 10\n"}
+
+
+def test_every_example_is_known() -> None:
+    assert {path.name for path in EXAMPLES.glob("*.py")} == set(ENDS)
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_an_example_runs_as_it_stands(name: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(EXAMPLES / name)],
+        cwd=tmp_path, capture_output=True, text=True, timeout=CLOSE_S, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith(ENDS[name])
+    assert "Traceback" not in done.stderr
+    assert len((EXAMPLES / name).read_text().splitlines()) < 60

@@ -1,0 +1,205 @@
+"""The layout as a test: rooms, the direction of imports between them, sizes, and rooms that cannot do I/O.
+
+The checks read the source with `ast`, so imports under `TYPE_CHECKING` and inside functions count like any other.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.paths import ROOT
+
+PACKAGE = ROOT / "src" / "mielin_cells"
+FILE_LINES_MAX = 600
+FUNCTION_LINES_MAX = 90
+MODULES_MAX = 20
+"""In one folder."""
+
+PORTS = {"substrate.ports", "substrate.parts", "substrate.retry", "substrate.health"}
+GROUND = {"errors", "settings", "redaction"}
+LOG = GROUND | {"log"}
+AGENTS = LOG | {"agents"}
+PURE = AGENTS | {"migration"}
+SHARED = PURE | PORTS | {"tasks", "store", "rpc", "membership"}
+"""What clients and nodes have in common."""
+NODE = SHARED | {"node"}
+ALL = NODE | {"client", "deployment", "substrate"}
+
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "settings": GROUND,
+    "redaction": GROUND,
+    "log": LOG,
+    "agents": AGENTS,
+    "migration": PURE,
+    "substrate": LOG | PORTS,
+    "substrate.embedded": LOG | PORTS | {"substrate.embedded"},
+    "substrate.jetstream": LOG | PORTS | {"substrate.jetstream"},
+    "tasks": GROUND | {"tasks"},
+    "store": LOG | PORTS | {"agents", "migration", "tasks", "store"},
+    "rpc": PURE | PORTS | {"store", "rpc"},
+    "membership": PURE | PORTS | {"tasks", "store", "rpc", "membership"},
+    "client": SHARED | {"client"},
+    "node.activation": SHARED | {"node.activation"},
+    "node.moves": SHARED | {"node.activation", "node.moves", "node.node"},
+    "node.ownership": SHARED | {"node.activation", "node.moves", "node.ownership", "node.node"},
+    "node": NODE,
+    "deployment": ALL,
+    "": ALL,
+    "testing": ALL | {"testing", ""},
+    "demo": ALL | {"demo", "testing.faults", ""},
+    "cli": ALL | {"cli", "demo", "testing.faults", ""},
+}
+"""By room, what its modules may import of this package; an entry covers what is below it.  "" is the package itself."""
+
+# Allow-list, not deny-list: asyncio, time, random, socket, sqlite3, logging, os, nats and subprocess are out, and so is
+# everything that nobody has thought of yet.
+PURE_ROOMS = {"log", "agents", "migration"}
+PURE_IMPORTS = {
+    "__future__", "abc", "annotationlib", "bisect", "blake3", "collections", "contextvars", "copy", "dataclasses", "datetime",
+    "decimal", "enum", "functools",
+    "builtins", "heapq", "inspect", "itertools", "math", "msgspec", "operator", "re", "struct", "types",
+    "typing", "uuid", "warnings", "weakref",
+}  # fmt: skip
+PURE_USES = {
+    "agents.live": {"sys"},  # counts who holds a value
+    "agents.values.models": {"sys"},  # whether pydantic is there
+}
+"""What single modules of the pure rooms may import besides, and what for."""
+IMPURE_BUILTINS = {"__import__", "breakpoint", "compile", "eval", "exec", "input", "open", "print"}
+NATS_ONLY_IN = "substrate.jetstream"
+
+
+def name_of(path: Path) -> str:
+    """`.../log/ids.py` is "log.ids"; `.../log/__init__.py` is "log"; the package itself is ""."""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").rstrip(".")
+
+
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+MODULES = {name_of(path) for path in SOURCES}
+CHECKED = sorted(p for top in ("src", "tests", "examples", "benchmarks") for p in (ROOT / top).rglob("*.py"))
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Full dotted names.  `from a import b` gives `a.b`, which may be a module or a name in one."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative imports hide the direction"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def own_modules(tree: ast.AST, modules: set[str]) -> set[str]:
+    """Modules of this package that are imported, without the `mielin_cells.`; "" is the package itself."""
+    found = set()
+    for name in imports(tree):
+        if name == "mielin_cells" or name.startswith("mielin_cells."):
+            inside = name.removeprefix("mielin_cells").lstrip(".")
+            found.add(inside if inside in modules else inside.rpartition(".")[0])
+    return found
+
+
+def covers(allowed: str, imported: str) -> bool:
+    return imported == allowed or (allowed != "" and imported.startswith(f"{allowed}."))
+
+
+def room_of(module: str) -> str:
+    """The innermost room that the module lies in."""
+    return max((room for room in MAY_IMPORT if covers(room, module)), key=len, default="")
+
+
+def violations(module: str, source: str, modules: set[str]) -> list[str]:
+    """Every broken rule of direction or purity in one module, as sentences.  `modules` are all that there are."""
+    tree = ast.parse(source)
+    room = room_of(module)
+    found = [
+        f"{module or 'the package'} imports {other or 'the package'}, which is not below it"
+        for other in sorted(own_modules(tree, modules))
+        if not any(covers(allowed, other) for allowed in MAY_IMPORT[room])
+    ]
+    outside = {name.partition(".")[0] for name in imports(tree)} - {"mielin_cells"}
+    if "nats" in outside and module != NATS_ONLY_IN:
+        found.append(f"{module} imports nats; only {NATS_ONLY_IN} may")
+    if room.partition(".")[0] in PURE_ROOMS:
+        found += [
+            f"{module} imports {name}, which is not on the pure list"
+            for name in sorted(outside - PURE_IMPORTS - PURE_USES.get(module, set()))
+        ]
+        found += [
+            f"{module} line {node.lineno}: {node.func.id}() is not pure"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in IMPURE_BUILTINS
+        ]
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: name_of(p) or "mielin_cells")
+def test_imports_go_one_way_and_the_pure_rooms_are_pure(path: Path) -> None:
+    assert violations(name_of(path), path.read_text(), MODULES) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("log.fold", "import asyncio"),
+        ("log.fold", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from sqlite3 import Connection"),
+        ("log.fold", "def f():\n    import os.path"),
+        ("log.fold", "text = open('x').read()"),
+        ("log.fold", "from mielin_cells.agents.agent import Agent"),
+        ("log.fold", "from mielin_cells.substrate.ports import Entry"),
+        ("log.fold", "from mielin_cells import errors, migration"),
+        ("log.fold", "import mielin_cells"),
+        ("migration.source", "from mielin_cells import node"),
+        ("migration.source", "from time import monotonic"),
+        ("substrate.ports", "from mielin_cells.substrate.embedded import X"),
+        ("substrate.embedded.log", "from mielin_cells.substrate import jetstream"),
+        ("substrate.embedded.log", "from mielin_cells.node import X"),
+        ("substrate.jetstream.server", "import nats.aio.client"),
+        ("client.session", "from mielin_cells.node.activation.turn import X"),
+        ("node.activation.turn", "from mielin_cells.client.session import X"),
+        ("node.activation.turn", "from mielin_cells.node.moves.source import X"),
+        ("node.activation.turn", "from mielin_cells.substrate.embedded import X"),
+        ("node.node", "from mielin_cells.testing import X"),
+        ("deployment.fleet", "from mielin_cells.cli.show import X"),
+        ("", "import mielin_cells.cli"),
+    ],
+)
+def test_a_planted_import_is_found(module: str, source: str) -> None:
+    assert len(violations(module, source, MODULES)) == 1
+
+
+def test_a_folder_has_few_modules() -> None:
+    folders = Counter(path.parent for path in SOURCES if path.name not in ("__init__.py", "__main__.py"))
+    assert {str(folder): count for folder, count in folders.items() if count > MODULES_MAX} == {}
+
+
+@pytest.mark.parametrize("path", CHECKED, ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_and_functions_are_short(path: Path) -> None:
+    source = path.read_text()
+    assert len(source.splitlines()) <= FILE_LINES_MAX
+    long = [
+        f"{node.name}, line {node.lineno}: {lines} lines"
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (lines := (node.end_lineno or 0) - node.lineno + 1) > FUNCTION_LINES_MAX
+    ]
+    assert long == []
+
+
+def asserts(tree: ast.AST) -> list[int]:
+    return [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Assert)]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: name_of(p) or "mielin_cells")
+def test_nothing_depends_on_asserts(path: Path) -> None:
+    """`python -O` takes them away: `errors.never` says what cannot be."""
+    assert asserts(ast.parse(path.read_text())) == []
+
+
+def test_a_planted_assert_is_found() -> None:
+    assert asserts(ast.parse("def f(x):\n    if x:\n        assert x > 1, 'so'")) == [3]

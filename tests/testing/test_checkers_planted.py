@@ -1,0 +1,206 @@
+"""Checkers that no guard makes speak are alive: violations planted in what they are fed are found (I2, I11, I12, I20)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, TypeAlias, cast
+
+import pytest
+from support.agent_log import (
+    AGENT,
+    NODE,
+    TARGET,
+    accepted,
+    after,
+    asked,
+    claimed,
+    committed,
+    created,
+    handed_off,
+    head,
+    returned,
+    stepped,
+    suspended,
+)
+from support.journals import MIGRATION, attempted, cancelled, ended, planned
+from support.journals import head as journal_head
+
+from mielin_cells.log.fold import Fold
+from mielin_cells.log.ids import inbox_subject, journal_subject, log_subject
+from mielin_cells.log.records import AnyRecord, encode_record
+from mielin_cells.migration.journal import Head, Journal
+from mielin_cells.migration.phases import MigrationPhase
+from mielin_cells.node.node import Node
+from mielin_cells.substrate.ports import Entry
+from mielin_cells.testing.checkers.checkers import Checker, Checkers, Line, Owned, Scene, Step, Violation
+from mielin_cells.testing.checkers.moves import RecoveredOnce
+from mielin_cells.testing.checkers.owner import EpochsGrow, NobodyRuns, NothingUnverified
+from mielin_cells.testing.simulator.view import View
+
+Make: TypeAlias = Callable[[Fold], AnyRecord]
+
+
+def process(name: str, incarnation: int = 1) -> View:
+    return cast("View", SimpleNamespace(name=name, label=f"{name}#{incarnation}"))
+
+
+def scene(**nodes: object) -> Scene:
+    world: Any = SimpleNamespace(loop=SimpleNamespace(time=lambda: 0.0), clocks={}, counts={})
+    made = Scene(world)
+    made.nodes = {name: cast("Node", node) for name, node in nodes.items()}
+    return made
+
+
+class Fed:
+    """A checker, and the log that it sees."""
+
+    def __init__(self, kind: type[Checker], **nodes: object) -> None:
+        self.checker = kind(scene(**nodes))
+        self.owned, self.seq = Owned(), 0
+
+    def lands(self, record: AnyRecord, author: str = "") -> None:
+        self.seq += 1
+        self.checker.record(Step(AGENT, self.seq, record, process(author or record.node), 0.0, self.owned, {}))
+        self.owned.after(self.seq, record)
+
+    def story(self, *makers: Make) -> Fold:
+        """Lands what a legal log has; what the log then says."""
+        fold = Fold(AGENT)
+        for make in makers:
+            record = make(fold)
+            fold.apply(fold.seq + 1, record)
+            self.lands(record)
+        return fold
+
+
+LEGAL: tuple[Make, ...] = (created, committed, handed_off, accepted, handed_off, returned, suspended, claimed)
+
+
+@pytest.mark.parametrize("kind", [EpochsGrow, NobodyRuns, NothingUnverified, RecoveredOnce])
+def test_a_legal_log_is_not_blamed(kind: type[Checker]) -> None:
+    Fed(kind).story(*LEGAL)
+
+
+# ---- I2 ----
+
+
+@pytest.mark.parametrize(
+    ("makers", "wrong"),
+    [
+        ((created,), lambda f: claimed(f, epoch=3)),
+        ((created,), lambda f: claimed(f, epoch=1)),
+        ((created, claimed), lambda f: committed(f, epoch=1)),
+        ((created,), lambda f: committed(f, epoch=2)),
+        ((created, handed_off), lambda f: accepted(f, epoch=1)),
+        ((), lambda f: created(f, epoch=2)),
+    ],
+)
+def test_epochs_that_do_not_grow_by_one_are_found(makers: tuple[Make, ...], wrong: Make) -> None:
+    fed = Fed(EpochsGrow)
+    fold = fed.story(*makers)
+    with pytest.raises(Violation, match="^I2: .*is of epoch"):
+        fed.lands(wrong(fold))
+
+
+def test_a_process_that_writes_in_less_than_it_has_written_in_is_found() -> None:
+    fed = Fed(EpochsGrow)
+    fed.story(created, claimed)
+    fed.owned = Owned(seq=9, epoch=1, owner="n3")  # as if the log had gone back
+    with pytest.raises(Violation, match="^I2: .*it has written in 2"):
+        fed.lands(committed(after(), node="n3", epoch=1), "n3")
+
+
+# ---- I11 ----
+
+
+@pytest.mark.parametrize("wrong", [committed, asked, stepped, suspended, handed_off])
+def test_what_lands_in_probation_and_is_no_verdict_is_found(wrong: Make) -> None:
+    fed = Fed(NobodyRuns)
+    fold = fed.story(created, handed_off)
+    with pytest.raises(Violation, match="^I11: .*lands in probation"):
+        fed.lands(wrong(fold))
+
+
+@pytest.mark.parametrize("wrong", [accepted, returned])
+def test_a_verdict_outside_of_probation_is_found(wrong: Make) -> None:
+    fed = Fed(NobodyRuns)
+    fold = fed.story(created)
+    with pytest.raises(Violation, match="^I11: .*lands outside of probation"):
+        fed.lands(wrong(fold))
+
+
+def source(phase: MigrationPhase, *, is_stopping: bool) -> SimpleNamespace:
+    host = SimpleNamespace(is_open=True, intake=SimpleNamespace(is_stopping=is_stopping))
+    move = SimpleNamespace(machine=SimpleNamespace(phase=phase), host=host, migration="m-1.1")
+    return SimpleNamespace(migrations=SimpleNamespace(moves={AGENT: move}), hosts={AGENT: host})
+
+
+UNDECIDED = (MigrationPhase.HANDING_OVER, MigrationPhase.IN_DOUBT, MigrationPhase.VERIFYING)
+
+
+@pytest.mark.parametrize("phase", UNDECIDED)
+def test_a_source_that_takes_messages_while_it_is_open_who_owns_is_found(phase: MigrationPhase) -> None:
+    fed = Fed(NobodyRuns, **{NODE: source(phase, is_stopping=False)})
+    with pytest.raises(Violation, match=f"^I11: .*takes messages of .* while m-1.1 is {phase.value}"):
+        fed.story(created, handed_off)
+    Fed(NobodyRuns, **{NODE: source(phase, is_stopping=True)}).story(created, handed_off)
+    Fed(NobodyRuns, **{NODE: source(MigrationPhase.COPYING, is_stopping=False)}).story(created, handed_off)
+
+
+# ---- I12 ----
+
+
+def test_an_attempt_that_is_handed_over_twice_is_found() -> None:
+    fed = Fed(RecoveredOnce)
+    fold = fed.story(created, handed_off, returned)
+    with pytest.raises(Violation, match="^I12: .*a second time"):
+        fed.lands(handed_off(fold, "m-1"))
+
+
+def told(*makers: Callable[[dict[str, Any]], Head]) -> tuple[RecoveredOnce, list[Line]]:
+    journal, lines = Journal(MIGRATION), list[Line]()
+    for seq, make in enumerate(makers, 1):
+        record: Any = make(journal_head(journal, prev=seq - 1))
+        lines.append(Line(AGENT, MIGRATION, seq, record, process("node-1"), 0.0))
+    return RecoveredOnce(scene()), lines
+
+
+def test_a_journal_with_two_ends_or_a_fork_is_found() -> None:
+    checker, lines = told(planned, attempted(1), cancelled, ended)
+    for line in lines:
+        checker.journal(line)
+    again: Any = ended(journal_head(Journal(MIGRATION), prev=4))
+    with pytest.raises(Violation, match="^I12: .*ends it a second time"):
+        checker.journal(Line(AGENT, MIGRATION, 5, again, process("node-2"), 0.0))
+    checker, lines = told(planned, attempted(1), ended)
+    checker.journal(lines[0])
+    with pytest.raises(Violation, match="^I12: .*follows 2, but 1 is there"):
+        checker.journal(lines[2])
+
+
+# ---- I20 ----
+
+
+@pytest.mark.parametrize("subject", [log_subject(AGENT), inbox_subject(AGENT), journal_subject(AGENT, MIGRATION)])
+@pytest.mark.parametrize("damage", ["torn", "changed", "empty"])
+def test_what_lands_and_cannot_be_read_is_found(subject: str, damage: str) -> None:
+    good = encode_record(created(Fold(AGENT)))
+    data = {"torn": good[:-3], "changed": good[:-1] + bytes([good[-1] ^ 1]), "empty": b""}[damage]
+    with pytest.raises(Violation, match="^I20: node-1#1 appended to .*cannot be read"):
+        Checkers(scene(), [NothingUnverified]).landed(subject, Entry(1, data), process("node-1"))
+
+
+def target(seq: int, migration: str) -> SimpleNamespace:
+    return SimpleNamespace(copies={AGENT: SimpleNamespace(_fold=SimpleNamespace(seq=seq, migration=migration))})
+
+
+@pytest.mark.parametrize(("seq", "migration"), [(1, "m-1"), (2, ""), (2, "m-0"), (3, "m-1")])
+def test_a_target_that_accepts_what_it_has_not_read_is_found(seq: int, migration: str) -> None:
+    fed = Fed(NothingUnverified, **{TARGET: target(seq, migration)})
+    fold = fed.story(created, handed_off)
+    with pytest.raises(Violation, match="^I20: .*its copy is at"):
+        fed.lands(accepted(fold))
+    fed = Fed(NothingUnverified, **{TARGET: target(2, "m-1")})
+    fed.lands(accepted(fed.story(created, handed_off)))
+    assert head(fold)["node"] == TARGET

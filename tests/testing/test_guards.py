@@ -1,0 +1,318 @@
+"""The checkers are alive: with one guard of the protocol taken away, they find the harm within so many seeds.
+
+A guard is taken away from outside, by wrapping a method of production code or of the world; nothing in the code knows of it.  The same
+seeds are clean with all guards in place.  `make test` takes away those that are found soonest; `make guards` takes away each of them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import deque
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from support.guards import GUARDS, Guard, Patch, guard
+from support.paths import ROOT
+
+from mielin_cells.agents import reference
+from mielin_cells.agents.live import Cell
+from mielin_cells.errors import Fenced
+from mielin_cells.log import message as wire_format
+from mielin_cells.log import records
+from mielin_cells.log.commit import Batch
+from mielin_cells.log.fold import Fold
+from mielin_cells.log.ids import log_subject
+from mielin_cells.log.message import Mail, Message
+from mielin_cells.log.records import Claimed, Out, StepMade
+from mielin_cells.migration import case
+from mielin_cells.migration import source as machine
+from mielin_cells.migration.failure import MigrationError
+from mielin_cells.migration.recovery import RecoveryConfig, RecoveryStrategy, explain
+from mielin_cells.node.activation import intake, outcomes
+from mielin_cells.node.activation.inbox import Arrival, Inbox
+from mielin_cells.node.activation.intake import Intake
+from mielin_cells.node.activation.outbox import Outbox
+from mielin_cells.node.activation.turn import Turn
+from mielin_cells.node.activation.writer import Writer
+from mielin_cells.node.moves.source import Move
+from mielin_cells.node.moves.target import Copy
+from mielin_cells.substrate import retry
+from mielin_cells.substrate.ports import Entry, Outcome
+from mielin_cells.testing.checkers.checkers import INVARIANTS
+from mielin_cells.testing.simulate import Result, simulate
+from mielin_cells.testing.simulator.view import View
+
+
+@guard(within=10)
+def conditional_append(patch: Patch) -> None:
+    """Whoever appends is stored, whatever it expected."""
+    append = View.append
+
+    async def anyhow(self: View, subject: str, data: bytes, expect: int | None = None) -> Outcome:
+        return await append(self, subject, data, None)
+
+    patch.setattr(View, "append", anyhow)
+
+
+@guard(within=200)
+def absence_is_settled(patch: Patch) -> None:
+    """That there is no agent is told by whoever answered, also by a leader that was cut off."""
+    last, settled, absent = View.last, View.settled, dict[tuple[str, str], bool]()
+
+    async def noted(self: View, subject: str) -> Entry | None:
+        found = await last(self, subject)
+        absent[self.label, subject] = found is None
+        return found
+
+    async def as_it_was_told(self: View, subject: str) -> Entry | None:
+        return None if absent.get((self.label, subject)) else await settled(self, subject)
+
+    patch.setattr(View, "last", noted)
+    patch.setattr(View, "settled", as_it_was_told)
+
+
+@guard(within=40)
+def damage_is_read_again(patch: Patch) -> None:
+    """What does not read is taken for damaged where it is stored, at the first look."""
+    patch.setattr(retry, "READS", 0)
+
+
+@guard(within=40)
+def what_was_refused_is_dropped(patch: Patch) -> None:
+    """After a record that the store refused, its writer goes on: with a state and numbers that the log does not have."""
+    fail = Writer._failed
+
+    def goes_on(self: Writer, what: str, error: BaseException) -> BaseException:
+        found = fail(self, what, error)
+        self.failure = None
+        return found
+
+    patch.setattr(Writer, "_failed", goes_on)
+
+
+@guard(within=200)
+def refusal_is_no_answer(patch: Patch) -> None:
+    """What the store refuses while a turn runs counts as what the handler raised."""
+    patch.setattr(outcomes, "PASSING", (Fenced,))
+
+
+@guard(within=40)
+def failed_turn_is_undone(patch: Patch) -> None:
+    """What a turn has changed stays as it is, also if it fails."""
+    patch.setattr(Cell, "undo", Cell._forget)
+
+
+@guard(within=200)
+def state_is_its_turns(patch: Patch) -> None:
+    """Whoever holds an agent may change it, also a task that has outlived its turn."""
+    assign = Cell.set
+
+    def anyhow(self: Cell, name: str, value: Any) -> None:
+        token = reference.turn.set(self.owner)
+        try:
+            assign(self, name, value)
+        finally:
+            reference.turn.reset(token)
+
+    patch.setattr(Cell, "set", anyhow)
+
+
+@guard(within=200)
+def cursor_in_the_commit(patch: Patch) -> None:
+    """The cursor is kept apart, at once, and an owner begins to read from there: a process has to die between two instants."""
+    apart: dict[tuple[int, str], int] = {}
+    worlds: list[object] = []  # kept, so that no two of them have one `id`
+    read, done = Inbox.read, Inbox.done
+
+    def key(inbox: Inbox) -> tuple[int, str]:
+        if not worlds or worlds[-1] is not inbox._home.settings:
+            worlds.append(inbox._home.settings)
+        return id(inbox._home.settings), inbox._fold.agent
+
+    def done_apart(self: Inbox, arrival: Arrival, *args: object) -> None:
+        apart[key(self)] = max(apart.get(key(self), 0), arrival.seq)
+        done(self, arrival, *args)  # type: ignore[arg-type]
+
+    async def read_apart(self: Inbox) -> None:
+        self._fold.ledger.cursor = max(self._fold.ledger.cursor, apart.get(key(self), 0))
+        await read(self)
+
+    patch.setattr(Inbox, "done", done_apart)
+    patch.setattr(Inbox, "read", read_apart)
+
+
+@guard(within=10)
+def output_rule_for_tells(patch: Patch) -> None:
+    """What a turn tells leaves when the turn ends, before its commit is there."""
+    send = Intake._send
+
+    def send_at_once(self: Intake, turn: Turn) -> None:
+        host = self._host
+        before = len(host.batch.outs)
+        send(self, turn)
+        for out in host.batch.outs[before:]:
+            host.outbox.push(out)
+
+    patch.setattr(Intake, "_send", send_at_once)
+
+
+@guard(within=10)
+def recorded_turn_is_first(patch: Patch) -> None:
+    """While a turn with recorded asks and steps waits for its next run, others go on and change the state that it was made in."""
+    patch.setattr(intake, "stays_first", lambda fold, sender, n: False)
+    patch.setattr(intake, "turn_is_open", lambda fold: False)
+
+
+@guard(within=10)
+def put_off_is_held(patch: Patch) -> None:
+    """The cursor passes a message that waits for its next run, and no commit says that it is not done."""
+
+    def put_off(self: Inbox, arrival: Arrival, batch: Batch) -> None:
+        assert isinstance(self.queue, deque)
+        self.queue.popleft()
+        self.aside += 1
+        if not arrival.was_held:
+            arrival.was_held = True
+            self._fold.ledger.held.append(arrival.seq)
+            self._fold.ledger.cursor = arrival.seq
+            batch.moved = True
+
+    patch.setattr(Inbox, "put_off", put_off)
+
+
+@guard(within=5)
+def output_rule_for_answers(patch: Patch) -> None:
+    """A caller is answered when its turn ends, before its commit is there."""
+    take = Intake.take
+
+    def take_and_answer(self: Intake, mail: Mail, message: Message, turn: Turn | None, answer: bytes | None) -> None:
+        take(self, mail, message, turn, answer)
+        if answer is not None:
+            host = self._host
+            host.home.begin(host._let_out({(mail.reply_to, mail.sender): {message.n: answer}}))
+
+    patch.setattr(Intake, "take", take_and_answer)
+
+
+@guard(within=400)
+def claim_by_read(patch: Patch) -> None:
+    """A source that does not know whether its handover landed reads, and goes on if it sees none: it claims nothing (rule 6)."""
+    claim_back = Move._claim_back
+
+    async def by_a_read(self: Move) -> machine.Event:
+        last = await self.node.home.log.last(log_subject(self.host.fold.agent))
+        if last is not None and last.seq == self.host.fold.seq:
+            return machine.ClaimedBack()
+        return await claim_back(self)
+
+    patch.setattr(Move, "_claim_back", by_a_read)
+
+
+@guard(within=30)
+def claim_after_a_restart(patch: Patch) -> None:
+    """A node that has read that it owns an agent goes on in the same epoch, without a claim of its own (rule 5)."""
+    append = Writer.append
+
+    async def by_a_read(self: Writer, compose: Any, **how: Any) -> Any:
+        found = compose(self.head(claim=True)) if how.get("claim") else None
+        if not isinstance(found, Claimed) or found.cause != "restarted":
+            return await append(self, compose, **how)
+        self.fold.incarnation = self.incarnation
+        return found
+
+    patch.setattr(Writer, "append", by_a_read)
+
+
+@guard(within=1000)
+def verification(patch: Patch) -> None:
+    """Nobody looks whether bytes are those that were stored, nor whether a state is the one that was committed and sealed."""
+
+    def anything(data: bytes, where: str) -> bytes:
+        return data[wire_format._HEAD :]
+
+    make_host = Copy._make_host
+
+    async def unseen(self: Copy, fold: Fold) -> None:
+        self._handed = None
+        await make_host(self, fold)
+
+    patch.setattr(records, "unframed", anything)
+    patch.setattr(Fold, "verify", lambda self: None)
+    patch.setattr(Copy, "_make_host", unseen)
+
+
+@guard(within=40)
+def retry_count(patch: Patch) -> None:
+    """A failure that may be retried is, however often it has been."""
+
+    def always(error: MigrationError, config: RecoveryConfig) -> tuple[RecoveryStrategy, str]:
+        return explain(error, replace(config, max_retries=1000))
+
+    patch.setattr(case, "explain", always)
+
+
+@guard(within=20)
+def watermark_of_sent_outputs(patch: Patch) -> None:
+    """A commit calls released what was sent, not what is stored (rule 11)."""
+    push = Outbox.push
+
+    def sent(self: Outbox, out: Out) -> None:
+        push(self, out)
+        self.progress[out.to] = max(self.progress.get(out.to, 0), out.n)
+
+    patch.setattr(Outbox, "push", sent)
+
+
+@guard(within=30)
+def steps_in_the_log(patch: Patch) -> None:
+    """A turn that runs again calls again."""
+    patch.setattr(Turn, "recorded", property(lambda self: (), lambda self, made: None), raising=True)
+
+
+@guard(within=600)
+def steps_recorded_before_a_stop(patch: Patch) -> None:
+    """A turn stops between steps before the outcome is in the log: the move has to come between two steps."""
+    record = Turn._record_step
+
+    async def unless_stopped(self: Turn, made: StepMade) -> None:
+        if not self._host.intake.is_stopping:
+            await record(self, made)
+
+    patch.setattr(Turn, "_record_step", unless_stopped)
+
+
+SOON = 40
+"""What is found within so many seeds is taken away in `make test`, too."""
+
+CHOSEN = [one for one in GUARDS if one.within <= SOON or os.environ.get("GUARDS") == "all"]
+
+
+@pytest.mark.parametrize("one", CHOSEN, ids=lambda one: one.name)
+def test_a_guard_that_is_taken_away_is_missed_within_the_seeds_that_it_states(one: Guard) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        one.remove(patch)
+        found = first_found(range(1, 1 + one.within))
+    assert found is not None, f"no seed up to {one.within} is violated without {one.name}"
+    assert found.invariant in INVARIANTS, found.violations
+    assert simulate(found.told.seed).violations == [], "with the guard in its place the same seed is clean"
+
+
+def test_with_every_guard_in_its_place_the_seeds_that_find_most_of_them_are_clean() -> None:
+    assert first_found(range(1, 1 + SOON)) is None
+
+
+def test_the_page_tells_each_guard_with_its_number_of_seeds() -> None:
+    page = (ROOT / "docs" / "reliability.md").read_text()
+    rows = {name: int(within) for name, within in re.findall(r"^\| `(\w+)` \| [^|]+ \| (\d+) \|", page, re.MULTILINE)}
+    assert rows == {one.name: one.within for one in GUARDS}
+
+
+def first_found(seeds: range) -> Result | None:
+    """The first story with a violation."""
+    for seed in seeds:
+        result = simulate(seed)
+        if result.violations:
+            return result
+    return None

@@ -1,0 +1,149 @@
+"""What `make torture` stands on: its checks find what is wrong, and its proxy cuts a link in one direction."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from support.nats_servers import nats_server, opened, proxied
+from torture.agents import TOKENS, Purse
+from torture.check import Check, History, Read, Report, Timed, entries_of, has_arrived, outages
+
+import mielin_cells as cells
+from mielin_cells.client.client import Client
+from mielin_cells.log.ids import inbox_subject, log_subject
+from mielin_cells.log.message import decode_mail
+from mielin_cells.substrate.ports import Appended, Entry
+from mielin_cells.testing.checkers.checkers import Call, Shown
+
+
+class Played(NamedTuple):
+    """A quiet run with calls, transfers and moves."""
+
+    history: History
+    entries: list[tuple[str, Entry]]
+    shown: dict[str, Shown]
+
+
+async def judged(change: Callable[[Played], None]) -> list[str]:
+    """What the checks say of a quiet run after `change` has falsified it; each by its invariant's number."""
+    history = History(["a", "b"])
+    async with cells.local(nodes=2) as cluster:
+        assert isinstance(cluster, Client)
+        for agent in history.agents:
+            await cluster.on("node-1").spawn(Purse, agent)
+        for n in range(1, 7):
+            agent, to = ("a", "b") if n % 2 else ("b", "a")
+            call, made, asked = Call(agent, "me", (n + 1) // 2, True), time.monotonic(), time.monotonic()
+            call.answer, call.acked = await cluster.get(Purse, agent).give("me", call.n, to, n), True
+            history.calls.append(Timed(call, made, time.monotonic()))
+            if n in (2, 4):
+                report = await cluster.migrate("a")
+                history.reports.append(Report(report, asked, time.monotonic()))
+            asked, last = time.monotonic(), await cluster.log.last(log_subject("a"))
+            assert last is not None
+            history.reads.append(Read("a", asked, time.monotonic(), last.seq))
+        shown: dict[str, Shown] = {}
+        while not shown or not has_arrived(shown):
+            shown = {agent: Shown(*await cluster.get(Purse, agent).show()) for agent in history.agents}
+        played = Played(history, await entries_of(cluster.log, history.agents), shown)
+        change(played)
+        check = Check(history, TOKENS)
+        await check.look(cluster.log, played.shown, played.entries)
+        assert check.verdict.landed["HandedOff"] == 2
+        return [found.split(":")[0] for found in check.verdict.violations]
+
+
+async def test_a_quiet_run_violates_nothing() -> None:
+    assert await judged(lambda played: None) == []
+
+
+def lose_a_call(played: Played) -> None:
+    played.shown["a"].heard.pop()
+
+
+def take_a_call_twice(played: Played) -> None:
+    played.shown["a"].heard.append(played.shown["a"].heard[0])
+
+
+def make_a_token(played: Played) -> None:
+    played.shown["b"].tokens += 1
+
+
+def double_a_transfer(played: Played) -> None:
+    played.shown["b"].got["a"].append(3)
+
+
+def show_an_old_owner(played: Played) -> None:
+    reads = played.history.reads
+    reads[-1] = reads[-1]._replace(seq=reads[0].seq)
+
+
+def answer_out_of_place(played: Played) -> None:
+    played.history.calls[0].call.answer = 3
+
+
+def lose_a_record(played: Played) -> None:
+    where = [number for number, (subject, _) in enumerate(played.entries) if subject == log_subject("a")]
+    del played.entries[where[len(where) // 2]]
+
+
+def report_what_did_not_happen(played: Played) -> None:
+    report = played.history.reports[0]
+    changed = {name: getattr(report.report, name) for name in ("migration", "agent", "source", "target")}
+    played.history.reports[0] = report._replace(report=cells.MigrationReport(**changed, outcome="rolled_back"))
+
+
+def send_before_it_is_logged(played: Played) -> None:
+    """An agent's mail stands in an inbox before its log knows of it."""
+    inbox = inbox_subject("b")
+    mails = [(n, e) for n, (subject, e) in enumerate(played.entries) if subject == inbox]
+    number, entry = next((n, e) for n, e in mails if decode_mail(e.data, inbox).sender == "a")
+    del played.entries[number]
+    played.entries.insert(0, (inbox, entry))
+
+
+@pytest.mark.parametrize(
+    ("change", "invariant"),
+    [
+        (lose_a_call, "I6"), (take_a_call_twice, "I4"), (make_a_token, "I22"), (double_a_transfer, "I5"),
+        (show_an_old_owner, "I14"), (answer_out_of_place, "I7"), (lose_a_record, "I3"),
+        (report_what_did_not_happen, "I9"), (send_before_it_is_logged, "I5"),
+    ],
+)  # fmt: skip
+async def test_what_is_wrong_is_found(change: Callable[[Played], None], invariant: str) -> None:
+    assert invariant in await judged(change)
+
+
+def test_an_outage_is_the_time_in_which_calls_wait_long() -> None:
+    times = [(0.0, 0.1), (1.0, 3.0), (2.0, 5.0), (9.0, 10.0)]
+    calls = [Timed(Call("a", "me", n, True), *some) for n, some in enumerate(times)]
+    assert outages(calls, 0.5) == [1.0, 4.0]
+
+
+async def test_a_link_cut_in_one_direction_delivers_late_what_was_sent(tmp_path: Path) -> None:
+    async with (
+        nats_server(tmp_path / "s") as server,
+        proxied(server) as proxy,
+        opened(proxy.url) as far,
+        opened(server.url) as near,
+    ):
+        proxy.hold(to_client=True)
+        appending = asyncio.create_task(far.log.append("a.x", b"1", 0))
+        async with asyncio.timeout(10.0):
+            while await near.log.last("a.x") is None:  # it lands
+                await asyncio.sleep(0.01)
+        assert not appending.done()  # and nobody hears of it
+        proxy.release()
+        assert await appending == Appended(1)
+
+        proxy.hold(to_server=True)
+        appending = asyncio.create_task(far.log.append("a.x", b"2", 1))
+        await asyncio.sleep(0.1)
+        assert await near.log.read("a.x", 1) == []
+        proxy.release()
+        assert await appending == Appended(2)
