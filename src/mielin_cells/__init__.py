@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     )
     from mielin_cells.migration.verification import Manifest, StateVerifier, VerificationResult
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _LAZY = {
     "AgentRequirements": "migration.validation",

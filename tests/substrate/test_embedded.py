@@ -20,6 +20,7 @@ from mielin_cells.errors import (
     ConfigError,
     StoreCorrupt,
     StoreFull,
+    StoreIncompatible,
     StoreInUse,
     StoreUnreachable,
 )
@@ -394,7 +395,7 @@ def _newer(path: Path) -> None:
     with sqlite3.connect(path) as other:
         other.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         other.execute("CREATE TABLE meta(key TEXT PRIMARY KEY, value) WITHOUT ROWID")
-        other.execute("INSERT INTO meta VALUES ('format', 2)")
+        other.execute("INSERT INTO meta VALUES ('format', 3)")
     other.close()
 
 
@@ -402,7 +403,10 @@ NO_STORES: dict[str, tuple[Callable[[Path], None], str]] = {
     "text": (_text, "is not a store, or is damaged"),
     "a few bytes": (_few, "is not a store, or is damaged"),
     "another program's database": (_foreign, "another program"),
-    "a newer format": (_newer, "has format 2; this version of mielin-cells reads format 1"),
+    "a newer format": (
+        _newer,
+        "has format 3, which another version of mielin-cells wrote; this version reads format 2",
+    ),
 }
 
 
@@ -413,10 +417,10 @@ async def test_a_file_that_is_no_store_is_refused_by_name_and_not_changed(kind: 
     make(path)
     before = path.read_bytes()
 
-    with pytest.raises(StoreCorrupt, match=sentence) as raised:
+    with pytest.raises((StoreCorrupt, StoreIncompatible), match=sentence) as raised:
         await Embedded.open(path)
 
-    assert raised.value.path == str(path)
+    assert str(path) in raised.value.message
     assert path.read_bytes() == before
 
 

@@ -156,6 +156,7 @@ CODES: dict[str, MigrationErrorType] = {
     "FileNotFoundError": PERMANENT,
     "JetStreamDisabled": PERMANENT,
     "ServerTooOld": PERMANENT,
+    "StoreIncompatible": PERMANENT,
     "ConfigError": PERMANENT,
     "HandlerFailed": PERMANENT,
     "StoreReadOnly": PERMANENT,

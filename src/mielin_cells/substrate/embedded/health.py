@@ -8,6 +8,7 @@ from contextlib import closing
 
 from mielin_cells.errors import ConfigError
 from mielin_cells.substrate.embedded.store import APPLICATION_ID, translated
+from mielin_cells.substrate.format import check_format
 from mielin_cells.substrate.health import Facts
 
 SYNCED = "power"
@@ -26,6 +27,7 @@ def inspected(path: str | os.PathLike[str]) -> Facts:
                 raise ConfigError(f"{place!r} is no store of this system.", field="path", range="a store's file")
             mode = str(run("PRAGMA journal_mode").fetchone()[0])
             meta = dict(run("SELECT key, value FROM meta").fetchall())
+            check_format(f"The store {place!r}", meta.get("format"), "another file")
             last = int(run("SELECT coalesce(max(seq), 0) FROM entries").fetchone()[0])
             damage = [str(row[0]) for row in run("PRAGMA quick_check(3)") if row[0] != "ok"]
     except sqlite3.Error as error:

@@ -25,9 +25,9 @@ from mielin_cells.errors import (
     StoreUnreachable,
     never,
 )
+from mielin_cells.substrate.format import FORMAT, check_format
 from mielin_cells.substrate.ports import Entry
 
-FORMAT_VERSION: Final = 1
 APPLICATION_ID: Final = 0x6D63656C  # "mcel": tells our files from other SQLite databases
 BUSY_S: Final = 5.0
 """How long a write waits for a foreign program (a backup, a shell) that has locked the file."""
@@ -234,12 +234,7 @@ class Store:
 
     def _check_format(self, connection: sqlite3.Connection) -> None:
         have = dict(connection.execute("SELECT key, value FROM meta").fetchall()).get("format")
-        if have != FORMAT_VERSION:
-            raise StoreCorrupt(
-                f"The store {self.where} has format {have}; this version of mielin-cells reads format {FORMAT_VERSION}. "
-                "Nothing was changed; open it with the version that wrote it, or a newer one.",
-                path=self.path, have=have, need=FORMAT_VERSION,
-            )  # fmt: skip
+        check_format(f"The store {self.where}", have, "another file")
 
     def _prepare(self) -> None:
         """Makes the tables of a new file."""
@@ -249,7 +244,7 @@ class Store:
             for statement in _SCHEMA:
                 run(statement)
             run(f"PRAGMA application_id = {APPLICATION_ID}")
-            made = (("format", FORMAT_VERSION), ("deployment", secrets.token_hex(16)), ("seq", 0))
+            made = (("format", FORMAT), ("deployment", secrets.token_hex(16)), ("seq", 0))
             for row in made:
                 run("INSERT INTO meta VALUES (?, ?)", row)
         meta: dict[str, Any] = dict(run("SELECT key, value FROM meta").fetchall())

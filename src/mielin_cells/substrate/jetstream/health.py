@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from mielin_cells.errors import CellError, JetStreamDisabled, StoreUnreachable
+from mielin_cells.substrate.format import check_format
 from mielin_cells.substrate.health import Facts, StreamFacts
 from mielin_cells.substrate.jetstream import api
 from mielin_cells.substrate.jetstream.api import Unanswered
@@ -39,7 +40,10 @@ async def facts(connection: Connection, deployment: str, sync: str, named_by: st
             continue
         clock_s = seconds
         found.append(StreamFacts(name, told.get("config", {}), told.get("state", {}), told.get("cluster")))
-        shards = str(found[0].config.get("metadata", {}).get("mielin.shards", "1"))
+        metadata = found[-1].config.get("metadata", {})
+        if str(metadata.get("mielin.format", "")).isdecimal():
+            check_format(f"The stream {name}", int(metadata["mielin.format"]), "another deployment (--deployment)")
+        shards = str(metadata.get("mielin.shards", "1"))
         if len(found) == 1 and shards.isdecimal():
             names += [api.stream_name(deployment, kind, n) for n in range(1, int(shards)) for kind in ("log", "part")]
     sync_s, sync_from = await _sync(connection)

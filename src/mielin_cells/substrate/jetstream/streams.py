@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 
 from mielin_cells.errors import ConfigError, JetStreamDisabled, NotConnected, ServerTooOld, StoreUnreachable
+from mielin_cells.substrate.format import FORMAT, check_format
 from mielin_cells.substrate.jetstream import api
 from mielin_cells.substrate.jetstream.api import Unanswered
 from mielin_cells.substrate.ports import ENTRY_BYTES_MAX
@@ -29,7 +30,6 @@ REPLICAS_MAX: Final = 5
 REPLICAS_IN_CLUSTER: Final = 3
 """Of a new deployment on a cluster: one server may be lost."""
 _NAME: Final = re.compile(r"[A-Za-z0-9_]{1,32}")
-FORMAT: Final = "1"
 
 
 def check_server(connection: Connection) -> None:
@@ -145,13 +145,15 @@ def names(deployment: str, shards: int) -> list[str]:
 def shards_of(answer: api.StreamAnswer, name: str, wanted: int | None) -> int:
     """The number that the deployment was made with.  Raises `ConfigError` if it is not `wanted`."""
     metadata = answer.config.metadata
-    if metadata.get("mielin.format") != FORMAT or not metadata.get("mielin.shards", "").isdigit():
+    form, shards = metadata.get("mielin.format", ""), metadata.get("mielin.shards", "")
+    if not (form.isdecimal() and shards.isdecimal()):
         raise ConfigError(
-            f"The stream {name} is not one of this system, or of another version (format "
-            f"{metadata.get('mielin.format')!r}, this version reads {FORMAT!r}); use another deployment name.",
-            field="deployment", range="a name of its own",
-        )  # fmt: skip
-    have = int(metadata["mielin.shards"])
+            f"The stream {name} belongs to another system; name another deployment.",
+            field="deployment",
+            range="a name of its own",
+        )
+    check_format(f"The stream {name}", int(form), "another deployment (--deployment)")
+    have = int(shards)
     if wanted is not None and have != wanted:
         raise ConfigError(
             f"This deployment was made with {have} shard{'s' if have > 1 else ''}, {wanted} were asked for, and the number is fixed; "
@@ -180,7 +182,7 @@ def _config(deployment: str, name: str, shards: int, replicas: int) -> bytes:
         "discard": "new",  # full is an error, never an old record dropped
         "max_consumers": -1, "max_msgs": -1, "max_bytes": -1, "max_age": 0, "max_msg_size": -1, "num_replicas": replicas,
         "allow_direct": True, "deny_delete": True, "duplicate_window": 1_000_000_000,
-        "metadata": {"mielin.shards": str(shards), "mielin.format": FORMAT},
+        "metadata": {"mielin.shards": str(shards), "mielin.format": str(FORMAT)},
     }  # fmt: skip
     if kind == "log":
         config["republish"] = {"src": subjects, "dest": f"{deployment}.live.{shard}.>"}
