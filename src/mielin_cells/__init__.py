@@ -38,6 +38,7 @@ from mielin_cells.settings import Settings
 
 if TYPE_CHECKING:
     from mielin_cells.log.policy import Policy
+    from mielin_cells.migration.admission import AgentRequirements, CompatibilityStatus, NodeCapabilities
     from mielin_cells.migration.audit import AuditEntry, AuditEvent, MigrationAuditLog
     from mielin_cells.migration.case import RecoveryOutcome
     from mielin_cells.migration.failure import MigrationError as MigrationFailure
@@ -52,32 +53,31 @@ if TYPE_CHECKING:
         ProgressTracker,
     )
     from mielin_cells.migration.recovery import RecoveryAttempt, RecoveryConfig, RecoveryStrategy
-    from mielin_cells.migration.rollback import RollbackInfo
     from mielin_cells.migration.validation import (
-        AgentRequirements,
-        CompatibilityStatus,
+        Manifest,
         MigrationValidator,
-        NodeCapabilities,
+        RollbackInfo,
+        StateVerifier,
+        VerificationResult,
     )
-    from mielin_cells.migration.verification import Manifest, StateVerifier, VerificationResult
 
 __version__ = "0.2.0"
 
 _LAZY = {
-    "AgentRequirements": "migration.validation",
+    "AgentRequirements": "migration.admission",
     "AuditEntry": "migration.audit",
     "AuditEvent": "migration.audit",
     "CollectingCallback": "migration.progress",
-    "CompatibilityStatus": "migration.validation",
+    "CompatibilityStatus": "migration.admission",
     "LoggingCallback": "migration.progress",
-    "Manifest": "migration.verification",
+    "Manifest": "migration.validation",
     "MigrationAuditLog": "migration.audit",
     "MigrationErrorType": "migration.failure",
     "MigrationFailure": "migration.failure",
     "MigrationRecoveryManager": "migration.manager",
     "MigrationValidator": "migration.validation",
     "MultiCallback": "migration.progress",
-    "NodeCapabilities": "migration.validation",
+    "NodeCapabilities": "migration.admission",
     "Policy": "log.policy",
     "ProgressEvent": "migration.progress",
     "ProgressPhase": "migration.progress",
@@ -86,9 +86,9 @@ _LAZY = {
     "RecoveryConfig": "migration.recovery",
     "RecoveryOutcome": "migration.case",
     "RecoveryStrategy": "migration.recovery",
-    "RollbackInfo": "migration.rollback",
-    "StateVerifier": "migration.verification",
-    "VerificationResult": "migration.verification",
+    "RollbackInfo": "migration.validation",
+    "StateVerifier": "migration.validation",
+    "VerificationResult": "migration.validation",
 }
 """The vocabulary of recovery, imported when it is first used: most programs never name it, and it takes 30 ms."""
 

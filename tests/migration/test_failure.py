@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from mielin_cells import errors
 from mielin_cells.errors import CellError, MigrationRefused, PermissionDenied, described
 from mielin_cells.migration import source as m
-from mielin_cells.migration.admission import Facts, Offer, refusals
+from mielin_cells.migration.admission import (
+    AgentRequirements,
+    Facts,
+    NodeCapabilities,
+    Offer,
+    check_compatibility,
+    refusals,
+)
 from mielin_cells.migration.failure import (
     CODES,
     ERRNOS,
@@ -30,7 +37,6 @@ from mielin_cells.migration.failure import (
 from mielin_cells.migration.phases import MigrationPhase
 from mielin_cells.migration.refusal import Refusal, RefusalKind, kinds, refusal, told
 from mielin_cells.migration.source import Limits, Source
-from mielin_cells.migration.validation import AgentRequirements, NodeCapabilities, check_compatibility
 
 TRANSIENT = MigrationErrorType.NETWORK_TRANSIENT
 PERMANENT = MigrationErrorType.NETWORK_PERMANENT

@@ -23,7 +23,7 @@ from mielin_cells import (
 from mielin_cells.agents.agent import make_ref
 from mielin_cells.migration.failure import MigrationError
 from mielin_cells.migration.recovery import JITTER_MAX, determine, explain
-from mielin_cells.migration.rollback import checksum
+from mielin_cells.migration.validation import checksum
 
 KINDS = {
     # name: retryable, changes target, strategy while retries are left

@@ -17,8 +17,7 @@ from mielin_cells import (
     NodeCapabilities,
     RollbackInfo,
 )
-from mielin_cells.migration.validation import GIB, check_compatibility
-from mielin_cells.migration.versions import Version
+from mielin_cells.migration.admission import GIB, Version, check_compatibility
 
 NODE = NodeCapabilities()
 

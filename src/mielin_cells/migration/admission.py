@@ -1,17 +1,134 @@
 """May a node take an agent?  Decided from what the source says of the agent and what the node knows of itself.
 
-A refusal names every reason, so that nobody mends one only to meet the next.  Whoever decides has gathered the facts
-before: nothing is looked up here.  What an agent needs of any node is the seed's check (`validation`); that the node is willing,
-and has the class, is ours.
+`check_compatibility` is the seed's check: what an agent needs of any node.  `refusals` adds whether this node is willing and has the
+agent's class.  Both report every reason, so that nobody mends one only to meet the next, and look nothing up.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from functools import total_ordering
+from typing import TypeAlias
 
+from mielin_cells.errors import ConfigError
 from mielin_cells.migration.refusal import Fact, Refusal, refusal
 from mielin_cells.migration.refusal import RefusalKind as Kind
-from mielin_cells.migration.validation import AgentRequirements, NodeCapabilities, check_compatibility
+
+HEADROOM = 5
+"""Less than a fifth of the free memory left over is worth a warning."""
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentRequirements:
+    """What an agent needs.  Bytes; no architectures and no version: any."""
+
+    architectures: tuple[str, ...] = ()
+    required_memory: int = 0
+    required_storage: int = 0
+    state_size: int = 0
+    features: tuple[str, ...] = ()
+    version: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeCapabilities:
+    """What a node has.  Defaults: the crate's."""
+
+    architectures: tuple[str, ...] = ("x86_64", "aarch64")
+    available_memory: int = 8 * GIB
+    available_storage: int = 100 * GIB
+    features: tuple[str, ...] = ("bulk-memory", "simd")
+    max_state_size: int = GIB
+    version: str = "0.1.0"
+    min_version: str = "0.1.0"
+    name: str = "the node"
+    """As reasons call it."""
+    reserved: int = 0
+    """Of the memory and of the storage: promised to agents that are on their way."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompatibilityStatus:
+    """Every reason against, and every warning.  `can_proceed` unless there is a reason."""
+
+    refusals: tuple[Refusal, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """The refusals as sentences."""
+        return tuple(map(str, self.refusals))
+
+    @property
+    def name(self) -> str:
+        """The seed's name of it."""
+        if self.refusals:
+            return "Incompatible"
+        return "CompatibleWithWarnings" if self.warnings else "Compatible"
+
+    @property
+    def is_compatible(self) -> bool:
+        """Without reservation."""
+        return not self.refusals and not self.warnings
+
+    @property
+    def can_proceed(self) -> bool:
+        return not self.refusals
+
+
+def check_compatibility(agent: AgentRequirements, node: NodeCapabilities) -> CompatibilityStatus:
+    """All that the crate checks, in its order, and none of it left out because something before it failed."""
+    found: list[Refusal] = []
+    warnings: list[str] = []
+    if agent.architectures and not set(agent.architectures) & set(node.architectures):
+        have = " and ".join(node.architectures) or "of an unknown architecture"
+        found.append(refusal(Kind.ARCHITECTURE, node=node.name, need=" or ".join(agent.architectures), have=have))
+    # The state is held in memory, so it counts, too.
+    need = agent.required_memory + agent.state_size
+    left = _left(node.available_memory, node.reserved) - need
+    if left < 0:
+        found.append(_short(Kind.MEMORY, need, node.available_memory, node))
+    elif left * HEADROOM < node.available_memory - node.reserved:
+        warnings.append(f"{left:,} bytes of memory would be left, less than a fifth of what is free")
+    if agent.required_storage > _left(node.available_storage, node.reserved):
+        found.append(_short(Kind.STORAGE, agent.required_storage, node.available_storage, node))
+    if agent.state_size > node.max_state_size:
+        found.append(refusal(Kind.STATE_TOO_LARGE, node=node.name, size=agent.state_size, limit=node.max_state_size))
+    found += [
+        refusal(Kind.FEATURE, node=node.name, feature=name) for name in agent.features if name not in node.features
+    ]
+    if agent.version:
+        _check_version(agent.version, node, found, warnings)
+    return CompatibilityStatus(refusals=tuple(found), warnings=tuple(warnings))
+
+
+def _left(free: int, reserved: int) -> int:
+    return max(0, free - reserved)
+
+
+def _short(kind: Kind, need: int, free: int, node: NodeCapabilities) -> Refusal:
+    left = _left(free, node.reserved)
+    return refusal(kind, node=node.name, need=need, left=left, free=free, reserved=node.reserved)
+
+
+def _check_version(text: str, node: NodeCapabilities, found: list[Refusal], warnings: list[str]) -> None:
+    try:
+        version, have, least = Version(text), Version(node.version), Version(node.min_version)
+    except ConfigError as error:
+        found.append(refusal(Kind.VERSION_UNREADABLE, node=node.name, why=error.message.rstrip(".")))
+        return
+    if version.major not in (have.major, least.major):
+        found.append(refusal(Kind.VERSION_MAJOR, node=node.name, need=str(version), have=str(have)))
+    elif version < least:
+        found.append(refusal(Kind.VERSION_OLD, node=node.name, need=str(version), least=str(least)))
+    elif version > have:
+        warnings.append(f"it was made for version {version}, and {node.name} has {have}")
+
+
+# ---- the agent and the node, as a move meets them ----
 
 UNLIMITED = 1 << 62
 """Stands for a quantity that is not known, or not limited: whatever is needed or reserved is less."""
@@ -104,3 +221,50 @@ def _incompatible(offer: Offer, node: Facts) -> tuple[Refusal, ...]:
 
 def _limit(known: int | None) -> int:
     return UNLIMITED if known is None else known
+
+
+# ---- versions ----
+
+TEXT_CHARS_MAX = 200
+"""Of a version: real ones have 30, and numbers of any length cannot be read."""
+
+_VERSION = re.compile(
+    r"[vV]?([0-9]+)(?:\.([0-9]+))?(?:\.([0-9]+))?(?:-([0-9A-Za-z-]+(?:\.[0-9A-Za-z-]+)*))?(?:\+[0-9A-Za-z.-]+)?"
+)
+
+_Key: TypeAlias = tuple[int, int, int, bool, tuple[tuple[int, int, str], ...]]
+
+
+@total_ordering
+class Version:
+    """`Version("v1.2.3-rc.1+build")`.  Missing parts are 0, build data do not count.  Raises `ConfigError` for anything else."""
+
+    __slots__ = ("major", "minor", "patch", "pre")
+
+    def __init__(self, text: str) -> None:
+        found = _VERSION.fullmatch(text.strip()) if len(text) <= TEXT_CHARS_MAX else None
+        if found is None:
+            wish = "MAJOR.MINOR.PATCH[-PRE]"
+            raise ConfigError(f"{text[:80]!r} is no version; wanted: {wish}.", field="version", range=wish)
+        self.major, self.minor, self.patch = (int(part or 0) for part in found.group(1, 2, 3))
+        self.pre = tuple(found[4].split(".")) if found[4] else ()
+
+    def _key(self) -> _Key:
+        # A release is above its pre-releases; numbers are below words; fewer words are below more.
+        pre = tuple((0, int(word), "") if word.isdigit() else (1, 0, word) for word in self.pre)
+        return self.major, self.minor, self.patch, not self.pre, pre
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Version) and self._key() == other._key()
+
+    def __lt__(self, other: Version) -> bool:
+        return self._key() < other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def __str__(self) -> str:
+        return f"{self.major}.{self.minor}.{self.patch}" + (f"-{'.'.join(self.pre)}" if self.pre else "")
+
+    def __repr__(self) -> str:
+        return f"Version({str(self)!r})"

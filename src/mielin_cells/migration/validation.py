@@ -1,131 +1,154 @@
-"""May this agent go to that node?  The seed's compatibility check, with every reason, and its keeper of rollback information."""
+"""The seed's validator: checks before and after a migration, and the way back if it fails."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from mielin_cells.errors import ConfigError, DigestMismatch, NoSuchMigration, RollbackExpired
+import msgspec
+from blake3 import blake3
+
+from mielin_cells.agents.agent import Agent, agent_id
+from mielin_cells.errors import ConfigError, DigestMismatch, NoSuchMigration, RecordInvalid, RollbackExpired
+from mielin_cells.log.ids import AgentId
+from mielin_cells.log.policy import Policy
+from mielin_cells.migration.admission import (
+    AgentRequirements,
+    CompatibilityStatus,
+    NodeCapabilities,
+    check_compatibility,
+)
 from mielin_cells.migration.audit import AuditEvent, MigrationAuditLog
-from mielin_cells.migration.refusal import Refusal, refusal
-from mielin_cells.migration.refusal import RefusalKind as Kind
-from mielin_cells.migration.rollback import RollbackInfo
-from mielin_cells.migration.verification import Manifest, StateVerifier, VerificationResult
-from mielin_cells.migration.versions import Version
-
-HEADROOM = 5
-"""Less than a fifth of the free memory left over is worth a warning."""
-
-GIB = 1 << 30
 
 ROLLBACK_AGE_SECS = 3600.0
 """How long a log is kept for a rollback: older information may name records that are gone."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AgentRequirements:
-    """What an agent needs.  Bytes; no architectures and no version: any."""
-
-    architectures: tuple[str, ...] = ()
-    required_memory: int = 0
-    required_storage: int = 0
-    state_size: int = 0
-    features: tuple[str, ...] = ()
-    version: str = ""
+def checksum(data: bytes) -> bytes:
+    """BLAKE3, 32 bytes: it takes the place of the seed's positional sum, which cannot see appended zeros."""
+    return blake3(data).digest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NodeCapabilities:
-    """What a node has.  Defaults: the crate's."""
+class RollbackInfo:
+    """An agent's state and policy at the rollback point.  Checked by `verify` before it is used."""
 
-    architectures: tuple[str, ...] = ("x86_64", "aarch64")
-    available_memory: int = 8 * GIB
-    available_storage: int = 100 * GIB
-    features: tuple[str, ...] = ("bulk-memory", "simd")
-    max_state_size: int = GIB
-    version: str = "0.1.0"
-    min_version: str = "0.1.0"
-    name: str = "the node"
-    """As reasons call it."""
-    reserved: int = 0
-    """Of the memory and of the storage: promised to agents that are on their way."""
+    agent_id: str
+    original_state: bytes = field(repr=False)
+    original_checksum: bytes
+    """BLAKE3 of the state."""
+    original_policy_data: bytes
+    """The `Policy`, as MessagePack."""
+    created_at: float
+    """Monotonic seconds."""
+    source_node: str | None = None
+
+    @classmethod
+    def capture(
+        cls,
+        agent: Agent | str,
+        state: bytes,
+        now: float,
+        *,
+        policy: Policy | None = None,
+        source_node: str | None = None,
+    ) -> RollbackInfo:
+        """Of an agent that is paused, or of a record of its log: the bytes are taken as they are.  Raises `InvalidAgentId`."""
+        return cls(
+            agent_id=str(AgentId(agent)) if isinstance(agent, str) else agent_id(agent),
+            original_state=bytes(state),
+            original_checksum=checksum(state),
+            original_policy_data=msgspec.msgpack.encode(policy or Policy()),
+            created_at=now,
+            source_node=source_node,
+        )
+
+    @property
+    def policy(self) -> Policy:
+        """Raises `RecordInvalid` if the stored bytes are no policy."""
+        try:
+            return msgspec.msgpack.decode(self.original_policy_data, type=Policy)
+        except (msgspec.MsgspecError, ValueError) as error:
+            raise RecordInvalid(
+                f"The policy kept for a rollback of agent {self.agent_id!r} does not decode; roll back from the agent's log.",
+                subject=self.agent_id,
+            ) from error
+
+    def verify(self) -> None:
+        """Raises `DigestMismatch` if the state is not the one that was captured: it must not be restored then."""
+        if checksum(self.original_state) != self.original_checksum:
+            raise DigestMismatch(
+                f"The state kept for a rollback of agent {self.agent_id!r} has changed; it is not restored, and stays as it is.",
+                subject=self.agent_id,
+            )
+
+    def age_secs(self, now: float) -> float:
+        """Never below 0."""
+        return max(0.0, now - self.created_at)
+
+    def is_valid(self, max_age_secs: float, now: float) -> bool:
+        """Younger than `max_age_secs`; of that very age is too old, so 0 is never valid."""
+        return self.age_secs(now) < max_age_secs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CompatibilityStatus:
-    """Every reason against, and every warning.  `can_proceed` unless there is a reason."""
+class Manifest:
+    """What a source says of a state; it travels beside it, and the target computes its own."""
 
-    refusals: tuple[Refusal, ...] = ()
-    warnings: tuple[str, ...] = ()
+    checksum: bytes
+    """BLAKE3."""
+    size: int
 
-    @property
-    def reasons(self) -> tuple[str, ...]:
-        """The refusals as sentences."""
-        return tuple(map(str, self.refusals))
-
-    @property
-    def name(self) -> str:
-        """The seed's name of it."""
-        if self.refusals:
-            return "Incompatible"
-        return "CompatibleWithWarnings" if self.warnings else "Compatible"
-
-    @property
-    def is_compatible(self) -> bool:
-        """Without reservation."""
-        return not self.refusals and not self.warnings
-
-    @property
-    def can_proceed(self) -> bool:
-        return not self.refusals
+    @classmethod
+    def of(cls, state: bytes) -> Manifest:
+        return cls(checksum=checksum(state), size=len(state))
 
 
-def check_compatibility(agent: AgentRequirements, node: NodeCapabilities) -> CompatibilityStatus:
-    """All that the crate checks, in its order, and none of it left out because something before it failed."""
-    found: list[Refusal] = []
-    warnings: list[str] = []
-    if agent.architectures and not set(agent.architectures) & set(node.architectures):
-        have = " and ".join(node.architectures) or "of an unknown architecture"
-        found.append(refusal(Kind.ARCHITECTURE, node=node.name, need=" or ".join(agent.architectures), have=have))
-    # The state is held in memory, so it counts, too.
-    need = agent.required_memory + agent.state_size
-    left = _left(node.available_memory, node.reserved) - need
-    if left < 0:
-        found.append(_short(Kind.MEMORY, need, node.available_memory, node))
-    elif left * HEADROOM < node.available_memory - node.reserved:
-        warnings.append(f"{left:,} bytes of memory would be left, less than a fifth of what is free")
-    if agent.required_storage > _left(node.available_storage, node.reserved):
-        found.append(_short(Kind.STORAGE, agent.required_storage, node.available_storage, node))
-    if agent.state_size > node.max_state_size:
-        found.append(refusal(Kind.STATE_TOO_LARGE, node=node.name, size=agent.state_size, limit=node.max_state_size))
-    found += [
-        refusal(Kind.FEATURE, node=node.name, feature=name) for name in agent.features if name not in node.features
-    ]
-    if agent.version:
-        _check_version(agent.version, node, found, warnings)
-    return CompatibilityStatus(refusals=tuple(found), warnings=tuple(warnings))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerificationResult:
+    """`passed` only if checksum and size are right and the agent answered its probe.  `details` says every reason against."""
+
+    passed: bool
+    checksum_valid: bool
+    size_valid: bool
+    agent_responsive: bool
+    details: str = ""
 
 
-def _left(free: int, reserved: int) -> int:
-    return max(0, free - reserved)
+class StateVerifier:
+    """Compares what arrived with the source's manifest.  Nothing is taken for granted: the probe's answer is passed in."""
 
+    def verify(self, expected: Manifest, state: bytes, *, agent_responsive: bool) -> VerificationResult:
+        found = Manifest.of(state)
+        reasons: list[str] = []
+        if found.size != expected.size:
+            reasons.append(f"{found.size:,} bytes arrived of {expected.size:,}")
+        if found.checksum != expected.checksum:
+            reasons.append(f"their checksum is {found.checksum.hex()[:16]}, not {expected.checksum.hex()[:16]}")
+        if not agent_responsive:
+            reasons.append("the agent does not answer its probe")
+        return VerificationResult(
+            passed=not reasons,
+            checksum_valid=found.checksum == expected.checksum,
+            size_valid=found.size == expected.size,
+            agent_responsive=agent_responsive,
+            details="; ".join(reasons),
+        )
 
-def _short(kind: Kind, need: int, free: int, node: NodeCapabilities) -> Refusal:
-    left = _left(free, node.reserved)
-    return refusal(kind, node=node.name, need=need, left=left, free=free, reserved=node.reserved)
-
-
-def _check_version(text: str, node: NodeCapabilities, found: list[Refusal], warnings: list[str]) -> None:
-    try:
-        version, have, least = Version(text), Version(node.version), Version(node.min_version)
-    except ConfigError as error:
-        found.append(refusal(Kind.VERSION_UNREADABLE, node=node.name, why=error.message.rstrip(".")))
-        return
-    if version.major not in (have.major, least.major):
-        found.append(refusal(Kind.VERSION_MAJOR, node=node.name, need=str(version), have=str(have)))
-    elif version < least:
-        found.append(refusal(Kind.VERSION_OLD, node=node.name, need=str(version), least=str(least)))
-    elif version > have:
-        warnings.append(f"it was made for version {version}, and {node.name} has {have}")
+    def verify_delta(
+        self, base: Manifest, expected: Manifest, before: bytes, after: bytes, *, agent_responsive: bool
+    ) -> VerificationResult:
+        """The same for a state made by a delta, which must have been applied to the right base: a torn or replayed delta shows."""
+        result = self.verify(expected, after, agent_responsive=agent_responsive)
+        if Manifest.of(before) == base:
+            return result
+        details = "; ".join(filter(None, ("the delta was made for another base", result.details)))
+        return VerificationResult(
+            passed=False,
+            checksum_valid=False,
+            size_valid=result.size_valid,
+            agent_responsive=agent_responsive,
+            details=details,
+        )
 
 
 class MigrationValidator:
