@@ -21,7 +21,7 @@ from mielin_cells.client.operator import Operator
 from mielin_cells.client.recoveries import Cases
 from mielin_cells.log.ids import log_subject
 from mielin_cells.log.records import decode_record
-from mielin_cells.rpc import requests
+from mielin_cells.rpc import answers, requests
 
 
 class Booth(cells.Agent):
@@ -207,10 +207,10 @@ async def test_a_name_that_is_not_there_is_told_with_those_like_it(operator: Ope
 def test_a_migration_that_waits_says_once_for_how_long(capsys: pytest.CaptureFixture[str]) -> None:
     told = moves.Watch(Printer(as_json=False), {})
     for left_s in (10.0, 9.5):
-        told.seen(requests.Progress("PLANNED", failures=["TargetUnreachable: gone"], next_s=left_s))
-    told.seen(requests.Progress("PREPARING", failures=["TargetUnreachable: gone"], attempts=2))
+        told.seen(answers.Progress("PLANNED", failures=["TargetUnreachable: gone"], next_s=left_s))
+    told.seen(answers.Progress("PREPARING", failures=["TargetUnreachable: gone"], attempts=2))
     told.seen(
-        requests.Progress("PLANNED", failures=["TargetUnreachable: gone", "Timeout: late"], next_s=20.0, attempts=2)
+        answers.Progress("PLANNED", failures=["TargetUnreachable: gone", "Timeout: late"], next_s=20.0, attempts=2)
     )
     assert capsys.readouterr().out.splitlines() == [
         " failed    TargetUnreachable: gone", " waits     10 s to the next attempt",

@@ -27,7 +27,7 @@ from mielin_cells.membership import table
 from mielin_cells.migration.recovery import RecoveryConfig
 from mielin_cells.node import drain
 from mielin_cells.node.node import Node
-from mielin_cells.rpc import drainage
+from mielin_cells.rpc import answers
 from mielin_cells.substrate.embedded import Embedded
 
 QUICK = cells.Settings(reconcile_s=0.3, ask_repeat_s=0.1, pause_s=0.2)
@@ -364,7 +364,7 @@ async def test_a_drain_ends_at_its_deadline_whatever_its_moves_do(where: str, mo
         await emptying.run()
         assert asyncio.get_running_loop().time() - began < 2.0
         told = emptying.told()
-        assert told.state == drainage.OVER
+        assert told.state == answers.OVER
         assert told.left == len(told.rows) > 0
         assert all(row.state == "blocked" and "the deadline came" in row.blocker for row in told.rows)
         made.nodes["node-2"].kill()

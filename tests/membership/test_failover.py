@@ -19,11 +19,11 @@ import mielin_cells as cells
 from mielin_cells.agents.agent import classes
 from mielin_cells.agents.cluster import NodeInfo
 from mielin_cells.client.client import Client
-from mielin_cells.membership.heartbeat import Beat
 from mielin_cells.membership.selection import Spread
 from mielin_cells.membership.term import SUBJECT
 from mielin_cells.node.failover import Keeper, suspected
 from mielin_cells.node.node import Node
+from mielin_cells.rpc.answers import Beat
 from mielin_cells.store.reader import load
 from mielin_cells.substrate.embedded import Embedded
 

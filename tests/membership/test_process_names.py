@@ -19,8 +19,9 @@ from mielin_cells.client.operator import Operator
 from mielin_cells.log.ids import node_log_subject
 from mielin_cells.log.message import framed
 from mielin_cells.membership import table
-from mielin_cells.membership.heartbeat import FORGET_S, HEARD_MAX, Beat, Ear, decode_beat
+from mielin_cells.membership.heartbeat import FORGET_S, HEARD_MAX, Ear, decode_beat
 from mielin_cells.node.node import Node
+from mielin_cells.rpc.answers import Beat
 from mielin_cells.substrate.embedded import Embedded
 
 BEGUN = asyncio.Event()

@@ -12,7 +12,6 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import msgspec
 import pytest
 from msgspec.structs import replace
 from support.failing import LIMIT_S, QUICK, Gauge, die, nodes
@@ -21,19 +20,18 @@ import mielin_cells as cells
 from mielin_cells.agents.agent import classes
 from mielin_cells.agents.cluster import NodeInfo
 from mielin_cells.errors import PermissionDenied
+from mielin_cells.log.ids import control_subject
 from mielin_cells.log.records import HandedOff
 from mielin_cells.membership import table, takeover
-from mielin_cells.membership.heartbeat import Beat
 from mielin_cells.membership.takeover import Orphan, Takeover
 from mielin_cells.node.activation.writer import Writer
 from mielin_cells.node.failover import LATE_KEPT_S, Again, Keeper, patience
 from mielin_cells.node.node import Node
 from mielin_cells.rpc import requests
+from mielin_cells.rpc.answers import Beat
 from mielin_cells.store.reader import Seen, load
 from mielin_cells.substrate.embedded import Embedded
 from mielin_cells.testing.simulator.loop import VirtualLoop
-
-encode = msgspec.msgpack.Encoder().encode
 
 
 def virtually(work: Coroutine[Any, Any, Any]) -> Any:
@@ -53,24 +51,31 @@ class Nodes:
         self.passing: Counter[str] = Counter()
         """How many requests of a node fail in a passing way."""
 
-    async def ask(self, name: str, request: requests.AnyRequest, seconds: float) -> msgspec.Raw:
+    async def request(self, subject: str, data: bytes, timeout: float) -> bytes:
+        """As a wire's: the node's answer, or its refusal."""
+        name = {control_subject(name): name for name in self.classes}[subject]
+        try:
+            return requests.encode_result(await self.answer(name, requests.decode_request(data), timeout))
+        except cells.NodeStopping as error:
+            return requests.encode_error(error)
+
+    async def answer(self, name: str, request: requests.AnyRequest, seconds: float) -> object:
         if name in self.frozen:
             await asyncio.sleep(seconds)
             raise cells.WireTimeout(f"{name} did not answer.")
         await asyncio.sleep(0.01)
         match request:
             case requests.Ping():
-                return msgspec.Raw(encode(NodeInfo(name=name, incarnation=1, agents=0, classes=self.classes[name])))
+                return NodeInfo(name=name, incarnation=1, agents=0, classes=self.classes[name])
             case requests.Claims(wishes=wishes):
                 if self.passing[name] > 0:
                     self.passing[name] -= 1
                     raise cells.NodeStopping(f"{name} has other things to do.")
-                refusals = [self._claim(name, wish) for wish in wishes]
-                return msgspec.Raw(encode(refusals))
+                return [self._claim(name, wish) for wish in wishes]
             case _:
-                return msgspec.Raw(encode([]))
+                return []
 
-    def _claim(self, name: str, wish: requests.Claim) -> requests.Refusal | None:
+    def _claim(self, name: str, wish: requests.Claim) -> requests.WireError | None:
         cls = wish.agent.split("-")[0]
         if cls not in self.classes[name]:
             self.refused += 1
@@ -83,7 +88,7 @@ class Nodes:
             async def _orphans(self, gone: Collection[str], hosted: Collection[str]) -> list[Orphan]:
                 return [Orphan(agent, "gone", Seen(1, 0), agent.split("-")[0] if told else "") for agent in agents]
 
-        return Given(None, self.ask, asyncio.get_running_loop().time)  # type: ignore[arg-type]
+        return Given(None, self, asyncio.get_running_loop().time)  # type: ignore[arg-type]
 
     @property
     def known(self) -> dict[str, table.Entered]:
@@ -106,15 +111,15 @@ def test_a_frozen_node_costs_the_others_nothing_and_what_waits_for_it_goes_to_th
     async def story() -> None:
         there = Nodes({f"n{n}": {"C": 1} for n in range(3)})
         clock = asyncio.get_running_loop().time
-        ask = there.ask
+        answer = there.answer
 
-        async def freezes(name: str, request: requests.AnyRequest, seconds: float) -> msgspec.Raw:
-            answer = await ask(name, request, seconds)
-            if isinstance(request, requests.Following) and name == "n1":
+        async def freezes(name: str, request: requests.AnyRequest, seconds: float) -> object:
+            result = await answer(name, request, seconds)
+            if isinstance(request, requests.ListCopies) and name == "n1":
                 there.frozen.add("n1")  # after it has said that it lives
-            return answer
+            return result
 
-        there.ask = freezes  # type: ignore[method-assign]
+        there.answer = freezes  # type: ignore[method-assign]
         began = clock()
         taken = await there.takeover([f"C-{n}" for n in range(900)]).take({"gone"}, there.known)
         assert taken == 900
@@ -155,14 +160,14 @@ def test_a_node_that_failed_in_a_passing_way_is_asked_again() -> None:
 def test_an_answer_that_cannot_be_read_is_one_nodes_trouble() -> None:
     async def story() -> None:
         there = Nodes({"n0": {"C": 1}, "n1": {"C": 1}})
-        ask = there.ask
+        answer = there.answer
 
-        async def newer(name: str, request: requests.AnyRequest, seconds: float) -> msgspec.Raw:
+        async def newer(name: str, request: requests.AnyRequest, seconds: float) -> object:
             if name == "n0" and isinstance(request, requests.Claims):
-                return msgspec.Raw(encode({"some": "other version"}))
-            return await ask(name, request, seconds)
+                return {"some": "other version"}
+            return await answer(name, request, seconds)
 
-        there.ask = newer  # type: ignore[method-assign]
+        there.answer = newer  # type: ignore[method-assign]
         assert await there.takeover([f"C-{n}" for n in range(20)]).take({"gone"}, there.known) == 20
         assert there.owned == {"n1": 20}
 

@@ -18,11 +18,11 @@ import mielin_cells as cells
 from mielin_cells.agents.agent import classes
 from mielin_cells.agents.reference import current
 from mielin_cells.client.client import Client
-from mielin_cells.log.ids import control_subject
 from mielin_cells.migration.admission import Facts, Offer, refusals
 from mielin_cells.node.moves.admission import Room, room_of
 from mielin_cells.node.node import Node
 from mielin_cells.rpc import requests
+from mielin_cells.rpc.call import call
 from mielin_cells.substrate.embedded import Embedded
 
 OFFER = Offer(cls="Shelf", version=2, state_bytes=1000)
@@ -158,10 +158,7 @@ async def nodes(*names: str, settings: cells.Settings | None = None) -> AsyncIte
 
 
 async def offered(cluster: Client, to: str, request: requests.Prepare) -> list[str]:
-    answer = requests.result_of(
-        await cluster.wire.request(control_subject(to), requests.encode_request(request), timeout=5.0)
-    )
-    return msgspec.msgpack.decode(answer, type=requests.Preparation).reasons
+    return (await call(cluster.wire, to, request, 5.0)).reasons
 
 
 def offer_of(agent: str, size: int, migration: str = "m-1", **more: Any) -> requests.Prepare:
@@ -207,9 +204,7 @@ async def test_two_moves_to_one_node_do_not_count_the_same_memory() -> None:
         assert await offered(cluster, "node-2", offer_of("a", 600)) == []
         with pytest.raises(cells.MigrationRefused, match=r"has 400 free \(1,000 less 600 reserved\)"):
             await cluster.migrate(second, to="node-2")
-        await cluster.wire.request(
-            control_subject("node-2"), requests.encode_request(requests.Release("a", "m-1")), timeout=5.0
-        )
+        await call(cluster.wire, "node-2", requests.Release("a", "m-1"), 5.0)
 
         assert (await cluster.migrate(second, to="node-2")).ok
         assert running["node-2"].copies == {}

@@ -52,7 +52,7 @@ def test_an_exception_is_the_same_after_pickling(cls: type[CellError]) -> None:
 def test_an_exception_is_the_same_after_the_wire(cls: type[CellError]) -> None:
     error = made(cls)
     with pytest.raises(CellError) as refused:
-        requests.result_of(requests.refused(error))
+        requests.decode_response(requests.Ping(), requests.encode_error(error), "node-1")
     stored = decode_answer(encode_answer(Answer(None, error.to_wire()))).error
     assert stored is not None
     for again in (refused.value, from_wire(*stored)):

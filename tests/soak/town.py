@@ -21,13 +21,14 @@ from mielin_cells.log import ledger
 from mielin_cells.log.ids import BEATS, JOURNALS, LOGS, agent_of
 from mielin_cells.log.records import canonical
 from mielin_cells.membership import heartbeat
-from mielin_cells.membership.heartbeat import Beat, Ear, encode_beat
+from mielin_cells.membership.heartbeat import Ear, encode_beat
 from mielin_cells.membership.table import Announcement
 from mielin_cells.migration.audit import MigrationAuditLog
 from mielin_cells.node import failover
 from mielin_cells.node.failover import Keeper
 from mielin_cells.node.moves import manager, settling
 from mielin_cells.node.node import Node
+from mielin_cells.rpc.answers import Beat
 from mielin_cells.settings import Settings
 from mielin_cells.substrate.embedded import Embedded
 from soak.sizes import Series, resident, settled, size_of

@@ -11,10 +11,10 @@ import mielin_cells as cells
 from mielin_cells.agents.agent import classes
 from mielin_cells.agents.reference import current
 from mielin_cells.client.client import Client
-from mielin_cells.membership.heartbeat import Beat
 from mielin_cells.migration.recovery import RecoveryConfig
 from mielin_cells.node.failover import Keeper
 from mielin_cells.node.node import Node
+from mielin_cells.rpc.answers import Beat
 from mielin_cells.substrate.embedded import Embedded
 
 QUICK = cells.Settings(heartbeat_s=0.05, heartbeat_misses=4, reconcile_s=0.3, ask_repeat_s=0.1)

@@ -16,7 +16,7 @@ from mielin_cells.client import cordon as cordons
 from mielin_cells.client.operator import Operator
 from mielin_cells.deployment.codes import DONE, FAILED, REFUSED
 from mielin_cells.errors import ConfigError
-from mielin_cells.rpc.drainage import Drainage, Row
+from mielin_cells.rpc.answers import DrainProgress, Row
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -69,7 +69,7 @@ async def drain(operator: Operator, printer: Printer, node: str, deadline_s: flo
 # ---- text ----------------------------------------------------------------------------------------------------
 
 
-def _headline(told: Drainage) -> str:
+def _headline(told: DrainProgress) -> str:
     head = f"{told.node}: {told.moved} of {told.agents} agents have gone"
     eta = f", about {duration(told.eta_s)} to go" if told.eta_s else ""
     return f"{head}{eta}, deadline in {duration(told.left_s)}"
@@ -82,7 +82,7 @@ def _row(row: Row) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _plan(plan: Drainage) -> str:
+def _plan(plan: DrainProgress) -> str:
     if not plan.rows:
         return f"{plan.node} has no agents"
     more = f"\n... and {plan.agents - len(plan.rows)} more" if plan.agents > len(plan.rows) else ""
@@ -131,7 +131,7 @@ class _Live:
                 self._live.stop()
             self._live = None
 
-    def seen(self, told: Drainage) -> None:
+    def seen(self, told: DrainProgress) -> None:
         if self._live is not None:
             self._live.update(self._table(told), refresh=True)
             return
@@ -146,7 +146,7 @@ class _Live:
                 lambda: _headline(told),
             )
 
-    def _table(self, told: Drainage) -> Any:
+    def _table(self, told: DrainProgress) -> Any:
         from rich.table import Table
         from rich.text import Text
 

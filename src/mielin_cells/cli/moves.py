@@ -20,8 +20,8 @@ from mielin_cells.deployment.codes import DONE, REFUSED, ROLLED_BACK
 from mielin_cells.errors import MigrationRefused
 from mielin_cells.log.lifecycle import AgentState
 from mielin_cells.migration.audit import AuditEntry
-from mielin_cells.rpc import requests
-from mielin_cells.rpc.prediction import Prediction
+from mielin_cells.rpc import answers
+from mielin_cells.rpc.answers import Prediction
 
 NAMES = {
     "PLANNED": "plan", "PREPARING": "prepare", "COPYING": "copy", "PAUSED": "pause", "HANDING_OVER": "hand over",
@@ -49,7 +49,7 @@ class Watch:
             self._shown = 0  # the next attempt passes the phases again
             self._printer.show({"event": "failed", "why": failure}, lambda: f" failed    {failure}")  # noqa: B023 - called at once
 
-    def seen(self, progress: requests.Progress) -> None:
+    def seen(self, progress: answers.Progress) -> None:
         self._failed(progress.failures)
         if progress.next_s and len(progress.failures) > self._waited:
             self._waited = len(progress.failures)
@@ -239,7 +239,7 @@ async def rollback(
 ) -> int:
     """Exits with 4 while the agent waits for the node that is to go on."""
 
-    def seen(rest: requests.Rest) -> None:
+    def seen(rest: answers.ReplayProgress) -> None:
         value = {"event": "replayed", "messages": rest.replayed.inputs, "left": rest.left}
         printer.show(value, lambda: f" {rest.replayed.inputs} taken again, {rest.left} to go")
 

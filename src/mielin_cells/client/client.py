@@ -51,12 +51,13 @@ from mielin_cells.errors import (
 )
 from mielin_cells.log.born import born
 from mielin_cells.log.fold import Phase
-from mielin_cells.log.ids import AgentId, control_subject, log_subject, reply_subject
+from mielin_cells.log.ids import AgentId, log_subject, reply_subject
 from mielin_cells.log.message import decode_replies
 from mielin_cells.log.records import AnyRecord, HandedOff, decode_record, named_owner
 from mielin_cells.membership import selection, table
 from mielin_cells.migration.standing import journal_outcome, outcome_of
-from mielin_cells.rpc import reminder, requests
+from mielin_cells.rpc import answers, reminder, requests
+from mielin_cells.rpc.call import call, call_pages
 from mielin_cells.settings import Settings
 from mielin_cells.store import journal
 from mielin_cells.store.reader import load
@@ -66,6 +67,7 @@ from mielin_cells.tasks.supervision import Backoff
 
 P = ParamSpec("P")
 A = TypeVar("A", bound=Agent)
+R = TypeVar("R")
 
 logger = logging.getLogger("mielin_cells.client")
 
@@ -234,8 +236,7 @@ class Client:
                 was = await self._same_class(agent, spec)
                 is_same = not was or was == request.born
             else:
-                answer = await (self.ordered(lambda: known(node), request) if node else self._placing.place(request))
-                is_same = msgspec.msgpack.decode(answer, type=bool)
+                is_same = await (self.ordered(lambda: known(node), request) if node else self._placing.place(request))
         if state and not is_same:
             warn_of_other_state(agent, spec.name, state)
         return make_ref(cls, agent, self)
@@ -283,23 +284,18 @@ class Client:
             self.log, log_subject(agent), last, lambda data: decode_record(data, f"The log of agent {agent!r}")
         )
 
-    async def request(self, node: str, request: requests.AnyRequest, timeout: float) -> msgspec.Raw:
+    async def request(self, node: str, request: requests.Request[R], timeout: float) -> R:
         self.check_loop()
-        try:
-            data = await self.wire.request(control_subject(node), requests.encode_request(request), timeout)
-        except WireTimeout as error:  # in the words of who asked: a subject says nothing to an operator
-            said = f"Node {node} did not answer within {timeout:.3g} s; the request may still be acted on."
-            raise WireTimeout(said, **error.facts) from error
-        return requests.result_of(data)
+        return await call(self.wire, node, request, timeout)
 
     async def ordered(
         self,
         place: Callable[[], Coroutine[Any, Any, str]],
-        request: requests.AnyRequest,
+        request: requests.Request[R],
         try_s: float | None = None,
         *,
         until: float | None = None,
-    ) -> msgspec.Raw:
+    ) -> R:
         """Sends an idempotent request to where the agent is, again while it is between owners or its node is silent.
 
         One request takes `try_s` at most, and all of it ends at `until`, by the loop's clock.  The owner waits for `turn_deadline_s`
@@ -364,7 +360,7 @@ class Client:
         async def owner() -> str:
             return (await self.owner(name))[0]
 
-        await self.ordered(owner, requests.Copies(name, copies))
+        await self.ordered(owner, requests.SetCopies(name, copies))
 
     async def pause(self, agent: Agent | str, /, reason: str = "") -> None:
         await self._order(agent, "pause", reason)
@@ -391,10 +387,9 @@ class Client:
         clock = asyncio.get_running_loop().time
         until = clock() + self.settings.turn_deadline_s
         while clock() < until:
-            answer = await self.ordered(owner, requests.Hosted(name), REQUEST_S, until=until)
-            found = msgspec.msgpack.decode(answer, type=list[AgentInfo])
-            if found:
-                return found[0]
+            info = await self.ordered(owner, requests.ShowAgent(name), REQUEST_S, until=until)
+            if info is not None:
+                return info
             await asyncio.sleep(0.05)
         raise NoResponder(f"Agent {name!r} is between owners; try again.", agent=name)
 
@@ -406,15 +401,10 @@ class Client:
         return [found[name] for name in sorted(found)]
 
     async def _hosted(self, node: str, found: dict[str, AgentInfo]) -> None:
-        after, is_last = "", False
-        while not is_last:
-            answer = await self.request(node, requests.Hosted(after=after), REQUEST_S)
-            infos = msgspec.msgpack.decode(answer, type=list[AgentInfo])
+        async for infos in call_pages(self.wire, node, requests.ListAgents(), lambda info: info.id, REQUEST_S):
             for info in infos:
                 if info.id not in found or info.epoch > found[info.id].epoch:
                     found[info.id] = info
-            is_last = len(infos) < requests.HOSTED_MAX
-            after = infos[-1].id if infos else ""
 
     async def nodes(self) -> list[NodeInfo]:
         self.check_loop()
@@ -456,7 +446,7 @@ class Client:
         return requests.Migrate(name, migration, epoch, to or "", POLL_S), source
 
     async def watched(
-        self, request: requests.Migrate, source: str, seen: Callable[[requests.Progress], None] | None = None
+        self, request: requests.Migrate, source: str, seen: Callable[[answers.Progress], None] | None = None
     ) -> MigrationReport:
         """The report: from the source; if that is gone, from whoever owns the agent next and goes on; or what the logs say (rule 7).
 
@@ -470,8 +460,7 @@ class Client:
         started, before = False, None
         while True:
             try:
-                answer = await self.request(coordinator, request, POLL_S * 2)
-                progress = msgspec.msgpack.decode(answer, type=requests.Progress)
+                progress = await self.request(coordinator, request, POLL_S * 2)
                 started, now = True, msgspec.structs.replace(progress, next_s=0.0)
                 if now != before or progress.next_s:
                     before, deadline = now, loop.time() + progress.next_s + patience
@@ -549,7 +538,7 @@ class Client:
         name = id_of(agent)
         source, _ = await self.owner(name)
         try:
-            return msgspec.msgpack.decode(await self.request(source, requests.Abort(name), REQUEST_S), type=str)
+            return await self.request(source, requests.Abort(name), REQUEST_S)
         except NoSuchMigration:
             record = await self.newest(name)
             if not isinstance(record, HandedOff):

@@ -6,8 +6,6 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from mielin_cells.agents.cluster import DrainReport
 from mielin_cells.errors import MigrationRefused, RetryError, UnknownNode
 from mielin_cells.log.ids import log_subject
@@ -15,7 +13,7 @@ from mielin_cells.log.records import named_owner
 from mielin_cells.membership import table
 from mielin_cells.membership.takeover import Takeover
 from mielin_cells.rpc import requests
-from mielin_cells.rpc.drainage import DONE, OVER, ROWS_MAX, RUNNING, Drainage, Row
+from mielin_cells.rpc.answers import DONE, OVER, ROWS_MAX, RUNNING, DrainProgress, Row
 from mielin_cells.store.reader import ends, known_agents, record_of
 
 if TYPE_CHECKING:
@@ -35,20 +33,19 @@ async def cordon(client: Client, node: str, is_cordoned: bool) -> None:
     await table.cordon(client.log, node, is_cordoned, lambda: client.nonce(12))
 
 
-async def plan(client: Client, node: str) -> Drainage:
+async def plan(client: Client, node: str) -> DrainProgress:
     """Where each agent would go, and what would keep it; nothing is changed.  Raises as `evacuate`."""
     await _known(client, node)
     if await client.ping(node) is None:
         agents = await _owned(client, node)
         await _takers(client, node, len(agents))
         rows = [Row(agent=agent, state="fits", blocker="its node is dead: it would be claimed") for agent in agents]
-        return Drainage(node=node, state="dry run", agents=len(rows), rows=rows[:ROWS_MAX])
-    data = await client.request(node, requests.Drain(), client.settings.migration_s)
-    return msgspec.msgpack.decode(data, type=Drainage)
+        return DrainProgress(node=node, state="dry run", agents=len(rows), rows=rows[:ROWS_MAX])
+    return await client.request(node, requests.Drain(), client.settings.migration_s)
 
 
 async def evacuate(
-    client: Client, node: str, deadline_s: float, seen: Callable[[Drainage], None] = lambda _: None
+    client: Client, node: str, deadline_s: float, seen: Callable[[DrainProgress], None] = lambda _: None
 ) -> DrainReport:
     """See `Cluster.drain`; `seen` is called with how far it is."""
     await _known(client, node)
@@ -59,11 +56,12 @@ async def evacuate(
         return await _taken_over(client, node, 0, 0.0)
     loop, name = asyncio.get_running_loop(), f"d-{client.nonce(8).hex()}"
     began = heard = loop.time()
-    told, request = Drainage(node=node), _first(name, deadline_s)
+    told = DrainProgress(node=node)
+    request: requests.Request[DrainProgress] = requests.Drain(name, deadline_s)
     while True:
         try:
-            told = msgspec.msgpack.decode(await client.request(node, request, ASK_S), type=Drainage)
-            heard, request = loop.time(), requests.Drained(name)
+            told = await client.request(node, request, ASK_S)
+            heard, request = loop.time(), requests.ReadDrain(name)
         except RetryError:
             if loop.time() - heard > PATIENCE_S:
                 return await _taken_over(client, node, told.moved, loop.time() - began)
@@ -76,10 +74,6 @@ async def evacuate(
                     seconds=told.seconds,
                 )  # fmt: skip
         await asyncio.sleep(POLL_S)
-
-
-def _first(name: str, deadline_s: float) -> requests.AnyRequest:
-    return requests.Drain(name, deadline_s)
 
 
 async def _known(client: Client, node: str) -> None:
@@ -103,7 +97,7 @@ async def _taken_over(client: Client, node: str, moved: int, seconds: float) -> 
     """The node does not answer: what the log gives it is claimed by others."""
     loop = asyncio.get_running_loop()
     began = loop.time()
-    takeover = Takeover(client.log, client.request, loop.time)
+    takeover = Takeover(client.log, client.wire, loop.time)
     taken = await takeover.take({node}, await table.registered(client.log))
     blocked = tuple(takeover.failed.items())
     return DrainReport(

@@ -45,10 +45,10 @@ from mielin_cells.log.records import (
     named_owner,
 )
 from mielin_cells.membership import table
-from mielin_cells.membership.heartbeat import Beat, Ear
+from mielin_cells.membership.heartbeat import Ear
 from mielin_cells.membership.selection import STARTING
-from mielin_cells.rpc import requests
-from mielin_cells.rpc.prediction import Prediction
+from mielin_cells.rpc import answers, requests
+from mielin_cells.rpc.answers import Beat, Prediction
 from mielin_cells.store import journal
 from mielin_cells.store.letters import Letter, id_of, letters, shown
 from mielin_cells.store.reader import known_agents, load, record_of
@@ -110,8 +110,7 @@ class Operator:
                 raise WrongClass(f"Agent {agent!r} exists and is a {have}.", agent=agent, have=have, need=cls)
             return (await self.client.owner(agent))[0], False
         place = on or await self._place_for(cls)
-        data = await self._of_node(place, requests.ReadState(agent, cls, words))
-        request = msgspec.msgpack.decode(data, type=requests.AnyRequest)
+        request = await self._of_node(place, requests.ReadState(agent, cls, words))
 
         async def there() -> str:
             return place
@@ -133,7 +132,7 @@ class Operator:
             )
         return min(able, key=lambda node: (node.agents, node.name)).name
 
-    async def _of_node(self, node: str, request: requests.AnyRequest) -> msgspec.Raw:
+    async def _of_node(self, node: str, request: requests.Request[T]) -> T:
         """One node's answer.  Raises `UnknownNode` if there is none of this name, and what the request raises there."""
         try:
             return await self.client.request(node, request, REQUEST_S)
@@ -180,8 +179,7 @@ class Operator:
         error: Exception | None = None
         for node in [owner, *(name for name in await table.names(self.log) if name != owner)]:
             try:
-                data = await self.client.request(node, requests.Read(cls, handler, words), REQUEST_S)
-                return cls, msgspec.msgpack.decode(data, type=bytes)
+                return cls, await self.client.request(node, requests.ReadArguments(cls, handler, words), REQUEST_S)
             except UnknownClass as refusal:
                 error = refusal
             except RetryError as silence:
@@ -236,10 +234,9 @@ class Operator:
         fold_of: Fold | None = None
         try:
             owner, _ = await self.client.owner(agent)
-            data = await self.client.request(owner, requests.Hosted(agent), REQUEST_S)
-            hosted = msgspec.msgpack.decode(data, type=list[AgentInfo])
-            if hosted:
-                return hosted[0]
+            info = await self.client.request(owner, requests.ShowAgent(agent), REQUEST_S)
+            if info is not None:
+                return info
         except (RetryError, AgentTerminated):
             pass  # the log tells the rest
         fold_of = await load(self.log, agent)
@@ -304,9 +301,7 @@ class Operator:
     async def _heard(self, nodes: list[str]) -> list[Beat]:
         for node in nodes:
             try:
-                return msgspec.msgpack.decode(
-                    await self.client.request(node, requests.Heard(), REQUEST_S), type=list[Beat]
-                )
+                return await self.client.request(node, requests.ListBeats(), REQUEST_S)
             except RetryError:
                 continue
         return []
@@ -338,8 +333,7 @@ class Operator:
     async def predict(self, agent: str, to: str | None) -> Prediction:
         """What a move would take, and every reason against it now.  Raises as `plan`."""
         _, source = await self.client.plan(agent, to)
-        data = await self._of_node(source, requests.Predict(str(AgentId(agent)), to or ""))
-        return msgspec.msgpack.decode(data, type=Prediction)
+        return await self._of_node(source, requests.Predict(str(AgentId(agent)), to or ""))
 
     async def predicted(self, agent: str, to: str | None) -> Prediction | None:
         """As `predict`, for a comparison that nobody waits for: None if it cannot be made."""
@@ -349,7 +343,7 @@ class Operator:
             return None
 
     async def watch(
-        self, request: requests.Migrate, source: str, seen: Callable[[requests.Progress], None]
+        self, request: requests.Migrate, source: str, seen: Callable[[answers.Progress], None]
     ) -> MigrationReport:
         """Moves the agent and waits; `seen` gets the progress.  A refusal is in the report."""
         return await self.client.watched(msgspec.structs.replace(request, wait=WATCH_S), source, seen)
@@ -363,8 +357,7 @@ class Operator:
         """
         request, source = await self.client.plan(agent, to)
         request = msgspec.structs.replace(request, wait=0.0, recovery=recovery)
-        data = await self._of_node(source, request)
-        return request, source, msgspec.msgpack.decode(data, type=requests.Progress).target
+        return request, source, (await self._of_node(source, request)).target
 
     async def claim(self, agent: str, to: str, force: bool) -> str:
         """Node `to` takes the agent over; its former owner.  Raises `ClaimRefused` while that answers, unless forced."""
@@ -380,14 +373,13 @@ class Operator:
     async def _gone(self, agent: str, owner: str, epoch: int, to: str) -> None:
         """Raises `ClaimRefused` if the owner answers and runs the agent, or verifies it."""
         try:
-            data = await self.client.request(owner, requests.Hosted(agent), REQUEST_S)
+            info = await self.client.request(owner, requests.ShowAgent(agent), REQUEST_S)
         except RetryError:
             return
         advice = f"move it with `mielin migrate {agent} --to {to}`, or add --force: {owner} is then fenced, and nothing is lost"
-        hosted = msgspec.msgpack.decode(data, type=list[AgentInfo])
-        if hosted:
+        if info is not None:
             raise ClaimRefused(
-                f"{owner} answers and runs agent {agent!r} (epoch {hosted[0].epoch}, {hosted[0].state}); {advice}.",
+                f"{owner} answers and runs agent {agent!r} (epoch {info.epoch}, {info.state}); {advice}.",
                 agent=agent, node=owner,
             )  # fmt: skip
         last = await self.log.last(log_subject(agent))
@@ -404,8 +396,7 @@ class Operator:
         agent = str(AgentId(agent))
         try:
             owner, _ = await self.client.owner(agent)
-            data = await self.client.request(owner, requests.Timers(agent), REQUEST_S)
-            return msgspec.msgpack.decode(data, type=list[TimerInfo])
+            return await self.client.request(owner, requests.ListTimers(agent), REQUEST_S)
         except (RetryError, AgentTerminated):
             found = (await load(self.log, agent)).ledger.timers.values()
         plain = [TimerInfo(id=one.id, handler=one.handler, due=one.due, every=one.every) for one in found]
@@ -466,8 +457,7 @@ class Operator:
         async def owner() -> str:
             return (await self.client.owner(agent))[0]
 
-        data = await self.client.ordered(owner, requests.Purge(agent, keys))
-        return msgspec.msgpack.decode(data, type=int)
+        return await self.client.ordered(owner, requests.PurgeLetters(agent, keys))
 
 
 def _index(agent: str, which: str, ids: list[str]) -> int:

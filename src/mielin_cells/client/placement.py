@@ -6,8 +6,6 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from mielin_cells.agents.reference import turn
 from mielin_cells.errors import CellError, NodeCordoned, NodeStopping, NoResponder, UnknownNode, WireTimeout
 from mielin_cells.membership import selection, table
@@ -41,8 +39,8 @@ class Placing:
         """Entered for each agent that is created.  A turn has it at once: it may be what another spawn waits for."""
         return contextlib.nullcontext() if turn.get() is not None else self._room
 
-    async def place(self, request: requests.Spawn) -> msgspec.Raw:
-        """Has the emptiest node create the agent, or the next one, if that is taken out of service, or does not answer.
+    async def place(self, request: requests.Spawn) -> bool:
+        """The answer of the emptiest node that creates the agent; of the next one if that is out of service or silent.
 
         Raises `UnknownNode` if there is no node, and what else keeps the agent from being created.
         """

@@ -173,8 +173,7 @@ class Cases:
         found: list[AuditEntry] = []
         for node in await self._client.nodes():
             with contextlib.suppress(RetryError):
-                data = await self._client.request(node.name, requests.Audited(migration), REQUEST_S)
-                found += msgspec.msgpack.decode(data, type=list[AuditEntry])
+                found += await self._client.request(node.name, requests.ReadAudit(migration), REQUEST_S)
         return found
 
     async def recover(self, migration: str, *, to: str | None) -> MigrationReport:

@@ -13,7 +13,7 @@ from mielin_cells.errors import CellError, MigrationRefused, NoSuchAgent, RetryE
 from mielin_cells.log.fold import Fold
 from mielin_cells.log.lifecycle import AgentState
 from mielin_cells.log.records import Replayed
-from mielin_cells.rpc import requests
+from mielin_cells.rpc import answers, requests
 from mielin_cells.store import journal
 from mielin_cells.store.reader import load
 
@@ -31,7 +31,7 @@ STOPPED_S = 2.0
 
 async def rollback(
     client: Client, migration: str, to: str | None, *, dry_run: bool = False, correct: bool = False,
-    seen: Callable[[requests.Rest], None] | None = None,
+    seen: Callable[[answers.ReplayProgress], None] | None = None,
 ) -> RollbackReport:  # fmt: skip
     """What `Cluster.rollback` says; `seen` is told how many messages are left."""
     found = await journal.find(client.log, migration)
@@ -43,8 +43,7 @@ async def rollback(
     request = requests.Undo(agent, migration, epoch, to or "", found.planned.source, correct, dry_run)
     last = (await load(client.log, agent)).seq
     try:
-        data = await client.request(owner, request, client.settings.turn_deadline_s + UNDO_S)
-        plan = msgspec.msgpack.decode(data, type=requests.Undoing)
+        plan = await client.request(owner, request, client.settings.turn_deadline_s + UNDO_S)
     except RetryError:
         # It may have been done.  The log says so; if it does not, the request may still come: asked again, it is refused by then.
         fold = await load(client.log, agent)
@@ -64,24 +63,23 @@ async def rollback(
 
 
 async def _watched(
-    client: Client, plan: requests.Undoing, seen: Callable[[requests.Rest], None] | None
+    client: Client, plan: answers.UndoPlan, seen: Callable[[answers.ReplayProgress], None] | None
 ) -> RollbackReport:
     """Waits until the messages have been taken again, as long as there is progress, and the agent takes any."""
     loop = asyncio.get_running_loop()
-    rest, since, dead = requests.Rest(plan.messages, Replayed(), 0), loop.time(), -1
+    rest, since, dead = answers.ReplayProgress(plan.messages, Replayed(), 0), loop.time(), -1
 
     async def owner() -> str:
         return (await client.owner(plan.agent))[0]
 
     while not plan.trouble and loop.time() < since + client.settings.turn_deadline_s:
         try:
-            data = await client.ordered(owner, requests.Replaying(plan.agent), 1.0)
+            now = await client.ordered(owner, requests.ReadReplay(plan.agent), 1.0)
         except (RetryError, NoSuchAgent):
             continue
         except CellError as error:
             plan = msgspec.structs.replace(plan, trouble=error.message)
             break
-        now = msgspec.msgpack.decode(data, type=requests.Rest)
         dead = now.dead if dead < 0 else dead
         if now != rest:
             rest, since = now, loop.time()
@@ -97,16 +95,16 @@ async def _watched(
     return _report(plan, rest.replayed, rest.left, rest.dead - max(dead, 0))
 
 
-def _told(migration: str, owner: str, fold: Fold) -> requests.Undoing:
+def _told(migration: str, owner: str, fold: Fold) -> answers.UndoPlan:
     """An undo whose answer was lost, as far as the log tells of it: what it was about to send and answer is not known."""
-    return requests.Undoing(
+    return answers.UndoPlan(
         agent=fold.agent, migration=migration, node=owner, goes_to=fold.goes_to or fold.owner, record=fold.undone[-1][0],
         version=fold.version, version_then=fold.version, messages=len(fold.ledger.again), sent=0, steps=0, answered=0,
         state="", state_then="",
     )  # fmt: skip
 
 
-def _report(plan: requests.Undoing, replayed: Replayed, left: int, dead: int) -> RollbackReport:
+def _report(plan: answers.UndoPlan, replayed: Replayed, left: int, dead: int) -> RollbackReport:
     return RollbackReport(
         migration=plan.migration, agent=plan.agent, source=plan.node, target=plan.goes_to, record=plan.record,
         version=plan.version, version_then=plan.version_then, messages=plan.messages, sent=plan.sent, steps=plan.steps,

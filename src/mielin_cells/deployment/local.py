@@ -68,7 +68,7 @@ async def _take_what_is_left(client: Client, names: list[str]) -> None:
     known = await table.registered(client.log)
     gone = known.keys() - set(names)
     if gone:
-        await Takeover(client.log, client.request, time.monotonic).take(gone, known, force=True)
+        await Takeover(client.log, client.wire, time.monotonic).take(gone, known, force=True)
 
 
 @asynccontextmanager

@@ -19,6 +19,7 @@ import msgspec
 from mielin_cells.errors import CellError, RecordInvalid, never
 from mielin_cells.log.ids import BEATS
 from mielin_cells.log.message import UNREADABLE
+from mielin_cells.rpc.answers import Beat
 from mielin_cells.settings import Settings
 from mielin_cells.substrate.ports import Substrate
 from mielin_cells.tasks.supervision import supervised
@@ -33,17 +34,6 @@ HEARD_MAX = 10_000
 
 FORGET_S = 3600.0
 """A node that was not heard for so long is forgotten; that it is silent its keeper knows from the registry."""
-
-
-class Beat(msgspec.Struct, array_like=True, frozen=True):
-    node: str
-    incarnation: int
-    stuck_s: float
-    """For how long the node's main loop has not answered its heartbeat's thread, or the store has refused the node."""
-    ago_s: float = 0.0
-    """In an answer about others: since when it was heard."""
-    is_starting: bool = False
-    """It still takes over the agents that the log gives it."""
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-import msgspec
-
 from mielin_cells.agents.cluster import NodeInfo
 from mielin_cells.errors import CellError
-from mielin_cells.log.ids import control_subject
 from mielin_cells.membership import table
 from mielin_cells.rpc import requests
+from mielin_cells.rpc.call import call
 from mielin_cells.substrate.ports import Log, Wire
 from mielin_cells.tasks.together import prompt
 
@@ -26,9 +24,8 @@ PATIENCE_S = 0.25
 async def ping(wire: Wire, node: str) -> NodeInfo | None:
     """What the node tells of itself; None if it does not answer, or is stopping."""
     try:
-        data = await wire.request(control_subject(node), requests.encode_request(requests.Ping()), PING_S)
-        return msgspec.msgpack.decode(requests.result_of(data), type=NodeInfo)
-    except (CellError, msgspec.MsgspecError):
+        return await call(wire, node, requests.Ping(), PING_S)
+    except CellError:
         return None
 
 

@@ -8,11 +8,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict, deque
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
-
-import msgspec
 
 from mielin_cells.agents.cluster import NodeInfo
 from mielin_cells.errors import CellError, ClaimRefused, Fenced, RecordInvalid, RetryError, UnknownClass, from_wire
@@ -21,14 +18,12 @@ from mielin_cells.log.records import Created, HandedOff, Snapshot, named_owner
 from mielin_cells.membership import selection, table
 from mielin_cells.membership.selection import Spread
 from mielin_cells.rpc import requests
+from mielin_cells.rpc.call import call, call_pages
 from mielin_cells.store.reader import End, Seen, ends, known_agents, record_of
-from mielin_cells.substrate.ports import Log
+from mielin_cells.substrate.ports import Log, Wire
 from mielin_cells.tasks.together import prompt, together
 
 logger = logging.getLogger("mielin_cells.keeper")
-
-Ask: TypeAlias = Callable[[str, requests.AnyRequest, float], Awaitable[msgspec.Raw]]
-"""A node's answer to a request, within so many seconds."""
 
 ASK_S = 2.0
 """For a node to say that it lives."""
@@ -72,9 +67,9 @@ class Orphan:
 class Takeover:
     """`failed` says of each agent that the last `take` has left without an owner why, and `owners` whose it is."""
 
-    def __init__(self, log: Log, ask: Ask, clock: Callable[[], float]) -> None:
+    def __init__(self, log: Log, wire: Wire, clock: Callable[[], float]) -> None:
         self._log = log
-        self._ask = ask
+        self._wire = wire
         self._clock = clock
         self.failed: dict[str, str] = {}
         self.owners: dict[str, str] = {}
@@ -99,7 +94,7 @@ class Takeover:
         orphans = await self._orphans(gone, ())
         if not orphans:
             return 0
-        failed = await _Claims(self._ask, Spread(infos), standing, known.keys(), force).run(orphans)
+        failed = await _Claims(self._wire, Spread(infos), standing, known.keys(), force).run(orphans)
         self.failed = {orphan.agent: orphan.why for orphan in failed}
         self.owners = {orphan.agent: orphan.owner for orphan in failed}
         done = len(orphans) - len(failed)
@@ -167,15 +162,10 @@ class Takeover:
 
         async def one(name: str) -> tuple[NodeInfo, list[str]] | None:
             try:
-                info = msgspec.msgpack.decode(await self._ask(name, requests.Ping(), ASK_S), type=NodeInfo)
-                after, more, copies = "", True, list[str]()
-                while more:
-                    ids = msgspec.msgpack.decode(
-                        await self._ask(name, requests.Following(after), ASK_S), type=list[str]
-                    )
-                    copies += ids
-                    more, after = len(ids) == requests.HOSTED_MAX, ids[-1] if ids else ""
-            except (CellError, msgspec.MsgspecError) as error:  # what it owns is not claimed for that
+                info = await call(self._wire, name, requests.Ping(), ASK_S)
+                pages = call_pages(self._wire, name, requests.ListCopies(), str, ASK_S)
+                copies = [agent async for page in pages for agent in page]
+            except CellError as error:  # what it owns is not claimed for that
                 logger.info("node %s takes no agents now: %s", name, error)
                 return None
             return info, copies
@@ -216,10 +206,10 @@ class _Claims:
     """The requests of one takeover."""
 
     def __init__(
-        self, ask: Ask, spread: Spread, standing: Mapping[str, list[str]], known: Collection[str], force: bool
+        self, wire: Wire, spread: Spread, standing: Mapping[str, list[str]], known: Collection[str], force: bool
     ) -> None:  # fmt: skip
         self._force = force
-        self._ask = ask
+        self._wire = wire
         self._spread = spread
         self._standing = standing
         self._known = known
@@ -290,11 +280,7 @@ class _Claims:
             )
             for orphan in orphans
         ]
-        answer = await self._ask(node, requests.Claims(wishes), CLAIM_S)
-        try:
-            refusals = msgspec.msgpack.decode(answer, type=list[requests.Refusal | None])
-        except msgspec.MsgspecError as error:
-            raise RecordInvalid(f"Node {node} gave an answer that cannot be read: {error}.") from error
+        refusals = await call(self._wire, node, requests.Claims(wishes), CLAIM_S)
         if len(refusals) != len(orphans):
             raise RecordInvalid(
                 f"Node {node} was asked to claim {len(orphans)} agents and answered for {len(refusals)}."

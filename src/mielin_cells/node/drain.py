@@ -10,14 +10,12 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from mielin_cells.errors import CellError, Fenced, MigrationInProgress, NoSuchAgent, RetryError, described
-from mielin_cells.log.ids import control_subject
 from mielin_cells.membership import selection
 from mielin_cells.node.moves.admission import DECIDED_BY_THE_LOG
 from mielin_cells.rpc import requests
-from mielin_cells.rpc.drainage import DONE, OVER, ROWS_MAX, RUNNING, STOPPED, Drainage, Row
+from mielin_cells.rpc.answers import DONE, OVER, ROWS_MAX, RUNNING, STOPPED, DrainProgress, Row
+from mielin_cells.rpc.call import call
 from mielin_cells.tasks.together import together
 
 if TYPE_CHECKING:
@@ -231,14 +229,14 @@ class Drain:
 
     # ---- telling ---------------------------------------------------------------------------------------------
 
-    def told(self) -> Drainage:
+    def told(self) -> DrainProgress:
         node, now = self.node, self._ended_at or self.node.clock()
         seconds, left = now - self._begun, len(node.hosts) + len(node.troubled)
         eta_s = seconds / self.moved * len(node.hosts) if self.moved and self.state == RUNNING else 0.0
         rows = sorted(self._rows.values(), key=lambda row: ("moving", "blocked", "waiting").index(_shown(row)))
         told = [self._row(row) for row in rows[:ROWS_MAX]]
         told += [_unloadable(agent, info.error) for agent, info in sorted(node.troubled.items())[:ROWS_MAX]]
-        return Drainage(
+        return DrainProgress(
             node=node.name, state=self.state if self._ended_at else RUNNING, agents=self.moved + left, moved=self.moved,
             left=left, rows=told, seconds=seconds, left_s=max(0.0, self._until - now), eta_s=eta_s,
         )  # fmt: skip
@@ -280,7 +278,7 @@ class Drains:
     def running(self) -> Drain | None:
         return next((drain for drain in self._named.values() if drain.state == RUNNING), None)
 
-    def begin(self, name: str, deadline_s: float) -> Drainage:
+    def begin(self, name: str, deadline_s: float) -> DrainProgress:
         """Begins a drain, or gives the one that runs another deadline; asked again under the same name, tells how far it is."""
         found = self._named.get(name)
         if found is None:
@@ -295,16 +293,16 @@ class Drains:
                 del self._named[next(iter(self._named))]
         return found.told()
 
-    def told(self, name: str) -> Drainage:
+    def told(self, name: str) -> DrainProgress:
         found = self._named.get(name)
-        return found.told() if found is not None else Drainage(node=self._node.name)
+        return found.told() if found is not None else DrainProgress(node=self._node.name)
 
     def stop(self) -> None:
         if (running := self.running) is not None:
             running.stop()
 
 
-async def planned(node: Node) -> Drainage:
+async def planned(node: Node) -> DrainProgress:
     """Where each agent would go, and what would keep it; nothing is changed."""
     nodes = await selection.alive(node.home.log, node.home.wire)
     spread = selection.Spread(other for other in nodes if other.name != node.name)
@@ -318,7 +316,7 @@ async def planned(node: Node) -> Drainage:
     rows += [_unloadable(agent, info.error) for agent, info in node.troubled.items()]
     rows.sort(key=lambda row: (row.state != "blocked", row.messages, row.bytes, row.agent))
     left = sum(row.state == "blocked" for row in rows)
-    return Drainage(node=node.name, state="dry run", agents=len(rows), left=left, rows=rows[:ROWS_MAX])
+    return DrainProgress(node=node.name, state="dry run", agents=len(rows), left=left, rows=rows[:ROWS_MAX])
 
 
 async def _planned(node: Node, spread: selection.Spread, host: Host) -> Row:
@@ -330,10 +328,7 @@ async def _planned(node: Node, spread: selection.Spread, host: Host) -> Row:
     row = Row(agent=fold.agent, messages=host.inbox.waiting, bytes=fold.size_bytes)
     while (target := spread.choose(refused, fold.cls, fold.policy.preferred_architectures)) is not None:
         try:
-            data = await node.home.wire.request(
-                control_subject(target), requests.encode_request(request), node.settings.prepare_s
-            )
-            reasons = msgspec.msgpack.decode(requests.result_of(data), type=requests.Preparation).reasons
+            reasons = (await call(node.home.wire, target, request, node.settings.prepare_s)).reasons
         except CellError as error:
             reasons = [error.message]
         if not reasons:

@@ -12,17 +12,13 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from mielin_cells.errors import CellError, RetryError
-from mielin_cells.log.ids import control_subject
 from mielin_cells.log.message import unframed as unframed  # noqa: PLC0414 - see below
 from mielin_cells.membership import table, term
-from mielin_cells.membership.heartbeat import Beat
 from mielin_cells.membership.takeover import Takeover
 from mielin_cells.membership.term import SUBJECT as SUBJECT  # noqa: PLC0414 - see below
 from mielin_cells.membership.term import _decoder as _decoder  # noqa: PLC0414 - see below
-from mielin_cells.rpc import requests
+from mielin_cells.rpc.answers import Beat
 from mielin_cells.tasks.supervision import supervised
 
 # `term` has the keepers' log; SUBJECT, _decoder and unframed stay here for programs that read it from outside and know them by
@@ -103,7 +99,7 @@ class Keeper:
     def __init__(self, node: Node, heard: Callable[[], list[Beat]]) -> None:
         self._node = node
         self._heard = heard
-        self._takeover = Takeover(node.home.log, self._ask, node.clock)
+        self._takeover = Takeover(node.home.log, node.home.wire, node.clock)
         self._limit_s = self._base_s = node.settings.heartbeat_s * node.settings.heartbeat_misses
         """A node that is silent for longer is suspected."""
         self._late = deque[tuple[float, float]]()
@@ -285,7 +281,3 @@ class Keeper:
         self._keeper = node.name
         logger.info("node %s keeps, term %d", node.name, number)
         return True
-
-    async def _ask(self, name: str, request: requests.AnyRequest, seconds: float) -> msgspec.Raw:
-        wire = self._node.home.wire
-        return requests.result_of(await wire.request(control_subject(name), requests.encode_request(request), seconds))

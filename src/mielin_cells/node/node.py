@@ -40,7 +40,6 @@ from mielin_cells.log.message import decode_replies
 from mielin_cells.log.policy import DEFAULT
 from mielin_cells.log.records import Created
 from mielin_cells.membership import table
-from mielin_cells.membership.heartbeat import Beat
 from mielin_cells.migration.recovery import RecoveryConfig
 from mielin_cells.migration.refusal import told
 from mielin_cells.node import drain, orders, questions
@@ -56,7 +55,8 @@ from mielin_cells.node.ownership import claims, standby
 from mielin_cells.node.ownership.adoption import ADOPTIONS_MAX, Adoption
 from mielin_cells.node.ownership.quarantine import Parking
 from mielin_cells.node.ownership.returns import Returns
-from mielin_cells.rpc import requests
+from mielin_cells.rpc import answers, requests
+from mielin_cells.rpc.answers import Beat
 from mielin_cells.settings import Settings
 from mielin_cells.store.reader import load
 from mielin_cells.substrate.ports import Log, Subscription, Wire
@@ -357,14 +357,14 @@ class Node:
             request = requests.decode_request(data)
         except RecordInvalid as error:
             logger.warning("node %s: %s", self.name, error)
-            return requests.refused(error)
+            return requests.encode_error(error)
         try:
-            return requests.answered(await self._do(request))
+            return requests.encode_result(await self._do(request))
         except CellError as error:
-            return requests.refused(error)
+            return requests.encode_error(error)
         except Exception as error:
             logger.exception("node %s: a request failed", self.name)
-            return requests.refused(InternalError(f"Node {self.name}: {described(error)}."))
+            return requests.encode_error(InternalError(f"Node {self.name}: {described(error)}."))
 
     async def _do(self, request: requests.AnyRequest) -> object:
         if self.is_stopping and not isinstance(request, requests.Prepare):  # that one is told every reason
@@ -382,7 +382,7 @@ class Node:
                 try:
                     await self.home.at("prepare")
                 except CellError as error:
-                    return requests.Preparation([told(error.message)])
+                    return answers.Preparation([told(error.message)])
                 return admission.prepare(self, request)
             case requests.Copy(agent=agent, migration=migration, seq=seq):
                 copy = self.copies.get(agent)
@@ -394,7 +394,13 @@ class Node:
                 if copy is not None and copy.migration == migration:
                     copy.expire()
                 return None
-            case requests.Order() | requests.Purge() | requests.CancelTimer() | requests.Copies() | requests.Undo():
+            case (
+                requests.Order()
+                | requests.PurgeLetters()
+                | requests.CancelTimer()
+                | requests.SetCopies()
+                | requests.Undo()
+            ):
                 return await orders.carried_out(self, request)
             case requests.Claim():
                 return await claims.claim(self, request)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from mielin_cells.node.node import Node
 
 R = TypeVar("R", bound=Record)
-Wanted: TypeAlias = requests.Order | requests.Purge | requests.CancelTimer | requests.Copies | requests.Undo
+Wanted: TypeAlias = requests.Order | requests.PurgeLetters | requests.CancelTimer | requests.SetCopies | requests.Undo
 
 logger = logging.getLogger("mielin_cells.orders")
 
@@ -55,11 +55,11 @@ async def carried_out(node: Node, request: Wanted) -> object:
     match request:
         case requests.Order(agent=agent, order=order, reason=reason):
             return await obey(node, agent, order, reason)
-        case requests.Purge(agent=agent, letters=letters):
+        case requests.PurgeLetters(agent=agent, letters=letters):
             return await purge(node, node.host(agent), letters)
         case requests.CancelTimer(agent=agent, timer=timer):
             return await cancel_timer(node, node.host(agent), timer)
-        case requests.Copies(agent=agent, copies=copies):
+        case requests.SetCopies(agent=agent, copies=copies):
             await stand_by(node, node.host(agent), copies)
             return None
         case requests.Undo():

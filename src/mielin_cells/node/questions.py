@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mielin_cells.errors import UNLOADABLE, UNUSABLE, CellError, StoreFull, from_wire, storable
+from mielin_cells.errors import UNLOADABLE, UNUSABLE, CellError, StoreFull, from_wire, never, storable
 from mielin_cells.log.ledger import Verdict
 from mielin_cells.log.lifecycle import AgentState
 from mielin_cells.redaction import scrubbed
@@ -20,40 +20,37 @@ from mielin_cells.agents.cluster import AgentInfo, NodeInfo, TimerInfo
 from mielin_cells.log.born import born
 from mielin_cells.node import orders
 from mielin_cells.node.activation.standing import LATER, WHY_CHARS_MAX, in_error, running
-from mielin_cells.rpc import requests
+from mielin_cells.rpc import answers, requests
 
 if TYPE_CHECKING:
     from mielin_cells.node.node import Node
 
 
-def answer(node: Node, question: requests.Question) -> object:
+def answer(node: Node, question: requests.AnyRequest) -> object:
     match question:
         case requests.Ping():
             return info(node)
-        case requests.Hosted(agent=agent, after=after):
-            if agent:
-                found = hosted(node, agent)
-                return [found] if found is not None else []
+        case requests.ShowAgent(agent=agent):
+            return hosted(node, agent)
+        case requests.ListAgents(after=after):
             known = node.hosts.keys() | node.troubled.keys()
-            return [
-                hosted(node, name) for name in heapq.nsmallest(requests.HOSTED_MAX, (n for n in known if n > after))
-            ]
+            return [hosted(node, name) for name in heapq.nsmallest(requests.PAGE_MAX, (n for n in known if n > after))]
         case requests.Remind():
             return reminded(node, question)
-        case requests.Waiting(agent=agent):
+        case requests.CountWaiting(agent=agent):
             return node.host(agent).inbox.waiting
-        case requests.Read(cls=cls, handler=handler, words=said):
+        case requests.ReadArguments(cls=cls, handler=handler, words=said):
             return words.arguments(node.spec(cls), handler, said)
         case requests.ReadState(agent=agent, cls=cls, words=said):
             spec = node.spec(cls)
             initial = words.initial(spec, said)
             return requests.Spawn(agent, cls, spec.version, initial, born(initial))
-        case requests.Replaying(agent=agent):
+        case requests.ReadReplay(agent=agent):
             fold = node.host(agent).fold
             state, error, ledger = fold.lifecycle.state, fold.lifecycle.error, fold.ledger
             stopped = "" if fold.may_run else f"in ERROR ({error.message})" if error else state.value.lower()
-            return requests.Rest(len(ledger.again), ledger.replayed, len(ledger.dead), stopped)
-        case requests.Timers(agent=agent):
+            return answers.ReplayProgress(len(ledger.again), ledger.replayed, len(ledger.dead), stopped)
+        case requests.ListTimers(agent=agent):
             host = node.host(agent)
             return [
                 TimerInfo(
@@ -62,14 +59,16 @@ def answer(node: Node, question: requests.Question) -> object:
                 )
                 for timer in sorted(host.fold.ledger.timers.values(), key=lambda timer: timer.due)
             ]  # fmt: skip
-        case requests.Heard():
+        case requests.ListBeats():
             return node.heard()
-        case requests.Following(after=after):
-            return heapq.nsmallest(requests.HOSTED_MAX, (n for n in node.standbys.copies if n > after))
-        case requests.Drained(name=name):
+        case requests.ListCopies(after=after):
+            return heapq.nsmallest(requests.PAGE_MAX, (n for n in node.standbys.copies if n > after))
+        case requests.ReadDrain(name=name):
             return node.drains.told(name)
-        case requests.Audited(migration=migration):
+        case requests.ReadAudit(migration=migration):
             return node.migrations.watchers.audit.by_migration(migration)
+        case _:
+            raise never(f"{type(question).__name__} is a question")
 
 
 def hosted(node: Node, agent: str) -> AgentInfo | None:
@@ -89,7 +88,7 @@ def info(node: Node) -> NodeInfo:
     )  # fmt: skip
 
 
-def reminded(node: Node, reminder: requests.Remind) -> requests.Standing:
+def reminded(node: Node, reminder: requests.Remind) -> answers.AskStatus:
     """Answers again what has taken effect, now or with the commit that may hold it.
 
     Raises `NoSuchAgent` if it is not here, or why it cannot answer before somebody does something about it.
@@ -99,20 +98,20 @@ def reminded(node: Node, reminder: requests.Remind) -> requests.Standing:
     if agent not in node.hosts and (error is not None or agent in node.troubled):
         if error is not None:
             raise error
-        return requests.Standing([], why)
+        return answers.AskStatus([], why)
     host, sender = node.host(agent), reminder.sender
-    missing, answers = list[int](), dict[int, bytes]()
+    missing, known = list[int](), dict[int, bytes]()
     for n in reminder.numbers:
         verdict = host.fold.ledger.judge(sender, n, reminder.start)
         if verdict in (Verdict.APPLY, Verdict.HOLD):
             missing.append(n)
         elif (answer := host.intake.answer_again(sender, n, verdict)) is not None:
-            answers[n] = answer
-    if answers:
-        host.reply(reminder.reply_to, sender, answers)
-    if error is not None and (not answers or isinstance(error, StoreFull)):
+            known[n] = answer
+    if known:
+        host.reply(reminder.reply_to, sender, known)
+    if error is not None and (not known or isinstance(error, StoreFull)):
         raise error  # not of what it has answered before, unless that has to wait for the commit that finds no room
-    return requests.Standing(missing if host.is_idle else [], why)
+    return answers.AskStatus(missing if host.is_idle else [], why)
 
 
 def cause(node: Node, agent: str) -> CellError | None:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import math
 
-import msgspec
-
 from mielin_cells.errors import (
     UNLOADABLE,
     UNUSABLE,
@@ -24,10 +22,12 @@ from mielin_cells.errors import (
     never,
 )
 from mielin_cells.log.fold import Phase
-from mielin_cells.log.ids import control_subject, log_subject
+from mielin_cells.log.ids import log_subject
 from mielin_cells.log.message import Answer, encode_answer
 from mielin_cells.log.records import Terminated, decode_record, named_owner
 from mielin_cells.rpc import requests
+from mielin_cells.rpc.answers import AskStatus
+from mielin_cells.rpc.call import call
 from mielin_cells.store.reader import load
 from mielin_cells.substrate.ports import Log, Wire
 from mielin_cells.substrate.retry import whole
@@ -35,7 +35,7 @@ from mielin_cells.substrate.retry import whole
 REMIND_S = 1.0
 
 
-async def remind(log: Log, wire: Wire, reminder: requests.Remind, left_s: float = math.inf) -> requests.Standing:
+async def remind(log: Log, wire: Wire, reminder: requests.Remind, left_s: float = math.inf) -> AskStatus:
     """Has the owner answer again, and asks it why it has not answered.  Who waits does so for `left_s` more, and hears of it before.
 
     Raises `AgentTerminated` if the agent has ended, why it cannot answer before somebody does something about it (`cause`),
@@ -44,21 +44,20 @@ async def remind(log: Log, wire: Wire, reminder: requests.Remind, left_s: float 
     agent, subject = reminder.agent, log_subject(reminder.agent)
     last = (await log.lasts([subject])).get(subject)  # late is soon enough: a former owner says that it is none
     if last is None:
-        return requests.Standing(None, "")
+        return AskStatus(None, "")
     record = await whole(log, subject, last, lambda data: decode_record(data, f"The log of agent {agent!r}"))
     if isinstance(record, Terminated):
         raise _terminated(agent)
     node = named_owner(record)
     seconds = min(REMIND_S, max(left_s, 0.0) / 2)
     try:
-        data = await wire.request(control_subject(node), requests.encode_request(reminder), seconds)
-        return msgspec.msgpack.decode(requests.result_of(data), type=requests.Standing)
+        return await call(wire, node, reminder, seconds)
     except CellError as error:
         if error.code in UNUSABLE | UNLOADABLE or isinstance(error, (StoreFull, AgentInError)):
             raise
         away = isinstance(error, (NoResponder, NodeStopping, WireTimeout))
         later = "the message waits for it, or for the node that takes the agent over"
-        return requests.Standing(None, f"its node {node} does not answer; {later}" if away else "")
+        return AskStatus(None, f"its node {node} does not answer; {later}" if away else "")
 
 
 async def waiting(log: Log, wire: Wire, agent: str) -> int | None:
@@ -68,8 +67,7 @@ async def waiting(log: Log, wire: Wire, agent: str) -> int | None:
         owner = named_owner(decode_record(last.data, f"The log of agent {agent!r}")) if last is not None else ""
         if not owner:
             return None
-        data = await wire.request(control_subject(owner), requests.encode_request(requests.Waiting(agent)), REMIND_S)
-        return msgspec.msgpack.decode(requests.result_of(data), type=int)
+        return await call(wire, owner, requests.CountWaiting(agent), REMIND_S)
     except CellError:
         return None
 

@@ -1,40 +1,63 @@
-"""What nodes and clients ask of each other on the wire, and the answers.
+"""The requests that clients and nodes send to nodes, each with the type of its answer.
 
-Requests are tagged structs; a request may be lost, repeated or late, so each is idempotent or carries an id, and nothing here
-decides who owns an agent.
+A request may be lost, repeated or late, so each is idempotent or carries an id, and no request decides who owns an agent.
 """
 
 from __future__ import annotations
 
-from typing import TypeAlias
+import functools
+import typing
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import msgspec
 
-from mielin_cells.agents.cluster import MigrationReport
+from mielin_cells.agents.cluster import AgentInfo, MigrationReport, NodeInfo, TimerInfo
 from mielin_cells.errors import CellError, RecordInvalid, from_wire
 from mielin_cells.log.message import UNREADABLE
-from mielin_cells.log.records import LetterKey, Replayed
+from mielin_cells.log.records import LetterKey
 from mielin_cells.log.state import StateDelta
-from mielin_cells.migration import refusal
+from mielin_cells.migration.audit import AuditEntry
+from mielin_cells.rpc.answers import (
+    AskStatus,
+    Beat,
+    CopyReport,
+    DrainProgress,
+    Prediction,
+    Preparation,
+    Progress,
+    ReplayProgress,
+    UndoPlan,
+)
 from mielin_cells.store.reader import Seen
 
-HOSTED_MAX = 1000
-"""Agents in one answer: a message on the wire has its limit."""
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+
+PAGE_MAX = 1000
+"""Items in one answer to `ListAgents` or `ListCopies`: a message on the wire has a limit."""
+
+WireError: TypeAlias = tuple[str, str, dict[str, str | int | float | bool | list[str] | None]]
+"""An error as `CellError.to_wire` writes it and `errors.from_wire` reads it."""
 
 
-Refusal: TypeAlias = tuple[str, str, dict[str, str | int | float | bool | list[str] | None]]
-"""An error as it travels: `errors.from_wire` makes it one again."""
+class Request(msgspec.Struct, Generic[R_co], array_like=True, frozen=True, tag=True):
+    """A request that a node answers with an `R`."""
 
 
-class Request(msgspec.Struct, array_like=True, frozen=True):
+class Ping(Request[NodeInfo], frozen=True):
     pass
 
 
-class Ping(Request, tag="Ping", frozen=True):
-    """Who are you?  Answer: `NodeInfo`."""
+class ListBeats(Request[list[Beat]], frozen=True):
+    """The last heartbeat received from each node, with its age."""
 
 
-class Spawn(Request, tag="Spawn", frozen=True):
+# ---- agents --------------------------------------------------------------------------------------------------
+
+
+class Spawn(Request[bool], frozen=True):
+    """Create the agent unless it exists.  False: it was created with another initial state."""
+
     agent: str
     cls: str
     version: int
@@ -42,8 +65,81 @@ class Spawn(Request, tag="Spawn", frozen=True):
     born: bytes = b""
 
 
-class Migrate(Request, tag="Migrate", frozen=True):
-    """Start (or ask after) migration `migration` of the agent, planned in `epoch`.  Answer: `Progress`."""
+class ListAgents(Request[list[AgentInfo]], frozen=True):
+    """The agents that the node runs, by id: at most `PAGE_MAX` of those after `after`."""
+
+    after: str = ""
+
+
+class ShowAgent(Request[AgentInfo | None], frozen=True):
+    """The agent, or None if this node does not run it."""
+
+    agent: str
+
+
+class Order(Request[str], frozen=True):
+    """Suspend, pause, resume or terminate the agent; answers its state after that."""
+
+    agent: str
+    order: str
+    reason: str = ""
+
+
+class CountWaiting(Request[int], frozen=True):
+    """The messages in the agent's inbox."""
+
+    agent: str
+
+
+class Remind(Request[AskStatus], frozen=True):
+    """These asks have no answer.  Those that have taken effect are answered again, to `reply_to`."""
+
+    agent: str
+    sender: str
+    start: int
+    reply_to: str
+    numbers: list[int]
+
+
+class ReadArguments(Request[bytes], frozen=True):
+    """Encode the words of a command line as arguments of the class's handler."""
+
+    cls: str
+    handler: str
+    words: list[str]
+
+
+class ReadState(Request[Spawn], frozen=True):
+    """Read the words of a command line as the state of a new agent; answers the `Spawn` to send."""
+
+    agent: str
+    cls: str
+    words: list[str]
+
+
+class PurgeLetters(Request[int], frozen=True):
+    """Remove these dead letters; answers how many there were."""
+
+    agent: str
+    letters: list[LetterKey]
+
+
+class ListTimers(Request[list[TimerInfo]], frozen=True):
+    agent: str
+
+
+class CancelTimer(Request[bool], frozen=True):
+    """Remove the timer; False if there is none of this id."""
+
+    agent: str
+    timer: str
+
+
+# ---- moves ---------------------------------------------------------------------------------------------------
+
+
+class Migrate(Request[Progress], frozen=True):
+    """Start (or ask after) migration `migration` of the agent, planned in `epoch`."""
 
     agent: str
     migration: str
@@ -51,18 +147,34 @@ class Migrate(Request, tag="Migrate", frozen=True):
     to: str
     """The first target; "": the source chooses."""
     wait: float
+    """The node answers after so many seconds, or when the migration has ended."""
     recovery: dict[str, float] | None = None
-    """Of `RecoveryConfig`, what is to be other than the node's."""
+    """Fields of `RecoveryConfig` that differ from the node's."""
     parent: str = ""
     """The migration that this one takes up again."""
 
 
-class Abort(Request, tag="Abort", frozen=True):
+class Abort(Request[str], frozen=True):
+    """Cancel the agent's open migration; answers its id."""
+
     agent: str
 
 
-class Prepare(Request, tag="Prepare", frozen=True):
-    """From the source: could you take it?  Answer: `Prepared`."""
+class Predict(Request[Prediction], frozen=True):
+    """What would a move take?  Sent to the owner."""
+
+    agent: str
+    to: str
+
+
+class ReadAudit(Request[list[AuditEntry]], frozen=True):
+    """The node's audit entries of this migration."""
+
+    migration: str
+
+
+class Prepare(Request[Preparation], frozen=True):
+    """From the source: could you take the agent?"""
 
     agent: str
     migration: str
@@ -76,48 +188,51 @@ class Prepare(Request, tag="Prepare", frozen=True):
     """Only asked: nothing is reserved."""
 
 
-class Copy(Request, tag="Copy", frozen=True):
-    """From the source: fold the log up to `seq`.  Answer: `Copied`."""
+class Copy(Request[CopyReport], frozen=True):
+    """From the source: fold the log up to `seq`."""
 
     agent: str
     migration: str
     seq: int
 
 
-class Release(Request, tag="Release", frozen=True):
+class Release(Request[None], frozen=True):
+    """From the source: drop the copy of this migration."""
+
     agent: str
     migration: str
 
 
-class Order(Request, tag="Order", frozen=True):
-    """suspend, pause, resume or terminate."""
-
-    agent: str
-    order: str
-    reason: str = ""
+# ---- ownership -----------------------------------------------------------------------------------------------
 
 
-class Claim(Request, tag="Claim", frozen=True):
-    """Take the agent over, whoever owns it now: the former owner is fenced."""
+class Claim(Request[bool], frozen=True):
+    """Take the agent over, whichever node owns it now; the former owner is fenced."""
 
     agent: str
     cause: str
     force: bool = False
     """Also an agent that was rolled back to go on at another node."""
     of: str = ""
-    """Only while this node owns it; "": whoever does."""
+    """Only while this node owns it; "": any owner."""
     seen: Seen | None = None
-    """Where its log ended when the asker read it: it need not be asked for again."""
+    """Where the agent's log ended when the sender read it, so that the node need not ask again."""
 
 
-class Claims(Request, tag="Claims", frozen=True):
-    """Take all of these over.  Answer: of each, in order, None or why not."""
+class Claims(Request[list[WireError | None]], frozen=True):
+    """Take all of these over; answers for each, in order, None or why it was refused."""
 
     wishes: list[Claim]
 
 
-class Undo(Request, tag="Undo", frozen=True):
-    """To the owner in `epoch`: take the agent back to before this migration.  Answer: `Undoing`."""
+class Look(Request[None], frozen=True):
+    """Read the agent's log: it may name you (a wake-up, rule 4)."""
+
+    agent: str
+
+
+class Undo(Request[UndoPlan], frozen=True):
+    """To the owner in `epoch`: take the agent back to before this migration."""
 
     agent: str
     migration: str
@@ -129,33 +244,21 @@ class Undo(Request, tag="Undo", frozen=True):
     is_dry: bool
 
 
-class Replaying(Request, tag="Replaying", frozen=True):
-    """How far is the agent with the messages that it takes again?  Answer: `Rest`."""
+class ReadReplay(Request[ReplayProgress], frozen=True):
+    """How far is the agent with the messages that it takes again?"""
 
     agent: str
 
 
-class Look(Request, tag="Look", frozen=True):
-    """Read the agent's log: it may name you (a wake-up, rule 4)."""
+class SetCopies(Request[None], frozen=True):
+    """To the owner: so many nodes are to keep a copy of the agent."""
 
     agent: str
+    copies: int
 
 
-class Drain(Request, tag="Drain", frozen=True):
-    """Move all agents off this node; without a name, only say where they would go.  Answer: `Drainage`."""
-
-    name: str = ""
-    deadline_s: float = 0.0
-
-
-class Drained(Request, tag="Drained", frozen=True):
-    """How far is the drain of this name?  Answer: `Drainage`."""
-
-    name: str
-
-
-class Followed(msgspec.Struct, array_like=True, frozen=True):
-    """An agent as its owner describes it to who is to follow it."""
+class FollowOffer(msgspec.Struct, array_like=True, frozen=True):
+    """An agent as its owner describes it to a node that is to follow it."""
 
     agent: str
     cls: str
@@ -165,205 +268,45 @@ class Followed(msgspec.Struct, array_like=True, frozen=True):
     architectures: list[str]
 
 
-class Follow(Request, tag="Follow", frozen=True):
-    """From an owner: keep copies of these agents, and go on keeping them.  Answer: those refused, with the reasons."""
+class Follow(Request[dict[str, str]], frozen=True):
+    """From an owner: keep copies of these agents up to date.  Answers those refused, with the reasons."""
 
     owner: str
-    agents: list[Followed]
+    agents: list[FollowOffer]
 
 
-class Following(Request, tag="Following", frozen=True):
-    """Which agents do you keep copies of?  Answer: ids, those behind `after`, some at a time."""
+class ListCopies(Request[list[str]], frozen=True):
+    """The agents that the node keeps copies of, by id: at most `PAGE_MAX` of those after `after`."""
 
     after: str = ""
 
 
-class Copies(Request, tag="Copies", frozen=True):
-    """To the owner: so many nodes are to keep a copy of the agent."""
+class Drain(Request[DrainProgress], frozen=True):
+    """Move all agents off this node.  Without a name, the node only answers where they would go."""
 
-    agent: str
-    copies: int
-
-
-class Remind(Request, tag="Remind", frozen=True):
-    """These asks have no answer.  Those that have taken effect are answered again, to `reply_to`.  Answer: a `Standing`."""
-
-    agent: str
-    sender: str
-    start: int
-    reply_to: str
-    numbers: list[int]
+    name: str = ""
+    deadline_s: float = 0.0
 
 
-class Standing(msgspec.Struct, array_like=True, frozen=True):
-    """How asks without an answer stand at their receiver."""
+class ReadDrain(Request[DrainProgress], frozen=True):
+    """How far is the drain of this name?"""
 
-    missing: list[int] | None
-    """The numbers of which the owner has nothing, though it waits for work; None if no owner can be asked now."""
-    why: str
-    """What is known of why there is no answer, for people."""
+    name: str
 
 
-class Waiting(Request, tag="Waiting", frozen=True):
-    """How many messages wait?  Answer: a number."""
-
-    agent: str
-
-
-class Hosted(Request, tag="Hosted", frozen=True):
-    """Which agents do you run?  Answer: a list of `AgentInfo` by id, at most `HOSTED_MAX`; ask on `after` the last one."""
-
-    agent: str = ""
-    after: str = ""
-
-
-class Read(Request, tag="Read", frozen=True):
-    """What do these words of a command line mean as arguments of the class's handler?  Answer: bytes."""
-
-    cls: str
-    handler: str
-    words: list[str]
-
-
-class ReadState(Request, tag="ReadState", frozen=True):
-    """What do these words mean as the state of a new agent?  Answer: the `Spawn` to send."""
-
-    agent: str
-    cls: str
-    words: list[str]
-
-
-class Purge(Request, tag="Purge", frozen=True):
-    """Remove these dead letters.  Answer: how many were there."""
-
-    agent: str
-    letters: list[LetterKey]
-
-
-class CancelTimer(Request, tag="CancelTimer", frozen=True):
-    """Take this timer of the agent away, unless it is gone already.  Answer: whether there was one."""
-
-    agent: str
-    timer: str
-
-
-class Predict(Request, tag="Predict", frozen=True):
-    """What would a move take?  To the agent's owner.  Answer: `predict.Prediction`."""
-
-    agent: str
-    to: str
-
-
-class Audited(Request, tag="Audited", frozen=True):
-    """What has your audit of this migration?  Answer: a list of `AuditEntry`, as plain data."""
-
-    migration: str
-
-
-class Timers(Request, tag="Timers", frozen=True):
-    """Which timers does the agent have?  To its owner.  Answer: a list of `TimerInfo`."""
-
-    agent: str
-
-
-class Heard(Request, tag="Heard", frozen=True):
-    """Which nodes' heartbeats have you heard?  Answer: a list of `Beat`, each with the seconds since then."""
-
-
-Question: TypeAlias = (
-    Ping | Remind | Replaying | Drained | Following | Audited | Waiting | Hosted | Read | ReadState | Heard | Timers
-)
 AnyRequest: TypeAlias = (
-    Spawn
-    | Undo
-    | Migrate
-    | Predict
-    | Abort
-    | Prepare
-    | Copy
-    | Release
-    | Order
-    | Purge
-    | CancelTimer
-    | Copies
-    | Claim
-    | Claims
-    | Look
-    | Drain
-    | Follow
-    | Question
-)
+    Ping | ListBeats | Spawn | ListAgents | ShowAgent | Order | CountWaiting | Remind | ReadArguments | ReadState | PurgeLetters
+    | ListTimers | CancelTimer | Migrate | Abort | Predict | ReadAudit | Prepare | Copy | Release | Claim | Claims | Look | Undo
+    | ReadReplay | SetCopies | Follow | ListCopies | Drain | ReadDrain
+)  # fmt: skip
 
 
-class Preparation(msgspec.Struct, array_like=True, frozen=True):
-    """Every reason against taking the agent; none: room is reserved for it."""
-
-    refusals: list[refusal.Refusal]
-
-    @property
-    def reasons(self) -> list[str]:
-        """The refusals as sentences."""
-        return list(map(str, self.refusals))
-
-
-class Undoing(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
-    """What an undo does, or would do.  `state`, `version`: now and at the record that it goes back to."""
-
-    agent: str
-    migration: str
-    node: str
-    goes_to: str
-    record: int
-    version: int
-    version_then: int
-    messages: int
-    sent: int
-    steps: int
-    answered: int
-    state: str
-    state_then: str
-    reasons: list[str] = []
-    trouble: str = ""
-    """It is done, and the node that is to go on has not claimed the agent: why."""
-
-
-class Rest(msgspec.Struct, array_like=True, frozen=True):
-    left: int
-    replayed: Replayed
-    dead: int
-    stopped: str = ""
-    """Why the agent takes no messages now."""
-
-
-class CopyReport(msgspec.Struct, array_like=True, frozen=True):
-    """How far the copy is: the last sequence folded, and what was read so far."""
-
-    seq: int
-    records: int
-    bytes: int
-
-
-class Progress(msgspec.Struct, array_like=True, frozen=True):
-    """An open migration's phase, or its report (a JSON-like dict) when it has ended."""
-
-    phase: str
-    report: dict[str, msgspec.Raw] | None = None
-    passed: list[tuple[str, float]] = []
-    """Phases that are over, with their seconds."""
-    rounds: int = 0
-    bytes: int = 0
-    """Log and state bytes that the target has read."""
-    attempts: int = 1
-    target: str = ""
-    failures: list[str] = []
-    """Of the attempts before: class and reason."""
-    next_s: float = 0.0
-    """Between attempts: seconds to the next."""
+# ---- encoding ------------------------------------------------------------------------------------------------
 
 
 class Response(msgspec.Struct, array_like=True, frozen=True):
     result: msgspec.Raw = msgspec.Raw(b"\xc0")
-    error: Refusal | None = None
+    error: WireError | None = None
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -371,7 +314,7 @@ _request = msgspec.msgpack.Decoder(AnyRequest)
 _response = msgspec.msgpack.Decoder(Response)
 
 
-def encode_request(request: AnyRequest) -> bytes:
+def encode_request(request: Request[Any]) -> bytes:
     return _encoder.encode(request)
 
 
@@ -384,25 +327,36 @@ def decode_request(data: bytes) -> AnyRequest:
         raise RecordInvalid(f"A message on the control subject is no request: {error}.") from error
 
 
-def answered(result: object) -> bytes:
+def encode_result(result: object) -> bytes:
     return _encoder.encode(Response(msgspec.Raw(_encoder.encode(result))))
 
 
-def ended(report: MigrationReport) -> Progress:
-    plain = {name: msgspec.Raw(_encoder.encode(getattr(report, name))) for name in report.__slots__}
-    return Progress(report.outcome, plain, list(report.phases))
-
-
-def refused(error: CellError) -> bytes:
+def encode_error(error: CellError) -> bytes:
     return _encoder.encode(Response(error=error.to_wire()))
 
 
-def result_of(data: bytes) -> msgspec.Raw:
-    """The result in a response.  Raises the error that it carries."""
+def decode_response(request: Request[R], data: bytes, node: str) -> R:
+    """The result that answers the request.  Raises the error that the response carries, and `RecordInvalid`."""
     try:
         response = _response.decode(data)
+        if response.error is None:
+            result: R = _result_decoder(type(request)).decode(response.result)
+            return result
     except UNREADABLE as error:
-        raise RecordInvalid(f"An answer on the control subject cannot be read: {error}.") from error
-    if response.error is not None:
-        raise from_wire(*response.error)
-    return response.result
+        raise RecordInvalid(
+            f"The answer of node {node} to {type(request).__name__} cannot be read: {error}."
+        ) from error
+    raise from_wire(*response.error)
+
+
+@functools.cache
+def _result_decoder(request: type[Request[Any]]) -> msgspec.msgpack.Decoder[Any]:
+    """Of `class Ping(Request[NodeInfo])`, a decoder of `NodeInfo`."""
+    (base,) = request.__orig_bases__  # type: ignore[attr-defined]
+    return msgspec.msgpack.Decoder(typing.get_args(base)[0])
+
+
+def progress_of(report: MigrationReport) -> Progress:
+    """The answer of a migration that has ended."""
+    plain = {name: msgspec.Raw(_encoder.encode(getattr(report, name))) for name in report.__slots__}
+    return Progress(report.outcome, plain, list(report.phases))

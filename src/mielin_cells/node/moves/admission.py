@@ -14,7 +14,7 @@ from mielin_cells.migration.admission import Facts, Offer, refusals
 from mielin_cells.migration.refusal import told
 from mielin_cells.migration.target import TargetPhase
 from mielin_cells.node.moves.target import Copy
-from mielin_cells.rpc import requests
+from mielin_cells.rpc import answers, requests
 
 if TYPE_CHECKING:
     from mielin_cells.node.node import Node
@@ -49,7 +49,7 @@ def room_of(file: str | None) -> Callable[[], Room]:
     return room
 
 
-def prepare(node: Node, request: requests.Prepare) -> requests.Preparation:
+def prepare(node: Node, request: requests.Prepare) -> answers.Preparation:
     """Every reason against taking the agent; none: room for it is reserved until its copy ends or expires.
 
     A request that is repeated meets its own reservation and changes nothing.  The next attempt of a migration takes over what the
@@ -57,7 +57,7 @@ def prepare(node: Node, request: requests.Prepare) -> requests.Preparation:
     """
     copy = node.copies.get(request.agent)
     if copy is not None and copy.migration == request.migration:
-        return requests.Preparation([])
+        return answers.Preparation([])
     spec, error = _spec(node, request.cls)
     room = node.room()
     facts = Facts(
@@ -91,7 +91,7 @@ def prepare(node: Node, request: requests.Prepare) -> requests.Preparation:
             node.copies[request.agent] = Copy(
                 node, request.agent, request.migration, spec, request.state_bytes, request.epoch
             )
-    return requests.Preparation(found)
+    return answers.Preparation(found)
 
 
 def _spec(node: Node, name: str) -> tuple[Spec | None, str]:

@@ -33,7 +33,7 @@ from mielin_cells.node.moves.observe import Observer, Watchers
 from mielin_cells.node.moves.recovery import Recovery
 from mielin_cells.node.moves.settling import Settling
 from mielin_cells.node.moves.source import Move
-from mielin_cells.rpc import requests
+from mielin_cells.rpc import answers, requests
 from mielin_cells.store import journal
 from mielin_cells.store.reader import load, record_of
 from mielin_cells.tasks.supervision import Backoff
@@ -72,13 +72,13 @@ class Migrations:
 
     # ---- asked for -------------------------------------------------------------------------------------------
 
-    async def start(self, request: requests.Migrate) -> requests.Progress:
+    async def start(self, request: requests.Migrate) -> answers.Progress:
         """Begins the migration, or asks after it.  Raises what keeps it from beginning: then nothing has."""
         report = self.reports.get(request.migration)
         if report is None:
             found = self._running(request) or await self._begun(request)
             if found is None:
-                return requests.ended(self.reports[request.migration])
+                return requests.progress_of(self.reports[request.migration])
             await asyncio.wait((found.done,), timeout=request.wait)
             if not found.done.done():
                 return found.progress()
@@ -88,7 +88,7 @@ class Migrations:
                 f"Node {self.node.name} does not run migration {request.migration} of agent {request.agent!r} any more; its owner "
                 "goes on with it.", agent=request.agent, migration=request.migration,
             )  # fmt: skip
-        return requests.ended(report)
+        return requests.progress_of(report)
 
     async def to_its_end(self, request: requests.Migrate) -> MigrationReport | None:
         """As `start`, and waits; None if another process goes on with the migration."""

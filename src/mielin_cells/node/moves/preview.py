@@ -5,12 +5,11 @@ from __future__ import annotations
 import statistics
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from mielin_cells.errors import NoResponder, WireTimeout
-from mielin_cells.log.ids import control_subject, log_subject
+from mielin_cells.log.ids import log_subject
 from mielin_cells.rpc import requests
-from mielin_cells.rpc.prediction import Prediction
+from mielin_cells.rpc.answers import Prediction
+from mielin_cells.rpc.call import call
 
 if TYPE_CHECKING:
     from mielin_cells.node.node import Node
@@ -32,10 +31,7 @@ async def predict(node: Node, agent: str, to: str) -> Prediction:
         list(fold.policy.preferred_architectures), is_dry=True,
     )  # fmt: skip
     try:
-        data = await node.home.wire.request(
-            control_subject(target), requests.encode_request(request), node.settings.prepare_s
-        )
-        reasons = msgspec.msgpack.decode(requests.result_of(data), type=requests.Preparation).reasons
+        reasons = (await call(node.home.wire, target, request, node.settings.prepare_s)).reasons
     except (NoResponder, WireTimeout) as error:
         reasons = [f"{target} does not answer ({error.code})"]
     pause_ms, basis = await _pause(node, log_subject(agent))

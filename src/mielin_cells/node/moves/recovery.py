@@ -46,7 +46,7 @@ from mielin_cells.migration.recovery import RecoveryConfig, RecoveryStrategy, la
 from mielin_cells.migration.standing import LOSSES_MAX, SOURCE_LOST, Standing, Verdict, restored
 from mielin_cells.node.activation.writer import Declined
 from mielin_cells.node.moves.journal import JournalTaken, Scribe
-from mielin_cells.rpc import requests
+from mielin_cells.rpc import answers, requests
 from mielin_cells.store.reader import record_of
 
 if TYPE_CHECKING:
@@ -150,11 +150,11 @@ class Recovery:
                     migration=self.migration,
                 ) from error  # fmt: skip
 
-    def progress(self) -> requests.Progress:
+    def progress(self) -> answers.Progress:
         failures = [f"{error.error_type.value}: {error.message}" for error in self._failures]
         if self.move is not None:
             return self.move.progress(self._attempts, failures)
-        return requests.Progress(
+        return answers.Progress(
             "PLANNED", attempts=self._attempts, target=self._target, failures=failures,
             next_s=max(0.0, self._due - self._node.clock()),
         )  # fmt: skip

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from typing import TYPE_CHECKING, Any
-
-import msgspec
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mielin_cells.agents.cluster import MigrationReport
 from mielin_cells.errors import (
@@ -23,7 +21,7 @@ from mielin_cells.errors import (
     never,
 )
 from mielin_cells.log.fold import Phase
-from mielin_cells.log.ids import control_subject, log_subject
+from mielin_cells.log.ids import log_subject
 from mielin_cells.log.ledger import HASH_SLICE
 from mielin_cells.log.records import Accepted, Claimed, HandedOff, Returned
 from mielin_cells.migration import source as m
@@ -32,7 +30,8 @@ from mielin_cells.migration.phases import MigrationPhase
 from mielin_cells.migration.refusal import Refusal, kinds
 from mielin_cells.migration.standing import restored
 from mielin_cells.node.activation.writer import Doubt
-from mielin_cells.rpc import requests
+from mielin_cells.rpc import answers, requests
+from mielin_cells.rpc.call import call
 from mielin_cells.store.reader import record_of, take
 from mielin_cells.substrate.ports import Entry, Tail
 from mielin_cells.tasks.supervision import Backoff
@@ -41,6 +40,8 @@ if TYPE_CHECKING:
     from mielin_cells.node.activation.activation import Host
     from mielin_cells.node.moves.observe import Observer
     from mielin_cells.node.node import Node
+
+R = TypeVar("R")
 
 logger = logging.getLogger("mielin_cells.migration")
 
@@ -69,7 +70,7 @@ class Move:
         self._came_from = MigrationPhase.PLANNED
         """The phase before this one."""
         self._arrived_at = self._held_at = host.inbox.arrived
-        self._copied = requests.CopyReport(0, 0, 0)
+        self._copied = answers.CopyReport(0, 0, 0)
         self._departed = self._stopped = self._sent = self._handed = False
         self._refusals: tuple[Refusal, ...] = ()
         self.happened: Happened = Coded("")
@@ -86,8 +87,8 @@ class Move:
     def migration(self) -> str:
         return self.machine.migration
 
-    def progress(self, attempts: int, failures: list[str]) -> requests.Progress:
-        return requests.Progress(
+    def progress(self, attempts: int, failures: list[str]) -> answers.Progress:
+        return answers.Progress(
             self.machine.phase.value, None, list(self._phases), self.machine.rounds, self._copied.bytes, attempts,
             self.target, failures,
         )  # fmt: skip
@@ -237,18 +238,15 @@ class Move:
             answer = await self._ask(request)
         except (NoResponder, WireTimeout) as error:
             return m.Broken("TargetUnreachable", f"{self.target} does not answer ({error.code})")
-        self._refusals = tuple(msgspec.msgpack.decode(answer, type=requests.Preparation).refusals)
+        self._refusals = tuple(answer.refusals)
         return m.Refused(self._refusals) if self._refusals else m.Prepared()
 
-    async def _ask(self, request: requests.AnyRequest) -> msgspec.Raw:
+    async def _ask(self, request: requests.Request[R]) -> R:
         """A request that is repeated until the phase's deadline: requests on the wire may be lost."""
         timeout = 0.25
         while True:
             try:
-                data = await self.node.home.wire.request(
-                    control_subject(self.target), requests.encode_request(request), timeout
-                )
-                return requests.result_of(data)
+                return await call(self.node.home.wire, self.target, request, timeout)
             except WireTimeout:
                 if self._cancel.done():
                     raise
@@ -260,8 +258,7 @@ class Move:
             await self._slow_down()
         seq, appended = host.fold.seq, host.writer.appended_bytes
         records = host.writer.appended_records
-        answer = await self._ask(requests.Copy(host.fold.agent, self.migration, seq))
-        self._copied = msgspec.msgpack.decode(answer, type=requests.CopyReport)
+        self._copied = await self._ask(requests.Copy(host.fold.agent, self.migration, seq))
         while host.fold.ledger.hash_some(
             HASH_SLICE
         ):  # else the seal, in the pause, hashes what there is of all senders
@@ -433,9 +430,9 @@ class Move:
     async def release(self) -> None:
         """Tells the target that what it has copied is not wanted any more."""
         self.target_has_copy = False
-        request = requests.encode_request(requests.Release(self.host.fold.agent, self.migration))
+        request = requests.Release(self.host.fold.agent, self.migration)
         with contextlib.suppress(RetryError):  # a hint: the target's reservation expires by itself
-            await self.node.home.wire.request(control_subject(self.target), request, 1.0)
+            await call(self.node.home.wire, self.target, request, 1.0)
 
     def _report(self, end: m.End) -> MigrationReport:
         host, self.happened = self.host, end.happened

@@ -27,7 +27,7 @@ from mielin_cells.migration.journal import is_same_migration
 from mielin_cells.node.activation.activation import Host
 from mielin_cells.node.activation.writer import Writer
 from mielin_cells.node.moves.settling import SETTLE_S
-from mielin_cells.rpc import requests
+from mielin_cells.rpc import answers
 from mielin_cells.store.reader import load, take
 from mielin_cells.substrate.ports import Tail
 
@@ -158,7 +158,7 @@ class Copy:
         self._expiry.cancel()
         self._expiry = asyncio.get_running_loop().call_later(seconds, self.expire)
 
-    async def reach(self, seq: int) -> requests.CopyReport:
+    async def reach(self, seq: int) -> answers.CopyReport:
         """Returns when the copy has folded the record at `seq`.  Raises what made the copy fail."""
         if self.machine.phase is m.TargetPhase.RESERVED:
             self._keep_for(self.node.settings.migration_s)
@@ -170,7 +170,7 @@ class Copy:
             raise self._error
         if self._fold is None:
             raise Fenced(f"The copy of agent {self.agent!r} was dropped.", agent=self.agent)
-        return requests.CopyReport(self._fold.seq, self.records, self.bytes)
+        return answers.CopyReport(self._fold.seq, self.records, self.bytes)
 
     async def _follow(self) -> None:
         """Folds the log to its end and on, until the agent has another owner.

@@ -74,10 +74,10 @@ def _check(node: Node, fold: Fold, wish: requests.Claim) -> None:
         raise ClaimRefused(elsewhere(fold), agent=agent, node=fold.goes_to)
 
 
-async def claim_all(node: Node, wishes: list[requests.Claim]) -> list[requests.Refusal | None]:
+async def claim_all(node: Node, wishes: list[requests.Claim]) -> list[requests.WireError | None]:
     """Each by itself, at the same time; of each that is refused, why."""
 
-    async def one(wish: requests.Claim) -> requests.Refusal | None:
+    async def one(wish: requests.Claim) -> requests.WireError | None:
         try:
             await claim(node, wish)
         except CellError as error:

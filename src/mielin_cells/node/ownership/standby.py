@@ -13,14 +13,13 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from mielin_cells.errors import AgentTerminated, CellError, NoSuchAgent, described
 from mielin_cells.log.fold import Fold, Phase
-from mielin_cells.log.ids import control_subject, log_subject
+from mielin_cells.log.ids import log_subject
 from mielin_cells.membership import selection
 from mielin_cells.node.moves import admission
 from mielin_cells.rpc import requests
+from mielin_cells.rpc.call import call
 from mielin_cells.store.reader import load, take
 from mielin_cells.substrate.ports import Tail
 from mielin_cells.tasks.supervision import Backoff
@@ -214,10 +213,7 @@ class Standbys:
             request = requests.Follow(self._node.name, [_wanted_of(host) for host in some])
             refused: Iterable[str]
             try:
-                data = await self._node.home.wire.request(
-                    control_subject(name), requests.encode_request(request), selection.PING_S
-                )
-                refused = msgspec.msgpack.decode(requests.result_of(data), type=dict[str, str])
+                refused = await call(self._node.home.wire, name, request, selection.PING_S)
             except CellError as error:
                 logger.info("node %s keeps no copies now: %s", name, error)
                 refused = [host.fold.agent for host in some]
@@ -232,8 +228,8 @@ def wanted(host: Host) -> int:
     return host.spec.cls.__mielin_standby__ if fold.standby is None else fold.standby
 
 
-def _wanted_of(host: Host) -> requests.Followed:
+def _wanted_of(host: Host) -> requests.FollowOffer:
     fold = host.fold
-    return requests.Followed(
+    return requests.FollowOffer(
         fold.agent, fold.cls, fold.version, fold.size_bytes, fold.epoch, list(fold.policy.preferred_architectures)
     )

@@ -27,7 +27,7 @@ from mielin_cells.errors import (
     UsageError,
 )
 from mielin_cells.log.fold import Fold, Phase
-from mielin_cells.log.ids import control_subject, log_subject
+from mielin_cells.log.ids import log_subject
 from mielin_cells.log.records import Undone
 from mielin_cells.log.undo import Undoing
 from mielin_cells.membership import selection
@@ -35,7 +35,8 @@ from mielin_cells.migration.journal import TakenBack
 from mielin_cells.node.activation.writer import Declined
 from mielin_cells.node.moves.journal import Scribe
 from mielin_cells.node.ownership import claims
-from mielin_cells.rpc import requests
+from mielin_cells.rpc import answers, requests
+from mielin_cells.rpc.call import call
 from mielin_cells.store import journal
 from mielin_cells.store.reader import READ_RECORDS, load_at, record_of
 
@@ -53,7 +54,7 @@ class _Moved(Declined):
     """A record has come between reading and appending: read on."""
 
 
-async def undo(node: Node, request: requests.Undo) -> requests.Undoing:
+async def undo(node: Node, request: requests.Undo) -> answers.UndoPlan:
     """Carried out by the agent's owner.  With reasons in the answer, or `is_dry`, nothing was done.
 
     Raises `NoSuchAgent`, `Fenced` if the agent has another owner than was planned for, `MigrationInProgress`,
@@ -82,7 +83,7 @@ async def undo(node: Node, request: requests.Undo) -> requests.Undoing:
     await _read_on(node, undoing, fold.seq)
     goes_to, reasons = await _chosen(node, undoing.back, request)
     extent = undoing.extent
-    plan = requests.Undoing(
+    plan = answers.UndoPlan(
         agent=fold.agent, migration=request.migration, node=node.name, goes_to=goes_to, record=undoing.back.seq,
         version=fold.version, version_then=undoing.back.version, messages=extent.messages, sent=extent.sent,
         steps=extent.steps, answered=extent.answered, state=fold.lifecycle.state.value,
@@ -226,8 +227,7 @@ async def _refusals(node: Node, goes_to: str, back: Fold) -> list[str]:
         is_dry=True,
     )
     try:
-        data = await node.home.wire.request(control_subject(goes_to), requests.encode_request(asked), CLAIM_S)
-        return msgspec.msgpack.decode(requests.result_of(data), type=requests.Preparation).reasons
+        return (await call(node.home.wire, goes_to, asked, CLAIM_S)).reasons
     except RetryError as error:
         return [f"{goes_to} does not answer ({error.code})"]
 
@@ -240,11 +240,11 @@ async def claimed_by(node: Node, goes_to: str, agent: str, cause: str) -> str:
             return ""
         except CellError as error:
             return error.message
-    request = requests.encode_request(requests.Claim(agent, cause))
+    request = requests.Claim(agent, cause)
     until = node.clock() + node.settings.probation_s
     while True:
         try:
-            requests.result_of(await node.home.wire.request(control_subject(goes_to), request, CLAIM_S))
+            await call(node.home.wire, goes_to, request, CLAIM_S)
             return ""
         except (RetryError, Fenced) as error:  # `Fenced`: it is at it, or somebody else was first
             why = error.message
@@ -268,7 +268,7 @@ async def pass_on(node: Node, fold: Fold) -> None:
         raise ClaimRefused(claims.elsewhere(fold, trouble), agent=fold.agent, node=fold.goes_to)
 
 
-async def _note(node: Node, plan: requests.Undoing) -> None:
+async def _note(node: Node, plan: answers.UndoPlan) -> None:
     """The migration's journal tells that it was undone.  It explains; nothing depends on it."""
     try:
         found = await journal.read(node.home.log, plan.agent, plan.migration)

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 from mielin_cells.log.ids import BEATS, LOGS, agent_of
 from mielin_cells.log.records import Claimed, decode_record
-from mielin_cells.membership.heartbeat import Beat, Ear, encode_beat
+from mielin_cells.membership.heartbeat import Ear, encode_beat
 from mielin_cells.membership.takeover import FAILOVER
 from mielin_cells.node.failover import Keeper
 from mielin_cells.node.node import Node
+from mielin_cells.rpc.answers import Beat
 from mielin_cells.substrate.ports import Entry
 from mielin_cells.testing.simulator.view import View
 

@@ -1,0 +1,150 @@
+"""What nodes answer to the requests of `rpc.requests`, where no other room has a type for it."""
+
+from __future__ import annotations
+
+import msgspec
+
+from mielin_cells.log.records import Replayed
+from mielin_cells.migration import refusal
+
+RUNNING, DONE, STOPPED, OVER = "running", "done", "stopped", "over"
+"""States of a drain.  OVER: its deadline has passed; STOPPED: an operator has uncordoned the node."""
+
+ROWS_MAX = 500
+"""Agents in one answer about a drain: those that move and those that are blocked come first."""
+
+
+class Beat(msgspec.Struct, array_like=True, frozen=True):
+    """A node's heartbeat."""
+
+    node: str
+    incarnation: int
+    stuck_s: float
+    """How long the node's main loop has not answered its heartbeat thread, or the store has refused the node."""
+    ago_s: float = 0.0
+    """In an answer about other nodes: the seconds since this heartbeat was received."""
+    is_starting: bool = False
+    """The node still takes over the agents that the log gives it."""
+
+
+class Preparation(msgspec.Struct, array_like=True, frozen=True):
+    """Every reason against taking the agent.  Without any, the target has reserved room for it."""
+
+    refusals: list[refusal.Refusal]
+
+    @property
+    def reasons(self) -> list[str]:
+        """The refusals as sentences."""
+        return list(map(str, self.refusals))
+
+
+class CopyReport(msgspec.Struct, array_like=True, frozen=True):
+    """How far a target's copy is: the last sequence folded, and what was read for it."""
+
+    seq: int
+    records: int
+    bytes: int
+
+
+class Progress(msgspec.Struct, array_like=True, frozen=True):
+    """An open migration's phase, or, once it has ended, its outcome and report."""
+
+    phase: str
+    report: dict[str, msgspec.Raw] | None = None
+    passed: list[tuple[str, float]] = []
+    """Phases that are over, with their seconds."""
+    rounds: int = 0
+    bytes: int = 0
+    """Log and state bytes that the target has read."""
+    attempts: int = 1
+    target: str = ""
+    failures: list[str] = []
+    """Class and reason of each attempt that failed before."""
+    next_s: float = 0.0
+    """Between attempts: the seconds until the next one."""
+
+
+class Prediction(msgspec.Struct, frozen=True, kw_only=True):
+    """What a move would take.  Changes made during the move come on top of `bytes`, the size of the state now."""
+
+    agent: str
+    source: str
+    target: str
+    bytes: int
+    rounds: int
+    pause_ms: float
+    basis: str
+    """What `pause_ms` is estimated from."""
+    reasons: list[str] = []
+    """Every reason why the target would refuse now."""
+
+
+class UndoPlan(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
+    """What an undo does, or would do.  `state` and `version` are those of now, `..._then` those of the record it goes back to."""
+
+    agent: str
+    migration: str
+    node: str
+    goes_to: str
+    record: int
+    version: int
+    version_then: int
+    messages: int
+    sent: int
+    steps: int
+    answered: int
+    state: str
+    state_then: str
+    reasons: list[str] = []
+    trouble: str = ""
+    """The undo is done, but the node that is to go on has not claimed the agent for this reason."""
+
+
+class ReplayProgress(msgspec.Struct, array_like=True, frozen=True):
+    """How far an agent is with the messages that it takes again after an undo."""
+
+    left: int
+    replayed: Replayed
+    dead: int
+    stopped: str = ""
+    """Why the agent takes no messages now."""
+
+
+class AskStatus(msgspec.Struct, array_like=True, frozen=True):
+    """The state of asks without an answer at their receiver."""
+
+    missing: list[int] | None
+    """Numbers that the owner, which is idle, has never seen; None if no owner can be asked now."""
+    why: str
+    """What is known of why there is no answer, for people."""
+
+
+class Row(msgspec.Struct, kw_only=True):
+    """An agent that has not left a draining node.  `state`: waiting, moving, blocked; in a dry run: fits, blocked."""
+
+    agent: str
+    state: str = "waiting"
+    target: str = ""
+    phase: str = ""
+    blocker: str = ""
+    """Why it has not left."""
+    messages: int = 0
+    """In its inbox."""
+    bytes: int = 0
+
+
+class DrainProgress(msgspec.Struct, kw_only=True):
+    """How far a drain is.  `state`: none, running, done, stopped, over."""
+
+    node: str
+    state: str = "none"
+    agents: int = 0
+    """The agents at the start, and those that came later."""
+    moved: int = 0
+    left: int = 0
+    rows: list[Row] = []
+    seconds: float = 0.0
+    left_s: float = 0.0
+    """Seconds to the deadline."""
+    eta_s: float = 0.0
+    """0 until an agent has moved."""
