@@ -30,7 +30,7 @@ NODE = SHARED | {"node"}
 ALL = NODE | {"client", "deployment", "substrate"}
 
 MAY_IMPORT: dict[str, set[str]] = {
-    "errors": set(),
+    "errors": {"errors"},
     "settings": GROUND,
     "redaction": GROUND,
     "log": LOG,
@@ -71,7 +71,7 @@ PURE_USES = {
 }
 """What single modules of the pure rooms may import besides, and what for."""
 IMPURE_BUILTINS = {"__import__", "breakpoint", "compile", "eval", "exec", "input", "open", "print"}
-NATS_ONLY_IN = "substrate.jetstream"
+NATS_ONLY_IN = "substrate.jetstream.connection"
 
 
 def name_of(path: Path) -> str:

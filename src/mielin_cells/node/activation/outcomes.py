@@ -8,25 +8,18 @@ from typing import TYPE_CHECKING, TypeGuard
 from mielin_cells.agents.spec import HandlerSpec
 from mielin_cells.agents.values.raises import Unsendable
 from mielin_cells.errors import (
+    PASSING,
     CellError,
     EpochRegression,
-    Fenced,
     HandlerFailed,
-    JetStreamDisabled,
-    NodeStopping,
     NoSuchHandler,
-    PermissionDenied,
     RetryError,
     StoreBusy,
-    StoreCorrupt,
-    StoreFull,
-    StoreReadOnly,
-    StoreUnreachable,
-    StreamMissing,
     TurnDeadlineExceeded,
     UsageError,
     WrongClass,
     described,
+    is_ours,
     leaves,
     storable,
 )
@@ -44,12 +37,6 @@ CAUSE_CHARS_MAX = 2000
 
 CAUSES_MAX = 10
 """Of a group's exceptions, so many are told one by one."""
-
-PASSING = (
-    Fenced, JetStreamDisabled, NodeStopping, PermissionDenied, StoreBusy, StoreCorrupt, StoreFull, StoreReadOnly,
-    StoreUnreachable, StreamMissing,
-)  # fmt: skip
-"""What the store, or the loss of an agent, raises inside a turn.  It says nothing about the message, and is never its answer."""
 
 
 def passes(error: BaseException) -> bool:
@@ -107,7 +94,7 @@ def _is_ours(error: BaseException) -> TypeGuard[CellError]:
     """
     return (
         isinstance(error, CellError)
-        and type(error).__module__ == CellError.__module__
+        and is_ours(type(error))
         and (isinstance(error, TurnDeadlineExceeded) or not isinstance(error, (RetryError, HandlerFailed)))
     )
 

@@ -1,0 +1,37 @@
+# ruff: noqa: F403, F405 - this module is made of others
+"""Every public exception, in three families that say what the caller should do next.
+
+`UsageError` (`usage`): the call or the class is wrong; fix it, a retry will not help.
+`RetryError` (`retry`): nothing is broken for good; try again after `retry_after` seconds.
+`LostError` (`lost`): ownership moved or stored data cannot be used; stop, and look.
+
+Each message says what happened, to which agent, whether the agent still runs, and what to do next.
+All of them pickle, and travel between nodes as code, sentence and facts (`to_wire`, `from_wire`).
+"""
+
+from __future__ import annotations
+
+from mielin_cells.errors.base import *
+from mielin_cells.errors.base import classes
+from mielin_cells.errors.lost import *
+from mielin_cells.errors.meanings import *
+from mielin_cells.errors.retry import *
+from mielin_cells.errors.usage import *
+
+__all__ = [
+    "AgentInError", "AgentTerminated", "AlreadyThere", "AnswerExpired", "AskCycle", "AskTimeout", "AuthFailed",
+    "BadArguments", "CellError", "ClaimRefused", "ConfigError", "DigestMismatch", "EpochOutOfOrder",
+    "EpochRegression", "Fenced", "FieldRefused", "HandlerFailed", "InboxFull", "InternalError", "InvalidAgentId",
+    "InvalidTransition", "IsReference", "JetStreamDisabled", "JournalGap", "LogGap", "LostError", "MessageTooLarge",
+    "MigrationError", "MigrationFailed", "MigrationInProgress", "MigrationRefused", "NoResponder", "NoSuchAgent",
+    "NoSuchHandler", "NoSuchMigration", "NodeCordoned", "NodeStopping", "NonDeterministicTurn", "NotConnected",
+    "NotInTurn", "NotTheOwner", "PartMisplaced", "PartMissing", "PermissionDenied", "QuotaExceeded",
+    "RecordInvalid", "RecordTruncated", "RecoveryNotDue", "RetryError", "RollbackExpired", "SelfAsk",
+    "ServerTooOld", "SessionExpired", "StateInvalid", "StateTooNew", "StateUnloadable", "StateUpgradeFailed",
+    "StepFailed", "StepInvalid", "StoreBusy", "StoreCorrupt", "StoreFull", "StoreInUse", "StoreReadOnly",
+    "StoreUnreachable", "StreamMissing", "TooLateToCancel", "TrailingData", "TurnDeadlineExceeded", "UnknownClass",
+    "UnknownNode", "UnknownRecord", "UnsupportedFormat", "UsageError", "WireTimeout", "WrongAgent", "WrongClass",
+]  # fmt: skip
+
+for _cls in (*classes(), AlreadySpawned):
+    _cls.__module__ = __name__  # what users see in a traceback, and what tells our classes from theirs

@@ -1,0 +1,156 @@
+"""Yours: the call, the class or the setting is wrong; fix it, a retry will not help."""
+
+from __future__ import annotations
+
+from mielin_cells.errors.base import MigrationError, UsageError
+
+
+class InvalidAgentId(UsageError):
+    """An agent id is 1 to 128 characters of text without control characters."""
+
+
+class WrongClass(UsageError):
+    """The id belongs to an agent of another class.  Facts: agent, have, need."""
+
+
+class NoSuchAgent(UsageError):
+    """No agent of this id was ever spawned in this deployment.  Facts: agent."""
+
+
+class AgentTerminated(UsageError):
+    """The agent has ended; its id is not used again.  Facts: agent."""
+
+
+class NoSuchHandler(UsageError):
+    """The agent's class has no handler of this name.  Facts: agent, handler."""
+
+
+class BadArguments(UsageError):
+    """The arguments do not fit the handler's signature, or do not encode.  Facts: handler."""
+
+
+class HandlerFailed(UsageError):
+    """The handler raised; the agent's state is as before the turn and the agent goes on.
+
+    Facts: agent, handler, tries; `kind`, the name of the exception's class; `cause`, that name and its text; `causes`, the same of
+    each exception in a group.
+    """
+
+
+class FieldRefused(UsageError):
+    """A state field or a handler's signature has a type that cannot be stored.  Facts: path."""
+
+
+class StateInvalid(UsageError):
+    """A turn left a value that a load would change, or set an attribute that is no state; it was undone.  Facts: agent, path."""
+
+
+class NotInTurn(UsageError):
+    """State is set only inside a turn (a handler or a hook)."""
+
+
+class IsReference(UsageError, AttributeError):
+    """A reference has handlers, not state: ask the agent for the value instead.
+
+    It is an `AttributeError` too: to `hasattr` and its like a reference has no such attribute.
+    """
+
+
+class NotConnected(UsageError):
+    """A reference was called outside a turn and outside `async with cells.local()` or `connect()`."""
+
+
+class SelfAsk(UsageError):
+    """An agent that asks itself inside a turn would wait for ever; call the method plainly instead."""
+
+
+class AskCycle(UsageError):
+    """An agent was asked that waits for the answer of the one who asks, maybe through others.  Facts: agents."""
+
+
+class NonDeterministicTurn(UsageError):
+    """A turn that is run again made another ask or step than the recorded one.  Facts: agent, asks."""
+
+
+class StepFailed(UsageError):
+    """A durable step raised, to the end of its retries; a turn that runs again gets the same.  Facts: agent, step, cause, tries."""
+
+
+class StepInvalid(UsageError):
+    """A durable step's result would not be loaded as it was, by what its call declares; the turn was undone."""
+
+
+class MessageTooLarge(UsageError):
+    """A message or record is above the limit.  Facts: limit, size."""
+
+
+class InvalidTransition(UsageError):
+    """The lifecycle has no such edge.  Facts: have, need."""
+
+
+class UnknownClass(UsageError):
+    """No agent class of this name is known here.  Facts: name."""
+
+
+class ConfigError(UsageError):
+    """A setting is out of range.  Facts: field, range."""
+
+
+class JetStreamDisabled(UsageError):
+    """The server, or the account on it, has no JetStream.  Facts: url."""
+
+
+class ServerTooOld(UsageError):
+    """The server lacks what the system needs.  Facts: have, need."""
+
+
+class AuthFailed(UsageError):
+    """The server does not know this user, or not with this credential.  Facts: url."""
+
+
+class PermissionDenied(UsageError):
+    """The server forbids this user the subject; nothing was done, and a retry will not help.  Facts: subject."""
+
+
+class AnswerExpired(UsageError):
+    """The caller had already closed this ask; its stored answer is gone."""
+
+
+class SessionExpired(UsageError):
+    """The agent has forgotten this client's session; open a new one.  The call may have taken effect before."""
+
+
+class MigrationRefused(MigrationError, UsageError):
+    """The target cannot take the agent; it runs on where it was.  Facts: agent, migration, reasons."""
+
+
+class MigrationInProgress(MigrationError, UsageError):
+    """One migration per agent is open at a time.  Facts: agent, migration."""
+
+
+class AlreadyThere(MigrationError, UsageError):
+    """The agent already lives on that node.  Facts: agent, node."""
+
+
+class ClaimRefused(UsageError):
+    """The agent's owner answers; a claim would break into its work.  Facts: agent, node."""
+
+
+class UnknownNode(UsageError):
+    """No node of this name is up.  Facts: node, nodes."""
+
+
+class NoSuchMigration(MigrationError, UsageError):
+    """No migration of this agent or id is open here."""
+
+
+class TooLateToCancel(MigrationError, UsageError):
+    """The handover is decided; the move goes forward.  Facts: agent, migration."""
+
+
+class NodeCordoned(UsageError):
+    """The node takes no agents until it is uncordoned.  Facts: node."""
+
+
+class RollbackExpired(UsageError):
+    """What a rollback would restore is older than the limit.  Facts: migration."""
