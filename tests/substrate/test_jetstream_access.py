@@ -24,8 +24,7 @@ from mielin_cells.errors import (
     StoreUnreachable,
 )
 from mielin_cells.redaction import redacted, scrubbed
-from mielin_cells.substrate import jetstream
-from mielin_cells.substrate.jetstream import JetStream
+from mielin_cells.substrate.jetstream import JetStream, connection
 from mielin_cells.substrate.ports import Appended, Entry
 
 
@@ -81,7 +80,7 @@ async def test_an_unknown_host_is_named() -> None:
 )  # fmt: skip
 async def test_what_does_not_speak_nats_is_named(greeting: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some other service has the port: it says something else, or waits for us to begin."""
-    monkeypatch.setitem(jetstream._OPTIONS, "connect_timeout", 0.2)
+    monkeypatch.setitem(connection._OPTIONS, "connect_timeout", 0.2)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(greeting)

@@ -34,8 +34,7 @@ from mielin_cells.errors import (
     StreamMissing,
     WireTimeout,
 )
-from mielin_cells.substrate import jetstream
-from mielin_cells.substrate.jetstream import JetStream, api
+from mielin_cells.substrate.jetstream import JetStream, api, connection
 from mielin_cells.substrate.jetstream import log as jetstream_log
 from mielin_cells.substrate.jetstream.server import Server
 from mielin_cells.substrate.ports import Appended, Conflict, Entry, Unknown
@@ -180,7 +179,7 @@ async def test_a_stopped_server_is_named_in_bounded_time(tmp_path: Path, monkeyp
 
 
 async def test_a_silent_server_is_left_and_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(jetstream._OPTIONS, "ping_interval", 0.3)
+    monkeypatch.setitem(connection._OPTIONS, "ping_interval", 0.3)
     async with nats_server(tmp_path / "s") as server, opened(server.url) as substrate:
         seq = await stored(substrate.log, "a.x", b"1", 0)
         server.signal(signal.SIGSTOP)
@@ -201,8 +200,8 @@ async def test_another_service_on_the_port_does_not_end_the_reconnecting(
     greeting: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What it says is no NATS; once the server is there again, all goes on."""
-    monkeypatch.setitem(jetstream._OPTIONS, "connect_timeout", 0.2)
-    monkeypatch.setitem(jetstream._OPTIONS, "reconnect_time_wait", 0.02)
+    monkeypatch.setitem(connection._OPTIONS, "connect_timeout", 0.2)
+    monkeypatch.setitem(connection._OPTIONS, "reconnect_time_wait", 0.02)
     visits = asyncio.Semaphore(0)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

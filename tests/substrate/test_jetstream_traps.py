@@ -34,8 +34,9 @@ from mielin_cells.errors import (
     RetryError,
     StoreUnreachable,
 )
-from mielin_cells.substrate.jetstream import Heard, JetStream, api
+from mielin_cells.substrate.jetstream import JetStream, api
 from mielin_cells.substrate.jetstream import log as jetstream_log
+from mielin_cells.substrate.jetstream.heard import Heard
 from mielin_cells.substrate.jetstream.server import Server
 from mielin_cells.substrate.jetstream.streams import HEADERS_BYTES
 from mielin_cells.substrate.ports import ENTRY_BYTES_MAX, Appended, Conflict, Outcome, Unknown

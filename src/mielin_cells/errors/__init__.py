@@ -28,7 +28,7 @@ __all__ = [
     "NotInTurn", "NotTheOwner", "PartMisplaced", "PartMissing", "PermissionDenied", "QuotaExceeded",
     "RecordInvalid", "RecordTruncated", "RecoveryNotDue", "RetryError", "RollbackExpired", "SelfAsk",
     "ServerTooOld", "SessionExpired", "StateInvalid", "StateTooNew", "StateUnloadable", "StateUpgradeFailed",
-    "StepFailed", "StepInvalid", "StoreBusy", "StoreCorrupt", "StoreFull", "StoreInUse", "StoreReadOnly",
+    "StepFailed", "StepInvalid", "StoreBusy", "StoreCorrupt", "StoreFull", "StoreInUse", "StoreIncompatible", "StoreReadOnly",
     "StoreUnreachable", "StreamMissing", "TooLateToCancel", "TrailingData", "TurnDeadlineExceeded", "UnknownClass",
     "UnknownNode", "UnknownRecord", "UnsupportedFormat", "UsageError", "WireTimeout", "WrongAgent", "WrongClass",
 ]  # fmt: skip

@@ -5,11 +5,11 @@ from __future__ import annotations
 from mielin_cells.errors.base import InternalError, RetryError
 from mielin_cells.errors.lost import Fenced, StoreCorrupt, StoreInUse, StoreReadOnly, StreamMissing
 from mielin_cells.errors.retry import NodeStopping, StoreBusy, StoreFull, StoreUnreachable
-from mielin_cells.errors.usage import AuthFailed, JetStreamDisabled, PermissionDenied, ServerTooOld
+from mielin_cells.errors.usage import AuthFailed, JetStreamDisabled, PermissionDenied, ServerTooOld, StoreIncompatible
 
 _STORE = (
     AuthFailed, JetStreamDisabled, PermissionDenied, ServerTooOld, StoreBusy, StoreCorrupt, StoreFull, StoreInUse,
-    StoreReadOnly, StoreUnreachable, StreamMissing,
+    StoreIncompatible, StoreReadOnly, StoreUnreachable, StreamMissing,
 )  # fmt: skip
 
 OF_STORE = (*_STORE, InternalError, RetryError)

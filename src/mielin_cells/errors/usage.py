@@ -104,6 +104,10 @@ class ServerTooOld(UsageError):
     """The server lacks what the system needs.  Facts: have, need."""
 
 
+class StoreIncompatible(UsageError):
+    """Another version of mielin-cells made the store, in a format that this version does not read.  Facts: store, have, need."""
+
+
 class AuthFailed(UsageError):
     """The server does not know this user, or not with this credential.  Facts: url."""
 

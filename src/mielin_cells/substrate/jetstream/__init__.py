@@ -1,491 +1,45 @@
-"""The substrate on NATS JetStream, for several processes or hosts.  The only module that imports nats.
-
-`Connection` is one connection as the rest uses it: requests with one answer or a batch, listeners without a task each, and
-reconnecting for ever.  `JetStream` puts log and wire on it, and sees to the streams.
-"""
+"""The substrate on NATS JetStream, for several processes or hosts."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import itertools
-import logging
 import os
-import re
-import secrets
-import ssl
-from collections.abc import Callable
-from typing import Any, Final
+from typing import Final, TypeAlias
 
-import nats
-from nats.aio.client import Client
-from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription
-
-from mielin_cells.errors import (
-    AuthFailed,
-    CellError,
-    ConfigError,
-    MessageTooLarge,
-    PermissionDenied,
-    StoreUnreachable,
-)
-from mielin_cells.redaction import redacted, scrubbed
 from mielin_cells.substrate.health import Facts
-from mielin_cells.substrate.jetstream import api
-from mielin_cells.substrate.jetstream.address import check_url, is_unknown_host, options_of
-from mielin_cells.substrate.jetstream.api import Unanswered
+from mielin_cells.substrate.jetstream.address import check_url, options_of
+from mielin_cells.substrate.jetstream.connection import Connection
 from mielin_cells.substrate.jetstream.health import facts
 from mielin_cells.substrate.jetstream.log import JetLog
-from mielin_cells.substrate.jetstream.streams import Made, Wish, check_server, check_wish, streams, with_replicas
+from mielin_cells.substrate.jetstream.streams import Layout, Wish, check_server, check_wish, streams, with_replicas
 from mielin_cells.substrate.jetstream.wire import JetWire
 
-logger = logging.getLogger("mielin_cells.jetstream")
-
-CONNECT_S: Final = 5.0
-DROP_S: Final = 0.25
-RECONNECT_S: Final = 0.25
-"""Between two tries; for ever."""
-PING_S: Final = 2.0
-PINGS: Final = 2
-"""A silent server counts as lost after three of these intervals."""
 DEPLOYMENT: Final = "mielin"
-_OPTIONS: Final[dict[str, Any]] = {
-    "name": "mielin-cells",
-    "connect_timeout": CONNECT_S,
-    "reconnect_time_wait": RECONNECT_S,
-    "max_reconnect_attempts": -1,
-    "ping_interval": PING_S,
-    "max_outstanding_pings": PINGS,
-    "pending_size": 0,  # nothing is kept back while disconnected and sent later
-    "skip_subject_validation": True,  # ours are made of checked words
-}
-_NUMBER: Final = re.compile(r"[0-9]{1,20}")
 
 
-class _Insecure(nats.errors.Error):
-    """TLS was asked for, and the server does not have it."""
+Path: TypeAlias = str | os.PathLike[str]
 
 
-class _Client(Client):
-    """The library's client, made proof against what others send."""
-
-    async def drop(self, seconds: float = DROP_S) -> None:
-        """Closes it, also one that did not come about: the library leaves its socket open, and its tasks."""
-        if self._flush_queue is not None:
-            with contextlib.suppress(OSError, nats.errors.Error):
-                async with asyncio.timeout(seconds):  # it waits for ever for the end of a TLS that did not begin
-                    await self._close(Client.CLOSED, do_cbs=False)
-
-    async def _process_connect_init(self) -> None:
-        try:
-            await super()._process_connect_init()
-        except BaseException as error:
-            if self._transport is not None:
-                # The library forgets it when it tries again.
-                self._transport.close()  # type: ignore[no-untyped-call]  # it has no annotations
-            is_nonsense = isinstance(error, (ValueError, LookupError, TypeError, AttributeError))
-            if is_nonsense and not isinstance(error, OSError):  # a wrong certificate is both
-                raise nats.errors.Error(f"it does not speak NATS: {error}") from error  # else it would not try again
-            raise
-
-    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
-        if initial_connection:
-            if not isinstance(info["version"], str) or not isinstance(info["max_payload"], int):
-                raise TypeError("its greeting has values of other types")
-            server = self._current_server
-            wants_tls = "tls" in self.options or (server is not None and server.uri.scheme == "tls")
-            if wants_tls and not info.get("tls_required"):  # else the library goes on without, and shows the password
-                raise _Insecure("it does not ask for TLS")
-        await super()._process_info(info, initial_connection)
-
-    @staticmethod
-    def _parse_header_lines(raw: bytes) -> dict[str, str]:
-        """The library looks at each character of each name, which is a tenth of what a load of an agent takes."""
-        found: dict[str, str] = {}
-        for line in raw.decode("utf-8", "replace").split("\r\n"):
-            name, sign, value = line.partition(":")
-            name = name.strip()
-            if sign and name.isascii() and len(name.split()) == 1:
-                found[name] = value.strip()
-        return found
-
-    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
-        # An exception would end the reader, which is only replaced seconds later.
-        try:
-            await super()._process_msg(sid, subject, reply, data, headers)
-        except (ValueError, LookupError) as error:  # bytes that are no text, headers that are none
-            logger.warning("A message on %r cannot be read and is dropped: %s.", subject, error)
-
-
-class Heard:
-    """A message as it came."""
-
-    __slots__ = ("_headers", "_subject", "data", "reply")
-
-    def __init__(self, msg: Msg) -> None:
-        self._headers: dict[str, str] = msg.headers or {}
-        self._subject = msg.subject
-        self.data = msg.data
-        self.reply = msg.reply
-
-    @property
-    def status(self) -> str:
-        """A server's status instead of an answer; "" for an answer."""
-        return self._headers.get(api.STATUS, "")
-
-    @property
-    def subject(self) -> str:
-        return self._headers.get("Nats-Subject", self._subject)
-
-    @property
-    def seq(self) -> int:
-        return self._number(api.SEQUENCE)
-
-    @property
-    def previous(self) -> int:
-        return self._number(api.PREVIOUS)
-
-    @property
-    def pending(self) -> int:
-        return self._number("Nats-Num-Pending")
-
-    @property
-    def expected(self) -> int | None:
-        """The subject's sequence that it was to be appended behind, and was; None if it was appended without such a condition."""
-        return self._number(api.EXPECT) if api.EXPECT in self._headers else None
-
-    def _number(self, name: str) -> int:
-        """0 where there is none: anybody may send anything."""
-        text = self._headers.get(name, "")
-        return int(text) if _NUMBER.fullmatch(text) is not None else 0
-
-
-class Listener(Subscription):
-    """A subscription without a queue and a task: what comes is passed on from within the connection's reader.
-
-    The library's own costs over 3 KiB and a turn of the event loop for each message.  Only `_id`, `_subject` and the sink
-    differ between listeners; the rest of what the library looks at is the same for all.
-    """
-
-    _queue = ""
-    _max_msgs = 0
-    _received = 0
-    _cb = None
-    _future = None
-    _closed = False
-    _jsi = None
-    _pending_size = 0
-    _pending_bytes_limit = 0
-    _pending_next_msgs_calls: Any = None
-    _wait_for_msgs_task = None
-    _message_iterator = None
-
-    def __init__(self, connection: Connection, subject: str, receive: Callable[[Heard], None]) -> None:
-        self._connection = connection
-        self._subject = subject
-        self._receive = receive
-        self._id = 0
-
-    @property
-    def _pending_queue(self) -> Listener:  # type: ignore[override]
-        return self
-
-    def put_nowait(self, msg: Msg) -> None:
-        try:
-            self._receive(Heard(msg))
-        except Exception:
-            logger.exception("A listener on %r raised; the others still get their messages.", self._subject)
-
-    def close(self) -> None:
-        """No message is passed on after it.  Repeating it is harmless."""
-        self._connection.silence(self)
-
-
-class _Waiter:
-    __slots__ = ("batch", "future", "subject")
-
-    def __init__(self, subject: str, future: asyncio.Future[Any], batch: list[Heard] | None) -> None:
-        self.subject = subject
-        self.future = future
-        self.batch = batch
-
-
-class Connection:
-    """One connection to a server.  A request that was sent and lost its connection is `Unanswered`, never sent again."""
-
-    def __init__(self, url: str, options: dict[str, Any]) -> None:
-        self.url = redacted(url)
-        self._options = {**options, "servers": [url], **_OPTIONS}
-        self.back: Callable[[], None] | None = None
-        """Called when the connection is there again: what came meanwhile was missed."""
-        self._nc = _Client()
-        self._waiters: dict[str, _Waiter] = {}
-        self._tokens = itertools.count()
-        self._inbox = f"{api.INBOX}{secrets.token_hex(11)}."
-        self._listeners: set[Listener] = set()
-        self._is_closing = False
-        self._reopening: asyncio.Task[None] | None = None
-        self._cause: Exception | None = None
-        """What the library told last: of a server that cannot be reached it raises only that there is none."""
-        self._deaf: PermissionDenied | None = None
-        """The server does not let this user hear answers: then nothing is asked."""
-        self.listen(self._inbox + "*", self._answered)
-
-    # ---- life ------------------------------------------------------------------------------------------------
-
-    async def open(self) -> None:
-        """Raises what keeps the server from being used, by name."""
-        nc = _Client()
-        self._deaf = None
-        try:
-            await nc.connect(
-                # For this try alone: whoever opens decides about the next.  "For ever" would hold for it, too.
-                **{**self._options, "max_reconnect_attempts": 1},
-                allow_reconnect=False,
-                error_cb=self._failed,
-                disconnected_cb=self._disconnected,
-                reconnected_cb=self._reconnected,
-                closed_cb=self._closed,
-            )
-        except nats.errors.NoServersError as error:
-            await nc.drop()
-            raise self._refused(self._cause or error) from error
-        except Exception as error:  # the library raises its own, the operating system's and ssl's
-            await nc.drop()
-            raise self._refused(error) from error
-        except BaseException:
-            await nc.drop()
-            raise
-        nc.options.update(allow_reconnect=True, max_reconnect_attempts=self._options["max_reconnect_attempts"])
-        self._nc = nc
-        for listener in self._listeners:
-            self._register(listener)
-
-    def _refused(self, error: Exception) -> CellError:
-        text = scrubbed(str(error)) or type(error).__name__
-        if isinstance(error, nats.errors.AuthorizationError) or "uthorization" in text or "uthentication" in text:
-            return AuthFailed(
-                f"The server {self.url} refuses this user ({text}); check the credential in the URL, or --creds.",
-                url=self.url,
-            )
-        if isinstance(error, _Insecure):
-            return AuthFailed(
-                f"The server {self.url} does not use TLS ({text}), and nothing was shown to it; enable TLS there, or leave "
-                "out --tls-ca and use nats:// in the URL.",
-                url=self.url,
-            )
-        if isinstance(error, ssl.SSLError):
-            return AuthFailed(
-                f"The server {self.url} and this client do not trust each other ({text}); give --tls-ca its certificate.",
-                url=self.url,
-            )
-        if isinstance(error, ImportError):
-            return ConfigError(
-                f"A credentials file needs the package nkeys ({text}); `pip install nkeys`.",
-                field="creds",
-                range="nkeys",
-            )
-        return StoreUnreachable(
-            f"The server {self.url} does not answer ({text}); start it, or name another with --connect URL.",
-            url=self.url, host_unknown=is_unknown_host(error),
-        )  # fmt: skip
-
-    async def close(self) -> None:
-        self._is_closing = True
-        if self._reopening is not None:
-            self._reopening.cancel()
-            await asyncio.wait((self._reopening,), timeout=CONNECT_S)
-        await self._nc.drop(CONNECT_S)
-        self._lose("the connection was closed")
-
-    @property
-    def version(self) -> str:
-        return str(self._nc._server_info["version"])
-
-    @property
-    def payload_max(self) -> int:
-        return int(self._nc.max_payload)
-
-    @property
-    def in_cluster(self) -> bool:
-        return bool(self._nc._server_info.get("cluster"))
-
-    @property
-    def servers(self) -> int:
-        """Of the cluster, as far as it tells of them."""
-        return len(self._nc._server_info.get("connect_urls") or ()) or 1
-
-    def check(self) -> None:
-        """Raises `StoreUnreachable` once this connection is closed, `PermissionDenied` if it cannot hear any answer."""
-        if self._is_closing:
-            raise StoreUnreachable(f"The connection to {self.url} is closed; open it again.", url=self.url)
-        if self._deaf is not None:
-            raise _again(self._deaf)
-
-    # ---- sending ---------------------------------------------------------------------------------------------
-
-    async def send(self, subject: str, data: bytes, reply: str = "", headers: dict[str, str] | None = None) -> None:
-        """Raises `StoreUnreachable` or `MessageTooLarge`: then it was not sent, and will not be."""
-        self.check()
-        try:
-            await self._nc.publish(subject, data, reply, headers)
-        except nats.errors.MaxPayloadError:
-            raise MessageTooLarge(
-                f"A message of {len(data)} bytes is above the server's limit of {self.payload_max}; it was not sent.",
-                limit=self.payload_max, size=len(data),
-            ) from None  # fmt: skip
-        except (nats.errors.Error, OSError) as error:
-            cause = error if self._nc.is_connected else self._cause  # else the library says that its buffer is full
-            why = f" ({cause})" if cause is not None else ""
-            raise StoreUnreachable(
-                f"The server {self.url} is not connected now{why}; nothing was sent. It is tried again for ever.",
-                url=self.url,
-            ) from None
-
-    async def call(self, subject: str, data: bytes, timeout: float, headers: dict[str, str] | None = None) -> Heard:
-        """One answer.  Raises `Unanswered` after `timeout` seconds or when the connection is lost; `PermissionDenied`."""
-        heard: Heard = await self._ask(subject, data, timeout, headers, None)
-        return heard
-
-    async def collect(self, subject: str, data: bytes, timeout: float) -> list[Heard]:
-        """All messages of one answer, up to and with the one that has a status.  Raises as `call`."""
-        heard: list[Heard] = await self._ask(subject, data, timeout, None, [])
-        return heard
-
-    async def _ask(
-        self, subject: str, data: bytes, timeout: float, headers: dict[str, str] | None, batch: list[Heard] | None
-    ) -> Any:
-        loop = asyncio.get_running_loop()
-        token, future = str(next(self._tokens)), loop.create_future()
-        self._waiters[token] = _Waiter(subject, future, batch)
-        timer = loop.call_later(timeout, self._expire, token, timeout)
-        try:
-            await self.send(subject, data, self._inbox + token, headers)
-            return await future
-        finally:
-            timer.cancel()
-            self._waiters.pop(token, None)
-
-    def _answered(self, heard: Heard) -> None:
-        waiter = self._waiters.get(heard._subject.rpartition(".")[2])
-        if waiter is None or waiter.future.done():
-            return
-        if waiter.batch is None:
-            waiter.future.set_result(heard)
-            return
-        waiter.batch.append(heard)
-        if heard.status:
-            waiter.future.set_result(waiter.batch)
-
-    def _expire(self, token: str, timeout: float) -> None:
-        waiter = self._waiters.get(token)
-        if waiter is not None and not waiter.future.done():
-            waiter.future.set_exception(Unanswered(f"no answer within {timeout:g} s"))
-
-    def _lose(self, why: str) -> None:
-        for waiter in self._waiters.values():
-            if not waiter.future.done():
-                waiter.future.set_exception(Unanswered(why))
-
-    # ---- listening -------------------------------------------------------------------------------------------
-
-    def listen(self, subject: str, receive: Callable[[Heard], None]) -> Listener:
-        """Calls `receive` with each message, from now on.  What this connection sends later, the server sees later."""
-        listener = Listener(self, subject, receive)
-        self._listeners.add(listener)
-        self._register(listener)
-        return listener
-
-    def silence(self, listener: Listener) -> None:
-        if listener in self._listeners:
-            self._listeners.discard(listener)
-            if self._nc._subs.pop(listener._id, None) is not None:
-                self._command(f"UNSUB {listener._id}\r\n")
-
-    def _register(self, listener: Listener) -> None:
-        nc = self._nc
-        nc._sid += 1
-        listener._id = nc._sid
-        nc._subs[listener._id] = listener  # the library subscribes again by this when it has reconnected
-        self._command(f"SUB {listener._subject}  {listener._id}\r\n")
-
-    def _command(self, line: str) -> None:
-        """Writes a line in its order among what is published: a read that follows sees the subscription made."""
-        nc = self._nc
-        if not nc.is_connected:
-            return
-        data = line.encode()
-        nc._pending.append(data)
-        nc._pending_data_size += len(data)
-        if nc._flush_queue is not None and nc._flush_queue.empty():
-            nc._flush_queue.put_nowait(asyncio.get_running_loop().create_future())
-
-    # ---- what the library tells ------------------------------------------------------------------------------
-
-    async def _failed(self, error: Exception) -> None:
-        self._cause = error
-        found = api.forbidden(str(error))
-        if found is None:
-            logger.debug("connection to %s: %r", self.url, error)
-            return
-        action, lowered = found
-        ours = self._waiters.values() if action == api.PUBLISH else self._listeners
-        names = {one.subject for one in ours if one.subject.lower() == lowered}
-        # The library tells it in small letters: of two that differ in nothing else, it may be either.
-        subject = names.pop() if len(names) == 1 else lowered
-        refusal = api.denied(action, subject)
-        logger.warning("%s", refusal)
-        if action != api.PUBLISH:
-            if subject == self._inbox + "*":
-                self._deaf = refusal
-                self._lose(str(refusal))
-            return
-        for waiter in self._waiters.values():
-            if waiter.subject == subject and not waiter.future.done():
-                waiter.future.set_exception(_again(refusal))
-
-    async def _disconnected(self) -> None:
-        self._deaf = None
-        if not self._is_closing:
-            logger.warning("The connection to %s is lost; it is tried again for ever.", self.url)
-        self._lose("the connection was lost")
-
-    async def _reconnected(self) -> None:
-        self._cause = None
-        logger.warning("Connected to %s again.", self.url)
-        if self.back is not None:
-            self.back()
-
-    async def _closed(self) -> None:
-        """The library gives up after some errors; we do not."""
-        if not self._is_closing and self._reopening is None:
-            self._reopening = asyncio.get_running_loop().create_task(self._reopen())
-
-    async def _reopen(self) -> None:
-        said = ""
-        while not self._is_closing:
-            try:
-                await self.open()
-                break
-            except CellError as error:
-                if str(error) != said:
-                    said = str(error)
-                    logger.warning("%s", error)
-                await asyncio.sleep(RECONNECT_S)
-        self._reopening = None
-        await self._reconnected()
+async def _opened(url: str, creds: Path | None, tls_ca: Path | None, deployment: str, wish: Wish) -> Connection:
+    check_wish(deployment, wish)
+    check_url(url)
+    connection = Connection(url, options_of(creds, tls_ca))
+    try:
+        await connection.open()
+    except BaseException:
+        await connection.close()
+        raise
+    return connection
 
 
 class JetStream:
     """`Substrate` on a NATS server.  `JetStream.open(url)` is the only way to make one."""
 
-    def __init__(self, connection: Connection, log: JetLog, wire: JetWire, sync: str, made: Made) -> None:
+    def __init__(self, connection: Connection, log: JetLog, wire: JetWire, sync: str, layout: Layout) -> None:
         self._connection = connection
         self.log = log
         self.wire = wire
         self.sync = sync
-        self.shards, self.replicas = made
+        self.shards, self.replicas = layout
 
     @property
     def server_version(self) -> str:
@@ -496,54 +50,49 @@ class JetStream:
         cls,
         url: str,
         *,
-        creds: str | os.PathLike[str] | None = None,
-        tls_ca: str | os.PathLike[str] | None = None,
+        creds: Path | None = None,
+        tls_ca: Path | None = None,
         deployment: str = DEPLOYMENT,
         shards: int | None = None,
         replicas: int | None = None,
         makes: bool = True,
         sync: str = "process",
     ) -> JetStream:
-        """Connects, and makes the deployment's streams if they are not there and `makes` lets it.
+        """Connects, and creates the deployment's streams if they are missing and `makes` is true.
 
-        `shards`: streams that logs and inboxes are spread over (default 1); fixed when the deployment is made.  `replicas`:
-        copies of each stream (default: 3 on a cluster that has as many servers, else 1).  Other ones than the deployment
-        has are refused.  `sync`: what is known of the server's setting;
-        it is only reported.  Raises `StoreUnreachable`, `AuthFailed`, `JetStreamDisabled`, `ServerTooOld`,
+        `shards`: the streams that logs and inboxes are spread over (default 1), fixed when the deployment is created.
+        `replicas`: copies of each stream (default: 3 on a cluster of at least 3 servers, else 1).  Values other than the
+        deployment's own are refused.  `sync` is only reported.
+
+        Raises `StoreUnreachable`, `AuthFailed`, `JetStreamDisabled`, `ServerTooOld`,
         `PermissionDenied`, `ConfigError`, `NotConnected`, `StreamMissing`, `QuotaExceeded`.
         """
         wish = Wish(shards, replicas, makes)
-        check_wish(deployment, wish)
-        check_url(url)
-        connection = Connection(url, options_of(creds, tls_ca))
+        connection = await _opened(url, creds, tls_ca, deployment, wish)
         try:
-            await connection.open()
             check_server(connection)
-            made = await streams(connection, deployment, wish)
+            layout = await streams(connection, deployment, wish)
         except BaseException:
             await connection.close()
             raise
-        log = JetLog(connection, deployment, made.shards)
+        log = JetLog(connection, deployment, layout.shards)
         connection.back = log.reconnected
-        return cls(connection, log, JetWire(connection, deployment), sync, made)
+        return cls(connection, log, JetWire(connection, deployment), sync, layout)
 
     @classmethod
     async def inspected(
         cls,
         url: str,
         *,
-        creds: str | os.PathLike[str] | None = None,
-        tls_ca: str | os.PathLike[str] | None = None,
+        creds: Path | None = None,
+        tls_ca: Path | None = None,
         deployment: str = DEPLOYMENT,
         sync: str = "",
         named_by: str = "",
     ) -> Facts:
         """What the server says of itself and of the deployment's streams; makes nothing.  Raises as `open`."""
-        check_wish(deployment, Wish())
-        check_url(url)
-        connection = Connection(url, options_of(creds, tls_ca))
+        connection = await _opened(url, creds, tls_ca, deployment, Wish())
         try:
-            await connection.open()
             return await facts(connection, deployment, sync, named_by)
         finally:
             await connection.close()
@@ -553,20 +102,17 @@ class JetStream:
         cls,
         url: str,
         *,
-        creds: str | os.PathLike[str] | None = None,
-        tls_ca: str | os.PathLike[str] | None = None,
+        creds: Path | None = None,
+        tls_ca: Path | None = None,
         deployment: str = DEPLOYMENT,
         replicas: int | None = None,
     ) -> dict[str, tuple[int, int]]:
-        """Has the servers keep another number of copies (default: as of a new deployment): before and after, by stream that changed.
+        """Changes how many copies the servers keep (default: as for a new deployment); before and after, by changed stream.
 
-        Returns when the servers have taken it; new copies are filled after that.  Raises as `open`.
+        Returns when the servers have accepted the change; new copies are filled after that.  Raises as `open`.
         """
-        check_wish(deployment, Wish(replicas=replicas))
-        check_url(url)
-        connection = Connection(url, options_of(creds, tls_ca))
+        connection = await _opened(url, creds, tls_ca, deployment, Wish(replicas=replicas))
         try:
-            await connection.open()
             return await with_replicas(connection, deployment, replicas)
         finally:
             await connection.close()
@@ -575,8 +121,3 @@ class JetStream:
         self.wire.close()
         self.log.close()
         await self._connection.close()
-
-
-def _again(error: PermissionDenied) -> PermissionDenied:
-    """One for each who waits: an exception keeps the traceback of where it was raised."""
-    return PermissionDenied(error.message, **error.facts)

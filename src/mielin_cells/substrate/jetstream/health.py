@@ -5,16 +5,14 @@ from __future__ import annotations
 import datetime
 import json
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from mielin_cells.errors import CellError, JetStreamDisabled, StoreUnreachable
 from mielin_cells.substrate.format import check_format
 from mielin_cells.substrate.health import Facts, StreamFacts
 from mielin_cells.substrate.jetstream import api
 from mielin_cells.substrate.jetstream.api import Unanswered
-
-if TYPE_CHECKING:
-    from mielin_cells.substrate.jetstream import Connection
+from mielin_cells.substrate.jetstream.connection import Connection
 
 ASK_S: Final = 5.0
 SYSTEM_S: Final = 0.3

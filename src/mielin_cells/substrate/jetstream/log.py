@@ -7,18 +7,17 @@ import base64
 import json
 import zlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import msgspec
 
 from mielin_cells.errors import CellError, MessageTooLarge, RetryError, StoreUnreachable
 from mielin_cells.substrate.jetstream import api
 from mielin_cells.substrate.jetstream.api import Unanswered
+from mielin_cells.substrate.jetstream.connection import Connection, Listener
+from mielin_cells.substrate.jetstream.heard import Heard
 from mielin_cells.substrate.jetstream.tail import Cut, JetTail
 from mielin_cells.substrate.ports import ENTRY_BYTES_MAX, Appended, Conflict, Entry, Outcome, Unknown
-
-if TYPE_CHECKING:
-    from mielin_cells.substrate.jetstream import Connection, Heard, Listener
 
 APPEND_S: Final = 5.0
 """An append without an answer for this long is `Unknown`."""

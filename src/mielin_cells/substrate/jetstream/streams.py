@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -13,10 +13,8 @@ from mielin_cells.errors import ConfigError, JetStreamDisabled, NotConnected, Se
 from mielin_cells.substrate.format import FORMAT, check_format
 from mielin_cells.substrate.jetstream import api
 from mielin_cells.substrate.jetstream.api import Unanswered
+from mielin_cells.substrate.jetstream.connection import Connection
 from mielin_cells.substrate.ports import ENTRY_BYTES_MAX
-
-if TYPE_CHECKING:
-    from mielin_cells.substrate.jetstream import Connection
 
 API_S: Final = 5.0
 LED_S: Final = 10.0
@@ -57,7 +55,7 @@ class Wish(NamedTuple):
     """A deployment that is not there is made."""
 
 
-class Made(NamedTuple):
+class Layout(NamedTuple):
     """What the deployment has."""
 
     shards: int
@@ -75,7 +73,7 @@ def check_wish(deployment: str, wish: Wish) -> None:
             raise ConfigError(f"{field} is {value!r}; it is 1 to {most}.", field=field, range=f"1 to {most}")
 
 
-async def streams(connection: Connection, deployment: str, wish: Wish) -> Made:
+async def streams(connection: Connection, deployment: str, wish: Wish) -> Layout:
     """What the deployment has; it is made if it is not there.  Raises `ConfigError` if it has something else than is wished."""
     first = api.stream_name(deployment, "log", 0)
     answer = await asked(connection, f"STREAM.INFO.{first}", b"")
@@ -94,10 +92,10 @@ async def streams(connection: Connection, deployment: str, wish: Wish) -> Made:
         if found.error is not None:
             raise api.error_of(found.error, name)
         replicas.append(_replicas_of(found, name, wish.replicas))
-    return Made(have, min(replicas))
+    return Layout(have, min(replicas))
 
 
-async def _made(connection: Connection, deployment: str, wish: Wish) -> Made:
+async def _made(connection: Connection, deployment: str, wish: Wish) -> Layout:
     count, replicas = wish.shards or 1, wish.replicas or (REPLICAS_IN_CLUSTER if connection.in_cluster else 1)
     kept = []
     wanted = names(deployment, count)
@@ -123,7 +121,7 @@ async def _made(connection: Connection, deployment: str, wish: Wish) -> Made:
             found = await asked(connection, f"STREAM.INFO.{wanted[-1]}", b"")
             if found.error is not None:
                 raise api.error_of(found.error, wanted[-1])
-    return Made(count, min(kept))
+    return Layout(count, min(kept))
 
 
 async def _create(connection: Connection, deployment: str, name: str, shards: int, replicas: int) -> api.StreamAnswer:

@@ -6,14 +6,12 @@ import asyncio
 import contextvars
 import logging
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
 
 from mielin_cells.errors import CellError, NoResponder, WireTimeout
 from mielin_cells.substrate.jetstream import api
 from mielin_cells.substrate.jetstream.api import INBOX, Unanswered
-
-if TYPE_CHECKING:
-    from mielin_cells.substrate.jetstream import Connection, Heard, Listener
+from mielin_cells.substrate.jetstream.connection import Connection, Listener
+from mielin_cells.substrate.jetstream.heard import Heard
 
 logger = logging.getLogger("mielin_cells.wire")
 
