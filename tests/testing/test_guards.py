@@ -260,7 +260,7 @@ def watermark_of_sent_outputs(patch: Patch) -> None:
 
     def sent(self: Outbox, out: Out) -> None:
         push(self, out)
-        self.progress[out.to] = max(self.progress.get(out.to, 0), out.n)
+        self._stored = {**self._stored, out.to: max(self._stored.get(out.to, 0), out.n)}
 
     patch.setattr(Outbox, "push", sent)
 

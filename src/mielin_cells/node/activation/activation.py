@@ -16,7 +16,6 @@ from mielin_cells.agents.live import Cell
 from mielin_cells.agents.spec import Spec
 from mielin_cells.errors import (
     CellError,
-    Fenced,
     InternalError,
     StoreFull,
     StoreUnreachable,
@@ -40,7 +39,6 @@ from mielin_cells.node.activation.outbox import Outbox
 from mielin_cells.node.activation.snapshots import Compaction
 from mielin_cells.node.activation.timers import Timers
 from mielin_cells.node.activation.writer import R, Writer, append_failed
-from mielin_cells.rpc.reminder import waiting
 from mielin_cells.settings import MAIL_BYTES_MAX
 from mielin_cells.tasks.signal import Signal
 from mielin_cells.tasks.supervision import Backoff
@@ -51,6 +49,12 @@ logger = logging.getLogger("mielin_cells.host")
 class Host:
     """The owner's side of one agent.  Made with a fold that is at the log's end; `open` starts it."""
 
+    __slots__ = (
+        "__weakref__", "_answers", "_batch", "_committing", "_is_failing", "_is_renewing", "_reader", "_sealing", "_settled", "cell",
+        "compaction", "fold", "home", "inbox", "inflight", "intake", "is_open", "loop", "lost", "marks", "outbox", "spec", "timers",
+        "writer",
+    )  # fmt: skip
+
     def __init__(self, home: Home, spec: Spec, cell: Cell, writer: Writer) -> None:
         self.home = home
         self.loop = asyncio.get_running_loop()
@@ -58,19 +62,10 @@ class Host:
         self.cell = cell
         self.writer = writer
         self.fold: Fold = writer.fold
-        self.outbox = Outbox(
-            home.log,
-            self.fold.agent,
-            home.reply_to,
-            self._low,
-            lambda to: self.fold.ledger.released.get(to, 0),
-            self.start,
-            lambda to: waiting(home.log, home.wire, to),
-            home.settings.inbox_max,
-        )
+        self.outbox = Outbox(self)
         self.compaction = Compaction(self)
         self.lost: Exception | None = None
-        self.inbox = Inbox(home, self.fold, self._kick)
+        self.inbox = Inbox(self)
         self.timers = Timers(self)
         self.intake = Intake(self)
         self.is_open = False
@@ -78,14 +73,14 @@ class Host:
         self._is_renewing = False
         self.marks = False
         """The agent was claimed with a message waiting: the first turn is opened by a record."""
-        self.batch = Batch()
+        self._batch: Batch | None = None
         self.inflight: Batch | None = None
         self._sealing = False
         self._committing: asyncio.Task[Any] | None = None
         self._reader: asyncio.Task[Any] | None = None
         self._settled = Signal()
-        writer.refused = self._settled.set
-        self._answers: dict[tuple[str, int], asyncio.Future[bytes]] = {}
+        writer.refused = self._settled
+        self._answers: dict[tuple[str, int], asyncio.Future[bytes]] | None = None
 
     # ---- opening and closing ---------------------------------------------------------------------------------
 
@@ -93,7 +88,7 @@ class Host:
         """Begins to serve: re-sends every committed output that the log does not show as stored, and reads the inbox."""
         self.is_open = True
         self.deliver()
-        self._reader = self.start(self._read())
+        self._reader = self.start(self.inbox.read())
         self.timers.open()
         self.commit_soon()
         if self.fold.wish is not None:  # whoever owned the agent before did not come to it
@@ -112,7 +107,7 @@ class Host:
         self.outbox.close()
         self.timers.close()
         self.compaction.close()
-        for future in self._answers.values():
+        for future in (self._answers or {}).values():
             future.cancel()
         self._settled.set()
 
@@ -122,17 +117,6 @@ class Host:
             self.lost = error
             self.close()
             self.home.lost(self, error)
-
-    # ---- the inbox -------------------------------------------------------------------------------------------
-
-    async def _read(self) -> None:
-        try:
-            await self.inbox.read()
-        except Fenced as error:
-            self.lose(error)
-
-    def _kick(self) -> None:
-        self.intake.kick()
 
     async def failed(self, error: BaseException, *, has_started: bool = True) -> None:
         """A hook raised, or the probe failed: the agent is in ERROR until it is resumed.
@@ -149,7 +133,18 @@ class Host:
             found = AgentError(message=message, code=code, has_started=has_started)
             await self.append(lambda head: Failed(**head, error=found))
 
+    def kick(self) -> None:
+        self.intake.kick()
+
     # ---- committing ------------------------------------------------------------------------------------------
+
+    @property
+    def batch(self) -> Batch:
+        """What the next commit will hold.  A batch takes 700 bytes: an idle agent has none."""
+        batch = self._batch
+        if batch is None:
+            batch = self._batch = Batch()
+        return batch
 
     async def append(self, compose: Callable[[dict[str, Any]], R], *, at_once: bool = False) -> R:
         """Appends a record of another kind, after what is in flight.  Raises what kept it from the log, after stopping this host;
@@ -192,13 +187,18 @@ class Host:
             self.lose(error if isinstance(error, CellError) else InternalError(said, agent=agent))
 
     def commit_soon(self) -> None:
-        if self._committing is None and self.is_open and not self._sealing and (self.batch or self.compaction.is_ready):
+        if (
+            self._committing is None
+            and self.is_open
+            and not self._sealing
+            and (self._batch or self.compaction.is_ready)
+        ):
             self._committing = self.start(self._commit())
 
     async def _commit(self) -> None:
         try:
             while self.is_open and not self._sealing:
-                if not self.batch and not self.compaction.is_ready:
+                if not self._batch and not self.compaction.is_ready:
                     break
                 snap = self.fold.snap
                 await self.writer.append(self._compose, then=self.compaction.follow)
@@ -217,10 +217,10 @@ class Host:
 
     def sealed(self) -> Commit:
         """Takes the batch as it is now, for the record that is being composed: state and ledger are exactly after it."""
-        batch, self.batch = self.batch, Batch()
+        batch, self._batch = self.batch, None
         self.inflight = batch
         ledger = self.fold.ledger
-        for to, n in self.outbox.progress.items():
+        for to, n in self.outbox.take_stored().items():
             if n > ledger.released.get(to, 0):
                 batch.released[to] = n
                 ledger.release(to, n)
@@ -256,7 +256,7 @@ class Host:
 
     def reply(self, reply_to: str, sender: str, answers: dict[int, bytes]) -> None:
         """Answers that change nothing: they leave at once, or after the commit that may hold what they repeat."""
-        batch = self.batch or self.inflight
+        batch = self._batch or self.inflight
         if batch is None:
             self.home.begin(self._let_out({(reply_to, sender): answers}))
             return
@@ -275,7 +275,7 @@ class Host:
 
     async def flush(self, *, at_once: bool = False) -> None:
         """Returns when everything that ran before is committed.  Raises `Fenced` if it cannot be, and `at_once` on a full store."""
-        while (self.batch or self.inflight is not None) and self.lost is None:
+        while (self._batch or self.inflight is not None) and self.lost is None:
             self.writer.check()
             if at_once and isinstance(self.writer.waits_for, StoreFull):
                 raise self.writer.waits_for
@@ -288,7 +288,7 @@ class Host:
 
     # ---- asks of the current turn ----------------------------------------------------------------------------
 
-    def _low(self, to: str) -> int:
+    def low(self, to: str) -> int:
         """The lowest number to `to` whose outcome is not durable: asks of the open turn keep their answers (rule 14)."""
         ledger = self.fold.ledger
         low = (ledger.unanswered(to) if ledger.again else None) or ledger.next_number(to)
@@ -299,14 +299,22 @@ class Host:
         return low
 
     def expect(self, to: str, n: int) -> asyncio.Future[bytes]:
+        if self._answers is None:
+            self._answers = {}
         return self._answers.setdefault((to, n), asyncio.get_running_loop().create_future())
 
     def forget(self, to: str, n: int) -> None:
-        self._answers.pop((to, n), None)
+        if self._answers is not None:
+            self._answers.pop((to, n), None)
+            if not self._answers:
+                self._answers = None
 
     def replied(self, replies: Replies) -> None:
+        answers = self._answers
+        if answers is None:
+            return
         for n, answer in replies.answers.items():
-            future = self._answers.get((replies.agent, n))
+            future = answers.get((replies.agent, n))
             if future is not None and not future.done():
                 future.set_result(answer)
 
@@ -315,7 +323,10 @@ class Host:
     @property
     def wish(self) -> Wish | None:
         """What the agent has ordered for itself and what has not taken effect: no turn runs."""
-        return self.batch.wish or (self.inflight.wish if self.inflight is not None else None) or self.fold.wish
+        for batch in (self._batch, self.inflight):
+            if batch is not None and batch.wish is not None:
+                return batch.wish
+        return self.fold.wish
 
     def fulfil(self) -> None:
         self.home.begin(self._fulfilled())
@@ -380,9 +391,9 @@ class Host:
         """A seal that is not in the log: its turns go back to be committed."""
         batch, self.inflight = self.inflight, None
         if batch is not None:
-            if self.batch:
+            if self._batch:
                 raise never("not self.batch")
-            self.batch = batch
+            self._batch = batch
 
     def handed_over(self) -> None:
         """The seal is in the log: its answers may leave; its outputs are sent by the next owner."""
@@ -392,7 +403,7 @@ class Host:
 
     def deliver(self) -> None:
         """Delivers what the log holds and does not show as stored.  What the next commit will hold waits for it (rule 9)."""
-        waiting = {(out.to, out.n) for out in self.batch.outs}
+        waiting = {(out.to, out.n) for out in self._batch.outs} if self._batch else ()
         self.outbox.push_missing([out for out in self.fold.ledger.unreleased() if (out.to, out.n) not in waiting])
 
     def adopt(self, delta: StateDelta | None) -> None:
@@ -412,12 +423,12 @@ class Host:
     def is_idle(self) -> bool:
         """True if all that was read of the inbox has taken effect, and is committed."""
         waits = self.inbox.queue or self.intake.delays.senders
-        return not waits and self.inflight is None and not self.batch and self.is_open
+        return not waits and self.inflight is None and not self._batch and self.is_open
 
     @property
     def has_unsealed(self) -> bool:
         """True if state or ledger is ahead of the log."""
-        return bool(self.batch) or self.batch.moved
+        return self._batch is not None and (bool(self._batch) or self._batch.moved)
 
 
 def _fitting(answers: dict[int, bytes]) -> list[dict[int, bytes]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,8 @@ class Home:
     obey: Callable[[str, str, str], Awaitable[object]] | None = None
     """Carries out an order to an agent that is hosted here: agent, order, reason."""
     tasks: set[asyncio.Task[Any]] = field(default_factory=set)
+    _context: Context = field(default_factory=copy_context)
+    """What runs at the end of a task runs in this context: one copy of a context for each task would take 64 bytes an agent."""
 
     async def at(self, step: str) -> None:
         """A named step of a move begins: prepare, copy and probe on the target, pause on the source."""
@@ -63,7 +66,7 @@ class Home:
         """
         task = asyncio.get_running_loop().create_task(work)
         self.tasks.add(task)
-        task.add_done_callback(ended or self.ended)
+        task.add_done_callback(ended or self.ended, context=self._context)
         return task
 
     def ended(self, task: asyncio.Task[Any]) -> None:

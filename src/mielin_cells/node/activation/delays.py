@@ -69,6 +69,10 @@ class _Sender:
         self.task: asyncio.Task[None] | None = None
 
 
+NO_SENDERS: dict[str, _Sender] = {}
+"""Of agents that have never put a message off: stays empty."""
+
+
 class Delays:
     """Of one host."""
 
@@ -76,10 +80,10 @@ class Delays:
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self.senders: dict[str, _Sender] = {}
+        self.senders = NO_SENDERS
         self.count = 0
         """How often a message was put off."""
-        self.due: list[str] = []
+        self.due: tuple[str, ...] = ()
         """Senders whose first message has waited long enough; the intake takes them when it comes to that."""
         self.early: list[Arrival] | tuple[()] = ()
         """After an undo: entries that are read before others which were taken before them."""
@@ -116,6 +120,8 @@ class Delays:
         """
         sender = self.senders.get(mail.sender)
         if sender is None:
+            if self.senders is NO_SENDERS:
+                self.senders = {}
             sender = self.senders[mail.sender] = _Sender(arrival)
         if sender.n != n or sender.passes is not passes:
             sender.n, sender.passes = n, passes
@@ -127,7 +133,7 @@ class Delays:
 
     async def _wait(self, name: str, sender: _Sender) -> None:
         await sender.backoff.wait()
-        self.due.append(name)
+        self.due += (name,)
         self._host.intake.kick()
 
     def come_back(self) -> None:
@@ -136,7 +142,7 @@ class Delays:
             self._bring_back_early()
         for name in reversed(self.due):
             self._host.inbox.come_back(self.senders[name].arrivals[0])
-        self.due.clear()
+        self.due = ()
 
     def is_early(self, sender: str) -> bool:
         """After an undo: others' messages are taken again first, as they were before.  Their answers were given in that order.

@@ -23,6 +23,8 @@ logger = logging.getLogger("mielin_cells.intake")
 class Endings:
     """Of one host."""
 
+    __slots__ = ("_host",)
+
     def __init__(self, host: Host) -> None:
         self._host = host
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import partial
+from typing import Protocol
 
 from mielin_cells.errors import Fenced, RecordInvalid, described, never
 from mielin_cells.log.commit import Batch
@@ -48,15 +49,30 @@ class Arrival:
         return 1 if isinstance(self.mail, RecordInvalid) else len(self.mail.messages) - self.index
 
 
-class Inbox:
-    """What has arrived and is not done.  `kick` is called when there is work."""
+class Owner(Protocol):
+    """What an inbox needs of the agent that it belongs to."""
 
-    def __init__(self, home: Home, fold: Fold, kick: Callable[[], None]) -> None:
-        self._home = home
-        self._fold = fold
-        self._kick = kick
+    @property
+    def home(self) -> Home: ...
+
+    @property
+    def fold(self) -> Fold: ...
+
+    def kick(self) -> None:
+        """There is work."""
+
+
+class Inbox:
+    """What has arrived and is not done.  The owner's `kick` is called when there is work."""
+
+    __slots__ = ("_fold", "_held", "_home", "_owner", "_room", "_tail", "arrived", "aside", "queue", "waiting")
+
+    def __init__(self, owner: Owner) -> None:
+        self._owner = owner
+        self._home = owner.home
+        self._fold = owner.fold
         self._tail: Tail | None = None
-        self._held: dict[int, Arrival] = {}
+        self._held: dict[int, Arrival] | None = None
         self._room = Signal()
         self.queue: deque[Arrival] | tuple[()] = ()
         """A deque takes 760 bytes: an agent has one while it has work."""
@@ -75,7 +91,7 @@ class Inbox:
         """Reads for ever.  Raises `Fenced` if what was held is trimmed: then another node owns the agent (rule 19)."""
         log, inbox, ledger = self._home.log, inbox_subject(self._fold.agent), self._fold.ledger
         behind = await self._read_held()
-        self._kick()
+        self._owner.kick()
         self._tail = tail = log.tail(inbox, ledger.cursor)
         try:
             async for batch in tail:
@@ -86,14 +102,14 @@ class Inbox:
                     self.arrived += arrival.count
                     if behind and self._is_new(arrival):
                         self.queue.extend(behind)  # type: ignore[union-attr]
-                        behind = []
-                self._kick()
+                        behind = ()
+                self._owner.kick()
                 while self.waiting > 2 * self._home.settings.inbox_max or self.aside > ASIDE_MAX:
                     await self._room.wait()
         finally:
             tail.close()
 
-    async def _read_held(self) -> list[Arrival]:
+    async def _read_held(self) -> Sequence[Arrival]:
         """Queues the entries that are held and wait for no earlier number.  Gives those that come behind the next entry.
 
         The message of a turn with recorded asks or steps goes first: its next run must find the state in which they were made.
@@ -108,17 +124,17 @@ class Inbox:
             self.waiting += arrival.count
             mail = arrival.mail
             if isinstance(mail, Mail) and self.verdict(mail, mail.messages[0]) is Verdict.HOLD:
-                self._held[seq] = arrival
+                self._keep(arrival)
             elif opened is not None and isinstance(mail, Mail) and _holds(mail, opened.sender, opened.n):
                 is_found = True
                 ready.appendleft(arrival)
             else:  # it was put off, or what it waited for was committed, and the owner was lost before this
                 ready.append(arrival)
         if ready and not is_found and await self._has_more():
-            return [*ready]
+            return ready
         for arrival in ready:
             self._push(arrival)
-        return []
+        return ()
 
     async def _has_more(self) -> bool:
         backoff = Backoff()
@@ -216,6 +232,11 @@ class Inbox:
     def hold(self, arrival: Arrival, batch: Batch) -> None:
         """An earlier message of its sender is still missing."""
         self._pass(arrival, batch)
+        self._keep(arrival)
+
+    def _keep(self, arrival: Arrival) -> None:
+        if self._held is None:
+            self._held = {}
         self._held[arrival.seq] = arrival
 
     def put_off(self, arrival: Arrival, batch: Batch) -> None:

@@ -46,8 +46,16 @@ _APPLY, _HOLD, _TAKEN = (
 )  # reading them off the enumeration is not free, and there is one a message
 
 
+NOBODY = ("", 0, 0)
+
+
 class Intake:
     """Runs the turns of one host.  What they do goes into the host's batch; nothing of it is durable before the commit."""
+
+    __slots__ = (
+        "_alone", "_backoff", "_cancellable", "_cell", "_closing", "_endings", "_fold", "_handlers", "_host", "_inbox", "_is_closed",
+        "_lock", "_pump", "_spec", "_stops", "cancels", "delays", "turn",
+    )  # fmt: skip
 
     def __init__(self, host: Host) -> None:
         self._host = host
@@ -65,17 +73,20 @@ class Intake:
         """How often `stop` has cancelled the turn that waits."""
         self.delays = Delays(host)
         self._endings = Endings(host)
-        self._alone: tuple[str, int, int] = ("", 0, 0)
+        self._alone = NOBODY
         """A message that failed and that nobody may pass, and how often it has run."""
         self._backoff: Backoff | None = None
         """Of that message."""
-        self._closing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._is_closed = False
+        self._closing: asyncio.Future[None] | None = None
+        """Made by whoever waits for the lock, and done once the intake is closed."""
         self.turn: Turn | None = None
         """The turn that waits.  While one runs without waiting, nobody else can look."""
 
     def close(self) -> None:
-        if not self._closing.done():
-            self._closing.set_result(None)  # who waits for the turns to end here waits no longer
+        self._is_closed = True
+        if self._closing is not None and not self._closing.done():
+            self._closing.set_result(None)
         self.delays.close()
         if self._pump is not None and self._pump is not asyncio.current_task():
             self._pump.cancel()
@@ -131,9 +142,9 @@ class Intake:
         now = asyncio.get_running_loop().time
         until = now() + BURST_S
         host, inbox, judge = self._host, self._inbox, self._fold.ledger.judge
-        delays, due, fate = self.delays, self.delays.due, _TAKEN
+        delays, fate = self.delays, _TAKEN
         while host.is_open:
-            if (due or delays.early) and not turn_is_open(self._fold):
+            if (delays.due or delays.early) and not turn_is_open(self._fold):
                 delays.come_back()
             if not inbox.queue:
                 return
@@ -517,7 +528,7 @@ class Intake:
 
     async def stop_at_once(self) -> bool:
         """As `stop`, if no turn runs; else False, and the intake goes on.  Never waits."""
-        if self._lock.locked() or self._closing.done():
+        if self._lock.locked() or self._is_closed:
             return False
         self._stops += 1
         await self._lock.acquire()  # it is free
@@ -552,8 +563,10 @@ class Intake:
 
     async def _locked(self) -> None:
         """Takes the lock.  Raises `Fenced` if the host is closed before: whoever holds it then never gives it back."""
-        if self._closing.done():
+        if self._is_closed:
             raise self._left()
+        if self._closing is None:
+            self._closing = self._host.loop.create_future()
         acquiring = asyncio.ensure_future(self._lock.acquire())
         try:
             await asyncio.wait((acquiring, self._closing), return_when=asyncio.FIRST_COMPLETED)

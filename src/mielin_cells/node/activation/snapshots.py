@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -94,7 +94,7 @@ class Compaction:
         self._parts: list[PartRef] | None = None
         self._since = 0
         self._captured: Captured | None = None
-        self._passed_over: list[str] = []
+        self._passed_over: Sequence[str] = ()
         """Parts of the snapshots that the newest record does not name any more."""
         self.is_ready = False
         """The slices are written; the record can follow the next commit."""

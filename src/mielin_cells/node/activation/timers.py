@@ -39,6 +39,11 @@ def check_room(agent: str, known: dict[str, Timer], changes: dict[str, Timer | N
         )
 
 
+NO_HEAP: list[tuple[float, str]] = []
+NO_DUE: dict[str, float] = {}
+"""Of agents that have no timer: both stay empty."""
+
+
 class Timers:
     """Of one host.  Here a timer runs by the loop's clock, which does not jump; by the wall clock only when the agent comes here."""
 
@@ -46,11 +51,11 @@ class Timers:
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self._heap: list[tuple[float, str]] = []
+        self._heap = NO_HEAP
         """Due by the loop's clock; an entry whose timer is gone or due at another time is passed over."""
-        self._due: dict[str, float] = {}
+        self._due = NO_DUE
         self._handle: asyncio.TimerHandle | None = None
-        self._told: set[str] = set()
+        self._told: set[str] | None = None
         """Timers of which it was said that their handler is gone."""
 
     def open(self) -> None:
@@ -84,6 +89,8 @@ class Timers:
         self.kick()
 
     def _at(self, name: str, due: float) -> None:
+        if self._due is NO_DUE:
+            self._heap, self._due = [], {}
         self._due[name] = due
         heapq.heappush(self._heap, (due, name))
 
@@ -146,6 +153,8 @@ class Timers:
 
     def _tell_unknown(self, timer: Timer) -> None:
         """Once: it stays as it was last due, for a node that has the handler, or for an operator who takes it away."""
+        if self._told is None:
+            self._told = set()
         if timer.id in self._told:
             return
         self._told.add(timer.id)

@@ -397,7 +397,7 @@ class Turn(OwnOrders):
                     if future.done():
                         answer = future.result()
                     elif host.outbox.holds(out):  # it is not stored yet
-                        refused = host.outbox.refused.get(out.to, "")
+                        refused = host.outbox.refused(out.to)
                         self.why = f": its inbox does not take it ({refused.rstrip('.')})" if refused else ""
                     else:
                         left_s = (limit.when() or float("inf")) - host.loop.time()

@@ -5,35 +5,30 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeAlias
-
-from mielin_cells.errors import CellError, EpochRegression, Fenced, described
-from mielin_cells.log.fold import Fold
-from mielin_cells.log.ids import log_subject
-from mielin_cells.log.lifecycle import AgentError, AgentState
-from mielin_cells.log.records import Failed, Suspended
-from mielin_cells.substrate.ports import Log
-from mielin_cells.tasks.supervision import Backoff
-
-if TYPE_CHECKING:
-    pass
-
 from random import Random
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from mielin_cells.errors import (
+    CellError,
+    EpochRegression,
+    Fenced,
     InternalError,
     InvalidTransition,
     MessageTooLarge,
     RecordInvalid,
     RetryError,
     UsageError,
+    described,
 )
-from mielin_cells.log.ids import part_subject
-from mielin_cells.log.records import Record, Spilled, encode_record
+from mielin_cells.log.fold import Fold
+from mielin_cells.log.ids import log_subject, part_subject
+from mielin_cells.log.lifecycle import AgentError, AgentState
+from mielin_cells.log.records import Failed, Record, Spilled, Suspended, encode_record
 from mielin_cells.settings import RECORD_BYTES_MAX, REGRESSION_S
 from mielin_cells.substrate import parts
-from mielin_cells.substrate.ports import Appended, Conflict, Unknown
+from mielin_cells.substrate.ports import Appended, Conflict, Log, Unknown
+from mielin_cells.tasks.signal import Signal
+from mielin_cells.tasks.supervision import Backoff
 
 R = TypeVar("R", bound=Record)
 Follow: TypeAlias = Callable[[dict[str, Any]], Record]
@@ -107,8 +102,8 @@ class Writer:
         """The failure is the record's own: no store would take it.  Nothing of it was sent."""
         self.waits_for: CellError | None = None
         """What the store refuses the append that is repeated now with; None while nothing is repeated for that."""
-        self.refused: Callable[[], None] | None = None
-        """Called when an append is to be repeated."""
+        self.refused: Signal | None = None
+        """Set when an append is to be repeated."""
         self._backoff: Backoff | None = None
 
     def close(self) -> None:
@@ -181,7 +176,7 @@ class Writer:
                     logger.info("agent %s: append of %s repeated: %s", self.fold.agent, type(record).__name__, error)
                     self.waits_for = error if isinstance(error, CellError) else None
                     if self.refused is not None:
-                        self.refused()
+                        self.refused.set()
                     if backoff is None:
                         backoff = self._backoff = Backoff()
                     await backoff.wait()
