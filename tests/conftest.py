@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mielin_cells.agents.agent import classes
+from mielin_cells.agents.reference import classes
 from mielin_cells.substrate.jetstream.server import Server
 
 

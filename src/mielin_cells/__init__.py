@@ -21,10 +21,12 @@ from typing import TYPE_CHECKING
 
 from mielin_cells.agents.agent import Agent, upgrade
 from mielin_cells.agents.buffer import Buffer
-from mielin_cells.agents.cluster import AgentInfo, Cluster, DrainReport, MigrationReport, NodeInfo, RollbackReport
+from mielin_cells.agents.cluster import Cluster
+from mielin_cells.agents.context import this
 from mielin_cells.agents.handler import handler
-from mielin_cells.agents.reference import this
-from mielin_cells.agents.step import Retry, step
+from mielin_cells.agents.reports import AgentInfo, DrainReport, MigrationReport, NodeInfo, RollbackReport
+from mielin_cells.agents.retry import Retry
+from mielin_cells.agents.step import step
 from mielin_cells.agents.table import Table
 from mielin_cells.agents.timer import CatchUp, after, cancel, every
 from mielin_cells.deployment.connect import connect

@@ -11,8 +11,9 @@ import msgspec
 import pytest
 
 import mielin_cells as cells
-from mielin_cells.agents.agent import HOOKS, classes, make_ref
+from mielin_cells.agents.agent import HOOKS
 from mielin_cells.agents.live import Cell
+from mielin_cells.agents.reference import classes, make_ref
 from mielin_cells.agents.spec import spec_of
 from mielin_cells.log.state import StoredState
 

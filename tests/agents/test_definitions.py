@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import mielin_cells as cells
-from mielin_cells.agents.agent import classes
+from mielin_cells.agents.reference import classes
 
 
 def doubled(fn: Any) -> Any:
@@ -118,7 +118,7 @@ def test_a_handler_that_the_class_got_after_it_was_used_says_so() -> None:
     spec_of(Open)
     Open.late = cells.handler(late)  # type: ignore[attr-defined]
     with pytest.raises(cells.NoSuchHandler, match="define handlers in the class"):
-        Open.late.route(Open)  # type: ignore[attr-defined]
+        spec_of(Open).handler("late")
 
 
 async def a_method(self: Any) -> int:

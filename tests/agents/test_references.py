@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import mielin_cells as cells
-from mielin_cells.agents.agent import make_ref
+from mielin_cells.agents.reference import make_ref
 
 
 class Parrot(cells.Agent):
@@ -219,7 +219,7 @@ class Leaky(cells.Agent):
         if what == "turn":
             held["turn"].migrate()
         elif what == "caller":
-            await held["turn"].caller.tell("post", *Post.put.route(Post), b"\x80", None)
+            await held["turn"].caller.tell(held["post"], "put", (), {}, None)
         else:
             await held["call"]
 

@@ -13,7 +13,6 @@ import pytest
 import pytest_asyncio
 
 import mielin_cells as cells
-from mielin_cells.agents import words
 from mielin_cells.agents.spec import spec_of
 from mielin_cells.cli import commands, moves
 from mielin_cells.cli.show import Printer, as_json, as_text, duration, size
@@ -22,6 +21,7 @@ from mielin_cells.client.operator import Operator
 from mielin_cells.client.recoveries import Cases, case_of, story
 from mielin_cells.log.ids import control_subject, log_subject, node_log_subject
 from mielin_cells.log.records import Cleared
+from mielin_cells.rpc import words
 
 
 class Colour(enum.Enum):

@@ -15,7 +15,7 @@ import pytest
 from support.moving import nodes
 
 import mielin_cells as cells
-from mielin_cells.agents.agent import classes
+from mielin_cells.agents.reference import classes
 from mielin_cells.client.client import Client
 from mielin_cells.errors import AgentTerminated, InboxFull, TurnDeadlineExceeded, WireTimeout
 from mielin_cells.log.ids import LOGS

@@ -12,7 +12,7 @@ import pytest
 
 import mielin_cells as cells
 from mielin_cells import Policy
-from mielin_cells.agents.agent import classes
+from mielin_cells.agents.reference import classes
 from mielin_cells.client.client import Client
 from mielin_cells.membership.table import Announcement
 from mielin_cells.migration.recovery import RecoveryConfig

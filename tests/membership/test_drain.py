@@ -15,8 +15,8 @@ import pytest
 from support.processes import deployment as processes
 
 import mielin_cells as cells
-from mielin_cells.agents.agent import classes
-from mielin_cells.agents.reference import current
+from mielin_cells.agents.context import current
+from mielin_cells.agents.reference import classes
 from mielin_cells.cli.drain import drain as drain_command
 from mielin_cells.cli.drain import seconds_of
 from mielin_cells.cli.show import Printer

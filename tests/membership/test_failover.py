@@ -16,8 +16,8 @@ from support.failing import LIMIT_S, QUICK, Gauge, die, entered, nodes
 from support.processes import deployment, wait_for
 
 import mielin_cells as cells
-from mielin_cells.agents.agent import classes
-from mielin_cells.agents.cluster import NodeInfo
+from mielin_cells.agents.reference import classes
+from mielin_cells.agents.reports import NodeInfo
 from mielin_cells.client.client import Client
 from mielin_cells.membership.selection import Spread
 from mielin_cells.membership.term import SUBJECT

@@ -9,7 +9,7 @@ from random import Random
 import pytest
 from support.failing import QUICK, Gauge, die, nodes
 
-from mielin_cells.agents.agent import classes
+from mielin_cells.agents.reference import classes
 from mielin_cells.client.client import Client
 from mielin_cells.log.ids import node_log_subject
 from mielin_cells.membership import table, term

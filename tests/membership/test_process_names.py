@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 import mielin_cells as cells
-from mielin_cells.agents.agent import classes
+from mielin_cells.agents.reference import classes
 from mielin_cells.client.client import Client
 from mielin_cells.client.operator import Operator
 from mielin_cells.log.ids import node_log_subject

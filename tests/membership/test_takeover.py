@@ -17,8 +17,8 @@ from msgspec.structs import replace
 from support.failing import LIMIT_S, QUICK, Gauge, die, nodes
 
 import mielin_cells as cells
-from mielin_cells.agents.agent import classes
-from mielin_cells.agents.cluster import NodeInfo
+from mielin_cells.agents.reference import classes
+from mielin_cells.agents.reports import NodeInfo
 from mielin_cells.errors import PermissionDenied
 from mielin_cells.log.ids import control_subject
 from mielin_cells.log.records import HandedOff

@@ -15,8 +15,8 @@ import msgspec
 import pytest
 
 import mielin_cells as cells
-from mielin_cells.agents.agent import classes
-from mielin_cells.agents.reference import current
+from mielin_cells.agents.context import current
+from mielin_cells.agents.reference import classes
 from mielin_cells.client.client import Client
 from mielin_cells.migration.admission import Facts, Offer, refusals
 from mielin_cells.node.moves.admission import Room, room_of

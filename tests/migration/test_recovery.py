@@ -20,7 +20,7 @@ from mielin_cells import (
     RecoveryStrategy,
     RollbackInfo,
 )
-from mielin_cells.agents.agent import make_ref
+from mielin_cells.agents.reference import make_ref
 from mielin_cells.migration.failure import MigrationError
 from mielin_cells.migration.recovery import JITTER_MAX, determine, explain
 from mielin_cells.migration.validation import checksum

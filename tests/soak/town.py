@@ -13,7 +13,7 @@ from random import Random
 from types import ModuleType
 
 import mielin_cells as cells
-from mielin_cells.agents.agent import classes
+from mielin_cells.agents.reference import classes
 from mielin_cells.client.client import Client
 from mielin_cells.client.operator import Operator
 from mielin_cells.errors import CellError

@@ -11,7 +11,7 @@ import pytest
 from support.nats_servers import WAIT_S, nats_server, opened
 
 import mielin_cells as cells
-from mielin_cells.agents.agent import classes
+from mielin_cells.agents.reference import classes
 from mielin_cells.client.client import Client
 from mielin_cells.errors import EpochRegression
 from mielin_cells.node.node import Node

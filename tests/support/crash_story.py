@@ -13,7 +13,7 @@ from random import Random
 from typing import Any
 
 import mielin_cells as cells
-from mielin_cells.agents.agent import classes
+from mielin_cells.agents.reference import classes
 from mielin_cells.client.client import Client
 from mielin_cells.errors import CellError, Fenced, NoSuchAgent, RetryError
 from mielin_cells.log.ids import JOURNALS, LOGS

@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 from random import Random
 
 import mielin_cells as cells
-from mielin_cells.agents.agent import classes
-from mielin_cells.agents.reference import current
+from mielin_cells.agents.context import current
+from mielin_cells.agents.reference import classes
 from mielin_cells.client.client import Client
 from mielin_cells.migration.recovery import RecoveryConfig
 from mielin_cells.node.node import Node

@@ -19,7 +19,7 @@ from torture.agents import TOKENS, Purse
 from torture.check import Check, History, Report, Timed, entries_of, has_arrived
 from torture.nodes import NodeProcess
 
-from mielin_cells.agents.cluster import MigrationReport
+from mielin_cells.agents.reports import MigrationReport
 from mielin_cells.client.client import Client
 from mielin_cells.deployment.connect import Address, connected
 from mielin_cells.errors import Fenced, NoSuchAgent, RetryError

@@ -11,8 +11,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import mielin_cells as cells
-from mielin_cells.agents.agent import classes
-from mielin_cells.agents.reference import current
+from mielin_cells.agents.context import current
+from mielin_cells.agents.reference import classes
 from mielin_cells.client.client import Client
 from mielin_cells.node.node import Node
 from mielin_cells.substrate.embedded import Embedded

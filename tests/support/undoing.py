@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 import mielin_cells as cells
-from mielin_cells.agents.reference import current
+from mielin_cells.agents.context import current
 from mielin_cells.client.client import Client
 from mielin_cells.membership.table import Announcement
 from mielin_cells.migration.recovery import RecoveryConfig

@@ -15,7 +15,7 @@ import pytest
 from support.moving import Counter, nodes
 
 import mielin_cells as cells
-from mielin_cells.agents.agent import classes
+from mielin_cells.agents.reference import classes
 from mielin_cells.node.node import Node
 from mielin_cells.substrate.embedded import Embedded
 from mielin_cells.substrate.ports import Appended, Unknown

@@ -16,7 +16,7 @@ import pytest
 from support.guards import GUARDS, Guard, Patch, guard
 from support.paths import ROOT
 
-from mielin_cells.agents import reference
+from mielin_cells.agents import context
 from mielin_cells.agents.live import Cell
 from mielin_cells.errors import Fenced
 from mielin_cells.log import message as wire_format
@@ -110,11 +110,11 @@ def state_is_its_turns(patch: Patch) -> None:
     assign = Cell.set
 
     def anyhow(self: Cell, name: str, value: Any) -> None:
-        token = reference.turn.set(self.owner)
+        token = context.turn.set(self.owner)
         try:
             assign(self, name, value)
         finally:
-            reference.turn.reset(token)
+            context.turn.reset(token)
 
     patch.setattr(Cell, "set", anyhow)
 

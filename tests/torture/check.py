@@ -14,7 +14,7 @@ from functools import partial
 from math import inf
 from typing import Any, ClassVar, NamedTuple, cast
 
-from mielin_cells.agents.cluster import MigrationReport
+from mielin_cells.agents.reports import MigrationReport
 from mielin_cells.errors import CellError
 from mielin_cells.log.ids import JOURNALS, LOGS, inbox_subject, journal_subject, log_subject
 from mielin_cells.log.records import Accepted, decode_record

@@ -1,7 +1,7 @@
-"""What authors write: `Agent`, `upgrade`; and what they hold: references.
+"""What authors write: `Agent` and `upgrade`.
 
 A class that derives from `Agent` serves twice.  A *live* instance is made by the owner and bound to stored state
-(`core.cell`); a *reference* is a value, a name of the agent, through which its handlers are asked.  Annotated names are
+(`agents.live`); a *reference* is a value, a name of the agent, through which its handlers are asked.  Annotated names are
 state, also those of plain base classes; `_private` attributes are not, and do not move; other attributes are refused when they
 are set.
 """
@@ -13,24 +13,26 @@ import re
 import types
 import typing
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, dataclass_transform
 
 from mielin_cells.agents import definition
+from mielin_cells.agents.context import turn
 from mielin_cells.agents.handler import Handler
-from mielin_cells.agents.reference import Caller, turn
-from mielin_cells.agents.reference import current as current  # noqa: PLC0414 - named here, beside the classes, for adapters and tests
+from mielin_cells.agents.reference import Reference, classes
 from mielin_cells.agents.values.annotations import annotations_of
 from mielin_cells.errors import FieldRefused, IsReference, UsageError
-from mielin_cells.log.ids import AgentId
 from mielin_cells.log.policy import DEFAULT, Policy
 
-if TYPE_CHECKING:
-    from mielin_cells.agents.live import Cell
 
-A = TypeVar("A", bound="Agent")
+class Cell(Protocol):
+    """The stored state behind a live agent, as its fields use it."""
 
-classes: dict[str, type[Agent]] = {}
-"""Every agent class of this process by its name on the wire.  A class that is defined again takes its own place."""
+    owner: Any
+    touched: dict[str, None]
+
+    def load(self, name: str) -> Any: ...
+    def copy(self, name: str) -> Any: ...
+    def set(self, name: str, value: Any) -> None: ...
 
 
 class Upgrade:
@@ -174,18 +176,13 @@ def _inherited(cls: type[Agent], name: str) -> Any:
 
 
 @dataclass_transform(kw_only_default=True, eq_default=False)
-class Agent:
+class Agent(Reference):
     """A stateful agent.  Annotated attributes are its state; `@handler` methods are what others can ask of it.
 
     Options of a class: `version` (of its state, from 1), `name` (on the wire; default the class's name), `recovery` (of failed
     moves: a dict of `RecoveryConfig`'s fields), `policy` (`cells.Policy`: which nodes its agents may move to) and `standby` (how
     many other nodes keep a copy of each agent, so that losing its owner costs no load).
     """
-
-    __mielin_name__: ClassVar[str] = "Agent"
-    __mielin_version__: ClassVar[int] = 1
-    __mielin_replaced__: ClassVar[bool] = False
-    """The class, or a base of it, was defined again in this process."""
 
     if not TYPE_CHECKING:
 
@@ -225,7 +222,7 @@ class Agent:
         wire_name = "".join(name or cls.__name__)  # plain text: it is in records
         definition.check_fields(cls, fields)
         definition.check_handlers(cls)
-        mixins = [base for base in cls.__mro__ if not issubclass(base, Agent) and not definition.is_bare(base)]
+        mixins = [base for base in cls.__mro__ if not issubclass(base, Reference) and not definition.is_bare(base)]
         definition.check_attributes(cls, mixins)
         definition.check_name(cls, wire_name, version, classes.get(wire_name))
         cls.__mielin_name__, cls.__mielin_version__ = wire_name, version
@@ -265,27 +262,6 @@ class Agent:
         """The probe, in probation: False returns the agent to the source."""
         return True
 
-    def __repr__(self) -> str:
-        return f"<{type(self).__mielin_name__} {agent_id(self)!r}>"
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Agent):
-            return NotImplemented
-        return agent_id(self) == agent_id(other) and type(self).__mielin_name__ == type(other).__mielin_name__
-
-    def __hash__(self) -> int:
-        return hash((type(self).__mielin_name__, agent_id(self)))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return make_ref, (type(self), agent_id(self))
-
-    def __copy__(self) -> Self:
-        """A reference is a value, and its own copy; the copy of a live agent is a reference to it."""
-        return self if self.__dict__["__mielin_cell__"] is None else make_ref(type(self), agent_id(self))
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return self.__copy__()
-
     def __dir__(self) -> list[str]:
         names = [name for name in object.__dir__(self) if not name.startswith("__mielin_")]
         if self.__dict__["__mielin_cell__"] is not None:
@@ -295,28 +271,3 @@ class Agent:
 
 for _hook in HOOKS:
     setattr(Agent, _hook, Hook(_hook, Agent.__dict__[_hook]))
-
-
-def known_as(cls: type[Agent], wanted: type[Agent]) -> type[Agent] | None:
-    """The class of a reference to a `cls` where a `wanted` is declared: `cls`, or `wanted` if that was defined again since;
-    None if such an agent is no `wanted`."""
-    if issubclass(cls, wanted):
-        return cls
-    names = [base.__mielin_name__ for base in cls.__mro__ if issubclass(base, Agent) and base is not Agent]
-    return wanted if wanted.__mielin_replaced__ and wanted.__mielin_name__ in names else None
-
-
-def make_ref(cls: type[A], agent: str, caller: Caller | None = None) -> A:
-    """A reference to the agent of this id.  Does no I/O.  Raises `InvalidAgentId`."""
-    try:
-        ref = object.__new__(cls)
-    except TypeError as error:  # of an abstract class
-        raise UsageError(f"No agent can be of {cls.__name__}: {error}; name the class that {agent!r} is of.") from error
-    ref.__dict__.update(__mielin_cell__=None, __mielin_id__=str(AgentId(agent)), __mielin_caller__=caller)
-    return ref
-
-
-def agent_id(ref: Agent) -> str:
-    """The id of a reference, or of a live agent."""
-    found: str = ref.__dict__["__mielin_id__"]
-    return found

@@ -7,15 +7,12 @@ import inspect
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar, overload
 
-from mielin_cells.agents.reference import Caller, current, turn
+from mielin_cells.agents.context import Caller, current, turn
+from mielin_cells.agents.reference import Reference
 from mielin_cells.agents.values.annotations import read_signature
 from mielin_cells.agents.values.raises import check_declared
-from mielin_cells.errors import FieldRefused, NoSuchHandler, NotConnected, UsageError
+from mielin_cells.errors import FieldRefused, NotConnected, UsageError
 from mielin_cells.settings import check_timeout
-
-if TYPE_CHECKING:
-    from mielin_cells.agents.agent import Agent
-    from mielin_cells.agents.spec import HandlerSpec, Spec
 
 LABEL_CHARS_MAX = 128
 """Of a call's label: it is in the log with the ask."""
@@ -23,7 +20,7 @@ LABEL_CHARS_MAX = 128
 P = ParamSpec("P")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
-A = TypeVar("A", bound="Agent")
+A = TypeVar("A", bound=Reference)
 
 
 class Bound(Generic[P, R_co]):
@@ -32,7 +29,7 @@ class Bound(Generic[P, R_co]):
     __slots__ = ("_handler", "_id", "_obj", "_timeout")
 
     def __init__(
-        self, handler: Handler[P, R_co], obj: Agent, timeout: float | None = None, id: str | None = None
+        self, handler: Handler[P, R_co], obj: Reference, timeout: float | None = None, id: str | None = None
     ) -> None:
         self._handler = handler
         self._obj = obj
@@ -44,7 +41,7 @@ class Bound(Generic[P, R_co]):
         return self._handler.name
 
     @property
-    def __self__(self) -> Agent:
+    def __self__(self) -> Reference:
         """The agent that it is a handler of."""
         return self._obj
 
@@ -69,21 +66,16 @@ class Bound(Generic[P, R_co]):
         `NoSuchAgent`, `AgentTerminated`, `WrongClass`, `BadArguments`, `InboxFull`.
         """
         obj = self._obj
-        values = obj.__dict__
-        if values["__mielin_cell__"] is not None:  # inside the agent itself: a plain call
+        if obj.__dict__["__mielin_cell__"] is not None:  # inside the agent itself: a plain call
             return self._handler.fn(obj, *args, **kwargs)
-        spec, handler = self._handler.routes.get(type(obj)) or self._handler.route(type(obj))
-        return self._caller().ask(values["__mielin_id__"], spec, handler, args, kwargs, self._timeout, self._id)
+        return self._caller().ask(obj, self._handler.name, args, kwargs, self._timeout, self._id)
 
     async def tell(self, *args: P.args, **kwargs: P.kwargs) -> None:
         """Sends durably: returns when the message is stored (outside a turn) or will be with the turn's commit (inside)."""
         obj = self._obj
         if obj.__dict__["__mielin_cell__"] is not None:
             raise UsageError(f"Inside agent {obj!r} there is nobody to tell but itself; call the method.")
-        spec, handler = self._handler.route(type(obj))
-        await self._caller().tell(
-            obj.__dict__["__mielin_id__"], spec, handler, handler.encode_args(args, kwargs), self._id
-        )
+        await self._caller().tell(obj, self._handler.name, args, kwargs, self._id)
 
     def _caller(self) -> Caller:
         """The cluster that gave the reference; inside a turn the turn, unless that is another deployment's cluster."""
@@ -124,7 +116,7 @@ class Bound(Generic[P, R_co]):
             raise AttributeError(f"{self!r} has no {name!r}; it is a handler: call it, or use .tell and .options.")
 
 
-def _bound(obj: Agent, name: str, timeout: float | None, id: str | None) -> Bound[Any, Any]:
+def _bound(obj: Reference, name: str, timeout: float | None, id: str | None) -> Bound[Any, Any]:
     return Bound(getattr(type(obj), name), obj, timeout, id)
 
 
@@ -149,7 +141,6 @@ class Handler(Generic[P, R_co]):
         self.cancellable = cancellable
         self.tries = tries
         self.raises = check_declared(raises, fn.__qualname__)
-        self.routes: dict[type[Agent], tuple[Spec, HandlerSpec]] = {}
         self.__doc__ = fn.__doc__
         self.__name__ = fn.__name__
         self.__qualname__ = fn.__qualname__
@@ -157,7 +148,7 @@ class Handler(Generic[P, R_co]):
         self.__wrapped__ = fn
         self.__isabstractmethod__ = getattr(fn, "__isabstractmethod__", False)
 
-    def __set__(self, obj: Agent, value: object) -> None:
+    def __set__(self, obj: Reference, value: object) -> None:
         raise UsageError(
             f"{self.name} is a handler of {obj!r}, and is not assigned: messages would not reach what took its place."
         )
@@ -173,27 +164,11 @@ class Handler(Generic[P, R_co]):
     def __repr__(self) -> str:
         return f"<handler {self.__qualname__}>"
 
-    def route(self, cls: type[Agent]) -> tuple[Spec, HandlerSpec]:
-        """What a call of this handler on `cls`, or on a class derived from its own, is encoded by."""
-        found = self.routes.get(cls)
-        if found is None:
-            from mielin_cells.agents.spec import spec_of
-
-            spec = spec_of(cls)
-            handler = spec.handlers.get(self.name)
-            if handler is None:
-                raise NoSuchHandler(
-                    f"{spec.name} has no handler {self.name!r}: what its class did not have when it was first used is not sent; "
-                    "define handlers in the class.", agent="", handler=self.name,
-                )  # fmt: skip
-            found = self.routes[cls] = (spec, handler)
-        return found
-
     @overload
     def __get__(self, obj: None, owner: type) -> Self: ...
     @overload
-    def __get__(self, obj: Agent, owner: type) -> Bound[P, R_co]: ...
-    def __get__(self, obj: Agent | None, owner: type) -> Self | Bound[P, R_co]:
+    def __get__(self, obj: Reference, owner: type) -> Bound[P, R_co]: ...
+    def __get__(self, obj: Reference | None, owner: type) -> Self | Bound[P, R_co]:
         return self if obj is None else Bound(self, obj)
 
 

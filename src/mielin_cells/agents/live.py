@@ -8,7 +8,7 @@ from typing import Any
 
 from mielin_cells.agents.agent import Agent
 from mielin_cells.agents.buffer import Buffer
-from mielin_cells.agents.reference import Turn, turn
+from mielin_cells.agents.context import Turn, turn
 from mielin_cells.agents.spec import FieldSpec, Spec, buffer_bytes
 from mielin_cells.agents.table import Table
 from mielin_cells.agents.values.codec import Codec, encode, plain, reason

@@ -1,124 +1,74 @@
-"""What carries calls, and the turn that runs: the two protocols behind references and `cells.this()`."""
+"""References: an agent's name as a value, and the classes of this process by their names on the wire."""
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
-from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, ClassVar, Self, TypeVar
 
-from mielin_cells.errors import NotInTurn
-
-if TYPE_CHECKING:
-    from mielin_cells.agents.cluster import Cluster
-    from mielin_cells.agents.spec import HandlerSpec, Spec
-    from mielin_cells.agents.step import Retry
+from mielin_cells.errors import UsageError
+from mielin_cells.log.ids import AgentId
 
 
-class Caller(Protocol):
-    """What carries calls: a client outside, the turn inside."""
+class Reference:
+    """What every instance of an agent class is, live or not: a value that names an agent.
 
-    def ask(
-        self,
-        agent: str,
-        spec: Spec,
-        handler: HandlerSpec,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        timeout: float | None,
-        id: str | None,
-    ) -> Coroutine[Any, Any, Any]:
-        """Encodes, sends, waits and decodes, all of it in the one coroutine: each that is awaited in another costs."""
+    Two references are equal if they name the same agent.  A reference hashes, copies and pickles; the copy of a live agent is a
+    reference to it.
+    """
 
-    def tell(
-        self, agent: str, spec: Spec, handler: HandlerSpec, args: bytes, id: str | None
-    ) -> Coroutine[Any, Any, None]: ...
+    __mielin_name__: ClassVar[str] = "Agent"
+    """On the wire."""
+    __mielin_version__: ClassVar[int] = 1
+    __mielin_replaced__: ClassVar[bool] = False
+    """The class, or a base of it, was defined again in this process."""
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__mielin_name__} {agent_id(self)!r}>"
 
-class Turn(Protocol):
-    """The turn that runs: what `cells.this()` gives."""
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Reference):
+            return NotImplemented
+        return agent_id(self) == agent_id(other) and type(self).__mielin_name__ == type(other).__mielin_name__
 
-    @property
-    def id(self) -> str:
-        """The agent's id."""
+    def __hash__(self) -> int:
+        return hash((type(self).__mielin_name__, agent_id(self)))
 
-    @property
-    def node(self) -> str:
-        """The node it runs on."""
+    def __reduce__(self) -> tuple[Any, ...]:
+        return make_ref, (type(self), agent_id(self))
 
-    @property
-    def cluster(self) -> Cluster: ...
+    def __copy__(self) -> Self:
+        """A reference is a value, and its own copy; the copy of a live agent is a reference to it."""
+        return self if self.__dict__["__mielin_cell__"] is None else make_ref(type(self), agent_id(self))
 
-    @property
-    def message(self) -> str:
-        """The handler (or hook) that runs."""
-
-    @property
-    def caller(self) -> Caller: ...
-
-    @property
-    def closed(self) -> bool:
-        """It has ended, and cannot be used any more."""
-
-    def shares(self, caller: Caller) -> bool:
-        """True if what carries calls there reaches the deployment that the turn runs in."""
-
-    @property
-    def number(self) -> int:
-        """The number of the message among those of its sender to this agent; 0 in a hook."""
-
-    @property
-    def corrects(self) -> int:
-        """The number of an earlier message that this one stands in for, sent because its sender was rolled back; else 0."""
-
-    @property
-    def idempotency_key(self) -> str:
-        """Inside the call of a durable step: the same text whenever this step's call is made again."""
-
-    def migrate(self, to: str | None = None) -> None:
-        """Moves this agent once the turn is committed.  Raises `UsageError` for what cannot be a node's name, and in a hook.
-
-        Best effort: if the node dies in between, the agent goes on wherever it is claimed.
-        """
-
-    def terminate(self) -> None:
-        """Ends this agent for good once the turn is committed, as `cluster.terminate` does; the turn's caller gets its answer.
-
-        Guarantees, as `suspend` and `pause`: the order is in the log with the turn, so that it is carried out also if the node
-        dies in between, and no other turn of the agent runs before that.  A turn that fails orders nothing.  Raises `UsageError` in
-        a hook.
-        """
-
-    def suspend(self, reason: str = "") -> None:
-        """Suspends this agent once the turn is committed, as `cluster.suspend` does; messages wait until it is resumed."""
-
-    def pause(self, reason: str = "") -> None:
-        """As `suspend`, at the wish of the agent's user."""
-
-    def set_timer(
-        self, handler: str, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float, period: float, catch_up: str,
-        id: str | None,
-    ) -> str:  # fmt: skip
-        """What `cells.after` and `cells.every` do."""
-
-    def cancel_timer(self, id: str) -> bool:
-        """What `cells.cancel` does."""
-
-    def is_here(self) -> bool:
-        """False in a thread that was not handed the turn."""
-
-    async def run_step(self, name: str, call: Any, args: tuple[Any, ...], retry: Retry, timeout: float | None) -> Any:
-        """What `cells.step` does."""
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self.__copy__()
 
 
-turn: ContextVar[Turn | None] = ContextVar("mielin_cells_turn", default=None)
-current: ContextVar[Caller | None] = ContextVar("mielin_cells_caller", default=None)
+R = TypeVar("R", bound=Reference)
+
+classes: dict[str, type[Any]] = {}
+"""Every agent class of this process by its name on the wire.  A class that is defined again takes its own place."""
 
 
-def this() -> Turn:
-    """The turn that runs.  Raises `NotInTurn` outside handlers and hooks, and in a task that has outlived its turn."""
-    running = turn.get()
-    if running is None:
-        raise NotInTurn("this() means something only inside a handler or a hook of an agent.")
-    if running.closed:
-        raise NotInTurn(f"The turn of agent {running.id!r} that began this task has ended; await what a turn starts.")
-    return running
+def known_as(cls: type[Reference], wanted: type[Reference]) -> type[Reference] | None:
+    """The class of a reference to a `cls` where a `wanted` is declared: `cls`, or `wanted` if that was defined again since;
+    None if such an agent is no `wanted`."""
+    if issubclass(cls, wanted):
+        return cls
+    names = [base.__mielin_name__ for base in cls.__mro__ if issubclass(base, Reference)]
+    return wanted if wanted.__mielin_replaced__ and wanted.__mielin_name__ in names else None
+
+
+def make_ref(cls: type[R], agent: str, caller: object = None) -> R:
+    """A reference to the agent of this id, whose calls the `Caller` carries.  Does no I/O.  Raises `InvalidAgentId`."""
+    try:
+        ref = object.__new__(cls)
+    except TypeError as error:  # of an abstract class
+        raise UsageError(f"No agent can be of {cls.__name__}: {error}; name the class that {agent!r} is of.") from error
+    ref.__dict__.update(__mielin_cell__=None, __mielin_id__=str(AgentId(agent)), __mielin_caller__=caller)
+    return ref
+
+
+def agent_id(ref: Reference) -> str:
+    """The id of a reference, or of a live agent."""
+    text: str = ref.__dict__["__mielin_id__"]
+    return text

@@ -13,11 +13,12 @@ from typing import Any
 
 import msgspec
 
-from mielin_cells.agents.agent import NO_DEFAULT, Agent, Field, Upgrade, classes, is_state
+from mielin_cells.agents.agent import NO_DEFAULT, Agent, Field, Upgrade, is_state
 from mielin_cells.agents.buffer import Buffer
+from mielin_cells.agents.context import Caller
 from mielin_cells.agents.definition import check_default
 from mielin_cells.agents.handler import Handler
-from mielin_cells.agents.reference import Caller
+from mielin_cells.agents.reference import classes
 from mielin_cells.agents.table import Table
 from mielin_cells.agents.values.annotations import annotations_of, filled, given_types, read_signature
 from mielin_cells.agents.values.codec import Codec, encode, giver, plain, reason
@@ -27,6 +28,7 @@ from mielin_cells.agents.values.raises import Declared
 from mielin_cells.errors import (
     BadArguments,
     FieldRefused,
+    NoSuchHandler,
     StateTooNew,
     StateUpgradeFailed,
     UsageError,
@@ -324,6 +326,17 @@ class Spec:
 
         return Declared(member.raises, path, resolve, Codec)
 
+    def handler(self, name: str) -> HandlerSpec:
+        """Raises `NoSuchHandler`, naming the handlers that exist."""
+        handler = self.handlers.get(name)
+        if handler is None:
+            raise NoSuchHandler(
+                f"{self.name} has no handler {name!r}; it has {', '.join(sorted(self.handlers)) or 'none'}. What a class did not "
+                "have when it was first used is not sent: define handlers in the class.",
+                handler=name,
+            )
+        return handler
+
     def overrides(self, name: str) -> bool:
         """True if the class has this hook of its own."""
         return getattr(self.cls, name) is not getattr(Agent, name)
@@ -390,7 +403,7 @@ def _buffer_of(value: Any) -> BufferDelta:
 _specs: dict[type[Agent], Spec] = {}
 
 
-def spec_of(cls: type[Agent]) -> Spec:
+def spec_of(cls: type[Any]) -> Spec:
     """The spec of a class, built at its first use.  Raises `FieldRefused` naming what cannot be stored or sent."""
     spec = _specs.get(cls)
     if spec is None:

@@ -11,18 +11,18 @@ import inspect
 import types
 import typing
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar, TypeVarTuple, Unpack, overload
 
 import msgspec
 
-from mielin_cells.agents.agent import Agent, classes
-from mielin_cells.agents.reference import turn
+from mielin_cells.agents.context import turn
+from mielin_cells.agents.reference import Reference, classes
+from mielin_cells.agents.retry import Retry
 from mielin_cells.agents.values import raises
 from mielin_cells.agents.values.codec import STACK_MARGIN, check_kept, deeper, encode, load_hook, reason
 from mielin_cells.agents.values.exact import LOAD_ERRORS, is_exact
 from mielin_cells.agents.values.proofs import has_classes
-from mielin_cells.errors import ConfigError, FieldRefused, MessageTooLarge, NotInTurn, StepInvalid, UsageError
+from mielin_cells.errors import FieldRefused, MessageTooLarge, NotInTurn, StepInvalid, UsageError
 from mielin_cells.log.ids import AgentId
 from mielin_cells.settings import MESSAGE_BYTES_MAX, check_timeout
 
@@ -31,41 +31,6 @@ Ts = TypeVarTuple("Ts")
 
 NAME_CHARS_MAX = 128
 """Of a step's name: it is in the log with each outcome."""
-
-
-def _out_of_range(field: str, value: object, wanted: str) -> ConfigError:
-    return ConfigError(f"Retry({field}={value!r}) is out of range ({wanted}).", field=field, range=wanted)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Retry:
-    """How often a step calls, and how long it waits in between.  Raises `ConfigError` for what cannot be."""
-
-    tries: int = 3
-    """Calls before the step has failed."""
-    first_s: float = 1.0
-    """Wait before the second call; doubles each time."""
-    max_s: float = 30.0
-    """The longest wait."""
-    on: tuple[type[Exception], ...] = (Exception,)
-    """What is worth another call; anything else fails the step at once."""
-
-    def __post_init__(self) -> None:
-        tries: Any = self.tries  # of a caller who is not type-checked each may be anything
-        if type(tries) is not int or tries < 1:
-            raise _out_of_range("tries", tries, "a whole number from 1")
-        for name, seconds in (("first_s", self.first_s), ("max_s", self.max_s)):
-            if type(seconds) not in (int, float) or not 0 <= seconds <= 1e9:
-                raise _out_of_range(name, seconds, "0 to 1e+09 seconds")
-        kinds: Any = self.on
-        if type(kinds) is not tuple or not all(
-            isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds
-        ):
-            raise _out_of_range("on", kinds, "a tuple of exception classes, as (OSError, TimeoutError)")
-
-    def wait_s(self, tried: int) -> float:
-        """Seconds before the next call, after `tried` of them."""
-        return float(min(self.max_s, self.first_s * 2.0 ** min(tried - 1, 64)))
 
 
 ONCE_MORE = Retry()
@@ -266,7 +231,7 @@ def _refuse_foreign(info: Any, path: str, seen: set[Any]) -> bool:
     if isinstance(info, msgspec.inspect.AnyType):
         return True
     if isinstance(info, msgspec.inspect.CustomType):
-        if not (issubclass(info.cls, (Agent, AgentId)) or hasattr(info.cls, "model_validate")):
+        if not (issubclass(info.cls, (Reference, AgentId)) or hasattr(info.cls, "model_validate")):
             raise FieldRefused(
                 f"{path} returns a {info.cls.__name__}, which cannot be kept; let the call return plain data of it.",
                 path=path,
@@ -285,4 +250,4 @@ def _refuse_foreign(info: Any, path: str, seen: set[Any]) -> bool:
     return has_any
 
 
-__all__ = ["ONCE_MORE", "Codec", "Retry", "Within", "codec_of", "step"]
+__all__ = ["ONCE_MORE", "Codec", "Within", "codec_of", "step"]

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal, ParamSpec, TypeAlias, overload
 
-from mielin_cells.agents.agent import agent_id
+from mielin_cells.agents.context import Turn, turn
 from mielin_cells.agents.handler import Bound
-from mielin_cells.agents.reference import Turn, turn
+from mielin_cells.agents.reference import agent_id
 from mielin_cells.errors import NotInTurn, UsageError
 
 P = ParamSpec("P")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from mielin_cells.agents.cluster import AgentInfo, NodeInfo
+from mielin_cells.agents.reports import AgentInfo, NodeInfo
 from mielin_cells.cli.link import tell_of_store
 from mielin_cells.cli.show import Printer, clock, duration, record, size, table, when
 from mielin_cells.cli.watch import Seen, watched

@@ -10,7 +10,7 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from mielin_cells.agents.cluster import DrainReport
+from mielin_cells.agents.reports import DrainReport
 from mielin_cells.cli.show import Printer, duration, size, table
 from mielin_cells.client import cordon as cordons
 from mielin_cells.client.operator import Operator

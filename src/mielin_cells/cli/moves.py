@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from mielin_cells.agents.cluster import MigrationReport, RollbackReport
+from mielin_cells.agents.reports import MigrationReport, RollbackReport
 from mielin_cells.cli.show import Printer, duration, size, table, when
 from mielin_cells.cli.watch import Seen, watched
 from mielin_cells.client.operator import Operator

@@ -8,8 +8,9 @@ from typing import Any
 
 import msgspec
 
-from mielin_cells.agents.agent import STANDBY_MAX, Agent, agent_id
-from mielin_cells.agents.cluster import MigrationReport
+from mielin_cells.agents.agent import STANDBY_MAX
+from mielin_cells.agents.reference import Reference, agent_id
+from mielin_cells.agents.reports import MigrationReport
 from mielin_cells.errors import AlreadySpawned, ConfigError, UsageError
 from mielin_cells.log.ids import AgentId
 from mielin_cells.settings import TIMEOUT_S_MAX
@@ -58,8 +59,8 @@ def numbers(recovery: Mapping[str, float] | None) -> dict[str, float] | None:
     return {name: float(value) for name, value in recovery.items()} if recovery else None
 
 
-def id_of(agent: Agent | str) -> str:
-    return agent_id(agent) if isinstance(agent, Agent) else str(AgentId(agent))
+def id_of(agent: Reference | str) -> str:
+    return agent_id(agent) if isinstance(agent, Reference) else str(AgentId(agent))
 
 
 def report_of(told: dict[str, msgspec.Raw]) -> MigrationReport:

@@ -11,10 +11,10 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 import msgspec
 
-from mielin_cells.agents.agent import Agent, make_ref
-from mielin_cells.agents.cluster import AgentInfo, DrainReport, MigrationReport, NodeInfo, RollbackReport
-from mielin_cells.agents.reference import turn as current_turn
-from mielin_cells.agents.spec import HandlerSpec, Spec, check_is_agent, spec_of
+from mielin_cells.agents.context import turn as current_turn
+from mielin_cells.agents.reference import Reference, agent_id, make_ref
+from mielin_cells.agents.reports import AgentInfo, DrainReport, MigrationReport, NodeInfo, RollbackReport
+from mielin_cells.agents.spec import Spec, check_is_agent, spec_of
 from mielin_cells.client import cordon
 from mielin_cells.client.arguments import (
     check_copies,
@@ -66,7 +66,7 @@ from mielin_cells.substrate.retry import whole
 from mielin_cells.tasks.supervision import Backoff
 
 P = ParamSpec("P")
-A = TypeVar("A", bound=Agent)
+A = TypeVar("A", bound=Reference)
 R = TypeVar("R")
 
 logger = logging.getLogger("mielin_cells.client")
@@ -158,15 +158,20 @@ class Client:
     # ---- calls -----------------------------------------------------------------------------------------------
 
     def ask(
-        self, agent: str, spec: Spec, handler: HandlerSpec, args: tuple[Any, ...], kwargs: dict[str, Any],
-        timeout: float | None, id: str | None,
+        self, ref: Reference, handler: str, args: tuple[Any, ...], kwargs: dict[str, Any],
+        timeout: float | None, label: str | None,
     ) -> Coroutine[Any, Any, Any]:  # fmt: skip
+        agent, spec = agent_id(ref), spec_of(type(ref))
         lane = self._lanes.get(agent) or self.lane(agent)
-        return lane.ask(spec.name, handler, args, kwargs, timeout, id)
+        return lane.ask(spec.name, spec.handler(handler), args, kwargs, timeout, label)
 
-    async def tell(self, agent: str, spec: Spec, handler: HandlerSpec, args: bytes, id: str | None) -> None:
+    async def tell(
+        self, ref: Reference, handler: str, args: tuple[Any, ...], kwargs: dict[str, Any], label: str | None
+    ) -> None:
+        agent, spec = agent_id(ref), spec_of(type(ref))
+        data = spec.handler(handler).encode_args(args, kwargs)
         lane = self._lanes.get(agent) or self.lane(agent)
-        await lane.tell(spec.name, handler.name, args)
+        await lane.tell(spec.name, handler, data)
 
     def lane(self, agent: str, session: str = "") -> Lane:
         """The session with this agent; made at the first call, without waiting, so that calls keep their order.
@@ -336,7 +341,7 @@ class Client:
             "Nothing was done.", agent=agent,
         )  # fmt: skip
 
-    async def _order(self, agent: Agent | str, order: str, reason: str = "") -> None:
+    async def _order(self, agent: Reference | str, order: str, reason: str = "") -> None:
         name = id_of(agent)
         self.check_turn(name, order)
 
@@ -349,10 +354,10 @@ class Client:
             if order != "terminate":
                 raise
 
-    async def suspend(self, agent: Agent | str, /, reason: str = "") -> None:
+    async def suspend(self, agent: Reference | str, /, reason: str = "") -> None:
         await self._order(agent, "suspend", reason)
 
-    async def standby(self, agent: Agent | str, /, copies: int = 1) -> None:
+    async def standby(self, agent: Reference | str, /, copies: int = 1) -> None:
         name = id_of(agent)
         self.check_turn(name, "have copies of")
         check_copies(copies)
@@ -362,23 +367,23 @@ class Client:
 
         await self.ordered(owner, requests.SetCopies(name, copies))
 
-    async def pause(self, agent: Agent | str, /, reason: str = "") -> None:
+    async def pause(self, agent: Reference | str, /, reason: str = "") -> None:
         await self._order(agent, "pause", reason)
 
-    async def resume(self, agent: Agent | str, /) -> None:
+    async def resume(self, agent: Reference | str, /) -> None:
         await self._order(agent, "resume")
 
-    async def terminate(self, agent: Agent | str, /) -> None:
+    async def terminate(self, agent: Reference | str, /) -> None:
         await self._order(agent, "terminate")
 
-    async def claim(self, agent: Agent | str, /, to: str, *, force: bool = True) -> None:
+    async def claim(self, agent: Reference | str, /, to: str, *, force: bool = True) -> None:
         name = id_of(agent)
         self.check_turn(name, "claim")
         to = node_name(to, "claim")
         await self.owner(name)  # raises for an agent that is not there
         await self.ordered(lambda: known(to), requests.Claim(name, "operator", force), self.settings.probation_s)
 
-    async def show(self, agent: Agent | str, /) -> AgentInfo:
+    async def show(self, agent: Reference | str, /) -> AgentInfo:
         name = id_of(agent)
 
         async def owner() -> str:
@@ -417,7 +422,7 @@ class Client:
     # ---- migration -------------------------------------------------------------------------------------------
 
     async def migrate(
-        self, agent: Agent | str, /, to: str | None = None, *, recovery: Mapping[str, float] | None = None
+        self, agent: Reference | str, /, to: str | None = None, *, recovery: Mapping[str, float] | None = None
     ) -> MigrationReport:
         wishes = numbers(recovery)
         request, source = await self.plan(agent, to)
@@ -431,7 +436,7 @@ class Client:
             )  # fmt: skip
         return report
 
-    async def plan(self, agent: Agent | str, to: str | None) -> tuple[requests.Migrate, str]:
+    async def plan(self, agent: Reference | str, to: str | None) -> tuple[requests.Migrate, str]:
         """A move as its source is told of it, and the source, which chooses the target unless it is named.  Nothing has begun."""
         name = id_of(agent)
         self.check_turn(name, "migrate")
@@ -534,7 +539,7 @@ class Client:
     def nonce(self, size: int) -> bytes:
         return self._rng.randbytes(size)
 
-    async def abort(self, agent: Agent | str, /) -> str:
+    async def abort(self, agent: Reference | str, /) -> str:
         name = id_of(agent)
         source, _ = await self.owner(name)
         try:

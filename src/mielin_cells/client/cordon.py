@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from mielin_cells.agents.cluster import DrainReport
+from mielin_cells.agents.reports import DrainReport
 from mielin_cells.errors import MigrationRefused, RetryError, UnknownNode
 from mielin_cells.log.ids import log_subject
 from mielin_cells.log.records import named_owner

@@ -8,7 +8,7 @@ from contextvars import Token
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from mielin_cells.agents.reference import Caller, current
+from mielin_cells.agents.context import Caller, current
 from mielin_cells.errors import UsageError
 from mielin_cells.settings import Settings
 

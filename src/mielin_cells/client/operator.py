@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from mielin_cells.agents.cluster import AgentInfo, MigrationReport, NodeInfo, TimerInfo
-from mielin_cells.agents.reference import Caller
+from mielin_cells.agents.context import Caller
+from mielin_cells.agents.reports import AgentInfo, MigrationReport, NodeInfo, TimerInfo
 from mielin_cells.agents.values.models import readable
 from mielin_cells.client.client import REQUEST_S, Client
 from mielin_cells.errors import (

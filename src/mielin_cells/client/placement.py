@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING
 
-from mielin_cells.agents.reference import turn
+from mielin_cells.agents.context import turn
 from mielin_cells.errors import CellError, NodeCordoned, NodeStopping, NoResponder, UnknownNode, WireTimeout
 from mielin_cells.membership import selection, table
 from mielin_cells.rpc import requests

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from mielin_cells.agents.cluster import AgentInfo, MigrationReport
+from mielin_cells.agents.reports import AgentInfo, MigrationReport
 from mielin_cells.client.client import REQUEST_S, Client
 from mielin_cells.errors import CellError, MigrationInProgress, RetryError, UsageError, never
 from mielin_cells.log.lifecycle import AgentState

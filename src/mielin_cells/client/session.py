@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from mielin_cells.agents.reference import Caller
+from mielin_cells.agents.context import Caller
 from mielin_cells.errors import (
     AgentTerminated,
     AskTimeout,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from mielin_cells.agents.cluster import RollbackReport
+from mielin_cells.agents.reports import RollbackReport
 from mielin_cells.errors import CellError, MigrationRefused, NoSuchAgent, RetryError, never
 from mielin_cells.log.fold import Fold
 from mielin_cells.log.lifecycle import AgentState

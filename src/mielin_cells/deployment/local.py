@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from random import Random
 from typing import TYPE_CHECKING, Literal
 
-from mielin_cells.agents.agent import classes
+from mielin_cells.agents.reference import classes
 from mielin_cells.client.opening import Opening, check_opening
 from mielin_cells.errors import ConfigError, UsageError
 from mielin_cells.settings import Settings

@@ -31,7 +31,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from mielin_cells.agents.agent import classes
+from mielin_cells.agents.reference import classes
 from mielin_cells.agents.spec import spec_of
 from mielin_cells.client.client import Client
 from mielin_cells.deployment.config import Config

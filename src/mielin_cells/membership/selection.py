@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from mielin_cells.agents.cluster import NodeInfo
+from mielin_cells.agents.reports import NodeInfo
 from mielin_cells.errors import CellError
 from mielin_cells.membership import table
 from mielin_cells.rpc import requests

@@ -11,7 +11,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
-from mielin_cells.agents.cluster import NodeInfo
+from mielin_cells.agents.reports import NodeInfo
 from mielin_cells.errors import CellError, ClaimRefused, Fenced, RecordInvalid, RetryError, UnknownClass, from_wire
 from mielin_cells.log.ids import log_subject
 from mielin_cells.log.records import Created, HandedOff, Snapshot, named_owner

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import msgspec
 from blake3 import blake3
 
-from mielin_cells.agents.agent import Agent, agent_id
+from mielin_cells.agents.agent import Agent
+from mielin_cells.agents.reference import agent_id
 from mielin_cells.errors import ConfigError, DigestMismatch, NoSuchMigration, RecordInvalid, RollbackExpired
 from mielin_cells.log.ids import AgentId
 from mielin_cells.log.policy import Policy

@@ -12,8 +12,8 @@ from random import Random
 from typing import Any, TypeVar
 
 from mielin_cells.agents.agent import Agent
-from mielin_cells.agents.cluster import AgentInfo
 from mielin_cells.agents.live import Cell
+from mielin_cells.agents.reports import AgentInfo
 from mielin_cells.agents.spec import Spec, spec_of
 from mielin_cells.errors import (
     AgentTerminated,

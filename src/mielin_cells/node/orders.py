@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from mielin_cells.agents.agent import STANDBY_MAX
-from mielin_cells.agents.cluster import AgentInfo
+from mielin_cells.agents.reports import AgentInfo
 from mielin_cells.errors import (
     AskTimeout,
     EpochRegression,

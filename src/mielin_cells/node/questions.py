@@ -15,12 +15,11 @@ if TYPE_CHECKING:
 import heapq
 from typing import TYPE_CHECKING
 
-from mielin_cells.agents import words
-from mielin_cells.agents.cluster import AgentInfo, NodeInfo, TimerInfo
+from mielin_cells.agents.reports import AgentInfo, NodeInfo, TimerInfo
 from mielin_cells.log.born import born
 from mielin_cells.node import orders
 from mielin_cells.node.activation.standing import LATER, WHY_CHARS_MAX, in_error, running
-from mielin_cells.rpc import answers, requests
+from mielin_cells.rpc import answers, requests, words
 
 if TYPE_CHECKING:
     from mielin_cells.node.node import Node

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 import msgspec
 
-from mielin_cells.agents.cluster import AgentInfo, MigrationReport, NodeInfo, TimerInfo
+from mielin_cells.agents.reports import AgentInfo, MigrationReport, NodeInfo, TimerInfo
 from mielin_cells.errors import CellError, RecordInvalid, from_wire
 from mielin_cells.log.message import UNREADABLE
 from mielin_cells.log.records import LetterKey

@@ -34,8 +34,8 @@ from support.field_types import (
 )
 
 import mielin_cells as cells
-from mielin_cells.agents.agent import make_ref
 from mielin_cells.agents.live import Cell
+from mielin_cells.agents.reference import make_ref
 from mielin_cells.agents.spec import spec_of
 from mielin_cells.log.state import StoredState
 

@@ -12,8 +12,8 @@ import pytest
 from support.field_types import Peer, agent_with, stored
 
 import mielin_cells as cells
-from mielin_cells.agents.agent import make_ref
 from mielin_cells.agents.live import Cell
+from mielin_cells.agents.reference import make_ref
 from mielin_cells.agents.spec import spec_of
 from mielin_cells.agents.values.exact import is_exact
 from mielin_cells.agents.values.models import UNSET, readable

@@ -9,8 +9,8 @@ import pytest
 from support.field_types import ANN, UTC_NOON, Colour, Leg, Peer, Person, Trip, agent_with, stored
 
 import mielin_cells as cells
-from mielin_cells.agents.agent import make_ref
 from mielin_cells.agents.live import Cell
+from mielin_cells.agents.reference import make_ref
 from mielin_cells.agents.spec import Spec, spec_of, upgrade_state
 from mielin_cells.log.state import StoredState
 

@@ -11,7 +11,7 @@ from random import Random
 import pytest
 
 import mielin_cells as cells
-from mielin_cells.agents.agent import classes
+from mielin_cells.agents.reference import classes, make_ref
 from mielin_cells.client.client import Client
 from mielin_cells.node.node import Node
 from mielin_cells.store.reader import load
@@ -227,18 +227,12 @@ def _args(what: str) -> bytes:
 
 
 async def _ask(client: Client, agent: str) -> list[str]:
-    from mielin_cells.agents.spec import spec_of
-
-    spec = spec_of(Notary)
-    found: list[str] = await client.ask(agent, spec, spec.handlers["all"], (), {}, WAIT_S, None)
+    found: list[str] = await client.ask(make_ref(Notary, agent), "all", (), {}, WAIT_S, None)
     return found
 
 
 async def _pay(client: Client, other: Notary, what: str) -> None:
-    from mielin_cells.agents.spec import spec_of
-
-    spec = spec_of(Notary)
-    await client.ask("n", spec, spec.handlers["pay"], (other, what), {}, WAIT_S, None)
+    await client.ask(make_ref(Notary, "n"), "pay", (other, what), {}, WAIT_S, None)
 
 
 async def test_an_undo_takes_messages_again_in_the_order_in_which_they_were_taken_and_not_in_the_inboxs() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import mielin_cells as cells
-from mielin_cells.agents.agent import classes, make_ref
+from mielin_cells.agents.reference import classes, make_ref
 from mielin_cells.client.client import Client
 from mielin_cells.log.message import FORMAT
 from mielin_cells.store.reader import load

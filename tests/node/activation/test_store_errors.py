@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 import mielin_cells as cells
-from mielin_cells.agents.agent import classes
-from mielin_cells.agents.reference import current
+from mielin_cells.agents.context import current
+from mielin_cells.agents.reference import classes
 from mielin_cells.client.client import Client
 from mielin_cells.errors import (
     CellError,

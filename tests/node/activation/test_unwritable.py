@@ -12,7 +12,7 @@ import pytest
 from support.moving import nodes
 
 import mielin_cells as cells
-from mielin_cells.agents.agent import classes
+from mielin_cells.agents.reference import classes
 from mielin_cells.errors import AgentInError
 from mielin_cells.node.node import Node
 from mielin_cells.settings import RECORD_BYTES_MAX

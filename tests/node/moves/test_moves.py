@@ -10,7 +10,7 @@ import pytest
 from support.moving import ONCE, Counter, nodes
 
 import mielin_cells as cells
-from mielin_cells.agents.agent import classes
+from mielin_cells.agents.reference import classes
 from mielin_cells.log.fold import Phase
 from mielin_cells.node.node import Node
 from mielin_cells.store.reader import load

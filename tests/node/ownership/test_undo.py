@@ -10,7 +10,7 @@ import pytest
 from support.undoing import QUICK, Daybook, Stall, StallV1, calls, nodes, started
 
 import mielin_cells as cells
-from mielin_cells.agents.agent import classes
+from mielin_cells.agents.reference import classes
 from mielin_cells.cli import moves
 from mielin_cells.cli.show import Printer
 from mielin_cells.client.client import Client

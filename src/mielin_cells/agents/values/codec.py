@@ -11,8 +11,7 @@ from typing import Any
 import msgspec
 from msgspec import inspect as kinds
 
-from mielin_cells.agents.agent import Agent, agent_id, classes, known_as, make_ref
-from mielin_cells.agents.reference import Caller
+from mielin_cells.agents.reference import Reference, agent_id, classes, known_as, make_ref
 from mielin_cells.agents.values import models, proofs
 from mielin_cells.agents.values.exact import LOAD_ERRORS, ValueChangedError, check_whole, is_exact, shown
 from mielin_cells.errors import FieldRefused
@@ -22,14 +21,14 @@ from mielin_cells.log.ids import AgentId
 def _enc_hook(value: Any) -> Any:
     if isinstance(value, str):
         return str.__str__(value)
-    if isinstance(value, Agent):
+    if isinstance(value, Reference):
         return [type(value).__mielin_name__, agent_id(value)]
     if hasattr(value, "model_dump"):
         return models.stored(value)
     return models.unknown(value)
 
 
-giver: ContextVar[Caller | None] = ContextVar("mielin_cells_giver", default=None)
+giver: ContextVar[object] = ContextVar("mielin_cells_giver", default=None)
 """While an answer is read: the cluster that gave it, which references in it use."""
 
 
@@ -37,7 +36,7 @@ def load_hook(wanted: type, value: Any) -> Any:
     """Makes what msgspec cannot: ids, references, and models that validate themselves."""
     if issubclass(wanted, AgentId):
         return wanted(value)
-    if issubclass(wanted, Agent):
+    if issubclass(wanted, Reference):
         if isinstance(value, wanted):  # from an upgrade, which gives values and no bytes
             return value
         name, agent = value
@@ -215,7 +214,7 @@ def _check(info: Any, path: str, seen: dict[Any, bool]) -> bool:
             f"{path}: a type without a declared content cannot be stored; say what it holds, as list[int].", path=path
         )
     if isinstance(info, kinds.CustomType):
-        if not (issubclass(info.cls, (Agent, AgentId)) or models.is_model(info.cls)):
+        if not (issubclass(info.cls, (Reference, AgentId)) or models.is_model(info.cls)):
             what = f"{path}: {info.cls.__name__} cannot be stored; {_instead(info.cls)}."
             raise FieldRefused(what, path=path)
         return models.is_model(info.cls)  # what it holds is its own affair, and may be itself

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from mielin_cells.agents.agent import Agent, agent_id
+from mielin_cells.agents.reference import Reference, agent_id
 from mielin_cells.log.ids import AgentId
 
 Place: TypeAlias = tuple[Any, str] | None
@@ -75,7 +75,7 @@ def is_exact(value: Any, loaded: Any) -> bool:
         one, other, place = todo.pop()
         kind = type(one)
         if kind is not type(other):
-            is_same = isinstance(one, Agent) and isinstance(other, Agent)  # of one class that was defined again
+            is_same = isinstance(one, Reference) and isinstance(other, Reference)  # of one class that was defined again
             if not (is_same or (kind, type(other)) in _NORMALISED) or one != other:
                 raise ValueChangedError(place, _other_type(one, other))
             exact = False
@@ -220,7 +220,7 @@ def _is_alike(value: Any, loaded: Any) -> bool:
         return False
 
 
-def _reference(value: Agent, loaded: Agent, place: Place, todo: Todo) -> bool:
+def _reference(value: Reference, loaded: Reference, place: Place, todo: Todo) -> bool:
     if agent_id(value) != agent_id(loaded) or type(value).__mielin_name__ != type(loaded).__mielin_name__:
         raise ValueChangedError(place, _other_value(value, loaded))
     return value.__dict__["__mielin_cell__"] is None
@@ -357,7 +357,7 @@ def _comparer(kind: type) -> Callable[[Any, Any, Place, Todo], bool]:
     """For a type that is met the first time."""
     if issubclass(kind, (enum.Enum, type)):
         return _identical
-    if issubclass(kind, Agent):
+    if issubclass(kind, Reference):
         return _reference
     if issubclass(kind, tuple):
         return _based_on(_sequence)

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 from msgspec import inspect as kinds
 
-from mielin_cells.agents.agent import Agent
+from mielin_cells.agents.reference import Reference
 from mielin_cells.agents.values import models
 from mielin_cells.log.ids import AgentId
 
@@ -153,7 +153,7 @@ def has_sets(info: Any, seen: set[Any]) -> bool:
 
 def has_refs(info: Any, seen: set[Any]) -> bool:
     if isinstance(info, kinds.CustomType):
-        return issubclass(info.cls, Agent) or models.is_model(info.cls)
+        return issubclass(info.cls, Reference) or models.is_model(info.cls)
     cls = getattr(info, "cls", None)
     if not isinstance(info, kinds.Type) or cls in seen:
         return False
@@ -237,7 +237,7 @@ def is_immutable(info: Any) -> bool:
     if isinstance(info, _UNCHANGING):
         return True
     if isinstance(info, kinds.CustomType):
-        return issubclass(info.cls, (Agent, AgentId))
+        return issubclass(info.cls, (Reference, AgentId))
     if isinstance(info, (kinds.FrozenSetType, kinds.VarTupleType)):
         return is_immutable(info.item_type)
     if isinstance(info, kinds.TupleType):

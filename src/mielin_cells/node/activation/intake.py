@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from mielin_cells.agents.reference import turn as current_turn
+from mielin_cells.agents.context import turn as current_turn
 from mielin_cells.agents.spec import HandlerSpec
 from mielin_cells.errors import (
     AnswerExpired,

@@ -10,8 +10,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
 from typing import Any
 
-from mielin_cells.agents.reference import turn as current_turn
-from mielin_cells.agents.step import Retry, Within
+from mielin_cells.agents.context import turn as current_turn
+from mielin_cells.agents.retry import Retry
+from mielin_cells.agents.step import Within
 from mielin_cells.errors import MessageTooLarge, StepFailed, described
 from mielin_cells.log.records import Made, StepMade
 from mielin_cells.node.activation.waiting import Waiting

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 from blake3 import blake3
 
-from mielin_cells.agents.reference import turn as current_turn
-from mielin_cells.agents.spec import HandlerSpec, Spec
-from mielin_cells.agents.step import NAME_CHARS_MAX, Codec, Retry, Within, codec_of
+from mielin_cells.agents.context import turn as current_turn
+from mielin_cells.agents.reference import Reference, agent_id
+from mielin_cells.agents.retry import Retry
+from mielin_cells.agents.spec import HandlerSpec, Spec, spec_of
+from mielin_cells.agents.step import NAME_CHARS_MAX, Codec, Within, codec_of
 from mielin_cells.errors import (
     AgentTerminated,
     AskTimeout,
@@ -21,7 +23,6 @@ from mielin_cells.errors import (
     MessageTooLarge,
     NonDeterministicTurn,
     NoSuchAgent,
-    NoSuchHandler,
     NotInTurn,
     RetryError,
     SelfAsk,
@@ -176,9 +177,7 @@ class Turn(OwnOrders):
                 agent=self.id, step=step.name,
             )  # fmt: skip
         if current_turn.get() is not self:
-            raise NotInTurn(
-                f"A turn of agent {self.id!r} was used outside of it; what another turn or thread does is not its."
-            )
+            raise NotInTurn(f"A turn of agent {self.id!r} was used by another turn or thread, which must not use it.")
         if not self.is_here():
             raise UsageError(
                 f"The turn of agent {self.id!r} was used from another thread, or from a loop that is not its own; nothing was done. "
@@ -186,19 +185,25 @@ class Turn(OwnOrders):
                 agent=self.id,
             )  # fmt: skip
 
-    async def tell(self, agent: str, spec: Spec, handler: HandlerSpec, args: bytes, id: str | None) -> None:
+    async def tell(
+        self, ref: Reference, handler: str, args: tuple[Any, ...], kwargs: dict[str, Any], label: str | None
+    ) -> None:
         """Sends once the turn is committed.  The number is given then."""
+        agent, spec = agent_id(ref), spec_of(type(ref))
+        data = spec.handler(handler).encode_args(args, kwargs)
         self._open()
-        self._fits(agent, args)
+        self._fits(agent, data)
         self._host.outbox.check_room(agent)
         k = self._next_place(agent, False)
-        self.tells.append(Out(agent, spec.name, 0, handler.name, args, False, self.sender, self.n, k))
+        self.tells.append(Out(agent, spec.name, 0, handler, data, False, self.sender, self.n, k))
 
     async def ask(
-        self, agent: str, spec: Spec, handler: HandlerSpec, args: tuple[Any, ...], kwargs: dict[str, Any],
-        timeout: float | None, id: str | None,
+        self, ref: Reference, name: str, args: tuple[Any, ...], kwargs: dict[str, Any],
+        timeout: float | None, label: str | None,
     ) -> Any:  # fmt: skip
         """The result.  Asks of one turn are made one after the other, also from tasks of its handler."""
+        agent, spec = agent_id(ref), spec_of(type(ref))
+        handler = spec.handler(name)
         data = handler.encode_args(args, kwargs)
         self._open()
         if agent == self.id:
@@ -213,7 +218,7 @@ class Turn(OwnOrders):
         self._host.outbox.check_room(agent)
         async with self._in_order():
             self._may_go_on()
-            answer = decode_answer(await self._answer(agent, spec, handler, data, timeout, id))
+            answer = decode_answer(await self._answer(agent, spec, handler, data, timeout, label))
         if answer.error is not None:
             raise handler.error_of(answer)
         return handler.decode_result(answer.result or b"")
@@ -439,12 +444,8 @@ class Turn(OwnOrders):
     ) -> str:  # fmt: skip
         self._open()
         host = self._host
-        spec, ledger = host.spec.handlers.get(handler), host.fold.ledger
-        if spec is None:
-            raise NoSuchHandler(
-                f"{host.spec.name} (agent {self.id!r}) has no handler {handler!r}.", agent=self.id, handler=handler
-            )
-        body = spec.encode_args(args, kwargs)
+        ledger = host.fold.ledger
+        body = host.spec.handler(handler).encode_args(args, kwargs)
         self._fits(self.id, body)
         k, self._timers_set = self._timers_set, self._timers_set + 1
         name = id or self._timer_name(k)
@@ -460,7 +461,7 @@ class Turn(OwnOrders):
                 f"Agent {self.id!r} has {TIMERS_MAX} timers, which is the limit; cancel some, or set fewer."
             )
         due = host.home.wall() + seconds
-        timer = Timer(name, spec.name, body, due, seconds, period, catch_up, self.sender, self.n, k)
+        timer = Timer(name, handler, body, due, seconds, period, catch_up, self.sender, self.n, k)
         set_anew = self.rerun.timer(timer) if self.rerun is not None else timer
         if set_anew is not None:
             self.timers[name], self.seconds[name] = set_anew, seconds + (set_anew.due - due)

@@ -8,7 +8,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from mielin_cells.agents.agent import Agent
-from mielin_cells.agents.cluster import MigrationReport
+from mielin_cells.agents.reports import MigrationReport
 from mielin_cells.errors import (
     OF_STORE,
     AlreadyThere,

@@ -9,7 +9,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from mielin_cells.agents.cluster import MigrationReport
+from mielin_cells.agents.reports import MigrationReport
 from mielin_cells.migration.audit import AuditEvent, MigrationAuditLog
 from mielin_cells.migration.phases import MigrationPhase
 from mielin_cells.migration.progress import MultiCallback, ProgressCallback, ProgressTracker

@@ -14,7 +14,7 @@ from collections import Counter
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from mielin_cells.agents.cluster import MigrationReport
+from mielin_cells.agents.reports import MigrationReport
 from mielin_cells.errors import AskTimeout, CellError, Fenced, RecordInvalid, TooLateToCancel, never
 from mielin_cells.log.fold import Fold
 from mielin_cells.log.ids import log_subject

@@ -7,7 +7,7 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mielin_cells.agents.cluster import MigrationReport
+from mielin_cells.agents.reports import MigrationReport
 from mielin_cells.errors import (
     CellError,
     DigestMismatch,

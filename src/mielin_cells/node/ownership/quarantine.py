@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Container
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
-from mielin_cells.agents.cluster import AgentInfo
+from mielin_cells.agents.reports import AgentInfo
 from mielin_cells.errors import OF_STORE, PARKED, CellError, EpochRegression, Fenced, NoSuchAgent, described
 from mielin_cells.log.fold import Fold, Phase
 from mielin_cells.log.ids import inbox_subject, log_subject

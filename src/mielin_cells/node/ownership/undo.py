@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from mielin_cells.agents.cluster import NodeInfo
+from mielin_cells.agents.reports import NodeInfo
 from mielin_cells.errors import (
     AskTimeout,
     CellError,

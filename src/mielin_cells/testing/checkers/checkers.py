@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn
 
-from mielin_cells.agents.cluster import MigrationReport
+from mielin_cells.agents.reports import MigrationReport
 from mielin_cells.errors import CellError
 from mielin_cells.log.fold import Fold
 from mielin_cells.log.ids import JOURNALS, LOGS, agent_of, inbox_subject, migration_of, reply_subject

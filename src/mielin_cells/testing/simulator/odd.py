@@ -11,7 +11,7 @@ from random import Random
 from typing import cast
 
 import mielin_cells as cells
-from mielin_cells.agents.agent import classes
+from mielin_cells.agents.reference import classes
 
 BLOB_BYTES = 80 * 1024
 """More than a snapshot holds in itself: the rest is in parts."""

@@ -13,13 +13,13 @@ from typing import Any
 
 import msgspec
 
-from mielin_cells.agents.agent import Agent, make_ref
+from mielin_cells.agents.reference import Reference, make_ref
 from mielin_cells.agents.spec import FieldSpec, HandlerSpec, Spec
 from mielin_cells.agents.values import models
 from mielin_cells.agents.values.annotations import read_signature
 from mielin_cells.agents.values.codec import load_hook
 from mielin_cells.agents.values.exact import LOAD_ERRORS
-from mielin_cells.errors import BadArguments, NoSuchHandler
+from mielin_cells.errors import BadArguments
 from mielin_cells.log.state import StateDelta
 
 _NAMED = re.compile(r"([^\W\d]\w*)=(.*)", re.DOTALL)
@@ -31,12 +31,7 @@ def arguments(spec: Spec, handler: str, words: list[str]) -> bytes:
 
     Raises `NoSuchHandler` naming those that there are, and `BadArguments` naming the parameter.
     """
-    found = spec.handlers.get(handler)
-    if found is None:
-        raise NoSuchHandler(
-            f"{spec.name} has no handler {handler!r}; it has {', '.join(sorted(spec.handlers)) or 'none'}.",
-            handler=handler,
-        )
+    found = spec.handler(handler)
     values: dict[str, Any] = {}
     in_order = []
     for word in words:
@@ -113,7 +108,7 @@ def _field_value(field: FieldSpec, word: str) -> Any:
 
 def _hook(wanted: type, value: Any) -> Any:
     """As for stored values; but who types a reference has only the id."""
-    if issubclass(wanted, Agent) and isinstance(value, str):
+    if issubclass(wanted, Reference) and isinstance(value, str):
         return make_ref(wanted, value)
     return models.written(wanted, value) if models.is_model(wanted) else load_hook(wanted, value)
 

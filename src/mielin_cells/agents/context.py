@@ -1,0 +1,116 @@
+"""The context of a call: the turn that runs (`cells.this()`), and the `Caller` that carries calls."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from contextvars import ContextVar
+from typing import Any, Protocol
+
+from mielin_cells.agents.cluster import Cluster
+from mielin_cells.agents.reference import Reference
+from mielin_cells.agents.retry import Retry
+from mielin_cells.errors import NotInTurn
+
+
+class Caller(Protocol):
+    """What carries calls: a client outside, the turn inside."""
+
+    def ask(
+        self, ref: Reference, handler: str, args: tuple[Any, ...], kwargs: dict[str, Any],
+        timeout: float | None, label: str | None,
+    ) -> Coroutine[Any, Any, Any]:  # fmt: skip
+        """Encodes the call, sends it, waits and decodes the answer, in one coroutine: every nested coroutine costs."""
+
+    def tell(
+        self, ref: Reference, handler: str, args: tuple[Any, ...], kwargs: dict[str, Any], label: str | None
+    ) -> Coroutine[Any, Any, None]: ...
+
+
+class Turn(Protocol):
+    """The turn that runs: what `cells.this()` gives."""
+
+    @property
+    def id(self) -> str:
+        """The agent's id."""
+
+    @property
+    def node(self) -> str:
+        """The node it runs on."""
+
+    @property
+    def cluster(self) -> Cluster: ...
+
+    @property
+    def message(self) -> str:
+        """The handler (or hook) that runs."""
+
+    @property
+    def caller(self) -> Caller: ...
+
+    @property
+    def closed(self) -> bool:
+        """It has ended, and cannot be used any more."""
+
+    def shares(self, caller: Caller) -> bool:
+        """True if what carries calls there reaches the deployment that the turn runs in."""
+
+    @property
+    def number(self) -> int:
+        """The number of the message among those of its sender to this agent; 0 in a hook."""
+
+    @property
+    def corrects(self) -> int:
+        """The number of an earlier message that this one stands in for, sent because its sender was rolled back; else 0."""
+
+    @property
+    def idempotency_key(self) -> str:
+        """Inside the call of a durable step: the same text whenever this step's call is made again."""
+
+    def migrate(self, to: str | None = None) -> None:
+        """Moves this agent once the turn is committed.  Raises `UsageError` for what cannot be a node's name, and in a hook.
+
+        Best effort: if the node dies in between, the agent goes on wherever it is claimed.
+        """
+
+    def terminate(self) -> None:
+        """Ends this agent for good once the turn is committed, as `cluster.terminate` does; the turn's caller gets its answer.
+
+        Guarantees, as `suspend` and `pause`: the order is in the log with the turn, so that it is carried out also if the node
+        dies in between, and no other turn of the agent runs before that.  A turn that fails orders nothing.  Raises `UsageError` in
+        a hook.
+        """
+
+    def suspend(self, reason: str = "") -> None:
+        """Suspends this agent once the turn is committed, as `cluster.suspend` does; messages wait until it is resumed."""
+
+    def pause(self, reason: str = "") -> None:
+        """As `suspend`, at the wish of the agent's user."""
+
+    def set_timer(
+        self, handler: str, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float, period: float, catch_up: str,
+        id: str | None,
+    ) -> str:  # fmt: skip
+        """What `cells.after` and `cells.every` do."""
+
+    def cancel_timer(self, id: str) -> bool:
+        """What `cells.cancel` does."""
+
+    def is_here(self) -> bool:
+        """False in a thread that was not handed the turn."""
+
+    async def run_step(self, name: str, call: Any, args: tuple[Any, ...], retry: Retry, timeout: float | None) -> Any:
+        """What `cells.step` does."""
+
+
+turn: ContextVar[Turn | None] = ContextVar("mielin_cells_turn", default=None)
+current: ContextVar[Caller | None] = ContextVar("mielin_cells_caller", default=None)
+
+
+def this() -> Turn:
+    """The turn that runs.  Raises `NotInTurn` outside handlers and hooks, and in a task that has outlived its turn."""
+    running = turn.get()
+    if running is None:
+        raise NotInTurn("this() means something only inside a handler or a hook of an agent.")
+    if running.closed:
+        raise NotInTurn(f"The turn of agent {running.id!r} that began this task has ended; await what a turn starts.")
+    return running
