@@ -19,7 +19,7 @@ FUNCTION_LINES_MAX = 90
 MODULES_MAX = 20
 """In one folder."""
 
-PORTS = {"substrate.ports", "substrate.parts", "substrate.retry", "substrate.health", "substrate.format"}
+PORTS = {f"substrate.{name}" for name in ("ports", "parts", "retry", "tail", "lock", "health", "format")}
 GROUND = {"errors", "settings", "redaction"}
 LOG = GROUND | {"log"}
 AGENTS = LOG | {"agents"}

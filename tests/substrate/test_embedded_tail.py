@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from mielin_cells.substrate.embedded import TRIM_ROWS, Embedded
-from mielin_cells.substrate.embedded.tail import PAGE, WAITING_MAX
+from mielin_cells.substrate.embedded import Embedded
+from mielin_cells.substrate.embedded.log import TRIM_ROWS
 from mielin_cells.substrate.ports import Appended, Conflict, Entry, Log, Tail
+from mielin_cells.substrate.tail import PAGE, WAITING_MAX
 
 
 async def stored(log: Log, subject: str, data: bytes, expect: int | None = None) -> int:

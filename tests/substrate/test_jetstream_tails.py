@@ -87,7 +87,7 @@ async def test_messages_that_follow_each_other_cost_no_read() -> None:
 
 
 async def test_a_reader_that_is_behind_reads_later_what_was_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mielin_cells.substrate.jetstream.tail.WAITING_MAX", 10)
+    monkeypatch.setattr("mielin_cells.substrate.tail.WAITING_MAX", 10)
     held = Stored()
     tail = held.tail()
     held.add(1)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 from mielin_cells.errors import ConfigError, StoreInUse
+from mielin_cells.substrate.lock import lock as lock_file
 
 LOCK_FILE = "up.lock"
 
@@ -61,7 +61,7 @@ async def _locked(path: Path, lock: int, waits: Callable[[], None]) -> None:
     deadline, has_told = asyncio.get_running_loop().time() + WAIT_S, False
     while True:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_file(lock)
             return
         except BlockingIOError:
             pass

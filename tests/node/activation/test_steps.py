@@ -22,7 +22,8 @@ from mielin_cells.log.state import SLICE_BYTES as STATE_SLICE
 from mielin_cells.log.state import StoredState
 from mielin_cells.store import reader
 from mielin_cells.substrate import parts
-from mielin_cells.substrate.embedded import BATCH_TRIMS, Embedded
+from mielin_cells.substrate.embedded import Embedded
+from mielin_cells.substrate.embedded.log import BATCH_TRIMS
 from mielin_cells.substrate.embedded.store import PAGE_BYTES, TRIM_BYTES, Store
 from mielin_cells.substrate.ports import Appended, Log
 

@@ -7,6 +7,7 @@ import sqlite3
 from contextlib import closing
 
 from mielin_cells.errors import ConfigError
+from mielin_cells.substrate.embedded.place import read_note
 from mielin_cells.substrate.embedded.store import APPLICATION_ID, translated
 from mielin_cells.substrate.format import check_format
 from mielin_cells.substrate.health import Facts
@@ -37,7 +38,7 @@ def inspected(path: str | os.PathLike[str]) -> Facts:
         troubles.append(
             f"journal_mode is {mode}, not wal: another program has changed it. Open the store once to set it."
         )
-    store, seq, sync = _note(place)
+    _, store, seq, sync = read_note(place)
     have = max(last, int(meta.get("seq", 0)))
     if store == meta.get("deployment") and have < seq:
         troubles.append(
@@ -53,13 +54,3 @@ def inspected(path: str | os.PathLike[str]) -> Facts:
 
 def _quoted(path: str) -> str:
     return path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
-
-
-def _note(path: str) -> tuple[str, int, str]:
-    """Deployment, sequence and sync, as who opened the file last has left them; empty where there is no note."""
-    try:
-        with open(path + ".lock", encoding="utf-8") as file:
-            words = [*file.read(200).split(), "", "", "", ""]
-    except (OSError, UnicodeDecodeError):
-        return "", 0, ""
-    return words[1], int(words[2]) if words[2].isdecimal() else 0, words[3]

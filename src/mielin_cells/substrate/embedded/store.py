@@ -11,20 +11,18 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
-from typing import IO, Any, Final
+from typing import Any, Final
 
 from mielin_cells.errors import (
     CellError,
-    ConfigError,
     EpochRegression,
     StoreBusy,
     StoreCorrupt,
     StoreFull,
-    StoreInUse,
     StoreReadOnly,
     StoreUnreachable,
-    never,
 )
+from mielin_cells.substrate.embedded.place import READ_ONLY, FileLock, check_place, check_writable, has_bytes
 from mielin_cells.substrate.format import FORMAT, check_format
 from mielin_cells.substrate.ports import Entry
 
@@ -74,8 +72,8 @@ _KINDS: Final[dict[int, tuple[type[CellError], str]]] = {
         StoreFull,
         "is full; nothing was written. Free space, then try again: agents keep their last durable state",
     ),
-    3: (StoreReadOnly, "cannot be written; nothing was changed. Check owner and mode of the file and its directory"),
-    8: (StoreReadOnly, "cannot be written; nothing was changed. Check owner and mode of the file and its directory"),
+    3: (StoreReadOnly, READ_ONLY),
+    8: (StoreReadOnly, READ_ONLY),
     14: (StoreReadOnly, "cannot be opened for writing. Check owner and mode of the file and its directory"),
     11: (StoreCorrupt, "is damaged. Stop, keep a copy of the file, and restore a backup"),
     19: (StoreCorrupt, "has entries that another program wrote; nothing was written. Stop, and find out which"),
@@ -136,20 +134,20 @@ def _chunks(rows: int) -> list[int]:
 class Store:
     """An open database.  Opening raises `StoreInUse`, `StoreCorrupt`, `StoreReadOnly`, `ConfigError`, ..."""
 
-    def __init__(self, path: str | None, sync: str) -> None:
-        self.path = path
+    def __init__(self, place: str | os.PathLike[str] | None, sync: str) -> None:
+        self.path = path = None if place is None else os.path.realpath(place)
         self.where = "in memory" if path is None else repr(path)
         self.deployment = ""
-        self._lock: _FileLock | None = None
+        self._lock: FileLock | None = None
         self._connections: list[sqlite3.Connection] = []
         is_empty = True
         if path is not None:
-            _check_place(path)
-            self._lock = _FileLock(path)
-            is_empty = not _has_bytes(path)
+            check_place(path)
+            self._lock = FileLock(path)
+            is_empty = not has_bytes(path)
         try:
             if path is not None:
-                _check_writable(path)
+                check_writable(path)
             with self._translating():
                 if path is not None and is_empty and self._lock is not None and self._lock.store:
                     self._check_not_emptied(path)
@@ -173,7 +171,7 @@ class Store:
                 path=path,
             )
 
-    def _check_not_older(self, lock: _FileLock) -> None:
+    def _check_not_older(self, lock: FileLock) -> None:
         """The note beside the file says up to where it had acknowledged."""
         have = self.seq_max()
         if lock.store == self.deployment and have < lock.seq:
@@ -226,7 +224,7 @@ class Store:
         path = str(self.path)
         # SQLite reads what is missing of the last page as zeros.  A checkpoint that was killed leaves such a page too,
         # but then the WAL has all of it.
-        if os.path.getsize(path) % page_bytes and not _has_bytes(path + "-wal"):
+        if os.path.getsize(path) % page_bytes and not has_bytes(path + "-wal"):
             raise StoreCorrupt(
                 f"The store {path!r} ends within a page: it was cut off; nothing was changed. Restore a backup.",
                 path=path,
@@ -376,113 +374,3 @@ class Store:
             yield
         except sqlite3.Error as error:
             raise translated(error, self.where, self.path) from error
-
-
-# ---- one process on a file -----------------------------------------------------------------------------------
-
-
-def _check_place(path: str) -> None:
-    folder = os.path.dirname(path) or "."
-    if not os.path.isdir(folder):
-        raise ConfigError(
-            f"The store {path!r} cannot be made: there is no directory {folder!r}. Create it, or name another path.",
-            field="path", range="a file in a directory that exists",
-        )  # fmt: skip
-    if os.path.isdir(path):
-        raise ConfigError(
-            f"The store {path!r} is a directory; name a file in it.", field="path", range="a file, not a directory"
-        )
-
-
-def _check_writable(path: str) -> None:
-    """Under the lock, before SQLite sees the file: it would open a read-only one, and leave files beside it."""
-    try:
-        if os.path.exists(path):
-            os.close(os.open(path, os.O_RDWR))
-    except OSError as error:
-        kind, sentence = _KINDS[8]
-        raise kind(f"The store {path!r} {sentence} ({error.strerror}).", path=path) from error
-
-
-def _has_bytes(path: str) -> bool:
-    return os.path.exists(path) and os.path.getsize(path) > 0
-
-
-class _FileLock:
-    """An advisory lock on `<path>.lock`, which the system gives free when the process ends, however it ends.
-
-    The file stays: removing it would let two processes lock two files of one name.
-    """
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        try:
-            # Held until release(): a `with` would give the lock free at once.
-            descriptor = os.open(path + ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-            self._file: IO[str] | None = os.fdopen(descriptor, "r+", encoding="utf-8")
-        except OSError as error:
-            raise StoreReadOnly(
-                f"The store {path!r} cannot be opened: its lock file {path + '.lock'!r} cannot be written "
-                f"({error.strerror}). Check owner and mode of the directory.",
-                path=path,
-            ) from error
-        try:
-            _lock(self._file)
-        except OSError as error:
-            pid = self._words()[0]
-            self._file.close()
-            raise StoreInUse(
-                f"The store {path!r} is open in another place (process {pid or 'unknown'}); only one process may use it "
-                "at a time. Close that one, or name another path.",
-                path=path,
-            ) from error
-        words = self._words()
-        self.store = words[1]
-        """The deployment that the file held when it was last open, "" if none."""
-        self.seq = int(words[2]) if words[2].isdecimal() else 0
-        """Up to where it had acknowledged then, at least."""
-        self.note(self.store, self.seq, words[3])
-
-    def _words(self) -> list[str]:
-        """Process, deployment, sequence, sync; "" for what is not there."""
-        if self._file is None:
-            raise never("self._file is not None does not hold")
-        self._file.seek(0)
-        return [*self._file.read(200).split(), "", "", "", ""]
-
-    def note(self, store: str, seq: int, sync: str) -> None:
-        """For the message of the next one who tries, for `mielin doctor`, and to know a file that was emptied, or is an older copy."""
-        if self._file is None:
-            raise never("self._file is not None does not hold")
-        self.store, self.seq, self._sync = store, seq, sync
-        # It cannot matter to this process if the note cannot be written: the lock itself is held.
-        with suppress(OSError):
-            self._file.seek(0)
-            self._file.truncate()
-        self.reached(seq)
-
-    def reached(self, seq: int) -> None:
-        """Everything up to `seq` was acknowledged.  Not flushed to the disk: a note that is behind claims too little."""
-        if self._file is None:
-            raise never("self._file is not None does not hold")
-        with suppress(OSError):
-            os.lseek(self._file.fileno(), 0, os.SEEK_SET)
-            os.write(self._file.fileno(), f"{os.getpid()} {self.store} {seq:020d} {self._sync}\n".encode())
-
-    def release(self) -> None:
-        file, self._file = self._file, None
-        if file is not None:
-            file.close()
-
-
-if os.name == "nt":  # pragma: no cover
-    import msvcrt
-
-    def _lock(file: IO[str]) -> None:
-        file.seek(1024)  # beyond the note, which others must be able to read
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
-else:
-    import fcntl
-
-    def _lock(file: IO[str]) -> None:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

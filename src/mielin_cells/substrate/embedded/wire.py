@@ -6,26 +6,42 @@ import asyncio
 import contextvars
 import logging
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from mielin_cells.errors import NoResponder, StoreUnreachable, WireTimeout
 
 logger = logging.getLogger("mielin_cells.wire")
 
 
-class _Subscription:
-    """Runs in the context of the one who subscribed, not of those who publish."""
+class _Registered:
+    """Something under a subject.  It runs in the context of its maker, not of those who publish or ask."""
 
-    __slots__ = ("_receive", "_registry", "_subject", "context", "is_closed")
+    __slots__ = ("_registry", "context", "is_closed", "subject")
+
+    def __init__(self, subject: str, registry: dict[str, dict[Any, None]]) -> None:
+        self.subject = subject
+        self.context = contextvars.copy_context()
+        self.is_closed = False
+        self._registry = registry
+        registry.setdefault(subject, {})[self] = None
+
+    def close(self) -> None:
+        if not self.is_closed:
+            self.is_closed = True
+            registered = self._registry.get(self.subject, {})
+            registered.pop(self, None)
+            if not registered:
+                self._registry.pop(self.subject, None)
+
+
+class _Subscription(_Registered):
+    __slots__ = ("_receive",)
 
     def __init__(
         self, subject: str, receive: Callable[[bytes], None], registry: dict[str, dict[_Subscription, None]]
     ) -> None:
-        self._subject = subject
+        super().__init__(subject, registry)
         self._receive = receive
-        self._registry = registry
-        self.context = contextvars.copy_context()
-        self.is_closed = False
-        registry.setdefault(subject, {})[self] = None
 
     def deliver(self, data: bytes) -> None:
         if self.is_closed:
@@ -33,19 +49,13 @@ class _Subscription:
         try:
             self._receive(data)
         except Exception:
-            logger.exception("A subscriber of %r raised; the others still get their messages.", self._subject)
-
-    def close(self) -> None:
-        if not self.is_closed:
-            self.is_closed = True
-            there = self._registry.get(self._subject, {})
-            there.pop(self, None)
-            if not there:
-                self._registry.pop(self._subject, None)
+            logger.exception("A subscriber of %r raised; the others still get their messages.", self.subject)
 
 
-class _Server:
-    __slots__ = ("_answer", "_registry", "_subject", "_tasks", "context", "is_closed")
+class _Server(_Registered):
+    """After `close` no new request is taken; running ones come to their end."""
+
+    __slots__ = ("_answer", "_tasks")
 
     def __init__(
         self,
@@ -54,19 +64,15 @@ class _Server:
         registry: dict[str, dict[_Server, None]],
         tasks: dict[asyncio.Task[None], None],
     ) -> None:
-        self._subject = subject
+        super().__init__(subject, registry)
         self._answer = answer
-        self._registry = registry
         self._tasks = tasks
-        self.context = contextvars.copy_context()
-        self.is_closed = False
-        registry.setdefault(subject, {})[self] = None
 
     def deliver(self, data: bytes, reply: asyncio.Future[bytes]) -> None:
         if reply.done():
             return
         if self.is_closed:
-            reply.set_exception(_nobody(self._subject))
+            reply.set_exception(_nobody(self.subject))
             return
         task = asyncio.get_running_loop().create_task(self._run(data, reply))
         self._tasks[task] = None
@@ -79,19 +85,10 @@ class _Server:
         try:
             answer = await self._answer(data)
         except Exception:
-            logger.exception("The server of %r raised; whoever asked gets no answer.", self._subject)
+            logger.exception("The server of %r raised; the request gets no answer.", self.subject)
             return
         if not reply.done():
             reply.set_result(answer)
-
-    def close(self) -> None:
-        """No new request is taken; those that run come to their end."""
-        if not self.is_closed:
-            self.is_closed = True
-            there = self._registry.get(self._subject, {})
-            there.pop(self, None)
-            if not there:
-                self._registry.pop(self._subject, None)
 
 
 def _nobody(subject: str) -> NoResponder:
@@ -153,12 +150,9 @@ class EmbeddedWire:
     def close(self) -> None:
         """Ends all subscriptions, running answers, and waiting requests.  Repeating it is harmless."""
         self._is_closed = True
-        for subscriptions in tuple(self._subscribers.values()):
-            for subscription in tuple(subscriptions):
-                subscription.close()
-        for servers in tuple(self._servers.values()):
-            for server in tuple(servers):
-                server.close()
+        for registry in (self._subscribers, self._servers):
+            for registered in [one for there in registry.values() for one in there]:
+                registered.close()
         for task in tuple(self._answering):
             task.cancel()
         for reply in self._asking:

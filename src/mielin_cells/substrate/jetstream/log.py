@@ -16,8 +16,9 @@ from mielin_cells.substrate.jetstream import api
 from mielin_cells.substrate.jetstream.api import Unanswered
 from mielin_cells.substrate.jetstream.connection import Connection, Listener
 from mielin_cells.substrate.jetstream.heard import Heard
-from mielin_cells.substrate.jetstream.tail import Cut, JetTail
+from mielin_cells.substrate.jetstream.tail import JetTail
 from mielin_cells.substrate.ports import ENTRY_BYTES_MAX, Appended, Conflict, Entry, Outcome, Unknown
+from mielin_cells.substrate.tail import Cut
 
 APPEND_S: Final = 5.0
 """An append without an answer for this long is `Unknown`."""

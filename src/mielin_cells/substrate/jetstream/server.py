@@ -6,7 +6,6 @@ Data, credential and configuration live in one folder, which one server at a tim
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import json
 import os
 import secrets
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from mielin_cells.errors import ConfigError, StoreInUse, StoreUnreachable
+from mielin_cells.substrate.lock import lock
 
 START_S: Final = 10.0
 STOP_S: Final = 5.0
@@ -141,7 +141,7 @@ async def _locked(folder: Path, wait_s: float) -> int:
     deadline = time.monotonic() + wait_s
     while True:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(descriptor)
         except BlockingIOError:
             if time.monotonic() >= deadline:
                 os.close(descriptor)
