@@ -26,9 +26,9 @@ from mielin_cells.node.node import Node
 from mielin_cells.store import journal
 from mielin_cells.store.reader import load
 from mielin_cells.substrate.ports import Entry
+from mielin_cells.testing.checkers.history import Author
 from mielin_cells.testing.faults import Faults, FaultySubstrate
 from mielin_cells.testing.simulator.loop import Killed, run
-from mielin_cells.testing.simulator.view import View
 from mielin_cells.testing.simulator.world import World
 
 NODES = ("node-1", "node-2", "node-3")
@@ -135,7 +135,7 @@ class Story:
 
     # ---- strikes ---------------------------------------------------------------------------------------------
 
-    def _landed(self, subject: str, entry: Entry, author: View) -> None:
+    def _landed(self, subject: str, entry: Entry, author: Author) -> None:
         record: Any
         if subject.startswith(JOURNALS):
             record = decode(entry.data, subject)

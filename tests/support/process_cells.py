@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from torture.agents import TOKENS, Purse
-from torture.check import Check, History, Report, Timed, entries_of, has_arrived
+from torture.check import Check, Recording, Report, Timed, entries_of, has_arrived
 from torture.nodes import NodeProcess
 
 from mielin_cells.agents.reports import MigrationReport
@@ -30,7 +30,7 @@ from mielin_cells.settings import Settings
 from mielin_cells.store import journal
 from mielin_cells.substrate.jetstream import JetStream
 from mielin_cells.substrate.ports import Conflict
-from mielin_cells.testing.checkers.checkers import Call, Shown
+from mielin_cells.testing.checkers.scene import Call, Observed
 from support.nats_servers import NatsServer, Proxy, nats_server, opened, proxied
 
 HANDOVER_S, PROBATION_S = 1.0, 3.0
@@ -111,7 +111,7 @@ class Cell:
         self.site, self.source, self.target = where, source, target
         self.source_link, self.target_link = links
         self.agent, self.peer = f"a{number}", f"b{number}"
-        self.history = History([self.agent, self.peer])
+        self.recording = Recording([self.agent, self.peer])
         self.migration = ""
         self.report: MigrationReport | None = None
         self._is_over = False
@@ -134,7 +134,7 @@ class Cell:
             if self._is_over:
                 return
             call = Call(agent, sender, n, True)
-            self.history.calls.append(Timed(call, 0.0))
+            self.recording.calls.append(Timed(call, 0.0))
             with contextlib.suppress(RetryError):
                 call.answer = await bound(sender, n, *((to, n % 5) if kind in ("give", "hand") else ()))
                 call.acked = True
@@ -246,19 +246,19 @@ class Cell:
         return False
 
     async def _checked(self) -> Check:
-        shown: dict[str, Shown] = {}
+        shown: dict[str, Observed] = {}
 
         async def rests() -> bool:
-            for agent in self.history.agents:
-                shown[agent] = Shown(*await self.client.get(Purse, agent).show())
+            for agent in self.recording.agents:
+                shown[agent] = Observed(*await self.client.get(Purse, agent).show())
             return has_arrived(shown)
 
         await self.comes(rests, "what the agents sent does not arrive")
         if self.report is not None:
-            self.history.reports.append(Report(self.report, 0.0, inf))
-        check = Check(self.history, TOKENS)
+            self.recording.reports.append(Report(self.report, 0.0, inf))
+        check = Check(self.recording, TOKENS)
         log = self.site.raw.log
-        await check.look(log, shown, await entries_of(log, self.history.agents))
+        await check.look(log, shown, await entries_of(log, self.recording.agents))
         return check
 
     # ---- deeds -----------------------------------------------------------------------------------------------
@@ -293,7 +293,7 @@ async def cell(where: Site, step: str, side: str) -> AsyncIterator[tuple[Cell, N
             await asyncio.gather(source.start(), target.start())
             await asyncio.gather(source.serving(), target.serving())
             yield made, source if side == "source" else target
-            for agent in made.history.agents:  # or the spare node would take them over, one after the other
+            for agent in made.recording.agents:  # or the spare node would take them over, one after the other
                 await where.client.terminate(agent)
         finally:
             where.server.signal(signal.SIGCONT)

@@ -33,21 +33,21 @@ from mielin_cells.migration.journal import Head, Journal
 from mielin_cells.migration.phases import MigrationPhase
 from mielin_cells.node.node import Node
 from mielin_cells.substrate.ports import Entry
-from mielin_cells.testing.checkers.checkers import Checker, Checkers, Line, Owned, Scene, Step, Violation
-from mielin_cells.testing.checkers.moves import RecoveredOnce
-from mielin_cells.testing.checkers.owner import EpochsGrow, NobodyRuns, NothingUnverified
-from mielin_cells.testing.simulator.view import View
+from mielin_cells.testing.checkers.checker import Checker, Checkers, Line, Owned, Step
+from mielin_cells.testing.checkers.history import Author, History
+from mielin_cells.testing.checkers.migrations import RecoveredOnce
+from mielin_cells.testing.checkers.ownership import EpochsGrow, NobodyRuns, NothingUnverified
+from mielin_cells.testing.checkers.scene import Scene, Violation
 
 Make: TypeAlias = Callable[[Fold], AnyRecord]
 
 
-def process(name: str, incarnation: int = 1) -> View:
-    return cast("View", SimpleNamespace(name=name, label=f"{name}#{incarnation}"))
+def process(name: str, incarnation: int = 1) -> Author:
+    return cast("Author", SimpleNamespace(name=name, label=f"{name}#{incarnation}"))
 
 
 def scene(**nodes: object) -> Scene:
-    world: Any = SimpleNamespace(loop=SimpleNamespace(time=lambda: 0.0), clocks={}, counts={})
-    made = Scene(world)
+    made = Scene(History(lambda: 0.0))
     made.nodes = {name: cast("Node", node) for name, node in nodes.items()}
     return made
 

@@ -40,7 +40,7 @@ from mielin_cells.node.moves.source import Move
 from mielin_cells.node.moves.target import Copy
 from mielin_cells.substrate import retry
 from mielin_cells.substrate.ports import Entry, Outcome
-from mielin_cells.testing.checkers.checkers import INVARIANTS
+from mielin_cells.testing.checkers.checker import INVARIANTS
 from mielin_cells.testing.simulate import Result, simulate
 from mielin_cells.testing.simulator.view import View
 
@@ -296,7 +296,7 @@ def test_a_guard_that_is_taken_away_is_missed_within_the_seeds_that_it_states(on
         found = first_found(range(1, 1 + one.within))
     assert found is not None, f"no seed up to {one.within} is violated without {one.name}"
     assert found.invariant in INVARIANTS, found.violations
-    assert simulate(found.told.seed).violations == [], "with the guard in its place the same seed is clean"
+    assert simulate(found.story.seed).violations == [], "with the guard in its place the same seed is clean"
 
 
 def test_with_every_guard_in_its_place_the_seeds_that_find_most_of_them_are_clean() -> None:

@@ -7,7 +7,6 @@ tells, and every agent answering once the world has healed.
 
 from __future__ import annotations
 
-import contextlib
 import os
 from random import Random
 from typing import Any
@@ -20,11 +19,12 @@ from mielin_cells.log.records import Accepted, HandedOff, decode_record
 from mielin_cells.migration.journal import Attempted, Decided, Ended, Planned, decode
 from mielin_cells.node.node import Node
 from mielin_cells.substrate.ports import Entry
-from mielin_cells.testing.simulator.loop import run
-from mielin_cells.testing.simulator.scenario import Bugs, Scenario
+from mielin_cells.testing.checkers.history import Author
+from mielin_cells.testing.simulator.engine import AFTERMATH_S
+from mielin_cells.testing.simulator.environment import Faults
+from mielin_cells.testing.simulator.scenario import Scenario, play
 from mielin_cells.testing.simulator.swarm import Op, drawn
 from mielin_cells.testing.simulator.view import View
-from mielin_cells.testing.simulator.world import AFTERMATH_S, Faults
 
 MOMENTS: dict[str, type[Any]] = {
     "planned": Planned, "attempt begins": Attempted, "handed over": HandedOff, "accepted": Accepted, "decided": Decided,
@@ -49,21 +49,7 @@ FULL_SHARE = 0.6
 """Where decisions are to be struck, so many of the targets that are asked have no room: in a quiet world few moves fail."""
 
 
-class Full(Scenario):
-    """Nodes are often full when they are asked."""
-
-    async def _started(self, node: Node, view: View) -> None:
-        rng = Random(f"full {self.swarm.seed} {view.label}")
-
-        async def step(name: str) -> None:
-            if name == "prepare" and rng.random() < FULL_SHARE:
-                raise StoreFull("it has no room just now")
-
-        node.home.step = step
-        await super()._started(node, view)
-
-
-class Cell:
+class Cell(Scenario):
     """A quiet world in which one thing goes wrong, always at the same moment and to the same side."""
 
     def __init__(self, seed: int, moment: str, side: str, deed: str) -> None:
@@ -75,8 +61,8 @@ class Cell:
         swarm.ops = [Op(round(rng.random() * 6, 3), "move", who, rng.choice(swarm.agents), 0) for who in whom]
         swarm.ops.sort()
         swarm.triggers, swarm.strikes, swarm.dead, swarm.old = {}, 0, {}, ()
-        self.scenario = (Full if moment == "decided" else Scenario)(swarm)
-        self.scenario.world.on_append(self._at_landing)
+        super().__init__(swarm)
+        self.world.on_append(self._at_landing)
         self.moment, self.side, self.deed = MOMENTS[moment], side, deed
         self.hits = 0
         """Faults that were ordered: their victim may be dead, or the world healed, when they are to be made."""
@@ -85,7 +71,18 @@ class Cell:
         self._sides: dict[str, dict[str, str]] = {}
         """By agent, the two sides of its last attempt."""
 
-    def _at_landing(self, subject: str, entry: Entry, author: View) -> None:
+    async def _started(self, node: Node, view: View) -> None:
+        rng = Random(f"full {self.swarm.seed} {view.label}")
+
+        async def step(name: str) -> None:
+            if name == "prepare" and rng.random() < FULL_SHARE:
+                raise StoreFull("it has no room just now")
+
+        if self.moment is Decided:
+            node.home.step = step
+        await super()._started(node, view)
+
+    def _at_landing(self, subject: str, entry: Entry, author: Author) -> None:
         record: Any
         if subject.startswith(JOURNALS):
             record = decode(entry.data, subject)
@@ -98,26 +95,26 @@ class Cell:
         sides = self._sides.setdefault(agent, {})
         if isinstance(record, (Planned, Attempted)):
             sides.update(source=record.node, target=record.target)
-        if type(record) is not self.moment or self.scenario.is_healed or self.hits >= STRIKES:
+        if type(record) is not self.moment or self.is_healed or self.hits >= STRIKES:
             return
         victim = sides.get(self.side, "")
-        if victim in self.scenario.swarm.nodes:
+        if victim in self.swarm.nodes:
             self.hits += 1
-            self.scenario.world.later(self._rng.choice(DELAYS_S), self._harm, victim, agent)
+            self.world.later(self._rng.choice(DELAYS_S), self._harm, victim, agent)
 
     def _harm(self, victim: str, agent: str) -> None:
-        scenario, world, rng = self.scenario, self.scenario.world, self._rng
-        if scenario.is_healed or world.views[victim].process.is_dead:
+        world, rng = self.world, self._rng
+        if self.is_healed or world.views[victim].process.is_dead:
             return
         self.made += 1
         world.troubled_for(AFTERMATH_S)
         match self.deed:
             case "crash" | "crash and claim":
                 world.crash(victim)
-                world.later(rng.choice((0.2, 4.0)), scenario.restart, victim)
+                world.later(rng.choice((0.2, 4.0)), self.restart, victim)
                 if self.deed == "crash and claim":
-                    other = rng.choice([name for name in scenario.swarm.nodes if name != victim])
-                    scenario.nemesis.act(Op(0.0, "claim", other, agent, 0))
+                    other = rng.choice([name for name in self.swarm.nodes if name != victim])
+                    self.nemesis.act(Op(0.0, "claim", other, agent, 0))
             case "pause":
                 world.pause(victim, rng.choice((0.1, 3.0, 12.0)))
             case "cut from the wire":
@@ -127,18 +124,7 @@ class Cell:
 
 
 def played(seed: int, moment: str, side: str, deed: str) -> Cell:
-    told: list[Cell] = []
-    logs = contextlib.ExitStack()
-
-    async def main() -> None:
-        cell = Cell(seed, moment, side, deed)
-        told.append(cell)
-        logs.enter_context(Bugs(cell.scenario))
-        await cell.scenario.play()
-
-    with logs:
-        run(main(), seed=seed, steps_max=600_000)
-    return told[0]
+    return play(lambda: Cell(seed, moment, side, deed), seed=seed, steps_max=600_000)
 
 
 @pytest.mark.parametrize("deed", DEEDS)
@@ -151,6 +137,6 @@ def test_a_fault_at_a_moment_of_a_migration_leaves_one_owner_and_nothing_lost(
     while seed < SEEDS or (not made and seed < SEEDS + SEEDS_MORE):
         seed += 1
         cell = played(seed, moment, side, deed)
-        assert cell.scenario.violations == [], f"seed {seed}"
+        assert cell.violations == [], f"seed {seed}"
         made += cell.made
     assert made, f"in {seed} stories the fault was never made"

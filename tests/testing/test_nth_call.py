@@ -8,7 +8,6 @@ answer is there.  What must come of it is what the simulator's checkers say.  So
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -17,10 +16,10 @@ import pytest
 
 from mielin_cells.migration.recovery import RecoveryConfig
 from mielin_cells.settings import Settings
-from mielin_cells.testing.simulator.loop import run
-from mielin_cells.testing.simulator.scenario import Bugs, Scenario
+from mielin_cells.testing.simulator.link import Link
+from mielin_cells.testing.simulator.scenario import Scenario, play
 from mielin_cells.testing.simulator.swarm import CallPlan, Life, Swarm
-from mielin_cells.testing.simulator.view import FATES, View
+from mielin_cells.testing.simulator.view import FATES
 
 NODES = ("node-1", "node-2", "node-3")
 AGENTS = ("a0", "a1")
@@ -50,33 +49,33 @@ def swarm() -> Swarm:
     )  # fmt: skip
 
 
-class Nth:
+class Nth(Scenario):
     """One story with one call struck.  Calls of clients that only use the agents are not counted."""
 
     def __init__(self, story: Callable[[Nth], Coroutine[Any, Any, None]], n: int, fate: str) -> None:
-        self.scenario = Scenario(swarm())
+        super().__init__(swarm())
         self.n, self.fate = n, fate
         self.calls = 0
         self.was_struck = ""
-        self.scenario.world.on_call = self._called
+        self.world.network.on_call = self._called
         self._counts = False
-        self._story = story
+        self._nth_story = story
 
-    def _called(self, view: View, what: str, subject: str) -> str:
+    def _called(self, view: Link, what: str, subject: str) -> str:
         if not self._counts or self.was_struck or view.name.startswith("client"):
             return ""
         self.calls += 1
         if self.calls != self.n:
             return ""
         self.was_struck = f"{what} of {view.label} to {subject}"
-        self.scenario.world.harmed(self.fate, view)
+        self.world.harmed(self.fate, view)
         if self.fate.startswith("crash") and view.name != "operator":
-            self.scenario.world.later(AGAIN_S, self.scenario.restart, view.name)
+            self.world.later(AGAIN_S, self.restart, view.name)
         return self.fate
 
     async def play(self) -> None:
-        self.scenario.job(self._story(self))
-        await self.scenario.play()
+        self.job(self._nth_story(self))
+        await super().play()
 
     async def counted(self, work: Coroutine[Any, Any, Any]) -> None:
         self._counts = True
@@ -86,21 +85,20 @@ class Nth:
 
 async def a_migration(nth: Nth) -> None:
     await asyncio.sleep(BEGINS_S)
-    await nth.counted(nth.scenario.nemesis._move("a0", None))
+    await nth.counted(nth.nemesis._move("a0", None))
 
 
 async def an_undo(nth: Nth) -> None:
     await asyncio.sleep(BEGINS_S)
-    await nth.scenario.nemesis._move("a0", None)
+    await nth.nemesis._move("a0", None)
     await asyncio.sleep(1.0)
-    await nth.counted(nth.scenario.nemesis._undo("a0", None, False))
+    await nth.counted(nth.nemesis._undo("a0", None, False))
 
 
 async def a_claim(nth: Nth) -> None:
     await asyncio.sleep(BEGINS_S)
-    scenario = nth.scenario
-    to = next(name for name in NODES if name != scenario.checkers.owner("a0"))
-    await nth.counted(scenario.nemesis._ordered("claim", lambda: scenario.operator.claim("a0", to=to)))
+    to = next(name for name in NODES if name != nth.checkers.owner("a0"))
+    await nth.counted(nth.nemesis._ordered("claim", lambda: nth.operator.claim("a0", to=to)))
 
 
 STORIES: dict[str, tuple[Callable[[Nth], Coroutine[Any, Any, None]], int]] = {
@@ -112,17 +110,7 @@ STORIES: dict[str, tuple[Callable[[Nth], Coroutine[Any, Any, None]], int]] = {
 
 
 def played(story: str, n: int, fate: str) -> Nth:
-    made: list[Nth] = []
-    logs = contextlib.ExitStack()
-
-    async def main() -> None:
-        made.append(Nth(STORIES[story][0], n, fate))
-        logs.enter_context(Bugs(made[0].scenario))
-        await made[0].play()
-
-    with logs:
-        run(main(), seed=n, steps_max=400_000)
-    return made[0]
+    return play(lambda: Nth(STORIES[story][0], n, fate), seed=n, steps_max=400_000)
 
 
 @pytest.mark.parametrize("fate", FATES)
@@ -131,7 +119,7 @@ def test_whichever_call_goes_wrong_no_invariant_is_violated(story: str, fate: st
     first = 1 + (FATES.index(fate) * 2) % STRIDE
     n = first
     while (nth := played(story, n, fate)).was_struck:
-        assert nth.scenario.violations == [], f"{fate}: call {n}, {nth.was_struck}"
+        assert nth.violations == [], f"{fate}: call {n}, {nth.was_struck}"
         n += STRIDE
-    assert nth.scenario.violations == []
+    assert nth.violations == []
     assert nth.calls >= STORIES[story][1], "an untouched story has more calls"

@@ -6,21 +6,27 @@ from collections import Counter
 
 import pytest
 
-from mielin_cells.testing.simulator.matrix import CELLS
-from mielin_cells.testing.simulator.reach import EVERY_CELL_SEEDS, SOMETIMES, WORLD_FAULTS, too_little, unreached
+from mielin_cells.testing.simulator.coverage import (
+    CELLS,
+    EVERY_CELL_SEEDS,
+    SOMETIMES,
+    WORLD_FAULTS,
+    list_unreached,
+    reached_too_little,
+)
 
 ALL = Counter(WORLD_FAULTS), Counter([*SOMETIMES, *(f"cell {cell}" for cell in CELLS)])
 
 
 def without(*names: str) -> list[str]:
     faults, counts = (Counter({name: n for name, n in found.items() if name not in names}) for found in ALL)
-    return unreached(faults, counts)
+    return list_unreached(faults, counts)
 
 
 @pytest.mark.parametrize("name", [*WORLD_FAULTS, *SOMETIMES])
 def test_each_fault_and_deed_must_have_happened(name: str) -> None:
     assert without(name) == [name]
-    assert too_little(without(name), 500)
+    assert reached_too_little(without(name), 500)
 
 
 @pytest.mark.parametrize(("missing", "seeds", "is_too_little"), [
@@ -31,4 +37,4 @@ def test_a_short_campaign_may_miss_rare_cells_and_a_long_one_none(
 ) -> None:
     found = without(*(f"cell {cell}" for cell in CELLS[:missing]))
     assert len(found) == missing
-    assert too_little(found, seeds) is is_too_little
+    assert reached_too_little(found, seeds) is is_too_little

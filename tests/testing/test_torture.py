@@ -11,48 +11,48 @@ from typing import NamedTuple
 import pytest
 from support.nats_servers import nats_server, opened, proxied
 from torture.agents import TOKENS, Purse
-from torture.check import Check, History, Read, Report, Timed, entries_of, has_arrived, outages
+from torture.check import Check, Read, Recording, Report, Timed, entries_of, has_arrived, outages
 
 import mielin_cells as cells
 from mielin_cells.client.client import Client
 from mielin_cells.log.ids import inbox_subject, log_subject
 from mielin_cells.log.message import decode_mail
 from mielin_cells.substrate.ports import Appended, Entry
-from mielin_cells.testing.checkers.checkers import Call, Shown
+from mielin_cells.testing.checkers.scene import Call, Observed
 
 
 class Played(NamedTuple):
     """A quiet run with calls, transfers and moves."""
 
-    history: History
+    recording: Recording
     entries: list[tuple[str, Entry]]
-    shown: dict[str, Shown]
+    shown: dict[str, Observed]
 
 
 async def judged(change: Callable[[Played], None]) -> list[str]:
     """What the checks say of a quiet run after `change` has falsified it; each by its invariant's number."""
-    history = History(["a", "b"])
+    recording = Recording(["a", "b"])
     async with cells.local(nodes=2) as cluster:
         assert isinstance(cluster, Client)
-        for agent in history.agents:
+        for agent in recording.agents:
             await cluster.on("node-1").spawn(Purse, agent)
         for n in range(1, 7):
             agent, to = ("a", "b") if n % 2 else ("b", "a")
             call, made, asked = Call(agent, "me", (n + 1) // 2, True), time.monotonic(), time.monotonic()
             call.answer, call.acked = await cluster.get(Purse, agent).give("me", call.n, to, n), True
-            history.calls.append(Timed(call, made, time.monotonic()))
+            recording.calls.append(Timed(call, made, time.monotonic()))
             if n in (2, 4):
                 report = await cluster.migrate("a")
-                history.reports.append(Report(report, asked, time.monotonic()))
+                recording.reports.append(Report(report, asked, time.monotonic()))
             asked, last = time.monotonic(), await cluster.log.last(log_subject("a"))
             assert last is not None
-            history.reads.append(Read("a", asked, time.monotonic(), last.seq))
-        shown: dict[str, Shown] = {}
+            recording.reads.append(Read("a", asked, time.monotonic(), last.seq))
+        shown: dict[str, Observed] = {}
         while not shown or not has_arrived(shown):
-            shown = {agent: Shown(*await cluster.get(Purse, agent).show()) for agent in history.agents}
-        played = Played(history, await entries_of(cluster.log, history.agents), shown)
+            shown = {agent: Observed(*await cluster.get(Purse, agent).show()) for agent in recording.agents}
+        played = Played(recording, await entries_of(cluster.log, recording.agents), shown)
         change(played)
-        check = Check(history, TOKENS)
+        check = Check(recording, TOKENS)
         await check.look(cluster.log, played.shown, played.entries)
         assert check.verdict.landed["HandedOff"] == 2
         return [found.split(":")[0] for found in check.verdict.violations]
@@ -79,12 +79,12 @@ def double_a_transfer(played: Played) -> None:
 
 
 def show_an_old_owner(played: Played) -> None:
-    reads = played.history.reads
+    reads = played.recording.reads
     reads[-1] = reads[-1]._replace(seq=reads[0].seq)
 
 
 def answer_out_of_place(played: Played) -> None:
-    played.history.calls[0].call.answer = 3
+    played.recording.calls[0].call.answer = 3
 
 
 def lose_a_record(played: Played) -> None:
@@ -93,9 +93,9 @@ def lose_a_record(played: Played) -> None:
 
 
 def report_what_did_not_happen(played: Played) -> None:
-    report = played.history.reports[0]
+    report = played.recording.reports[0]
     changed = {name: getattr(report.report, name) for name in ("migration", "agent", "source", "target")}
-    played.history.reports[0] = report._replace(report=cells.MigrationReport(**changed, outcome="rolled_back"))
+    played.recording.reports[0] = report._replace(report=cells.MigrationReport(**changed, outcome="rolled_back"))
 
 
 def send_before_it_is_logged(played: Played) -> None:

@@ -15,10 +15,11 @@ import pytest
 
 from mielin_cells.errors import MessageTooLarge, NoResponder, StoreBusy, StoreUnreachable, WireTimeout
 from mielin_cells.substrate.ports import ENTRY_BYTES_MAX, Appended, Conflict, Entry, Unknown
+from mielin_cells.testing.simulator.environment import Faults
 from mielin_cells.testing.simulator.loop import run
 from mielin_cells.testing.simulator.scenario import Bugs, Scenario
 from mielin_cells.testing.simulator.view import View
-from mielin_cells.testing.simulator.world import Faults, World
+from mielin_cells.testing.simulator.world import World
 
 
 async def seqs(view: View, subject: str) -> list[int]:

@@ -30,7 +30,7 @@ from mielin_cells.errors import CellError
 from mielin_cells.log.ids import journal_subject, log_subject
 from mielin_cells.settings import Settings
 from mielin_cells.store import journal
-from mielin_cells.testing.checkers.checkers import Shown
+from mielin_cells.testing.checkers.scene import Observed
 from torture.agents import TOKENS
 from torture.check import Check, outages
 from torture.load import REST_S, Load
@@ -124,7 +124,7 @@ class Rested:
     """A round whose agents have answered, and are still to be judged."""
 
     load: Load
-    shown: dict[str, Shown]
+    shown: dict[str, Observed]
 
 
 class Setup:
@@ -177,7 +177,7 @@ class Setup:
         self._before = Rested(load, shown)
         self.figures.rounds += 1
         events = sum(self._nemesis.events.values())
-        _say(f"{self.figures.name}, round {name}: {events} events, {len(load.history.calls)} calls, at rest after "
+        _say(f"{self.figures.name}, round {name}: {events} events, {len(load.recording.calls)} calls, at rest after "
              f"{self.figures.rests[-1]:.1f} s, {len(self.figures.violations)} violations")  # fmt: skip
 
     async def _judged(self) -> None:
@@ -185,15 +185,15 @@ class Setup:
         if self._before is None:
             return
         load = self._before.load
-        await self._settled(load.history.agents)
-        log, subjects = self._client.log, [log_subject(agent) for agent in load.history.agents]
-        for agent in load.history.agents:  # their ends may have landed just now
+        await self._settled(load.recording.agents)
+        log, subjects = self._client.log, [log_subject(agent) for agent in load.recording.agents]
+        for agent in load.recording.agents:  # their ends may have landed just now
             subjects += [journal_subject(agent, migration) for _, migration in await journal.listed(log, agent)]
         ends = [await log.last(subject) for subject in subjects]
         async with asyncio.timeout(REST_S):
             await self._tape.reaches(max(end.seq for end in ends if end is not None))
-        check = Check(load.history, TOKENS)
-        await check.look(self._client.log, self._before.shown, self._tape.taken(load.history.agents))
+        check = Check(load.recording, TOKENS)
+        await check.look(self._client.log, self._before.shown, self._tape.taken(load.recording.agents))
         self._before = None
         await load.leave()
         self._add(load, check)
@@ -208,17 +208,17 @@ class Setup:
             await asyncio.sleep(0.5)
 
     def _add(self, load: Load, check: Check) -> None:
-        figures, history = self.figures, load.history
-        figures.calls += len(history.calls)
-        figures.acknowledged += sum(timed.call.acked for timed in history.calls)
-        figures.reads += len(history.reads)
-        figures.errors += history.errors
+        figures, recording = self.figures, load.recording
+        figures.calls += len(recording.calls)
+        figures.acknowledged += sum(timed.call.acked for timed in recording.calls)
+        figures.reads += len(recording.reads)
+        figures.errors += recording.errors
         figures.landed += check.verdict.landed
-        figures.migrations += Counter(f"reported {one.report.outcome}" for one in history.reports)
+        figures.migrations += Counter(f"reported {one.report.outcome}" for one in recording.reports)
         figures.migrations += Counter(f"attempts {outcome}" for outcome in check.verdict.outcomes.values())
-        figures.outages += outages(history.calls, WAITED_S)
+        figures.outages += outages(recording.calls, WAITED_S)
         if load.found or check.verdict.violations:
-            figures.violations += [f"{history.agents[0]}..: {one}" for one in load.found + check.verdict.violations]
+            figures.violations += [f"{recording.agents[0]}..: {one}" for one in load.found + check.verdict.violations]
 
 
 def _config(folder: Path) -> Path:
@@ -247,7 +247,7 @@ async def tortured(
 
         async def claim(node: str) -> None:
             """An operator takes an agent to this node, whoever has it."""
-            agents = setup.load.history.agents if setup.load is not None else []
+            agents = setup.load.recording.agents if setup.load is not None else []
             with contextlib.suppress(CellError, TimeoutError):
                 async with asyncio.timeout(5.0):
                     await client.claim(rng.choice(agents), to=node)

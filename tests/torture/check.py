@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from mielin_cells.agents.reports import MigrationReport
 from mielin_cells.errors import CellError
@@ -22,10 +22,11 @@ from mielin_cells.migration import journal as journals
 from mielin_cells.store import journal
 from mielin_cells.store.reader import load
 from mielin_cells.substrate.ports import Entry, Log
-from mielin_cells.testing.checkers.checkers import INBOXES, Call, Checker, Checkers, Scene, Shown, Told, Violation
-from mielin_cells.testing.checkers.effects import AcknowledgedIsKept, Conserved, InOrder, SentOnce, TakenOnce
-from mielin_cells.testing.checkers.moves import Classified, OneOutcome, RecoveredOnce, ValidPath
-from mielin_cells.testing.checkers.owner import (
+from mielin_cells.testing.checkers.checker import INBOXES, Checker, Checkers
+from mielin_cells.testing.checkers.history import History, Operation
+from mielin_cells.testing.checkers.messages import AcknowledgedIsKept, Conserved, InOrder, SentOnce, TakenOnce
+from mielin_cells.testing.checkers.migrations import Classified, OneOutcome, RecoveredOnce, ValidPath
+from mielin_cells.testing.checkers.ownership import (
     CurrentWrites,
     EpochsGrow,
     GoesBackByRecord,
@@ -35,9 +36,7 @@ from mielin_cells.testing.checkers.owner import (
     SameState,
     StoreTells,
 )
-from mielin_cells.testing.simulator.register import Operation
-from mielin_cells.testing.simulator.view import View
-from mielin_cells.testing.simulator.world import World
+from mielin_cells.testing.checkers.scene import Call, Observed, Reported, Scene, Violation
 
 PAGE = 1000
 
@@ -74,7 +73,7 @@ class Timed:
 
 
 @dataclass(slots=True)
-class History:
+class Recording:
     """What clients recorded; times are of one monotonic clock."""
 
     agents: list[str] = field(default_factory=list)
@@ -94,23 +93,6 @@ class Verdict:
     """Records by kind, and mails."""
     outcomes: dict[str, str] = field(default_factory=dict)
     """Of each attempt that was handed over, as the logs say."""
-
-
-class _World:
-    """As much of a simulated world as the checkers look at where there is none."""
-
-    clocks: ClassVar[Counter[str]] = Counter()
-
-    def __init__(self) -> None:
-        self.loop = self
-        self.now = 0
-        self.counts: Counter[str] = Counter()
-        self.history: dict[str, list[Operation]] = {}
-        self.places: dict[str, list[tuple[int, Operation | None]]] = {}
-
-    def time(self) -> float:
-        """The sequence of what has just landed stands for the time."""
-        return self.now
 
 
 class Author(NamedTuple):
@@ -141,35 +123,37 @@ def is_of(subject: str, agents: set[str]) -> bool:
 class Check:
     """`look`, once the agents have come to rest and every migration has its end; then `verdict` says what was found."""
 
-    def __init__(self, history: History, tokens: int) -> None:
-        self.history = history
+    def __init__(self, recording: Recording, tokens: int) -> None:
+        self.recording = recording
         self.verdict = Verdict()
-        self._world = _World()
+        self._at = 0
+        """The sequence of what has just landed stands for the time."""
+        self._history = History(lambda: self._at)
         self._scenes: list[Scene] = []
         self._checkers: list[Checkers] = []
         for kind in KINDS:  # each by itself: what one says behind its first violation follows from that
-            scene = Scene(cast("World", self._world))
-            scene.tokens = tokens * len(history.agents)
-            scene.calls = [timed.call for timed in history.calls]
-            scene.told = [Told(one.report, inf, False) for one in history.reports]
+            scene = Scene(self._history)
+            scene.tokens = tokens * len(recording.agents)
+            scene.calls = [timed.call for timed in recording.calls]
+            scene.reports = [Reported(one.report, inf, False) for one in recording.reports]
             self._scenes.append(scene)
             self._checkers.append(Checkers(scene, [kind]))
 
-    async def look(self, log: Log, shown: dict[str, Shown], entries: list[tuple[str, Entry]]) -> None:
+    async def look(self, log: Log, shown: dict[str, Observed], entries: list[tuple[str, Entry]]) -> None:
         """Judges what has landed of these agents, in the order in which it did."""
         self._count(entries)
         self._register(entries)
         folds = next(s for s, kind in zip(self._scenes, KINDS, strict=True) if kind is SameState).folds
-        loaded = {agent: await load(log, agent) for agent in self.history.agents}
+        loaded = {agent: await load(log, agent) for agent in self.recording.agents}
         for scene, checkers, kind in zip(self._scenes, self._checkers, KINDS, strict=True):
-            scene.shown = shown
+            scene.observed = shown
             if kind is StoreTells:
                 scene.folds, scene.loaded = folds, loaded
             self._guarded(partial(self._judge, checkers, entries))
 
     def _judge(self, checkers: Checkers, entries: list[tuple[str, Entry]]) -> None:
         for subject, entry in entries:
-            self._world.now = entry.seq
+            self._at = entry.seq
             author = Author("?", "a client")
             if subject.startswith(LOGS):
                 record: Any = decode_record(entry.data, subject)
@@ -177,7 +161,7 @@ class Check:
             elif subject.startswith(JOURNALS):
                 line = journals.decode(entry.data, subject)
                 author = Author(line.node, f"{line.node}.{line.incarnation}")
-            checkers.landed(subject, entry, cast("View", author))
+            checkers.landed(subject, entry, author)
         checkers.at_rest()
 
     def _count(self, entries: list[tuple[str, Entry]]) -> None:
@@ -196,11 +180,11 @@ class Check:
 
     def _register(self, entries: list[tuple[str, Entry]]) -> None:
         """Reads of who owns an agent, and completed moves as appends that a client knows of, for the register's model."""
-        history, places = self._world.history, self._world.places
-        known = {one.report.migration: one for one in self.history.reports if one.report.ok}
-        for agent in self.history.agents:
+        history, places = self._history.operations, self._history.places
+        known = {one.report.migration: one for one in self.recording.reports if one.report.ok}
+        for agent in self.recording.agents:
             history[log_subject(agent)], places[log_subject(agent)] = [], []
-        for read in self.history.reads:
+        for read in self.recording.reads:
             history[log_subject(read.agent)].append(Operation("a reader", True, read.asked, read.told, read.seq))
         for subject, entry in entries:
             if not subject.startswith(LOGS):
@@ -221,7 +205,7 @@ class Check:
             self.verdict.violations.append(f"I20: what the store holds cannot be read: {error}")
 
 
-def has_arrived(shown: dict[str, Shown]) -> bool:
+def has_arrived(shown: dict[str, Observed]) -> bool:
     """Every transfer that was sent is there."""
     return all(len(shown[to].got.get(a, [])) >= n for a, s in shown.items() for to, n in s.sent.items())
 

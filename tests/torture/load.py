@@ -13,9 +13,9 @@ from mielin_cells.client.client import Client
 from mielin_cells.errors import CellError, Fenced, InvalidTransition, NoSuchAgent, RetryError
 from mielin_cells.log.ids import log_subject
 from mielin_cells.log.records import decode_record
-from mielin_cells.testing.checkers.checkers import Call, Shown
+from mielin_cells.testing.checkers.scene import Call, Observed
 from torture.agents import Purse
-from torture.check import History, Read, Report, Timed, has_arrived
+from torture.check import Read, Recording, Report, Timed, has_arrived
 
 CALLERS = 16
 MOVERS = 3
@@ -38,12 +38,12 @@ class Load:
         self._tasks: list[asyncio.Task[None]] = []
         self._busy: Counter[str] = Counter()
         """Calls on their way, by agent."""
-        self.history = History([f"{round_name}-{number}" for number in range(count)])
+        self.recording = Recording([f"{round_name}-{number}" for number in range(count)])
         self.found: list[str] = []
         """Violations that need no checker: what a client must never be told."""
 
     async def begin(self) -> None:
-        agents = self.history.agents
+        agents = self.recording.agents
         for number, agent in enumerate(agents):
             await self._until_done(self._spawned(self._nodes[number % len(self._nodes)], agent))
         works = [self._calls(number) for number in range(CALLERS)]
@@ -61,7 +61,7 @@ class Load:
                 try:
                     return await call()
                 except (RetryError, NoSuchAgent, InvalidTransition, Fenced) as error:
-                    self.history.errors[f"operator: {error.code}"] += 1
+                    self.recording.errors[f"operator: {error.code}"] += 1
                     await asyncio.sleep(0.1)
 
     # ---- what clients do -------------------------------------------------------------------------------------
@@ -71,8 +71,8 @@ class Load:
         numbers: Counter[str] = Counter()
         while not self._is_over:
             await asyncio.sleep(rng.random() * rng.choice((0.02, 0.3)))
-            agent = rng.choice(self.history.agents)
-            to = rng.choice([other for other in self.history.agents if other != agent])
+            agent = rng.choice(self.recording.agents)
+            to = rng.choice([other for other in self.recording.agents if other != agent])
             numbers[agent] += 1
             tells, kind = rng.random() < 0.2, rng.choices(KINDS, WEIGHTS)[0]
             call = Call(agent, sender, numbers[agent], not tells)
@@ -84,14 +84,14 @@ class Load:
 
     async def _call(self, timed: Timed, sent: Coroutine[Any, Any, Any]) -> None:
         call = timed.call
-        self.history.calls.append(timed)
+        self.recording.calls.append(timed)
         self._busy[call.agent] += 1
         try:
             answer = await sent
             call.acked = True
             call.answer = answer if call.ask else None
         except RetryError as error:
-            self.history.errors[error.code] += 1
+            self.recording.errors[error.code] += 1
         except CellError as error:
             self.found.append(f"I4: {call.sender} called {call.agent} and was told {error.code}: {error}")
         finally:
@@ -103,29 +103,29 @@ class Load:
         rng = Random(self._rng.random())
         while not self._is_over:
             await asyncio.sleep(rng.random() * 0.3)
-            drawn = rng.sample(self.history.agents, min(3, len(self.history.agents)))
+            drawn = rng.sample(self.recording.agents, min(3, len(self.recording.agents)))
             agent = max(drawn, key=lambda name: self._busy[name])
             to, asked = rng.choice((None, *self._nodes)), time.monotonic()
             try:
                 report = await self._client.migrate(agent, to=to)
             except CellError as error:
-                self.history.errors[f"migrate: {error.code}"] += 1
+                self.recording.errors[f"migrate: {error.code}"] += 1
                 continue
-            self.history.reports.append(Report(report, asked, time.monotonic()))
+            self.recording.reports.append(Report(report, asked, time.monotonic()))
 
     async def _reads(self) -> None:
         rng = Random(self._rng.random())
         while not self._is_over:
             await asyncio.sleep(rng.random() * 0.1)
-            agent, asked = rng.choice(self.history.agents), time.monotonic()
+            agent, asked = rng.choice(self.recording.agents), time.monotonic()
             try:
                 last = await self._client.log.last(log_subject(agent))
             except RetryError as error:
-                self.history.errors[f"read: {error.code}"] += 1
+                self.recording.errors[f"read: {error.code}"] += 1
                 continue
             if last is not None:
                 decode_record(last.data, agent)
-                self.history.reads.append(Read(agent, asked, time.monotonic(), last.seq))
+                self.recording.reads.append(Read(agent, asked, time.monotonic(), last.seq))
 
     # ---- the end ---------------------------------------------------------------------------------------------
 
@@ -140,13 +140,13 @@ class Load:
         for task in done:
             task.result()
 
-    async def rest(self) -> dict[str, Shown]:
+    async def rest(self) -> dict[str, Observed]:
         """What the agents say of themselves, once everything that was sent has arrived, or at the latest after `REST_S`."""
-        shown, until = dict[str, Shown](), time.monotonic() + REST_S
+        shown, until = dict[str, Observed](), time.monotonic() + REST_S
         while True:
-            for agent in self.history.agents:
+            for agent in self.recording.agents:
                 try:
-                    shown[agent] = Shown(*await self._until_done(self._client.get(Purse, agent).show))
+                    shown[agent] = Observed(*await self._until_done(self._client.get(Purse, agent).show))
                 except TimeoutError:
                     self.found.append(f"I15: {agent} does not answer {REST_S:g} s after everything was healed")
                     return shown
@@ -156,7 +156,7 @@ class Load:
 
     async def leave(self) -> None:
         """The agents of the round end: nodes need not look after them any more."""
-        for agent in self.history.agents:
+        for agent in self.recording.agents:
             await self._until_done(self._terminated(agent))
 
     def _terminated(self, agent: str) -> Any:

@@ -1,45 +1,37 @@
 """`python -m mielin_cells.testing.simulate --seeds N --start K`: production code in N seeded worlds.
 
-Ends with one summary line; exit code 1 if any invariant was violated, with the command that replays the seed.
+Ends with one summary line.  The exit code is 1 if an invariant was violated; then the command that replays the seed is printed.
 `--replay FILE` runs the kept seeds of a file; `--shrink` looks for a smaller story that fails in the same way.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import gc
 import json
 import os
-import signal
 import subprocess
 import sys
-import threading
 import time
-import traceback
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from mielin_cells.testing.checkers.moves import SameAgain
-from mielin_cells.testing.simulator.loop import Livelock, run
-from mielin_cells.testing.simulator.matrix import CELLS
-from mielin_cells.testing.simulator.reach import faults_told, table, too_little, unreached
-from mielin_cells.testing.simulator.scenario import Bugs, Scenario
-from mielin_cells.testing.simulator.swarm import OFF, Cut, drawn
+from mielin_cells.testing.simulator.coverage import (
+    CELLS,
+    list_faults,
+    list_unreached,
+    reached_too_little,
+    render_matrix,
+)
+from mielin_cells.testing.simulator.shrink import shrink
+from mielin_cells.testing.simulator.story import TWICE_EVERY, Result, Story, check, simulate
+from mielin_cells.testing.simulator.swarm import OFF, Cut
 
-STEPS_MAX = 400_000
-"""Callbacks in one seed; a usual one takes a fiftieth of it."""
-
-TWICE_EVERY = 15
-"""Every so many seeds one is run twice: the traces must be equal (I23)."""
-
-SPIN_S = 60.0
-"""Processor time of one seed; a usual one takes 50 ms.  A callback that never ends takes no virtual time, and no step ends."""
+__all__ = ["Result", "Story", "main", "simulate"]
 
 TRACE_LINES = 60
 """Shown of a seed with a violation."""
@@ -49,102 +41,6 @@ SHRUNK_MAX = 3
 
 BATCH = 2000
 """Seeds after which a long campaign says how far it is."""
-
-
-class Told(NamedTuple):
-    """A seed, less what is cut from its story: one line of `tests/seeds.txt`."""
-
-    seed: int
-    cut: Cut | None = None
-
-    def __str__(self) -> str:
-        return f"{self.seed} {self.cut or ''}".strip()
-
-    @classmethod
-    def parsed(cls, line: str) -> Told:
-        """Raises `ValueError` for a line that says nothing that is known."""
-        words = line.partition("#")[0].split()
-        return cls(int(words[0]), Cut.parsed(words[1:]) if words[1:] else None)
-
-
-@dataclass(slots=True)
-class Result:
-    """What one seed came to."""
-
-    told: Told
-    violations: list[str]
-    digest: str
-    """Of the trace: equal for equal seeds."""
-    virtual_s: float
-    calls: int
-    """Calls of the substrate."""
-    faults: Counter[str]
-    counts: Counter[str]
-    """What happened besides faults, and cells of the matrix."""
-    trace: list[str] = field(default_factory=list)
-
-    @property
-    def invariant(self) -> str:
-        """Of the first violation: its number, "raised" for an exception, "" if there is none."""
-        if not self.violations:
-            return ""
-        first = self.violations[0]
-        return "raised" if first.startswith("raised") else first.partition(" s: ")[2].partition(":")[0] or "I23"
-
-
-def simulate(seed: int, cut: Cut | None = None) -> Result:
-    """Runs one seed to its end.  Never raises for what production code does: that is in `violations`."""
-    made: list[Scenario] = []
-    logs = contextlib.ExitStack()
-
-    async def main() -> None:
-        scenario = Scenario(drawn(seed, cut))
-        made.append(scenario)
-        logs.enter_context(Bugs(scenario))
-        await scenario.play()
-
-    try:
-        with logs, _ended_in(SPIN_S):
-            run(main(), seed=seed, steps_max=STEPS_MAX)
-    except Exception:  # noqa: BLE001 - whatever it is, it is a finding of this seed, and the next one goes on
-        made[0].violations.append(f"raised: {traceback.format_exc()}")
-    scenario, world = made[0], made[0].world
-    return Result(
-        Told(seed, cut), scenario.violations, world.digest(), world.loop.time(), world.calls, world.counts,
-        scenario.scene.counts, world.trace,
-    )  # fmt: skip
-
-
-@contextlib.contextmanager
-def _ended_in(seconds: float) -> Iterator[None]:
-    """Raises `Livelock` where the code is by then; only in the main thread, which alone hears signals."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def over(*_: object) -> None:
-        raise Livelock(f"after {seconds:g} s of processor time the story is not over: something spins")
-
-    before = signal.signal(signal.SIGVTALRM, over)
-    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0.0)
-        signal.signal(signal.SIGVTALRM, before)
-
-
-def checked(told: Told, twice_every: int = TWICE_EVERY) -> Result:
-    """`simulate`, and now and then twice, without the trace unless it is needed."""
-    result = simulate(*told)
-    if twice_every and told.seed % twice_every == 0:
-        again = simulate(*told)
-        result.counts["seeds run twice"] += 1
-        if again.digest != result.digest:
-            result.violations.append(SameAgain.compare(result.trace, again.trace))
-    if not result.violations:
-        result.trace = []
-    return result
 
 
 class Campaign:
@@ -166,7 +62,7 @@ class Campaign:
         self.faults.update(result.faults)
         self.counts.update(result.counts)
         if result.violations:
-            self.failed.append(str(result.told))
+            self.failed.append(str(result.story))
 
     @property
     def seconds(self) -> float:
@@ -178,18 +74,18 @@ class Campaign:
             "virtual_hours": round(self.virtual_s / 3600, 2), "calls": self.calls,
             "completed": self.counts["migrations completed"], "rolled_back": self.counts["migrations rolled_back"],
             "gave_up": self.counts["migrations gave_up"], "faults": dict(sorted(self.faults.items())),
-            "counts": dict(sorted(self.counts.items())), "unreached": unreached(self.faults, self.counts),
+            "counts": dict(sorted(self.counts.items())), "unreached": list_unreached(self.faults, self.counts),
             "seconds": round(self.seconds, 1),
         }  # fmt: skip
 
     def record(self) -> str:
         """For a file that sums pieces up: what was run, of which commit, and what came of it."""
         plain = self.plain()
-        told = {
+        record = {
             name: plain[name] for name in ("what", "seeds", "violations", "failed", "virtual_hours", "calls", "seconds")
         }
-        told |= {"commit": _commit(), "faults": self.faults.total(), "kinds": len(self.faults)}
-        return json.dumps(told)
+        record |= {"commit": _commit(), "faults": self.faults.total(), "kinds": len(self.faults)}
+        return json.dumps(record)
 
     def line(self) -> str:
         counts = self.counts
@@ -204,52 +100,52 @@ class Campaign:
 
 
 def _commit() -> str:
-    """Of the sources; "" if they are not in a repository."""
+    """The commit of the sources; "" if they are not in a repository."""
     here = Path(__file__).resolve().parent
     try:
-        found = subprocess.run(
+        git = subprocess.run(
             ["git", "-C", str(here), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
         )
     except OSError:
         return ""
-    return found.stdout.strip()
+    return git.stdout.strip()
 
 
 def report(result: Result, verbose: bool) -> None:
-    """Prints a seed with a violation, or, if asked, any."""
+    """Prints a seed with a violation; with `verbose` any."""
     if result.violations:
-        print(f"seed {result.told}: {len(result.violations)} violations")
+        print(f"seed {result.story}: {len(result.violations)} violations")
         for line in result.trace if verbose else result.trace[-TRACE_LINES:]:
             print(f"  {line}")
         for violation in result.violations:
-            print(f"seed {result.told}: {violation}")
-        print(f"replay: python -m mielin_cells.testing.simulate --only '{result.told}' --verbose")
-        print(f"keep: {line_to_keep(result.told, result)}")
+            print(f"seed {result.story}: {violation}")
+        print(f"replay: python -m mielin_cells.testing.simulate --only '{result.story}' --verbose")
+        print(f"keep: {line_to_keep(result.story, result)}")
     elif verbose:
         happened = ", ".join(f"{name} {count}" for name, count in sorted(result.counts.items()))
-        print(f"seed {result.told}: {result.calls} calls, {result.virtual_s:.0f} virtual s, {happened}")
+        print(f"seed {result.story}: {result.calls} calls, {result.virtual_s:.0f} virtual s, {happened}")
 
 
-def line_to_keep(told: Told, found: Result) -> str:
-    """For `tests/seeds.txt`: the story, and what it was."""
-    sentence = found.violations[0].partition("\n")[0].partition(" s: ")[2] or found.invariant
-    return f"{told}  # {sentence[:120]}"
+def line_to_keep(story: Story, result: Result) -> str:
+    """The story and its violation, for `tests/seeds.txt`."""
+    sentence = result.violations[0].partition("\n")[0].partition(" s: ")[2] or result.invariant
+    return f"{story}  # {sentence[:120]}"
 
 
-def results(stories: list[Told], jobs: int, twice_every: int) -> Iterator[Result]:
-    """Of each story, in order; on `jobs` processes."""
-    check = partial(checked, twice_every=twice_every)
+def run_all(stories: list[Story], jobs: int, twice_every: int) -> Iterator[Result]:
+    """The result of each story, in order; on `jobs` processes."""
+    check_one = partial(check, twice_every=twice_every)
     if jobs == 1 or len(stories) < 4:
-        yield from map(check, stories)
+        yield from map(check_one, stories)
         return
     with ProcessPoolExecutor(jobs) as pool:
         for first in range(0, len(stories), BATCH):
-            yield from pool.map(check, stories[first : first + BATCH], chunksize=4)
+            yield from pool.map(check_one, stories[first : first + BATCH], chunksize=4)
 
 
-def kept(lines: Iterable[str]) -> list[Told]:
+def parse_stories(lines: Iterable[str]) -> list[Story]:
     """The stories of a file of kept seeds."""
-    return [Told.parsed(line) for line in lines if line.partition("#")[0].strip()]
+    return [Story.parse(line) for line in lines if line.partition("#")[0].strip()]
 
 
 def main() -> int:
@@ -277,35 +173,33 @@ def main() -> int:
     parser.add_argument("--verbose", action="store_true", help="a line per seed; the whole trace of a failed one")
     args = parser.parse_args()
     cut = Cut(extra=frozenset(args.extra)) if args.extra else None
-    stories = [Told(seed, cut) for seed in range(args.start, args.start + args.seeds)]
+    stories = [Story(seed, cut) for seed in range(args.start, args.start + args.seeds)]
     what = str(args.start)
     if args.only is not None:
-        stories, what = [Told.parsed(args.only)], args.only
+        stories, what = [Story.parse(args.only)], args.only
     elif args.replay is not None:
-        stories, what = kept(args.replay.read_text().splitlines()), args.replay.name
+        stories, what = parse_stories(args.replay.read_text().splitlines()), args.replay.name
     gc.collect()
     gc.freeze()  # what is loaded now is never garbage; each seed collects its own
     campaign = Campaign(what)
-    for result in results(stories, args.jobs, args.twice_every):
+    for result in run_all(stories, args.jobs, args.twice_every):
         campaign.add(result)
         report(result, args.verbose)
         if result.violations and args.shrink and len(campaign.failed) <= SHRUNK_MAX:
-            from mielin_cells.testing.simulator.shrink import shrunk
-
-            print(f"keep: {line_to_keep(shrunk(result, print), result)}", flush=True)
+            print(f"keep: {line_to_keep(shrink(result, print), result)}", flush=True)
         if campaign.seeds % BATCH == 0 and campaign.seeds < len(stories):
             print(campaign.line(), file=sys.stderr, flush=True)
     if args.record is not None:
         with args.record.open("a") as file:
             file.write(campaign.record() + "\n")
     if args.matrix:
-        print(faults_told(campaign.faults))
-        print(table(campaign.counts))
+        print(list_faults(campaign.faults))
+        print(render_matrix(campaign.counts))
     print(json.dumps(campaign.plain()) if args.json else campaign.line())
-    missing = unreached(campaign.faults, campaign.counts) if args.reach else []
+    missing = list_unreached(campaign.faults, campaign.counts) if args.reach else []
     if missing:
         print(f"never reached: {', '.join(missing)}")
-    return 1 if campaign.failed or too_little(missing, campaign.seeds) else 0
+    return 1 if campaign.failed or reached_too_little(missing, campaign.seeds) else 0
 
 
 if __name__ == "__main__":

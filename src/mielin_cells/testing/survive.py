@@ -5,19 +5,19 @@ With pytest it is the fixture `mielin_world` (`testing.plugin`); `docs/testing.m
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import replace
+from functools import partial
 from random import Random
 from typing import Any, TypeAlias, TypeVar
 
 from mielin_cells.agents.agent import Agent
 from mielin_cells.client.client import Client
 from mielin_cells.errors import AlreadyThere, ConfigError, MigrationInProgress, RetryError, UnknownNode
-from mielin_cells.testing.simulate import STEPS_MAX
-from mielin_cells.testing.simulator.loop import run
-from mielin_cells.testing.simulator.scenario import Bugs, Scenario
+from mielin_cells.testing.simulator.deployment import Deployment
+from mielin_cells.testing.simulator.scenario import Scenario, play
+from mielin_cells.testing.simulator.story import STEPS_MAX
 from mielin_cells.testing.simulator.swarm import ASKER, HARMS, REFUSED, Swarm, drawn
 from mielin_cells.testing.simulator.workload import Workload
 
@@ -33,7 +33,7 @@ HAPPENS = frozenset({"move", "stop", *HARMS}) - {"clock step"}
 class Play:
     """One seed's world, as a story sees it."""
 
-    def __init__(self, scenario: Scenario, client: Client) -> None:
+    def __init__(self, scenario: Deployment, client: Client) -> None:
         self.seed = scenario.swarm.seed
         self.nodes = scenario.swarm.nodes
         self.cluster = client
@@ -86,7 +86,7 @@ class Play:
 Story: TypeAlias = Callable[[Play], Awaitable[None]]
 
 
-class _Theirs(Workload):
+class _UserStory(Workload):
     """A story of the user's."""
 
     def __init__(self, story: Story, invariant: Story | None) -> None:
@@ -99,25 +99,25 @@ class _Theirs(Workload):
         agents = self.play.agents
         return agents[int(name[1:]) % len(agents)] if agents else name
 
-    async def begin(self, scenario: Scenario) -> None:
+    async def begin(self, scenario: Deployment) -> None:
         view, client = await scenario.client("client-story")
         self.play, self._run = Play(scenario, client), view.process.run
 
-    def lives(self, scenario: Scenario) -> list[Coroutine[Any, Any, None]]:
-        return [self._told(scenario, self._story, "the story")]
+    def lives(self, scenario: Deployment) -> list[Coroutine[Any, Any, None]]:
+        return [self._run_story(scenario, self._story, "the story")]
 
-    async def _told(self, scenario: Scenario, story: Story, what: str) -> None:
-        async def told() -> None:
+    async def _run_story(self, scenario: Deployment, story: Story, what: str) -> None:
+        async def body() -> None:
             await story(self.play)
 
         try:
-            await self._run(told())
+            await self._run(body())
         except Exception as error:  # noqa: BLE001 - whatever a user's story raises is its finding
-            scenario.found(f"{what}: {type(error).__name__}: {error}")
+            scenario.violate(f"{what}: {type(error).__name__}: {error}")
 
-    async def has_arrived(self, scenario: Scenario) -> bool:
+    async def has_arrived(self, scenario: Deployment) -> bool:
         if self._invariant is not None:
-            await self._told(scenario, self._invariant, "the invariant")
+            await self._run_story(scenario, self._invariant, "the invariant")
         return True
 
 
@@ -145,25 +145,16 @@ class Survival:
             raise ConfigError(f"seeds = {seeds} plays nothing; 1 is the least.", field="seeds", range="1 and more")
         self.counts = Counter()
         for seed in range(1, seeds + 1) if isinstance(seeds, int) else seeds:
-            scenario = _played(seed, story, invariant)
+            scenario = play(partial(_make, seed, story, invariant), seed=seed, steps_max=STEPS_MAX)
             self.counts.update(scenario.world.counts)
             self.counts.update(scenario.scene.counts)
             if scenario.violations:
-                told = "\n".join(scenario.world.trace[-20:])
-                raise Broken(f"seed {seed}: {scenario.violations[0]}\nreplay: seeds=[{seed}]; it ended so:\n{told}")
+                trace = "\n".join(scenario.world.trace[-20:])
+                raise Broken(f"seed {seed}: {scenario.violations[0]}\nreplay: seeds=[{seed}]; it ended so:\n{trace}")
 
 
-def _played(seed: int, story: Story, invariant: Story | None) -> Scenario:
-    made: list[Scenario] = []
-
-    async def main() -> None:
-        made.append(Scenario(swarm_of(seed), _Theirs(story, invariant)))
-        logs.enter_context(Bugs(made[0]))
-        await made[0].play()
-
-    with contextlib.ExitStack() as logs:
-        run(main(), seed=seed, steps_max=STEPS_MAX)
-    return made[0]
+def _make(seed: int, story: Story, invariant: Story | None) -> Scenario:
+    return Scenario(swarm_of(seed), _UserStory(story, invariant))
 
 
 def swarm_of(seed: int) -> Swarm:

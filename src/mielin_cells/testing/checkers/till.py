@@ -1,8 +1,8 @@
-"""A till outside of all agents, which the simulator's accounts pay at in durable steps, and what it notices (I18).
+"""A till outside of all agents, at which the simulator's accounts pay in durable steps, and the checker of those steps (I18).
 
-It counts calls by idempotency key and compares them with the logs: what a log holds is not called again by the agent's owner,
-and an owner that has an outcome does not call for it again.  A call that was cut by its process's death may be repeated, and
-so may one of a node that does not know yet that it has lost the agent; the key tells.
+The till counts calls by idempotency key and compares them with the logs: an agent's owner calls for nothing that its log holds, and
+for nothing whose outcome it has.  A call may be repeated if its process died in it, or if its node does not know yet that it has
+lost the agent; the key tells.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import msgspec
 import mielin_cells as cells
 from mielin_cells.log.message import decode_answer
 from mielin_cells.log.records import HandedOff, Returned, StepMade, Stepped
-from mielin_cells.testing.checkers.checkers import Checker, Scene, Step
+from mielin_cells.testing.checkers.checker import Checker, Step
+from mielin_cells.testing.checkers.scene import Scene
 
 Receipt: TypeAlias = tuple[str, int]
 """Idempotency key, and the till's own number."""
@@ -32,10 +33,10 @@ async def pay() -> Receipt:
 
 
 class Till(Checker):
-    """I18: a step's call has the same idempotency key whenever it is made again, and none is made once its outcome is kept.
+    """I18: a step's call keeps its idempotency key when it is made again, and is not made again once its outcome is kept.
 
     A log holds one outcome for a key, and at rest each agent has, once, the very receipts that its log gave its turns.
-    Not checked: calls of nodes that have lost the agent and do not know it yet; their outcomes cannot land (I1).  Effects outside of
+    Not checked: calls of nodes that have lost the agent and do not know it yet, whose outcomes cannot land (I1); effects outside of
     steps, which are at least once.
     """
 
@@ -54,7 +55,7 @@ class Till(Checker):
 
     @staticmethod
     def close() -> None:
-        """Lets the world go: the till holds it, and is held by its loop's name."""
+        """Forgets the till of this world."""
         _tills.pop(asyncio.get_running_loop(), None)
 
     async def pay(self) -> Receipt:
@@ -64,22 +65,22 @@ class Till(Checker):
         self._calls[key] += 1
         self.scene.counts["steps called" if self._calls[key] == 1 else "steps called again"] += 1
         if key in self._logged and self._epoch(node, agent) == self._epochs[agent]:
-            self.scene.found(f"I18: {node} owns {agent} and calls {key} again, which its log holds")
-        rng = Random(f"till {self.scene.world.seed} {key} {self._calls[key]}")
+            self.scene.violate(f"I18: {node} owns {agent} and calls {key} again, which its log holds")
+        rng = Random(f"till {self.scene.history.seed} {key} {self._calls[key]}")
         await asyncio.sleep(rng.random() * rng.choice((0.01, 0.3, 3.0)))
         if rng.random() < 0.2:
             raise ConnectionError("the till is closed")
         self._numbers += 1
         epoch = self._epoch(node, agent)
         if (key, epoch) in self._given and epoch >= 0:
-            self.scene.found(f"I18: {node} was given a receipt for {key} of {agent} already, in the same epoch")
+            self.scene.violate(f"I18: {node} was given a receipt for {key} of {agent} already, in the same epoch")
         self._given.add((key, epoch))
         return key, self._numbers
 
     def _epoch(self, node: str, agent: str) -> int:
         """The epoch that the caller believes to be in; -1 if its node has dropped the agent."""
-        found = self.scene.nodes.get(node)
-        host = found.hosts.get(agent) if found is not None else None
+        owner = self.scene.nodes.get(node)
+        host = owner.hosts.get(agent) if owner is not None else None
         return host.fold.epoch if host is not None else -1
 
     def record(self, step: Step) -> None:
@@ -95,7 +96,7 @@ class Till(Checker):
                     self.fails(f"{step.what} records receipt {number} for {key}, which has another")
 
     def at_rest(self) -> None:
-        for agent, shown in self.scene.shown.items():
+        for agent, shown in self.scene.observed.items():
             had = Counter(key for key, _ in shown.receipts)
             for key, number in shown.receipts:
                 if had[key] > 1 or self._logged.get(key) != number:

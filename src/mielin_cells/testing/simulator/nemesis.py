@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mielin_cells.client.operator import Operator
 from mielin_cells.client.recoveries import Cases
@@ -14,15 +14,14 @@ from mielin_cells.log.ids import LOGS, agent_of
 from mielin_cells.log.records import HandedOff, decode_record
 from mielin_cells.node.drain import Drain
 from mielin_cells.substrate.ports import Entry
-from mielin_cells.testing.checkers.checkers import Told
+from mielin_cells.testing.checkers.history import Author
+from mielin_cells.testing.checkers.scene import Reported
+from mielin_cells.testing.simulator.deployment import Deployment
+from mielin_cells.testing.simulator.engine import AFTERMATH_S
+from mielin_cells.testing.simulator.environment import REFUSALS
 from mielin_cells.testing.simulator.loop import Killed
-from mielin_cells.testing.simulator.refusals import REFUSALS
 from mielin_cells.testing.simulator.swarm import ASKER, Op
-from mielin_cells.testing.simulator.view import View
-from mielin_cells.testing.simulator.world import AFTERMATH_S
-
-if TYPE_CHECKING:
-    from mielin_cells.testing.simulator.scenario import Scenario
+from mielin_cells.testing.simulator.workload import Workload
 
 STRUCK = ("crash", "pause", "cut", "cut one way", "store cut")
 """What a strike behind a record may be."""
@@ -31,8 +30,9 @@ STRUCK = ("crash", "pause", "cut", "cut one way", "store cut")
 class Nemesis:
     """Of one scenario.  `act` does an operation at its time; `at_landing` strikes behind records."""
 
-    def __init__(self, scenario: Scenario) -> None:
+    def __init__(self, scenario: Deployment, workload: Workload) -> None:
         self._scenario = scenario
+        self._workload = workload
         self._swarm = scenario.swarm
         self._world = scenario.world
         self._counts = scenario.scene.counts
@@ -47,7 +47,7 @@ class Nemesis:
 
     def act(self, op: Op) -> None:
         rng = Random(op.dice)
-        op = op._replace(agent=self._scenario.workload.agent(op.agent))
+        op = op._replace(agent=self._workload.agent(op.agent))
         if op.what != "move":
             self._world.troubled_for(AFTERMATH_S)
         match op.what:
@@ -92,9 +92,9 @@ class Nemesis:
 
     async def _ordered(self, what: str, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         try:
-            found = await self._scenario.as_operator(call)
+            result = await self._scenario.as_operator(call)
             self._counts[what] += 1
-            return found
+            return result
         except CellError as error:
             self._counts[f"{what}: {error.code}"] += 1
         except Killed:
@@ -123,14 +123,14 @@ class Nemesis:
         self._counts[f"migrations {report.outcome}"] += 1
         self._world.note(f"report {report.migration} {agent} {report.outcome} {report.reason}")
         quiet = is_there and harms == scene.harms and not self._world.pending and self._world.troubled_until < began
-        scene.told.append(Told(report, self._world.loop.time(), quiet))
+        scene.reports.append(Reported(report, self._world.loop.time(), quiet))
         self._counts["migrations without a fault"] += quiet
         if report.ok and self._world.loop.time() - began > 1.0:
             self._counts["migrations completed late"] += 1
 
     async def _recover(self, to: str | None) -> None:
         """Takes up again what gave up or was rolled back last."""
-        failed = [told.report for told in self._scenario.scene.told if not told.report.ok]
+        failed = [one.report for one in self._scenario.scene.reports if not one.report.ok]
         if not failed:
             return
         migration = failed[-1].migration
@@ -139,7 +139,7 @@ class Nemesis:
             self._counts[f"recoveries {report.outcome}"] += 1
 
     async def _undo(self, agent: str, to: str | None, correct: bool) -> None:
-        done = [told.report for told in self._scenario.scene.told if told.report.ok]
+        done = [one.report for one in self._scenario.scene.reports if one.report.ok]
         mine = [report for report in done if report.agent == agent] or done
         if not mine:
             return
@@ -154,7 +154,7 @@ class Nemesis:
         scenario = self._scenario
         await self._ordered("drain", lambda: scenario.operator.drain(name, deadline_s))
         await asyncio.sleep(seconds)
-        # Whatever is in the way: a node that stays cordoned for ever would keep agents from their rest.
+        # Tried until it is done: a node that stays cordoned would keep agents from coming to rest.
         await scenario.until_done(lambda: scenario.operator.uncordon(name))
 
     async def _stop(self, name: str, seconds: float, drain_s: float) -> None:
@@ -180,7 +180,7 @@ class Nemesis:
             return
         since, last = self._world.cut_power(lost_s)
         scenario.checkers.forget(since, last)
-        scenario.power_is_back()
+        scenario.power_on(lambda: self._workload.begin(scenario))
 
     # ---- the nemesis -----------------------------------------------------------------------------------------
 
@@ -215,7 +215,7 @@ class Nemesis:
             case "outage":
                 world.outage(seconds / 2)
             case "refusal":
-                self._world.refuse(who, rng.choice([*REFUSALS]), seconds)
+                world.refuse(who, rng.choice([*REFUSALS]), seconds)
             case "starve":
                 world.starve(who, 2 * seconds, rng)
             case "swizzle":
@@ -243,8 +243,8 @@ class Nemesis:
         some = [who, *with_it]
         self._world.part(some, [name for name in others if name not in with_it], seconds, one_way=one_way)
 
-    def at_landing(self, subject: str, entry: Entry, author: View) -> None:
-        """The nemesis likes the moments when something has just been decided and nobody knows of it."""
+    def at_landing(self, subject: str, entry: Entry, author: Author) -> None:
+        """Strikes when something has just been decided and no process knows of it."""
         if self._strikes <= 0 or self._scenario.is_healed or not subject.startswith(LOGS):
             return
         record = decode_record(entry.data, agent_of(subject))

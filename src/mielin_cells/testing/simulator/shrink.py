@@ -9,29 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from mielin_cells.testing.simulate import Result, Told, simulate
+from mielin_cells.testing.simulator.environment import CHANCES
+from mielin_cells.testing.simulator.story import Result, Story, simulate
 from mielin_cells.testing.simulator.swarm import HARMS, ORDERS, Cut, drawn
-from mielin_cells.testing.simulator.world import CHANCES
 
 RUNS_MAX = 400
 """Stories that are tried for one seed."""
 
 KINDS = (
-    "wider",
-    "crowd",
-    "versions",
-    "starve",
-    "keepers",
-    "refusal",
-    "odd",
-    "deaths",
-    "strikes",
-    "dead clients",
-    "power cut",
-    *HARMS,
-    *ORDERS,
-    *CHANCES,
-)
+    "wider", "crowd", "versions", "starve", "keepers", "refusal", "odd", "deaths", "strikes", "dead clients", "power cut",
+    *HARMS, *ORDERS, *CHANCES,
+)  # fmt: skip
 
 
 class _Spent(Exception):
@@ -39,21 +27,21 @@ class _Spent(Exception):
 
 
 class _Shrink:
-    def __init__(self, found: Result, say: Callable[[str], None]) -> None:
-        self._found = found
+    def __init__(self, failed: Result, say: Callable[[str], None]) -> None:
+        self._failed = failed
         self._say = say
         self._left = RUNS_MAX
-        self.best = found.told.cut or Cut()
+        self.best = failed.story.cut or Cut()
 
     def fails(self, cut: Cut) -> bool:
         if self._left == 0:
             raise _Spent
         self._left -= 1
-        result = simulate(self._found.told.seed, cut)
-        if result.invariant != self._found.invariant:
+        result = simulate(self._failed.story.seed, cut)
+        if result.invariant != self._failed.invariant:
             return False
         self.best = cut
-        self._say(f"still fails: {Told(self._found.told.seed, cut)}")
+        self._say(f"still fails: {Story(self._failed.story.seed, cut)}")
         return True
 
     def kinds(self) -> None:
@@ -88,11 +76,11 @@ class _Shrink:
                 low = middle + 1
 
 
-def shrunk(found: Result, say: Callable[[str], None] = lambda _: None) -> Told:
-    """The smallest story of this seed that was found to break the same invariant.  `say` hears of each on the way."""
-    if found.invariant == "I23":  # two runs of it differ, and a cut can only hide that
-        return found.told
-    work, swarm = _Shrink(found, say), drawn(found.told.seed)
+def shrink(failed: Result, say: Callable[[str], None] = lambda _: None) -> Story:
+    """The smallest story of this seed that still breaks the same invariant.  `say` is called with each on the way."""
+    if failed.invariant == "I23":  # two runs of it differ, and a cut can only hide that
+        return failed.story
+    work, swarm = _Shrink(failed, say), drawn(failed.story.seed)
     try:
         for _ in range(2):
             before = work.best
@@ -104,4 +92,4 @@ def shrunk(found: Result, say: Callable[[str], None] = lambda _: None) -> Told:
                 break
     except _Spent:
         say(f"after {RUNS_MAX} runs it is left as it is")
-    return Told(found.told.seed, work.best)
+    return Story(failed.story.seed, work.best)

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from mielin_cells.migration.recovery import RecoveryConfig
 from mielin_cells.settings import Settings
-from mielin_cells.testing.simulator import odd
-from mielin_cells.testing.simulator.world import CHANCES, Faults
+from mielin_cells.testing.simulator import misbehaving
+from mielin_cells.testing.simulator.environment import CHANCES, Faults
 
 OPS_S = 16.0
 """Virtual seconds in which an operator and a nemesis do what they do."""
@@ -36,17 +36,8 @@ REFUSED = "refused"
 """Or so: it runs, is heard and hears, and the store refuses it."""
 
 TRIGGERS = (
-    "HandedOff",
-    "Accepted",
-    "Claimed",
-    "Returned",
-    "Asked",
-    "Stepped",
-    "Snapshot",
-    "Committed",
-    "Created",
-    "Undone",
-)
+    "HandedOff", "Accepted", "Claimed", "Returned", "Asked", "Stepped", "Snapshot", "Committed", "Created", "Undone",
+)  # fmt: skip
 """Records behind whose landing the nemesis likes to strike: something has been decided, and nobody knows of it yet."""
 
 OFF: tuple[str, ...] = ()
@@ -94,7 +85,7 @@ class Life(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cut:
-    """What is left out of a seed's story.  `parsed` reads what `str` writes."""
+    """What is left out of a seed's story.  `parse` reads what `str` writes."""
 
     without: frozenset[str] = frozenset()
     """Faults, kinds of operations, and "strikes", "deaths", "dead clients", "keepers", "wider", "odd", "crowd",
@@ -121,7 +112,7 @@ class Cut:
         return " ".join(parts)
 
     @classmethod
-    def parsed(cls, words: Iterable[str]) -> Cut:
+    def parse(cls, words: Iterable[str]) -> Cut:
         """Raises `ValueError` for a word that it does not know."""
         cut = cls()
         for word in words:
@@ -274,8 +265,8 @@ def _add_odd(swarm: Swarm, rng: Random) -> None:
         return
     swarm.odd = tuple(f"b{n}" for n in range(rng.randint(1, 3)))
     swarm.sulks, swarm.slow_s = rng.choice((0.0, 0.0, 0.3)), rng.choice((0.0, 0.0, 2.0, 8.0))
-    kinds = [kind for kind in odd.CALLS if rng.random() < 0.7] or ["mark"]
-    weights, number, workers = [odd.CALLS[kind] for kind in kinds], ODD_FROM, list[list[CallPlan]]()
+    kinds = [kind for kind in misbehaving.CALLS if rng.random() < 0.7] or ["mark"]
+    weights, number, workers = [misbehaving.CALLS[kind] for kind in kinds], ODD_FROM, list[list[CallPlan]]()
     for _ in range(rng.randint(1, 3)):
         plans = list[CallPlan]()
         for _ in range(rng.randint(3, 8)):

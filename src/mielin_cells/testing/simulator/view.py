@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from blake3 import blake3
 
@@ -21,18 +21,15 @@ from mielin_cells.substrate.ports import (
     Unknown,
     Wire,
 )
-from mielin_cells.testing.simulator.loop import Process
-from mielin_cells.testing.simulator.refusals import CALLS as REFUSED
-from mielin_cells.testing.simulator.register import Operation
-
-if TYPE_CHECKING:
-    from mielin_cells.testing.simulator.world import World
+from mielin_cells.testing.checkers.history import Operation
+from mielin_cells.testing.simulator.environment import STORE_CALLS
+from mielin_cells.testing.simulator.link import Link, Tail, Wired, fail_with, resolve
 
 TICK_S = 1e-7
 """Between two appends of one caller to one subject, so that they land in order."""
 
 FATES = ("fail", "time out", "lose the answer", "land late", "crash before", "crash after", "crash answered")
-"""What `World.on_call` may say of a call.  fail: it has no effect, and raises.  time out: it has none, and the outcome is unknown.
+"""What `Network.on_call` may say of a call.  fail: it has no effect, and raises.  time out: it has none, and the outcome is unknown.
 lose the answer: it has effect, and the outcome is unknown.  land late: an append or a trim has its effect up to `late_s` later; any
 other call times out.  crash before it left, after, or when its answer is there."""
 
@@ -50,34 +47,8 @@ class _Sent(NamedTuple):
     operation: Operation | None
 
 
-class View:
-    """What one incarnation of one process sees.  Calls of a dead process, by whomever, hang for ever without effect."""
-
-    def __init__(self, world: World, name: str, number: int, process: Process) -> None:
-        self.world = world
-        self.name = name
-        self.number = number
-        self.label = process.name
-        self.process = process
-        self.mute_until = self.deaf_until = 0.0
-        """Nothing from it, or to it, on the wire."""
-        self.no_store_until = self.no_answer_until = 0.0
-        """Its calls do not come to the store, or the store's answers not to it."""
-        self.refuses: tuple[str, float] = ("", 0.0)
-        """How the store refuses it, and until when."""
-        self.slow_until, self.slowness = 0.0, 1.0
-        self.paused_until = 0.0
-        self.is_spared = False
-        """No call that was made before may be the one that it crashes of."""
-        self.fuse: tuple[int, str] | None = None
-        """After so many calls more, it crashes so."""
-        self.subscriptions: dict[Wired, None] = {}
-        self.servers: dict[Wired, None] = {}
-        self.tails: dict[Tail, None] = {}
-        self.sync = "power"
-        self._in_flight: dict[asyncio.Future[Any], None] = {}
-        self._lanes: dict[str, float] = {}
-        self._closed = False
+class View(Link):
+    """What one incarnation of one process sees.  Calls of a dead process hang for ever without effect."""
 
     @property
     def log(self) -> Log:
@@ -86,28 +57,6 @@ class View:
     @property
     def wire(self) -> Wire:
         return self
-
-    @property
-    def reaches_store(self) -> bool:
-        return self.world.loop.time() >= self.no_store_until
-
-    @property
-    def hears_store(self) -> bool:
-        return self.world.loop.time() >= self.no_answer_until
-
-    def heal(self) -> None:
-        self.mute_until = self.deaf_until = self.no_store_until = self.no_answer_until = self.slow_until = 0.0
-        self.paused_until = 0.0
-        self.refuses = "", 0.0
-        self.fuse, self.is_spared = None, True
-        for tail in self.tails:
-            tail.catch_up()
-
-    def hang_up(self) -> None:
-        for wired in [*self.subscriptions, *self.servers]:
-            wired.close()
-        for tail in [*self.tails]:
-            tail.close()
 
     async def close(self) -> None:
         while self._in_flight:
@@ -125,18 +74,18 @@ class View:
             raise StoreUnreachable(f"{self.name} called {what} on a connection that it had closed; connect again.")
         world = self.world
         world.calls += 1
-        if what in REFUSED:
-            error = world.refusal(self, what, subject)
+        if what in STORE_CALLS:
+            error = world.refusal(self.refuses, self, what, subject)
             if error is not None:
-                await asyncio.sleep(2 * world.delay(self))
+                await asyncio.sleep(2 * self.delay())
                 raise error
         fate = ""
         if self.fuse is not None:
             left, how = self.fuse
             self.fuse = (left - 1, how) if left > 1 else None
             fate = how if left <= 1 else ""
-        if world.on_call is not None:
-            fate = world.on_call(self, what, subject) or fate
+        if self.network.on_call is not None:
+            fate = self.network.on_call(self, what, subject) or fate
         if not fate.startswith("crash"):
             return fate
         world.counts[fate] += 1
@@ -149,7 +98,7 @@ class View:
 
     def _die(self) -> None:
         if not self.process.is_dead and not self.is_spared:
-            self.world.crash(self.name)
+            self.crash()
 
     # ---- log -------------------------------------------------------------------------------------------------
 
@@ -158,7 +107,7 @@ class View:
             return await self._append(subject, data, expect, None)
         loop = self.world.loop
         operation = Operation(self.label, False, loop.time(), expect=expect)
-        self.world.history.setdefault(subject, []).append(operation)
+        self.world.history.operations.setdefault(subject, []).append(operation)
         outcome = await self._append(subject, data, expect, operation)
         if isinstance(outcome, Appended):
             operation.ended, operation.seq = loop.time(), outcome.seq
@@ -177,9 +126,9 @@ class View:
         answer.add_done_callback(self._in_flight.pop)
         if fate == "crash answered":
             answer.add_done_callback(lambda _: self._die())
-        way, sent = world.delay(self), _Sent(subject, bytes(data), expect, world.power, operation)
+        way, sent = self.delay(), _Sent(subject, bytes(data), expect, world.power, operation)
         if fate == "fail" or world.happens("append_busy", self):
-            world.later(way, _fail, answer, StoreBusy(f"The store did not take an entry for {subject}; try again."))
+            world.later(way, fail_with, answer, StoreBusy(f"The store did not take an entry for {subject}; try again."))
             return await answer
         if fate == "land late" or (fate != "lose the answer" and world.happens("append_late", self)):
             world.belated(way + world.late(), self._land, sent, None)
@@ -190,7 +139,7 @@ class View:
             return await answer
         if expect is not None and world.happens("false_conflict", self):
             last = world.store.last(subject)
-            world.later(way + world.delay(self), _resolve, answer, Conflict(last.seq if last else 0))
+            world.later(way + self.delay(), resolve, answer, Conflict(last.seq if last else 0))
             return await answer
         at = max(world.loop.time() + way, self._lanes.get(subject, 0.0) + TICK_S)
         self._lanes[subject] = at
@@ -199,7 +148,7 @@ class View:
 
     def _no_answer(self, answer: asyncio.Future[Outcome]) -> None:
         world = self.world
-        world.later(world.faults.timeout_s * world.rng.random(), _resolve, answer, Unknown("no answer in time"))
+        world.later(world.faults.timeout_s * world.rng.random(), resolve, answer, Unknown("no answer in time"))
 
     def _land(self, sent: _Sent, answer: asyncio.Future[Outcome] | None, fate: str = "") -> None:
         world, subject = self.world, sent.subject
@@ -218,16 +167,16 @@ class View:
         outcome = world.store.append(subject, sent.data, sent.expect)
         if isinstance(outcome, Appended):
             if sent.operation is not None:
-                world.places.setdefault(subject, []).append((outcome.seq, sent.operation))
+                world.history.places.setdefault(subject, []).append((outcome.seq, sent.operation))
             world.has_landed(subject, Entry(outcome.seq, sent.data), self)
-            for tail in world.tails.get(subject, ()):
+            for tail in self.network.tails.get(subject, ()):
                 tail.reveal_soon(outcome.seq)
         if answer is None:
             return
         if fate == "lose the answer" or not self.hears_store or world.happens("append_lost", self):
             self._no_answer(answer)
         else:
-            world.later(world.delay(self), _resolve, answer, outcome)
+            world.later(self.delay(), resolve, answer, outcome)
 
     async def read(self, subject: str, after: int = 0, limit: int = 1000) -> list[Entry]:
         store = self.world.store
@@ -235,38 +184,19 @@ class View:
             "read", subject, lambda: store.read(subject, after, limit, self._horizon())
         )
         if found and self.world.happens("read_torn", self):
-            found[-1] = Entry(found[-1].seq, self._torn(found[-1].data))
+            found[-1] = Entry(found[-1].seq, self.tear(found[-1].data))
         return found
-
-    def _torn(self, data: bytes) -> bytes:
-        """As it comes over a bad way: cut short, or with one bit changed."""
-        rng = self.world.rng
-        if not data or rng.random() < 0.5:
-            torn = data[: rng.randrange(len(data) + 1)]
-        else:
-            changed = bytearray(data)
-            changed[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-            torn = bytes(changed)
-        if torn != data:
-            self.world.torn.add(torn)
-        return torn
-
-    def _seen(self, entry: Entry | None) -> Entry | None:
-        """As it is, or torn."""
-        if entry is None or not self.world.happens("look_torn", self):
-            return entry
-        return Entry(entry.seq, self._torn(entry.data))
 
     async def last(self, subject: str) -> Entry | None:
         store, world = self.world.store, self.world
         if world.happens("last_stale", self):
             upto = world.known_before(world.faults.cut_off_s * world.rng.random())
             found: Entry | None = await self._look("last", subject, lambda: store.last_at(subject, upto))
-            return self._seen(found)
-        return self._seen(await self._newest("last", subject))
+            return self.maybe_torn(found)
+        return self.maybe_torn(await self._newest("last", subject))
 
     async def settled(self, subject: str) -> Entry | None:
-        return self._seen(await self._newest("settled", subject))
+        return self.maybe_torn(await self._newest("settled", subject))
 
     async def _newest(self, what: str, subject: str) -> Entry | None:
         store, loop = self.world.store, self.world.loop
@@ -274,7 +204,7 @@ class View:
             found: Entry | None = await self._look(what, subject, lambda: store.last(subject))
             return found
         operation = Operation(self.label, True, loop.time())
-        self.world.history.setdefault(subject, []).append(operation)
+        self.world.history.operations.setdefault(subject, []).append(operation)
         found = await self._look(what, subject, lambda: store.last(subject))
         operation.ended, operation.seq = loop.time(), found.seq if found is not None else 0
         return found
@@ -282,7 +212,7 @@ class View:
     async def lasts(self, subjects: Sequence[str]) -> dict[str, Entry]:
         store = self.world.store
         found: dict[str, Entry] = await self._look("lasts", "", lambda: store.lasts(subjects, self._horizon()))
-        return {name: self._seen(entry) or entry for name, entry in found.items()}
+        return {name: self.maybe_torn(entry) or entry for name, entry in found.items()}
 
     async def subjects(self, prefix: str) -> list[tuple[str, int]]:
         found: list[tuple[str, int]] = await self._look("subjects", prefix, lambda: self.world.store.subjects(prefix))
@@ -296,17 +226,17 @@ class View:
         answer: asyncio.Future[Any] = world.loop.create_future()
         if fate == "crash answered":
             answer.add_done_callback(lambda _: self._die())
-        world.later(world.delay(self), self._found, answer, what, find, fate)
+        world.later(self.delay(), self._answer_read, answer, what, find, fate)
         return await answer
 
-    def _found(self, answer: asyncio.Future[Any], what: str, find: Callable[[], Any], fate: str) -> None:
+    def _answer_read(self, answer: asyncio.Future[Any], what: str, find: Callable[[], Any], fate: str) -> None:
         world = self.world
         if answer.done():
             return
         if fate in UNANSWERED or not self.reaches_store or not self.hears_store or world.happens("read_fails", self):
-            _fail(answer, StoreUnreachable(f"The store did not answer {what} of {self.name}; try again."))
+            fail_with(answer, StoreUnreachable(f"The store did not answer {what} of {self.name}; try again."))
         else:
-            world.later(world.delay(self), _resolve, answer, find())
+            world.later(self.delay(), resolve, answer, find())
 
     def _horizon(self) -> int | None:
         if self.world.happens("read_stale", self):
@@ -317,7 +247,7 @@ class View:
         tail = Tail(self, subject, after)
         if not self.process.is_dead:
             self.tails[tail] = None
-            self.world.tails.setdefault(subject, {})[tail] = None
+            self.network.tails.setdefault(subject, {})[tail] = None
             tail.catch_up()
         return tail
 
@@ -332,8 +262,8 @@ class View:
             world.belated(world.late(), self._trim, subject, before, world.power)
             world.belated(world.late(), self._trim, subject, before, world.power)
         else:
-            world.later(world.delay(self), self._trim, subject, before, world.power)
-        await asyncio.sleep(2 * world.delay(self))
+            world.later(self.delay(), self._trim, subject, before, world.power)
+        await asyncio.sleep(2 * self.delay())
 
     def _trim(self, subject: str, before: int, power: int) -> None:
         if power == self.world.power and self.world.store.trim(subject, before):
@@ -341,25 +271,13 @@ class View:
 
     # ---- wire ------------------------------------------------------------------------------------------------
 
-    def _carry(self, other: View, deliver: Callable[..., None], *args: Any) -> None:
-        """Brings something over the wire to `other`: dropped, once or twice, soon or late."""
-        world = self.world
-        if not world.passes(self, other) or world.happens("wire_drop", other):
-            return
-        for _ in range(2 if world.happens("wire_repeat", other) else 1):
-            way = world.delay(self)
-            if world.happens("wire_late", other):
-                world.belated(way + world.late(), deliver, *args)
-            else:
-                world.later(way, deliver, *args)
-
     async def publish(self, subject: str, data: bytes) -> None:
         fate = await self._enter("publish", subject)
         self.world.was_published(subject, data, self)
         if fate in UNANSWERED:
             return
-        for wired in [*self.world.subscriptions.get(subject, ())]:
-            self._carry(wired.view, self._deliver, wired, data)
+        for wired in [*self.network.subscriptions.get(subject, ())]:
+            self.carry(wired.view, self._deliver, wired, data)
 
     def _deliver(self, wired: Wired, data: bytes) -> None:
         view, world = wired.view, self.world
@@ -369,22 +287,22 @@ class View:
 
     async def subscribe(self, subject: str, receive: Callable[[bytes], None]) -> Subscription:
         await self._enter("subscribe", subject)
-        await asyncio.sleep(self.world.delay(self))
-        return Wired(self, subject, receive, self.subscriptions, self.world.subscriptions)
+        await asyncio.sleep(self.delay())
+        return Wired(self, subject, receive, self.subscriptions, self.network.subscriptions)
 
     async def request(self, subject: str, data: bytes, timeout: float) -> bytes:
         fate = await self._enter("request", subject)
         world = self.world
-        servers = [*world.servers.get(subject, ())]
+        servers = [*self.network.servers.get(subject, ())]
         if fate == "fail" or (not servers and world.loop.time() >= max(self.mute_until, self.deaf_until)):
-            await asyncio.sleep(world.delay(self))
+            await asyncio.sleep(self.delay())
             raise NoResponder(f"Nobody serves {subject} now.", subject=subject)
         answer: asyncio.Future[bytes] = world.loop.create_future()
         if fate == "crash answered":
             answer.add_done_callback(lambda _: self._die())
         if servers and fate not in ("time out", "land late"):
             wired = servers[world.rng.randrange(len(servers))] if len(servers) > 1 else servers[0]
-            self._carry(wired.view, self._ask, wired, data, None if fate == "lose the answer" else answer)
+            self.carry(wired.view, self._ask, wired, data, None if fate == "lose the answer" else answer)
         try:
             async with asyncio.timeout(timeout):
                 return await answer
@@ -400,7 +318,7 @@ class View:
         async def serve() -> None:
             found = await wired.receive(data)
             if answer is not None:
-                view._carry(self, _resolve, answer, found)
+                view.carry(self, resolve, answer, found)
 
         def start() -> None:
             _ = view.process.start(serve())
@@ -409,97 +327,5 @@ class View:
 
     async def serve(self, subject: str, answer: Callable[[bytes], Awaitable[bytes]]) -> Subscription:
         await self._enter("serve", subject)
-        await asyncio.sleep(self.world.delay(self))
-        return Wired(self, subject, answer, self.servers, self.world.servers)
-
-
-def _resolve(future: asyncio.Future[Any], value: Any) -> None:
-    if not future.done():
-        future.set_result(value)
-
-
-def _fail(future: asyncio.Future[Any], error: Exception) -> None:
-    if not future.done():
-        future.set_exception(error)
-
-
-class Wired:
-    """A subscription, or a server of requests."""
-
-    def __init__(
-        self, view: View, subject: str, receive: Callable[[bytes], Any], mine: dict[Wired, None],
-        all_of: dict[str, dict[Wired, None]],
-    ) -> None:  # fmt: skip
-        self.view = view
-        self.subject = subject
-        self.receive = receive
-        self.is_open = True
-        self._homes = mine, all_of.setdefault(subject, {})
-        for home in self._homes:
-            home[self] = None
-
-    def close(self) -> None:
-        self.is_open = False
-        for home in self._homes:
-            home.pop(self, None)
-
-
-class Tail:
-    """Shows entries up to what has been revealed to it, and that grows a while after the entries have landed."""
-
-    def __init__(self, view: View, subject: str, after: int) -> None:
-        self.subject = subject
-        self._view = view
-        self._after = after
-        self._upto = 0
-        self._closed = False
-        self._waiter: asyncio.Future[None] | None = None
-
-    def __repr__(self) -> str:
-        return f"<tail of {self.subject}>"
-
-    def catch_up(self) -> None:
-        last = self._view.world.store.last(self.subject)
-        if last is not None:
-            self.reveal_soon(last.seq)
-
-    def reveal_soon(self, seq: int) -> None:
-        world, view = self._view.world, self._view
-        away = max(0.0, view.no_answer_until - world.loop.time(), view.no_store_until - world.loop.time())
-        if world.happens("tail_late", view):
-            away += world.faults.stale_s * world.rng.random()
-        world.later(away + world.delay(view), self.reveal, seq)
-
-    def reveal(self, seq: int) -> None:
-        if self._closed:
-            return
-        if not self._view.hears_store or not self._view.reaches_store:
-            self.reveal_soon(seq)
-            return
-        self._upto = max(self._upto, seq)
-        if self._waiter is not None:
-            _resolve(self._waiter, None)
-
-    def __aiter__(self) -> Tail:
-        return self
-
-    async def __anext__(self) -> list[Entry]:
-        world = self._view.world
-        while not self._closed and not self._view.process.is_dead:
-            limit = world.rng.choice((1, 3, 1000))
-            batch = world.store.read(self.subject, self._after, limit, self._upto)
-            if batch:
-                self._after = batch[-1].seq
-                return [self._view._seen(entry) or entry for entry in batch]
-            self._waiter = world.loop.create_future()
-            await self._waiter
-        if self._view.process.is_dead:
-            await world.loop.create_future()
-        raise StopAsyncIteration
-
-    def close(self) -> None:
-        self._closed = True
-        self._view.tails.pop(self, None)
-        self._view.world.tails.get(self.subject, {}).pop(self, None)
-        if self._waiter is not None and not self._view.process.is_dead:
-            _resolve(self._waiter, None)
+        await asyncio.sleep(self.delay())
+        return Wired(self, subject, answer, self.servers, self.network.servers)

@@ -1,4 +1,7 @@
-"""What clients do to agents in a simulated world, and what must have come of it: accounts that move tokens, by default."""
+"""What clients do to agents in a simulated world, and what must have come of it.
+
+By default the agents are accounts: they move tokens among themselves, and remember everything that happened to them.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +11,122 @@ import itertools
 from collections import Counter
 from collections.abc import Coroutine
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import mielin_cells as cells
 from mielin_cells.agents.agent import Agent
 from mielin_cells.client.client import Client
 from mielin_cells.errors import AgentTerminated, CellError
 from mielin_cells.log.fold import Phase
-from mielin_cells.testing.checkers.checkers import Call, Shown
-from mielin_cells.testing.simulator.accounts import TOKENS, Account
+from mielin_cells.testing.checkers.failed_turns import DOOMED
+from mielin_cells.testing.checkers.scene import Call, Observed
+from mielin_cells.testing.checkers.till import Receipt, pay
+from mielin_cells.testing.simulator.deployment import Deployment
 from mielin_cells.testing.simulator.loop import Killed
-from mielin_cells.testing.simulator.odd import DOOMED, Moods, Odd, OddBefore
+from mielin_cells.testing.simulator.misbehaving import Moods, Odd, OddBefore
 from mielin_cells.testing.simulator.swarm import CallPlan, Life
 
-if TYPE_CHECKING:
-    from mielin_cells.testing.simulator.scenario import Scenario
+TOKENS = 100
+"""What each account begins with."""
+
+ASK_S = 4.0
+"""An account's patience with another one, which may be waiting for it in turn."""
+
+TRIES = 20
+"""Of a turn that gives tokens away by an ask: what has left arrives, so the giver runs until it is without them."""
+
+RETRY = cells.Retry(tries=4, first_s=0.1, max_s=1.0)
+"""An account's patience with the till."""
+
+
+class Account(cells.Agent, name="SimAccount"):
+    tokens: int = TOKENS
+    heard: list[tuple[str, int]] = []  # noqa: RUF012 - a mutable default is copied for each agent
+    got: dict[str, list[int]] = {}  # noqa: RUF012
+    sent: dict[str, int] = {}  # noqa: RUF012
+    receipts: list[Receipt] = []  # noqa: RUF012
+    arrivals: int = 0
+    alarms: list[str] = []  # noqa: RUF012
+    rung: list[str] = []  # noqa: RUF012
+
+    async def on_arrive(self) -> None:
+        self.arrivals += 1
+
+    def _heard(self, sender: str, n: int) -> int:
+        self.heard.append((sender, n))
+        return len(self.heard)
+
+    def _spend(self, to: cells.AgentId, amount: int) -> int:
+        self.tokens -= amount
+        self.sent[to] = self.sent.get(to, 0) + 1
+        return self.sent[to]
+
+    async def _pay(self) -> None:
+        with contextlib.suppress(cells.StepFailed):
+            self.receipts.append(await cells.step("pay", pay, retry=RETRY))
+
+    @cells.handler
+    async def note(self, sender: str, n: int) -> int:
+        return self._heard(sender, n)
+
+    @cells.handler
+    async def give(self, sender: str, n: int, to: str, amount: int) -> int:
+        """Tells `to` of tokens that are on their way."""
+        place = self._heard(sender, n)
+        number = self._spend(cells.AgentId(to), amount)
+        await cells.this().cluster.get(Account, to).receive.tell(cells.this().id, number, amount)
+        return place
+
+    @cells.handler(tries=TRIES)
+    async def hand(self, sender: str, n: int, to: str, amount: int) -> int:
+        """Asks `to` to take tokens, inside the turn.  In time or not: an ask that has left arrives."""
+        place = self._heard(sender, n)
+        number = self._spend(cells.AgentId(to), amount)
+        peer = cells.this().cluster.get(Account, to)
+        with contextlib.suppress(cells.AskTimeout):
+            await peer.receive.options(timeout=ASK_S)(cells.this().id, number, amount)
+        return place
+
+    @cells.handler(tries=TRIES)
+    async def settle(self, sender: str, n: int, to: str, amount: int) -> int:
+        """As `hand`, between two payments at the till, each a durable step."""
+        await self._pay()
+        place = await self.hand(sender, n, to, amount)
+        await self._pay()
+        return place
+
+    @cells.handler
+    async def alarm(self, sender: str, n: int, tenths: int) -> int:
+        """Sets a timer, sometimes two: the second stands for both."""
+        name = f"{sender} {n}"
+        if tenths % 3 == 0:
+            cells.after(tenths, id=name).ring("never")
+        cells.after(tenths / 10, id=name).ring(name)
+        self.alarms.append(name)
+        return self._heard(sender, n)
+
+    @cells.handler
+    async def ring(self, name: str) -> None:
+        self.rung.append(name)
+
+    @cells.handler
+    async def roam(self, sender: str, n: int) -> int:
+        cells.this().migrate()
+        return self._heard(sender, n)
+
+    @cells.handler
+    async def receive(self, sender: str, number: int, amount: int) -> int:
+        self.got.setdefault(sender, []).append(number)
+        self.tokens += amount
+        return self.tokens
+
+    @cells.handler
+    async def show(
+        self,
+    ) -> tuple[
+        int, list[tuple[str, int]], dict[str, list[int]], dict[str, int], list[Receipt], list[str], list[str]
+    ]:  # fmt: skip
+        return self.tokens, self.heard, self.got, self.sent, self.receipts, self.alarms, self.rung
 
 
 class Workload:
@@ -31,14 +136,14 @@ class Workload:
         """The agent that an operation means which the seed has drawn for `name`."""
         return name
 
-    async def begin(self, scenario: Scenario) -> None:
+    async def begin(self, scenario: Deployment) -> None:
         """Before anything goes wrong, by intention; faults of the world happen already.  After a power cut, once more."""
 
-    def lives(self, scenario: Scenario) -> list[Coroutine[Any, Any, None]]:
+    def lives(self, scenario: Deployment) -> list[Coroutine[Any, Any, None]]:
         """What clients do, all at the same time."""
         return []
 
-    async def has_arrived(self, scenario: Scenario) -> bool:
+    async def has_arrived(self, scenario: Deployment) -> bool:
         """Asked after everything has come to rest, again until it is true: whether all that was on its way is there."""
         return True
 
@@ -46,7 +151,7 @@ class Workload:
 class Accounts(Workload):
     """Tokens among accounts: none is made or lost, and each call has the place that its answer says."""
 
-    async def begin(self, scenario: Scenario) -> None:
+    async def begin(self, scenario: Deployment) -> None:
         rng, scene = Random(f"accounts {scenario.swarm.seed}"), scenario.scene
         scene.tokens = TOKENS * len(scenario.swarm.agents)
         if scenario.swarm.odd or scenario.swarm.crowd:
@@ -67,10 +172,10 @@ class Accounts(Workload):
 
         await asyncio.gather(*(made(agent) for agent in scenario.swarm.crowd))
 
-    def lives(self, scenario: Scenario) -> list[Coroutine[Any, Any, None]]:
+    def lives(self, scenario: Deployment) -> list[Coroutine[Any, Any, None]]:
         return [self._life(scenario, life) for life in scenario.swarm.lives]
 
-    async def _life(self, scenario: Scenario, life: Life) -> None:
+    async def _life(self, scenario: Deployment, life: Life) -> None:
         for number in range(3):
             try:
                 view, client = await scenario.client(life.name)
@@ -86,7 +191,7 @@ class Accounts(Workload):
                 if scenario.is_healed:
                     return
 
-    async def _work(self, scenario: Scenario, client: Client, sender: str, plans: list[CallPlan]) -> None:
+    async def _work(self, scenario: Deployment, client: Client, sender: str, plans: list[CallPlan]) -> None:
         numbers: Counter[str] = Counter()
         for plan in plans:
             await asyncio.sleep(plan.rest_s)
@@ -96,7 +201,7 @@ class Accounts(Workload):
             scenario.scene.calls.append(call)
             await self._called(scenario, plan, call, ref)
 
-    async def _called(self, scenario: Scenario, plan: CallPlan, call: Call, ref: Agent) -> None:
+    async def _called(self, scenario: Deployment, plan: CallPlan, call: Call, ref: Agent) -> None:
         counts, bound = scenario.scene.counts, getattr(ref, plan.kind)
         args: tuple[Any, ...] = (call.sender, call.n)
         if plan.kind in ("give", "hand", "settle"):
@@ -118,7 +223,7 @@ class Accounts(Workload):
                 counts[f"call: {error.code}"] += 1
                 return
             if call.doomed and error.code in ("HandlerFailed", "TurnDeadlineExceeded"):
-                call.doomed = "told"
+                call.doomed = "failed"
                 counts[f"call: {error.code}"] += 1
                 return
             if error.code == "AgentTerminated" and scenario.may_have_ended(plan.agent):
@@ -127,13 +232,13 @@ class Accounts(Workload):
             if error.code == "NoSuchAgent" and scenario.world.power:
                 counts["call: NoSuchAgent"] += 1  # its creation was forgotten, too, and it is created again
                 return
-            scenario.found(f"I4: {call.sender} called {call.agent}.{plan.kind} and was told {error.code}: {error}")
+            scenario.violate(f"I4: {call.sender} called {call.agent}.{plan.kind} and was told {error.code}: {error}")
 
-    async def has_arrived(self, scenario: Scenario) -> bool:
-        shown = scenario.scene.shown
+    async def has_arrived(self, scenario: Deployment) -> bool:
+        observed = scenario.scene.observed
         for agent in (*scenario.swarm.odd, *scenario.swarm.crowd):
             if scenario.scene.folds[agent].phase is Phase.TERMINATED:
-                shown.pop(agent, None)  # it was asked while the message that ended it was put off
+                observed.pop(agent, None)  # it was asked while the message that ended it was put off
                 continue
             try:
                 odd = scenario.operator.get(Odd, agent)
@@ -141,13 +246,13 @@ class Accounts(Workload):
                 heard, marks, book, _, stray = await scenario.until_done(odd.show)
             except AgentTerminated:
                 return False
-            shown[agent] = Shown(heard=heard, book={"marks": marks, "book": book, "stray": stray})
+            observed[agent] = Observed(heard=heard, book={"marks": marks, "book": book, "stray": stray})
         for agent in scenario.swarm.agents:
             ref = scenario.operator.get(Account, agent)
-            shown[agent] = Shown(*await scenario.until_done(ref.show))
-        transfers = all(len(shown[to].got.get(a, [])) >= n for a, s in shown.items() for to, n in s.sent.items())
-        waiting = scenario.scene.waiting = scenario.scene.waiting_timers()
-        return transfers and all(len(one.rung) + waiting[a] >= len(one.alarms) for a, one in shown.items())
+            observed[agent] = Observed(*await scenario.until_done(ref.show))
+        transfers = all(len(observed[to].got.get(a, [])) >= n for a, s in observed.items() for to, n in s.sent.items())
+        waiting = scenario.scene.waiting = scenario.scene.count_waiting_timers()
+        return transfers and all(len(one.rung) + waiting[a] >= len(one.alarms) for a, one in observed.items())
 
 
 def class_of(agent: str) -> type[Agent]:

@@ -7,23 +7,25 @@ from collections import Counter
 import msgspec
 
 from mielin_cells.log.fold import Phase
-from mielin_cells.testing.checkers.checkers import Checker
-from mielin_cells.testing.simulator.odd import DOOMED
+from mielin_cells.testing.checkers.checker import Checker
+
+DOOMED = frozenset({"refuse", "hang"})
+"""Handlers of the workload whose turns always fail."""
 
 
 class NothingOfIt(Checker):
-    """I25: a turn that fails leaves nothing behind but what is told of it, and an agent's fields agree with each other.
+    """I25: a turn that fails leaves only its answer or its dead letter behind, and an agent's fields agree with each other.
 
-    Its asker is told the cause, with an answer in the log as any; of a tell there is a dead letter at rest, unless an operator has
-    removed it.  What an agent remembers in a list, a table and a buffer is the same, in the same order.  What a task does to it
-    that has outlived its turn has no effect.
+    The asker gets the cause, in an answer that the log holds; a tell becomes a dead letter, which is there at rest unless an
+    operator has removed it.  An agent's list, table and buffer hold the same, in the same order.  A task that has outlived its
+    turn cannot change the agent.
     Not checked: how often a message is run before it is a dead letter; letters of agents that have ended.
     """
 
     invariant = "I25"
 
     def at_rest(self) -> None:
-        for agent, shown in self.scene.shown.items():
+        for agent, shown in self.scene.observed.items():
             heard = set(shown.heard)
             for call in self.scene.calls:
                 if call.agent == agent and call.doomed and (call.sender, call.n) in heard:

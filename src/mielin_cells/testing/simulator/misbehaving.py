@@ -25,9 +25,6 @@ CALLS = {
 }  # fmt: skip
 """What clients call, and how often."""
 
-DOOMED = frozenset({"refuse", "hang"})
-"""Handlers that never take effect."""
-
 _moods: dict[asyncio.AbstractEventLoop, Moods] = {}
 """One for each simulated world."""
 

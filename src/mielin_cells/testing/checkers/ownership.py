@@ -17,8 +17,9 @@ from mielin_cells.log.records import (
 )
 from mielin_cells.migration.journal import Ended
 from mielin_cells.migration.phases import MigrationPhase
-from mielin_cells.testing.checkers.checkers import Checker, Line, Scene, Step, migration_name
-from mielin_cells.testing.simulator.register import linearizable
+from mielin_cells.testing.checkers.checker import Checker, Line, Step, migration_name
+from mielin_cells.testing.checkers.history import explain_nonlinear
+from mielin_cells.testing.checkers.scene import Scene
 
 UNDECIDED = frozenset({MigrationPhase.HANDING_OVER, MigrationPhase.IN_DOUBT, MigrationPhase.VERIFYING})
 
@@ -105,9 +106,9 @@ class CurrentWrites(Checker):
 
 
 class SameState(Checker):
-    """I8: what an owner says that the state is, is what its log gives: at each commit, each handover, each undo.
+    """I8: the state that an owner claims is the one that its log gives, at each commit, each handover and each undo.
 
-    The log is folded as it lands, with production's fold; a target that serves something else is caught by its next commit.
+    The log is folded as it lands, with production's fold; the next commit of a target that serves another state shows it.
     Not checked: the fold itself (`tests/log/test_fold_histories.py`), records in parts, which the workloads are too small for.
     """
 
@@ -131,10 +132,10 @@ class SameState(Checker):
 
 
 class GoesBackByRecord(Checker):
-    """I10: a source goes on after a handover only by a record of its own epoch's end, and no ended migration hands over.
+    """I10: a source goes on after a handover only by a record that ends its epoch, and no ended migration hands over.
 
-    `Returned` gives the agent back to who handed it over.  An attempt whose migration was reported or journaled as ended lands no
-    more: its old seal can never commit.
+    `Returned` gives the agent back to the source of the handover.  The handover of a migration that was reported or journaled as
+    ended never lands.
     Not checked: that no input is lost by it (I6, I7).
     """
 
@@ -150,10 +151,8 @@ class GoesBackByRecord(Checker):
             self.fails(f"{step.what} returns {record.migration} to {record.to}; {before.source} handed it over")
         if isinstance(record, HandedOff):
             name = migration_name(record.migration)
-            told = [
-                told.report.outcome for told in self.scene.told if told.report.migration == name and told.at < step.at
-            ]
-            over = self._over.get(name) or "".join(told)
+            reported = [r.report.outcome for r in self.scene.reports if r.report.migration == name and r.at < step.at]
+            over = self._over.get(name) or "".join(reported)
             if over:
                 self.fails(f"{step.what} hands over {record.migration}, which has ended: {over}")
 
@@ -163,10 +162,9 @@ class GoesBackByRecord(Checker):
 
 
 class NobodyRuns(Checker):
-    """I11: while it is open who owns an agent, neither side runs a turn of it.
+    """I11: while the owner of an agent is undecided, neither side runs a turn of it.
 
-    In probation only a verdict or a claim lands; and a source that has sent its handover does not run turns until the log says who
-    owns the agent.
+    In probation only a verdict or a claim lands; a source that has sent its handover runs no turn until the log names the owner.
     Not checked: a target's memory before its verdict is acknowledged, beyond that it commits nothing.
     """
 
@@ -191,29 +189,28 @@ class NobodyRuns(Checker):
 
 
 class OwnerRegister(Checker):
-    """I14: the owner of an agent is a linearizable register with compare-and-set: `testing.register` says how it is checked.
+    """I14: the owner of an agent is a linearizable register with compare-and-set (`checkers.history`).
 
-    Every append to an agent's log and every read of its end is an operation with a beginning and an end; one whose
-    outcome its caller never learnt may take effect at any later time, or never.
+    Every append to an agent's log and every read of its end is an operation with a beginning and an end.
     Not checked: reads that may be stale by contract (`read`, `subjects`, tails).
     """
 
     invariant = "I14"
 
     def at_rest(self) -> None:
-        world = self.scene.world
-        for subject, history in world.history.items():
-            trouble = linearizable(history, world.places.get(subject, []))
+        history = self.scene.history
+        for subject, operations in history.operations.items():
+            trouble = explain_nonlinear(operations, history.places.get(subject, []))
             if trouble:
                 self.fails(f"{subject}: {trouble}")
 
 
 class NothingUnverified(Checker):
-    """I20: nothing lands that cannot be read (`Checkers` sees to it), and a target accepts only what it has read to its end.
+    """I20: everything that lands can be read (`Checkers` sees to it), and a target accepts only a log that it has read to its end.
 
     At the instant of `Accepted`, the copy on the accepting node has folded the handover that it accepts.
-    Not checked: what is in the copy's state, which its next commit shows (I8); signatures, which records do not have yet; code
-    of a class, which travels by name only.
+    Not checked: the copy's state, which its next commit shows (I8); signatures, which records do not have yet; the code of a class,
+    which travels by name only.
     """
 
     invariant = "I20"
@@ -230,10 +227,10 @@ class NothingUnverified(Checker):
 
 
 class StoreTells(Checker):
-    """I24: what is read back from the store at the end, by snapshots or from the first record, is what has landed.
+    """I24: an agent that is loaded from the store at the end, by a snapshot or from the first record, is what has landed.
 
-    Every agent is loaded afresh and compared with the fold of what landed: state, ledger, policy, owner, phase and lifecycle.
-    Not checked: SQLite's and the server's own files; the adapters' tests and `make torture` do.
+    State, ledger, policy, owner, phase and lifecycle are compared with the fold of what landed.
+    Not checked: SQLite's and the server's own files, which the adapters' tests and `make torture` check.
     """
 
     invariant = "I24"
@@ -245,10 +242,10 @@ class StoreTells(Checker):
                 self.fails(f"{agent} cannot be loaded at rest")
             if loaded.seal_digest() != landed.seal_digest():
                 self.fails(f"{agent} as loaded up to {loaded.seq} is not what landed up to {landed.seq}")
-            mine, theirs = _standing(loaded), _standing(landed)
+            mine, theirs = _ownership(loaded), _ownership(landed)
             if mine != theirs:
                 self.fails(f"{agent} as loaded is {mine}; what landed says {theirs}")
 
 
-def _standing(fold: Fold) -> tuple[int, int, str, Phase, str]:
+def _ownership(fold: Fold) -> tuple[int, int, str, Phase, str]:
     return fold.seq, fold.epoch, fold.owner, fold.phase, fold.lifecycle.state.value

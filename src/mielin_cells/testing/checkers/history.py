@@ -1,38 +1,66 @@
-"""A register model of who owns an agent: compare-and-set and reads, as their callers saw them, against one order.
+"""What a run records for its checkers, and the register model of who owns an agent.
 
 An agent's log is a register: its value is the last sequence, an append with `expect` is a compare-and-set, `last` is a read.  The
-order in which appends took effect is known, it is the log; so whether a history is linearizable is decided in one pass:
-no append that took effect may be ordered before one that had ended before it began, and a read gives a value that was current
-between its beginning and its end.  An append whose caller never learnt its outcome ends never.
+log is the order in which appends took effect, so one pass decides whether a history is linearizable: an append must not be ordered
+before one that had ended before it began, and a read gives a value that was current between its beginning and its end.
+An append whose caller never learnt its outcome has no end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from math import inf
+from typing import Protocol
+
+
+class Author(Protocol):
+    """The process that appended an entry or published a message: a node or client by name, and which incarnation of it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def label(self) -> str: ...
 
 
 @dataclass(slots=True)
 class Operation:
-    """One call of one process.  `seq`: where it took effect, or what it read (0: an empty log; -1: not known)."""
+    """One call of one process.  `seq`: where it took effect, or what it read (0: an empty log; -1: unknown)."""
 
     process: str
     is_read: bool
     began: float
     ended: float = inf
-    """When its caller knew; never, if it did not learn it."""
+    """When its caller learnt the outcome, if it ever did."""
     seq: int = -1
     expect: int | None = None
 
 
-def linearizable(history: Sequence[Operation], places: Sequence[tuple[int, Operation | None]]) -> str:
-    """What in the history no order explains; "" if one does.  `places`: the log's sequences in order, with who appended them."""
-    trouble = _appends(history, places)
-    return trouble or _reads(history, places)
+@dataclass(slots=True)
+class History:
+    """One run as its checkers read it.  The simulated world writes it; `tests/torture` fills one in from a real store."""
+
+    now: Callable[[], float]
+    seed: int = 0
+    faults: Counter[str] = field(default_factory=Counter)
+    """Faults that happened, by kind."""
+    clocks: Counter[str] = field(default_factory=Counter)
+    """By name of a process, how many seconds its wall clock is off now."""
+    clock_error_max: int = 0
+    """The largest clock error so far, seconds."""
+    operations: dict[str, list[Operation]] = field(default_factory=dict)
+    """By agent log: appends, and reads of its end, as their callers saw them."""
+    places: dict[str, list[tuple[int, Operation | None]]] = field(default_factory=dict)
+    """By agent log: its sequences in order, each with the append that took effect there."""
 
 
-def _appends(history: Sequence[Operation], places: Sequence[tuple[int, Operation | None]]) -> str:
+def explain_nonlinear(history: Sequence[Operation], places: Sequence[tuple[int, Operation | None]]) -> str:
+    """The first operation that the order of the log does not explain, as a sentence; "" if the history is linearizable."""
+    return _check_appends(history, places) or _check_reads(history, places)
+
+
+def _check_appends(history: Sequence[Operation], places: Sequence[tuple[int, Operation | None]]) -> str:
     before: dict[int, int] = {}
     last = 0
     for seq, _ in places:
@@ -55,7 +83,7 @@ def _appends(history: Sequence[Operation], places: Sequence[tuple[int, Operation
     return ""
 
 
-def _reads(history: Sequence[Operation], places: Sequence[tuple[int, Operation | None]]) -> str:
+def _check_reads(history: Sequence[Operation], places: Sequence[tuple[int, Operation | None]]) -> str:
     order = {seq: index for index, (seq, _) in enumerate(places, 1)}
     order[0] = 0
     acknowledged = sorted((op.ended, order[op.seq]) for op in history if not op.is_read and op.seq > 0)

@@ -8,7 +8,8 @@ from mielin_cells.migration.failure import MigrationErrorType
 from mielin_cells.migration.journal import Attempted, Decided, Ended, Failed, Journal, Planned
 from mielin_cells.migration.recovery import JITTER_MAX, RecoveryStrategy
 from mielin_cells.migration.standing import LOSSES_MAX
-from mielin_cells.testing.checkers.checkers import WALL_S, Checker, Line, Scene, Step, migration_name
+from mielin_cells.testing.checkers.checker import Checker, Line, Step, migration_name
+from mielin_cells.testing.checkers.scene import WALL_S, Scene
 
 PHASES = ("PLANNED", "PREPARING", "COPYING", "PAUSED", "HANDING_OVER", "IN_DOUBT", "VERIFYING")
 
@@ -16,7 +17,7 @@ OUTCOMES = ("completed", "rolled_back", "gave_up")
 
 
 class OneOutcome(Checker):
-    """I9: a migration has one outcome: the log's, the journal's and what its caller is told are the same, and final.
+    """I9: a migration has one outcome: log, journal and the report to its caller agree, and it is final.
 
     Not checked: reasons; that a rolled back migration could not have been completed.
     """
@@ -52,12 +53,12 @@ class OneOutcome(Checker):
             self.fails(f"{migration} is {outcome} by {who}; the log says {sorted(logged)}")
 
     def at_rest(self) -> None:
-        for told in self.scene.told:
-            report = told.report
-            self._same(report.migration, report.outcome, f"what its caller was told ({report.reason})")
+        for reported in self.scene.reports:
+            report = reported.report
+            self._same(report.migration, report.outcome, f"its report ({report.reason})")
             ended = self._journaled.get(report.migration)
             if ended is not None and ended.outcome != report.outcome:
-                self.fails(f"{report.migration} ended {ended.outcome}; its caller was told {report.outcome}")
+                self.fails(f"{report.migration} ended {ended.outcome}; it was reported as {report.outcome}")
         for migration, ended in self._journaled.items():
             self._same(migration, ended.outcome, f"the journal ({ended.reason})")
         for migration in self._planned - self._journaled.keys():
@@ -67,8 +68,7 @@ class OneOutcome(Checker):
 class RecoveredOnce(Checker):
     """I12: however often recovery is interrupted and begun again, it comes to one end.
 
-    An attempt is handed over at most once, by whomever; a journal has one end, and each process goes on from the record that the one
-    before it wrote last.
+    An attempt is handed over at most once; a journal has one end; each process goes on from the last record of the process before.
     Not checked: that an uninterrupted recovery would have ended alike.
     """
 
@@ -134,33 +134,29 @@ class ValidPath(Checker):
             del self._open[place]
 
     def at_rest(self) -> None:
-        for told in self.scene.told:
-            passed = [PHASES.index(name) for name, _ in told.report.phases]
-            if passed != sorted(set(passed)) or (told.report.ok and passed and PHASES[passed[-1]] != "VERIFYING"):
-                self.fails(f"{told.report.migration} passed {[name for name, _ in told.report.phases]}")
+        for reported in self.scene.reports:
+            passed = [PHASES.index(name) for name, _ in reported.report.phases]
+            if passed != sorted(set(passed)) or (reported.report.ok and passed and PHASES[passed[-1]] != "VERIFYING"):
+                self.fails(f"{reported.report.migration} passed {[name for name, _ in reported.report.phases]}")
 
 
 class ComesToRest(Checker):
     """I15: once faults stop and a majority with a node for every agent stays up, every agent answers and every migration ends.
 
-    Whoever is not healed stays dead for good.  `Scenario` measures the time and calls `late`.
-    Not checked: how soon within the bound.
+    `Scenario` measures the time and calls `fails`.  Not checked: how soon within the bound.
     """
 
     invariant = "I15"
-
-    def late(self, sentence: str) -> None:
-        self.fails(sentence)
 
 
 class WithinBudget(Checker):
     """I16: a migration makes no more attempts than it may, waits as its rules say, and a quiet one pauses briefly.
 
     Attempts are bounded by the retries that the journal's plan allows and by sources that were lost on the way; what a retry waits
-    is within the plan's bounds, and between two attempts of one process that time passes.  A move in which no fault happened takes
-    one attempt, unless a turn outlasted the pause.
-    Not checked: how long a pause takes while faults happen: its deadlines are the machines', and a store that is away outlasts them;
-    waits of a process whose clock was set wrong.
+    is within the plan's bounds, and between two attempts of one process that time passes.  A move without faults takes one
+    attempt, unless a turn outlasted the pause.
+    Not checked: how long a pause takes while faults happen, since a store that is away outlasts its deadlines; waits of a process
+    whose clock was wrong.
     """
 
     invariant = "I16"
@@ -187,7 +183,7 @@ class WithinBudget(Checker):
                     self.fails(
                         f"{line.author.label} decided to wait {record.delay_s:g} s in {name}; the most is {most:g}"
                     )
-                if line.author.name in self.scene.world.clocks:  # by which clock it was decided is not known
+                if line.author.name in self.scene.history.clocks:  # by which clock it was decided is not known
                     self._due.pop(name, None)
                 else:
                     self._due[name] = line.author.label, min(line.at, record.at - WALL_S) + record.delay_s
@@ -207,16 +203,17 @@ class WithinBudget(Checker):
             self.fails(f"{line.author.label} begins attempt {record.number} of {name} {due - line.at:.3f} s too soon")
 
     def at_rest(self) -> None:
-        for told in self.scene.told:
-            report = told.report
+        for reported in self.scene.reports:
+            report = reported.report
             late = any(failure.startswith(MigrationErrorType.TIMEOUT.value) for failure in report.failures)
-            if told.quiet and report.attempts > 1 and not late:
+            if reported.quiet and report.attempts > 1 and not late:
                 self.fails(f"{report.migration} took {report.attempts} attempts, and nothing went wrong")
 
 
 class NothingLeft(Checker):
     """I19: at rest no node holds a reservation or an open migration; a stopped one leaves no task, tail or subscription.
 
+    `Scenario` looks at the stopped processes.
     Not checked: memory, and parts beside the logs.
     """
 
@@ -228,23 +225,11 @@ class NothingLeft(Checker):
             if held:
                 self.fails(f"{node.name} at rest still has reservations or migrations of {held}")
 
-    def stopped(self) -> str:
-        """Called once every process that lives was stopped: what one of them has left; "" if nothing."""
-        for view in self.scene.world.views.values():
-            if view.process.is_dead or view.process.is_paused or view.name in self.scene.lost:
-                continue
-            left = [str(getattr(task.get_coro(), "__qualname__", "a task")) for task in view.process.tasks()]
-            left += [repr(tail) for tail in view.tails]
-            left += [f"<service of {wired.subject}>" for wired in (*view.subscriptions, *view.servers)]
-            if left:
-                return f"{view.label} was stopped and left {left}"
-        return ""
-
 
 class Classified(Checker):
-    """I21: each failure of a migration is classified, says what went wrong, and what no retry can help is not retried there.
+    """I21: each failure of a migration is classified and says what went wrong; what a retry cannot mend is not retried there.
 
-    What nodes log as a bug of their own is a violation, too (`Scenario`).
+    What nodes log as a bug of their own is a violation, too (`Bugs`).
     Not checked: that the class is the best one (`tests/migration/test_failure.py`), and the words.
     """
 
@@ -271,11 +256,10 @@ class Classified(Checker):
 
 
 class SameAgain(Checker):
-    """I23: the same seed tells the same story: a seed that is run twice has the same trace, step by step.
+    """I23: a seed that is run twice has the same trace, step by step.
 
-    `simulate.checked` runs some seeds twice and calls `compare`.  That the checkers are alive is shown by taking guards away
-    (`tests/testing/test_guards.py`).
-    Not checked: what is in no trace line: bytes of answers on the wire that nobody hears.
+    `story.check` runs some seeds twice and calls `compare`.
+    Not checked: what no trace line shows: bytes of answers on the wire that nobody hears.
     """
 
     invariant = "I23"

@@ -6,17 +6,16 @@ from collections import Counter
 
 from mielin_cells.log.message import Replies, decode_answer, is_client
 from mielin_cells.log.records import Asked, Commit, Committed, HandedOff, Out, Timer, Undone
-from mielin_cells.testing.checkers.checkers import Call, Checker, Letter, Scene, Step
-from mielin_cells.testing.simulator.view import View
+from mielin_cells.testing.checkers.checker import Checker, Letter, Step
+from mielin_cells.testing.checkers.history import Author
+from mielin_cells.testing.checkers.scene import Call, Scene
 
-EXPIRED = frozenset({"AnswerExpired", "SessionExpired"})
-UNTAKEN = EXPIRED | {"AgentInError", "EpochRegression"}
-"""Errors on the wire that no log holds: the ask has not taken effect, and may never."""
-"""Answers to numbers that their sender has closed: they are not kept."""
+UNTAKEN = frozenset({"AnswerExpired", "SessionExpired", "AgentInError", "EpochRegression"})
+"""Errors on the wire that no log holds: answers that were not kept, and asks that have not taken effect and may never."""
 
 
 def commit_of(step: Step) -> Commit | None:
-    """What a record says of messages; a handover may hold the last commit."""
+    """The commit in a record: a `Committed`, or a handover that holds the last commit."""
     record = step.record
     if isinstance(record, Committed):
         return record.commit
@@ -26,9 +25,9 @@ def commit_of(step: Step) -> Commit | None:
 class TakenOnce(Checker):
     """I4: each input takes effect exactly once: of one agent in order of number without a gap, of one client never twice.
 
-    The cursor never goes back, but by an undo, which gives back what was taken behind the record it goes to, and no more.  At rest
-    each agent of the workload has heard each call once, and none that nobody made.
-    Not checked: that a re-run after an undo does the same (`Effects` of the workload are compared at rest).
+    The cursor goes back only by an undo, which gives back exactly what was taken after the record that it goes to.  At rest each
+    agent of the workload has heard each call once, and none that nobody made.
+    Not checked: that a re-run after an undo does the same.
     """
 
     invariant = "I4"
@@ -66,9 +65,8 @@ class TakenOnce(Checker):
 
     def _undone(self, agent: str, to: int) -> None:
         taken = self._taken.get(agent, {})
-        for key in [key for key, seq in taken.items() if seq > to]:
-            del taken[key]
-            sender, n = key
+        for sender, n in [key for key, seq in taken.items() if seq > to]:
+            del taken[sender, n]
             if (agent, sender) in self._marks:
                 self._marks[agent, sender] = min(self._marks[agent, sender], n - 1)
         cursors = self._cursors.setdefault(agent, [(0, 0)])
@@ -77,7 +75,7 @@ class TakenOnce(Checker):
 
     def at_rest(self) -> None:
         made = {(call.agent, call.sender, call.n) for call in self.scene.calls}
-        for agent, shown in self.scene.shown.items():
+        for agent, shown in self.scene.observed.items():
             counted = Counter(shown.heard)
             twice = [call for call, count in counted.items() if count > 1]
             if twice:
@@ -134,9 +132,9 @@ class SentOnce(Checker):
                 self._stored[pair] = message.n
 
     def at_rest(self) -> None:
-        for agent, shown in self.scene.shown.items():
+        for agent, shown in self.scene.observed.items():
             for to, count in shown.sent.items():
-                got = self.scene.shown[to].got.get(agent, [])
+                got = self.scene.observed[to].got.get(agent, [])
                 if got != list(range(1, count + 1)):
                     self.fails(f"{agent} sent {count} transfers to {to}, which got {got}")
 
@@ -161,7 +159,7 @@ class AcknowledgedIsKept(Checker):
             for one in commit.taken:
                 self._answers.setdefault((step.agent, one.sender, one.n), one.answer)
 
-    def answers(self, replies: Replies, author: View) -> None:
+    def answers(self, replies: Replies, author: Author) -> None:
         for n, answer in replies.answers.items():
             error = decode_answer(answer).error
             if error is not None and error[0] in UNTAKEN:
@@ -172,7 +170,7 @@ class AcknowledgedIsKept(Checker):
                 )
 
     def at_rest(self) -> None:
-        heard = {agent: set(shown.heard) for agent, shown in self.scene.shown.items()}
+        heard = {agent: set(shown.heard) for agent, shown in self.scene.observed.items()}
         for call in self.scene.calls:
             if call.acked and call.agent in heard and (call.sender, call.n) not in heard[call.agent]:
                 self.fails(f"{call.agent} has lost ({call.sender}, {call.n}), which was acknowledged")
@@ -191,7 +189,7 @@ class InOrder(Checker):
         super().__init__(scene)
         self._given: dict[tuple[str, str, int], bytes] = {}
 
-    def answers(self, replies: Replies, author: View) -> None:
+    def answers(self, replies: Replies, author: Author) -> None:
         for n, answer in replies.answers.items():
             error = decode_answer(answer).error
             if error is not None and error[0] in UNTAKEN:
@@ -203,7 +201,7 @@ class InOrder(Checker):
         made: dict[str, list[Call]] = {}
         for call in self.scene.calls:
             made.setdefault(call.agent, []).append(call)
-        for agent, shown in self.scene.shown.items():
+        for agent, shown in self.scene.observed.items():
             places = {call: place for place, call in enumerate(shown.heard, 1)}
             for call in made.get(agent, []):
                 key = call.sender, call.n
@@ -268,7 +266,7 @@ class TimersOnce(Checker):
 
     def at_rest(self) -> None:
         waiting = self.scene.waiting
-        for agent, shown in self.scene.shown.items():
+        for agent, shown in self.scene.observed.items():
             missing, extra = Counter(shown.alarms) - Counter(shown.rung), Counter(shown.rung) - Counter(shown.alarms)
             if extra or missing.total() > waiting[agent]:
                 self.fails(f"{agent} has set {sorted(shown.alarms)}; there came {sorted(shown.rung)}")
@@ -289,6 +287,6 @@ class Conserved(Checker):
     invariant = "I22"
 
     def at_rest(self) -> None:
-        total = sum(shown.tokens for shown in self.scene.shown.values())
-        if self.scene.shown and total != self.scene.tokens:
+        total = sum(shown.tokens for shown in self.scene.observed.values())
+        if self.scene.observed and total != self.scene.tokens:
             self.fails(f"there are {total} tokens; there were {self.scene.tokens}")

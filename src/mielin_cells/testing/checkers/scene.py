@@ -1,0 +1,125 @@
+"""What checkers look at besides the entries that land: calls of clients, reports of migrations, nodes, and agents at rest."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from mielin_cells.agents.reports import MigrationReport
+from mielin_cells.log.fold import Fold
+from mielin_cells.testing.checkers.history import History
+
+if TYPE_CHECKING:
+    from mielin_cells.node.node import Node
+
+WALL_S = 1_700_000_000.0
+"""True wall time when a run begins."""
+
+CLOCK_ERROR_S = 60
+"""A clock that is off by more makes timers wait longer than a run."""
+
+
+class Violation(AssertionError):
+    """An invariant does not hold."""
+
+
+def fail(sentence: str) -> None:
+    raise Violation(sentence)
+
+
+@dataclass(slots=True)
+class Call:
+    """One call of a client.  `answer` is None until the call is known to have taken effect."""
+
+    agent: str
+    sender: str
+    n: int
+    ask: bool
+    acked: bool = False
+    answer: int | None = None
+    at: float = 0.0
+    """When it was acknowledged."""
+    doomed: str = ""
+    """Set for a call whose turn always fails: "stored" once its message is, "failed" once its caller knows why."""
+
+
+@dataclass(slots=True)
+class Reported:
+    """The report of a migration that a client got, and when; `quiet`: no fault has happened since the client asked for it."""
+
+    report: MigrationReport
+    at: float
+    quiet: bool
+
+
+@dataclass(slots=True)
+class Observed:
+    """What an agent of the workload says of itself at rest."""
+
+    tokens: int = 0
+    heard: list[tuple[str, int]] = field(default_factory=list)
+    """Client and number of each call, in the order in which they took effect."""
+    got: dict[str, list[int]] = field(default_factory=dict)
+    """Per sending agent, the numbers of its transfers in order of arrival."""
+    sent: dict[str, int] = field(default_factory=dict)
+    """Per receiving agent, how many transfers were sent to it."""
+    receipts: list[tuple[str, int]] = field(default_factory=list)
+    """From the till: idempotency key and number of each payment."""
+    alarms: list[str] = field(default_factory=list)
+    """Timers that it has set."""
+    rung: list[str] = field(default_factory=list)
+    """Timers that have fired, in order."""
+    book: dict[str, Any] | None = None
+    """For an agent that misbehaves: its other fields."""
+
+
+class Scene:
+    """What checkers look at.  `nodes` is empty where there are only logs, as behind real processes."""
+
+    def __init__(self, history: History) -> None:
+        self.history = history
+        self.nodes: dict[str, Node] = {}
+        """The newest incarnation of each name."""
+        self.counts: Counter[str] = Counter()
+        """What happened besides faults."""
+        self.calls: list[Call] = []
+        self.reports: list[Reported] = []
+        self.observed: dict[str, Observed] = {}
+        """At rest."""
+        self.waiting: Counter[str] = Counter()
+        """`count_waiting_timers` at the time when each agent was observed."""
+        self.purged: set[str] = set()
+        """Agents whose dead letters an operator may have removed."""
+        self.tokens = 0
+        self.folds: dict[str, Fold] = {}
+        """Production's fold of each log, as far as it has landed."""
+        self.loaded: dict[str, Fold] = {}
+        """At rest: what loading each agent from the store gives."""
+        self.violate: Callable[[str], None] = fail
+        """Called with a violation that is seen while production code runs, where raising would only reach that code."""
+        self.lost: frozenset[str] = frozenset()
+        """Names that stay dead for good."""
+
+    @property
+    def harms(self) -> int:
+        """Faults so far."""
+        return self.history.faults.total()
+
+    def wall(self) -> float:
+        """True wall time."""
+        return WALL_S + self.history.now()
+
+    def count_waiting_timers(self) -> Counter[str]:
+        """By agent: timers that may still be out at rest, because a clock was wrong when they were set or when they came to a node.
+
+        A node reads its wall clock only then (a clock that is put right later must not make a timer fire early), so such a timer
+        may be late by as much as the clock was wrong.
+        """
+        if self.history.clock_error_max < CLOCK_ERROR_S:
+            return Counter()
+        return Counter({agent: len(fold.ledger.timers) for agent, fold in self.folds.items()})
+
+    def living(self) -> list[Node]:
+        return [node for name, node in self.nodes.items() if name not in self.lost]

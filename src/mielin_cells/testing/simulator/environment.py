@@ -1,0 +1,146 @@
+"""What may go wrong in a simulated world: faults with their chances, and the errors of a store that no retry mends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from random import Random
+from typing import NamedTuple
+
+from mielin_cells.errors import (
+    CellError,
+    JetStreamDisabled,
+    PermissionDenied,
+    QuotaExceeded,
+    StoreCorrupt,
+    StoreFull,
+    StoreReadOnly,
+    StreamMissing,
+)
+from mielin_cells.substrate.ports import STALE_S
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Faults:
+    """How likely each fault is, per call or message; times are virtual seconds."""
+
+    append_lost: float = 0.0
+    """It landed, the caller hears Unknown."""
+    append_late: float = 0.0
+    """The caller hears Unknown; it lands up to `late_s` later."""
+    append_never: float = 0.0
+    """The caller hears Unknown; it does not land."""
+    append_busy: float = 0.0
+    """`StoreBusy`: it does not land, for certain."""
+    false_conflict: float = 0.0
+    """A conditional append is refused though nothing is in its way."""
+    read_stale: float = 0.0
+    """What landed in the last `stale_s` is missing."""
+    last_stale: float = 0.0
+    """The same, of `last`: a leader that was cut off answers, and what landed in the last `cut_off_s` is missing."""
+    tail_late: float = 0.0
+    """An entry is shown up to `stale_s` later."""
+    read_fails: float = 0.0
+    """`StoreUnreachable` from a call that only reads."""
+    read_torn: float = 0.0
+    """The last entry that a read brings is cut short, or has a bit changed.  What is stored is right."""
+    look_torn: float = 0.0
+    """The same, of `last`, `settled`, `lasts` and tails, whichever of their entries it is."""
+    refused: float = 0.0
+    """A call of the store raises what no retry mends (`REFUSALS`), and the next one does not."""
+    trim_lost: float = 0.0
+    trim_late: float = 0.0
+    """The trim takes effect up to `late_s` later, and then again."""
+    wire_drop: float = 0.0
+    wire_repeat: float = 0.0
+    wire_late: float = 0.0
+    slow: float = 0.0
+    """A step takes up to `slow_s` instead of `delay_s`."""
+    delay_s: float = 0.003
+    slow_s: float = 0.3
+    late_s: float = 5.0
+    stale_s: float = 0.5
+    cut_off_s: float = 3.0
+    timeout_s: float = 1.0
+    """How long a store takes to say Unknown, at most."""
+
+    @classmethod
+    def drawn(cls, rng: Random, most: float = 0.12) -> Faults:
+        """An environment: each fault is off in half of them, so that no fault always hides another."""
+        chances = {
+            f.name: rng.random() * most for f in fields(cls)
+            if f.default == 0.0 and f.name not in WIDER and rng.random() < 0.5
+        }  # fmt: skip
+        return cls(**chances, delay_s=rng.choice((0.001, 0.003, 0.02)), late_s=rng.choice((0.5, 5.0, 15.0)))
+
+    def wider(self, rng: Random, most: float = 0.12) -> Faults:
+        """With the faults in `WIDER`, drawn apart, so that a seed without them tells the same story as before they were added."""
+        chances = {name: rng.random() * most for name in WIDER if rng.random() < 0.5}
+        return replace(self, **chances, cut_off_s=rng.choice((0.5, 3.0, STALE_S)))
+
+    def without(self, *names: str) -> Faults:
+        """The same environment with some of its faults off."""
+        return replace(self, **dict.fromkeys(names, 0.0))
+
+    def healed(self) -> Faults:
+        """The same speed, without faults."""
+        return self.without(*CHANCES)
+
+    def chances(self) -> dict[str, float]:
+        return {name: chance for name in CHANCES if (chance := getattr(self, name)) > 0}
+
+
+WIDER = ("last_stale", "tail_late", "look_torn", "refused")
+"""Faults that were added later than the others."""
+
+CHANCES = tuple(f.name for f in fields(Faults) if f.default == 0.0)
+"""Names of the faults that are drawn per call or message."""
+
+
+WRITES = frozenset({"append", "trim"})
+STORE_CALLS = WRITES | {"read", "last", "settled", "lasts", "subjects"}
+
+
+class Refusal(NamedTuple):
+    """A way in which a store refuses some of its calls for good."""
+
+    error: type[CellError]
+    calls: frozenset[str]
+
+
+REFUSALS = {
+    "full": Refusal(StoreFull, frozenset({"append"})),
+    "quota": Refusal(QuotaExceeded, frozenset({"append"})),
+    "read only": Refusal(StoreReadOnly, WRITES),
+    "denied": Refusal(PermissionDenied, STORE_CALLS),
+    "writes denied": Refusal(PermissionDenied, WRITES),
+    "stream gone": Refusal(StreamMissing, STORE_CALLS),
+    "no JetStream": Refusal(JetStreamDisabled, STORE_CALLS),
+    "damaged": Refusal(StoreCorrupt, STORE_CALLS),
+}
+
+FOR_GOOD = ("denied", "writes denied", "read only")
+"""How a store refuses one process and no other."""
+
+REFUSAL_CODES = frozenset(refusal.error.__name__ for refusal in REFUSALS.values())
+"""Codes of the errors that callers may get while a store refuses."""
+
+
+def make_refusal(how: str, what: str, subject: str) -> CellError:
+    """A new error for this call."""
+    return REFUSALS[how].error(f"The store refuses {what} of {subject or 'some'} ({how}); nothing was stored.")
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, and those that it was raised from, during or for."""
+    seen = set[int]()
+    waiting = [error]
+    while waiting:
+        one = waiting.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        yield one
+        waiting += [one.__cause__, one.__context__]
+        if isinstance(one, BaseExceptionGroup):
+            waiting += one.exceptions
