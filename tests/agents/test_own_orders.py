@@ -23,11 +23,11 @@ from support.agent_log import (
 import mielin_cells as cells
 from mielin_cells.log.fold import Fold
 from mielin_cells.log.records import Wish
-from mielin_cells.node import orders
+from mielin_cells.node.orders import Orders
 
 QUICK = cells.Settings(ask_timeout_s=5, tries=1, retry_first_s=0)
 
-obey = orders.obey
+obey = Orders.obey
 
 
 class Hermit(cells.Agent):
@@ -158,13 +158,14 @@ class Held:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.came = asyncio.Event()
-        monkeypatch.setattr(orders, "obey", self.obey)
 
-    async def obey(self, node: Any, agent: str, order: str, reason: str) -> str:
-        self.came.set()
-        if node.name == "node-1":
-            await asyncio.Event().wait()
-        return await obey(node, agent, order, reason)
+        async def held(orders: Orders, agent: str, order: str, reason: str) -> str:
+            self.came.set()
+            if orders._activations.name == "node-1":
+                await asyncio.Event().wait()
+            return await obey(orders, agent, order, reason)
+
+        monkeypatch.setattr(Orders, "obey", held)
 
 
 @pytest.mark.parametrize(("order", "state"), [("suspend", "Suspended"), ("terminate", "Terminated")])

@@ -145,10 +145,10 @@ async def test_what_passed_while_it_was_suspended_is_caught_up_with_by_choice(
     catch_up: cells.CatchUp, least: int
 ) -> None:
     async with nodes({"node-1": 1}) as (client, running):
-        running["node-1"]._classes = {"Bell": Bell}.get
+        running["node-1"].activations._classes = {"Bell": Bell}.get
         bell = await client.on("node-1").spawn(Bell, "b")
         await client.suspend(bell)
-        host = running["node-1"].hosts["b"]
+        host = running["node-1"].activations.live["b"]
         await client.resume(bell)
         await bell.repeat(0.1, catch_up)
         await client.suspend(bell)
@@ -165,7 +165,7 @@ async def test_what_passed_while_it_was_suspended_is_caught_up_with_by_choice(
 async def test_each_message_of_a_timer_is_in_the_inbox_once_though_owners_die() -> None:
     async with nodes({"node-1": 1, "node-2": 1}) as (client, running):
         for node in running.values():
-            node._classes = {"Bell": Bell}.get
+            node.activations._classes = {"Bell": Bell}.get
         bell = await client.on("node-1").spawn(Bell, "b")
         for number in range(30):
             await bell.set(0.01 * number, str(number))
@@ -188,7 +188,7 @@ async def test_each_message_of_a_timer_is_in_the_inbox_once_though_owners_die() 
 async def test_an_undo_takes_timers_back_and_none_of_them_fires_twice() -> None:
     async with nodes({"node-1": 1, "node-2": 1}) as (client, running):
         for node in running.values():
-            node._classes = {"Bell": Bell}.get
+            node.activations._classes = {"Bell": Bell}.get
         bell = await client.on("node-1").spawn(Bell, "b")
         await bell.set(0.02, "before, fires behind")
         kept = await bell.set(60, "cancelled behind")
@@ -215,7 +215,7 @@ async def test_an_undo_makes_up_for_no_time_that_a_timer_has_fired_for_or_was_ca
 ) -> None:
     async with nodes({"node-1": 1, "node-2": 1}) as (client, running):
         for node in running.values():
-            node._classes = {"Bell": Bell}.get
+            node.activations._classes = {"Bell": Bell}.get
         bell = await client.on("node-1").spawn(Bell, "b")
         await bell.repeat(0.02, catch_up)
         await bell.set(0.05, "cancelled", id="once")

@@ -125,21 +125,21 @@ async def test_a_dry_run_says_what_it_would_take_and_every_reason_against_it(
         kiosk = await client.on("node-1").spawn(Kiosk, "t")
         await kiosk.add(5)
         operator, out = Operator(client), Printer(as_json=True)
-        before = running["node-1"].hosts["t"].fold.seq
+        before = running["node-1"].activations.live["t"].fold.seq
 
         assert await moves.migrate(operator, out, "t", None, dry_run=True) == 0
         [found] = values(capsys)
         assert (found["source"], found["target"], found["reasons"]) == ("node-1", "node-2", [])
         assert found["bytes"] == (await client.show(kiosk)).bytes
         assert found["pause_ms"] > 0
-        assert running["node-2"].copies == {}
-        assert running["node-1"].hosts["t"].fold.seq == before
+        assert running["node-2"].copies.by_agent == {}
+        assert running["node-1"].activations.live["t"].fold.seq == before
 
-        running["node-2"].is_stopping = True
+        running["node-2"].activations.is_stopping = True
         assert await moves.migrate(operator, out, "t", "node-2", dry_run=True) == 3
         [found] = values(capsys)
         assert any("stopping" in reason for reason in found["reasons"])
-        running["node-2"].is_stopping = False
+        running["node-2"].activations.is_stopping = False
 
 
 async def test_failures_and_predictions_are_shown_while_an_agent_moves(capsys: pytest.CaptureFixture[str]) -> None:

@@ -212,7 +212,7 @@ async def test_the_timeout_of_an_ask_whose_node_is_frozen_says_so_before_it_ends
             return await do(request)  # type: ignore[arg-type]
 
         monkeypatch.setattr(running["node-1"], "_do", frozen)
-        running["node-1"].hosts["p"].inbox.close()
+        running["node-1"].activations.live["p"].inbox.close()
         if asker == "a client":
             with pytest.raises(cells.AskTimeout, match="its node node-1 does not answer"):
                 await porter.add.options(timeout=SHORT_S)()
@@ -280,7 +280,7 @@ async def test_an_ask_of_an_agent_whose_state_cannot_be_upgraded_fails_with_that
         before._close_all()
         before.kill()
         node = await at.start("node-1", bad_class("its upgrade raises"))
-        while "l" not in node.troubled:
+        while "l" not in node.activations.unloadable:
             await asyncio.sleep(0.01)
         with pytest.raises(cells.StateUpgradeFailed, match=r"Agent 'l' cannot answer: .* Your message waits"):
             await agent.add.options(timeout=LONG_S)()  # type: ignore[attr-defined]
@@ -295,7 +295,7 @@ async def test_an_ask_of_an_agent_whose_node_does_not_know_its_class_fails_with_
         before.kill()
         node = await at.start("node-1", None)
         porter = await at.client.on("node-1").spawn(Porter, "p")
-        while "l" not in node.troubled:
+        while "l" not in node.activations.unloadable:
             await asyncio.sleep(0.01)
         said = r"node-1 does not know the agent class 'Bad'; import its module there\. Your message waits"
         for _ in range(2):

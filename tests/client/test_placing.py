@@ -55,7 +55,7 @@ async def test_a_burst_of_spawns_is_spread_and_asks_the_nodes_a_few_times() -> N
             await asyncio.gather(*(client.spawn(Gauge, f"g{n}") for n in range(600)))
         assert seen["Spawn"] == 600
         assert seen["Ping"] < 200
-        assert all(abs(len(node.hosts) - 200) < 50 for node in running.values())
+        assert all(abs(len(node.activations.live) - 200) < 50 for node in running.values())
 
 
 async def test_nodes_that_have_left_cost_a_spawn_nothing() -> None:

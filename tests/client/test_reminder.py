@@ -131,7 +131,7 @@ async def test_what_passed_the_owner_by_is_stored_again(monkeypatch: pytest.Monk
             heard.append(_Deaf(tail(subject, after)))
             return heard[-1]
 
-        running["node-1"].drop(running["node-1"].hosts["b"])
+        running["node-1"].activations.drop(running["node-1"].activations.live["b"])
         with monkeypatch.context() as patched:
             patched.setattr(log, "tail", deaf)
             await running["node-1"].adoption.take_named("b")
@@ -182,7 +182,7 @@ async def test_a_session_that_was_forgotten_is_told_so() -> None:
     async with belfry("node-1") as (client, running, bell):
         assert await bell.ring() == 1
         lane = client._lanes["b"]
-        ledger = running["node-1"].hosts["b"].fold.ledger
+        ledger = running["node-1"].activations.live["b"].fold.ledger
         ledger.horizon = lane.start
         del ledger.peers[lane.sender]
         heard = asyncio.get_running_loop().create_future()

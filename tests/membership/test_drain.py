@@ -287,8 +287,9 @@ async def test_a_dry_run_says_where_each_agent_would_go_and_changes_nothing() ->
         assert (plan.agents, plan.left) == (4, 0)
         assert sorted(row.target for row in plan.rows) == ["node-2", "node-2", "node-3", "node-3"]
         assert not made.nodes["node-1"].is_cordoned
-        assert len(made.nodes["node-1"].hosts) == 4
-        made.nodes["node-2"].is_leaving = made.nodes["node-3"].is_leaving = True
+        assert len(made.nodes["node-1"].activations.live) == 4
+        made.nodes["node-2"].leave()
+        made.nodes["node-3"].leave()
         plan = await cordon.plan(client, "node-1")
         assert (plan.left, {row.blocker for row in plan.rows}) == (4, {drain.NOWHERE})
 
@@ -309,7 +310,7 @@ async def test_a_dead_node_is_drained_by_claims() -> None:
         entered = (await table.registered(client.log))["node-1"]
         assert entered.is_cordoned
         node = await made.start("node-1")  # a node that comes back takes nothing, and has nothing
-        assert node.hosts == {}
+        assert node.activations.live == {}
         assert node.is_cordoned
 
 
@@ -323,7 +324,7 @@ async def test_a_node_that_dies_in_its_drain_is_drained_by_claims(monkeypatch: p
         working = asyncio.create_task(busy.slow())
         await doors[-1].begun.wait()
         draining = asyncio.create_task(client.drain("node-1"))
-        await until(lambda: "quiet" not in node.hosts and "busy" in node.migrations.moves)
+        await until(lambda: "quiet" not in node.activations.live and "busy" in node.migrations.moves)
         await made.die("node-1")
         doors[-1].leave.set()
         report = await draining
@@ -340,7 +341,7 @@ async def test_two_operators_drain_as_one() -> None:
         one, two = await asyncio.gather(client.drain("node-1"), client.drain("node-1"))
         assert (one.ok, two.ok) == (True, True)
         assert max(one.moved, two.moved) == 10
-        assert len(made.nodes["node-2"].hosts) == 10
+        assert len(made.nodes["node-2"].activations.live) == 10
 
 
 @pytest.mark.parametrize("where", ["copy", "probe"])
@@ -359,7 +360,7 @@ async def test_a_drain_ends_at_its_deadline_whatever_its_moves_do(where: str, mo
                 await asyncio.sleep(0.4 + 0.01 * steps if steps % 2 else 3600)
 
         made.nodes["node-2"].home.step = step
-        emptying = drain.Drain(node, 0.5, is_patient=True)
+        emptying = node.drains.new(0.5, is_patient=True)
         began = asyncio.get_running_loop().time()
         await emptying.run()
         assert asyncio.get_running_loop().time() - began < 2.0

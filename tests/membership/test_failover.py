@@ -21,7 +21,7 @@ from mielin_cells.agents.reports import NodeInfo
 from mielin_cells.client.client import Client
 from mielin_cells.membership.selection import Spread
 from mielin_cells.membership.term import SUBJECT
-from mielin_cells.node.failover import Keeper, suspected
+from mielin_cells.node.failover import Failover, suspected
 from mielin_cells.node.node import Node
 from mielin_cells.rpc.answers import Beat
 from mielin_cells.store.reader import load
@@ -93,7 +93,7 @@ async def test_a_node_is_known_as_soon_as_it_is_heard_and_its_death_is_not_found
         running["node-2"], _ = await entered("node-2", client, air, never)
         gauge = await client.on("node-2").spawn(Gauge, "g")
         assert await gauge.add() == 1
-        air.last["nobody"] = running["node-1"].clock()
+        air.last["nobody"] = running["node-1"].activations.clock()
         before = len(reads)
         for _ in range(10):
             await keepers["node-1"].look()
@@ -131,7 +131,7 @@ async def test_a_node_that_is_cut_off_suspects_nobody_and_one_that_was_only_sile
                 await asyncio.sleep(0.01)
         assert await gauge.add() == 2
         async with asyncio.timeout(10):
-            while "g" in running["node-2"].hosts:
+            while "g" in running["node-2"].activations.live:
                 await asyncio.sleep(0.01)
         assert await gauge.where() != "node-2"
         air.silent.discard("node-2")
@@ -220,11 +220,14 @@ async def test_a_node_that_has_just_begun_has_time_to_be_heard() -> None:
     substrate, now = await Embedded.open(), 0.0
     client = Client(substrate.log, substrate.wire, settings=QUICK, rng=Random(0), wall=time.time)
     await client.open()
-    made = [Node(n, substrate.log, substrate.wire, classes.get, settings=QUICK, wall=time.time) for n in ("n1", "n2")]
+    made = [
+        Node(n, substrate.log, substrate.wire, classes.get, settings=QUICK, wall=time.time, clock=lambda: now)
+        for n in ("n1", "n2")
+    ]
     for node in made:
-        node.home.cluster, node.clock = client, lambda: now
+        node.home.cluster = client
     await made[0].start()
-    keeper = Keeper(made[0], lambda: [Beat("n1", 1, 0.0, 0.0)])
+    keeper = Failover(made[0].activations, lambda: [Beat("n1", 1, 0.0, 0.0)])
 
     async def passes(seconds: float) -> None:
         nonlocal now

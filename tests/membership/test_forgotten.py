@@ -81,7 +81,7 @@ async def test_a_node_that_was_silent_for_long_is_given_up_and_stops_if_it_lives
     async with nodes("node-1", "node-2") as (client, running, _, air):
         gauge = await client.on("node-2").spawn(Gauge, "g")
         given_up = list[int]()
-        running["node-2"].replaced = given_up.append
+        running["node-2"]._replaced = given_up.append
         air.silent.add("node-2")
         async with asyncio.timeout(10):
             while not given_up:

@@ -60,7 +60,7 @@ async def test_the_newer_of_two_processes_of_a_name_goes_on_and_the_older_says_o
     await client.open()
     older, newer = node_of(store), node_of(store)
     replaced: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-    older.replaced = replaced.set_result
+    older._replaced = replaced.set_result
     await older.start()
     lamps = [await client.spawn(Lamp, f"lamp-{n}") for n in range(3)]
     assert [await lamp.add() for lamp in lamps] == [1, 1, 1]
@@ -69,11 +69,11 @@ async def test_the_newer_of_two_processes_of_a_name_goes_on_and_the_older_says_o
         await newer.start()
         assert await replaced == 2
 
-    assert not older.hosts
+    assert not older.activations.live
     (said,) = [record.getMessage() for record in caplog.records if "was started again" in record.getMessage()]
     assert said.startswith("node n1 was started again as incarnation 2: this process, incarnation 1, stops at once")
     assert [await lamp.add() for lamp in lamps] == [2, 2, 2]
-    assert len(newer.hosts) == 3
+    assert len(newer.activations.live) == 3
     await newer.stop()
     await client.close()
 
@@ -183,7 +183,7 @@ async def test_a_node_whose_loop_is_held_is_stuck_and_not_silent(store: Embedded
     await other.start()
     held.kill()  # it answers no request any more
     ear = Ear()
-    other.heard = ear.heard
+    other._questions._heard = ear.heard
     ear.hear(beat_of("n1", 1, 7.5))
 
     (found,) = [node for node in await Operator(client).nodes() if node.name == "n1"]
@@ -201,7 +201,7 @@ async def test_a_node_that_was_heard_just_before_its_process_died_is_not_stuck(s
     await other.start()
     dead.kill()
     ear = Ear()
-    other.heard = ear.heard
+    other._questions._heard = ear.heard
     ear.hear(beat_of("n1", 1, 0.0))
 
     (found,) = [node for node in await Operator(client).nodes() if node.name == "n1"]

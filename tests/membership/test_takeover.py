@@ -25,7 +25,7 @@ from mielin_cells.log.records import HandedOff
 from mielin_cells.membership import table, takeover
 from mielin_cells.membership.takeover import Orphan, Takeover
 from mielin_cells.node.activation.writer import Writer
-from mielin_cells.node.failover import LATE_KEPT_S, Again, Keeper, patience
+from mielin_cells.node.failover import LATE_KEPT_S, Again, Failover, patience
 from mielin_cells.node.node import Node
 from mielin_cells.rpc import requests
 from mielin_cells.rpc.answers import Beat
@@ -202,7 +202,7 @@ async def test_what_a_watcher_that_was_stopped_has_not_heard_means_nothing() -> 
     """SIGSTOP, a suspended laptop, a starved process: nobody is suspected for beats that it slept through."""
     async with nodes("node-1", "node-2") as (_, running, keepers, _air):
         node, keeper, now = running["node-1"], keepers["node-1"], 1000.0
-        node.clock = lambda: now
+        node.activations.clock = lambda: now
         heard_at = {"node-1": now, "node-2": now}
         beats = [Beat(name, 1, 0.0) for name in heard_at]
         keeper._known = {name: table.Entered(1, name, b"") for name in heard_at}
@@ -226,7 +226,7 @@ async def test_what_a_watcher_that_was_stopped_has_not_heard_means_nothing() -> 
         now += LATE_KEPT_S
         keeper._woke(0.0)
         assert keeper._limit_s == pytest.approx(LIMIT_S)
-        running["node-1"].clock = asyncio.get_running_loop().time
+        running["node-1"].activations.clock = asyncio.get_running_loop().time
 
 
 async def test_a_keeper_goes_on_listening_while_it_takes_over(
@@ -290,7 +290,7 @@ async def test_a_keeper_whose_main_loop_does_not_answer_is_followed_by_another()
             ]
 
         running[stuck].kill()  # its process lives, and its loop does nothing
-        node.home.begin(Keeper(node, heard).run())
+        node.home.begin(Failover(node.activations, heard).run())
         async with asyncio.timeout(10):
             while (last := await client.log.last("keeper")) is None or free.encode() not in last.data:
                 await asyncio.sleep(0.01)
@@ -308,14 +308,14 @@ async def test_a_node_that_the_store_refuses_says_so_in_its_beats_until_the_stor
                 raise PermissionDenied("The store refuses this.", subject=subject)
             return await looks(subject)
 
-        assert node.refused_s() == 0.0
+        assert node.failover.refused_s() == 0.0
         with monkeypatch.context() as patched:
             patched.setattr(type(client.log), "last", lambda _, subject: refused(subject))
             async with asyncio.timeout(40):
-                while node.refused_s() <= LIMIT_S:
+                while node.failover.refused_s() <= LIMIT_S:
                     await asyncio.sleep(0.01)
         async with asyncio.timeout(40):
-            while node.refused_s() > 0.0:
+            while node.failover.refused_s() > 0.0:
                 await asyncio.sleep(0.01)
 
 
@@ -349,7 +349,7 @@ async def test_a_node_that_restarts_with_slow_agents_is_heard_at_once_and_keeps_
         def entered() -> None:
             is_in.set()
             air.silent.discard("node-1")
-            air.last["node-1"] = again.clock()
+            air.last["node-1"] = again.activations.clock()
 
         starting = asyncio.create_task(again.start(entered))
         await is_in.wait()
@@ -364,7 +364,7 @@ async def test_a_node_that_restarts_with_slow_agents_is_heard_at_once_and_keeps_
         info = await client.ping("node-1")
         assert info is not None
         assert info.state == "alive"
-        assert again.hosts.keys() == {"s0", "s1", "s2"}
+        assert again.activations.live.keys() == {"s0", "s1", "s2"}
         assert all(keeper.taken == 0 for keeper in keepers.values())
 
 

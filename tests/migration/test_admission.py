@@ -11,7 +11,6 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import msgspec
 import pytest
 
 import mielin_cells as cells
@@ -134,7 +133,7 @@ class Archive(cells.Agent, version=2):
 
 @asynccontextmanager
 async def nodes(*names: str, settings: cells.Settings | None = None) -> AsyncIterator[tuple[Client, dict[str, Node]]]:
-    """Nodes that tests can give facts: set `node.room`, `node.about`."""
+    """Nodes that tests can give facts: set `node.copies._room`."""
     substrate = await Embedded.open()
     client = Client(substrate.log, substrate.wire, settings=settings, rng=Random(0), wall=time.time)
     await client.open()
@@ -168,7 +167,7 @@ def offer_of(agent: str, size: int, migration: str = "m-1", **more: Any) -> requ
 async def test_a_move_that_cannot_be_names_every_reason_and_the_agent_runs_on() -> None:
     settings = cells.Settings(state_bytes_max=100)
     async with nodes("node-1", "node-2", settings=settings) as (cluster, running):
-        running["node-2"].room = lambda: Room(memory_bytes=64, storage_bytes=32)
+        running["node-2"].copies._room = lambda: Room(memory_bytes=64, storage_bytes=32)
         shelf = await cluster.on("node-1").spawn(Shelf, "s", load=b"x" * 500)
 
         with pytest.raises(cells.MigrationRefused) as refused:
@@ -179,7 +178,7 @@ async def test_a_move_that_cannot_be_names_every_reason_and_the_agent_runs_on() 
         ]  # fmt: skip
         assert all(reason in refused.value.message for reason in refused.value.reasons)
         assert "which runs on at node-1" in refused.value.message
-        assert running["node-2"].copies == {}
+        assert running["node-2"].copies.by_agent == {}
         assert await shelf.size() == 500
         assert (await cluster.show(shelf)).node == "node-1"
 
@@ -187,8 +186,8 @@ async def test_a_move_that_cannot_be_names_every_reason_and_the_agent_runs_on() 
 async def test_a_node_that_stops_says_so_among_the_other_reasons() -> None:
     async with nodes("node-1", "node-2") as (cluster, running):
         shelf = await cluster.on("node-1").spawn(Shelf, "s", load=b"x" * 500)
-        running["node-2"].room = lambda: Room(memory_bytes=64)
-        running["node-2"].is_stopping = True
+        running["node-2"].copies._room = lambda: Room(memory_bytes=64)
+        running["node-2"].activations.stop()
 
         with pytest.raises(cells.MigrationRefused, match="node-2 is stopping and takes no agents; it needs 5"):
             await cluster.migrate(shelf, to="node-2")
@@ -198,7 +197,7 @@ async def test_a_node_that_stops_says_so_among_the_other_reasons() -> None:
 
 async def test_two_moves_to_one_node_do_not_count_the_same_memory() -> None:
     async with nodes("node-1", "node-2") as (cluster, running):
-        running["node-2"].room = lambda: Room(memory_bytes=1000)
+        running["node-2"].copies._room = lambda: Room(memory_bytes=1000)
         first, second = [await cluster.on("node-1").spawn(Shelf, name, load=b"x" * 500) for name in ("a", "b")]
 
         assert await offered(cluster, "node-2", offer_of("a", 600)) == []
@@ -207,7 +206,7 @@ async def test_two_moves_to_one_node_do_not_count_the_same_memory() -> None:
         await call(cluster.wire, "node-2", requests.Release("a", "m-1"), 5.0)
 
         assert (await cluster.migrate(second, to="node-2")).ok
-        assert running["node-2"].copies == {}
+        assert running["node-2"].copies.by_agent == {}
         assert (await cluster.migrate(first, to="node-2")).ok
         assert [await first.size(), await second.size()] == [500, 500]
 
@@ -215,19 +214,19 @@ async def test_two_moves_to_one_node_do_not_count_the_same_memory() -> None:
 async def test_a_repeated_request_meets_its_own_reservation_and_a_later_move_replaces_it() -> None:
     async with nodes("node-1", "node-2") as (cluster, running):
         target = running["node-2"]
-        target.room = lambda: Room(memory_bytes=1000)
+        target.copies._room = lambda: Room(memory_bytes=1000)
         for migration in ("m-1", "m-1", "m-2", "m-2"):
             assert await offered(cluster, "node-2", offer_of("a", 600, migration)) == []
-        assert [copy.migration for copy in target.copies.values()] == ["m-2"]
-        assert sum(copy.reserved_bytes for copy in target.copies.values()) == 600
+        assert [copy.migration for copy in target.copies.by_agent.values()] == ["m-2"]
+        assert sum(copy.reserved_bytes for copy in target.copies.by_agent.values()) == 600
 
 
 async def test_a_reservation_that_no_copy_follows_expires() -> None:
     async with nodes("node-1", "node-2", settings=cells.Settings(prepare_s=0.02)) as (cluster, running):
         assert await offered(cluster, "node-2", offer_of("a", 600)) == []
-        assert "a" in running["node-2"].copies
+        assert "a" in running["node-2"].copies.by_agent
         async with asyncio.timeout(10):
-            while running["node-2"].copies:
+            while running["node-2"].copies.by_agent:
                 await asyncio.sleep(0.01)
 
 
@@ -238,9 +237,9 @@ async def test_the_reservation_ends_with_the_move(end: str) -> None:
         busy = asyncio.create_task(shelf.rest(0.2))
         moving = asyncio.create_task(cluster.migrate(shelf, to="node-2"))
         async with asyncio.timeout(10):
-            while not running["node-2"].copies:
+            while not running["node-2"].copies.by_agent:
                 await asyncio.sleep(0)
-        reserved = running["node-2"].copies["s"].reserved_bytes
+        reserved = running["node-2"].copies.by_agent["s"].reserved_bytes
         if end == "cancelled":
             await cluster.abort(shelf)
 
@@ -250,14 +249,14 @@ async def test_the_reservation_ends_with_the_move(end: str) -> None:
         assert reserved >= 500
         assert report.ok is (end == "completed")
         async with asyncio.timeout(10):
-            while running["node-2"].copies:
+            while running["node-2"].copies.by_agent:
                 await asyncio.sleep(0)
         assert await shelf.size() == 500
 
 
 async def test_the_wire_carries_where_an_agent_can_run() -> None:
     async with nodes("node-1", "node-2") as (cluster, running):
-        running["node-2"].about = msgspec.structs.replace(running["node-2"].about, architecture="riscv64")
+        running["node-2"].copies._architecture = "riscv64"
         reasons = await offered(cluster, "node-2", offer_of("a", 1, architectures=["x86_64"]))
         assert reasons == ["it runs on x86_64, and node-2 is riscv64"]
         assert await offered(cluster, "node-2", offer_of("a", 1, architectures=["x86_64", "riscv64"])) == []

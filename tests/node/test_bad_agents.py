@@ -10,9 +10,8 @@ from support.bad_agents import bad_class, deployment, good_class
 
 import mielin_cells as cells
 from mielin_cells.log.ids import log_subject
-from mielin_cells.node import drain
-from mielin_cells.node.node import Node
-from mielin_cells.node.ownership import adoption, claims
+from mielin_cells.node.ownership import adoption
+from mielin_cells.node.ownership.claims import Claims
 
 
 class Sound(cells.Agent):
@@ -49,24 +48,24 @@ async def test_a_node_starts_serves_drains_and_stops_with_an_agent_that_cannot_r
             assert last is not None
             await at.substrate.log.append(log_subject("0-bad"), b"rubbish", last.seq)
         if what == "taking it raises":
-            take = claims.take
+            take = Claims.take
 
-            async def raises(node: Node, fold: Any, cause: str) -> Any:
+            async def raises(claims: Claims, fold: Any, cause: str) -> Any:
                 if fold.cls == "Bad":
                     raise KeyError("a bug")
-                return await take(node, fold, cause)
+                return await take(claims, fold, cause)
 
-            monkeypatch.setattr(claims, "take", raises)
+            monkeypatch.setattr(Claims, "take", raises)
 
         node = await at.start("node-1", bad_class(what))
         assert [await agent.add() for agent in sound] == [2] * 3
-        await node.reconcile()
-        assert {f"s{n}" for n in range(3)} <= node.hosts.keys()
+        await node.adoption.round()
+        assert {f"s{n}" for n in range(3)} <= node.activations.live.keys()
 
         other = await at.start("node-2", bad_class(what))
-        emptying = drain.Drain(node, 1.0, is_patient=False)
+        emptying = node.drains.new(1.0, is_patient=False)
         await emptying.run()
-        assert {f"s{n}" for n in range(3)} <= other.hosts.keys()
+        assert {f"s{n}" for n in range(3)} <= other.activations.live.keys()
         assert [await agent.add() for agent in sound] == [3] * 3
         for one in (node, other):
             await one.stop(0.3)
@@ -82,18 +81,18 @@ async def test_what_failed_in_a_way_nobody_foresaw_is_not_tried_again_in_every_r
         before._close_all()
         before.kill()
 
-        async def raises(node: Node, fold: Any, cause: str) -> Any:
+        async def raises(claims: Claims, fold: Any, cause: str) -> Any:
             nonlocal tries
             tries += 1
             raise KeyError("a bug")
 
         with monkeypatch.context() as patched:
-            patched.setattr(claims, "take", raises)
+            patched.setattr(Claims, "take", raises)
             node = await at.start("node-1", good)
             for _ in range(10):
-                await node.reconcile(every=True)
+                await node.adoption.round(every=True)
             assert tries == 1
-            assert "KeyError" in node.troubled["bad"].error
+            assert "KeyError" in node.activations.unloadable["bad"].error
             assert len([record for record in caplog.records if record.exc_info]) == 1
         await at.client.resume("bad")
         assert await at.client.get(good, "bad").add() == 1  # type: ignore[attr-defined]

@@ -39,7 +39,7 @@ async def test_a_node_does_not_ask_after_each_agent_of_the_others() -> None:
         second = running["node-2"]
         far = second.home.log = FarLog(second.home.log)
         scores = [await client.on("node-1").spawn(Score, f"g{n}") for n in range(20)]
-        await second.reconcile(every=True)
+        await second.adoption.round(every=True)
         assert [name for name in far.asked_for if name.startswith(LOGS)] == []
         assert await scores[3].add() == 1
         subject = log_subject("g3")
@@ -48,10 +48,10 @@ async def test_a_node_does_not_ask_after_each_agent_of_the_others() -> None:
         far.late[subject] = last
         report = await client.migrate(scores[3], to="node-2")
         assert report.ok
-        second.drop(second.hosts["g3"])  # as after a restart: only the log says that it is here
-        await second.reconcile(every=True)
+        second.activations.drop(second.activations.live["g3"])  # as after a restart: only the log says that it is here
+        await second.adoption.round(every=True)
         assert [name for name in far.asked_for if name.startswith(LOGS)][-1] == subject  # a late answer is no answer
-        assert second.hosts["g3"].fold.owner == "node-2"
+        assert second.activations.live["g3"].fold.owner == "node-2"
         assert await scores[3].add() == 2
 
 
@@ -87,10 +87,10 @@ async def test_parts_of_anothers_agent_do_not_keep_a_node_from_its_own(error: ty
         assert isinstance(decode_record(last.data, "fat"), Spilled)
         mine = await client.on("node-2").spawn(Score, "mine")
         assert await mine.add() == 1
-        second.drop(second.hosts["mine"])
+        second.activations.drop(second.activations.live["mine"])
         away = second.home.log = PartsAway(second.home.log)
         away.error = error
-        await second.reconcile(every=True)
+        await second.adoption.round(every=True)
         assert await mine.add() == 2
 
 
@@ -106,11 +106,11 @@ async def test_an_agent_that_is_parked_while_a_round_reads_does_not_end_the_roun
         assert last is not None
         await one.add()  # its log goes on behind that sequence, without it
         second.adoption.quiet.clear()
-        second.parking.lost("a", last.seq)  # as if a host of this node had known it acknowledged
+        second.quarantine.lost("a", last.seq)  # as if a host of this node had known it acknowledged
         late = second.home.log = LateLasts(second.home.log)
         async with asyncio.timeout(20):
             await late.asked.wait()
-            while "a" in second.adoption.moved:
+            while "a" in second.quarantine.seen:
                 await asyncio.sleep(0.01)
             late.go.set()
             rounds = late.rounds
@@ -141,5 +141,5 @@ async def test_a_log_that_cannot_be_read_is_told_of_once(caplog: pytest.LogCaptu
         node = running["node-1"]
         await node.home.log.append(log_subject("bad"), b"rubbish", 0)
         for _ in range(5):
-            await node.reconcile(every=True)
+            await node.adoption.round(every=True)
     assert len([record for record in caplog.records if "'bad'" in record.getMessage()]) == 1

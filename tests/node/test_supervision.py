@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mielin_cells.errors import StoreReadOnly
-from mielin_cells.membership.heartbeat import Heartbeat
+from mielin_cells.membership.heartbeat import Ear, Heartbeat
 from mielin_cells.settings import Settings
 from mielin_cells.substrate.embedded import Embedded
 from mielin_cells.substrate.ports import Substrate
@@ -115,7 +115,7 @@ def test_a_heartbeat_that_fails_in_an_unforeseen_way_beats_again() -> None:
                 raise OSError("no more files")
             return await Embedded.open()
 
-        heartbeat = Heartbeat("node-1", 3, connect, Settings(heartbeat_s=0.02))
+        heartbeat = Heartbeat("node-1", 3, connect, Settings(heartbeat_s=0.02), Ear())
         heartbeat.start()
         try:
             async with asyncio.timeout(10):

@@ -25,7 +25,7 @@ from mielin_cells.membership.heartbeat import Ear, encode_beat
 from mielin_cells.membership.table import Announcement
 from mielin_cells.migration.audit import MigrationAuditLog
 from mielin_cells.node import failover
-from mielin_cells.node.failover import Keeper
+from mielin_cells.node.failover import Failover
 from mielin_cells.node.moves import manager, settling
 from mielin_cells.node.node import Node
 from mielin_cells.rpc.answers import Beat
@@ -116,7 +116,7 @@ class Town:
         self.nodes: list[Node] = []
         self.client: Client
         self.ears: dict[str, Ear] = {}
-        self.keepers: dict[str, Keeper] = {}
+        self.keepers: dict[str, Failover] = {}
         self._substrate = substrate
         self._path = path
         self._rng = Random(1)
@@ -131,18 +131,16 @@ class Town:
 
     async def enter(self, name: str) -> Node:
         about = Announcement(classes={"SoakResident": 1, "SoakGuest": 1}, at=time.time())
+        ear = self.ears[name] = Ear()
         node = Node(
             name, self._substrate.log, self._substrate.wire, classes.get, settings=SETTINGS, rng=Random(name),
-            wall=time.time, about=about,
+            wall=time.time, about=about, heard=ear.heard,
         )  # fmt: skip
         node.home.cluster = self.client
         node.migrations.watchers.audit = MigrationAuditLog(AUDIT)
         await node.start()
-        ear = self.ears[name] = Ear()
-        node.heard = ear.heard
-        watch = self.keepers[name] = Keeper(node, ear.heard)
+        self.keepers[name] = node.failover
         node.home.begin(self._beat(node, ear))
-        node.home.begin(watch.run())
         return node
 
     async def _beat(self, node: Node, ear: Ear) -> None:
@@ -232,19 +230,25 @@ class Town:
 
     async def _measure(self) -> None:
         async with asyncio.timeout(30):
-            while sum(len(node.hosts) for node in self.nodes) < STAY:
+            while sum(len(node.activations.live) for node in self.nodes) < STAY:
                 await asyncio.sleep(0.05)
         settled()
         note = self.series.note
         shared = [self._substrate, self._substrate.log, self._substrate.wire, self.client, *self.nodes]
         for node in self.nodes:
-            hosts = list(node.hosts.values())
-            names = node.adoption.moved, node.adoption.quiet  # one entry for each agent that ever was
+            hosts = list(node.activations.live.values())
+            names = node.quarantine.seen, node.adoption.quiet  # one entry for each agent that ever was
             note(f"bytes of {node.name}", size_of(node, but=[*shared[:4], *hosts, *names]), 30_000)
             note(f"bytes of the keeper of {node.name}", size_of(self.keepers[node.name], but=shared), 20_000)
             note(f"bytes of the ear of {node.name}", size_of(self.ears[node.name], but=shared), 20_000)
-        note("bytes of the agents", sum(size_of(h, but=shared) for n in self.nodes for h in n.hosts.values()), 300_000)
-        ledgers = [len(canonical(host.fold.ledger.image())) for node in self.nodes for host in node.hosts.values()]
+        note(
+            "bytes of the agents",
+            sum(size_of(h, but=shared) for n in self.nodes for h in n.activations.live.values()),
+            300_000,
+        )
+        ledgers = [
+            len(canonical(host.fold.ledger.image())) for node in self.nodes for host in node.activations.live.values()
+        ]
         note("bytes of the ledgers", sum(ledgers), 50_000)
         note("bytes of the client", size_of(self.client, but=[*shared[:3], *self.nodes]), 20_000)
         note("tasks", len(asyncio.all_tasks()), 10)

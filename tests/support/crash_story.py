@@ -197,7 +197,7 @@ class Story:
             assert (report.outcome, report.migration) == (only.end.outcome, only.migration)
         for node in self.nodes.values():
             if not self.world.views[node.name].process.is_dead:
-                assert (node.migrations.open, node.copies) == ({}, {})
+                assert (node.migrations.open, node.copies.by_agent) == ({}, {})
         return only
 
 

@@ -12,7 +12,7 @@ from mielin_cells.agents.context import current
 from mielin_cells.agents.reference import classes
 from mielin_cells.client.client import Client
 from mielin_cells.migration.recovery import RecoveryConfig
-from mielin_cells.node.failover import Keeper
+from mielin_cells.node.failover import Failover
 from mielin_cells.node.node import Node
 from mielin_cells.rpc.answers import Beat
 from mielin_cells.substrate.embedded import Embedded
@@ -45,33 +45,31 @@ class Air:
         self.deaf: set[str] = set()
 
     def heard_by(self, name: str, node: Node) -> list[Beat]:
-        now = node.clock()
+        now = node.activations.clock()
         if name not in self.deaf:
             self.last.update(dict.fromkeys(self.last.keys() - self.silent, now))
         return [Beat(other, 1, 0.0, now - at) for other, at in self.last.items()]
 
 
-async def entered(name: str, client: Client, air: Air, settings: cells.Settings = QUICK) -> tuple[Node, Keeper]:
+async def entered(name: str, client: Client, air: Air, settings: cells.Settings = QUICK) -> tuple[Node, Failover]:
     node = Node(
         name, client.log, client.wire, classes.get, settings=settings, rng=Random(name), wall=time.time,
-        recovery=RecoveryConfig(max_retries=0),
+        recovery=RecoveryConfig(max_retries=0), heard=lambda: air.heard_by(name, node),
     )  # fmt: skip
     node.home.cluster = client
     await node.start()
-    air.last[name] = node.clock()
-    keeper = Keeper(node, lambda: air.heard_by(name, node))
-    node.home.begin(keeper.run())
-    return node, keeper
+    air.last[name] = node.activations.clock()
+    return node, node.failover
 
 
 @asynccontextmanager
 async def nodes(
     *names: str, settings: cells.Settings = QUICK
-) -> AsyncIterator[tuple[Client, dict[str, Node], dict[str, Keeper], Air]]:
+) -> AsyncIterator[tuple[Client, dict[str, Node], dict[str, Failover], Air]]:
     substrate = await Embedded.open()
     client = Client(substrate.log, substrate.wire, settings=settings, rng=Random(0), wall=time.time)
     await client.open()
-    running, keepers, air = dict[str, Node](), dict[str, Keeper](), Air()
+    running, keepers, air = dict[str, Node](), dict[str, Failover](), Air()
     for name in names:
         running[name], keepers[name] = await entered(name, client, air, settings)
     token = current.set(client)

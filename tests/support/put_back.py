@@ -120,7 +120,7 @@ class Deployment:
     def kill(self, name: str) -> None:
         """As `kill -9`: nothing that it remembers is left."""
         node = self.nodes.pop(name)
-        for host in list(node.hosts.values()):
+        for host in list(node.activations.live.values()):
             host.close()
         node.kill()
 

@@ -14,11 +14,8 @@ from mielin_cells.errors import Fenced, NotInTurn, RecordInvalid, RollbackExpire
 from mielin_cells.log.ids import JOURNALS, log_subject
 from mielin_cells.log.records import Asked, Committed, HandedOff, decode_record
 from mielin_cells.migration.phases import MigrationPhase
-from mielin_cells.node.moves.target import Copy
-from mielin_cells.node.ownership import claims
-from mielin_cells.node.ownership.quarantine import trouble
 from mielin_cells.node.ownership.standby import Copy as Standby
-from mielin_cells.node.ownership.undo import handover_of, undo
+from mielin_cells.node.ownership.undo import handover_of
 from mielin_cells.rpc import requests
 from mielin_cells.store.reader import load, load_at
 from mielin_cells.substrate.ports import Entry, Log, Outcome, Tail, Unknown
@@ -49,12 +46,12 @@ async def test_an_undo_on_a_node_that_has_lost_the_agent_and_does_not_know_it_is
         tally = await client.on("node-1").spawn(Score, "t")
         report = await client.migrate(tally, to="node-2")
         assert await tally.add() == 1
-        epoch = running["node-2"].hosts["t"].fold.epoch
-        await claims.claim(running["node-1"], requests.Claim("t", "a test"))
-        assert "t" in running["node-2"].hosts
+        epoch = running["node-2"].activations.live["t"].fold.epoch
+        await running["node-1"].claims.claim(requests.Claim("t", "a test"))
+        assert "t" in running["node-2"].activations.live
         with pytest.raises(Fenced):
-            await undo(running["node-2"], requests.Undo("t", report.migration, epoch, "node-2", "", False, False))
-        assert "t" not in running["node-2"].hosts
+            await running["node-2"].undoes.undo(requests.Undo("t", report.migration, epoch, "node-2", "", False, False))
+        assert "t" not in running["node-2"].activations.live
         assert await tally.add() == 2
 
 
@@ -91,16 +88,16 @@ async def test_a_claim_that_lands_after_its_node_has_stopped_leaves_nothing_runn
         assert await tally.add() == 1
         second = running["node-2"]
         log = second.home.log = HeldLog(second.home.log)
-        claiming = asyncio.ensure_future(claims.claim(second, requests.Claim("t", "a test")))
+        claiming = asyncio.ensure_future(second.claims.claim(requests.Claim("t", "a test")))
         await log.asked.wait()
         await second.stop()
         log.go.set()
         await claiming
-        assert second.hosts == {}
+        assert second.activations.live == {}
         fold = await load(log, "t")
         assert fold.owner == "node-2", "it landed, and the agent stays claimable"
-        running["node-1"].drop(running["node-1"].hosts["t"])
-        await claims.claim(running["node-1"], requests.Claim("t", "a test"))
+        running["node-1"].activations.drop(running["node-1"].activations.live["t"])
+        await running["node-1"].claims.claim(requests.Claim("t", "a test"))
         assert await tally.add() == 2
 
 
@@ -173,7 +170,7 @@ async def test_a_turn_that_runs_again_knows_of_the_ask_that_was_on_its_way_when_
     async with nodes("node-1", settings=settings) as (client, running):
         tally = await client.spawn(Score, "t")
         payer = await client.spawn(Payer, "p")
-        host = running["node-1"].hosts["p"]
+        host = running["node-1"].activations.live["p"]
         log = SlowAsks(host.home.log)
         host.writer._log = log
         paying = asyncio.ensure_future(payer.pay())
@@ -192,7 +189,7 @@ async def test_a_node_that_stops_hands_nothing_over_that_it_has_not_committed() 
         score = await client.on("node-1").spawn(Score, "t")
         await score.add()
         source = running["node-1"]
-        host = source.hosts["t"]
+        host = source.activations.live["t"]
         held = HeldLog(source.home.log, Committed)
         host.writer._log = held
         adding = asyncio.create_task(score.add())
@@ -201,12 +198,12 @@ async def test_a_node_that_stops_hands_nothing_over_that_it_has_not_committed() 
         async with asyncio.timeout(10):
             while not host._sealing:
                 await asyncio.sleep(0)
-        source.drop(host)
+        source.activations.drop(host)
         for _ in range(20):
             await asyncio.sleep(0)
         records = [decode_record(entry.data, "t") for entry in await client.log.read(log_subject("t"))]
         assert not any(isinstance(record, HandedOff) for record in records)
-        await claims.claim(running["node-2"], requests.Claim("t", "a test"))
+        await running["node-2"].claims.claim(requests.Claim("t", "a test"))
         assert await adding == 2  # as if the process had died: by the message in the inbox
         assert not (await moving).ok
 
@@ -214,17 +211,17 @@ async def test_a_node_that_stops_hands_nothing_over_that_it_has_not_committed() 
 async def test_a_host_that_is_closed_does_not_say_that_all_is_committed() -> None:
     async with nodes("node-1", "node-2", settings=SLOW) as (client, running):
         score = await client.on("node-1").spawn(Score, "t")
-        host = running["node-1"].hosts["t"]
+        host = running["node-1"].activations.live["t"]
         held = HeldLog(running["node-1"].home.log, Committed)
         host.writer._log = held
         adding = asyncio.create_task(score.add())
         await held.asked.wait()
         flushing = asyncio.create_task(host.flush())
         await asyncio.sleep(0)
-        running["node-1"].drop(host)
+        running["node-1"].activations.drop(host)
         with pytest.raises(Fenced, match="has let agent 't' go"):
             await flushing
-        await claims.claim(running["node-2"], requests.Claim("t", "a test"))
+        await running["node-2"].claims.claim(requests.Claim("t", "a test"))
         assert await adding == 1
 
 
@@ -253,7 +250,11 @@ async def test_a_copy_that_is_closed_while_it_loads_leaves_nobody_listening(kind
         node = running["node-2"]
         log, watched = node.home.log, TailedLog(node.home.log)
         node.home.log = watched
-        copy = Copy(node, "t", "m-1.1", spec_of(Score), epoch=1) if kind == "a move's" else Standby(node, "t")
+        copy = (
+            node.copies._new("t", "m-1.1", spec_of(Score), epoch=1)
+            if kind == "a move's"
+            else Standby(node.activations, "t", node.standbys._closed)
+        )
         following = asyncio.create_task(copy._follow())
         await watched.asked.wait()
         copy.close()
@@ -273,9 +274,9 @@ async def test_an_agent_that_a_node_could_not_run_is_obeyed_there_once_it_has_mo
     async with nodes("node-1", "node-2", settings=SLOW) as (client, running):
         score = await client.on("node-1").spawn(Score, "t")
         node = running["node-2"]
-        node.troubled["t"] = trouble("node-2", "t", None, RecordInvalid("It could not be read."))
+        node.activations.cannot_run("t", None, RecordInvalid("It could not be read."))
         assert (await client.migrate(score, to="node-2")).ok
         await client.suspend(score)
         await client.resume(score)
-        assert not node.troubled
+        assert not node.activations.unloadable
         assert await score.add() == 1

@@ -202,7 +202,7 @@ def claim_by_read(patch: Patch) -> None:
     claim_back = Move._claim_back
 
     async def by_a_read(self: Move) -> machine.Event:
-        last = await self.node.home.log.last(log_subject(self.host.fold.agent))
+        last = await self.activations.home.log.last(log_subject(self.host.fold.agent))
         if last is not None and last.seq == self.host.fold.seq:
             return machine.ClaimedBack()
         return await claim_back(self)

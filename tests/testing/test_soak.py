@@ -40,7 +40,7 @@ async def test_a_planted_leak_is_found_and_named(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(module, "SETTINGS", replace(module.SETTINGS, reconcile_s=0.05, heartbeat_s=0.05))
 
     def leak(at: Town) -> None:
-        at.nodes[0].troubled[f"agent-{at.left}"] = b"x" * 20_000  # type: ignore[assignment] # what a forgotten one might hold
+        at.nodes[0].activations._unloadable[f"agent-{at.left}"] = b"x" * 20_000  # type: ignore[assignment] # what a forgotten one might hold
 
     monkeypatch.setattr(sizes, "ROUNDS_MIN", 6)
     async with town(tmp_path) as found:

@@ -37,11 +37,9 @@ from mielin_cells.client.client import Client
 from mielin_cells.deployment.config import Config
 from mielin_cells.deployment.connect import LOCKS_VARIABLE, Address, import_store, open_substrate
 from mielin_cells.errors import ConfigError, Fenced, FieldRefused, StoreUnreachable, never
-from mielin_cells.membership.heartbeat import Heartbeat
+from mielin_cells.membership.heartbeat import Ear, Heartbeat
 from mielin_cells.membership.table import Announcement
 from mielin_cells.migration.recovery import of_class
-from mielin_cells.node.drain import Drain
-from mielin_cells.node.failover import Keeper
 from mielin_cells.node.moves.admission import room_of
 from mielin_cells.node.node import Node
 from mielin_cells.substrate.ports import Substrate
@@ -312,37 +310,35 @@ async def _connected(options: Options) -> Substrate:
 
 
 async def _live(options: Options, ending: Ending, substrate: Substrate, client: Client) -> int:
-    node = Node(
-        options.name, substrate.log, substrate.wire, classes.get, settings=options.config.settings, wall=time.time,
-        about=announcement(options.labels, options.package), room=room_of(None), recovery=options.config.recovery,
-        recovery_of=options.config.classes,
-    )  # fmt: skip
-    node.home.cluster, node.clock = client, time.monotonic
-    if options.faults is not None:
-        options.faults(node, substrate)
     newer: list[int] = []
 
     def replaced(incarnation: int) -> None:
         newer.append(incarnation)
         ending.end("replaced", ORPHAN_S)
 
-    node.replaced = replaced
+    ear = Ear()
+    node = Node(
+        options.name, substrate.log, substrate.wire, classes.get, settings=options.config.settings, wall=time.time,
+        clock=time.monotonic, about=announcement(options.labels, options.package), room=room_of(None),
+        recovery=options.config.recovery, recovery_of=options.config.classes, heard=ear.heard, replaced=replaced,
+    )  # fmt: skip
+    node.home.cluster = client
+    if options.faults is not None:
+        options.faults(node, substrate)
     heartbeat: Heartbeat | None = None
 
     def entered() -> None:
         nonlocal heartbeat
         heartbeat = Heartbeat(
             node.name, node.home.incarnation, lambda: open_substrate(options.address.met), options.config.settings,
-            lambda: node.is_starting, node.refused_s,
+            ear, lambda: node.is_starting, node.failover.refused_s,
         )  # fmt: skip
-        node.heard = heartbeat.ear.heard
         heartbeat.start()
-        node.home.begin(Keeper(node, heartbeat.ear.heard).run())
 
     try:
         if await _unless(ending, _started(node, entered)):
             options.say({
-                "event": "serving", "node": node.name, "incarnation": node.home.incarnation, "agents": len(node.hosts),
+                "event": "serving", "node": node.name, "incarnation": node.home.incarnation, "agents": len(node.activations.live),
                 "classes": node.about.classes, "process": os.getpid(),
             })  # fmt: skip
             await ending.wait()
@@ -354,9 +350,11 @@ async def _live(options: Options, ending: Ending, substrate: Substrate, client: 
                 node=node.name, epoch=newer[0],
             )  # fmt: skip
         if ending.reason == signal.SIGTERM.name:
-            options.say({"event": "draining", "node": node.name, "agents": len(node.hosts)})
+            options.say({"event": "draining", "node": node.name, "agents": len(node.activations.live)})
             await _drained(node, ending)
-        options.say({"event": "stopping", "node": node.name, "reason": ending.reason, "agents": len(node.hosts)})
+        options.say(
+            {"event": "stopping", "node": node.name, "reason": ending.reason, "agents": len(node.activations.live)}
+        )
         is_clean = await _stopped(node, ending.left_s)
         options.say({"event": "stopped", "node": node.name, "clean": is_clean})
         return 0 if is_clean else 1
@@ -373,8 +371,8 @@ async def _started(node: Node, entered: Callable[[], None]) -> bool:
 
 async def _drained(node: Node, ending: Ending) -> None:
     """Moves the agents to where there is room, in most of the time that is left, unless there are more reasons to end."""
-    node.is_leaving = True
-    drain = Drain(node, ending.left_s * DRAIN_SHARE, is_patient=False)
+    node.leave()
+    drain = node.drains.new(ending.left_s * DRAIN_SHARE, is_patient=False)
     draining, hurried = asyncio.ensure_future(drain.run()), asyncio.ensure_future(ending.hurried.wait())
     await asyncio.wait((draining, hurried), return_when=asyncio.FIRST_COMPLETED)
     hurried.cancel()

@@ -31,7 +31,7 @@ def wrong_commit(ledger: Ledger, turn: OpenTurn | None, commit: Commit, seq: int
     """Of a commit in the record at `seq`."""
     reads_anew = (
         not commit.cursor and commit.held == []
-    )  # an operator has accepted that the inbox lost what it had (`node.parking`)
+    )  # an operator has accepted that the inbox lost what it had (`node.quarantine`)
     if commit.cursor < ledger.cursor and not reads_anew:
         return f"its cursor {commit.cursor} is behind {ledger.cursor} (rule 10)"
     return (

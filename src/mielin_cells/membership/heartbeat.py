@@ -87,10 +87,10 @@ class Heartbeat:
     """`start` on the node's main loop, then `stop`."""
 
     def __init__(
-        self, node: str, incarnation: int, connect: Callable[[], Awaitable[Substrate]], settings: Settings,
+        self, node: str, incarnation: int, connect: Callable[[], Awaitable[Substrate]], settings: Settings, ear: Ear,
         is_starting: Callable[[], bool] = lambda: False, refused_s: Callable[[], float] = lambda: 0.0,
     ) -> None:  # fmt: skip
-        self.ear = Ear()
+        self.ear = ear
         self.failures: Counter[str] = Counter()
         self._is_starting = is_starting
         self._refused_s = refused_s

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from mielin_cells.errors import CellError, Fenced, MigrationInProgress, NoSuchAgent, RetryError, described
 from mielin_cells.membership import selection
-from mielin_cells.node.moves.admission import DECIDED_BY_THE_LOG
 from mielin_cells.rpc import requests
 from mielin_cells.rpc.answers import DONE, OVER, ROWS_MAX, RUNNING, STOPPED, DrainProgress, Row
 from mielin_cells.rpc.call import call
@@ -20,8 +19,10 @@ from mielin_cells.tasks.together import together
 
 if TYPE_CHECKING:
     from mielin_cells.node.activation.activation import Host
+    from mielin_cells.node.activation.hosting import Activations
+    from mielin_cells.node.moves.admission import Copies
+    from mielin_cells.node.moves.manager import Migrations
     from mielin_cells.node.moves.recovery import Recovery
-    from mielin_cells.node.node import Node
 
 logger = logging.getLogger("mielin_cells.drain")
 
@@ -48,12 +49,16 @@ NOWHERE = "no other node takes it"
 class Drain:
     """`run` once.  `is_patient`: goes on until the deadline though no other node takes an agent; one may come."""
 
-    def __init__(self, node: Node, deadline_s: float, *, is_patient: bool) -> None:
-        self.node = node
+    def __init__(
+        self, activations: Activations, migrations: Migrations, copies: Copies, deadline_s: float, *, is_patient: bool
+    ) -> None:
+        self._activations = activations
+        self._migrations = migrations
+        self._copies = copies
         self.state = RUNNING
         self.moved = 0
         self._is_patient = is_patient
-        self._begun = node.clock()
+        self._begun = activations.clock()
         self._until = self._begun + deadline_s
         self._ended_at = 0.0
         self._rows: dict[str, Row] = {}
@@ -72,12 +77,12 @@ class Drain:
 
     def until(self, deadline_s: float) -> None:
         """Another deadline, from now."""
-        self._until = self.node.clock() + deadline_s
+        self._until = self._activations.clock() + deadline_s
 
     async def run(self) -> None:
         """Ends within the deadline and `END_S`: a move that is handed over by then goes forward by itself."""
-        node = self.node
-        logger.info("node %s is drained: %d agents are to go", node.name, len(node.hosts))
+        activations = self._activations
+        logger.info("node %s is drained: %d agents are to go", activations.name, len(activations.live))
         rounds = asyncio.create_task(self._rounds())
         clock = asyncio.create_task(self._watch_the_clock())
         try:
@@ -91,26 +96,26 @@ class Drain:
             [failed, lost] = await asyncio.gather(rounds, clock, return_exceptions=True)
         errors = [error for error in (failed, lost) if isinstance(error, Exception)]
         for error in errors:
-            logger.error("the drain of node %s failed: %r", node.name, error, exc_info=error)
+            logger.error("the drain of node %s failed: %r", activations.name, error, exc_info=error)
         if self.state == RUNNING:
             self.state = OVER if errors else DONE
         for row in self._rows.values():
             if row.state == "moving":
                 row.state, row.blocker = "blocked", f"the deadline came while it was moved to {row.target}"
-        self._ended_at = node.clock()
+        self._ended_at = activations.clock()
         told = self.told()
         logger.info(
-            "node %s: %d of %d agents have gone in %.1f s%s", node.name, told.moved, told.agents, told.seconds,
+            "node %s: %d of %d agents have gone in %.1f s%s", activations.name, told.moved, told.agents, told.seconds,
             f"; {told.left} stay and are claimable" if told.left else "",
         )  # fmt: skip
 
     async def _rounds(self) -> None:
-        node = self.node
+        activations = self._activations
         while not self._ending.is_set():
             try:
                 goes_on = await self._round()
             except CellError as error:
-                logger.warning("the drain of node %s waits for the store: %s", node.name, error)
+                logger.warning("the drain of node %s waits for the store: %s", activations.name, error)
                 goes_on = True
             if not goes_on:
                 break
@@ -119,24 +124,24 @@ class Drain:
 
     async def _watch_the_clock(self) -> None:
         """Returns when the deadline has come, and all moves are told to end that have not handed over."""
-        node = self.node
-        while (left := self._until - node.clock()) > 0:
+        activations = self._activations
+        while (left := self._until - activations.clock()) > 0:
             await asyncio.sleep(min(left, ROUND_S))
         self.state = OVER
         self._ending.set()
         for agent in [agent for agent, row in self._rows.items() if row.state == "moving"]:
-            found = node.migrations.open.get(agent)
+            found = self._migrations.open.get(agent)
             if found is not None:
-                node.home.begin(_aborted(found))
+                activations.home.begin(_aborted(found))
 
     # ---- moving ----------------------------------------------------------------------------------------------
 
     async def _round(self) -> bool:
         """Every agent that is here is offered once; True if another round is due."""
-        node = self.node
+        activations = self._activations
         self._spread = await self._others()
         todo = sorted(
-            (host for agent, host in node.hosts.items() if agent not in self._kept),
+            (host for agent, host in activations.live.items() if agent not in self._kept),
             key=lambda host: (host.inbox.waiting, host.fold.size_bytes, host.fold.agent),
         )
         for host in todo:
@@ -152,27 +157,26 @@ class Drain:
                 except RetryError:
                     raise
                 except Exception as error:  # a bug, of ours or of the agent's class: the others go on
-                    logger.exception("node %s: moving agent %s away failed", node.name, host.fold.agent)
+                    logger.exception("node %s: moving agent %s away failed", activations.name, host.fold.agent)
                     row = self._rows.setdefault(host.fold.agent, Row(agent=host.fold.agent))
                     row.state, row.blocker = "blocked", f"its move raised {described(error)}"
 
         await together(worker() for _ in range(MOVES))
-        self._rows = {agent: row for agent, row in self._rows.items() if agent in node.hosts}
+        self._rows = {agent: row for agent, row in self._rows.items() if agent in activations.live}
         if not self._is_patient and not self._spread:
             return False
-        verifying = any(copy.machine.phase in DECIDED_BY_THE_LOG for copy in node.copies.values())
-        return verifying or any(agent not in self._kept for agent in node.hosts)
+        return self._copies.is_deciding or any(agent not in self._kept for agent in activations.live)
 
     async def _others(self) -> selection.Spread:
-        nodes = await selection.alive(self.node.home.log, self.node.home.wire)
-        return selection.Spread(other for other in nodes if other.name != self.node.name)
+        nodes = await selection.alive(self._activations.home.log, self._activations.home.wire)
+        return selection.Spread(other for other in nodes if other.name != self._activations.name)
 
     async def _move(self, host: Host) -> None:
         """Offers the agent to one node after the other; what keeps it stands in its row then."""
-        node, agent = self.node, host.fold.agent
-        row, refused = self._rows[agent], {node.name, *node.migrations.targets.unfit(node.clock())}
+        activations, agent = self._activations, host.fold.agent
+        row, refused = self._rows[agent], {activations.name, *self._migrations.targets.unfit(activations.clock())}
         row.blocker = ""
-        while not self._ending.is_set() and node.hosts.get(agent) is host:
+        while not self._ending.is_set() and activations.live.get(agent) is host:
             target = self._spread.choose(refused, host.fold.cls, host.fold.policy.preferred_architectures)
             if target is None:
                 row.blocker = row.blocker or NOWHERE
@@ -189,25 +193,25 @@ class Drain:
         row.state = "blocked" if row.blocker else "waiting"
 
     async def _has_gone(self, host: Host, row: Row, target: str) -> bool:
-        node, agent = self.node, host.fold.agent
+        activations, agent = self._activations, host.fold.agent
         request = requests.Migrate(
-            agent, f"m-{node.home.rng.randbytes(8).hex()}", host.fold.epoch, target, 0.0, self._recovery()
+            agent, f"m-{activations.home.rng.randbytes(8).hex()}", host.fold.epoch, target, 0.0, self._recovery()
         )
         try:
-            report = await node.migrations.to_its_end(request)
+            report = await self._migrations.to_its_end(request)
         except MigrationInProgress:
-            found = node.migrations.open.get(agent)
+            found = self._migrations.open.get(agent)
             if found is not None:
                 row.blocker = f"{found.migration} moves it"
                 await asyncio.wait((found.done,))
-            return agent not in node.hosts
+            return agent not in activations.live
         except (NoSuchAgent, Fenced):
-            return agent not in node.hosts
+            return agent not in activations.live
         except CellError as error:
             row.blocker = error.message
             return False
         if report is None:
-            return agent not in node.hosts
+            return agent not in activations.live
         if report.code == "Cancelled":
             if self.state == OVER:
                 row.blocker = f"the deadline came while it was moved to {target}"
@@ -221,7 +225,7 @@ class Drain:
 
     def _recovery(self) -> dict[str, float]:
         """Soon again, and within the time that is left; what was given up would stand still, so it is rolled back."""
-        left = max(1.0, self._until - self.node.clock())
+        left = max(1.0, self._until - self._activations.clock())
         return {
             "max_retries": 2.0, "initial_retry_delay_secs": min(0.25, left), "max_retry_delay_secs": min(2.0, left),
             "recovery_timeout_secs": left, "auto_rollback": 1.0,
@@ -230,19 +234,19 @@ class Drain:
     # ---- telling ---------------------------------------------------------------------------------------------
 
     def told(self) -> DrainProgress:
-        node, now = self.node, self._ended_at or self.node.clock()
-        seconds, left = now - self._begun, len(node.hosts) + len(node.troubled)
-        eta_s = seconds / self.moved * len(node.hosts) if self.moved and self.state == RUNNING else 0.0
+        activations, now = self._activations, self._ended_at or self._activations.clock()
+        seconds, left = now - self._begun, len(activations.live) + len(activations.unloadable)
+        eta_s = seconds / self.moved * len(activations.live) if self.moved and self.state == RUNNING else 0.0
         rows = sorted(self._rows.values(), key=lambda row: ("moving", "blocked", "waiting").index(_shown(row)))
         told = [self._row(row) for row in rows[:ROWS_MAX]]
-        told += [_unloadable(agent, info.error) for agent, info in sorted(node.troubled.items())[:ROWS_MAX]]
+        told += [_unloadable(agent, info.error) for agent, info in sorted(activations.unloadable.items())[:ROWS_MAX]]
         return DrainProgress(
-            node=node.name, state=self.state if self._ended_at else RUNNING, agents=self.moved + left, moved=self.moved,
+            node=activations.name, state=self.state if self._ended_at else RUNNING, agents=self.moved + left, moved=self.moved,
             left=left, rows=told, seconds=seconds, left_s=max(0.0, self._until - now), eta_s=eta_s,
         )  # fmt: skip
 
     def _row(self, row: Row) -> Row:
-        host, found = self.node.hosts.get(row.agent), self.node.migrations.open.get(row.agent)
+        host, found = self._activations.live.get(row.agent), self._migrations.open.get(row.agent)
         return Row(
             agent=row.agent, state=_shown(row), target=row.target,
             phase=found.progress().phase if found is not None else "", blocker=row.blocker,
@@ -264,15 +268,43 @@ def _unloadable(agent: str, error: str) -> Row:
     return Row(agent=agent, state="blocked", blocker=f"it cannot be loaded: {error}")
 
 
+async def _planned(activations: Activations, spread: selection.Spread, host: Host) -> Row:
+    fold, refused, blocker = host.fold, {activations.name}, NOWHERE
+    request = requests.Prepare(
+        fold.agent, "dry run", activations.name, fold.cls, fold.version, fold.size_bytes, fold.epoch,
+        list(fold.policy.preferred_architectures), is_dry=True,
+    )  # fmt: skip
+    row = Row(agent=fold.agent, messages=host.inbox.waiting, bytes=fold.size_bytes)
+    while (target := spread.choose(refused, fold.cls, fold.policy.preferred_architectures)) is not None:
+        try:
+            reasons = (await call(activations.home.wire, target, request, activations.settings.prepare_s)).reasons
+        except CellError as error:
+            reasons = [error.message]
+        if not reasons:
+            row.state, row.target = "fits", target
+            return row
+        blocker = "; ".join(reasons)
+        spread.gives_back(target)
+        refused.add(target)
+    row.state, row.blocker = "blocked", blocker
+    return row
+
+
 # ---- requests ------------------------------------------------------------------------------------------------
 
 
 class Drains:
     """A node's drains: one at a time, each known by the names under which it was asked for."""
 
-    def __init__(self, node: Node) -> None:
-        self._node = node
+    def __init__(self, activations: Activations, migrations: Migrations, copies: Copies) -> None:
+        self._activations = activations
+        self._migrations = migrations
+        self._copies = copies
         self._named: dict[str, Drain] = {}
+
+    def new(self, deadline_s: float, *, is_patient: bool) -> Drain:
+        """One that nobody asks after by a name; to be run by the caller."""
+        return Drain(self._activations, self._migrations, self._copies, deadline_s, is_patient=is_patient)
 
     @property
     def running(self) -> Drain | None:
@@ -284,8 +316,8 @@ class Drains:
         if found is None:
             found = self.running
             if found is None:
-                found = Drain(self._node, deadline_s, is_patient=True)
-                self._node.home.begin(found.run())
+                found = self.new(deadline_s, is_patient=True)
+                self._activations.home.begin(found.run())
             else:
                 found.until(deadline_s)
             self._named[name] = found
@@ -295,47 +327,25 @@ class Drains:
 
     def told(self, name: str) -> DrainProgress:
         found = self._named.get(name)
-        return found.told() if found is not None else DrainProgress(node=self._node.name)
+        return found.told() if found is not None else DrainProgress(node=self._activations.name)
 
     def stop(self) -> None:
         if (running := self.running) is not None:
             running.stop()
 
+    async def planned(self) -> DrainProgress:
+        """Where each agent would go, and what would keep it; nothing is changed."""
+        activations = self._activations
+        nodes = await selection.alive(activations.home.log, activations.home.wire)
+        spread = selection.Spread(other for other in nodes if other.name != activations.name)
+        limit = asyncio.Semaphore(PROBES)
 
-async def planned(node: Node) -> DrainProgress:
-    """Where each agent would go, and what would keep it; nothing is changed."""
-    nodes = await selection.alive(node.home.log, node.home.wire)
-    spread = selection.Spread(other for other in nodes if other.name != node.name)
-    limit = asyncio.Semaphore(PROBES)
+        async def one(host: Host) -> Row:
+            async with limit:
+                return await _planned(activations, spread, host)
 
-    async def one(host: Host) -> Row:
-        async with limit:
-            return await _planned(node, spread, host)
-
-    rows = await together(one(host) for host in list(node.hosts.values()))
-    rows += [_unloadable(agent, info.error) for agent, info in node.troubled.items()]
-    rows.sort(key=lambda row: (row.state != "blocked", row.messages, row.bytes, row.agent))
-    left = sum(row.state == "blocked" for row in rows)
-    return DrainProgress(node=node.name, state="dry run", agents=len(rows), left=left, rows=rows[:ROWS_MAX])
-
-
-async def _planned(node: Node, spread: selection.Spread, host: Host) -> Row:
-    fold, refused, blocker = host.fold, {node.name}, NOWHERE
-    request = requests.Prepare(
-        fold.agent, "dry run", node.name, fold.cls, fold.version, fold.size_bytes, fold.epoch,
-        list(fold.policy.preferred_architectures), is_dry=True,
-    )  # fmt: skip
-    row = Row(agent=fold.agent, messages=host.inbox.waiting, bytes=fold.size_bytes)
-    while (target := spread.choose(refused, fold.cls, fold.policy.preferred_architectures)) is not None:
-        try:
-            reasons = (await call(node.home.wire, target, request, node.settings.prepare_s)).reasons
-        except CellError as error:
-            reasons = [error.message]
-        if not reasons:
-            row.state, row.target = "fits", target
-            return row
-        blocker = "; ".join(reasons)
-        spread.gives_back(target)
-        refused.add(target)
-    row.state, row.blocker = "blocked", blocker
-    return row
+        rows = await together(one(host) for host in list(activations.live.values()))
+        rows += [_unloadable(agent, info.error) for agent, info in activations.unloadable.items()]
+        rows.sort(key=lambda row: (row.state != "blocked", row.messages, row.bytes, row.agent))
+        left = sum(row.state == "blocked" for row in rows)
+        return DrainProgress(node=activations.name, state="dry run", agents=len(rows), left=left, rows=rows[:ROWS_MAX])

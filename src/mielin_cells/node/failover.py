@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ from mielin_cells.tasks.supervision import supervised
 # this place.
 
 if TYPE_CHECKING:
-    from mielin_cells.node.node import Node
+    from mielin_cells.node.activation.hosting import Activations
 
 logger = logging.getLogger("mielin_cells.keeper")
 
@@ -93,18 +93,24 @@ class Again:
 # ---- the keeper ----------------------------------------------------------------------------------------------
 
 
-class Keeper:
+class Failover:
     """Of one node that hears heartbeats.  `run` until the node stops."""
 
-    def __init__(self, node: Node, heard: Callable[[], list[Beat]]) -> None:
-        self._node = node
+    def __init__(
+        self, activations: Activations, heard: Callable[[], list[Beat]], failures: Counter[str] | None = None
+    ) -> None:
+        self._activations = activations
+        self._failures = failures
+        """Of its loop, which is started again."""
+        self._refused_at: float | None = None
+        """Since when the store has refused this node's failover, or has not answered it; None while it answers."""
         self._heard = heard
-        self._takeover = Takeover(node.home.log, node.home.wire, node.clock)
-        self._limit_s = self._base_s = node.settings.heartbeat_s * node.settings.heartbeat_misses
+        self._takeover = Takeover(activations.home.log, activations.home.wire, activations.clock)
+        self._limit_s = self._base_s = activations.settings.heartbeat_s * activations.settings.heartbeat_misses
         """A node that is silent for longer is suspected."""
         self._late = deque[tuple[float, float]]()
         """When this node's own rounds were late, and by how much."""
-        self._since = self._ticked = node.clock()
+        self._since = self._ticked = 0.0
         """When this node began to listen without a gap."""
         self._known: dict[str, table.Entered] = {}
         self._known_at = -1e9
@@ -122,7 +128,7 @@ class Keeper:
         """Suspects that own nothing any more, as of a takeover, with their incarnation then."""
         self._idle_since: dict[str, float] = {}
         """Of those, since when this node knows."""
-        self._again = Again(node.settings.reconcile_s)
+        self._again = Again(activations.settings.reconcile_s)
         self._taking: asyncio.Task[None] | None = None
         self._keeper = ""
         """Who keeps, as this node last read it."""
@@ -132,36 +138,42 @@ class Keeper:
         self.taken = 0
         """Agents that were taken over at this keeper's wish."""
 
+    def refused_s(self) -> float:
+        """For how long the store has refused this node, or has not answered.  It may be called from any thread."""
+        since = self._refused_at
+        return max(0.0, self._activations.clock() - since) if since is not None else 0.0
+
     async def run(self) -> None:
-        node = self._node
-        await supervised(f"node {node.name}: failover", self._look_for_ever, failures=node.failures)
+        activations = self._activations
+        self._since = activations.clock()
+        await supervised(f"node {activations.name}: failover", self._look_for_ever, failures=self._failures)
 
     async def _look_for_ever(self) -> None:
-        node = self._node
-        interval = node.settings.heartbeat_s / 5
-        self._ticked = node.clock()  # after a failure, nobody was late
-        while not node.is_stopping:
-            before = node.clock()
+        activations = self._activations
+        interval = activations.settings.heartbeat_s / 5
+        self._ticked = activations.clock()  # after a failure, nobody was late
+        while not activations.is_stopping:
+            before = activations.clock()
             await asyncio.sleep(interval)
-            self._woke(node.clock() - before - interval)
+            self._woke(activations.clock() - before - interval)
             try:
                 await self.look()
             except CellError as error:
-                if node.refused_at is None:  # its beats say so: another node is to keep
-                    node.refused_at = node.clock()
+                if self._refused_at is None:  # its beats say so: another node is to keep
+                    self._refused_at = activations.clock()
                 if not isinstance(error, RetryError):
                     raise
                 if not self._waits:  # once: a look is made ten times a second, and a store may be away for hours
-                    logger.info("node %s: failover waits for the store: %s", node.name, error)
+                    logger.info("node %s: failover waits for the store: %s", activations.name, error)
                 self._waits = True
             else:
                 if self._waits:
-                    logger.info("node %s: failover goes on", node.name)
+                    logger.info("node %s: failover goes on", activations.name)
                 self._waits = False
 
     def _woke(self, late_s: float) -> None:
         """This node's own loop was `late_s` late.  Whoever was stopped has not listened, and whoever is starved waits longer."""
-        now = self._node.clock()
+        now = self._activations.clock()
         if late_s > self._base_s / 2:
             self._since = now
         while self._late and now - self._late[0][0] > LATE_KEPT_S:
@@ -174,7 +186,7 @@ class Keeper:
 
     async def look(self) -> None:
         """One round: who is silent, who keeps, and if that is this node: who takes over.  Never waits for a takeover."""
-        node, now = self._node, self._node.clock()
+        activations, now = self._activations, self._activations.clock()
         await self._read_registry(now)
         heard, beats = set[str](), self._heard()
         for beat in beats:
@@ -194,7 +206,7 @@ class Keeper:
         self._idle_since = {name: self._idle_since.get(name, now) for name in self._empty}
         due = suspects - self._empty.keys()
         is_due = bool(suspects) and self._again.is_due(now, due)
-        acts = is_due and self._keeper in {"", node.name, *suspects, *self._stuck()}
+        acts = is_due and self._keeper in {"", activations.name, *suspects, *self._stuck()}
         if now - self._term_at < self._base_s / 2 and not acts:
             return
         if not await self._keeps(suspects):
@@ -205,17 +217,17 @@ class Keeper:
         self._told |= suspects
         if is_due and (self._taking is None or self._taking.done()):
             self._again.began(now, due)
-            self._taking = node.home.start(self._take(frozenset(suspects), dict(self._known)))
+            self._taking = activations.home.start(self._take(frozenset(suspects), dict(self._known)))
         await self._forget(now)
 
     async def _read_registry(self, now: float) -> None:
         """Who has entered: when somebody new is heard, when somebody falls silent, and now and then."""
-        node, beats = self._node, self._heard()
+        activations, beats = self._activations, self._heard()
         silent, names = self._suspects(beats), {beat.node for beat in beats}
         is_new = not names - self._strange <= self._known.keys()
-        if not (is_new or now - self._known_at > node.settings.reconcile_s or not silent <= self._silent):
+        if not (is_new or now - self._known_at > activations.settings.reconcile_s or not silent <= self._silent):
             return
-        before, self._known, self._known_at = self._known, await table.registered(node.home.log), now
+        before, self._known, self._known_at = self._known, await table.registered(activations.home.log), now
         self._strange = names - self._known.keys()
         self._former = self._former & self._known.keys() if before else set(self._known)
         for name, entered in self._known.items():
@@ -228,15 +240,15 @@ class Keeper:
         try:
             self.taken += await self._takeover.take(gone, known, strays=True)
         except RetryError as error:
-            logger.info("node %s: failover waits for the store: %s", self._node.name, error)
+            logger.info("node %s: failover waits for the store: %s", self._activations.name, error)
             return
         left = set(self._takeover.owners.values())
         self._empty.update({name: known[name].incarnation for name in gone - left})
-        self._again.ended(self._node.clock(), is_over=not left)
+        self._again.ended(self._activations.clock(), is_over=not left)
 
     async def _forget(self, now: float) -> None:
         """Removes from the registry who has left for good.  Not one that is cordoned: an operator's word outlives its processes."""
-        node, log = self._node, self._node.home.log
+        activations, log = self._activations, self._activations.home.log
         for name, since in list(self._idle_since.items()):
             entered = self._known[name]
             if entered.is_cordoned or now - since <= (FORGET_STOPPED_S if entered.has_stopped else FORGET_SILENT_S):
@@ -244,17 +256,17 @@ class Keeper:
             self._idle_since[name] = now  # whatever comes of this: not again at once
             if not entered.has_stopped:
                 logger.warning("node %s was silent for %g s, and owns nothing: it is given up", name, now - since)
-                await table.leave(log, name, entered.incarnation, node.home.rng.randbytes(12))
-            elif await table.forget(log, name, entered, self._me, lambda: node.home.rng.randbytes(12)):
+                await table.leave(log, name, entered.incarnation, activations.home.rng.randbytes(12))
+            elif await table.forget(log, name, entered, self._me, lambda: activations.home.rng.randbytes(12)):
                 logger.info("node %s has left and owns nothing: it is forgotten", name)
 
     @property
     def _me(self) -> tuple[str, int]:
-        return self._node.name, self._node.home.incarnation
+        return self._activations.name, self._activations.home.incarnation
 
     def _suspects(self, beats: list[Beat]) -> set[str]:
-        now = self._node.clock()
-        silent = suspected(self._node.name, self._known.keys(), beats, now - self._since, self._limit_s)
+        now = self._activations.clock()
+        silent = suspected(self._activations.name, self._known.keys(), beats, now - self._since, self._limit_s)
         return {name for name in silent if now - self._begun.get(name, self._since) > self._limit_s}
 
     def _stuck(self) -> set[str]:
@@ -263,21 +275,25 @@ class Keeper:
 
     async def _keeps(self, suspects: Collection[str]) -> bool:
         """True if the log names this incarnation, or does so now because it names nobody who is heard and can act."""
-        node, home = self._node, self._node.home
+        activations, home = self._activations, self._activations.home
         found = await term.standing(home.log, await home.log.last(term.SUBJECT))
-        self._term_at, node.refused_at = node.clock(), None
+        self._term_at, self._refused_at = activations.clock(), None
         last = found.term
         self._keeper = last.node if last is not None else ""
         if last is not None and (last.node, last.incarnation) == self._me:
             return True
-        if last is not None and last.node not in {node.name, *suspects, *self._stuck()} and last.node in self._known:
+        if (
+            last is not None
+            and last.node not in {activations.name, *suspects, *self._stuck()}
+            and last.node in self._known
+        ):
             return False
-        if node.clock() - self._since <= self._limit_s:
+        if activations.clock() - self._since <= self._limit_s:
             return False  # it may only not have been heard yet
         number = last.number + 1 if last is not None else 1
-        mine = term.Term(node.name, home.incarnation, number, home.rng.randbytes(12), found.floor)
+        mine = term.Term(activations.name, home.incarnation, number, home.rng.randbytes(12), found.floor)
         if not await term.append(home.log, mine, found.seq):
             return False  # somebody else was first, or it is not known: the next round reads who
-        self._keeper = node.name
-        logger.info("node %s keeps, term %d", node.name, number)
+        self._keeper = activations.name
+        logger.info("node %s keeps, term %d", activations.name, number)
         return True

@@ -24,13 +24,16 @@ from mielin_cells.log.records import Cleared, LetterKey, Paused, Record, Resumed
 from mielin_cells.node.activation import standing
 from mielin_cells.node.activation.writer import Declined, append_failed
 from mielin_cells.node.ownership import quarantine
-from mielin_cells.node.ownership.undo import undo
 from mielin_cells.redaction import scrubbed
 from mielin_cells.rpc import requests
 
 if TYPE_CHECKING:
     from mielin_cells.node.activation.activation import Host
-    from mielin_cells.node.node import Node
+    from mielin_cells.node.activation.hosting import Activations
+    from mielin_cells.node.moves.manager import Migrations
+    from mielin_cells.node.ownership.adoption import Adoption
+    from mielin_cells.node.ownership.standby import Standbys
+    from mielin_cells.node.ownership.undo import Undoes
 
 R = TypeVar("R", bound=Record)
 Wanted: TypeAlias = requests.Order | requests.PurgeLetters | requests.CancelTimer | requests.SetCopies | requests.Undo
@@ -38,120 +41,204 @@ Wanted: TypeAlias = requests.Order | requests.PurgeLetters | requests.CancelTime
 logger = logging.getLogger("mielin_cells.orders")
 
 
-def info(node: Node, host: Host) -> AgentInfo:
-    fold, move = host.fold, node.migrations.open.get(host.fold.agent)
-    error, running = fold.lifecycle.error, standing.running(host)
-    return AgentInfo(
-        id=fold.agent, cls=fold.cls, version=fold.version, node=node.name, epoch=fold.epoch, state=fold.status.value,
-        waiting=host.inbox.waiting, bytes=fold.size_bytes, migration=move.migration if move is not None else "",
-        dead=len(fold.ledger.dead), error=scrubbed(error.message) if error is not None else "",
-        code=error.code if error is not None else "", policy=fold.policy, standby=node.standbys.of(host),
-        running=running[0], running_s=running[1],
-        at=fold.written,
-    )  # fmt: skip
-
-
-async def carried_out(node: Node, request: Wanted) -> object:
-    match request:
-        case requests.Order(agent=agent, order=order, reason=reason):
-            return await obey(node, agent, order, reason)
-        case requests.PurgeLetters(agent=agent, letters=letters):
-            return await purge(node, node.host(agent), letters)
-        case requests.CancelTimer(agent=agent, timer=timer):
-            return await cancel_timer(node, node.host(agent), timer)
-        case requests.SetCopies(agent=agent, copies=copies):
-            await stand_by(node, node.host(agent), copies)
-            return None
-        case requests.Undo():
-            return await undo(node, request)
-
-
-async def obey(node: Node, agent: str, order: str, reason: str) -> str:
-    """Suspends, pauses, resumes or terminates; the state after it.  An order for the state that is there already is done.
-
-    Raises `InvalidTransition` for an edge that the lifecycle does not have, and `AskTimeout` if the turn does not end.
-    """
-    wanted = {
-        "suspend": AgentState.SUSPENDED,
-        "pause": AgentState.PAUSED,
-        "resume": AgentState.RUNNING,
-        "terminate": AgentState.TERMINATED,
-    }.get(order)
-    if order == "park":
-        return await _park(node, agent, reason)
-    if order == "renew":
-        return await _renew(node, agent)
-    if wanted is None:
-        raise UsageError(f"There is no order {order!r}; there are suspend, pause, resume and terminate.")
-    if wanted is AgentState.RUNNING and agent in node.troubled:
-        return await node.adoption.take_again(agent)
-    host = node.host(agent)
-    fold = host.fold
-    if fold.lifecycle.state is wanted:
-        return wanted.value
-    is_reread = False
-    if wanted is AgentState.TERMINATED:
-        await node.migrations.give_up(agent)
-    await _between_turns(node, host, order)
-    try:
-        await _flushed(node, host)
-        match wanted:
-            case AgentState.SUSPENDED:
-                await _enter(host, wanted, lambda head: Suspended(**head, reason=reason))
-            case AgentState.PAUSED:
-                await _enter(host, wanted, lambda head: Paused(**head, reason=reason))
-            case AgentState.RUNNING:
-                is_reread = quarantine.is_parked(fold) and await quarantine.accepted(host)
-                await _resume(host)
-                host.fulfil()
-            case _:
-                await _terminate(node, host)
-    except _IsThere:
-        pass
-    finally:
-        host.resume_intake()
-    if wanted is AgentState.TERMINATED:
-        node.drop(host)
-    elif is_reread:
-        node.drop(host)
-        node.look(agent)
-    return fold.lifecycle.state.value
-
-
-async def _park(node: Node, agent: str, reason: str) -> str:
-    """Somebody remembers more of the agent than the store has; not a word of its user, so no state forbids it."""
-    host = node.host(agent)
-    await _between_turns(node, host, "park")
-    try:
-        await _flushed(node, host)
-        if not quarantine.is_parked(host.fold):
-            try:
-                await append_failed(host.writer, EpochRegression(reason, agent=agent))
-            except BaseException:
-                await host.unappended()
-                raise
-    finally:
-        host.resume_intake()
-    return host.fold.lifecycle.state.value
-
-
-async def _renew(node: Node, agent: str) -> str:
-    """Its class was defined again in this process (a cell of a notebook): the agent is read from its log with the newer one."""
-    host = node.host(agent)
-    await _between_turns(node, host, "be read again")
-    try:
-        if host.fold.may_run:
-            await host.intake.hook("on_depart")
-        await _flushed(node, host)
-    except Exception as error:  # whatever a user's hook raises: the agent is read again all the same
-        logger.warning("agent %s: on_depart raised, of a class that was defined again: %s", agent, described(error))
-    node.drop(host)
-    node.look(agent)
-    return host.fold.lifecycle.state.value
-
-
 class _IsThere(Declined):
     """Somebody else's order for the same state was first."""
+
+
+class Orders:
+    """Of one node."""
+
+    def __init__(
+        self, activations: Activations, migrations: Migrations, standbys: Standbys, adoption: Adoption, undoes: Undoes
+    ) -> None:
+        self._activations = activations
+        self._migrations = migrations
+        self._standbys = standbys
+        self._adoption = adoption
+        self._undoes = undoes
+
+    def info(self, host: Host) -> AgentInfo:
+        fold, move = host.fold, self._migrations.open.get(host.fold.agent)
+        error, running = fold.lifecycle.error, standing.running(host)
+        return AgentInfo(
+            id=fold.agent, cls=fold.cls, version=fold.version, node=self._activations.name, epoch=fold.epoch, state=fold.status.value,
+            waiting=host.inbox.waiting, bytes=fold.size_bytes, migration=move.migration if move is not None else "",
+            dead=len(fold.ledger.dead), error=scrubbed(error.message) if error is not None else "",
+            code=error.code if error is not None else "", policy=fold.policy, standby=self._standbys.of(host),
+            running=running[0], running_s=running[1],
+            at=fold.written,
+        )  # fmt: skip
+
+    async def carried_out(self, request: Wanted) -> object:
+        match request:
+            case requests.Order(agent=agent, order=order, reason=reason):
+                return await self.obey(agent, order, reason)
+            case requests.PurgeLetters(agent=agent, letters=letters):
+                return await self.purge(self._activations.host(agent), letters)
+            case requests.CancelTimer(agent=agent, timer=timer):
+                return await self.cancel_timer(self._activations.host(agent), timer)
+            case requests.SetCopies(agent=agent, copies=copies):
+                await self.stand_by(self._activations.host(agent), copies)
+                return None
+            case requests.Undo():
+                return await self._undoes.undo(request)
+
+    async def obey(self, agent: str, order: str, reason: str) -> str:
+        """Suspends, pauses, resumes or terminates; the state after it.  An order for the state that is there already is done.
+
+        Raises `InvalidTransition` for an edge that the lifecycle does not have, and `AskTimeout` if the turn does not end.
+        """
+        wanted = {
+            "suspend": AgentState.SUSPENDED,
+            "pause": AgentState.PAUSED,
+            "resume": AgentState.RUNNING,
+            "terminate": AgentState.TERMINATED,
+        }.get(order)
+        if order == "park":
+            return await self._park(agent, reason)
+        if order == "renew":
+            return await self._renew(agent)
+        if wanted is None:
+            raise UsageError(f"There is no order {order!r}; there are suspend, pause, resume and terminate.")
+        if wanted is AgentState.RUNNING and agent in self._activations.unloadable:
+            return await self._adoption.take_again(agent)
+        host = self._activations.host(agent)
+        fold = host.fold
+        if fold.lifecycle.state is wanted:
+            return wanted.value
+        is_reread = False
+        if wanted is AgentState.TERMINATED:
+            await self._migrations.give_up(agent)
+        await self._between_turns(host, order)
+        try:
+            await self._flushed(host)
+            match wanted:
+                case AgentState.SUSPENDED:
+                    await _enter(host, wanted, lambda head: Suspended(**head, reason=reason))
+                case AgentState.PAUSED:
+                    await _enter(host, wanted, lambda head: Paused(**head, reason=reason))
+                case AgentState.RUNNING:
+                    is_reread = quarantine.is_parked(fold) and await quarantine.accepted(host)
+                    await _resume(host)
+                    host.fulfil()
+                case _:
+                    await self._terminate(host)
+        except _IsThere:
+            pass
+        finally:
+            host.resume_intake()
+        if wanted is AgentState.TERMINATED:
+            self._activations.drop(host)
+        elif is_reread:
+            self._activations.drop(host)
+            self._activations.look(agent)
+        return fold.lifecycle.state.value
+
+    async def _park(self, agent: str, reason: str) -> str:
+        """Somebody remembers more of the agent than the store has; not a word of its user, so no state forbids it."""
+        host = self._activations.host(agent)
+        await self._between_turns(host, "park")
+        try:
+            await self._flushed(host)
+            if not quarantine.is_parked(host.fold):
+                try:
+                    await append_failed(host.writer, EpochRegression(reason, agent=agent))
+                except BaseException:
+                    await host.unappended()
+                    raise
+        finally:
+            host.resume_intake()
+        return host.fold.lifecycle.state.value
+
+    async def _renew(self, agent: str) -> str:
+        """Its class was defined again in this process (a cell of a notebook): the agent is read from its log with the newer one."""
+        host = self._activations.host(agent)
+        await self._between_turns(host, "be read again")
+        try:
+            if host.fold.may_run:
+                await host.intake.hook("on_depart")
+            await self._flushed(host)
+        except Exception as error:  # whatever a user's hook raises: the agent is read again all the same
+            logger.warning("agent %s: on_depart raised, of a class that was defined again: %s", agent, described(error))
+        self._activations.drop(host)
+        self._activations.look(agent)
+        return host.fold.lifecycle.state.value
+
+    async def purge(self, host: Host, letters: list[LetterKey]) -> int:
+        """Removes dead letters for good; how many of `letters` were there."""
+        await self._between_turns(host, "purge dead letters")
+        try:
+            await self._flushed(host)
+            there = {letter.key for letter in host.fold.ledger.dead}.intersection(letters)
+            if there:
+                await host.append(lambda head: Cleared(**head, letters=sorted(there)), at_once=True)
+        finally:
+            host.resume_intake()
+        return len(there)
+
+    async def cancel_timer(self, host: Host, timer: str) -> bool:
+        """Takes a timer away; False if there is none of this id."""
+        await self._between_turns(host, "cancel a timer")
+        try:
+            await self._flushed(host)
+            if timer not in host.fold.ledger.timers:
+                return False
+            host.timers.take({timer: None}, {})
+            await self._flushed(host)
+        finally:
+            host.resume_intake()
+        return True
+
+    async def stand_by(self, host: Host, copies: int) -> None:
+        """From now on so many nodes keep a copy of the agent, if there are so many."""
+        if not 0 <= copies <= STANDBY_MAX:
+            raise UsageError(f"{copies} copies of an agent are out of range; wanted: 0 to {STANDBY_MAX}.")
+        await self._between_turns(host, "be kept in copies")
+        try:
+            await self._flushed(host)
+            await host.append(lambda head: StandbySet(**head, copies=copies), at_once=True)
+        finally:
+            host.resume_intake()
+        self._standbys.arrived(host)
+
+    async def _between_turns(self, host: Host, order: str) -> None:
+        """Stops the intake; `resume_intake` must follow.  Raises `AskTimeout` if the turn does not end."""
+        try:
+            await host.intake.stop(self._activations.settings.turn_deadline_s)
+        except TimeoutError as error:
+            agent = host.fold.agent
+            raise AskTimeout(f"Agent {agent!r} is in a turn that does not end; it was not told to {order}.") from error
+
+    async def _flushed(self, host: Host) -> None:
+        await host.flush_within(self._activations.settings.turn_deadline_s)
+
+    async def _terminate(self, host: Host) -> None:
+        """After everything that was sent is stored at its receivers (rule 20).  Raises `StoreUnreachable` if that takes too long."""
+        if host.fold.may_run:
+            try:
+                await host.intake.hook("on_stop")
+            except (
+                Exception
+            ) as error:  # whatever a user's hook raises: ERROR; an agent in ERROR is terminated without its hook
+                await host.failed(error)
+                agent = host.fold.agent
+                raise HandlerFailed(
+                    f"on_stop of agent {agent!r} raised {described(error)}; it is in ERROR and was not terminated. Resume it, or "
+                    "terminate it again: then its hook is not run.", agent=agent, handler="on_stop",
+                ) from error  # fmt: skip
+        await self._flushed(host)
+        try:
+            async with asyncio.timeout(self._activations.settings.turn_deadline_s):
+                await host.outbox.drained()
+        except TimeoutError:
+            agent = host.fold.agent
+            raise StoreUnreachable(
+                f"Agent {agent!r} was not terminated: messages that it has sent are not stored yet. Try again.",
+                agent=agent,
+            ) from None
+        host.touch()
+        await self._flushed(host)
+        await _enter(host, AgentState.TERMINATED, lambda head: Terminated(**head))
 
 
 async def _enter(host: Host, wanted: AgentState, compose: Callable[[dict[str, Any]], R]) -> None:
@@ -173,59 +260,6 @@ async def _enter(host: Host, wanted: AgentState, compose: Callable[[dict[str, An
         raise
 
 
-async def purge(node: Node, host: Host, letters: list[LetterKey]) -> int:
-    """Removes dead letters for good; how many of `letters` were there."""
-    await _between_turns(node, host, "purge dead letters")
-    try:
-        await _flushed(node, host)
-        there = {letter.key for letter in host.fold.ledger.dead}.intersection(letters)
-        if there:
-            await host.append(lambda head: Cleared(**head, letters=sorted(there)), at_once=True)
-    finally:
-        host.resume_intake()
-    return len(there)
-
-
-async def cancel_timer(node: Node, host: Host, timer: str) -> bool:
-    """Takes a timer away; False if there is none of this id."""
-    await _between_turns(node, host, "cancel a timer")
-    try:
-        await _flushed(node, host)
-        if timer not in host.fold.ledger.timers:
-            return False
-        host.timers.take({timer: None}, {})
-        await _flushed(node, host)
-    finally:
-        host.resume_intake()
-    return True
-
-
-async def stand_by(node: Node, host: Host, copies: int) -> None:
-    """From now on so many nodes keep a copy of the agent, if there are so many."""
-    if not 0 <= copies <= STANDBY_MAX:
-        raise UsageError(f"{copies} copies of an agent are out of range; wanted: 0 to {STANDBY_MAX}.")
-    await _between_turns(node, host, "be kept in copies")
-    try:
-        await _flushed(node, host)
-        await host.append(lambda head: StandbySet(**head, copies=copies), at_once=True)
-    finally:
-        host.resume_intake()
-    node.standbys.arrived(host)
-
-
-async def _between_turns(node: Node, host: Host, order: str) -> None:
-    """Stops the intake; `resume_intake` must follow.  Raises `AskTimeout` if the turn does not end."""
-    try:
-        await host.intake.stop(node.settings.turn_deadline_s)
-    except TimeoutError as error:
-        agent = host.fold.agent
-        raise AskTimeout(f"Agent {agent!r} is in a turn that does not end; it was not told to {order}.") from error
-
-
-async def _flushed(node: Node, host: Host) -> None:
-    await host.flush_within(node.settings.turn_deadline_s)
-
-
 async def _resume(host: Host) -> None:
     fold = host.fold
     fold.lifecycle.to(AgentState.RUNNING)  # refused before any hook runs
@@ -240,31 +274,3 @@ async def _resume(host: Host) -> None:
         return
     await _enter(host, AgentState.RUNNING, lambda head: Resumed(**head))
     await host.flush()
-
-
-async def _terminate(node: Node, host: Host) -> None:
-    """After everything that was sent is stored at its receivers (rule 20).  Raises `StoreUnreachable` if that takes too long."""
-    if host.fold.may_run:
-        try:
-            await host.intake.hook("on_stop")
-        except (
-            Exception
-        ) as error:  # whatever a user's hook raises: ERROR; an agent in ERROR is terminated without its hook
-            await host.failed(error)
-            agent = host.fold.agent
-            raise HandlerFailed(
-                f"on_stop of agent {agent!r} raised {described(error)}; it is in ERROR and was not terminated. Resume it, or "
-                "terminate it again: then its hook is not run.", agent=agent, handler="on_stop",
-            ) from error  # fmt: skip
-    await _flushed(node, host)
-    try:
-        async with asyncio.timeout(node.settings.turn_deadline_s):
-            await host.outbox.drained()
-    except TimeoutError:
-        agent = host.fold.agent
-        raise StoreUnreachable(
-            f"Agent {agent!r} was not terminated: messages that it has sent are not stored yet. Try again.", agent=agent
-        ) from None
-    host.touch()
-    await _flushed(node, host)
-    await _enter(host, AgentState.TERMINATED, lambda head: Terminated(**head))

@@ -2,156 +2,155 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from mielin_cells.errors import UNLOADABLE, UNUSABLE, CellError, StoreFull, from_wire, never, storable
-from mielin_cells.log.ledger import Verdict
-from mielin_cells.log.lifecycle import AgentState
-from mielin_cells.redaction import scrubbed
-
-if TYPE_CHECKING:
-    from mielin_cells.node.node import Node
-
 import heapq
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from mielin_cells.agents.reports import AgentInfo, NodeInfo, TimerInfo
+from mielin_cells.errors import UNLOADABLE, UNUSABLE, CellError, StoreFull, from_wire, never, storable
 from mielin_cells.log.born import born
-from mielin_cells.node import orders
+from mielin_cells.log.ledger import Verdict
+from mielin_cells.log.lifecycle import AgentState
 from mielin_cells.node.activation.standing import LATER, WHY_CHARS_MAX, in_error, running
+from mielin_cells.redaction import scrubbed
 from mielin_cells.rpc import answers, requests, words
+from mielin_cells.rpc.answers import Beat
 
 if TYPE_CHECKING:
-    from mielin_cells.node.node import Node
+    from mielin_cells.node.activation.hosting import Activations
+    from mielin_cells.node.drain import Drains
+    from mielin_cells.node.moves.manager import Migrations
+    from mielin_cells.node.orders import Orders
+    from mielin_cells.node.ownership.standby import Standbys
 
 
-def answer(node: Node, question: requests.AnyRequest) -> object:
-    match question:
-        case requests.Ping():
-            return info(node)
-        case requests.ShowAgent(agent=agent):
-            return hosted(node, agent)
-        case requests.ListAgents(after=after):
-            known = node.hosts.keys() | node.troubled.keys()
-            return [hosted(node, name) for name in heapq.nsmallest(requests.PAGE_MAX, (n for n in known if n > after))]
-        case requests.Remind():
-            return reminded(node, question)
-        case requests.CountWaiting(agent=agent):
-            return node.host(agent).inbox.waiting
-        case requests.ReadArguments(cls=cls, handler=handler, words=said):
-            return words.arguments(node.spec(cls), handler, said)
-        case requests.ReadState(agent=agent, cls=cls, words=said):
-            spec = node.spec(cls)
-            initial = words.initial(spec, said)
-            return requests.Spawn(agent, cls, spec.version, initial, born(initial))
-        case requests.ReadReplay(agent=agent):
-            fold = node.host(agent).fold
-            state, error, ledger = fold.lifecycle.state, fold.lifecycle.error, fold.ledger
-            stopped = "" if fold.may_run else f"in ERROR ({error.message})" if error else state.value.lower()
-            return answers.ReplayProgress(len(ledger.again), ledger.replayed, len(ledger.dead), stopped)
-        case requests.ListTimers(agent=agent):
-            host = node.host(agent)
-            return [
-                TimerInfo(
-                    id=timer.id, handler=timer.handler, due=timer.due, every=timer.every,
-                    is_known=timer.handler in host.spec.handlers,
-                )
-                for timer in sorted(host.fold.ledger.timers.values(), key=lambda timer: timer.due)
-            ]  # fmt: skip
-        case requests.ListBeats():
-            return node.heard()
-        case requests.ListCopies(after=after):
-            return heapq.nsmallest(requests.PAGE_MAX, (n for n in node.standbys.copies if n > after))
-        case requests.ReadDrain(name=name):
-            return node.drains.told(name)
-        case requests.ReadAudit(migration=migration):
-            return node.migrations.watchers.audit.by_migration(migration)
-        case _:
-            raise never(f"{type(question).__name__} is a question")
+class Questions:
+    """Of one node."""
 
+    def __init__(
+        self, activations: Activations, orders: Orders, migrations: Migrations, standbys: Standbys, drains: Drains,
+        heard: Callable[[], list[Beat]], info: Callable[[], NodeInfo],
+    ) -> None:  # fmt: skip
+        self._activations = activations
+        self._orders = orders
+        self._migrations = migrations
+        self._standbys = standbys
+        self._drains = drains
+        self._heard = heard
+        self._info = info
 
-def hosted(node: Node, agent: str) -> AgentInfo | None:
-    """An agent that runs here, or that the log gives this node and that it cannot run."""
-    host = node.hosts.get(agent)
-    return orders.info(node, host) if host is not None else node.troubled.get(agent)
+    def answer(self, question: requests.AnyRequest) -> object:
+        match question:
+            case requests.Ping():
+                return self._info()
+            case requests.ShowAgent(agent=agent):
+                return self.hosted(agent)
+            case requests.ListAgents(after=after):
+                known = self._activations.live.keys() | self._activations.unloadable.keys()
+                page = heapq.nsmallest(requests.PAGE_MAX, (n for n in known if n > after))
+                return [self.hosted(name) for name in page]
+            case requests.Remind():
+                return self.reminded(question)
+            case requests.CountWaiting(agent=agent):
+                return self._activations.host(agent).inbox.waiting
+            case requests.ReadArguments(cls=cls, handler=handler, words=said):
+                return words.arguments(self._activations.spec(cls), handler, said)
+            case requests.ReadState(agent=agent, cls=cls, words=said):
+                spec = self._activations.spec(cls)
+                initial = words.initial(spec, said)
+                return requests.Spawn(agent, cls, spec.version, initial, born(initial))
+            case requests.ReadReplay(agent=agent):
+                fold = self._activations.host(agent).fold
+                state, error, ledger = fold.lifecycle.state, fold.lifecycle.error, fold.ledger
+                stopped = "" if fold.may_run else f"in ERROR ({error.message})" if error else state.value.lower()
+                return answers.ReplayProgress(len(ledger.again), ledger.replayed, len(ledger.dead), stopped)
+            case requests.ListTimers(agent=agent):
+                host = self._activations.host(agent)
+                return [
+                    TimerInfo(
+                        id=timer.id, handler=timer.handler, due=timer.due, every=timer.every,
+                        is_known=timer.handler in host.spec.handlers,
+                    )
+                    for timer in sorted(host.fold.ledger.timers.values(), key=lambda timer: timer.due)
+                ]  # fmt: skip
+            case requests.ListBeats():
+                return self._heard()
+            case requests.ListCopies(after=after):
+                return heapq.nsmallest(requests.PAGE_MAX, (n for n in self._standbys.copies if n > after))
+            case requests.ReadDrain(name=name):
+                return self._drains.told(name)
+            case requests.ReadAudit(migration=migration):
+                return self._migrations.watchers.audit.by_migration(migration)
+            case _:
+                raise never(f"{type(question).__name__} is a question")
 
+    def hosted(self, agent: str) -> AgentInfo | None:
+        """An agent that runs here, or that the log gives this node and that it cannot run."""
+        host = self._activations.live.get(agent)
+        return self._orders.info(host) if host is not None else self._activations.unloadable.get(agent)
 
-def info(node: Node) -> NodeInfo:
-    about = node.about
-    known = {name: getattr(about, name) for name in about.__struct_fields__}
-    since_s = max(0.0, node.home.wall() - about.at) if about.at else 0.0
-    return NodeInfo(
-        name=node.name, incarnation=node.home.incarnation, agents=len(node.hosts), since_s=since_s,
-        state="starting" if node.is_starting else "alive",
-        is_cordoned=node.is_cordoned, **known,
-    )  # fmt: skip
+    def reminded(self, reminder: requests.Remind) -> answers.AskStatus:
+        """Answers again what has taken effect, now or with the commit that may hold it.
 
+        Raises `NoSuchAgent` if it is not here, or why it cannot answer before somebody does something about it.
+        """
+        agent = reminder.agent
+        error, why = self.cause(agent), self.doing(agent, reminder.sender)
+        if agent not in self._activations.live and (error is not None or agent in self._activations.unloadable):
+            if error is not None:
+                raise error
+            return answers.AskStatus([], why)
+        host, sender = self._activations.host(agent), reminder.sender
+        missing, known = list[int](), dict[int, bytes]()
+        for n in reminder.numbers:
+            verdict = host.fold.ledger.judge(sender, n, reminder.start)
+            if verdict in (Verdict.APPLY, Verdict.HOLD):
+                missing.append(n)
+            elif (answer := host.intake.answer_again(sender, n, verdict)) is not None:
+                known[n] = answer
+        if known:
+            host.reply(reminder.reply_to, sender, known)
+        if error is not None and (not known or isinstance(error, StoreFull)):
+            raise error  # not of what it has answered before, unless that has to wait for the commit that finds no room
+        return answers.AskStatus(missing if host.is_idle else [], why)
 
-def reminded(node: Node, reminder: requests.Remind) -> answers.AskStatus:
-    """Answers again what has taken effect, now or with the commit that may hold it.
+    def cause(self, agent: str) -> CellError | None:
+        """Why an agent that is this node's cannot answer before somebody does something about it; None if it can."""
+        host = self._activations.live.get(agent)
+        if host is None:
+            found = self._activations.unloadable.get(agent)
+            if found is None or found.code not in UNUSABLE | UNLOADABLE:
+                return None
+            said = scrubbed(found.error).rstrip(".")
+            where = "" if self._activations.name in said else f" on {self._activations.name}"
+            later = "" if found.code in UNUSABLE else f"{where}. {LATER}, once it is mended and resumed."
+            return from_wire(found.code, f"Agent {agent!r} cannot answer: {said}{later or '.'}", {"agent": agent})
+        why = host.writer.waits_for
+        if isinstance(why, StoreFull):
+            return type(why)(
+                f"Agent {agent!r} on {self._activations.name} cannot answer: {why.message} {LATER}.",
+                **{**why.facts, "agent": agent},
+            )
+        return in_error(host)
 
-    Raises `NoSuchAgent` if it is not here, or why it cannot answer before somebody does something about it.
-    """
-    agent = reminder.agent
-    error, why = cause(node, agent), doing(node, agent, reminder.sender)
-    if agent not in node.hosts and (error is not None or agent in node.troubled):
-        if error is not None:
-            raise error
-        return answers.AskStatus([], why)
-    host, sender = node.host(agent), reminder.sender
-    missing, known = list[int](), dict[int, bytes]()
-    for n in reminder.numbers:
-        verdict = host.fold.ledger.judge(sender, n, reminder.start)
-        if verdict in (Verdict.APPLY, Verdict.HOLD):
-            missing.append(n)
-        elif (answer := host.intake.answer_again(sender, n, verdict)) is not None:
-            known[n] = answer
-    if known:
-        host.reply(reminder.reply_to, sender, known)
-    if error is not None and (not known or isinstance(error, StoreFull)):
-        raise error  # not of what it has answered before, unless that has to wait for the commit that finds no room
-    return answers.AskStatus(missing if host.is_idle else [], why)
-
-
-def cause(node: Node, agent: str) -> CellError | None:
-    """Why an agent that is this node's cannot answer before somebody does something about it; None if it can."""
-    host = node.hosts.get(agent)
-    if host is None:
-        found = node.troubled.get(agent)
-        if found is None or found.code not in UNUSABLE | UNLOADABLE:
-            return None
-        said = scrubbed(found.error).rstrip(".")
-        where = "" if node.name in said else f" on {node.name}"
-        later = "" if found.code in UNUSABLE else f"{where}. {LATER}, once it is mended and resumed."
-        return from_wire(found.code, f"Agent {agent!r} cannot answer: {said}{later or '.'}", {"agent": agent})
-    why = host.writer.waits_for
-    if isinstance(why, StoreFull):
-        return type(why)(
-            f"Agent {agent!r} on {node.name} cannot answer: {why.message} {LATER}.", **{**why.facts, "agent": agent}
-        )
-    return in_error(host)
-
-
-def doing(node: Node, agent: str, sender: str) -> str:
-    """What keeps an agent of this node from answering a sender now, for people; "" if nothing is known."""
-    host = node.hosts.get(agent)
-    if host is None:
-        found = node.troubled.get(agent)
-        return (
-            f"it cannot run on {node.name} ({scrubbed(found.error).rstrip('.')}), and the message waits"
-            if found is not None
-            else ""
-        )
-    state = host.fold.lifecycle.state
-    if state in (AgentState.SUSPENDED, AgentState.PAUSED):
-        return f"it is {state.value.lower()}, and the message waits until it is resumed"
-    if host.writer.waits_for is not None:
-        return (
-            f"its store does not take its records ({host.writer.waits_for.message.rstrip('.')}), and the message waits"
-        )
-    handler, age_s = running(host)
-    failed = host.intake.delays.why(sender)
-    if failed and not handler:
-        said = scrubbed(storable(failed))[:WHY_CHARS_MAX].rstrip(".")
-        return f"its handler {said}, and is run again; what the same sender has sent since waits for that"
-    return f"it is in {host.spec.name}.{handler}, for {age_s:.1f} s when it was asked last" if handler else ""
+    def doing(self, agent: str, sender: str) -> str:
+        """What keeps an agent of this node from answering a sender now, for people; "" if nothing is known."""
+        host = self._activations.live.get(agent)
+        if host is None:
+            found = self._activations.unloadable.get(agent)
+            return (
+                f"it cannot run on {self._activations.name} ({scrubbed(found.error).rstrip('.')}), and the message waits"
+                if found is not None
+                else ""
+            )
+        state = host.fold.lifecycle.state
+        if state in (AgentState.SUSPENDED, AgentState.PAUSED):
+            return f"it is {state.value.lower()}, and the message waits until it is resumed"
+        if host.writer.waits_for is not None:
+            return f"its store does not take its records ({host.writer.waits_for.message.rstrip('.')}), and the message waits"
+        handler, age_s = running(host)
+        failed = host.intake.delays.why(sender)
+        if failed and not handler:
+            said = scrubbed(storable(failed))[:WHY_CHARS_MAX].rstrip(".")
+            return f"its handler {said}, and is run again; what the same sender has sent since waits for that"
+        return f"it is in {host.spec.name}.{handler}, for {age_s:.1f} s when it was asked last" if handler else ""

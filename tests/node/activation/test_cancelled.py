@@ -93,7 +93,7 @@ async def test_a_cancellation_that_outlives_its_turn_loses_no_commit() -> None:
     """What was sealed must be appended, or never built on: else the log has a digest of what it does not hold."""
     async with nodes("node-1", settings=QUICK) as (client, running):
         odd = await client.on("node-1").spawn(Odd, "o")
-        away = running["node-1"].hosts["o"].writer._log = AwayLog(running["node-1"].home.log)
+        away = running["node-1"].activations.live["o"].writer._log = AwayLog(running["node-1"].home.log)
         assert await odd.add() == 1
         away.is_away = True
         limited = asyncio.ensure_future(odd.limit_by_hand(0.1))
@@ -101,14 +101,14 @@ async def test_a_cancellation_that_outlives_its_turn_loses_no_commit() -> None:
         away.is_away = False
         assert await limited == 2
         assert await odd.add() == 3
-        assert (await load(away.inner, "o")).ledger.cursor == running["node-1"].hosts["o"].fold.ledger.cursor
+        assert (await load(away.inner, "o")).ledger.cursor == running["node-1"].activations.live["o"].fold.ledger.cursor
 
 
 async def test_a_turn_that_keeps_its_cancellation_is_moved_with_its_effect() -> None:
     async with nodes("node-1", "node-2", settings=QUICK) as (client, running):
         odd = await client.on("node-1").spawn(Odd, "o")
         kept = asyncio.ensure_future(odd.keep_it())
-        while running["node-1"].hosts["o"].intake.turn is None:
+        while running["node-1"].activations.live["o"].intake.turn is None:
             await asyncio.sleep(0)
         assert (await client.migrate(odd, to="node-2")).ok
         assert await kept == 1
@@ -120,7 +120,7 @@ async def test_a_turn_that_is_cancelled_and_ends_long_after_the_pause_runs_again
     async with nodes("node-1", "node-2", settings=QUICK) as (client, running):
         odd = await client.on("node-1").spawn(Odd, "o")
         slow = asyncio.ensure_future(odd.clean_up_slowly())
-        while running["node-1"].hosts["o"].intake.turn is None:
+        while running["node-1"].activations.live["o"].intake.turn is None:
             await asyncio.sleep(0)
         report = await client.migrate(odd, to="node-2")
         assert not report.ok

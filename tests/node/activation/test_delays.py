@@ -123,7 +123,7 @@ async def test_others_go_on_while_a_tell_waits_and_its_sender_waits_behind_it() 
             assert await _ask(two, "n") == ["b1", "b2"]
         assert ran == ["a1", "b1", "b2"]
         assert other is not None
-        assert running["node-1"].hosts["n"].fold.ledger.held, "what waits is part of what is committed"
+        assert running["node-1"].activations.live["n"].fold.ledger.held, "what waits is part of what is committed"
 
 
 async def test_an_agents_messages_and_a_timers_wait_behind_theirs_too() -> None:
@@ -163,8 +163,8 @@ async def test_what_waits_is_lost_by_nothing_that_happens_to_its_agent_and_keeps
                 running["node-1"].kill()
                 await one.claim(notary, to="node-2")
             elif how == "restart of the host":
-                running["node-1"].drop(running["node-1"].hosts["n"])
-                running["node-1"].look("n")
+                running["node-1"].activations.drop(running["node-1"].activations.live["n"])
+                running["node-1"].activations.look("n")
             else:
                 await one.suspend(notary)
                 assert (await one.show(notary)).state == "Suspended", "an order does not wait for what waits"
@@ -253,4 +253,4 @@ async def test_an_undo_takes_messages_again_in_the_order_in_which_they_were_take
         await one.rollback(move.migration)
         assert await _ask(two, "n") == ["b1", "a1"]
         assert ran == ["b1", "a1"]
-        assert running["node-1"].hosts["n"].fold.ledger.held == []
+        assert running["node-1"].activations.live["n"].fold.ledger.held == []

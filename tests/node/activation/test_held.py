@@ -14,7 +14,6 @@ from mielin_cells.errors import StoreUnreachable
 from mielin_cells.log.ids import inbox_subject, log_subject
 from mielin_cells.log.message import Mail, Message, encode_mail
 from mielin_cells.log.records import Commit, Committed, Taken, encode_record
-from mielin_cells.node.ownership import claims
 from mielin_cells.rpc import requests
 from mielin_cells.store.reader import load
 from mielin_cells.substrate.embedded import Embedded
@@ -87,13 +86,13 @@ async def test_a_held_message_is_read_once_the_store_answers() -> None:
     async with nodes("node-1", "node-2") as (client, running):
         second = running["node-2"]
         diary = await client.on("node-1").spawn(Diary, "d")
-        cls = running["node-1"].hosts["d"].fold.cls
+        cls = running["node-1"].activations.live["d"].fold.cls
         log = running["node-1"].home.log
         assert isinstance(await log.append(inbox_subject("d"), mail(cls, 2)), Appended)
         assert await diary.all() == []
         assert len((await load(log, "d")).ledger.held) == 1
         away = second.home.log = AwayLog(log, 2)
-        await claims.claim(second, requests.Claim("d", "a test"))
+        await second.claims.claim(requests.Claim("d", "a test"))
         assert isinstance(await log.append(inbox_subject("d"), mail(cls, 1)), Appended)
         async with asyncio.timeout(20):
             while await diary.all() != [1, 2]:

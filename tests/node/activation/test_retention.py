@@ -77,14 +77,14 @@ async def test_an_undo_behind_an_undo_finds_its_messages_though_a_snapshot_came_
         score = await client.on("node-1").spawn(Score, "t")
         first = await client.migrate(score, to="node-2")
         assert [await score.add() for _ in range(3)] == [1, 2, 3]
-        await snapshot(running["node-2"].hosts["t"])
+        await snapshot(running["node-2"].activations.live["t"])
         await client.suspend(score)
         await client.rollback(first.migration, to="node-1")
         second = await client.migrate(score, to="node-2")
         assert second.ok
         await client.resume(score)
         assert await score.add() == 4
-        await snapshot(running["node-2"].hosts["t"])
+        await snapshot(running["node-2"].activations.live["t"])
         await client.rollback(second.migration, to="node-1")
         assert await score.add() == 5
-        assert running["node-1"].hosts["t"].fold.ledger.again == {}
+        assert running["node-1"].activations.live["t"].fold.ledger.again == {}

@@ -99,7 +99,9 @@ async def test_a_record_that_cannot_be_encoded_puts_its_agent_into_error_and_a_r
 
         spoiled = asyncio.create_task(brittle.spoil(hoarder))
         async with asyncio.timeout(10):
-            while (info := await cluster.show(brittle)).state != "Error" or "b" not in running["node-1"].hosts:
+            while (info := await cluster.show(brittle)).state != "Error" or "b" not in running[
+                "node-1"
+            ].activations.live:
                 await asyncio.sleep(0)
 
         assert info.code == "InternalError"

@@ -16,7 +16,6 @@ from mielin_cells.log.fold import Fold
 from mielin_cells.log.ids import log_subject
 from mielin_cells.log.records import HandedOff, decode_record
 from mielin_cells.log.state import StateDelta
-from mielin_cells.node.moves import admission
 from mielin_cells.node.moves.target import Copy
 from mielin_cells.node.node import Node
 from mielin_cells.rpc import requests
@@ -77,10 +76,10 @@ async def handed_over(client: Client, after: int) -> None:
 async def test_a_copy_that_differs_is_read_again_while_the_source_serves() -> None:
     async with two_nodes() as (client, source, target):
         pantry = await client.on("node-1").spawn(Pantry, "p")
-        fold = source.host("p").fold
+        fold = source.activations.host("p").fold
         wish = requests.Prepare("p", "m-1.1", "node-1", "Pantry", 1, 10, fold.epoch)
-        assert admission.prepare(target, wish).reasons == []
-        copy = target.copies["p"]
+        assert target.copies.prepare(wish).reasons == []
+        copy = target.copies.by_agent["p"]
         await copy.reach(fold.seq)
         before = damaged(copy)
         answered: list[bool] = []
@@ -110,8 +109,8 @@ async def test_a_handover_that_lands_while_the_copy_is_read_again_is_accepted() 
         async def at_source(step: str) -> None:
             if step == "pause":
                 target.home.step = at_target
-                damaged(target.copies["p"])
-                handed.append(asyncio.create_task(handed_over(client, source.host("p").fold.seq)))
+                damaged(target.copies.by_agent["p"])
+                handed.append(asyncio.create_task(handed_over(client, source.activations.host("p").fold.seq)))
                 await pantry.add(5)
                 await reads_again.wait()
 

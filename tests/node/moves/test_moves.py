@@ -212,7 +212,7 @@ async def test_a_live_owner_that_is_claimed_away_is_fenced_and_loses_nothing() -
     async with nodes("node-1", "node-2") as (cluster, running):
         counter = await cluster.on("node-1").spawn(Counter, "c")
         await counter.add(5)
-        zombie = running["node-1"].hosts["c"]
+        zombie = running["node-1"].activations.live["c"]
 
         await cluster.claim(counter, to="node-2")
 
@@ -220,7 +220,7 @@ async def test_a_live_owner_that_is_claimed_away_is_fenced_and_loses_nothing() -
         zombie.touch()
         with pytest.raises(cells.Fenced):
             await zombie.flush()
-        assert "c" not in running["node-1"].hosts
+        assert "c" not in running["node-1"].activations.live
         assert await counter.add(1) == 7
 
 
@@ -231,7 +231,7 @@ async def test_a_node_that_restarts_in_probation_finishes_the_move() -> None:
         target = running["node-2"]
         moving = asyncio.create_task(cluster.migrate(counter, to="node-2"))
         async with asyncio.timeout(5):
-            while "c" not in target.copies:
+            while "c" not in target.copies.by_agent:
                 await asyncio.sleep(0)
         target.kill()
         again = Node("node-2", cluster.log, cluster.wire, classes.get, rng=Random(2), wall=time.time)

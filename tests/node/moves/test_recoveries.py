@@ -124,7 +124,7 @@ async def test_a_retry_on_the_same_target_goes_on_with_what_is_copied_there() ->
         first, *later = [record.bytes for record in found.records if isinstance(record, Reached)]
         assert first > 1_000_000
         assert sum(later) < 100_000
-        assert running["node-2"].copies == {}
+        assert running["node-2"].copies.by_agent == {}
         assert await kiosk.add() == 1
 
 
@@ -136,15 +136,15 @@ async def test_a_copy_that_was_made_in_another_epoch_is_made_anew() -> None:
         def asked(attempt: str, epoch: int) -> requests.Prepare:
             return requests.Prepare("t", attempt, "node-1", "Kiosk", 1, 10, epoch)
 
-        assert admit.prepare(node, asked("m-1.1", 1)).reasons == []
-        first = node.copies["t"]
-        assert admit.prepare(node, asked("m-1.2", 1)).reasons == []
-        assert (node.copies["t"], first.migration) == (first, "m-1.2")
+        assert node.copies.prepare(asked("m-1.1", 1)).reasons == []
+        first = node.copies.by_agent["t"]
+        assert node.copies.prepare(asked("m-1.2", 1)).reasons == []
+        assert (node.copies.by_agent["t"], first.migration) == (first, "m-1.2")
         for attempt, epoch in (("m-1.3", 2), ("m-2.1", 2)):
-            before = node.copies["t"]
-            assert admit.prepare(node, asked(attempt, epoch)).reasons == []
-            assert node.copies["t"] is not before
-            assert node.copies["t"].migration == attempt
+            before = node.copies.by_agent["t"]
+            assert node.copies.prepare(asked(attempt, epoch)).reasons == []
+            assert node.copies.by_agent["t"] is not before
+            assert node.copies.by_agent["t"].migration == attempt
 
 
 async def test_when_retries_are_used_up_the_agent_is_where_it_was_and_all_is_told() -> None:
@@ -171,7 +171,7 @@ async def test_a_rollback_behind_the_handover_is_verified_and_says_what_was_rest
     ):
         kiosk = await client.on("node-1").spawn(Kiosk, "t")
         await kiosk.add(5)
-        cursor = running["node-1"].hosts["t"].fold.ledger.cursor
+        cursor = running["node-1"].activations.live["t"].fold.ledger.cursor
 
         report = await client.migrate(kiosk, to="node-2")
 
@@ -506,7 +506,7 @@ async def test_an_upgrade_whose_probe_fails_rolls_back_to_the_older_class_by_its
             return False
 
     async with nodes("node-1", recovery=RecoveryConfig(max_retries=0)) as (client, running):
-        running["node-1"]._classes = {"RecoveredDoc": Older}.get
+        running["node-1"].activations._classes = {"RecoveredDoc": Older}.get
         newer = Node(
             "node-2",
             client.log,

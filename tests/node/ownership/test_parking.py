@@ -21,7 +21,6 @@ from mielin_cells.log.ids import inbox_subject, journal_subject, log_subject
 from mielin_cells.migration.journal import Cancelled, Ended, Planned
 from mielin_cells.node.activation.context import Home
 from mielin_cells.node.moves.journal import Scribe
-from mielin_cells.node.ownership import claims
 from mielin_cells.node.ownership.quarantine import inbox_regression, regression
 from mielin_cells.rpc import requests
 from mielin_cells.store import journal as journals
@@ -132,7 +131,7 @@ async def test_a_node_that_only_saw_the_log_parks_the_agent_of_a_node_that_forgo
         seen, witness = (await load(at.log, "p")).seq, at.nodes["node-2"]
 
         async def has_seen() -> bool:
-            return witness.adoption.moved.get("p") == seen
+            return witness.quarantine.seen.get("p") == seen
 
         await until(has_seen)
         at.kill("node-1")
@@ -149,10 +148,10 @@ async def test_a_former_owner_finds_its_records_gone_behind_those_of_a_node_that
         await purse.add(1)
         copy = at.copied()
         await purse.add(10)
-        had = at.nodes["node-1"].hosts["p"].fold.seq
+        had = at.nodes["node-1"].activations.live["p"].fold.seq
         await at.put_back(copy)
-        taking = claims.claim(
-            at.nodes["node-2"], requests.Claim("p", "before anybody looked")
+        taking = at.nodes["node-2"].claims.claim(
+            requests.Claim("p", "before anybody looked")
         )  # and its records pass the sequence
         await asyncio.gather(taking, return_exceptions=True)
         fresh = at.new_client()
@@ -229,8 +228,8 @@ async def test_a_store_that_comes_back_as_it_was_parks_nobody(tmp_path: Path) ->
         await at.put_back(at.copied())
         assert await asyncio.gather(*(purse.add(1) for purse in purses)) == [2] * 4
         await at.client.migrate(purses[0], to="node-2")
-        await at.nodes["node-1"].reconcile()
-        await at.nodes["node-2"].reconcile()
+        await at.nodes["node-1"].adoption.round()
+        await at.nodes["node-2"].adoption.round()
         assert [info.state for info in await at.client.agents()] == ["Running"] * 4
 
 
@@ -250,10 +249,10 @@ async def test_a_leader_that_answers_for_a_moment_with_what_it_had_parks_nobody(
             return stale if subject == log_subject("p") and asked < 4 else await before(subject)
 
         monkeypatch.setattr(at.log, "last", last)
-        at.nodes["node-1"].parking.suspect("p", at.nodes["node-1"].hosts["p"].fold.seq)
+        at.nodes["node-1"].quarantine.suspect("p", at.nodes["node-1"].activations.live["p"].fold.seq)
 
         async def is_through() -> bool:
-            return asked >= 4 and "p" not in at.nodes["node-1"].parking
+            return asked >= 4 and "p" not in at.nodes["node-1"].quarantine
 
         await until(is_through)
         assert await purse.add(1) == 3
@@ -338,7 +337,7 @@ async def test_a_missing_record_in_the_middle_of_a_log_parks_the_agent(tmp_path:
             await at.client.get(Wallet, "p").add(1)
         for node in at.nodes.values():
             with pytest.raises((JournalGap, cells.Fenced)):
-                await claims.claim(node, requests.Claim("p", "an operator", force=True))
+                await node.claims.claim(requests.Claim("p", "an operator", force=True))
         with pytest.raises(StateUnloadable, match="missing"):
             await at.client.resume("p")
 
@@ -349,7 +348,7 @@ async def test_an_inbox_that_lost_its_tail_parks_the_agent_and_a_resume_takes_wh
         purse = await at.client.spawn(Wallet, "p")
         for _ in range(5):
             await purse.add(1)
-        cursor = at.nodes["node-1"].hosts["p"].fold.ledger.cursor
+        cursor = at.nodes["node-1"].activations.live["p"].fold.ledger.cursor
     rows_removed(store, inbox_subject("p"), -1, -2)
     async with deployed(tmp_path, "node-1") as at:
         assert isinstance(await inbox_regression(at.log, "p", cursor), EpochRegression)

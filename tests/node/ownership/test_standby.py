@@ -225,7 +225,7 @@ async def test_a_record_is_not_sent_behind_another_than_it_says() -> None:
         await shelves.put(1)
         fold = await load(client.log, "l")
         log = running["node-1"].home.log = Meddling(client.log, fold)
-        writer = running["node-1"].writer(fold)
+        writer = running["node-1"].activations.writer(fold)
         with pytest.raises(InternalError, match="somebody else folds on"):
             await writer.append(lambda head: Claimed(**head, cause="test", waits=False), claim=True)
         assert log.appends == 1

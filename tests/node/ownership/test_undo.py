@@ -19,8 +19,7 @@ from mielin_cells.client.operator import Operator
 from mielin_cells.log.ids import log_subject
 from mielin_cells.log.records import Claimed, Undone
 from mielin_cells.migration.recovery import RecoveryConfig
-from mielin_cells.node.node import Node
-from mielin_cells.node.ownership import claims
+from mielin_cells.node.ownership.claims import Claims
 from mielin_cells.rpc import requests
 from mielin_cells.store import journal
 from mielin_cells.store.reader import load, record_of
@@ -172,7 +171,7 @@ class Kettle(cells.Agent):
 async def test_an_agent_that_breaks_where_it_is_to_go_on_is_told_and_not_waited_for() -> None:
     async with nodes({"node-1": 1, "node-2": 1}) as (client, running):
         for node in running.values():
-            node._classes = {"Kettle": Kettle}.get
+            node.activations._classes = {"Kettle": Kettle}.get
         kettle = await client.on("node-1").spawn(Kettle, "k")
         move = await client.migrate(kettle, to="node-2")
         await kettle.boil()
@@ -204,7 +203,7 @@ class Nomad(cells.Agent):
 async def test_a_turn_that_moved_its_agent_does_not_move_it_again() -> None:
     async with nodes({"node-1": 1, "node-2": 1, "node-3": 1}) as (client, running):
         for node in running.values():
-            node._classes = {"Nomad": Nomad}.get
+            node.activations._classes = {"Nomad": Nomad}.get
         nomad = await client.on("node-1").spawn(Nomad, "n")
         move = await client.migrate(nomad, to="node-2")
         await nomad.go("node-3")
@@ -265,7 +264,7 @@ async def test_an_agent_that_broke_runs_again_where_it_was() -> None:
     async with nodes({"node-1": 1, "node-2": 2}) as (client, running):
         till, _ = await till_at(client, "node-1")
         move = await client.migrate(till, to="node-2")
-        await running["node-2"].hosts["till"].failed(OSError("broken"))
+        await running["node-2"].activations.live["till"].failed(OSError("broken"))
         assert (await client.show(till)).state == "Error"
         await client.rollback(move.migration)
         assert (await client.show(till)).state == "Running"
@@ -329,17 +328,17 @@ async def test_nobody_runs_an_agent_that_waits_for_a_dead_node_until_an_operator
         await till.take(2)
         chosen = running["node-1"]
 
-        async def refuse(node: Node, wish: requests.Claim) -> bool:
+        async def refuse(claims: Claims, wish: requests.Claim) -> bool:
             raise cells.NodeStopping("is about to stop")
 
         with monkeypatch.context() as patched:
-            patched.setattr(claims, "claim", refuse)
+            patched.setattr(Claims, "claim", refuse)
             report = await client.rollback(move.migration)
         assert "about to stop" in report.trouble
         chosen._close_all()
         chosen.kill()
-        await running["node-2"].reconcile(every=True)
-        assert "node-1, which has not claimed it" in running["node-2"].troubled["till"].error
+        await running["node-2"].adoption.round(every=True)
+        assert "node-1, which has not claimed it" in running["node-2"].activations.unloadable["till"].error
         with pytest.raises(cells.ClaimRefused, match="--force"):
             await client.claim(till, "node-2", force=False)
         await client.claim(till, "node-2")
@@ -387,7 +386,7 @@ async def test_the_journal_and_the_snapshot_tell_of_it() -> None:
                 await asyncio.sleep(0.01)
                 found = await journal.read(client.log, "till", move.migration)
         fold = await load(client.log, "till")
-        host = running["node-1"].hosts["till"]
+        host = running["node-1"].activations.live["till"]
         assert fold.snap > report.record
         assert fold.undone == host.fold.undone != []
         assert fold.seal_digest() == host.fold.seal_digest()
@@ -400,7 +399,7 @@ async def test_a_log_that_is_not_kept_that_far_back_is_told_as_expired() -> None
         move = await client.migrate(till, to="node-2")
         for amount in range(60):
             await till.take(amount)
-        assert running["node-2"].hosts["till"].fold.floor > 10
+        assert running["node-2"].activations.live["till"].fold.floor > 10
         with pytest.raises(cells.RollbackExpired, match="retention_s"):
             await client.rollback(move.migration)
         assert await till.get() == sum(range(60))

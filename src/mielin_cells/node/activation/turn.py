@@ -34,7 +34,7 @@ from mielin_cells.errors import (
 from mielin_cells.log.ids import log_subject
 from mielin_cells.log.message import Answer, decode_answer, encode_answer
 from mielin_cells.log.records import Asked, AskMade, Made, Out, StepMade, Stepped, Timer, body_of
-from mielin_cells.node.activation.chain import cycle, longer
+from mielin_cells.node.activation.outbox import cycle, longer
 from mielin_cells.node.activation.own_orders import OwnOrders
 from mielin_cells.node.activation.replay import Rerun
 from mielin_cells.node.activation.steps import fits_turn, result_of, within

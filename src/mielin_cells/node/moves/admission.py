@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from mielin_cells.agents.spec import Spec
-from mielin_cells.errors import FieldRefused, UnknownClass, never
+from mielin_cells.errors import FieldRefused, NoSuchMigration, UnknownClass, never
+from mielin_cells.log.fold import Fold
+from mielin_cells.log.records import HandedOff
 from mielin_cells.migration.admission import Facts, Offer, refusals
 from mielin_cells.migration.refusal import told
 from mielin_cells.migration.target import TargetPhase
+from mielin_cells.node.moves.settling import SETTLE_S, Settling
 from mielin_cells.node.moves.target import Copy
 from mielin_cells.rpc import answers, requests
 
 if TYPE_CHECKING:
-    from mielin_cells.node.node import Node
+    from mielin_cells.node.activation.hosting import Activations
 
 logger = logging.getLogger("mielin_cells.node")
 
@@ -49,56 +52,120 @@ def room_of(file: str | None) -> Callable[[], Room]:
     return room
 
 
-def prepare(node: Node, request: requests.Prepare) -> answers.Preparation:
-    """Every reason against taking the agent; none: room for it is reserved until its copy ends or expires.
+class Copies:
+    """The copies that this node keeps of agents which are about to move here, and which offers it takes."""
 
-    A request that is repeated meets its own reservation and changes nothing.  The next attempt of a migration takes over what the
-    one before has copied here.
-    """
-    copy = node.copies.get(request.agent)
-    if copy is not None and copy.migration == request.migration:
-        return answers.Preparation([])
-    spec, error = _spec(node, request.cls)
-    room = node.room()
-    facts = Facts(
-        name=node.name,
-        version=spec.version if spec is not None else None,
-        upgrades_from=frozenset(spec.upgrades if spec is not None else ()),
-        class_error=error,
-        architecture=node.about.architecture,
-        memory_bytes=room.memory_bytes,
-        storage_bytes=room.storage_bytes,
-        reserved_bytes=sum(other.reserved_bytes for other in node.copies.values() if other is not copy),
-        state_bytes_max=node.settings.state_bytes_max,
-        is_stopping=node.is_stopping,
-        is_cordoned=node.is_cordoned,
-        is_hosting=request.agent in node.hosts,
-        verifies=copy.migration if copy is not None and copy.machine.phase in DECIDED_BY_THE_LOG else "",
-    )
-    offer = Offer(
-        cls=request.cls,
-        version=request.version,
-        state_bytes=request.state_bytes,
-        architectures=tuple(request.architectures),
-    )
-    found = [told(one) for one in refusals(offer, facts)]
-    if not found and not request.is_dry:
-        if spec is None:
-            raise never("spec is not None does not hold")
-        if copy is None or not copy.adopt(request.migration, request.epoch, request.state_bytes):
-            if copy is not None:
-                copy.expire()
-            node.copies[request.agent] = Copy(
-                node, request.agent, request.migration, spec, request.state_bytes, request.epoch
-            )
-    return answers.Preparation(found)
+    def __init__(
+        self, activations: Activations, settling: Settling, *,
+        architecture: str, room: Callable[[], Room], is_cordoned: Callable[[], bool],
+    ) -> None:  # fmt: skip
+        self._activations = activations
+        self._settling = settling
+        self._architecture = architecture
+        self._room = room
+        self.is_cordoned = is_cordoned
+        """The node keeps the agents that it has, and takes no others."""
+        self.by_agent: dict[str, Copy] = {}
 
+    def prepare(self, request: requests.Prepare) -> answers.Preparation:
+        """Every reason against taking the agent; none: room for it is reserved until its copy ends or expires.
 
-def _spec(node: Node, name: str) -> tuple[Spec | None, str]:
-    """The class, if it is known and can be used; else why it cannot be, "" if it is not known."""
-    try:
-        return node.spec(name), ""
-    except UnknownClass:
-        return None, ""
-    except FieldRefused as error:
-        return None, error.message
+        A request that is repeated meets its own reservation and changes nothing.  The next attempt of a migration takes over what
+        the one before has copied here.
+        """
+        copy = self.by_agent.get(request.agent)
+        if copy is not None and copy.migration == request.migration:
+            return answers.Preparation([])
+        spec, error = self._spec(request.cls)
+        room, activations = self._room(), self._activations
+        facts = Facts(
+            name=activations.name,
+            version=spec.version if spec is not None else None,
+            upgrades_from=frozenset(spec.upgrades if spec is not None else ()),
+            class_error=error,
+            architecture=self._architecture,
+            memory_bytes=room.memory_bytes,
+            storage_bytes=room.storage_bytes,
+            reserved_bytes=sum(other.reserved_bytes for other in self.by_agent.values() if other is not copy),
+            state_bytes_max=activations.settings.state_bytes_max,
+            is_stopping=activations.is_stopping,
+            is_cordoned=self.is_cordoned(),
+            is_hosting=request.agent in activations.live,
+            verifies=copy.migration if copy is not None and copy.machine.phase in DECIDED_BY_THE_LOG else "",
+        )
+        offer = Offer(
+            cls=request.cls,
+            version=request.version,
+            state_bytes=request.state_bytes,
+            architectures=tuple(request.architectures),
+        )
+        reasons = [told(one) for one in refusals(offer, facts)]
+        if not reasons and not request.is_dry:
+            if spec is None:
+                raise never("spec is not None does not hold")
+            if copy is None or not copy.adopt(request.migration, request.epoch, request.state_bytes):
+                if copy is not None:
+                    copy.expire()
+                self._new(request.agent, request.migration, spec, request.state_bytes, request.epoch)
+        return answers.Preparation(reasons)
+
+    def _spec(self, name: str) -> tuple[Spec | None, str]:
+        """The class, if it is known and can be used; else why it cannot be, "" if it is not known."""
+        try:
+            return self._activations.spec(name), ""
+        except UnknownClass:
+            return None, ""
+        except FieldRefused as error:
+            return None, error.message
+
+    def _new(self, agent: str, migration: str, spec: Spec, reserved_bytes: int = 0, epoch: int = 0) -> Copy:
+        copy = Copy(self._activations, self, agent, migration, spec, reserved_bytes, epoch)
+        self.by_agent[agent] = copy
+        return copy
+
+    async def reach(self, request: requests.Copy) -> answers.CopyReport:
+        """Returns when the copy has folded the record at `request.seq`.  Raises what made the copy fail."""
+        copy = self.by_agent.get(request.agent)
+        if copy is None or copy.migration != request.migration:
+            name = self._activations.name
+            raise NoSuchMigration(f"{name} holds no copy for migration {request.migration}.", agent=request.agent)
+        return await copy.reach(request.seq)
+
+    def release(self, agent: str, migration: str) -> None:
+        """The source does not want the copy any more."""
+        copy = self.by_agent.get(agent)
+        if copy is not None and copy.migration == migration:
+            copy.expire()
+
+    def claimed(self, agent: str) -> None:
+        """This node claims the agent: no move brings it here any more."""
+        copy = self.by_agent.pop(agent, None)
+        if copy is not None:
+            copy.expire()
+
+    async def verify(self, fold: Fold, handed: HandedOff | None) -> None:
+        """The log gives this node an agent in probation, of which there is no copy here."""
+        copy = self._new(fold.agent, fold.migration, self._activations.spec(fold.cls))
+        try:
+            await copy.resume_probation(fold, handed)
+        except Exception:
+            copy.close()  # else this node would take the agent for on its way for ever
+            raise
+
+    @property
+    def is_deciding(self) -> bool:
+        """True while a copy here may own its agent."""
+        return any(copy.machine.phase in DECIDED_BY_THE_LOG for copy in self.by_agent.values())
+
+    def close(self) -> None:
+        for copy in list(self.by_agent.values()):
+            copy.close()
+
+    # ---- told by copies --------------------------------------------------------------------------------------
+
+    def closed(self, copy: Copy) -> None:
+        if self.by_agent.get(copy.agent) is copy:
+            del self.by_agent[copy.agent]
+
+    def served(self, agent: str) -> None:
+        self._settling.soon(agent, SETTLE_S)

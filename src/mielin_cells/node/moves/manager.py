@@ -40,7 +40,7 @@ from mielin_cells.tasks.supervision import Backoff
 
 if TYPE_CHECKING:
     from mielin_cells.node.activation.activation import Host
-    from mielin_cells.node.node import Node
+    from mielin_cells.node.activation.hosting import Activations
 
 logger = logging.getLogger("mielin_cells.migration")
 
@@ -52,14 +52,14 @@ REPORTS_MAX = 256
 
 
 class Migrations:
-    def __init__(self, node: Node, config: RecoveryConfig, classes: dict[str, dict[str, Any]]) -> None:
+    def __init__(self, activations: Activations, config: RecoveryConfig, classes: dict[str, dict[str, Any]]) -> None:
         config.validate()
-        self.node = node
+        self.activations = activations
         self.config = config
         self.classes = classes
         """By agent class, what its recovery has otherwise."""
         self.targets = Targets(BreakerConfig.of(config))
-        self.watchers = Watchers(node)
+        self.watchers = Watchers(activations)
         self.moves: dict[str, Move] = {}
         """The attempts that run, by agent."""
         self.open: dict[str, Recovery] = {}
@@ -85,8 +85,8 @@ class Migrations:
             report = found.done.result()
         if report is None:
             raise Fenced(
-                f"Node {self.node.name} does not run migration {request.migration} of agent {request.agent!r} any more; its owner "
-                "goes on with it.", agent=request.agent, migration=request.migration,
+                f"Node {self.activations.name} does not run migration {request.migration} of agent {request.agent!r} any more; its "
+                "owner goes on with it.", agent=request.agent, migration=request.migration,
             )  # fmt: skip
         return requests.progress_of(report)
 
@@ -110,7 +110,7 @@ class Migrations:
 
     async def _begun(self, request: requests.Migrate) -> Recovery | None:
         """Begins it.  None if it was open already, had lost its source, and has ended just now."""
-        agent, node = request.agent, self.node
+        agent, activations = request.agent, self.activations
         await self.settling.one_due(agent)  # one that was claimed may have an open migration, which goes on first
         if request.migration in self.reports:
             return None
@@ -118,8 +118,8 @@ class Migrations:
         if found is not None:
             return found
         host, target = self._planned_for(request), request.to
-        if target == node.name:
-            raise AlreadyThere(f"Agent {agent!r} is on {node.name} already.", agent=agent, node=node.name)
+        if target == activations.name:
+            raise AlreadyThere(f"Agent {agent!r} is on {activations.name} already.", agent=agent, node=activations.name)
         if not target:
             target = await self.chosen(host)
             found, host = self._running(request), self._planned_for(request)  # things change while others are asked
@@ -137,12 +137,12 @@ class Migrations:
                 agent=agent, migration=", ".join(left),
             )  # fmt: skip
         found = self.open[agent] = Recovery(self, request, target, self.config_of(host.spec.cls, request.recovery))
-        node.home.begin(self._run(found, is_new=True))
+        activations.home.begin(self._run(found, is_new=True))
         return found
 
     def _planned_for(self, request: requests.Migrate) -> Host:
         """The agent's host, in the epoch that the migration was planned in.  Raises `NoSuchAgent`, `Fenced`."""
-        host = self.node.host(request.agent)
+        host = self.activations.host(request.agent)
         if host.fold.epoch != request.epoch or host.fold.phase is not Phase.RUN:
             raise Fenced(
                 f"Agent {request.agent!r} has changed its owner since {request.migration} was planned; plan it again.",
@@ -152,12 +152,12 @@ class Migrations:
 
     async def chosen(self, host: Host) -> str:
         """The first target of a migration that names none.  Raises `UnknownNode` if there is nobody to ask."""
-        node = self.node
-        nodes = await selection.alive(node.home.log, node.home.wire)
-        others = [other for other in nodes if other.name != node.name]
+        activations = self.activations
+        nodes = await selection.alive(activations.home.log, activations.home.wire)
+        others = [other for other in nodes if other.name != activations.name]
         if not others:
             raise UnknownNode("No other node answers; start one.", node="", nodes=[other.name for other in nodes])
-        resting = self.targets.unfit(node.clock())
+        resting = self.targets.unfit(activations.clock())
         fit = selection.choose(others, host.fold.cls, resting, host.fold.policy.preferred_architectures)
         return fit or min(others, key=lambda other: (other.agents, other.name)).name  # which says why not
 
@@ -188,13 +188,13 @@ class Migrations:
             "goes on from here" if goes_on else "was settled",
         )  # fmt: skip
         if goes_on:
-            self.node.home.begin(self._run(recovery, is_new=False))
+            self.activations.home.begin(self._run(recovery, is_new=False))
         else:
             self._observe(recovery, is_new=False)
             self._ended(recovery)
 
     def _observe(self, recovery: Recovery, is_new: bool) -> None:
-        host = self.node.hosts.get(recovery.agent)
+        host = self.activations.live.get(recovery.agent)
         size = host.fold.size_bytes if host is not None else 0
         recovery.observer = Observer(self.watchers, recovery.migration, recovery.agent, size, is_new=is_new)
 
@@ -219,7 +219,7 @@ class Migrations:
         await self.settling.one_due(agent)
         found = self.open.get(agent)
         if found is None:
-            raise NoSuchMigration(f"No migration of agent {agent!r} is open on {self.node.name}.", agent=agent)
+            raise NoSuchMigration(f"No migration of agent {agent!r} is open on {self.activations.name}.", agent=agent)
         await found.abort()
         return found.migration
 
@@ -239,22 +239,22 @@ class Migrations:
     # ---- an attempt ------------------------------------------------------------------------------------------
 
     def begin_move(self, host: Host, attempt: str, target: str) -> Move:
-        move = self.moves[host.fold.agent] = Move(self.node, host, attempt, target)
+        move = self.moves[host.fold.agent] = Move(self.activations, host, attempt, target)
         return move
 
     async def run_move(self, move: Move) -> MigrationReport:
         """Runs an attempt to its end; what became of it is always what the agent's log says."""
-        agent, node = move.host.fold.agent, self.node
+        agent, activations = move.host.fold.agent, self.activations
         try:
             await move.run()
         except Exception as error:
             # A log that cannot be read on, a node that stops, or a bug: this copy may not go on, and the log says who does.
             if isinstance(error, (RetryError, LogGap, Fenced)):
-                logger.warning("migration %s of agent %s left %s: %s", move.migration, agent, node.name, error)
+                logger.warning("migration %s of agent %s left %s: %s", move.migration, agent, activations.name, error)
             else:
-                logger.exception("migration %s of agent %s failed on %s", move.migration, agent, node.name)
-            node.drop(move.host)
-            node.look(agent)
+                logger.exception("migration %s of agent %s failed on %s", move.migration, agent, activations.name)
+            activations.drop(move.host)
+            activations.look(agent)
             move.fail(error, await self._outcome(agent, move))
         finally:
             move.close()
@@ -267,11 +267,11 @@ class Migrations:
         backoff = Backoff()
         while True:
             try:
-                fold = await load(self.node.home.log, agent)
+                fold = await load(self.activations.home.log, agent)
                 outcome = outcome_of(fold, move.migration, move.epoch)
                 if outcome is not None:
                     return outcome
-                self.node.look(agent)
+                self.activations.look(agent)
             except (*OF_STORE, LogGap) as error:
                 logger.info("migration %s: its outcome is read again: %s", move.migration, error)
             await backoff.wait()
@@ -284,7 +284,7 @@ class Migrations:
     async def owns(self, agent: str, epoch: int) -> bool:
         """True if the log gives the agent to this node in `epoch` now, in phase run."""
         record = await self._last_of(agent)
-        if record is None or isinstance(record, HandedOff) or named_owner(record) != self.node.name:
+        if record is None or isinstance(record, HandedOff) or named_owner(record) != self.activations.name:
             return False
         return record.epoch + isinstance(record, Returned) == epoch
 
@@ -292,8 +292,8 @@ class Migrations:
         backoff = Backoff()
         while True:
             try:
-                last = await self.node.home.log.settled(log_subject(agent))
-                return await record_of(self.node.home.log, agent, last) if last is not None else None
+                last = await self.activations.home.log.settled(log_subject(agent))
+                return await record_of(self.activations.home.log, agent, last) if last is not None else None
             except RetryError:
                 await backoff.wait()
 
@@ -312,7 +312,7 @@ class Migrations:
         backoff = Backoff()
         while True:
             try:
-                return await journal.read(self.node.home.log, agent, migration)
+                return await journal.read(self.activations.home.log, agent, migration)
             except RetryError:
                 await backoff.wait()
             except CellError as error:

@@ -15,8 +15,8 @@ from mielin_cells.migration.phases import MigrationPhase
 from mielin_cells.migration.progress import MultiCallback, ProgressCallback, ProgressTracker
 
 if TYPE_CHECKING:
+    from mielin_cells.node.activation.hosting import Activations
     from mielin_cells.node.moves.source import Move
-    from mielin_cells.node.node import Node
 
 logger = logging.getLogger("mielin_cells.migration")
 
@@ -35,8 +35,8 @@ FAILED_IN = {
 class Watchers:
     """Of one node: its audit, and whoever wants to be told."""
 
-    def __init__(self, node: Node) -> None:
-        self.node = node
+    def __init__(self, activations: Activations) -> None:
+        self.activations = activations
         self.audit = MigrationAuditLog()
         self.callbacks = MultiCallback([], self._broken)
 
@@ -44,7 +44,7 @@ class Watchers:
         self.callbacks.add(callback)
 
     def _broken(self, error: Exception) -> None:
-        logger.error("node %s: a progress callback raised: %r", self.node.name, error, exc_info=error)
+        logger.error("node %s: a progress callback raised: %r", self.activations.name, error, exc_info=error)
 
 
 class Observer:
@@ -55,17 +55,17 @@ class Observer:
     ) -> None:
         """`is_new` False: another node has told that it began."""
         self._watchers = watchers
-        self._node = watchers.node
+        self._activations = watchers.activations
         self._migration = migration
         self._agent = agent
         self._total = state_bytes
-        self._tracker = ProgressTracker(migration, agent, total_bytes=state_bytes, now=self._node.clock())
+        self._tracker = ProgressTracker(migration, agent, total_bytes=state_bytes, now=self._activations.clock())
         if is_new:
             self._note(AuditEvent.MIGRATION_STARTED)
 
     def entered(self, move: Move, phase: MigrationPhase) -> None:
         """An attempt has come to a phase."""
-        tracker, now, read = self._tracker, self._node.clock(), move.bytes_read
+        tracker, now, read = self._tracker, self._activations.clock(), move.bytes_read
         match phase:
             case MigrationPhase.COPYING:
                 self._note(AuditEvent.VALIDATION_COMPLETED, target=move.target)
@@ -100,8 +100,8 @@ class Observer:
     def ended(self, report: MigrationReport) -> None:
         if report.ok:
             self._note(AuditEvent.MIGRATION_COMPLETED, target=report.target)
-            self._tracker.transferred(self._total, self._total, now=self._node.clock())
-            self._tracker.completed(now=self._node.clock())
+            self._tracker.transferred(self._total, self._total, now=self._activations.clock())
+            self._tracker.completed(now=self._activations.clock())
         else:
             details = f"{report.outcome}: {report.reason}"
             self._note(AuditEvent.MIGRATION_FAILED, target=report.target, details=details, success=False)
@@ -110,7 +110,7 @@ class Observer:
 
     def _note(self, event: AuditEvent, *, target: str = "", details: str = "", success: bool = True) -> None:
         self._watchers.audit.add(
-            self._migration, self._agent, event, now=self._node.clock(), source=self._node.name, target=target or None,
+            self._migration, self._agent, event, now=self._activations.clock(), source=self._activations.name, target=target or None,
             details=details, success=success,
         )  # fmt: skip
 

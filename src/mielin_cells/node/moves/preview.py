@@ -12,7 +12,7 @@ from mielin_cells.rpc.answers import Prediction
 from mielin_cells.rpc.call import call
 
 if TYPE_CHECKING:
-    from mielin_cells.node.node import Node
+    from mielin_cells.node.moves.manager import Migrations
 
 REPORTS = 32
 """Moves of late whose pauses say what the next will be."""
@@ -21,23 +21,24 @@ READS = 4
 """A pause is two appends, one after the other, each about as long as two reads by the leader."""
 
 
-async def predict(node: Node, agent: str, to: str) -> Prediction:
+async def predict(migrations: Migrations, agent: str, to: str) -> Prediction:
     """Raises `NoSuchAgent` if the agent does not run here, `UnknownNode` if there is nowhere to go."""
-    host = node.host(agent)
+    activations = migrations.activations
+    host = activations.host(agent)
     fold = host.fold
-    target = to or await node.migrations.chosen(host)
+    target = to or await migrations.chosen(host)
     request = requests.Prepare(
-        agent, "dry run", node.name, fold.cls, fold.version, fold.size_bytes, fold.epoch,
+        agent, "dry run", activations.name, fold.cls, fold.version, fold.size_bytes, fold.epoch,
         list(fold.policy.preferred_architectures), is_dry=True,
     )  # fmt: skip
     try:
-        reasons = (await call(node.home.wire, target, request, node.settings.prepare_s)).reasons
+        reasons = (await call(activations.home.wire, target, request, activations.settings.prepare_s)).reasons
     except (NoResponder, WireTimeout) as error:
         reasons = [f"{target} does not answer ({error.code})"]
-    pause_ms, basis = await _pause(node, log_subject(agent))
+    pause_ms, basis = await _pause(migrations, log_subject(agent))
     return Prediction(
         agent=agent,
-        source=node.name,
+        source=activations.name,
         target=target,
         bytes=fold.size_bytes,
         rounds=1,
@@ -47,10 +48,11 @@ async def predict(node: Node, agent: str, to: str) -> Prediction:
     )
 
 
-async def _pause(node: Node, subject: str) -> tuple[float, str]:
-    late = [report.pause_ms for report in node.migrations.reports.values() if report.ok][-REPORTS:]
+async def _pause(migrations: Migrations, subject: str) -> tuple[float, str]:
+    activations = migrations.activations
+    late = [report.pause_ms for report in migrations.reports.values() if report.ok][-REPORTS:]
     if late:
-        return statistics.median(late), f"the last {len(late)} moves from {node.name}"
-    begun = node.clock()
-    await node.home.log.last(subject)
-    return (node.clock() - begun) * READS * 1000, "a read of the agent's log just now"
+        return statistics.median(late), f"the last {len(late)} moves from {activations.name}"
+    begun = activations.clock()
+    await activations.home.log.last(subject)
+    return (activations.clock() - begun) * READS * 1000, "a read of the agent's log just now"

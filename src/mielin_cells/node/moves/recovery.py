@@ -75,12 +75,12 @@ class Recovery:
 
     def __init__(self, of: Migrations, request: requests.Migrate, target: str, config: RecoveryConfig) -> None:
         self._of = of
-        self._node = of.node
+        self._activations = of.activations
         self.agent = request.agent
         self.migration = request.migration
         self._request = request
         self._manager = MigrationRecoveryManager(config)
-        self._scribe = Scribe(of.node.home, request.agent, request.migration)
+        self._scribe = Scribe(of.activations.home, request.agent, request.migration)
         self.done: asyncio.Future[MigrationReport | None] = asyncio.get_running_loop().create_future()
         self.observer: Observer | None = None
         self.move: Move | None = None
@@ -94,7 +94,7 @@ class Recovery:
         self._failures: list[MigrationError] = []
         self._decisions: list[str] = []
         self._last = MigrationReport(
-            migration=request.migration, agent=request.agent, source=of.node.name, target=target,
+            migration=request.migration, agent=request.agent, source=of.activations.name, target=target,
             outcome="rolled_back", attempts=0,
         )  # fmt: skip
         self._has_place = False
@@ -120,10 +120,10 @@ class Recovery:
             planned.agent, found.migration, planned.epoch, planned.target, 0.0, parent=planned.parent
         )
         recovery = cls(of, request, stands.last.target if stands.last is not None else planned.target, config)
-        recovery._scribe = Scribe(of.node.home, planned.agent, found.migration, found)
+        recovery._scribe = Scribe(of.activations.home, planned.agent, found.migration, found)
         recovery._attempts, recovery._losses = stands.attempts, stands.losses
         recovery._tried.update(stands.tried)
-        recovery._failures = stands.errors(of.node.home.wall(), of.node.clock())
+        recovery._failures = stands.errors(of.activations.home.wall(), of.activations.clock())
         recovery._decisions = [strategy.value for strategy in stands.decisions]
         recovery._last = replace(recovery._last, code=SOURCE_LOST, reason=f"{stands.coordinator} was lost")
         return recovery
@@ -156,7 +156,7 @@ class Recovery:
             return self.move.progress(self._attempts, failures)
         return answers.Progress(
             "PLANNED", attempts=self._attempts, target=self._target, failures=failures,
-            next_s=max(0.0, self._due - self._node.clock()),
+            next_s=max(0.0, self._due - self._activations.clock()),
         )  # fmt: skip
 
     # ---- the way ---------------------------------------------------------------------------------------------
@@ -189,7 +189,7 @@ class Recovery:
         config = {name: float(value) for name, value in asdict(self._manager.config).items()}
         await self._scribe.write(
             lambda head: Planned(
-                **head, source=self._node.name, target=request.to, epoch=request.epoch, config=config,
+                **head, source=self._activations.name, target=request.to, epoch=request.epoch, config=config,
                 parent=request.parent,
             )
         )  # fmt: skip
@@ -214,7 +214,7 @@ class Recovery:
             if self._cancelled.is_set():
                 return await self._end(Verdict("rolled_back", *self._why))
             if self._failures:
-                now = max(self._due, self._node.clock())
+                now = max(self._due, self._activations.clock())
                 if not self._manager.execute_recovery(self.agent, now=now, target_node=target or None).is_retry:
                     why = f"no time is left; last: {self._last.reason}"
                     return await self._end(Verdict("rolled_back", "Timeout", why))
@@ -257,7 +257,7 @@ class Recovery:
         owner = await self._of.owner(self.agent)
         if not owner:
             await self._end(Verdict("rolled_back", "AgentTerminated", "the agent has ended"))
-        elif owner == self._node.name and self._host is None:
+        elif owner == self._activations.name and self._host is None:
             await self._end(Verdict("rolled_back", "Fenced", f"{owner} cannot run the agent any more"))
         else:
             logger.warning(
@@ -266,7 +266,7 @@ class Recovery:
 
     @property
     def _host(self) -> Host | None:
-        return self._node.hosts.get(self.agent)
+        return self._activations.live.get(self.agent)
 
     def _is_refused_outright(self, report: MigrationReport) -> bool:
         """The node that was named said no before anything began: who named it decides what to do."""
@@ -274,12 +274,12 @@ class Recovery:
 
     async def _is_back(self) -> bool:
         """After an attempt that had to read the log: True once this node hosts the agent again, False if another owns it."""
-        settings = self._node.settings
-        deadline = self._node.clock() + settings.reconcile_s + settings.probation_s
-        while self._host is None and self._node.clock() < deadline:
-            if await self._of.owner(self.agent) != self._node.name:
+        settings = self._activations.settings
+        deadline = self._activations.clock() + settings.reconcile_s + settings.probation_s
+        while self._host is None and self._activations.clock() < deadline:
+            if await self._of.owner(self.agent) != self._activations.name:
                 return False
-            self._node.look(self.agent)
+            self._activations.look(self.agent)
             await asyncio.sleep(LOOK_S)
         return self._host is not None
 
@@ -287,26 +287,26 @@ class Recovery:
         """False for a target that rests after failures of any migration, or has had its share of this one's attempts."""
         if not target or self._tried[target] >= ATTEMPTS_PER_TARGET:
             return False
-        return self._attempts == 0 or self._of.targets.admits(target, self._node.clock())
+        return self._attempts == 0 or self._of.targets.admits(target, self._activations.clock())
 
     async def _chosen(self) -> str:
         """A node that is neither the source, nor has failed this migration, nor rests; "" if there is none now."""
-        host, now = self._host, self._node.clock()
+        host, now = self._host, self._activations.clock()
         if host is None:
             return ""
         try:
-            nodes = await selection.alive(self._node.home.log, self._node.home.wire)
+            nodes = await selection.alive(self._activations.home.log, self._activations.home.wire)
         except CellError as error:
             logger.warning("migration %s: who is alive is not known: %s", self.migration, error)
             return ""
         spent = {name for name, count in self._tried.items() if count >= ATTEMPTS_PER_TARGET}
-        but = {self._node.name, *self._manager.forbidden(self.agent, now), *spent, *self._of.targets.unfit(now)}
+        but = {self._activations.name, *self._manager.forbidden(self.agent, now), *spent, *self._of.targets.unfit(now)}
         return selection.choose(nodes, host.fold.cls, but, host.fold.policy.preferred_architectures) or ""
 
     def _left(self) -> float:
         """Seconds that recovery still has: without end before the first failure."""
         deadline = self._manager.deadline(self.agent)
-        return FOREVER_S if deadline is None else max(0.0, deadline - self._node.clock())
+        return FOREVER_S if deadline is None else max(0.0, deadline - self._activations.clock())
 
     def _run_out(self, move: Move) -> None:
         with contextlib.suppress(TooLateToCancel):  # then its own deadlines end it
@@ -332,7 +332,7 @@ class Recovery:
         self._tried[target] += 1
         if self._copy is not None and self._copy.target != target:
             await self._copy.release()
-        self._has_place = self._of.targets.begin(target, self._node.clock())
+        self._has_place = self._of.targets.begin(target, self._activations.clock())
         move = self.move = self._of.begin_move(host, name, target)
         move.observer = self.observer
         if self._cancelled.is_set():
@@ -362,7 +362,7 @@ class Recovery:
 
     def _result(self, target: str, kind: MigrationErrorType | None) -> None:
         """What an attempt says of its target; None: it is fine."""
-        now = self._node.clock()
+        now = self._activations.clock()
         if self._has_place:
             self._of.targets.end(target, now, kind)
         elif kind is None:
@@ -376,7 +376,7 @@ class Recovery:
         """Classifies the failure and decides; both are written before anything is done about it."""
         first = not self._failures
         error = await self._noted(target, happened, code, message)
-        now, jitter = self._node.clock(), self._node.home.rng.random
+        now, jitter = self._activations.clock(), self._activations.home.rng.random
         if first or not self._manager.is_running(self.agent):
             self._manager.record_failure(error, now=now, jitter=jitter)
         else:
@@ -387,7 +387,7 @@ class Recovery:
 
     async def _noted(self, target: str, happened: Happened, code: str, message: str) -> MigrationError:
         kind = classify(happened)
-        error = MigrationError.new(kind, message, self.agent, target or None, now=self._node.clock())
+        error = MigrationError.new(kind, message, self.agent, target or None, now=self._activations.clock())
         self._failures.append(error)
         await self._scribe.write(
             lambda head: Failed(
@@ -397,7 +397,7 @@ class Recovery:
         return error
 
     async def _decided(self, target: str) -> None:
-        now = self._node.clock()
+        now = self._activations.clock()
         rule = self._manager.decide(self.agent, now=now)
         if rule.strategy.is_retry and self._losses > LOSSES_MAX:
             rule = Rule(last_resort(self._manager.config), f"its source was lost {self._losses} times")
@@ -417,11 +417,11 @@ class Recovery:
 
     async def _is_cancelled_before_due(self) -> bool:
         """Also returns, with False, once the agent is another node's."""
-        while (left := self._due - self._node.clock()) > 0 and not self._cancelled.is_set():
+        while (left := self._due - self._activations.clock()) > 0 and not self._cancelled.is_set():
             if self._host is None and not await self._is_back():
                 return False
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(left, self._node.settings.reconcile_s)):
+                async with asyncio.timeout(min(left, self._activations.settings.reconcile_s)):
                     await self._cancelled.wait()
         return self._cancelled.is_set()
 
@@ -432,7 +432,7 @@ class Recovery:
             return
         reason = f"migration {self.migration} gave up: {self._last.reason}; `mielin recover {self.migration}`"
         try:
-            await host.intake.stop(self._node.settings.turn_deadline_s)
+            await host.intake.stop(self._activations.settings.turn_deadline_s)
         except TimeoutError as error:
             raise AskTimeout(
                 f"Agent {self.agent!r} is in a turn that does not end; it is parked for migration {self.migration} later.",
@@ -480,7 +480,7 @@ class Recovery:
             cause = stands.cause
             if cause is None:
                 raise never("cause is not None does not hold")
-            error = stands.error(cause, self._node.home.wall(), self._node.clock())
+            error = stands.error(cause, self._activations.home.wall(), self._activations.clock())
             self._last = replace(self._last, code=cause.code, reason=cause.message)
             if stands.decided is not None and not stands.decided.is_retry:
                 self._decision = stands.decided
@@ -503,7 +503,7 @@ class Recovery:
         happened: Happened = Coded(code)
         handed = fold.handed.get(attempt.id)
         if handed is not None:
-            log = self._node.home.log
+            log = self._activations.home.log
             entries = await log.read(log_subject(self.agent), handed, 1)
             try:
                 record = await record_of(log, self.agent, entries[0]) if entries else None
@@ -516,18 +516,18 @@ class Recovery:
         error = await self._noted(attempt.target, happened, code, reason)
         self._last = replace(self._last, target=attempt.target, code=code, reason=reason)
         if code != SOURCE_LOST:
-            self._of.targets.failed(attempt.target, self._node.clock(), error.error_type)
+            self._of.targets.failed(attempt.target, self._activations.clock(), error.error_type)
         return error
 
     def _restore_manager(self, stands: Standing, error: MigrationError) -> None:
         """The manager as the lost one was: retries and time that are used up stay used up."""
-        home, now = self._node.home, self._node.clock()
+        home, now = self._activations.home, self._activations.clock()
         wall, config = home.wall(), self._manager.config
         wait = stands.wait(wall)
         if wait is None:
             wait = config.jittered_delay(stands.retries + 1, home.rng.random)
         self._manager.restore(
-            replace(error, retry_count=stands.retries), now, migration=self.migration, source=self._node.name,
+            replace(error, retry_count=stands.retries), now, migration=self.migration, source=self._activations.name,
             elapsed_secs=stands.elapsed(wall), wait_secs=wait, excluded=stands.avoided,
         )  # fmt: skip
 
@@ -538,7 +538,7 @@ class Recovery:
         if end.outcome == "gave_up":
             await self._park()
         if self._copy is not None:
-            self._node.home.begin(self._copy.release())
+            self._activations.home.begin(self._copy.release())
         last = self._last
         found = self._restored if end.outcome == "rolled_back" else {}
         await self._scribe.write(

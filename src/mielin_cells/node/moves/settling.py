@@ -58,7 +58,7 @@ class Settling:
 
     def __init__(self, of: Migrations) -> None:
         self._of = of
-        self._node = of.node
+        self._activations = of.activations
         self._due: dict[str, tuple[float, bool]] = {}
         """Agents to look after: when, and whether once more behind it."""
         self._is_looking = False
@@ -69,10 +69,10 @@ class Settling:
 
     def soon(self, agent: str, within_s: float) -> None:
         """The agent came here.  0: by a claim, so whoever moved it may be gone; it is looked after at once."""
-        self._due[agent] = (self._node.clock() + within_s, within_s < SETTLE_S)
+        self._due[agent] = (self._activations.clock() + within_s, within_s < SETTLE_S)
         if within_s <= 0 and not self._is_looking:
             self._is_looking = True
-            self._node.home.begin(self._look())
+            self._activations.home.begin(self._look())
 
     async def _look(self) -> None:
         """One agent after the other: a node that starts with many has better to do."""
@@ -85,16 +85,16 @@ class Settling:
             self._is_looking = False
 
     def is_due(self, agent: str) -> bool:
-        return agent in self._due and self._due[agent][0] <= self._node.clock()
+        return agent in self._due and self._due[agent][0] <= self._activations.clock()
 
     async def all_due(self) -> None:
         """Called in every round of reconciling.  Raises a `RetryError` while the store does not answer; then all stays due."""
         due = [agent for agent in self._due if self.is_due(agent)]
         moved: set[str] | None = None
         if len(due) >= MANY:
-            moved = {agent for agent, _ in await journal.listed(self._node.home.log)}
+            moved = {agent for agent, _ in await journal.listed(self._activations.home.log)}
         for agent in due:
-            if self._node.is_stopping:
+            if self._activations.is_stopping:
                 return
             try:
                 await self.one_due(agent, moved)
@@ -144,20 +144,20 @@ class Settling:
 
     async def _fold(self, agent: str) -> Fold | None:
         """The agent, if this node owns it for certain, or if it has ended."""
-        host = self._node.hosts.get(agent)
+        host = self._activations.live.get(agent)
         if host is not None:
             return host.fold if await self._of.owns(agent, host.fold.epoch) else None
         if await self._of.owner(agent):
             return None
         try:
-            fold = await load(self._node.home.log, agent)
+            fold = await load(self._activations.home.log, agent)
         except (RecordInvalid, NoSuchAgent):
             return None
         return fold if fold.phase is Phase.TERMINATED else None
 
     async def _journals(self, agent: str) -> list[Journal] | None:
         """Those that can be read, the newest migration last; None if the replica that answers lacks the end of one."""
-        log, found, left = self._node.home.log, list[Journal](), self.left.get(agent, set())
+        log, found, left = self._activations.home.log, list[Journal](), self.left.get(agent, set())
         for migration in sorted(left.union(name for _, name in await journal.listed(log, agent))):
             try:
                 one = await journal.read(log, agent, migration)
@@ -181,13 +181,13 @@ class Settling:
         """Of an agent's migrations the newest are kept, by their order: a history is for people, and must not grow for ever."""
         for one in ended[:-JOURNALS_KEPT]:
             try:
-                await self._node.home.log.trim(journal_subject(agent, one.migration), one.seq + 1)
+                await self._activations.home.log.trim(journal_subject(agent, one.migration), one.seq + 1)
             except CellError as error:
                 logger.info("the journal of %s of agent %s is let go later: %s", one.migration, agent, error)
 
     async def _settle(self, found: Journal, fold: Fold, is_newest: bool) -> bool:
         """False if it cannot be told yet what became of it."""
-        node, agent = self._node, fold.agent
+        activations, agent = self._activations, fold.agent
         outcome, _ = journal_outcome(found, fold)
         if outcome is None:
             return False
@@ -195,7 +195,7 @@ class Settling:
         if found.planned is None:
             raise never("found.planned is not None does not hold")
         recovery = Recovery.taken(self._of, found, stands, changed(RecoveryConfig(), found.planned.config))
-        end = verdict(found, stands, fold, node.name, is_newest=is_newest)
+        end = verdict(found, stands, fold, activations.name, is_newest=is_newest)
         broken = self.broken.pop(found.migration, "")
         if end is None and broken:
             end = Verdict("rolled_back", "InternalError", broken)

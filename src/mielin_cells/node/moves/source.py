@@ -38,12 +38,12 @@ from mielin_cells.tasks.supervision import Backoff
 
 if TYPE_CHECKING:
     from mielin_cells.node.activation.activation import Host
+    from mielin_cells.node.activation.hosting import Activations
     from mielin_cells.node.moves.observe import Observer
-    from mielin_cells.node.node import Node
-
-R = TypeVar("R")
 
 logger = logging.getLogger("mielin_cells.migration")
+
+R = TypeVar("R")
 
 SLOWED_S = 0.02
 """How long the intake of a source rests in each round of a copy that does not converge."""
@@ -52,9 +52,9 @@ SLOWED_S = 0.02
 class Move:
     """One migration on its source."""
 
-    def __init__(self, node: Node, host: Host, migration: str, target: str) -> None:
-        settings = node.settings
-        self.node = node
+    def __init__(self, activations: Activations, host: Host, migration: str, target: str) -> None:
+        settings = activations.settings
+        self.activations = activations
         self.host = host
         self.target = target
         self.epoch = host.fold.epoch
@@ -99,7 +99,7 @@ class Move:
         return self._copied.bytes
 
     def _now(self) -> float:
-        return self.node.clock()
+        return self.activations.clock()
 
     def abort(self) -> None:
         """Cancels before the handover.  Raises `TooLateToCancel` after it: the outcome is the log's."""
@@ -159,17 +159,17 @@ class Move:
     async def _perform(self, effect: m.Effect) -> m.Event | None:
         match effect:
             case m.AskPrepare():
-                return await self._unless_cancelled(self._prepare(), self.node.settings.prepare_s)
+                return await self._unless_cancelled(self._prepare(), self.activations.settings.prepare_s)
             case m.AskCopy(slow=slow):
                 return await self._unless_cancelled(self._copy(slow), self._left())
             case m.StopIntake():
                 try:
-                    await self.node.home.at("pause")
+                    await self.activations.home.at("pause")
                 except CellError as error:
                     return m.Broken(error.code, error.message)
                 if await self._stop_at_once():
                     return m.Quiet()
-                return await self._unless_cancelled(self._stop(), self.node.settings.pause_s + 1.0)
+                return await self._unless_cancelled(self._stop(), self.activations.settings.pause_s + 1.0)
             case m.HandOver():
                 return await self._hand_over()
             case m.ClaimBack():
@@ -182,22 +182,22 @@ class Move:
                 self.target_has_copy = True
             case m.FreeCopy():
                 self._pause_s = self._now() - self._paused_at
-                self.node.drop(self.host)
+                self.activations.drop(self.host)
             case m.Refold():
-                self.node.drop(self.host)
-                self.node.look(self.host.fold.agent)
+                self.activations.drop(self.host)
+                self.activations.look(self.host.fold.agent)
             case _:
                 pass
         return None
 
     def _left(self) -> float:
-        return max(0.001, self.node.settings.migration_s - (self._now() - self._begun))
+        return max(0.001, self.activations.settings.migration_s - (self._now() - self._begun))
 
     async def _unless_cancelled(self, work: Any, timeout: float) -> m.Event:
         """The event that `work` ends with, or what came first: an operator's cancel or the deadline."""
         task = asyncio.get_running_loop().create_task(work)  # its error is an event, and no bug to be logged
-        self.node.home.tasks.add(task)
-        task.add_done_callback(self.node.home.tasks.discard)
+        self.activations.home.tasks.add(task)
+        task.add_done_callback(self.activations.home.tasks.discard)
         try:
             await asyncio.wait((task, self._cancel), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             if task.done() and not task.cancelled():
@@ -227,7 +227,7 @@ class Move:
         request = requests.Prepare(
             fold.agent,
             self.migration,
-            self.node.name,
+            self.activations.name,
             fold.cls,
             fold.version,
             fold.size_bytes,
@@ -246,7 +246,7 @@ class Move:
         timeout = 0.25
         while True:
             try:
-                return await call(self.node.home.wire, self.target, request, timeout)
+                return await call(self.activations.home.wire, self.target, request, timeout)
             except WireTimeout:
                 if self._cancel.done():
                     raise
@@ -268,7 +268,7 @@ class Move:
     async def _slow_down(self) -> None:
         """Lets the agent rest a moment.  One that is in a long turn appends nothing meanwhile, and needs no rest."""
         try:
-            await self.host.intake.stop(self.node.settings.pause_s)
+            await self.host.intake.stop(self.activations.settings.pause_s)
         except TimeoutError:
             return
         try:
@@ -279,7 +279,7 @@ class Move:
     async def _stop_at_once(self) -> bool:
         """True if the agent is quiet now: most of the time no turn runs and no commit is in flight.  Never waits."""
         host = self.host
-        self._tail = self.node.home.log.tail(log_subject(host.fold.agent), host.fold.seq)
+        self._tail = self.activations.home.log.tail(log_subject(host.fold.agent), host.fold.seq)
         self._paused_at, self._held_at = self._now(), host.inbox.arrived
         self._stopped = await host.intake.stop_at_once()
         return self._stopped and not self._departs and host.seal_at_once()
@@ -292,14 +292,14 @@ class Move:
         host = self.host
         if not self._stopped:
             try:
-                await host.intake.stop(self.node.settings.pause_s)
+                await host.intake.stop(self.activations.settings.pause_s)
             except TimeoutError:
                 return m.Broken("Timeout", "the turn did not end within the pause")
             self._stopped = True
         if self._departs:
             self._departed = True
             try:
-                async with asyncio.timeout(self.node.settings.pause_s):
+                async with asyncio.timeout(self.activations.settings.pause_s):
                     await host.intake.hook("on_depart")
             except TimeoutError:
                 return m.Broken("Timeout", "on_depart did not end within the pause")
@@ -318,7 +318,7 @@ class Move:
             return HandedOff(**head, to=self.target, migration=self.migration, seal=seal, digest=self._sealed)
 
         try:
-            await host.writer.append_once(compose, self.node.settings.handover_s)
+            await host.writer.append_once(compose, self.activations.settings.handover_s)
         except (Doubt, RetryError):
             return m.Doubtful()
         except Fenced:
@@ -347,7 +347,7 @@ class Move:
 
         Raises `LogGap` if that is trimmed already: then only the whole log tells the outcome.
         """
-        host, log = self.host, self.node.home.log
+        host, log = self.host, self.activations.home.log
         entry = await self._taken()
         record = await record_of(log, host.fold.agent, entry)
         if record.prev != host.fold.seq:
@@ -368,7 +368,7 @@ class Move:
         fold, backoff = self.host.fold, Backoff()
         while True:
             with contextlib.suppress(RetryError):
-                entries = await self.node.home.log.read(log_subject(fold.agent), fold.seq, 1)
+                entries = await self.activations.home.log.read(log_subject(fold.agent), fold.seq, 1)
                 if entries:
                     return entries[0]
             await backoff.wait()
@@ -376,13 +376,13 @@ class Move:
     async def _watch(self) -> m.Event:
         """Waits for the record behind the handover; silence for the length of a probation ends in a claim."""
         try:
-            async with asyncio.timeout(self.node.settings.probation_s):
+            async with asyncio.timeout(self.activations.settings.probation_s):
                 return await self._next()
         except TimeoutError:
             return m.Deadline()
 
     async def _next(self) -> m.Event:
-        fold, log = self.host.fold, self.node.home.log
+        fold, log = self.host.fold, self.activations.home.log
         if self._tail is None:
             raise never("self._tail is not None does not hold")
         async for batch in self._tail:
@@ -432,12 +432,12 @@ class Move:
         self.target_has_copy = False
         request = requests.Release(self.host.fold.agent, self.migration)
         with contextlib.suppress(RetryError):  # a hint: the target's reservation expires by itself
-            await call(self.node.home.wire, self.target, request, 1.0)
+            await call(self.activations.home.wire, self.target, request, 1.0)
 
     def _report(self, end: m.End) -> MigrationReport:
         host, self.happened = self.host, end.happened
         return MigrationReport(
-            migration=self.migration, agent=host.fold.agent, source=self.node.name, target=self.target,
+            migration=self.migration, agent=host.fold.agent, source=self.activations.name, target=self.target,
             outcome=end.outcome, reason=end.reason, code=end.code, phases=tuple(self._phases),
             pause_ms=self._pause_s * 1000, bytes=self._copied.bytes, rounds=self.machine.rounds,
             held=host.inbox.arrived - self._held_at if self._paused_at else 0, arrived=host.inbox.arrived - self._arrived_at,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from mielin_cells.agents.live import Cell
 from mielin_cells.agents.spec import Spec, upgrade_state
@@ -26,13 +26,12 @@ from mielin_cells.migration import target as m
 from mielin_cells.migration.journal import is_same_migration
 from mielin_cells.node.activation.activation import Host
 from mielin_cells.node.activation.writer import Writer
-from mielin_cells.node.moves.settling import SETTLE_S
 from mielin_cells.rpc import answers
 from mielin_cells.store.reader import load, take
 from mielin_cells.substrate.ports import Tail
 
 if TYPE_CHECKING:
-    from mielin_cells.node.node import Node
+    from mielin_cells.node.activation.hosting import Activations
 
 logger = logging.getLogger("mielin_cells.migration")
 
@@ -40,17 +39,35 @@ READS = 3
 """How often a log is read from its snapshot on before bytes that cannot be used fail the copy."""
 
 
+class Ends(Protocol):
+    """What is told how a copy ends."""
+
+    def closed(self, copy: Copy) -> None:
+        """It follows no log any more."""
+
+    def served(self, agent: str) -> None:
+        """It has become the agent's owner."""
+
+
 class Copy:
     """One migration on its target: a reservation, a fold that follows the log, then probation."""
 
     def __init__(
-        self, node: Node, agent: str, migration: str, spec: Spec, reserved_bytes: int = 0, epoch: int = 0
+        self,
+        activations: Activations,
+        ends: Ends,
+        agent: str,
+        migration: str,
+        spec: Spec,
+        reserved_bytes: int = 0,
+        epoch: int = 0,
     ) -> None:
-        self.node = node
+        self.activations = activations
+        self._ends = ends
         self.epoch = epoch
         """The agent's, when the reservation was made."""
         self.reserved_bytes = reserved_bytes
-        """Memory and storage that no other agent is promised while this copy is among the node's `copies`."""
+        """Memory and storage that no other agent is promised while this copy is among the node's `Copies`."""
         self.agent = agent
         self.spec = spec
         self.machine = m.Target(migration)
@@ -62,8 +79,10 @@ class Copy:
         self._handed: HandedOff | None = None
         self._host: Host | None = None
         self._error: CellError | None = None
+        self._refused: CellError | None = None
+        """What the store refused the verdict with: the agent is looked at again with a back-off of its own."""
         # A reservation that no copy follows is dropped soon: its request may have come late.
-        self._expiry = asyncio.get_running_loop().call_later(2 * node.settings.prepare_s, self.expire)
+        self._expiry = asyncio.get_running_loop().call_later(2 * activations.settings.prepare_s, self.expire)
 
     @property
     def migration(self) -> str:
@@ -71,7 +90,7 @@ class Copy:
 
     def expire(self) -> None:
         """The reservation has run out.  In probation this means nothing: there only the log ends it."""
-        self.node.home.begin(self.on(m.Expired()))
+        self.activations.home.begin(self.on(m.Expired()))
 
     async def on(self, event: m.Event | None) -> None:
         """The driver: feeds the machine and performs its effects, in order.
@@ -85,20 +104,21 @@ class Copy:
                 for effect in effects:
                     event = await self._perform(effect) or event
         except Exception as error:  # whatever the store raises, or a bug: of this copy alone
-            logger.warning("node %s drops its copy of agent %s: %s", self.node.name, self.agent, described(error))
+            logger.warning(
+                "node %s drops its copy of agent %s: %s", self.activations.name, self.agent, described(error)
+            )
             if not isinstance(error, CellError):
                 error = InternalError(
                     f"The copy of agent {self.agent!r} ended with {described(error)}.", agent=self.agent
                 )
             self._error = error
             self._dropped()
-            self.node.returns.failed(self.agent, error)
-            self.node.look(self.agent)
+            self.activations.look(self.agent, error)
 
     async def _perform(self, effect: m.Effect) -> m.Event | None:
         match effect:
             case m.FoldAndTail():
-                self.node.home.begin(self._follow())
+                self.activations.home.begin(self._follow())
             case m.Verify():
                 self._expiry.cancel()
                 return await self._verify()
@@ -109,16 +129,16 @@ class Copy:
             case m.Return():
                 if self._fold is None:
                     raise never("self._fold is not None does not hold")
-                return await self._append(self.node.writer(self._fold), effect)
+                return await self._append(self.activations.writer(self._fold), effect)
             case m.Serve():
                 if self._host is None:
                     raise never("self._host is not None does not hold")
                 self.close()
-                self.node.serve(self._host)
-                self.node.migrations.settle_soon(self.agent, SETTLE_S)
+                self.activations.serve(self._host)
+                self._ends.served(self.agent)
             case m.Drop():
                 self._dropped()
-                self.node.look(self.agent)
+                self.activations.look(self.agent, self._refused)
         return None
 
     def _dropped(self) -> None:
@@ -130,8 +150,7 @@ class Copy:
         self._expiry.cancel()
         if self._tail is not None:
             self._tail.close()
-        if self.node.copies.get(self.agent) is self:
-            del self.node.copies[self.agent]
+        self._ends.closed(self)
         self._moved.set()
 
     # ---- copying ---------------------------------------------------------------------------------------------
@@ -147,7 +166,7 @@ class Copy:
         self.machine, _ = self.machine.on(m.Adopted(attempt))
         if self.migration != attempt:
             return False
-        settings, is_reserved = self.node.settings, self.machine.phase is m.TargetPhase.RESERVED
+        settings, is_reserved = self.activations.settings, self.machine.phase is m.TargetPhase.RESERVED
         self.reserved_bytes = state_bytes
         self.records = self.bytes = 0
         self._keep_for(2 * settings.prepare_s if is_reserved else settings.migration_s)
@@ -161,7 +180,7 @@ class Copy:
     async def reach(self, seq: int) -> answers.CopyReport:
         """Returns when the copy has folded the record at `seq`.  Raises what made the copy fail."""
         if self.machine.phase is m.TargetPhase.RESERVED:
-            self._keep_for(self.node.settings.migration_s)
+            self._keep_for(self.activations.settings.migration_s)
         await self.on(m.CopyAsked())
         while (self._fold is None or self._fold.seq < seq) and not self.machine.phase.is_end and self._error is None:
             self._moved.clear()
@@ -179,11 +198,11 @@ class Copy:
         """
         for reads_left in reversed(range(READS)):
             try:
-                await self.node.home.at("copy")
+                await self.activations.home.at("copy")
                 await self._fold_and_tail()
                 return
             except RecordInvalid as error:
-                logger.warning("node %s reads agent %s again: %s", self.node.name, self.agent, error)
+                logger.warning("node %s reads agent %s again: %s", self.activations.name, self.agent, error)
                 self._fold = None  # what it has reached does not count
                 if not reads_left:
                     await self._failed(error)
@@ -196,11 +215,11 @@ class Copy:
 
     async def _failed(self, error: CellError) -> None:
         self._error = error
-        logger.warning("node %s cannot copy agent %s: %s", self.node.name, self.agent, error)
+        logger.warning("node %s cannot copy agent %s: %s", self.activations.name, self.agent, error)
         await self.on(m.Expired())
 
     async def _fold_and_tail(self) -> None:
-        log = self.node.home.log
+        log = self.activations.home.log
         fold = await load(log, self.agent)
         if fold.epoch != self.epoch:  # handed over while it was read again: the node finds that in the log
             await self.on(m.Overtaken())
@@ -231,7 +250,7 @@ class Copy:
             tail.close()  # also one that was opened after `close`, by a load that was under way
 
     async def _owned_by(self, record: AnyRecord) -> None:
-        if isinstance(record, HandedOff) and record.to == self.node.name and record.migration == self.migration:
+        if isinstance(record, HandedOff) and record.to == self.activations.name and record.migration == self.migration:
             self._handed = record
             await self.on(m.HandoverSeen())
         else:
@@ -248,28 +267,28 @@ class Copy:
         if self._fold is None:
             raise never("self._fold is not None does not hold")
         try:
-            async with asyncio.timeout(self.node.settings.probation_s / 2):
+            async with asyncio.timeout(self.activations.settings.probation_s / 2):
                 await self._make_host(self._fold)
         except (
             Exception
         ) as error:  # a hook, an upgrade or the probe may raise anything: the agent is returned with the cause
-            logger.warning("node %s returns agent %s: %r", self.node.name, self.agent, error)
+            logger.warning("node %s returns agent %s: %r", self.activations.name, self.agent, error)
             return m.NotVerified(described(error), storable(type(error).__name__))
         return m.Verified()
 
     async def _make_host(self, fold: Fold) -> None:
-        await self.node.home.at("probe")
+        await self.activations.home.at("probe")
         handed = self._handed
         if handed is not None and fold.seal_digest() != handed.digest:
             raise DigestMismatch(
-                f"The copy of agent {self.agent!r} on {self.node.name} differs from what {fold.source} sealed.",
+                f"The copy of agent {self.agent!r} on {self.activations.name} differs from what {fold.source} sealed.",
                 subject=self.agent,
             )
         delta = upgrade_state(self.spec, fold.state, fold.version)
         if delta is not None:
             fold.state.apply(delta)
         cell = Cell(self.spec, fold.state, self.agent)
-        host = Host(self.node.home, self.spec, cell, self.node.writer(fold))
+        host = Host(self.activations.home, self.spec, cell, self.activations.writer(fold))
         host.adopt(delta)
         if fold.lifecycle.state.accepts_work:
             await host.intake.hook("on_arrive")
@@ -292,7 +311,9 @@ class Copy:
         except Fenced:
             return m.Overtaken()
         except CellError as error:
-            logger.warning("node %s could not say what became of agent %s: %s", self.node.name, self.agent, error)
-            self.node.returns.failed(self.agent, error)  # it is looked at again with a back-off of its own
+            logger.warning(
+                "node %s could not say what became of agent %s: %s", self.activations.name, self.agent, error
+            )
+            self._refused = error
             return m.Overtaken()
         return m.Acknowledged()

@@ -1,6 +1,7 @@
 """Which agents a node should host, and does not: it reads their logs and takes those that name it (rule 4).
 
-One agent that cannot be taken is in `Node.troubled` with its reason.  It never keeps the node from starting, nor others from running.
+An agent that cannot be taken is in `Activations.unloadable` with its reason.  It keeps neither the node from starting nor other
+agents from running.
 """
 
 from __future__ import annotations
@@ -24,14 +25,17 @@ from mielin_cells.errors import (
 from mielin_cells.log.fold import Fold, Phase
 from mielin_cells.log.ids import log_subject
 from mielin_cells.log.records import AnyRecord, HandedOff, Spilled, Terminated, decode_record, named_owner
-from mielin_cells.node.moves.target import Copy
-from mielin_cells.node.ownership import claims, undo
-from mielin_cells.node.ownership.quarantine import trouble
 from mielin_cells.store.reader import known_agents, load, record_of
 
 if TYPE_CHECKING:
     from mielin_cells.node.activation.activation import Host
-    from mielin_cells.node.node import Node
+    from mielin_cells.node.activation.hosting import Activations
+    from mielin_cells.node.moves.admission import Copies
+    from mielin_cells.node.moves.manager import Migrations
+    from mielin_cells.node.ownership.claims import Claims
+    from mielin_cells.node.ownership.quarantine import Quarantine
+    from mielin_cells.node.ownership.returns import Returns
+    from mielin_cells.node.ownership.undo import Undoes
 
 logger = logging.getLogger("mielin_cells.node")
 
@@ -52,30 +56,43 @@ REST_S_MAX = 300.0
 class Adoption:
     """Of one node: `round` looks at every log, `look` at one."""
 
-    def __init__(self, node: Node) -> None:
-        self._node = node
+    def __init__(
+        self, activations: Activations, copies: Copies, migrations: Migrations, quarantine: Quarantine, claims: Claims,
+        undoes: Undoes, returns: Returns,
+    ) -> None:  # fmt: skip
+        self._activations = activations
+        self._copies = copies
+        self._migrations = migrations
+        self._quarantine = quarantine
+        self._claims = claims
+        self._undoes = undoes
+        self._returns = returns
         self._taking: dict[str, asyncio.Future[None]] = {}
         """Agents whose logs are read or that are taken over; done once that is over, or has proved slow."""
         self._slots = asyncio.Semaphore(ADOPTIONS_MAX)
         self.quiet: dict[str, int] = {}
         """Logs that were read and name another owner, with their last sequence then."""
-        self.moved: dict[str, int] = {}
-        """Logs with their last sequence at the last round."""
         self._rests: dict[str, tuple[float, float]] = {}
         """Agents whose adoption failed in a way that nobody foresaw: how long rounds leave them alone, and until when."""
 
-    def look(self, agent: str) -> None:
-        """Reads who owns the agent, soon: the log may name this node."""
-        if not self._node.is_stopping and agent not in self._taking:
+    def look(self, agent: str, error: Exception | None = None) -> None:
+        """Reads who owns the agent, soon: the log may name this node.  `error` is what the store has failed with before."""
+        if error is not None:
+            self.failed(agent, error)
+        if not self._activations.is_stopping and agent not in self._taking:
             self._begin(agent, self._until_known, contextlib.nullcontext())
+
+    def failed(self, agent: str, error: Exception) -> None:
+        """A call of the store for the agent has failed: it waits a little longer each time before it is read again."""
+        self._returns.failed(agent, error)
 
     async def _until_known(self, agent: str) -> None:
         """Until the store has said whose the agent is, and has taken the claim if it is this node's."""
-        node = self._node
-        await node.returns.rest(agent)
-        while not await self.take_named(agent) and not node.is_stopping:
+        activations = self._activations
+        await self._returns.rest(agent)
+        while not await self.take_named(agent) and not activations.is_stopping:
             self._lets_go(agent)
-            await node.returns.rest(agent)
+            await self._returns.rest(agent)
 
     def _begin(
         self,
@@ -84,7 +101,7 @@ class Adoption:
         room: contextlib.AbstractAsyncContextManager[Any],
     ) -> None:
         self._taking[agent] = asyncio.get_running_loop().create_future()
-        self._node.home.begin(self._look(agent, work, room))
+        self._activations.home.begin(self._look(agent, work, room))
 
     async def _look(
         self,
@@ -94,12 +111,12 @@ class Adoption:
     ) -> None:
         try:
             async with room:
-                taking = self._node.home.start(work(agent))
+                taking = self._activations.home.start(work(agent))
                 await asyncio.wait((taking, self._taking[agent]), timeout=SLOW_S, return_when=asyncio.FIRST_COMPLETED)
             if not taking.done() and not self._taking[agent].done():
                 logger.warning(
                     "node %s: taking agent %s over has lasted for %g s (its on_arrive may hang); others no longer wait for it",
-                    self._node.name, agent, SLOW_S,
+                    self._activations.name, agent, SLOW_S,
                 )  # fmt: skip
             self._lets_go(agent)
             await asyncio.wait((taking,))
@@ -120,18 +137,23 @@ class Adoption:
         A log that has moved since the last look has an owner that appends: it is looked at once it has been still for a
         round.  `every`: look at all of them, as at the start.
         """
-        node, still = self._node, []
-        acknowledged = node.parking.acknowledged()
-        listed = await known_agents(node.home.log)
-        await node.parking.look(dict(listed), acknowledged)
+        activations, still = self._activations, []
+        acknowledged = self._quarantine.acknowledged()
+        listed = await known_agents(activations.home.log)
+        await self._quarantine.look(dict(listed), acknowledged)
         for count, (agent, seq) in enumerate(listed, 1):
-            if node.parking.is_behind(agent, seq, acknowledged.get(agent, 0)):
+            if self._quarantine.is_behind(agent, seq, acknowledged.get(agent, 0)):
                 continue
-            moved, self.moved[agent] = self.moved.get(agent) != seq, seq
-            host = node.hosts.get(agent)
-            if host is not None and agent not in node.migrations.moves and seq > host.fold.seq:
+            moved, self._quarantine.seen[agent] = self._quarantine.seen.get(agent) != seq, seq
+            host = activations.live.get(agent)
+            if host is not None and agent not in self._migrations.moves and seq > host.fold.seq:
                 await self._check(host)
-            elif host is None and agent not in node.copies and self.quiet.get(agent) != seq and (every or not moved):
+            elif (
+                host is None
+                and agent not in self._copies.by_agent
+                and self.quiet.get(agent) != seq
+                and (every or not moved)
+            ):
                 still.append(agent)
             if count % LOOK_SUBJECTS == 0:
                 await asyncio.sleep(0)
@@ -141,30 +163,30 @@ class Adoption:
     async def _take_all(self, agents: list[str]) -> None:
         """Some at a time.  Returns when each is taken, has failed, or has proved slow."""
         for agent in agents:
-            if agent not in self._taking and not self._node.is_stopping and not self._is_resting(agent):
+            if agent not in self._taking and not self._activations.is_stopping and not self._is_resting(agent):
                 self._begin(agent, self.take_named, self._slots)
         waits = [self._taking[agent] for agent in agents if agent in self._taking]
         if waits:
             await asyncio.wait(waits)
 
     def _is_resting(self, agent: str) -> bool:
-        return agent in self._rests and self._node.clock() < self._rests[agent][1]
+        return agent in self._rests and self._activations.clock() < self._rests[agent][1]
 
     async def _maybe_ours(self, agents: list[str]) -> list[str]:
         """All but those whose logs name another node, read at least as far as they were listed: many cost hardly more than one."""
-        node, by_subject, others = self._node, {log_subject(agent): agent for agent in agents}, set[str]()
+        activations, by_subject, others = self._activations, {log_subject(agent): agent for agent in agents}, set[str]()
         try:
-            found = await node.home.log.lasts(list(by_subject))
+            found = await activations.home.log.lasts(list(by_subject))
         except CellError as error:
-            logger.info("node %s looks at agents one by one: %s", node.name, error)
+            logger.info("node %s looks at agents one by one: %s", activations.name, error)
             return agents
         for subject, last in found.items():
             agent = by_subject[subject]
-            if node.is_taken(agent) or last.seq < self.moved.get(agent, last.seq + 1):
+            if self._claims.is_underway(agent) or last.seq < self._quarantine.seen.get(agent, last.seq + 1):
                 continue
             with contextlib.suppress(RecordInvalid):  # whoever looks at it alone says so
                 record = decode_record(last.data, f"The log of agent {agent!r} at {last.seq}")
-                if not isinstance(record, Spilled) and named_owner(record) != node.name:
+                if not isinstance(record, Spilled) and named_owner(record) != activations.name:
                     others.add(agent)
                     self._others(agent, last.seq, record)
         return [agent for agent in agents if agent not in others]
@@ -173,25 +195,25 @@ class Adoption:
         """Its log names another node up to `seq`, where it ended when it was read, or nobody: then a former process of this node
         may have been the last, and have died before it had written the end of a migration."""
         self.quiet[agent] = seq
-        was_here = record.node == self._node.name and record.incarnation != self._node.home.incarnation
+        was_here = record.node == self._activations.name and record.incarnation != self._activations.home.incarnation
         if isinstance(record, Terminated) and was_here:
-            self._node.migrations.settle_soon(agent, 0.0)
-        self._node.returns.gone(agent)
-        self._node.troubled.pop(agent, None)
+            self._migrations.settle_soon(agent, 0.0)
+        self._returns.gone(agent)
+        self._activations.can_run(agent)
 
     async def _check(self, host: Host) -> None:
         """The log is ahead of a host: its own append may just be landing, or it has lost the agent."""
-        node, agent = self._node, host.fold.agent
-        last = await node.home.log.last(log_subject(agent))
+        activations, agent = self._activations, host.fold.agent
+        last = await activations.home.log.last(log_subject(agent))
         if last is None or last.seq <= host.fold.seq:
             return
         try:
-            record = await record_of(node.home.log, agent, last)
+            record = await record_of(activations.home.log, agent, last)
         except RecordInvalid as error:
             host.lose(error)  # whatever it is: no append of this host can follow it
             return
-        mine = record.node == node.name and record.incarnation == node.home.incarnation
-        if not mine and node.hosts.get(agent) is host and agent not in node.migrations.moves:
+        mine = record.node == activations.name and record.incarnation == activations.home.incarnation
+        if not mine and activations.live.get(agent) is host and agent not in self._migrations.moves:
             host.lose(Fenced(f"Agent {agent!r} has another owner now.", agent=agent))
 
     # ---- one agent -------------------------------------------------------------------------------------------
@@ -202,76 +224,77 @@ class Adoption:
         False if the store has not let this be found out or done: it is to be tried again.  Raises nothing: what else keeps the
         agent from running is its own trouble.
         """
-        node = self._node
-        if agent in node.hosts or agent in node.copies or node.is_taken(agent) or node.is_stopping:
+        activations = self._activations
+        if (
+            agent in activations.live
+            or agent in self._copies.by_agent
+            or self._claims.is_underway(agent)
+            or activations.is_stopping
+        ):
             return True
         fold: Fold | None = None
         try:
-            last = await node.home.log.last(log_subject(agent))
-            if last is None or node.parking.is_behind(agent, last.seq):
+            last = await activations.home.log.last(log_subject(agent))
+            if last is None or self._quarantine.is_behind(agent, last.seq):
                 return True
-            record = await record_of(node.home.log, agent, last)  # also of a handover that is in parts
-            if named_owner(record) != node.name:
+            record = await record_of(activations.home.log, agent, last)  # also of a handover that is in parts
+            if named_owner(record) != activations.name:
                 self._others(agent, last.seq, record)
                 return True
-            fold = await load(node.home.log, agent)
-            if fold.owner != node.name or agent in node.hosts or agent in node.copies or agent in node.making:
+            fold = await load(activations.home.log, agent)
+            if (
+                fold.owner != activations.name
+                or agent in activations.live
+                or agent in self._copies.by_agent
+                or activations.is_starting(agent)
+            ):
                 return True
             if fold.phase is Phase.PROBATION:
-                await self._verify(fold, record if isinstance(record, HandedOff) else None)
-            elif fold.phase is Phase.RUN and fold.goes_to not in ("", node.name):
-                await undo.pass_on(node, fold)
+                await self._copies.verify(fold, record if isinstance(record, HandedOff) else None)
+            elif fold.phase is Phase.RUN and fold.goes_to not in ("", activations.name):
+                await self._undoes.pass_on(fold)
             elif fold.phase is Phase.RUN:
-                await claims.take(node, fold, "restarted")
+                await self._claims.take(fold, "restarted")
         except (Fenced, NoSuchAgent):
             return True
         except RetryError as error:
-            logger.info("node %s looks at agent %s again later: %s", node.name, agent, error)
-            return not node.returns.failed(agent, error)
+            logger.info("node %s looks at agent %s again later: %s", activations.name, agent, error)
+            return not self._returns.failed(agent, error)
         except Exception as error:  # also a bug, of ours or of the agent's class: it is this agent's trouble alone
             return self._is_troubled(agent, fold, error)
-        node.troubled.pop(agent, None)
+        activations.can_run(agent)
         self._rests.pop(agent, None)
-        node.returns.taken(agent)
+        self._returns.taken(agent)
         return True
-
-    async def _verify(self, fold: Fold, handed: HandedOff | None) -> None:
-        node, agent = self._node, fold.agent
-        copy = node.copies[agent] = Copy(node, agent, fold.migration, node.spec(fold.cls))
-        try:
-            await copy.resume_probation(fold, handed)
-        except Exception:
-            copy.close()  # else this node would take it for on its way for ever
-            raise
 
     def _is_troubled(self, agent: str, fold: Fold | None, error: Exception) -> bool:
         """Notes why the agent does not run; False if that is to be tried again soon."""
-        node = self._node
-        if agent in node.hosts:  # it has come here meanwhile, by a move
+        activations = self._activations
+        if agent in activations.live:  # it has come here meanwhile, by a move
             return True
         why = error if isinstance(error, CellError) else InternalError(described(error), agent=agent)
-        before = node.troubled.get(agent)
-        node.troubled[agent] = trouble(node.name, agent, fold, why)
+        before = activations.unloadable.get(agent)
+        activations.cannot_run(agent, fold, why)
         if before is None or before.error != why.message:  # once: it is tried again in later rounds
             logger.error(
-                "node %s cannot take agent %s, which stays claimable: %s", node.name, agent, why,
+                "node %s cannot take agent %s, which stays claimable: %s", activations.name, agent, why,
                 exc_info=None if why is error else error,
             )  # fmt: skip
         if why is error:
-            return not node.returns.failed(agent, error)
-        seconds, _ = self._rests.get(agent, (node.settings.reconcile_s / 2, 0.0))
+            return not self._returns.failed(agent, error)
+        seconds, _ = self._rests.get(agent, (activations.settings.reconcile_s / 2, 0.0))
         seconds = min(seconds * 2, REST_S_MAX)  # what failed may have claimed first: not a claim in every round
-        self._rests[agent] = seconds, node.clock() + seconds
+        self._rests[agent] = seconds, activations.clock() + seconds
         return True
 
     async def take_again(self, agent: str) -> str:
         """Tries once more to run an agent that did not load; its state then.  Raises `StateUnloadable` with the reason."""
-        node = self._node
-        node.returns.wake(agent)
+        activations = self._activations
+        self._returns.wake(agent)
         await self.take_named(agent)
-        host = node.hosts.get(agent)
+        host = activations.live.get(agent)
         if host is None:
-            found = node.troubled.get(agent)
+            found = activations.unloadable.get(agent)
             reason = found.error if found is not None else "its log names another node"
-            raise StateUnloadable(f"Agent {agent!r} still cannot run on {node.name}: {reason}", agent=agent)
+            raise StateUnloadable(f"Agent {agent!r} still cannot run on {activations.name}: {reason}", agent=agent)
         return host.fold.lifecycle.state.value

@@ -31,90 +31,121 @@ from mielin_cells.store.reader import load
 from mielin_cells.tasks.together import together
 
 if TYPE_CHECKING:
-    from mielin_cells.node.node import Node
+    from mielin_cells.node.activation.hosting import Activations
+    from mielin_cells.node.moves.admission import Copies
+    from mielin_cells.node.moves.manager import Migrations
+    from mielin_cells.node.ownership.quarantine import Quarantine
+    from mielin_cells.node.ownership.returns import Returns
+    from mielin_cells.node.ownership.standby import Standbys
 
 logger = logging.getLogger("mielin_cells.node")
 
 
-async def claim(node: Node, wish: requests.Claim) -> bool:
-    """Takes the agent over.  Raises `ClaimRefused` for one that was rolled back to go on elsewhere, `Fenced` if another was first."""
-    agent = wish.agent
-    if agent in node.hosts:
+class Claims:
+    """By which this node becomes the owner of agents."""
+
+    def __init__(
+        self, activations: Activations, copies: Copies, migrations: Migrations, standbys: Standbys, quarantine: Quarantine,
+        returns: Returns,
+    ) -> None:  # fmt: skip
+        self._activations = activations
+        self._copies = copies
+        self._migrations = migrations
+        self._standbys = standbys
+        self._quarantine = quarantine
+        self._returns = returns
+
+    def is_underway(self, agent: str) -> bool:
+        """True while the agent is created, claimed or looked into here: nothing else of that is to begin."""
+        return self._activations.is_starting(agent) or agent in self._quarantine
+
+    async def claim(self, wish: requests.Claim) -> bool:
+        """Takes the agent over.
+
+        Raises `ClaimRefused` for one that was rolled back to go on elsewhere, `Fenced` if another node was first.
+        """
+        agent, activations = wish.agent, self._activations
+        if agent in activations.live:
+            return True
+        if self.is_underway(agent):  # a request may be repeated; two claims by one node would be two hosts of it
+            raise Fenced(f"Agent {agent!r} is being taken over by {activations.name}; ask again.", agent=agent)
+        with activations.starting(agent):
+            followed = await self._standbys.taken(agent)
+            fold = followed or await load(activations.home.log, agent, wish.seen)
+            self._check(fold, wish)
+            self._copies.claimed(agent)
+            try:
+                await self.take(fold, wish.cause)
+            except Fenced:
+                now = await load(activations.home.log, agent)
+                if now.epoch != fold.epoch:
+                    raise  # somebody was first
+                self._check(now, wish)
+                await self.take(now, wish.cause)  # the copy, or what had been seen, was a little behind
         return True
-    if node.is_taken(agent):  # a request may be repeated; two claims by one node would be two hosts of it
-        raise Fenced(f"Agent {agent!r} is being taken over by {node.name}; ask again.", agent=agent)
-    node.making.add(agent)
-    try:
-        followed = await node.standbys.taken(agent)
-        fold = followed or await load(node.home.log, agent, wish.seen)
-        _check(node, fold, wish)
-        copy = node.copies.pop(agent, None)
-        if copy is not None:
-            copy.expire()
+
+    async def claim_all(self, wishes: list[requests.Claim]) -> list[requests.WireError | None]:
+        """Each by itself, at the same time; of each that is refused, why."""
+
+        async def one(wish: requests.Claim) -> requests.WireError | None:
+            try:
+                await self.claim(wish)
+            except CellError as error:
+                return error.to_wire()
+            except Exception as error:  # a bug: told to who asked, and of this agent alone
+                logger.exception("node %s: the claim of agent %s failed", self._activations.name, wish.agent)
+                return InternalError(f"Node {self._activations.name}: {described(error)}.").to_wire()
+            return None
+
+        return await together(one(wish) for wish in wishes)
+
+    async def take(self, fold: Fold, cause: str) -> Host:
+        """Claims the agent and hosts it.  Raises `Fenced` if another was first, and what keeps its state from loading."""
+        activations = self._activations
+        spec = activations.spec(fold.cls)
+        delta = _upgrade(spec, fold)
+        if delta is not None:
+            fold.state.apply(delta)
+        cell = Cell(spec, fold.state, fold.agent)
+        writer = activations.writer(fold)
         try:
-            await take(node, fold, wish.cause)
-        except Fenced:
-            now = await load(node.home.log, agent)
-            if now.epoch != fold.epoch:
-                raise  # somebody was first
-            _check(node, now, wish)
-            await take(node, now, wish.cause)  # the copy, or what had been seen, was a little behind
-    finally:
-        node.making.discard(agent)
-    return True
+            with activations.starting(fold.agent):
+                waits = await self._waits(fold) and fold.agent not in self._returns
+                await writer.append(lambda head: Claimed(**head, cause=cause, waits=waits), claim=True, at_once=True)
+                host = Host(activations.home, spec, cell, writer)
+                host.adopt(delta)
+                host.marks = waits
+                if fold.may_run:
+                    await activations.arrive(host)
+                activations.serve(host)
+                self._migrations.settle_soon(fold.agent, 0.0)
+        except EpochRegression:
+            self._quarantine.lost(fold.agent, fold.seq)
+            raise
+        return host
 
+    def _check(self, fold: Fold, wish: requests.Claim) -> None:
+        agent = fold.agent
+        if fold.phase is Phase.TERMINATED:
+            raise AgentTerminated(f"Agent {agent!r} has ended; its id is not used again.", agent=agent)
+        if wish.of not in ("", fold.owner):
+            raise Fenced(f"Agent {agent!r} is not {wish.of}'s any more: {fold.owner} owns it.", agent=agent)
+        if fold.goes_to not in ("", self._activations.name) and not wish.force:
+            raise ClaimRefused(elsewhere(fold), agent=agent, node=fold.goes_to)
 
-def _check(node: Node, fold: Fold, wish: requests.Claim) -> None:
-    agent = fold.agent
-    if fold.phase is Phase.TERMINATED:
-        raise AgentTerminated(f"Agent {agent!r} has ended; its id is not used again.", agent=agent)
-    if wish.of not in ("", fold.owner):
-        raise Fenced(f"Agent {agent!r} is not {wish.of}'s any more: {fold.owner} owns it.", agent=agent)
-    if fold.goes_to not in ("", node.name) and not wish.force:
-        raise ClaimRefused(elsewhere(fold), agent=agent, node=fold.goes_to)
+    async def _waits(self, fold: Fold) -> bool:
+        """True if the agent has a message that its former owner may have died of.
 
-
-async def claim_all(node: Node, wishes: list[requests.Claim]) -> list[requests.WireError | None]:
-    """Each by itself, at the same time; of each that is refused, why."""
-
-    async def one(wish: requests.Claim) -> requests.WireError | None:
-        try:
-            await claim(node, wish)
-        except CellError as error:
-            return error.to_wire()
-        except Exception as error:  # a bug: told to who asked, and of this agent alone
-            logger.exception("node %s: the claim of agent %s failed", node.name, wish.agent)
-            return InternalError(f"Node {node.name}: {described(error)}.").to_wire()
-        return None
-
-    return await together(one(wish) for wish in wishes)
-
-
-async def take(node: Node, fold: Fold, cause: str) -> Host:
-    """Claims the agent and hosts it.  Raises `Fenced` if another was first, and what keeps its state from loading."""
-    spec = node.spec(fold.cls)
-    delta = _upgrade(spec, fold)
-    if delta is not None:
-        fold.state.apply(delta)
-    cell = Cell(spec, fold.state, fold.agent)
-    writer = node.writer(fold)
-    node.making.add(fold.agent)
-    try:
-        waits = await _waits(node, fold) and fold.agent not in node.returns
-        await writer.append(lambda head: Claimed(**head, cause=cause, waits=waits), claim=True, at_once=True)
-        host = Host(node.home, spec, cell, writer)
-        host.adopt(delta)
-        host.marks = waits
-        if fold.may_run:
-            await node.arrive(host)
-        node.serve(host)
-        node.migrations.settle_soon(fold.agent, 0.0)
-    except EpochRegression:
-        node.parking.lost(fold.agent, fold.seq)
-        raise
-    finally:
-        node.making.discard(fold.agent)
-    return host
+        Any replica may say that the inbox is at the cursor or behind it; that it is not, only a leader.
+        """
+        if not fold.lifecycle.state.accepts_work:
+            return False
+        log, inbox, cursor = self._activations.home.log, inbox_subject(fold.agent), fold.ledger.cursor
+        last = (await log.lasts([inbox])).get(inbox)
+        if (last.seq if last is not None else 0) < cursor:
+            last = await log.last(inbox)
+            self._quarantine.check_inbox(fold, last)
+        return fold.turn is not None or bool(fold.ledger.held) or (last is not None and last.seq > cursor)
 
 
 def _upgrade(spec: Spec, fold: Fold) -> StateDelta | None:
@@ -128,21 +159,6 @@ def _upgrade(spec: Spec, fold: Fold) -> StateDelta | None:
             f"The upgrade of agent {fold.agent!r} from version {fold.version} of {spec.name} to {spec.version} raised "
             f"{described(error)}.", have=fold.version, need=spec.version,
         ) from error  # fmt: skip
-
-
-async def _waits(node: Node, fold: Fold) -> bool:
-    """True if the agent has a message that its former owner may have died of.
-
-    Any replica may say that the inbox is at the cursor or behind it; that it is not, only a leader.
-    """
-    if not fold.lifecycle.state.accepts_work:
-        return False
-    log, inbox, cursor = node.home.log, inbox_subject(fold.agent), fold.ledger.cursor
-    last = (await log.lasts([inbox])).get(inbox)
-    if (last.seq if last is not None else 0) < cursor:
-        last = await log.last(inbox)
-        node.parking.check_inbox(fold, last)
-    return fold.turn is not None or bool(fold.ledger.held) or (last is not None and last.seq > cursor)
 
 
 def elsewhere(fold: Fold, why: str = "") -> str:

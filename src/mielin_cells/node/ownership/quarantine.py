@@ -13,11 +13,9 @@ from collections.abc import Awaitable, Callable, Container
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
-from mielin_cells.agents.reports import AgentInfo
 from mielin_cells.errors import OF_STORE, PARKED, CellError, EpochRegression, Fenced, NoSuchAgent, described
 from mielin_cells.log.fold import Fold, Phase
 from mielin_cells.log.ids import inbox_subject, log_subject
-from mielin_cells.log.lifecycle import AgentState
 from mielin_cells.log.records import Claimed
 from mielin_cells.node.activation.writer import append_failed
 from mielin_cells.settings import RETRY_S_MAX
@@ -27,7 +25,8 @@ from mielin_cells.tasks.supervision import Backoff
 
 if TYPE_CHECKING:
     from mielin_cells.node.activation.activation import Host
-    from mielin_cells.node.node import Node
+    from mielin_cells.node.activation.hosting import Activations
+    from mielin_cells.node.ownership.standby import Standbys
 
 logger = logging.getLogger("mielin_cells.parking")
 
@@ -69,11 +68,14 @@ async def inbox_regression(log: Log, agent: str, cursor: int) -> EpochRegression
     )  # fmt: skip
 
 
-class Parking:
+class Quarantine:
     """Of one node: looks into what its memory and a log contradict each other about."""
 
-    def __init__(self, node: Node) -> None:
-        self._node = node
+    def __init__(self, activations: Activations, standbys: Standbys) -> None:
+        self._activations = activations
+        self._standbys = standbys
+        self.seen: dict[str, int] = {}
+        """By agent, the last sequence of its log that this node has seen."""
         self._open: set[str] = set()
         self._went_back = False
         """The store has gone back once while this node lived."""
@@ -84,13 +86,13 @@ class Parking:
 
     def acknowledged(self) -> dict[str, int]:
         """How far this node's hosts and copies know their agents' logs to go; asked before the logs are."""
-        known = {agent: copy.fold.seq for agent, copy in self._node.standbys.copies.items() if copy.fold is not None}
-        known.update({agent: host.fold.seq for agent, host in self._node.hosts.items()})
+        known = {agent: copy.fold.seq for agent, copy in self._standbys.copies.items() if copy.fold is not None}
+        known.update({agent: host.fold.seq for agent, host in self._activations.live.items()})
         return known
 
     def is_behind(self, agent: str, seq: int, acknowledged: int = 0) -> bool:
         """True, and the agent is looked into, if its log says less than this node has seen of it before."""
-        known = max(self._node.adoption.moved.get(agent, 0), acknowledged)
+        known = max(self.seen.get(agent, 0), acknowledged)
         if seq < known:
             self.suspect(agent, known)
         return seq < known
@@ -99,48 +101,50 @@ class Parking:
         """Looks into agents whose logs were there and are not listed any more; and, once the store has gone back, into those whose
         inboxes end before what they have taken: what comes there would be passed over."""
         if self._went_back:
-            hosts = {inbox_subject(agent): host for agent, host in self._node.hosts.items() if not is_parked(host.fold)}
+            hosts = {
+                inbox_subject(agent): host for agent, host in self._activations.live.items() if not is_parked(host.fold)
+            }
             taken = {subject: host.fold.ledger.cursor for subject, host in hosts.items()}
-            for subject, seq in await self._node.home.log.subjects(inbox_subject("")):
+            for subject, seq in await self._activations.home.log.subjects(inbox_subject("")):
                 if seq < taken.get(subject, 0):
                     self.look_into(hosts[subject].fold.agent, partial(_passed_over, hosts[subject]))
-        for agent, known in {**self._node.adoption.moved, **acknowledged}.items():
+        for agent, known in {**self.seen, **acknowledged}.items():
             if agent not in listed:
                 self.suspect(agent, known)
 
     def lost(self, agent: str, seq: int) -> None:
         """A host of this node that was at `seq` may not go on: has another node taken over, or has the log forgotten it?"""
-        self._node.adoption.moved[agent] = max(seq, self._node.adoption.moved.get(agent, 0))
+        self.seen[agent] = max(seq, self.seen.get(agent, 0))
         self.suspect(agent, seq)
 
     def suspect(self, agent: str, seq: int) -> None:
-        self.look_into(agent, lambda: regression(self._node.home.log, agent, seq))
+        self.look_into(agent, lambda: regression(self._activations.home.log, agent, seq))
 
     def look_into(self, agent: str, check: Check) -> None:
         """Parks the agent if `check` finds an error, and goes on finding it for `regression_s`; then the log is looked at."""
-        if agent not in self._open and not self._node.is_stopping:
+        if agent not in self._open and not self._activations.is_stopping:
             self._open.add(agent)
-            self._node.home.begin(self._look_into(agent, check))
+            self._activations.home.begin(self._look_into(agent, check))
 
     async def _look_into(self, agent: str, check: Check) -> None:
-        node = self._node
+        activations = self._activations
         try:
             error = await self._confirmed(check)
             if error is not None:
-                logger.error("node %s: %s", node.name, error)
+                logger.error("node %s: %s", activations.name, error)
                 self._went_back = True
-                host = node.hosts.get(agent)
+                host = activations.live.get(agent)
                 if host is not None:
                     host.lose(error)
-                node.adoption.moved.pop(agent, None)
+                self.seen.pop(agent, None)
                 await self._park(agent, error)
         finally:
             self._open.discard(agent)
-        node.look(agent)
+        activations.look(agent)
 
     async def _confirmed(self, check: Check) -> EpochRegression | None:
         """Of a cluster, a leader that was cut off may answer for some seconds with what it had."""
-        loop, limit = asyncio.get_running_loop(), self._node.settings.regression_s
+        loop, limit = asyncio.get_running_loop(), self._activations.settings.regression_s
         since: float | None = None
         unheard = Backoff(RETRY_S_MAX / 10)
         while True:
@@ -154,31 +158,31 @@ class Parking:
                 unheard.reset()
             except Exception as silent:  # whatever the store raises: not heard is not denied
                 since = None
-                logger.info("node %s looks again: %s", self._node.name, described(silent))
+                logger.info("node %s looks again: %s", self._activations.name, described(silent))
                 await unheard.wait()
             else:
                 await asyncio.sleep(min(limit / 4, RETRY_S_MAX))
 
     async def _park(self, agent: str, error: EpochRegression) -> None:
         """Until the log says so, or this node shows why it cannot."""
-        node, backoff = self._node, Backoff()
+        activations, backoff = self._activations, Backoff()
         while True:
             try:
-                fold = await load(node.home.log, agent)
+                fold = await load(activations.home.log, agent)
                 if fold.phase is not Phase.TERMINATED and not is_parked(fold):
-                    writer = node.writer(fold)
+                    writer = activations.writer(fold)
                     await writer.append(lambda head: Claimed(**head, cause="parked", waits=False), claim=True)
                     await append_failed(writer, error)
                 return
             except Fenced as race:
                 logger.info("agent %s is parked again: %s", agent, race)
             except NoSuchAgent:
-                node.troubled[agent] = trouble(node.name, agent, None, error)
+                activations.cannot_run(agent, None, error)
                 return
             except Exception as absent:
                 if isinstance(absent, CellError) and not isinstance(absent, OF_STORE):
                     error = EpochRegression(f"{error.message} {absent.message}", **error.facts)
-                    node.troubled[agent] = trouble(node.name, agent, None, error)
+                    activations.cannot_run(agent, None, error)
                     return
                 logger.info("agent %s is parked later: %s", agent, described(absent))
                 await backoff.wait()
@@ -187,24 +191,14 @@ class Parking:
         """Raises `Fenced`, and the agent is looked into, if its inbox ends before what its log has taken."""
         agent, cursor = fold.agent, fold.ledger.cursor
         if last is not None and last.seq < cursor:
-            self.look_into(agent, lambda: inbox_regression(self._node.home.log, agent, cursor))
-            raise Fenced(f"Agent {agent!r} is being looked into by {self._node.name}; ask again.", agent=agent)
+            self.look_into(agent, lambda: inbox_regression(self._activations.home.log, agent, cursor))
+            raise Fenced(f"Agent {agent!r} is being looked into by {self._activations.name}; ask again.", agent=agent)
 
     def check_new(self, agent: str) -> None:
         """Raises `EpochRegression` for an agent that this node remembers, and the store does not."""
-        found = self._node.troubled.get(agent)
+        found = self._activations.unloadable.get(agent)
         if found is not None and found.code == EpochRegression.__name__:
             raise EpochRegression(found.error, agent=agent)
-
-
-def trouble(node: str, agent: str, fold: Fold | None, error: CellError) -> AgentInfo:
-    """An agent that does not load, as operators see it; nothing is written, so another node may take it."""
-    return AgentInfo(
-        id=agent, cls=fold.cls if fold is not None else "", version=fold.version if fold is not None else 0,
-        node=node, epoch=fold.epoch if fold is not None else 0, state=AgentState.ERROR.value, waiting=0,
-        bytes=fold.size_bytes if fold is not None else 0, error=error.message, code=error.code,
-        at=fold.written if fold is not None else 0.0,
-    )  # fmt: skip
 
 
 def is_parked(fold: Fold) -> bool:

@@ -10,14 +10,13 @@ import asyncio
 import contextlib
 import logging
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from mielin_cells.errors import AgentTerminated, CellError, NoSuchAgent, described
 from mielin_cells.log.fold import Fold, Phase
 from mielin_cells.log.ids import log_subject
 from mielin_cells.membership import selection
-from mielin_cells.node.moves import admission
 from mielin_cells.rpc import requests
 from mielin_cells.rpc.call import call
 from mielin_cells.store.reader import load, take
@@ -26,7 +25,8 @@ from mielin_cells.tasks.supervision import Backoff
 
 if TYPE_CHECKING:
     from mielin_cells.node.activation.activation import Host
-    from mielin_cells.node.node import Node
+    from mielin_cells.node.activation.hosting import Activations
+    from mielin_cells.node.moves.admission import Copies
 
 logger = logging.getLogger("mielin_cells.standby")
 
@@ -40,11 +40,12 @@ ROUNDS_KEPT = 12
 class Copy:
     """One agent's log, followed here.  `fold` is None until it was loaded."""
 
-    def __init__(self, node: Node, agent: str) -> None:
+    def __init__(self, activations: Activations, agent: str, closed: Callable[[Copy], None]) -> None:
         self.agent = agent
         self.fold: Fold | None = None
-        self.asked_at = node.clock()
-        self._node = node
+        self.asked_at = activations.clock()
+        self._activations = activations
+        self._closed = closed
         self._tail: Tail | None = None
         self._task: asyncio.Task[None] | None = None
         self._is_closed = False
@@ -58,13 +59,13 @@ class Copy:
             except (NoSuchAgent, AgentTerminated):
                 break
             except Exception as error:  # of the store, or of what its owner will say louder
-                logger.info("node %s reads agent %s anew: %s", self._node.name, self.agent, described(error))
+                logger.info("node %s reads agent %s anew: %s", self._activations.name, self.agent, described(error))
             self.fold = None
             await backoff.wait()
         self.close()
 
     async def _follow(self) -> None:
-        log = self._node.home.log
+        log = self._activations.home.log
         fold = await load(log, self.agent)
         if self._is_closed:
             return
@@ -94,20 +95,24 @@ class Copy:
         self._is_closed = True
         if self._tail is not None:
             self._tail.close()
-        if self._node.standbys.copies.get(self.agent) is self:
-            del self._node.standbys.copies[self.agent]
+        self._closed(self)
 
 
 class Standbys:
     """Of one node: the copies that it keeps for others, and who keeps those of its own agents."""
 
-    def __init__(self, node: Node) -> None:
-        self._node = node
+    def __init__(self, activations: Activations, moving: Copies) -> None:
+        self._activations = activations
+        self._moving = moving
         self.copies: dict[str, Copy] = {}
         self._by: dict[str, list[str]] = {}
         """Agents of this node that want copies, with the nodes that keep them."""
         self._wake = asyncio.Event()
         self._is_running = False
+
+    def _closed(self, copy: Copy) -> None:
+        if self.copies.get(copy.agent) is copy:
+            del self.copies[copy.agent]
 
     def close(self) -> None:
         for copy in list(self.copies.values()):
@@ -117,25 +122,25 @@ class Standbys:
 
     def follow(self, request: requests.Follow) -> dict[str, str]:
         """Keeps a copy of each agent; those that it does not keep, with every reason."""
-        node, refused = self._node, dict[str, str]()
+        activations, refused = self._activations, dict[str, str]()
         for wanted in request.agents:
             agent = wanted.agent
             copy = self.copies.get(agent)
-            if copy is not None and not node.is_cordoned:
-                copy.asked_at = node.clock()
+            if copy is not None and not self._moving.is_cordoned():
+                copy.asked_at = activations.clock()
                 continue
             offer = requests.Prepare(
                 agent, "standby", request.owner, wanted.cls, wanted.version, wanted.bytes, wanted.epoch,
                 wanted.architectures, is_dry=True,
             )  # fmt: skip
-            reasons = admission.prepare(node, offer).reasons
+            reasons = self._moving.prepare(offer).reasons
             if reasons:
                 refused[agent] = "; ".join(reasons)
                 if copy is not None:
                     copy.close()
             else:
-                copy = self.copies[agent] = Copy(node, agent)
-                node.home.begin(copy.run())
+                copy = self.copies[agent] = Copy(activations, agent, self._closed)
+                activations.home.begin(copy.run())
         return refused
 
     async def taken(self, agent: str) -> Fold | None:
@@ -145,9 +150,12 @@ class Standbys:
 
     def expire(self) -> None:
         """Drops what was not asked for in a long time, or runs here by now."""
-        node = self._node
+        activations = self._activations
         for agent, copy in list(self.copies.items()):
-            if agent in node.hosts or node.clock() - copy.asked_at > ROUNDS_KEPT * node.settings.reconcile_s:
+            if (
+                agent in activations.live
+                or activations.clock() - copy.asked_at > ROUNDS_KEPT * activations.settings.reconcile_s
+            ):
                 copy.close()
 
     # ---- of own agents ---------------------------------------------------------------------------------------
@@ -158,27 +166,27 @@ class Standbys:
             self._wake.set()
             if not self._is_running:
                 self._is_running = True
-                self._node.home.begin(self._run())
+                self._activations.home.begin(self._run())
 
     def of(self, host: Host) -> list[str]:
         """The nodes that keep a copy of this node's agent, and are to go on."""
         return self._by.get(host.fold.agent, [])[: wanted(host)]
 
     async def _run(self) -> None:
-        node = self._node
-        while not node.is_stopping:
+        activations = self._activations
+        while not activations.is_stopping:
             self._wake.clear()
             try:
                 await self._round()
             except Exception as error:  # whatever the store raises: who follows goes on meanwhile
-                logger.info("node %s looks after its standbys later: %s", node.name, described(error))
+                logger.info("node %s looks after its standbys later: %s", activations.name, described(error))
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), node.settings.reconcile_s)
+                await asyncio.wait_for(self._wake.wait(), activations.settings.reconcile_s)
 
     async def _round(self) -> None:
         """Who follows is asked to go on; for each that does not, another is chosen."""
-        node = self._node
-        hosts = [host for host in node.hosts.values() if wanted(host)]
+        activations = self._activations
+        hosts = [host for host in activations.live.values() if wanted(host)]
         self._by = {host.fold.agent: self._by.get(host.fold.agent, [])[: wanted(host)] for host in hosts}
         if not hosts:
             return
@@ -193,8 +201,10 @@ class Standbys:
                     if name not in asked[agent]:
                         batches[name].append(host)
                 while len(self._by[agent]) < wanted(host):
-                    spread = spread or selection.Spread(await selection.alive(node.home.log, node.home.wire))
-                    but = {node.name, *self._by[agent], *asked[agent]}
+                    spread = spread or selection.Spread(
+                        await selection.alive(activations.home.log, activations.home.wire)
+                    )
+                    but = {activations.name, *self._by[agent], *asked[agent]}
                     chosen = spread.choose(but, host.fold.cls, host.fold.policy.preferred_architectures)
                     if chosen is None:
                         break
@@ -210,10 +220,10 @@ class Standbys:
     async def _ask(self, name: str, hosts: list[Host]) -> None:
         for at in range(0, len(hosts), BATCH):
             some = hosts[at : at + BATCH]
-            request = requests.Follow(self._node.name, [_wanted_of(host) for host in some])
+            request = requests.Follow(self._activations.name, [_wanted_of(host) for host in some])
             refused: Iterable[str]
             try:
-                refused = await call(self._node.home.wire, name, request, selection.PING_S)
+                refused = await call(self._activations.home.wire, name, request, selection.PING_S)
             except CellError as error:
                 logger.info("node %s keeps no copies now: %s", name, error)
                 refused = [host.fold.agent for host in some]

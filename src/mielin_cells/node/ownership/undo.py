@@ -34,7 +34,7 @@ from mielin_cells.membership import selection
 from mielin_cells.migration.journal import TakenBack
 from mielin_cells.node.activation.writer import Declined
 from mielin_cells.node.moves.journal import Scribe
-from mielin_cells.node.ownership import claims
+from mielin_cells.node.ownership.claims import Claims, elsewhere
 from mielin_cells.rpc import answers, requests
 from mielin_cells.rpc.call import call
 from mielin_cells.store import journal
@@ -42,7 +42,9 @@ from mielin_cells.store.reader import READ_RECORDS, load_at, record_of
 
 if TYPE_CHECKING:
     from mielin_cells.node.activation.activation import Host
-    from mielin_cells.node.node import Node
+    from mielin_cells.node.activation.hosting import Activations
+    from mielin_cells.node.moves.manager import Migrations
+    from mielin_cells.substrate.ports import Log
 
 logger = logging.getLogger("mielin_cells.migration")
 
@@ -54,48 +56,190 @@ class _Moved(Declined):
     """A record has come between reading and appending: read on."""
 
 
-async def undo(node: Node, request: requests.Undo) -> answers.UndoPlan:
-    """Carried out by the agent's owner.  With reasons in the answer, or `is_dry`, nothing was done.
+RETRY_S = 0.1
 
-    Raises `NoSuchAgent`, `Fenced` if the agent has another owner than was planned for, `MigrationInProgress`,
-    `NoSuchMigration`, `UsageError` for one that did not complete or is undone with an earlier one, `RollbackExpired`, `UnknownNode`,
-    `AskTimeout` if the turn that runs does not end: then nothing was done either.
-    """
-    host = node.host(request.agent)
-    fold = host.fold
-    if fold.epoch != request.epoch or fold.phase is not Phase.RUN:
-        raise Fenced(f"Agent {fold.agent!r} has changed its owner; plan the rollback again.", agent=fold.agent)
-    await node.migrations.settling.one_due(fold.agent)  # a migration that lost its source may go on from here
-    moving = node.migrations.open.get(fold.agent)
-    if moving is not None:
-        raise MigrationInProgress(
-            f"Agent {fold.agent!r} is being moved by {moving.migration}; wait for its end, or abort it.",
-            agent=fold.agent, migration=moving.migration,
+
+class Undoes:
+    """Of one node."""
+
+    def __init__(self, activations: Activations, migrations: Migrations, claims: Claims) -> None:
+        self._activations = activations
+        self._migrations = migrations
+        self._claims = claims
+
+    async def undo(self, request: requests.Undo) -> answers.UndoPlan:
+        """Carried out by the agent's owner.  With reasons in the answer, or `is_dry`, nothing was done.
+
+        Raises `NoSuchAgent`, `Fenced` if the agent has another owner than was planned for, `MigrationInProgress`,
+        `NoSuchMigration`, `UsageError` for one that did not complete or is undone with an earlier one, `RollbackExpired`,
+        `UnknownNode`, `AskTimeout` if the turn that runs does not end: then nothing was done either.
+        """
+        host = self._activations.host(request.agent)
+        fold = host.fold
+        if fold.epoch != request.epoch or fold.phase is not Phase.RUN:
+            raise Fenced(f"Agent {fold.agent!r} has changed its owner; plan the rollback again.", agent=fold.agent)
+        await self._migrations.settling.one_due(fold.agent)  # a migration that lost its source may go on from here
+        moving = self._migrations.open.get(fold.agent)
+        if moving is not None:
+            raise MigrationInProgress(
+                f"Agent {fold.agent!r} is being moved by {moving.migration}; wait for its end, or abort it.",
+                agent=fold.agent, migration=moving.migration,
+            )  # fmt: skip
+        back = await load_at(self._activations.home.log, fold, handover_of(fold, request.migration))
+        if back.inbox_from < fold.inbox_kept_from:
+            raise RollbackExpired(
+                f"Migration {request.migration} of agent {fold.agent!r} cannot be undone: what it would take again begins at "
+                f"{back.inbox_from} of its inbox, which is kept from {fold.inbox_kept_from} on.",
+                agent=fold.agent, migration=request.migration,
+            )  # fmt: skip
+        undoing = Undoing(back)
+        await _read_on(self._activations.home.log, undoing, fold.seq)
+        goes_to, reasons = await self._chosen(undoing.back, request)
+        extent = undoing.extent
+        plan = answers.UndoPlan(
+            agent=fold.agent, migration=request.migration, node=self._activations.name, goes_to=goes_to, record=undoing.back.seq,
+            version=fold.version, version_then=undoing.back.version, messages=extent.messages, sent=extent.sent,
+            steps=extent.steps, answered=extent.answered, state=fold.lifecycle.state.value,
+            state_then=undoing.back.lifecycle.state.value, reasons=reasons,
         )  # fmt: skip
-    back = await load_at(node.home.log, fold, handover_of(fold, request.migration))
-    if back.inbox_from < fold.inbox_kept_from:
-        raise RollbackExpired(
-            f"Migration {request.migration} of agent {fold.agent!r} cannot be undone: what it would take again begins at "
-            f"{back.inbox_from} of its inbox, which is kept from {fold.inbox_kept_from} on.",
-            agent=fold.agent, migration=request.migration,
-        )  # fmt: skip
-    undoing = Undoing(back)
-    await _read_on(node, undoing, fold.seq)
-    goes_to, reasons = await _chosen(node, undoing.back, request)
-    extent = undoing.extent
-    plan = answers.UndoPlan(
-        agent=fold.agent, migration=request.migration, node=node.name, goes_to=goes_to, record=undoing.back.seq,
-        version=fold.version, version_then=undoing.back.version, messages=extent.messages, sent=extent.sent,
-        steps=extent.steps, answered=extent.answered, state=fold.lifecycle.state.value,
-        state_then=undoing.back.lifecycle.state.value, reasons=reasons,
-    )  # fmt: skip
-    if reasons or request.is_dry:
-        return plan
-    await _append(node, host, undoing, request, goes_to)
-    node.drop(host)
-    node.home.begin(_note(node, plan))
-    trouble = await claimed_by(node, goes_to, fold.agent, f"rollback of {request.migration}")
-    return msgspec.structs.replace(plan, trouble=trouble)
+        if reasons or request.is_dry:
+            return plan
+        await self._append(host, undoing, request, goes_to)
+        self._activations.drop(host)
+        self._activations.home.begin(self._note(plan))
+        trouble = await self.claimed_by(goes_to, fold.agent, f"rollback of {request.migration}")
+        return msgspec.structs.replace(plan, trouble=trouble)
+
+    async def _append(self, host: Host, undoing: Undoing, request: requests.Undo, goes_to: str) -> None:
+        fold = host.fold
+
+        def compose(head: dict[str, Any]) -> Undone:
+            if undoing.seq > fold.seq:  # nothing of this host is on its way: another node has appended
+                raise Fenced(f"Agent {fold.agent!r} has another owner now; plan the rollback again.", agent=fold.agent)
+            if undoing.seq != fold.seq:
+                raise _Moved
+            _ = handover_of(fold, request.migration)  # it may have been trimmed, or undone, since
+            fields = undoing.fields(fold)
+            return Undone(**head, goes_to=goes_to, migration=request.migration, corrects=request.corrects, **fields)
+
+        try:
+            await host.intake.stop(self._activations.settings.turn_deadline_s)
+        except TimeoutError as error:
+            raise AskTimeout(
+                f"Agent {fold.agent!r} is in a turn that does not end; it was not rolled back and goes on.",
+                agent=fold.agent,
+            ) from error
+        try:
+            await host.flush()
+            await host.seal_ready()
+            while True:
+                await _read_on(self._activations.home.log, undoing, fold.seq)
+                try:
+                    await host.append(compose)
+                    return
+                except _Moved:
+                    continue
+        except Fenced as error:
+            host.lose(error)
+            raise
+        except BaseException:
+            host.resume_intake()  # it was not appended, and the agent goes on as it was
+            raise
+
+    async def _chosen(self, back: Fold, request: requests.Undo) -> tuple[str, list[str]]:
+        """The node that is to go on, and its reasons against it: the one that is named; else one with the class as it was then that
+        takes the agent, the source of the migration before others.  If none takes it, the first of them.
+
+        Raises `UnknownNode` if there is none.
+        """
+        if request.to:
+            return request.to, await self._refusals(request.to, back)
+        nodes = await selection.alive(self._activations.home.log, self._activations.home.wire)
+
+        def fits(info: NodeInfo) -> bool:
+            return not info.classes or info.classes.get(back.cls) == back.version
+
+        able = sorted(
+            (info for info in nodes if fits(info)),
+            key=lambda info: (info.name != request.prefer, info.agents, info.name),
+        )
+        if not able:
+            raise UnknownNode(
+                f"No node that answers has {back.cls} as of version {back.version}, which agent {back.agent!r} ran by then. Start one "
+                "with that code, or name a node: a newer one takes the messages with its own code.",
+                node="", nodes=[info.name for info in nodes],
+            )  # fmt: skip
+        first: list[str] = []
+        for info in able:
+            reasons = await self._refusals(info.name, back)
+            if not reasons:
+                return info.name, []
+            first = first or reasons
+        return able[0].name, first
+
+    async def _refusals(self, goes_to: str, back: Fold) -> list[str]:
+        """Every reason of the chosen node against taking the agent as it was then."""
+        if goes_to == self._activations.name:
+            return []
+        asked = requests.Prepare(
+            back.agent,
+            "",
+            self._activations.name,
+            back.cls,
+            back.version,
+            back.size_bytes,
+            back.epoch,
+            list(back.policy.preferred_architectures),
+            is_dry=True,
+        )
+        try:
+            return (await call(self._activations.home.wire, goes_to, asked, CLAIM_S)).reasons
+        except RetryError as error:
+            return [f"{goes_to} does not answer ({error.code})"]
+
+    async def claimed_by(self, goes_to: str, agent: str, cause: str) -> str:
+        """Has a node claim the agent; why it has not, "" if it has."""
+        if goes_to == self._activations.name:
+            try:
+                await self._claims.claim(requests.Claim(agent, cause))
+                return ""
+            except CellError as error:
+                return error.message
+        request = requests.Claim(agent, cause)
+        until = self._activations.clock() + self._activations.settings.probation_s
+        while True:
+            try:
+                await call(self._activations.home.wire, goes_to, request, CLAIM_S)
+                return ""
+            except (RetryError, Fenced) as error:  # `Fenced`: it is at it, or somebody else was first
+                why = error.message
+            except CellError as error:
+                return error.message
+            if self._activations.clock() > until:
+                return why
+            await asyncio.sleep(RETRY_S)
+
+    async def pass_on(self, fold: Fold) -> None:
+        """The log gives this node an agent that was rolled back to go on elsewhere: that node is asked to claim it.
+
+        Raises `ClaimRefused`, with what an operator can do, while that does not happen.
+        """
+        trouble = await self.claimed_by(fold.goes_to, fold.agent, "rollback")
+        if trouble:
+            raise ClaimRefused(elsewhere(fold, trouble), agent=fold.agent, node=fold.goes_to)
+
+    async def _note(self, plan: answers.UndoPlan) -> None:
+        """The migration's journal tells that it was undone.  It explains; nothing depends on it."""
+        try:
+            found = await journal.read(self._activations.home.log, plan.agent, plan.migration)
+            scribe = Scribe(self._activations.home, plan.agent, plan.migration, found)
+            await scribe.write(
+                lambda head: TakenBack(
+                    **head, goes_to=plan.goes_to, record=plan.record, messages=plan.messages, sent=plan.sent
+                )
+            )
+        except CellError as error:
+            logger.warning("migration %s was undone, which its journal does not tell: %s", plan.migration, error)
 
 
 def handover_of(fold: Fold, migration: str) -> int:
@@ -123,8 +267,8 @@ def handover_of(fold: Fold, migration: str) -> int:
     return seq
 
 
-async def _read_on(node: Node, undoing: Undoing, end: int) -> None:
-    log, agent = node.home.log, undoing.back.agent
+async def _read_on(log: Log, undoing: Undoing, end: int) -> None:
+    agent = undoing.back.agent
     while undoing.seq < end:
         entries = await log.read(log_subject(agent), undoing.seq, READ_RECORDS)
         if not entries:
@@ -141,142 +285,3 @@ async def _read_on(node: Node, undoing: Undoing, end: int) -> None:
                 )
             undoing.saw(entry.seq, record)
         await asyncio.sleep(0)
-
-
-async def _append(node: Node, host: Host, undoing: Undoing, request: requests.Undo, goes_to: str) -> None:
-    fold = host.fold
-
-    def compose(head: dict[str, Any]) -> Undone:
-        if undoing.seq > fold.seq:  # nothing of this host is on its way: another node has appended
-            raise Fenced(f"Agent {fold.agent!r} has another owner now; plan the rollback again.", agent=fold.agent)
-        if undoing.seq != fold.seq:
-            raise _Moved
-        _ = handover_of(fold, request.migration)  # it may have been trimmed, or undone, since
-        fields = undoing.fields(fold)
-        return Undone(**head, goes_to=goes_to, migration=request.migration, corrects=request.corrects, **fields)
-
-    try:
-        await host.intake.stop(node.settings.turn_deadline_s)
-    except TimeoutError as error:
-        raise AskTimeout(
-            f"Agent {fold.agent!r} is in a turn that does not end; it was not rolled back and goes on.",
-            agent=fold.agent,
-        ) from error
-    try:
-        await host.flush()
-        await host.seal_ready()
-        while True:
-            await _read_on(node, undoing, fold.seq)
-            try:
-                await host.append(compose)
-                return
-            except _Moved:
-                continue
-    except Fenced as error:
-        host.lose(error)
-        raise
-    except BaseException:
-        host.resume_intake()  # it was not appended, and the agent goes on as it was
-        raise
-
-
-async def _chosen(node: Node, back: Fold, request: requests.Undo) -> tuple[str, list[str]]:
-    """The node that is to go on, and its reasons against it: the one that is named; else one with the class as it was then that takes
-    the agent, the source of the migration before others.  If none takes it, the first of them.
-
-    Raises `UnknownNode` if there is none.
-    """
-    if request.to:
-        return request.to, await _refusals(node, request.to, back)
-    nodes = await selection.alive(node.home.log, node.home.wire)
-
-    def fits(info: NodeInfo) -> bool:
-        return not info.classes or info.classes.get(back.cls) == back.version
-
-    able = sorted(
-        (info for info in nodes if fits(info)), key=lambda info: (info.name != request.prefer, info.agents, info.name)
-    )
-    if not able:
-        raise UnknownNode(
-            f"No node that answers has {back.cls} as of version {back.version}, which agent {back.agent!r} ran by then. Start one "
-            "with that code, or name a node: a newer one takes the messages with its own code.",
-            node="", nodes=[info.name for info in nodes],
-        )  # fmt: skip
-    first: list[str] = []
-    for info in able:
-        reasons = await _refusals(node, info.name, back)
-        if not reasons:
-            return info.name, []
-        first = first or reasons
-    return able[0].name, first
-
-
-async def _refusals(node: Node, goes_to: str, back: Fold) -> list[str]:
-    """Every reason of the chosen node against taking the agent as it was then."""
-    if goes_to == node.name:
-        return []
-    asked = requests.Prepare(
-        back.agent,
-        "",
-        node.name,
-        back.cls,
-        back.version,
-        back.size_bytes,
-        back.epoch,
-        list(back.policy.preferred_architectures),
-        is_dry=True,
-    )
-    try:
-        return (await call(node.home.wire, goes_to, asked, CLAIM_S)).reasons
-    except RetryError as error:
-        return [f"{goes_to} does not answer ({error.code})"]
-
-
-async def claimed_by(node: Node, goes_to: str, agent: str, cause: str) -> str:
-    """Has a node claim the agent; why it has not, "" if it has."""
-    if goes_to == node.name:
-        try:
-            await claims.claim(node, requests.Claim(agent, cause))
-            return ""
-        except CellError as error:
-            return error.message
-    request = requests.Claim(agent, cause)
-    until = node.clock() + node.settings.probation_s
-    while True:
-        try:
-            await call(node.home.wire, goes_to, request, CLAIM_S)
-            return ""
-        except (RetryError, Fenced) as error:  # `Fenced`: it is at it, or somebody else was first
-            why = error.message
-        except CellError as error:
-            return error.message
-        if node.clock() > until:
-            return why
-        await asyncio.sleep(RETRY_S)
-
-
-RETRY_S = 0.1
-
-
-async def pass_on(node: Node, fold: Fold) -> None:
-    """The log gives this node an agent that was rolled back to go on elsewhere: that node is asked to claim it.
-
-    Raises `ClaimRefused`, with what an operator can do, while that does not happen.
-    """
-    trouble = await claimed_by(node, fold.goes_to, fold.agent, "rollback")
-    if trouble:
-        raise ClaimRefused(claims.elsewhere(fold, trouble), agent=fold.agent, node=fold.goes_to)
-
-
-async def _note(node: Node, plan: answers.UndoPlan) -> None:
-    """The migration's journal tells that it was undone.  It explains; nothing depends on it."""
-    try:
-        found = await journal.read(node.home.log, plan.agent, plan.migration)
-        scribe = Scribe(node.home, plan.agent, plan.migration, found)
-        await scribe.write(
-            lambda head: TakenBack(
-                **head, goes_to=plan.goes_to, record=plan.record, messages=plan.messages, sent=plan.sent
-            )
-        )
-    except CellError as error:
-        logger.warning("migration %s was undone, which its journal does not tell: %s", plan.migration, error)

@@ -43,7 +43,7 @@ class OneServes(Checker):
                 )
         serving: dict[int, str] = {}
         for name, node in self.scene.nodes.items():
-            host = node.hosts.get(step.agent)
+            host = node.activations.live.get(step.agent)
             if host is not None and host.is_open and host.fold.may_run:
                 other = serving.setdefault(host.fold.epoch, name)
                 if other != name:
@@ -182,7 +182,7 @@ class NobodyRuns(Checker):
             move = node.migrations.moves.get(step.agent)
             if move is None or move.machine.phase not in UNDECIDED or not move.host.is_open:
                 continue
-            if node.hosts.get(step.agent) is move.host and not move.host.intake.is_stopping:
+            if node.activations.live.get(step.agent) is move.host and not move.host.intake.is_stopping:
                 self.fails(
                     f"{name} takes messages of {step.agent} while {move.migration} is {move.machine.phase.value}"
                 )
@@ -220,7 +220,7 @@ class NothingUnverified(Checker):
         if not isinstance(record, Accepted):
             return
         node = self.scene.nodes.get(step.author.name)
-        copy = node.copies.get(step.agent) if node is not None else None
+        copy = node.copies.by_agent.get(step.agent) if node is not None else None
         fold = copy._fold if copy is not None else None
         if fold is not None and (fold.seq, fold.migration) != (step.before.seq, record.migration):
             self.fails(f"{step.what} accepts {record.migration}; its copy is at {fold.seq} with {fold.migration!r}")

@@ -31,7 +31,6 @@ from mielin_cells.log.ids import BEATS, LOGS, agent_of
 from mielin_cells.log.records import Claimed, decode_record
 from mielin_cells.membership.heartbeat import Ear, encode_beat
 from mielin_cells.membership.takeover import FAILOVER
-from mielin_cells.node.failover import Keeper
 from mielin_cells.node.node import Node
 from mielin_cells.rpc.answers import Beat
 from mielin_cells.substrate.ports import Entry
@@ -81,6 +80,8 @@ class Deployment:
         self._is_dark = False
         self._is_over = False
         self._jobs: dict[asyncio.Task[Any], None] = {}
+        self._ears: dict[str, Ear] = {}
+        """By node, what its newest process hears."""
 
     def violate(self, sentence: str) -> None:
         """Notes a violation.  After the story nothing counts: dead processes are being torn down."""
@@ -116,12 +117,15 @@ class Deployment:
         while not (self.is_healed and name in self.swarm.dead):
             view, wall = self.world.connect(name), partial(self._wall, name)
             rng, settings = self._rng_of(view), self.swarm.settings
+            ear = Ear(self.world.loop.time) if self.swarm.keepers else None
             node = Node(
                 name, view.log, view.wire, misbehaving.classes_of(name in self.old), settings=settings, rng=rng, wall=wall,
-                recovery=self.swarm.recovery,
+                recovery=self.swarm.recovery, heard=ear.heard if ear is not None else None,
             )  # fmt: skip
             node.home.cluster = Client(view.log, view.wire, settings=settings, rng=rng, wall=wall)
             self.scene.nodes[name] = node
+            if ear is not None:
+                self._ears[name] = ear
             try:
                 await view.process.run(self._started(node, view))
                 return
@@ -234,17 +238,14 @@ class Deployment:
     # ---- heartbeats ------------------------------------------------------------------------------------------
 
     def _attach_heartbeat(self, node: Node, view: View) -> None:
-        """The node sends heartbeats, hears the others', and does failover if that falls to it."""
-        ear = Ear(self.world.loop.time)
-        node.heard = ear.heard
-        node.home.begin(self._beat(node, view, ear))
-        node.home.begin(Keeper(node, ear.heard).run())
+        """The node sends heartbeats and hears the others'."""
+        node.home.begin(self._beat(node, view, self._ears[node.name]))
 
     async def _beat(self, node: Node, view: View, ear: Ear) -> None:
         subscription = await view.subscribe(BEATS, ear.hear)
         try:
             while not node.is_stopping:
-                beat = Beat(node.name, node.home.incarnation, node.refused_s(), is_starting=node.is_starting)
+                beat = Beat(node.name, node.home.incarnation, node.failover.refused_s(), is_starting=node.is_starting)
                 await view.publish(BEATS, encode_beat(beat))
                 await asyncio.sleep(node.settings.heartbeat_s)
         finally:

@@ -12,7 +12,6 @@ from mielin_cells.client.recoveries import Cases
 from mielin_cells.errors import CellError
 from mielin_cells.log.ids import LOGS, agent_of
 from mielin_cells.log.records import HandedOff, decode_record
-from mielin_cells.node.drain import Drain
 from mielin_cells.substrate.ports import Entry
 from mielin_cells.testing.checkers.history import Author
 from mielin_cells.testing.checkers.scene import Reported
@@ -165,8 +164,8 @@ class Nemesis:
         self._world.harmed("stop", view)
         try:
             if drain_s:
-                node.is_leaving = True
-                await view.process.run(Drain(node, drain_s, is_patient=False).run())
+                node.leave()
+                await view.process.run(node.drains.new(drain_s, is_patient=False).run())
             await view.process.run(node.stop())
         except Killed:
             return

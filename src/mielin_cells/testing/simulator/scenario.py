@@ -248,13 +248,13 @@ class Scenario(Deployment):
             return f"{self.world.pending} late messages have not come yet"
         for agent in self.checkers.agents:
             owner = self.checkers.owner(agent)
-            if owner and owner not in self.scene.lost and agent not in self.scene.nodes[owner].hosts:
+            if owner and owner not in self.scene.lost and agent not in self.scene.nodes[owner].activations.live:
                 return f"{agent}, which is {owner}'s, is not served there"
             if owner in self.scene.lost:
                 return f"{agent} belongs to {owner}, which is dead for good"
         for node in self.scene.living():
-            if node.copies or node.migrations.open or node.migrations.moves:
-                return f"{node.name} has {[*node.copies, *node.migrations.open]} to move"
+            if node.copies.by_agent or node.migrations.open or node.migrations.moves:
+                return f"{node.name} has {[*node.copies.by_agent, *node.migrations.open]} to move"
         journals = self.checker(ValidPath).open
         return f"migrations {journals} have no end" if journals else ""
 
@@ -295,7 +295,7 @@ class Scenario(Deployment):
                     await asyncio.sleep(LOOK_S)
                     await self.wake_all()
         except TimeoutError:
-            hosts = {name: sorted(node.hosts) for name, node in self.scene.nodes.items()}
+            hosts = {name: sorted(node.activations.live) for name, node in self.scene.nodes.items()}
             states = {agent: fold.lifecycle.state.value for agent, fold in self.scene.folds.items()}
             self.checker(ComesToRest).fails(
                 f"{self._healed_s:g} s after the world has healed not everything is where it was sent; "
@@ -314,7 +314,7 @@ class Scenario(Deployment):
         return {
             agent: (id(host), host.intake.delays.count, len(host.intake.delays.senders))
             for node in self.scene.living()
-            for agent, host in node.hosts.items()
+            for agent, host in node.activations.live.items()
         }
 
     async def _is_still(self) -> bool:

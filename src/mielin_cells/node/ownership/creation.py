@@ -1,0 +1,93 @@
+"""A node creates an agent: the first record of its log, then its hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mielin_cells.agents.live import Cell
+from mielin_cells.agents.spec import Spec
+from mielin_cells.errors import AgentTerminated, Fenced, NodeCordoned, StateTooNew, WrongClass
+from mielin_cells.log.fold import Fold, Phase
+from mielin_cells.log.ids import log_subject
+from mielin_cells.log.policy import DEFAULT
+from mielin_cells.log.records import Created
+from mielin_cells.node.activation.activation import Host
+from mielin_cells.node.activation.hosting import Activations
+from mielin_cells.node.activation.writer import Writer
+from mielin_cells.node.moves.manager import Migrations
+from mielin_cells.node.ownership.quarantine import Quarantine
+from mielin_cells.rpc import requests
+from mielin_cells.store.reader import load
+
+
+class Creation:
+    """Of one node."""
+
+    def __init__(
+        self, activations: Activations, migrations: Migrations, quarantine: Quarantine, is_cordoned: Callable[[], bool]
+    ) -> None:
+        self._activations = activations
+        self._migrations = migrations
+        self._quarantine = quarantine
+        self._is_cordoned = is_cordoned
+
+    async def spawn(self, request: requests.Spawn) -> bool:
+        """Creates the agent, unless it exists.  False: it was made with another initial state than this one."""
+        agent, spec = request.agent, self._activations.spec(request.cls)
+        host = self._activations.live.get(agent)
+        if host is None:
+            if request.version > spec.version:
+                raise StateTooNew(
+                    f"Agent {agent!r} was made for {spec.name} version {request.version}; {self._activations.name} has "
+                    f"{spec.version}.", agent=agent, have=request.version, need=spec.version,
+                )  # fmt: skip
+            host = await self._create(request, spec)
+        fold = host.fold if host is not None else await self._existing(agent)
+        if fold.cls != request.cls:
+            raise WrongClass(
+                f"Agent {agent!r} exists and is a {fold.cls}.", agent=agent, have=fold.cls, need=request.cls
+            )
+        return not fold.born or fold.born == request.born
+
+    async def _existing(self, agent: str) -> Fold:
+        fold = await load(self._activations.home.log, agent)
+        if fold.phase is Phase.TERMINATED:
+            raise AgentTerminated(f"Agent {agent!r} has ended; its id is not used again.", agent=agent)
+        if fold.owner == self._activations.name:
+            self._activations.look(agent)
+        return fold
+
+    async def _create(self, request: requests.Spawn, spec: Spec) -> Host | None:
+        """The new agent's host; None if the agent exists already."""
+        activations, agent = self._activations, request.agent
+        fold = Fold(agent)
+        fold.state.apply(request.state)
+        cell = Cell(spec, fold.state, agent)
+        writer = activations.writer(fold)
+        if await activations.home.log.last(log_subject(agent)) is not None or activations.is_starting(agent):
+            return None
+        self._quarantine.check_new(agent)
+        if self._is_cordoned():
+            name = activations.name
+            raise NodeCordoned(f"{name} is cordoned and takes no agents; `mielin uncordon {name}`.", node=name)
+        self._migrations.config_of(spec.cls)  # raises now what would keep the agent from ever being moved
+        with activations.starting(agent):
+            return await self._make(request, spec, cell, writer)
+
+    async def _make(self, request: requests.Spawn, spec: Spec, cell: Cell, writer: Writer) -> Host | None:
+        activations, policy = self._activations, spec.cls.__mielin_policy__
+        try:
+            await writer.append(
+                lambda head: Created(
+                    **head, cls=spec.name, version=spec.version, state=request.state, born=request.born,
+                    at=activations.home.wall(), policy=policy if policy != DEFAULT else None,
+                ),
+                claim=True, at_once=True,
+            )  # fmt: skip
+        except Fenced:
+            return None
+        host = Host(activations.home, spec, cell, writer)
+        await activations.arrive(host)
+        activations.serve(host)
+        await host.flush_within(activations.settings.turn_deadline_s)
+        return host
