@@ -95,9 +95,9 @@ def test_a_locale_of_few_characters_gets_the_others_written_out(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (("--nodes", "1"), "--nodes 1"),
-        (("--nodes", "65"), "--nodes 65"),
-        (("--migrations=-1",), "--migrations -1"),
+        (("--nodes", "1"), 'Invalid value "1" for --nodes. Must be >= 2.'),
+        (("--nodes", "65"), 'Invalid value "65" for --nodes. Must be <= 64.'),
+        (("--migrations=-1",), 'Invalid value "-1" for --migrations. Must be >= 0.'),
         (("--events", "nowhere.csv"), "nowhere.csv cannot be read"),
         (("--embedded", "--resume", "nowhere.db"), "--resume nowhere.db"),
     ],

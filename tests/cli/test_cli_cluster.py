@@ -73,7 +73,11 @@ def test_agents_are_spawned_asked_and_told_by_words(up: Deployment) -> None:
         (("resume", "nobody"), 2, "no agent 'nobody'"),
         (("dead", "known", "999"), 2, "no dead letter '999'"),
         (("dead", "known", "--replay"), 2, "--replay needs"),
-        (("dead", "known", "1", "--replay", "--purge"), 2, "two wishes"),
+        (("dead", "known", "1", "--replay", "--purge"), 2, "Mutually exclusive arguments: {--replay, --purge}"),
+        (("log", "known", "--after=-1"), 2, 'Invalid value "-1" for --after. Must be >= 0.'),
+        (("agents", "--limit", "0"), 2, 'Invalid value "0" for --limit. Must be >= 1.'),
+        (("agents", "--limit", "1", "--count"), 2, "Mutually exclusive arguments: {--limit, --count}"),
+        (("agents", "--after", "a", "--count"), 2, "Mutually exclusive arguments: {--after, --count}"),
         (("ask", "known"), 2, "HANDLER"),
         (("bogus",), 2, "bogus"),
     ],
@@ -125,7 +129,7 @@ def test_every_command_prints_text_for_people(up: Deployment) -> None:
     up.value("spawn", "Counter", "read", "--on", "node-1")
     buried(up, "read")
     for words, says in (
-        (("spawn", "Counter", "read"), "read is there already, on node-1"),
+        (("spawn", "Counter", "read"), "read exists already, on node-1"),
         (("agents", "--node", "node-1"), "AGENT"),
         (("nodes",), "node-2  alive"),
         (("show", "read"), "dead letters  1"),

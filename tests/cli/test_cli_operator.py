@@ -14,7 +14,7 @@ import pytest_asyncio
 
 import mielin_cells as cells
 from mielin_cells.agents.spec import spec_of
-from mielin_cells.cli import commands, moves
+from mielin_cells.cli import calls, letters, look, moves, records, steer
 from mielin_cells.cli.show import Printer, as_json, as_text, duration, size
 from mielin_cells.client.client import Client
 from mielin_cells.client.operator import Operator
@@ -341,24 +341,24 @@ async def test_each_command_shows_values_that_are_json(operator: Operator, capsy
     await operator.tell("till", "grumble", ["1"])
     await operator.ask("till", "total_now", [])
     for work in (
-        commands.spawn(operator, out, "Till", "b", [], None),
-        commands.ask(operator, out, "b", "add", ["2"], None),
-        commands.tell(operator, out, "b", "add", ["2"]),
-        commands.agents(operator, out, None),
-        commands.nodes(operator, out),
-        commands.show(operator, out, "till"),
-        commands.show(operator, out, "node-1"),
-        commands.log(operator, out, "till", 0, follow=False),
-        moves.migrate(operator, out, "till", None, detach=False),
-        commands.order(operator, out, "till", "suspend", "why not"),
-        commands.order(operator, out, "till", "pause", ""),
-        commands.order(operator, out, "till", "resume", ""),
-        commands.claim(operator, out, "till", "node-1", force=True),
-        commands.dead(operator, out, "till", None, replay=False, purge=False),
-        commands.dead(operator, out, "till", "1", replay=False, purge=False),
-        commands.dead(operator, out, "till", "1", replay=True, purge=False),
-        commands.dead(operator, out, "till", None, replay=False, purge=True),
-        commands.order(operator, out, "b", "terminate", ""),
+        calls.spawn.work(operator, out, "Till", "b"),
+        calls.ask.work(operator, out, "b", "add", "2"),
+        calls.tell.work(operator, out, "b", "add", "2"),
+        look.agents.work(operator, out),
+        look.nodes.work(operator, out),
+        look.show.work(operator, out, "till"),
+        look.show.work(operator, out, "node-1"),
+        records.log.work(operator, out, "till"),
+        moves.migrate.work(operator, out, "till"),
+        steer.suspend.work(operator, out, "till", reason="why not"),
+        steer.pause.work(operator, out, "till"),
+        steer.resume.work(operator, out, "till"),
+        steer.claim.work(operator, out, "till", to="node-1", force=True),
+        letters.show_letters(operator, out, "till", None),
+        letters.show_letters(operator, out, "till", "1"),
+        letters.replay_letter(operator, out, "till", "1"),
+        letters.purge_letters(operator, out, "till", None),
+        steer.end(operator, out, "b"),
     ):
         assert await work == 0
         lines = capsys.readouterr().out.splitlines()
@@ -370,14 +370,14 @@ async def test_each_command_shows_values_that_are_json(operator: Operator, capsy
 async def test_a_move_is_shown_phase_by_phase_in_real_units(
     operator: Operator, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert await moves.migrate(operator, Printer(as_json=False), "till", "node-2", detach=False) == 0
+    assert await moves.migrate.work(operator, Printer(as_json=False), "till", to="node-2") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "till  node-1 -> node-2"
     assert [line.split()[0] for line in lines[1:-2]] == ["plan", "prepare", "copy", "pause", "hand", "verify"]
     assert all(line.rstrip().endswith(("ms", "read")) for line in lines[1:-2])
     assert lines[-2].startswith("predicted ")
     assert lines[-1].startswith("done in ")
-    assert await moves.migrate(operator, Printer(as_json=True), "till", None, detach=True) == 0
+    assert await moves.migrate.work(operator, Printer(as_json=True), "till", detach=True) == 0
     begun = json.loads(capsys.readouterr().out)
     async with asyncio.timeout(10):
         while (case := case_of(await Cases(operator.client).find(begun["migration"]))).outcome == "open":

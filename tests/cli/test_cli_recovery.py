@@ -10,7 +10,7 @@ import pytest
 from support.failed_moves import Kiosk, nodes
 
 import mielin_cells as cells
-from mielin_cells.cli import commands, moves
+from mielin_cells.cli import look, moves, records, recovery
 from mielin_cells.cli.show import Printer
 from mielin_cells.client.client import Client
 from mielin_cells.client.operator import Operator
@@ -39,14 +39,14 @@ async def test_migrations_are_listed_and_told_in_full(capsys: pytest.CaptureFixt
         report = await client.migrate(kiosk)
         operator, out = Operator(client), Printer(as_json=True)
 
-        assert await moves.migrations(operator, out, "t", failed=False) == 0
+        assert await moves.migrations.work(operator, out, agent="t") == 0
         [[case]] = values(capsys)
         assert (case["migration"], case["outcome"], case["attempts"]) == (report.migration, "completed", 2)
         assert case["failures"] == {"InsufficientResources": 1}
-        assert await moves.migrations(operator, out, None, failed=True) == 0
+        assert await moves.migrations.work(operator, out, failed=True) == 0
         assert values(capsys) == [[]]
 
-        assert await commands.show(operator, out, report.migration) == 0
+        assert await look.show.work(operator, out, report.migration) == 0
         [story] = values(capsys)
         assert [moment["what"] for moment in story["timeline"]] == [
             "Planned", "Attempted", "Reached", "Failed", "Decided", "Attempted", "Reached", "Ended",
@@ -54,12 +54,12 @@ async def test_migrations_are_listed_and_told_in_full(capsys: pytest.CaptureFixt
         assert story["timeline"][4]["facts"]["rule"]
         assert story["audit"][-1]["event"] == "MigrationCompleted"
 
-        assert await commands.show(operator, Printer(as_json=False), report.migration) == 0
+        assert await look.show.work(operator, Printer(as_json=False), report.migration) == 0
         lines = capsys.readouterr().out.splitlines()
         assert lines[0].startswith(report.migration)
         assert any("RetryOnDifferentTarget" in line for line in lines)
         with pytest.raises(cells.NoSuchMigration):
-            await commands.show(operator, out, "m-none")
+            await look.show.work(operator, out, "m-none")
 
 
 async def test_an_agent_whose_migration_gave_up_runs_again_where_it_is(capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,15 +73,15 @@ async def test_an_agent_whose_migration_gave_up_runs_again_where_it_is(capsys: p
         operator, out = Operator(client), Printer(as_json=True)
         assert report.outcome == "gave_up"
 
-        assert await moves.recover(operator, out, None, retry=False, to=None, rollback=False) == 0
+        assert await recovery.recover.work(operator, out) == 0
         [[case]] = values(capsys)
         assert (case["migration"], case["outcome"]) == (report.migration, "gave_up")
 
-        assert await moves.recover(operator, out, report.migration, retry=False, to=None, rollback=True) == 0
+        assert await recovery.recover.work(operator, out, report.migration, rollback=True) == 0
         [info] = values(capsys)
         assert (info["state"], info["node"]) == ("Running", "node-1")
         assert await kiosk.add() == 6
-        assert await moves.recover(operator, out, None, retry=False, to=None, rollback=False) == 0
+        assert await recovery.recover.work(operator, out) == 0
         assert values(capsys) == [[]]  # it waits for nobody now
 
 
@@ -108,14 +108,14 @@ async def test_a_migration_that_gave_up_is_made_after_all_and_its_agent_runs(
         report = await client.migrate(kiosk, to="node-2")
         operator, out = Operator(client), Printer(as_json=True)
 
-        assert await moves.recover(operator, out, report.migration, retry=True, to="node-3", rollback=False) == 0
+        assert await recovery.recover.work(operator, out, report.migration, retry=True, to="node-3") == 0
         [again] = values(capsys)
         assert (again["outcome"], again["target"]) == ("completed", "node-3")
         assert again["migration"] != report.migration
         assert await kiosk.add() == 6
         assert (await client.show(kiosk)).state == "Running"
         with pytest.raises(cells.UsageError, match="completed"):
-            await moves.recover(operator, out, again["migration"], retry=True, to=None, rollback=False)
+            await recovery.recover.work(operator, out, again["migration"], retry=True)
 
 
 async def test_a_dry_run_says_what_it_would_take_and_every_reason_against_it(
@@ -127,7 +127,7 @@ async def test_a_dry_run_says_what_it_would_take_and_every_reason_against_it(
         operator, out = Operator(client), Printer(as_json=True)
         before = running["node-1"].activations.live["t"].fold.seq
 
-        assert await moves.migrate(operator, out, "t", None, dry_run=True) == 0
+        assert await moves.migrate.work(operator, out, "t", dry_run=True) == 0
         [found] = values(capsys)
         assert (found["source"], found["target"], found["reasons"]) == ("node-1", "node-2", [])
         assert found["bytes"] == (await client.show(kiosk)).bytes
@@ -136,7 +136,7 @@ async def test_a_dry_run_says_what_it_would_take_and_every_reason_against_it(
         assert running["node-1"].activations.live["t"].fold.seq == before
 
         running["node-2"].activations.is_stopping = True
-        assert await moves.migrate(operator, out, "t", "node-2", dry_run=True) == 3
+        assert await moves.migrate.work(operator, out, "t", to="node-2", dry_run=True) == 3
         [found] = values(capsys)
         assert any("stopping" in reason for reason in found["reasons"])
         running["node-2"].activations.is_stopping = False
@@ -146,7 +146,7 @@ async def test_failures_and_predictions_are_shown_while_an_agent_moves(capsys: p
     faults = Faults(0, Fault("probe", Kind.REFUSE, node="node-2"))
     async with nodes("node-1", "node-2", "node-3", faults=faults) as (client, _):
         await client.on("node-1").spawn(Kiosk, "t")
-        assert await moves.migrate(Operator(client), Printer(as_json=True), "t", "node-2") == 0
+        assert await moves.migrate.work(Operator(client), Printer(as_json=True), "t", to="node-2") == 0
         found = values(capsys)
         assert found[0]["event"] == "planned"
         assert [line["why"] for line in found if line["event"] == "failed"]
@@ -162,8 +162,8 @@ async def test_a_detached_move_is_made_by_the_settings_of_its_call(capsys: pytes
         await client.on("node-1").spawn(Kiosk, "t")
         operator, out = Operator(client), Printer(as_json=True)
         with pytest.raises(cells.ConfigError, match="max_retries = -1"):
-            await moves.migrate(operator, out, "t", "node-2", detach=True, recovery={"max_retries": -1})
-        assert await moves.migrate(operator, out, "t", "node-2", detach=True, recovery={"auto_rollback": 1}) == 0
+            await moves.migrate.work(operator, out, "t", to="node-2", detach=True, retries=-1)
+        assert await moves.begin_move(operator, out, "t", "node-2", {"auto_rollback": 1}) == 0
         [begun] = values(capsys)
         while not (found := await journal.find(client.log, begun["migration"])).end:
             await asyncio.sleep(0.01)
@@ -178,12 +178,12 @@ async def test_the_log_of_an_agent_that_was_claimed_can_be_shown(capsys: pytest.
         await kiosk.add()
         await client.rollback(move.migration, to="node-1")  # its message waits when node-1 claims the agent
         for as_json in (True, False):
-            assert await commands.log(Operator(client), Printer(as_json=as_json), "t", 0, follow=False) == 0
+            assert await records.log.work(Operator(client), Printer(as_json=as_json), "t") == 0
             assert "begins message 1 of client" in capsys.readouterr().out
 
 
 async def told(operator: Operator, migration: str, capsys: pytest.CaptureFixture[str]) -> Any:
-    assert await moves.show(operator, Printer(as_json=True), migration) == 0
+    assert await moves.show_migration(operator, Printer(as_json=True), migration) == 0
     return values(capsys)[-1]
 
 

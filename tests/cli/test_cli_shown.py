@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 
 import mielin_cells as cells
-from mielin_cells.cli import app, commands, link, moves, watch
+from mielin_cells.cli import calls, command, letters, look, moves, records, watch
 from mielin_cells.cli.show import Printer, as_json, as_text, clock, when
 from mielin_cells.client.client import Client
 from mielin_cells.client.operator import Operator
@@ -84,7 +84,7 @@ async def test_no_cause_shows_an_address_with_what_lets_one_in(
         while not await operator.letters("stand"):
             await asyncio.sleep(0.005)
     for printer in (Printer(as_json=True), Printer(as_json=False)):
-        await commands.dead(operator, printer, "stand", None, False, False)
+        await letters.show_letters(operator, printer, "stand", None)
         shown = capsys.readouterr().out
         cause = json.loads(shown)[0]["cause"] if printer.as_json else shown.splitlines()[1]
         assert "cannot reach https://example.com/x" in cause
@@ -126,15 +126,15 @@ async def test_looks_show_when_it_was(operator: Operator, capsys: pytest.Capture
     assert all(before <= at <= after for at in moments), moments
     assert letter.at <= agent.at
 
-    await commands.log(operator, Printer(as_json=True), "stand", 0, False)
-    records = [json.loads(line)["at"] for line in capsys.readouterr().out.splitlines()]
-    assert sorted(records) == records
-    assert before <= records[0] <= records[-1] == agent.at
+    await records.log.work(operator, Printer(as_json=True), "stand")
+    times = [json.loads(line)["at"] for line in capsys.readouterr().out.splitlines()]
+    assert sorted(times) == times
+    assert before <= times[0] <= times[-1] == agent.at
 
     printer = Printer(as_json=False)
-    for work in (commands.agents(operator, printer, None), commands.nodes(operator, printer),
-                 commands.dead(operator, printer, "stand", None, False, False), moves.migrations(operator, printer, None, False),
-                 commands.show(operator, printer, "stand"), commands.show(operator, printer, case.migration)):  # fmt: skip
+    for work in (look.agents.work(operator, printer), look.nodes.work(operator, printer),
+                 letters.show_letters(operator, printer, "stand", None), moves.migrations.work(operator, printer),
+                 look.show.work(operator, printer, "stand"), look.show.work(operator, printer, case.migration)):  # fmt: skip
         await work
         shown = capsys.readouterr().out
         assert time.strftime("%Y-%m-%d ", time.localtime(agent.at)) in shown
@@ -164,7 +164,7 @@ async def test_agents_are_filtered_counted_and_paged(operator: Operator, capsys:
 
     async def listed(**which: Any) -> list[str]:
         capsys.readouterr()
-        assert await commands.agents(operator, Printer(as_json=True), commands.Which(**which)) == 0
+        assert await look.agents.work(operator, Printer(as_json=True), **which) == 0
         return [info["id"] for info in json.loads(capsys.readouterr().out)]
 
     assert await listed() == ["a", "b", "c", "stand"]
@@ -173,10 +173,10 @@ async def test_agents_are_filtered_counted_and_paged(operator: Operator, capsys:
     assert await listed(node="node-1", state="Suspended") == []
     assert await listed(limit=2) == ["a", "b"]
     assert await listed(limit=2, after="b") == ["c", "stand"]
-    assert await commands.agents(operator, Printer(as_json=False), commands.Which(limit=3)) == 0
+    assert await look.agents.work(operator, Printer(as_json=False), limit=3) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "1 more: --after c"
     for form, says in ((True, {"count": 3}), (False, 3)):
-        await commands.agents(operator, Printer(form), commands.Which(node="node-2"), count=True)
+        await look.agents.work(operator, Printer(form), node="node-2", count=True)
         assert json.loads(capsys.readouterr().out) == says
 
 
@@ -192,7 +192,7 @@ async def test_a_filter_that_nothing_can_fit_is_refused(
     operator: Operator, which: dict[str, Any], kind: type[cells.CellError], says: str
 ) -> None:
     with pytest.raises(kind, match=says):
-        await commands.agents(operator, Printer(as_json=True), commands.Which(**which))
+        await look.agents.work(operator, Printer(as_json=True), **which)
 
 
 async def test_a_name_that_is_not_there_is_told_with_those_like_it(operator: Operator) -> None:
@@ -205,7 +205,7 @@ async def test_a_name_that_is_not_there_is_told_with_those_like_it(operator: Ope
 
 
 def test_a_migration_that_waits_says_once_for_how_long(capsys: pytest.CaptureFixture[str]) -> None:
-    told = moves.Watch(Printer(as_json=False), {})
+    told = moves.PhasePrinter(Printer(as_json=False), {})
     for left_s in (10.0, 9.5):
         told.seen(answers.Progress("PLANNED", failures=["TargetUnreachable: gone"], next_s=left_s))
     told.seen(answers.Progress("PREPARING", failures=["TargetUnreachable: gone"], attempts=2))
@@ -233,29 +233,24 @@ async def test_a_node_that_does_not_answer_is_named_and_not_its_subject(
 async def test_a_spawn_of_an_agent_that_is_there_says_that_its_values_were_not_used(
     operator: Operator, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    await commands.spawn(operator, Printer(as_json=False), "Booth", "stand", ["left=5"], None)
-    await commands.spawn(operator, Printer(as_json=False), "Booth", "stand", [], None)
-    there = "stand is there already, on node-1"
+    await calls.spawn.work(operator, Printer(as_json=False), "Booth", "stand", "left=5")
+    await calls.spawn.work(operator, Printer(as_json=False), "Booth", "stand")
+    there = "stand exists already, on node-1"
     assert capsys.readouterr().out.splitlines() == [
-        f"{there}; it stays as it is, without what was given (left=5)", there,
+        f"{there}; its state is unchanged, and left=5 was not used", there,
     ]  # fmt: skip
-
-
-def test_a_log_is_read_from_no_place_before_its_beginning() -> None:
-    with pytest.raises(cells.ConfigError, match="--after -1 is out of range; wanted: 0 or more"):
-        app.log("stand", after=-1)
 
 
 def test_the_agents_of_a_node_that_does_not_tell_them_are_not_none() -> None:
     told = cells.NodeInfo(name="node-1", incarnation=1, agents=0)
-    assert commands._node_row(told)["agents"] == 0
-    assert commands._node_row(msgspec.structs.replace(told, state="stuck"))["agents"] == ""
+    assert look.node_row(told)["agents"] == 0
+    assert look.node_row(msgspec.structs.replace(told, state="stuck"))["agents"] == ""
 
 
 async def test_an_agent_that_is_there_is_not_proposed_instead_of_itself(operator: Operator) -> None:
     with pytest.raises(cells.NoSuchMigration) as caught:
         await operator.client.abort("stand")
-    assert "Did you mean" not in str(await link._with_nearest(operator, caught.value))
+    assert "Did you mean" not in str(await command.add_nearest(operator, caught.value))
 
 
 async def test_a_watched_list_is_printed_again_when_it_changes(
@@ -270,7 +265,7 @@ async def test_a_watched_list_is_printed_again_when_it_changes(
                 await asyncio.sleep(0.01)
                 lines.extend([info["id"] for info in json.loads(line)] for line in capsys.readouterr().out.splitlines())
 
-    watching = asyncio.create_task(commands.agents(operator, Printer(as_json=True), watch=True))
+    watching = asyncio.create_task(look.agents.work(operator, Printer(as_json=True), watch=True))
     await until(1)
     await operator.client.spawn(Booth, "another")
     await until(2)
@@ -286,17 +281,17 @@ async def test_a_watch_outlasts_a_store_that_is_away(
     monkeypatch.setattr(watch, "EVERY_S", 0.001)
     looks = 0
 
-    async def look() -> watch.Seen:
+    async def look() -> watch.View:
         nonlocal looks
         looks += 1
         if looks in (2, 3):
             raise cells.StoreUnreachable("The server does not answer.")
         if looks == 6:
             raise cells.AuthFailed("No.")
-        return watch.Seen(looks >= 4, lambda: "", looks >= 4)
+        return watch.View(looks >= 4, lambda: "", looks >= 4)
 
     with pytest.raises(cells.AuthFailed):
-        await watch.watched(Printer(as_json=True), look)
+        await watch.show_view(Printer(as_json=True), look, watch=True)
     shown = capsys.readouterr()
     assert shown.out.splitlines() == ["false", "true"]
-    assert shown.err.splitlines() == ["mielin: The server does not answer. It is looked at again."]
+    assert shown.err.splitlines() == ["mielin: The server does not answer. Trying again."]

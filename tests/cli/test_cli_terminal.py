@@ -99,7 +99,7 @@ def test_an_interrupt_ends_a_command_in_one_sentence(up: Deployment, words: tupl
             assert process.stdout.readline()
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=CLOSE_S)
-    assert (process.returncode, err) == (130, "mielin: stopped\n"), (out, err)
+    assert (process.returncode, err) == (130, "mielin: interrupted\n"), (out, err)
 
 
 def test_a_reader_that_has_enough_ends_what_goes_on_without_a_word(up: Deployment) -> None:
@@ -154,7 +154,7 @@ def test_a_move_that_is_no_longer_watched_goes_on_and_says_so(up: Deployment) ->
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=CLOSE_S)
     assert (process.returncode, len(err.splitlines())) == (130, 2), (out, err)
-    move = re.search(r"`mielin show (m-\w+)` tells of it", err)
+    move = re.search(r"`mielin show (m-\w+)` shows it", err)
     assert move is not None
     wait_for(lambda: up.value("show", move[1])["outcome"] == "completed", "the move's end")
     assert up.value("show", "slow-to-go")["node"] == "second"

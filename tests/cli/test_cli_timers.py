@@ -12,7 +12,7 @@ import pytest_asyncio
 
 import mielin_cells as cells
 from mielin_cells.agents.spec import spec_of
-from mielin_cells.cli import commands
+from mielin_cells.cli import look, steer
 from mielin_cells.cli.show import Printer
 from mielin_cells.client.client import Client
 from mielin_cells.client.operator import Operator
@@ -69,12 +69,12 @@ async def test_a_repeating_timer_without_its_handler_is_told_once_and_taken_away
     assert "`mielin cancel broom often`" in said
     assert await operator.log.last(log_subject("broom")) == last  # a time without a message writes nothing
     assert await operator.letters("broom") == []
-    assert await commands.timers(operator, Printer(as_json=False), "broom") == 0
+    assert await look.timers.work(operator, Printer(as_json=False), "broom") == 0
     shown = capsys.readouterr().out
     assert "sweep (gone)" in shown
     assert "0.1 s" in shown
     assert [timer["is_known"] for timer in await listed(operator, capsys)] == [False, False]
-    assert await commands.cancel(operator, Printer(as_json=False), "broom", "often") == 0
+    assert await steer.cancel.work(operator, Printer(as_json=False), "broom", "often") == 0
     assert [timer["id"] for timer in await listed(operator, capsys)] == ["later"]
     await operator.client.migrate("broom", "node-2")
     assert [timer["id"] for timer in await listed(operator, capsys)] == ["later"]
@@ -82,7 +82,7 @@ async def test_a_repeating_timer_without_its_handler_is_told_once_and_taken_away
 
 async def listed(operator: Operator, capsys: pytest.CaptureFixture[str]) -> list[dict[str, object]]:
     capsys.readouterr()
-    await commands.timers(operator, Printer(as_json=True), "broom")
+    await look.timers.work(operator, Printer(as_json=True), "broom")
     found: list[dict[str, object]] = json.loads(capsys.readouterr().out)
     return found
 

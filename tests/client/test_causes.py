@@ -10,7 +10,7 @@ from support.bad_agents import bad_class, deployment, good_class
 from support.moving import nodes
 
 import mielin_cells as cells
-from mielin_cells.cli import commands
+from mielin_cells.cli import look
 from mielin_cells.cli.show import Printer
 from mielin_cells.client.client import Client
 from mielin_cells.client.operator import Operator
@@ -236,7 +236,7 @@ async def test_the_timeout_of_an_ask_names_the_handler_that_runs_and_so_does_sho
         shown = await cluster.show(porter)
         assert shown.running == "sleeps"
         assert shown.running_s > 0
-        await commands.show(Operator(cluster), Printer(False), "p")
+        await look.show.work(Operator(cluster), Printer(False), "p")
         assert "sleeps, for " in capsys.readouterr().out
         assert (await cluster.show(await cluster.spawn(Porter, "idle"))).running == ""
         long.cancel()

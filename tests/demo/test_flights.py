@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import mielin_cells as cells
-from mielin_cells.demo.demo import Job, Wanted, _chances, _check, _collect, _flow, _spawn
+from mielin_cells.demo.demo import Options, _check, counted_moves
 from mielin_cells.demo.flights import (
     Aircraft,
     AircraftTotals,
@@ -24,6 +24,7 @@ from mielin_cells.demo.flights import (
     expected,
     read_flights,
 )
+from mielin_cells.demo.job import Job, collect, run_flow, spawn_agents
 
 HEADER = "time_hour,carrier,flight,tailnum,origin,dest,dep_delay,arr_delay,air_time,distance\n"
 ROW = "t,UA,1,N1,EWR,IAH,2,11,9,1400\n"
@@ -138,19 +139,19 @@ def test_migrations_are_paced_over_the_events_and_end_before_them(tmp_path: Path
     assert due[-1] == 100
 
 
-def test_fewer_events_than_migrations_ask_for_no_more_than_there_are_chances(tmp_path: Path) -> None:
+def test_fewer_events_than_migrations_ask_for_no_more_than_there_arecounted_moves(tmp_path: Path) -> None:
     few, many = job_of(flights(tmp_path, 10), 500), job_of(flights(tmp_path, 2000), 500)
     few.started = many.started = 7
-    assert (_chances(few), _chances(many)) == (7, 500)
+    assert (counted_moves(few), counted_moves(many)) == (7, 500)
 
 
 async def test_the_flow_feeds_and_moves_and_every_agent_is_as_computed(tmp_path: Path) -> None:
     events = flights(tmp_path, 400)
     job, wanted = job_of(events), expected(events.events)
     async with cells.local(nodes=3) as cluster:
-        planes, airports = await _spawn(cluster, job, wanted)
-        await _flow(cluster, job, planes, airports)
-        found = await _collect(cluster, job, planes, airports)
+        await spawn_agents(cluster, job, wanted)
+        await run_flow(cluster, job, None)
+        found = await collect(cluster, job)
 
     assert found == wanted
     assert [report.reason for report in job.reports if not report.ok] == []
@@ -163,10 +164,10 @@ async def test_an_agent_that_has_ended_stops_the_flow_with_its_own_error(tmp_pat
     events = flights(tmp_path, 400)
     job = job_of(events)
     async with cells.local(nodes=3, settings=cells.Settings(pause_s=0.2)) as cluster:
-        planes, airports = await _spawn(cluster, job, expected(events.events))
+        await spawn_agents(cluster, job, expected(events.events))
         await cluster.terminate(aircraft_id("N7"))
         with pytest.raises(cells.AgentTerminated, match="N7"):
-            await _flow(cluster, job, planes, airports)
+            await run_flow(cluster, job, None)
 
 
 async def test_an_agent_that_does_not_answer_has_lost_all_and_a_stranger_is_found(tmp_path: Path) -> None:
@@ -174,11 +175,11 @@ async def test_an_agent_that_does_not_answer_has_lost_all_and_a_stranger_is_foun
     job, wanted = job_of(events, migrations=0), expected(events.events)
     async with cells.local(nodes=2) as cluster:
         job.nodes = 2
-        planes, airports = await _spawn(cluster, job, wanted)
-        await _flow(cluster, job, planes, airports)
+        await spawn_agents(cluster, job, wanted)
+        await run_flow(cluster, job, None)
         await cluster.terminate(aircraft_id("N3"))
         await cluster.spawn(Aircraft, aircraft_id("N999"))
-        found = await _collect(cluster, job, planes, airports)
+        found = await collect(cluster, job)
 
     difference = compare(wanted, found)
     assert (difference.lost, difference.duplicated, difference.mismatched) == (2, 0, 2)
@@ -189,12 +190,12 @@ def test_two_stores_an_existing_store_and_a_report_in_no_folder_are_refused(tmp_
     store = tmp_path / "store.db"
     store.touch()
     for report, path, resume, says in (
-        (None, store, None, "is there already"),
+        (None, store, None, "exists already"),
         (None, tmp_path / "a.db", store, "two stores"),
         (None, tmp_path / "none" / "a.db", None, "cannot be written"),
         (tmp_path / "none" / "a.json", None, None, "cannot be written"),
         (tmp_path, None, None, "cannot be written"),
-        (None, None, tmp_path, "no such file"),
+        (None, None, tmp_path, "does not exist"),
     ):
         with pytest.raises(cells.ConfigError, match=says):
-            _check(Wanted(report=report, path=path, resume=resume, embedded=True))
+            _check(Options(json=report, path=path, resume=resume, embedded=True))

@@ -81,7 +81,7 @@ def test_options_that_cannot_be_used_exit_with_2(tmp_path: Path) -> None:
         (("--name", ""), "--name ''"),
         (("--name", "a\nb"), "--name"),
         (("--connect", "somewhere"), "'somewhere'"),
-        (("--wait", "-1"), "--wait -1"),
+        (("--wait", "-1"), 'Invalid value "-1.0" for --wait.'),
         (("--creds", "nowhere.creds"), "nowhere.creds"),
         (("--tls-ca", "nowhere.pem"), "nowhere.pem"),
     ):

@@ -218,13 +218,13 @@ async def test_the_command_fails_when_agents_stay_and_says_which_and_why(
         working = asyncio.create_task(busy.slow())
         await doors[-1].begun.wait()
         operator, printer = Operator(made.client), Printer(as_json)
-        assert await drain_command(operator, printer, "node-1", 0.4, dry_run=False) == 1
+        assert await drain_command.work(operator, printer, "node-1", deadline="0.4") == 1
         last = capsys.readouterr().out.splitlines()[-1]
         assert "busy" in last
         assert last != "  busy: "
         doors[-1].leave.set()
         assert await working == 1
-        assert await drain_command(operator, printer, "node-1", 10.0, dry_run=False) == 0
+        assert await drain_command.work(operator, printer, "node-1", deadline="10") == 0
 
 
 async def test_a_turn_that_ends_in_time_is_waited_for() -> None:
@@ -408,7 +408,7 @@ def test_a_node_process_is_drained_by_command_and_drains_itself_when_it_is_told_
             up.value("migrate", f"c{n}", "--to", "third")
         third.signal(signal.SIGTERM)
         assert third.end() == 0
-        assert any("third is drained: 6 agents are to go" in line for line in third.out.all())
+        assert any("third drains: 6 agents to move" in line for line in third.out.all())
         # Not claimed by others once it was gone, but moved before it went.
         records = [json.loads(line) for line in up.run("log", "c0", "--json").stdout.splitlines()]
         assert records[-1]["kind"] != "Claimed", records

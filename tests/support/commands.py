@@ -17,8 +17,8 @@ LIMIT_S = 50.0
 """Nothing here takes that long; a test that waits for it has failed."""
 
 _IMPORTED = [
-    "mielin_cells.cli.app", "mielin_cells.cli.commands", "mielin_cells.cli.link", "mielin_cells.cli.moves",
-    "mielin_cells.cli.up", "mielin_cells.cli.serve", "mielin_cells.deployment.process",
+    "mielin_cells.cli.app", "mielin_cells.cli.look", "mielin_cells.cli.drain", "mielin_cells.cli.doctor",
+    "mielin_cells.cli.up", "mielin_cells.cli.node", "mielin_cells.deployment.process",
     "mielin_cells.substrate.jetstream", "mielin_cells.testing.faults", "rich.live", "rich.table",
 ]  # fmt: skip
 """None of these defines an agent class: which there are is what some commands are about."""

@@ -1,4 +1,4 @@
-"""The `mielin` command.  Thin: parse, call, print.  Exit codes: 0 done, 1 failed, 2 usage, 3 refused, 4 rolled back, 5 unknown."""
+"""The `mielin` command.  Thin: parse, call, print.  Exit codes: `mielin_cells.deployment.codes`."""
 
 from __future__ import annotations
 
@@ -9,34 +9,44 @@ import sys
 def main() -> None:
     """The entry point."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal of few characters gets the others as \\xNN
+        sys.stdout.reconfigure(errors="backslashreplace")  # a character that the terminal lacks is written as \\xNN
     try:
-        _run()
-    except BrokenPipeError:  # whoever reads the output, as `head` does, has had enough
-        from mielin_cells.cli.show import to_nowhere
+        code = _run()
+    except BrokenPipeError:  # the reader of the output, such as `head`, has ended
+        from mielin_cells.cli.show import drop_output
 
-        to_nowhere()
-        raise SystemExit(1) from None
+        drop_output()
+        code = 1
     except KeyboardInterrupt:
-        print("mielin: stopped", file=sys.stderr)  # what was sent may still take effect: docs/cli.md says so
-        raise SystemExit(130) from None
+        from mielin_cells.deployment.codes import INTERRUPTED
+
+        print(
+            "mielin: interrupted", file=sys.stderr
+        )  # a request that was sent may still take effect: docs/cli.md says so
+        code = INTERRUPTED
+    raise SystemExit(code)
 
 
-def _run() -> None:
-    """Heavy imports wait until a command runs, so that `--help` is quick."""
-    from cyclopts import CycloptsError
+def _run() -> int:
+    """The exit code.  Heavy imports wait until a command runs, so that `--help` is quick."""
+    from cyclopts import CycloptsError, ValidationError
 
     from mielin_cells.cli.app import app
-    from mielin_cells.errors import CellError, UsageError
+    from mielin_cells.errors import CellError, ConfigError, UsageError
 
     try:
-        app()
+        return app() or 0
     except (CellError, CycloptsError) as error:
         from mielin_cells.cli.show import Printer
         from mielin_cells.deployment.codes import code_of
 
-        found = (
-            error if isinstance(error, CellError) else UsageError(f"{str(error).strip(' .,')}; see `mielin --help`.")
-        )
-        Printer("--json" in sys.argv[1:] and "demo" not in sys.argv[1:2]).fail(found)  # `demo --json` names a file
-        raise SystemExit(code_of(found)) from None
+        if isinstance(error, ValidationError):
+            field = error.argument.name.lstrip("-") if error.argument is not None else ""
+            refusal: CellError = ConfigError(str(error), field=field, range=error.exception_message)
+        elif isinstance(error, CycloptsError):
+            refusal = UsageError(f"{str(error).strip(' .,')}; see `mielin --help`.")
+        else:
+            refusal = error
+        words = sys.argv[1:]
+        Printer("--json" in words and "demo" not in words[:1]).fail(refusal)  # `demo --json` names a file
+        return code_of(refusal)

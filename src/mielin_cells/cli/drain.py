@@ -1,4 +1,4 @@
-"""`mielin drain`, `cordon`, `uncordon`: taking a node out of service, and what is seen of it meanwhile."""
+"""`mielin drain`, `cordon` and `uncordon`: taking a node out of service."""
 
 from __future__ import annotations
 
@@ -8,9 +8,16 @@ import math
 import re
 import sys
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import Annotated, Any
+
+import msgspec
+from cyclopts import Parameter
 
 from mielin_cells.agents.reports import DrainReport
+from mielin_cells.cli.command import command
+from mielin_cells.cli.live import live_table, open_live
+from mielin_cells.cli.options import Node
 from mielin_cells.cli.show import Printer, duration, size, table
 from mielin_cells.client import cordon as cordons
 from mielin_cells.client.operator import Operator
@@ -18,106 +25,113 @@ from mielin_cells.deployment.codes import DONE, FAILED, REFUSED
 from mielin_cells.errors import ConfigError
 from mielin_cells.rpc.answers import DrainProgress, Row
 
-if TYPE_CHECKING:
-    from types import TracebackType
-
 UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|)")
 DEADLINE_S_MAX = 1e6
 
-ROWS_SHOWN = 12
-"""Of the live table; the rest is a number."""
+ROWS_MAX = 12
+"""Rows of the live table; the caption counts the others."""
 
 PLAIN_S = 2.0
 """Without a terminal, a line this often."""
 
+COLUMNS = ("agent", "state", "target", "waiting", "size", "blocker")
+
 
 def seconds_of(option: str, text: str) -> float:
-    """30, 30s, 2m, 1.5h, 500ms.  Raises `ConfigError`."""
-    found = DURATION.fullmatch(text.strip())
-    seconds = float(found[1]) * UNITS[found[2]] if found else math.nan
+    """30, 30s, 2m, 1.5h or 500ms in seconds.  Raises `ConfigError`."""
+    match = DURATION.fullmatch(text.strip())
+    seconds = float(match[1]) * UNITS[match[2]] if match else math.nan
     if not 0 < seconds <= DEADLINE_S_MAX:
         wanted = "a duration above 0, such as 30s, 2m or 500ms"
-        raise ConfigError(f"--{option} {text!r} cannot be used; wanted: {wanted}.", field=option, range=wanted)
+        raise ConfigError(f"--{option} {text!r} is not a duration; wanted: {wanted}.", field=option, range=wanted)
     return seconds
 
 
-async def cordon(operator: Operator, printer: Printer, node: str, is_cordoned: bool) -> int:
-    await cordons.cordon(operator.client, node, is_cordoned)
-    now = "keeps its agents and takes no others" if is_cordoned else "takes agents again"
-    printer.show({"node": node, "is_cordoned": is_cordoned}, lambda: f"{node} {now}")
+@command
+async def cordon(operator: Operator, printer: Printer, node: Node, /) -> int:
+    await cordons.cordon(operator.client, node, True)
+    printer.show({"node": node, "is_cordoned": True}, lambda: f"{node} keeps its agents and takes no others")
     return DONE
 
 
-async def drain(operator: Operator, printer: Printer, node: str, deadline_s: float, dry_run: bool) -> int:
-    """0: the node may be taken away; 1: agents stay, which are told with what keeps them."""
+@command
+async def uncordon(operator: Operator, printer: Printer, node: Node, /) -> int:
+    await cordons.cordon(operator.client, node, False)
+    printer.show({"node": node, "is_cordoned": False}, lambda: f"{node} takes agents again")
+    return DONE
+
+
+@command
+async def drain(
+    operator: Operator,
+    printer: Printer,
+    node: Node,
+    /,
+    *,
+    deadline: Annotated[str, Parameter(help="How long to try: 30s, 2m, ...")] = "30s",
+    dry_run: Annotated[bool, Parameter(help="Print where each agent would go, and what would keep it.")] = False,
+) -> int:
+    """Exits with 1 if agents stay, and with 3 from a dry run if some would."""
+    deadline_s = seconds_of("deadline", deadline)
     if dry_run:
         plan = await cordons.plan(operator.client, node)
-        printer.show(plan, lambda: _plan(plan))
+        printer.show(plan, lambda: _plan_text(plan))
         return REFUSED if plan.left else DONE
-    with _Live(printer) as live:
+    with _Progress(printer) as progress:
         try:
-            report = await cordons.evacuate(operator.client, node, deadline_s, live.seen)
+            report = await cordons.evacuate(operator.client, node, deadline_s, progress.seen)
         except asyncio.CancelledError:
-            live.end()
+            progress.end()
             print(f"mielin: the drain of {node} goes on; `mielin uncordon {node}` stops it", file=sys.stderr)
             raise
-    printer.show({"event": "report", **asdict(report)}, lambda: _report(report))
+    printer.show({"event": "report", **asdict(report)}, lambda: _report_text(report))
     return DONE if report.ok else FAILED
 
 
 # ---- text ----------------------------------------------------------------------------------------------------
 
 
-def _headline(told: DrainProgress) -> str:
-    head = f"{told.node}: {told.moved} of {told.agents} agents have gone"
-    eta = f", about {duration(told.eta_s)} to go" if told.eta_s else ""
-    return f"{head}{eta}, deadline in {duration(told.left_s)}"
+def _progress_text(drain: DrainProgress) -> str:
+    eta = f", about {duration(drain.eta_s)} to go" if drain.eta_s else ""
+    return f"{drain.node}: {drain.moved} of {drain.agents} agents moved{eta}, deadline in {duration(drain.left_s)}"
 
 
 def _row(row: Row) -> dict[str, Any]:
-    return {
-        "agent": row.agent, "state": row.phase.lower() or row.state, "target": row.target, "waiting": row.messages,
-        "size": size(row.bytes), "blocker": row.blocker,
-    }  # fmt: skip
+    values = (row.agent, row.phase.lower() or row.state, row.target, row.messages, size(row.bytes), row.blocker)
+    return dict(zip(COLUMNS, values, strict=True))
 
 
-def _plan(plan: DrainProgress) -> str:
+def _plan_text(plan: DrainProgress) -> str:
     if not plan.rows:
         return f"{plan.node} has no agents"
     more = f"\n... and {plan.agents - len(plan.rows)} more" if plan.agents > len(plan.rows) else ""
-    head = f"{plan.node}: {plan.agents} agents, of which {plan.left} could not go now"
+    head = f"{plan.node}: {plan.agents} agents, of which {plan.left} cannot move now"
     return f"{head}\n{table([_row(row) for row in plan.rows])}{more}"
 
 
-def _report(report: DrainReport) -> str:
-    took = duration(report.seconds)
-    how = {"done": "drained", "over": "the deadline came", "stopped": "uncordoned, so stopped"}[report.state]
-    gone = f"{report.moved} moved" + (f", {report.claimed} claimed by others" if report.claimed else "")
-    head = f"{report.node} {how} after {took}: {gone} of {report.agents} agents"
+def _report_text(report: DrainReport) -> str:
+    state = {"done": "drained", "over": "reached the deadline", "stopped": "was uncordoned"}[report.state]
+    claimed = f", {report.claimed} claimed by others" if report.claimed else ""
+    head = f"{report.node} {state} after {duration(report.seconds)}: {report.moved} moved{claimed} of {report.agents} agents"
     if not report.left:
-        return f"{head}; it can be taken away"
-    kept = [f"  {agent}: {why}" for agent, why in report.blocked]
-    if report.left > len(kept):
-        kept.append(f"  and {report.left - len(kept)} more: mielin agents --node {report.node}")
-    return "\n".join([f"{head}; {report.left} stay, and are claimable once it has stopped", *kept])
+        return f"{head}; the node can be taken away"
+    reasons = [f"  {agent}: {why}" for agent, why in report.blocked]
+    if report.left > len(reasons):
+        reasons.append(f"  and {report.left - len(reasons)} more: mielin agents --node {report.node}")
+    return "\n".join([f"{head}; {report.left} stay, and can be claimed once the node has stopped", *reasons])
 
 
-class _Live:
-    """A table that stays, on a terminal; JSON values; or else a line every few seconds."""
+class _Progress:
+    """Shows a drain: as a live table on a terminal, else as a value every few seconds."""
 
     def __init__(self, printer: Printer) -> None:
         self._printer = printer
-        self._live: Any = None
-        self._told_at = -math.inf
+        self._live = open_live(printer, transient=True)
+        self._printed_at = -math.inf
         self._moved = -1
 
-    def __enter__(self) -> _Live:
-        if sys.stdout.isatty() and not self._printer.as_json:
-            from rich.live import Live
-
-            self._live = Live(auto_refresh=False, transient=True)
-            self._live.start()
+    def __enter__(self) -> _Progress:
         return self
 
     def __exit__(
@@ -126,35 +140,22 @@ class _Live:
         self.end()
 
     def end(self) -> None:
-        if self._live is not None:
-            with contextlib.suppress(Exception):  # the terminal may be gone, and the outcome is what matters
-                self._live.stop()
-            self._live = None
+        live, self._live = self._live, None
+        if live is not None:
+            with contextlib.suppress(Exception):  # the terminal may be gone; the outcome is what matters
+                live.stop()
 
-    def seen(self, told: DrainProgress) -> None:
+    def seen(self, drain: DrainProgress) -> None:
         if self._live is not None:
-            self._live.update(self._table(told), refresh=True)
+            rows = [_row(row).values() for row in drain.rows[:ROWS_MAX]]
+            shown = live_table(_progress_text(drain), COLUMNS, ("waiting", "size"), rows)
+            if drain.left > ROWS_MAX:
+                shown.caption = f"and {drain.left - ROWS_MAX} more"
+            self._live.update(shown, refresh=True)
             return
         now = asyncio.get_running_loop().time()
-        if told.moved != self._moved and now - self._told_at >= PLAIN_S:
-            self._told_at, self._moved = now, told.moved
-            self._printer.show(
-                {
-                    "event": "draining",
-                    **{name: getattr(told, name) for name in told.__struct_fields__ if name != "rows"},
-                },
-                lambda: _headline(told),
-            )
-
-    def _table(self, told: DrainProgress) -> Any:
-        from rich.table import Table
-        from rich.text import Text
-
-        shown = Table(title=Text(_headline(told)), title_justify="left")
-        for name in ("agent", "state", "target", "waiting", "size", "blocker"):
-            shown.add_column(name, justify="right" if name in ("waiting", "size") else "left", overflow="fold")
-        for row in told.rows[:ROWS_SHOWN]:
-            shown.add_row(*(Text(str(value)) for value in _row(row).values()))
-        if told.left > ROWS_SHOWN:
-            shown.caption = f"and {told.left - ROWS_SHOWN} more"
-        return shown
+        if drain.moved != self._moved and now - self._printed_at >= PLAIN_S:
+            self._printed_at, self._moved = now, drain.moved
+            facts = msgspec.structs.asdict(drain)
+            del facts["rows"]
+            self._printer.show({"event": "draining", **facts}, lambda: _progress_text(drain))

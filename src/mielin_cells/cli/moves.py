@@ -1,4 +1,4 @@
-"""`mielin migrate`: the phases of a move as they pass, in real units."""
+"""`mielin migrate` and `migrations`: a move's phases as they pass, and the moves that were made."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ import asyncio
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from cyclopts import Parameter
 
-from mielin_cells.agents.reports import MigrationReport, RollbackReport
+from mielin_cells.agents.reports import MigrationReport
+from mielin_cells.cli.command import command
+from mielin_cells.cli.options import Agent, Watch
 from mielin_cells.cli.show import Printer, duration, size, table, when
-from mielin_cells.cli.watch import Seen, watched
+from mielin_cells.cli.watch import View, show_view
 from mielin_cells.client.operator import Operator
-from mielin_cells.client.recoveries import PARKED, Case, Cases, Moment, story
-from mielin_cells.client.undo import rollback as undo
+from mielin_cells.client.recoveries import Case, Cases, Moment, story
 from mielin_cells.deployment.codes import DONE, REFUSED, ROLLED_BACK
 from mielin_cells.errors import MigrationRefused
-from mielin_cells.log.lifecycle import AgentState
 from mielin_cells.migration.audit import AuditEntry
 from mielin_cells.rpc import answers
 from mielin_cells.rpc.answers import Prediction
@@ -29,239 +30,209 @@ NAMES = {
 }  # fmt: skip
 
 
-class Watch:
-    """Shows each phase once, when it is over."""
+class PhasePrinter:
+    """Prints each phase of a move once, when the phase is over."""
 
-    def __init__(self, printer: Printer, begun: dict[str, Any]) -> None:
+    def __init__(self, printer: Printer, plan: dict[str, Any]) -> None:
         self._printer = printer
-        self._begun = begun
-        """The migration as it was planned, until it is shown."""
-        self._shown = self._told = self._waited = 0
-
-    def _head(self, target: str) -> None:
-        if self._begun:
-            value, self._begun = {**self._begun, "target": target}, {}
-            self._printer.show(value, lambda: f"{value['agent']}  {value['source']} -> {target}")
-
-    def _failed(self, failures: Sequence[str]) -> None:
-        for failure in failures[self._told :]:
-            self._told += 1
-            self._shown = 0  # the next attempt passes the phases again
-            self._printer.show({"event": "failed", "why": failure}, lambda: f" failed    {failure}")  # noqa: B023 - called at once
+        self._plan = plan
+        """The migration as planned, until it is printed."""
+        self._phases = self._failures = self._waits = 0
+        """How many of each were printed."""
 
     def seen(self, progress: answers.Progress) -> None:
-        self._failed(progress.failures)
-        if progress.next_s and len(progress.failures) > self._waited:
-            self._waited = len(progress.failures)
-            wait_s = progress.next_s
-            self._printer.show(
-                {"event": "waiting", "next_s": wait_s}, lambda: f" waits     {duration(wait_s)} to the next attempt"
-            )
+        self._print_failures(progress.failures)
+        if progress.next_s and len(progress.failures) > self._waits:
+            self._waits = len(progress.failures)
+            text = f" waits     {duration(progress.next_s)} to the next attempt"
+            self._printer.show({"event": "waiting", "next_s": progress.next_s}, lambda: text)
         if progress.target:
-            self._head(progress.target)
-        if progress.report is not None:
-            return  # `rest` has the whole of it
-        for name, seconds in progress.passed[self._shown :]:
-            self.phase(name, seconds, progress.rounds, progress.bytes)
+            self._print_plan(progress.target)
+        if progress.report is None:  # else `finish` prints the rest
+            self._print_phases(progress.passed, progress.rounds, progress.bytes)
 
-    def phase(self, name: str, seconds: float, rounds: int, count: int) -> None:
-        self._shown += 1
-        value: dict[str, Any] = {"event": "phase", "phase": name, "ms": round(seconds * 1000, 3)}
-        note = ""
-        if name == "COPYING":
-            value.update(rounds=rounds, bytes=count)
-            note = f"  {rounds} round{'s' if rounds != 1 else ''}, {size(count)} read"
-        self._printer.show(value, lambda: f" {NAMES.get(name, name):<10}{duration(seconds):>10}{note}")
+    def finish(self, report: MigrationReport) -> None:
+        self._print_plan(report.target)
+        self._print_failures(report.failures)
+        self._print_phases(report.phases, report.rounds, report.bytes)
 
-    def rest(self, report: MigrationReport) -> None:
-        self._head(report.target)
-        self._failed(report.failures)
-        for name, seconds in report.phases[self._shown :]:
-            self.phase(name, seconds, report.rounds, report.bytes)
+    def _print_plan(self, target: str) -> None:
+        if self._plan:
+            plan, self._plan = {**self._plan, "target": target}, {}
+            self._printer.show(plan, lambda: f"{plan['agent']}  {plan['source']} -> {target}")
+
+    def _print_failures(self, failures: Sequence[str]) -> None:
+        for failure in failures[self._failures :]:
+            self._failures += 1
+            self._phases = 0  # the next attempt passes the phases again
+            self._printer.show({"event": "failed", "why": failure}, lambda: f" failed    {failure}")  # noqa: B023 - called at once
+
+    def _print_phases(self, passed: Sequence[tuple[str, float]], rounds: int, count: int) -> None:
+        for name, seconds in passed[self._phases :]:
+            self._phases += 1
+            value: dict[str, Any] = {"event": "phase", "phase": name, "ms": round(seconds * 1000, 3)}
+            note = ""
+            if name == "COPYING":
+                value.update(rounds=rounds, bytes=count)
+                note = f"  {rounds} round{'s' if rounds != 1 else ''}, {size(count)} read"
+            line = f" {NAMES.get(name, name):<10}{duration(seconds):>10}{note}"
+            self._printer.show(value, lambda: line)  # noqa: B023 - called at once
 
 
+@command
 async def migrate(
-    operator: Operator, printer: Printer, agent: str, to: str | None, detach: bool = False, dry_run: bool = False,
-    recovery: dict[str, float] | None = None,
-) -> int:  # fmt: skip
+    operator: Operator,
+    printer: Printer,
+    agent: Agent,
+    /,
+    *,
+    to: Annotated[
+        str | None, Parameter(help="The target node (default: the other node with the fewest agents).")
+    ] = None,
+    detach: Annotated[bool, Parameter(help="Do not wait for the end of the move.")] = False,
+    dry_run: Annotated[bool, Parameter(help="Print what the move would take, and what stands against it.")] = False,
+    retries: Annotated[int | None, Parameter(help="Retries after a failure (default: the node's setting).")] = None,
+) -> int:
+    recovery = {"max_retries": float(retries)} if retries is not None else None
     if dry_run:
-        return await _dry(operator, printer, agent, to)
+        return await _dry_run(operator, printer, agent, to)
     if detach:
-        request, source, target = await operator.begin(agent, to, recovery or None)
-        value = {"event": "begun", "agent": agent, "source": source, "target": target, "migration": request.migration}
-        printer.show(value, lambda: f"{agent}  {source} -> {target}  begun: mielin show {request.migration}")
-        return DONE
+        return await begin_move(operator, printer, agent, to, recovery)
     request, source = await operator.plan(agent, to)
-    request = msgspec.structs.replace(request, recovery=recovery or None)
+    request = msgspec.structs.replace(request, recovery=recovery)
     expected = await operator.predicted(agent, to)
-    watch = Watch(printer, {"event": "planned", "agent": agent, "source": source, "migration": request.migration})
+    phases = PhasePrinter(
+        printer, {"event": "planned", "agent": agent, "source": source, "migration": request.migration}
+    )
     try:
-        report = await operator.watch(request, source, watch.seen)
+        report = await operator.watch(request, source, phases.seen)
     except asyncio.CancelledError:
         print(
-            f"mielin: the move of {agent} goes on: `mielin show {request.migration}` tells of it, `mielin abort {agent}` cancels it",
+            f"mielin: the move of {agent} goes on: `mielin show {request.migration}` shows it, `mielin abort {agent}` cancels it",
             file=sys.stderr,
         )
         raise
-    watch.rest(report)
+    phases.finish(report)
     if report.code == "MigrationRefused":
-        refusal = MigrationRefused(
+        raise MigrationRefused(
             f"{report.target} cannot take agent {agent!r}, which runs on at {source}: {'; '.join(report.reasons)}.",
-            agent=agent, migration=report.migration, reasons=list(report.reasons),
-                kinds=list(report.kinds),
+            agent=agent, migration=report.migration, reasons=list(report.reasons), kinds=list(report.kinds),
         )  # fmt: skip
-        printer.fail(refusal)
-        return REFUSED
     if expected is not None and report.ok:
         compared: dict[str, Any] = {
             "event": "predicted", "bytes": expected.bytes, "rounds": expected.rounds, "pause_ms": expected.pause_ms,
             "actual": {"bytes": report.bytes, "rounds": report.rounds, "pause_ms": report.pause_ms},
         }  # fmt: skip
-        printer.show(compared, lambda: _compared(expected, report))
-    printer.show({"event": "report", **asdict(report)}, lambda: _end(report))
-    return DONE if report.ok else ROLLED_BACK
+        printer.show(compared, lambda: _comparison(expected, report))
+    return print_report(printer, report)
 
 
-async def _dry(operator: Operator, printer: Printer, agent: str, to: str | None) -> int:
+async def begin_move(
+    operator: Operator, printer: Printer, agent: str, to: str | None, recovery: dict[str, float] | None
+) -> int:
+    request, source, target = await operator.begin(agent, to, recovery)
+    value = {"event": "begun", "agent": agent, "source": source, "target": target, "migration": request.migration}
+    printer.show(value, lambda: f"{agent}  {source} -> {target}  begun; see `mielin show {request.migration}`")
+    return DONE
+
+
+async def _dry_run(operator: Operator, printer: Printer, agent: str, to: str | None) -> int:
     """Exits with 3 if the target would refuse now."""
-    found = await operator.predict(agent, to)
+    prediction = await operator.predict(agent, to)
 
     def text() -> str:
-        head = f"{agent}  {found.source} -> {found.target}  would read {size(found.bytes)} in {found.rounds} round"
-        paused = f"and pause about {found.pause_ms:.1f} ms (from {found.basis})"
-        return "\n".join([f"{head}, {paused}", *(f"refused: {reason}" for reason in found.reasons)])
+        line = (
+            f"{agent}  {prediction.source} -> {prediction.target}  would read {size(prediction.bytes)} in {prediction.rounds} round, "
+            f"and pause about {prediction.pause_ms:.1f} ms (from {prediction.basis})"
+        )
+        return "\n".join([line, *(f"refused: {reason}" for reason in prediction.reasons)])
 
-    printer.show(found, text)
-    return REFUSED if found.reasons else DONE
+    printer.show(prediction, text)
+    return REFUSED if prediction.reasons else DONE
 
 
-def _compared(expected: Prediction, report: MigrationReport) -> str:
+def _comparison(expected: Prediction, report: MigrationReport) -> str:
     return (
         f"predicted {size(expected.bytes)} in {expected.rounds} round, paused {expected.pause_ms:.1f} ms; "
-        f"it was {size(report.bytes)} in {report.rounds}, paused {report.pause_ms:.1f} ms"
+        f"actual {size(report.bytes)} in {report.rounds}, paused {report.pause_ms:.1f} ms"
     )
 
 
-def _end(report: MigrationReport) -> str:
+def print_report(printer: Printer, report: MigrationReport, route: str = "") -> int:
+    printer.show({"event": "report", **asdict(report)}, lambda: route + _report_text(report))
+    return DONE if report.ok else ROLLED_BACK
+
+
+def _report_text(report: MigrationReport) -> str:
     took = duration(sum(seconds for _, seconds in report.phases))
     paused = f"paused {report.pause_ms:.1f} ms, {report.held} messages held" if report.pause_ms else "never paused"
     if report.ok:
         return f"done in {took} · {paused} · {report.migration}"
     if report.outcome == "gave_up":
         return (
-            f"gave up after {report.attempts} attempts: {report.reason} · {report.agent} is suspended on {report.source}, and "
-            f"safe · mielin recover {report.migration} --retry, or --rollback"
+            f"gave up after {report.attempts} attempts: {report.reason} · {report.agent} is safe, and suspended on {report.source} · "
+            f"mielin recover {report.migration} --retry, or --rollback"
         )
     return f"rolled back after {took}: {report.reason} · {report.agent} runs on {report.source} · {paused} · {report.migration}"
 
 
-# ---- what was ------------------------------------------------------------------------------------------------
+# ---- the moves that were made --------------------------------------------------------------------------------
 
 
-async def migrations(operator: Operator, printer: Printer, agent: str | None, failed: bool, watch: bool = False) -> int:
-    async def look() -> Seen:
-        found = await Cases(operator.client).listed(agent, failed)
-        return Seen(found, lambda: table([_row(case) for case in found]) if found else "no migrations", found)
+@command
+async def migrations(
+    operator: Operator,
+    printer: Printer,
+    /,
+    *,
+    failed: Annotated[bool, Parameter(help="Only the migrations that did not complete.")] = False,
+    agent: Annotated[str | None, Parameter(help="Only the migrations of this agent.")] = None,
+    watch: Watch = False,
+) -> int:
+    async def look() -> View:
+        cases = await Cases(operator.client).listed(agent, failed)
+        return View(cases, lambda: cases_text(cases, "no migrations"), cases)
 
-    if watch:
-        return await watched(printer, look)
-    seen = await look()
-    printer.show(seen.value, seen.text)
-    return DONE
-
-
-def _row(case: Case) -> dict[str, Any]:
-    return {
-        "migration": case.migration, "agent": case.agent, "from": case.source, "to": case.target, "outcome": case.outcome,
-        "planned": when(case.at), "attempts": case.attempts,
-        "failures": " ".join(f"{kind}:{count}" for kind, count in case.failures.items()),
-        "reason": case.reason,
-    }  # fmt: skip
+    return await show_view(printer, look, watch)
 
 
-async def show(operator: Operator, printer: Printer, migration: str) -> int:
-    """A migration's whole story."""
+def cases_text(cases: Sequence[Case], none: str) -> str:
+    rows = [
+        {
+            "migration": case.migration, "agent": case.agent, "from": case.source, "to": case.target, "outcome": case.outcome,
+            "planned": when(case.at), "attempts": case.attempts,
+            "failures": " ".join(f"{kind}:{count}" for kind, count in case.failures.items()), "reason": case.reason,
+        }
+        for case in cases
+    ]  # fmt: skip
+    return table(rows) if rows else none
+
+
+async def show_migration(operator: Operator, printer: Printer, migration: str) -> int:
+    """Prints the whole story of a migration."""
     cases = Cases(operator.client)
-    found = await cases.find(migration)
-    case, moments, audit = await cases.case(found), story(found), await cases.audit(migration)
+    journal = await cases.find(migration)
+    case, moments, audit = await cases.case(journal), story(journal), await cases.audit(migration)
     value = {
         **msgspec.structs.asdict(case), "timeline": [msgspec.structs.asdict(moment) for moment in moments],
         "audit": [msgspec.to_builtins(entry) for entry in audit],
     }  # fmt: skip
-    lines = [_headline(case), *(_moment(moment) for moment in moments), *(_audited(entry) for entry in audit)]
+    lines = [_case_line(case), *map(_moment_line, moments), *map(_audit_line, audit)]
     printer.show(value, lambda: "\n".join(lines))
     return DONE
 
 
-def _headline(case: Case) -> str:
+def _case_line(case: Case) -> str:
     why = f": {case.reason}" if case.reason else ""
     planned = f"  planned {when(case.at)}" if case.at else ""
     return f"{case.migration}  {case.agent}  {case.source} -> {case.target}  {case.outcome}{why}{planned}"
 
 
-def _moment(moment: Moment) -> str:
-    facts = {name: value for name, value in moment.facts.items() if value not in ("", {}, None)}
-    told = "  ".join(f"{name} {value}" for name, value in facts.items())
-    return f" {duration(moment.after_s):>10}  {moment.node:<10} {moment.what.lower():<10} {told}".rstrip()
+def _moment_line(moment: Moment) -> str:
+    facts = "  ".join(f"{name} {value}" for name, value in moment.facts.items() if value not in ("", {}, None))
+    return f" {duration(moment.after_s):>10}  {moment.node:<10} {moment.what.lower():<10} {facts}".rstrip()
 
 
-def _audited(entry: AuditEntry) -> str:
+def _audit_line(entry: AuditEntry) -> str:
     outcome = "ok" if entry.success else "failed"
     return f"{'audit':>11}  {entry.source or '':<10} {entry.event.value} {outcome}  {entry.details}".rstrip()
-
-
-async def recover(
-    operator: Operator, printer: Printer, migration: str | None, retry: bool, to: str | None, rollback: bool
-) -> int:
-    """Without a migration: those that gave up, as far as their agents still wait."""
-    cases = Cases(operator.client)
-    if migration is None:
-        running = {info.id for info in await operator.agents() if info.state == AgentState.RUNNING.value}
-        found = [
-            case for case in await cases.listed(failed=True)
-            if case.outcome == PARKED or (case.outcome == "gave_up" and case.agent not in running)
-        ]  # fmt: skip
-        printer.show(found, lambda: table([_row(case) for case in found]) if found else "nothing to recover")
-        return DONE
-    if rollback:
-        info = await cases.roll_back(migration)
-        printer.show(info, lambda: f"{info.id} is {info.state} on {info.node}, as before {migration}")
-        return DONE
-    if not retry:
-        return await show(operator, printer, migration)
-    report = await cases.recover(migration, to=to)
-    printer.show({"event": "report", **asdict(report)}, lambda: f"{report.source} -> {report.target}  {_end(report)}")
-    return DONE if report.ok else ROLLED_BACK
-
-
-async def rollback(
-    operator: Operator, printer: Printer, migration: str, to: str | None, dry_run: bool, correct: bool
-) -> int:
-    """Exits with 4 while the agent waits for the node that is to go on."""
-
-    def seen(rest: answers.ReplayProgress) -> None:
-        value = {"event": "replayed", "messages": rest.replayed.inputs, "left": rest.left}
-        printer.show(value, lambda: f" {rest.replayed.inputs} taken again, {rest.left} to go")
-
-    report = await undo(operator.client, migration, to, dry_run=dry_run, correct=correct, seen=seen)
-    printer.show({"event": "report", "dry_run": dry_run, **asdict(report)}, lambda: _undone(report, dry_run))
-    return DONE if dry_run or report.ok else ROLLED_BACK
-
-
-def _undone(report: RollbackReport, dry_run: bool) -> str:
-    version = f"version {report.version_then}"
-    version += f" instead of {report.version}" if report.version != report.version_then else ""
-    head = f"{report.agent}  {report.source} -> {report.target}  {version}, record {report.record} of its log"
-    if dry_run:
-        return (
-            f"{head}: {report.messages} messages would be taken again; {report.sent} messages that they sent, "
-            f"{report.steps} steps and {report.answered} answers stand"
-        )
-    if report.trouble:
-        return f"{head}: undone, and {report.trouble}"
-    sent = f"{report.same} as before, {report.differing} otherwise, {report.missing} not at all"
-    return (
-        f"{head}: {report.replayed} messages taken again, {report.left} to go; of what they had sent {sent}"
-        + (f", {report.corrected} corrected" if report.corrected else "")
-        + (f"; {report.dead} dead letters: mielin dead {report.agent}" if report.dead > 0 else "")
-    )

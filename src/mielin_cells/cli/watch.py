@@ -1,4 +1,4 @@
-"""`--watch`: a list that is looked at again and again, until Ctrl-C."""
+"""`--watch`: a list that is printed again when it changes, until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
 from mielin_cells.cli.show import Printer, as_json
+from mielin_cells.deployment.codes import DONE
 from mielin_cells.errors import RetryError
 from mielin_cells.redaction import scrubbed
 
@@ -16,30 +17,33 @@ EVERY_S = 1.0
 CLEAR = "\x1b[H\x1b[2J\x1b[3J"
 
 
-class Seen(NamedTuple):
-    """A value as it is printed, and what of it must change for it to be printed again where nothing can be overwritten."""
-
+class View(NamedTuple):
     value: Any
     text: Callable[[], str]
     key: Any
+    """The view is printed again when this changes."""
 
 
-async def watched(printer: Printer, look: Callable[[], Awaitable[Seen]]) -> int:
-    """On a terminal the list stays in its place; else it is printed whenever it has changed.  Never returns."""
+async def show_view(printer: Printer, look: Callable[[], Awaitable[View]], watch: bool) -> int:
+    """Prints what `look` gives: once, or again and again.  On a terminal the list stays in its place."""
+    if not watch:
+        view = await look()
+        printer.show(view.value, view.text)
+        return DONE
     in_place = sys.stdout.isatty() and not printer.as_json and os.environ.get("TERM", "dumb") != "dumb"
     last, trouble = "", ""
     while True:
         try:
-            seen = await look()
-            now, trouble = as_json(seen.key), ""
+            view = await look()
         except RetryError as error:
             if error.message != trouble:
                 trouble = error.message
-                print(f"mielin: {scrubbed(trouble)} It is looked at again.", file=sys.stderr)
+                print(f"mielin: {scrubbed(trouble)} Trying again.", file=sys.stderr)
         else:
+            key, trouble = as_json(view.key), ""
             if in_place:
                 print(CLEAR, end="")
-            if in_place or now != last:
-                printer.show(seen.value, seen.text)
-                last = now
+            if in_place or key != last:
+                printer.show(view.value, view.text)
+                last = key
         await asyncio.sleep(EVERY_S)

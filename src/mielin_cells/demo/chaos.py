@@ -1,4 +1,4 @@
-"""`mielin demo --chaos`: while the main job runs, a node is killed every few seconds, and another one comes in its place."""
+"""`mielin demo --chaos`: every few seconds of the main job, a node is killed and another one replaces it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 from mielin_cells.client.client import Client
+from mielin_cells.demo.job import Job, quantiles
 from mielin_cells.deployment.fleet import Fleet
 from mielin_cells.errors import CellError, RecordInvalid, RetryError
 from mielin_cells.log.ids import LOGS, agent_of
@@ -17,16 +18,13 @@ from mielin_cells.log.records import Claimed, decode_record, named_owner
 from mielin_cells.membership.takeover import FAILOVER
 from mielin_cells.store.reader import End, ends, known_agents
 
-if TYPE_CHECKING:
-    from mielin_cells.demo.demo import Job
-
 EVERY_S = 10.0
-"""From one kill to the next, and at least `PACE` times as long as the failover took: most of the time everybody serves."""
+"""From one kill to the next, and at least `PACE` times the time of the failover: most of the time all nodes serve."""
 
 PACE = 2.0
 
 SAMPLE = 64
-"""Agents of a killed node that tell when its failover is over."""
+"""Agents of a killed node that are checked to see when its failover is over."""
 
 LOOK_S = 0.25
 
@@ -35,37 +33,32 @@ READS = 64
 
 @dataclass(slots=True)
 class Chaos:
-    """What was done, and what it cost."""
-
+    ends: ClassVar[bool] = False
     killed: int = 0
     waiting: dict[str, float] = field(default_factory=dict)
-    """Agents of a killed node that had a call on its way, and when the node was killed."""
+    """Agents of a killed node that had a call in flight, and when the node was killed."""
     unavailable_ms: list[float] = field(default_factory=list)
 
     def answered(self, agent: str) -> None:
-        """A call of the agent has ended."""
         began = self.waiting.pop(agent, None)
         if began is not None:
             self.unavailable_ms.append((time.monotonic() - began) * 1000)
 
     def may_send(self, job: Job) -> bool:
-        """Nobody waits for the next kill."""
         return True
 
-    @property
-    def is_good(self) -> bool:
-        """What nodes do when they are killed shows in the comparison."""
+    def is_good(self, job: Job) -> bool:
         return True
 
     async def run(self, client: Client, fleet: Fleet, job: Job) -> None:
-        """One serving node after the other, for ever."""
+        """Kills one serving node after the other, until it is cancelled."""
         rng, took = Random(0), 0.0
         while True:
             await asyncio.sleep(max(EVERY_S - took, (PACE - 1) * took))
             took = 0.0
             serving = [child for child in fleet.children if child.state == "serving"]
             if len(serving) < job.nodes:
-                continue  # the one before is still to come: never more than one is missing on purpose
+                continue  # the last replacement is still starting: at most one node is missing on purpose
             child = rng.choice(serving)
             busy = [agent for agent, count in job.busy.items() if count > 0]
             owners = dict(zip(busy, await asyncio.gather(*(_owner(client, agent) for agent in busy)), strict=True))
@@ -79,20 +72,15 @@ class Chaos:
             took = time.monotonic() - now
 
     async def report(self, client: Client) -> dict[str, Any]:
-        found = sorted(self.unavailable_ms)
-
-        def at(share: float) -> float:
-            return round(found[min(len(found) - 1, int(share * len(found)))], 1) if found else 0.0
-
         return {
             "killed": self.killed,
             "failovers": await failovers(client),
-            "unavailable_ms": {"p50": at(0.5), "p99": at(0.99), "max": at(1.0), "calls": len(found)},
+            "unavailable_ms": {**quantiles(self.unavailable_ms, 1), "calls": len(self.unavailable_ms)},
         }
 
 
 async def _failed_over(client: Client, node: str, rng: Random) -> None:
-    """Returns when agents of the killed node have other owners, as far as a sample of them tells."""
+    """Returns when all agents in a sample of the killed node's have other owners."""
     owners = {end.agent: named_owner(end.record) for end in await _ends(client, None)}
     left = [agent for agent, owner in owners.items() if owner == node]
     left = rng.sample(left, min(SAMPLE, len(left)))
@@ -119,7 +107,7 @@ async def _owner(client: Client, agent: str) -> str:
 
 
 async def failovers(client: Client) -> int:
-    """Claims for that cause in all agents' logs, as far as these are kept."""
+    """The claims with this cause in all agents' logs, as far as the logs are kept."""
     causes, limit = Counter[bool](), asyncio.Semaphore(READS)
 
     async def one(subject: str) -> None:
@@ -130,7 +118,7 @@ async def failovers(client: Client) -> int:
                     try:
                         record = decode_record(entry.data, f"The log of agent {agent!r} at {entry.seq}")
                     except RecordInvalid:
-                        continue  # counted is what can be read; the comparison tells whether anything is wrong
+                        continue  # the comparison shows whether anything is wrong
                     causes[isinstance(record, Claimed) and record.cause.startswith(FAILOVER)] += 1
                 after = entries[-1].seq
 

@@ -67,6 +67,15 @@ class Totals:
     aircraft: dict[str, AircraftTotals] = field(default_factory=dict)
     airports: dict[str, AirportTotals] = field(default_factory=dict)
 
+    def add_strangers(self, agents: Iterable[str]) -> None:
+        """Adds agents that nobody made, so that the comparison counts them."""
+        for agent in agents:
+            kind, _, name = agent.partition("-")
+            if kind == "aircraft":
+                self.aircraft.setdefault(name, AircraftTotals())
+            elif kind == "airport":
+                self.airports.setdefault(name, AirportTotals())
+
 
 def chained(digest: str, label: str) -> str:
     """A running digest: equal only if the same events came in the same order."""

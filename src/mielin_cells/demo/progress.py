@@ -1,17 +1,15 @@
-"""The demo's progress, as it is made."""
+"""The demo's progress."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
 import time
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-if TYPE_CHECKING:
-    from mielin_cells.demo.demo import Job
+from mielin_cells.demo.job import Job
 
 
 class Display:
@@ -54,11 +52,12 @@ class Display:
 
     def _show(self) -> None:
         job, total, now = self._job, len(self._job.flights.events), time.monotonic()
+        agents = len(job.planes) + len(job.airports)
         done = job.done + job.already
         rate = f"{job.done / (now - job.flowing_at):.0f} events/s" if job.flowing_at and job.done else ""
         pause = f"last pause {job.reports[-1].pause_ms:.2f} ms" if job.reports else ""
         if self._live:
-            self._bars.update(self._agents, completed=job.agents)
+            self._bars.update(self._agents, completed=agents)
             self._bars.update(self._events, completed=done, note=rate)
             self._bars.update(self._moves, completed=len(job.reports), note=pause)
             self._bars.refresh()
@@ -66,7 +65,7 @@ class Display:
         tenth = done * 10 // total
         if tenth > self._tenth or now - self._written >= self.PLAIN_S:
             self._written, self._tenth = now, tenth
-            parts = [f"{job.agents} agents", f"{done}/{total} events", f"{len(job.reports)}/{job.migrations} moves"]
+            parts = [f"{agents} agents", f"{done}/{total} events", f"{len(job.reports)}/{job.migrations} moves"]
             self._plain(", ".join(part for part in (*parts, rate, pause) if part))
 
     def _plain(self, text: str) -> None:

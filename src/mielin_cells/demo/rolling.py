@@ -1,26 +1,23 @@
-"""`mielin demo --drain`: while the main job runs, each node in turn is replaced: another one comes, and it is told to stop."""
+"""`mielin demo --drain`: while the main job runs, each node in turn is replaced: a new one starts, then it is stopped."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 from mielin_cells.client.client import Client
+from mielin_cells.demo.job import Job, quantiles
 from mielin_cells.deployment.fleet import Fleet
-
-if TYPE_CHECKING:
-    from mielin_cells.demo.demo import Job
 
 ROUNDS = 3
 
 
 @dataclass(slots=True)
 class Rolling:
-    """What was replaced, and how that went."""
-
+    ends: ClassVar[bool] = True
     wanted: int
-    """Nodes to be replaced in all."""
+    """How many nodes are to be replaced."""
     codes: list[int] = field(default_factory=list)
     """How each of them ended."""
     left: int = 0
@@ -29,11 +26,11 @@ class Rolling:
     seconds: list[float] = field(default_factory=list)
 
     def may_send(self, job: Job) -> bool:
-        """Events are shared out over the replacements, so that each meets its part of them."""
+        """Shares the events out over the replacements."""
         return job.sent < job.to_send * (len(self.codes) + 1) // self.wanted or len(self.codes) >= self.wanted
 
     def answered(self, agent: str) -> None:
-        """Calls wait as for any move."""
+        """A call waits no longer than for any move."""
 
     async def run(self, client: Client, fleet: Fleet, job: Job) -> None:
         for _ in range(ROUNDS):
@@ -44,19 +41,14 @@ class Rolling:
                 self.seconds.append(time.monotonic() - began)
                 self.left += child.left
                 self.moved += agents - child.left
-                job.tell()
+                job.notify()
 
-    @property
-    def is_good(self) -> bool:
-        return (
-            self.codes == [0] * self.wanted
-        )  # what was left behind others have taken over, which the comparison shows
+    def is_good(self, job: Job) -> bool:
+        """Agents that were left behind were taken over, which the comparison shows."""
+        return self.codes == [0] * self.wanted and not job.unanswered
 
     async def report(self, client: Client) -> dict[str, Any]:
         return {
             "replaced": len(self.codes), "exit_codes": sorted(set(self.codes)), "moved_off": self.moved,
-            "left_behind": self.left, "drain_s": {
-                "p50": round(sorted(self.seconds)[len(self.seconds) // 2], 1) if self.seconds else 0.0,
-                "max": round(max(self.seconds, default=0.0), 1),
-            },
+            "left_behind": self.left, "drain_s": quantiles(self.seconds, 1),
         }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Where the demo plays: node processes on a server of its own, or nodes in this process."""
+"""Where the demo runs: node processes on a server of its own, or nodes in this process."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ SOON = """
 initial_retry_delay_secs = 0.25
 max_retry_delay_secs = 2.0
 """
-"""Where faults are made or nodes killed on purpose, nobody wants to wait minutes to see what becomes of a migration."""
+"""Retries come soon, so that faults and kills do not hold the job up for minutes."""
 
 SHORT = """
 [settings]
 prepare_s = 1.0
 """
-"""A fault that swallows a request is soon over."""
+"""A node gives up soon on a request that a fault has swallowed."""
 
 
 class Stage(NamedTuple):
@@ -63,7 +63,7 @@ async def processes(
         substrate = await open_substrate(address)  # makes the streams before the nodes all want to
         version = substrate.server_version
         await substrate.close()
-        fleet = Fleet(app, address, _tell, (), _harmed(folder, faults, kills))
+        fleet = Fleet(app, address, _print_event, (), _fault_options(folder, faults, kills))
         try:
             fleet.start(nodes)
             await fleet.serving()
@@ -78,8 +78,8 @@ async def processes(
         await server.stop()
 
 
-def _harmed(folder: Path, faults: str | None, kills: bool) -> list[str]:
-    """Options of nodes that fail, or see others fail, and soon try again."""
+def _fault_options(folder: Path, faults: str | None, kills: bool) -> list[str]:
+    """Options that inject the faults into nodes, and have nodes retry soon."""
     if faults is None and not kills:
         return []
     path = folder / "soon.toml"
@@ -87,8 +87,8 @@ def _harmed(folder: Path, faults: str | None, kills: bool) -> list[str]:
     return ["--config", str(path), *(["--faults", faults] if faults is not None else [])]
 
 
-def _tell(event: dict[str, Any]) -> None:
-    """What nodes log, and a node that ends by itself, is told on stderr; that they start and stop is expected."""
+def _print_event(event: dict[str, Any]) -> None:
+    """Prints what nodes log, and nodes that end by themselves; that nodes start and stop is expected."""
     if event.get("event") == "log":
         print(f"{event['node']} | {event['line']}", file=sys.stderr, flush=True)
     elif event.get("state") == "crashed":

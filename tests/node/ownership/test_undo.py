@@ -11,7 +11,7 @@ from support.undoing import QUICK, Daybook, Stall, StallV1, calls, nodes, starte
 
 import mielin_cells as cells
 from mielin_cells.agents.reference import classes
-from mielin_cells.cli import moves
+from mielin_cells.cli import moves, recovery
 from mielin_cells.cli.show import Printer
 from mielin_cells.client.client import Client
 from mielin_cells.client.cordon import cordon
@@ -412,11 +412,11 @@ async def test_the_command_tells_what_it_does(capsys: pytest.CaptureFixture[str]
         await till.take(2)
         operator = Operator(client)
 
-        assert await moves.rollback(operator, Printer(as_json=True), move.migration, None, True, False) == 0
+        assert await recovery.rollback.work(operator, Printer(as_json=True), move.migration, dry_run=True) == 0
         [dry] = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         assert (dry["dry_run"], dry["messages"], dry["target"]) == (True, 1, "node-1")
-        assert await moves.rollback(operator, Printer(as_json=False), move.migration, None, False, False) == 0
+        assert await recovery.rollback.work(operator, Printer(as_json=False), move.migration) == 0
         assert "version 1 instead of 2" in capsys.readouterr().out
-        assert await moves.show(operator, Printer(as_json=False), move.migration) == 0
+        assert await moves.show_migration(operator, Printer(as_json=False), move.migration) == 0
         assert "takenback" in capsys.readouterr().out
         assert await till.get() == 2

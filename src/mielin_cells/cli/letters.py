@@ -1,0 +1,73 @@
+"""`mielin dead`: dead letters."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from cyclopts import Parameter
+
+from mielin_cells.cli.command import confirm, operate
+from mielin_cells.cli.options import HERE, Agent, Server, Yes, choose_one
+from mielin_cells.cli.show import Printer, record, table, when
+from mielin_cells.client.operator import Operator
+from mielin_cells.deployment.codes import DONE
+from mielin_cells.errors import ConfigError
+
+ONE = choose_one()
+COLUMNS = ("number", "id", "handler", "sender", "tries", "cause")
+
+
+def dead(
+    agent: Agent,
+    letter: Annotated[str | None, Parameter(help="A letter's number or id.")] = None,
+    /,
+    *,
+    replay: Annotated[
+        bool, Parameter(group=ONE, help="Send the letter's message again and remove the letter.")
+    ] = False,
+    purge: Annotated[bool, Parameter(group=ONE, help="Remove the letter; without LETTER, remove all.")] = False,
+    yes: Yes = False,
+    server: Server = HERE,
+) -> int:
+    if replay and letter is None:
+        raise ConfigError("--replay needs the letter's number or id.", field="letter", range="see `mielin dead AGENT`")
+    if purge and not yes:
+        which = f"dead letter {letter!r}" if letter is not None else "all dead letters"
+        refused = confirm(f"Remove {which} of agent {agent!r}?", server.json)
+        if refused is not None:
+            return refused
+
+    async def work(operator: Operator, printer: Printer) -> int:
+        if replay and letter is not None:
+            return await replay_letter(operator, printer, agent, letter)
+        return await (purge_letters if purge else show_letters)(operator, printer, agent, letter)
+
+    return operate(server, work)
+
+
+async def show_letters(operator: Operator, printer: Printer, agent: str, which: str | None) -> int:
+    """Lists dead letters, or shows one."""
+    letters = await operator.letters(agent)
+    if which is not None:
+        letter = operator.letter(agent, which, letters)
+        printer.show(letter, lambda: record({**msgspec.structs.asdict(letter), "at": when(letter.at)}))
+        return DONE
+    rows = [{"at": when(letter.at), **{name: getattr(letter, name) for name in COLUMNS}} for letter in letters]
+    printer.show(letters, lambda: table(rows) if rows else f"{agent} has no dead letters")
+    return DONE
+
+
+async def replay_letter(operator: Operator, printer: Printer, agent: str, which: str) -> int:
+    letter = await operator.replay(agent, which)
+    printer.show(
+        {"agent": agent, "letter": letter.id, "replayed": True},
+        lambda: f"{letter.handler} of {letter.sender} was sent again; if it fails again, it becomes a new dead letter",
+    )
+    return DONE
+
+
+async def purge_letters(operator: Operator, printer: Printer, agent: str, which: str | None) -> int:
+    count = await operator.purge(agent, which)
+    printer.show({"agent": agent, "purged": count}, lambda: f"removed {count} dead letters of {agent}")
+    return DONE

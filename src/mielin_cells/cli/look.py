@@ -1,0 +1,168 @@
+"""`mielin agents`, `nodes`, `show` and `timers`."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+from mielin_cells.agents.reports import AgentInfo, NodeInfo
+from mielin_cells.cli.command import command
+from mielin_cells.cli.moves import show_migration
+from mielin_cells.cli.options import Agent, Watch, choose_one
+from mielin_cells.cli.show import Printer, duration, record, size, table, when
+from mielin_cells.cli.watch import View, show_view
+from mielin_cells.client.operator import ALIVE, Operator
+from mielin_cells.deployment.codes import DONE
+from mielin_cells.errors import ConfigError, NoSuchMigration, UnknownClass, UnknownNode
+from mielin_cells.log.lifecycle import AgentState
+
+STATES: list[str] = [
+    *(state.value for state in AgentState if state is not AgentState.TERMINATED),
+    "unreachable",
+    "unreadable",
+]
+COUNT_OR_AFTER, COUNT_OR_LIMIT = choose_one(), choose_one()
+
+
+@command
+async def agents(
+    operator: Operator,
+    printer: Printer,
+    /,
+    *,
+    node: Annotated[str | None, Parameter(help="Only the agents on this node.")] = None,
+    cls: Annotated[str | None, Parameter(name="--class", help="Only the agents of this class.")] = None,
+    state: Annotated[
+        str | None, Parameter(help="Only the agents in this state: Running, Suspended, Error, ...")
+    ] = None,
+    after: Annotated[str, Parameter(group=COUNT_OR_AFTER, help="Only the agents whose ids come after this one.")] = "",
+    limit: Annotated[
+        int | None, Parameter(group=COUNT_OR_LIMIT, validator=Number(gte=1), help="At most this many agents.")
+    ] = None,
+    count: Annotated[
+        bool, Parameter(group=(COUNT_OR_AFTER, COUNT_OR_LIMIT), help="Print only how many there are.")
+    ] = False,
+    watch: Watch = False,
+) -> int:
+    """Raises `UnknownNode`, `UnknownClass` or `ConfigError` for a filter that matches nothing that exists."""
+    state = _state(state)
+
+    async def look() -> View:
+        every = await operator.agents()
+        matching = [
+            info for info in every
+            if node in (None, info.node) and cls in (None, info.cls) and state in (None, info.state)
+        ]  # fmt: skip
+        if not matching and (node is not None or cls is not None):
+            await _check_filter(operator, node, cls, every)
+        if count:
+            return View({"count": len(matching)}, lambda: str(len(matching)), len(matching))
+        behind = [info for info in matching if info.id > after]
+        return View(behind[:limit], lambda: _agents_text(behind[:limit], len(behind)), behind)
+
+    return await show_view(printer, look, watch)
+
+
+def _state(word: str | None) -> str | None:
+    if word is None:
+        return None
+    for state in STATES:
+        if word.lower() == state.lower():
+            return state
+    wanted = ", ".join(STATES)
+    raise ConfigError(f"--state {word!r} is not a state of an agent; wanted: {wanted}.", field="state", range=wanted)
+
+
+async def _check_filter(operator: Operator, node: str | None, cls: str | None, every: list[AgentInfo]) -> None:
+    nodes = await operator.nodes()
+    names = [info.name for info in nodes]
+    if node is not None and node not in names:
+        raise UnknownNode(f"There is no node {node!r}; there are {', '.join(names) or 'none'}.", node=node, nodes=names)
+    classes = sorted({name for info in nodes for name in info.classes} | {info.cls for info in every if info.cls})
+    if cls is not None and cls not in classes:
+        raise UnknownClass(
+            f"There is no class {cls!r} on any node; there are {', '.join(classes) or 'none'}.", name=cls
+        )
+
+
+def _agents_text(page: list[AgentInfo], total: int) -> str:
+    rows = [
+        {
+            "agent": info.id, "class": info.cls, "node": info.node, "state": info.state, "epoch": info.epoch,
+            "waiting": info.waiting, "size": size(info.bytes), "dead": info.dead, "last record": when(info.at),
+            "migration": info.migration,
+        }
+        for info in page
+    ]  # fmt: skip
+    more = f"\n{total - len(page)} more: --after {shlex.quote(page[-1].id)}" if len(page) < total else ""
+    return table(rows) + more if rows else "no agents"
+
+
+@command
+async def nodes(operator: Operator, printer: Printer, /, *, watch: Watch = False) -> int:
+    async def look() -> View:
+        infos = await operator.nodes()
+        key = [(node.name, node.incarnation, node.state, node.agents, node.is_cordoned) for node in infos]
+        return View(infos, lambda: table([node_row(node) for node in infos]) if infos else "no nodes", key)
+
+    return await show_view(printer, look, watch)
+
+
+def node_row(node: NodeInfo) -> dict[str, Any]:
+    return {
+        "node": node.name, "state": node.state + (" (cordoned)" if node.is_cordoned else ""),
+        "for": duration(node.since_s) if node.since_s else "", "entered": when(node.at), "incarnation": node.incarnation,
+        "agents": node.agents if node.state == ALIVE else "",  # only a node that answers knows
+        "cores": node.cores, "memory": size(node.memory_bytes), "arch": node.architecture,
+        "classes": " ".join(f"{name}:{version}" for name, version in node.classes.items()),
+        "labels": " ".join(f"{name}={value}" for name, value in node.labels.items()),
+    }  # fmt: skip
+
+
+@command
+async def show(
+    operator: Operator,
+    printer: Printer,
+    thing: Annotated[str, Parameter(help="An agent's id, a node's name, or a migration's id (m-...).")],
+    /,
+) -> int:
+    if thing.startswith("m-"):
+        with contextlib.suppress(NoSuchMigration):  # an agent may have such an id
+            return await show_migration(operator, printer, thing)
+    info = await operator.show(thing)
+    printer.show(info, lambda: record(_agent_record(info) if isinstance(info, AgentInfo) else _node_record(info)))
+    return DONE
+
+
+def _node_record(node: NodeInfo) -> dict[str, Any]:
+    return {
+        **node_row(node), "host": node.host, "process": node.process, "python": node.python, "package": node.package,
+    }  # fmt: skip
+
+
+def _agent_record(agent: AgentInfo) -> dict[str, Any]:
+    return {
+        "agent": agent.id, "class": f"{agent.cls} version {agent.version}", "node": agent.node, "state": agent.state,
+        "epoch": agent.epoch, "waiting": agent.waiting, "size": size(agent.bytes), "dead letters": agent.dead,
+        "last record": when(agent.at), "migration": agent.migration, "error": agent.error, "code": agent.code,
+        "standby": ", ".join(agent.standby), "arch": ", ".join(agent.policy.preferred_architectures) or "any",
+        "running": f"{agent.running}, for {duration(agent.running_s)}" if agent.running else "",
+    }  # fmt: skip
+
+
+@command
+async def timers(operator: Operator, printer: Printer, agent: Agent, /) -> int:
+    infos = await operator.timers(agent)
+    rows = [
+        {
+            "timer": timer.id, "handler": timer.handler + ("" if timer.is_known else " (gone)"), "due": when(timer.due),
+            "every": f"{timer.every:g} s" if timer.every else "once",
+        }
+        for timer in infos
+    ]  # fmt: skip
+    printer.show(infos, lambda: table(rows) if rows else f"{agent} has no timers")
+    return DONE

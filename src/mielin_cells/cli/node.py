@@ -1,0 +1,106 @@
+"""`mielin node`: one process, one node."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+from mielin_cells import __version__
+from mielin_cells.cli.command import finish
+from mielin_cells.cli.options import ANY, HERE, App, Config, Server, Streams
+from mielin_cells.cli.show import Printer
+from mielin_cells.deployment import config as configs
+from mielin_cells.deployment import process
+from mielin_cells.errors import ConfigError, InvalidAgentId
+from mielin_cells.log.ids import AgentId
+
+if TYPE_CHECKING:
+    from mielin_cells.node.node import Node
+    from mielin_cells.substrate.ports import Substrate
+
+
+def node(
+    *,
+    name: Annotated[str, Parameter(help="The node's name; a newer process of the same name replaces an older one.")],
+    app: App,
+    label: Annotated[list[str] | None, Parameter(help="key=value, shown to operators; may be repeated.")] = None,
+    stop_with_stdin: Annotated[bool, Parameter(help="Stop when standard input ends.")] = False,
+    config: Config = None,
+    wait: Annotated[
+        float | None,
+        Parameter(
+            validator=Number(gte=0, lte=1e9),
+            help="Seconds to wait for a server that does not answer (default: no limit).",
+        ),
+    ] = None,
+    faults: Annotated[
+        str | None, Parameter(help="For tests: step:kind[:probability][:most][@node], or `default`.")
+    ] = None,
+    streams: Streams = ANY,
+    server: Server = HERE,
+) -> int:
+    """Exits with 0 after a clean stop, 1 if it was not clean or a newer process took the name, 2 for an app that cannot be used."""
+
+    def work(printer: Printer) -> int:
+        return process.run(
+            process.Options(
+                name=_check_name(name), app=app, labels=dict(map(_label, label or [])), follows_stdin=stop_with_stdin,
+                address=replace(server.address(), replicas=streams.replicas, shards=streams.shards),
+                config=configs.find(config), faults=_injector(faults) if faults is not None else None,
+                wait_s=math.inf if wait is None else wait, package=__version__,
+                say=lambda event: printer.show(event, lambda: _text(event)),
+            )
+        )  # fmt: skip
+
+    return finish(server.json, work, logging.INFO)
+
+
+def _injector(spec: str) -> Callable[[Node, Substrate], None]:
+    """What makes a node fail as `spec` says.  Raises `ConfigError`."""
+    from mielin_cells.testing.faults import faulty, parsed
+
+    def inject(node: Node, substrate: Substrate) -> None:
+        faults = parsed(spec, seed=sum(node.name.encode()))
+        view = faulty(substrate, faults, node.name)
+        node.home.log, node.home.wire = view.log, view.wire
+        node.home.step = lambda step: faults.step(step, node.name)
+
+    parsed(spec)
+    return inject
+
+
+def _check_name(name: str) -> str:
+    try:
+        return str(AgentId(name))  # a node's name is a word of a subject, as an agent's id is
+    except InvalidAgentId as error:
+        wanted = "1 to 128 printable characters"
+        raise ConfigError(f"--name {name!r} cannot be used; wanted: {wanted}.", field="name", range=wanted) from error
+
+
+def _label(text: str) -> tuple[str, str]:
+    key, sign, value = text.partition("=")
+    if not (key and sign):
+        raise ConfigError(f"--label {text!r} is not key=value.", field="label", range="key=value")
+    return key, value
+
+
+def _text(event: dict[str, Any]) -> str:
+    name = event["node"]
+    match event["event"]:
+        case "serving":
+            classes = ", ".join(f"{cls}:{version}" for cls, version in event["classes"].items())
+            return f"{name} serves as incarnation {event['incarnation']}: {event['agents']} agents; classes {classes}"
+        case "waiting":
+            return f"{name} waits until its server answers: {event['reason']}"
+        case "draining":
+            return f"{name} drains: {event['agents']} agents to move"
+        case "stopping":
+            return f"{name} stops ({event['reason']}): turns end, commits land"
+        case _:
+            return f"{name} has stopped; other nodes can claim its agents"

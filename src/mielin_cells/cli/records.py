@@ -1,0 +1,89 @@
+"""`mielin log`: the records of an agent's log, a line each."""
+
+from __future__ import annotations
+
+import logging
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+from mielin_cells.cli.command import command
+from mielin_cells.cli.options import Agent
+from mielin_cells.cli.show import Printer, clock
+from mielin_cells.client.operator import Operator
+from mielin_cells.deployment.codes import DONE
+from mielin_cells.errors import RecordInvalid
+from mielin_cells.log import records
+from mielin_cells.log.message import sender_text
+from mielin_cells.redaction import scrubbed
+
+
+@command
+async def log(
+    operator: Operator,
+    printer: Printer,
+    agent: Agent,
+    /,
+    *,
+    after: Annotated[int, Parameter(validator=Number(gte=0), help="Only the records after this sequence.")] = 0,
+    follow: Annotated[bool, Parameter(help="Go on with new records as they are appended.")] = False,
+) -> int:
+    if follow:  # say so while the store does not answer, instead of waiting silently
+        logging.getLogger("mielin_cells.jetstream").setLevel(logging.WARNING)
+    async for seq, size, entry in operator.records(agent, after, follow):
+        if isinstance(entry, RecordInvalid):
+            printer.show(
+                {"seq": seq, "at": 0.0, "bytes": size, "kind": entry.code, "what": entry.message},
+                lambda: f"{seq:>8}  {entry.code}: {entry.message}",  # noqa: B023 - called at once
+            )
+            continue
+        value = {
+            "seq": seq, "at": entry.written, "bytes": size, "kind": type(entry).__name__, "epoch": entry.epoch, "node": entry.node,
+            "incarnation": entry.incarnation, "what": describe(entry),
+        }  # fmt: skip
+        printer.show(value, lambda: _line(value))  # noqa: B023 - called at once
+    return DONE
+
+
+def _line(value: dict[str, Any]) -> str:
+    by, at = f"{value['node']}.{value['incarnation']}", clock(value["at"])
+    what = f"{value['kind']:<10} {value['epoch']:>4}  {by:<12} {value['bytes']:>8}  {value['what']}"
+    return f"{value['seq']:>8}  {at:<23}  {what}".rstrip()
+
+
+def describe(record: Any) -> str:
+    match record:
+        case records.Created():
+            return f"{record.cls} version {record.version}"
+        case records.Committed():
+            return _describe_commit(record.commit)
+        case records.Asked():
+            return f"asks {record.out.to}.{record.out.handler} ({record.at + len(record.made)} in this turn)"
+        case records.Stepped(made=[]):
+            return f"begins message {record.input} of {sender_text(record.sender)}"
+        case records.Stepped():
+            return f"{record.made[-1].label} ({record.at + len(record.made)} in this turn)"
+        case records.Snapshot():
+            return f"in {len(record.parts)} parts" if record.parts else "in one record"
+        case records.HandedOff():
+            seal = f", with {_describe_commit(record.seal)}" if record.seal is not None else ""
+            return f"to {record.to} by {record.migration}{seal}"
+        case records.Returned() | records.Claimed():
+            return str(record.cause)
+        case records.Failed():
+            return scrubbed(record.error.message)
+        case records.Cleared():
+            return f"{len(record.letters)} dead letters"
+        case records.StandbySet():
+            return f"{record.copies} copies"
+        case records.Spilled():
+            return f"{len(record.parts)} parts"
+        case _:
+            return str(getattr(record, "reason", "") or getattr(record, "migration", ""))
+
+
+def _describe_commit(commit: records.Commit) -> str:
+    counts = {"messages": len(commit.taken), "sent": len(commit.outs), "dead": len(commit.dead)}
+    state = ["state"] if commit.state is not None else []
+    return ", ".join([*(f"{count} {name}" for name, count in counts.items() if count), *state])

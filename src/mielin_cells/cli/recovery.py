@@ -1,0 +1,111 @@
+"""`mielin recover` and `rollback`: deciding about a migration afterwards."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from mielin_cells.agents.reports import RollbackReport
+from mielin_cells.cli.command import command
+from mielin_cells.cli.moves import cases_text, print_report, show_migration
+from mielin_cells.cli.options import choose_one
+from mielin_cells.cli.show import Printer
+from mielin_cells.client.operator import Operator
+from mielin_cells.client.recoveries import PARKED, Cases
+from mielin_cells.client.undo import rollback as undo
+from mielin_cells.deployment.codes import DONE, ROLLED_BACK
+from mielin_cells.errors import ConfigError
+from mielin_cells.log.lifecycle import AgentState
+from mielin_cells.rpc import answers
+
+ONE = choose_one()
+
+
+@command
+async def recover(
+    operator: Operator,
+    printer: Printer,
+    migration: Annotated[
+        str | None, Parameter(help="A migration's id (m-...); without one, list the migrations that gave up.")
+    ] = None,
+    /,
+    *,
+    retry: Annotated[bool, Parameter(group=ONE, help="Move the agent after all.")] = False,
+    to: Annotated[str | None, Parameter(help="With --retry: the target node.")] = None,
+    rollback: Annotated[bool, Parameter(group=ONE, help="Let the agent run where it is.")] = False,
+) -> int:
+    if to is not None and not retry:
+        raise ConfigError("--to needs --retry.", field="to", range="with --retry")
+    if migration is None and (retry or rollback):
+        raise ConfigError(
+            "Name the migration; `mielin recover` lists those that gave up.", field="migration", range="an id, m-..."
+        )
+    cases = Cases(operator.client)
+    if migration is None:
+        return await _list_waiting(operator, printer, cases)
+    if rollback:
+        info = await cases.roll_back(migration)
+        printer.show(info, lambda: f"{info.id} is {info.state} on {info.node}, as before {migration}")
+        return DONE
+    if not retry:
+        return await show_migration(operator, printer, migration)
+    report = await cases.recover(migration, to=to)
+    return print_report(printer, report, f"{report.source} -> {report.target}  ")
+
+
+async def _list_waiting(operator: Operator, printer: Printer, cases: Cases) -> int:
+    """Lists the migrations that gave up and whose agents still wait for a decision."""
+    running = {info.id for info in await operator.agents() if info.state == AgentState.RUNNING.value}
+    waiting = [
+        case for case in await cases.listed(failed=True)
+        if case.outcome == PARKED or (case.outcome == "gave_up" and case.agent not in running)
+    ]  # fmt: skip
+    printer.show(waiting, lambda: cases_text(waiting, "nothing to recover"))
+    return DONE
+
+
+@command
+async def rollback(
+    operator: Operator,
+    printer: Printer,
+    migration: Annotated[str, Parameter(help="A completed migration's id (m-...).")],
+    /,
+    *,
+    to: Annotated[
+        str | None, Parameter(help="The node where the agent goes on (default: one with the class as it was).")
+    ] = None,
+    dry_run: Annotated[bool, Parameter(help="Print what would be taken again, and change nothing.")] = False,
+    correct: Annotated[
+        bool, Parameter(help="Send messages that now differ as corrections (default: what was sent stands).")
+    ] = False,
+) -> int:
+    """Exits with 4 while the agent waits for the node that is to go on with it."""
+
+    def print_rest(rest: answers.ReplayProgress) -> None:
+        value = {"event": "replayed", "messages": rest.replayed.inputs, "left": rest.left}
+        printer.show(value, lambda: f" {rest.replayed.inputs} taken again, {rest.left} to go")
+
+    report = await undo(operator.client, migration, to, dry_run=dry_run, correct=correct, seen=print_rest)
+    printer.show({"event": "report", "dry_run": dry_run, **asdict(report)}, lambda: _report_text(report, dry_run))
+    return DONE if dry_run or report.ok else ROLLED_BACK
+
+
+def _report_text(report: RollbackReport, dry_run: bool) -> str:
+    version = f"version {report.version_then}"
+    version += f" instead of {report.version}" if report.version != report.version_then else ""
+    head = f"{report.agent}  {report.source} -> {report.target}  {version}, record {report.record} of its log"
+    if dry_run:
+        return (
+            f"{head}: would take {report.messages} messages again; {report.sent} messages that they sent, "
+            f"{report.steps} steps and {report.answered} answers would stand"
+        )
+    if report.trouble:
+        return f"{head}: undone, but {report.trouble}"
+    return (
+        f"{head}: {report.replayed} messages taken again, {report.left} to go; of the messages that they had sent, "
+        f"{report.same} were sent as before, {report.differing} differently, {report.missing} not at all"
+        + (f", {report.corrected} corrected" if report.corrected else "")
+        + (f"; {report.dead} dead letters: mielin dead {report.agent}" if report.dead > 0 else "")
+    )
