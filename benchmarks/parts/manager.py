@@ -10,7 +10,7 @@ from statistics import median
 
 from benchmarks.figures import Found, Size, spread
 from benchmarks.harness import run
-from mielin_cells import MigrationErrorType, MigrationRecoveryManager
+from mielin_cells.migration import MigrationErrorType, MigrationRecoveryManager
 from mielin_cells.migration.failure import MigrationError
 
 PENDING: dict[Size, tuple[int, ...]] = {

@@ -188,9 +188,9 @@ def test_a_default_that_is_changed_where_it_was_written_does_not_reach_agents() 
 def test_defaults_do_not_answer_for_references() -> None:
     ref = make_ref(Defaults, "d")
     for name in ("needed", "names", "visits", "blob"):
-        with pytest.raises(cells.IsReference, match=f"ask the agent for '{name}'"):
+        with pytest.raises(cells.errors.IsReference, match=f"ask the agent for '{name}'"):
             getattr(ref, name)
-        with pytest.raises(cells.IsReference, match=f"{name!r} is set only by the agent"):
+        with pytest.raises(cells.errors.IsReference, match=f"{name!r} is set only by the agent"):
             setattr(ref, name, 1)
 
 
@@ -311,7 +311,7 @@ async def test_a_derived_agent_answers_by_its_own_handlers() -> None:
         assert await duck.describe() == "Donald has 2 legs and says tweettweet"
         assert await duck.speak(1) == "tweet"
         assert await duck.dive() == 3.0
-        with pytest.raises(cells.WrongClass):
+        with pytest.raises(cells.errors.WrongClass):
             await cluster.get(Animal, "d").speak()
 
 
@@ -387,7 +387,7 @@ async def test_a_handler_is_a_plain_call_inside_its_turn_and_a_message_outside()
     assert await agent.describe() == "Tom has 4 legs and says ..."
     with pytest.raises(cells.UsageError, match="nobody to tell but itself"):
         await agent.speak.tell()
-    with pytest.raises(cells.NotConnected):
+    with pytest.raises(cells.errors.NotConnected):
         await make_ref(Animal, "Tom").describe()
     with pytest.raises(cells.NotInTurn):
         cells.this()
@@ -439,13 +439,13 @@ def test_a_reference_is_copied_as_a_value(copied: Any) -> None:
 def test_a_reference_to_a_live_agent_is_equal_to_it_and_a_copy_of_it_is_a_reference() -> None:
     agent, _ = live(Bird)
     assert agent == make_ref(Bird, "a")
-    with pytest.raises(cells.IsReference):
+    with pytest.raises(cells.errors.IsReference):
         _ = copy.copy(agent).legs
 
 
 @pytest.mark.parametrize("wrong", ["", "x" * 129, "a\nb", "\ud800", 5, None])
 def test_a_reference_has_a_valid_id(wrong: Any) -> None:
-    with pytest.raises(cells.InvalidAgentId):
+    with pytest.raises(cells.errors.InvalidAgentId):
         make_ref(Animal, wrong)
 
 

@@ -163,7 +163,9 @@ async def test_the_exceptions_of_a_group_are_named() -> None:
 async def test_a_turn_beyond_its_deadline_is_answered_as_that() -> None:
     async with cells.local(settings=cells.Settings(turn_deadline_s=0.05)) as cluster:
         shop = await cluster.spawn(TicketShop, "s")
-        with pytest.raises(cells.TurnDeadlineExceeded, match=r"TicketShop\.sleeps of agent 's' .* deadline of 0\.05 s"):
+        with pytest.raises(
+            cells.errors.TurnDeadlineExceeded, match=r"TicketShop\.sleeps of agent 's' .* deadline of 0\.05 s"
+        ):
             await shop.sleeps(60)
         assert await dead(cluster, "s") == []
         assert await shop.add() == 5

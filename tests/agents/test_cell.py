@@ -104,7 +104,7 @@ SPOIL: dict[str, Callable[[Any], None]] = {
 FAILURES: dict[str, Exception] = {
     "half a character": ValueError("\ud800"),
     "much text": ValueError("x" * 2_000_000),
-    "an error of ours": cells.StoreFull("the disk is full"),
+    "an error of ours": cells.errors.StoreFull("the disk is full"),
 }
 
 
@@ -191,7 +191,7 @@ def test_a_value_that_would_not_load_is_refused_and_all_of_the_turn_is_undone(wh
     agent.count = 6
     agent.blob.append(b"d")
 
-    with pytest.raises(cells.StateInvalid) as refused:
+    with pytest.raises(cells.errors.StateInvalid) as refused:
         SPOIL[what](agent)
         cell.end()
 
@@ -213,7 +213,7 @@ def test_a_value_that_would_not_load_is_refused_and_all_of_the_turn_is_undone(wh
 async def test_the_caller_is_told_and_the_agent_goes_on(what: str) -> None:
     async with cells.local(nodes=2) as cluster:
         agent = await cluster.spawn(Pad, "p", count=5)
-        with pytest.raises(cells.StateInvalid, match=f"Pad.{what.partition(':')[0]}"):
+        with pytest.raises(cells.errors.StateInvalid, match=f"Pad.{what.partition(':')[0]}"):
             await agent.spoil(what)
         assert await agent.counted() == 5
         assert (await cluster.migrate(agent)).ok
@@ -233,7 +233,7 @@ def test_what_is_nested_almost_too_deeply_to_load_elsewhere_is_refused_where_it_
         agent.nested = deep(levels)
         try:
             cell.end()
-        except cells.StateInvalid:
+        except cells.errors.StateInvalid:
             break
         deepest, kept = levels, stored
     assert deepest > 100
@@ -255,7 +255,7 @@ def test_stored_bytes_that_do_not_fit_are_reported_with_agent_and_path() -> None
     for data in (b"", b"\xa1x", b"\xc1", b"\x05\x05", b"\x91" * 200_000):
         stored = StoredState()
         stored.put({"count": data})
-        with pytest.raises(cells.StateUnloadable, match=r"agent 'p' does not load: Pad\.count: ") as refused:
+        with pytest.raises(cells.errors.StateUnloadable, match=r"agent 'p' does not load: Pad\.count: ") as refused:
             loaded(stored)
         assert (refused.value.agent, refused.value.path) == ("p", "Pad.count")
 
@@ -369,7 +369,7 @@ async def test_a_value_too_large_for_its_type_leaves_nothing_in_the_log() -> Non
         assert isinstance(cluster, Client)
         agent = await cluster.spawn(Pad, "p", count=5)
         for _ in range(3):
-            with pytest.raises(cells.StateInvalid, match=r"Pad\.count: ints beyond 64 bits"):
+            with pytest.raises(cells.errors.StateInvalid, match=r"Pad\.count: ints beyond 64 bits"):
                 await agent.spoil("count: too large")
         for _ in range(3):
             await agent.spoil.tell("count: too large")

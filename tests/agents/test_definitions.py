@@ -117,7 +117,7 @@ def test_a_handler_that_the_class_got_after_it_was_used_says_so() -> None:
 
     spec_of(Open)
     Open.late = cells.handler(late)  # type: ignore[attr-defined]
-    with pytest.raises(cells.NoSuchHandler, match="define handlers in the class"):
+    with pytest.raises(cells.errors.NoSuchHandler, match="define handlers in the class"):
         spec_of(Open).handler("late")
 
 

@@ -141,5 +141,5 @@ async def test_each_cell_may_be_a_task_with_a_context_of_its_own() -> None:
     assert await cell(again.draw) == 1
     assert await cell(sketch.draw) == 2
     await cell(lambda: opening.__aexit__(None, None, None))
-    with pytest.raises(cells.NotConnected):
+    with pytest.raises(cells.errors.NotConnected):
         await cell(again.draw)

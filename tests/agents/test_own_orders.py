@@ -239,7 +239,7 @@ def test_the_log_holds_an_order_until_it_has_taken_effect_and_no_turn_before_tha
     fold = after(wished)
     assert fold.wish == Wish("suspend")
     for turn in (committed(fold, commit(taken(2))), stepped(fold)):
-        with pytest.raises(cells.RecordInvalid, match="a turn behind one that ordered the agent's own suspend"):
+        with pytest.raises(cells.errors.RecordInvalid, match="a turn behind one that ordered the agent's own suspend"):
             fold.apply(fold.seq + 1, turn)
     assert after(wished, committed).wish is not None  # a commit without a turn may come between
     assert after(wished, suspended).wish is None

@@ -41,7 +41,7 @@ def test_to_hasattr_and_getattr_a_reference_has_handlers_and_no_state() -> None:
         _ = ref.age
     with pytest.raises(cells.UsageError):
         ref.age = 4
-    with pytest.raises(cells.IsReference) as raised:
+    with pytest.raises(cells.errors.IsReference) as raised:
         _ = ref.age
     error = pickle.loads(pickle.dumps(raised.value))  # noqa: S301 - our own bytes
     assert isinstance(error, AttributeError)
@@ -53,11 +53,11 @@ async def test_a_hook_of_a_reference_is_not_run_here_and_neither_is_a_handler_as
     for hook in ("on_start", "on_arrive", "on_depart", "on_stop", "healthy"):
         assert not hasattr(ref, hook)
         assert hook not in dir(ref)
-        with pytest.raises(cells.IsReference, match=f"{hook} is a hook, which only the agent's node calls"):
+        with pytest.raises(cells.errors.IsReference, match=f"{hook} is a hook, which only the agent's node calls"):
             getattr(ref, hook)
     with pytest.raises(cells.UsageError, match="teach is a handler of <Parrot 'p'>, and is not assigned"):
         ref.teach = len
-    with pytest.raises(cells.IsReference):
+    with pytest.raises(cells.errors.IsReference):
         del ref.age
 
 

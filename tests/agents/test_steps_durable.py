@@ -400,7 +400,7 @@ async def test_the_turns_deadline_begins_anew_behind_a_step() -> None:
         world.gates["a"] = asyncio.Event()
         agent = await cluster.spawn(Hangs, "h")
         asyncio.get_running_loop().call_later(0.2, world.gates["a"].set)
-        with pytest.raises(cells.TurnDeadlineExceeded, match=r"Hangs.go of agent 'h' .* deadline of 0.05 s"):
+        with pytest.raises(cells.errors.TurnDeadlineExceeded, match=r"Hangs.go of agent 'h' .* deadline of 0.05 s"):
             await agent.go()
         await agent.go.tell()
         asyncio.get_running_loop().call_later(0.2, world.gates["a"].set)

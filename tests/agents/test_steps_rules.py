@@ -49,7 +49,7 @@ async def _ask_first(self: Scripted) -> list[str]:
 async def _swallows(self: Scripted) -> list[str]:
     try:
         await cells.step("another", world.model, "a")
-    except cells.NonDeterministicTurn:
+    except cells.errors.NonDeterministicTurn:
         return ["went on"]
     return []
 
@@ -72,13 +72,13 @@ async def test_asks_and_steps_are_given_back_in_their_order() -> None:
 
 @pytest.mark.parametrize("other", [_other_name, _ask_first, _swallows])
 async def test_a_run_that_comes_to_something_else_fails_by_name(other: Any) -> None:
-    with pytest.raises(cells.NonDeterministicTurn, match="step 'one'") as raised:
+    with pytest.raises(cells.errors.NonDeterministicTurn, match="step 'one'") as raised:
         await played(_mixed, other)
     assert raised.value.asks == ["step 'one'", "peer.all", "step 'two'"]
 
 
 async def test_a_step_where_an_ask_was_fails_by_name() -> None:
-    with pytest.raises(cells.NonDeterministicTurn, match=r"step 'one' where it had come to peer\.all"):
+    with pytest.raises(cells.errors.NonDeterministicTurn, match=r"step 'one' where it had come to peer\.all"):
         await played(_ask_first, _mixed)
 
 
@@ -344,11 +344,11 @@ async def large() -> bytes:
 @pytest.mark.parametrize(
     ("call", "error"),
     [
-        (lies, cells.StepInvalid),
-        (unplain, cells.StepInvalid),
-        (unplain_at_once, cells.StepInvalid),
-        (lambda: Point(4), cells.StepInvalid),
-        (large, cells.MessageTooLarge),
+        (lies, cells.errors.StepInvalid),
+        (unplain, cells.errors.StepInvalid),
+        (unplain_at_once, cells.errors.StepInvalid),
+        (lambda: Point(4), cells.errors.StepInvalid),
+        (large, cells.errors.MessageTooLarge),
     ],
 )
 async def test_a_result_that_would_not_load_again_fails_the_turn_whatever_the_handler_does(
@@ -381,6 +381,6 @@ async def test_results_larger_than_a_record_are_kept_and_all_of_a_turn_have_a_li
     async with cells.local(path=tmp_path / "store.db", settings=QUICK) as cluster:
         agent = await cluster.spawn(Hoards, "h")
         assert await agent.go(6) == 3_000_000
-        with pytest.raises(cells.MessageTooLarge, match="outcomes of a turn"):
+        with pytest.raises(cells.errors.MessageTooLarge, match="outcomes of a turn"):
             await agent.go(17)
         assert await agent.go(1) == 500_000

@@ -101,7 +101,7 @@ async def test_a_timer_belongs_to_its_turn_and_can_be_cancelled_or_replaced() ->
         await bell.set(0.1, "last")
         await until(bell, ["instead", "last"])
         for what, error in (
-            ("handler", cells.NoSuchHandler), ("args", cells.BadArguments), ("time", cells.UsageError),
+            ("handler", cells.errors.NoSuchHandler), ("args", cells.BadArguments), ("time", cells.UsageError),
             ("period", cells.UsageError), ("flood", cells.UsageError), ("catch_up", cells.UsageError),
         ):  # fmt: skip
             with pytest.raises(error):

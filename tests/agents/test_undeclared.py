@@ -90,11 +90,11 @@ async def test_what_a_plain_base_declares_is_state() -> None:
 async def test_a_public_attribute_without_a_type_is_refused_by_the_turn_that_sets_it(name: str) -> None:
     async with cells.local() as cluster:
         parcel = await cluster.spawn(Parcel, "p")
-        with pytest.raises(cells.StateInvalid, match=rf"Parcel\.{name}, which is no state field.*`_{name}`"):
+        with pytest.raises(cells.errors.StateInvalid, match=rf"Parcel\.{name}, which is no state field.*`_{name}`"):
             await parcel.set(name)
         assert await parcel.look() == ("none", [], 0)
         await parcel.relabel("x")
-        with pytest.raises(cells.StateInvalid, match=rf"Parcel\.{name}"):
+        with pytest.raises(cells.errors.StateInvalid, match=rf"Parcel\.{name}"):
             await parcel.set(name)
 
 

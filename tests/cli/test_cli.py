@@ -142,7 +142,7 @@ def test_a_file_that_is_no_store_is_one_sentence_and_exits_with_1(tmp_path: Path
     [
         (cells.ConfigError("no"), 2),
         (cells.MigrationRefused("no"), 3),
-        (cells.StoreInUse("no"), 1),
+        (cells.errors.StoreInUse("no"), 1),
         (KeyboardInterrupt(), 130),
     ],
 )

@@ -118,7 +118,7 @@ def test_words_that_do_not_fit_name_the_parameter(given: list[str], says: str) -
 
 
 def test_an_unknown_handler_is_refused_with_those_that_there_are() -> None:
-    with pytest.raises(cells.NoSuchHandler, match="add, ask_other, everything, grumble"):
+    with pytest.raises(cells.errors.NoSuchHandler, match="add, ask_other, everything, grumble"):
         words.arguments(spec_of(Till), "ad", [])
 
 
@@ -154,17 +154,17 @@ async def test_an_agent_is_spawned_by_words_where_its_class_is_known(operator: O
 
 
 async def test_what_cannot_be_spawned_is_refused_by_name(operator: Operator) -> None:
-    with pytest.raises(cells.UnknownClass, match="'Safe'"):
+    with pytest.raises(cells.errors.UnknownClass, match="'Safe'"):
         await operator.spawn("Safe", "s", [])
-    with pytest.raises(cells.UnknownNode, match="node-9"):
+    with pytest.raises(cells.errors.UnknownNode, match="node-9"):
         await operator.spawn("Till", "s", [], on="node-9")
     with pytest.raises(cells.BadArguments, match="colour"):
         await operator.spawn("Till", "s", ["colour=red"])
     with pytest.raises(cells.BadArguments, match="not field=value"):
         await operator.spawn("Till", "s", ["red"])
-    with pytest.raises(cells.WrongClass):
+    with pytest.raises(cells.errors.WrongClass):
         await operator.spawn("Safe", "till", [])
-    with pytest.raises(cells.InvalidAgentId):
+    with pytest.raises(cells.errors.InvalidAgentId):
         await operator.spawn("Till", "", [])
     assert [info.id for info in await operator.agents()] == ["till"]
 
@@ -207,9 +207,9 @@ async def test_a_replay_that_is_repeated_takes_effect_once(operator: Operator, m
     await operator.ask("till", "add", ["0", "mended"])
 
     async def lost(*_: object) -> int:
-        raise cells.WireTimeout("the answer was lost")
+        raise cells.errors.WireTimeout("the answer was lost")
 
-    with monkeypatch.context() as patched, pytest.raises(cells.WireTimeout):
+    with monkeypatch.context() as patched, pytest.raises(cells.errors.WireTimeout):
         patched.setattr(operator, "_purge", lost)  # the operator's process ends between its two steps
         await operator.replay("till", "1")
     assert len(await operator.letters("till")) == 1
@@ -280,13 +280,13 @@ async def test_what_a_terminated_agents_inbox_holds_is_read_as_its_dead_letters(
 
 
 async def test_a_claim_is_refused_with_the_reason_while_the_owner_answers(operator: Operator) -> None:
-    with pytest.raises(cells.ClaimRefused, match="node-1 answers and runs agent 'till'"):
+    with pytest.raises(cells.errors.ClaimRefused, match="node-1 answers and runs agent 'till'"):
         await operator.claim("till", "node-2", force=False)
     assert await operator.claim("till", "node-2", force=True) == "node-1"
     info = await operator.show("till")
     assert isinstance(info, cells.AgentInfo)
     assert (info.node, info.epoch) == ("node-2", 2)
-    with pytest.raises(cells.UnknownNode, match="node-7"):
+    with pytest.raises(cells.errors.UnknownNode, match="node-7"):
         await operator.claim("till", "node-7", force=True)
 
 
@@ -300,7 +300,7 @@ async def test_a_thing_is_an_agent_a_node_or_a_migration(operator: Operator) -> 
     assert (node.state, node.agents) == ("alive", 1)
     with pytest.raises(cells.NoSuchAgent):
         await operator.show("nothing")
-    with pytest.raises(cells.NoSuchMigration):
+    with pytest.raises(cells.errors.NoSuchMigration):
         await operator.show("m-0000")
     await operator.spawn("Till", "m-agent", [])
     agent = await operator.show("m-agent")

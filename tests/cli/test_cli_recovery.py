@@ -58,7 +58,7 @@ async def test_migrations_are_listed_and_told_in_full(capsys: pytest.CaptureFixt
         lines = capsys.readouterr().out.splitlines()
         assert lines[0].startswith(report.migration)
         assert any("RetryOnDifferentTarget" in line for line in lines)
-        with pytest.raises(cells.NoSuchMigration):
+        with pytest.raises(cells.errors.NoSuchMigration):
             await look.show.work(operator, out, "m-none")
 
 

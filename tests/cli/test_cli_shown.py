@@ -92,7 +92,7 @@ async def test_no_cause_shows_an_address_with_what_lets_one_in(
 
 
 def test_no_error_shows_what_lets_one_in(capsys: pytest.CaptureFixture[str]) -> None:
-    error = cells.NotConnected("nats://user:secret@host:1 is away.", url="nats://secret@host:1")
+    error = cells.errors.NotConnected("nats://user:secret@host:1 is away.", url="nats://secret@host:1")
     Printer(as_json=False).fail(error)
     Printer(as_json=True).fail(error)
     shown = capsys.readouterr()
@@ -183,8 +183,8 @@ async def test_agents_are_filtered_counted_and_paged(operator: Operator, capsys:
 @pytest.mark.parametrize(
     ("which", "kind", "says"),
     [
-        ({"node": "node-9"}, cells.UnknownNode, "there are node-1, node-2"),
-        ({"cls": "Stool"}, cells.UnknownClass, "There is no class 'Stool'"),
+        ({"node": "node-9"}, cells.errors.UnknownNode, "there are node-1, node-2"),
+        ({"cls": "Stool"}, cells.errors.UnknownClass, "There is no class 'Stool'"),
         ({"state": "Runing"}, cells.ConfigError, "wanted: Created, Running"),
     ],
 )
@@ -222,10 +222,10 @@ async def test_a_node_that_does_not_answer_is_named_and_not_its_subject(
     operator: Operator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def late(subject: str, data: bytes, timeout: float) -> bytes:
-        raise cells.WireTimeout(f"{subject!r} did not answer.", subject=subject)
+        raise cells.errors.WireTimeout(f"{subject!r} did not answer.", subject=subject)
 
     monkeypatch.setattr(operator.client, "wire", SimpleNamespace(request=late))
-    with pytest.raises(cells.WireTimeout, match=r"^Node node-2 did not answer within 1 s; ") as caught:
+    with pytest.raises(cells.errors.WireTimeout, match=r"^Node node-2 did not answer within 1 s; ") as caught:
         await operator.client.request("node-2", requests.Ping(), 1.0)
     assert caught.value.facts == {"subject": "control.node-2"}
 
@@ -248,7 +248,7 @@ def test_the_agents_of_a_node_that_does_not_tell_them_are_not_none() -> None:
 
 
 async def test_an_agent_that_is_there_is_not_proposed_instead_of_itself(operator: Operator) -> None:
-    with pytest.raises(cells.NoSuchMigration) as caught:
+    with pytest.raises(cells.errors.NoSuchMigration) as caught:
         await operator.client.abort("stand")
     assert "Did you mean" not in str(await command.add_nearest(operator, caught.value))
 
@@ -285,12 +285,12 @@ async def test_a_watch_outlasts_a_store_that_is_away(
         nonlocal looks
         looks += 1
         if looks in (2, 3):
-            raise cells.StoreUnreachable("The server does not answer.")
+            raise cells.errors.StoreUnreachable("The server does not answer.")
         if looks == 6:
-            raise cells.AuthFailed("No.")
+            raise cells.errors.AuthFailed("No.")
         return watch.View(looks >= 4, lambda: "", looks >= 4)
 
-    with pytest.raises(cells.AuthFailed):
+    with pytest.raises(cells.errors.AuthFailed):
         await watch.show_view(Printer(as_json=True), look, watch=True)
     shown = capsys.readouterr()
     assert shown.out.splitlines() == ["false", "true"]

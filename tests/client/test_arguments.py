@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 import mielin_cells as cells
+from mielin_cells import errors
 from mielin_cells.agents.spec import spec_of
 from mielin_cells.log.born import born
+from mielin_cells.migration import RecoveryConfig
 
 
 class Jar(cells.Agent):
@@ -94,8 +96,8 @@ def test_a_base_of_the_authors_may_take_options_of_its_own() -> None:
 
 OPENED: list[tuple[dict[str, Any], str]] = [
     ({"settings": {"tries": 5}}, "settings is a cells.Settings"),
-    ({"recovery": {"max_retries": 3}}, "recovery is a cells.RecoveryConfig"),
-    ({"recovery": cells.RecoveryConfig(max_retries="3")}, "max_retries = '3' is out of range"),  # type: ignore[arg-type]
+    ({"recovery": {"max_retries": 3}}, "recovery is a RecoveryConfig"),
+    ({"recovery": RecoveryConfig(max_retries="3")}, "max_retries = '3' is out of range"),  # type: ignore[arg-type]
     ({"progress": 5}, "progress is called with each event, and 5 cannot be"),
     ({"path": 5}, "path is the file of the store"),
     ({"nodes": "2"}, "nodes = '2' is out of range"),
@@ -146,7 +148,7 @@ async def test_a_spawn_of_an_existing_agent_with_other_state_says_that_it_is_not
             cluster.on("node-1").spawn(Jar, "j", pages=cells.Table({"x": 1})),
         ):
             with pytest.warns(
-                cells.AlreadySpawned, match=r"'j' exists already, .*given now \((size|pages)\) is not used"
+                cells.errors.AlreadySpawned, match=r"'j' exists already, .*given now \((size|pages)\) is not used"
             ):
                 assert await again == jar
         assert await jar.read() == 5
@@ -157,7 +159,7 @@ async def test_what_an_agent_was_made_with_is_remembered_behind_a_snapshot() -> 
         jar = await cluster.spawn(Jar, "j", size=5)
         for _ in range(8):
             await jar.read()
-        with pytest.warns(cells.AlreadySpawned):
+        with pytest.warns(cells.errors.AlreadySpawned):
             await cluster.spawn(Jar, "j", size=6)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -184,9 +186,10 @@ def test_the_digest_of_an_initial_state_sees_values_and_no_order(one: Any, other
 # ---- names that look like errors -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in cells.__all__ if name.endswith(("Error", "Failed", "Refused"))])
+@pytest.mark.parametrize("name", [name for name in errors.__all__ if name.endswith(("Error", "Failed", "Refused"))])
 def test_what_is_named_like_an_error_can_be_caught(name: str) -> None:
-    assert issubclass(getattr(cells, name), Exception)
+    assert issubclass(getattr(errors, name), Exception)
+    assert getattr(cells, name, None) in (None, getattr(errors, name))
 
 
 async def test_what_an_order_to_move_raises_is_caught_as_a_migration_error() -> None:
@@ -202,7 +205,7 @@ async def test_what_an_order_to_move_raises_is_caught_as_a_migration_error() -> 
 
 
 async def test_a_report_of_a_move_that_failed_can_be_raised() -> None:
-    async with cells.local(nodes=2, recovery=cells.RecoveryConfig(max_retries=0)) as cluster:
+    async with cells.local(nodes=2, recovery=RecoveryConfig(max_retries=0)) as cluster:
         jar = await cluster.spawn(Jar, "j")
         report = await cluster.migrate(jar)
         assert report.check() is report

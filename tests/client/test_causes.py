@@ -92,12 +92,14 @@ async def test_an_ask_of_an_agent_in_error_fails_at_once_and_its_message_waits(h
             waiting = asyncio.create_task(porter.add())
             await asyncio.sleep(0)
             await cluster.resume(porter)
-            with pytest.raises(cells.AgentInError):
+            with pytest.raises(cells.errors.AgentInError):
                 await waiting
         before = (await cluster.show(porter)).waiting
         async with asyncio.timeout(WAIT_S):
             for _ in range(2):
-                with pytest.raises(cells.AgentInError, match="'p' is in ERROR on node-1 .* no database") as raised:
+                with pytest.raises(
+                    cells.errors.AgentInError, match="'p' is in ERROR on node-1 .* no database"
+                ) as raised:
                     await porter.add()
                 assert (raised.value.agent, raised.value.node) == ("p", "node-1")
                 assert raised.value.cause == "RuntimeError: no database"
@@ -115,7 +117,7 @@ async def test_a_resume_of_an_agent_that_was_suspended_in_error_still_runs_on_st
         for order in stop.split(", "):
             await getattr(cluster, order)(late)
         await cluster.resume(late)
-        with pytest.raises((cells.AgentInError, cells.AskTimeout)):  # who is paused stays so
+        with pytest.raises((cells.errors.AgentInError, cells.AskTimeout)):  # who is paused stays so
             await late.read.options(timeout=SHORT_S)()
         await cluster.suspend(late)
         moody.clear()
@@ -128,7 +130,7 @@ async def test_an_agent_that_asks_one_in_error_is_told_so_too_and_it_is_an_outco
         moody.add("p")
         porter, asker = await cluster.spawn(Porter, "p"), await cluster.on("node-2").spawn(Porter, "a")
         async with asyncio.timeout(WAIT_S):
-            with pytest.raises(cells.AgentInError, match="'p' is in ERROR"):
+            with pytest.raises(cells.errors.AgentInError, match="'p' is in ERROR"):
                 await asker.asks(first=porter)
             assert await asker.add() == 1
 
@@ -262,11 +264,11 @@ async def test_what_keeps_an_agents_ask_from_being_stored_is_named(ends: str, mo
 
         async def full(subject: str, data: bytes, expect: int | None = None) -> object:
             if subject == inbox_subject("p"):
-                raise cells.StoreFull("The disk is full.")
+                raise cells.errors.StoreFull("The disk is full.")
             return await append(subject, data, expect)
 
         monkeypatch.setattr(log, "append", full)
-        error = cells.HandlerFailed if ends == "the ask" else cells.TurnDeadlineExceeded
+        error = cells.HandlerFailed if ends == "the ask" else cells.errors.TurnDeadlineExceeded
         with pytest.raises(error, match=r"p\.add.*: its inbox does not take it \(StoreFull: The disk is full\)"):
             await other.asks(first=porter, timeout=SHORT_S if ends == "the ask" else LONG_S)
 
@@ -282,7 +284,7 @@ async def test_an_ask_of_an_agent_whose_state_cannot_be_upgraded_fails_with_that
         node = await at.start("node-1", bad_class("its upgrade raises"))
         while "l" not in node.activations.unloadable:
             await asyncio.sleep(0.01)
-        with pytest.raises(cells.StateUpgradeFailed, match=r"Agent 'l' cannot answer: .* Your message waits"):
+        with pytest.raises(cells.errors.StateUpgradeFailed, match=r"Agent 'l' cannot answer: .* Your message waits"):
             await agent.add.options(timeout=LONG_S)()  # type: ignore[attr-defined]
 
 
@@ -299,19 +301,19 @@ async def test_an_ask_of_an_agent_whose_node_does_not_know_its_class_fails_with_
             await asyncio.sleep(0.01)
         said = r"node-1 does not know the agent class 'Bad'; import its module there\. Your message waits"
         for _ in range(2):
-            with pytest.raises(cells.UnknownClass, match=said):
+            with pytest.raises(cells.errors.UnknownClass, match=said):
                 await agent.add.options(timeout=LONG_S)()  # type: ignore[attr-defined]
-            with pytest.raises(cells.UnknownClass, match=said):
+            with pytest.raises(cells.errors.UnknownClass, match=said):
                 await porter.round([cells.AgentId("l")])
 
 
 async def test_a_hook_beyond_its_deadline_is_named_and_nothing_says_that_its_agent_goes_on() -> None:
     async with cells.local(settings=cells.Settings(turn_deadline_s=0.05)) as cluster:
-        with contextlib.suppress(cells.WireTimeout):  # it takes as long as the hook
+        with contextlib.suppress(cells.errors.WireTimeout):  # it takes as long as the hook
             await cluster.spawn(Porter, "hangs")
         porter = cluster.get(Porter, "hangs")
         with pytest.raises(
-            cells.AgentInError, match=r"Porter\.on_arrive .* deadline of 0\.05 s; .* before the turn\. Your"
+            cells.errors.AgentInError, match=r"Porter\.on_arrive .* deadline of 0\.05 s; .* before the turn\. Your"
         ):
             await porter.add()
 
@@ -326,7 +328,7 @@ async def test_a_cycle_of_asks_is_refused_at_once_and_named(way: list[str]) -> N
         round_ = ["a", *way]
         named = " -> ".join(round_[round_.index(round_[-1]) :])
         async with asyncio.timeout(WAIT_S):
-            with pytest.raises(cells.AskCycle, match=named) as raised:
+            with pytest.raises(cells.errors.AskCycle, match=named) as raised:
                 await a.round([cells.AgentId(name) for name in way])
         assert raised.value.agents == named.split(" -> ")
         assert (await a.add(), await c.add()) == (1, 1), "all go on"

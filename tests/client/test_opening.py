@@ -63,10 +63,10 @@ async def test_after_the_block_every_call_says_at_once_that_the_cluster_is_close
         lambda: cluster.abort("t"), lambda: cluster.standby("t"),
     ]  # fmt: skip
     async with asyncio.timeout(2):
-        with pytest.raises(cells.NotConnected, match="may still take effect"):
+        with pytest.raises(cells.errors.NotConnected, match="may still take effect"):
             await waiting
         for call in calls:
-            with pytest.raises(cells.NotConnected, match="its `async with` block has ended"):
+            with pytest.raises(cells.errors.NotConnected, match="its `async with` block has ended"):
                 await call()
 
 
@@ -76,7 +76,7 @@ async def test_a_block_may_be_entered_in_one_task_and_left_in_another_as_a_noteb
     tally = await asyncio.create_task(cluster.spawn(Abacus, "t"))
     assert await asyncio.create_task(_of(tally.add())) == 1
     await asyncio.create_task(_left(opening))
-    with pytest.raises(cells.NotConnected):
+    with pytest.raises(cells.errors.NotConnected):
         await tally.add()
     await opening.__aexit__(None, None, None)  # once more does nothing
 
@@ -106,7 +106,7 @@ async def test_a_cluster_stays_open_though_nobody_keeps_what_opened_it() -> None
     assert await abacus.add() == 1
     opening: Any = cluster
     await opening.opening.__aexit__(None, None, None)
-    with pytest.raises(cells.NotConnected):
+    with pytest.raises(cells.errors.NotConnected):
         await abacus.add()
 
 

@@ -84,7 +84,7 @@ async def test_a_frozen_node_holds_up_no_spawn() -> None:
         async def frozen(subject: str, data: bytes, timeout: float) -> bytes:
             if subject == control_subject("node-1"):
                 await asyncio.sleep(timeout)
-                raise cells.WireTimeout("node-1 did not answer.")
+                raise cells.errors.WireTimeout("node-1 did not answer.")
             return await request(subject, data, timeout)
 
         client.wire.request = frozen  # type: ignore[method-assign]
@@ -105,7 +105,7 @@ async def test_a_node_that_comes_is_waited_for_and_without_any_it_is_said_at_onc
         last = await client.log.last(node_log_subject("node-1"))
         assert last is not None
         await table.leave(client.log, "node-1", running["node-1"].home.incarnation, b"m" * 12)
-        with pytest.raises(cells.UnknownNode, match="start one"):
+        with pytest.raises(cells.errors.UnknownNode, match="start one"):
             await client.spawn(Gauge, "h")
 
 

@@ -66,7 +66,7 @@ async def test_a_repeated_message_of_a_forgotten_session_is_refused_and_a_new_se
             copy = Mail("b", "Gong", lane.sender, lane.start, 1, quiet.reply_to, [Message(1, "hear", b"\x80")])
             await store_mail(quiet.log, copy)
             assert await busy.get(Gong, "b").ring() == 3
-            with pytest.raises(cells.SessionExpired):
+            with pytest.raises(cells.errors.SessionExpired):
                 await quiet.get(Gong, "b").ring()
             assert await quiet.get(Gong, "b").ring() == 4
 

@@ -147,7 +147,7 @@ async def test_a_drained_node_takes_nothing_until_it_is_uncordoned_also_after_a_
         await client.drain("node-1")
         with pytest.raises(cells.MigrationRefused, match="node-1 is cordoned and takes no agents"):
             await client.migrate(meter, to="node-1")
-        with pytest.raises(cells.NodeCordoned, match="uncordon node-1"):
+        with pytest.raises(cells.errors.NodeCordoned, match="uncordon node-1"):
             await client.on("node-1").spawn(Meter, "h")
         assert await (await client.spawn(Meter, "i")).where() == "node-2"
         await made.die("node-1")
@@ -187,9 +187,9 @@ async def test_a_node_alone_is_not_drained_and_stays_as_it_was() -> None:
             await client.drain("node-1")
         assert not made.nodes["node-1"].is_cordoned
         assert await meter.where() == "node-1"
-        with pytest.raises(cells.UnknownNode, match="node-9"):
+        with pytest.raises(cells.errors.UnknownNode, match="node-9"):
             await client.drain("node-9")
-        with pytest.raises(cells.UnknownNode, match="node-9"):
+        with pytest.raises(cells.errors.UnknownNode, match="node-9"):
             await client.cordon("node-9")
 
 

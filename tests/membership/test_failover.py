@@ -149,7 +149,7 @@ async def test_an_error_that_no_retry_mends_does_not_end_failover(monkeypatch: p
             async def once(name: str = name, look: Callable[[], Coroutine[Any, Any, None]] = look) -> None:
                 if name not in failed:
                     failed.add(name)
-                    raise cells.JetStreamDisabled("The account's JetStream was switched off for a moment.")
+                    raise cells.errors.JetStreamDisabled("The account's JetStream was switched off for a moment.")
                 await look()
 
             monkeypatch.setattr(keeper, "look", once)
@@ -172,7 +172,7 @@ async def test_a_store_that_is_away_is_told_once_and_so_is_that_failover_goes_on
         async def away() -> None:
             nonlocal looks
             looks += 1
-            raise cells.StoreUnreachable("away", url="nats://host")
+            raise cells.errors.StoreUnreachable("away", url="nats://host")
 
         with monkeypatch.context() as patched:
             patched.setattr(keeper, "look", away)

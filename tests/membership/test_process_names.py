@@ -220,7 +220,7 @@ def test_rubbish_among_heartbeats_is_told_once_and_fills_nothing(caplog: pytest.
     ear = Ear()
     for data in (b"", b"\xc1", b"rubbish", b"\x93\x01\x02\x03", b"\x81" * 5000):
         ear.hear(data)
-        with pytest.raises(cells.RecordInvalid):
+        with pytest.raises(cells.errors.RecordInvalid):
             decode_beat(data)
     assert len(caplog.records) == 1
     for n in range(HEARD_MAX + 10):

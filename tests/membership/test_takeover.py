@@ -56,13 +56,13 @@ class Nodes:
         name = {control_subject(name): name for name in self.classes}[subject]
         try:
             return requests.encode_result(await self.answer(name, requests.decode_request(data), timeout))
-        except cells.NodeStopping as error:
+        except cells.errors.NodeStopping as error:
             return requests.encode_error(error)
 
     async def answer(self, name: str, request: requests.AnyRequest, seconds: float) -> object:
         if name in self.frozen:
             await asyncio.sleep(seconds)
-            raise cells.WireTimeout(f"{name} did not answer.")
+            raise cells.errors.WireTimeout(f"{name} did not answer.")
         await asyncio.sleep(0.01)
         match request:
             case requests.Ping():
@@ -70,7 +70,7 @@ class Nodes:
             case requests.Claims(wishes=wishes):
                 if self.passing[name] > 0:
                     self.passing[name] -= 1
-                    raise cells.NodeStopping(f"{name} has other things to do.")
+                    raise cells.errors.NodeStopping(f"{name} has other things to do.")
                 return [self._claim(name, wish) for wish in wishes]
             case _:
                 return []
@@ -79,7 +79,7 @@ class Nodes:
         cls = wish.agent.split("-")[0]
         if cls not in self.classes[name]:
             self.refused += 1
-            return cells.UnknownClass("No such class.", name=cls).to_wire()
+            return cells.errors.UnknownClass("No such class.", name=cls).to_wire()
         self.owned[name] += 1
         return None
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mielin_cells as cells
-from mielin_cells import AuditEvent, MigrationAuditLog
+from mielin_cells.migration import AuditEvent, MigrationAuditLog
 
 
 def log_of(capacity: int, *entries: tuple[str, str, AuditEvent, bool]) -> MigrationAuditLog:

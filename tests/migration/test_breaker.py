@@ -5,8 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mielin_cells import MigrationErrorType, RecoveryConfig
-from mielin_cells.migration import breaker
+from mielin_cells.migration import MigrationErrorType, RecoveryConfig, breaker
 from mielin_cells.migration.breaker import BreakerConfig, Circuit, Targets
 from mielin_cells.migration.due import STALE_MIN, DueQueue
 

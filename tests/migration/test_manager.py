@@ -8,7 +8,7 @@ import pytest
 from support.recoveries import CORRUPTION, GIVE_UP, ROLLBACK, SAME, TIMEOUT, due, fail_next, failure, managed
 
 import mielin_cells as cells
-from mielin_cells import MigrationRecoveryManager, RecoveryConfig, RecoveryOutcome
+from mielin_cells.migration import MigrationRecoveryManager, RecoveryConfig, RecoveryOutcome
 from mielin_cells.migration.case import ROLLBACKS_MAX
 
 # ---- the seed's methods ----------------------------------------------------------------------------------------
@@ -28,7 +28,7 @@ def test_an_agent_that_is_not_known_answers_none_and_cannot_be_recovered() -> No
     assert manager.get_history("b") is None
     assert manager.next_retry_time("b") is None
     assert not manager.is_ready_for_retry("b", 1e9)
-    with pytest.raises(cells.NoSuchMigration):
+    with pytest.raises(cells.errors.NoSuchMigration):
         manager.execute_recovery("b", 0.0)
 
 
@@ -143,7 +143,7 @@ def test_a_failed_attempt_is_classified_anew() -> None:
 def test_an_attempt_before_its_time_is_refused() -> None:
     manager = managed()
 
-    with pytest.raises(cells.RecoveryNotDue) as caught:
+    with pytest.raises(cells.errors.RecoveryNotDue) as caught:
         manager.begin("a", 9.0)
 
     assert caught.value.due == 10.0
@@ -154,7 +154,7 @@ def test_one_attempt_has_one_runner() -> None:
     manager = managed()
     manager.begin("a", 10.0)
 
-    with pytest.raises(cells.RecoveryNotDue):
+    with pytest.raises(cells.errors.RecoveryNotDue):
         manager.begin("a", 1000.0)
     assert manager.get_ready_for_retry(1000.0) == []
     assert len(manager.get_history("a") or []) == 1
@@ -184,7 +184,7 @@ def test_giving_up_leaves_the_queue_and_waits_for_a_person() -> None:
     assert manager.pending_count == 0
     assert manager.get_ready_for_retry(1e9) == []
     assert [end.outcome for end in manager.parked()] == [RecoveryOutcome.GAVE_UP]
-    with pytest.raises(cells.NoSuchMigration):
+    with pytest.raises(cells.errors.NoSuchMigration):
         manager.execute_recovery("a", 1.0)
     assert len(manager.get_history("a") or []) == 1
 
@@ -297,5 +297,5 @@ def test_a_restart_goes_on_with_what_was_left() -> None:
     assert due(manager) == 8.0
     assert manager.deadline("a") == 15.0
     assert manager.decide("a", 8.0).strategy is SAME
-    with pytest.raises(cells.MigrationInProgress):
+    with pytest.raises(cells.errors.MigrationInProgress):
         manager.restore(failure(), 5.0)

@@ -19,7 +19,7 @@ from support.recoveries import (
 )
 
 import mielin_cells as cells
-from mielin_cells import MigrationRecoveryManager, RecoveryConfig
+from mielin_cells.migration import MigrationRecoveryManager, RecoveryConfig
 from mielin_cells.migration import manager as manager_module
 from mielin_cells.migration.breaker import BreakerConfig, Targets
 from mielin_cells.migration.case import ATTEMPTS_KEPT
@@ -37,7 +37,7 @@ def test_an_incompatible_target_is_left_for_good() -> None:
 
     with pytest.raises(cells.MigrationRefused):
         manager.assign(ticket.token, "node-2", 50.0)
-    with pytest.raises(cells.AlreadyThere):
+    with pytest.raises(cells.errors.AlreadyThere):
         manager.assign(ticket.token, "node-1", 50.0)
 
 
@@ -129,7 +129,7 @@ def test_a_target_with_enough_attempts_makes_the_others_wait() -> None:
     manager.record_failure(failure(agent="b"))
     first = manager.begin("a", 10.0)
 
-    with pytest.raises(cells.RecoveryNotDue):
+    with pytest.raises(cells.errors.RecoveryNotDue):
         manager.begin("b", 10.0)
     assert due(manager, "b") == 20.0
     assert manager.get_history("b") == []
@@ -162,11 +162,11 @@ def test_results_of_attempts_reach_the_circuits() -> None:
 def test_a_success_without_an_attempt_is_refused() -> None:
     manager = managed()
 
-    with pytest.raises(cells.RecoveryNotDue):
+    with pytest.raises(cells.errors.RecoveryNotDue):
         manager.mark_recovery_success("a")
-    with pytest.raises(cells.RecoveryNotDue):
+    with pytest.raises(cells.errors.RecoveryNotDue):
         manager.mark_recovery_failure("a", "late", 10.0)
-    with pytest.raises(cells.NoSuchMigration):
+    with pytest.raises(cells.errors.NoSuchMigration):
         manager.mark_recovery_success("b")
     assert manager.pending_count == 1
 
@@ -176,7 +176,7 @@ def test_a_late_failure_does_not_undo_a_success() -> None:
     manager.execute_recovery("a", 10.0)
     manager.mark_recovery_success("a")
 
-    with pytest.raises(cells.NoSuchMigration):
+    with pytest.raises(cells.errors.NoSuchMigration):
         manager.mark_recovery_failure("a", "late", 12.0)
     assert [attempt.success for attempt in manager.get_history("a") or []] == [True]
 
@@ -219,7 +219,7 @@ def test_histories_are_bounded_for_one_agent_and_for_all(monkeypatch: pytest.Mon
 def test_two_migrations_of_one_agent_do_not_overwrite_each_other() -> None:
     manager = managed()
 
-    with pytest.raises(cells.MigrationInProgress):
+    with pytest.raises(cells.errors.MigrationInProgress):
         manager.record_failure(failure(1.0, CORRUPTION), migration="m-2")
 
     assert manager.get_pending() == [failure()]
@@ -258,9 +258,9 @@ def test_an_operator_orders_a_rollback_of_what_waits() -> None:
 
     assert manager.get_ready_for_retry(1.0) == ["a"]
     assert manager.begin("a", 1.0).strategy is ROLLBACK
-    with pytest.raises(cells.RecoveryNotDue):
+    with pytest.raises(cells.errors.RecoveryNotDue):
         manager.order("a", 2.0, SAME)
-    with pytest.raises(cells.NoSuchMigration):
+    with pytest.raises(cells.errors.NoSuchMigration):
         manager.order("b", 2.0, SAME)
 
 

@@ -7,8 +7,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from mielin_cells import MigrationErrorType, MigrationRecoveryManager, RecoveryConfig, RecoveryStrategy
 from mielin_cells.errors import CellError, NoSuchMigration, RecoveryNotDue
+from mielin_cells.migration import MigrationErrorType, MigrationRecoveryManager, RecoveryConfig, RecoveryStrategy
 from mielin_cells.migration.breaker import BreakerConfig, Targets
 from mielin_cells.migration.case import ROLLBACKS_MAX, Ticket
 from mielin_cells.migration.failure import MigrationError

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mielin_cells as cells
-from mielin_cells import (
+from mielin_cells.migration import (
     CollectingCallback,
     LoggingCallback,
     MultiCallback,
@@ -69,7 +69,7 @@ def test_a_completion_before_everything_is_transferred_is_refused() -> None:
     found = tracker()
     found.transferred(100, 1000, now=101.0)
 
-    with pytest.raises(cells.InvalidTransition):
+    with pytest.raises(cells.errors.InvalidTransition):
         found.completed(now=102.0)
 
     assert found.phase is ProgressPhase.TRANSFERRING
@@ -103,7 +103,7 @@ def test_phases_and_shares_only_go_forward_and_nothing_follows_the_end(steps: li
             case "completed":
                 try:
                     found.completed(now=101.0)
-                except cells.InvalidTransition:
+                except cells.errors.InvalidTransition:
                     assert not found.phase.is_terminal
             case _:
                 getattr(found, call)(value)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mielin_cells as cells
-from mielin_cells import (
+from mielin_cells.migration import (
     AgentRequirements,
     AuditEvent,
     Manifest,
@@ -171,7 +171,7 @@ def test_a_rollback_is_recorded_as_done_only_when_it_is_verified() -> None:
 
     assert validator.execute_rollback("m-1", now=1.0) == info()
     assert (AuditEvent.ROLLBACK_COMPLETED, True) not in told(validator)
-    with pytest.raises(cells.DigestMismatch):
+    with pytest.raises(cells.errors.DigestMismatch):
         validator.confirm_rollback("m-1", Manifest.of(b"other"), now=2.0)
     assert validator.rollback_info("m-1") == info()
 
@@ -198,7 +198,7 @@ def test_expired_rollback_information_is_refused_and_kept() -> None:
     validator.capture_rollback("m-1", info(), now=0.0)
 
     for _ in range(2):
-        with pytest.raises(cells.RollbackExpired):
+        with pytest.raises(cells.errors.RollbackExpired):
             validator.execute_rollback("m-1", now=10.0)
 
     assert validator.rollback_info("m-1") == info()
@@ -208,9 +208,9 @@ def test_expired_rollback_information_is_refused_and_kept() -> None:
 def test_a_rollback_of_nothing_is_an_error_and_in_the_audit() -> None:
     validator = MigrationValidator()
 
-    with pytest.raises(cells.NoSuchMigration):
+    with pytest.raises(cells.errors.NoSuchMigration):
         validator.execute_rollback("m-1", now=0.0)
-    with pytest.raises(cells.NoSuchMigration):
+    with pytest.raises(cells.errors.NoSuchMigration):
         validator.confirm_rollback("m-1", Manifest.of(b""), now=0.0)
 
     assert told(validator) == [(AuditEvent.ROLLBACK_STARTED, False)]
@@ -220,7 +220,7 @@ def test_rollback_information_that_changed_is_not_restored() -> None:
     validator = MigrationValidator()
     validator.capture_rollback("m-1", replace(info(), original_state=b"stale"), now=0.0)
 
-    with pytest.raises(cells.DigestMismatch):
+    with pytest.raises(cells.errors.DigestMismatch):
         validator.execute_rollback("m-1", now=1.0)
 
     assert validator.rollback_info("m-1") is not None
@@ -291,7 +291,7 @@ def test_no_order_of_calls_raises_but_what_is_documented(calls: list[tuple[str, 
                     validator.fail_rollback(migration, "why", now=now)
                 case _:
                     assert validator.cleanup_expired(now=now) in (0, 1, 2)
-        except (cells.NoSuchMigration, cells.RollbackExpired):
+        except (cells.errors.NoSuchMigration, cells.errors.RollbackExpired):
             assert what in ("execute", "confirm")
     assert validator.cleanup_expired(now=now + 1e6) in (0, 1, 2)
 

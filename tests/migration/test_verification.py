@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mielin_cells import Manifest, StateVerifier, VerificationResult
+from mielin_cells.migration import Manifest, StateVerifier, VerificationResult
 
 VERIFIER = StateVerifier()
 

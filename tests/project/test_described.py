@@ -93,7 +93,7 @@ def test_a_derived_exception_with_a_signature_of_its_own_pickles_and_travels() -
 def test_a_derived_exception_does_not_take_the_place_of_ours() -> None:
     taken = type("Fenced", (cells.UsageError,), {})
 
-    assert type(from_wire("Fenced", "x", {})) is cells.Fenced
+    assert type(from_wire("Fenced", "x", {})) is cells.errors.Fenced
     assert taken.__name__ == "Fenced"
 
 

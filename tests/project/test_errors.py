@@ -34,7 +34,7 @@ def made(cls: type[CellError]) -> CellError:
 def test_an_exception_is_of_one_family_and_is_public(cls: type[CellError]) -> None:
     families = [family for family in (UsageError, RetryError, LostError) if issubclass(cls, family)]
     assert len(families) == (0 if cls in NO_FAMILY else 1)
-    assert cls in BASES or getattr(cells, cls.__name__) is cls
+    assert cls in BASES or getattr(errors, cls.__name__) is cls
     assert cls.__doc__
 
 

@@ -66,6 +66,7 @@ PURE_IMPORTS = {
     "typing", "uuid", "warnings", "weakref",
 }  # fmt: skip
 PURE_USES = {
+    "migration": {"importlib"},  # its public names are imported when they are first used
     "agents.live": {"sys"},  # counts who holds a value
     "agents.values.models": {"sys"},  # whether pydantic is there
 }

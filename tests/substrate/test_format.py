@@ -67,7 +67,7 @@ async def test_a_file_of_the_version_before_is_refused_and_not_changed(tmp_path:
         await Embedded.open(path)
     with pytest.raises(StoreIncompatible) as looked_at:
         await Embedded.inspected(path)
-    with pytest.raises(cells.StoreIncompatible):
+    with pytest.raises(cells.errors.StoreIncompatible):
         async with cells.local(path=path):
             pass
 

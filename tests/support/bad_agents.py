@@ -14,6 +14,7 @@ import mielin_cells as cells
 from mielin_cells.agents.context import current
 from mielin_cells.agents.reference import classes
 from mielin_cells.client.client import Client
+from mielin_cells.migration import RecoveryConfig
 from mielin_cells.node.node import Node
 from mielin_cells.substrate.embedded import Embedded
 
@@ -79,7 +80,7 @@ class Deployment:
         known = {**classes, "Bad": bad}
         node = Node(
             name, self.substrate.log, self.substrate.wire, known.get, settings=QUICK, rng=Random(name), wall=time.time,
-            recovery=cells.RecoveryConfig(max_retries=0),
+            recovery=RecoveryConfig(max_retries=0),
         )  # fmt: skip
         node.home.cluster = self.client
         await node.start()

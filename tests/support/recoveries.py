@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mielin_cells import MigrationErrorType, MigrationRecoveryManager, RecoveryConfig, RecoveryStrategy
+from mielin_cells.migration import MigrationErrorType, MigrationRecoveryManager, RecoveryConfig, RecoveryStrategy
 from mielin_cells.migration.breaker import Targets
 from mielin_cells.migration.failure import MigrationError
 

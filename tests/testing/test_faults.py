@@ -108,7 +108,7 @@ async def test_a_node_that_is_unreachable_answers_late(substrate: Embedded) -> N
         return data
 
     await faulted.wire.serve("control.node-1", answer)
-    with pytest.raises(cells.WireTimeout):
+    with pytest.raises(cells.errors.WireTimeout):
         await substrate.wire.request("control.node-1", b"x", 0.05)
     await asyncio.sleep(0.2)
     assert await substrate.wire.request("control.node-1", b"y", 1.0) == b"y"

@@ -22,7 +22,7 @@ def check_opening(settings: Any, recovery: Any = None, progress: Any = None) -> 
     if settings is not None and not isinstance(settings, Settings):
         raise UsageError(f"settings is a cells.Settings(...), and not {settings!r}.")
     if recovery is not None and not hasattr(recovery, "validate"):
-        raise UsageError(f"recovery is a cells.RecoveryConfig(...), and not {recovery!r}.")
+        raise UsageError(f"recovery is a RecoveryConfig(...) of mielin_cells.migration, and not {recovery!r}.")
     if progress is not None and not callable(progress):
         raise UsageError(f"progress is called with each event, and {progress!r} cannot be.")
 

@@ -70,7 +70,7 @@ def test_a_nested_field_that_is_renamed_is_refused_with_its_place(how: str, wher
     state = written(where, made_by(how, "to"))
     before = dict(state.plain)
     with pytest.raises(
-        cells.StateUnloadable, match=r"Trip\.x.*'to' is stored, and the type does not declare it.*upgrade"
+        cells.errors.StateUnloadable, match=r"Trip\.x.*'to' is stored, and the type does not declare it.*upgrade"
     ):
         loaded(state, where, made_by(how, "towards"))
     assert dict(state.plain) == before
@@ -85,7 +85,7 @@ def test_a_nested_field_with_a_default_may_be_added(how: str, where: str) -> Non
 
 @pytest.mark.parametrize("where", WHERE)
 def test_items_of_a_named_tuple_that_are_gone_are_refused(where: str) -> None:
-    with pytest.raises(cells.StateUnloadable, match=r"Trip\.x"):
+    with pytest.raises(cells.errors.StateUnloadable, match=r"Trip\.x"):
         loaded(written(where, made_by("named tuple", "to", "via")), where, made_by("named tuple", "to"))
 
 
@@ -94,7 +94,7 @@ def test_a_key_of_another_version_is_refused_and_not_missed() -> None:
     one: Any = made_by("named tuple", "to")
     two: Any = made_by("named tuple", "to", "via")
     state = stored(spec_of(agent_with(table[one, int], "Trip")), x={one("LGA"): 1})
-    with pytest.raises(cells.StateUnloadable, match=r"Trip\.x has a key of another version.*LGA"):
+    with pytest.raises(cells.errors.StateUnloadable, match=r"Trip\.x has a key of another version.*LGA"):
         Cell(spec_of(agent_with(table[two, int], "Trip")), state, "a")
 
 
@@ -132,7 +132,7 @@ def test_an_upgrade_says_how_and_what_it_forgets_is_refused(how: str, where: str
         return {"x": found}
 
     state = written(where, old)
-    with pytest.raises(cells.StateUpgradeFailed, match=r"Trip\.x.*'to' is stored"):
+    with pytest.raises(cells.errors.StateUpgradeFailed, match=r"Trip\.x.*'to' is stored"):
         upgrade_state(upgrading(kind_in(where, new), lambda cls, old: old), state, 1)
     spec = upgrading(kind_in(where, new), says_how)
     delta = upgrade_state(spec, state, 1)
@@ -180,5 +180,5 @@ def test_a_steps_result_of_another_version_is_refused_and_not_cut(how: str) -> N
     old, new = made_by(how, "to"), made_by(how, "towards")
     data = codec(old).encode([old(to="LGA")])
     assert codec(old).load(data) == [old(to="LGA")]
-    with pytest.raises(cells.StepInvalid, match="'to' is stored, and the type does not declare it"):
+    with pytest.raises(cells.errors.StepInvalid, match="'to' is stored, and the type does not declare it"):
         codec(new).load(data)

@@ -415,7 +415,7 @@ def test_whatever_a_users_type_raises_is_reported_with_its_path() -> None:
         spec.initial(x=[bad])
     state = stored(spec, x=[Picky(1)])
     state.put({"x": msgspec.msgpack.encode([{"n": -1}])})
-    with pytest.raises(cells.StateUnloadable, match=r"Holder\.x: .*no -1") as unloadable:
+    with pytest.raises(cells.errors.StateUnloadable, match=r"Holder\.x: .*no -1") as unloadable:
         Cell(spec, state, "a")
     assert (unloadable.value.agent, unloadable.value.path) == ("a", "Holder.x")
 
@@ -430,5 +430,5 @@ def test_a_reference_to_a_class_that_is_not_known_here_does_not_load() -> None:
     spec = spec_of(agent_with(Peer))
     state = StoredState()
     state.put({"x": msgspec.msgpack.encode(["Gone", "p"])})
-    with pytest.raises(cells.StateUnloadable, match="a reference to a Gone, where a Peer is expected"):
+    with pytest.raises(cells.errors.StateUnloadable, match="a reference to a Gone, where a Peer is expected"):
         Cell(spec, state, "a")

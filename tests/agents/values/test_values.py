@@ -312,9 +312,9 @@ async def test_what_a_load_would_change_is_refused_where_it_is_set_or_sent(kind:
 
         @cells.handler
         async def put_in(self) -> int:
-            with pytest.raises(cells.StateInvalid, match=says):
+            with pytest.raises(cells.errors.StateInvalid, match=says):
                 self.t[1] = value
-            with pytest.raises(cells.StateInvalid, match=says):
+            with pytest.raises(cells.errors.StateInvalid, match=says):
                 self.t = {1: value}  # type: ignore[assignment]
             return len(self.t)
 
@@ -341,9 +341,9 @@ async def test_what_a_load_would_change_is_refused_where_it_is_set_or_sent(kind:
             await cluster.spawn(KindHolder, "other", x=value)
         with pytest.raises(cells.BadArguments, match=says):
             await holder.give()
-        with pytest.raises(cells.StateInvalid, match=says):
+        with pytest.raises(cells.errors.StateInvalid, match=says):
             await holder.put()
-        with pytest.raises(cells.StepInvalid, match=says):
+        with pytest.raises(cells.errors.StepInvalid, match=says):
             await holder.step()
         await holder.later()
         assert await holder.put_in() == 0
@@ -420,7 +420,7 @@ async def test_an_assignment_or_update_that_is_refused_changes_nothing_of_a_tabl
                 lambda: self.t.update(**bad),
             ]
             for assign in ways:
-                with pytest.raises(cells.StateInvalid, match=r"Holder\.t\["):
+                with pytest.raises(cells.errors.StateInvalid, match=r"Holder\.t\["):
                     assign()
             return dict(self.t)
 

@@ -293,7 +293,7 @@ def test_a_value_arrives_as_it_was_or_is_refused(case: tuple[Any, Any]) -> None:
         (cells.BadArguments, lambda: handler.decode_args(handler.encode_args((value,), {}))["x"]),
         (cells.BadArguments, lambda: handler.decode_args(handler.encode_args((), {"x": value, "n": 5}))["x"]),
         (cells.BadArguments, lambda: handler.decode_result(handler.encode_result(value))),
-        (cells.StepInvalid, lambda: step.load(step.encode(value))),
+        (cells.errors.StepInvalid, lambda: step.load(step.encode(value))),
         (cells.BadArguments, lambda: _spawned(spec, value)),
     ]
     outcomes: list[bool] = []
@@ -328,7 +328,7 @@ def _set(spec: Any, value: Any) -> bool:
     live.x, live.n = value, 7
     try:
         cell.end()
-    except cells.StateInvalid:
+    except cells.errors.StateInvalid:
         cell.undo()
         assert (dict(state.plain), live.n, live.x) == (before, 0, None)
         return False
@@ -347,7 +347,7 @@ def _put(spec: Any, value: Any) -> bool:
     cell.begin()
     try:
         live.t[5] = value
-    except cells.StateInvalid:
+    except cells.errors.StateInvalid:
         assert len(live.t) == 0
         assert cell.end() is None
         return False

@@ -73,7 +73,7 @@ def test_a_state_of_the_same_version_is_left_alone() -> None:
 
 
 def test_a_newer_state_is_refused_with_both_versions() -> None:
-    with pytest.raises(cells.StateTooNew, match="Thing version 5; this code has version 3") as refused:
+    with pytest.raises(cells.errors.StateTooNew, match="Thing version 5; this code has version 3") as refused:
         upgrade_state(spec_of(Thing3), stored(spec_of(Thing1)), 5)
     assert (refused.value.have, refused.value.need) == (5, 3)
 
@@ -105,7 +105,7 @@ def test_an_upgrade_that_is_missing_raises_or_gives_nonsense_is_reported_and_cha
 ) -> None:
     state = stored(spec_of(Thing1))
     before = state.digest()
-    with pytest.raises(cells.StateUpgradeFailed, match=says) as failed:
+    with pytest.raises(cells.errors.StateUpgradeFailed, match=says) as failed:
         upgrade_state(spec, state, 1)
     assert failed.value.have == 1
     assert failed.value.need == spec.version
@@ -171,5 +171,7 @@ def test_a_new_field_with_a_default_needs_no_upgrade_and_a_lost_one_does() -> No
     more = type("Holder", (cells.Agent,), members)
     agent: Any = Cell(spec_of(more), state, "a").agent
     assert (agent.x, agent.y) == (5, [1])
-    with pytest.raises(cells.StateUnloadable, match=r"stored field 'x' that Peer version 1 lacks; raise the version"):
+    with pytest.raises(
+        cells.errors.StateUnloadable, match=r"stored field 'x' that Peer version 1 lacks; raise the version"
+    ):
         Cell(spec_of(Peer), state, "a")

@@ -283,7 +283,7 @@ async def test_an_agent_whose_state_does_not_load_is_in_error_with_the_reason_an
         assert (shown.state, [info.id for info in await cluster.agents()]) == ("Error", ["l"])
         assert "total" in shown.error
         for order in (cluster.resume, cluster.suspend, cluster.terminate):
-            with pytest.raises(cells.StateUnloadable, match="total"):
+            with pytest.raises(cells.errors.StateUnloadable, match="total"):
                 await order("l")
         mended = made(str)
         await cluster.resume("l")

@@ -125,7 +125,7 @@ async def test_a_value_that_would_not_load_again_undoes_the_turn() -> None:
     async with cells.local() as cluster:
         account = await cluster.spawn(Account, "a")
 
-        with pytest.raises(cells.StateInvalid, match="Account.entries"):
+        with pytest.raises(cells.errors.StateInvalid, match="Account.entries"):
             await account.spoil()
 
         assert await account.all() == []
@@ -147,7 +147,7 @@ async def test_an_ask_to_oneself_or_to_nobody_fails_clearly() -> None:
     async with cells.local() as cluster:
         account = await cluster.spawn(Account, "a")
 
-        with pytest.raises(cells.SelfAsk):
+        with pytest.raises(cells.errors.SelfAsk):
             await account.ask_self()
         assert await account.ask_nobody() == "NoSuchAgent"
         with pytest.raises(cells.NoSuchAgent):
@@ -168,11 +168,11 @@ async def test_calls_made_together_keep_their_order() -> None:
 async def test_an_id_belongs_to_one_class_and_is_not_used_again() -> None:
     async with cells.local(nodes=2) as cluster:
         first = await cluster.spawn(Account, "a", total=1)
-        with pytest.warns(cells.AlreadySpawned):
+        with pytest.warns(cells.errors.AlreadySpawned):
             again = await cluster.spawn(Account, "a", total=50)
         assert first == again
         assert await again.add(1) == 2
-        with pytest.raises(cells.WrongClass):
+        with pytest.raises(cells.errors.WrongClass):
             await cluster.spawn(Other, "a")
         with pytest.raises(cells.BadArguments, match="no field 'wrong'"):
             await cluster.spawn(Account, "b", wrong=1)  # type: ignore[call-arg]
@@ -187,7 +187,7 @@ async def test_an_id_belongs_to_one_class_and_is_not_used_again() -> None:
 
 async def test_two_spawns_at_once_make_one_agent() -> None:
     async with cells.local(nodes=2) as cluster:
-        with pytest.warns(cells.AlreadySpawned):  # the one that came second
+        with pytest.warns(cells.errors.AlreadySpawned):  # the one that came second
             one, two = await asyncio.gather(
                 cluster.on("node-1").spawn(Account, "a", total=1), cluster.on("node-2").spawn(Account, "a", total=2)
             )
@@ -235,13 +235,13 @@ async def test_a_raising_on_start_is_an_error_that_resume_retries() -> None:
 async def test_references_and_state_outside_turns_are_refused() -> None:
     async with cells.local() as cluster:
         account = await cluster.spawn(Account, "a")
-        with pytest.raises(cells.IsReference, match="ask the agent"):
+        with pytest.raises(cells.errors.IsReference, match="ask the agent"):
             _ = account.total
         with pytest.raises(cells.BadArguments):
             await account.add("two")  # type: ignore[arg-type]
-        with pytest.raises(cells.MessageTooLarge):
+        with pytest.raises(cells.errors.MessageTooLarge):
             await _large(cluster)
-    with pytest.raises(cells.NotConnected):
+    with pytest.raises(cells.errors.NotConnected):
         await make_ref(Account, "a").add(1)
 
 
@@ -415,6 +415,6 @@ async def test_garbage_in_an_inbox_is_a_dead_letter_and_the_agent_goes_on() -> N
 
 async def test_a_second_process_or_user_of_the_file_is_refused(tmp_path: Path) -> None:
     async with cells.local(path=tmp_path / "store.db"):
-        with pytest.raises(cells.StoreInUse, match="store.db"):
+        with pytest.raises(cells.errors.StoreInUse, match="store.db"):
             async with cells.local(path=tmp_path / "store.db"):
                 pass

@@ -71,9 +71,9 @@ async def test_a_report_tells_phases_pause_and_bytes() -> None:
 async def test_moves_that_cannot_be_are_refused_before_anything_begins() -> None:
     async with nodes("node-1", "poor", known={}) as (cluster, _):
         counter = await cluster.on("node-1").spawn(Counter, "c")
-        with pytest.raises(cells.AlreadyThere):
+        with pytest.raises(cells.errors.AlreadyThere):
             await cluster.migrate(counter, to="node-1")
-        with pytest.raises(cells.UnknownNode, match="node-1, poor"):
+        with pytest.raises(cells.errors.UnknownNode, match="node-1, poor"):
             await cluster.migrate(counter, to="node-9")
         with pytest.raises(cells.MigrationRefused, match="does not know the agent class 'Counter'"):
             await cluster.migrate(counter, to="poor")
@@ -156,7 +156,7 @@ async def test_an_abort_before_the_handover_leaves_the_agent_where_it_is() -> No
         report = await moving
         assert (report.outcome, report.code) == ("rolled_back", "Cancelled")
         assert await busy == "node-1"
-        with pytest.raises(cells.NoSuchMigration):
+        with pytest.raises(cells.errors.NoSuchMigration):
             await cluster.abort(counter)
 
 
@@ -218,7 +218,7 @@ async def test_a_live_owner_that_is_claimed_away_is_fenced_and_loses_nothing() -
 
         assert await counter.add(1) == 6
         zombie.touch()
-        with pytest.raises(cells.Fenced):
+        with pytest.raises(cells.errors.Fenced):
             await zombie.flush()
         assert "c" not in running["node-1"].activations.live
         assert await counter.add(1) == 7

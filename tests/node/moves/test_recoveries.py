@@ -207,7 +207,7 @@ async def test_a_migration_that_waits_for_its_retry_is_cancelled() -> None:
         async with asyncio.timeout(5):
             while not (await client.show(kiosk)).migration:
                 await asyncio.sleep(0.01)
-            with pytest.raises(cells.MigrationInProgress):
+            with pytest.raises(cells.errors.MigrationInProgress):
                 await client.migrate(kiosk)
             while not any(
                 isinstance(found.records[-1], Decided) for found in (await journal.all_of(client.log, "t"))[0]
@@ -252,7 +252,7 @@ async def test_of_two_that_are_asked_for_at_once_one_begins_and_the_other_is_tol
         results = await asyncio.gather(*(client.watched(*plan) for plan in plans), return_exceptions=True)
         await busy
         [report] = [result for result in results if isinstance(result, cells.MigrationReport)]
-        [error] = [result for result in results if isinstance(result, cells.MigrationInProgress)]
+        [error] = [result for result in results if isinstance(result, cells.errors.MigrationInProgress)]
         assert report.outcome == "completed"
         assert error.facts["migration"] == report.migration
 
@@ -337,7 +337,7 @@ async def test_a_journal_that_cannot_be_read_is_parked_and_keeps_nobody_from_wor
         [case] = await Cases(client).listed()
         assert (case.migration, case.agent, case.outcome) == (request.migration, "t", "parked")
         assert case.reason
-        with pytest.raises(cells.RecordInvalid):
+        with pytest.raises(cells.errors.RecordInvalid):
             await client.watched(request, source)
         assert running["node-3"].migrations.open == {}
         assert await kiosk.add() == 1

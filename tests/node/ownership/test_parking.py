@@ -336,7 +336,7 @@ async def test_a_missing_record_in_the_middle_of_a_log_parks_the_agent(tmp_path:
         with pytest.raises(JournalGap):
             await at.client.get(Wallet, "p").add(1)
         for node in at.nodes.values():
-            with pytest.raises((JournalGap, cells.Fenced)):
+            with pytest.raises((JournalGap, cells.errors.Fenced)):
                 await node.claims.claim(requests.Claim("p", "an operator", force=True))
         with pytest.raises(StateUnloadable, match="missing"):
             await at.client.resume("p")

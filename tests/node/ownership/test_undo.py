@@ -236,7 +236,7 @@ async def test_a_dry_run_tells_what_would_be_and_does_nothing() -> None:
 async def test_what_cannot_be_undone_is_refused_and_the_agent_goes_on() -> None:
     async with nodes({"node-1": 1, "node-2": 1}) as (client, running):
         till, _ = await till_at(client, "node-1")
-        with pytest.raises(cells.NoSuchMigration):
+        with pytest.raises(cells.errors.NoSuchMigration):
             await client.rollback("m-nothing")
         move = await client.migrate(till, to="node-2")
         with pytest.raises(cells.MigrationRefused, match="does not answer"):
@@ -253,7 +253,7 @@ async def test_no_node_with_the_older_code_is_an_error_that_says_so_unless_one_i
         move = await client.migrate(till, to="node-2")
         await till.take(2)
         await running["node-1"].stop()
-        with pytest.raises(cells.UnknownNode, match="version 1"):
+        with pytest.raises(cells.errors.UnknownNode, match="version 1"):
             await client.rollback(move.migration)
         report = await client.rollback(move.migration, to="node-2")  # the newer code takes it all once more
         assert (report.same, report.ok) == (1, True)
@@ -329,7 +329,7 @@ async def test_nobody_runs_an_agent_that_waits_for_a_dead_node_until_an_operator
         chosen = running["node-1"]
 
         async def refuse(claims: Claims, wish: requests.Claim) -> bool:
-            raise cells.NodeStopping("is about to stop")
+            raise cells.errors.NodeStopping("is about to stop")
 
         with monkeypatch.context() as patched:
             patched.setattr(Claims, "claim", refuse)
@@ -339,7 +339,7 @@ async def test_nobody_runs_an_agent_that_waits_for_a_dead_node_until_an_operator
         chosen.kill()
         await running["node-2"].adoption.round(every=True)
         assert "node-1, which has not claimed it" in running["node-2"].activations.unloadable["till"].error
-        with pytest.raises(cells.ClaimRefused, match="--force"):
+        with pytest.raises(cells.errors.ClaimRefused, match="--force"):
             await client.claim(till, "node-2", force=False)
         await client.claim(till, "node-2")
         assert await till.get() == 20
@@ -400,7 +400,7 @@ async def test_a_log_that_is_not_kept_that_far_back_is_told_as_expired() -> None
         for amount in range(60):
             await till.take(amount)
         assert running["node-2"].activations.live["till"].fold.floor > 10
-        with pytest.raises(cells.RollbackExpired, match="retention_s"):
+        with pytest.raises(cells.errors.RollbackExpired, match="retention_s"):
             await client.rollback(move.migration)
         assert await till.get() == sum(range(60))
 
