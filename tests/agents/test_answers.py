@@ -115,8 +115,8 @@ async def test_a_repeated_ask_gets_the_error_that_is_stored_also_elsewhere_and_r
     async with cells.local(nodes=2, settings=cells.Settings(ask_repeat_s=0.05)) as cluster:
         assert isinstance(cluster, Client)
         shop = await cluster.spawn(TicketShop, "s")
-        lane, lost = cluster.lane("s"), list[dict[int, bytes]]()
-        monkeypatch.setattr(lane, "answered", lost.append)
+        session, lost = cluster.session("s"), list[dict[int, bytes]]()
+        monkeypatch.setattr(session, "receive", lost.append)
         asking = asyncio.create_task(shop.fail())
         async with asyncio.timeout(WAIT_S):
             while not lost:

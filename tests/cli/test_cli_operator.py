@@ -19,6 +19,7 @@ from mielin_cells.cli.show import Printer, as_json, as_text, duration, size
 from mielin_cells.client.client import Client
 from mielin_cells.client.operator import Operator
 from mielin_cells.client.recoveries import Cases, case_of, story
+from mielin_cells.client.status import class_of
 from mielin_cells.log.ids import control_subject, log_subject, node_log_subject
 from mielin_cells.log.records import Cleared
 from mielin_cells.rpc import words
@@ -172,7 +173,7 @@ async def test_what_cannot_be_spawned_is_refused_by_name(operator: Operator) -> 
 async def test_the_class_of_an_agent_is_found_without_its_owner(operator: Operator) -> None:
     for n in range(3):
         await operator.ask("till", "add", [str(n)])
-    assert await operator.class_of("till") == "Till"
+    assert await class_of(operator.client, "till") == "Till"
     with pytest.raises(cells.NoSuchAgent):
         await operator.ask("nobody", "add", [])
 
@@ -210,7 +211,7 @@ async def test_a_replay_that_is_repeated_takes_effect_once(operator: Operator, m
         raise cells.errors.WireTimeout("the answer was lost")
 
     with monkeypatch.context() as patched, pytest.raises(cells.errors.WireTimeout):
-        patched.setattr(operator, "_purge", lost)  # the operator's process ends between its two steps
+        patched.setattr(operator.client, "send_to_owner", lost)  # the operator's process ends between its two steps
         await operator.replay("till", "1")
     assert len(await operator.letters("till")) == 1
     await operator.replay("till", "1")

@@ -19,6 +19,7 @@ from mielin_cells.cli.show import Printer, as_json, as_text, clock, when
 from mielin_cells.client.client import Client
 from mielin_cells.client.operator import Operator
 from mielin_cells.client.recoveries import Cases
+from mielin_cells.client.status import describe_unhosted
 from mielin_cells.log.ids import log_subject
 from mielin_cells.log.records import decode_record
 from mielin_cells.rpc import answers, requests
@@ -149,7 +150,7 @@ async def test_an_agent_whose_node_is_gone_still_says_when_it_last_did_something
         last = await cluster.log.last(log_subject("stand"))
         assert last is not None
         assert info.at == decode_record(last.data, "").written > 0.0
-        unhosted = await Operator(cluster)._unhosted("stand")
+        unhosted = await describe_unhosted(cluster, "stand")
         assert unhosted is not None
         assert unhosted.at == info.at
 

@@ -153,10 +153,10 @@ async def test_what_an_agent_in_error_has_answered_before_it_answers_again(monke
     async with cells.local(settings=cells.Settings(ask_repeat_s=0.05)) as cluster:
         assert isinstance(cluster, Client)
         porter = await cluster.spawn(Porter, "p")
-        lane, lost = cluster.lane("p"), list[dict[int, bytes]]()
+        session, lost = cluster.session("p"), list[dict[int, bytes]]()
         with monkeypatch.context() as patched:
-            patched.setattr(lane, "answered", lost.append)
-            patched.setattr(lane, "_repeat", _nothing)
+            patched.setattr(session, "receive", lost.append)
+            patched.setattr(session, "_repeat", _nothing)
             asking = asyncio.create_task(porter.add())
             async with asyncio.timeout(WAIT_S):
                 while not lost:

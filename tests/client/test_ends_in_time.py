@@ -177,7 +177,7 @@ def test_an_order_to_a_node_that_is_frozen_ends_in_its_time() -> None:
     async def story() -> None:
         store = await Embedded.open(None)
         wall = asyncio.get_running_loop().time
-        client = Client(store.log, store.wire, settings=Settings(turn_deadline_s=5.0), rng=Random(1), wall=wall)
+        client = Client(store.log, store.wire, settings=Settings(turn_deadline_s=5.0), rng=Random(1))
         await client.open()
         node = Node("node-1", store.log, store.wire, classes.get, rng=Random(2), wall=wall)
         await node.start()

@@ -166,13 +166,13 @@ async def test_while_no_owner_can_be_asked_an_ask_is_stored_once_more_and_not_fo
         assert await bell.ring() == 1
         running["node-1"]._close_all()
         running["node-1"].kill()
-        lane = client._lanes["b"]
+        session = client._sessions["b"]
         asked = asyncio.create_task(bell.ring())
         async with asyncio.timeout(20):
-            while not any(one.is_again and one.is_stored for one in lane._open.values()):
+            while not any(one.is_repeated and one.is_stored for one in session._open.values()):
                 await asyncio.sleep(0)
         for _ in range(REMINDERS):
-            await lane._repeat(list(lane._open.values()), False)
+            await session._repeat(list(session._open.values()), False)
         assert await mails(client) == 3
         await client.claim(bell, "node-2")
         assert await asked == 2
@@ -181,12 +181,12 @@ async def test_while_no_owner_can_be_asked_an_ask_is_stored_once_more_and_not_fo
 async def test_a_session_that_was_forgotten_is_told_so() -> None:
     async with belfry("node-1") as (client, running, bell):
         assert await bell.ring() == 1
-        lane = client._lanes["b"]
+        session = client._sessions["b"]
         ledger = running["node-1"].activations.live["b"].fold.ledger
-        ledger.horizon = lane.start
-        del ledger.peers[lane.sender]
+        ledger.horizon = session.start
+        del ledger.peers[session.sender]
         heard = asyncio.get_running_loop().create_future()
         await client.wire.subscribe("reply.test", heard.set_result)
-        reminder = requests.Remind("b", lane.sender, lane.start, "reply.test", [9])
+        reminder = requests.Remind("b", session.sender, session.start, "reply.test", [9])
         assert (await remind(client.log, client.wire, reminder)).missing == []
         assert SessionExpired.__name__.encode() in await heard

@@ -8,7 +8,6 @@ import inspect
 import json
 import signal
 import socket
-import time
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +105,7 @@ class Load:
     """Calls agents from several clients at once, and keeps what was acknowledged and what was sent at all."""
 
     def __init__(self, substrate: JetStream) -> None:
-        self.client = Client(substrate.log, substrate.wire, wall=time.time)
+        self.client = Client(substrate.log, substrate.wire)
         self.acknowledged: dict[str, int] = {}
         self.sent: dict[str, int] = {}
         self.tasks: list[asyncio.Task[None]] = []
@@ -170,7 +169,7 @@ async def test_after_everything_was_killed_under_load_every_acknowledged_effect_
                 assert acknowledged <= found <= load.sent[agent]
             await load.client.close()
         async with opened(server.url) as substrate:
-            fresh = Operator(Client(substrate.log, substrate.wire, wall=time.time))
+            fresh = Operator(Client(substrate.log, substrate.wire))
             infos = await fresh.agents()
             assert [info.state for info in infos] == ["Running"] * AGENTS
     finally:

@@ -80,7 +80,7 @@ def test_no_architecture_means_any() -> None:
 
 async def test_an_agent_is_moved_only_to_an_architecture_that_its_policy_wants() -> None:
     substrate = await Embedded.open()
-    client = Client(substrate.log, substrate.wire, rng=Random(0), wall=time.time)
+    client = Client(substrate.log, substrate.wire, rng=Random(0))
     await client.open()
     running = []
     for name, architecture in (("node-1", "aarch64"), ("node-2", "x86_64"), ("node-3", "riscv64")):

@@ -20,7 +20,7 @@ from mielin_cells.agents.reference import classes
 from mielin_cells.cli.drain import drain as drain_command
 from mielin_cells.cli.drain import seconds_of
 from mielin_cells.cli.show import Printer
-from mielin_cells.client import cordon
+from mielin_cells.client import drain as client_drain
 from mielin_cells.client.client import Client
 from mielin_cells.client.operator import Operator
 from mielin_cells.membership import table
@@ -89,7 +89,7 @@ class Deployment:
 async def deployment(*names: str) -> AsyncIterator[Deployment]:
     doors.append(Door())
     substrate = await Embedded.open()
-    client = Client(substrate.log, substrate.wire, settings=QUICK, rng=Random(0), wall=time.time)
+    client = Client(substrate.log, substrate.wire, settings=QUICK, rng=Random(0))
     await client.open()
     made = Deployment(substrate, client)
     for name in names:
@@ -283,14 +283,14 @@ async def test_a_dry_run_says_where_each_agent_would_go_and_changes_nothing() ->
         client = made.client
         for n in range(4):
             await client.on("node-1").spawn(Meter, f"g{n}")
-        plan = await cordon.plan(client, "node-1")
+        plan = await client_drain.plan_drain(client, "node-1")
         assert (plan.agents, plan.left) == (4, 0)
         assert sorted(row.target for row in plan.rows) == ["node-2", "node-2", "node-3", "node-3"]
         assert not made.nodes["node-1"].is_cordoned
         assert len(made.nodes["node-1"].activations.live) == 4
         made.nodes["node-2"].leave()
         made.nodes["node-3"].leave()
-        plan = await cordon.plan(client, "node-1")
+        plan = await client_drain.plan_drain(client, "node-1")
         assert (plan.left, {row.blocker for row in plan.rows}) == (4, {drain.NOWHERE})
 
 
@@ -300,7 +300,7 @@ async def test_a_dead_node_is_drained_by_claims() -> None:
         meters = [await client.on("node-1").spawn(Meter, f"g{n}") for n in range(6)]
         await asyncio.gather(*(meter.add() for meter in meters))
         await made.die("node-1")
-        plan = await cordon.plan(client, "node-1")
+        plan = await client_drain.plan_drain(client, "node-1")
         assert [row.agent for row in plan.rows] == [f"g{n}" for n in range(6)]
         report = await client.drain("node-1")
         assert (report.ok, report.claimed, report.moved, report.agents) == (True, 6, 0, 6)
@@ -315,8 +315,8 @@ async def test_a_dead_node_is_drained_by_claims() -> None:
 
 
 async def test_a_node_that_dies_in_its_drain_is_drained_by_claims(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cordon, "PATIENCE_S", 0.3)
-    monkeypatch.setattr(cordon, "ASK_S", 0.1)
+    monkeypatch.setattr(client_drain, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(client_drain, "ASK_S", 0.1)
     async with deployment("node-1", "node-2") as made:
         client, node = made.client, made.nodes["node-1"]
         busy = await client.on("node-1").spawn(Meter, "busy")

@@ -218,7 +218,7 @@ async def test_an_agent_in_mid_move_is_claimed_when_both_ends_are_gone() -> None
 
 async def test_a_node_that_has_just_begun_has_time_to_be_heard() -> None:
     substrate, now = await Embedded.open(), 0.0
-    client = Client(substrate.log, substrate.wire, settings=QUICK, rng=Random(0), wall=time.time)
+    client = Client(substrate.log, substrate.wire, settings=QUICK, rng=Random(0))
     await client.open()
     made = [
         Node(n, substrate.log, substrate.wire, classes.get, settings=QUICK, wall=time.time, clock=lambda: now)

@@ -56,7 +56,7 @@ async def store() -> AsyncIterator[Embedded]:
 async def test_the_newer_of_two_processes_of_a_name_goes_on_and_the_older_says_once_that_it_stops(
     store: Embedded, caplog: pytest.LogCaptureFixture
 ) -> None:
-    client = Client(store.log, store.wire, wall=time.time)
+    client = Client(store.log, store.wire)
     await client.open()
     older, newer = node_of(store), node_of(store)
     replaced: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -90,7 +90,7 @@ async def test_an_incarnation_is_above_every_earlier_one_also_behind_rubbish(sto
 
 
 async def test_a_clean_stop_is_noted_and_the_next_process_goes_on(store: Embedded) -> None:
-    client = Client(store.log, store.wire, wall=time.time)
+    client = Client(store.log, store.wire)
     await client.open()
     operator = Operator(client)
     first, other = node_of(store), node_of(store, "n2")
@@ -116,7 +116,7 @@ async def test_a_clean_stop_is_noted_and_the_next_process_goes_on(store: Embedde
 
 
 async def test_a_node_that_dies_often_while_an_agent_has_nothing_to_do_costs_it_no_message(store: Embedded) -> None:
-    client = Client(store.log, store.wire, wall=time.time)
+    client = Client(store.log, store.wire)
     await client.open()
     first = node_of(store)
     await first.start()
@@ -137,7 +137,7 @@ async def test_a_node_that_dies_often_while_an_agent_has_nothing_to_do_costs_it_
 
 
 async def test_a_message_that_ends_its_process_each_time_is_a_dead_letter_in_the_end(store: Embedded) -> None:
-    client = Client(store.log, store.wire, wall=time.time)
+    client = Client(store.log, store.wire)
     await client.open()
     node = node_of(store)
     await node.start()
@@ -157,7 +157,7 @@ async def test_a_message_that_ends_its_process_each_time_is_a_dead_letter_in_the
 
 
 async def test_an_agent_of_a_node_that_is_gone_is_claimed_without_force(store: Embedded) -> None:
-    client = Client(store.log, store.wire, wall=time.time)
+    client = Client(store.log, store.wire)
     await client.open()
     gone, other = node_of(store), node_of(store, "n2")
     await gone.start()
@@ -176,7 +176,7 @@ async def test_an_agent_of_a_node_that_is_gone_is_claimed_without_force(store: E
 
 
 async def test_a_node_whose_loop_is_held_is_stuck_and_not_silent(store: Embedded) -> None:
-    client = Client(store.log, store.wire, wall=time.time)
+    client = Client(store.log, store.wire)
     await client.open()
     held, other = node_of(store), node_of(store, "n2")
     await held.start()
@@ -194,7 +194,7 @@ async def test_a_node_whose_loop_is_held_is_stuck_and_not_silent(store: Embedded
 
 
 async def test_a_node_that_was_heard_just_before_its_process_died_is_not_stuck(store: Embedded) -> None:
-    client = Client(store.log, store.wire, wall=time.time)
+    client = Client(store.log, store.wire)
     await client.open()
     dead, other = node_of(store), node_of(store, "n2")
     await dead.start()

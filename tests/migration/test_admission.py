@@ -135,7 +135,7 @@ class Archive(cells.Agent, version=2):
 async def nodes(*names: str, settings: cells.Settings | None = None) -> AsyncIterator[tuple[Client, dict[str, Node]]]:
     """Nodes that tests can give facts: set `node.copies._room`."""
     substrate = await Embedded.open()
-    client = Client(substrate.log, substrate.wire, settings=settings, rng=Random(0), wall=time.time)
+    client = Client(substrate.log, substrate.wire, settings=settings, rng=Random(0))
     await client.open()
     running: dict[str, Node] = {}
     for name in names:

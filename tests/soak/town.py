@@ -125,9 +125,7 @@ class Town:
     # ---- who is there ----------------------------------------------------------------------------------------
 
     def connected(self) -> Client:
-        return Client(
-            self._substrate.log, self._substrate.wire, settings=SETTINGS, rng=Random(self._rng.random()), wall=time.time
-        )
+        return Client(self._substrate.log, self._substrate.wire, settings=SETTINGS, rng=Random(self._rng.random()))
 
     async def enter(self, name: str) -> Node:
         about = Announcement(classes={"SoakResident": 1, "SoakGuest": 1}, at=time.time())
@@ -201,7 +199,7 @@ class Town:
             guest = await self.client.spawn(Guest, name)
             await guest.begin()
             await self.client.terminate(name)
-            self.client.forget(name)
+            self.client.forget(self.client.session(name))
             self.ended += 1
 
     async def _moves(self, visitor: Node) -> None:

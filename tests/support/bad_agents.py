@@ -90,7 +90,7 @@ class Deployment:
 @asynccontextmanager
 async def deployment() -> AsyncIterator[Deployment]:
     substrate = await Embedded.open()
-    client = Client(substrate.log, substrate.wire, settings=QUICK, rng=Random(0), wall=time.time)
+    client = Client(substrate.log, substrate.wire, settings=QUICK, rng=Random(0))
     await client.open()
     token = current.set(client)
     try:

@@ -98,9 +98,7 @@ class Story:
             name, seen.log, seen.wire, classes.get, settings=SETTINGS, recovery=self.recovery,
             rng=Random(view.label), wall=lambda: self.wall(name),
         )  # fmt: skip
-        node.home.cluster = Client(
-            view.log, view.wire, settings=SETTINGS, rng=Random(f"{view.label} c"), wall=self.wall
-        )
+        node.home.cluster = Client(view.log, view.wire, settings=SETTINGS, rng=Random(f"{view.label} c"))
         node.home.step = lambda step: self.faults.step(step, name)
         self.nodes[name] = node
         await view.process.run(node.start())
@@ -109,7 +107,7 @@ class Story:
         for name in NODES:
             await self.start(name)
         self.view = self.world.connect("operator")
-        self.client = Client(self.view.log, self.view.wire, settings=SETTINGS, rng=Random("op"), wall=self.wall)
+        self.client = Client(self.view.log, self.view.wire, settings=SETTINGS, rng=Random("op"))
         await self.view.process.run(self.client.open())
         await self.call(lambda: self.client.on("node-1").spawn(Ledger, "a"))
         assert await self.call(self.client.get(Ledger, "a").add) == 1

@@ -42,7 +42,7 @@ async def nodes(
     *names: str, faults: Faults | None = None, recovery: RecoveryConfig = SOON
 ) -> AsyncIterator[tuple[Client, dict[str, Node]]]:
     substrate = await Embedded.open()
-    client = Client(substrate.log, substrate.wire, settings=QUICK, rng=Random(0), wall=time.time)
+    client = Client(substrate.log, substrate.wire, settings=QUICK, rng=Random(0))
     await client.open()
     running: dict[str, Node] = {}
     for name in names:

@@ -67,7 +67,7 @@ async def nodes(
     *names: str, settings: cells.Settings = QUICK
 ) -> AsyncIterator[tuple[Client, dict[str, Node], dict[str, Failover], Air]]:
     substrate = await Embedded.open()
-    client = Client(substrate.log, substrate.wire, settings=settings, rng=Random(0), wall=time.time)
+    client = Client(substrate.log, substrate.wire, settings=settings, rng=Random(0))
     await client.open()
     running, keepers, air = dict[str, Node](), dict[str, Failover](), Air()
     for name in names:

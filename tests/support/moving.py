@@ -49,7 +49,7 @@ async def nodes(*names: str, settings: cells.Settings | None = None, logs: dict[
                 known: dict[str, type[cells.Agent]] | None = None) -> AsyncIterator[tuple[Client, dict[str, Node]]]:  # fmt: skip
     """Nodes with their parts in reach, for faults that `local` does not offer."""
     substrate = await Embedded.open()
-    client = Client(substrate.log, substrate.wire, settings=settings, rng=Random(0), wall=time.time)
+    client = Client(substrate.log, substrate.wire, settings=settings, rng=Random(0))
     await client.open()
     running: dict[str, Node] = {}
     for name in names:

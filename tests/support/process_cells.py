@@ -21,6 +21,7 @@ from torture.nodes import NodeProcess
 
 from mielin_cells.agents.reports import MigrationReport
 from mielin_cells.client.client import Client
+from mielin_cells.client.moves import plan_move, watch_move
 from mielin_cells.deployment.connect import Address, connected
 from mielin_cells.errors import Fenced, NoSuchAgent, RetryError
 from mielin_cells.log.ids import inbox_subject, log_subject
@@ -179,13 +180,13 @@ class Cell:
 
     async def begin(self, watches: bool) -> asyncio.Task[None]:
         """Plans the move and tells the source; `watches`: until its end is told."""
-        request, source = await self.client.plan(self.agent, self.target.name)
+        request, source = await plan_move(self.client, self.agent, self.target.name)
         assert source == self.source.name
         self.migration = request.migration
 
         async def moving() -> None:
             if watches:
-                self.report = await self.client.watched(request, source)
+                self.report = await watch_move(self.client, request, source)
 
         if not watches:
             await self.client.request(source, request, 5.0)

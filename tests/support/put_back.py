@@ -108,7 +108,7 @@ class Deployment:
         self.client = self.new_client()
 
     def new_client(self) -> Client:
-        return Client(self.log, self.wire, settings=QUICK, wall=time.time)
+        return Client(self.log, self.wire, settings=QUICK)
 
     async def start(self, name: str) -> Node:
         node = Node(name, self.log, self.wire, classes.get, settings=QUICK, wall=time.time)

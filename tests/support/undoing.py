@@ -131,7 +131,7 @@ async def nodes(
     calls.clear()
     keys.clear()
     substrate = await Embedded.open()
-    client = Client(substrate.log, substrate.wire, settings=settings, rng=Random(0), wall=time.time)
+    client = Client(substrate.log, substrate.wire, settings=settings, rng=Random(0))
     await client.open()
     running: dict[str, Node] = {}
     for name, version in versions.items():

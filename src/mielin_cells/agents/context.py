@@ -51,7 +51,7 @@ class Turn(Protocol):
     def closed(self) -> bool:
         """It has ended, and cannot be used any more."""
 
-    def shares(self, caller: Caller) -> bool:
+    def shares(self, caller: object) -> bool:
         """True if what carries calls there reaches the deployment that the turn runs in."""
 
     @property

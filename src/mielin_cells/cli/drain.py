@@ -19,7 +19,7 @@ from mielin_cells.cli.command import command
 from mielin_cells.cli.live import live_table, open_live
 from mielin_cells.cli.options import Node
 from mielin_cells.cli.show import Printer, duration, size, table
-from mielin_cells.client import cordon as cordons
+from mielin_cells.client.drain import drain_node, plan_drain
 from mielin_cells.client.operator import Operator
 from mielin_cells.deployment.codes import DONE, FAILED, REFUSED
 from mielin_cells.errors import ConfigError
@@ -50,14 +50,14 @@ def seconds_of(option: str, text: str) -> float:
 
 @command
 async def cordon(operator: Operator, printer: Printer, node: Node, /) -> int:
-    await cordons.cordon(operator.client, node, True)
+    await operator.client.cordon(node)
     printer.show({"node": node, "is_cordoned": True}, lambda: f"{node} keeps its agents and takes no others")
     return DONE
 
 
 @command
 async def uncordon(operator: Operator, printer: Printer, node: Node, /) -> int:
-    await cordons.cordon(operator.client, node, False)
+    await operator.client.uncordon(node)
     printer.show({"node": node, "is_cordoned": False}, lambda: f"{node} takes agents again")
     return DONE
 
@@ -75,12 +75,12 @@ async def drain(
     """Exits with 1 if agents stay, and with 3 from a dry run if some would."""
     deadline_s = seconds_of("deadline", deadline)
     if dry_run:
-        plan = await cordons.plan(operator.client, node)
+        plan = await plan_drain(operator.client, node)
         printer.show(plan, lambda: _plan_text(plan))
         return REFUSED if plan.left else DONE
     with _Progress(printer) as progress:
         try:
-            report = await cordons.evacuate(operator.client, node, deadline_s, progress.seen)
+            report = await drain_node(operator.client, node, deadline_s, progress.seen)
         except asyncio.CancelledError:
             progress.end()
             print(f"mielin: the drain of {node} goes on; `mielin uncordon {node}` stops it", file=sys.stderr)

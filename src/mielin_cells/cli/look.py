@@ -15,7 +15,8 @@ from mielin_cells.cli.moves import show_migration
 from mielin_cells.cli.options import Agent, Watch, choose_one
 from mielin_cells.cli.show import Printer, duration, record, size, table, when
 from mielin_cells.cli.watch import View, show_view
-from mielin_cells.client.operator import ALIVE, Operator
+from mielin_cells.client.operator import Operator
+from mielin_cells.client.status import ALIVE
 from mielin_cells.deployment.codes import DONE
 from mielin_cells.errors import ConfigError, NoSuchMigration, UnknownClass, UnknownNode
 from mielin_cells.log.lifecycle import AgentState

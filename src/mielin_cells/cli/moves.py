@@ -16,6 +16,7 @@ from mielin_cells.cli.command import command
 from mielin_cells.cli.options import Agent, Watch
 from mielin_cells.cli.show import Printer, duration, size, table, when
 from mielin_cells.cli.watch import View, show_view
+from mielin_cells.client.moves import plan_move
 from mielin_cells.client.operator import Operator
 from mielin_cells.client.recoveries import Case, Cases, Moment, story
 from mielin_cells.deployment.codes import DONE, REFUSED, ROLLED_BACK
@@ -98,7 +99,7 @@ async def migrate(
         return await _dry_run(operator, printer, agent, to)
     if detach:
         return await begin_move(operator, printer, agent, to, recovery)
-    request, source = await operator.plan(agent, to)
+    request, source = await plan_move(operator.client, agent, to)
     request = msgspec.structs.replace(request, recovery=recovery)
     expected = await operator.predicted(agent, to)
     phases = PhasePrinter(

@@ -14,7 +14,7 @@ from mielin_cells.cli.options import choose_one
 from mielin_cells.cli.show import Printer
 from mielin_cells.client.operator import Operator
 from mielin_cells.client.recoveries import PARKED, Cases
-from mielin_cells.client.undo import rollback as undo
+from mielin_cells.client.undo import undo_move
 from mielin_cells.deployment.codes import DONE, ROLLED_BACK
 from mielin_cells.errors import ConfigError
 from mielin_cells.log.lifecycle import AgentState
@@ -87,7 +87,7 @@ async def rollback(
         value = {"event": "replayed", "messages": rest.replayed.inputs, "left": rest.left}
         printer.show(value, lambda: f" {rest.replayed.inputs} taken again, {rest.left} to go")
 
-    report = await undo(operator.client, migration, to, dry_run=dry_run, correct=correct, seen=print_rest)
+    report = await undo_move(operator.client, migration, to, dry_run=dry_run, correct=correct, seen=print_rest)
     printer.show({"event": "report", "dry_run": dry_run, **asdict(report)}, lambda: _report_text(report, dry_run))
     return DONE if dry_run or report.ok else ROLLED_BACK
 

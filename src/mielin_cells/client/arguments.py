@@ -47,10 +47,6 @@ def node_name(given: Any, what: str) -> str:
     return "".join(given)
 
 
-async def known(node: str) -> str:
-    return node
-
-
 def numbers(recovery: Mapping[str, float] | None) -> dict[str, float] | None:
     """As they travel; the source says what they mean.  Raises `ConfigError` for what is no number."""
     for name, value in (recovery or {}).items():

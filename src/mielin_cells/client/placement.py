@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING
 
 from mielin_cells.agents.context import turn
+from mielin_cells.client.requester import Requester
 from mielin_cells.errors import CellError, NodeCordoned, NodeStopping, NoResponder, UnknownNode, WireTimeout
 from mielin_cells.membership import selection, table
 from mielin_cells.rpc import requests
 from mielin_cells.tasks.supervision import Backoff
-
-if TYPE_CHECKING:
-    from mielin_cells.client.client import Client
 
 SPAWNS_MAX = 512
 """Agents that one client has created at the same time: more of them only wait at the nodes, and keep these from answering."""
@@ -28,7 +25,7 @@ NOBODY_S = 10.0
 class Placing:
     """Of one client."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Requester) -> None:
         self._client = client
         self._room = asyncio.Semaphore(SPAWNS_MAX)
         self._lock = asyncio.Lock()

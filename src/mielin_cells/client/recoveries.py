@@ -9,7 +9,9 @@ from typing import Any
 import msgspec
 
 from mielin_cells.agents.reports import AgentInfo, MigrationReport
-from mielin_cells.client.client import REQUEST_S, Client
+from mielin_cells.client.client import Client
+from mielin_cells.client.moves import plan_move, watch_move
+from mielin_cells.client.requester import REQUEST_S
 from mielin_cells.errors import CellError, MigrationInProgress, RetryError, UsageError, never
 from mielin_cells.log.lifecycle import AgentState
 from mielin_cells.migration.audit import AuditEntry
@@ -183,8 +185,8 @@ class Cases:
         `UsageError` for one that completed, and what `Cluster.migrate` raises.
         """
         agent, is_parked = await self._parked(migration)
-        request, source = await self._client.plan(agent, to)
-        report = await self._client.watched(msgspec.structs.replace(request, parent=migration), source)
+        request, source = await plan_move(self._client, agent, to)
+        report = await watch_move(self._client, msgspec.structs.replace(request, parent=migration), source)
         if report.ok and is_parked:
             await self._client.resume(agent)
         return report

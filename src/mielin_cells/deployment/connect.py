@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -211,7 +210,7 @@ async def connected(address: Address, settings: Settings | None = None, makes: b
     from mielin_cells.client.client import Client
 
     substrate = await open_substrate(address, makes)
-    client = Client(substrate.log, substrate.wire, settings=settings, wall=time.time)
+    client = Client(substrate.log, substrate.wire, settings=settings)
     try:
         await client.open()
         yield client

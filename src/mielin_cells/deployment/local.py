@@ -87,7 +87,7 @@ async def _opened(
 
     substrate = await Embedded.open(path, sync=sync)
     rng = Random()
-    client = Client(substrate.log, substrate.wire, settings=settings, rng=rng, wall=time.time)
+    client = Client(substrate.log, substrate.wire, settings=settings, rng=rng)
     running: list[Node] = []
     try:
         await client.open()

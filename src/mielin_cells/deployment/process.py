@@ -279,7 +279,7 @@ async def _serve(options: Options) -> int:
     substrate: Substrate | None = await _unless(ending, _connected(options))
     if substrate is None:
         return 0
-    client = Client(substrate.log, substrate.wire, settings=options.config.settings, wall=time.time)
+    client = Client(substrate.log, substrate.wire, settings=options.config.settings)
     try:
         await client.open()
         return await _live(options, ending, substrate, client)

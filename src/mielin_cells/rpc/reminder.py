@@ -60,7 +60,7 @@ async def remind(log: Log, wire: Wire, reminder: requests.Remind, left_s: float 
         return AskStatus(None, f"its node {node} does not answer; {later}" if away else "")
 
 
-async def waiting(log: Log, wire: Wire, agent: str) -> int | None:
+async def count_waiting(log: Log, wire: Wire, agent: str) -> int | None:
     """Messages in the agent's inbox as its owner counts them; None if nobody says."""
     try:
         last = await log.last(log_subject(agent))

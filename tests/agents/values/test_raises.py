@@ -181,7 +181,7 @@ async def test_a_stored_error_is_the_answer_also_after_a_restart(tmp_path: Path)
         shop = await cluster.spawn(TicketStall, "s")
         with pytest.raises(SoldOut):
             await shop.buy("init")
-        sender = cluster.lane("s").sender
+        sender = cluster.session("s").sender
     async with cells.local(path=path) as cluster:
         assert isinstance(cluster, Client)
         stored = (await load(cluster.log, "s")).ledger.answer(sender, 1)

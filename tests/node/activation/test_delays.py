@@ -119,7 +119,7 @@ async def test_others_go_on_while_a_tell_waits_and_its_sender_waits_behind_it() 
         other = two.get(Notary, "n")
         async with asyncio.timeout(WAIT_S):
             for what in ("b1", "b2"):
-                await two.lane("n").tell("Notary", "say", _args(what))
+                await two.session("n").tell("Notary", "say", _args(what))
             assert await _ask(two, "n") == ["b1", "b2"]
         assert ran == ["a1", "b1", "b2"]
         assert other is not None
@@ -153,7 +153,7 @@ async def test_what_waits_is_lost_by_nothing_that_happens_to_its_agent_and_keeps
         for what in ("a1", "a2", "a3"):
             await notary.say.tell(what)
         await until_ran("a1")
-        await two.lane("n").tell("Notary", "say", _args("b1"))
+        await two.session("n").tell("Notary", "say", _args("b1"))
         assert await _ask(two, "n") == ["b1"]
         broken.clear()
         async with asyncio.timeout(WAIT_S):
@@ -243,7 +243,7 @@ async def test_an_undo_takes_messages_again_in_the_order_in_which_they_were_take
         broken.add("a1")
         await notary.say.tell("a1")
         await until_ran("a1")
-        await two.lane("n").tell("Notary", "say", _args("b1"))
+        await two.session("n").tell("Notary", "say", _args("b1"))
         assert await _ask(two, "n") == ["b1"]
         broken.clear()
         async with asyncio.timeout(WAIT_S):

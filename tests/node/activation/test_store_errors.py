@@ -214,7 +214,7 @@ class Story:
             return 1e9 + loop.time()
 
         nodes: dict[str, Node] = {}
-        client = Client(log, store.wire, settings=SETTINGS, rng=Random(2), wall=wall)
+        client = Client(log, store.wire, settings=SETTINGS, rng=Random(2))
         await client.open()
         for name in ("node-1", "node-2"):
             node = nodes[name] = Node(
@@ -334,7 +334,7 @@ def test_a_full_store_is_what_callers_hear_and_the_node_stops_in_its_time(inboxe
     async def story() -> None:
         store = await Embedded.open(None)
         log, now = Full(store.log), asyncio.get_running_loop().time
-        client = Client(log, store.wire, settings=SETTINGS, rng=Random(2), wall=now)
+        client = Client(log, store.wire, settings=SETTINGS, rng=Random(2))
         await client.open()
         node = Node("node-1", log, store.wire, classes.get, settings=SETTINGS, rng=Random(3), wall=now)
         await node.start()

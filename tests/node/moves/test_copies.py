@@ -39,7 +39,7 @@ class Pantry(cells.Agent):
 @asynccontextmanager
 async def two_nodes() -> AsyncIterator[tuple[Client, Node, Node]]:
     substrate = await Embedded.open()
-    client = Client(substrate.log, substrate.wire, settings=SETTINGS, rng=Random(0), wall=time.time)
+    client = Client(substrate.log, substrate.wire, settings=SETTINGS, rng=Random(0))
     await client.open()
     running = []
     for name in ("node-1", "node-2"):

@@ -102,7 +102,7 @@ class WatchedWire:
 @asynccontextmanager
 async def watched(story: Story) -> AsyncIterator[Client]:
     substrate = await Embedded.open()
-    client = Client(substrate.log, substrate.wire, rng=Random(0), wall=time.time)
+    client = Client(substrate.log, substrate.wire, rng=Random(0))
     await client.open()
     settings = cells.Settings(reconcile_s=3600)  # no looking around meanwhile
     running = []

@@ -12,6 +12,7 @@ from support.failed_moves import QUICK, SOON, Kiosk, nodes
 
 import mielin_cells as cells
 from mielin_cells.client.client import Client
+from mielin_cells.client.moves import plan_move, watch_move
 from mielin_cells.client.recoveries import Cases
 from mielin_cells.log.fold import Phase
 from mielin_cells.log.ids import journal_subject
@@ -227,7 +228,7 @@ async def test_whoever_owns_the_agent_ends_the_migration_of_a_source_that_died()
     ):
         kiosk = await client.on("node-1").spawn(Kiosk, "t")
         await kiosk.add(5)
-        request, source = await client.plan(kiosk, None)
+        request, source = await plan_move(client, kiosk, None)
         await client.request(source, requests.Migrate(request.agent, request.migration, request.epoch, "", 0.2), 5.0)
         running["node-1"].kill()
 
@@ -248,8 +249,10 @@ async def test_of_two_that_are_asked_for_at_once_one_begins_and_the_other_is_tol
     async with nodes("node-1", "node-2", "node-3") as (client, _):
         kiosk = await client.on("node-1").spawn(Kiosk, "t")
         busy = asyncio.create_task(kiosk.slow(0.1))
-        plans = [await client.plan(kiosk, None) for _ in range(2)]  # both have the source ask the others for a target
-        results = await asyncio.gather(*(client.watched(*plan) for plan in plans), return_exceptions=True)
+        plans = [
+            await plan_move(client, kiosk, None) for _ in range(2)
+        ]  # both have the source ask the others for a target
+        results = await asyncio.gather(*(watch_move(client, *plan) for plan in plans), return_exceptions=True)
         await busy
         [report] = [result for result in results if isinstance(result, cells.MigrationReport)]
         [error] = [result for result in results if isinstance(result, cells.errors.MigrationInProgress)]
@@ -284,7 +287,7 @@ async def test_the_migration_of_an_agent_that_is_terminated_ends_with_it(is_clai
         running,
     ):
         kiosk = await client.on("node-1").spawn(Kiosk, "t")
-        request, source = await client.plan(kiosk, None)
+        request, source = await plan_move(client, kiosk, None)
         await client.request(source, requests.Migrate(request.agent, request.migration, request.epoch, "", 0.2), 5.0)
         if is_claimed:
             running["node-1"].kill()
@@ -301,8 +304,8 @@ async def test_two_looks_at_once_settle_a_migration_once() -> None:
     faults = Faults(0, Fault("probe", Kind.TIMEOUT, most=1))
     async with nodes("node-1", "node-2", "node-3", faults=faults, recovery=late) as (client, running):
         kiosk = await client.on("node-1").spawn(Kiosk, "t")
-        request, source = await client.plan(kiosk, "node-2")
-        waiting = asyncio.create_task(client.watched(request, source))
+        request, source = await plan_move(client, kiosk, "node-2")
+        waiting = asyncio.create_task(watch_move(client, request, source))
         async with asyncio.timeout(5):
             while not any(
                 isinstance(found.records[-1], Decided) for found in (await journal.all_of(client.log, "t"))[0]
@@ -327,7 +330,7 @@ async def test_a_journal_that_cannot_be_read_is_parked_and_keeps_nobody_from_wor
         running,
     ):
         kiosk = await client.on("node-1").spawn(Kiosk, "t")
-        request, source = await client.plan(kiosk, None)
+        request, source = await plan_move(client, kiosk, None)
         await client.request(source, requests.Migrate(request.agent, request.migration, request.epoch, "", 0.2), 5.0)
         running["node-1"].kill()
         seq = (await journal.read(client.log, "t", request.migration)).seq
@@ -338,7 +341,7 @@ async def test_a_journal_that_cannot_be_read_is_parked_and_keeps_nobody_from_wor
         assert (case.migration, case.agent, case.outcome) == (request.migration, "t", "parked")
         assert case.reason
         with pytest.raises(cells.errors.RecordInvalid):
-            await client.watched(request, source)
+            await watch_move(client, request, source)
         assert running["node-3"].migrations.open == {}
         assert await kiosk.add() == 1
 
@@ -346,9 +349,9 @@ async def test_a_journal_that_cannot_be_read_is_parked_and_keeps_nobody_from_wor
 async def test_a_migration_that_is_asked_for_again_is_not_made_again() -> None:
     async with nodes("node-1", "node-2") as (client, _):
         kiosk = await client.on("node-1").spawn(Kiosk, "t")
-        request, source = await client.plan(kiosk, "node-2")
-        first = await client.watched(request, source)
-        again = await client.watched(request, source)
+        request, source = await plan_move(client, kiosk, "node-2")
+        first = await watch_move(client, request, source)
+        again = await watch_move(client, request, source)
         assert (first.outcome, again.outcome) == ("completed", "completed")
         assert (await client.show(kiosk)).node == "node-2"
         assert len((await journal.read(client.log, "t", request.migration)).attempts) == 1

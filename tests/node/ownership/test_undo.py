@@ -14,7 +14,6 @@ from mielin_cells.agents.reference import classes
 from mielin_cells.cli import moves, recovery
 from mielin_cells.cli.show import Printer
 from mielin_cells.client.client import Client
-from mielin_cells.client.cordon import cordon
 from mielin_cells.client.operator import Operator
 from mielin_cells.log.ids import log_subject
 from mielin_cells.log.records import Claimed, Undone
@@ -145,7 +144,7 @@ async def test_a_node_that_takes_no_agents_is_passed_over_unless_it_is_named() -
         till, _ = await till_at(client, "node-1")
         move = await client.migrate(till, to="node-2")
         await till.take(2)
-        await cordon(client, "node-1", True)
+        await client.cordon("node-1")
         with pytest.raises(cells.MigrationRefused, match="cordoned"):
             await client.rollback(move.migration, to="node-1")
 

@@ -14,7 +14,7 @@ from mielin_cells.log.ids import inbox_subject
 from mielin_cells.log.message import Mail, Message, encode_mail
 from mielin_cells.log.records import Out
 from mielin_cells.node.activation.context import Home
-from mielin_cells.rpc.reminder import waiting
+from mielin_cells.rpc.reminder import count_waiting
 from mielin_cells.settings import MAIL_BYTES_MAX
 from mielin_cells.substrate.ports import Appended
 from mielin_cells.tasks.supervision import Backoff
@@ -168,7 +168,7 @@ class Outbox:
     async def _has_room(self, to: str) -> None:
         """Until the receiver's inbox has room: what is committed waits here meanwhile.  An inbox that nobody counts has room."""
         home, backoff = self._owner.home, Backoff()
-        while ((await waiting(home.log, home.wire, to)) or 0) >= home.settings.inbox_max:
+        while ((await count_waiting(home.log, home.wire, to)) or 0) >= home.settings.inbox_max:
             await backoff.wait()
 
     async def _deliver(self, to: str, receiver: _Receiver, queue: deque[Out]) -> None:

@@ -122,7 +122,7 @@ class Deployment:
                 name, view.log, view.wire, misbehaving.classes_of(name in self.old), settings=settings, rng=rng, wall=wall,
                 recovery=self.swarm.recovery, heard=ear.heard if ear is not None else None,
             )  # fmt: skip
-            node.home.cluster = Client(view.log, view.wire, settings=settings, rng=rng, wall=wall)
+            node.home.cluster = Client(view.log, view.wire, settings=settings, rng=rng)
             self.scene.nodes[name] = node
             if ear is not None:
                 self._ears[name] = ear
@@ -146,9 +146,7 @@ class Deployment:
         if name != OPERATOR and self._power is not None:
             await self._power
         view = self.world.connect(name)
-        client = Client(
-            view.log, view.wire, settings=self.swarm.settings, rng=self._rng_of(view), wall=partial(self._wall, name)
-        )
+        client = Client(view.log, view.wire, settings=self.swarm.settings, rng=self._rng_of(view))
         self._clients[name] = view, client
         await view.process.run(client.open())
         return view, client

@@ -1,0 +1,110 @@
+"""A node is drained: its agents are moved off it, or, if it is dead already, claimed by others."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from mielin_cells.agents.reports import DrainReport
+from mielin_cells.client.requester import Requester
+from mielin_cells.errors import MigrationRefused, RetryError, UnknownNode
+from mielin_cells.log.ids import log_subject
+from mielin_cells.log.records import named_owner
+from mielin_cells.membership import table
+from mielin_cells.membership.takeover import Takeover
+from mielin_cells.rpc import requests
+from mielin_cells.rpc.answers import DONE, OVER, ROWS_MAX, RUNNING, DrainProgress, Row
+from mielin_cells.store.reader import ends, known_agents, record_of
+
+POLL_S = 0.2
+"""Between two questions about a drain."""
+
+PATIENCE_S = 5.0
+"""A node that has been silent for so long during its drain counts as dead."""
+
+ASK_S = 3.0
+
+
+async def plan_drain(client: Requester, node: str) -> DrainProgress:
+    """Where each agent would go, and what would keep it; nothing is changed.  Raises as `drain_node`."""
+    await _check_listed(client, node)
+    if await client.ping(node) is None:
+        agents = await _list_owned(client, node)
+        await _check_targets(client, node, len(agents))
+        rows = [Row(agent=agent, state="fits", blocker="its node is dead: it would be claimed") for agent in agents]
+        return DrainProgress(node=node, state="dry run", agents=len(rows), rows=rows[:ROWS_MAX])
+    return await client.request(node, requests.Drain(), client.settings.migration_s)
+
+
+async def drain_node(
+    client: Requester, node: str, deadline_s: float, seen: Callable[[DrainProgress], None] = lambda _: None
+) -> DrainReport:
+    """See `Cluster.drain`; `seen` is called with each answer of the node."""
+    await _check_listed(client, node)
+    info = await client.ping(node)
+    await _check_targets(client, node, info.agents if info is not None else len(await _list_owned(client, node)))
+    await table.cordon(client.log, node, True, lambda: client.rng.randbytes(12))
+    if info is None:
+        return await _claim_all(client, node, 0, 0.0)
+    clock, name = asyncio.get_running_loop().time, f"d-{client.rng.randbytes(8).hex()}"
+    began = heard = clock()
+    progress = DrainProgress(node=node)
+    request: requests.Request[DrainProgress] = requests.Drain(name, deadline_s)
+    while True:
+        try:
+            progress = await client.request(node, request, ASK_S)
+            heard, request = clock(), requests.ReadDrain(name)
+        except RetryError:
+            if clock() - heard > PATIENCE_S:
+                return await _claim_all(client, node, progress.moved, clock() - began)
+        else:
+            seen(progress)
+            if progress.state != RUNNING:
+                blocked = tuple((row.agent, row.blocker or OVER) for row in progress.rows)
+                return DrainReport(
+                    node=node, state=progress.state, agents=progress.agents, moved=progress.moved, left=progress.left,
+                    blocked=blocked, seconds=progress.seconds,
+                )  # fmt: skip
+        await asyncio.sleep(POLL_S)
+
+
+async def _check_listed(client: Requester, node: str) -> None:
+    known = await table.names(client.log)
+    if node not in known:
+        raise UnknownNode(f"There is no node {node!r}; there are {', '.join(known) or 'none'}.", node=node, nodes=known)
+
+
+async def _check_targets(client: Requester, node: str, agents: int) -> None:
+    """Raises `MigrationRefused` if there are agents, and no other node that takes agents."""
+    others = [other for other in await client.nodes() if other.name != node]
+    if agents and all(other.is_cordoned for other in others):
+        reasons = [f"{other.name} is cordoned" for other in others] or ["no other node answers"]
+        raise MigrationRefused(
+            f"Node {node} is not drained: nobody takes its {agents} agents ({'; '.join(reasons)}). They run where they ran; start a "
+            "node, or uncordon one.", node=node, reasons=reasons,
+        )  # fmt: skip
+
+
+async def _claim_all(client: Requester, node: str, moved: int, seconds: float) -> DrainReport:
+    """The node does not answer: its agents are claimed by others."""
+    clock = asyncio.get_running_loop().time
+    began = clock()
+    takeover = Takeover(client.log, client.wire, clock)
+    claimed = await takeover.take({node}, await table.registered(client.log))
+    blocked = tuple(takeover.failed.items())
+    return DrainReport(
+        node=node, state=DONE if not blocked else OVER, agents=moved + claimed + len(blocked), moved=moved,
+        claimed=claimed, left=len(blocked), blocked=blocked, seconds=seconds + clock() - began,
+    )  # fmt: skip
+
+
+async def _list_owned(client: Requester, node: str) -> list[str]:
+    """The agents that the log gives to a node."""
+    agents = [agent for agent, _ in await known_agents(client.log)]
+    maybe = [agent for agent, record, _ in await ends(client.log, agents) if named_owner(record) == node]
+    owned = list[str]()
+    for agent in maybe:  # few, and what was read of them may be old
+        last = await client.log.last(log_subject(agent))
+        if last is not None and named_owner(await record_of(client.log, agent, last)) == node:
+            owned.append(agent)
+    return sorted(owned)

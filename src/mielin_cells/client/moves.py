@@ -1,0 +1,133 @@
+"""Moves of agents as a client has them done: planned, begun at the source, and watched until their end is known."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import msgspec
+
+from mielin_cells.agents.reference import Reference
+from mielin_cells.agents.reports import MigrationReport
+from mielin_cells.client.arguments import id_of, node_name, report_of
+from mielin_cells.client.requester import REQUEST_S, Requester
+from mielin_cells.errors import (
+    AlreadyThere,
+    AskTimeout,
+    Fenced,
+    MigrationInProgress,
+    NoResponder,
+    NoSuchAgent,
+    NoSuchMigration,
+    TooLateToCancel,
+    WireTimeout,
+)
+from mielin_cells.log.fold import Phase
+from mielin_cells.log.records import HandedOff
+from mielin_cells.migration.standing import journal_outcome, outcome_of
+from mielin_cells.rpc import requests
+from mielin_cells.rpc.answers import Progress
+from mielin_cells.store import journal
+from mielin_cells.store.reader import load
+
+POLL_S = 1.0
+"""How long a node holds back the answer to "has the migration ended?"; a lost request costs no more than that."""
+
+SOURCE_LOST = "the source was lost; the agent's log says that it did not move", "SourceLost"
+
+
+async def plan_move(client: Requester, agent: Reference | str, to: str | None) -> tuple[requests.Migrate, str]:
+    """The request that begins a move, and the source to send it to, which chooses the target unless it is named."""
+    agent = id_of(agent)
+    client.check_turn(agent, "migrate")
+    to = node_name(to, "migrate") if to is not None else None
+    source, epoch = await client.owner(agent)
+    if to == source:
+        raise AlreadyThere(f"Agent {agent!r} is on {to} already.", agent=agent, node=to)
+    if to is not None:
+        await client.check_node(to)
+    migration = f"m-{client.rng.randbytes(8).hex()}"
+    return requests.Migrate(agent, migration, epoch, to or "", POLL_S), source
+
+
+async def watch_move(
+    client: Requester, request: requests.Migrate, source: str, seen: Callable[[Progress], None] | None = None
+) -> MigrationReport:
+    """The report: from the source; if that is gone, from the agent's next owner, which goes on; or what the logs say (rule 7).
+
+    `seen` is called with each answer, one every `request.wait` seconds.  Raises what kept both from answering for as long as a
+    migration may take, and `AskTimeout` if they answer and nothing moves for so long: `mielin show` tells its end then.
+    """
+    clock = asyncio.get_running_loop().time
+    patience = client.settings.migration_s + client.settings.probation_s
+    deadline, coordinator = clock() + patience, source
+    is_begun, before = False, None
+    while True:
+        try:
+            progress = await client.request(coordinator, request, POLL_S * 2)
+            is_begun, now = True, msgspec.structs.replace(progress, next_s=0.0)
+            if now != before or progress.next_s:
+                before, deadline = now, clock() + progress.next_s + patience
+            elif clock() > deadline:
+                raise AskTimeout(
+                    f"Migration {request.migration} of agent {request.agent!r} has been {progress.phase} for {patience:g} s; it "
+                    f"goes on as it can: `mielin show {request.agent}` tells its end.", agent=request.agent,
+                )  # fmt: skip
+            if seen is not None:
+                seen(progress)
+            if progress.report is not None:
+                return report_of(progress.report)
+            continue
+        except (NoSuchAgent, Fenced, NoResponder, WireTimeout):
+            if clock() > deadline:
+                raise
+        except MigrationInProgress:
+            if not is_begun and coordinator == source:
+                raise
+        owner, report = await _read_logs(client, request, source)
+        if report is not None:
+            return report
+        coordinator = owner if coordinator == source else source  # by turns: either may only be slow
+        await asyncio.sleep(0.05)
+
+
+async def _read_logs(
+    client: Requester, request: requests.Migrate, source: str
+) -> tuple[str, MigrationReport | None]:  # fmt: skip
+    """The agent's owner, and the end of the migration as journal and log have it; None while it is open."""
+    outcome: str | None
+    reason, code, target = "", "", request.to
+    fold = await load(client.log, request.agent)
+    try:
+        read = await journal.read(client.log, request.agent, request.migration)
+    except NoSuchMigration:
+        outcome = outcome_of(fold, request.migration, request.epoch)
+    else:
+        if read.end is not None:
+            outcome, reason, code, target = read.end.outcome, read.end.reason, read.end.code, read.end.target
+        else:  # the agent's owner goes on with it
+            outcome, target = journal_outcome(read, fold)
+            outcome = outcome if outcome == "completed" or fold.phase is Phase.TERMINATED else None
+    if outcome is None:
+        return fold.owner, None
+    if outcome != "completed" and not reason:
+        reason, code = SOURCE_LOST
+    return fold.owner, MigrationReport(
+        migration=request.migration, agent=request.agent, source=source, target=target, outcome=outcome,
+        reason=reason, code=code,
+    )  # fmt: skip
+
+
+async def abort_move(client: Requester, agent: str) -> str:
+    """The id of the migration that is cancelled.  Raises `NoSuchMigration`, `TooLateToCancel`."""
+    source, _ = await client.owner(agent)
+    try:
+        return await client.request(source, requests.Abort(agent), REQUEST_S)
+    except NoSuchMigration:
+        record = await client.last_record(agent)
+        if not isinstance(record, HandedOff):
+            raise
+        raise TooLateToCancel(
+            f"Migration {record.migration} of agent {agent!r} is handed over to {record.to}, which verifies; it goes forward.",
+            agent=agent, migration=record.migration,
+        ) from None  # fmt: skip

@@ -1,0 +1,100 @@
+"""How much a session may send: the limit of an inbox is kept exactly, and the owner is asked once for many messages."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+from mielin_cells.errors import InboxFull, NotConnected
+
+SHARE = 10
+"""Once a session may have a tenth of the inbox limit outstanding, it checks the inbox length before it sends more."""
+
+
+def closed() -> NotConnected:
+    return NotConnected(
+        "The cluster is closed: its `async with` block has ended. Call inside the block; what was sent before may still take effect."
+    )
+
+
+class Window:
+    """Of one session.  Calls that may not be sent yet wait here, and go on in their order."""
+
+    def __init__(
+        self, agent: str, limit: int, last: Callable[[], int], count: Callable[[], Awaitable[int | None]],
+        start: Callable[[Coroutine[Any, Any, None]], None],
+    ) -> None:  # fmt: skip
+        """`last` gives the last number sent.  `count` gives the length of the inbox (None: not known) with all numbers sent in it."""
+        self._agent = agent
+        self._limit = limit
+        self._last = last
+        self._count = count
+        self._start = start
+        self._share = -(-limit // SHARE)
+        self.free = self._share
+        """Numbers up to this one are sent without a look at the inbox."""
+        self.held = 0
+        """Calls that wait, or have not gone on yet.  Later calls wait behind them: messages are sent in the order of the calls."""
+        self._queue: deque[asyncio.Future[None]] = deque()
+        self._released = 0
+        """Calls that may go on, and have not yet."""
+        self._is_running = False
+
+    def passed(self, n: int) -> None:
+        """Message `n` has left the inbox, and with it all before it: an inbox is worked off in order."""
+        self.free = max(self.free, n + self._share)
+
+    async def enter(self) -> None:
+        """Returns when the call may send.  Raises `InboxFull`: nothing was sent."""
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.append(turn)
+        self.held += 1
+        if not self._is_running:
+            self._is_running = True
+            self._start(self._release())
+        try:
+            await turn
+        finally:
+            self.held -= 1
+            self._released -= turn.done() and not turn.cancelled() and turn.exception() is None
+
+    async def _release(self) -> None:
+        """Lets the calls that wait go on, many at a time."""
+        try:
+            while self._queue:
+                if self._last() >= self.free:
+                    await self._look()
+                for _ in range(min(len(self._queue), self.free - self._last())):
+                    turn = self._queue.popleft()
+                    if not turn.done():
+                        turn.set_result(None)
+                        self._released += 1
+                while self._released:
+                    await asyncio.sleep(0)
+        finally:
+            self._is_running = False
+            self._fail(closed)
+
+    async def _look(self) -> None:
+        waiting, last = await self._count(), self._last()
+        if waiting is None:  # as many as this session knows of
+            waiting = last - self.free + self._share
+        if waiting >= self._limit:
+            self._fail(lambda: self._full(waiting))
+            return
+        self.passed(last - waiting)
+        self.free = max(self.free, last + max(1, (self._limit - waiting) // SHARE))
+
+    def _full(self, waiting: int) -> InboxFull:
+        return InboxFull(
+            f"Agent {self._agent!r} has {waiting} messages waiting (limit {self._limit}); this one was not sent. Try again later.",
+            agent=self._agent, waiting=waiting, limit=self._limit,
+        )  # fmt: skip
+
+    def _fail(self, error: Callable[[], Exception]) -> None:
+        while self._queue:
+            turn = self._queue.popleft()
+            if not turn.done():
+                turn.set_exception(error())
