@@ -23,7 +23,7 @@ from mielin_cells.migration.journal import (
     decode,
     encode,
 )
-from mielin_cells.node.activation.context import Home
+from mielin_cells.node.activation.context import NodeContext
 from mielin_cells.node.moves.journal import JournalTaken, Scribe
 from mielin_cells.settings import Settings
 from mielin_cells.store import journal as journals
@@ -144,8 +144,8 @@ async def log() -> AsyncIterator[Log]:
     await substrate.close()
 
 
-def home(log: Log, name: str = "node-1") -> Home:
-    return Home(name, 1, log, None, Random(name), time.time, Settings(), "", lambda host, error: None)  # type: ignore[arg-type]
+def home(log: Log, name: str = "node-1") -> NodeContext:
+    return NodeContext(name, 1, log, None, Random(name), time.time, Settings(), "", lambda host, error: None)  # type: ignore[arg-type]
 
 
 async def test_what_is_written_behind_comes_before_what_is_awaited(log: Log) -> None:

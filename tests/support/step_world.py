@@ -18,7 +18,7 @@ def is_stopping() -> bool:
     """Whether the intake of the agent whose turn runs is being stopped."""
     running = cells.this()
     assert isinstance(running, Turn)
-    return running._host.intake.is_stopping
+    return running._core.is_stopping
 
 
 @dataclass

@@ -176,7 +176,7 @@ async def test_a_turn_that_runs_again_knows_of_the_ask_that_was_on_its_way_when_
         paying = asyncio.ensure_future(payer.pay())
         await log.asked.wait()
         async with asyncio.timeout(20):
-            while host.intake.turn is not None:  # until the first run has failed
+            while host.runner.turn is not None:  # until the first run has failed
                 await asyncio.sleep(0.02)
         log.go.set()
         assert await paying == 1

@@ -30,9 +30,9 @@ from mielin_cells.migration import case
 from mielin_cells.migration import source as machine
 from mielin_cells.migration.failure import MigrationError
 from mielin_cells.migration.recovery import RecoveryConfig, RecoveryStrategy, explain
-from mielin_cells.node.activation import intake, outcomes
+from mielin_cells.node.activation import effects, intake
+from mielin_cells.node.activation.effects import Effects
 from mielin_cells.node.activation.inbox import Arrival, Inbox
-from mielin_cells.node.activation.intake import Intake
 from mielin_cells.node.activation.outbox import Outbox
 from mielin_cells.node.activation.turn import Turn
 from mielin_cells.node.activation.writer import Writer
@@ -95,7 +95,7 @@ def what_was_refused_is_dropped(patch: Patch) -> None:
 @guard(within=200)
 def refusal_is_no_answer(patch: Patch) -> None:
     """What the store refuses while a turn runs counts as what the handler raised."""
-    patch.setattr(outcomes, "PASSING", (Fenced,))
+    patch.setattr(effects, "PASSING", (Fenced,))
 
 
 @guard(within=40)
@@ -146,16 +146,16 @@ def cursor_in_the_commit(patch: Patch) -> None:
 @guard(within=10)
 def output_rule_for_tells(patch: Patch) -> None:
     """What a turn tells leaves when the turn ends, before its commit is there."""
-    send = Intake._send
+    send = Effects.send
 
-    def send_at_once(self: Intake, turn: Turn) -> None:
-        host = self._host
+    def send_at_once(self: Effects, turn: Turn) -> None:
+        host = self._core
         before = len(host.batch.outs)
         send(self, turn)
         for out in host.batch.outs[before:]:
             host.outbox.push(out)
 
-    patch.setattr(Intake, "_send", send_at_once)
+    patch.setattr(Effects, "send", send_at_once)
 
 
 @guard(within=10)
@@ -185,15 +185,15 @@ def put_off_is_held(patch: Patch) -> None:
 @guard(within=5)
 def output_rule_for_answers(patch: Patch) -> None:
     """A caller is answered when its turn ends, before its commit is there."""
-    take = Intake.take
+    take = Effects.take
 
-    def take_and_answer(self: Intake, mail: Mail, message: Message, turn: Turn | None, answer: bytes | None) -> None:
+    def take_and_answer(self: Effects, mail: Mail, message: Message, turn: Turn | None, answer: bytes | None) -> None:
         take(self, mail, message, turn, answer)
         if answer is not None:
-            host = self._host
+            host = self._core
             host.home.begin(host._let_out({(mail.reply_to, mail.sender): {message.n: answer}}))
 
-    patch.setattr(Intake, "take", take_and_answer)
+    patch.setattr(Effects, "take", take_and_answer)
 
 
 @guard(within=400)
@@ -277,7 +277,7 @@ def steps_recorded_before_a_stop(patch: Patch) -> None:
     record = Turn._record_step
 
     async def unless_stopped(self: Turn, made: StepMade) -> None:
-        if not self._host.intake.is_stopping:
+        if not self._core.is_stopping:
             await record(self, made)
 
     patch.setattr(Turn, "_record_step", unless_stopped)

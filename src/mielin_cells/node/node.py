@@ -27,6 +27,7 @@ from mielin_cells.membership import table
 from mielin_cells.migration.recovery import RecoveryConfig
 from mielin_cells.migration.refusal import told
 from mielin_cells.node.activation.activation import Host
+from mielin_cells.node.activation.context import Hosted
 from mielin_cells.node.activation.hosting import Activations, loop_time
 from mielin_cells.node.drain import Drains
 from mielin_cells.node.failover import Failover
@@ -119,7 +120,7 @@ class Node:
     def served(self, host: Host) -> None:
         self.standbys.arrived(host)
 
-    def lost(self, host: Host, error: Exception | None) -> None:
+    def lost(self, host: Hosted, error: Exception | None) -> None:
         if error is not None:
             self.adoption.failed(host.fold.agent, error)
         self.quarantine.lost(host.fold.agent, host.fold.seq)
@@ -254,7 +255,7 @@ class Node:
         duties = Duties(self.name, self.failures)
         while not self.is_stopping:
             await asyncio.sleep(self.settings.reconcile_s)
-            await duties.do("looking for turns that take too long", self.activations.tell_overdue)
+            await duties.do("looking for turns that take too long", self.activations.log_overdue)
             await duties.do("the search for agents that the log gives this node", self.adoption.round)
             await duties.do("settling migrations", self.migrations.settle_due)
             await duties.do("dropping copies that nobody asks for", self.standbys.expire)

@@ -21,7 +21,6 @@ from mielin_cells.errors import (
 )
 from mielin_cells.log.lifecycle import AgentState
 from mielin_cells.log.records import Cleared, LetterKey, Paused, Record, Resumed, StandbySet, Suspended, Terminated
-from mielin_cells.node.activation import standing
 from mielin_cells.node.activation.writer import Declined, append_failed
 from mielin_cells.node.ownership import quarantine
 from mielin_cells.redaction import scrubbed
@@ -59,7 +58,7 @@ class Orders:
 
     def info(self, host: Host) -> AgentInfo:
         fold, move = host.fold, self._migrations.open.get(host.fold.agent)
-        error, running = fold.lifecycle.error, standing.running(host)
+        error, running = fold.lifecycle.error, host.runner.running
         return AgentInfo(
             id=fold.agent, cls=fold.cls, version=fold.version, node=self._activations.name, epoch=fold.epoch, state=fold.status.value,
             waiting=host.inbox.waiting, bytes=fold.size_bytes, migration=move.migration if move is not None else "",
@@ -156,7 +155,7 @@ class Orders:
         await self._between_turns(host, "be read again")
         try:
             if host.fold.may_run:
-                await host.intake.hook("on_depart")
+                await host.runner.hook("on_depart")
             await self._flushed(host)
         except Exception as error:  # whatever a user's hook raises: the agent is read again all the same
             logger.warning("agent %s: on_depart raised, of a class that was defined again: %s", agent, described(error))
@@ -216,7 +215,7 @@ class Orders:
         """After everything that was sent is stored at its receivers (rule 20).  Raises `StoreUnreachable` if that takes too long."""
         if host.fold.may_run:
             try:
-                await host.intake.hook("on_stop")
+                await host.runner.hook("on_stop")
             except (
                 Exception
             ) as error:  # whatever a user's hook raises: ERROR; an agent in ERROR is terminated without its hook
@@ -266,9 +265,9 @@ async def _resume(host: Host) -> None:
     error = fold.lifecycle.error or fold.lifecycle.left
     has_started = error is None or error.has_started
     try:
-        await host.intake.hook("on_arrive")
+        await host.runner.hook("on_arrive")
         if not has_started:
-            await host.intake.hook("on_start")
+            await host.runner.hook("on_start")
     except Exception as raised:  # whatever a user's hook raises: the agent stays stopped, and its log says why
         await host.failed(raised, has_started=has_started)
         return

@@ -11,10 +11,13 @@ from mielin_cells.errors import UNLOADABLE, UNUSABLE, CellError, StoreFull, from
 from mielin_cells.log.born import born
 from mielin_cells.log.ledger import Verdict
 from mielin_cells.log.lifecycle import AgentState
-from mielin_cells.node.activation.standing import LATER, WHY_CHARS_MAX, in_error, running
+from mielin_cells.node.activation.core import LATER
 from mielin_cells.redaction import scrubbed
 from mielin_cells.rpc import answers, requests, words
 from mielin_cells.rpc.answers import Beat
+
+WHY_CHARS_MAX = 500
+"""Of a failure, in the timeout of an ask."""
 
 if TYPE_CHECKING:
     from mielin_cells.node.activation.hosting import Activations
@@ -131,7 +134,7 @@ class Questions:
                 f"Agent {agent!r} on {self._activations.name} cannot answer: {why.message} {LATER}.",
                 **{**why.facts, "agent": agent},
             )
-        return in_error(host)
+        return host.error
 
     def doing(self, agent: str, sender: str) -> str:
         """What keeps an agent of this node from answering a sender now, for people; "" if nothing is known."""
@@ -148,7 +151,7 @@ class Questions:
             return f"it is {state.value.lower()}, and the message waits until it is resumed"
         if host.writer.waits_for is not None:
             return f"its store does not take its records ({host.writer.waits_for.message.rstrip('.')}), and the message waits"
-        handler, age_s = running(host)
+        handler, age_s = host.runner.running
         failed = host.intake.delays.why(sender)
         if failed and not handler:
             said = scrubbed(storable(failed))[:WHY_CHARS_MAX].rstrip(".")

@@ -7,7 +7,7 @@ A `Fault` says what goes wrong at which step, how likely, and how often at most;
 
 Steps on the log: the kinds of an agent's records in snake case (`committed`, `handed_off`, `accepted`, `claimed`, ...), and `inbox`,
 `journal`, `node`, `keeper`, `part`, `read`.  On the wire: `reply`, `beat`, and requests as `ask_prepare`, `ask_copy`, `ask_ping`, ...
-In a node (`Home.step`): `prepare`, `copy` and `probe` on a target, `pause` on a source.
+In a node (`NodeContext.step`): `prepare`, `copy` and `probe` on a target, `pause` on a source.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ class Faults:
         return bytes(changed)
 
     async def step(self, name: str, node: str) -> None:
-        """A named step of a node: raises or waits, if a fault says so (`Home.step`)."""
+        """A named step of a node: raises or waits, if a fault says so (`NodeContext.step`)."""
         fault = self.at(name, node)
         if fault is None:
             return

@@ -108,7 +108,7 @@ async def test_a_turn_that_keeps_its_cancellation_is_moved_with_its_effect() -> 
     async with nodes("node-1", "node-2", settings=QUICK) as (client, running):
         odd = await client.on("node-1").spawn(Odd, "o")
         kept = asyncio.ensure_future(odd.keep_it())
-        while running["node-1"].activations.live["o"].intake.turn is None:
+        while running["node-1"].activations.live["o"].runner.turn is None:
             await asyncio.sleep(0)
         assert (await client.migrate(odd, to="node-2")).ok
         assert await kept == 1
@@ -120,7 +120,7 @@ async def test_a_turn_that_is_cancelled_and_ends_long_after_the_pause_runs_again
     async with nodes("node-1", "node-2", settings=QUICK) as (client, running):
         odd = await client.on("node-1").spawn(Odd, "o")
         slow = asyncio.ensure_future(odd.clean_up_slowly())
-        while running["node-1"].activations.live["o"].intake.turn is None:
+        while running["node-1"].activations.live["o"].runner.turn is None:
             await asyncio.sleep(0)
         report = await client.migrate(odd, to="node-2")
         assert not report.ok

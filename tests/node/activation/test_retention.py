@@ -64,10 +64,10 @@ def test_a_snapshot_that_is_passed_over_leaves_what_it_needs_of_the_inbox_to_the
 async def snapshot(host: Host) -> None:
     """Writes one, and trims behind it."""
     before = host.fold.snap
-    host.compaction.begin()
+    host.snapshots.begin()
     while host.fold.snap == before or host._committing is not None:
         await asyncio.sleep(0.001)
-    await host.compaction.trim()
+    await host.snapshots.trim()
 
 
 async def test_an_undo_behind_an_undo_finds_its_messages_though_a_snapshot_came_between() -> None:

@@ -77,7 +77,7 @@ class Brittle(cells.Agent):
         self.count += 10
         what = spoils.pop() if spoils else ""
         if what == "commit":
-            turn._host.batch.forgot.append(Odd())
+            turn._core.batch.forgot.append(Odd())
         elif what:
             turn.sender = Odd(turn.sender)
         if what == "ask":

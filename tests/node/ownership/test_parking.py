@@ -19,7 +19,7 @@ from mielin_cells.client.operator import Operator
 from mielin_cells.errors import EpochRegression, JournalGap, StateUnloadable, StoreCorrupt
 from mielin_cells.log.ids import inbox_subject, journal_subject, log_subject
 from mielin_cells.migration.journal import Cancelled, Ended, Planned
-from mielin_cells.node.activation.context import Home
+from mielin_cells.node.activation.context import NodeContext
 from mielin_cells.node.moves.journal import Scribe
 from mielin_cells.node.ownership.quarantine import inbox_regression, regression
 from mielin_cells.rpc import requests
@@ -363,7 +363,9 @@ async def test_a_journal_that_lost_its_tail_is_ended_as_parked(tmp_path: Path) -
     first = await Embedded.open(tmp_path / "j.db")
 
     def scribe(store: Embedded) -> Scribe:
-        home = Home("node-1", 1, store.log, store.wire, Random(1), lambda: 1.0, QUICK, "", lambda host, error: None)
+        home = NodeContext(
+            "node-1", 1, store.log, store.wire, Random(1), lambda: 1.0, QUICK, "", lambda host, error: None
+        )
         return Scribe(home, "p", "m-1")
 
     writing = scribe(first)
@@ -390,7 +392,7 @@ async def test_a_journal_that_lost_its_tail_is_ended_as_parked(tmp_path: Path) -
 
 async def test_a_journal_without_its_beginning_or_with_a_gap_is_parked(tmp_path: Path) -> None:
     store = await Embedded.open(tmp_path / "j.db")
-    home = Home("node-1", 1, store.log, store.wire, Random(1), lambda: 1.0, QUICK, "", lambda host, error: None)
+    home = NodeContext("node-1", 1, store.log, store.wire, Random(1), lambda: 1.0, QUICK, "", lambda host, error: None)
     for name in ("m-1", "m-2"):
         scribe = Scribe(home, "p", name)
         await scribe.write(lambda h: Planned(**h, source="node-1", target="", epoch=1, config={}))

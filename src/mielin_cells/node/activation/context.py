@@ -8,23 +8,30 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mielin_cells.errors import OF_STORE, Fenced, InternalError, NotInTurn
+from mielin_cells.log.fold import Fold
 from mielin_cells.settings import Settings
 from mielin_cells.substrate.ports import Log, Wire
 
 if TYPE_CHECKING:
     from mielin_cells.agents.agent import Agent
     from mielin_cells.agents.cluster import Cluster
-    from mielin_cells.node.activation.activation import Host
 
 logger = logging.getLogger("mielin_cells.node")
 
 
+class Hosted(Protocol):
+    """An activation, as far as a node needs to know one that it forgets."""
+
+    @property
+    def fold(self) -> Fold: ...
+
+
 @dataclass(slots=True)
-class Home:
-    """One incarnation of one node, as its hosts see it."""
+class NodeContext:
+    """One incarnation of one node, as its activations see it."""
 
     name: str
     incarnation: int
@@ -34,8 +41,8 @@ class Home:
     wall: Callable[[], float]
     settings: Settings
     reply_to: str
-    lost: Callable[[Host, Exception], None]
-    """A host has found that it may not go on: the node forgets it and looks at the log again."""
+    lost: Callable[[Hosted, Exception], None]
+    """An activation has found that it may not go on: the node forgets it and reads the log again."""
     step: Callable[[str], Awaitable[None]] | None = None
     """Awaited at named steps of moves: a test's way to make them fail.  What it raises fails the step."""
     cluster: Cluster | None = None

@@ -9,15 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from mielin_cells.log.fold import Fold
 from mielin_cells.log.message import Mail
-from mielin_cells.node.activation.inbox import Arrival
+from mielin_cells.node.activation.core import Core
+from mielin_cells.node.activation.inbox import Arrival, Inbox
 from mielin_cells.tasks.supervision import Backoff
-
-if TYPE_CHECKING:
-    from mielin_cells.node.activation.activation import Host
 
 
 class Fate(Enum):
@@ -51,6 +49,11 @@ def turn_is_open(fold: Fold) -> bool:
     return opened is not None and bool(opened.made) and not fold.ledger.has_taken(opened.sender, opened.n)
 
 
+class Intake(Protocol):
+    def kick(self) -> None:
+        """A message has waited long enough."""
+
+
 class _Sender:
     """One whose first message waits, or is being run again."""
 
@@ -74,12 +77,14 @@ NO_SENDERS: dict[str, _Sender] = {}
 
 
 class Delays:
-    """Of one host."""
+    """The messages of one agent that are put off."""
 
-    __slots__ = ("_host", "count", "due", "early", "senders")
+    __slots__ = ("_core", "_inbox", "_intake", "count", "due", "early", "senders")
 
-    def __init__(self, host: Host) -> None:
-        self._host = host
+    def __init__(self, core: Core, inbox: Inbox, intake: Intake) -> None:
+        self._core = core
+        self._inbox = inbox
+        self._intake = intake
         self.senders = NO_SENDERS
         self.count = 0
         """How often a message was put off."""
@@ -100,18 +105,18 @@ class Delays:
 
     def queue(self, arrival: Arrival, mail: Mail) -> None:
         """Puts off the inbox's first entry, which is behind another of its sender."""
-        self._host.inbox.put_off(arrival, self._host.batch)
+        self._inbox.put_off(arrival, self._core.batch)
         self.senders[mail.sender].arrivals.append(arrival)
 
-    def ran(self, sender: str, n: int) -> int:
+    def times_run(self, sender: str, n: int) -> int:
         """How often this message has run and failed by its own fault."""
-        found = self.senders.get(sender)
-        return found.ran if found is not None and found.n == n else 0
+        first = self.senders.get(sender)
+        return first.ran if first is not None and first.n == n else 0
 
     def why(self, sender: str) -> str:
         """What a message of this sender failed with that is to be run again; "" if none is."""
-        found = self.senders.get(sender)
-        return found.why if found is not None else ""
+        first = self.senders.get(sender)
+        return first.why if first is not None else ""
 
     def put_off(self, arrival: Arrival, mail: Mail, n: int, ran: int, passes: bool, why: str) -> None:
         """Message `n` of the inbox's first entry has failed, `ran` times by its own fault, and is to be run again later.
@@ -125,23 +130,23 @@ class Delays:
             sender = self.senders[mail.sender] = _Sender(arrival)
         if sender.n != n or sender.passes is not passes:
             sender.n, sender.passes = n, passes
-            sender.backoff = Backoff() if passes else Backoff(self._host.home.settings.retry_first_s)
+            sender.backoff = Backoff() if passes else Backoff(self._core.home.settings.retry_first_s)
         sender.ran, sender.why = ran, why
         self.count += 1
-        self._host.inbox.put_off(arrival, self._host.batch)
-        sender.task = self._host.start(self._wait(mail.sender, sender))
+        self._inbox.put_off(arrival, self._core.batch)
+        sender.task = self._core.start(self._wait(mail.sender, sender))
 
     async def _wait(self, name: str, sender: _Sender) -> None:
         await sender.backoff.wait()
         self.due += (name,)
-        self._host.intake.kick()
+        self._intake.kick()
 
     def come_back(self) -> None:
         """What is due is first in the inbox again, and so is what came too early and does no more."""
         if self.early:
             self._bring_back_early()
         for name in reversed(self.due):
-            self._host.inbox.come_back(self.senders[name].arrivals[0])
+            self._inbox.come_back(self.senders[name].arrivals[0])
         self.due = ()
 
     def is_early(self, sender: str) -> bool:
@@ -149,20 +154,20 @@ class Delays:
 
         Of one sender, the inbox has the order.
         """
-        first = self._host.fold.ledger.next_again()
+        first = self._core.fold.ledger.next_again()
         return first is not None and first[0] != sender
 
     def put_off_early(self, arrival: Arrival) -> None:
-        self._host.inbox.put_off(arrival, self._host.batch)
+        self._inbox.put_off(arrival, self._core.batch)
         self.early = [*self.early, arrival]
 
     def _bring_back_early(self) -> None:
         """What came too early is first in the inbox again: the entry whose turn it is, or all once no other is to be taken again."""
-        first = self._host.fold.ledger.next_again()
+        first = self._core.fold.ledger.next_again()
         ready = [one for one in self.early if first is None or one.is_at(*first)]
         self.early = [one for one in self.early if one not in ready]
         for arrival in sorted(ready, key=lambda one: -one.seq):
-            self._host.inbox.come_back(arrival)
+            self._inbox.come_back(arrival)
 
     def done(self, arrival: Arrival, mail: Mail) -> None:
         """An entry is done: the next one of its sender is first in the inbox."""
@@ -171,6 +176,6 @@ class Delays:
             return
         sender.arrivals.popleft()
         if sender.arrivals:
-            self._host.inbox.come_back(sender.arrivals[0])
+            self._inbox.come_back(sender.arrivals[0])
         else:
             del self.senders[mail.sender]

@@ -16,10 +16,9 @@ from mielin_cells.agents.spec import Spec, spec_of
 from mielin_cells.errors import CellError, NoSuchAgent, StateUnloadable, UnknownClass, described
 from mielin_cells.log.fold import Fold
 from mielin_cells.log.lifecycle import AgentState
-from mielin_cells.node.activation import overdue
 from mielin_cells.node.activation.activation import Host
-from mielin_cells.node.activation.context import Home
-from mielin_cells.node.activation.steps import is_failure
+from mielin_cells.node.activation.context import Hosted, NodeContext
+from mielin_cells.node.activation.run import is_failure
 from mielin_cells.node.activation.writer import Writer
 from mielin_cells.settings import Settings
 from mielin_cells.substrate.ports import Log, Wire
@@ -45,7 +44,7 @@ class Ownership(Protocol):
     def served(self, host: Host) -> None:
         """The agent runs here now."""
 
-    def lost(self, host: Host, error: Exception | None) -> None:
+    def lost(self, host: Hosted, error: Exception | None) -> None:
         """An activation found that it may not go on; without an error, another had taken its place already."""
 
 
@@ -62,7 +61,7 @@ class Activations:
         """Measures how long moves and claims take."""
         self._classes = classes
         self._ownership = ownership
-        self.home = Home(name, 0, log, wire, rng, wall, settings, "", self._lost)
+        self.home = NodeContext(name, 0, log, wire, rng, wall, settings, "", self._lost)
         self.home.resolve = lambda name: self._classes(name)  # noqa: PLW0108 - a test may give the node other ones
         self.live: dict[str, Host] = {}
         self._starting: set[str] = set()
@@ -98,9 +97,9 @@ class Activations:
     def look(self, agent: str, error: Exception | None = None) -> None:
         self._ownership.look(agent, error)
 
-    def tell_overdue(self) -> None:
+    def log_overdue(self) -> None:
         for host in self.live.values():
-            overdue.tell(host)
+            host.runner.log_overdue()
 
     # ---- in and out ------------------------------------------------------------------------------------------
 
@@ -122,9 +121,9 @@ class Activations:
         """Runs the hooks of an agent that becomes active here; `on_start` until it has taken effect once."""
         is_new = host.fold.lifecycle.state is AgentState.CREATED
         try:
-            await host.intake.hook("on_arrive")
+            await host.runner.hook("on_arrive")
             if is_new:
-                await host.intake.hook("on_start")
+                await host.runner.hook("on_start")
                 host.touch()
         except BaseException as error:  # whatever a user's hook raises: ERROR until it is resumed
             if not is_failure(error) or host.lost is not None:
@@ -150,7 +149,7 @@ class Activations:
             del self.live[host.fold.agent]
         host.close()
 
-    def _lost(self, host: Host, error: Exception) -> None:
+    def _lost(self, host: Hosted, error: Exception) -> None:
         was_live = self.live.get(host.fold.agent) is host
         if was_live:
             del self.live[host.fold.agent]
@@ -202,7 +201,7 @@ class Activations:
             async with asyncio.timeout_at(until):
                 await host.intake.stop(turns_s)
                 if host.fold.may_run:
-                    await host.intake.hook("on_depart")
+                    await host.runner.hook("on_depart")
                 await host.flush()
         except (CellError, TimeoutError) as error:
             logger.warning(

@@ -14,7 +14,7 @@ from mielin_cells.log.fold import Fold
 from mielin_cells.log.ids import inbox_subject
 from mielin_cells.log.ledger import Verdict
 from mielin_cells.log.message import Mail, Message, decode_mail
-from mielin_cells.node.activation.context import Home
+from mielin_cells.node.activation.context import NodeContext
 from mielin_cells.substrate.ports import Entry, Tail
 from mielin_cells.substrate.retry import whole
 from mielin_cells.tasks.signal import Signal
@@ -53,7 +53,7 @@ class Owner(Protocol):
     """What an inbox needs of the agent that it belongs to."""
 
     @property
-    def home(self) -> Home: ...
+    def home(self) -> NodeContext: ...
 
     @property
     def fold(self) -> Fold: ...

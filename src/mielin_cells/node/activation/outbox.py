@@ -8,12 +8,12 @@ from collections import deque
 from collections.abc import Coroutine
 from typing import Any, Protocol
 
-from mielin_cells.errors import AskCycle, InboxFull, RetryError, described
+from mielin_cells.errors import InboxFull, RetryError, described
 from mielin_cells.log.fold import Fold
 from mielin_cells.log.ids import inbox_subject
 from mielin_cells.log.message import Mail, Message, encode_mail
 from mielin_cells.log.records import Out
-from mielin_cells.node.activation.context import Home
+from mielin_cells.node.activation.context import NodeContext
 from mielin_cells.rpc.reminder import count_waiting
 from mielin_cells.settings import MAIL_BYTES_MAX
 from mielin_cells.substrate.ports import Appended
@@ -30,7 +30,7 @@ class Owner(Protocol):
     """What an outbox needs of the agent that it belongs to."""
 
     @property
-    def home(self) -> Home: ...
+    def home(self) -> NodeContext: ...
 
     @property
     def fold(self) -> Fold: ...
@@ -189,23 +189,3 @@ class Outbox:
                 queue.popleft()
             self._note_stored(to, receiver, messages)
         receiver.queue, receiver.task = (), None
-
-
-# ---- chains of asks -------------------------------------------------------------------------------------------
-
-CHAIN_MAX = 64
-"""Of the agents that wait for each other: a cycle of more is not noticed, and ends by the deadline of one."""
-
-
-def cycle(chain: tuple[str, ...], asks: str, agent: str, handler: str) -> AskCycle:
-    round_ = [*chain[chain.index(agent) :], asks, agent]
-    return AskCycle(
-        f"Agent {asks!r} asks {agent}.{handler}, and {agent!r} waits for it: {' -> '.join(round_)}. The ask was not sent; "
-        "tell instead, or give what is needed with the first ask.",
-        agents=round_,
-    )  # fmt: skip
-
-
-def longer(chain: tuple[str, ...], asks: str) -> tuple[str, ...]:
-    """The chain of an ask that `asks` makes in a turn of the chain `chain`."""
-    return (*chain[1 - CHAIN_MAX :], asks)

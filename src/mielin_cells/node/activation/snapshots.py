@@ -10,20 +10,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
 from mielin_cells.errors import described, never
+from mielin_cells.log.fold import Fold
 from mielin_cells.log.ids import inbox_subject, log_subject, part_prefix, part_subject
 from mielin_cells.log.policy import DEFAULT
 from mielin_cells.log.records import Commit, Kept, LedgerImage, OpenTurn, PartRef, Snapshot
+from mielin_cells.node.activation.context import NodeContext
+from mielin_cells.node.activation.writer import Follow
 from mielin_cells.settings import SNAPSHOTS_KEPT
 from mielin_cells.substrate import parts
-
-if TYPE_CHECKING:
-    from mielin_cells.node.activation.activation import Host
-    from mielin_cells.node.activation.writer import Follow
 
 logger = logging.getLogger("mielin_cells.compaction")
 
@@ -80,13 +79,25 @@ class Captured(NamedTuple):
     claims: int
 
 
-class Compaction:
-    """When and how one host writes snapshots."""
+class Owner(Protocol):
+    """What snapshots need of the agent that they are of."""
 
-    __slots__ = ("_captured", "_host", "_name", "_not_before", "_parts", "_passed_over", "_since", "_task", "is_ready")
+    @property
+    def home(self) -> NodeContext: ...
 
-    def __init__(self, host: Host) -> None:
-        self._host = host
+    @property
+    def fold(self) -> Fold: ...
+
+    def commit_soon(self) -> None: ...
+
+
+class Snapshots:
+    """When and how the snapshots of one agent are written."""
+
+    __slots__ = ("_captured", "_name", "_not_before", "_owner", "_parts", "_passed_over", "_since", "_task", "is_ready")
+
+    def __init__(self, owner: Owner) -> None:
+        self._owner = owner
         self._task: asyncio.Task[Any] | None = None
         self._name = ""
         self._not_before = 0.0
@@ -105,7 +116,7 @@ class Compaction:
 
     def consider(self) -> None:
         """Called after each commit: begins a snapshot when enough has been appended since the last."""
-        settings, fold = self._host.home.settings, self._host.fold
+        settings, fold = self._owner.home.settings, self._owner.fold
         appended, size = fold.behind_bytes, fold.size_bytes
         many = fold.behind_records >= settings.snapshot_records and appended >= size // WORTH
         if many or (appended >= settings.snapshot_bytes and appended >= size):
@@ -114,29 +125,29 @@ class Compaction:
     def begin(self) -> None:
         """Writes a snapshot now, unless one is being written."""
         if self._task is None and not self.is_ready and asyncio.get_running_loop().time() >= self._not_before:
-            self._task = self._host.home.start(self._write())
+            self._task = self._owner.home.start(self._write())
 
     async def _write(self) -> None:
-        host = self._host
+        owner = self._owner
         try:
-            self._since, self._parts, state = host.fold.seq, None, host.fold.state
+            self._since, self._parts, state = owner.fold.seq, None, owner.fold.state
             if state.size_bytes > SMALL_BYTES:
-                self._name = host.home.rng.randbytes(PART_NAME_BYTES).hex()
-                subject = part_subject(host.fold.agent, self._name)
-                self._parts = list(await parts.put_parts(host.home.log, subject, state.slices()))
+                self._name = owner.home.rng.randbytes(PART_NAME_BYTES).hex()
+                subject = part_subject(owner.fold.agent, self._name)
+                self._parts = list(await parts.put_parts(owner.home.log, subject, state.slices()))
             self.is_ready = True
         except Exception as error:  # a later one does as well: a snapshot only shortens what is read
             self._not_before = asyncio.get_running_loop().time() + PAUSE_S
-            logger.warning("agent %s: its snapshot is written later: %s", host.fold.agent, described(error))
+            logger.warning("agent %s: its snapshot is written later: %s", owner.fold.agent, described(error))
         finally:
             self._task = None
-        host.commit_soon()
+        owner.commit_soon()
 
     def capture(self, commit: Commit) -> None:
         """Called when a commit is composed: state and ledger are exactly as after it."""
         self._captured = None
         if self.is_ready:
-            fold = self._host.fold
+            fold = self._owner.fold
             small = fold.state.encode_small() if self._parts is None else None
             self._captured = Captured(
                 fold.ledger.image(), small, commit.digest, fold.turn_after(commit), fold.claims_after(commit)
@@ -147,10 +158,10 @@ class Compaction:
         return self.compose if self._captured is not None else None
 
     def compose(self, head: dict[str, Any]) -> Snapshot:
-        host, fold, captured = self._host, self._host.fold, self._captured
+        owner, fold, captured = self._owner, self._owner.fold, self._captured
         if captured is None:
             raise never("captured is not None does not hold")
-        now = host.home.wall()
+        now = owner.home.wall()
         in_parts = self._parts is not None
         record = Snapshot(
             **head, cls=fold.cls, version=fold.version, lifecycle=fold.lifecycle, ledger=captured.ledger,
@@ -164,8 +175,8 @@ class Compaction:
         return record
 
     def _keep(self, now: float) -> list[Kept]:
-        fold = self._host.fold
-        kept = still_needed(fold.kept, fold.handed.values(), now, self._host.home.settings.retention_s)
+        fold = self._owner.fold
+        kept = still_needed(fold.kept, fold.handed.values(), now, self._owner.home.settings.retention_s)
         parts = {one.part for one in kept}
         self._passed_over = [one.part for one in fold.kept if one.part and one.part not in parts]
         return kept
@@ -175,14 +186,14 @@ class Compaction:
         try:
             await self._trim()
         except Exception as error:  # whatever the store raises: what is left costs room, and the next trim removes it
-            logger.info("agent %s: its log is trimmed later: %s", self._host.fold.agent, described(error))
+            logger.info("agent %s: its log is trimmed later: %s", self._owner.fold.agent, described(error))
 
     async def _trim(self) -> None:
-        host = self._host
-        first, log, agent = host.fold.kept[0], host.home.log, host.fold.agent
-        names = {kept.part for kept in host.fold.kept}
+        owner = self._owner
+        first, log, agent = owner.fold.kept[0], owner.home.log, owner.fold.agent
+        names = {kept.part for kept in owner.fold.kept}
         await log.trim(log_subject(agent), first.since + 1)
-        await log.trim(inbox_subject(agent), host.fold.inbox_kept_from)
+        await log.trim(inbox_subject(agent), owner.fold.inbox_kept_from)
         passed_over = {part_subject(agent, part) for part in self._passed_over}
         for subject, last in await log.subjects(part_prefix(agent)):
             if subject in passed_over or (subject.removeprefix(part_prefix(agent)) not in names and last < first.since):

@@ -1,4 +1,4 @@
-"""The calls of one durable step: tries, waits and time limits.  What is kept of them is the turn's affair (`turn`)."""
+"""The durable steps of a turn: the calls, their tries and time limits, and the records that keep their outcomes (rule 12)."""
 
 from __future__ import annotations
 
@@ -7,34 +7,140 @@ import contextvars
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from contextvars import ContextVar
 from typing import Any
+
+from blake3 import blake3
 
 from mielin_cells.agents.context import turn as current_turn
 from mielin_cells.agents.retry import Retry
-from mielin_cells.agents.step import Within
-from mielin_cells.errors import MessageTooLarge, StepFailed, described
-from mielin_cells.log.records import Made, StepMade
-from mielin_cells.node.activation.waiting import Waiting
+from mielin_cells.agents.step import NAME_CHARS_MAX, Codec, Within, codec_of
+from mielin_cells.errors import CellError, MessageTooLarge, StepFailed, UsageError, described, from_wire
+from mielin_cells.log.message import Answer, decode_answer, encode_answer
+from mielin_cells.log.records import Made, StepMade, Stepped
+from mielin_cells.node.activation.run import Run, Started, TurnStopped, is_failure, within
 from mielin_cells.settings import STEPS_BYTES_MAX
 
 logger = logging.getLogger("mielin_cells.steps")
 
-within: ContextVar[Within | None] = ContextVar("mielin_cells_step", default=None)
-"""Set for the call of a step and the tasks that it starts, and for nobody else."""
 
+class Steps(Run):
+    """The part of a turn that makes steps."""
 
-def is_failure(error: BaseException) -> bool:
-    """True if it is the failure of the user's code that raised it, and not the end of the task or process that runs it.
+    _resting: asyncio.Future[None] | None = None
+    """Done when a wait between two calls is to end."""
 
-    Such code may raise what is no `Exception`: it calls `sys.exit`, or it waited for a task of its own that was cancelled.
-    """
-    task = asyncio.current_task()
-    if isinstance(error, asyncio.CancelledError):
-        return task is None or not task.cancelling()
-    if isinstance(error, GeneratorExit):
-        return task is not None  # else its coroutine is closed because the event loop has ended
-    return not isinstance(error, KeyboardInterrupt)
+    async def run_step(self, name: str, call: Any, args: tuple[Any, ...], retry: Retry, timeout: float | None) -> Any:
+        """What `cells.step` says."""
+        self._open()
+        if not self.sender:
+            raise UsageError(f"A hook of agent {self.id!r} cannot make step {name!r}; make it in a handler.")
+        if type(name) is not str or not 0 < len(name) <= NAME_CHARS_MAX or not name.isprintable():
+            raise UsageError(f"A step of agent {self.id!r} has no name of 1 to {NAME_CHARS_MAX} printable characters.")
+        if not callable(call):
+            if inspect.iscoroutine(call):
+                call.close()
+            raise UsageError(
+                f"Step {name!r} of agent {self.id!r} was given a {type(call).__name__}; give the function and its arguments, "
+                "as step(name, function, argument)."
+            )
+        codec = codec_of(call)
+        async with self._in_order():
+            self._may_go_on()
+            answer, error = await self._outcome(name, codec, call, args, retry, timeout)
+        outcome = decode_answer(answer)
+        if outcome.error is not None:
+            raise from_wire(*outcome.error) from error
+        return codec.load(outcome.result or b"")
+
+    async def _outcome(
+        self, name: str, codec: Codec, call: Callable[..., Any], args: tuple[Any, ...], retry: Retry, timeout: float | None
+    ) -> tuple[bytes, BaseException | None]:  # fmt: skip
+        """The step's outcome, in the log, and what its last call raised if that was in this run."""
+        k = len(self.made)
+        if k < len(self.recorded):
+            made = await self._again(k)
+            if not isinstance(made, StepMade) or made.name != name:
+                raise self._otherwise(made, f"step {name!r}")
+            self.made.append(made)
+            if self._in_log == k:
+                self._in_log += 1
+            return made.answer, None
+        index = sum(isinstance(made, StepMade) and made.name == name for made in self.made)
+        finished = self.replay.steps.get((name, index)) if self.replay is not None else None
+        if finished is not None:
+            await asyncio.sleep(0)
+            self.made.append(finished)
+            return finished.answer, None
+        await self._pause()
+        step = Within(self, name, self._key(name, index))
+        seconds = self._core.home.settings.step_timeout_s if timeout is None else timeout
+        self._steps(True)
+        error: BaseException | None = None
+        try:
+            try:
+                value = await result_of(step, call, args, retry, seconds, self._rest)
+                answer = Answer(codec.encode(value))
+            except StepFailed as failed:
+                error, answer = failed.__cause__, Answer(None, failed.to_wire())
+            made = StepMade(name, encode_answer(answer))
+            fits_turn(self.id, self.made, made)
+            self._recording = self._core.home.start(self._record_step(made))
+            await asyncio.shield(self._recording)
+        except asyncio.CancelledError:
+            if len(self.made) == k:
+                self._abandoned = name
+            raise
+        except CellError as refused:
+            self.broken = refused
+            raise
+        finally:
+            self._steps(False)
+        await self._pause()
+        return made.answer, error
+
+    def _key(self, name: str, index: int) -> str:
+        return blake3(f"{self.id}\0{self.sender}\0{self.n}\0{name}\0{index}".encode()).hexdigest(16)
+
+    def _steps(self, begins: bool) -> None:
+        """The turn's deadline is for the handler itself: it rests in a step, and begins anew behind it."""
+        self.in_step = begins
+        if self.deadline is not None and not self.deadline.expired():
+            now, seconds = asyncio.get_running_loop().time(), self._core.home.settings.turn_deadline_s
+            self.deadline.reschedule(None if begins else now + seconds)
+
+    async def _record_step(self, made: StepMade) -> None:
+        """The outcome is a record before the handler has it, after all earlier turns are committed."""
+        core = self._core
+        await core.flush()
+
+        def compose(head: dict[str, Any]) -> Stepped:
+            self._may_record()
+            self.made.append(made)
+            at, news = self.news()
+            return Stepped(**head, sender=self.sender, input=self.n, at=at, made=news)
+
+        await core.append(compose)
+
+    async def _pause(self) -> None:
+        """Between steps: ends this run if the intake is being stopped.  The turn runs again, and has its finished steps."""
+        if self._core.is_stopping:
+            self.stopped = True
+            await asyncio.sleep(0)  # whoever runs the turn learns of its end in one way: by awaiting it
+            raise TurnStopped
+
+    async def _rest(self, seconds: float) -> None:
+        """Waits between two calls of a step."""
+        self._resting = asyncio.get_running_loop().create_future()
+        try:
+            await asyncio.wait((self._resting,), timeout=seconds)
+        finally:
+            self._resting = None
+        await self._pause()
+
+    def wake(self) -> None:
+        """The intake is being stopped: a wait between two calls ends."""
+        if self._resting is not None and not self._resting.done():
+            self._resting.set_result(None)
 
 
 async def result_of(
@@ -76,7 +182,7 @@ async def _called(step: Within, call: Callable[..., Any], args: tuple[Any, ...])
     context.run(current_turn.set, _InStep(step.turn))
     value = context.run(call, *args)
     if inspect.isawaitable(value):
-        run = _Run(value)
+        run = _Call(value)
         return await run.ended(asyncio.get_running_loop().create_task(run.awaited(), context=context), step)
     return value
 
@@ -98,12 +204,12 @@ class _InStep:
         return getattr(self._turn, name)
 
 
-class _Run:
+class _Call:
     """One call in a task of its own, which is left if it catches its cancellation and goes on."""
 
     def __init__(self, value: Awaitable[Any]) -> None:
         self._value = value
-        self._waiting: Waiting | None = None
+        self._started: Started | None = None
 
     async def awaited(self) -> Any:
         if not inspect.iscoroutine(self._value):
@@ -112,8 +218,8 @@ class _Run:
             first = self._value.send(None)
         except StopIteration as stop:
             return stop.value
-        self._waiting = Waiting(self._value, first)
-        return await self._waiting
+        self._started = Started(self._value, first)
+        return await self._started
 
     async def ended(self, task: asyncio.Task[Any], step: Within) -> Any:
         """What the call gives.  If whoever waits is cancelled, so is the call, which has the time of a pause to end."""
@@ -123,21 +229,21 @@ class _Run:
         except asyncio.CancelledError:
             left: asyncio.Future[None] = loop.create_future()
             task.cancel()
-            timer = loop.call_later(step.turn.pause_s, self._leave, task, step, left)
+            timer = loop.call_later(step.turn.pause_s, self._abandon, task, step, left)
             await asyncio.wait((task, left), return_when=asyncio.FIRST_COMPLETED)
             timer.cancel()
             if not task.done() or task.cancelled():
                 raise
         return task.result()
 
-    def _leave(self, task: asyncio.Task[Any], step: Within, left: asyncio.Future[None]) -> None:
+    def _abandon(self, task: asyncio.Task[Any], step: Within, left: asyncio.Future[None]) -> None:
         if not task.done():
             logger.error(
                 "agent %s: the call of step %s was cancelled %g s ago and goes on, for it catches that. It is run no further.",
                 step.turn.id, step.name, step.turn.pause_s,
             )  # fmt: skip
-            if self._waiting is not None:
-                self._waiting.is_left = True
+            if self._started is not None:
+                self._started.is_abandoned = True
             task.cancel()
         if not left.done():
             left.set_result(None)

@@ -6,16 +6,13 @@ import asyncio
 import heapq
 import logging
 import shlex
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from mielin_cells.errors import UsageError
 from mielin_cells.log.records import Fired, Out, Timer
+from mielin_cells.node.activation.core import Core
 from mielin_cells.settings import CATCH_UP_MAX, TIMERS_BYTES_MAX
-
-if TYPE_CHECKING:
-    from mielin_cells.node.activation.activation import Host
 
 logger = logging.getLogger("mielin_cells.timers")
 
@@ -45,12 +42,15 @@ NO_DUE: dict[str, float] = {}
 
 
 class Timers:
-    """Of one host.  Here a timer runs by the loop's clock, which does not jump; by the wall clock only when the agent comes here."""
+    """The timers of one agent.
 
-    __slots__ = ("_due", "_handle", "_heap", "_host", "_told")
+    They run by the loop's clock, which does not jump; the wall clock counts only when the agent comes here.
+    """
 
-    def __init__(self, host: Host) -> None:
-        self._host = host
+    __slots__ = ("_core", "_due", "_handle", "_heap", "_told")
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
         self._heap = NO_HEAP
         """Due by the loop's clock; an entry whose timer is gone or due at another time is passed over."""
         self._due = NO_DUE
@@ -59,8 +59,8 @@ class Timers:
         """Timers of which it was said that their handler is gone."""
 
     def open(self) -> None:
-        now, wall = asyncio.get_running_loop().time(), self._host.home.wall()
-        ledger, batch = self._host.fold.ledger, self._host.batch
+        now, wall = asyncio.get_running_loop().time(), self._core.home.wall()
+        ledger, batch = self._core.fold.ledger, self._core.batch
         for timer in list(ledger.timers.values()):
             if timer.due - wall > timer.wait:  # a clock was wrong: here, or where it was set
                 timer = msgspec.structs.replace(timer, due=wall + timer.wait)
@@ -76,7 +76,7 @@ class Timers:
 
     def take(self, changes: dict[str, Timer | None], seconds: dict[str, float]) -> None:
         """What a turn has set and cancelled (None) has taken effect; `seconds`: to go, by the loop's clock."""
-        now, ledger, batch = asyncio.get_running_loop().time(), self._host.fold.ledger, self._host.batch
+        now, ledger, batch = asyncio.get_running_loop().time(), self._core.fold.ledger, self._core.batch
         for name, timer in changes.items():
             batch.timers[name] = timer
             if timer is None:
@@ -97,13 +97,13 @@ class Timers:
     def kick(self) -> None:
         """Sends what is due, soon, and waits for what is not.  Nothing is due while the agent may not run, nor before all messages
         that an undo took back are taken again: one of them may be what cancelled the timer."""
-        host = self._host
+        core = self._core
         while self._heap and self._due.get(self._heap[0][1]) != self._heap[0][0]:
             heapq.heappop(self._heap)
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None
-        if self._heap and host.is_open and host.fold.may_run and not host.fold.ledger.again:
+        if self._heap and core.is_open and core.fold.may_run and not core.fold.ledger.again:
             self._handle = asyncio.get_running_loop().call_at(self._heap[0][0], self._due_now)
 
     def _due_now(self) -> None:
@@ -111,25 +111,25 @@ class Timers:
         try:
             self._send()
         except Exception as error:  # no timer of this agent would come any more
-            logger.exception("agent %s: its timers failed", self._host.fold.agent)
-            self._host.broke(error)
+            logger.exception("agent %s: its timers failed", self._core.fold.agent)
+            self._core.broke(error)
 
     def _send(self) -> None:
-        host, now, sent = self._host, asyncio.get_running_loop().time(), 0
-        if not host.is_open or not host.may_send or host.lost is not None:
+        core, now, sent = self._core, asyncio.get_running_loop().time(), 0
+        if not core.is_open or not core.may_send or core.lost is not None:
             return  # `kick` comes when it may
         while self._heap and self._heap[0][0] <= now and sent < BURST:
             due, name = heapq.heappop(self._heap)
             if self._due.get(name) == due:
-                self._fire(host.fold.ledger.timers[name], due, now)
+                self._fire(core.fold.ledger.timers[name], due, now)
                 sent += 1
-        host.commit_soon()
+        core.commit_soon()
         self.kick()
 
     def _fire(self, timer: Timer, due: float, now: float) -> None:
-        host = self._host
-        ledger, batch = host.fold.ledger, host.batch
-        if timer.every and timer.handler not in host.spec.handlers:
+        core = self._core
+        ledger, batch = core.fold.ledger, core.batch
+        if timer.every and timer.handler not in core.spec.handlers:
             self._at(timer.id, due + timer.every * (int((now - due) / timer.every) + 1))
             self._tell_unknown(timer)
             return
@@ -146,8 +146,8 @@ class Timers:
             del ledger.timers[timer.id], self._due[timer.id]
             batch.timers[timer.id] = None
             batch.fired.append(Fired(timer.id, timer.sender, timer.input, timer.k))
-        agent = host.fold.agent
-        out = Out(agent, host.spec.name, ledger.next_number(agent), timer.handler, timer.args, False, "", 0, 0)
+        agent = core.fold.agent
+        out = Out(agent, core.spec.name, ledger.next_number(agent), timer.handler, timer.args, False, "", 0, 0)
         ledger.send(out)
         batch.outs.append(out)
 
@@ -158,7 +158,7 @@ class Timers:
         if timer.id in self._told:
             return
         self._told.add(timer.id)
-        agent, cls = self._host.fold.agent, self._host.spec.name
+        agent, cls = self._core.fold.agent, self._core.spec.name
         logger.warning(
             "agent %s: timer %r is due every %g s, and class %s has no handler %r here: it sends nothing until it has; "
             "`mielin cancel %s %s` takes it away", agent, timer.id, timer.every, cls, timer.handler, shlex.quote(agent),

@@ -22,7 +22,7 @@ from mielin_cells.errors import (
 )
 from mielin_cells.log.ids import journal_subject
 from mielin_cells.migration.journal import AnyRecord, Ended, Journal, decode, encode
-from mielin_cells.node.activation.context import Home
+from mielin_cells.node.activation.context import NodeContext
 from mielin_cells.store.journal import read
 from mielin_cells.substrate.ports import Appended, Conflict, Entry, Unknown
 from mielin_cells.tasks.supervision import Backoff
@@ -47,7 +47,7 @@ class _WentBack(Exception):
 class Scribe:
     """The only way by which a node writes one journal.  `journal` holds what is acknowledged."""
 
-    def __init__(self, home: Home, agent: str, migration: str, journal: Journal | None = None) -> None:
+    def __init__(self, home: NodeContext, agent: str, migration: str, journal: Journal | None = None) -> None:
         self._home = home
         self._agent = agent
         self.journal = journal or Journal(migration)

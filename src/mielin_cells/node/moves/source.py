@@ -300,7 +300,7 @@ class Move:
             self._departed = True
             try:
                 async with asyncio.timeout(self.activations.settings.pause_s):
-                    await host.intake.hook("on_depart")
+                    await host.runner.hook("on_depart")
             except TimeoutError:
                 return m.Broken("Timeout", "on_depart did not end within the pause")
             except Exception as error:  # whatever a user's hook raises fails this move, and the agent runs on
@@ -411,7 +411,7 @@ class Move:
             self._verify_restored()
         if self._departed:
             try:
-                await host.intake.hook("on_arrive")
+                await host.runner.hook("on_arrive")
             except Exception as error:  # a hook may raise anything: the agent is then in ERROR, which `resume` retries
                 await host.failed(error)
         if self._stopped:

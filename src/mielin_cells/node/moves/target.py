@@ -291,7 +291,7 @@ class Copy:
         host = Host(self.activations.home, self.spec, cell, self.activations.writer(fold))
         host.adopt(delta)
         if fold.lifecycle.state.accepts_work:
-            await host.intake.hook("on_arrive")
+            await host.runner.hook("on_arrive")
             if self.spec.overrides("healthy") and not await cell.agent.healthy():
                 raise RuntimeError("healthy() answered False")
         self._host = host

@@ -25,7 +25,7 @@ from mielin_cells.log.ids import inbox_subject
 from mielin_cells.log.records import Claimed
 from mielin_cells.log.state import StateDelta
 from mielin_cells.node.activation.activation import Host
-from mielin_cells.node.activation.steps import is_failure
+from mielin_cells.node.activation.run import is_failure
 from mielin_cells.rpc import requests
 from mielin_cells.store.reader import load
 from mielin_cells.tasks.together import together
@@ -114,7 +114,7 @@ class Claims:
                 await writer.append(lambda head: Claimed(**head, cause=cause, waits=waits), claim=True, at_once=True)
                 host = Host(activations.home, spec, cell, writer)
                 host.adopt(delta)
-                host.marks = waits
+                host.records_first_turn = waits
                 if fold.may_run:
                     await activations.arrive(host)
                 activations.serve(host)

@@ -182,7 +182,7 @@ class NobodyRuns(Checker):
             move = node.migrations.moves.get(step.agent)
             if move is None or move.machine.phase not in UNDECIDED or not move.host.is_open:
                 continue
-            if node.activations.live.get(step.agent) is move.host and not move.host.intake.is_stopping:
+            if node.activations.live.get(step.agent) is move.host and not move.host.is_stopping:
                 self.fails(
                     f"{name} takes messages of {step.agent} while {move.migration} is {move.machine.phase.value}"
                 )

@@ -1,0 +1,351 @@
+"""What the parts of an activation work with: the agent's log and fold, the batch, and the commits.
+
+Order of things (rules 1, 9, 10, 11): a message is judged by the ledger; its turn changes state and ledger in memory; a commit
+carries any number of turns; answers and outputs leave only once the commit is acknowledged.  If another node has taken the log over,
+everything since the last acknowledged record is dropped, and the node reads the log again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+from mielin_cells.agents.spec import Spec
+from mielin_cells.errors import (
+    UNUSABLE,
+    AgentInError,
+    CellError,
+    InternalError,
+    StoreFull,
+    StoreUnreachable,
+    described,
+    from_wire,
+)
+from mielin_cells.log.commit import Answers, Batch
+from mielin_cells.log.fold import Fold
+from mielin_cells.log.message import Replies, encode_replies
+from mielin_cells.log.records import AskMade, Commit, Committed, Made, Wish
+from mielin_cells.node.activation.context import NodeContext
+from mielin_cells.node.activation.outbox import Outbox
+from mielin_cells.node.activation.snapshots import Snapshots
+from mielin_cells.node.activation.writer import R, Writer, append_failed
+from mielin_cells.redaction import scrubbed
+from mielin_cells.settings import MAIL_BYTES_MAX
+from mielin_cells.tasks.signal import Signal
+from mielin_cells.tasks.supervision import Backoff
+
+logger = logging.getLogger("mielin_cells.host")
+
+
+LATER = "Your message waits, and may still take effect"
+"""The end of a refusal that is no stored answer."""
+
+
+class Core:
+    """The state that the parts of one activation share, and its commits."""
+
+    __slots__ = (
+        "_answers", "_batch", "_committing", "_is_failing", "_sealing", "_settled", "asks", "fold", "home", "inflight", "is_open",
+        "loop", "lost", "outbox", "records_first_turn", "snapshots", "spec", "stops", "writer",
+    )  # fmt: skip
+
+    def __init__(self, home: NodeContext, spec: Spec, writer: Writer) -> None:
+        self.home = home
+        self.loop = asyncio.get_running_loop()
+        self.spec = spec
+        self.writer = writer
+        self.fold: Fold = writer.fold
+        self.outbox = Outbox(self)
+        self.snapshots = Snapshots(self)
+        self.is_open = False
+        self.lost: Exception | None = None
+        """Why this node runs the agent no longer, if it found out by itself."""
+        self.stops = 0
+        """How many have asked that no new turn begins."""
+        self.records_first_turn = False
+        """The agent was claimed with a message waiting: a record says that its first turn begins."""
+        self.asks: Sequence[Made] = ()
+        """The asks and steps of the turn that waits."""
+        self.inflight: Batch | None = None
+        """The batch of the commit that is being appended."""
+        self._batch: Batch | None = None
+        self._is_failing = False
+        self._sealing = False
+        self._committing: asyncio.Task[Any] | None = None
+        self._settled = Signal()
+        writer.refused = self._settled
+        self._answers: dict[tuple[str, int], asyncio.Future[bytes]] | None = None
+
+    @property
+    def is_stopping(self) -> bool:
+        """No new turn may begin."""
+        return self.stops > 0
+
+    @property
+    def may_send(self) -> bool:
+        """True unless the agent may not run, or its intake is being stopped: then nothing is added to what it commits."""
+        return self.fold.may_run and not self._sealing and not self.is_stopping
+
+    def close(self) -> None:
+        """Stops at once.  What is not committed is dropped; what is committed will be sent again by the next owner."""
+        self.is_open = False
+        self.writer.close()
+        if self._committing is not None and self._committing is not asyncio.current_task():
+            self._committing.cancel()
+        self.outbox.close()
+        self.snapshots.close()
+        for future in (self._answers or {}).values():
+            future.cancel()
+        self._settled.set()
+
+    def lose(self, error: Exception) -> None:
+        """The log cannot be written by this host any more."""
+        if self.lost is None:
+            self.lost = error
+            self.close()
+            self.home.lost(self, error)
+
+    def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Runs a part of this host that it cannot be without: if it fails, the agent is read from its log again."""
+        return self.home.start(work, self._part_ended)
+
+    def _part_ended(self, task: asyncio.Task[None]) -> None:
+        self.home.ended(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.broke(error)
+
+    def broke(self, error: BaseException) -> None:
+        """A part of this host has failed."""
+        agent = self.fold.agent
+        if not self.writer.is_closed:
+            said = f"Agent {agent!r} is read from its log again: {described(error)}."
+            self.lose(error if isinstance(error, CellError) else InternalError(said, agent=agent))
+
+    @property
+    def error(self) -> CellError | None:
+        """Of an agent in ERROR: what keeps asks from being answered until the agent is resumed."""
+        agent, error = self.fold.agent, self.fold.lifecycle.error
+        if error is None:
+            return None
+        cause = scrubbed(error.message)
+        if error.code in UNUSABLE:
+            return from_wire(error.code, cause, {"agent": agent})
+        return AgentInError(
+            f"Agent {agent!r} is in ERROR on {self.home.name} and runs nothing: {cause.rstrip('.')}. {LATER}, once it is "
+            f"resumed: `mielin resume {agent}`.",
+            agent=agent, node=self.home.name, cause=cause,
+        )  # fmt: skip
+
+    # ---- committing ------------------------------------------------------------------------------------------
+
+    @property
+    def batch(self) -> Batch:
+        """What the next commit will hold.  A batch takes 700 bytes: an idle agent has none."""
+        batch = self._batch
+        if batch is None:
+            batch = self._batch = Batch()
+        return batch
+
+    @property
+    def wish(self) -> Wish | None:
+        """What the agent has ordered for itself and what has not taken effect: no turn runs."""
+        for batch in (self._batch, self.inflight):
+            if batch is not None and batch.wish is not None:
+                return batch.wish
+        return self.fold.wish
+
+    def fulfil(self) -> None:
+        self.home.begin(self._fulfilled())
+
+    async def _fulfilled(self) -> None:
+        """Carries out what the agent has ordered for itself, again until it is done; once another node owns it, that node does.
+
+        An agent that an operator has suspended, or whose `on_stop` raised, is left to the operator: it goes on when it is resumed.
+        """
+        backoff, told = Backoff(), set[str]()
+        while self.is_open and self.wish is not None and self.home.obey is not None and self.fold.may_run:
+            try:
+                await self.flush()
+                wish = self.fold.wish
+                if wish is not None and self.is_open:
+                    await self.home.obey(self.fold.agent, wish.order, wish.reason)
+                    return
+            except Exception as error:  # whatever the store raises, or a bug: no turn runs before it is done
+                if type(error).__name__ not in told:
+                    told.add(type(error).__name__)
+                    logger.warning(
+                        "agent %s: what it has ordered for itself waits: %s", self.fold.agent, described(error)
+                    )
+            await backoff.wait()
+
+    def touch(self) -> None:
+        """Makes the next commit happen though nothing else asks for it."""
+        self.batch.touched = True
+
+    async def append(self, compose: Callable[[dict[str, Any]], R], *, at_once: bool = False) -> R:
+        """Appends a record of another kind, after what is in flight.  Raises what kept it from the log, after stopping this host;
+        `at_once`: also what the store asks to repeat, and then this host goes on."""
+        try:
+            return await self.writer.append(compose, at_once=at_once)
+        except BaseException:
+            await self.unappended()
+            raise
+
+    async def unappended(self) -> None:
+        """If a record was composed and is not known to be in the log, this host goes no further: what it has in memory may be no
+        log's, and the agent is read from its log again.  If no store would ever take the record, the log says so first."""
+        failure = self.writer.failure
+        if failure is None or self.lost is not None or self._is_failing or self.writer.is_closed:
+            return
+        self._is_failing = True
+        if self.writer.is_unwritable:
+            logger.error("agent %s is in ERROR: %s", self.fold.agent, failure, exc_info=failure)
+            try:
+                await append_failed(self.writer.successor(), failure)
+            except CellError as unsaid:  # most likely `Fenced`: whoever was first reads the log anyway
+                logger.warning("agent %s: its log does not say so: %s", self.fold.agent, unsaid)
+        self.lose(failure)
+
+    def commit_soon(self) -> None:
+        if self._committing is None and self.is_open and not self._sealing and (self._batch or self.snapshots.is_ready):
+            self._committing = self.start(self._commit())
+
+    async def _commit(self) -> None:
+        try:
+            while self.is_open and not self._sealing:
+                if not self._batch and not self.snapshots.is_ready:
+                    break
+                snap = self.fold.snap
+                await self.writer.append(self._compose, then=self.snapshots.follow)
+                await self._acknowledged()
+                self.snapshots.consider()
+                if self.fold.snap != snap:
+                    self.home.begin(self.snapshots.trim())
+        except CellError:
+            await self.unappended()
+        finally:
+            self._committing = None
+            self._settled.set()
+
+    def _compose(self, head: dict[str, Any]) -> Committed:
+        return Committed(**head, commit=self.sealed())
+
+    def sealed(self) -> Commit:
+        """Takes the batch as it is now, for the record that is being composed: state and ledger are exactly after it."""
+        batch, self._batch = self.batch, None
+        self.inflight = batch
+        ledger = self.fold.ledger
+        for to, n in self.outbox.take_stored().items():
+            if n > ledger.released.get(to, 0):
+                batch.released[to] = n
+                ledger.release(to, n)
+        excess = ledger.excess()
+        if excess:
+            batch.forgot.extend(excess)
+            ledger.forget(excess)
+        commit = batch.commit(ledger.cursor, ledger.held, self.spec.version, self.fold.state.digest())
+        self.snapshots.capture(commit)
+        return commit
+
+    async def _acknowledged(self) -> None:
+        """The commit is in the log: what it held may leave."""
+        batch, self.inflight = self.inflight, None
+        if batch is None:
+            return
+        for out in batch.outs:
+            self.outbox.push(out)
+        self._settled.set()
+        if batch.answers:
+            await self._let_out(batch.answers)
+
+    async def flush_within(self, seconds: float) -> None:
+        """As `flush`.  Raises what the store refuses a commit with if it is not through by then; at once on a full store."""
+        agent, writer = self.fold.agent, self.writer
+        try:
+            async with asyncio.timeout(seconds):
+                await self.flush(at_once=True)
+        except TimeoutError:
+            said = f"What agent {agent!r} has done is not in its log after {seconds:g} s."
+            raise writer.waits_for or StoreUnreachable(said, agent=agent) from None
+
+    async def flush(self, *, at_once: bool = False) -> None:
+        """Returns when everything that ran before is committed.  Raises `Fenced` if it cannot be, and `at_once` on a full store."""
+        while (self._batch or self.inflight is not None) and self.lost is None:
+            self.writer.check()
+            if at_once and isinstance(self.writer.waits_for, StoreFull):
+                raise self.writer.waits_for
+            self.commit_soon()
+            if not self.is_open:
+                break
+            await self._settled.wait()
+        if self.lost is not None:
+            raise self.lost
+
+    # ---- answers ---------------------------------------------------------------------------------------------
+
+    async def _let_out(self, answers: Answers) -> None:
+        """Best effort: who hears nothing reminds this agent, and is answered from what it has stored."""
+        for (reply_to, sender), numbers in answers.items():
+            for some in _fitting(numbers):
+                try:
+                    await self.home.wire.publish(reply_to, encode_replies([Replies(self.fold.agent, sender, some)]))
+                except Exception as error:  # whatever the wire raises, what it carries is in the log
+                    logger.info(
+                        "agent %s: an answer for %s was not sent: %s", self.fold.agent, sender, described(error)
+                    )
+
+    def reply(self, reply_to: str, sender: str, answers: dict[int, bytes]) -> None:
+        """Answers that change nothing: they leave at once, or after the commit that may hold what they repeat."""
+        batch = self._batch or self.inflight
+        if batch is None:
+            self.home.begin(self._let_out({(reply_to, sender): answers}))
+            return
+        for n, answer in answers.items():
+            batch.answer(reply_to, sender, n, answer)
+
+    def low(self, to: str) -> int:
+        """The lowest number to `to` whose outcome is not durable: asks of the open turn keep their answers (rule 14)."""
+        ledger = self.fold.ledger
+        low = (ledger.unanswered(to) if ledger.again else None) or ledger.next_number(to)
+        opened = self.fold.turn
+        for made in (*self.asks, *(opened.made if opened is not None else ())):
+            if isinstance(made, AskMade) and made.to == to and 0 < made.n < low:
+                low = made.n
+        return low
+
+    def expect(self, to: str, n: int) -> asyncio.Future[bytes]:
+        if self._answers is None:
+            self._answers = {}
+        return self._answers.setdefault((to, n), asyncio.get_running_loop().create_future())
+
+    def forget(self, to: str, n: int) -> None:
+        if self._answers is not None:
+            self._answers.pop((to, n), None)
+            if not self._answers:
+                self._answers = None
+
+    def replied(self, replies: Replies) -> None:
+        answers = self._answers
+        if answers is None:
+            return
+        for n, answer in replies.answers.items():
+            future = answers.get((replies.agent, n))
+            if future is not None and not future.done():
+                future.set_result(answer)
+
+
+def _fitting(answers: dict[int, bytes]) -> list[dict[int, bytes]]:
+    """The answers, cut so that each lot fits one message of the wire."""
+    size = sum(map(len, answers.values()))
+    if size <= MAIL_BYTES_MAX:
+        return [answers]
+    lots: list[dict[int, bytes]] = []
+    for n, answer in answers.items():
+        size += len(answer)
+        if not lots or size > MAIL_BYTES_MAX:
+            lots.append({})
+            size = len(answer)
+        lots[-1][n] = answer
+    return lots

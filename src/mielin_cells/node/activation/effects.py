@@ -1,0 +1,254 @@
+"""What a turn comes to: its effect in ledger and batch, or, if it failed, an error for an answer or a dead letter."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, TypeGuard
+
+import msgspec
+
+from mielin_cells.agents.cluster import Cluster
+from mielin_cells.agents.live import Cell
+from mielin_cells.agents.spec import HandlerSpec
+from mielin_cells.agents.values.raises import Unsendable
+from mielin_cells.errors import (
+    PASSING,
+    CellError,
+    EpochRegression,
+    HandlerFailed,
+    MessageTooLarge,
+    NoSuchHandler,
+    RetryError,
+    TurnDeadlineExceeded,
+    UsageError,
+    WrongClass,
+    described,
+    is_ours,
+    leaves,
+    storable,
+)
+from mielin_cells.log.message import Answer, Mail, Message, encode_answer, sender_text
+from mielin_cells.log.records import DeadLetter, Ended, Replayed, Taken
+from mielin_cells.node.activation.core import Core
+from mielin_cells.node.activation.inbox import Arrival
+from mielin_cells.node.activation.timers import Timers
+from mielin_cells.node.activation.turn import Turn
+from mielin_cells.settings import MESSAGE_BYTES_MAX
+
+logger = logging.getLogger("mielin_cells.intake")
+
+FAILED_BYTES_MAX = 64 * 1024
+"""What the sentence and the facts of a `HandlerFailed` take at most, so that a declared error beside it fits a message."""
+
+CAUSE_CHARS_MAX = 2000
+"""Of a cause in the sentence that names it; all that is kept of it is in the facts."""
+
+CAUSES_MAX = 10
+"""Of the exceptions of a group, so many are described one by one."""
+
+
+class Effects:
+    """Puts what turns come to into the batch of one agent.  Nothing of it is durable before the commit."""
+
+    __slots__ = ("_cell", "_core", "_timers")
+
+    def __init__(self, core: Core, cell: Cell, timers: Timers) -> None:
+        self._core = core
+        self._cell = cell
+        self._timers = timers
+
+    # ---- turns that succeed ----------------------------------------------------------------------------------
+
+    def end(self, mail: Mail, message: Message, turn: Turn, handler: HandlerSpec, result: Any) -> None:
+        """Takes a turn's result.  If this raises, the turn has no effect, and the live state must be undone."""
+        answer = None
+        if message.ask:
+            answer = encode_answer(Answer(handler.encode_result(result)))
+            if len(answer) > MESSAGE_BYTES_MAX:
+                raise MessageTooLarge(
+                    f"{handler.path} of agent {turn.id!r} returned {len(answer)} bytes; the limit is {MESSAGE_BYTES_MAX}. "
+                    "The turn is undone and the agent goes on.",
+                    limit=MESSAGE_BYTES_MAX, size=len(answer),
+                )  # fmt: skip
+        batch = self._core.batch
+        batch.delta = self._cell.end(batch.delta)
+        if turn.replay is not None:
+            turn.tells = turn.replay.to_send(turn.tells)
+        self.take(mail, message, turn, answer)
+        if turn.tells or turn.timers:
+            self.send(turn)
+        if turn.moves or turn.wish is not None:
+            self._order(turn)
+
+    def take(self, mail: Mail, message: Message, turn: Turn | None, answer: bytes | None) -> None:
+        """The message has taken effect in memory; the next commit makes that durable."""
+        batch, ledger, sender, n = self._core.batch, self._core.fold.ledger, mail.sender, message.n
+        batch.turns += 1
+        if turn is not None and turn.made:
+            at, made = turn.news()
+            if made:  # outcomes that no record has yet: an undo may want them (rule 13)
+                batch.ended.append(Ended(turn.sender, turn.n, at, made))
+        is_again = bool(ledger.again) and (sender, n) in ledger.again
+        if is_again:
+            answer = self._take_again(mail, message, turn, answer)
+        else:
+            batch.taken.append(Taken(sender, n, mail.low, mail.start, answer))
+        ledger.take(sender, n, mail.low, mail.start, answer)
+        if is_again and not ledger.again:
+            self._timers.kick()  # they have waited for this
+        if answer is not None:
+            batch.answer(mail.reply_to, sender, n, answer)
+
+    def _take_again(self, mail: Mail, message: Message, turn: Turn | None, answer: bytes | None) -> bytes | None:
+        """An input that is run again after an undo.  Returns the answer that leaves: what was answered once stands (rule 17)."""
+        batch, ledger, sender, n = self._core.batch, self._core.fold.ledger, mail.sender, message.n
+        again = ledger.again[sender, n]
+        if turn is not None and turn.replay is not None:
+            counts = turn.replay.counts()
+        else:
+            counts = Replayed(1, missing=len(again.sent))
+        if batch.replayed is None:
+            batch.replayed = Replayed()
+        batch.replayed.add(counts)
+        ledger.replayed.add(counts)
+        stored = ledger.answer(sender, n) if again.taken else answer
+        batch.taken.append(Taken(sender, n, mail.low, mail.start, None if again.taken else answer))
+        return stored if message.ask else None
+
+    def send(self, turn: Turn) -> None:
+        """Gives the turn's tells their numbers, and sets its timers."""
+        batch, ledger = self._core.batch, self._core.fold.ledger
+        for tell in turn.tells:
+            out = msgspec.structs.replace(tell, n=ledger.next_number(tell.to))
+            ledger.send(out)
+            batch.outs.append(out)
+        turn.tells.clear()
+        if turn.timers and turn.seconds is not None:
+            self._timers.take(turn.timers, turn.seconds)
+
+    def _order(self, turn: Turn) -> None:
+        """The turn has ordered something for its own agent, which takes effect behind the commit."""
+        core = self._core
+        if turn.replay is not None and turn.replay.again.taken:
+            return  # an undo has said where the agent is to be, and an operator may have resumed it
+        if turn.wish is not None:
+            core.batch.wish = turn.wish
+            core.fulfil()
+        if turn.moves and core.home.cluster is not None and (turn.wish is None or turn.wish.order != "terminate"):
+            core.home.begin(self._move(core.home.cluster, turn.move_to))
+
+    async def _move(self, cluster: Cluster, to: str | None) -> None:
+        await self._core.flush()
+        try:
+            await cluster.migrate(self._core.fold.agent, to=to)
+        except CellError as error:
+            logger.warning("agent %s asked to be moved; it stays: %s", self._core.fold.agent, error)
+
+    # ---- turns that fail, and messages that are not run ------------------------------------------------------
+
+    def fail(self, arrival: Arrival, mail: Mail, message: Message, turn: Turn, error: BaseException, ran: int) -> None:
+        """The error is the answer of an ask, stored like any other; nobody hears of a tell's: its message is a dead letter."""
+        core = self._core
+        again = core.fold.ledger.again.get((mail.sender, message.n)) if core.fold.ledger.again else None
+        if not message.ask or (again is not None and again.taken):  # the answer that stands is another
+            self.bury_failed(arrival, mail, message, turn, error, ran)
+            return
+        declared = is_declared(core.spec.handlers.get(message.handler), error)
+        logger.log(
+            logging.DEBUG if declared else logging.INFO, "agent %s: %s raised, which is its answer to %s: %s",
+            core.fold.agent, message.handler, sender_text(mail.sender), described(error),
+            exc_info=None if declared else error,
+        )  # fmt: skip
+        self.take(mail, message, turn, self._answer_of(message, error, ran))
+
+    def bury_failed(
+        self, arrival: Arrival, mail: Mail, message: Message, turn: Turn, error: BaseException, ran: int
+    ) -> None:
+        """The message goes to the dead letters with its cause, and the agent goes on."""
+        cause, asks = described(error), [made.label for made in turn.made]
+        self.bury(DeadLetter(arrival.seq, mail.sender, message.n, message.handler, cause, ran, asks, message.args))
+        logger.warning(
+            "agent %s: %s of %s is a dead letter: %s", self._core.fold.agent, message.handler, sender_text(mail.sender),
+            cause, exc_info=error,
+        )  # fmt: skip
+        self.take(mail, message, turn, self._answer_of(message, error, ran) if message.ask else None)
+
+    def refuse(self, mail: Mail, message: Message) -> None:
+        """Closes a message that fits no handler.  A tell, which nobody waits for, is kept as a dead letter."""
+        have, agent = self._core.spec.name, self._core.fold.agent
+        if mail.cls != have and mail.cls:
+            error: CellError = WrongClass(
+                f"Agent {agent!r} is a {have}, not a {mail.cls}.", agent=agent, have=have, need=mail.cls
+            )
+        else:
+            error = NoSuchHandler(
+                f"{have} (agent {agent!r}) has no handler {message.handler!r}.", agent=agent, handler=message.handler
+            )
+        if message.ask:
+            self.take(mail, message, None, encode_answer(Answer(None, error.to_wire())))
+            return
+        cause = f"{error.code}: {error.message}"
+        self.bury(DeadLetter(0, mail.sender, message.n, message.handler, cause, 0, [], message.args))
+        self.take(mail, message, None, None)
+
+    def bury(self, letter: DeadLetter) -> None:
+        core, letter = self._core, msgspec.structs.replace(letter, at=self._core.home.wall())
+        core.batch.dead.append(letter)
+        core.touch()
+        core.fold.ledger.bury(letter)
+
+    def _answer_of(self, message: Message, error: BaseException, ran: int) -> bytes:
+        spec, name = self._core.spec, message.handler
+        return answer_of(self._core.fold.agent, f"{spec.name}.{name}", name, spec.handlers.get(name), error, ran)
+
+
+def is_of_store(error: BaseException) -> bool:
+    """True if the turn failed by the store's fault or an owner's, also inside a group.  That another agent is parked is its answer."""
+    return any(isinstance(leaf, PASSING) and not isinstance(leaf, EpochRegression) for leaf in leaves(error))
+
+
+def is_declared(handler: HandlerSpec | None, error: BaseException) -> bool:
+    return handler is not None and handler.raises is not None and handler.raises.has(error)
+
+
+def is_final(handler: HandlerSpec, error: BaseException) -> bool:
+    """True for an error that more runs would meet again: a declared one, a wrong call, or a recorded outcome."""
+    wrong = isinstance(error, UsageError) and not isinstance(error, HandlerFailed)
+    return wrong or is_declared(handler, error)
+
+
+def answer_of(agent: str, path: str, handler: str, spec: HandlerSpec | None, error: BaseException, ran: int) -> bytes:
+    """The answer of a turn that has failed: declared errors and our own as they are, others as `HandlerFailed`."""
+    raised, unsent = None, ""
+    if spec is not None and spec.raises is not None and spec.raises.has(error):
+        try:
+            data = spec.raises.encode(error)
+            raised = data if len(data) <= MESSAGE_BYTES_MAX - FAILED_BYTES_MAX else None
+            unsent = f" (declared, but {len(data)} bytes cannot be sent)" if raised is None else ""
+        except Unsendable as why:
+            unsent = storable(f" (declared, but {why})")
+    elif _is_ours(error):
+        answer = encode_answer(Answer(None, error.to_wire()))
+        if len(answer) <= MESSAGE_BYTES_MAX:
+            return answer
+    cause = described(error)
+    said = cause if len(cause) <= CAUSE_CHARS_MAX else cause[:CAUSE_CHARS_MAX] + "..."
+    failed = HandlerFailed(
+        f"{path} of agent {agent!r} raised {said}" + unsent + (f" (run {ran} times)" if ran > 1 else "") + "; "
+        "its state is as before the turn, and it goes on.",
+        agent=agent, handler=handler, kind=storable(type(error).__name__), cause=cause, tries=ran,
+        causes=[described(leaf) for leaf in leaves(error)[:CAUSES_MAX]] if isinstance(error, BaseExceptionGroup) else [],
+    )  # fmt: skip
+    return encode_answer(Answer(None, failed.to_wire(), raised))
+
+
+def _is_ours(error: BaseException) -> TypeGuard[CellError]:
+    """True for an error of this package that speaks of the call itself.
+
+    One that means "try again" speaks of another call, that the handler made; so does the failure of another's handler.
+    """
+    return (
+        isinstance(error, CellError)
+        and is_ours(type(error))
+        and (isinstance(error, TurnDeadlineExceeded) or not isinstance(error, (RetryError, HandlerFailed)))
+    )

@@ -1,0 +1,237 @@
+"""Running handlers and hooks: their first step is taken by hand, since most of them never wait."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+from mielin_cells.agents.context import turn as current_turn
+from mielin_cells.agents.live import Cell
+from mielin_cells.agents.spec import HandlerSpec
+from mielin_cells.errors import CellError, Fenced, HandlerFailed, StoreBusy, TurnDeadlineExceeded, described
+from mielin_cells.log.message import Mail, Message
+from mielin_cells.node.activation.core import Core
+from mielin_cells.node.activation.effects import Effects
+from mielin_cells.node.activation.run import Started, TurnStopped, is_failure
+from mielin_cells.node.activation.turn import Turn
+
+logger = logging.getLogger("mielin_cells.intake")
+
+
+class Unfinished(NamedTuple):
+    """A turn after its first step: it failed, or it waits."""
+
+    turn: Turn
+    handler: HandlerSpec
+    error: BaseException | None
+    started: Started | None = None
+
+
+class Runner:
+    """Runs the turns of one agent.  Never two at a time."""
+
+    __slots__ = ("_cell", "_core", "_effects", "_is_cancellable", "cancels", "turn")
+
+    def __init__(self, core: Core, cell: Cell, effects: Effects) -> None:
+        self._core = core
+        self._cell = cell
+        self._effects = effects
+        self.turn: Turn | None = None
+        """The turn that waits.  While a turn runs without waiting, nobody else can look."""
+        self._is_cancellable = False
+        self.cancels = 0
+        """How often the turn that waits was cancelled to be run again."""
+
+    @property
+    def running(self) -> tuple[str, float]:
+        """The handler or hook that waits for something, and for how many seconds it has; "" if none does."""
+        turn = self.turn
+        return (turn.message, self._core.loop.time() - turn.since) if turn is not None else ("", 0.0)
+
+    def begin(self, mail: Mail, message: Message, handler: HandlerSpec) -> Unfinished | None:
+        """Runs a message's turn up to its first wait or error.  None if that was all of it: the turn has taken effect.
+
+        Most handlers never wait, and then a turn costs no coroutine but their own.
+        """
+        cell, turn = self._cell, Turn(self._core, mail.sender, message.n, message.handler)
+        if message.corrects:
+            turn.corrects = message.corrects
+        if message.chain:
+            turn.chain = message.chain
+        try:
+            cell.begin(turn)
+            result = self._first(turn, handler.fn, handler.decode_args(message.args))
+            if type(result) is Started:
+                return Unfinished(turn, handler, None, result)
+            self._effects.end(mail, message, turn, handler, result)
+        except BaseException as error:
+            cell.undo()
+            turn.closed = True
+            if ends_task(error):
+                raise
+            return Unfinished(turn, handler, error)
+        turn.closed = True
+        return None
+
+    async def finish(self, mail: Mail, message: Message, unfinished: Unfinished) -> BaseException | None:
+        """The rest of a turn that waits.  Returns what it failed with; raises `TurnStopped` if it is to be run again."""
+        turn, handler, error, started = unfinished
+        if started is None:
+            return error
+        try:
+            result = await self._rest(turn, started, handler.cancellable)
+            self._effects.end(mail, message, turn, handler, result)
+            return None
+        except TurnStopped:
+            self._cell.undo()
+            raise
+        except BaseException as raised:
+            self._cell.undo()
+            if ends_task(raised) or started.is_closed:
+                raise
+            return raised
+        finally:
+            turn.closed = True
+
+    async def hook(self, name: str) -> None:
+        """Runs a hook of the class, if the class has it, as a turn without a message.  Its changes join the next commit."""
+        core, spec = self._core, self._core.spec
+        if not spec.overrides(name):
+            return
+        turn, started = Turn(core, "", 0, name), None
+        try:
+            self._cell.begin(turn)
+            result = self._first(turn, getattr(spec.cls, name), {})
+            if type(result) is Started:
+                started = result
+                await self._rest(turn, started, False)
+            core.batch.change(self._cell.end())
+        except BaseException as error:
+            self._cell.undo()
+            if isinstance(error, TurnStopped):
+                raise Fenced(f"Agent {turn.id!r} is not run by this process any more.", agent=turn.id) from core.lost
+            if isinstance(error, Exception) or ends_task(error) or (started is not None and started.is_closed):
+                raise
+            raise HandlerFailed(f"{name} of agent {turn.id!r} raised {described(error)}.", agent=turn.id) from error
+        finally:
+            turn.closed = True
+        if turn.tells:
+            core.touch()
+        self._effects.send(turn)
+
+    def interrupt(self) -> None:
+        """No new turn may begin: a step's wait ends, and a turn that may be cancelled is."""
+        turn = self.turn
+        if turn is not None:
+            turn.wake()
+            if self._is_cancellable and not turn.in_step and turn.task is not None:
+                self.cancels += 1
+                turn.task.cancel()
+
+    def _first(self, turn: Turn, fn: Callable[..., Any], args: dict[str, Any]) -> Any:
+        """What `fn` returns; `Started` if it waits."""
+        token = current_turn.set(turn)
+        try:
+            coroutine = fn(self._cell.agent, **args)
+            waits_for = coroutine.send(None)
+        except StopIteration as stop:
+            if turn.broken is not None:
+                raise turn.broken from None
+            return stop.value
+        finally:
+            current_turn.reset(token)
+        return Started(coroutine, waits_for)
+
+    async def _rest(self, turn: Turn, started: Started, is_cancellable: bool) -> Any:
+        """What a function returns that waits.  Raises `TurnStopped` if it is to be run again elsewhere."""
+        core, turn.task = self._core, asyncio.current_task()
+        self.turn, self._is_cancellable, turn.since, core.asks = turn, is_cancellable, core.loop.time(), turn.made
+        token = current_turn.set(turn)
+        core.commit_soon()
+        started.went_on = partial(self._caught_cancellation, turn, started)
+        try:
+            limit = None if turn.in_step else core.home.settings.turn_deadline_s
+            async with asyncio.timeout(limit) as turn.deadline:
+                result = await started
+        except asyncio.CancelledError as error:
+            if (turn.stopped and is_failure(error)) or (self.cancels and core.is_open):
+                raise TurnStopped from None
+            raise
+        except BaseException as error:
+            if turn.stopped and is_failure(error):  # in whatever shape: a task group wraps it
+                raise TurnStopped from None
+            if turn.deadline is not None and turn.deadline.expired() and not started.is_closed:
+                raise self._too_long(turn) from (error.__cause__ or error)
+            raise
+        finally:
+            current_turn.reset(token)
+            self.turn, self._is_cancellable, turn.deadline, core.asks = None, False, None, ()
+            self._uncancel()
+        if turn.stopped or (turn.broken is None and core.lost is not None):
+            raise TurnStopped
+        if turn.broken is not None:
+            raise turn.broken
+        return result
+
+    def _uncancel(self) -> None:
+        """The turn that `interrupt` has cancelled is over, maybe long after, or has caught the cancellation: its task goes on."""
+        task = asyncio.current_task()
+        while self.cancels and task is not None:
+            self.cancels -= 1
+            task.uncancel()
+
+    # ---- turns that last too long ----------------------------------------------------------------------------
+
+    def _too_long(self, turn: Turn) -> CellError:
+        """Of a turn that was cancelled at its deadline: by its own fault, or because the store has not taken its record."""
+        if turn.waits_for_store:
+            return StoreBusy(
+                f"Agent {turn.id!r}: the store has not taken a record of its turn within the turn's deadline."
+            )
+        seconds, asked = self._core.home.settings.turn_deadline_s, [m.label for m in turn.made if m.answer is None]
+        return TurnDeadlineExceeded(
+            f"{self._core.spec.name}.{turn.message} of agent {turn.id!r} did not end within the turn's deadline of {seconds:g} s"
+            + (f", waiting for {asked[-1]}{turn.why}" if asked else "")
+            + "; it was cancelled, and its state is as before the turn"
+            + (", and the agent goes on." if turn.sender else "."),
+            agent=turn.id, handler=turn.message, deadline_s=seconds,
+        )  # fmt: skip
+
+    def _caught_cancellation(self, turn: Turn, started: Started) -> None:
+        """The handler was cancelled and waits again.  It has the time of a pause to put things in order."""
+        core = self._core
+        core.loop.call_later(core.home.settings.pause_s, self._abandon, turn, started, asyncio.current_task())
+
+    def _abandon(self, turn: Turn, started: Started, task: asyncio.Task[Any] | None) -> None:
+        """Runs the handler no further, unless it was a time limit of its own that has cancelled it."""
+        if turn.closed or started.is_abandoned or self.turn is not turn or task is None or not task.cancelling():
+            return
+        is_hook, is_late = not turn.sender, turn.deadline is not None and turn.deadline.expired()
+        if is_hook or is_late or self._core.writer.is_closed or self.cancels:
+            logger.error(
+                "agent %s: %s.%s was cancelled %g s ago, caught the cancellation, and goes on. It is run no further, and the turn "
+                "has no effect.", turn.id, self._core.spec.name, turn.message, self._core.home.settings.pause_s,
+            )  # fmt: skip
+            started.is_abandoned = True
+            task.cancel()
+
+    def log_overdue(self) -> None:
+        """Logs, once, that a turn goes on beyond its deadline."""
+        turn = self.turn
+        if turn is not None and turn.deadline is not None and turn.deadline.expired() and not turn.is_reported_late:
+            turn.is_reported_late = True
+            logger.error(
+                "agent %s: %s.%s goes on beyond the turn's deadline of %g s, although it was cancelled; the agent takes nothing else",
+                turn.id, self._core.spec.name, turn.message, self._core.home.settings.turn_deadline_s,
+            )  # fmt: skip
+
+
+def ends_task(error: BaseException) -> bool:
+    """True if the error ends the task that runs the turn, and is not the handler's own."""
+    if isinstance(error, asyncio.CancelledError):
+        task = asyncio.current_task()
+        return task is not None and task.cancelling() > 0
+    return False
