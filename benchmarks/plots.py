@@ -16,12 +16,14 @@ import matplotlib as mpl
 mpl.use("svg")
 mpl.rcParams.update(
     {
-        "svg.hashsalt": "mielin", "svg.fonttype": "path", "font.size": 9, "axes.grid": True, "grid.alpha": 0.25,
+        "svg.hashsalt": "mielin", "svg.fonttype": "path", "font.size": 9, "axes.grid": True,
+        "axes.axisbelow": True, "grid.alpha": 0.25,
         "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "figure.figsize": (7.2, 3.6),
         "figure.constrained_layout.use": True,
     }
 )  # fmt: skip
 from matplotlib import pyplot as plt  # noqa: E402 - the backend is chosen before
+from matplotlib import ticker  # noqa: E402
 
 COLOURS = {
     "always": "#1f5fa8", "lazy": "#4aa3df", "ours": "#1f5fa8", "floor": "#888888", "ray": "#c0392b", "xoscar": "#e08e0b",
@@ -65,6 +67,15 @@ def pause_size(parts: Figures) -> Any:
     return figure
 
 
+def _log_ms(axes: Any, label: str = "ms") -> None:
+    """A logarithmic axis whose ticks are few and plain numbers: the ones by default overlap where it spans less than two decades."""
+    axes.set(xscale="log", xlabel=label)
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1.0,) if high / low > 200 else (1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f"{x:g}"))
+    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
+
+
 def _ecdf(axes: Any, values: list[float], **how: Any) -> None:
     axes.step(values, [(n + 1) / len(values) for n in range(len(values))], where="post", lw=1.4, **how)
 
@@ -78,8 +89,10 @@ def pause_ecdf(parts: Figures) -> Any:
     for key in (*SYNCS, *PEERS):
         if key in parts.get("away", {}):
             _ecdf(right, parts["away"][key]["waits"], color=COLOURS[key], label=named(key))
-    left.set(xscale="log", xlabel="ms", ylabel="share of moves", title="Pause, 1 KiB, 1,000 messages/s")
-    right.set(xscale="log", xlabel="ms", title="Longest wait of a client in a move, 1 MiB")
+    left.set(ylabel="share of moves", title="Pause, 1 KiB, 1,000 messages/s")
+    right.set_title("Longest wait of a client in a move, 1 MiB")
+    for axes in (left, right):
+        _log_ms(axes)
     left.legend(fontsize=7)
     right.legend(fontsize=7)
     return figure
@@ -87,7 +100,9 @@ def pause_ecdf(parts: Figures) -> Any:
 
 def asks(parts: Figures) -> Any:
     figures, local = parts["asks"], parts.get("inprocess", {})
-    figure, (rates, inside, latency) = plt.subplots(1, 3, width_ratios=(5, 3, 5))
+    figure, panels = plt.subplot_mosaic(
+        [["rates", "delays"], ["inside", "delays"]], figsize=(7.2, 4.4), height_ratios=(7, 4), width_ratios=(3, 2)
+    )
     bars, delays = list[tuple[str, float, str]](), list[tuple[str, Figures, str]]()
     for sync in SYNCS:
         if sync in figures:
@@ -103,18 +118,16 @@ def asks(parts: Figures) -> Any:
             one = figures[peer]
             bars.append((f"{named(peer)}, keeps nothing", _middle(one["asks_per_s"][one["way"]]), COLOURS[peer]))
             delays.append((named(peer), one["ask_ms"], COLOURS[peer]))
-    _bars(rates, bars, "asks per second, between processes")
-    _bars(
-        inside,
-        [(named(name), _middle(one["asks_per_s"]), COLOURS[name]) for name, one in local.items()],
-        "in one process",
-    )
-    for place, (name, one, colour) in enumerate(reversed(delays)):
+    _bars(panels["rates"], bars, "Asks per second, between processes")
+    inside = [(named(name), _middle(one["asks_per_s"]), COLOURS[name]) for name, one in local.items()]
+    _bars(panels["inside"], inside, "Asks per second, in one process")
+    latency = panels["delays"]
+    for place, (_, one, colour) in enumerate(delays):
         latency.plot([one["p50"], one["p99"]], [place, place], color=colour, lw=2)
         latency.plot([one["p50"]], [place], "o", color=colour)
-        latency.annotate(name, (one["p50"], place), xytext=(0, 5), textcoords="offset points", fontsize=7)
-    latency.set(xscale="log", xlabel="ms, p50 to p99", yticks=[], title="one after another")
-    latency.set_ylim(-0.5, len(delays) - 0.3)
+    _name_rows(latency, [name for name, _, _ in delays])
+    _log_ms(latency, "ms, p50 to p99")
+    latency.set_title("One ask after another", fontsize=9)
     return figure
 
 
@@ -122,21 +135,26 @@ def _middle(values: list[float]) -> float:
     return sorted(values)[len(values) // 2]
 
 
+def _name_rows(axes: Any, names: list[str]) -> None:
+    """Names on the left of the rows, the first one on top."""
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.grid(visible=False, axis="y")
+
+
 def _bars(axes: Any, bars: list[tuple[str, float, str]], title: str) -> None:
+    """Bars from left to right, so that long names fit beside them."""
     for place, (_, value, colour) in enumerate(bars):
-        axes.bar(place, value, color=colour)
+        axes.barh(place, value, color=colour)
         axes.annotate(
-            f"{value:,.0f}",
-            (place, value),
-            ha="center",
-            va="bottom",
-            fontsize=6,
-            xytext=(0, 1),
-            textcoords="offset points",
+            f"{value:,.0f}", (value, place), va="center", fontsize=7, xytext=(3, 0), textcoords="offset points"
         )
-    axes.set_xticks(range(len(bars)), [name for name, _, _ in bars], rotation=40, ha="right", fontsize=7)
+    _name_rows(axes, [name for name, _, _ in bars])
+    axes.set_xlim(0, 1.15 * max((value for _, value, _ in bars), default=1.0))
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(4))
+    axes.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
+    axes.tick_params(axis="x", labelsize=7)
     axes.set_title(title, fontsize=9)
-    axes.grid(visible=False, axis="x")
 
 
 def turn_size(parts: Figures) -> Any:
@@ -161,21 +179,23 @@ def turn_size(parts: Figures) -> Any:
 
 def migrations(parts: Figures) -> Any:
     figures = parts["drain"]
-    figure, axes = plt.subplots()
+    figure, axes = plt.subplots(figsize=(7.2, 2.2))
     wanted = {"always": 150, "lazy": 300}
-    bars = [(f"{named(sync)}, {figures[sync]['agents']:,} agents", _middle(figures[sync]["per_s"]), COLOURS[sync])
-            for sync in SYNCS if sync in figures]  # fmt: skip
+    syncs = [sync for sync in SYNCS if sync in figures]
+    bars = [
+        (f"{named(one)}, {figures[one]['agents']:,} agents", _middle(figures[one]["per_s"]), COLOURS[one])
+        for one in syncs
+    ]
     _bars(axes, bars, "Migrations per second when a node is drained")
-    for place, sync in enumerate(sync for sync in SYNCS if sync in figures):
+    for place, sync in enumerate(syncs):
         axes.plot(
-            [place - 0.4, place + 0.4],
             [wanted[sync]] * 2,
+            [place - 0.4, place + 0.4],
             ls="--",
             color="black",
             lw=1,
             label=f"wanted: {wanted[sync]}",
         )
-    axes.tick_params(axis="x", rotation=0)
     axes.legend(fontsize=7)
     return figure
 
@@ -186,31 +206,18 @@ def failover(parts: Figures) -> Any:
         series = parts["failover"].get(sync)
         if not series:
             continue
-        counts = [one["agents"] for one in series]
-        axes.plot(
-            counts,
-            [one["seconds"] for one in series],
-            "o-",
-            ms=4,
-            color=COLOURS[sync],
-            label=f"{named(sync)}, from the kill",
-        )
-        axes.plot(
-            counts,
-            [one["detection_s"] for one in series],
-            ls="-.",
-            lw=1,
-            color=COLOURS[sync],
-            label=f"of it detection ({sync})",
-        )
-        axes.plot(
-            counts,
-            [one["floor_s"] for one in series],
-            ls=":",
-            lw=1.4,
-            color=COLOURS[sync],
-            label=f"bare takeover ({sync})",
-        )
+        for key, label, style in (
+            ("seconds", f"{named(sync)}, from the kill", {"marker": "o", "ms": 4}),
+            ("detection_s", f"of it detection ({sync})", {"ls": "-.", "lw": 1}),
+            ("floor_s", f"bare takeover ({sync})", {"ls": ":", "lw": 1.4}),
+        ):
+            axes.plot(
+                [one["agents"] for one in series],
+                [one[key] for one in series],
+                color=COLOURS[sync],
+                label=label,
+                **style,
+            )
     axes.set(
         xlabel="agents on the killed node",
         ylabel="s",
@@ -223,28 +230,21 @@ def failover(parts: Figures) -> Any:
 
 def memory(parts: Figures) -> Any:
     series = parts["idle"]["idle"]
-    figure, (left, right) = plt.subplots(1, 2)
-    counts = [one["agents"] for one in series]
-    left.plot(counts, [one["kib_each"] for one in series], "o-", ms=4, color=COLOURS["ours"])
-    left.axhline(10, ls="--", lw=1, color=COLOURS["floor"], label="wanted: at most 10 KiB")
-    left.set(
-        xscale="log",
-        ylim=(0, None),
-        xlabel="idle agents on one node",
-        ylabel="KiB of the node for each",
-        title="Memory per agent",
-    )
-    right.plot(counts, [one["per_s"] for one in series], "o-", ms=4, color=COLOURS["lazy"])
-    right.axhline(2000, ls="--", lw=1, color=COLOURS["floor"], label="wanted: at least 2,000/s")
-    right.set(
-        xscale="log",
-        ylim=(0, None),
-        xlabel="idle agents on one node",
-        ylabel="agents created per second",
-        title="Creation, lazy",
-    )
-    left.legend(fontsize=7)
-    right.legend(fontsize=7)
+    figure, panels = plt.subplots(1, 2)
+    for axes, key, colour, wanted, label, ylabel, title in (
+        (panels[0], "kib_each", "ours", 10, "wanted: at most 10 KiB", "KiB of the node for each", "Memory per agent"),
+        (panels[1], "per_s", "lazy", 2000, "wanted: at least 2,000/s", "agents created per second", "Creation, lazy"),
+    ):
+        axes.plot([one["agents"] for one in series], [one[key] for one in series], "o-", ms=4, color=COLOURS[colour])
+        axes.axhline(wanted, ls="--", lw=1, color=COLOURS["floor"], label=label)
+        axes.set(
+            xscale="log",
+            ylim=(0, 1.15 * max(one[key] for one in series)),
+            xlabel="idle agents on one node",
+            ylabel=ylabel,
+            title=title,
+        )
+        axes.legend(fontsize=7)
     return figure
 
 
