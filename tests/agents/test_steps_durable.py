@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.moving import ONCE, nodes
+from support.moving import nodes
+from support.nodes import ONCE
 from support.step_world import NO_WAIT, QUICK, Chat, Scripted, anew, is_stopping, script, world
 
 import mielin_cells as cells

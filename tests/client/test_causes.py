@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 
 import pytest
-from support.bad_agents import bad_class, deployment, good_class
+from support.bad_agents import QUICK, bad_class, good_class, having
 from support.moving import nodes
+from support.nodes import deployment
 
 import mielin_cells as cells
 from mielin_cells.cli import look
@@ -274,14 +275,14 @@ async def test_what_keeps_an_agents_ask_from_being_stored_is_named(ends: str, mo
 
 
 async def test_an_ask_of_an_agent_whose_state_cannot_be_upgraded_fails_with_that_cause() -> None:
-    async with deployment() as at, asyncio.timeout(WAIT_S):
+    async with deployment(settings=QUICK) as at, asyncio.timeout(WAIT_S):
         good = good_class()
-        before = await at.start("node-1", good)
+        before = await at.start("node-1", known=having(good))
         agent = await at.client.on("node-1").spawn(good, "l")
         assert await agent.add() == 1  # type: ignore[attr-defined]
         before._close_all()
         before.kill()
-        node = await at.start("node-1", bad_class("its upgrade raises"))
+        node = await at.start("node-1", known=having(bad_class("its upgrade raises")))
         while "l" not in node.activations.unloadable:
             await asyncio.sleep(0.01)
         with pytest.raises(cells.errors.StateUpgradeFailed, match=r"Agent 'l' cannot answer: .* Your message waits"):
@@ -289,13 +290,13 @@ async def test_an_ask_of_an_agent_whose_state_cannot_be_upgraded_fails_with_that
 
 
 async def test_an_ask_of_an_agent_whose_node_does_not_know_its_class_fails_with_that_cause() -> None:
-    async with deployment() as at, asyncio.timeout(WAIT_S):
+    async with deployment(settings=QUICK) as at, asyncio.timeout(WAIT_S):
         good = good_class()
-        before = await at.start("node-1", good)
+        before = await at.start("node-1", known=having(good))
         agent = await at.client.on("node-1").spawn(good, "l")
         before._close_all()
         before.kill()
-        node = await at.start("node-1", None)
+        node = await at.start("node-1", known=having(None))
         porter = await at.client.on("node-1").spawn(Porter, "p")
         while "l" not in node.activations.unloadable:
             await asyncio.sleep(0.01)

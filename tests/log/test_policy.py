@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from pathlib import Path
-from random import Random
 
 import msgspec
 import pytest
+from support.nodes import deployment
 
 import mielin_cells as cells
 from mielin_cells import Policy
-from mielin_cells.agents.reference import classes
 from mielin_cells.client.client import Client
 from mielin_cells.membership.table import Announcement
-from mielin_cells.migration.recovery import RecoveryConfig
-from mielin_cells.node.node import Node
 from mielin_cells.store.reader import load
-from mielin_cells.substrate.embedded import Embedded
 
 ARM = Policy(preferred_architectures=("aarch64", "riscv64"))
 
@@ -79,28 +74,16 @@ def test_no_architecture_means_any() -> None:
 
 
 async def test_an_agent_is_moved_only_to_an_architecture_that_its_policy_wants() -> None:
-    substrate = await Embedded.open()
-    client = Client(substrate.log, substrate.wire, rng=Random(0))
-    await client.open()
-    running = []
-    for name, architecture in (("node-1", "aarch64"), ("node-2", "x86_64"), ("node-3", "riscv64")):
-        node = Node(
-            name, substrate.log, substrate.wire, classes.get, rng=Random(name), wall=time.time,
-            about=Announcement(architecture=architecture), recovery=RecoveryConfig(max_retries=0),
-        )  # fmt: skip
-        await node.start()
-        running.append(node)
-    probe = await client.on("node-1").spawn(Buoy, "p")
-    assert (await client.show("p")).policy == ARM
-    with pytest.raises(cells.MigrationRefused, match="x86_64"):
-        await client.migrate("p", to="node-2")
-    assert (await client.migrate("p", to="node-3")).ok
-    assert (await load(substrate.log, "p")).policy == ARM
-    del probe
-    for node in running:
-        await node.stop()
-    await client.close()
-    await substrate.close()
+    async with deployment() as made:
+        client = made.client
+        for name, architecture in (("node-1", "aarch64"), ("node-2", "x86_64"), ("node-3", "riscv64")):
+            await made.start(name, about=Announcement(architecture=architecture))
+        await client.on("node-1").spawn(Buoy, "p")
+        assert (await client.show("p")).policy == ARM
+        with pytest.raises(cells.MigrationRefused, match="x86_64"):
+            await client.migrate("p", to="node-2")
+        assert (await client.migrate("p", to="node-3")).ok
+        assert (await load(client.log, "p")).policy == ARM
 
 
 async def test_a_policy_is_in_snapshots_and_a_class_that_changes_its_mind_does_not_change_agents(

@@ -5,30 +5,23 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from random import Random
 
 import pytest
+from support.nodes import Deployment, deployment
 from support.processes import deployment as processes
 
 import mielin_cells as cells
-from mielin_cells.agents.context import current
-from mielin_cells.agents.reference import classes
 from mielin_cells.cli.drain import drain as drain_command
 from mielin_cells.cli.drain import seconds_of
 from mielin_cells.cli.show import Printer
 from mielin_cells.client import drain as client_drain
-from mielin_cells.client.client import Client
 from mielin_cells.client.operator import Operator
 from mielin_cells.membership import table
-from mielin_cells.migration.recovery import RecoveryConfig
 from mielin_cells.node import drain
-from mielin_cells.node.node import Node
 from mielin_cells.rpc import answers
-from mielin_cells.substrate.embedded import Embedded
 
 QUICK = cells.Settings(reconcile_s=0.3, ask_repeat_s=0.1, pause_s=0.2)
 
@@ -63,47 +56,15 @@ class Door:
 doors: list[Door] = []
 
 
-class Deployment:
-    def __init__(self, substrate: Embedded, client: Client) -> None:
-        self.substrate = substrate
-        self.client = client
-        self.nodes: dict[str, Node] = {}
-
-    async def start(self, name: str, settings: cells.Settings = QUICK) -> Node:
-        node = Node(
-            name, self.substrate.log, self.substrate.wire, classes.get, settings=settings, rng=Random(name),
-            wall=time.time, recovery=RecoveryConfig(max_retries=0),
-        )  # fmt: skip
-        node.home.cluster = self.client
-        await node.start()
-        self.nodes[name] = node
-        return node
-
-    async def die(self, name: str) -> None:
-        node = self.nodes.pop(name)
-        node._close_all()
-        node.kill()
-
-
 @asynccontextmanager
-async def deployment(*names: str) -> AsyncIterator[Deployment]:
+async def gated(*names: str) -> AsyncIterator[Deployment]:
+    """A deployment with a door of its own, which is open at the end."""
     doors.append(Door())
-    substrate = await Embedded.open()
-    client = Client(substrate.log, substrate.wire, settings=QUICK, rng=Random(0))
-    await client.open()
-    made = Deployment(substrate, client)
-    for name in names:
-        await made.start(name)
-    token = current.set(client)
-    try:
-        yield made
-    finally:
-        current.reset(token)
-        doors.pop().leave.set()
-        for node in made.nodes.values():
-            await node.stop()
-        await client.close()
-        await substrate.close()
+    async with deployment(*names, settings=QUICK) as made:
+        try:
+            yield made
+        finally:
+            doors.pop().leave.set()
 
 
 async def until(holds: object, why: str = "") -> None:
@@ -116,7 +77,7 @@ async def until(holds: object, why: str = "") -> None:
 
 
 async def test_every_agent_leaves_a_drained_node_and_is_spread_and_no_call_fails() -> None:
-    async with deployment("node-1", "node-2", "node-3") as made:
+    async with gated("node-1", "node-2", "node-3") as made:
         client = made.client
         meters = [await client.on("node-1").spawn(Meter, f"g{n}") for n in range(40)]
         going, calls = True, 0
@@ -141,7 +102,7 @@ async def test_every_agent_leaves_a_drained_node_and_is_spread_and_no_call_fails
 
 
 async def test_a_drained_node_takes_nothing_until_it_is_uncordoned_also_after_a_restart() -> None:
-    async with deployment("node-1", "node-2") as made:
+    async with gated("node-1", "node-2") as made:
         client = made.client
         meter = await client.on("node-2").spawn(Meter, "g")
         await client.drain("node-1")
@@ -150,7 +111,7 @@ async def test_a_drained_node_takes_nothing_until_it_is_uncordoned_also_after_a_
         with pytest.raises(cells.errors.NodeCordoned, match="uncordon node-1"):
             await client.on("node-1").spawn(Meter, "h")
         assert await (await client.spawn(Meter, "i")).where() == "node-2"
-        await made.die("node-1")
+        made.kill("node-1")
         await made.start("node-1")
         with pytest.raises(cells.MigrationRefused, match="cordoned"):
             await client.migrate(meter, to="node-1")
@@ -162,7 +123,7 @@ async def test_a_drained_node_takes_nothing_until_it_is_uncordoned_also_after_a_
 
 
 async def test_a_cordoned_node_keeps_its_agents_and_is_not_chosen() -> None:
-    async with deployment("node-1", "node-2", "node-3") as made:
+    async with gated("node-1", "node-2", "node-3") as made:
         client = made.client
         kept = await client.on("node-2").spawn(Meter, "kept")
         await client.cordon("node-2")
@@ -178,7 +139,7 @@ async def test_a_cordoned_node_keeps_its_agents_and_is_not_chosen() -> None:
 
 
 async def test_a_node_alone_is_not_drained_and_stays_as_it_was() -> None:
-    async with deployment("node-1", "node-2") as made:
+    async with gated("node-1", "node-2") as made:
         client = made.client
         meter = await client.on("node-1").spawn(Meter, "g")
         await client.cordon("node-2")
@@ -194,7 +155,7 @@ async def test_a_node_alone_is_not_drained_and_stays_as_it_was() -> None:
 
 
 async def test_what_cannot_go_by_the_deadline_stays_runs_on_and_is_told() -> None:
-    async with deployment("node-1", "node-2") as made:
+    async with gated("node-1", "node-2") as made:
         client = made.client
         quiet = await client.on("node-1").spawn(Meter, "quiet")
         busy = await client.on("node-1").spawn(Meter, "busy")
@@ -213,7 +174,7 @@ async def test_what_cannot_go_by_the_deadline_stays_runs_on_and_is_told() -> Non
 async def test_the_command_fails_when_agents_stay_and_says_which_and_why(
     as_json: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    async with deployment("node-1", "node-2") as made:
+    async with gated("node-1", "node-2") as made:
         busy = await made.client.on("node-1").spawn(Meter, "busy")
         working = asyncio.create_task(busy.slow())
         await doors[-1].begun.wait()
@@ -228,7 +189,7 @@ async def test_the_command_fails_when_agents_stay_and_says_which_and_why(
 
 
 async def test_a_turn_that_ends_in_time_is_waited_for() -> None:
-    async with deployment("node-1", "node-2") as made:
+    async with gated("node-1", "node-2") as made:
         client = made.client
         busy = await client.on("node-1").spawn(Meter, "busy")
         working = asyncio.create_task(busy.slow())
@@ -245,7 +206,7 @@ async def test_a_turn_that_ends_in_time_is_waited_for() -> None:
 
 
 async def test_a_move_that_an_operator_aborts_is_not_begun_again() -> None:
-    async with deployment("node-1", "node-2") as made:
+    async with gated("node-1", "node-2") as made:
         client, node = made.client, made.nodes["node-1"]
         busy = await client.on("node-1").spawn(Meter, "busy")
         working = asyncio.create_task(busy.slow())
@@ -262,7 +223,7 @@ async def test_a_move_that_an_operator_aborts_is_not_begun_again() -> None:
 
 
 async def test_uncordoning_ends_a_drain() -> None:
-    async with deployment("node-1", "node-2") as made:
+    async with gated("node-1", "node-2") as made:
         client, node = made.client, made.nodes["node-1"]
         busy = await client.on("node-1").spawn(Meter, "busy")
         working = asyncio.create_task(busy.slow())
@@ -279,7 +240,7 @@ async def test_uncordoning_ends_a_drain() -> None:
 
 
 async def test_a_dry_run_says_where_each_agent_would_go_and_changes_nothing() -> None:
-    async with deployment("node-1", "node-2", "node-3") as made:
+    async with gated("node-1", "node-2", "node-3") as made:
         client = made.client
         for n in range(4):
             await client.on("node-1").spawn(Meter, f"g{n}")
@@ -295,11 +256,11 @@ async def test_a_dry_run_says_where_each_agent_would_go_and_changes_nothing() ->
 
 
 async def test_a_dead_node_is_drained_by_claims() -> None:
-    async with deployment("node-1", "node-2", "node-3") as made:
+    async with gated("node-1", "node-2", "node-3") as made:
         client = made.client
         meters = [await client.on("node-1").spawn(Meter, f"g{n}") for n in range(6)]
         await asyncio.gather(*(meter.add() for meter in meters))
-        await made.die("node-1")
+        made.kill("node-1")
         plan = await client_drain.plan_drain(client, "node-1")
         assert [row.agent for row in plan.rows] == [f"g{n}" for n in range(6)]
         report = await client.drain("node-1")
@@ -317,7 +278,7 @@ async def test_a_dead_node_is_drained_by_claims() -> None:
 async def test_a_node_that_dies_in_its_drain_is_drained_by_claims(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_drain, "PATIENCE_S", 0.3)
     monkeypatch.setattr(client_drain, "ASK_S", 0.1)
-    async with deployment("node-1", "node-2") as made:
+    async with gated("node-1", "node-2") as made:
         client, node = made.client, made.nodes["node-1"]
         busy = await client.on("node-1").spawn(Meter, "busy")
         await client.on("node-1").spawn(Meter, "quiet")
@@ -325,7 +286,7 @@ async def test_a_node_that_dies_in_its_drain_is_drained_by_claims(monkeypatch: p
         await doors[-1].begun.wait()
         draining = asyncio.create_task(client.drain("node-1"))
         await until(lambda: "quiet" not in node.activations.live and "busy" in node.migrations.moves)
-        await made.die("node-1")
+        made.kill("node-1")
         doors[-1].leave.set()
         report = await draining
         assert (report.ok, report.claimed) == (True, 1)
@@ -334,7 +295,7 @@ async def test_a_node_that_dies_in_its_drain_is_drained_by_claims(monkeypatch: p
 
 
 async def test_two_operators_drain_as_one() -> None:
-    async with deployment("node-1", "node-2") as made:
+    async with gated("node-1", "node-2") as made:
         client = made.client
         for n in range(10):
             await client.on("node-1").spawn(Meter, f"g{n}")
@@ -348,7 +309,7 @@ async def test_two_operators_drain_as_one() -> None:
 async def test_a_drain_ends_at_its_deadline_whatever_its_moves_do(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of the moves end as the deadline comes, the others hang at the target: before the handover, or behind it."""
     monkeypatch.setattr(drain, "END_S", 0.2)
-    async with deployment("node-1", "node-2") as made:
+    async with gated("node-1", "node-2") as made:
         client, node, steps = made.client, made.nodes["node-1"], 0
         for n in range(drain.MOVES):
             await client.on("node-1").spawn(Meter, f"g{n:02}")

@@ -12,7 +12,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from support.failing import LIMIT_S, QUICK, Gauge, die, entered, nodes
+from support.failing import LIMIT_S, QUICK, Gauge, die, enter, nodes, watching
 from support.processes import deployment, wait_for
 
 import mielin_cells as cells
@@ -78,8 +78,8 @@ async def test_the_agents_of_a_dead_node_are_spread_over_the_others_and_lose_not
 
 async def test_a_node_is_known_as_soon_as_it_is_heard_and_its_death_is_not_found_later_than_anothers() -> None:
     never = replace(QUICK, reconcile_s=1000.0)
-    async with nodes("node-1", settings=never) as (client, running, keepers, air):
-        reads = list[str]()
+    async with watching("node-1", settings=never) as (opened, keepers, air):
+        client, running, reads = opened.client, opened.nodes, list[str]()
         log, subjects = running["node-1"].home.log, running["node-1"].home.log.subjects
 
         async def counted(prefix: str) -> list[tuple[str, int]]:
@@ -90,7 +90,7 @@ async def test_a_node_is_known_as_soon_as_it_is_heard_and_its_death_is_not_found
         async with asyncio.timeout(10):
             while await client.log.last(SUBJECT) is None:  # it has looked who is there, and keeps
                 await asyncio.sleep(0.01)
-        running["node-2"], _ = await entered("node-2", client, air, never)
+        await enter(opened, air, "node-2", never)
         gauge = await client.on("node-2").spawn(Gauge, "g")
         assert await gauge.add() == 1
         air.last["nobody"] = running["node-1"].activations.clock()

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import pytest
+from support.nodes import deployment
 
 import mielin_cells as cells
-from mielin_cells.agents.context import current
-from mielin_cells.agents.reference import classes
 from mielin_cells.client.client import Client
 from mielin_cells.migration.admission import Facts, Offer, refusals
 from mielin_cells.node.moves.admission import Room, room_of
-from mielin_cells.node.node import Node
 from mielin_cells.rpc import requests
 from mielin_cells.rpc.call import call
-from mielin_cells.substrate.embedded import Embedded
 
 OFFER = Offer(cls="Shelf", version=2, state_bytes=1000)
 ABLE = Facts(
@@ -131,31 +124,6 @@ class Archive(cells.Agent, version=2):
         return len(self.load)
 
 
-@asynccontextmanager
-async def nodes(*names: str, settings: cells.Settings | None = None) -> AsyncIterator[tuple[Client, dict[str, Node]]]:
-    """Nodes that tests can give facts: set `node.copies._room`."""
-    substrate = await Embedded.open()
-    client = Client(substrate.log, substrate.wire, settings=settings, rng=Random(0))
-    await client.open()
-    running: dict[str, Node] = {}
-    for name in names:
-        node = Node(
-            name, substrate.log, substrate.wire, classes.get, settings=settings, rng=Random(name), wall=time.time
-        )
-        node.home.cluster = client
-        await node.start()
-        running[name] = node
-    token = current.set(client)
-    try:
-        yield client, running
-    finally:
-        current.reset(token)
-        for node in running.values():
-            await node.stop()
-        await client.close()
-        await substrate.close()
-
-
 async def offered(cluster: Client, to: str, request: requests.Prepare) -> list[str]:
     return (await call(cluster.wire, to, request, 5.0)).reasons
 
@@ -166,7 +134,8 @@ def offer_of(agent: str, size: int, migration: str = "m-1", **more: Any) -> requ
 
 async def test_a_move_that_cannot_be_names_every_reason_and_the_agent_runs_on() -> None:
     settings = cells.Settings(state_bytes_max=100)
-    async with nodes("node-1", "node-2", settings=settings) as (cluster, running):
+    async with deployment("node-1", "node-2", settings=settings, recovery=None) as made:
+        cluster, running = made.client, made.nodes
         running["node-2"].copies._room = lambda: Room(memory_bytes=64, storage_bytes=32)
         shelf = await cluster.on("node-1").spawn(Shelf, "s", load=b"x" * 500)
 
@@ -184,7 +153,8 @@ async def test_a_move_that_cannot_be_names_every_reason_and_the_agent_runs_on() 
 
 
 async def test_a_node_that_stops_says_so_among_the_other_reasons() -> None:
-    async with nodes("node-1", "node-2") as (cluster, running):
+    async with deployment("node-1", "node-2", recovery=None) as made:
+        cluster, running = made.client, made.nodes
         shelf = await cluster.on("node-1").spawn(Shelf, "s", load=b"x" * 500)
         running["node-2"].copies._room = lambda: Room(memory_bytes=64)
         running["node-2"].activations.stop()
@@ -196,7 +166,8 @@ async def test_a_node_that_stops_says_so_among_the_other_reasons() -> None:
 
 
 async def test_two_moves_to_one_node_do_not_count_the_same_memory() -> None:
-    async with nodes("node-1", "node-2") as (cluster, running):
+    async with deployment("node-1", "node-2", recovery=None) as made:
+        cluster, running = made.client, made.nodes
         running["node-2"].copies._room = lambda: Room(memory_bytes=1000)
         first, second = [await cluster.on("node-1").spawn(Shelf, name, load=b"x" * 500) for name in ("a", "b")]
 
@@ -212,7 +183,8 @@ async def test_two_moves_to_one_node_do_not_count_the_same_memory() -> None:
 
 
 async def test_a_repeated_request_meets_its_own_reservation_and_a_later_move_replaces_it() -> None:
-    async with nodes("node-1", "node-2") as (cluster, running):
+    async with deployment("node-1", "node-2", recovery=None) as made:
+        cluster, running = made.client, made.nodes
         target = running["node-2"]
         target.copies._room = lambda: Room(memory_bytes=1000)
         for migration in ("m-1", "m-1", "m-2", "m-2"):
@@ -222,7 +194,8 @@ async def test_a_repeated_request_meets_its_own_reservation_and_a_later_move_rep
 
 
 async def test_a_reservation_that_no_copy_follows_expires() -> None:
-    async with nodes("node-1", "node-2", settings=cells.Settings(prepare_s=0.02)) as (cluster, running):
+    async with deployment("node-1", "node-2", settings=cells.Settings(prepare_s=0.02), recovery=None) as made:
+        cluster, running = made.client, made.nodes
         assert await offered(cluster, "node-2", offer_of("a", 600)) == []
         assert "a" in running["node-2"].copies.by_agent
         async with asyncio.timeout(10):
@@ -232,7 +205,8 @@ async def test_a_reservation_that_no_copy_follows_expires() -> None:
 
 @pytest.mark.parametrize("end", ["completed", "cancelled"])
 async def test_the_reservation_ends_with_the_move(end: str) -> None:
-    async with nodes("node-1", "node-2") as (cluster, running):
+    async with deployment("node-1", "node-2", recovery=None) as made:
+        cluster, running = made.client, made.nodes
         shelf = await cluster.on("node-1").spawn(Shelf, "s", load=b"x" * 500)
         busy = asyncio.create_task(shelf.rest(0.2))
         moving = asyncio.create_task(cluster.migrate(shelf, to="node-2"))
@@ -255,7 +229,8 @@ async def test_the_reservation_ends_with_the_move(end: str) -> None:
 
 
 async def test_the_wire_carries_where_an_agent_can_run() -> None:
-    async with nodes("node-1", "node-2") as (cluster, running):
+    async with deployment("node-1", "node-2", recovery=None) as made:
+        cluster, running = made.client, made.nodes
         running["node-2"].copies._architecture = "riscv64"
         reasons = await offered(cluster, "node-2", offer_of("a", 1, architectures=["x86_64"]))
         assert reasons == ["it runs on x86_64, and node-2 is riscv64"]
@@ -263,7 +238,8 @@ async def test_the_wire_carries_where_an_agent_can_run() -> None:
 
 
 async def test_a_state_without_an_upgrade_is_refused_before_it_is_copied() -> None:
-    async with nodes("node-1", "node-2") as (cluster, _):
+    async with deployment("node-1", "node-2") as made:
+        cluster = made.client
         old = requests.Prepare("a", "m-1", "node-1", "Archive", 1, 1, 1)
         assert await offered(cluster, "node-2", old) == [
             "its state is of Archive version 1, and node-2 has version 2 without an upgrade from 1"

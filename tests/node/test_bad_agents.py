@@ -6,7 +6,8 @@ import asyncio
 from typing import Any
 
 import pytest
-from support.bad_agents import bad_class, deployment, good_class
+from support.bad_agents import QUICK, bad_class, good_class, having
+from support.nodes import deployment
 
 import mielin_cells as cells
 from mielin_cells.log.ids import log_subject
@@ -34,9 +35,9 @@ async def test_a_node_starts_serves_drains_and_stops_with_an_agent_that_cannot_r
     what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(adoption, "SLOW_S", 0.05)
-    async with deployment() as at, asyncio.timeout(15):
+    async with deployment(settings=QUICK) as at, asyncio.timeout(15):
         good = good_class()
-        before = await at.start("node-1", good)
+        before = await at.start("node-1", known=having(good))
         sound = [await at.client.on("node-1").spawn(Sound, f"s{n}") for n in range(3)]
         bad = [await at.client.on("node-1").spawn(good, f"{n}-bad") for n in range(2)]
         for agent in (*sound, *bad):
@@ -57,12 +58,12 @@ async def test_a_node_starts_serves_drains_and_stops_with_an_agent_that_cannot_r
 
             monkeypatch.setattr(Claims, "take", raises)
 
-        node = await at.start("node-1", bad_class(what))
+        node = await at.start("node-1", known=having(bad_class(what)))
         assert [await agent.add() for agent in sound] == [2] * 3
         await node.adoption.round()
         assert {f"s{n}" for n in range(3)} <= node.activations.live.keys()
 
-        other = await at.start("node-2", bad_class(what))
+        other = await at.start("node-2", known=having(bad_class(what)))
         emptying = node.drains.new(1.0, is_patient=False)
         await emptying.run()
         assert {f"s{n}" for n in range(3)} <= other.activations.live.keys()
@@ -74,9 +75,9 @@ async def test_a_node_starts_serves_drains_and_stops_with_an_agent_that_cannot_r
 async def test_what_failed_in_a_way_nobody_foresaw_is_not_tried_again_in_every_round(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with deployment() as at, asyncio.timeout(15):
+    async with deployment(settings=QUICK) as at, asyncio.timeout(15):
         good, tries = good_class(), 0
-        before = await at.start("node-1", good)
+        before = await at.start("node-1", known=having(good))
         await at.client.on("node-1").spawn(good, "bad")
         before._close_all()
         before.kill()
@@ -88,7 +89,7 @@ async def test_what_failed_in_a_way_nobody_foresaw_is_not_tried_again_in_every_r
 
         with monkeypatch.context() as patched:
             patched.setattr(Claims, "take", raises)
-            node = await at.start("node-1", good)
+            node = await at.start("node-1", known=having(good))
             for _ in range(10):
                 await node.adoption.round(every=True)
             assert tries == 1

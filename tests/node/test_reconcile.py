@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 import pytest
-from support.held_log import SLOW, HeldLog, Score
+from support.logs import SLOW, HeldLog, Score
 from support.moving import nodes
 
 import mielin_cells as cells
@@ -43,7 +43,7 @@ async def test_a_node_does_not_ask_after_each_agent_of_the_others() -> None:
         assert [name for name in far.asked_for if name.startswith(LOGS)] == []
         assert await scores[3].add() == 1
         subject = log_subject("g3")
-        last = await far.inner.last(subject)
+        last = await far.log.last(subject)
         assert last is not None
         far.late[subject] = last
         report = await client.migrate(scores[3], to="node-2")
@@ -125,7 +125,7 @@ class LateLasts(HeldLog):
     rounds = 0
 
     async def lasts(self, subjects: Sequence[str]) -> dict[str, Entry]:
-        found = await self.inner.lasts(subjects)
+        found = await self.log.lasts(subjects)
         if any(subject.startswith(LOGS) for subject in subjects):
             self.asked.set()
             await self.go.wait()

@@ -9,49 +9,20 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, TypeAlias
 
 import pytest
+from support.logs import ForwardedLog
 
 from mielin_cells.errors import CellError
 from mielin_cells.substrate.embedded import Embedded
-from mielin_cells.substrate.ports import Appended, Conflict, Entry, Outcome
+from mielin_cells.substrate.ports import Appended, Conflict, Entry, Log, Outcome
 from mielin_cells.testing import conformance
 
 
-class Broken:
-    """A log that is right.  The tail is made here, of reads, so that it can be wrong in any way."""
+class Broken(ForwardedLog):
+    """A log that is right.  Subclasses are wrong in one way."""
 
-    def __init__(self, log: Any) -> None:
-        self.log = log
+    def __init__(self, log: Log) -> None:
+        super().__init__(log)
         self.seen: dict[Any, Any] = {}
-
-    async def append(self, subject: str, data: bytes, expect: int | None = None) -> Outcome:
-        found: Outcome = await self.log.append(subject, data, expect)
-        return found
-
-    async def read(self, subject: str, after: int = 0, limit: int = 1000) -> list[Entry]:
-        found: list[Entry] = await self.log.read(subject, after, limit)
-        return found
-
-    async def last(self, subject: str) -> Entry | None:
-        found: Entry | None = await self.log.last(subject)
-        return found
-
-    async def settled(self, subject: str) -> Entry | None:
-        found: Entry | None = await self.log.settled(subject)
-        return found
-
-    async def lasts(self, subjects: Sequence[str]) -> dict[str, Entry]:
-        found: dict[str, Entry] = await self.log.lasts(subjects)
-        return found
-
-    def tail(self, subject: str, after: int = 0) -> Any:
-        return self.log.tail(subject, after)
-
-    async def trim(self, subject: str, before: int) -> None:
-        await self.log.trim(subject, before)
-
-    async def subjects(self, prefix: str) -> list[tuple[str, int]]:
-        found: list[tuple[str, int]] = await self.log.subjects(prefix)
-        return found
 
 
 class ChangedTail:

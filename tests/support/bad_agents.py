@@ -1,22 +1,14 @@
-"""Agents that cannot run, and a deployment that has them."""
+"""Agents that cannot run."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
-import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from random import Random
+from collections.abc import Callable
 from typing import Any
 
 import mielin_cells as cells
-from mielin_cells.agents.context import current
 from mielin_cells.agents.reference import classes
-from mielin_cells.client.client import Client
-from mielin_cells.migration import RecoveryConfig
-from mielin_cells.node.node import Node
-from mielin_cells.substrate.embedded import Embedded
 
 QUICK = cells.Settings(reconcile_s=0.2, ask_repeat_s=0.1, pause_s=0.3, turn_deadline_s=20.0)
 
@@ -71,31 +63,6 @@ def good_class() -> type[cells.Agent]:
     return Bad
 
 
-class Deployment:
-    def __init__(self, substrate: Embedded, client: Client) -> None:
-        self.substrate = substrate
-        self.client = client
-
-    async def start(self, name: str, bad: type[cells.Agent] | None) -> Node:
-        known = {**classes, "Bad": bad}
-        node = Node(
-            name, self.substrate.log, self.substrate.wire, known.get, settings=QUICK, rng=Random(name), wall=time.time,
-            recovery=RecoveryConfig(max_retries=0),
-        )  # fmt: skip
-        node.home.cluster = self.client
-        await node.start()
-        return node
-
-
-@asynccontextmanager
-async def deployment() -> AsyncIterator[Deployment]:
-    substrate = await Embedded.open()
-    client = Client(substrate.log, substrate.wire, settings=QUICK, rng=Random(0))
-    await client.open()
-    token = current.set(client)
-    try:
-        yield Deployment(substrate, client)
-    finally:
-        current.reset(token)
-        await client.close()
-        await substrate.close()
+def having(bad: type[cells.Agent] | None) -> Callable[[str], type[cells.Agent] | None]:
+    """What a node knows on which the class `Bad` is this one, or none."""
+    return {**classes, "Bad": bad}.get

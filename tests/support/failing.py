@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from random import Random
 
 import mielin_cells as cells
-from mielin_cells.agents.context import current
-from mielin_cells.agents.reference import classes
 from mielin_cells.client.client import Client
-from mielin_cells.migration.recovery import RecoveryConfig
 from mielin_cells.node.failover import Failover
 from mielin_cells.node.node import Node
 from mielin_cells.rpc.answers import Beat
-from mielin_cells.substrate.embedded import Embedded
+from support.nodes import Deployment, deployment
 
 QUICK = cells.Settings(heartbeat_s=0.05, heartbeat_misses=4, reconcile_s=0.3, ask_repeat_s=0.1)
 
@@ -51,36 +46,29 @@ class Air:
         return [Beat(other, 1, 0.0, now - at) for other, at in self.last.items()]
 
 
-async def entered(name: str, client: Client, air: Air, settings: cells.Settings = QUICK) -> tuple[Node, Failover]:
-    node = Node(
-        name, client.log, client.wire, classes.get, settings=settings, rng=Random(name), wall=time.time,
-        recovery=RecoveryConfig(max_retries=0), heard=lambda: air.heard_by(name, node),
-    )  # fmt: skip
-    node.home.cluster = client
+async def enter(opened: Deployment, air: Air, name: str, settings: cells.Settings = QUICK) -> Failover:
+    """Starts a node that hears what is in the air."""
+    node = opened.make(name, settings=settings, heard=lambda: air.heard_by(name, opened.nodes[name]))
     await node.start()
     air.last[name] = node.activations.clock()
-    return node, node.failover
+    return node.failover
+
+
+@asynccontextmanager
+async def watching(
+    *names: str, settings: cells.Settings = QUICK
+) -> AsyncIterator[tuple[Deployment, dict[str, Failover], Air]]:
+    async with deployment(settings=settings) as opened:
+        air = Air()
+        yield opened, {name: await enter(opened, air, name, settings) for name in names}, air
 
 
 @asynccontextmanager
 async def nodes(
     *names: str, settings: cells.Settings = QUICK
 ) -> AsyncIterator[tuple[Client, dict[str, Node], dict[str, Failover], Air]]:
-    substrate = await Embedded.open()
-    client = Client(substrate.log, substrate.wire, settings=settings, rng=Random(0))
-    await client.open()
-    running, keepers, air = dict[str, Node](), dict[str, Failover](), Air()
-    for name in names:
-        running[name], keepers[name] = await entered(name, client, air, settings)
-    token = current.set(client)
-    try:
-        yield client, running, keepers, air
-    finally:
-        current.reset(token)
-        for node in running.values():
-            await node.stop()
-        await client.close()
-        await substrate.close()
+    async with watching(*names, settings=settings) as (opened, keepers, air):
+        yield opened.client, opened.nodes, keepers, air
 
 
 def die(node: Node, air: Air) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import shutil
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -16,7 +16,8 @@ from mielin_cells.agents.reference import classes
 from mielin_cells.client.client import Client
 from mielin_cells.node.node import Node
 from mielin_cells.substrate.embedded import Embedded
-from mielin_cells.substrate.ports import Entry, Log, Outcome, Tail
+from mielin_cells.substrate.ports import Entry, Log, Tail
+from support.logs import ForwardedLog
 
 QUICK = cells.Settings(reconcile_s=0.1, ask_repeat_s=0.1, regression_s=0.1)
 WAIT_S = 20.0
@@ -56,9 +57,11 @@ class LastingTail:
         self._inner.close()
 
 
-class LastingLog:
+class LastingLog(ForwardedLog):
+    """Another log may take the place of the one behind it."""
+
     def __init__(self, log: Log) -> None:
-        self.log = log
+        super().__init__(log)
         self._change = asyncio.Event()
 
     def move(self, log: Log) -> None:
@@ -70,29 +73,8 @@ class LastingLog:
         while self.log is log:
             await self._change.wait()
 
-    async def append(self, subject: str, data: bytes, expect: int | None = None) -> Outcome:
-        return await self.log.append(subject, data, expect)
-
-    async def read(self, subject: str, after: int = 0, limit: int = 1000) -> list[Entry]:
-        return await self.log.read(subject, after, limit)
-
-    async def last(self, subject: str) -> Entry | None:
-        return await self.log.last(subject)
-
-    async def settled(self, subject: str) -> Entry | None:
-        return await self.log.settled(subject)
-
-    async def lasts(self, subjects: Sequence[str]) -> dict[str, Entry]:
-        return await self.log.lasts(subjects)
-
     def tail(self, subject: str, after: int = 0) -> LastingTail:
         return LastingTail(self, subject, after)
-
-    async def trim(self, subject: str, before: int) -> None:
-        await self.log.trim(subject, before)
-
-    async def subjects(self, prefix: str) -> list[tuple[str, int]]:
-        return await self.log.subjects(prefix)
 
 
 class Deployment:

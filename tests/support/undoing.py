@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from random import Random
 from typing import Any
 
 import mielin_cells as cells
-from mielin_cells.agents.context import current
 from mielin_cells.client.client import Client
 from mielin_cells.membership.table import Announcement
 from mielin_cells.migration.recovery import RecoveryConfig
 from mielin_cells.node.node import Node
-from mielin_cells.substrate.embedded import Embedded
+from support.nodes import Deployment, deployment
 
 QUICK = cells.Settings(reconcile_s=0.2, retry_first_s=0, tries=2, probation_s=1.0)
 
@@ -123,45 +120,6 @@ class StallV2(cells.Agent, version=2, name="Stall"):
         return self.seen
 
 
-@asynccontextmanager
-async def nodes(
-    versions: dict[str, int], settings: cells.Settings = QUICK, recovery: RecoveryConfig | None = None
-) -> AsyncIterator[tuple[Client, dict[str, Node]]]:
-    """Nodes that have the class `Stall` in different versions."""
-    calls.clear()
-    keys.clear()
-    substrate = await Embedded.open()
-    client = Client(substrate.log, substrate.wire, settings=settings, rng=Random(0))
-    await client.open()
-    running: dict[str, Node] = {}
-    for name, version in versions.items():
-        running[name] = await started(name, version, substrate, client, settings, recovery)
-    token = current.set(client)
-    try:
-        yield client, running
-    finally:
-        current.reset(token)
-        for node in running.values():
-            await node.stop()
-        await client.close()
-        await substrate.close()
-
-
-async def started(
-    name: str, version: int, substrate: Any, client: Client, settings: cells.Settings,
-    recovery: RecoveryConfig | None = None,
-) -> Node:  # fmt: skip
-    stalls: dict[int, type[cells.Agent]] = {1: StallV1, 2: StallV2, 3: StallV3}
-    known: dict[str, type[cells.Agent]] = {"Daybook": Daybook, "Stall": stalls[version]}
-    node = Node(
-        name, substrate.log, substrate.wire, known.get, settings=settings, rng=Random(name), wall=time.time,
-        about=Announcement(classes={"Daybook": 1, "Stall": version}), recovery=recovery,
-    )  # fmt: skip
-    node.home.cluster = client
-    await node.start()
-    return node
-
-
 class StallV3(StallV2, version=3, name="Stall"):
     @cells.upgrade(from_version=2)
     def _from_2(cls, old: dict[str, Any]) -> dict[str, Any]:
@@ -169,3 +127,33 @@ class StallV3(StallV2, version=3, name="Stall"):
 
     async def healthy(self) -> bool:
         return self.total < 5
+
+
+STALLS: dict[int, type[cells.Agent]] = {1: StallV1, 2: StallV2, 3: StallV3}
+
+
+async def start(opened: Deployment, name: str, version: int) -> Node:
+    """A node that has `Stall` in this version."""
+    known: dict[str, type[cells.Agent]] = {"Daybook": Daybook, "Stall": STALLS[version]}
+    return await opened.start(name, known=known.get, about=Announcement(classes={"Daybook": 1, "Stall": version}))
+
+
+@asynccontextmanager
+async def stalls(
+    versions: dict[str, int], settings: cells.Settings = QUICK, recovery: RecoveryConfig | None = None
+) -> AsyncIterator[Deployment]:
+    """Nodes that have the class `Stall` in different versions."""
+    calls.clear()
+    keys.clear()
+    async with deployment(settings=settings, recovery=recovery) as opened:
+        for name, version in versions.items():
+            await start(opened, name, version)
+        yield opened
+
+
+@asynccontextmanager
+async def nodes(
+    versions: dict[str, int], settings: cells.Settings = QUICK, recovery: RecoveryConfig | None = None
+) -> AsyncIterator[tuple[Client, dict[str, Node]]]:
+    async with stalls(versions, settings, recovery) as opened:
+        yield opened.client, opened.nodes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from support.held_log import SLOW, HeldLog, Score
+from support.logs import SLOW, HeldLog, Score
 from support.moving import nodes
 
 import mielin_cells as cells
@@ -157,7 +157,7 @@ class SlowAsks(HeldLog):
     """A log that lands asks at once, and answers them when it is let go on."""
 
     async def append(self, subject: str, data: bytes, expect: int | None = None) -> Outcome:
-        outcome = await self.inner.append(subject, data, expect)
+        outcome = await self.log.append(subject, data, expect)
         if subject == log_subject("p") and isinstance(decode_record(data, subject), Asked):
             self.asked.set()
             await self.go.wait()
@@ -235,10 +235,10 @@ class TailedLog(HeldLog):
     async def last(self, subject: str) -> Entry | None:
         self.asked.set()
         await self.go.wait()
-        return await self.inner.last(subject)
+        return await self.log.last(subject)
 
     def tail(self, subject: str, after: int = 0) -> Tail:
-        self.tails.append(self.inner.tail(subject, after))
+        self.tails.append(self.log.tail(subject, after))
         return self.tails[-1]
 
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 
 import pytest
-from support.held_log import HeldLog
+from support.logs import HeldLog
 from support.moving import nodes
 
 import mielin_cells as cells
@@ -78,7 +78,7 @@ class AwayLog(HeldLog):
     async def append(self, subject: str, data: bytes, expect: int | None = None) -> Outcome:
         if self.is_away and subject == log_subject("o"):
             raise StoreUnreachable("The store is away.", subject=subject)
-        return await self.inner.append(subject, data, expect)
+        return await self.log.append(subject, data, expect)
 
 
 async def test_a_handler_that_cancels_its_task_without_waiting_is_answered() -> None:
@@ -101,7 +101,7 @@ async def test_a_cancellation_that_outlives_its_turn_loses_no_commit() -> None:
         away.is_away = False
         assert await limited == 2
         assert await odd.add() == 3
-        assert (await load(away.inner, "o")).ledger.cursor == running["node-1"].activations.live["o"].fold.ledger.cursor
+        assert (await load(away.log, "o")).ledger.cursor == running["node-1"].activations.live["o"].fold.ledger.cursor
 
 
 async def test_a_turn_that_keeps_its_cancellation_is_moved_with_its_effect() -> None:

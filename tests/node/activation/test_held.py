@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 
 import msgspec
-from support.held_log import HeldLog
+from support.logs import HeldLog
 from support.moving import nodes
 
 import mielin_cells as cells

@@ -6,7 +6,7 @@ import asyncio
 
 from hypothesis import given
 from hypothesis import strategies as st
-from support.held_log import Score
+from support.logs import Score
 from support.moving import nodes
 
 import mielin_cells as cells

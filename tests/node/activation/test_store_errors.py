@@ -11,11 +11,12 @@ import logging
 import os
 import sqlite3
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from random import Random
 from typing import Any
 
 import pytest
+from support.logs import ForwardedLog
 
 import mielin_cells as cells
 from mielin_cells.agents.context import current
@@ -37,7 +38,7 @@ from mielin_cells.node.node import Node
 from mielin_cells.settings import Settings
 from mielin_cells.store.reader import load
 from mielin_cells.substrate.embedded import Embedded
-from mielin_cells.substrate.ports import Entry, Outcome, Tail
+from mielin_cells.substrate.ports import Entry, Log, Outcome, Tail
 from mielin_cells.testing.simulator.loop import run
 
 ERRORS: list[Exception] = [
@@ -69,11 +70,11 @@ CALLS_MAX = 40
 """Calls of the store in a second, with two nodes and three agents that all wait for it."""
 
 
-class Failing:
+class Failing(ForwardedLog):
     """A log of which calls fail from the n-th on.  `error` None: they only are counted."""
 
-    def __init__(self, log: Any, error: Exception | None = None, n: int = 0, most: float = 1) -> None:
-        self._log = log
+    def __init__(self, log: Log, error: Exception | None = None, n: int = 0, most: float = 1) -> None:
+        super().__init__(log)
         self._error, self._n, self._most, self._left = error, n, most, 0.0
         self.count = 0
         self.struck = Counter[str]()
@@ -84,50 +85,16 @@ class Failing:
     def mend(self) -> None:
         self._left = 0
 
-    def called(self, what: str) -> None:
+    def called(self, what: str, subject: str) -> None:
         self.count += 1
         if self._error is not None and self.count >= self._n and self._left > 0:
             self._left -= 1
-            self.struck[what] += 1
+            name = subject.split(".", maxsplit=1)[0]
+            self.struck[f"{what} {name}" if what in ("append", "read") else what] += 1
             raise type(self._error)(*self._error.args, **getattr(self._error, "facts", {}))
 
-    async def append(self, subject: str, data: bytes, expect: int | None = None) -> Outcome:
-        self.called(f"append {subject.split('.', maxsplit=1)[0]}")
-        outcome: Outcome = await self._log.append(subject, data, expect)
-        return outcome
-
-    async def read(self, subject: str, after: int = 0, limit: int = 1000) -> list[Entry]:
-        self.called(f"read {subject.split('.', maxsplit=1)[0]}")
-        entries: list[Entry] = await self._log.read(subject, after, limit)
-        return entries
-
-    async def last(self, subject: str) -> Entry | None:
-        self.called("last")
-        entry: Entry | None = await self._log.last(subject)
-        return entry
-
-    async def settled(self, subject: str) -> Entry | None:
-        self.called("settled")
-        entry: Entry | None = await self._log.settled(subject)
-        return entry
-
-    async def lasts(self, subjects: Sequence[str]) -> dict[str, Entry]:
-        self.called("lasts")
-        found: dict[str, Entry] = await self._log.lasts(subjects)
-        return found
-
-    async def trim(self, subject: str, before: int) -> None:
-        self.called("trim")
-        await self._log.trim(subject, before)
-
-    async def subjects(self, prefix: str) -> list[tuple[str, int]]:
-        self.called("subjects")
-        found: list[tuple[str, int]] = await self._log.subjects(prefix)
-        return found
-
     def tail(self, subject: str, after: int = 0) -> Tail:
-        self.called("tail")
-        return FailingTail(self, self._log.tail(subject, after))
+        return FailingTail(self, super().tail(subject, after))
 
 
 class FailingTail:
@@ -139,7 +106,7 @@ class FailingTail:
 
     async def __anext__(self) -> list[Entry]:
         batch = await self._tail.__anext__()
-        self._failing.called("tail")
+        self._failing.called("tail", "")
         return batch
 
     def close(self) -> None:
@@ -325,8 +292,7 @@ class Full(Failing):
     async def append(self, subject: str, data: bytes, expect: int | None = None) -> Outcome:
         if self.is_full and (self.inboxes or not subject.startswith("inbox.")):
             raise StoreFull("The disk is full.")
-        outcome: Outcome = await self._log.append(subject, data, expect)
-        return outcome
+        return await self.log.append(subject, data, expect)
 
 
 @pytest.mark.parametrize("inboxes", [False, True])

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from random import Random
+
+from support.nodes import deployment
 
 import mielin_cells as cells
-from mielin_cells.agents.context import current
-from mielin_cells.agents.reference import classes
 from mielin_cells.client.client import Client
 from mielin_cells.log.fold import Fold
 from mielin_cells.log.ids import log_subject
@@ -19,7 +17,6 @@ from mielin_cells.log.state import StateDelta
 from mielin_cells.node.moves.target import Copy
 from mielin_cells.node.node import Node
 from mielin_cells.rpc import requests
-from mielin_cells.substrate.embedded import Embedded
 
 TIMEOUT_S = 10.0
 SETTINGS = cells.Settings(probation_s=2 * TIMEOUT_S)
@@ -38,25 +35,8 @@ class Pantry(cells.Agent):
 
 @asynccontextmanager
 async def two_nodes() -> AsyncIterator[tuple[Client, Node, Node]]:
-    substrate = await Embedded.open()
-    client = Client(substrate.log, substrate.wire, settings=SETTINGS, rng=Random(0))
-    await client.open()
-    running = []
-    for name in ("node-1", "node-2"):
-        node = Node(name, substrate.log, substrate.wire, classes.get, settings=SETTINGS, rng=Random(0), wall=time.time)
-        node.home.cluster = client
-        await node.start()
-        running.append(node)
-    token = current.set(client)
-    try:
-        async with asyncio.timeout(TIMEOUT_S):
-            yield client, running[0], running[1]
-    finally:
-        current.reset(token)
-        for node in running:
-            await node.stop()
-        await client.close()
-        await substrate.close()
+    async with deployment("node-1", "node-2", settings=SETTINGS, recovery=None) as made, asyncio.timeout(TIMEOUT_S):
+        yield made.client, made.nodes["node-1"], made.nodes["node-2"]
 
 
 def damaged(copy: Copy) -> Fold:

@@ -7,7 +7,8 @@ import time
 from random import Random
 
 import pytest
-from support.moving import ONCE, Counter, nodes
+from support.moving import Counter, nodes
+from support.nodes import ONCE
 
 import mielin_cells as cells
 from mielin_cells.agents.reference import classes

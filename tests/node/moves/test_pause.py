@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from random import Random
+
+from support.logs import ForwardedLog
+from support.nodes import deployment
 
 import mielin_cells as cells
-from mielin_cells.agents.context import current
-from mielin_cells.agents.reference import classes
 from mielin_cells.client.client import Client
 from mielin_cells.log.ids import log_subject
 from mielin_cells.log.records import Accepted, HandedOff, decode_record
-from mielin_cells.node.node import Node
-from mielin_cells.substrate.embedded import Embedded
-from mielin_cells.substrate.ports import Entry, Log, Outcome, Tail, Wire
+from mielin_cells.substrate.ports import Log, Outcome, Wire
 
 
 class Counted(cells.Agent):
@@ -35,54 +32,28 @@ class Story:
         self.steps: list[tuple[str, str, str]] = []
 
 
-class WatchedLog:
-    """Passes everything on, and notes what a caller would wait for.  A tail is pushed to: only its beginning is noted."""
+class WatchedLog(ForwardedLog):
+    """Notes the calls that a caller waits for, which a tail is not."""
 
-    def __init__(self, inner: Log, node: str, story: Story) -> None:
-        self._inner = inner
+    def __init__(self, log: Log, node: str, story: Story) -> None:
+        super().__init__(log)
         self._node = node
         self._story = story
+
+    def called(self, what: str, subject: str) -> None:
+        if what not in ("append", "tail"):
+            self._note(what, subject)
 
     def _note(self, call: str, about: str) -> None:
         self._story.steps.append((self._node, call, about))
 
     async def append(self, subject: str, data: bytes, expect: int | None = None) -> Outcome:
-        kind = (
-            type(decode_record(data, subject)).__name__
-            if subject == log_subject("c")
-            else subject.split(".", maxsplit=1)[0]
-        )
+        is_log = subject == log_subject("c")
+        kind = type(decode_record(data, subject)).__name__ if is_log else subject.split(".", maxsplit=1)[0]
         self._note("append", kind)
-        outcome = await self._inner.append(subject, data, expect)
+        outcome = await super().append(subject, data, expect)
         self._note("appended", kind)
         return outcome
-
-    async def read(self, subject: str, after: int = 0, limit: int = 1000) -> list[Entry]:
-        self._note("read", subject)
-        return await self._inner.read(subject, after, limit)
-
-    async def last(self, subject: str) -> Entry | None:
-        self._note("last", subject)
-        return await self._inner.last(subject)
-
-    async def settled(self, subject: str) -> Entry | None:
-        self._note("settled", subject)
-        return await self._inner.settled(subject)
-
-    async def lasts(self, subjects: Sequence[str]) -> dict[str, Entry]:
-        self._note("lasts", "")
-        return await self._inner.lasts(subjects)
-
-    def tail(self, subject: str, after: int = 0) -> Tail:
-        return self._inner.tail(subject, after)
-
-    async def trim(self, subject: str, before: int) -> None:
-        self._note("trim", subject)
-        await self._inner.trim(subject, before)
-
-    async def subjects(self, prefix: str) -> list[tuple[str, int]]:
-        self._note("subjects", prefix)
-        return await self._inner.subjects(prefix)
 
 
 class WatchedWire:
@@ -101,24 +72,12 @@ class WatchedWire:
 
 @asynccontextmanager
 async def watched(story: Story) -> AsyncIterator[Client]:
-    substrate = await Embedded.open()
-    client = Client(substrate.log, substrate.wire, rng=Random(0))
-    await client.open()
-    settings = cells.Settings(reconcile_s=3600)  # no looking around meanwhile
-    running = []
-    for name in ("node-1", "node-2"):
-        log, wire = WatchedLog(substrate.log, name, story), WatchedWire(substrate.wire, name, story)
-        node = Node(name, log, wire, classes.get, settings=settings, rng=Random(name), wall=time.time)  # type: ignore[arg-type]
-        node.home.cluster = client
-        await node.start()
-        running.append(node)
-    token = current.set(client)
-    yield client
-    current.reset(token)
-    for node in running:
-        await node.stop()
-    await client.close()
-    await substrate.close()
+    settings = cells.Settings(reconcile_s=3600)  # no node looks around meanwhile
+    async with deployment(settings=settings, recovery=None) as made:
+        log, wire = made.substrate.log, made.substrate.wire
+        for name in ("node-1", "node-2"):
+            await made.start(name, log=WatchedLog(log, name, story), wire=WatchedWire(wire, name, story))
+        yield made.client
 
 
 def between(story: Story) -> list[tuple[str, str, str]]:

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from support.undoing import QUICK, Daybook, Stall, StallV1, calls, nodes, started
+from support.undoing import Daybook, Stall, StallV1, calls, nodes, stalls, start
 
 import mielin_cells as cells
 from mielin_cells.agents.reference import classes
@@ -286,7 +286,8 @@ async def test_a_suspended_agent_stays_suspended_and_takes_its_messages_when_it_
 
 
 async def test_an_owner_that_dies_behind_its_record_gives_the_agent_to_the_node_that_was_chosen() -> None:
-    async with nodes({"node-1": 1, "node-2": 2}) as (client, running):
+    async with stalls({"node-1": 1, "node-2": 2}) as opened:
+        client, running = opened.client, opened.nodes
         till, _ = await till_at(client, "node-1")
         move = await client.migrate(till, to="node-2")
         await till.take(2)
@@ -306,8 +307,7 @@ async def test_an_owner_that_dies_behind_its_record_gives_the_agent_to_the_node_
         undoing = asyncio.create_task(client.rollback(move.migration))
         await appended.wait()
         owner.home.log.append = append  # type: ignore[method-assign]
-        substrate = type("S", (), {"log": owner.home.log, "wire": owner.home.wire})
-        running["node-2"] = await started("node-2", 2, substrate, client, QUICK)
+        await start(opened, "node-2", 2)
         report = await undoing  # nobody answered, and the log tells of it
         assert (report.ok, report.source, report.target, report.replayed) == (True, "node-2", "node-1", 1)
 
