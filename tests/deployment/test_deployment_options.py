@@ -64,7 +64,7 @@ async def test_what_a_deployment_does_not_have_is_refused_wherever_it_is_asked_f
         (("node", "--name", "n", "--app", "app.py", "--shards", "1"), "made with 2 shards, 1 were asked for"),
         (("up", "--app", "app.py", "--replicas", "3"), "`mielin doctor --fix --replicas 3` changes it"),
         (("doctor", "--fix", "--shards", "3"), "number of shards is fixed"),
-        (("doctor", "--replicas", "3"), "goes with --fix"),
+        (("doctor", "--replicas", "3"), "needs --fix"),
         (("doctor", "--fix", "--replicas", "3"), "a server alone keeps one copy"),
         (("node", "--name", "n", "--app", "app.py", "--replicas", "9"), "replicas is 9; it is 1 to 5"),
     ):

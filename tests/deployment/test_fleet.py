@@ -154,6 +154,6 @@ async def test_nodes_do_not_import_what_stands_beside_the_program(
     fleet = Fleet("app.py", Address("nats://user:secret@127.0.0.1:1"), told)
     fleet.start(1)
     line = (await told.wait(lambda event: event["event"] == "log"))["line"]
-    assert line.startswith("waits for its server: ")
+    assert line.startswith("waits until its server answers: ")
     assert "secret" not in str(told.events)
     await fleet.stop()

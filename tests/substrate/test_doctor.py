@@ -126,11 +126,11 @@ async def test_a_file_is_looked_at_while_it_is_open(
 ) -> None:
     store = await Embedded.open(tmp_path / "s.db", sync=sync)
     await store.log.append("a", b"1")
-    found = judged(await local.inspected(tmp_path / "s.db"))
+    found = judged(await local.inspect(tmp_path / "s.db"))
     assert found.sync == f"journal_mode wal, synchronous {synchronous}"
     assert found.is_well
     await store.close()
-    assert judged(await local.inspected(tmp_path / "s.db")) == found
+    assert judged(await local.inspect(tmp_path / "s.db")) == found
 
 
 async def test_a_file_that_is_an_older_copy_is_wrong_and_the_command_says_so(tmp_path: Path) -> None:
@@ -152,11 +152,11 @@ async def test_what_is_no_store_is_refused_and_not_touched(tmp_path: Path) -> No
     other.close()
     (tmp_path / "text.db").write_text("no database " * 100)
     with pytest.raises(ConfigError):
-        await local.inspected(tmp_path / "other.db")
+        await local.inspect(tmp_path / "other.db")
     with pytest.raises(StoreCorrupt):
-        await local.inspected(tmp_path / "text.db")
+        await local.inspect(tmp_path / "text.db")
     with pytest.raises(ConfigError):
-        await local.inspected(tmp_path / "none.db")
+        await local.inspect(tmp_path / "none.db")
     assert sorted(os.listdir(tmp_path)) == ["other.db", "text.db"]
 
 

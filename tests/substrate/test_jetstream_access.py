@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from support.nats_servers import WAIT_S, insisted, listening, nats_server, opened, refused, stored
 
+from mielin_cells.deployment.connect import find_address
 from mielin_cells.errors import (
     AuthFailed,
     CellError,
@@ -59,6 +60,13 @@ async def test_a_closed_port_is_named_with_the_next_step() -> None:
         error = await refused(JetStream.open(url), StoreUnreachable)
         assert f"127.0.0.1:{port}" in str(error)
         assert "--connect" in str(error)
+
+
+async def test_a_scheme_in_capitals_is_a_scheme(tmp_path: Path) -> None:
+    async with nats_server(tmp_path) as server, opened(server.url.replace("nats://", "NATS://")) as substrate:
+        assert isinstance(await substrate.log.append("a.x", b"1", 0), Appended)
+    assert find_address("Tls://Host:4222").url == "tls://Host:4222"
+    assert find_address(environment={"MIELIN_URL": "NATS://Host:4222"}).url == "nats://Host:4222"
 
 
 async def test_an_unknown_host_is_named() -> None:

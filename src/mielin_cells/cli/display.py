@@ -132,7 +132,7 @@ class Display:
     async def _count_agents(self) -> None:
         while self._live is not None:
             with contextlib.suppress(CellError):  # a server that does not answer is asked again
-                async with connected(self._served.address.met, makes=False) as client:
+                async with connected(self._served.address.existing, makes=False) as client:
                     while self._live is not None:
                         self._agents = {node.name: node.agents for node in await client.nodes()}
                         await asyncio.sleep(POLL_S)

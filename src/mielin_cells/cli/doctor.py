@@ -32,7 +32,7 @@ def doctor(
     def work(printer: Printer) -> int:
         _check(path, fix, streams)
         if path is not None:
-            facts = asyncio.run(local.inspected(path))
+            facts = asyncio.run(local.inspect(path))
         else:
             facts = asyncio.run(_inspect(printer, server, fix, streams.replicas))
         health = judged(facts)
@@ -45,10 +45,10 @@ def doctor(
 async def _inspect(printer: Printer, server: Server, fix: bool, replicas: int | None) -> Facts:
     address = server.address()
     if fix:
-        changed = await connect.replicated(replace(address, replicas=replicas))
+        changed = await connect.set_replicas(replace(address, replicas=replicas))
         value = {name: {"from": before, "to": after} for name, (before, after) in changed.items()}
         printer.show({"event": "fixed", "replicas": value}, lambda: _changes(changed))
-    return await connect.inspected(address)
+    return await connect.inspect(address)
 
 
 def _check(path: Path | None, fix: bool, streams: Streams) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 from collections.abc import AsyncIterator, Mapping
@@ -29,26 +28,29 @@ URL_VARIABLE = "MIELIN_URL"
 DEPLOYMENT_VARIABLE = "MIELIN_DEPLOYMENT"
 
 LOCKS_VARIABLE = "MIELIN_LOCKS"
-"""Of a node's process: descriptors by which whoever started it holds a lock until both have ended."""
+"""For a node's process: descriptors of locks, which its parent holds until both processes have ended."""
 
 DEPLOYMENT = "mielin"
-"""The deployment's name where nobody gives one."""
+"""The name of a deployment that is given none."""
+
+WRITTEN = ("url", "creds", "tls_ca", "sync", "deployment")
+"""The fields of an address that `mielin up` leaves for later commands."""
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a deployment's server is, and what it takes to be let in.  `creds` and `tls_ca` are files."""
+    """Where a deployment's server is, and the files `creds` and `tls_ca` that it may ask for."""
 
     url: str
     creds: str | None = None
     tls_ca: str | None = None
     named_by: str = "the argument"
     sync: str = "process"
-    """What an acknowledged append survives there, if that is known: "power", or "process"."""
+    """What an acknowledged append survives: "power", or "process" if more is not known."""
     deployment: str = DEPLOYMENT
     shards: int | None = None
     replicas: int | None = None
-    """What a new deployment is made with, and one that is there must have; None: the default, or what it has."""
+    """What a new deployment is made with and an existing one must have; None: the default, or what it has."""
 
     @property
     def shown(self) -> str:
@@ -59,13 +61,22 @@ class Address:
         return f"<Address {self.shown}, deployment {self.deployment}, named by {self.named_by}>"
 
     @property
-    def met(self) -> Address:
-        """The same, once it was opened: an operator may change what the deployment has."""
+    def existing(self) -> Address:
+        """The same, for a deployment that exists, whose copies an operator may change."""
         return replace(self, shards=None, replicas=None)
 
+    @property
+    def is_ours(self) -> bool:
+        """`mielin up` started the server, and left the address here."""
+        return self.named_by.endswith(ADDRESS_FILE)
+
+    @property
+    def access(self) -> dict[str, Any]:
+        return {"creds": self.creds, "tls_ca": self.tls_ca, "deployment": self.deployment}
+
     def write(self, folder: Path) -> None:
-        """Leaves the address for later commands in the same directory.  The URL may hold a password: nobody else reads it."""
-        plain = {name: getattr(self, name) for name in ("url", "creds", "tls_ca", "sync", "deployment")}
+        """Leaves the address for later commands in this directory.  Only the owner can read it: the URL may hold a password."""
+        plain = {name: getattr(self, name) for name in WRITTEN}
         fresh = folder / f"{ADDRESS_FILE}.new"
         with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
             file.write(json.dumps(plain) + "\n")
@@ -81,29 +92,37 @@ def find_address(
     environment: Mapping[str, str] | None = None,
     directory: Path | None = None,
 ) -> Address:
-    """The argument's address, or `MIELIN_URL`, or what `mielin up` left in this directory; likewise the deployment's name.
+    """The address in the argument, or in `MIELIN_URL`, or the one that `mielin up` left here; likewise the deployment's name.
 
-    Raises `NotConnected` if nothing names one, `ConfigError` if what does cannot be used.
+    Raises `NotConnected` if nothing names a server, `ConfigError` if what names one cannot be used.
     """
     environment = os.environ if environment is None else environment
     for option, file in (("creds", creds), ("tls_ca", tls_ca)):
         if file is not None and not Path(file).is_file():
-            raise ConfigError(f"{option} = {os.fspath(file)}: there is no such file.", field=option, range="a file")
-    let_in = os.fspath(creds) if creds else None
-    trusted = os.fspath(tls_ca) if tls_ca else None
+            raise ConfigError(f"{option} = {os.fspath(file)}: the file does not exist.", field=option, range="a file")
     name = deployment if deployment is not None else environment.get(DEPLOYMENT_VARIABLE) or None
-    named = DEPLOYMENT if name is None else name
     if url is not None:
-        return Address(_checked(url, "the argument"), let_in, trusted, deployment=named)
-    if environment.get(URL_VARIABLE):
-        given = _checked(environment[URL_VARIABLE], URL_VARIABLE)
-        return Address(given, let_in, trusted, URL_VARIABLE, deployment=named)
-    path = (directory or Path.cwd()) / FOLDER / ADDRESS_FILE
+        address = Address(_check(url, "the argument"))
+    elif environment.get(URL_VARIABLE):
+        address = Address(_check(environment[URL_VARIABLE], URL_VARIABLE), named_by=URL_VARIABLE)
+    else:
+        address = _read((directory or Path.cwd()) / FOLDER / ADDRESS_FILE)
+    return replace(
+        address, creds=os.fspath(creds) if creds else address.creds, tls_ca=os.fspath(tls_ca) if tls_ca else address.tls_ca,
+        deployment=address.deployment if name is None else name,
+    )  # fmt: skip
+
+
+def _check(url: Any, where: str) -> str:
+    from mielin_cells.substrate.jetstream.address import check_url
+
+    return check_url(str(url), where)
+
+
+def _read(path: Path) -> Address:
     try:
-        found: dict[str, Any] = json.loads(path.read_text())
-        left = Address(
-            found["url"], found["creds"], found["tls_ca"], str(path), found["sync"], found.get("deployment", DEPLOYMENT)
-        )
+        facts: dict[str, Any] = {"deployment": DEPLOYMENT, **json.loads(path.read_text())}
+        return Address(**{name: facts[name] for name in WRITTEN}, named_by=str(path))
     except FileNotFoundError:
         raise NotConnected(
             f"No server is named: run `mielin up` in this directory, give --connect URL, or set {URL_VARIABLE}."
@@ -113,28 +132,10 @@ def find_address(
             f"{path} cannot be read ({error}); remove it and run `mielin up` again, or give --connect URL.",
             field="url", range="an address written by mielin up",
         ) from error  # fmt: skip
-    return replace(
-        left,
-        creds=let_in or left.creds,
-        tls_ca=trusted or left.tls_ca,
-        deployment=left.deployment if name is None else name,
-    )
-
-
-def _checked(url: Any, where: str) -> str:
-    from mielin_cells.substrate.jetstream.address import check_url
-
-    check_url(str(url), where)
-    return str(url)
-
-
-def import_store() -> None:
-    """What `open_substrate` needs is imported now, and not by what stands beside an app that comes first on the path later."""
-    importlib.import_module("mielin_cells.substrate.jetstream")
 
 
 async def open_substrate(address: Address, makes: bool = True) -> JetStream:
-    """One connection; `makes` the deployment's streams if they are not there.
+    """One connection; `makes` the deployment's streams if they are missing.
 
     Raises `StoreUnreachable` with what to do, and whatever else keeps the server from being used.
     """
@@ -142,11 +143,15 @@ async def open_substrate(address: Address, makes: bool = True) -> JetStream:
 
     try:
         return await JetStream.open(
-            address.url, creds=address.creds, tls_ca=address.tls_ca, sync=address.sync, deployment=address.deployment,
-            shards=address.shards, replicas=address.replicas, makes=makes,
-        )  # fmt: skip
+            address.url,
+            **address.access,
+            sync=address.sync,
+            shards=address.shards,
+            replicas=address.replicas,
+            makes=makes,
+        )
     except StoreUnreachable as error:
-        if not address.named_by.endswith(ADDRESS_FILE):
+        if not address.is_ours:
             raise
         raise StoreUnreachable(
             f"The server of the last `mielin up` in this directory, {address.shown}, does not answer; "
@@ -154,28 +159,19 @@ async def open_substrate(address: Address, makes: bool = True) -> JetStream:
         ) from error  # fmt: skip
 
 
-async def inspected(address: Address) -> Facts:
-    """What the server says of itself, for `mielin doctor`.  Raises as `open_substrate`; makes nothing."""
+async def inspect(address: Address) -> Facts:
+    """What the server says of itself, for `mielin doctor`.  Raises as `open_substrate`; creates nothing."""
     from mielin_cells.substrate.jetstream import JetStream
 
-    is_ours = address.named_by.endswith(ADDRESS_FILE)
-    return await JetStream.inspected(
-        address.url, creds=address.creds, tls_ca=address.tls_ca, deployment=address.deployment,
-        sync=address.sync if is_ours else "", named_by="`mielin up`, which started it" if is_ours else "",
-    )  # fmt: skip
+    sync, named_by = (address.sync, "`mielin up`, which started it") if address.is_ours else ("", "")
+    return await JetStream.inspected(address.url, **address.access, sync=sync, named_by=named_by)
 
 
-async def replicated(address: Address) -> dict[str, tuple[int, int]]:
+async def set_replicas(address: Address) -> dict[str, tuple[int, int]]:
     """Has the servers keep `address.replicas` copies; before and after, by stream that changed."""
     from mielin_cells.substrate.jetstream import JetStream
 
-    return await JetStream.replicated(
-        address.url,
-        creds=address.creds,
-        tls_ca=address.tls_ca,
-        deployment=address.deployment,
-        replicas=address.replicas,
-    )
+    return await JetStream.replicated(address.url, **address.access, replicas=address.replicas)
 
 
 def connect(
@@ -190,23 +186,23 @@ def connect(
 ) -> Opening:
     """The deployment on the server at `url`, or at `MIELIN_URL`, or the one that `mielin up` runs in this directory.
 
-    `creds` and `tls_ca` are files: a NATS credentials file, and the certificates to trust.  A server holds as many deployments as
-    there are names.  `replicas` (copies of each stream; default 3 on a cluster, else 1) and `shards` (streams that agents are spread
-    over; default 1) are for a new deployment; other ones than it has are refused.  Leaving the block closes the
-    connection; agents live on at their nodes.  Raises `NotConnected`, `ConfigError`, `StoreUnreachable`, and
-    what keeps the server from being used, by name.
+    `creds` and `tls_ca` are files: a NATS credentials file, and the certificates to trust.  A server holds several deployments if each
+    has its own name.  `replicas` (copies of each stream; default 3 on a cluster, else 1) and `shards` (streams that agents are spread
+    over; default 1) are for a new deployment; an existing one refuses values other than its own.  Leaving the block closes the
+    connection; agents live on at their nodes.  Raises `NotConnected`, `ConfigError`, `StoreUnreachable`, and whatever else keeps the
+    server from being used.
     """
     check_opening(settings)
 
-    def found() -> Address:
+    def find() -> Address:
         return replace(find_address(url, creds, tls_ca, deployment), replicas=replicas, shards=shards)
 
-    return Opening("cells.connect()", lambda: connected(found(), settings))
+    return Opening("cells.connect()", lambda: connected(find(), settings))
 
 
 @asynccontextmanager
 async def connected(address: Address, settings: Settings | None = None, makes: bool = True) -> AsyncIterator[Client]:
-    """As `connect`, to an address that was found before."""
+    """A client of the deployment at the address."""
     from mielin_cells.client.client import Client
 
     substrate = await open_substrate(address, makes)

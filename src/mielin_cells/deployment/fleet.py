@@ -23,21 +23,21 @@ from mielin_cells.deployment.connect import LOCKS_VARIABLE, URL_VARIABLE, Addres
 from mielin_cells.errors import never
 
 RESTART_S_MIN, RESTART_S_MAX = 0.5, 30.0
-"""Wait before a crashed node is started again; doubles with each crash."""
+"""The wait before a crashed node is started again, which doubles with each crash."""
 
 STEADY_S = 10.0
-"""A node that has served this long begins with the shortest wait again."""
+"""After so long, a node's next crash is followed by the shortest wait again."""
 
 STOP_S = 35.0
-"""A child's own limit for a clean stop, and a little; what lives then is killed."""
+"""A child's own limit for a clean stop, and a little; a child that still lives then is killed."""
 
 LINE_BYTES_MAX = 1024 * 1024
 
 LOOK_S = 0.1
-"""How often a child is looked at: what it has started may hold its pipes open when it has ended."""
+"""How often a child's process is checked: processes that it has started may hold its pipes open after its end."""
 
 LAST_WORDS_S = 0.5
-"""For what an ended child has left in its pipes."""
+"""The time for reading what an ended child has left in its pipes."""
 
 
 @dataclass(slots=True)
@@ -50,12 +50,12 @@ class Child:
     incarnation: int = 0
     restarts: int = 0
     code: int | None = None
-    """Of its last end."""
+    """The exit code of its last process."""
     last_line: str = ""
     gone: asyncio.Event = field(default_factory=asyncio.Event)
-    """It was killed or told to stop for good, and is not started again."""
+    """Set when the child is killed or stopped on purpose, and is not to be started again."""
     left: int = 0
-    """Agents that it had when it stopped."""
+    """How many agents it had when it stopped."""
     since: float = field(default_factory=time.monotonic)
 
     def become(self, state: str) -> None:
@@ -72,7 +72,7 @@ class Child:
 
 
 class Fleet:
-    """`start`, then `stop`.  `say` is told what happens to each node, as a value to be printed."""
+    """Call `start`, then `stop`.  `say` is called with each event, a value to be printed."""
 
     def __init__(
         self, app: str, address: Address, say: Callable[[dict[str, Any]], None], pass_fds: tuple[int, ...] = (),
@@ -86,31 +86,31 @@ class Fleet:
         self._keepers: list[asyncio.Task[None]] = []
         self.children: list[Child] = []
         self._all: list[Child] = []
-        """Also those that were replaced: one of them may still be ending."""
+        """Includes children that were replaced: one of them may still be ending."""
         self._numbered = 0
         self.failed: asyncio.Future[Child] = asyncio.get_running_loop().create_future()
-        """A node that cannot be started at all: its app is wrong."""
+        """The child that cannot be started at all, since its app is wrong."""
 
     def start(self, count: int) -> None:
         for _ in range(count):
             self._another()
 
     def replace(self, child: Child) -> None:
-        """Kills a node without any warning; another one, of a new name, comes in its place."""
+        """Kills a node without warning; another one, with a new name, replaces it."""
         child.gone.set()
         child.signal(signal.SIGKILL)
         self.children.remove(child)
         self._another()
 
     async def retire(self, child: Child) -> int:
-        """Has another node come, then SIGTERMs this one, which moves its agents away; its exit code."""
+        """Starts another node, then SIGTERMs this one, which moves its agents away; its exit code."""
         instead = self._another()
         while instead.state != "serving" and not self.failed.done():
             await asyncio.sleep(0.02)
         child.gone.set()
         self.children.remove(child)
         child.signal(signal.SIGTERM)
-        while child.state != "stopped":  # its last lines are to be read, too
+        while child.state != "stopped":  # its last lines must be read, too
             await asyncio.sleep(0.01)
         return child.code if child.code is not None else FAILED
 
@@ -128,11 +128,11 @@ class Fleet:
             await asyncio.sleep(0.02)
 
     async def stop(self) -> None:
-        """SIGINT to all, since nobody is to take their agents, and SIGKILL to those that are there after the time for a clean stop."""
+        """Sends SIGINT to all, since no node is to take their agents, and SIGKILL to those that outlast the time for a clean stop."""
         for child in self._all:
             child.gone.set()
             if child.lives:
-                # One that only begins has no hands for it yet, and no agents either.
+                # A child that is starting may not handle SIGINT yet; it has no agents to move.
                 child.signal(signal.SIGINT if child.state == "serving" else signal.SIGTERM)
                 child.become("stopping")
         if self._keepers:
@@ -152,7 +152,7 @@ class Fleet:
             begun, why = time.monotonic(), dict[str, Any]()
             try:
                 child.code = await self._run(child)
-            except Exception as error:  # noqa: BLE001 - no more processes or descriptors, or an error of ours: it is told, and tried again
+            except Exception as error:  # noqa: BLE001 - no more processes or descriptors, or a bug: it is shown, and tried again
                 child.code, child.last_line = None, f"its process cannot be started or read: {error}"
                 why = {"reason": child.last_line}
             if child.gone.is_set():
@@ -187,12 +187,10 @@ class Fleet:
         try:
             if child.gone.is_set():  # while it was started
                 process.terminate()
-            if process.stdout is None:
-                raise never("process.stdout is not None does not hold")
-            if process.stderr is None:
-                raise never("process.stderr is not None does not hold")
-            readers.append(asyncio.create_task(self._lines(process.stdout, lambda line: self._told(child, line))))
-            readers.append(asyncio.create_task(self._lines(process.stderr, lambda line: self._logged(child, line))))
+            if process.stdout is None or process.stderr is None:
+                raise never("a process that was started with pipes has none")
+            readers.append(asyncio.create_task(self._lines(process.stdout, lambda line: self._on_output(child, line))))
+            readers.append(asyncio.create_task(self._lines(process.stderr, lambda line: self._on_log(child, line))))
             code = await _ended(process)
             await asyncio.wait(readers, timeout=LAST_WORDS_S)
             return code
@@ -222,14 +220,14 @@ class Fleet:
         while True:
             try:
                 line = await stream.readline()
-            except ValueError:  # a line above the limit: what is read of it is dropped
+            except ValueError:  # the line is above the limit; what was read of it is dropped
                 continue
             if not line:
                 return
             take(line.decode(errors="replace").rstrip("\n"))
 
-    def _told(self, child: Child, line: str) -> None:
-        """A line of the child's standard output: its own events, or what handlers print."""
+    def _on_output(self, child: Child, line: str) -> None:
+        """A line of the child's standard output: one of its events, or what a handler prints."""
         event: Any = None
         with contextlib.suppress(ValueError):
             event = json.loads(line)
@@ -241,23 +239,23 @@ class Fleet:
             case {"event": "stopping", "node": child.name, "agents": int(left)}:
                 child.left = left
             case {"event": "waiting", "node": child.name, "reason": str(reason)}:
-                self._say({"event": "log", "node": child.name, "line": f"waits for its server: {reason}"})
+                self._say({"event": "log", "node": child.name, "line": f"waits until its server answers: {reason}"})
             case {"event": "draining" | "stopped", "node": child.name}:
                 pass
             case {"error": {"message": str(message)}}:
                 child.last_line = message
                 self._say({"event": "log", "node": child.name, "line": message})
             case _:
-                self._logged(child, line)
+                self._on_log(child, line)
 
-    def _logged(self, child: Child, line: str) -> None:
+    def _on_log(self, child: Child, line: str) -> None:
         if line.strip():
             child.last_line = line
             self._say({"event": "log", "node": child.name, "line": line})
 
 
 async def _ended(process: Process) -> int:
-    """Its exit code, as soon as it has ended; the library may wait for the end of its pipes, too."""
+    """The exit code as soon as the process has ended; `process.wait` may also wait for the end of its pipes."""
     waiting = asyncio.ensure_future(process.wait())
     try:
         while process.returncode is None:

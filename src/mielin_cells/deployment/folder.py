@@ -14,13 +14,13 @@ from mielin_cells.substrate.lock import lock as lock_file
 LOCK_FILE = "up.lock"
 
 WAIT_S = 20.0
-"""For what is left of an earlier run: its children end within 5 s of it."""
+"""How long to wait for the processes of an earlier run, which end within 5 s of it."""
 
 POLL_S = 0.05
 
 
 class Folder:
-    """Made and locked for this process and, through the inherited descriptor, for its children until the last one ends."""
+    """Locked for this process and, through the inherited descriptor, for its children until the last one ends."""
 
     def __init__(self, path: Path, lock: int) -> None:
         self.path = path
@@ -34,7 +34,7 @@ class Folder:
 async def take(path: Path, waits: Callable[[], None]) -> Folder:
     """The folder, once nobody else uses it; `waits` is called if that takes a while.
 
-    Raises `StoreInUse` if another `mielin up` lives in it, `ConfigError` if it cannot be made.
+    Raises `StoreInUse` if another `mielin up` runs in it, `ConfigError` if it cannot be created.
     """
     lock = _opened(path)
     try:
@@ -58,7 +58,7 @@ def _opened(path: Path) -> int:
 
 
 async def _locked(path: Path, lock: int, waits: Callable[[], None]) -> None:
-    deadline, has_told = asyncio.get_running_loop().time() + WAIT_S, False
+    deadline, has_said = asyncio.get_running_loop().time() + WAIT_S, False
     while True:
         try:
             lock_file(lock)
@@ -75,24 +75,24 @@ async def _locked(path: Path, lock: int, waits: Callable[[], None]) -> None:
                 f"Processes of an earlier `mielin up` still use {path} after {WAIT_S:g} s; end them, or give another --dir.",
                 path=str(path),
             )
-        if not has_told:
+        if not has_said:
             waits()
-            has_told = True
+            has_said = True
         await asyncio.sleep(POLL_S)
 
 
 def _owner(lock: int) -> int | None:
-    """The process that took the lock, if it lives: else only its children hold it."""
+    """The process that took the lock; None if it has ended, and only its children hold the lock."""
     process, _, began = os.pread(lock, 64, 0).decode("ascii", "replace").strip().partition(" ")
     return int(process) if process.isdecimal() and began and _began(int(process)) == began else None
 
 
 def _began(process: int) -> str:
-    """When the process was started, by which it is told from a later one of its number; "" if it has ended."""
+    """When the process was started, which tells it from a later one with its number; "" if it has ended."""
     import psutil
 
     try:
-        found = psutil.Process(process)
-        return "" if found.status() == psutil.STATUS_ZOMBIE else f"{found.create_time():.2f}"
+        running = psutil.Process(process)
+        return "" if running.status() == psutil.STATUS_ZOMBIE else f"{running.create_time():.2f}"
     except psutil.Error:
         return ""

@@ -1,4 +1,4 @@
-"""A whole deployment in this process: the one place where nodes, client and the embedded substrate are put together."""
+"""`cells.local`: a whole deployment in this process, on the embedded substrate."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from mielin_cells.substrate.health import Facts
 
 NODES_MAX = 64
-"""Nodes of one process share its loop; more of them show nothing."""
+"""The nodes of one process share its event loop; more of them show nothing new."""
 
 
-async def inspected(path: str | os.PathLike[str]) -> Facts:
-    """What a store's file says of itself, for `mielin doctor`; makes nothing."""
+async def inspect(path: str | os.PathLike[str]) -> Facts:
+    """What a store's file says of itself, for `mielin doctor`.  Creates nothing."""
     from mielin_cells.substrate.embedded import Embedded
 
     return await Embedded.inspected(path)
@@ -43,12 +43,14 @@ def local(
 ) -> Opening:
     """A cluster of `nodes` nodes, `node-1` to `node-N`, in this process, on SQLite in memory or in the file `path`.
 
-    With a path, agents are there again at the next `local` on the same file, with every acknowledged effect, also after
-    `kill -9`; with `sync="power"` after a power cut too.  These nodes take over the agents of those that are no longer there.
-    In memory agents end with the block.  Raises `StoreInUse` if another process has the file open, `StoreCorrupt`,
-    `StoreReadOnly`, `StoreFull`, `ConfigError`.  The block is left within three times `pause_s`, also on a full disk: what is not
-    in the store by then was not acknowledged.  `recovery`: how failed moves are retried (default: 3 retries, the first after 10 s);
-    `progress` is called with each event of each migration.
+    With a path, the next `local` on the same file has the agents again, with every acknowledged effect, also after `kill -9`, and with
+    `sync="power"` after a power cut.  Its nodes take over the agents of nodes that no longer exist.  In memory, agents end with the
+    block.  Leaving the block takes at most three times `pause_s`, also on a full disk; nothing acknowledged is lost.
+    `recovery`: how failed moves are retried (default: 3 retries, the first after 10 s).  `progress` is called with each event of each
+    migration.
+
+    Raises `StoreInUse` if another process has the file open, `StoreIncompatible` if another version wrote it, `StoreCorrupt`,
+    `StoreReadOnly`, `StoreFull`, `ConfigError`.
     """
     if type(nodes) is not int or not 1 <= nodes <= NODES_MAX:
         raise ConfigError(
@@ -56,12 +58,12 @@ def local(
         )
     check_opening(settings, recovery, progress)
     if path is not None and not isinstance(path, (str, os.PathLike)):
-        raise UsageError(f"path is the file of the store, as text or a Path, and not {path!r}.")
+        raise UsageError(f"path is {path!r}; wanted: the store's file, as text or a Path.")
     return Opening("cells.local()", lambda: _opened(nodes, path, settings, recovery, progress, sync))
 
 
 async def _take_what_is_left(client: Client, names: list[str]) -> None:
-    """The file may hold agents of nodes that this process does not have, and that no other process can have."""
+    """Takes over agents of nodes that this process does not have; no other process can have them."""
     from mielin_cells.membership import table
     from mielin_cells.membership.takeover import Takeover
 
@@ -76,7 +78,7 @@ async def _opened(
     nodes: int, path: str | os.PathLike[str] | None, settings: Settings | None, recovery: RecoveryConfig | None,
     progress: ProgressCallback | None, sync: Literal["process", "power"],
 ) -> AsyncIterator[Client]:  # fmt: skip
-    # Half of what `import mielin_cells` would take; the command line, say, never needs it.
+    # Imported late: it would double the time of `import mielin_cells`, and the command line never needs it.
     import asyncio
 
     from mielin_cells.client.client import Client

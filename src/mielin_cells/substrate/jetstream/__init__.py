@@ -21,8 +21,7 @@ Path: TypeAlias = str | os.PathLike[str]
 
 async def _opened(url: str, creds: Path | None, tls_ca: Path | None, deployment: str, wish: Wish) -> Connection:
     check_wish(deployment, wish)
-    check_url(url)
-    connection = Connection(url, options_of(creds, tls_ca))
+    connection = Connection(check_url(url), options_of(creds, tls_ca))
     try:
         await connection.open()
     except BaseException:

@@ -33,8 +33,11 @@ def options_of(creds: str | os.PathLike[str] | None, tls_ca: str | os.PathLike[s
     return options
 
 
-def check_url(url: str, where: str = "") -> None:
-    """Raises `ConfigError`; `where` says what names the address.  A name alone needs a scheme or a port to be one."""
+def check_url(url: str, where: str = "") -> str:
+    """The address, with its scheme in lower case.  `where` says what names the address.
+
+    Raises `ConfigError`.  A name alone needs a scheme or a port to be an address.
+    """
     parts, is_address = urlsplit(""), False
     with contextlib.suppress(ValueError):
         parts = urlsplit(url if "://" in url else f"nats://{url}")
@@ -50,7 +53,8 @@ def check_url(url: str, where: str = "") -> None:
             f"{shown} has more than HOST:PORT; a user or password with / ? or # in it cannot stand there: use --creds"
         )
     else:
-        return
+        scheme, sign, rest = url.partition("://")
+        return f"{scheme.lower()}://{rest}" if sign else url
     raise ConfigError(f"{what}.", field="connect", range="nats://HOST:PORT")
 
 
