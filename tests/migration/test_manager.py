@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from support.recoveries import CORRUPTION, GIVE_UP, ROLLBACK, SAME, TIMEOUT, due, fail_next, failure, managed
+from support.written import Written
 
 import mielin_cells as cells
 from mielin_cells.migration import MigrationRecoveryManager, RecoveryConfig, RecoveryOutcome
-from mielin_cells.migration.case import ROLLBACKS_MAX
+from mielin_cells.migration.case import ROLLBACKS_MAX, SOURCE_LOST, Case
+
+
+def ended(manager: MigrationRecoveryManager, agent: str = "a") -> RecoveryOutcome | None:
+    end = manager.end_of(agent)
+    return end.outcome if end is not None else None
+
 
 # ---- the seed's methods ----------------------------------------------------------------------------------------
 
@@ -35,13 +40,13 @@ def test_an_agent_that_is_not_known_answers_none_and_cannot_be_recovered() -> No
 def test_a_bad_config_is_refused_and_the_old_one_stays() -> None:
     manager = managed()
 
-    with pytest.raises(cells.ConfigError):
+    with pytest.raises(cells.errors.ConfigError):
         manager.set_config(RecoveryConfig(initial_retry_delay_secs=0))
     assert manager.config == RecoveryConfig()
 
     manager.set_config(RecoveryConfig(max_retries=0))
     assert manager.decide("a", 10).strategy is ROLLBACK
-    with pytest.raises(cells.ConfigError):
+    with pytest.raises(cells.errors.ConfigError):
         MigrationRecoveryManager(RecoveryConfig(recovery_timeout_secs=0))
 
 
@@ -176,14 +181,14 @@ def test_late_and_repeated_reports_are_ignored() -> None:
     assert [attempt.success for attempt in manager.get_history("a") or []] == [False, True]
 
 
-def test_giving_up_leaves_the_queue_and_waits_for_a_person() -> None:
+def test_giving_up_leaves_the_queue() -> None:
     manager = managed(RecoveryConfig(auto_rollback=False, max_retries=0))
 
     assert manager.execute_recovery("a", 0.0) is GIVE_UP
 
     assert manager.pending_count == 0
     assert manager.get_ready_for_retry(1e9) == []
-    assert [end.outcome for end in manager.parked()] == [RecoveryOutcome.GAVE_UP]
+    assert ended(manager) is RecoveryOutcome.GAVE_UP
     with pytest.raises(cells.errors.NoSuchMigration):
         manager.execute_recovery("a", 1.0)
     assert len(manager.get_history("a") or []) == 1
@@ -196,9 +201,7 @@ def test_a_rollback_leaves_the_queue_only_when_it_is_done() -> None:
 
     assert manager.finish(ticket.token, 1.0)
 
-    end = manager.end_of("a")
-    assert end is not None
-    assert (end.outcome, manager.pending_count) == (RecoveryOutcome.ROLLED_BACK, 0)
+    assert (ended(manager), manager.pending_count) == (RecoveryOutcome.ROLLED_BACK, 0)
 
 
 def test_a_rollback_that_fails_is_finished_not_turned_into_a_retry() -> None:
@@ -213,7 +216,7 @@ def test_a_rollback_that_fails_is_finished_not_turned_into_a_retry() -> None:
 
     assert strategies == [ROLLBACK] * ROLLBACKS_MAX
     assert manager.begin("a", now).strategy is GIVE_UP
-    assert len(manager.parked()) == 1
+    assert ended(manager) is RecoveryOutcome.GAVE_UP
 
 
 def test_a_rollback_that_fails_in_a_passing_way_stays_a_rollback() -> None:
@@ -227,7 +230,7 @@ def test_a_rollback_that_fails_in_a_passing_way_stays_a_rollback() -> None:
     assert due(manager) == 11.0
 
 
-def test_what_runs_too_long_is_taken_away_and_rolled_back() -> None:
+def test_what_runs_too_long_is_stopped_and_rolled_back() -> None:
     manager = MigrationRecoveryManager(RecoveryConfig(recovery_timeout_secs=30), attempt_timeout_secs=1000)
     manager.record_failure(failure())
     ticket = manager.begin("a", 10.0)
@@ -235,18 +238,31 @@ def test_what_runs_too_long_is_taken_away_and_rolled_back() -> None:
     assert manager.expire(29.9) == []
 
     assert manager.expire(30.0) == [ticket]
+    assert manager.expire(30.0) == []
+    assert manager.finish(ticket.token, 31.0, failure(31.0))
 
-    assert not manager.finish(ticket.token, 31.0)
-    assert manager.is_ready_for_retry("a", 30.0)
-    assert manager.decide("a", 30.0) == (ROLLBACK, "recovery took longer than 30 s")
+    assert manager.is_ready_for_retry("a", 31.0)
+    assert manager.decide("a", 31.0) == (ROLLBACK, "recovery took longer than 30 s")
 
 
-def test_an_attempt_that_never_reports_is_tried_again_within_the_whole_time() -> None:
+def test_an_attempt_that_was_beyond_being_stopped_may_have_done_what_it_was_for() -> None:
+    manager = managed()
+    ticket = manager.begin("a", 10.0)
+    assert manager.expire(70.0) == [ticket]
+
+    assert manager.finish(ticket.token, 71.0)
+
+    assert ended(manager) is RecoveryOutcome.RECOVERED
+
+
+def test_an_attempt_whose_time_is_over_is_tried_again_within_the_whole_time() -> None:
     manager = managed()
     ticket = manager.begin("a", 10.0)
     assert ticket.deadline == 70.0
 
     assert manager.expire(70.0) == [ticket]
+    assert manager.next_wake() is None
+    manager.mark_recovery_failure("a", "attempt 1 ran out of time", 70.0)
 
     assert manager.decide("a", 70.0).strategy is SAME
     assert due(manager) == 90.0
@@ -265,7 +281,7 @@ def test_without_rollback_time_that_is_over_ends_as_expired() -> None:
     manager = managed(RecoveryConfig(recovery_timeout_secs=25, auto_rollback=False))
 
     assert manager.execute_recovery("a", 25.0) is GIVE_UP
-    assert [end.outcome for end in manager.parked()] == [RecoveryOutcome.EXPIRED]
+    assert ended(manager) is RecoveryOutcome.EXPIRED
 
 
 def test_jitter_spreads_what_failed_together() -> None:
@@ -289,13 +305,17 @@ def test_the_longest_due_comes_first_and_a_poll_can_be_limited() -> None:
 
 
 def test_a_restart_goes_on_with_what_was_left() -> None:
-    """Its clock begins anew, so durations are given, not times."""
+    """A new process has a monotonic clock of its own; the journal's times are wall times."""
+    written = Written().tried().failed().decided().tried(strategy="RetryOnSameTarget").failed().decided(delay_s=593.0)
+    case = Case.of(written.journal, source="n1", now=5.0, wall=written.at + 590.0)
     manager = MigrationRecoveryManager()
 
-    manager.restore(replace(failure(5.0), retry_count=2), 5.0, migration="m-1", elapsed_secs=590.0, wait_secs=3.0)
+    manager.open(case, 5.0)
+    manager.record_failure(failure(5.0), 5.0, code=SOURCE_LOST)
 
     assert due(manager) == 8.0
-    assert manager.deadline("a") == 15.0
+    assert case.deadline == 15.0
     assert manager.decide("a", 8.0).strategy is SAME
+    assert manager.get_pending()[0].retry_count == 1
     with pytest.raises(cells.errors.MigrationInProgress):
-        manager.restore(failure(), 5.0)
+        manager.open(case, 5.0)

@@ -29,6 +29,7 @@ class Recoveries(RuleBasedStateMachine):
         self.now = 0.0
         self.tickets: list[Ticket] = []
         self.running: dict[str, Ticket] = {}
+        self.expired: set[int] = set()
         self.retries: dict[str, int] = {}
         """Of the open recovery of an agent."""
         self.incompatible: dict[str, set[str]] = {}
@@ -70,6 +71,7 @@ class Recoveries(RuleBasedStateMachine):
             return
         assert was_open
         assert not was_running
+        assert ticket.strategy is not None
         self.tickets.append(ticket)
         if ticket.strategy.is_retry:
             self.retries[agent] += 1
@@ -109,23 +111,13 @@ class Recoveries(RuleBasedStateMachine):
                     self.noted(agent, kind, node)
                 self.ended(agent)
 
-    @rule(data=st.data())
-    def postpone(self, data: st.DataObject) -> None:
-        if self.tickets:
-            ticket = data.draw(st.sampled_from(self.tickets))
-            held = self.running.get(ticket.agent_id)
-            if self.manager.postpone(ticket.token, self.now):
-                assert held is not None
-                assert held.token == ticket.token
-                if ticket.strategy.is_retry:
-                    self.retries[ticket.agent_id] -= 1
-                del self.running[ticket.agent_id]
-
     @rule()
     def expire(self) -> None:
         for ticket in self.manager.expire(self.now):
             assert ticket.deadline <= self.now
-            assert self.running.pop(ticket.agent_id).token == ticket.token
+            assert self.running[ticket.agent_id].token == ticket.token
+            assert ticket.token not in self.expired
+            self.expired.add(ticket.token)
 
     @rule(agent=agents)
     def settle(self, agent: str) -> None:
@@ -152,6 +144,7 @@ class Recoveries(RuleBasedStateMachine):
                 for agent in self.running
                 if (ticket := self.manager.ticket(agent)) is not None
                 and ticket.target_node == node
+                and ticket.strategy is not None
                 and ticket.strategy.is_retry
             ]
             assert self.targets.running(node) == len(held)
@@ -165,15 +158,16 @@ class Recoveries(RuleBasedStateMachine):
             wake = self.manager.next_wake()
             assert wake is not None
             self.now = max(self.now, wake)
-            self.manager.expire(self.now)
+            for ticket in self.manager.expire(self.now):
+                self.manager.finish(
+                    ticket.token, self.now, self.error(ticket.agent_id, MigrationErrorType.TIMEOUT, None)
+                )
             for agent in self.manager.get_ready_for_retry(self.now):
                 try:
                     ticket = self.manager.begin(agent, self.now)
                 except RecoveryNotDue:
                     continue
-                if ticket.strategy is RecoveryStrategy.RETRY_ON_DIFFERENT_TARGET:
-                    self.manager.postpone(ticket.token, self.now)
-                elif ticket.strategy is not RecoveryStrategy.GIVE_UP:
+                if ticket.strategy is not RecoveryStrategy.GIVE_UP:
                     kind = MigrationErrorType.TIMEOUT
                     self.manager.finish(ticket.token, self.now, self.error(agent, kind, ticket.target_node))
 

@@ -19,8 +19,8 @@ from mielin_cells.errors import CellError, Fenced, NoSuchAgent, RetryError
 from mielin_cells.log.ids import JOURNALS, LOGS
 from mielin_cells.log.records import decode_record
 from mielin_cells.migration.journal import Journal, decode
+from mielin_cells.migration.outcome import journal_outcome
 from mielin_cells.migration.recovery import RecoveryConfig
-from mielin_cells.migration.standing import journal_outcome
 from mielin_cells.node.moves.settling import SETTLE_S
 from mielin_cells.node.node import Node
 from mielin_cells.store import journal

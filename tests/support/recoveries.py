@@ -45,8 +45,8 @@ def fail_next(manager: MigrationRecoveryManager, took: float = 1.0, kind: Migrat
     return now + took
 
 
-def postponed(manager: MigrationRecoveryManager, token: int) -> float:
-    """Postpones the attempt when it began; that time."""
+def nobody(manager: MigrationRecoveryManager, token: int) -> float:
+    """No node can be had for the attempt, when it begins; that time."""
     now = (manager.get_history("a") or [])[-1].timestamp
-    assert manager.postpone(token, now)
+    assert manager.finish(token, now, failure(now, UNREACHABLE, target=None))
     return now

@@ -24,7 +24,7 @@ from mielin_cells.errors import (
 )
 from mielin_cells.log.fold import Phase
 from mielin_cells.log.records import HandedOff
-from mielin_cells.migration.standing import journal_outcome, outcome_of
+from mielin_cells.migration.outcome import journal_outcome, outcome_of
 from mielin_cells.rpc import requests
 from mielin_cells.rpc.answers import Progress
 from mielin_cells.store import journal

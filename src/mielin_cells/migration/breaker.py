@@ -15,6 +15,9 @@ from mielin_cells.migration.recovery import RecoveryConfig
 TARGETS_MAX = 10_000
 """Nodes that are remembered; those that nothing is held against are forgotten first."""
 
+TRIES_MAX = 3
+"""Attempts of one migration with one node, on a node's own manager."""
+
 BLAMES = frozenset(
     {MigrationErrorType.NETWORK_TRANSIENT, MigrationErrorType.TIMEOUT, MigrationErrorType.TARGET_UNREACHABLE}
 )
@@ -58,6 +61,7 @@ class BreakerConfig:
         """In proportion to the delays between retries: a node cools off as long as its migrations wait."""
         first, cap = config.initial_retry_delay_secs, config.max_retry_delay_secs
         return cls(
+            tries_max=TRIES_MAX,
             half_life_secs=6 * first,
             open_secs=min(2 * first, cap),
             open_max_secs=cap,

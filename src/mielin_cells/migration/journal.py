@@ -169,6 +169,11 @@ class Journal:
         return any(isinstance(record, Cancelled) for record in self.records)
 
     @property
+    def coordinator(self) -> str:
+        """The node that wrote last."""
+        return self.records[-1].node
+
+    @property
     def attempts(self) -> list[Attempted]:
         return [record for record in self.records if isinstance(record, Attempted)]
 

@@ -1,21 +1,20 @@
 """The seed's recovery manager: which migrations have failed, what is to be done about each, and when.
 
-A bookkeeper with clock and chance passed in: it decides, and whoever runs migrations performs.  One migration of an agent is open
-at a time, so the agent's id names it.  A failed migration waits until it is due, is run by one attempt at a time, and leaves the
-queue by one of five ends (`RecoveryOutcome`):
+It decides and keeps the time, and a driver performs: `node.moves` is one.  Clock and chance are passed in.  One migration of an agent
+is open at a time, so the agent's id names it.  A failed migration waits until it is due, is run by one attempt at a time, and leaves
+the manager by one of five ends (`RecoveryOutcome`):
 
     record_failure -> waiting -> begin -> running -> finish -> waiting again, or ended
 
-The seed's methods are there, under their names; `begin`, `assign`, `postpone`, `finish` and `expire` are what a driver with several
-attempts under way needs besides.
+The seed's methods are here under their names.  `open`, `begin`, `assign`, `finish`, `expire` and `settle` are what a driver needs that
+keeps journals and has several attempts under way.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter, OrderedDict
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections import OrderedDict
+from dataclasses import replace
 
 from mielin_cells.errors import (
     AlreadyThere,
@@ -25,8 +24,9 @@ from mielin_cells.errors import (
     RecoveryNotDue,
     never,
 )
+from mielin_cells.migration.audit import MigrationAuditLog
 from mielin_cells.migration.breaker import Circuit, Targets
-from mielin_cells.migration.case import Case, RecoveryEnd, RecoveryOutcome, Rule, Ticket
+from mielin_cells.migration.case import SOURCE_LOST, Case, RecoveryEnd, RecoveryOutcome, Rule, Ticket
 from mielin_cells.migration.due import DueQueue
 from mielin_cells.migration.failure import MigrationError, MigrationErrorType
 from mielin_cells.migration.recovery import (
@@ -41,30 +41,14 @@ from mielin_cells.migration.refusal import RefusalKind, refusal
 from mielin_cells.migration.validation import MigrationValidator
 
 AGENTS_KEPT = 10_000
-"""Agents whose attempts and ends are remembered after their recovery; likewise those that are parked."""
+"""Agents whose attempts and ends are remembered after their recovery."""
 
 ATTEMPT_TIMEOUT_SECS = 60.0
-"""An attempt that has not reported by then is taken away: as long as a whole migration may take."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecoveryStatistics:
-    """Counted since the manager was made; by the seed's names."""
-
-    pending: int
-    running: int
-    parked: int
-    failures: Mapping[str, int]
-    decisions: Mapping[str, int]
-    outcomes: Mapping[str, int]
+"""The time of an attempt: as long as a whole migration may take."""
 
 
 class MigrationRecoveryManager:
-    """Belongs to one event loop; not shared between threads.
-
-    `now` is monotonic seconds, `jitter` gives 0 to 1.  Times are only compared with each other, so whoever restores a recovery
-    after a restart gives what was left of it (`restore`).
-    """
+    """Belongs to one event loop; not shared between threads.  `now` is monotonic seconds, `jitter` gives 0 to 1."""
 
     def __init__(
         self,
@@ -72,13 +56,16 @@ class MigrationRecoveryManager:
         *,
         targets: Targets | None = None,
         attempt_timeout_secs: float = ATTEMPT_TIMEOUT_SECS,
+        audit: MigrationAuditLog | None = None,
     ) -> None:
-        """`targets`: circuits and limits of nodes, often shared; None: none are kept.  Raises `ConfigError`."""
+        """`targets`: circuits and limits of nodes; None: none are kept.  Raises `ConfigError`."""
         self._config = config if config is not None else RecoveryConfig()
         self._config.validate()
-        self._targets = targets
+        self.targets = targets
         self._attempt_timeout = attempt_timeout_secs
         self._cases: dict[str, Case] = {}
+        self._unfailed: set[str] = set()
+        """Agents with an open migration of which nothing has failed."""
         self._due = DueQueue()
         self._leases = DueQueue()
         self._tokens = 0
@@ -86,11 +73,7 @@ class MigrationRecoveryManager:
         """The agent whose attempt a token is, while it runs."""
         self._resting: OrderedDict[str, list[RecoveryAttempt]] = OrderedDict()
         self._ends: OrderedDict[str, RecoveryEnd] = OrderedDict()
-        self._parked: OrderedDict[str, Case] = OrderedDict()
-        self._failures: Counter[str] = Counter()
-        self._decisions: Counter[str] = Counter()
-        self._outcomes: Counter[str] = Counter()
-        self._validator = MigrationValidator()
+        self._validator = MigrationValidator(audit=audit)
 
     @classmethod
     def with_defaults(cls) -> MigrationRecoveryManager:
@@ -111,6 +94,25 @@ class MigrationRecoveryManager:
 
     # ---- failures --------------------------------------------------------------------------------------------
 
+    def open(self, case: Case, now: float, jitter: Jitter = no_jitter) -> None:
+        """Takes up a migration that is planned here, or that another process began (`Case.of`).
+
+        A failure without a decision is decided on; a decision to end it is due at once.  An attempt, or a wait for a retry, that was
+        under way elsewhere goes on with `record_failure`, which says that its source was lost.  Raises `MigrationInProgress`.
+        """
+        agent = case.agent
+        if agent in self._cases:
+            raise MigrationInProgress(f"A migration of agent {agent!r} is open here already.", agent=agent)
+        self._ends.pop(agent, None)
+        case.history = [*self._resting.pop(agent, ()), *case.history]
+        self._cases[agent] = case
+        if case.error is None:
+            self._unfailed.add(agent)
+        elif case.is_undecided:
+            self._schedule(case, now, jitter)
+        elif case.decided is not None and not case.decided.strategy.is_retry:
+            self._due.put(agent, now)
+
     def record_failure(
         self,
         error: MigrationError,
@@ -119,6 +121,7 @@ class MigrationRecoveryManager:
         *,
         migration: str = "",
         source: str = "",
+        code: str = "",
     ) -> None:
         """A migration of `error.agent_id` has failed; while an attempt runs, the attempt has.
 
@@ -130,44 +133,14 @@ class MigrationRecoveryManager:
         agent = error.agent_id
         case = self._cases.get(agent)
         if case is None:
-            case = self._open(error, now, migration, source)
+            case = Case(agent, migration, source)
+            self.open(case, now)
         elif migration and case.migration and migration != case.migration:
             raise MigrationInProgress(
                 f"The migration {case.migration} of agent {agent!r} is being recovered; {migration} cannot be, too.",
                 agent=agent, migration=case.migration,
             )  # fmt: skip
-        if case.ticket is not None:
-            self._fail(case, error, now, jitter)
-            return
-        self._reclassify(case, error)
-        self._schedule(case, now, jitter)
-
-    def restore(
-        self,
-        error: MigrationError,
-        now: float,
-        *,
-        migration: str = "",
-        source: str = "",
-        elapsed_secs: float = 0.0,
-        wait_secs: float = 0.0,
-        excluded: Mapping[str, int] | None = None,
-    ) -> None:
-        """Takes up a recovery that another process began, from its journal.  `error.retry_count` says how many retries were made.
-
-        `elapsed_secs` of its time are over; its next attempt is due in `wait_secs`.  `excluded`: nodes that failed it, each with
-        the retry that its failure was answered with, 0 for one that cannot run the agent.  Of a failure that passes the time begins
-        anew: no clock of another process decides it.  Raises `MigrationInProgress`.
-        """
-        if error.agent_id in self._cases:
-            raise MigrationInProgress(
-                f"A migration of agent {error.agent_id!r} is being recovered here already.", agent=error.agent_id
-            )
-        case = self._open(error, now - max(0.0, elapsed_secs), migration, source)
-        for node, retry in (excluded or {}).items():
-            case.excluded[node] = now + case.passing(retry, self._config) if retry else math.inf
-        case.exclude(error, self._config)
-        self._due.put(error.agent_id, min(now + max(0.0, wait_secs), max(now, case.deadline)))
+        self._fail(case, error, now, jitter, code)
 
     # ---- decisions -------------------------------------------------------------------------------------------
 
@@ -178,54 +151,53 @@ class MigrationRecoveryManager:
     def decide(self, agent_id: str, now: float) -> Rule:
         """What is to be done about the agent's migration, and the rule that says so; changes nothing.
 
-        As `determine_strategy`, within the overall timeout, what rollbacks and waits have shown, and what its target admits.
+        As `determine_strategy`, within the overall timeout, what rollbacks have shown, and what its target admits.
         Raises `NoSuchMigration` for an agent without a failure.
         """
         case = self._failed(agent_id)
-        rule = case.rule(self._config, now)
-        target = case.error.target_node
-        if rule.strategy is not RecoveryStrategy.RETRY_ON_SAME_TARGET or target is None or case.ordered is not None:
+        rule = case.rule(self._config_of(case), now)
+        target = case.error.target_node if case.error is not None else None
+        if rule.strategy is not RecoveryStrategy.RETRY_ON_SAME_TARGET or target is None or self.targets is None:
             return rule
-        if self._targets is None:
-            return rule
-        most = self._targets.config.tries_max
-        if most is not None and case.tries.get(target, 0) >= most:
-            return Rule(RecoveryStrategy.RETRY_ON_DIFFERENT_TARGET, f"{target} was tried {most} times")
-        if self._targets.circuit(target, now) is Circuit.OPEN:
+        if target in self._spent(case):
+            return Rule(RecoveryStrategy.RETRY_ON_DIFFERENT_TARGET, f"{target} was tried {case.tries[target]} times")
+        if self.targets.circuit(target, now) is Circuit.OPEN:
             return Rule(RecoveryStrategy.RETRY_ON_DIFFERENT_TARGET, f"the circuit of {target} is open")
         return rule
-
-    def forbidden(self, agent_id: str, now: float) -> frozenset[str]:
-        """Nodes that a retry elsewhere must not go to now; none for an agent without a failure."""
-        case = self._cases.get(agent_id)
-        return case.forbidden(now) if case is not None else frozenset()
 
     def execute_recovery(self, agent_id: str, now: float, target_node: str | None = None) -> RecoveryStrategy:
         """Begins the next attempt and says what it is: the caller performs it, and reports by `mark_recovery_*`.
 
         As `begin`, which gives a token besides.
         """
-        return self.begin(agent_id, now, target_node).strategy
+        strategy = self.begin(agent_id, now, target_node).strategy
+        if strategy is None:
+            raise NoSuchMigration(f"No migration of agent {agent_id!r} has failed and is open.", agent=agent_id)
+        return strategy
 
     def begin(self, agent_id: str, now: float, target_node: str | None = None) -> Ticket:
         """Begins the next attempt.  Until it is reported nobody else can begin one for this agent.
 
         `target_node`: the node that was chosen (default: for a retry on the same target that one; for one elsewhere it is assigned
-        later).  After `GiveUp` there is nothing to report: the recovery has ended, and its agent is parked.
-        Raises `NoSuchMigration` for an agent without a failure; `RecoveryNotDue` before its time, while an attempt runs, and while
-        its target admits no more; `MigrationRefused` and `AlreadyThere` for a node that this migration must not go to.
+        later).  After `GiveUp` there is nothing to report: the recovery has ended, and its agent is to be parked.
+        Raises `NoSuchMigration` for an agent without an open migration; `RecoveryNotDue` before its time, while an attempt runs, and
+        while its target admits no more; `MigrationRefused` and `AlreadyThere` for a node that this migration must not go to.
         """
+        case = self._cases.get(agent_id)
+        if case is not None and case.error is None:
+            self._check_not_running(case)
+            has_place = self.targets is not None and target_node is not None and self.targets.begin(target_node, now)
+            return self._begun(case, None, target_node, now, has_place)
         case = self._failed(agent_id)
         rule = self.decide(agent_id, now)
         self._check_due(case, rule.strategy, now)
-        target = target_node or case.ordered_target
+        target = target_node
         if rule.strategy is not RecoveryStrategy.RETRY_ON_DIFFERENT_TARGET:
-            target = target or case.error.target_node
-        elif target is not None and target != case.ordered_target:
+            target = target or (case.error.target_node if case.error is not None else None)
+        elif target is not None:
             self._check_target(case, target, now)
-        if rule.strategy.is_retry and target is not None:
-            self._take_place(case, target, now)
-        return self._begun(case, rule, target, now)
+        has_place = rule.strategy.is_retry and target is not None and self._take_place(case, target, now)
+        return self._begun(case, rule, target, now, has_place)
 
     def assign(self, token: int, target_node: str, now: float) -> bool:
         """The node that was chosen for a retry elsewhere; the attempt records it.
@@ -237,33 +209,17 @@ class MigrationRecoveryManager:
         if case is None or case.ticket is None or case.ticket.target_node is not None:
             return False
         self._check_target(case, target_node, now)
-        if self._targets is not None and not self._targets.begin(target_node, now):
+        if self.targets is not None and not self.targets.begin(target_node, now):
             return False
-        case.ticket = replace(case.ticket, target_node=target_node)
-        case.attempts[-1] = replace(case.attempts[-1], target_node=target_node)
-        case.tries[target_node] = case.tries.get(target_node, 0) + 1
-        return True
-
-    def postpone(self, token: int, now: float, jitter: Jitter = no_jitter) -> bool:
-        """No other node can be had: the attempt is as if it had not begun, and is due again after a delay that grows.
-
-        After more waits in a row than there are retries the migration is rolled back.  False if the attempt is not this token's.
-        """
-        case = self._holder(token)
-        if case is None or case.ticket is None:
-            return False
-        self._release(case.ticket)
-        case.attempts.pop()
-        case.error = replace(case.error, retry_count=case.error.retry_count - 1)
-        case.waits += 1
-        self._stop_running(case)
-        self._put(case, now + self._config.jittered_delay(case.waits, jitter))
+        case.ticket = replace(case.ticket, target_node=target_node, has_place=self.targets is not None)
+        case.assign(target_node)
         return True
 
     def finish(self, token: int, now: float, error: MigrationError | None = None, jitter: Jitter = no_jitter) -> bool:
         """How the attempt ended; None: it did what it was for, and for a rollback: it is performed and verified.
 
-        False, and nothing is changed, if the attempt is not this token's any more: it was reported, or taken away.
+        An attempt for which no node could be had has failed, too.  False, and nothing is changed, if the attempt is not this token's
+        any more.
         """
         case = self._holder(token)
         if case is None:
@@ -277,7 +233,7 @@ class MigrationRecoveryManager:
     def mark_recovery_success(self, agent_id: str, now: float | None = None) -> None:
         """The running attempt did what it was for.  Raises `NoSuchMigration`, and `RecoveryNotDue` if none runs."""
         case = self._running(agent_id)
-        self._succeed(case, case.attempts[-1].timestamp if now is None else now)
+        self._succeed(case, case.history[-1].timestamp if now is None else now)
 
     def mark_recovery_failure(
         self, agent_id: str, error: str | MigrationError, now: float, jitter: Jitter = no_jitter
@@ -289,60 +245,33 @@ class MigrationRecoveryManager:
         """
         case = self._running(agent_id)
         if isinstance(error, str):
-            target = case.ticket.target_node if case.ticket is not None else None
-            error = replace(
-                case.error, message=error, target_node=target or case.error.target_node, timestamp=now
-            )  # fmt: skip
+            last, target = case.error, case.ticket.target_node if case.ticket is not None else None
+            if last is None:
+                raise never("an attempt runs, and nothing has failed")
+            error = replace(last, message=error, target_node=target or last.target_node, timestamp=now)
         self._fail(case, error, now, jitter)
 
-    def expire(self, now: float, jitter: Jitter = no_jitter) -> list[Ticket]:
-        """Takes away every attempt whose time is over; its runner must be cancelled, and what it still reports is ignored.
+    def expire(self, now: float) -> list[Ticket]:
+        """Attempts whose time is over, each once: stop it, and report how it ended.
 
-        Each counts as failed by `Timeout`.  Where the whole recovery's time is over, a rollback is due at once.
+        Where the time of the whole recovery is over, a rollback is due as soon as the failure is reported.
         """
-        taken: list[Ticket] = []
+        tickets: list[Ticket] = []
         for agent in self._leases.ready(now):
-            case = self._cases[agent]
-            ticket = case.ticket
+            self._leases.drop(agent)
+            ticket = self._cases[agent].ticket
             if ticket is None:
                 raise never("a lease without an attempt")
-            taken.append(ticket)
-            message = f"attempt {ticket.attempt_number} ran out of time"
-            kind = MigrationErrorType.TIMEOUT
-            target = ticket.target_node or case.error.target_node
-            self._fail(case, MigrationError.new(kind, message, agent, target, now=now), now, jitter)
-        return taken
-
-    def order(self, agent_id: str, now: float, strategy: RecoveryStrategy, target_node: str | None = None) -> None:
-        """An operator's decision: the next attempt is this, and due now; also for an agent that is parked.
-
-        `target_node` is taken even if it has failed this migration: a person may know that it is mended.
-
-        Raises `NoSuchMigration`, and `RecoveryNotDue` while an attempt runs.
-        """
-        case = self._cases.get(agent_id) or self._parked.pop(agent_id, None)
-        if case is None:
-            raise NoSuchMigration(f"No failed migration of agent {agent_id!r} is known here.", agent=agent_id)
-        if case.ticket is not None:
-            raise RecoveryNotDue(
-                f"An attempt to recover the migration of {agent_id!r} runs; wait for its end.", agent=agent_id
-            )
-        if agent_id not in self._cases:
-            self._cases[agent_id] = case
-            case.attempts = self._resting.pop(agent_id, [])
-            case.error = replace(case.error, retry_count=0)
-            case.began, case.deadline = now, now + self._config.recovery_timeout_secs
-            case.waits = case.rollbacks = 0
-        case.ordered, case.ordered_target = Rule(strategy, "ordered by an operator"), target_node
-        self._due.put(agent_id, now)
+            tickets.append(ticket)
+        return tickets
 
     def settle(self, agent_id: str, now: float, outcome: RecoveryOutcome = RecoveryOutcome.SETTLED) -> bool:
         """The migration has ended as its agent's log says, whatever was planned here.  False if none is open."""
         case = self._cases.get(agent_id)
         if case is None:
             return False
-        if case.ticket is not None:
-            self._release(case.ticket)
+        if case.ticket is not None and case.ticket.has_place and self.targets is not None:
+            self.targets.release(case.ticket.target_node or "")
         self._end(case, outcome, now)
         return True
 
@@ -351,21 +280,17 @@ class MigrationRecoveryManager:
     @property
     def pending_count(self) -> int:
         """Migrations that have failed and have not ended, with those that an attempt runs for."""
-        return len(self._cases)
+        return len(self._cases) - len(self._unfailed)
 
     def get_pending(self) -> list[MigrationError]:
         """The last failure of each."""
-        return [case.error for case in self._cases.values()]
-
-    def pending(self, agent_id: str) -> MigrationError | None:
-        case = self._cases.get(agent_id)
-        return case.error if case is not None else None
+        return [case.error for case in self._cases.values() if case.error is not None]
 
     def get_history(self, agent_id: str) -> list[RecoveryAttempt] | None:
         """The attempts that are remembered, the newest last; None for an agent of which nothing is known."""
         case = self._cases.get(agent_id)
-        found = case.attempts if case is not None else self._resting.get(agent_id)
-        return list(found) if found is not None else None
+        history = case.history if case is not None else self._resting.get(agent_id)
+        return list(history) if history is not None else None
 
     def ticket(self, agent_id: str) -> Ticket | None:
         """The attempt that runs."""
@@ -375,18 +300,9 @@ class MigrationRecoveryManager:
     def is_running(self, agent_id: str) -> bool:
         return self.ticket(agent_id) is not None
 
-    def deadline(self, agent_id: str) -> float | None:
-        """When the recovery's time is over."""
-        case = self._cases.get(agent_id)
-        return case.deadline if case is not None else None
-
     def end_of(self, agent_id: str) -> RecoveryEnd | None:
         """How the agent's last recovery ended, while it is remembered."""
         return self._ends.get(agent_id)
-
-    def parked(self) -> list[RecoveryEnd]:
-        """Agents that wait for a person, the longest first."""
-        return [self._ends[agent] for agent in self._parked if agent in self._ends]
 
     def next_retry_time(self, agent_id: str) -> float | None:
         """When the next attempt is due; None if there is none to wait for, or one runs."""
@@ -410,28 +326,16 @@ class MigrationRecoveryManager:
         self._resting.pop(agent_id, None)
         case = self._cases.get(agent_id)
         if case is not None:
-            case.attempts[:] = case.attempts[-1:] if case.ticket is not None else []
-
-    def statistics(self) -> RecoveryStatistics:
-        return RecoveryStatistics(
-            pending=len(self._cases), running=len(self._leases), parked=len(self._parked),
-            failures=dict(self._failures), decisions=dict(self._decisions), outcomes=dict(self._outcomes),
-        )  # fmt: skip
+            case.history[:] = case.history[-1:] if case.ticket is not None else []
 
     # ---- within ----------------------------------------------------------------------------------------------
 
-    def _open(self, error: MigrationError, began: float, migration: str, source: str) -> Case:
-        agent = error.agent_id
-        self._parked.pop(agent, None)
-        self._ends.pop(agent, None)
-        case = self._cases[agent] = Case(
-            error, migration, source, began, began + self._config.recovery_timeout_secs, self._resting.pop(agent, [])
-        )
-        return case
+    def _config_of(self, case: Case) -> RecoveryConfig:
+        return case.config or self._config
 
     def _failed(self, agent: str) -> Case:
         case = self._cases.get(agent)
-        if case is None:
+        if case is None or case.error is None:
             raise NoSuchMigration(f"No migration of agent {agent!r} has failed and is open.", agent=agent)
         return case
 
@@ -445,136 +349,149 @@ class MigrationRecoveryManager:
         agent = self._tokens_of.get(token)
         return self._cases.get(agent) if agent is not None else None
 
-    def _check_due(self, case: Case, strategy: RecoveryStrategy, now: float) -> None:
-        agent = case.error.agent_id
+    def _check_not_running(self, case: Case) -> None:
         if case.ticket is not None:
-            raise RecoveryNotDue(f"An attempt to recover the migration of {agent!r} runs already.", agent=agent)
-        due = self._due.at(agent) or now
+            raise RecoveryNotDue(
+                f"An attempt to recover the migration of {case.agent!r} runs already.", agent=case.agent
+            )
+
+    def _check_due(self, case: Case, strategy: RecoveryStrategy, now: float) -> None:
+        self._check_not_running(case)
+        due = self._due.at(case.agent) or now
         if now < due and (strategy.is_retry or case.rollbacks):
             raise RecoveryNotDue(
-                f"The migration of {agent!r} is recovered in {due - now:.3g} s, not before.", agent=agent, due=due
-            )
+                f"The migration of {case.agent!r} is recovered in {due - now:.3g} s, not before.", agent=case.agent, due=due
+            )  # fmt: skip
 
     def _check_target(self, case: Case, target: str, now: float) -> None:
-        agent = case.error.agent_id
         if target == case.source:
-            raise AlreadyThere(f"Agent {agent!r} is on {target} already.", agent=agent, node=target)
-        if target in case.forbidden(now):
+            raise AlreadyThere(f"Agent {case.agent!r} is on {target} already.", agent=case.agent, node=target)
+        if target in self._forbidden(case, now):
             reason = refusal(RefusalKind.HAS_FAILED, node=target)
             raise MigrationRefused(
-                f"Agent {agent!r} is not moved to {target} now: it has failed this migration; choose another.",
-                agent=agent, migration=case.migration, reasons=[str(reason)], kinds=[reason.name],
+                f"Agent {case.agent!r} is not moved to {target} now: it has failed this migration; choose another.",
+                agent=case.agent, migration=case.migration, reasons=[str(reason)], kinds=[reason.name],
             )  # fmt: skip
 
-    def _take_place(self, case: Case, target: str, now: float) -> None:
-        if self._targets is not None and not self._targets.begin(target, now):
-            first = self._config.initial_retry_delay_secs
-            due = max(now + first, self._targets.free_at(target, now))
-            self._put(case, due)
-            agent = case.error.agent_id
+    def _forbidden(self, case: Case, now: float) -> frozenset[str]:
+        return case.forbidden(now) | self._spent(case)
+
+    def _spent(self, case: Case) -> frozenset[str]:
+        """Nodes that have had their share of this migration's attempts."""
+        most = self.targets.config.tries_max if self.targets is not None else None
+        return frozenset(node for node, tries in case.tries.items() if most is not None and tries >= most)
+
+    def _take_place(self, case: Case, target: str, now: float) -> bool:
+        if self.targets is None:
+            return False
+        if not self.targets.begin(target, now):
+            first = self._config_of(case).initial_retry_delay_secs
+            due = max(now + first, self.targets.free_at(target, now))
+            self._due.put(case.agent, min(due, case.deadline))
             raise RecoveryNotDue(
-                f"{target} takes no more attempts now; agent {agent!r} is tried in {due - now:.3g} s.",
-                agent=agent, due=due,
+                f"{target} takes no more attempts now; agent {case.agent!r} is tried in {due - now:.3g} s.",
+                agent=case.agent, due=due,
             )  # fmt: skip
-        case.tries[target] = case.tries.get(target, 0) + 1
+        return True
 
-    def _begun(self, case: Case, rule: Rule, target: str | None, now: float) -> Ticket:
-        agent = case.error.agent_id
+    def _begun(self, case: Case, rule: Rule | None, target: str | None, now: float, has_place: bool) -> Ticket:
+        strategy = rule.strategy if rule is not None else None
+        is_over = case.is_over(now)
+        case.begin(strategy, target, now)
         self._tokens += 1
+        excluded = self._forbidden(case, now)
+        if self.targets is not None:
+            excluded |= self.targets.unfit(now)
         lease = now + self._attempt_timeout
-        excluded = case.forbidden(now)
-        if self._targets is not None:
-            excluded |= self._targets.unfit(now)
         ticket = Ticket(
-            token=self._tokens, agent_id=agent, migration=case.migration, attempt_number=case.error.retry_count + 1,
-            strategy=rule.strategy, why=rule.why, target_node=target, excluded=excluded,
-            deadline=min(lease, case.deadline) if rule.strategy.is_retry and not case.ordered else lease,
+            token=self._tokens, agent_id=case.agent, migration=case.migration,
+            attempt_number=case.error.retry_count if case.error is not None else 0,
+            strategy=strategy, why=rule.why if rule is not None else "the first attempt", target_node=target, excluded=excluded,
+            deadline=min(lease, case.deadline) if strategy is not None and strategy.is_retry else lease, has_place=has_place,
         )  # fmt: skip
-        case.note(
-            RecoveryAttempt(
-                attempt_number=ticket.attempt_number, strategy=rule.strategy, timestamp=now, target_node=target
-            )
-        )
-        case.ordered = case.ordered_target = None
-        case.error = case.error.increment_retry()
-        self._decisions[rule.strategy.value] += 1
-        self._due.drop(agent)
-        if rule.strategy is RecoveryStrategy.GIVE_UP:
-            self._end(case, RecoveryOutcome.EXPIRED if case.is_over(now) else RecoveryOutcome.GAVE_UP, now)
+        self._due.drop(case.agent)
+        if strategy is RecoveryStrategy.GIVE_UP:
+            self._end(case, RecoveryOutcome.EXPIRED if is_over else RecoveryOutcome.GAVE_UP, now)
             return ticket
         case.ticket = ticket
-        self._tokens_of[ticket.token] = agent
-        self._leases.put(agent, ticket.deadline)
+        self._tokens_of[ticket.token] = case.agent
+        if ticket.deadline < math.inf:
+            self._leases.put(case.agent, ticket.deadline)
         return ticket
 
     def _succeed(self, case: Case, now: float) -> None:
         ticket = case.ticket
         if ticket is None:
             raise never("an attempt that does not run cannot succeed")
-        case.attempts[-1] = replace(case.attempts[-1], success=True, error=None)
-        if self._targets is not None and ticket.strategy.is_retry and ticket.target_node is not None:
-            self._targets.end(ticket.target_node, now, None)
-        rolled_back = ticket.strategy is RecoveryStrategy.ROLLBACK
-        self._end(case, RecoveryOutcome.ROLLED_BACK if rolled_back else RecoveryOutcome.RECOVERED, now)
-
-    def _fail(self, case: Case, error: MigrationError, now: float, jitter: Jitter) -> None:
-        ticket = case.ticket
-        if ticket is None:
-            raise never("an attempt that does not run cannot fail")
-        case.attempts[-1] = replace(case.attempts[-1], success=False, error=error.message)
+        if ticket.strategy is not None:
+            case.history[-1] = replace(case.history[-1], success=True, error=None)
         if ticket.strategy is RecoveryStrategy.ROLLBACK:
+            self._end(case, RecoveryOutcome.ROLLED_BACK, now)
+            return
+        self._result(ticket.target_node, ticket, now, None)
+        self._end(case, RecoveryOutcome.RECOVERED, now)
+
+    def _fail(self, case: Case, error: MigrationError, now: float, jitter: Jitter, code: str = "") -> None:
+        ticket = case.ticket
+        if ticket is not None and ticket.strategy is RecoveryStrategy.ROLLBACK:
             case.rollbacks += 1
-        elif self._targets is not None and ticket.target_node is not None:
-            self._targets.end(ticket.target_node, now, error.error_type)
-        case.waits = 0
+        elif ticket is not None and ticket.target_node is not None:
+            self._result(ticket.target_node, ticket, now, error.error_type)
+        elif code != SOURCE_LOST:
+            self._result(error.target_node, None, error.timestamp, error.error_type)
         self._stop_running(case)
-        self._reclassify(case, error, told=True)
+        self._unfailed.discard(case.agent)
+        case.fail(error, now, self._config_of(case), code=code)
         self._schedule(case, now, jitter)
 
-    def _reclassify(self, case: Case, error: MigrationError, told: bool = False) -> None:
-        self._failures[error.error_type.value] += 1
-        count = max(case.error.retry_count, error.retry_count)
-        case.error = replace(error, agent_id=case.error.agent_id, retry_count=count)
-        case.exclude(case.error, self._config)
-        if self._targets is not None and not told and error.target_node is not None:
-            self._targets.failed(error.target_node, error.timestamp, error.error_type)
+    def _result(self, target: str | None, ticket: Ticket | None, now: float, kind: MigrationErrorType | None) -> None:
+        """What an attempt says of its target; None: it is fine."""
+        if self.targets is None or target is None:
+            return
+        if ticket is not None and ticket.has_place:
+            self.targets.end(target, now, kind)
+        elif kind is None:
+            self.targets.succeeded(target)
+        else:
+            self.targets.failed(target, now, kind)
 
     def _schedule(self, case: Case, now: float, jitter: Jitter) -> None:
-        """Retry k waits the delay of k; what is no retry waits only if it has failed before."""
-        if case.rollbacks:
-            delay = self._config.jittered_delay(case.rollbacks, jitter)
-        elif case.rule(self._config, now).strategy.is_retry:
-            delay = self._config.jittered_delay(case.error.retry_count + 1, jitter)
-        else:
-            delay = 0.0
-        self._put(case, now + delay)
+        """Retry k waits the delay of k; what is no retry waits only if it has failed before.
 
-    def _put(self, case: Case, due: float) -> None:
-        """When the recovery's time is over there is something to do, too: it is rolled back."""
-        self._due.put(case.error.agent_id, due if case.rollbacks else min(due, case.deadline))
+        When the recovery's time is over there is something to do, too: it is rolled back.
+        """
+        rule, config = self.decide(case.agent, now), self._config_of(case)
+        if case.rollbacks:
+            delay = config.jittered_delay(case.rollbacks, jitter)
+        elif not rule.strategy.is_retry:
+            delay = 0.0
+        else:
+            retry = case.error.retry_count + 1 if case.error is not None else 1
+            delay = config.jittered_delay(retry, jitter) if case.due is None else max(0.0, case.due - now)
+            delay = min(delay, max(0.0, case.deadline - now))
+        case.decide(rule, now, delay)
+        self._due.put(case.agent, now + delay)
 
     def _stop_running(self, case: Case) -> None:
         if case.ticket is not None:
             self._tokens_of.pop(case.ticket.token, None)
-            self._leases.drop(case.error.agent_id)
+            self._leases.drop(case.agent)
             case.ticket = None
 
-    def _release(self, ticket: Ticket) -> None:
-        if self._targets is not None and ticket.strategy.is_retry and ticket.target_node is not None:
-            self._targets.release(ticket.target_node)
-
     def _end(self, case: Case, outcome: RecoveryOutcome, now: float) -> None:
-        agent = case.error.agent_id
+        agent = case.agent
         self._stop_running(case)
         self._due.drop(agent)
+        self._unfailed.discard(agent)
         del self._cases[agent]
-        self._outcomes[outcome.value] += 1
-        self._resting[agent] = case.attempts
+        if case.error is None:
+            if case.history:
+                self._resting[agent] = case.history
+            return
+        self._resting[agent] = case.history
         self._ends[agent] = RecoveryEnd(
             agent_id=agent, migration=case.migration, outcome=outcome, timestamp=now, error=case.error
         )
-        if outcome.is_parked:
-            self._parked[agent] = case
-        for kept in (self._resting, self._ends, self._parked):
+        for kept in (self._resting, self._ends):
             while len(kept) > AGENTS_KEPT:
                 kept.popitem(last=False)

@@ -174,7 +174,7 @@ class Drain:
     async def _move(self, host: Host) -> None:
         """Offers the agent to one node after the other; what keeps it stands in its row then."""
         activations, agent = self._activations, host.fold.agent
-        row, refused = self._rows[agent], {activations.name, *self._migrations.targets.unfit(activations.clock())}
+        row, refused = self._rows[agent], {activations.name, *self._migrations.unfit()}
         row.blocker = ""
         while not self._ending.is_set() and activations.live.get(agent) is host:
             target = self._spread.choose(refused, host.fold.cls, host.fold.policy.preferred_architectures)

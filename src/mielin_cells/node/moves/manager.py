@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from typing import TYPE_CHECKING, Any
 
 from mielin_cells.agents.agent import Agent
@@ -17,6 +18,7 @@ from mielin_cells.errors import (
     LogGap,
     MigrationInProgress,
     NoSuchMigration,
+    RecoveryNotDue,
     RetryError,
     UnknownNode,
     described,
@@ -26,9 +28,11 @@ from mielin_cells.log.ids import log_subject
 from mielin_cells.log.records import AnyRecord, HandedOff, Returned, named_owner
 from mielin_cells.membership import selection
 from mielin_cells.migration.breaker import BreakerConfig, Targets
+from mielin_cells.migration.case import RecoveryOutcome
 from mielin_cells.migration.journal import Journal
+from mielin_cells.migration.manager import MigrationRecoveryManager
+from mielin_cells.migration.outcome import outcome_of
 from mielin_cells.migration.recovery import RecoveryConfig, of_class
-from mielin_cells.migration.standing import outcome_of
 from mielin_cells.node.moves.observe import Observer, Watchers
 from mielin_cells.node.moves.recovery import Recovery
 from mielin_cells.node.moves.settling import Settling
@@ -58,8 +62,12 @@ class Migrations:
         self.config = config
         self.classes = classes
         """By agent class, what its recovery has otherwise."""
-        self.targets = Targets(BreakerConfig.of(config))
         self.watchers = Watchers(activations)
+        self.manager = MigrationRecoveryManager(
+            config, targets=Targets(BreakerConfig.of(config)), attempt_timeout_secs=math.inf, audit=self.watchers.audit
+        )
+        """Decides about what fails, and keeps the time of what is due; a move has deadlines of its own phases."""
+        self._alarm: asyncio.TimerHandle | None = None
         self.moves: dict[str, Move] = {}
         """The attempts that run, by agent."""
         self.open: dict[str, Recovery] = {}
@@ -67,8 +75,38 @@ class Migrations:
         self.settling = Settling(self)
 
     def close(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
         for move in list(self.moves.values()):
             move.close()
+
+    # ---- the recoveries that are open ------------------------------------------------------------------------
+
+    def settle(self, recovery: Recovery, outcome: RecoveryOutcome) -> None:
+        """It ends here; its place, if it has one, is another's."""
+        if self.open.get(recovery.agent) is recovery:
+            self.manager.settle(recovery.agent, self.activations.clock(), outcome)
+            self.keep_time()
+
+    def keep_time(self) -> None:
+        """Sets the alarm for what the manager has next."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+        wake = self.manager.next_wake()
+        if wake is not None and not self.activations.is_stopping:
+            loop = asyncio.get_running_loop()
+            self._alarm = loop.call_later(max(0.0, wake - self.activations.clock()), self._wake)
+
+    def _wake(self) -> None:
+        manager, now = self.manager, self.activations.clock()
+        if self.activations.is_stopping:
+            return
+        for ticket in manager.expire(now):
+            self.open[ticket.agent_id].run_out()
+        for agent in manager.get_ready_for_retry(now):
+            with contextlib.suppress(RecoveryNotDue):  # its target has enough to do: it is due again later
+                self.open[agent].begin(manager.begin(agent, now))
+        self.keep_time()
 
     # ---- asked for -------------------------------------------------------------------------------------------
 
@@ -136,7 +174,9 @@ class Migrations:
                 f"Agent {agent!r} was moved by {', '.join(left)}, which has stopped without an end and gets one first; try again.",
                 agent=agent, migration=", ".join(left),
             )  # fmt: skip
-        found = self.open[agent] = Recovery(self, request, target, self.config_of(host.spec.cls, request.recovery))
+        config = self.config_of(host.spec.cls, request.recovery)
+        found = self.open[agent] = Recovery.plan(self, request, target, config)
+        self.manager.open(found.case, self.activations.clock())
         activations.home.begin(self._run(found, is_new=True))
         return found
 
@@ -157,9 +197,14 @@ class Migrations:
         others = [other for other in nodes if other.name != activations.name]
         if not others:
             raise UnknownNode("No other node answers; start one.", node="", nodes=[other.name for other in nodes])
-        resting = self.targets.unfit(activations.clock())
+        resting = self.unfit()
         fit = selection.choose(others, host.fold.cls, resting, host.fold.policy.preferred_architectures)
         return fit or min(others, key=lambda other: (other.agents, other.name)).name  # which says why not
+
+    def unfit(self) -> frozenset[str]:
+        """Nodes that no agent is to be moved to now."""
+        targets = self.manager.targets
+        return targets.unfit(self.activations.clock()) if targets is not None else frozenset()
 
     def config_of(self, cls: type[Agent], changes: dict[str, Any] | None = None) -> RecoveryConfig:
         """Of moves of the class's agents.  Raises `ConfigError` naming what cannot be."""

@@ -1,8 +1,8 @@
 """One migration from its plan to its end, on its source: attempts, failures, decisions, and the journal of all that.
 
-The manager decides (`migration.manager`), `Move` performs.  What is decided is written before it is acted on; what became of an
-attempt is what the agent's log says.  A client that dies changes nothing here.  If this process dies, or loses the agent, whoever
-owns it next goes on from the journal (`take_over`, asked by `settling`).
+The node's manager decides and keeps the time (`migration.manager`), `Move` performs.  A decision is written before it is acted on; the
+agent's log says what became of an attempt.  A client that dies changes nothing here.  If this process dies, or loses the agent, the
+agent's next owner goes on from the journal (`take_over`, called by `settling`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import Counter
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,16 +19,8 @@ from mielin_cells.log.fold import Fold
 from mielin_cells.log.ids import log_subject
 from mielin_cells.log.records import Returned, Suspended
 from mielin_cells.membership import selection
-from mielin_cells.migration.case import Rule
-from mielin_cells.migration.failure import (
-    Coded,
-    Happened,
-    MigrationError,
-    MigrationErrorType,
-    SentBack,
-    classify,
-    is_settled,
-)
+from mielin_cells.migration.case import SOURCE_LOST, Case, RecoveryOutcome, Ticket
+from mielin_cells.migration.failure import Coded, Happened, MigrationError, SentBack, classify, is_settled
 from mielin_cells.migration.journal import (
     Attempted,
     Cancelled,
@@ -41,9 +32,8 @@ from mielin_cells.migration.journal import (
     Reached,
     attempt_id,
 )
-from mielin_cells.migration.manager import MigrationRecoveryManager
-from mielin_cells.migration.recovery import RecoveryConfig, RecoveryStrategy, last_resort
-from mielin_cells.migration.standing import LOSSES_MAX, SOURCE_LOST, Standing, Verdict, restored
+from mielin_cells.migration.outcome import Verdict, restored
+from mielin_cells.migration.recovery import RecoveryConfig, RecoveryStrategy
 from mielin_cells.node.activation.writer import Declined
 from mielin_cells.node.moves.journal import JournalTaken, Scribe
 from mielin_cells.rpc import answers, requests
@@ -57,13 +47,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("mielin_cells.migration")
 
-ATTEMPTS_PER_TARGET = 3
-"""Of one migration: a target that has failed so often gets no more of it."""
-
-FOREVER_S = 1e6
-
 LOOK_S = 0.05
 """How often this node looks whether it hosts the agent again, after an attempt that had to read the log."""
+
+OUTCOMES = {
+    "completed": RecoveryOutcome.RECOVERED,
+    "rolled_back": RecoveryOutcome.ROLLED_BACK,
+    "gave_up": RecoveryOutcome.GAVE_UP,
+}
 
 
 class _Stands(Declined):
@@ -73,59 +64,57 @@ class _Stands(Declined):
 class Recovery:
     """One open migration.  `done` gives its report, once the journal has its end; None if that is for another to write."""
 
-    def __init__(self, of: Migrations, request: requests.Migrate, target: str, config: RecoveryConfig) -> None:
+    def __init__(self, of: Migrations, request: requests.Migrate, case: Case, journal: Journal | None = None) -> None:
         self._of = of
         self._activations = of.activations
+        self._manager = of.manager
         self.agent = request.agent
         self.migration = request.migration
+        self.case = case
+        """What the journal says of the migration: as the manager has it."""
         self._request = request
-        self._manager = MigrationRecoveryManager(config)
-        self._scribe = Scribe(of.activations.home, request.agent, request.migration)
+        self._scribe = Scribe(of.activations.home, request.agent, request.migration, journal)
         self.done: asyncio.Future[MigrationReport | None] = asyncio.get_running_loop().create_future()
         self.observer: Observer | None = None
         self.move: Move | None = None
-        self._target = target
-        """The node of the next attempt; "": to be chosen."""
-        self._happened: Happened = Coded("")
-        """How the last attempt ended."""
-        self._tried: Counter[str] = Counter()
-        """Attempts by target."""
-        self._attempts = 0
-        self._failures: list[MigrationError] = []
-        self._decisions: list[str] = []
+        self._ticket: asyncio.Future[Ticket] = asyncio.get_running_loop().create_future()
+        """Of the attempt that is due: `Migrations` begins it."""
         self._last = MigrationReport(
-            migration=request.migration, agent=request.agent, source=of.activations.name, target=target,
+            migration=request.migration, agent=request.agent, source=of.activations.name, target=request.to,
             outcome="rolled_back", attempts=0,
         )  # fmt: skip
-        self._has_place = False
-        """The attempt counts towards those that its target has at a time."""
         self._restored: dict[str, str] = {}
         self._copy: Move | None = None
         """The last attempt, while its target may hold a copy that a retry there can go on from."""
         self._cancelled = asyncio.Event()
+        self._has_run_out = False
         self._why = "Cancelled", "cancelled"
         """Code and reason of a cancelled one's report."""
-        self._due = 0.0
-        self._decision: RecoveryStrategy | None = None
-        """What was decided last, and is not done yet."""
-        self._losses = 0
 
     @classmethod
-    def taken(cls, of: Migrations, found: Journal, stands: Standing, config: RecoveryConfig) -> Recovery:
-        """An open migration that another process began, as its journal tells.  `take_over`, then `run`."""
-        planned = found.planned
+    def plan(cls, of: Migrations, request: requests.Migrate, target: str, config: RecoveryConfig) -> Recovery:
+        case = Case(request.agent, request.migration, of.activations.name, config)
+        recovery = cls(of, request, case)
+        recovery._last = replace(recovery._last, target=target)
+        return recovery
+
+    @classmethod
+    def taken(cls, of: Migrations, journal: Journal) -> Recovery:
+        """An open migration that another process began, as its journal tells.  `take_over`, then `run`.
+
+        Raises `UnknownRecord` and `ConfigError` as `Case.of`.
+        """
+        planned, activations = journal.planned, of.activations
         if planned is None:
-            raise never("planned is not None does not hold")
+            raise never("the journal has no plan")
+        case = Case.of(journal, source=activations.name, now=activations.clock(), wall=activations.home.wall())
         request = requests.Migrate(
-            planned.agent, found.migration, planned.epoch, planned.target, 0.0, parent=planned.parent
+            planned.agent, journal.migration, planned.epoch, planned.target, 0.0, parent=planned.parent
         )
-        recovery = cls(of, request, stands.last.target if stands.last is not None else planned.target, config)
-        recovery._scribe = Scribe(of.activations.home, planned.agent, found.migration, found)
-        recovery._attempts, recovery._losses = stands.attempts, stands.losses
-        recovery._tried.update(stands.tried)
-        recovery._failures = stands.errors(of.activations.home.wall(), of.activations.clock())
-        recovery._decisions = [strategy.value for strategy in stands.decisions]
-        recovery._last = replace(recovery._last, code=SOURCE_LOST, reason=f"{stands.coordinator} was lost")
+        recovery = cls(of, request, case, journal)
+        target = journal.attempts[-1].target if journal.attempts else planned.target
+        reason = f"{journal.coordinator} was lost"
+        recovery._last = replace(recovery._last, target=target, code=SOURCE_LOST, reason=reason)
         return recovery
 
     # ---- steering --------------------------------------------------------------------------------------------
@@ -151,21 +140,48 @@ class Recovery:
                 ) from error  # fmt: skip
 
     def progress(self) -> answers.Progress:
-        failures = [f"{error.error_type.value}: {error.message}" for error in self._failures]
+        case, failures = self.case, self._told_failures
         if self.move is not None:
-            return self.move.progress(self._attempts, failures)
+            return self.move.progress(case.attempts, failures)
+        due = self._manager.next_retry_time(self.agent) or 0.0
         return answers.Progress(
-            "PLANNED", attempts=self._attempts, target=self._target, failures=failures,
-            next_s=max(0.0, self._due - self._activations.clock()),
+            "PLANNED", attempts=case.attempts, target=self.target, failures=failures,
+            next_s=max(0.0, due - self._activations.clock()),
         )  # fmt: skip
+
+    @property
+    def target(self) -> str:
+        """Of the attempt that runs, or was the last; before the first, where the agent is to go."""
+        return self.move.target if self.move is not None else self._last.target
+
+    @property
+    def is_ending(self) -> bool:
+        """The agent has moved, and the journal does not say so yet."""
+        return self._last.ok
+
+    @property
+    def _told_failures(self) -> list[str]:
+        return [f"{error.error_type.value}: {error.message}" for error in self.case.failures]
+
+    def begin(self, ticket: Ticket) -> None:
+        """The attempt that was waited for is due."""
+        if not self._ticket.done():
+            self._ticket.set_result(ticket)
+
+    def run_out(self) -> None:
+        """The time of the attempt is over.  Behind its handover its own deadlines end it."""
+        self._has_run_out = True
+        if self.move is not None:
+            with contextlib.suppress(TooLateToCancel):
+                self.move.abort()
 
     # ---- the way ---------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """To the end.  Whatever fails is classified, decided on, and written down.
 
-        Leaves the migration open, without a report, for whoever owns the agent next, and for this node's own settling if this
-        raises: what became of it is then told by the agent's log.
+        Leaves the migration open, without a report, for the agent's next owner, and for this node's own settling if this raises: the
+        agent's log then says what became of it.
         """
         try:
             if self._scribe.journal.planned is None and not await self._is_planned():
@@ -183,14 +199,14 @@ class Recovery:
     async def _is_planned(self) -> bool:
         """Writes the plan; False if the agent had another owner by then: it has ended, and nothing was begun.
 
-        Asked after the plan is there: whoever finds no journal, and the agent in a later epoch, may be sure that nothing will move it.
+        The agent's log is read after the plan is there: so a client that finds no journal, and the agent in a later epoch, may be
+        sure that nothing will move it.
         """
-        request = self._request
-        config = {name: float(value) for name, value in asdict(self._manager.config).items()}
+        request, config = self._request, asdict(self.case.config or RecoveryConfig())
         await self._scribe.write(
             lambda head: Planned(
-                **head, source=self._activations.name, target=request.to, epoch=request.epoch, config=config,
-                parent=request.parent,
+                **head, source=self._activations.name, target=request.to, epoch=request.epoch,
+                config={name: float(value) for name, value in config.items()}, parent=request.parent,
             )
         )  # fmt: skip
         if await self._of.owns(self.agent, request.epoch):
@@ -199,99 +215,86 @@ class Recovery:
         return False
 
     async def _until_its_end(self) -> None:
-        strategy = ""
         while True:
-            if self._decision is not None:
-                strategy = self._decision.value
-                if not await self._goes_on(self._decision):
-                    return None
-            if self._host is None and not await self._is_back():
-                return await self._without_agent()
-            target = self._target if self._may_try(self._target) else await self._chosen()
-            host = self._host
-            if host is None:
-                continue  # lost while the others were asked
+            ticket = await (self._first() if self.case.error is None else self._due())
             if self._cancelled.is_set():
                 return await self._end(Verdict("rolled_back", *self._why))
-            if self._failures:
-                now = max(self._due, self._activations.clock())
-                if not self._manager.execute_recovery(self.agent, now=now, target_node=target or None).is_retry:
-                    why = f"no time is left; last: {self._last.reason}"
-                    return await self._end(Verdict("rolled_back", "Timeout", why))
-            happened: Happened = Coded("TargetUnreachable")
-            failure = ("TargetUnreachable", f"no node can take agent {self.agent!r} now")
-            if target:
-                report = await self._attempt(host, target, strategy)
-                if report is None:
-                    return await self._end(Verdict("rolled_back", *self._why))
-                if report.ok:
-                    self._result(target, None)
-                    return await self._end(Verdict("completed"))
-                if is_settled(report.code) or self._is_refused_outright(report):
-                    if self._has_place:
-                        self._of.targets.release(target)
-                    if report.code == "Fenced":
-                        return await self._without_agent()
-                    return await self._end(Verdict("rolled_back", report.code, report.reason))
-                failure, happened = (report.code, report.reason), self._happened
-            await self._failed(target, happened, *failure)
+            if ticket is None:
+                return await self._without_agent()
+            if ticket.strategy is not None and not ticket.strategy.is_retry:
+                return await self._last_resort(ticket.strategy)
+            target = ticket.target_node or await self._chosen(ticket)
+            host = await self._hosted()
+            if host is None:
+                return await self._without_agent()
+            if self._cancelled.is_set():
+                return await self._end(Verdict("rolled_back", *self._why))
+            if not target:
+                code = "TargetUnreachable"
+                await self._failed("", Coded(code), code, f"no node can take agent {self.agent!r} now")
+            elif await self._is_over(ticket, host, target):
+                return None
 
-    async def _goes_on(self, decision: RecoveryStrategy) -> bool:
-        """Does what was decided, as far as it is no attempt; False: that was the end."""
-        if decision is RecoveryStrategy.ROLLBACK:
-            await self._end(Verdict("rolled_back", self._last.code, self._last.reason))
-        elif decision is RecoveryStrategy.GIVE_UP:
-            if self._host is None and not await self._is_back():
-                await self._without_agent()  # it is the owner's to park
-            else:
-                await self._end(Verdict("gave_up", self._last.code, self._last.reason))
-        elif await self._is_cancelled_before_due():
+    async def _is_over(self, ticket: Ticket, host: Host, target: str) -> bool:
+        """Makes an attempt; True: that was the end of the migration, False: it has failed, and something else follows."""
+        move = await self._attempt(ticket, host, target)
+        report = self._last
+        if move is None:
             await self._end(Verdict("rolled_back", *self._why))
+        elif report.ok:
+            self._manager.finish(ticket.token, self._activations.clock())
+            await self._end(Verdict("completed"))
+        elif report.code == "Fenced":
+            await self._without_agent()
+        elif is_settled(report.code) or self._is_refused_outright(report):
+            await self._end(Verdict("rolled_back", report.code, report.reason))
         else:
-            self._decision = None
-            return True
-        return False
-
-    async def _without_agent(self) -> None:
-        """This node does not run the agent any more.  Its new owner goes on, unless there is none, or it is still this node."""
-        owner = await self._of.owner(self.agent)
-        if not owner:
-            await self._end(Verdict("rolled_back", "AgentTerminated", "the agent has ended"))
-        elif owner == self._activations.name and self._host is None:
-            await self._end(Verdict("rolled_back", "Fenced", f"{owner} cannot run the agent any more"))
-        else:
-            logger.warning(
-                "agent %s has another owner now, and its migration %s is left to %s", self.agent, self.migration, owner
-            )
-
-    @property
-    def _host(self) -> Host | None:
-        return self._activations.live.get(self.agent)
+            await self._failed(target, move.happened, report.code, report.reason)
+            return False
+        return True
 
     def _is_refused_outright(self, report: MigrationReport) -> bool:
-        """The node that was named said no before anything began: who named it decides what to do."""
-        return bool(self._request.to) and self._attempts == 1 and report.code == "MigrationRefused"
+        """The node that was named said no before anything began: the caller who named it decides what to do."""
+        return bool(self._request.to) and self.case.attempts == 1 and report.code == "MigrationRefused"
 
-    async def _is_back(self) -> bool:
-        """After an attempt that had to read the log: True once this node hosts the agent again, False if another owns it."""
-        settings = self._activations.settings
-        deadline = self._activations.clock() + settings.reconcile_s + settings.probation_s
-        while self._host is None and self._activations.clock() < deadline:
+    # ---- what is next ----------------------------------------------------------------------------------------
+
+    async def _first(self) -> Ticket | None:
+        if await self._hosted() is None:
+            return None
+        return self._manager.begin(self.agent, self._activations.clock(), self._last.target)
+
+    async def _due(self) -> Ticket | None:
+        """Waits in the manager until something is to be done, or the migration is cancelled; None once the agent is another node's."""
+        cancelled = asyncio.get_running_loop().create_task(self._cancelled.wait())
+        try:
+            while not (self._ticket.done() or self._cancelled.is_set()):
+                await asyncio.wait(
+                    (self._ticket, cancelled), timeout=self._activations.settings.reconcile_s,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )  # fmt: skip
+                if await self._hosted() is None:
+                    return None
+        finally:
+            cancelled.cancel()
+        ticket = self._ticket.result() if self._ticket.done() else None
+        self._ticket = asyncio.get_running_loop().create_future()
+        return ticket
+
+    async def _hosted(self) -> Host | None:
+        """The agent's host, also after an attempt that had to read the log; None once another node owns the agent."""
+        settings, clock = self._activations.settings, self._activations.clock
+        deadline = clock() + settings.reconcile_s + settings.probation_s
+        while (host := self._activations.live.get(self.agent)) is None and clock() < deadline:
             if await self._of.owner(self.agent) != self._activations.name:
-                return False
+                return None
             self._activations.look(self.agent)
             await asyncio.sleep(LOOK_S)
-        return self._host is not None
+        return host
 
-    def _may_try(self, target: str) -> bool:
-        """False for a target that rests after failures of any migration, or has had its share of this one's attempts."""
-        if not target or self._tried[target] >= ATTEMPTS_PER_TARGET:
-            return False
-        return self._attempts == 0 or self._of.targets.admits(target, self._activations.clock())
-
-    async def _chosen(self) -> str:
-        """A node that is neither the source, nor has failed this migration, nor rests; "" if there is none now."""
-        host, now = self._host, self._activations.clock()
+    async def _chosen(self, ticket: Ticket) -> str:
+        """A node that the ticket does not exclude, and that admits an attempt; "" if there is none now."""
+        host, excluded = await self._hosted(), {*ticket.excluded}
         if host is None:
             return ""
         try:
@@ -299,25 +302,45 @@ class Recovery:
         except CellError as error:
             logger.warning("migration %s: who is alive is not known: %s", self.migration, error)
             return ""
-        spent = {name for name, count in self._tried.items() if count >= ATTEMPTS_PER_TARGET}
-        but = {self._activations.name, *self._manager.forbidden(self.agent, now), *spent, *self._of.targets.unfit(now)}
-        return selection.choose(nodes, host.fold.cls, but, host.fold.policy.preferred_architectures) or ""
+        while name := selection.choose(nodes, host.fold.cls, excluded, host.fold.policy.preferred_architectures):
+            if self._manager.assign(ticket.token, name, self._activations.clock()):
+                return name
+            excluded.add(name)
+        return ""
 
-    def _left(self) -> float:
-        """Seconds that recovery still has: without end before the first failure."""
-        deadline = self._manager.deadline(self.agent)
-        return FOREVER_S if deadline is None else max(0.0, deadline - self._activations.clock())
+    async def _last_resort(self, strategy: RecoveryStrategy) -> None:
+        """Rolls back, which the agent's log has done already, or gives up."""
+        case = self.case
+        code, reason = case.code, case.error.message if case.error is not None else ""
+        if case.decisions[-1].is_retry:
+            code, reason = "Timeout", f"no time is left; last: {reason}"
+        if strategy is RecoveryStrategy.ROLLBACK:
+            await self._end(Verdict("rolled_back", code, reason))
+        elif await self._hosted() is None:
+            await self._without_agent()  # it is the owner's to park
+        else:
+            await self._end(Verdict("gave_up", code, reason))
 
-    def _run_out(self, move: Move) -> None:
-        with contextlib.suppress(TooLateToCancel):  # then its own deadlines end it
-            move.abort()
+    async def _without_agent(self) -> None:
+        """This node does not run the agent any more.  Its new owner goes on, unless there is none, or it is still this node."""
+        owner = await self._of.owner(self.agent)
+        if not owner:
+            await self._end(Verdict("rolled_back", "AgentTerminated", "the agent has ended"))
+        elif owner == self._activations.name and self.agent not in self._activations.live:
+            await self._end(Verdict("rolled_back", "Fenced", f"{owner} cannot run the agent any more"))
+        else:
+            logger.warning(
+                "agent %s has another owner now, and its migration %s is left to %s", self.agent, self.migration, owner
+            )
 
     # ---- one attempt -----------------------------------------------------------------------------------------
 
-    async def _attempt(self, host: Host, target: str, strategy: str) -> MigrationReport | None:
-        """A move, told to the journal: its beginning before it, its phases behind it.  None if it was cancelled before it began."""
-        number = self._attempts + 1
+    async def _attempt(self, ticket: Ticket, host: Host, target: str) -> Move | None:
+        """A move; its beginning is in the journal before it, its phases behind it.  None: it was cancelled before it began."""
+        number, strategy = self.case.attempts, ticket.strategy.value if ticket.strategy is not None else ""
         name = attempt_id(self.migration, number)
+        self._has_run_out = False
+        self._of.keep_time()
         try:
             await self._scribe.write(
                 lambda head: Attempted(
@@ -328,27 +351,21 @@ class Recovery:
             if self._scribe.journal.is_cancelled:
                 return None
             raise
-        self._attempts = number
-        self._tried[target] += 1
         if self._copy is not None and self._copy.target != target:
             await self._copy.release()
-        self._has_place = self._of.targets.begin(target, self._activations.clock())
         move = self.move = self._of.begin_move(host, name, target)
         move.observer = self.observer
-        if self._cancelled.is_set():
-            self._run_out(move)
-        timer = asyncio.get_running_loop().call_later(self._left(), self._run_out, move)
+        if self._cancelled.is_set() or self._has_run_out:
+            self.run_out()
         try:
             report = await self._of.run_move(move)
         finally:
-            timer.cancel()
             self.move = None
         if report.code == "Cancelled" and not self._cancelled.is_set():
             report = replace(report, code="Timeout", reason="the time for all attempts has run out")
             move.happened = Coded(report.code)
         elif report.code == "Cancelled":
             report = replace(report, code=self._why[0], reason=self._why[1])
-        self._happened = move.happened
         self._copy = move if move.target_has_copy else None
         self._restored = move.restored
         self._last = report
@@ -358,79 +375,38 @@ class Recovery:
                 pause_ms=report.pause_ms,
             )
         )  # fmt: skip
-        return report
-
-    def _result(self, target: str, kind: MigrationErrorType | None) -> None:
-        """What an attempt says of its target; None: it is fine."""
-        now = self._activations.clock()
-        if self._has_place:
-            self._of.targets.end(target, now, kind)
-        elif kind is None:
-            self._of.targets.succeeded(target)
-        else:
-            self._of.targets.failed(target, now, kind)
+        return move
 
     # ---- decisions -------------------------------------------------------------------------------------------
 
     async def _failed(self, target: str, happened: Happened, code: str, message: str) -> None:
         """Classifies the failure and decides; both are written before anything is done about it."""
-        first = not self._failures
-        error = await self._noted(target, happened, code, message)
-        now, jitter = self._activations.clock(), self._activations.home.rng.random
-        if first or not self._manager.is_running(self.agent):
-            self._manager.record_failure(error, now=now, jitter=jitter)
-        else:
-            self._manager.mark_recovery_failure(self.agent, error, now=now, jitter=jitter)
-        if target:
-            self._result(target, error.error_type)
-        await self._decided(target)
-
-    async def _noted(self, target: str, happened: Happened, code: str, message: str) -> MigrationError:
-        kind = classify(happened)
-        error = MigrationError.new(kind, message, self.agent, target or None, now=self._activations.clock())
-        self._failures.append(error)
+        kind, number = classify(happened), self.case.attempts
         await self._scribe.write(
-            lambda head: Failed(
-                **head, number=self._attempts, target=target, kind=kind.value, code=code, message=message
-            )
+            lambda head: Failed(**head, number=number, target=target, kind=kind.value, code=code, message=message)
         )
-        return error
-
-    async def _decided(self, target: str) -> None:
         now = self._activations.clock()
-        rule = self._manager.decide(self.agent, now=now)
-        if rule.strategy.is_retry and self._losses > LOSSES_MAX:
-            rule = Rule(last_resort(self._manager.config), f"its source was lost {self._losses} times")
-        self._due = self._manager.next_retry_time(self.agent) or now
-        delay = max(0.0, self._due - now) if rule.strategy.is_retry else 0.0
+        error = MigrationError.new(kind, message, self.agent, target or None, now=now)
+        self._manager.record_failure(error, now, self._activations.home.rng.random, code=code)
+        await self._decided(now)
+
+    async def _decided(self, now: float) -> None:
+        """Writes what the manager has decided."""
+        rule, due, number = self.case.decided, self.case.due, self.case.attempts
+        if rule is None:
+            raise never("nothing was decided")
+        delay = max(0.0, due - now) if due is not None else 0.0
         await self._scribe.write(
-            lambda head: Decided(
-                **head, number=self._attempts, strategy=rule.strategy.value, rule=rule.why, delay_s=delay
-            )
+            lambda head: Decided(**head, number=number, strategy=rule.strategy.value, rule=rule.why, delay_s=delay)
         )
-        self._decision = rule.strategy
-        self._decisions.append(rule.strategy.value)
-        if rule.strategy is RecoveryStrategy.RETRY_ON_DIFFERENT_TARGET:
-            self._target = ""
-        elif rule.strategy is RecoveryStrategy.RETRY_ON_SAME_TARGET:
-            self._target = target
+        self._of.keep_time()
 
-    async def _is_cancelled_before_due(self) -> bool:
-        """Also returns, with False, once the agent is another node's."""
-        while (left := self._due - self._activations.clock()) > 0 and not self._cancelled.is_set():
-            if self._host is None and not await self._is_back():
-                return False
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(left, self._activations.settings.reconcile_s)):
-                    await self._cancelled.wait()
-        return self._cancelled.is_set()
-
-    async def _park(self) -> None:
+    async def _park(self, why: str) -> None:
         """Nobody runs the agent until an operator says how to go on; it stays claimable, and its messages wait."""
-        host = self._host
+        host = self._activations.live.get(self.agent)
         if host is None or not host.fold.may_run:
             return
-        reason = f"migration {self.migration} gave up: {self._last.reason}; `mielin recover {self.migration}`"
+        reason = f"migration {self.migration} gave up: {why}; `mielin recover {self.migration}`"
         try:
             await host.intake.stop(self._activations.settings.turn_deadline_s)
         except TimeoutError as error:
@@ -454,125 +430,101 @@ class Recovery:
 
     # ---- taken over ------------------------------------------------------------------------------------------
 
-    async def take_over(self, stands: Standing, fold: Fold, end: Verdict | None) -> bool:
+    async def take_over(self, fold: Fold, end: Verdict | None) -> bool:
         """Ends what another process began, or decides how it goes on; True: `run` then does what was decided.
 
         The first record tells every other process that is at it to stop.  Raises `JournalTaken` if one was first.
         """
         try:
-            return await self._taken_over(stands, fold, end)
+            return await self._taken_over(fold, end)
         except BaseException:
             self._close(None)
             raise
 
-    async def _taken_over(self, stands: Standing, fold: Fold, end: Verdict | None) -> bool:
-        last = stands.last
+    async def _taken_over(self, fold: Fold, end: Verdict | None) -> bool:
+        case, journal = self.case, self._scribe.journal
+        last, coordinator, now = (
+            journal.attempts[-1] if journal.attempts else None,
+            journal.coordinator,
+            self._activations.clock(),
+        )
         if last is not None and last.id in fold.handed:
             self._restored = restored(fold)
         if end is not None:
             await self._end(end)
             return False
-        if stands.is_running:
-            if last is None:
-                raise never("last is not None does not hold")
-            error = await self._lost(last, fold, stands.coordinator)
-        else:  # between attempts: what was decided about the last failure stands, or is decided now
-            cause = stands.cause
-            if cause is None:
-                raise never("cause is not None does not hold")
-            error = stands.error(cause, self._activations.home.wall(), self._activations.clock())
-            self._last = replace(self._last, code=cause.code, reason=cause.message)
-            if stands.decided is not None and not stands.decided.is_retry:
-                self._decision = stands.decided
-                return True
-            if not stands.is_undecided:
-                await self._noted(
-                    "",
-                    Coded(SOURCE_LOST),
-                    SOURCE_LOST,
-                    f"{stands.coordinator} was lost before attempt {stands.attempts + 1}",
-                )
-                self._losses += 1
-        self._restore_manager(stands, error)
-        await self._decided(error.target_node or "")
+        was_undecided = case.is_undecided
+        self._manager.open(case, now, self._activations.home.rng.random)
+        if case.is_running and last is not None:
+            code, reason, happened = await self._lost(last, fold, coordinator)
+            self._last = replace(self._last, target=last.target, code=code, reason=reason)
+            await self._failed(last.target, happened, code, reason)
+        elif was_undecided:
+            await self._decided(now)
+        elif case.due is not None:
+            reason = f"{coordinator} was lost before attempt {case.attempts + 1}"
+            await self._failed("", Coded(SOURCE_LOST), SOURCE_LOST, reason)
+        self._of.keep_time()
         return True
 
-    async def _lost(self, attempt: Attempted, fold: Fold, coordinator: str) -> MigrationError:
+    async def _lost(self, attempt: Attempted, fold: Fold, coordinator: str) -> tuple[str, str, Happened]:
         """Why an attempt failed whose source did not see its end: the agent's log may tell more than that."""
-        code, reason = SOURCE_LOST, f"{coordinator} was lost in attempt {attempt.number}"
-        happened: Happened = Coded(code)
-        handed = fold.handed.get(attempt.id)
+        handed, log = fold.handed.get(attempt.id), self._activations.home.log
         if handed is not None:
-            log = self._activations.home.log
             entries = await log.read(log_subject(self.agent), handed, 1)
             try:
                 record = await record_of(log, self.agent, entries[0]) if entries else None
             except RecordInvalid:
                 record = None  # trimmed, or damaged on its way: it would only have told more
             if isinstance(record, Returned) and record.prev == handed:
-                code, reason = "Returned", f"the target returned it: {record.cause}"
-                happened = SentBack(record.code)
-        self._losses += code == SOURCE_LOST
-        error = await self._noted(attempt.target, happened, code, reason)
-        self._last = replace(self._last, target=attempt.target, code=code, reason=reason)
-        if code != SOURCE_LOST:
-            self._of.targets.failed(attempt.target, self._activations.clock(), error.error_type)
-        return error
-
-    def _restore_manager(self, stands: Standing, error: MigrationError) -> None:
-        """The manager as the lost one was: retries and time that are used up stay used up."""
-        home, now = self._activations.home, self._activations.clock()
-        wall, config = home.wall(), self._manager.config
-        wait = stands.wait(wall)
-        if wait is None:
-            wait = config.jittered_delay(stands.retries + 1, home.rng.random)
-        self._manager.restore(
-            replace(error, retry_count=stands.retries), now, migration=self.migration, source=self._activations.name,
-            elapsed_secs=stands.elapsed(wall), wait_secs=wait, excluded=stands.avoided,
-        )  # fmt: skip
+                return "Returned", f"the target returned it: {record.cause}", SentBack(record.code)
+        return SOURCE_LOST, f"{coordinator} was lost in attempt {attempt.number}", Coded(SOURCE_LOST)
 
     # ---- the end ---------------------------------------------------------------------------------------------
 
     async def _end(self, end: Verdict) -> None:
         """Writes the end, then tells it."""
         if end.outcome == "gave_up":
-            await self._park()
+            await self._park(end.reason)
         if self._copy is not None:
             self._activations.home.begin(self._copy.release())
         last = self._last
-        found = self._restored if end.outcome == "rolled_back" else {}
+        back_at = self._restored if end.outcome == "rolled_back" else {}
         await self._scribe.write(
             lambda head: Ended(
-                **head, outcome=end.outcome, target=last.target, code=end.code, reason=end.reason, restored=found
+                **head, outcome=end.outcome, target=last.target, code=end.code, reason=end.reason, restored=back_at
             )
         )
         self._close(end)
 
     async def _ended_elsewhere(self) -> None:
         """Another process was given the agent, and has gone on with the migration, or ended it."""
-        found = await self._of.ended(self.agent, self.migration)
-        if found is None or found.end is None:
+        journal = await self._of.ended(self.agent, self.migration)
+        if journal is None or journal.end is None:
             return
-        end, self._attempts = found.end, len(found.attempts)
-        told = [record for record in found.records if isinstance(record, Reached) and record.number == self._attempts]
-        last = replace(self._last, target=end.target, phases=(), rounds=0, bytes=0, pause_ms=0.0)
-        if told:  # what this process saw of its own last attempt is not how the migration ended
-            of = told[-1]
-            last = replace(last, phases=tuple(of.phases), rounds=of.rounds, bytes=of.bytes, pause_ms=of.pause_ms)
+        end, number = journal.end, len(journal.attempts)
+        last = replace(self._last, target=end.target, attempts=number, phases=(), rounds=0, bytes=0, pause_ms=0.0)
+        for record in journal.records:  # what this process saw of its own last attempt is not how the migration ended
+            if isinstance(record, Reached) and record.number == number:
+                last = replace(
+                    last, phases=tuple(record.phases), rounds=record.rounds, bytes=record.bytes, pause_ms=record.pause_ms
+                )  # fmt: skip
         self._last = last
-        self._close(Verdict(end.outcome, end.code, end.reason))
+        self._close(Verdict(end.outcome, end.code, end.reason), number)
 
-    def _close(self, end: Verdict | None) -> None:
+    def _close(self, end: Verdict | None, attempts: int | None = None) -> None:
         if self.done.done():
             return
+        outcome = RecoveryOutcome.SETTLED if end is None or is_settled(end.code) else OUTCOMES[end.outcome]
+        self._of.settle(self, outcome)
         if end is None:
             self.done.set_result(None)
             return
-        failures = tuple(f"{error.error_type.value}: {error.message}" for error in self._failures)
         self.done.set_result(
             replace(
                 self._last, migration=self.migration, outcome=end.outcome, code=end.code, reason=end.reason,
-                failures=failures, decisions=tuple(self._decisions), attempts=self._attempts,
+                failures=tuple(self._told_failures), decisions=tuple(one.value for one in self.case.decisions),
+                attempts=self.case.attempts if attempts is None else attempts,
                 restored=self._restored if end.outcome == "rolled_back" else {},
             )
         )  # fmt: skip

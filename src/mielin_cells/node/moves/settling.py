@@ -21,13 +21,11 @@ from mielin_cells.errors import (
     RetryError,
     UnknownRecord,
     described,
-    never,
 )
 from mielin_cells.log.fold import Fold, Phase
 from mielin_cells.log.ids import journal_subject
 from mielin_cells.migration.journal import Journal
-from mielin_cells.migration.recovery import RecoveryConfig, changed
-from mielin_cells.migration.standing import Verdict, journal_outcome, standing, verdict
+from mielin_cells.migration.outcome import Verdict, journal_outcome, verdict
 from mielin_cells.node.moves.journal import JournalTaken
 from mielin_cells.node.moves.recovery import Recovery
 from mielin_cells.store import journal
@@ -191,11 +189,8 @@ class Settling:
         outcome, _ = journal_outcome(found, fold)
         if outcome is None:
             return False
-        stands = standing(found)
-        if found.planned is None:
-            raise never("found.planned is not None does not hold")
-        recovery = Recovery.taken(self._of, found, stands, changed(RecoveryConfig(), found.planned.config))
-        end = verdict(found, stands, fold, activations.name, is_newest=is_newest)
+        recovery = Recovery.taken(self._of, found)
+        end = verdict(found, recovery.case, fold, activations.name, is_newest=is_newest)
         broken = self.broken.pop(found.migration, "")
         if end is None and broken:
             end = Verdict("rolled_back", "InternalError", broken)
@@ -205,7 +200,7 @@ class Settling:
             self._of.open[agent] = recovery
         goes_on = False
         try:
-            goes_on = await recovery.take_over(stands, fold, end)
+            goes_on = await recovery.take_over(fold, end)
         finally:
             if not goes_on and self._of.open.get(agent) is recovery:
                 del self._of.open[agent]

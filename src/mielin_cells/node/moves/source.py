@@ -26,9 +26,9 @@ from mielin_cells.log.ledger import HASH_SLICE
 from mielin_cells.log.records import Accepted, Claimed, HandedOff, Returned
 from mielin_cells.migration import source as m
 from mielin_cells.migration.failure import Coded, Happened
+from mielin_cells.migration.outcome import restored
 from mielin_cells.migration.phases import MigrationPhase
 from mielin_cells.migration.refusal import Refusal, kinds
-from mielin_cells.migration.standing import restored
 from mielin_cells.node.activation.writer import Doubt
 from mielin_cells.rpc import answers, requests
 from mielin_cells.rpc.call import call

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from mielin_cells.errors import CellError, never
 from mielin_cells.log.records import Accepted, Claimed, HandedOff, Returned
+from mielin_cells.migration.case import LOSSES_MAX
 from mielin_cells.migration.failure import MigrationErrorType
 from mielin_cells.migration.journal import Attempted, Decided, Ended, Failed, Journal, Planned
 from mielin_cells.migration.recovery import JITTER_MAX, RecoveryStrategy
-from mielin_cells.migration.standing import LOSSES_MAX
 from mielin_cells.testing.checkers.checker import Checker, Line, Step, migration_name
 from mielin_cells.testing.checkers.scene import WALL_S, Scene
 

@@ -41,9 +41,9 @@ def phase_of(recovery: Recovery) -> str:
     if move is not None and not move.done.done():
         phase = move.machine.phase
         return "ENDING" if phase.is_end else phase.value
-    if recovery._last.attempts and recovery._last.ok:
+    if recovery.is_ending:
         return "ENDING"
-    return "BETWEEN" if recovery._failures else "PLANNED"
+    return "BETWEEN" if recovery.case.failures else "PLANNED"
 
 
 class Matrix:
@@ -61,7 +61,7 @@ class Matrix:
 
     def _on(self, source: str, node: Node, kind: str, view: Author) -> None:
         for recovery in node.migrations.open.values():
-            target = recovery.move.target if recovery.move is not None else recovery._target
+            target = recovery.target
             if kind in BY_ROLE:
                 role = {source: "source", target: "target", ASKER: "asker"}.get(view.name)
                 fault = f"{role} {BY_ROLE[kind]}" if role else ""
