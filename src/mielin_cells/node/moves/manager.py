@@ -24,12 +24,9 @@ from mielin_cells.errors import (
     described,
 )
 from mielin_cells.log.fold import Phase
-from mielin_cells.log.ids import log_subject
-from mielin_cells.log.records import AnyRecord, HandedOff, Returned, named_owner
 from mielin_cells.membership import selection
 from mielin_cells.migration.breaker import BreakerConfig, Targets
 from mielin_cells.migration.case import RecoveryOutcome
-from mielin_cells.migration.journal import Journal
 from mielin_cells.migration.manager import MigrationRecoveryManager
 from mielin_cells.migration.outcome import outcome_of
 from mielin_cells.migration.recovery import RecoveryConfig, of_class
@@ -38,8 +35,7 @@ from mielin_cells.node.moves.recovery import Recovery
 from mielin_cells.node.moves.settling import Settling
 from mielin_cells.node.moves.source import Move
 from mielin_cells.rpc import answers, requests
-from mielin_cells.store import journal
-from mielin_cells.store.reader import load, record_of
+from mielin_cells.store.reader import load
 from mielin_cells.tasks.supervision import Backoff
 
 if TYPE_CHECKING:
@@ -321,27 +317,6 @@ class Migrations:
                 logger.info("migration %s: its outcome is read again: %s", move.migration, error)
             await backoff.wait()
 
-    async def owner(self, agent: str) -> str:
-        """The node that the log names now; waits for the store.  "" if there is none any more."""
-        record = await self._last_of(agent)
-        return named_owner(record) if record is not None else ""
-
-    async def owns(self, agent: str, epoch: int) -> bool:
-        """True if the log gives the agent to this node in `epoch` now, in phase run."""
-        record = await self._last_of(agent)
-        if record is None or isinstance(record, HandedOff) or named_owner(record) != self.activations.name:
-            return False
-        return record.epoch + isinstance(record, Returned) == epoch
-
-    async def _last_of(self, agent: str) -> AnyRecord | None:
-        backoff = Backoff()
-        while True:
-            try:
-                last = await self.activations.home.log.settled(log_subject(agent))
-                return await record_of(self.activations.home.log, agent, last) if last is not None else None
-            except RetryError:
-                await backoff.wait()
-
     # ---- settling --------------------------------------------------------------------------------------------
 
     def settle_soon(self, agent: str, within_s: float) -> None:
@@ -351,15 +326,3 @@ class Migrations:
     async def settle_due(self) -> None:
         """Called in every round of reconciling."""
         await self.settling.all_due()
-
-    async def ended(self, agent: str, migration: str) -> Journal | None:
-        """The journal of a migration that another process has gone on with, maybe to its end; None if it cannot be read."""
-        backoff = Backoff()
-        while True:
-            try:
-                return await journal.read(self.activations.home.log, agent, migration)
-            except RetryError:
-                await backoff.wait()
-            except CellError as error:
-                logger.error("migration %s of agent %s is parked as it is: %s", migration, agent, error)
-                return None

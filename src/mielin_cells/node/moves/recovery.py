@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any
 from mielin_cells.agents.reports import MigrationReport
 from mielin_cells.errors import AskTimeout, CellError, Fenced, RecordInvalid, TooLateToCancel, never
 from mielin_cells.log.fold import Fold
-from mielin_cells.log.ids import log_subject
-from mielin_cells.log.records import Returned, Suspended
+from mielin_cells.log.records import Suspended
 from mielin_cells.membership import selection
 from mielin_cells.migration.case import SOURCE_LOST, Case, RecoveryOutcome, Ticket
-from mielin_cells.migration.failure import Coded, Happened, MigrationError, SentBack, classify, is_settled
+from mielin_cells.migration.failure import Coded, Happened, MigrationError, classify, is_settled
 from mielin_cells.migration.journal import (
     Attempted,
     Cancelled,
@@ -35,9 +34,9 @@ from mielin_cells.migration.journal import (
 from mielin_cells.migration.outcome import Verdict, restored
 from mielin_cells.migration.recovery import RecoveryConfig, RecoveryStrategy
 from mielin_cells.node.activation.writer import Declined
+from mielin_cells.node.moves import evidence
 from mielin_cells.node.moves.journal import JournalTaken, Scribe
 from mielin_cells.rpc import answers, requests
-from mielin_cells.store.reader import record_of
 
 if TYPE_CHECKING:
     from mielin_cells.node.activation.activation import Host
@@ -67,6 +66,7 @@ class Recovery:
     def __init__(self, of: Migrations, request: requests.Migrate, case: Case, journal: Journal | None = None) -> None:
         self._of = of
         self._activations = of.activations
+        self._log = of.activations.home.log
         self._manager = of.manager
         self.agent = request.agent
         self.migration = request.migration
@@ -209,7 +209,7 @@ class Recovery:
                 config={name: float(value) for name, value in config.items()}, parent=request.parent,
             )
         )  # fmt: skip
-        if await self._of.owns(self.agent, request.epoch):
+        if await evidence.owns(self._log, self.agent, self._activations.name, request.epoch):
             return True
         await self._end(Verdict("rolled_back", "Fenced", "another node owned the agent when it was to begin"))
         return False
@@ -286,7 +286,7 @@ class Recovery:
         settings, clock = self._activations.settings, self._activations.clock
         deadline = clock() + settings.reconcile_s + settings.probation_s
         while (host := self._activations.live.get(self.agent)) is None and clock() < deadline:
-            if await self._of.owner(self.agent) != self._activations.name:
+            if await evidence.owner_of(self._log, self.agent) != self._activations.name:
                 return None
             self._activations.look(self.agent)
             await asyncio.sleep(LOOK_S)
@@ -298,7 +298,7 @@ class Recovery:
         if host is None:
             return ""
         try:
-            nodes = await selection.alive(self._activations.home.log, self._activations.home.wire)
+            nodes = await selection.alive(self._log, self._activations.home.wire)
         except CellError as error:
             logger.warning("migration %s: who is alive is not known: %s", self.migration, error)
             return ""
@@ -323,7 +323,7 @@ class Recovery:
 
     async def _without_agent(self) -> None:
         """This node does not run the agent any more.  Its new owner goes on, unless there is none, or it is still this node."""
-        owner = await self._of.owner(self.agent)
+        owner = await evidence.owner_of(self._log, self.agent)
         if not owner:
             await self._end(Verdict("rolled_back", "AgentTerminated", "the agent has ended"))
         elif owner == self._activations.name and self.agent not in self._activations.live:
@@ -456,7 +456,7 @@ class Recovery:
         was_undecided = case.is_undecided
         self._manager.open(case, now, self._activations.home.rng.random)
         if case.is_running and last is not None:
-            code, reason, happened = await self._lost(last, fold, coordinator)
+            code, reason, happened = await evidence.loss_of(self._log, fold, last, coordinator)
             self._last = replace(self._last, target=last.target, code=code, reason=reason)
             await self._failed(last.target, happened, code, reason)
         elif was_undecided:
@@ -466,19 +466,6 @@ class Recovery:
             await self._failed("", Coded(SOURCE_LOST), SOURCE_LOST, reason)
         self._of.keep_time()
         return True
-
-    async def _lost(self, attempt: Attempted, fold: Fold, coordinator: str) -> tuple[str, str, Happened]:
-        """Why an attempt failed whose source did not see its end: the agent's log may tell more than that."""
-        handed, log = fold.handed.get(attempt.id), self._activations.home.log
-        if handed is not None:
-            entries = await log.read(log_subject(self.agent), handed, 1)
-            try:
-                record = await record_of(log, self.agent, entries[0]) if entries else None
-            except RecordInvalid:
-                record = None  # trimmed, or damaged on its way: it would only have told more
-            if isinstance(record, Returned) and record.prev == handed:
-                return "Returned", f"the target returned it: {record.cause}", SentBack(record.code)
-        return SOURCE_LOST, f"{coordinator} was lost in attempt {attempt.number}", Coded(SOURCE_LOST)
 
     # ---- the end ---------------------------------------------------------------------------------------------
 
@@ -499,7 +486,7 @@ class Recovery:
 
     async def _ended_elsewhere(self) -> None:
         """Another process was given the agent, and has gone on with the migration, or ended it."""
-        journal = await self._of.ended(self.agent, self.migration)
+        journal = await evidence.journal_of(self._log, self.agent, self.migration)
         if journal is None or journal.end is None:
             return
         end, number = journal.end, len(journal.attempts)

@@ -26,6 +26,7 @@ from mielin_cells.log.fold import Fold, Phase
 from mielin_cells.log.ids import journal_subject
 from mielin_cells.migration.journal import Journal
 from mielin_cells.migration.outcome import Verdict, journal_outcome, verdict
+from mielin_cells.node.moves import evidence
 from mielin_cells.node.moves.journal import JournalTaken
 from mielin_cells.node.moves.recovery import Recovery
 from mielin_cells.store import journal
@@ -142,10 +143,15 @@ class Settling:
 
     async def _fold(self, agent: str) -> Fold | None:
         """The agent, if this node owns it for certain, or if it has ended."""
-        host = self._activations.live.get(agent)
+        activations = self._activations
+        host = activations.live.get(agent)
         if host is not None:
-            return host.fold if await self._of.owns(agent, host.fold.epoch) else None
-        if await self._of.owner(agent):
+            return (
+                host.fold
+                if await evidence.owns(activations.home.log, agent, activations.name, host.fold.epoch)
+                else None
+            )
+        if await evidence.owner_of(activations.home.log, agent):
             return None
         try:
             fold = await load(self._activations.home.log, agent)

@@ -1,0 +1,73 @@
+"""What the logs say of an agent that is moved: its owner now, and what became of an attempt whose end nobody here has seen."""
+
+from __future__ import annotations
+
+import logging
+
+from mielin_cells.errors import CellError, RecordInvalid, RetryError
+from mielin_cells.log.fold import Fold
+from mielin_cells.log.ids import log_subject
+from mielin_cells.log.records import AnyRecord, HandedOff, Returned, named_owner
+from mielin_cells.migration.case import SOURCE_LOST
+from mielin_cells.migration.failure import Coded, Happened, SentBack
+from mielin_cells.migration.journal import Attempted, Journal
+from mielin_cells.store import journal
+from mielin_cells.store.reader import record_of
+from mielin_cells.substrate.ports import Log
+from mielin_cells.tasks.supervision import Backoff
+
+logger = logging.getLogger("mielin_cells.migration")
+
+
+async def owner_of(log: Log, agent: str) -> str:
+    """The node that the log names now; waits for the store.  "" if there is none any more."""
+    record = await _last_of(log, agent)
+    return named_owner(record) if record is not None else ""
+
+
+async def owns(log: Log, agent: str, node: str, epoch: int) -> bool:
+    """True if the log gives the agent to `node` in `epoch` now, in phase run; waits for the store."""
+    record = await _last_of(log, agent)
+    if record is None or isinstance(record, HandedOff) or named_owner(record) != node:
+        return False
+    return record.epoch + isinstance(record, Returned) == epoch
+
+
+async def _last_of(log: Log, agent: str) -> AnyRecord | None:
+    backoff = Backoff()
+    while True:
+        try:
+            last = await log.settled(log_subject(agent))
+            return await record_of(log, agent, last) if last is not None else None
+        except RetryError:
+            await backoff.wait()
+
+
+async def journal_of(log: Log, agent: str, migration: str) -> Journal | None:
+    """As another process has gone on with it, maybe to its end; waits for the store.  None if it cannot be read."""
+    backoff = Backoff()
+    while True:
+        try:
+            return await journal.read(log, agent, migration)
+        except RetryError:
+            await backoff.wait()
+        except CellError as error:
+            logger.error("migration %s of agent %s is parked as it is: %s", migration, agent, error)
+            return None
+
+
+async def loss_of(log: Log, fold: Fold, attempt: Attempted, coordinator: str) -> tuple[str, str, Happened]:
+    """Why an attempt failed whose source did not see its end: the target may have given the agent back, and said why.
+
+    Code, reason, and what is classified.
+    """
+    handed = fold.handed.get(attempt.id)
+    if handed is not None:
+        entries = await log.read(log_subject(fold.agent), handed, 1)
+        try:
+            record = await record_of(log, fold.agent, entries[0]) if entries else None
+        except RecordInvalid:
+            record = None  # trimmed, or damaged on its way: it would only have told more
+        if isinstance(record, Returned) and record.prev == handed:
+            return "Returned", f"the target returned it: {record.cause}", SentBack(record.code)
+    return SOURCE_LOST, f"{coordinator} was lost in attempt {attempt.number}", Coded(SOURCE_LOST)
