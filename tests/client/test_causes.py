@@ -208,13 +208,8 @@ async def test_the_timeout_of_an_ask_whose_node_is_frozen_says_so_before_it_ends
         porter = await client.on("node-1").spawn(Porter, "p")
         other = await client.on("node-2").spawn(Porter, "o")
         assert await porter.add() == 1
-        do = running["node-1"]._do
-
-        async def frozen(request: object) -> object:
-            await asyncio.Event().wait()
-            return await do(request)  # type: ignore[arg-type]
-
-        monkeypatch.setattr(running["node-1"], "_do", frozen)
+        server = running["node-1"].server
+        monkeypatch.setattr(server, "handlers", dict.fromkeys(server.handlers, lambda _: asyncio.Event().wait()))
         running["node-1"].activations.live["p"].inbox.close()
         if asker == "a client":
             with pytest.raises(cells.AskTimeout, match="its node node-1 does not answer"):

@@ -16,6 +16,7 @@ from mielin_cells.log.ids import inbox_subject
 from mielin_cells.node.node import Node
 from mielin_cells.rpc import requests
 from mielin_cells.rpc.reminder import remind
+from mielin_cells.rpc.serve import Handlers
 from mielin_cells.substrate.ports import Entry, Tail
 
 QUICK = cells.Settings(ask_repeat_s=0.02, reconcile_s=600.0)
@@ -59,12 +60,12 @@ async def mails(client: Client, agent: str = "b") -> int:
 @asynccontextmanager
 async def counted(node: Node, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Callable[[], asyncio.Future[None]]]:
     """What it gives waits until the node has been reminded some times more."""
-    do, seen, due = node._do, 0, list[tuple[int, asyncio.Future[None]]]()
+    remind, seen, due = node.server.handlers[requests.Remind], 0, list[tuple[int, asyncio.Future[None]]]()
 
-    async def watched(request: requests.AnyRequest) -> object:
+    def watched(request: requests.Remind) -> object:
         nonlocal seen
-        result = await do(request)
-        seen += isinstance(request, requests.Remind)
+        result = remind(request)
+        seen += 1
         for at, future in due:
             if seen >= at and not future.done():
                 future.set_result(None)
@@ -76,7 +77,8 @@ async def counted(node: Node, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
         return future
 
     with monkeypatch.context() as patched:
-        patched.setattr(node, "_do", watched)
+        handlers: Handlers = {**node.server.handlers, requests.Remind: watched}
+        patched.setattr(node.server, "handlers", handlers)
         yield more
 
 

@@ -33,7 +33,7 @@ async def plan_drain(client: Requester, node: str) -> DrainProgress:
         await _check_targets(client, node, len(agents))
         rows = [Row(agent=agent, state="fits", blocker="its node is dead: it would be claimed") for agent in agents]
         return DrainProgress(node=node, state="dry run", agents=len(rows), rows=rows[:ROWS_MAX])
-    return await client.request(node, requests.Drain(), client.settings.migration_s)
+    return await client.request(node, requests.PlanDrain(), client.settings.migration_s)
 
 
 async def drain_node(

@@ -14,12 +14,10 @@ from mielin_cells.agents.agent import Agent
 from mielin_cells.agents.reports import NodeInfo
 from mielin_cells.errors import (
     CellError,
-    InternalError,
     NodeStopping,
     RecordInvalid,
     RetryError,
     StoreFull,
-    described,
 )
 from mielin_cells.log.ids import control_subject, reply_subject
 from mielin_cells.log.message import decode_replies
@@ -45,6 +43,7 @@ from mielin_cells.node.ownership.undo import Undoes
 from mielin_cells.node.questions import Questions
 from mielin_cells.rpc import answers, requests
 from mielin_cells.rpc.answers import Beat
+from mielin_cells.rpc.serve import Handlers, Server
 from mielin_cells.settings import Settings
 from mielin_cells.substrate.ports import Log, Subscription, Wire
 from mielin_cells.tasks.supervision import Backoff, Duties, supervised
@@ -104,13 +103,14 @@ class Node:
             self.activations, self.copies, self.migrations, self.quarantine, self.claims, self.undoes, returns
         )
         self.creation = Creation(self.activations, self.migrations, self.quarantine, lambda: self.is_cordoned)
-        self.orders = Orders(self.activations, self.migrations, self.standbys, self.adoption, self.undoes)
+        self.orders = Orders(self.activations, self.migrations, self.standbys, self.adoption)
         self.home.obey = self.orders.obey
         self.drains = Drains(self.activations, self.migrations, self.copies)
         self.failover = Failover(self.activations, heard or list, self.failures)
         self._questions = Questions(
             self.activations, self.orders, self.migrations, self.standbys, self.drains, heard or list, self._info
         )
+        self.server = Server(name, self._handlers(), self._check)
 
     # ---- asked by its rooms ----------------------------------------------------------------------------------
 
@@ -149,7 +149,7 @@ class Node:
         home.reply_to = reply_subject(f"{self.name}.{home.incarnation}")
         self._subscriptions = [
             await home.wire.subscribe(home.reply_to, self._replied),
-            await home.wire.serve(control_subject(self.name), self._answer),
+            await home.wire.serve(control_subject(self.name), self.server.answer),
         ]
         self.for_ever("the watch over the node's name", self._watch_name)
         entered()
@@ -282,66 +282,33 @@ class Node:
             if host is not None:
                 host.replied(some)
 
-    async def _answer(self, data: bytes) -> bytes:
-        try:
-            request = requests.decode_request(data)
-        except RecordInvalid as error:
-            logger.warning("node %s: %s", self.name, error)
-            return requests.encode_error(error)
-        try:
-            return requests.encode_result(await self._do(request))
-        except CellError as error:
-            return requests.encode_error(error)
-        except Exception as error:
-            logger.exception("node %s: a request failed", self.name)
-            return requests.encode_error(InternalError(f"Node {self.name}: {described(error)}."))
-
-    async def _do(self, request: requests.AnyRequest) -> object:
+    def _check(self, request: requests.AnyRequest) -> None:
         if self.is_stopping and not isinstance(request, requests.Prepare):  # that one is told every reason
             raise NodeStopping(f"Node {self.name} is stopping; its agents stay claimable.")
-        match request:
-            case requests.Spawn():
-                return await self.creation.spawn(request)
-            case requests.Migrate():
-                return await self.migrations.start(request)
-            case requests.Predict(agent=agent, to=to):
-                return await preview.predict(self.migrations, agent, to)
-            case requests.Abort(agent=agent):
-                return await self.migrations.abort(agent)
-            case requests.Prepare():
-                try:
-                    await self.home.at("prepare")
-                except CellError as error:
-                    return answers.Preparation([told(error.message)])
-                return self.copies.prepare(request)
-            case requests.Copy():
-                return await self.copies.reach(request)
-            case requests.Release(agent=agent, migration=migration):
-                self.copies.release(agent, migration)
-                return None
-            case (
-                requests.Order()
-                | requests.PurgeLetters()
-                | requests.CancelTimer()
-                | requests.SetCopies()
-                | requests.Undo()
-            ):
-                return await self.orders.carried_out(request)
-            case requests.Claim():
-                return await self.claims.claim(request)
-            case requests.Claims(wishes=wishes):
-                return await self.claims.claim_all(wishes)
-            case requests.Follow() | requests.Look() | requests.Drain():
-                return await self._hinted(request)
-            case _:
-                return self._questions.answer(request)
 
-    async def _hinted(self, request: requests.Follow | requests.Look | requests.Drain) -> object:
-        match request:
-            case requests.Follow():
-                return self.standbys.follow(request)
-            case requests.Drain(name=name, deadline_s=deadline_s):
-                return self.drains.begin(name, deadline_s) if name else await self.drains.planned()
-            case requests.Look(agent=agent):
-                self.look(agent)
-        return None
+    def _handlers(self) -> Handlers:
+        return {
+            **self._questions.handlers,
+            **self.orders.handlers,
+            requests.Spawn: self.creation.spawn,
+            requests.Migrate: self.migrations.start,
+            requests.Predict: lambda request: preview.predict(self.migrations, request.agent, request.to),
+            requests.Abort: lambda request: self.migrations.abort(request.agent),
+            requests.Prepare: self._prepare,
+            requests.Copy: self.copies.reach,
+            requests.Release: lambda request: self.copies.release(request.agent, request.migration),
+            requests.Undo: self.undoes.undo,
+            requests.Claim: self.claims.claim,
+            requests.Claims: lambda request: self.claims.claim_all(request.wishes),
+            requests.Follow: self.standbys.follow,
+            requests.Look: lambda request: self.look(request.agent),
+            requests.PlanDrain: lambda _: self.drains.planned(),
+            requests.Drain: lambda request: self.drains.begin(request.name, request.deadline_s),
+        }
+
+    async def _prepare(self, request: requests.Prepare) -> answers.Preparation:
+        try:
+            await self.home.at("prepare")
+        except CellError as error:
+            return answers.Preparation([told(error.message)])
+        return self.copies.prepare(request)

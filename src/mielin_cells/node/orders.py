@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mielin_cells.agents.agent import STANDBY_MAX
 from mielin_cells.agents.reports import AgentInfo
@@ -25,6 +25,7 @@ from mielin_cells.node.activation.writer import Declined, append_failed
 from mielin_cells.node.ownership import quarantine
 from mielin_cells.redaction import scrubbed
 from mielin_cells.rpc import requests
+from mielin_cells.rpc.serve import Handlers
 
 if TYPE_CHECKING:
     from mielin_cells.node.activation.activation import Host
@@ -32,10 +33,8 @@ if TYPE_CHECKING:
     from mielin_cells.node.moves.manager import Migrations
     from mielin_cells.node.ownership.adoption import Adoption
     from mielin_cells.node.ownership.standby import Standbys
-    from mielin_cells.node.ownership.undo import Undoes
 
 R = TypeVar("R", bound=Record)
-Wanted: TypeAlias = requests.Order | requests.PurgeLetters | requests.CancelTimer | requests.SetCopies | requests.Undo
 
 logger = logging.getLogger("mielin_cells.orders")
 
@@ -48,13 +47,12 @@ class Orders:
     """Of one node."""
 
     def __init__(
-        self, activations: Activations, migrations: Migrations, standbys: Standbys, adoption: Adoption, undoes: Undoes
+        self, activations: Activations, migrations: Migrations, standbys: Standbys, adoption: Adoption
     ) -> None:
         self._activations = activations
         self._migrations = migrations
         self._standbys = standbys
         self._adoption = adoption
-        self._undoes = undoes
 
     def info(self, host: Host) -> AgentInfo:
         fold, move = host.fold, self._migrations.open.get(host.fold.agent)
@@ -68,19 +66,15 @@ class Orders:
             at=fold.written,
         )  # fmt: skip
 
-    async def carried_out(self, request: Wanted) -> object:
-        match request:
-            case requests.Order(agent=agent, order=order, reason=reason):
-                return await self.obey(agent, order, reason)
-            case requests.PurgeLetters(agent=agent, letters=letters):
-                return await self.purge(self._activations.host(agent), letters)
-            case requests.CancelTimer(agent=agent, timer=timer):
-                return await self.cancel_timer(self._activations.host(agent), timer)
-            case requests.SetCopies(agent=agent, copies=copies):
-                await self.stand_by(self._activations.host(agent), copies)
-                return None
-            case requests.Undo():
-                return await self._undoes.undo(request)
+    @property
+    def handlers(self) -> Handlers:
+        host = self._activations.host
+        return {
+            requests.Order: lambda request: self.obey(request.agent, request.order, request.reason),
+            requests.PurgeLetters: lambda request: self.purge(host(request.agent), request.letters),
+            requests.CancelTimer: lambda request: self.cancel_timer(host(request.agent), request.timer),
+            requests.SetCopies: lambda request: self.stand_by(host(request.agent), request.copies),
+        }
 
     async def obey(self, agent: str, order: str, reason: str) -> str:
         """Suspends, pauses, resumes or terminates; the state after it.  An order for the state that is there already is done.

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from mielin_cells.agents.reports import AgentInfo, NodeInfo, TimerInfo
-from mielin_cells.errors import UNLOADABLE, UNUSABLE, CellError, StoreFull, from_wire, never, storable
+from mielin_cells.errors import UNLOADABLE, UNUSABLE, CellError, StoreFull, from_wire, storable
 from mielin_cells.log.born import born
 from mielin_cells.log.ledger import Verdict
 from mielin_cells.log.lifecycle import AgentState
@@ -15,6 +14,8 @@ from mielin_cells.node.activation.core import LATER
 from mielin_cells.redaction import scrubbed
 from mielin_cells.rpc import answers, requests, words
 from mielin_cells.rpc.answers import Beat
+from mielin_cells.rpc.requests import page_of
+from mielin_cells.rpc.serve import Handlers
 
 WHY_CHARS_MAX = 500
 """Of a failure, in the timeout of an ask."""
@@ -42,50 +43,50 @@ class Questions:
         self._heard = heard
         self._info = info
 
-    def answer(self, question: requests.AnyRequest) -> object:
-        match question:
-            case requests.Ping():
-                return self._info()
-            case requests.ShowAgent(agent=agent):
-                return self.hosted(agent)
-            case requests.ListAgents(after=after):
-                known = self._activations.live.keys() | self._activations.unloadable.keys()
-                page = heapq.nsmallest(requests.PAGE_MAX, (n for n in known if n > after))
-                return [self.hosted(name) for name in page]
-            case requests.Remind():
-                return self.reminded(question)
-            case requests.CountWaiting(agent=agent):
-                return self._activations.host(agent).inbox.waiting
-            case requests.ReadArguments(cls=cls, handler=handler, words=said):
-                return words.arguments(self._activations.spec(cls), handler, said)
-            case requests.ReadState(agent=agent, cls=cls, words=said):
-                spec = self._activations.spec(cls)
-                initial = words.initial(spec, said)
-                return requests.Spawn(agent, cls, spec.version, initial, born(initial))
-            case requests.ReadReplay(agent=agent):
-                fold = self._activations.host(agent).fold
-                state, error, ledger = fold.lifecycle.state, fold.lifecycle.error, fold.ledger
-                stopped = "" if fold.may_run else f"in ERROR ({error.message})" if error else state.value.lower()
-                return answers.ReplayProgress(len(ledger.again), ledger.replayed, len(ledger.dead), stopped)
-            case requests.ListTimers(agent=agent):
-                host = self._activations.host(agent)
-                return [
-                    TimerInfo(
-                        id=timer.id, handler=timer.handler, due=timer.due, every=timer.every,
-                        is_known=timer.handler in host.spec.handlers,
-                    )
-                    for timer in sorted(host.fold.ledger.timers.values(), key=lambda timer: timer.due)
-                ]  # fmt: skip
-            case requests.ListBeats():
-                return self._heard()
-            case requests.ListCopies(after=after):
-                return heapq.nsmallest(requests.PAGE_MAX, (n for n in self._standbys.copies if n > after))
-            case requests.ReadDrain(name=name):
-                return self._drains.told(name)
-            case requests.ReadAudit(migration=migration):
-                return self._migrations.watchers.audit.by_migration(migration)
-            case _:
-                raise never(f"{type(question).__name__} is a question")
+    @property
+    def handlers(self) -> Handlers:
+        return {
+            requests.Ping: lambda _: self._info(),
+            requests.ListBeats: lambda _: self._heard(),
+            requests.ShowAgent: lambda request: self.hosted(request.agent),
+            requests.ListAgents: self._list_agents,
+            requests.ListCopies: lambda request: page_of(self._standbys.copies, request.after),
+            requests.ListTimers: lambda request: self._list_timers(request.agent),
+            requests.CountWaiting: lambda request: self._activations.host(request.agent).inbox.waiting,
+            requests.Remind: self.reminded,
+            requests.ReadArguments: lambda request: words.arguments(
+                self._activations.spec(request.cls), request.handler, request.words
+            ),
+            requests.ReadState: self._read_state,
+            requests.ReadReplay: lambda request: self._read_replay(request.agent),
+            requests.ReadDrain: lambda request: self._drains.told(request.name),
+            requests.ReadAudit: lambda request: self._migrations.watchers.audit.by_migration(request.migration),
+        }
+
+    def _list_agents(self, request: requests.ListAgents) -> list[AgentInfo | None]:
+        known = self._activations.live.keys() | self._activations.unloadable.keys()
+        return [self.hosted(name) for name in page_of(known, request.after)]
+
+    def _list_timers(self, agent: str) -> list[TimerInfo]:
+        host = self._activations.host(agent)
+        return [
+            TimerInfo(
+                id=timer.id, handler=timer.handler, due=timer.due, every=timer.every,
+                is_known=timer.handler in host.spec.handlers,
+            )
+            for timer in sorted(host.fold.ledger.timers.values(), key=lambda timer: timer.due)
+        ]  # fmt: skip
+
+    def _read_state(self, request: requests.ReadState) -> requests.Spawn:
+        spec = self._activations.spec(request.cls)
+        initial = words.initial(spec, request.words)
+        return requests.Spawn(request.agent, request.cls, spec.version, initial, born(initial))
+
+    def _read_replay(self, agent: str) -> answers.ReplayProgress:
+        fold = self._activations.host(agent).fold
+        state, error, ledger = fold.lifecycle.state, fold.lifecycle.error, fold.ledger
+        stopped = "" if fold.may_run else f"in ERROR ({error.message})" if error else state.value.lower()
+        return answers.ReplayProgress(len(ledger.again), ledger.replayed, len(ledger.dead), stopped)
 
     def hosted(self, agent: str) -> AgentInfo | None:
         """An agent that runs here, or that the log gives this node and that it cannot run."""

@@ -6,7 +6,9 @@ A request may be lost, repeated or late, so each is idempotent or carries an id,
 from __future__ import annotations
 
 import functools
+import heapq
 import typing
+from collections.abc import Iterable
 from typing import Any, Generic, TypeAlias, TypeVar
 
 import msgspec
@@ -281,11 +283,15 @@ class ListCopies(Request[list[str]], frozen=True):
     after: str = ""
 
 
-class Drain(Request[DrainProgress], frozen=True):
-    """Move all agents off this node.  Without a name, the node only answers where they would go."""
+class PlanDrain(Request[DrainProgress], frozen=True):
+    """Where would the agents of this node go?"""
 
-    name: str = ""
-    deadline_s: float = 0.0
+
+class Drain(Request[DrainProgress], frozen=True):
+    """Move all agents off this node.  A request with the name of a drain that runs only asks how far it is."""
+
+    name: str
+    deadline_s: float
 
 
 class ReadDrain(Request[DrainProgress], frozen=True):
@@ -297,8 +303,13 @@ class ReadDrain(Request[DrainProgress], frozen=True):
 AnyRequest: TypeAlias = (
     Ping | ListBeats | Spawn | ListAgents | ShowAgent | Order | CountWaiting | Remind | ReadArguments | ReadState | PurgeLetters
     | ListTimers | CancelTimer | Migrate | Abort | Predict | ReadAudit | Prepare | Copy | Release | Claim | Claims | Look | Undo
-    | ReadReplay | SetCopies | Follow | ListCopies | Drain | ReadDrain
+    | ReadReplay | SetCopies | Follow | ListCopies | PlanDrain | Drain | ReadDrain
 )  # fmt: skip
+
+
+def page_of(ids: Iterable[str], after: str) -> list[str]:
+    """The ids of one answer to `ListAgents` or `ListCopies`."""
+    return heapq.nsmallest(PAGE_MAX, (one for one in ids if one > after))
 
 
 # ---- encoding ------------------------------------------------------------------------------------------------
@@ -328,11 +339,11 @@ def decode_request(data: bytes) -> AnyRequest:
 
 
 def encode_result(result: object) -> bytes:
-    return _encoder.encode(Response(msgspec.Raw(_encoder.encode(result))))
+    return _encoder.encode((result, None))
 
 
 def encode_error(error: CellError) -> bytes:
-    return _encoder.encode(Response(error=error.to_wire()))
+    return _encoder.encode((None, error.to_wire()))
 
 
 def decode_response(request: Request[R], data: bytes, node: str) -> R:

@@ -18,8 +18,8 @@ from mielin_cells.client.operator import Operator
 from mielin_cells.log.ids import log_subject
 from mielin_cells.log.records import Claimed, Undone
 from mielin_cells.migration.recovery import RecoveryConfig
-from mielin_cells.node.ownership.claims import Claims
 from mielin_cells.rpc import requests
+from mielin_cells.rpc.serve import Handlers
 from mielin_cells.store import journal
 from mielin_cells.store.reader import load, record_of
 
@@ -327,11 +327,12 @@ async def test_nobody_runs_an_agent_that_waits_for_a_dead_node_until_an_operator
         await till.take(2)
         chosen = running["node-1"]
 
-        async def refuse(claims: Claims, wish: requests.Claim) -> bool:
+        async def refuse(wish: requests.Claim) -> bool:
             raise cells.errors.NodeStopping("is about to stop")
 
         with monkeypatch.context() as patched:
-            patched.setattr(Claims, "claim", refuse)
+            handlers: Handlers = {**chosen.server.handlers, requests.Claim: refuse}
+            patched.setattr(chosen.server, "handlers", handlers)
             report = await client.rollback(move.migration)
         assert "about to stop" in report.trouble
         chosen._close_all()
