@@ -16,7 +16,7 @@ import pytest
 import mielin_cells as cells
 from mielin_cells.agents.live import PLAIN_BYTES_WARN, Cell
 from mielin_cells.agents.spec import spec_of
-from mielin_cells.agents.values.codec import STACK_MARGIN
+from mielin_cells.agents.values.wire import STACK_MARGIN
 from mielin_cells.client.client import Client
 from mielin_cells.log.ids import log_subject
 from mielin_cells.log.state import StateDelta, StoredState

@@ -11,8 +11,10 @@ from mielin_cells.agents.buffer import Buffer
 from mielin_cells.agents.context import Turn, turn
 from mielin_cells.agents.spec import FieldSpec, Spec, buffer_bytes
 from mielin_cells.agents.table import Table
-from mielin_cells.agents.values.codec import Codec, encode, plain, reason
-from mielin_cells.agents.values.exact import LOAD_ERRORS, is_cached_property, shown
+from mielin_cells.agents.values.changes import LOAD_ERRORS, reason, shown
+from mielin_cells.agents.values.codec import Codec
+from mielin_cells.agents.values.exact import is_cached_property
+from mielin_cells.agents.values.wire import encode, plain
 from mielin_cells.errors import NotInTurn, StateInvalid, StateUnloadable, never
 from mielin_cells.log.commit import merged
 from mielin_cells.log.state import BUCKETS, BufferStore, StateDelta, StoredState, TableStore

@@ -21,10 +21,11 @@ from mielin_cells.agents.handler import Handler
 from mielin_cells.agents.reference import classes
 from mielin_cells.agents.table import Table
 from mielin_cells.agents.values.annotations import annotations_of, filled, given_types, read_signature
-from mielin_cells.agents.values.codec import Codec, encode, giver, plain, reason
-from mielin_cells.agents.values.exact import LOAD_ERRORS, ValueChangedError, shown
+from mielin_cells.agents.values.changes import LOAD_ERRORS, ValueChangedError, reason, shown
+from mielin_cells.agents.values.codec import Codec
 from mielin_cells.agents.values.proofs import Proof, no
 from mielin_cells.agents.values.raises import Declared
+from mielin_cells.agents.values.wire import encode, giver, plain
 from mielin_cells.errors import (
     BadArguments,
     FieldRefused,

@@ -16,14 +16,14 @@ from typing import Any, NamedTuple, TypeVar, TypeVarTuple, Unpack, overload
 import msgspec
 
 from mielin_cells.agents.context import turn
-from mielin_cells.agents.reference import Reference, classes
+from mielin_cells.agents.reference import classes
 from mielin_cells.agents.retry import Retry
 from mielin_cells.agents.values import raises
-from mielin_cells.agents.values.codec import STACK_MARGIN, check_kept, deeper, encode, load_hook, reason
-from mielin_cells.agents.values.exact import LOAD_ERRORS, is_exact
-from mielin_cells.agents.values.proofs import has_classes
+from mielin_cells.agents.values.changes import LOAD_ERRORS, check_kept, reason
+from mielin_cells.agents.values.exact import is_exact
+from mielin_cells.agents.values.shape import Shape
+from mielin_cells.agents.values.wire import STACK_MARGIN, deeper, encode, load_hook
 from mielin_cells.errors import FieldRefused, MessageTooLarge, NotInTurn, StepInvalid, UsageError
-from mielin_cells.log.ids import AgentId
 from mielin_cells.settings import MESSAGE_BYTES_MAX, check_timeout
 
 R = TypeVar("R")
@@ -208,8 +208,7 @@ def _codec(kind: Any, path: str) -> Codec:
         return known
     try:
         plain = kind is Any or isinstance(kind, TypeVar)
-        info = None if plain else msgspec.inspect.type_info(kind)
-        has_any = plain or _refuse_foreign(info, path, set())
+        shape = None if plain else Shape(msgspec.inspect.type_info(kind), path, may_be_any=True)
         decode = msgspec.msgpack.Decoder(Any if plain else kind, dec_hook=load_hook, ext_hook=_typed).decode
     except (TypeError, NotImplementedError, NameError, RecursionError) as error:
         raise FieldRefused(
@@ -218,36 +217,10 @@ def _codec(kind: Any, path: str) -> Codec:
         ) from error
     if len(_codecs) >= CODECS_MAX:
         _codecs.clear()
-    check, evolves = functools.partial(deeper, STACK_MARGIN, decode), not has_any and has_classes(info)
+    check = functools.partial(deeper, STACK_MARGIN, decode)
+    evolves = shape is not None and shape.has_classes and not shape.has_any
     made = _codecs[path, kind] = Codec(path, decode, check, plain, evolves)
     return made
-
-
-def _refuse_foreign(info: Any, path: str, seen: set[Any]) -> bool:
-    """Raises `FieldRefused` for a type that msgspec would take and nothing here could load: before the call is paid for.
-
-    True if a part of it has no declared type.
-    """
-    if isinstance(info, msgspec.inspect.AnyType):
-        return True
-    if isinstance(info, msgspec.inspect.CustomType):
-        if not (issubclass(info.cls, (Reference, AgentId)) or hasattr(info.cls, "model_validate")):
-            raise FieldRefused(
-                f"{path} returns a {info.cls.__name__}, which cannot be kept; let the call return plain data of it.",
-                path=path,
-            )
-        return False
-    cls, has_any = getattr(info, "cls", None), False
-    if cls is not None and cls in seen:
-        return False
-    seen.add(cls)
-    for name in getattr(info, "__struct_fields__", ()):
-        parts = getattr(info, name)
-        for part in parts if isinstance(parts, tuple) else (parts,):
-            kind = part.type if isinstance(part, msgspec.inspect.Field) else part
-            if isinstance(kind, msgspec.inspect.Type):
-                has_any = _refuse_foreign(kind, path, seen) or has_any
-    return has_any
 
 
 __all__ = ["ONCE_MORE", "Codec", "Within", "codec_of", "step"]

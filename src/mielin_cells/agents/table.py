@@ -7,8 +7,9 @@ from typing import Any, NoReturn, TypeVar
 
 import msgspec
 
-from mielin_cells.agents.values.codec import Codec, encode, reason
-from mielin_cells.agents.values.exact import shown
+from mielin_cells.agents.values.changes import reason, shown
+from mielin_cells.agents.values.codec import Codec
+from mielin_cells.agents.values.wire import encode
 from mielin_cells.errors import InternalError, NotInTurn, StateInvalid, StateUnloadable, never
 from mielin_cells.log.state import BUCKETS, TableDelta, TableStore
 

@@ -17,8 +17,8 @@ from mielin_cells.agents.reference import Reference, make_ref
 from mielin_cells.agents.spec import FieldSpec, HandlerSpec, Spec
 from mielin_cells.agents.values import models
 from mielin_cells.agents.values.annotations import read_signature
-from mielin_cells.agents.values.codec import load_hook
-from mielin_cells.agents.values.exact import LOAD_ERRORS
+from mielin_cells.agents.values.changes import LOAD_ERRORS
+from mielin_cells.agents.values.wire import load_hook
 from mielin_cells.errors import BadArguments
 from mielin_cells.log.state import StateDelta
 

@@ -14,7 +14,7 @@ import mielin_cells as cells
 from mielin_cells.agents.live import Cell
 from mielin_cells.agents.spec import Spec, spec_of, upgrade_state
 from mielin_cells.agents.step import codec_of
-from mielin_cells.agents.values.codec import encode
+from mielin_cells.agents.values.wire import encode
 from mielin_cells.log.state import StoredState
 
 

@@ -20,7 +20,8 @@ from support.field_types import Leg, agent_with, stored
 import mielin_cells as cells
 from mielin_cells.agents.live import Cell
 from mielin_cells.agents.spec import spec_of
-from mielin_cells.agents.values.exact import ValueChangedError, is_exact
+from mielin_cells.agents.values.changes import ValueChangedError
+from mielin_cells.agents.values.exact import is_exact
 
 
 @dataclasses.dataclass

@@ -15,49 +15,14 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
-import msgspec
-
 from mielin_cells.agents.reference import Reference, agent_id
+from mielin_cells.agents.values.changes import LOAD_ERRORS, Place, ValueChangedError, shown
 from mielin_cells.log.ids import AgentId
 
-Place: TypeAlias = tuple[Any, str] | None
-"""Where in a value: the place that holds it, and the step from there, as `.name` or `[3]`."""
 Todo: TypeAlias = list[tuple[Any, Any, Place]]
-
-LOAD_ERRORS = (Exception,)
-"""What encoding, decoding or comparing a user's value may raise: anything, since it runs the user's `__post_init__`, `_missing_` and
-validators.  Each is reported with the path of the value; none may end what holds the agent."""
-
-SHOWN_CHARS_MAX = 60
+"""Pairs that are still to be compared, each with its place."""
 SETS_UNMATCHED_MAX = 100
 """Members of a set that no look-up finds, as NaN: they are compared each with each."""
-
-
-class ValueChangedError(Exception):
-    """A value that a load would not give back.  `place` is where in the value, as text: `.legs[3]`."""
-
-    def __init__(self, place: Place | str, why: str) -> None:
-        super().__init__(why)
-        self.place = place if isinstance(place, str) else place_text(place)
-        self.why = why
-
-
-def place_text(place: Place) -> str:
-    steps: list[str] = []
-    while place is not None:
-        place, step = place
-        steps.append(step)
-    return "".join(reversed(steps))
-
-
-def shown(value: object) -> str:
-    """A value for an error: short, and never an error itself."""
-    try:
-        text = repr(value)
-    except LOAD_ERRORS as error:  # a user's `__repr__` may raise anything
-        return f"a {type(value).__name__} whose repr raises {type(error).__name__}"
-    return text if len(text) <= SHOWN_CHARS_MAX else text[: SHOWN_CHARS_MAX - 3] + "..."
-
 
 _NORMALISED = frozenset({(int, float), (AgentId, str)})
 """Types of values that become their declared type, if the two are equal."""
@@ -367,44 +332,3 @@ def _comparer(kind: type) -> Callable[[Any, Any, Place, Todo], bool]:
     if (is_ordinary and not issubclass(kind, _HOLDERS)) or hasattr(kind, "__struct_fields__"):
         return _attributes
     return _reduced
-
-
-# ---- data of another version -----------------------------------------------------------------------------------
-
-_NUMBERS = frozenset({int, float})
-
-
-def check_whole(stored: Any, again: Any, ignored: str) -> None:
-    """Compares plain data with what it is after a load by the types of today.  Raises `ValueChangedError` for what is lost.
-
-    More may be there than was: a field with a default that the data does not know yet.  `ignored`: a key that says nothing.
-    """
-    todo: list[tuple[Any, Any, Place]] = [(stored, again, None)]
-    while todo:
-        old, new, place = todo.pop()
-        if type(old) is dict and type(new) is dict:
-            for key, value in old.items():
-                if key in new:
-                    todo.append((value, new[key], (place, f"[{shown(key)}]")))
-                elif key != ignored:
-                    raise ValueChangedError(
-                        place, f"{shown(key)} is stored, and the type does not declare it: it would be lost"
-                    )
-        elif type(old) is list and type(new) is list:
-            if len(old) > len(new):
-                raise ValueChangedError(
-                    place, f"{len(old)} items are stored, and the type has {len(new)}: the rest would be lost"
-                )
-            if len(old) != len(new) or sorted(map(_packed, old)) != sorted(
-                map(_packed, new)
-            ):  # the order of a set is not kept
-                todo.extend(
-                    (one, other, (place, f"[{at}]")) for at, (one, other) in enumerate(zip(old, new, strict=False))
-                )
-        elif type(old) is not type(new) and not {type(old), type(new)} <= _NUMBERS:
-            raise ValueChangedError(place, f"a {type(old).__name__} is stored, and would be loaded as another type")
-        elif _packed(old) != _packed(new) and old != new:
-            raise ValueChangedError(place, f"{shown(old)} is stored, and would be loaded as {shown(new)}")
-
-
-_packed = msgspec.msgpack.Encoder().encode

@@ -1,4 +1,4 @@
-"""What the declared type alone says of its values: whether a load gives the same, whether they can change, what they hold."""
+"""Proofs, from the declared type alone, that a load gives a value as it was."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ from typing import Any
 import msgspec
 from msgspec import inspect as kinds
 
-from mielin_cells.agents.reference import Reference
-from mielin_cells.agents.values import models
-from mielin_cells.log.ids import AgentId
+from mielin_cells.agents.values.shape import SCALARS
 
 Proof = Callable[[Any], bool] | None
 """Whether a value of one exact type is loaded as it was; None: always."""
@@ -26,16 +24,6 @@ Proof = Callable[[Any], bool] | None
 
 def no(value: Any) -> bool:
     return False
-
-
-_SCALARS: dict[type, type] = {
-    kinds.BoolType: bool,
-    kinds.BytesType: bytes,
-    kinds.FloatType: float,
-    kinds.IntType: int,
-    kinds.NoneType: type(None),
-    kinds.StrType: str,
-}
 
 
 def _is_free(info: Any) -> bool:
@@ -53,7 +41,7 @@ def proofs(info: Any, within: frozenset[type] = frozenset()) -> dict[type, Proof
         return found
     if not _is_free(info):
         return {}
-    scalar = _SCALARS.get(type(info))
+    scalar = SCALARS.get(type(info))
     if scalar is not None:
         return {scalar: None}
     if isinstance(info, kinds.ByteArrayType):
@@ -132,51 +120,7 @@ def flat(info: Any) -> dict[type, Proof]:
     parts = [getattr(info, name) for name in ("item_type", "key_type", "value_type") if hasattr(info, name)]
     if not parts and not isinstance(info, kinds.ByteArrayType):
         return {}
-    return proofs(info) if all(isinstance(part, tuple(_SCALARS)) for part in parts) else {}
-
-
-def has_sets(info: Any, seen: set[Any]) -> bool:
-    cls = getattr(info, "cls", None)
-    if isinstance(info, (kinds.SetType, kinds.FrozenSetType)):
-        return True
-    if not isinstance(info, kinds.Type) or cls in seen:
-        return False
-    if cls is not None:
-        seen.add(cls)
-    for name in getattr(info, "__struct_fields__", ()):
-        part = getattr(info, name)
-        for each in part if isinstance(part, tuple) else (part,):
-            if has_sets(each.type if isinstance(each, kinds.Field) else each, seen):
-                return True
-    return False
-
-
-def has_refs(info: Any, seen: set[Any]) -> bool:
-    if isinstance(info, kinds.CustomType):
-        return issubclass(info.cls, Reference) or models.is_model(info.cls)
-    cls = getattr(info, "cls", None)
-    if not isinstance(info, kinds.Type) or cls in seen:
-        return False
-    if cls is not None:
-        seen.add(cls)
-    for name in getattr(info, "__struct_fields__", ()):
-        part = getattr(info, name)
-        for each in part if isinstance(part, tuple) else (part,):
-            if has_refs(each.type if isinstance(each, kinds.Field) else each, seen):
-                return True
-    return False
-
-
-def has_classes(info: Any) -> bool:
-    if isinstance(info, kinds.CustomType):
-        return models.is_model(info.cls) and not models.reads_other_data(info.cls)
-    if isinstance(info, (kinds.StructType, kinds.DataclassType, kinds.TypedDictType, kinds.NamedTupleType)):
-        return True
-    parts = [getattr(info, name) for name in getattr(info, "__struct_fields__", ())]
-    return any(
-        has_classes(each) for part in parts for each in (part if isinstance(part, tuple) else (part,))
-        if isinstance(each, kinds.Type)
-    )  # fmt: skip
+    return proofs(info) if all(isinstance(part, tuple(SCALARS)) for part in parts) else {}
 
 
 def _all(proofs: dict[type, Proof]) -> Callable[[Any], bool]:
@@ -224,24 +168,3 @@ def _each(
         return True
 
     return prove
-
-
-_UNCHANGING = (
-    *_SCALARS, kinds.EnumType, kinds.LiteralType, kinds.DateTimeType, kinds.DateType, kinds.TimeType, kinds.TimeDeltaType,
-    kinds.UUIDType, kinds.DecimalType,
-)  # fmt: skip
-
-
-def is_immutable(info: Any) -> bool:
-    """Asked of types that do not hold themselves."""
-    if isinstance(info, _UNCHANGING):
-        return True
-    if isinstance(info, kinds.CustomType):
-        return issubclass(info.cls, (Reference, AgentId))
-    if isinstance(info, (kinds.FrozenSetType, kinds.VarTupleType)):
-        return is_immutable(info.item_type)
-    if isinstance(info, kinds.TupleType):
-        return all(map(is_immutable, info.item_types))
-    if isinstance(info, kinds.UnionType):
-        return all(map(is_immutable, info.types))
-    return False
