@@ -2,46 +2,32 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
-import itertools
 import types
 import typing
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
-
 from mielin_cells.agents.agent import NO_DEFAULT, Agent, Field, Upgrade, is_state
 from mielin_cells.agents.buffer import Buffer
-from mielin_cells.agents.context import Caller
 from mielin_cells.agents.definition import check_default
 from mielin_cells.agents.handler import Handler
 from mielin_cells.agents.reference import classes
+from mielin_cells.agents.signature import HandlerSpec, encoded_default, signature_of
 from mielin_cells.agents.table import Table
-from mielin_cells.agents.values.annotations import annotations_of, filled, given_types, read_signature
+from mielin_cells.agents.values.annotations import annotations_of, filled, given_types, resolved
 from mielin_cells.agents.values.changes import LOAD_ERRORS, ValueChangedError, reason, shown
 from mielin_cells.agents.values.codec import Codec
-from mielin_cells.agents.values.proofs import Proof, no
 from mielin_cells.agents.values.raises import Declared
-from mielin_cells.agents.values.wire import encode, giver, plain
+from mielin_cells.agents.values.wire import encode
 from mielin_cells.errors import (
     BadArguments,
     FieldRefused,
     NoSuchHandler,
-    StateTooNew,
-    StateUpgradeFailed,
     UsageError,
-    described,
-    from_wire,
     never,
 )
-from mielin_cells.log.message import Answer
-from mielin_cells.log.state import BUCKETS, PAGE_BYTES, BufferDelta, StateDelta, StoredState, TableDelta, TableStore
-
-PROVED_MAX = 256
-"""Combinations of argument types that a handler remembers as safe; more than that are looked at one by one."""
+from mielin_cells.log.state import PAGE_BYTES, BufferDelta, StateDelta, TableDelta
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,133 +46,6 @@ class FieldSpec:
     """Of a plain field: encoded, so that every agent gets a fresh copy."""
     content: Any = None
     """Of a table or buffer: what the class gives it first, encoded anew for every agent."""
-
-
-@dataclass(frozen=True, slots=True)
-class HandlerSpec:
-    """A handler and the codecs of its arguments (by name) and result."""
-
-    name: str
-    path: str
-    fn: Callable[..., Any]
-    cancellable: bool
-    tries: int | None
-    raises: Declared | None
-    """The errors that it declares."""
-    _params: type[msgspec.Struct]
-    _args: Codec
-    _parts: tuple[dict[type, Proof], ...]
-    """Of each parameter; a default needs no proof."""
-    _result: Codec
-    _proved: frozenset[tuple[type, ...]]
-    """Types of arguments, given by position, that are loaded as they were: most calls."""
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """Names and types, in order."""
-        return {field.name: field.type for field in msgspec.structs.fields(self._params)}
-
-    def encode_args(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
-        """Raises `BadArguments` before anything is sent."""
-        given: Any = None
-        try:
-            given = self._params(*args, **kwargs)
-            data = encode(given)
-            if kwargs or (*map(type, args),) not in self._proved:
-                for part, value in zip(self._parts, msgspec.structs.astuple(given) if kwargs else args, strict=False):
-                    proof = part.get(type(value), no)
-                    if proof is not None and not proof(value):
-                        return self._args.settle(given, data)[0]
-        except LOAD_ERRORS as error:
-            raise BadArguments(f"{self.path}: {reason(given, error)}.", handler=self.name) from error
-        return data
-
-    def decode_args(self, data: bytes) -> dict[str, Any]:
-        """A fresh copy for each run.  Raises `BadArguments`."""
-        try:
-            args = self._args
-            return msgspec.structs.asdict(args.whole(data) if args.evolves else args.decode(data))
-        except LOAD_ERRORS as error:
-            raise BadArguments(
-                f"{self.path}: the message does not fit its signature: {reason(None, error)}.", handler=self.name
-            ) from error
-
-    def encode_result(self, value: Any) -> bytes:
-        """Raises `BadArguments` if the value is not of the declared result type: the turn then fails."""
-        try:
-            data = encode(value)
-            if type(value) not in self._result.scalars:
-                return self._result.settle(value, data)[0]
-            return data
-        except LOAD_ERRORS as error:
-            why = reason(value, error)
-            raise BadArguments(f"{self.path} returned what it does not declare: {why}.", handler=self.name) from error
-
-    def decode_result(self, data: bytes, caller: Caller | None = None) -> Any:
-        """`caller`: what references in the result are to use."""
-        try:
-            if caller is None or not self._result.has_refs:
-                return self._result.decode(data)
-            token = giver.set(caller)
-            try:
-                return self._result.decode(data)
-            finally:
-                giver.reset(token)
-        except LOAD_ERRORS as error:
-            raise BadArguments(
-                f"{self.path}: the answer does not fit its declared result: {error}.", handler=self.name
-            ) from error
-
-    def error_of(self, answer: Answer) -> Exception:
-        """What an answer that is an error raises: a declared one as its class, if this process knows it."""
-        if answer.error is None:
-            raise never("answer.error is not None does not hold")
-        failed = from_wire(*answer.error)
-        if answer.raised is None or self.raises is None:
-            return failed
-        try:
-            return self.raises.decode(answer.raised) or failed
-        except LOAD_ERRORS as error:
-            failed.add_note(f"It is declared, but cannot be made again here: {described(error)}")
-            return failed
-
-
-def _resolved(annotated: Any, names: dict[str, Any], path: str) -> dict[str, Any]:
-    try:
-        written = types.SimpleNamespace(__annotations__=annotations_of(annotated)) if callable(annotated) else annotated
-        return typing.get_type_hints(written, globalns=names, include_extras=True)
-    except Exception as error:  # an annotation is an expression of the user's, and may raise anything
-        what = "; import or define it in the module, outside of `if TYPE_CHECKING:` and of functions"
-        raise FieldRefused(
-            f"{path}: an annotation cannot be resolved: {error}{what if isinstance(error, NameError) else ''}.",
-            path=path,
-        ) from error
-
-
-def _parameter(parameter: inspect.Parameter, hints: dict[str, Any], path: str) -> Any:
-    """A parameter of a handler as a field of the message.  Raises `FieldRefused` if it cannot be one."""
-    name = parameter.name
-    if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
-        raise FieldRefused(f"{path}: messages carry names; *{name} cannot be sent.", path=path)
-    if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
-        raise FieldRefused(f"{path}: messages carry names; remove the `/` behind {name!r}.", path=path)
-    if name not in hints:
-        raise FieldRefused(f"{path}: parameter {name!r} has no type.", path=path)
-    path = f"{path}({name})"
-    codec = Codec(hints[name], path)
-    if parameter.default is parameter.empty:
-        return (name, hints[name]), codec
-    copy = _default(parameter.default, codec)
-    return (name, hints[name], msgspec.field(default_factory=functools.partial(codec.decode, copy))), codec
-
-
-def _default(value: Any, codec: Codec) -> bytes:
-    """Encoded, so that each use has a fresh copy.  Raises `FieldRefused`."""
-    try:
-        return codec.keep(value)[0]
-    except LOAD_ERRORS as error:
-        path = codec.path
-        raise FieldRefused(f"{path}: its default does not fit its type: {reason(value, error)}.", path=path) from error
 
 
 class Spec:
@@ -245,8 +104,7 @@ class Spec:
             }  # fmt: skip
             if own:
                 names = self._names(vars(inspect.getmodule(base) or types), base)
-                resolved = _resolved(types.SimpleNamespace(__annotations__=own), names, self.name)
-                hints.update(filled(resolved, self._given.get(base)))
+                hints.update(filled(resolved(own, names, self.name), self._given.get(base)))
         return hints
 
     def _field(self, name: str, kind: Any, member: Field) -> FieldSpec:
@@ -265,7 +123,7 @@ class Spec:
                         f"{path}[key]: a set has no order, so it cannot be a key; use a tuple.", path=path
                     )
                 table = FieldSpec(name, path, "table", kind, value, key, True, None, content)
-                _table_of(table, content)
+                table_of(table, content)
                 return table
             if origin is Buffer:
                 _buffer_of(content)
@@ -276,43 +134,15 @@ class Spec:
             why = reason(content, error)
             raise FieldRefused(f"{path}: its default does not fit its type: {why}.", path=path) from error
         codec = Codec(kind, path)
-        default = _default(member.default, codec) if has_default else None
+        default = encoded_default(member.default, codec) if has_default else None
         member.is_scalar = codec.is_immutable
         return FieldSpec(name, path, "plain", kind, codec, None, has_default, default)
 
     def _handler(self, member: Handler[Any, Any]) -> HandlerSpec:
-        path, fn = f"{self.name}.{member.name}", member.fn
+        path = f"{self.name}.{member.name}"
         owner = next(base for base in self.cls.__mro__ if member in vars(base).values())
-        resolved = _resolved(fn, self._names(inspect.unwrap(fn).__globals__, owner), path)
-        hints = filled(resolved, self._given.get(owner))
-        parameters = list(read_signature(fn).parameters.values())
-        if not parameters or parameters[0].kind not in (
-            inspect.Parameter.POSITIONAL_ONLY,
-            inspect.Parameter.POSITIONAL_OR_KEYWORD,
-        ):
-            raise FieldRefused(f"{path}: a handler is a method; its first parameter is `self`.", path=path)
-        fields: list[Any] = []
-        keywords: list[Any] = []
-        codecs: dict[str, Codec] = {}
-        for parameter in parameters[1:]:
-            field, codecs[parameter.name] = _parameter(parameter, hints, path)
-            (keywords if parameter.kind is inspect.Parameter.KEYWORD_ONLY else fields).append(field)
-        if "return" not in hints:
-            raise FieldRefused(f"{path}: say what it returns, as `-> int` or `-> None`.", path=path)
-        name = f"{self.cls.__name__}_{member.name}"
-        params = msgspec.defstruct(name, keywords, kw_only=True, forbid_unknown_fields=True)
-        if fields:
-            params = msgspec.defstruct(name, fields, bases=(params,), forbid_unknown_fields=True)
-        whole = Codec(params, path)
-        whole.evolves = any(codec.evolves for codec in codecs.values())
-        parts = tuple(codecs[field] for field in params.__struct_fields__)
-        given = [part.scalars for part in parts[: len(fields)]]
-        calls = (types for n in range(len(given) + 1) for types in itertools.product(*given[:n]))
-        return HandlerSpec(
-            member.name, path, fn, member.cancellable, member.tries, self._raises(member, path), params, whole,
-            tuple(part.proofs for part in parts), Codec(hints["return"], f"{path} -> result"),
-            frozenset(itertools.islice(calls, PROVED_MAX)),
-        )  # fmt: skip
+        hints = resolved(annotations_of(member.fn), self._names(inspect.unwrap(member.fn).__globals__, owner), path)
+        return signature_of(member, path, filled(hints, self._given.get(owner)), self._raises(member, path))
 
     def _raises(self, member: Handler[Any, Any], path: str) -> Declared | None:
         if not member.raises:
@@ -357,7 +187,7 @@ class Spec:
             value = state.get(field.name, field.content)
             try:
                 if field.kind == "table":
-                    delta.tables[field.name] = _table_of(field, value)
+                    delta.tables[field.name] = table_of(field, value)
                 elif field.kind == "buffer":
                     delta.buffers[field.name] = _buffer_of(value)
                 elif field.name in state:
@@ -369,11 +199,7 @@ class Spec:
         return delta
 
 
-def _items(table: TableStore) -> list[tuple[bytes, bytes]]:
-    return [item for number in range(BUCKETS) for item in table.items_in(number)]
-
-
-def _table_of(field: FieldSpec, value: Any) -> TableDelta:
+def table_of(field: FieldSpec, value: Any) -> TableDelta:
     if field.key_codec is None:
         raise never("field.key_codec is not None does not hold")
     sets: dict[bytes, bytes] = {}
@@ -423,75 +249,3 @@ def check_is_agent(cls: Any) -> None:
             f"{cls!r} is no class of its own, and has no name on the wire; derive one: `class Name({cls!r}): ...`."
         )
     raise UsageError(f"{cls!r} is no agent class; write `class Name(cells.Agent): ...` and give that.")
-
-
-def upgrade_state(spec: Spec, state: StoredState, version: int) -> StateDelta | None:
-    """What brings a stored state of class version `version` to the class's own; None if it is that already.
-
-    Raises `StateTooNew` with both versions, or `StateUpgradeFailed` naming the step; `state` is not changed.
-    """
-    if version == spec.version:
-        return None
-    facts = {"have": version, "need": spec.version}
-    if version > spec.version:
-        raise StateTooNew(
-            f"The state is of {spec.name} version {version}; this code has version {spec.version}. Deploy the newer code.",
-            **facts,
-        )
-    values: dict[str, object] = {name: plain(data) for name, data in state.plain.items()}
-    for name, table in state.tables.items():
-        values[name] = {plain(k): plain(v) for k, v in _items(table)}
-    for name, buffer in state.buffers.items():
-        values[name] = b"".join(buffer.page(number) for number in range(-(-buffer.size // PAGE_BYTES)))
-    for step in range(version, spec.version):
-        found = spec.upgrades.get(step)
-        if found is None:
-            raise StateUpgradeFailed(f"{spec.name} has no upgrade from version {step}; write one.", step=step, **facts)
-        try:
-            values = found.fn(spec.cls, values)
-            if not isinstance(values, dict):
-                raise TypeError(f"it must return the new state as a dict, not {type(values).__name__}")
-        except Exception as error:  # whatever the user's function raises: the agent stays as it is stored
-            raise StateUpgradeFailed(
-                f"The upgrade of {spec.name} from version {step} raised {type(error).__name__}: {error}.",
-                step=step,
-                **facts,
-            ) from error
-    return _replaced(spec, state, values, facts)
-
-
-def _typed(field: FieldSpec | None, value: Any) -> Any:
-    """The value of a field that an upgrade has given as plain data, or as it is."""
-    if field is None or field.kind == "buffer":
-        return value
-    try:
-        if field.key_codec is None:
-            return field.codec.whole(encode(value))
-        items = dict(getattr(value, "_content", value)).items()
-        return {field.key_codec.whole(encode(key)): field.codec.whole(encode(item)) for key, item in items}
-    except LOAD_ERRORS as error:
-        raise BadArguments(f"{field.path}: {reason(value, error)}", handler="spawn") from error
-
-
-def _replaced(spec: Spec, state: StoredState, values: dict[str, object], facts: dict[str, Any]) -> StateDelta:
-    typed: dict[str, Any] = {}
-    try:
-        for name, value in values.items():
-            typed[name] = _typed(spec.fields.get(name), value)
-        delta = spec.initial(**typed)
-    except (*LOAD_ERRORS, BadArguments) as error:
-        raise StateUpgradeFailed(f"The upgraded state of {spec.name} does not load: {error}.", **facts) from error
-    for name, table in state.tables.items():
-        if name in delta.tables:
-            sets = delta.tables[name].sets
-            delta.tables[name].dels.extend(key for key, _ in _items(table) if key not in sets)
-    old = [*state.plain, *state.tables, *state.buffers]
-    gone = [name for name in old if name not in delta.plain and name not in delta.tables and name not in delta.buffers]
-    changed = [
-        name for name in old if name in spec.fields and name not in getattr(state, _SHELF[spec.fields[name].kind])
-    ]
-    delta.removed.extend([*gone, *changed])
-    return delta
-
-
-_SHELF = {"plain": "plain", "table": "tables", "buffer": "buffers"}

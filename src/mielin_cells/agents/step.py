@@ -8,7 +8,6 @@ from __future__ import annotations
 import collections.abc
 import functools
 import inspect
-import types
 import typing
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple, TypeVar, TypeVarTuple, Unpack, overload
@@ -19,6 +18,7 @@ from mielin_cells.agents.context import turn
 from mielin_cells.agents.reference import classes
 from mielin_cells.agents.retry import Retry
 from mielin_cells.agents.values import raises
+from mielin_cells.agents.values.annotations import resolved
 from mielin_cells.agents.values.changes import LOAD_ERRORS, check_kept, reason
 from mielin_cells.agents.values.exact import is_exact
 from mielin_cells.agents.values.shape import Shape
@@ -173,17 +173,9 @@ def codec_of(call: Callable[..., Any]) -> Codec:
     path = f"{getattr(fn, '__qualname__', repr(fn))}()"
     written = getattr(fn, "__annotations__", {}).get("return", Any)
     if isinstance(written, str):
-        written = _resolved(written, getattr(fn, "__globals__", {}), path)
+        names = {**{cls.__name__: cls for cls in classes.values()}, **getattr(fn, "__globals__", {})}
+        written = resolved({"return": written}, names, path)["return"]
     return _codec(_awaited(type(None) if written is None else written), path)
-
-
-def _resolved(written: str, module: dict[str, Any], path: str) -> Any:
-    names = {**{cls.__name__: cls for cls in classes.values()}, **module}
-    try:
-        hints = typing.get_type_hints(types.SimpleNamespace(__annotations__={"return": written}), names)
-    except Exception as error:  # an annotation is an expression of the user's, and may raise anything
-        raise FieldRefused(f"{path}: its return annotation cannot be resolved: {error}.", path=path) from error
-    return hints["return"]
 
 
 def _awaited(kind: Any) -> Any:

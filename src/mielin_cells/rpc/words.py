@@ -14,7 +14,8 @@ from typing import Any
 import msgspec
 
 from mielin_cells.agents.reference import Reference, make_ref
-from mielin_cells.agents.spec import FieldSpec, HandlerSpec, Spec
+from mielin_cells.agents.signature import HandlerSpec
+from mielin_cells.agents.spec import FieldSpec, Spec
 from mielin_cells.agents.values import models
 from mielin_cells.agents.values.annotations import read_signature
 from mielin_cells.agents.values.changes import LOAD_ERRORS

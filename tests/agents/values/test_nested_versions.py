@@ -12,8 +12,9 @@ from support.field_types import agent_with, stored
 
 import mielin_cells as cells
 from mielin_cells.agents.live import Cell
-from mielin_cells.agents.spec import Spec, spec_of, upgrade_state
+from mielin_cells.agents.spec import Spec, spec_of
 from mielin_cells.agents.step import codec_of
+from mielin_cells.agents.upgrades import upgrade_state
 from mielin_cells.agents.values.wire import encode
 from mielin_cells.log.state import StoredState
 

@@ -11,7 +11,8 @@ from support.field_types import ANN, UTC_NOON, Colour, Leg, Peer, Person, Trip, 
 import mielin_cells as cells
 from mielin_cells.agents.live import Cell
 from mielin_cells.agents.reference import make_ref
-from mielin_cells.agents.spec import Spec, spec_of, upgrade_state
+from mielin_cells.agents.spec import Spec, spec_of
+from mielin_cells.agents.upgrades import upgrade_state
 from mielin_cells.log.state import StoredState
 
 

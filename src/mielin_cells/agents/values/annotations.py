@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import types
 import typing
 from collections.abc import Callable
 from typing import Any, ForwardRef, TypeVar
+
+from mielin_cells.errors import FieldRefused
 
 try:
     import annotationlib  # type: ignore[import-not-found, unused-ignore]
@@ -23,6 +26,20 @@ def annotations_of(holder: Any) -> dict[str, Any]:
 
 def _text(unknown: ForwardRef) -> str:
     return unknown.__forward_arg__
+
+
+def resolved(written: dict[str, Any], names: dict[str, Any], path: str) -> dict[str, Any]:
+    """The types that annotations stand for.  Raises `FieldRefused` for one that names what is not there."""
+    try:
+        return typing.get_type_hints(
+            types.SimpleNamespace(__annotations__=written), globalns=names, include_extras=True
+        )
+    except Exception as error:  # an annotation is an expression of the user's, and may raise anything
+        what = "; import or define it in the module, outside of `if TYPE_CHECKING:` and of functions"
+        raise FieldRefused(
+            f"{path}: an annotation cannot be resolved: {error}{what if isinstance(error, NameError) else ''}.",
+            path=path,
+        ) from error
 
 
 def read_signature(fn: Callable[..., Any]) -> inspect.Signature:

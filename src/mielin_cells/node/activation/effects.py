@@ -9,7 +9,7 @@ import msgspec
 
 from mielin_cells.agents.cluster import Cluster
 from mielin_cells.agents.live import Cell
-from mielin_cells.agents.spec import HandlerSpec
+from mielin_cells.agents.signature import HandlerSpec
 from mielin_cells.agents.values.raises import Unsendable
 from mielin_cells.errors import (
     PASSING,

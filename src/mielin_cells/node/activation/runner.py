@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from mielin_cells.agents.context import turn as current_turn
 from mielin_cells.agents.live import Cell
-from mielin_cells.agents.spec import HandlerSpec
+from mielin_cells.agents.signature import HandlerSpec
 from mielin_cells.errors import CellError, Fenced, HandlerFailed, StoreBusy, TurnDeadlineExceeded, described
 from mielin_cells.log.message import Mail, Message
 from mielin_cells.node.activation.core import Core

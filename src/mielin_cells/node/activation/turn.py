@@ -12,7 +12,8 @@ import msgspec
 from blake3 import blake3
 
 from mielin_cells.agents.reference import Reference, agent_id
-from mielin_cells.agents.spec import HandlerSpec, Spec, spec_of
+from mielin_cells.agents.signature import HandlerSpec
+from mielin_cells.agents.spec import Spec, spec_of
 from mielin_cells.errors import (
     AgentTerminated,
     AskCycle,

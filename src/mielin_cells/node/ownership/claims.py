@@ -9,7 +9,8 @@ import logging
 from typing import TYPE_CHECKING
 
 from mielin_cells.agents.live import Cell
-from mielin_cells.agents.spec import Spec, upgrade_state
+from mielin_cells.agents.spec import Spec
+from mielin_cells.agents.upgrades import upgrade_state
 from mielin_cells.errors import (
     AgentTerminated,
     CellError,
