@@ -1,13 +1,14 @@
 # make .venv, make demo, make test need only Python 3.11+ and make.
-#   make test   what every change must pass; to take at most 6 minutes on 2 cores
-#   make ci     test, and the longer checks; to take at most 20 minutes more on 2 cores
+#   make test   what every change must pass; at most 4 minutes on 2 cores that do nothing else
+#   make ci     test, and the longer checks; at most 20 minutes on 2 cores that do nothing else
 #   make sim SEEDS=2000 START=1
+#   make long          the tests that take minutes: guards, nth, and all cells of both fault matrices
 #   make guards        each guard of the protocol taken away: the simulator must find the harm
 #   make nth           one migration, with each of its substrate calls failing, timing out and crashing its process
-#   make pythons       what depends on the interpreter, on each newer Python that is installed here
+#   make pythons       the tests that depend on the interpreter, on each newer Python that is installed here
 #   make torture MINUTES=30   real processes killed, stopped and cut off, on one server and on a cluster of three
 #   make soak MINUTES=30   sessions, timers, agents and nodes come and go, and nothing may grow
-#   make bench         all that docs/benchmarks.md tells, beside the peers; 30 minutes, on a machine that does nothing else
+#   make bench         all figures of docs/benchmarks.md, beside the peers; 30 minutes, on a machine that does nothing else
 #   make bench-quick   the same with less patience, in 3 minutes; it leaves the page alone
 #   make lock   resolve requirements/*.lock again (needs uv; nothing else does)
 
@@ -25,7 +26,7 @@ LOCKS := requirements/dev.lock requirements/runtime.lock
 PEERS := build/peers/installed
 PEERS_OR_NOT := $(MAKE) peers || echo "the peers could not be installed: they are left out, and the page says so" >&2
 
-.PHONY: pythons demo test lint types unit sim guards nth torture soak ci bench bench-quick bench-smoke peers wheel-check lock clean
+.PHONY: pythons demo test lint types unit sim long guards nth torture soak ci bench bench-quick bench-smoke peers wheel-check lock clean
 
 # The stamp is written last, so an installation that broke half-way is done again.
 .venv: $(STAMP)
@@ -54,19 +55,28 @@ types: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/basedpyright
 
-# Most tests wait for timers and processes, so more of them run at a time than there are processors.
+# Most tests wait for timers and processes, so more of them run at a time than there are processors.  A worker that has
+# nothing left takes tests over from the one that has most, so that no long file keeps the others waiting at the end.
+PYTEST := $(BIN)/python -m pytest -n 3 --dist worksteal
+LONG := $(PYTEST) --timeout 300
+
 unit: $(STAMP)
-	$(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS)
+	$(PYTEST) $(ARGS)
 
 sim: $(STAMP)
 	$(BIN)/python -m mielin_cells.testing.simulate --replay tests/seeds.txt
 	$(BIN)/python -m mielin_cells.testing.simulate --seeds $(SEEDS) --start $(START) --shrink $(SIM)
 
 guards: $(STAMP)
-	GUARDS=all $(BIN)/python -m pytest --timeout 300 tests/testing/test_guards.py
+	GUARDS=all $(LONG) tests/testing/test_guards.py
 
 nth: $(STAMP)
-	NTH_CALL=every $(BIN)/python -m pytest --timeout 300 tests/testing/test_nth_call.py
+	NTH_CALL=every $(LONG) tests/testing/test_nth_call.py
+
+# One run, so that what waits for processes and what computes share the processors.
+long: $(STAMP)
+	GUARDS=all NTH_CALL=every MATRIX_SEEDS=6 MATRIX_CELLS=others $(LONG) tests/testing/test_guards.py \
+	  tests/testing/test_nth_call.py tests/testing/test_matrix.py tests/deployment/test_process_matrix.py
 
 torture: $(STAMP)
 	PYTHONPATH=tests $(BIN)/python -m torture --minutes $(MINUTES) $(ARGS)
@@ -76,10 +86,7 @@ soak: $(STAMP)
 
 ci: test
 	$(MAKE) sim SEEDS=500 START=1000 SIM=--reach
-	$(MAKE) guards
-	$(MAKE) nth
-	MATRIX_SEEDS=6 $(BIN)/python -m pytest tests/testing/test_matrix.py
-	MATRIX_CELLS=others $(BIN)/python -m pytest tests/deployment/test_process_matrix.py
+	$(MAKE) long
 	$(MAKE) torture
 	$(MAKE) soak MINUTES=2
 	$(MAKE) wheel-check
@@ -87,7 +94,6 @@ ci: test
 	$(MAKE) bench-smoke
 	$(MAKE) demo
 
-# What depends on the interpreter, on each newer one that is installed here.
 pythons: $(STAMP)
 	.ci/pythons
 
@@ -105,7 +111,7 @@ bench-smoke: $(STAMP)
 	$(BIN)/python -m benchmarks.bench_steps --smoke
 	$(BIN)/python -m benchmarks.bench_substrate --smoke
 
-# Who is measured beside us, and what draws the plots.  The page tells of those that are not there.
+# The peers that are measured beside this library, and matplotlib.  The page names the peers that are missing.
 peers: $(PEERS)
 
 $(PEERS): requirements/peers.lock

@@ -15,6 +15,7 @@ from mielin_cells.errors import CellError
 from mielin_cells.substrate.embedded import Embedded
 from mielin_cells.substrate.ports import Appended, Conflict, Entry, Log, Outcome
 from mielin_cells.testing import conformance
+from mielin_cells.testing.conformance import kit
 
 
 class Broken(ForwardedLog):
@@ -372,7 +373,7 @@ async def test_the_log_that_they_are_made_of_is_right() -> None:
 
 @pytest.mark.parametrize("kind", BROKEN, ids=lambda kind: kind.__name__)
 async def test_a_broken_log_is_refused(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conformance, "WAIT_S", 0.15)
+    monkeypatch.setattr(kit, "WAIT_S", 0.15)
     assert await found_wrong(kind)
 
 
@@ -381,6 +382,7 @@ def test_nothing_that_is_checked_goes_away_with_optimization() -> None:
 import asyncio
 from mielin_cells.substrate.embedded import Embedded
 from mielin_cells.testing import conformance
+from mielin_cells.testing.conformance import kit
 
 async def main():
     substrate = await Embedded.open()

@@ -299,10 +299,6 @@ def test_a_guard_that_is_taken_away_is_missed_within_the_seeds_that_it_states(on
     assert simulate(found.story.seed).violations == [], "with the guard in its place the same seed is clean"
 
 
-def test_with_every_guard_in_its_place_the_seeds_that_find_most_of_them_are_clean() -> None:
-    assert first_found(range(1, 1 + SOON)) is None
-
-
 def test_the_page_tells_each_guard_with_its_number_of_seeds() -> None:
     page = (ROOT / "docs" / "reliability.md").read_text()
     rows = {name: int(within) for name, within in re.findall(r"^\| `(\w+)` \| [^|]+ \| (\d+) \|", page, re.MULTILINE)}

@@ -1,0 +1,83 @@
+"""What the checks of the ports have in common."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeAlias, TypeVar
+
+from mielin_cells.substrate.ports import Appended, Entry, Log, Substrate
+
+T = TypeVar("T")
+Check: TypeAlias = Callable[[Substrate], Awaitable[None]]
+
+REGISTERED: list[Check] = []
+
+WAIT_S = 10.0
+"""What does not come within it, does not come."""
+
+
+def check(function: Check) -> Check:
+    """Adds the function to the checks."""
+    REGISTERED.append(function)
+    return function
+
+
+def must(holds: bool, why: str) -> None:
+    """An assertion that `python -O` keeps."""
+    if not holds:
+        raise AssertionError(why)
+
+
+def require(value: T | None, why: str) -> T:
+    if value is None:
+        raise AssertionError(why)
+    return value
+
+
+async def in_time(work: Awaitable[T], why: str) -> T:
+    try:
+        return await asyncio.wait_for(work, WAIT_S)
+    except TimeoutError:
+        raise AssertionError(why) from None
+
+
+async def fails(work: Awaitable[object], errors: tuple[type[Exception], ...], why: str) -> None:
+    """The work must raise one of the errors, within `WAIT_S`."""
+    try:
+        await in_time(work, f"It does not end: {why}")
+    except errors:
+        return
+    raise AssertionError(why)
+
+
+async def store(log: Log, subject: str, data: bytes, expect: int | None = None) -> int:
+    """Appends, which must succeed; the sequence."""
+    outcome = await log.append(subject, data, expect)
+    if not isinstance(outcome, Appended):
+        raise AssertionError(f"An append to {subject} was answered {outcome}.")
+    return outcome.seq
+
+
+async def fill(log: Log, subject: str, count: int) -> list[Entry]:
+    """Appends so many entries; the entries, as reads must give them."""
+    data = [b"%d" % n for n in range(count)]
+    return [Entry(await store(log, subject, one), one) for one in data]
+
+
+async def read_tail(log: Log, subject: str, after: int, count: int) -> list[Entry]:
+    """The first `count` entries of a tail, and whatever comes with them."""
+    found, tail = list[Entry](), log.tail(subject, after)
+
+    async def follow() -> None:
+        async for batch in tail:
+            must(bool(batch), "A batch is empty.")
+            found.extend(batch)
+            if len(found) >= count:
+                return
+
+    try:
+        await in_time(follow(), f"A tail of {subject} after {after} gave {len(found)} entries of {count}.")
+    finally:
+        tail.close()
+    return found
