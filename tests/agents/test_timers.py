@@ -148,12 +148,12 @@ async def test_what_passed_while_it_was_suspended_is_caught_up_with_by_choice(
         running["node-1"].activations._classes = {"Bell": Bell}.get
         bell = await client.on("node-1").spawn(Bell, "b")
         await client.suspend(bell)
-        host = running["node-1"].activations.live["b"]
+        activation = running["node-1"].activations.live["b"]
         await client.resume(bell)
         await bell.repeat(0.1, catch_up)
         await client.suspend(bell)
-        before = len(host.cell.agent.__dict__["rings"])
-        due = host.fold.ledger.timers["repeat"].due
+        before = len(activation.cell.agent.__dict__["rings"])
+        due = activation.fold.ledger.timers["repeat"].due
         await asyncio.sleep(0.55)
         await client.resume(bell)
         await bell.stop("repeat")

@@ -145,7 +145,7 @@ async def log() -> AsyncIterator[Log]:
 
 
 def home(log: Log, name: str = "node-1") -> NodeContext:
-    return NodeContext(name, 1, log, None, Random(name), time.time, Settings(), "", lambda host, error: None)  # type: ignore[arg-type]
+    return NodeContext(name, 1, log, None, Random(name), time.time, Settings(), "", lambda activation, error: None)  # type: ignore[arg-type]
 
 
 async def test_what_is_written_behind_comes_before_what_is_awaited(log: Log) -> None:

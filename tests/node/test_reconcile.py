@@ -106,7 +106,7 @@ async def test_an_agent_that_is_parked_while_a_round_reads_does_not_end_the_roun
         assert last is not None
         await one.add()  # its log goes on behind that sequence, without it
         second.adoption.quiet.clear()
-        second.quarantine.lost("a", last.seq)  # as if a host of this node had known it acknowledged
+        second.quarantine.lost("a", last.seq)  # as if an activation of this node had known it acknowledged
         late = second.home.log = LateLasts(second.home.log)
         async with asyncio.timeout(20):
             await late.asked.wait()

@@ -234,9 +234,9 @@ class Town:
         note = self.series.note
         shared = [self._substrate, self._substrate.log, self._substrate.wire, self.client, *self.nodes]
         for node in self.nodes:
-            hosts = list(node.activations.live.values())
+            live = list(node.activations.live.values())
             names = node.quarantine.seen, node.adoption.quiet  # one entry for each agent that ever was
-            note(f"bytes of {node.name}", size_of(node, but=[*shared[:4], *hosts, *names]), 30_000)
+            note(f"bytes of {node.name}", size_of(node, but=[*shared[:4], *live, *names]), 30_000)
             note(f"bytes of the keeper of {node.name}", size_of(self.keepers[node.name], but=shared), 20_000)
             note(f"bytes of the ear of {node.name}", size_of(self.ears[node.name], but=shared), 20_000)
         note(
@@ -245,7 +245,9 @@ class Town:
             300_000,
         )
         ledgers = [
-            len(canonical(host.fold.ledger.image())) for node in self.nodes for host in node.activations.live.values()
+            len(canonical(activation.fold.ledger.image()))
+            for node in self.nodes
+            for activation in node.activations.live.values()
         ]
         note("bytes of the ledgers", sum(ledgers), 50_000)
         note("bytes of the client", size_of(self.client, but=[*shared[:3], *self.nodes]), 20_000)

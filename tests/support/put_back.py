@@ -102,8 +102,8 @@ class Deployment:
     def kill(self, name: str) -> None:
         """As `kill -9`: nothing that it remembers is left."""
         node = self.nodes.pop(name)
-        for host in list(node.activations.live.values()):
-            host.close()
+        for activation in list(node.activations.live.values()):
+            activation.close()
         node.kill()
 
     def copied(self) -> Path:

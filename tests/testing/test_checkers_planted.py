@@ -131,9 +131,10 @@ def test_a_verdict_outside_of_probation_is_found(wrong: Make) -> None:
 
 
 def source(phase: MigrationPhase, *, is_stopping: bool) -> SimpleNamespace:
-    host = SimpleNamespace(is_open=True, intake=SimpleNamespace(is_stopping=is_stopping))
-    move = SimpleNamespace(machine=SimpleNamespace(phase=phase), host=host, migration="m-1.1")
-    return SimpleNamespace(migrations=SimpleNamespace(moves={AGENT: move}), hosts={AGENT: host})
+    activation = SimpleNamespace(is_open=True, is_stopping=is_stopping)
+    move = SimpleNamespace(machine=SimpleNamespace(phase=phase), activation=activation, migration="m-1.1")
+    live = SimpleNamespace(live={AGENT: activation})
+    return SimpleNamespace(migrations=SimpleNamespace(moves={AGENT: move}), activations=live)
 
 
 UNDECIDED = (MigrationPhase.HANDING_OVER, MigrationPhase.IN_DOUBT, MigrationPhase.VERIFYING)
@@ -192,7 +193,9 @@ def test_what_lands_and_cannot_be_read_is_found(subject: str, damage: str) -> No
 
 
 def target(seq: int, migration: str) -> SimpleNamespace:
-    return SimpleNamespace(copies={AGENT: SimpleNamespace(_fold=SimpleNamespace(seq=seq, migration=migration))})
+    return SimpleNamespace(
+        copies=SimpleNamespace(by_agent={AGENT: SimpleNamespace(_fold=SimpleNamespace(seq=seq, migration=migration))})
+    )
 
 
 @pytest.mark.parametrize(("seq", "migration"), [(1, "m-1"), (2, ""), (2, "m-0"), (3, "m-1")])

@@ -170,13 +170,13 @@ async def test_a_turn_that_runs_again_knows_of_the_ask_that_was_on_its_way_when_
     async with nodes("node-1", settings=settings) as (client, running):
         tally = await client.spawn(Score, "t")
         payer = await client.spawn(Payer, "p")
-        host = running["node-1"].activations.live["p"]
-        log = SlowAsks(host.home.log)
-        host.writer._log = log
+        activation = running["node-1"].activations.live["p"]
+        log = SlowAsks(activation.home.log)
+        activation.writer._log = log
         paying = asyncio.ensure_future(payer.pay())
         await log.asked.wait()
         async with asyncio.timeout(20):
-            while host.runner.turn is not None:  # until the first run has failed
+            while activation.runner.turn is not None:  # until the first run has failed
                 await asyncio.sleep(0.02)
         log.go.set()
         assert await paying == 1
@@ -189,16 +189,16 @@ async def test_a_node_that_stops_hands_nothing_over_that_it_has_not_committed() 
         score = await client.on("node-1").spawn(Score, "t")
         await score.add()
         source = running["node-1"]
-        host = source.activations.live["t"]
+        activation = source.activations.live["t"]
         held = HeldLog(source.home.log, Committed)
-        host.writer._log = held
+        activation.writer._log = held
         adding = asyncio.create_task(score.add())
         await held.asked.wait()  # the turn has run, and its commit is on its way
         moving = asyncio.create_task(client.migrate(score, to="node-2"))
         async with asyncio.timeout(10):
-            while not host._sealing:
+            while not activation._sealing:
                 await asyncio.sleep(0)
-        source.activations.drop(host)
+        source.activations.drop(activation)
         for _ in range(20):
             await asyncio.sleep(0)
         records = [decode_record(entry.data, "t") for entry in await client.log.read(log_subject("t"))]
@@ -211,14 +211,14 @@ async def test_a_node_that_stops_hands_nothing_over_that_it_has_not_committed() 
 async def test_a_host_that_is_closed_does_not_say_that_all_is_committed() -> None:
     async with nodes("node-1", "node-2", settings=SLOW) as (client, running):
         score = await client.on("node-1").spawn(Score, "t")
-        host = running["node-1"].activations.live["t"]
+        activation = running["node-1"].activations.live["t"]
         held = HeldLog(running["node-1"].home.log, Committed)
-        host.writer._log = held
+        activation.writer._log = held
         adding = asyncio.create_task(score.add())
         await held.asked.wait()
-        flushing = asyncio.create_task(host.flush())
+        flushing = asyncio.create_task(activation.flush())
         await asyncio.sleep(0)
-        running["node-1"].activations.drop(host)
+        running["node-1"].activations.drop(activation)
         with pytest.raises(Fenced, match="has let agent 't' go"):
             await flushing
         await running["node-2"].claims.claim(requests.Claim("t", "a test"))

@@ -149,11 +149,11 @@ def output_rule_for_tells(patch: Patch) -> None:
     send = Effects.send
 
     def send_at_once(self: Effects, turn: Turn) -> None:
-        host = self._core
-        before = len(host.batch.outs)
+        activation = self._core
+        before = len(activation.batch.outs)
         send(self, turn)
-        for out in host.batch.outs[before:]:
-            host.outbox.push(out)
+        for out in activation.batch.outs[before:]:
+            activation.outbox.push(out)
 
     patch.setattr(Effects, "send", send_at_once)
 
@@ -190,8 +190,8 @@ def output_rule_for_answers(patch: Patch) -> None:
     def take_and_answer(self: Effects, mail: Mail, message: Message, turn: Turn | None, answer: bytes | None) -> None:
         take(self, mail, message, turn, answer)
         if answer is not None:
-            host = self._core
-            host.home.begin(host._let_out({(mail.reply_to, mail.sender): {message.n: answer}}))
+            activation = self._core
+            activation.home.begin(activation._let_out({(mail.reply_to, mail.sender): {message.n: answer}}))
 
     patch.setattr(Effects, "take", take_and_answer)
 
@@ -202,8 +202,8 @@ def claim_by_read(patch: Patch) -> None:
     claim_back = Move._claim_back
 
     async def by_a_read(self: Move) -> machine.Event:
-        last = await self.activations.home.log.last(log_subject(self.host.fold.agent))
-        if last is not None and last.seq == self.host.fold.seq:
+        last = await self.activations.home.log.last(log_subject(self.activation.fold.agent))
+        if last is not None and last.seq == self.activation.fold.seq:
             return machine.ClaimedBack()
         return await claim_back(self)
 
@@ -232,15 +232,15 @@ def verification(patch: Patch) -> None:
     def anything(data: bytes, where: str) -> bytes:
         return data[wire_format._HEAD :]
 
-    make_host = Copy._make_host
+    make_activation = Copy._make_activation
 
     async def unseen(self: Copy, fold: Fold) -> None:
         self._handed = None
-        await make_host(self, fold)
+        await make_activation(self, fold)
 
     patch.setattr(records, "unframed", anything)
     patch.setattr(Fold, "verify", lambda self: None)
-    patch.setattr(Copy, "_make_host", unseen)
+    patch.setattr(Copy, "_make_activation", unseen)
 
 
 @guard(within=40)

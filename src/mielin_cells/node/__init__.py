@@ -1,1 +1,1 @@
-"""The runtime that hosts agents."""
+"""The runtime that runs agents."""

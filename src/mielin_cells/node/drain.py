@@ -18,8 +18,8 @@ from mielin_cells.rpc.call import call
 from mielin_cells.tasks.together import together
 
 if TYPE_CHECKING:
-    from mielin_cells.node.activation.activation import Host
-    from mielin_cells.node.activation.hosting import Activations
+    from mielin_cells.node.activation.activation import Activation
+    from mielin_cells.node.activation.activations import Activations
     from mielin_cells.node.moves.admission import Copies
     from mielin_cells.node.moves.manager import Migrations
     from mielin_cells.node.moves.recovery import Recovery
@@ -141,24 +141,24 @@ class Drain:
         activations = self._activations
         self._spread = await self._others()
         todo = sorted(
-            (host for agent, host in activations.live.items() if agent not in self._kept),
-            key=lambda host: (host.inbox.waiting, host.fold.size_bytes, host.fold.agent),
+            (activation for agent, activation in activations.live.items() if agent not in self._kept),
+            key=lambda activation: (activation.inbox.waiting, activation.fold.size_bytes, activation.fold.agent),
         )
-        for host in todo:
-            self._rows.setdefault(host.fold.agent, Row(agent=host.fold.agent))
-        hosts = iter(todo)
+        for activation in todo:
+            self._rows.setdefault(activation.fold.agent, Row(agent=activation.fold.agent))
+        queue = iter(todo)
 
         async def worker() -> None:
-            for host in hosts:
+            for activation in queue:
                 if self._ending.is_set():
                     return
                 try:
-                    await self._move(host)
+                    await self._move(activation)
                 except RetryError:
                     raise
                 except Exception as error:  # a bug, of ours or of the agent's class: the others go on
-                    logger.exception("node %s: moving agent %s away failed", activations.name, host.fold.agent)
-                    row = self._rows.setdefault(host.fold.agent, Row(agent=host.fold.agent))
+                    logger.exception("node %s: moving agent %s away failed", activations.name, activation.fold.agent)
+                    row = self._rows.setdefault(activation.fold.agent, Row(agent=activation.fold.agent))
                     row.state, row.blocker = "blocked", f"its move raised {described(error)}"
 
         await together(worker() for _ in range(MOVES))
@@ -171,18 +171,18 @@ class Drain:
         nodes = await selection.alive(self._activations.home.log, self._activations.home.wire)
         return selection.Spread(other for other in nodes if other.name != self._activations.name)
 
-    async def _move(self, host: Host) -> None:
+    async def _move(self, activation: Activation) -> None:
         """Offers the agent to one node after the other; what keeps it stands in its row then."""
-        activations, agent = self._activations, host.fold.agent
+        activations, agent = self._activations, activation.fold.agent
         row, refused = self._rows[agent], {activations.name, *self._migrations.unfit()}
         row.blocker = ""
-        while not self._ending.is_set() and activations.live.get(agent) is host:
-            target = self._spread.choose(refused, host.fold.cls, host.fold.policy.preferred_architectures)
+        while not self._ending.is_set() and activations.live.get(agent) is activation:
+            target = self._spread.choose(refused, activation.fold.cls, activation.fold.policy.preferred_architectures)
             if target is None:
                 row.blocker = row.blocker or NOWHERE
                 break
             row.state, row.target = "moving", target
-            if await self._has_gone(host, row, target):
+            if await self._has_gone(activation, row, target):
                 self.moved += 1
                 del self._rows[agent]
                 return
@@ -192,10 +192,10 @@ class Drain:
             refused.add(target)
         row.state = "blocked" if row.blocker else "waiting"
 
-    async def _has_gone(self, host: Host, row: Row, target: str) -> bool:
-        activations, agent = self._activations, host.fold.agent
+    async def _has_gone(self, activation: Activation, row: Row, target: str) -> bool:
+        activations, agent = self._activations, activation.fold.agent
         request = requests.Migrate(
-            agent, f"m-{activations.home.rng.randbytes(8).hex()}", host.fold.epoch, target, 0.0, self._recovery()
+            agent, f"m-{activations.home.rng.randbytes(8).hex()}", activation.fold.epoch, target, 0.0, self._recovery()
         )
         try:
             report = await self._migrations.to_its_end(request)
@@ -246,12 +246,12 @@ class Drain:
         )  # fmt: skip
 
     def _row(self, row: Row) -> Row:
-        host, found = self._activations.live.get(row.agent), self._migrations.open.get(row.agent)
+        activation, found = self._activations.live.get(row.agent), self._migrations.open.get(row.agent)
         return Row(
             agent=row.agent, state=_shown(row), target=row.target,
             phase=found.progress().phase if found is not None else "", blocker=row.blocker,
-            messages=host.inbox.waiting if host is not None else 0,
-            bytes=host.fold.size_bytes if host is not None else 0,
+            messages=activation.inbox.waiting if activation is not None else 0,
+            bytes=activation.fold.size_bytes if activation is not None else 0,
         )  # fmt: skip
 
 
@@ -268,13 +268,13 @@ def _unloadable(agent: str, error: str) -> Row:
     return Row(agent=agent, state="blocked", blocker=f"it cannot be loaded: {error}")
 
 
-async def _planned(activations: Activations, spread: selection.Spread, host: Host) -> Row:
-    fold, refused, blocker = host.fold, {activations.name}, NOWHERE
+async def _planned(activations: Activations, spread: selection.Spread, activation: Activation) -> Row:
+    fold, refused, blocker = activation.fold, {activations.name}, NOWHERE
     request = requests.Prepare(
         fold.agent, "dry run", activations.name, fold.cls, fold.version, fold.size_bytes, fold.epoch,
         list(fold.policy.preferred_architectures), is_dry=True,
     )  # fmt: skip
-    row = Row(agent=fold.agent, messages=host.inbox.waiting, bytes=fold.size_bytes)
+    row = Row(agent=fold.agent, messages=activation.inbox.waiting, bytes=fold.size_bytes)
     while (target := spread.choose(refused, fold.cls, fold.policy.preferred_architectures)) is not None:
         try:
             reasons = (await call(activations.home.wire, target, request, activations.settings.prepare_s)).reasons
@@ -340,11 +340,11 @@ class Drains:
         spread = selection.Spread(other for other in nodes if other.name != activations.name)
         limit = asyncio.Semaphore(PROBES)
 
-        async def one(host: Host) -> Row:
+        async def one(activation: Activation) -> Row:
             async with limit:
-                return await _planned(activations, spread, host)
+                return await _planned(activations, spread, activation)
 
-        rows = await together(one(host) for host in list(activations.live.values()))
+        rows = await together(one(activation) for activation in list(activations.live.values()))
         rows += [_unloadable(agent, info.error) for agent, info in activations.unloadable.items()]
         rows.sort(key=lambda row: (row.state != "blocked", row.messages, row.bytes, row.agent))
         left = sum(row.state == "blocked" for row in rows)

@@ -25,7 +25,7 @@ from mielin_cells.tasks.supervision import supervised
 # this place.
 
 if TYPE_CHECKING:
-    from mielin_cells.node.activation.hosting import Activations
+    from mielin_cells.node.activation.activations import Activations
 
 logger = logging.getLogger("mielin_cells.keeper")
 

@@ -24,9 +24,9 @@ from mielin_cells.log.message import decode_replies
 from mielin_cells.membership import table
 from mielin_cells.migration.recovery import RecoveryConfig
 from mielin_cells.migration.refusal import told
-from mielin_cells.node.activation.activation import Host
+from mielin_cells.node.activation.activation import Activation
+from mielin_cells.node.activation.activations import Activations, loop_time
 from mielin_cells.node.activation.context import Hosted
-from mielin_cells.node.activation.hosting import Activations, loop_time
 from mielin_cells.node.drain import Drains
 from mielin_cells.node.failover import Failover
 from mielin_cells.node.moves import preview
@@ -117,13 +117,13 @@ class Node:
     def look(self, agent: str, error: Exception | None = None) -> None:
         self.adoption.look(agent, error)
 
-    def served(self, host: Host) -> None:
-        self.standbys.arrived(host)
+    def served(self, activation: Activation) -> None:
+        self.standbys.arrived(activation)
 
-    def lost(self, host: Hosted, error: Exception | None) -> None:
+    def lost(self, activation: Hosted, error: Exception | None) -> None:
         if error is not None:
-            self.adoption.failed(host.fold.agent, error)
-        self.quarantine.lost(host.fold.agent, host.fold.seq)
+            self.adoption.failed(activation.fold.agent, error)
+        self.quarantine.lost(activation.fold.agent, activation.fold.seq)
 
     @property
     def is_cordoned(self) -> bool:
@@ -278,9 +278,9 @@ class Node:
             logger.warning("node %s: %s", self.name, error)
             return
         for some in replies:
-            host = self.activations.live.get(some.sender)
-            if host is not None:
-                host.replied(some)
+            activation = self.activations.live.get(some.sender)
+            if activation is not None:
+                activation.replied(some)
 
     def _check(self, request: requests.AnyRequest) -> None:
         if self.is_stopping and not isinstance(request, requests.Prepare):  # that one is told every reason

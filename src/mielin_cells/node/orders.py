@@ -28,8 +28,8 @@ from mielin_cells.rpc import requests
 from mielin_cells.rpc.serve import Handlers
 
 if TYPE_CHECKING:
-    from mielin_cells.node.activation.activation import Host
-    from mielin_cells.node.activation.hosting import Activations
+    from mielin_cells.node.activation.activation import Activation
+    from mielin_cells.node.activation.activations import Activations
     from mielin_cells.node.moves.manager import Migrations
     from mielin_cells.node.ownership.adoption import Adoption
     from mielin_cells.node.ownership.standby import Standbys
@@ -54,26 +54,26 @@ class Orders:
         self._standbys = standbys
         self._adoption = adoption
 
-    def info(self, host: Host) -> AgentInfo:
-        fold, move = host.fold, self._migrations.open.get(host.fold.agent)
-        error, running = fold.lifecycle.error, host.runner.running
+    def info(self, activation: Activation) -> AgentInfo:
+        fold, move = activation.fold, self._migrations.open.get(activation.fold.agent)
+        error, running = fold.lifecycle.error, activation.runner.running
         return AgentInfo(
             id=fold.agent, cls=fold.cls, version=fold.version, node=self._activations.name, epoch=fold.epoch, state=fold.status.value,
-            waiting=host.inbox.waiting, bytes=fold.size_bytes, migration=move.migration if move is not None else "",
+            waiting=activation.inbox.waiting, bytes=fold.size_bytes, migration=move.migration if move is not None else "",
             dead=len(fold.ledger.dead), error=scrubbed(error.message) if error is not None else "",
-            code=error.code if error is not None else "", policy=fold.policy, standby=self._standbys.of(host),
+            code=error.code if error is not None else "", policy=fold.policy, standby=self._standbys.of(activation),
             running=running[0], running_s=running[1],
             at=fold.written,
         )  # fmt: skip
 
     @property
     def handlers(self) -> Handlers:
-        host = self._activations.host
+        activation = self._activations.running
         return {
             requests.Order: lambda request: self.obey(request.agent, request.order, request.reason),
-            requests.PurgeLetters: lambda request: self.purge(host(request.agent), request.letters),
-            requests.CancelTimer: lambda request: self.cancel_timer(host(request.agent), request.timer),
-            requests.SetCopies: lambda request: self.stand_by(host(request.agent), request.copies),
+            requests.PurgeLetters: lambda request: self.purge(activation(request.agent), request.letters),
+            requests.CancelTimer: lambda request: self.cancel_timer(activation(request.agent), request.timer),
+            requests.SetCopies: lambda request: self.stand_by(activation(request.agent), request.copies),
         }
 
     async def obey(self, agent: str, order: str, reason: str) -> str:
@@ -95,175 +95,175 @@ class Orders:
             raise UsageError(f"There is no order {order!r}; there are suspend, pause, resume and terminate.")
         if wanted is AgentState.RUNNING and agent in self._activations.unloadable:
             return await self._adoption.take_again(agent)
-        host = self._activations.host(agent)
-        fold = host.fold
+        activation = self._activations.running(agent)
+        fold = activation.fold
         if fold.lifecycle.state is wanted:
             return wanted.value
         is_reread = False
         if wanted is AgentState.TERMINATED:
             await self._migrations.give_up(agent)
-        await self._between_turns(host, order)
+        await self._between_turns(activation, order)
         try:
-            await self._flushed(host)
+            await self._flushed(activation)
             match wanted:
                 case AgentState.SUSPENDED:
-                    await _enter(host, wanted, lambda head: Suspended(**head, reason=reason))
+                    await _enter(activation, wanted, lambda head: Suspended(**head, reason=reason))
                 case AgentState.PAUSED:
-                    await _enter(host, wanted, lambda head: Paused(**head, reason=reason))
+                    await _enter(activation, wanted, lambda head: Paused(**head, reason=reason))
                 case AgentState.RUNNING:
-                    is_reread = quarantine.is_parked(fold) and await quarantine.accepted(host)
-                    await _resume(host)
-                    host.fulfil()
+                    is_reread = quarantine.is_parked(fold) and await quarantine.accepted(activation)
+                    await _resume(activation)
+                    activation.fulfil()
                 case _:
-                    await self._terminate(host)
+                    await self._terminate(activation)
         except _IsThere:
             pass
         finally:
-            host.resume_intake()
+            activation.resume_intake()
         if wanted is AgentState.TERMINATED:
-            self._activations.drop(host)
+            self._activations.drop(activation)
         elif is_reread:
-            self._activations.drop(host)
+            self._activations.drop(activation)
             self._activations.look(agent)
         return fold.lifecycle.state.value
 
     async def _park(self, agent: str, reason: str) -> str:
         """Somebody remembers more of the agent than the store has; not a word of its user, so no state forbids it."""
-        host = self._activations.host(agent)
-        await self._between_turns(host, "park")
+        activation = self._activations.running(agent)
+        await self._between_turns(activation, "park")
         try:
-            await self._flushed(host)
-            if not quarantine.is_parked(host.fold):
+            await self._flushed(activation)
+            if not quarantine.is_parked(activation.fold):
                 try:
-                    await append_failed(host.writer, EpochRegression(reason, agent=agent))
+                    await append_failed(activation.writer, EpochRegression(reason, agent=agent))
                 except BaseException:
-                    await host.unappended()
+                    await activation.unappended()
                     raise
         finally:
-            host.resume_intake()
-        return host.fold.lifecycle.state.value
+            activation.resume_intake()
+        return activation.fold.lifecycle.state.value
 
     async def _renew(self, agent: str) -> str:
         """Its class was defined again in this process (a cell of a notebook): the agent is read from its log with the newer one."""
-        host = self._activations.host(agent)
-        await self._between_turns(host, "be read again")
+        activation = self._activations.running(agent)
+        await self._between_turns(activation, "be read again")
         try:
-            if host.fold.may_run:
-                await host.runner.hook("on_depart")
-            await self._flushed(host)
+            if activation.fold.may_run:
+                await activation.runner.hook("on_depart")
+            await self._flushed(activation)
         except Exception as error:  # whatever a user's hook raises: the agent is read again all the same
             logger.warning("agent %s: on_depart raised, of a class that was defined again: %s", agent, described(error))
-        self._activations.drop(host)
+        self._activations.drop(activation)
         self._activations.look(agent)
-        return host.fold.lifecycle.state.value
+        return activation.fold.lifecycle.state.value
 
-    async def purge(self, host: Host, letters: list[LetterKey]) -> int:
+    async def purge(self, activation: Activation, letters: list[LetterKey]) -> int:
         """Removes dead letters for good; how many of `letters` were there."""
-        await self._between_turns(host, "purge dead letters")
+        await self._between_turns(activation, "purge dead letters")
         try:
-            await self._flushed(host)
-            there = {letter.key for letter in host.fold.ledger.dead}.intersection(letters)
+            await self._flushed(activation)
+            there = {letter.key for letter in activation.fold.ledger.dead}.intersection(letters)
             if there:
-                await host.append(lambda head: Cleared(**head, letters=sorted(there)), at_once=True)
+                await activation.append(lambda head: Cleared(**head, letters=sorted(there)), at_once=True)
         finally:
-            host.resume_intake()
+            activation.resume_intake()
         return len(there)
 
-    async def cancel_timer(self, host: Host, timer: str) -> bool:
+    async def cancel_timer(self, activation: Activation, timer: str) -> bool:
         """Takes a timer away; False if there is none of this id."""
-        await self._between_turns(host, "cancel a timer")
+        await self._between_turns(activation, "cancel a timer")
         try:
-            await self._flushed(host)
-            if timer not in host.fold.ledger.timers:
+            await self._flushed(activation)
+            if timer not in activation.fold.ledger.timers:
                 return False
-            host.timers.take({timer: None}, {})
-            await self._flushed(host)
+            activation.timers.take({timer: None}, {})
+            await self._flushed(activation)
         finally:
-            host.resume_intake()
+            activation.resume_intake()
         return True
 
-    async def stand_by(self, host: Host, copies: int) -> None:
+    async def stand_by(self, activation: Activation, copies: int) -> None:
         """From now on so many nodes keep a copy of the agent, if there are so many."""
         if not 0 <= copies <= STANDBY_MAX:
             raise UsageError(f"{copies} copies of an agent are out of range; wanted: 0 to {STANDBY_MAX}.")
-        await self._between_turns(host, "be kept in copies")
+        await self._between_turns(activation, "be kept in copies")
         try:
-            await self._flushed(host)
-            await host.append(lambda head: StandbySet(**head, copies=copies), at_once=True)
+            await self._flushed(activation)
+            await activation.append(lambda head: StandbySet(**head, copies=copies), at_once=True)
         finally:
-            host.resume_intake()
-        self._standbys.arrived(host)
+            activation.resume_intake()
+        self._standbys.arrived(activation)
 
-    async def _between_turns(self, host: Host, order: str) -> None:
+    async def _between_turns(self, activation: Activation, order: str) -> None:
         """Stops the intake; `resume_intake` must follow.  Raises `AskTimeout` if the turn does not end."""
         try:
-            await host.intake.stop(self._activations.settings.turn_deadline_s)
+            await activation.intake.stop(self._activations.settings.turn_deadline_s)
         except TimeoutError as error:
-            agent = host.fold.agent
+            agent = activation.fold.agent
             raise AskTimeout(f"Agent {agent!r} is in a turn that does not end; it was not told to {order}.") from error
 
-    async def _flushed(self, host: Host) -> None:
-        await host.flush_within(self._activations.settings.turn_deadline_s)
+    async def _flushed(self, activation: Activation) -> None:
+        await activation.flush_within(self._activations.settings.turn_deadline_s)
 
-    async def _terminate(self, host: Host) -> None:
+    async def _terminate(self, activation: Activation) -> None:
         """After everything that was sent is stored at its receivers (rule 20).  Raises `StoreUnreachable` if that takes too long."""
-        if host.fold.may_run:
+        if activation.fold.may_run:
             try:
-                await host.runner.hook("on_stop")
+                await activation.runner.hook("on_stop")
             except (
                 Exception
             ) as error:  # whatever a user's hook raises: ERROR; an agent in ERROR is terminated without its hook
-                await host.failed(error)
-                agent = host.fold.agent
+                await activation.failed(error)
+                agent = activation.fold.agent
                 raise HandlerFailed(
                     f"on_stop of agent {agent!r} raised {described(error)}; it is in ERROR and was not terminated. Resume it, or "
                     "terminate it again: then its hook is not run.", agent=agent, handler="on_stop",
                 ) from error  # fmt: skip
-        await self._flushed(host)
+        await self._flushed(activation)
         try:
             async with asyncio.timeout(self._activations.settings.turn_deadline_s):
-                await host.outbox.drained()
+                await activation.outbox.drained()
         except TimeoutError:
-            agent = host.fold.agent
+            agent = activation.fold.agent
             raise StoreUnreachable(
                 f"Agent {agent!r} was not terminated: messages that it has sent are not stored yet. Try again.",
                 agent=agent,
             ) from None
-        host.touch()
-        await self._flushed(host)
-        await _enter(host, AgentState.TERMINATED, lambda head: Terminated(**head))
+        activation.touch()
+        await self._flushed(activation)
+        await _enter(activation, AgentState.TERMINATED, lambda head: Terminated(**head))
 
 
-async def _enter(host: Host, wanted: AgentState, compose: Callable[[dict[str, Any]], R]) -> None:
+async def _enter(activation: Activation, wanted: AgentState, compose: Callable[[dict[str, Any]], R]) -> None:
     """Appends the record that leads to a state; other orders may come first, so it is asked again when it is this record's turn.
 
     Raises `InvalidTransition` if there is no way to it any more.
     """
 
     def composed(head: dict[str, Any]) -> R:
-        if host.fold.lifecycle.state is wanted:
+        if activation.fold.lifecycle.state is wanted:
             raise _IsThere
         return compose(head)
 
     try:
-        await host.append(composed, at_once=True)
+        await activation.append(composed, at_once=True)
     except RecordInvalid as error:
         if isinstance(error.__cause__, InvalidTransition):
             raise error.__cause__ from None
         raise
 
 
-async def _resume(host: Host) -> None:
-    fold = host.fold
+async def _resume(activation: Activation) -> None:
+    fold = activation.fold
     fold.lifecycle.to(AgentState.RUNNING)  # refused before any hook runs
     error = fold.lifecycle.error or fold.lifecycle.left
     has_started = error is None or error.has_started
     try:
-        await host.runner.hook("on_arrive")
+        await activation.runner.hook("on_arrive")
         if not has_started:
-            await host.runner.hook("on_start")
+            await activation.runner.hook("on_start")
     except Exception as raised:  # whatever a user's hook raises: the agent stays stopped, and its log says why
-        await host.failed(raised, has_started=has_started)
+        await activation.failed(raised, has_started=has_started)
         return
-    await _enter(host, AgentState.RUNNING, lambda head: Resumed(**head))
-    await host.flush()
+    await _enter(activation, AgentState.RUNNING, lambda head: Resumed(**head))
+    await activation.flush()

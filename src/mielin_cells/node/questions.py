@@ -21,7 +21,7 @@ WHY_CHARS_MAX = 500
 """Of a failure, in the timeout of an ask."""
 
 if TYPE_CHECKING:
-    from mielin_cells.node.activation.hosting import Activations
+    from mielin_cells.node.activation.activations import Activations
     from mielin_cells.node.drain import Drains
     from mielin_cells.node.moves.manager import Migrations
     from mielin_cells.node.orders import Orders
@@ -52,7 +52,7 @@ class Questions:
             requests.ListAgents: self._list_agents,
             requests.ListCopies: lambda request: page_of(self._standbys.copies, request.after),
             requests.ListTimers: lambda request: self._list_timers(request.agent),
-            requests.CountWaiting: lambda request: self._activations.host(request.agent).inbox.waiting,
+            requests.CountWaiting: lambda request: self._activations.running(request.agent).inbox.waiting,
             requests.Remind: self.reminded,
             requests.ReadArguments: lambda request: words.arguments(
                 self._activations.spec(request.cls), request.handler, request.words
@@ -68,13 +68,13 @@ class Questions:
         return [self.hosted(name) for name in page_of(known, request.after)]
 
     def _list_timers(self, agent: str) -> list[TimerInfo]:
-        host = self._activations.host(agent)
+        activation = self._activations.running(agent)
         return [
             TimerInfo(
                 id=timer.id, handler=timer.handler, due=timer.due, every=timer.every,
-                is_known=timer.handler in host.spec.handlers,
+                is_known=timer.handler in activation.spec.handlers,
             )
-            for timer in sorted(host.fold.ledger.timers.values(), key=lambda timer: timer.due)
+            for timer in sorted(activation.fold.ledger.timers.values(), key=lambda timer: timer.due)
         ]  # fmt: skip
 
     def _read_state(self, request: requests.ReadState) -> requests.Spawn:
@@ -83,15 +83,15 @@ class Questions:
         return requests.Spawn(request.agent, request.cls, spec.version, initial, born(initial))
 
     def _read_replay(self, agent: str) -> answers.ReplayProgress:
-        fold = self._activations.host(agent).fold
+        fold = self._activations.running(agent).fold
         state, error, ledger = fold.lifecycle.state, fold.lifecycle.error, fold.ledger
         stopped = "" if fold.may_run else f"in ERROR ({error.message})" if error else state.value.lower()
         return answers.ReplayProgress(len(ledger.again), ledger.replayed, len(ledger.dead), stopped)
 
     def hosted(self, agent: str) -> AgentInfo | None:
         """An agent that runs here, or that the log gives this node and that it cannot run."""
-        host = self._activations.live.get(agent)
-        return self._orders.info(host) if host is not None else self._activations.unloadable.get(agent)
+        activation = self._activations.live.get(agent)
+        return self._orders.info(activation) if activation is not None else self._activations.unloadable.get(agent)
 
     def reminded(self, reminder: requests.Remind) -> answers.AskStatus:
         """Answers again what has taken effect, now or with the commit that may hold it.
@@ -104,24 +104,24 @@ class Questions:
             if error is not None:
                 raise error
             return answers.AskStatus([], why)
-        host, sender = self._activations.host(agent), reminder.sender
+        activation, sender = self._activations.running(agent), reminder.sender
         missing, known = list[int](), dict[int, bytes]()
         for n in reminder.numbers:
-            verdict = host.fold.ledger.judge(sender, n, reminder.start)
+            verdict = activation.fold.ledger.judge(sender, n, reminder.start)
             if verdict in (Verdict.APPLY, Verdict.HOLD):
                 missing.append(n)
-            elif (answer := host.intake.answer_again(sender, n, verdict)) is not None:
+            elif (answer := activation.intake.answer_again(sender, n, verdict)) is not None:
                 known[n] = answer
         if known:
-            host.reply(reminder.reply_to, sender, known)
+            activation.reply(reminder.reply_to, sender, known)
         if error is not None and (not known or isinstance(error, StoreFull)):
             raise error  # not of what it has answered before, unless that has to wait for the commit that finds no room
-        return answers.AskStatus(missing if host.is_idle else [], why)
+        return answers.AskStatus(missing if activation.is_idle else [], why)
 
     def cause(self, agent: str) -> CellError | None:
         """Why an agent that is this node's cannot answer before somebody does something about it; None if it can."""
-        host = self._activations.live.get(agent)
-        if host is None:
+        activation = self._activations.live.get(agent)
+        if activation is None:
             found = self._activations.unloadable.get(agent)
             if found is None or found.code not in UNUSABLE | UNLOADABLE:
                 return None
@@ -129,32 +129,32 @@ class Questions:
             where = "" if self._activations.name in said else f" on {self._activations.name}"
             later = "" if found.code in UNUSABLE else f"{where}. {LATER}, once it is mended and resumed."
             return from_wire(found.code, f"Agent {agent!r} cannot answer: {said}{later or '.'}", {"agent": agent})
-        why = host.writer.waits_for
+        why = activation.writer.waits_for
         if isinstance(why, StoreFull):
             return type(why)(
                 f"Agent {agent!r} on {self._activations.name} cannot answer: {why.message} {LATER}.",
                 **{**why.facts, "agent": agent},
             )
-        return host.error
+        return activation.error
 
     def doing(self, agent: str, sender: str) -> str:
         """What keeps an agent of this node from answering a sender now, for people; "" if nothing is known."""
-        host = self._activations.live.get(agent)
-        if host is None:
+        activation = self._activations.live.get(agent)
+        if activation is None:
             found = self._activations.unloadable.get(agent)
             return (
                 f"it cannot run on {self._activations.name} ({scrubbed(found.error).rstrip('.')}), and the message waits"
                 if found is not None
                 else ""
             )
-        state = host.fold.lifecycle.state
+        state = activation.fold.lifecycle.state
         if state in (AgentState.SUSPENDED, AgentState.PAUSED):
             return f"it is {state.value.lower()}, and the message waits until it is resumed"
-        if host.writer.waits_for is not None:
-            return f"its store does not take its records ({host.writer.waits_for.message.rstrip('.')}), and the message waits"
-        handler, age_s = host.runner.running
-        failed = host.intake.delays.why(sender)
+        if activation.writer.waits_for is not None:
+            return f"its store does not take its records ({activation.writer.waits_for.message.rstrip('.')}), and the message waits"
+        handler, age_s = activation.runner.running
+        failed = activation.intake.delays.why(sender)
         if failed and not handler:
             said = scrubbed(storable(failed))[:WHY_CHARS_MAX].rstrip(".")
             return f"its handler {said}, and is run again; what the same sender has sent since waits for that"
-        return f"it is in {host.spec.name}.{handler}, for {age_s:.1f} s when it was asked last" if handler else ""
+        return f"it is in {activation.spec.name}.{handler}, for {age_s:.1f} s when it was asked last" if handler else ""

@@ -145,7 +145,7 @@ async def test_an_agents_messages_and_a_timers_wait_behind_theirs_too() -> None:
         assert [word for word in said if word[0] == "t"] == ["t1", "t2"]
 
 
-@pytest.mark.parametrize("how", ["move", "crash", "restart of the host", "stop and resume"])
+@pytest.mark.parametrize("how", ["move", "crash", "restart of the activation", "stop and resume"])
 async def test_what_waits_is_lost_by_nothing_that_happens_to_its_agent_and_keeps_its_order(how: str) -> None:
     async with nodes("node-1", "node-2", settings=LATE) as (one, two, running):
         notary = await one.on("node-1").spawn(Notary, "n")
@@ -162,7 +162,7 @@ async def test_what_waits_is_lost_by_nothing_that_happens_to_its_agent_and_keeps
             elif how == "crash":
                 running["node-1"].kill()
                 await one.claim(notary, to="node-2")
-            elif how == "restart of the host":
+            elif how == "restart of the activation":
                 running["node-1"].activations.drop(running["node-1"].activations.live["n"])
                 running["node-1"].activations.look("n")
             else:

@@ -11,7 +11,7 @@ from support.moving import nodes
 
 import mielin_cells as cells
 from mielin_cells.log.records import Kept
-from mielin_cells.node.activation.activation import Host
+from mielin_cells.node.activation.activation import Activation
 from mielin_cells.node.activation.snapshots import START, still_needed
 from mielin_cells.settings import SNAPSHOTS_KEPT
 
@@ -61,13 +61,13 @@ def test_a_snapshot_that_is_passed_over_leaves_what_it_needs_of_the_inbox_to_the
     assert [(one.seq, one.inbox) for one in kept] == [(10, 7), (30, 60)]
 
 
-async def snapshot(host: Host) -> None:
+async def snapshot(activation: Activation) -> None:
     """Writes one, and trims behind it."""
-    before = host.fold.snap
-    host.snapshots.begin()
-    while host.fold.snap == before or host._committing is not None:
+    before = activation.fold.snap
+    activation.snapshots.begin()
+    while activation.fold.snap == before or activation._committing is not None:
         await asyncio.sleep(0.001)
-    await host.snapshots.trim()
+    await activation.snapshots.trim()
 
 
 async def test_an_undo_behind_an_undo_finds_its_messages_though_a_snapshot_came_between() -> None:

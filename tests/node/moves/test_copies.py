@@ -56,7 +56,7 @@ async def handed_over(client: Client, after: int) -> None:
 async def test_a_copy_that_differs_is_read_again_while_the_source_serves() -> None:
     async with two_nodes() as (client, source, target):
         pantry = await client.on("node-1").spawn(Pantry, "p")
-        fold = source.activations.host("p").fold
+        fold = source.activations.running("p").fold
         wish = requests.Prepare("p", "m-1.1", "node-1", "Pantry", 1, 10, fold.epoch)
         assert target.copies.prepare(wish).reasons == []
         copy = target.copies.by_agent["p"]
@@ -90,7 +90,7 @@ async def test_a_handover_that_lands_while_the_copy_is_read_again_is_accepted() 
             if step == "pause":
                 target.home.step = at_target
                 damaged(target.copies.by_agent["p"])
-                handed.append(asyncio.create_task(handed_over(client, source.activations.host("p").fold.seq)))
+                handed.append(asyncio.create_task(handed_over(client, source.activations.running("p").fold.seq)))
                 await pantry.add(5)
                 await reads_again.wait()
 

@@ -1,4 +1,7 @@
-"""A claim that another record was before takes nothing from its host, which goes on if the log gives it the agent back (seed 1461)."""
+"""A claim that another record has preceded takes nothing from its activation, which goes on if the log gives it the agent back.
+
+Found by seed 1461.
+"""
 
 from __future__ import annotations
 

@@ -364,7 +364,7 @@ async def test_a_journal_that_lost_its_tail_is_ended_as_parked(tmp_path: Path) -
 
     def scribe(store: Embedded) -> Scribe:
         home = NodeContext(
-            "node-1", 1, store.log, store.wire, Random(1), lambda: 1.0, QUICK, "", lambda host, error: None
+            "node-1", 1, store.log, store.wire, Random(1), lambda: 1.0, QUICK, "", lambda activation, error: None
         )
         return Scribe(home, "p", "m-1")
 
@@ -392,7 +392,9 @@ async def test_a_journal_that_lost_its_tail_is_ended_as_parked(tmp_path: Path) -
 
 async def test_a_journal_without_its_beginning_or_with_a_gap_is_parked(tmp_path: Path) -> None:
     store = await Embedded.open(tmp_path / "j.db")
-    home = NodeContext("node-1", 1, store.log, store.wire, Random(1), lambda: 1.0, QUICK, "", lambda host, error: None)
+    home = NodeContext(
+        "node-1", 1, store.log, store.wire, Random(1), lambda: 1.0, QUICK, "", lambda activation, error: None
+    )
     for name in ("m-1", "m-2"):
         scribe = Scribe(home, "p", name)
         await scribe.write(lambda h: Planned(**h, source="node-1", target="", epoch=1, config={}))

@@ -386,10 +386,10 @@ async def test_the_journal_and_the_snapshot_tell_of_it() -> None:
                 await asyncio.sleep(0.01)
                 found = await journal.read(client.log, "till", move.migration)
         fold = await load(client.log, "till")
-        host = running["node-1"].activations.live["till"]
+        activation = running["node-1"].activations.live["till"]
         assert fold.snap > report.record
-        assert fold.undone == host.fold.undone != []
-        assert fold.seal_digest() == host.fold.seal_digest()
+        assert fold.undone == activation.fold.undone != []
+        assert fold.seal_digest() == activation.fold.seal_digest()
 
 
 async def test_a_log_that_is_not_kept_that_far_back_is_told_as_expired() -> None:

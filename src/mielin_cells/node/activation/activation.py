@@ -21,10 +21,10 @@ from mielin_cells.node.activation.runner import Runner
 from mielin_cells.node.activation.timers import Timers
 from mielin_cells.node.activation.writer import Writer
 
-logger = logging.getLogger("mielin_cells.host")
+logger = logging.getLogger("mielin_cells.activation")
 
 
-class Host(Core):
+class Activation(Core):
     """The owner's side of one agent.  Made with a fold that is at the log's end; `open` starts it."""
 
     __slots__ = ("__weakref__", "_reader", "cell", "inbox", "intake", "runner", "timers")
@@ -63,7 +63,8 @@ class Host(Core):
     async def failed(self, error: BaseException, *, has_started: bool = True) -> None:
         """A hook raised, or the probe failed: the agent is in ERROR until it is resumed.
 
-        `has_started` False: `on_start` is still to run.  If this host was lost meanwhile, the hook has not failed: why is raised.
+        `has_started` False: `on_start` is still to run.  If the activation was lost meanwhile, the hook has not failed:
+        this raises why it was lost.
         """
         if self.lost is not None:
             raise self.lost
@@ -87,10 +88,10 @@ class Host(Core):
             await self._settled.wait()
         if self.lost is not None:
             raise self.lost
-        self.writer.check()  # else a host that was closed meanwhile would hand over without what was in flight
+        self.writer.check()  # else an activation that was closed meanwhile would hand over without what was in flight
 
     def resume_intake(self) -> None:
-        """Takes messages again.  Only right if this host still owns the agent (rule 6)."""
+        """Takes messages again.  Only right if this activation still owns the agent (rule 6)."""
         self._sealing = False
         self.intake.resume()
 

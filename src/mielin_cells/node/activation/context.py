@@ -1,4 +1,4 @@
-"""What a node gives the agents that it hosts: connections, settings, and tasks that end with the node."""
+"""What a node gives the agents that it runs: connections, settings, and tasks that end with the node."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ class NodeContext:
     ) -> asyncio.Task[Any]:
         """Runs `work` in a task that is kept, and whose failure is logged with its traceback: such a failure is a bug.
 
-        Not so of a task that finds that its agent has another owner, which is told once, by the host (`lost`), or that the turn has
-        ended which it was to write a record for.  `ended` is called in place of `self.ended`, and must call it.
+        A task may also find that its agent has another owner, which the activation reports once (`lost`), or that the turn has ended
+        for which it was to write a record.  Neither is a bug.  `ended` is called in place of `self.ended`, and must call it.
         """
         task = asyncio.get_running_loop().create_task(work)
         self.tasks.add(task)

@@ -36,7 +36,7 @@ from mielin_cells.settings import MAIL_BYTES_MAX
 from mielin_cells.tasks.signal import Signal
 from mielin_cells.tasks.supervision import Backoff
 
-logger = logging.getLogger("mielin_cells.host")
+logger = logging.getLogger("mielin_cells.activation")
 
 
 LATER = "Your message waits, and may still take effect"
@@ -101,14 +101,14 @@ class Core:
         self._settled.set()
 
     def lose(self, error: Exception) -> None:
-        """The log cannot be written by this host any more."""
+        """The log cannot be written by this activation any more."""
         if self.lost is None:
             self.lost = error
             self.close()
             self.home.lost(self, error)
 
     def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Runs a part of this host that it cannot be without: if it fails, the agent is read from its log again."""
+        """Runs a part of this activation that it cannot be without: if it fails, the agent is read from its log again."""
         return self.home.start(work, self._part_ended)
 
     def _part_ended(self, task: asyncio.Task[None]) -> None:
@@ -117,7 +117,7 @@ class Core:
             self.broke(error)
 
     def broke(self, error: BaseException) -> None:
-        """A part of this host has failed."""
+        """A part of this activation has failed."""
         agent = self.fold.agent
         if not self.writer.is_closed:
             said = f"Agent {agent!r} is read from its log again: {described(error)}."
@@ -185,8 +185,10 @@ class Core:
         self.batch.touched = True
 
     async def append(self, compose: Callable[[dict[str, Any]], R], *, at_once: bool = False) -> R:
-        """Appends a record of another kind, after what is in flight.  Raises what kept it from the log, after stopping this host;
-        `at_once`: also what the store asks to repeat, and then this host goes on."""
+        """Appends a record of another kind, after what is in flight.  Raises what kept it from the log, after closing this activation.
+
+        `at_once`: an append that the store asks to repeat is given up too, and then this activation goes on.
+        """
         try:
             return await self.writer.append(compose, at_once=at_once)
         except BaseException:
@@ -194,7 +196,7 @@ class Core:
             raise
 
     async def unappended(self) -> None:
-        """If a record was composed and is not known to be in the log, this host goes no further: what it has in memory may be no
+        """If a record was composed and is not known to be in the log, this activation goes no further: what it has in memory may be no
         log's, and the agent is read from its log again.  If no store would ever take the record, the log says so first."""
         failure = self.writer.failure
         if failure is None or self.lost is not None or self._is_failing or self.writer.is_closed:

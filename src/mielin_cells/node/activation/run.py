@@ -211,7 +211,7 @@ class Run:
         return at, made[at:]
 
     def _may_record(self) -> None:
-        """Asked when it is the record's turn: by then the host may have been closed for a newer one."""
+        """Asked when it is the record's turn: by then the activation may have been closed for a newer one."""
         if not self._core.is_open:
             raise Fenced(f"Agent {self.id!r} is not run by this process any more.", agent=self.id)
         self._open()

@@ -95,7 +95,7 @@ class Writer:
         self.appended_bytes = 0
         self.appended_records = 0
         self.is_closed = False
-        """Its host is: state and ledger may be ahead of the log, so nothing that is composed of them may be appended."""
+        """Its activation is: state and ledger may be ahead of the log, so nothing that is composed of them may be appended."""
         self.failure: CellError | None = None
         """Why a composed record is not known to be in the log.  Only the log itself can tell how the agent goes on."""
         self.is_unwritable = False
@@ -113,7 +113,7 @@ class Writer:
             self._backoff.wake()
 
     def check(self) -> None:
-        """Raises the failure, or `Fenced` once the host is closed."""
+        """Raises the failure, or `Fenced` once the activation is closed."""
         if self.failure is not None:
             raise type(self.failure)(self.failure.message, **self.failure.facts)
         if self.is_closed:
@@ -186,7 +186,7 @@ class Writer:
             if at_once and is_certain and isinstance(error, RetryError):
                 raise  # nothing was taken and nothing is stored: all is as before
             if claim and isinstance(error, Fenced):
-                raise  # a claim takes nothing from the host, which goes on if what was met gives the agent back to it
+                raise  # a claim takes nothing from the activation, which goes on if what was met gives the agent back to it
             raise self._failed(type(record).__name__, error) from error
         finally:
             self._backoff = self.waits_for = None

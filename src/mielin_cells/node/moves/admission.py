@@ -20,7 +20,7 @@ from mielin_cells.node.moves.target import Copy
 from mielin_cells.rpc import answers, requests
 
 if TYPE_CHECKING:
-    from mielin_cells.node.activation.hosting import Activations
+    from mielin_cells.node.activation.activations import Activations
 
 logger = logging.getLogger("mielin_cells.node")
 

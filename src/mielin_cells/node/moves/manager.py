@@ -39,8 +39,8 @@ from mielin_cells.store.reader import load
 from mielin_cells.tasks.supervision import Backoff
 
 if TYPE_CHECKING:
-    from mielin_cells.node.activation.activation import Host
-    from mielin_cells.node.activation.hosting import Activations
+    from mielin_cells.node.activation.activation import Activation
+    from mielin_cells.node.activation.activations import Activations
 
 logger = logging.getLogger("mielin_cells.migration")
 
@@ -151,12 +151,15 @@ class Migrations:
         found = self._running(request)
         if found is not None:
             return found
-        host, target = self._planned_for(request), request.to
+        activation, target = self._planned_for(request), request.to
         if target == activations.name:
             raise AlreadyThere(f"Agent {agent!r} is on {activations.name} already.", agent=agent, node=activations.name)
         if not target:
-            target = await self.chosen(host)
-            found, host = self._running(request), self._planned_for(request)  # things change while others are asked
+            target = await self.chosen(activation)
+            found, activation = (
+                self._running(request),
+                self._planned_for(request),
+            )  # things change while others are asked
             if found is not None:
                 return found
         left = self.settling.left.get(agent)
@@ -170,23 +173,23 @@ class Migrations:
                 f"Agent {agent!r} was moved by {', '.join(left)}, which has stopped without an end and gets one first; try again.",
                 agent=agent, migration=", ".join(left),
             )  # fmt: skip
-        config = self.config_of(host.spec.cls, request.recovery)
+        config = self.config_of(activation.spec.cls, request.recovery)
         found = self.open[agent] = Recovery.plan(self, request, target, config)
         self.manager.open(found.case, self.activations.clock())
         activations.home.begin(self._run(found, is_new=True))
         return found
 
-    def _planned_for(self, request: requests.Migrate) -> Host:
-        """The agent's host, in the epoch that the migration was planned in.  Raises `NoSuchAgent`, `Fenced`."""
-        host = self.activations.host(request.agent)
-        if host.fold.epoch != request.epoch or host.fold.phase is not Phase.RUN:
+    def _planned_for(self, request: requests.Migrate) -> Activation:
+        """The agent's activation, in the epoch that the migration was planned in.  Raises `NoSuchAgent`, `Fenced`."""
+        activation = self.activations.running(request.agent)
+        if activation.fold.epoch != request.epoch or activation.fold.phase is not Phase.RUN:
             raise Fenced(
                 f"Agent {request.agent!r} has changed its owner since {request.migration} was planned; plan it again.",
-                agent=request.agent, epoch=host.fold.epoch,
+                agent=request.agent, epoch=activation.fold.epoch,
             )  # fmt: skip
-        return host
+        return activation
 
-    async def chosen(self, host: Host) -> str:
+    async def chosen(self, activation: Activation) -> str:
         """The first target of a migration that names none.  Raises `UnknownNode` if there is nobody to ask."""
         activations = self.activations
         nodes = await selection.alive(activations.home.log, activations.home.wire)
@@ -194,7 +197,7 @@ class Migrations:
         if not others:
             raise UnknownNode("No other node answers; start one.", node="", nodes=[other.name for other in nodes])
         resting = self.unfit()
-        fit = selection.choose(others, host.fold.cls, resting, host.fold.policy.preferred_architectures)
+        fit = selection.choose(others, activation.fold.cls, resting, activation.fold.policy.preferred_architectures)
         return fit or min(others, key=lambda other: (other.agents, other.name)).name  # which says why not
 
     def unfit(self) -> frozenset[str]:
@@ -235,8 +238,8 @@ class Migrations:
             self._ended(recovery)
 
     def _observe(self, recovery: Recovery, is_new: bool) -> None:
-        host = self.activations.live.get(recovery.agent)
-        size = host.fold.size_bytes if host is not None else 0
+        activation = self.activations.live.get(recovery.agent)
+        size = activation.fold.size_bytes if activation is not None else 0
         recovery.observer = Observer(self.watchers, recovery.migration, recovery.agent, size, is_new=is_new)
 
     def _ended(self, recovery: Recovery) -> None:
@@ -279,13 +282,13 @@ class Migrations:
 
     # ---- an attempt ------------------------------------------------------------------------------------------
 
-    def begin_move(self, host: Host, attempt: str, target: str) -> Move:
-        move = self.moves[host.fold.agent] = Move(self.activations, host, attempt, target)
+    def begin_move(self, activation: Activation, attempt: str, target: str) -> Move:
+        move = self.moves[activation.fold.agent] = Move(self.activations, activation, attempt, target)
         return move
 
     async def run_move(self, move: Move) -> MigrationReport:
         """Runs an attempt to its end; what became of it is always what the agent's log says."""
-        agent, activations = move.host.fold.agent, self.activations
+        agent, activations = move.activation.fold.agent, self.activations
         try:
             await move.run()
         except Exception as error:
@@ -294,7 +297,7 @@ class Migrations:
                 logger.warning("migration %s of agent %s left %s: %s", move.migration, agent, activations.name, error)
             else:
                 logger.exception("migration %s of agent %s failed on %s", move.migration, agent, activations.name)
-            activations.drop(move.host)
+            activations.drop(move.activation)
             activations.look(agent)
             move.fail(error, await self._outcome(agent, move))
         finally:

@@ -15,7 +15,7 @@ from mielin_cells.migration.phases import MigrationPhase
 from mielin_cells.migration.progress import MultiCallback, ProgressCallback, ProgressTracker
 
 if TYPE_CHECKING:
-    from mielin_cells.node.activation.hosting import Activations
+    from mielin_cells.node.activation.activations import Activations
     from mielin_cells.node.moves.source import Move
 
 logger = logging.getLogger("mielin_cells.migration")

@@ -24,9 +24,9 @@ READS = 4
 async def predict(migrations: Migrations, agent: str, to: str) -> Prediction:
     """Raises `NoSuchAgent` if the agent does not run here, `UnknownNode` if there is nowhere to go."""
     activations = migrations.activations
-    host = activations.host(agent)
-    fold = host.fold
-    target = to or await migrations.chosen(host)
+    activation = activations.running(agent)
+    fold = activation.fold
+    target = to or await migrations.chosen(activation)
     request = requests.Prepare(
         agent, "dry run", activations.name, fold.cls, fold.version, fold.size_bytes, fold.epoch,
         list(fold.policy.preferred_architectures), is_dry=True,

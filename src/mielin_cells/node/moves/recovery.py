@@ -39,7 +39,7 @@ from mielin_cells.node.moves.journal import JournalTaken, Scribe
 from mielin_cells.rpc import answers, requests
 
 if TYPE_CHECKING:
-    from mielin_cells.node.activation.activation import Host
+    from mielin_cells.node.activation.activation import Activation
     from mielin_cells.node.moves.manager import Migrations
     from mielin_cells.node.moves.observe import Observer
     from mielin_cells.node.moves.source import Move
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("mielin_cells.migration")
 
 LOOK_S = 0.05
-"""How often this node looks whether it hosts the agent again, after an attempt that had to read the log."""
+"""How often this node looks whether it runs the agent again, after an attempt that had to read the log."""
 
 OUTCOMES = {
     "completed": RecoveryOutcome.RECOVERED,
@@ -224,20 +224,20 @@ class Recovery:
             if ticket.strategy is not None and not ticket.strategy.is_retry:
                 return await self._last_resort(ticket.strategy)
             target = ticket.target_node or await self._chosen(ticket)
-            host = await self._hosted()
-            if host is None:
+            activation = await self._hosted()
+            if activation is None:
                 return await self._without_agent()
             if self._cancelled.is_set():
                 return await self._end(Verdict("rolled_back", *self._why))
             if not target:
                 code = "TargetUnreachable"
                 await self._failed("", Coded(code), code, f"no node can take agent {self.agent!r} now")
-            elif await self._is_over(ticket, host, target):
+            elif await self._is_over(ticket, activation, target):
                 return None
 
-    async def _is_over(self, ticket: Ticket, host: Host, target: str) -> bool:
+    async def _is_over(self, ticket: Ticket, activation: Activation, target: str) -> bool:
         """Makes an attempt; True: that was the end of the migration, False: it has failed, and something else follows."""
-        move = await self._attempt(ticket, host, target)
+        move = await self._attempt(ticket, activation, target)
         report = self._last
         if move is None:
             await self._end(Verdict("rolled_back", *self._why))
@@ -281,28 +281,30 @@ class Recovery:
         self._ticket = asyncio.get_running_loop().create_future()
         return ticket
 
-    async def _hosted(self) -> Host | None:
-        """The agent's host, also after an attempt that had to read the log; None once another node owns the agent."""
+    async def _hosted(self) -> Activation | None:
+        """The agent's activation, also after an attempt that had to read the log; None once another node owns the agent."""
         settings, clock = self._activations.settings, self._activations.clock
         deadline = clock() + settings.reconcile_s + settings.probation_s
-        while (host := self._activations.live.get(self.agent)) is None and clock() < deadline:
+        while (activation := self._activations.live.get(self.agent)) is None and clock() < deadline:
             if await evidence.owner_of(self._log, self.agent) != self._activations.name:
                 return None
             self._activations.look(self.agent)
             await asyncio.sleep(LOOK_S)
-        return host
+        return activation
 
     async def _chosen(self, ticket: Ticket) -> str:
         """A node that the ticket does not exclude, and that admits an attempt; "" if there is none now."""
-        host, excluded = await self._hosted(), {*ticket.excluded}
-        if host is None:
+        activation, excluded = await self._hosted(), {*ticket.excluded}
+        if activation is None:
             return ""
         try:
             nodes = await selection.alive(self._log, self._activations.home.wire)
         except CellError as error:
             logger.warning("migration %s: who is alive is not known: %s", self.migration, error)
             return ""
-        while name := selection.choose(nodes, host.fold.cls, excluded, host.fold.policy.preferred_architectures):
+        while name := selection.choose(
+            nodes, activation.fold.cls, excluded, activation.fold.policy.preferred_architectures
+        ):
             if self._manager.assign(ticket.token, name, self._activations.clock()):
                 return name
             excluded.add(name)
@@ -335,7 +337,7 @@ class Recovery:
 
     # ---- one attempt -----------------------------------------------------------------------------------------
 
-    async def _attempt(self, ticket: Ticket, host: Host, target: str) -> Move | None:
+    async def _attempt(self, ticket: Ticket, activation: Activation, target: str) -> Move | None:
         """A move; its beginning is in the journal before it, its phases behind it.  None: it was cancelled before it began."""
         number, strategy = self.case.attempts, ticket.strategy.value if ticket.strategy is not None else ""
         name = attempt_id(self.migration, number)
@@ -344,7 +346,7 @@ class Recovery:
         try:
             await self._scribe.write(
                 lambda head: Attempted(
-                    **head, number=number, id=name, target=target, strategy=strategy, epoch=host.fold.epoch
+                    **head, number=number, id=name, target=target, strategy=strategy, epoch=activation.fold.epoch
                 )
             )
         except RecordInvalid:
@@ -353,7 +355,7 @@ class Recovery:
             raise
         if self._copy is not None and self._copy.target != target:
             await self._copy.release()
-        move = self.move = self._of.begin_move(host, name, target)
+        move = self.move = self._of.begin_move(activation, name, target)
         move.observer = self.observer
         if self._cancelled.is_set() or self._has_run_out:
             self.run_out()
@@ -403,12 +405,12 @@ class Recovery:
 
     async def _park(self, why: str) -> None:
         """Nobody runs the agent until an operator says how to go on; it stays claimable, and its messages wait."""
-        host = self._activations.live.get(self.agent)
-        if host is None or not host.fold.may_run:
+        activation = self._activations.live.get(self.agent)
+        if activation is None or not activation.fold.may_run:
             return
         reason = f"migration {self.migration} gave up: {why}; `mielin recover {self.migration}`"
         try:
-            await host.intake.stop(self._activations.settings.turn_deadline_s)
+            await activation.intake.stop(self._activations.settings.turn_deadline_s)
         except TimeoutError as error:
             raise AskTimeout(
                 f"Agent {self.agent!r} is in a turn that does not end; it is parked for migration {self.migration} later.",
@@ -416,17 +418,17 @@ class Recovery:
             ) from error
 
         def suspended(head: dict[str, Any]) -> Suspended:
-            if not host.fold.may_run:  # an operator has stopped it first
+            if not activation.fold.may_run:  # an operator has stopped it first
                 raise _Stands
             return Suspended(**head, reason=reason)
 
         try:
-            await host.flush()
-            await host.append(suspended)
+            await activation.flush()
+            await activation.append(suspended)
         except _Stands:
             return
         finally:
-            host.resume_intake()
+            activation.resume_intake()
 
     # ---- taken over ------------------------------------------------------------------------------------------
 

@@ -144,11 +144,11 @@ class Settling:
     async def _fold(self, agent: str) -> Fold | None:
         """The agent, if this node owns it for certain, or if it has ended."""
         activations = self._activations
-        host = activations.live.get(agent)
-        if host is not None:
+        activation = activations.live.get(agent)
+        if activation is not None:
             return (
-                host.fold
-                if await evidence.owns(activations.home.log, agent, activations.name, host.fold.epoch)
+                activation.fold
+                if await evidence.owns(activations.home.log, agent, activations.name, activation.fold.epoch)
                 else None
             )
         if await evidence.owner_of(activations.home.log, agent):

@@ -37,8 +37,8 @@ from mielin_cells.substrate.ports import Entry, Tail
 from mielin_cells.tasks.supervision import Backoff
 
 if TYPE_CHECKING:
-    from mielin_cells.node.activation.activation import Host
-    from mielin_cells.node.activation.hosting import Activations
+    from mielin_cells.node.activation.activation import Activation
+    from mielin_cells.node.activation.activations import Activations
     from mielin_cells.node.moves.observe import Observer
 
 logger = logging.getLogger("mielin_cells.migration")
@@ -52,12 +52,12 @@ SLOWED_S = 0.02
 class Move:
     """One migration on its source."""
 
-    def __init__(self, activations: Activations, host: Host, migration: str, target: str) -> None:
+    def __init__(self, activations: Activations, activation: Activation, migration: str, target: str) -> None:
         settings = activations.settings
         self.activations = activations
-        self.host = host
+        self.activation = activation
         self.target = target
-        self.epoch = host.fold.epoch
+        self.epoch = activation.fold.epoch
         """The epoch that the migration was planned in."""
         limits = m.Limits(settings.copy_rounds, settings.copy_lag_records, settings.copy_lag_bytes)
         self.machine = m.Source(migration, limits)
@@ -69,7 +69,7 @@ class Move:
         self._paused_at = self._pause_s = 0.0
         self._came_from = MigrationPhase.PLANNED
         """The phase before this one."""
-        self._arrived_at = self._held_at = host.inbox.arrived
+        self._arrived_at = self._held_at = activation.inbox.arrived
         self._copied = answers.CopyReport(0, 0, 0)
         self._departed = self._stopped = self._sent = self._handed = False
         self._refusals: tuple[Refusal, ...] = ()
@@ -106,8 +106,8 @@ class Move:
         _, effects = self.machine.on(m.Cancel())
         if self.machine.phase.is_end or m.RefuseCancel() in effects:
             raise TooLateToCancel(
-                f"Migration {self.migration} of agent {self.host.fold.agent!r} is {self.machine.phase.value}; it goes forward.",
-                agent=self.host.fold.agent, migration=self.migration,
+                f"Migration {self.migration} of agent {self.activation.fold.agent!r} is {self.machine.phase.value}; it goes forward.",
+                agent=self.activation.fold.agent, migration=self.migration,
             )  # fmt: skip
         if not self._cancel.done():
             self._cancel.set_result(None)
@@ -182,10 +182,10 @@ class Move:
                 self.target_has_copy = True
             case m.FreeCopy():
                 self._pause_s = self._now() - self._paused_at
-                self.activations.drop(self.host)
+                self.activations.drop(self.activation)
             case m.Refold():
-                self.activations.drop(self.host)
-                self.activations.look(self.host.fold.agent)
+                self.activations.drop(self.activation)
+                self.activations.look(self.activation.fold.agent)
             case _:
                 pass
         return None
@@ -214,16 +214,16 @@ class Move:
                     await task
 
     def _broken(self, error: CellError) -> m.Event:
-        """What an error means to the move: that of its phase, or that this host may not go on."""
-        fold = self.host.fold
+        """What an error means to the move: that of its phase, or that this activation may not go on."""
+        fold = self.activation.fold
         if fold.phase is Phase.TERMINATED:
             return m.Broken("AgentTerminated", f"agent {fold.agent!r} was terminated while it was moved")
-        if isinstance(error, Fenced) or self.host.lost is not None:
+        if isinstance(error, Fenced) or self.activation.lost is not None:
             return m.Overtaken(False)
         return m.Broken(error.code, error.message)
 
     async def _prepare(self) -> m.Event:
-        fold = self.host.fold
+        fold = self.activation.fold
         request = requests.Prepare(
             fold.agent,
             self.migration,
@@ -253,46 +253,46 @@ class Move:
                 timeout = min(timeout * 2, 2.0)
 
     async def _copy(self, slow: bool) -> m.Event:
-        host = self.host
+        activation = self.activation
         if slow:
             await self._slow_down()
-        seq, appended = host.fold.seq, host.writer.appended_bytes
-        records = host.writer.appended_records
-        self._copied = await self._ask(requests.Copy(host.fold.agent, self.migration, seq))
-        while host.fold.ledger.hash_some(
+        seq, appended = activation.fold.seq, activation.writer.appended_bytes
+        records = activation.writer.appended_records
+        self._copied = await self._ask(requests.Copy(activation.fold.agent, self.migration, seq))
+        while activation.fold.ledger.hash_some(
             HASH_SLICE
         ):  # else the seal, in the pause, hashes what there is of all senders
             await asyncio.sleep(0)
-        return m.Copied(host.writer.appended_records - records, host.writer.appended_bytes - appended)
+        return m.Copied(activation.writer.appended_records - records, activation.writer.appended_bytes - appended)
 
     async def _slow_down(self) -> None:
         """Lets the agent rest a moment.  One that is in a long turn appends nothing meanwhile, and needs no rest."""
         try:
-            await self.host.intake.stop(self.activations.settings.pause_s)
+            await self.activation.intake.stop(self.activations.settings.pause_s)
         except TimeoutError:
             return
         try:
             await asyncio.sleep(SLOWED_S)
         finally:
-            self.host.resume_intake()
+            self.activation.resume_intake()
 
     async def _stop_at_once(self) -> bool:
         """True if the agent is quiet now: most of the time no turn runs and no commit is in flight.  Never waits."""
-        host = self.host
-        self._tail = self.activations.home.log.tail(log_subject(host.fold.agent), host.fold.seq)
-        self._paused_at, self._held_at = self._now(), host.inbox.arrived
-        self._stopped = await host.intake.stop_at_once()
-        return self._stopped and not self._departs and host.seal_at_once()
+        activation = self.activation
+        self._tail = self.activations.home.log.tail(log_subject(activation.fold.agent), activation.fold.seq)
+        self._paused_at, self._held_at = self._now(), activation.inbox.arrived
+        self._stopped = await activation.intake.stop_at_once()
+        return self._stopped and not self._departs and activation.seal_at_once()
 
     @property
     def _departs(self) -> bool:
-        return self.host.spec.overrides("on_depart") and self.host.fold.may_run
+        return self.activation.spec.overrides("on_depart") and self.activation.fold.may_run
 
     async def _stop(self) -> m.Event:
-        host = self.host
+        activation = self.activation
         if not self._stopped:
             try:
-                await host.intake.stop(self.activations.settings.pause_s)
+                await activation.intake.stop(self.activations.settings.pause_s)
             except TimeoutError:
                 return m.Broken("Timeout", "the turn did not end within the pause")
             self._stopped = True
@@ -300,43 +300,43 @@ class Move:
             self._departed = True
             try:
                 async with asyncio.timeout(self.activations.settings.pause_s):
-                    await host.runner.hook("on_depart")
+                    await activation.runner.hook("on_depart")
             except TimeoutError:
                 return m.Broken("Timeout", "on_depart did not end within the pause")
             except Exception as error:  # whatever a user's hook raises fails this move, and the agent runs on
                 return m.Broken("HandlerFailed", f"on_depart raised {described(error)}")
-        await host.seal_ready()
+        await activation.seal_ready()
         return m.Quiet()
 
     async def _hand_over(self) -> m.Event:
-        host = self.host
+        activation = self.activation
         self._sent = True
 
         def compose(head: dict[str, Any]) -> HandedOff:
-            seal = host.sealed() if host.has_unsealed else None
-            self._sealed = host.fold.seal_digest()
+            seal = activation.sealed() if activation.has_unsealed else None
+            self._sealed = activation.fold.seal_digest()
             return HandedOff(**head, to=self.target, migration=self.migration, seal=seal, digest=self._sealed)
 
         try:
-            await host.writer.append_once(compose, self.activations.settings.handover_s)
+            await activation.writer.append_once(compose, self.activations.settings.handover_s)
         except (Doubt, RetryError):
             return m.Doubtful()
         except Fenced:
-            if host.writer.is_closed:  # before it was sent
+            if activation.writer.is_closed:  # before it was sent
                 return m.Overtaken(False)
             return await self._overtaken()
         self._handed = True
-        host.handed_over()
+        activation.handed_over()
         return m.HandedOver()
 
     async def _claim_back(self) -> m.Event:
-        host = self.host
+        activation = self.activation
         try:
             cause = f"claimed back from {self.target}"
-            await host.writer.append(lambda head: Claimed(**head, cause=cause, waits=False), claim=True)
+            await activation.writer.append(lambda head: Claimed(**head, cause=cause, waits=False), claim=True)
             return m.ClaimedBack()
         except Fenced:
-            if host.writer.is_closed:
+            if activation.writer.is_closed:
                 raise  # nothing was met: the log alone tells the outcome
             if self.machine.phase is not MigrationPhase.IN_DOUBT:
                 return m.Overtaken(False)
@@ -347,25 +347,25 @@ class Move:
 
         Raises `LogGap` if that is trimmed already: then only the whole log tells the outcome.
         """
-        host, log = self.host, self.activations.home.log
+        activation, log = self.activation, self.activations.home.log
         entry = await self._taken()
-        record = await record_of(log, host.fold.agent, entry)
-        if record.prev != host.fold.seq:
+        record = await record_of(log, activation.fold.agent, entry)
+        if record.prev != activation.fold.seq:
             raise LogGap(
-                f"The log of agent {host.fold.agent!r} behind {host.fold.seq} is trimmed.",
-                have=host.fold.seq,
+                f"The log of agent {activation.fold.agent!r} behind {activation.fold.seq} is trimmed.",
+                have=activation.fold.seq,
                 need=record.prev,
             )
         if not isinstance(record, HandedOff) or record.migration != self.migration:
             return m.Overtaken(False)
-        host.fold.settled(entry.seq, record)  # the seal is in ledger and state already
+        activation.fold.settled(entry.seq, record)  # the seal is in ledger and state already
         self._handed = True
-        host.handed_over()
+        activation.handed_over()
         return m.Overtaken(True)
 
     async def _taken(self) -> Entry:
         """What is behind the last record folded: something is, a conditional append has met it.  A replica may lag."""
-        fold, backoff = self.host.fold, Backoff()
+        fold, backoff = self.activation.fold, Backoff()
         while True:
             with contextlib.suppress(RetryError):
                 entries = await self.activations.home.log.read(log_subject(fold.agent), fold.seq, 1)
@@ -382,7 +382,7 @@ class Move:
             return m.Deadline()
 
     async def _next(self) -> m.Event:
-        fold, log = self.host.fold, self.activations.home.log
+        fold, log = self.activation.fold, self.activations.home.log
         if self._tail is None:
             raise never("self._tail is not None does not hold")
         async for batch in self._tail:
@@ -400,26 +400,26 @@ class Move:
         raise Fenced(f"The node stopped while agent {fold.agent!r} was handed over.")
 
     async def _resume(self) -> None:
-        host = self.host
+        activation = self.activation
         if self._paused_at:
             self._pause_s = self._now() - self._paused_at
         if self._handed:
-            host.deliver()
+            activation.deliver()
         elif self._sent:
-            host.unseal()
+            activation.unseal()
         if self._sent:
             self._verify_restored()
         if self._departed:
             try:
-                await host.runner.hook("on_arrive")
+                await activation.runner.hook("on_arrive")
             except Exception as error:  # a hook may raise anything: the agent is then in ERROR, which `resume` retries
-                await host.failed(error)
+                await activation.failed(error)
         if self._stopped:
-            host.resume_intake()
+            activation.resume_intake()
 
     def _verify_restored(self) -> None:
         """Raises `DigestMismatch` if the agent is not as it was sealed: then it is read from its log again."""
-        fold = self.host.fold
+        fold = self.activation.fold
         if fold.seal_digest() != self._sealed:
             raise DigestMismatch(
                 f"Agent {fold.agent!r} came back from {self.target} other than it was handed over; it is read from its log.",
@@ -430,16 +430,17 @@ class Move:
     async def release(self) -> None:
         """Tells the target that what it has copied is not wanted any more."""
         self.target_has_copy = False
-        request = requests.Release(self.host.fold.agent, self.migration)
+        request = requests.Release(self.activation.fold.agent, self.migration)
         with contextlib.suppress(RetryError):  # a hint: the target's reservation expires by itself
             await call(self.activations.home.wire, self.target, request, 1.0)
 
     def _report(self, end: m.End) -> MigrationReport:
-        host, self.happened = self.host, end.happened
+        activation, self.happened = self.activation, end.happened
         return MigrationReport(
-            migration=self.migration, agent=host.fold.agent, source=self.activations.name, target=self.target,
+            migration=self.migration, agent=activation.fold.agent, source=self.activations.name, target=self.target,
             outcome=end.outcome, reason=end.reason, code=end.code, phases=tuple(self._phases),
             pause_ms=self._pause_s * 1000, bytes=self._copied.bytes, rounds=self.machine.rounds,
-            held=host.inbox.arrived - self._held_at if self._paused_at else 0, arrived=host.inbox.arrived - self._arrived_at,
+            held=activation.inbox.arrived - self._held_at if self._paused_at else 0,
+            arrived=activation.inbox.arrived - self._arrived_at,
             reasons=tuple(map(str, self._refusals)), kinds=tuple(kinds(self._refusals)),
         )  # fmt: skip

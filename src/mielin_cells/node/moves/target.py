@@ -25,14 +25,14 @@ from mielin_cells.log.ledger import HASH_SLICE
 from mielin_cells.log.records import Accepted, AnyRecord, HandedOff, Returned
 from mielin_cells.migration import target as m
 from mielin_cells.migration.journal import is_same_migration
-from mielin_cells.node.activation.activation import Host
+from mielin_cells.node.activation.activation import Activation
 from mielin_cells.node.activation.writer import Writer
 from mielin_cells.rpc import answers
 from mielin_cells.store.reader import load, take
 from mielin_cells.substrate.ports import Tail
 
 if TYPE_CHECKING:
-    from mielin_cells.node.activation.hosting import Activations
+    from mielin_cells.node.activation.activations import Activations
 
 logger = logging.getLogger("mielin_cells.migration")
 
@@ -78,7 +78,7 @@ class Copy:
         self._tail: Tail | None = None
         self._moved = asyncio.Event()
         self._handed: HandedOff | None = None
-        self._host: Host | None = None
+        self._activation: Activation | None = None
         self._error: CellError | None = None
         self._refused: CellError | None = None
         """What the store refused the verdict with: the agent is looked at again with a back-off of its own."""
@@ -124,18 +124,18 @@ class Copy:
                 self._expiry.cancel()
                 return await self._verify()
             case m.Accept():
-                if self._host is None:
-                    raise never("self._host is not None does not hold")
-                return await self._append(self._host.writer, None)
+                if self._activation is None:
+                    raise never("self._activation is not None does not hold")
+                return await self._append(self._activation.writer, None)
             case m.Return():
                 if self._fold is None:
                     raise never("self._fold is not None does not hold")
                 return await self._append(self.activations.writer(self._fold), effect)
             case m.Serve():
-                if self._host is None:
-                    raise never("self._host is not None does not hold")
+                if self._activation is None:
+                    raise never("self._activation is not None does not hold")
                 self.close()
-                self.activations.serve(self._host)
+                self.activations.serve(self._activation)
                 self._ends.served(self.agent)
             case m.Drop():
                 self._dropped()
@@ -144,8 +144,8 @@ class Copy:
 
     def _dropped(self) -> None:
         self.close()
-        if self._host is not None:
-            self._host.close()
+        if self._activation is not None:
+            self._activation.close()
 
     def close(self) -> None:
         self._expiry.cancel()
@@ -269,7 +269,7 @@ class Copy:
             raise never("self._fold is not None does not hold")
         try:
             async with asyncio.timeout(self.activations.settings.probation_s / 2):
-                await self._make_host(self._fold)
+                await self._make_activation(self._fold)
         except (
             Exception
         ) as error:  # a hook, an upgrade or the probe may raise anything: the agent is returned with the cause
@@ -277,7 +277,7 @@ class Copy:
             return m.NotVerified(described(error), storable(type(error).__name__))
         return m.Verified()
 
-    async def _make_host(self, fold: Fold) -> None:
+    async def _make_activation(self, fold: Fold) -> None:
         await self.activations.home.at("probe")
         handed = self._handed
         if handed is not None and fold.seal_digest() != handed.digest:
@@ -289,13 +289,13 @@ class Copy:
         if delta is not None:
             fold.state.apply(delta)
         cell = Cell(self.spec, fold.state, self.agent)
-        host = Host(self.activations.home, self.spec, cell, self.activations.writer(fold))
-        host.adopt(delta)
+        activation = Activation(self.activations.home, self.spec, cell, self.activations.writer(fold))
+        activation.adopt(delta)
         if fold.lifecycle.state.accepts_work:
-            await host.runner.hook("on_arrive")
+            await activation.runner.hook("on_arrive")
             if self.spec.overrides("healthy") and not await cell.agent.healthy():
                 raise RuntimeError("healthy() answered False")
-        self._host = host
+        self._activation = activation
 
     async def _append(self, writer: Writer, back: m.Return | None) -> m.Event:
         """What the log says of the verdict.  If the store refuses it, the agent is read again, and verified again: nothing else ends a

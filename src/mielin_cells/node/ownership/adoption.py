@@ -1,4 +1,4 @@
-"""Which agents a node should host, and does not: it reads their logs and takes those that name it (rule 4).
+"""Which agents a node should activation, and does not: it reads their logs and takes those that name it (rule 4).
 
 An agent that cannot be taken is in `Activations.unloadable` with its reason.  It keeps neither the node from starting nor other
 agents from running.
@@ -28,8 +28,8 @@ from mielin_cells.log.records import AnyRecord, HandedOff, Spilled, Terminated, 
 from mielin_cells.store.reader import known_agents, load, record_of
 
 if TYPE_CHECKING:
-    from mielin_cells.node.activation.activation import Host
-    from mielin_cells.node.activation.hosting import Activations
+    from mielin_cells.node.activation.activation import Activation
+    from mielin_cells.node.activation.activations import Activations
     from mielin_cells.node.moves.admission import Copies
     from mielin_cells.node.moves.manager import Migrations
     from mielin_cells.node.ownership.claims import Claims
@@ -145,11 +145,11 @@ class Adoption:
             if self._quarantine.is_behind(agent, seq, acknowledged.get(agent, 0)):
                 continue
             moved, self._quarantine.seen[agent] = self._quarantine.seen.get(agent) != seq, seq
-            host = activations.live.get(agent)
-            if host is not None and agent not in self._migrations.moves and seq > host.fold.seq:
-                await self._check(host)
+            activation = activations.live.get(agent)
+            if activation is not None and agent not in self._migrations.moves and seq > activation.fold.seq:
+                await self._check(activation)
             elif (
-                host is None
+                activation is None
                 and agent not in self._copies.by_agent
                 and self.quiet.get(agent) != seq
                 and (every or not moved)
@@ -201,25 +201,25 @@ class Adoption:
         self._returns.gone(agent)
         self._activations.can_run(agent)
 
-    async def _check(self, host: Host) -> None:
-        """The log is ahead of a host: its own append may just be landing, or it has lost the agent."""
-        activations, agent = self._activations, host.fold.agent
+    async def _check(self, activation: Activation) -> None:
+        """The log is ahead of an activation: its own append may just be landing, or it has lost the agent."""
+        activations, agent = self._activations, activation.fold.agent
         last = await activations.home.log.last(log_subject(agent))
-        if last is None or last.seq <= host.fold.seq:
+        if last is None or last.seq <= activation.fold.seq:
             return
         try:
             record = await record_of(activations.home.log, agent, last)
         except RecordInvalid as error:
-            host.lose(error)  # whatever it is: no append of this host can follow it
+            activation.lose(error)  # whatever it is: no append of this activation can follow it
             return
         mine = record.node == activations.name and record.incarnation == activations.home.incarnation
-        if not mine and activations.live.get(agent) is host and agent not in self._migrations.moves:
-            host.lose(Fenced(f"Agent {agent!r} has another owner now.", agent=agent))
+        if not mine and activations.live.get(agent) is activation and agent not in self._migrations.moves:
+            activation.lose(Fenced(f"Agent {agent!r} has another owner now.", agent=agent))
 
     # ---- one agent -------------------------------------------------------------------------------------------
 
     async def take_named(self, agent: str) -> bool:
-        """Hosts the agent if its log names this node: by a claim, or in probation by verifying (rules 4, 5, 8).
+        """Runs the agent if its log names this node: by a claim, or in probation by verifying (rules 4, 5, 8).
 
         False if the store has not let this be found out or done: it is to be tried again.  Raises nothing: what else keeps the
         agent from running is its own trouble.
@@ -292,9 +292,9 @@ class Adoption:
         activations = self._activations
         self._returns.wake(agent)
         await self.take_named(agent)
-        host = activations.live.get(agent)
-        if host is None:
+        activation = activations.live.get(agent)
+        if activation is None:
             found = activations.unloadable.get(agent)
             reason = found.error if found is not None else "its log names another node"
             raise StateUnloadable(f"Agent {agent!r} still cannot run on {activations.name}: {reason}", agent=agent)
-        return host.fold.lifecycle.state.value
+        return activation.fold.lifecycle.state.value

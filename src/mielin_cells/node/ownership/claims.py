@@ -25,14 +25,14 @@ from mielin_cells.log.fold import Fold, Phase
 from mielin_cells.log.ids import inbox_subject
 from mielin_cells.log.records import Claimed
 from mielin_cells.log.state import StateDelta
-from mielin_cells.node.activation.activation import Host
+from mielin_cells.node.activation.activation import Activation
 from mielin_cells.node.activation.run import is_failure
 from mielin_cells.rpc import requests
 from mielin_cells.store.reader import load
 from mielin_cells.tasks.together import together
 
 if TYPE_CHECKING:
-    from mielin_cells.node.activation.hosting import Activations
+    from mielin_cells.node.activation.activations import Activations
     from mielin_cells.node.moves.admission import Copies
     from mielin_cells.node.moves.manager import Migrations
     from mielin_cells.node.ownership.quarantine import Quarantine
@@ -68,7 +68,7 @@ class Claims:
         agent, activations = wish.agent, self._activations
         if agent in activations.live:
             return True
-        if self.is_underway(agent):  # a request may be repeated; two claims by one node would be two hosts of it
+        if self.is_underway(agent):  # a request may be repeated; two claims by one node would be two activations of it
             raise Fenced(f"Agent {agent!r} is being taken over by {activations.name}; ask again.", agent=agent)
         with activations.starting(agent):
             followed = await self._standbys.taken(agent)
@@ -100,8 +100,8 @@ class Claims:
 
         return await together(one(wish) for wish in wishes)
 
-    async def take(self, fold: Fold, cause: str) -> Host:
-        """Claims the agent and hosts it.  Raises `Fenced` if another was first, and what keeps its state from loading."""
+    async def take(self, fold: Fold, cause: str) -> Activation:
+        """Claims the agent and runs it.  Raises `Fenced` if another was first, and what keeps its state from loading."""
         activations = self._activations
         spec = activations.spec(fold.cls)
         delta = _upgrade(spec, fold)
@@ -113,17 +113,17 @@ class Claims:
             with activations.starting(fold.agent):
                 waits = await self._waits(fold) and fold.agent not in self._returns
                 await writer.append(lambda head: Claimed(**head, cause=cause, waits=waits), claim=True, at_once=True)
-                host = Host(activations.home, spec, cell, writer)
-                host.adopt(delta)
-                host.records_first_turn = waits
+                activation = Activation(activations.home, spec, cell, writer)
+                activation.adopt(delta)
+                activation.records_first_turn = waits
                 if fold.may_run:
-                    await activations.arrive(host)
-                activations.serve(host)
+                    await activations.arrive(activation)
+                activations.serve(activation)
                 self._migrations.settle_soon(fold.agent, 0.0)
         except EpochRegression:
             self._quarantine.lost(fold.agent, fold.seq)
             raise
-        return host
+        return activation
 
     def _check(self, fold: Fold, wish: requests.Claim) -> None:
         agent = fold.agent

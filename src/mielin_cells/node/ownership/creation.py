@@ -11,8 +11,8 @@ from mielin_cells.log.fold import Fold, Phase
 from mielin_cells.log.ids import log_subject
 from mielin_cells.log.policy import DEFAULT
 from mielin_cells.log.records import Created
-from mielin_cells.node.activation.activation import Host
-from mielin_cells.node.activation.hosting import Activations
+from mielin_cells.node.activation.activation import Activation
+from mielin_cells.node.activation.activations import Activations
 from mielin_cells.node.activation.writer import Writer
 from mielin_cells.node.moves.manager import Migrations
 from mielin_cells.node.ownership.quarantine import Quarantine
@@ -34,15 +34,15 @@ class Creation:
     async def spawn(self, request: requests.Spawn) -> bool:
         """Creates the agent, unless it exists.  False: it was made with another initial state than this one."""
         agent, spec = request.agent, self._activations.spec(request.cls)
-        host = self._activations.live.get(agent)
-        if host is None:
+        activation = self._activations.live.get(agent)
+        if activation is None:
             if request.version > spec.version:
                 raise StateTooNew(
                     f"Agent {agent!r} was made for {spec.name} version {request.version}; {self._activations.name} has "
                     f"{spec.version}.", agent=agent, have=request.version, need=spec.version,
                 )  # fmt: skip
-            host = await self._create(request, spec)
-        fold = host.fold if host is not None else await self._existing(agent)
+            activation = await self._create(request, spec)
+        fold = activation.fold if activation is not None else await self._existing(agent)
         if fold.cls != request.cls:
             raise WrongClass(
                 f"Agent {agent!r} exists and is a {fold.cls}.", agent=agent, have=fold.cls, need=request.cls
@@ -57,8 +57,8 @@ class Creation:
             self._activations.look(agent)
         return fold
 
-    async def _create(self, request: requests.Spawn, spec: Spec) -> Host | None:
-        """The new agent's host; None if the agent exists already."""
+    async def _create(self, request: requests.Spawn, spec: Spec) -> Activation | None:
+        """The new agent's activation; None if the agent exists already."""
         activations, agent = self._activations, request.agent
         fold = Fold(agent)
         fold.state.apply(request.state)
@@ -74,7 +74,7 @@ class Creation:
         with activations.starting(agent):
             return await self._make(request, spec, cell, writer)
 
-    async def _make(self, request: requests.Spawn, spec: Spec, cell: Cell, writer: Writer) -> Host | None:
+    async def _make(self, request: requests.Spawn, spec: Spec, cell: Cell, writer: Writer) -> Activation | None:
         activations, policy = self._activations, spec.cls.__mielin_policy__
         try:
             await writer.append(
@@ -86,8 +86,8 @@ class Creation:
             )  # fmt: skip
         except Fenced:
             return None
-        host = Host(activations.home, spec, cell, writer)
-        await activations.arrive(host)
-        activations.serve(host)
-        await host.flush_within(activations.settings.turn_deadline_s)
-        return host
+        activation = Activation(activations.home, spec, cell, writer)
+        await activations.arrive(activation)
+        activations.serve(activation)
+        await activation.flush_within(activations.settings.turn_deadline_s)
+        return activation

@@ -24,8 +24,8 @@ from mielin_cells.substrate.ports import Entry, Log
 from mielin_cells.tasks.supervision import Backoff
 
 if TYPE_CHECKING:
-    from mielin_cells.node.activation.activation import Host
-    from mielin_cells.node.activation.hosting import Activations
+    from mielin_cells.node.activation.activation import Activation
+    from mielin_cells.node.activation.activations import Activations
     from mielin_cells.node.ownership.standby import Standbys
 
 logger = logging.getLogger("mielin_cells.parking")
@@ -85,9 +85,9 @@ class Quarantine:
         return agent in self._open
 
     def acknowledged(self) -> dict[str, int]:
-        """How far this node's hosts and copies know their agents' logs to go; asked before the logs are."""
+        """How far this node's activations and copies know their agents' logs to go; asked before the logs are."""
         known = {agent: copy.fold.seq for agent, copy in self._standbys.copies.items() if copy.fold is not None}
-        known.update({agent: host.fold.seq for agent, host in self._activations.live.items()})
+        known.update({agent: activation.fold.seq for agent, activation in self._activations.live.items()})
         return known
 
     def is_behind(self, agent: str, seq: int, acknowledged: int = 0) -> bool:
@@ -101,19 +101,21 @@ class Quarantine:
         """Looks into agents whose logs were there and are not listed any more; and, once the store has gone back, into those whose
         inboxes end before what they have taken: what comes there would be passed over."""
         if self._went_back:
-            hosts = {
-                inbox_subject(agent): host for agent, host in self._activations.live.items() if not is_parked(host.fold)
+            inboxes = {
+                inbox_subject(agent): activation
+                for agent, activation in self._activations.live.items()
+                if not is_parked(activation.fold)
             }
-            taken = {subject: host.fold.ledger.cursor for subject, host in hosts.items()}
+            taken = {subject: activation.fold.ledger.cursor for subject, activation in inboxes.items()}
             for subject, seq in await self._activations.home.log.subjects(inbox_subject("")):
                 if seq < taken.get(subject, 0):
-                    self.look_into(hosts[subject].fold.agent, partial(_passed_over, hosts[subject]))
+                    self.look_into(inboxes[subject].fold.agent, partial(_passed_over, inboxes[subject]))
         for agent, known in {**self.seen, **acknowledged}.items():
             if agent not in listed:
                 self.suspect(agent, known)
 
     def lost(self, agent: str, seq: int) -> None:
-        """A host of this node that was at `seq` may not go on: has another node taken over, or has the log forgotten it?"""
+        """An activation of this node that was at `seq` may not go on: has another node taken over, or has the log forgotten it?"""
         self.seen[agent] = max(seq, self.seen.get(agent, 0))
         self.suspect(agent, seq)
 
@@ -133,9 +135,9 @@ class Quarantine:
             if error is not None:
                 logger.error("node %s: %s", activations.name, error)
                 self._went_back = True
-                host = activations.live.get(agent)
-                if host is not None:
-                    host.lose(error)
+                activation = activations.live.get(agent)
+                if activation is not None:
+                    activation.lose(error)
                 self.seen.pop(agent, None)
                 await self._park(agent, error)
         finally:
@@ -206,21 +208,21 @@ def is_parked(fold: Fold) -> bool:
     return error is not None and error.code in PARKED
 
 
-async def _passed_over(host: Host) -> EpochRegression | None:
+async def _passed_over(activation: Activation) -> EpochRegression | None:
     """As its cursor is now: an operator may have accepted the loss meanwhile."""
-    return await inbox_regression(host.home.log, host.fold.agent, host.fold.ledger.cursor)
+    return await inbox_regression(activation.home.log, activation.fold.agent, activation.fold.ledger.cursor)
 
 
-async def accepted(host: Host) -> bool:
+async def accepted(activation: Activation) -> bool:
     """Before a resume: if the inbox that is there ends before the cursor, it is to be read from its beginning, and True is given: the
     agent must be opened anew for that.  What was taken before is known by its number, whatever its place."""
-    ledger = host.fold.ledger
-    last = await host.home.log.settled(inbox_subject(host.fold.agent))
+    ledger = activation.fold.ledger
+    last = await activation.home.log.settled(inbox_subject(activation.fold.agent))
     if last is not None and last.seq >= ledger.cursor:
         return False
     ledger.cursor = 0
     ledger.held.clear()
-    host.batch.held = True
-    host.touch()
-    await host.flush()
+    activation.batch.held = True
+    activation.touch()
+    await activation.flush()
     return True

@@ -1,8 +1,8 @@
 """Agents that this node has to read from their logs again, because a call of the store had failed: with a back-off of each.
 
-The store may fail in ways that no retry mends: it is read-only, its disk full, a permission taken away.  A host that meets such an
-error is dropped, since what it has in memory may be no log's.  The agent is still this node's, so this node takes it again, by a
-claim, as soon as the store takes one.
+The store may fail in ways that no retry mends: it is read-only, its disk full, a permission taken away.  An activation that meets
+such an error is dropped, since what it has in memory may be no log's.  The agent is still this node's, so this node takes it
+again, by a claim, as soon as the store takes one.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ from mielin_cells.substrate.ports import Tail
 from mielin_cells.tasks.supervision import Backoff
 
 if TYPE_CHECKING:
-    from mielin_cells.node.activation.activation import Host
-    from mielin_cells.node.activation.hosting import Activations
+    from mielin_cells.node.activation.activation import Activation
+    from mielin_cells.node.activation.activations import Activations
     from mielin_cells.node.moves.admission import Copies
 
 logger = logging.getLogger("mielin_cells.standby")
@@ -160,17 +160,17 @@ class Standbys:
 
     # ---- of own agents ---------------------------------------------------------------------------------------
 
-    def arrived(self, host: Host) -> None:
+    def arrived(self, activation: Activation) -> None:
         """The agent runs here now, or wants another number of copies."""
-        if wanted(host) or host.fold.agent in self._by:
+        if wanted(activation) or activation.fold.agent in self._by:
             self._wake.set()
             if not self._is_running:
                 self._is_running = True
                 self._activations.home.begin(self._run())
 
-    def of(self, host: Host) -> list[str]:
+    def of(self, activation: Activation) -> list[str]:
         """The nodes that keep a copy of this node's agent, and are to go on."""
-        return self._by.get(host.fold.agent, [])[: wanted(host)]
+        return self._by.get(activation.fold.agent, [])[: wanted(activation)]
 
     async def _run(self) -> None:
         activations = self._activations
@@ -186,60 +186,63 @@ class Standbys:
     async def _round(self) -> None:
         """Who follows is asked to go on; for each that does not, another is chosen."""
         activations = self._activations
-        hosts = [host for host in activations.live.values() if wanted(host)]
-        self._by = {host.fold.agent: self._by.get(host.fold.agent, [])[: wanted(host)] for host in hosts}
-        if not hosts:
+        backed = [activation for activation in activations.live.values() if wanted(activation)]
+        self._by = {
+            activation.fold.agent: self._by.get(activation.fold.agent, [])[: wanted(activation)]
+            for activation in backed
+        }
+        if not backed:
             return
         asked: dict[str, set[str]] = {agent: set() for agent in self._by}
         """By agent, the nodes that were asked in this round."""
         spread: selection.Spread | None = None
         while True:
-            batches: dict[str, list[Host]] = defaultdict(list)
-            for host in hosts:
-                agent = host.fold.agent
+            batches: dict[str, list[Activation]] = defaultdict(list)
+            for activation in backed:
+                agent = activation.fold.agent
                 for name in self._by[agent]:
                     if name not in asked[agent]:
-                        batches[name].append(host)
-                while len(self._by[agent]) < wanted(host):
+                        batches[name].append(activation)
+                while len(self._by[agent]) < wanted(activation):
                     spread = spread or selection.Spread(
                         await selection.alive(activations.home.log, activations.home.wire)
                     )
                     but = {activations.name, *self._by[agent], *asked[agent]}
-                    chosen = spread.choose(but, host.fold.cls, host.fold.policy.preferred_architectures)
+                    chosen = spread.choose(but, activation.fold.cls, activation.fold.policy.preferred_architectures)
                     if chosen is None:
                         break
                     self._by[agent].append(chosen)
-                    batches[chosen].append(host)
+                    batches[chosen].append(activation)
             if not batches:
                 return
             for name, some in batches.items():
-                for host in some:
-                    asked[host.fold.agent].add(name)
+                for activation in some:
+                    asked[activation.fold.agent].add(name)
                 await self._ask(name, some)
 
-    async def _ask(self, name: str, hosts: list[Host]) -> None:
-        for at in range(0, len(hosts), BATCH):
-            some = hosts[at : at + BATCH]
-            request = requests.Follow(self._activations.name, [_wanted_of(host) for host in some])
+    async def _ask(self, name: str, backed: list[Activation]) -> None:
+        for at in range(0, len(backed), BATCH):
+            some = backed[at : at + BATCH]
+            request = requests.Follow(self._activations.name, [_wanted_of(activation) for activation in some])
             refused: Iterable[str]
             try:
                 refused = await call(self._activations.home.wire, name, request, selection.PING_S)
             except CellError as error:
                 logger.info("node %s keeps no copies now: %s", name, error)
-                refused = [host.fold.agent for host in some]
+                refused = [activation.fold.agent for activation in some]
             for agent in refused:
                 if name in self._by.get(agent, ()):
                     self._by[agent].remove(name)
 
 
-def wanted(host: Host) -> int:
+def wanted(activation: Activation) -> int:
     """How many nodes are to keep a copy of the agent: as was ordered for it, or else as its class says."""
-    fold = host.fold
-    return host.spec.cls.__mielin_standby__ if fold.standby is None else fold.standby
+    fold = activation.fold
+    return activation.spec.cls.__mielin_standby__ if fold.standby is None else fold.standby
 
 
-def _wanted_of(host: Host) -> requests.FollowOffer:
-    fold = host.fold
+def _wanted_of(activation: Activation) -> requests.FollowOffer:
+    fold = activation.fold
     return requests.FollowOffer(
         fold.agent, fold.cls, fold.version, fold.size_bytes, fold.epoch, list(fold.policy.preferred_architectures)
     )

@@ -41,8 +41,8 @@ from mielin_cells.store import journal
 from mielin_cells.store.reader import READ_RECORDS, load_at, record_of
 
 if TYPE_CHECKING:
-    from mielin_cells.node.activation.activation import Host
-    from mielin_cells.node.activation.hosting import Activations
+    from mielin_cells.node.activation.activation import Activation
+    from mielin_cells.node.activation.activations import Activations
     from mielin_cells.node.moves.manager import Migrations
     from mielin_cells.substrate.ports import Log
 
@@ -74,8 +74,8 @@ class Undoes:
         `NoSuchMigration`, `UsageError` for one that did not complete or is undone with an earlier one, `RollbackExpired`,
         `UnknownNode`, `AskTimeout` if the turn that runs does not end: then nothing was done either.
         """
-        host = self._activations.host(request.agent)
-        fold = host.fold
+        activation = self._activations.running(request.agent)
+        fold = activation.fold
         if fold.epoch != request.epoch or fold.phase is not Phase.RUN:
             raise Fenced(f"Agent {fold.agent!r} has changed its owner; plan the rollback again.", agent=fold.agent)
         await self._migrations.settling.one_due(fold.agent)  # a migration that lost its source may go on from here
@@ -104,17 +104,17 @@ class Undoes:
         )  # fmt: skip
         if reasons or request.is_dry:
             return plan
-        await self._append(host, undoing, request, goes_to)
-        self._activations.drop(host)
+        await self._append(activation, undoing, request, goes_to)
+        self._activations.drop(activation)
         self._activations.home.begin(self._note(plan))
         trouble = await self.claimed_by(goes_to, fold.agent, f"rollback of {request.migration}")
         return msgspec.structs.replace(plan, trouble=trouble)
 
-    async def _append(self, host: Host, undoing: Undoing, request: requests.Undo, goes_to: str) -> None:
-        fold = host.fold
+    async def _append(self, activation: Activation, undoing: Undoing, request: requests.Undo, goes_to: str) -> None:
+        fold = activation.fold
 
         def compose(head: dict[str, Any]) -> Undone:
-            if undoing.seq > fold.seq:  # nothing of this host is on its way: another node has appended
+            if undoing.seq > fold.seq:  # nothing of this activation is on its way: another node has appended
                 raise Fenced(f"Agent {fold.agent!r} has another owner now; plan the rollback again.", agent=fold.agent)
             if undoing.seq != fold.seq:
                 raise _Moved
@@ -123,27 +123,27 @@ class Undoes:
             return Undone(**head, goes_to=goes_to, migration=request.migration, corrects=request.corrects, **fields)
 
         try:
-            await host.intake.stop(self._activations.settings.turn_deadline_s)
+            await activation.intake.stop(self._activations.settings.turn_deadline_s)
         except TimeoutError as error:
             raise AskTimeout(
                 f"Agent {fold.agent!r} is in a turn that does not end; it was not rolled back and goes on.",
                 agent=fold.agent,
             ) from error
         try:
-            await host.flush()
-            await host.seal_ready()
+            await activation.flush()
+            await activation.seal_ready()
             while True:
                 await _read_on(self._activations.home.log, undoing, fold.seq)
                 try:
-                    await host.append(compose)
+                    await activation.append(compose)
                     return
                 except _Moved:
                     continue
         except Fenced as error:
-            host.lose(error)
+            activation.lose(error)
             raise
         except BaseException:
-            host.resume_intake()  # it was not appended, and the agent goes on as it was
+            activation.resume_intake()  # it was not appended, and the agent goes on as it was
             raise
 
     async def _chosen(self, back: Fold, request: requests.Undo) -> tuple[str, list[str]]:

@@ -43,11 +43,11 @@ class OneServes(Checker):
                 )
         serving: dict[int, str] = {}
         for name, node in self.scene.nodes.items():
-            host = node.activations.live.get(step.agent)
-            if host is not None and host.is_open and host.fold.may_run:
-                other = serving.setdefault(host.fold.epoch, name)
+            activation = node.activations.live.get(step.agent)
+            if activation is not None and activation.is_open and activation.fold.may_run:
+                other = serving.setdefault(activation.fold.epoch, name)
                 if other != name:
-                    self.fails(f"{other} and {name} both serve {step.agent} in epoch {host.fold.epoch}")
+                    self.fails(f"{other} and {name} both serve {step.agent} in epoch {activation.fold.epoch}")
 
 
 class EpochsGrow(Checker):
@@ -180,9 +180,9 @@ class NobodyRuns(Checker):
             return
         for name, node in self.scene.nodes.items():
             move = node.migrations.moves.get(step.agent)
-            if move is None or move.machine.phase not in UNDECIDED or not move.host.is_open:
+            if move is None or move.machine.phase not in UNDECIDED or not move.activation.is_open:
                 continue
-            if node.activations.live.get(step.agent) is move.host and not move.host.is_stopping:
+            if node.activations.live.get(step.agent) is move.activation and not move.activation.is_stopping:
                 self.fails(
                     f"{name} takes messages of {step.agent} while {move.migration} is {move.machine.phase.value}"
                 )

@@ -80,8 +80,8 @@ class Till(Checker):
     def _epoch(self, node: str, agent: str) -> int:
         """The epoch that the caller believes to be in; -1 if its node has dropped the agent."""
         owner = self.scene.nodes.get(node)
-        host = owner.activations.live.get(agent) if owner is not None else None
-        return host.fold.epoch if host is not None else -1
+        activation = owner.activations.live.get(agent) if owner is not None else None
+        return activation.fold.epoch if activation is not None else -1
 
     def record(self, step: Step) -> None:
         record, agent = step.record, step.agent

@@ -295,11 +295,11 @@ class Scenario(Deployment):
                     await asyncio.sleep(LOOK_S)
                     await self.wake_all()
         except TimeoutError:
-            hosts = {name: sorted(node.activations.live) for name, node in self.scene.nodes.items()}
+            live = {name: sorted(node.activations.live) for name, node in self.scene.nodes.items()}
             states = {agent: fold.lifecycle.state.value for agent, fold in self.scene.folds.items()}
             self.checker(ComesToRest).fails(
                 f"{self._healed_s:g} s after the world has healed not everything is where it was sent; "
-                f"agents are {states}, hosted: {hosts}"
+                f"agents are {states}, hosted: {live}"
             )
         await self._rest(until + REST_S)
 
@@ -310,11 +310,11 @@ class Scenario(Deployment):
         return has_arrived and before == self._put_off() and not any(waits for _, _, waits in before.values())
 
     def _put_off(self) -> dict[str, tuple[int, int, int]]:
-        """By agent: its host, how often a message was put off there, and how many senders have one put off now."""
+        """By agent: its activation, how often a message was put off there, and how many senders have one put off now."""
         return {
-            agent: (id(host), host.intake.delays.count, len(host.intake.delays.senders))
+            agent: (id(activation), activation.intake.delays.count, len(activation.intake.delays.senders))
             for node in self.scene.living()
-            for agent, host in node.activations.live.items()
+            for agent, activation in node.activations.live.items()
         }
 
     async def _is_still(self) -> bool:

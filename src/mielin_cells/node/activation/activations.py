@@ -16,7 +16,7 @@ from mielin_cells.agents.spec import Spec, spec_of
 from mielin_cells.errors import CellError, NoSuchAgent, StateUnloadable, UnknownClass, described
 from mielin_cells.log.fold import Fold
 from mielin_cells.log.lifecycle import AgentState
-from mielin_cells.node.activation.activation import Host
+from mielin_cells.node.activation.activation import Activation
 from mielin_cells.node.activation.context import Hosted, NodeContext
 from mielin_cells.node.activation.run import is_failure
 from mielin_cells.node.activation.writer import Writer
@@ -41,10 +41,10 @@ class Ownership(Protocol):
     def look(self, agent: str, error: Exception | None = None) -> None:
         """Reads who owns the agent, soon: the log may name this node.  After an error of the store it waits longer each time."""
 
-    def served(self, host: Host) -> None:
+    def served(self, activation: Activation) -> None:
         """The agent runs here now."""
 
-    def lost(self, host: Hosted, error: Exception | None) -> None:
+    def lost(self, activation: Hosted, error: Exception | None) -> None:
         """An activation found that it may not go on; without an error, another had taken its place already."""
 
 
@@ -63,18 +63,18 @@ class Activations:
         self._ownership = ownership
         self.home = NodeContext(name, 0, log, wire, rng, wall, settings, "", self._lost)
         self.home.resolve = lambda name: self._classes(name)  # noqa: PLW0108 - a test may give the node other ones
-        self.live: dict[str, Host] = {}
+        self.live: dict[str, Activation] = {}
         self._starting: set[str] = set()
         self._unloadable: dict[str, AgentInfo] = {}
         self.is_stopping = False
 
     # ---- who runs here ---------------------------------------------------------------------------------------
 
-    def host(self, agent: str) -> Host:
+    def running(self, agent: str) -> Activation:
         """Raises `NoSuchAgent` if the agent does not run here, `StateUnloadable` if it should and cannot."""
-        host = self.live.get(agent)
-        if host is not None:
-            return host
+        activation = self.live.get(agent)
+        if activation is not None:
+            return activation
         if agent in self._unloadable:
             why = self._unloadable[agent].error
             raise StateUnloadable(
@@ -98,8 +98,8 @@ class Activations:
         self._ownership.look(agent, error)
 
     def log_overdue(self) -> None:
-        for host in self.live.values():
-            host.runner.log_overdue()
+        for activation in self.live.values():
+            activation.runner.log_overdue()
 
     # ---- in and out ------------------------------------------------------------------------------------------
 
@@ -117,44 +117,44 @@ class Activations:
     def is_starting(self, agent: str) -> bool:
         return agent in self._starting
 
-    async def arrive(self, host: Host) -> None:
+    async def arrive(self, activation: Activation) -> None:
         """Runs the hooks of an agent that becomes active here; `on_start` until it has taken effect once."""
-        is_new = host.fold.lifecycle.state is AgentState.CREATED
+        is_new = activation.fold.lifecycle.state is AgentState.CREATED
         try:
-            await host.runner.hook("on_arrive")
+            await activation.runner.hook("on_arrive")
             if is_new:
-                await host.runner.hook("on_start")
-                host.touch()
+                await activation.runner.hook("on_start")
+                activation.touch()
         except BaseException as error:  # whatever a user's hook raises: ERROR until it is resumed
-            if not is_failure(error) or host.lost is not None:
+            if not is_failure(error) or activation.lost is not None:
                 raise
-            await host.failed(error, has_started=not is_new)
+            await activation.failed(error, has_started=not is_new)
 
-    def serve(self, host: Host) -> None:
+    def serve(self, activation: Activation) -> None:
         """The log says that this node owns the agent, and the agent is loaded."""
-        agent = host.fold.agent
+        agent = activation.fold.agent
         former = self.live.get(agent)
-        if former is not None and former is not host:  # of an earlier epoch: it would find out at its next append
+        if former is not None and former is not activation:  # of an earlier epoch: it would find out at its next append
             self.drop(former)
         if self.is_stopping:  # since the claim was begun: the agent stays claimable
-            host.close()
+            activation.close()
             return
-        self.live[agent] = host
+        self.live[agent] = activation
         self._unloadable.pop(agent, None)  # whatever it was before the agent came here again, by a move
-        host.open()
-        self._ownership.served(host)
+        activation.open()
+        self._ownership.served(activation)
 
-    def drop(self, host: Host) -> None:
-        if self.live.get(host.fold.agent) is host:
-            del self.live[host.fold.agent]
-        host.close()
+    def drop(self, activation: Activation) -> None:
+        if self.live.get(activation.fold.agent) is activation:
+            del self.live[activation.fold.agent]
+        activation.close()
 
-    def _lost(self, host: Hosted, error: Exception) -> None:
-        was_live = self.live.get(host.fold.agent) is host
+    def _lost(self, activation: Hosted, error: Exception) -> None:
+        was_live = self.live.get(activation.fold.agent) is activation
         if was_live:
-            del self.live[host.fold.agent]
+            del self.live[activation.fold.agent]
             logger.warning("node %s: %s", self.name, error)
-        self._ownership.lost(host, error if was_live else None)
+        self._ownership.lost(activation, error if was_live else None)
 
     # ---- what cannot run -------------------------------------------------------------------------------------
 
@@ -186,35 +186,35 @@ class Activations:
         """Lets turns end, commits land and `on_depart` run, for all agents that are live."""
         limit = asyncio.Semaphore(DEPARTURES_MAX)
 
-        async def depart(host: Host) -> None:
+        async def depart(activation: Activation) -> None:
             async with limit:
-                await self._depart(host, turns_s, until)
+                await self._depart(activation, turns_s, until)
 
-        await together(depart(host) for host in list(self.live.values()))
+        await together(depart(activation) for activation in list(self.live.values()))
 
-    async def _depart(self, host: Host, turns_s: float, until: float) -> None:
-        if host.lost is not None:
+    async def _depart(self, activation: Activation, turns_s: float, until: float) -> None:
+        if activation.lost is not None:
             return
-        if host.is_idle and not host.spec.overrides("on_depart") and await host.intake.stop_at_once():
+        if activation.is_idle and not activation.spec.overrides("on_depart") and await activation.intake.stop_at_once():
             return  # thousands of them wait for nothing
         try:
             async with asyncio.timeout_at(until):
-                await host.intake.stop(turns_s)
-                if host.fold.may_run:
-                    await host.runner.hook("on_depart")
-                await host.flush()
+                await activation.intake.stop(turns_s)
+                if activation.fold.may_run:
+                    await activation.runner.hook("on_depart")
+                await activation.flush()
         except (CellError, TimeoutError) as error:
             logger.warning(
                 "agent %s did not come to rest before node %s stopped: %s; what was acknowledged is kept, and its turn "
-                "runs again at its next owner", host.fold.agent, self.name, described(error),
+                "runs again at its next owner", activation.fold.agent, self.name, described(error),
             )  # fmt: skip
         except BaseException as error:  # the user's hook: the node stops all the same, and what was committed stays
             if not is_failure(error):
                 raise
             logger.error(
-                "agent %s: on_depart raised as node %s stopped: %s", host.fold.agent, self.name, described(error)
+                "agent %s: on_depart raised as node %s stopped: %s", activation.fold.agent, self.name, described(error)
             )
 
     def close(self) -> None:
-        for host in list(self.live.values()):
-            self.drop(host)
+        for activation in list(self.live.values()):
+            self.drop(activation)
