@@ -44,7 +44,8 @@ def _run() -> int:
             field = error.argument.name.lstrip("-") if error.argument is not None else ""
             refusal: CellError = ConfigError(str(error), field=field, range=error.exception_message)
         elif isinstance(error, CycloptsError):
-            refusal = UsageError(f"{str(error).strip(' .,')}; see `mielin --help`.")
+            command = " ".join(("mielin", *(error.command_chain or ())))
+            refusal = UsageError(f"{str(error).strip(' .,')}; see `{command} --help`.")
         else:
             refusal = error
         words = sys.argv[1:]

@@ -18,7 +18,7 @@ from mielin_cells.agents.reports import DrainReport
 from mielin_cells.cli.command import command
 from mielin_cells.cli.live import live_table, open_live
 from mielin_cells.cli.options import Node
-from mielin_cells.cli.show import Printer, duration, size, table
+from mielin_cells.cli.show import Printer, counted, duration, size, table
 from mielin_cells.client.drain import drain_node, plan_drain
 from mielin_cells.client.operator import Operator
 from mielin_cells.deployment.codes import DONE, FAILED, REFUSED
@@ -94,7 +94,7 @@ async def drain(
 
 def _progress_text(drain: DrainProgress) -> str:
     eta = f", about {duration(drain.eta_s)} to go" if drain.eta_s else ""
-    return f"{drain.node}: {drain.moved} of {drain.agents} agents moved{eta}, deadline in {duration(drain.left_s)}"
+    return f"{drain.node}: {drain.moved} of {counted(drain.agents, 'agent')} moved{eta}, deadline in {duration(drain.left_s)}"
 
 
 def _row(row: Row) -> dict[str, Any]:
@@ -106,14 +106,16 @@ def _plan_text(plan: DrainProgress) -> str:
     if not plan.rows:
         return f"{plan.node} has no agents"
     more = f"\n... and {plan.agents - len(plan.rows)} more" if plan.agents > len(plan.rows) else ""
-    head = f"{plan.node}: {plan.agents} agents, of which {plan.left} cannot move now"
+    head = f"{plan.node}: {counted(plan.agents, 'agent')}, of which {plan.left} cannot move now"
     return f"{head}\n{table([_row(row) for row in plan.rows])}{more}"
 
 
 def _report_text(report: DrainReport) -> str:
-    state = {"done": "drained", "over": "reached the deadline", "stopped": "was uncordoned"}[report.state]
+    state = {"done": "drained in", "over": "reached the deadline after", "stopped": "was uncordoned after"}[
+        report.state
+    ]
     claimed = f", {report.claimed} claimed by others" if report.claimed else ""
-    head = f"{report.node} {state} after {duration(report.seconds)}: {report.moved} moved{claimed} of {report.agents} agents"
+    head = f"{report.node} {state} {duration(report.seconds)}: {report.moved} of {counted(report.agents, 'agent')} moved{claimed}"
     if not report.left:
         return f"{head}; the node can be taken away"
     reasons = [f"  {agent}: {why}" for agent, why in report.blocked]

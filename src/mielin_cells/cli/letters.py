@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from mielin_cells.cli.command import confirm, operate
 from mielin_cells.cli.options import HERE, Agent, Server, Yes, choose_one
-from mielin_cells.cli.show import Printer, record, table, when
+from mielin_cells.cli.show import Printer, counted, record, table, when
 from mielin_cells.client.operator import Operator
 from mielin_cells.deployment.codes import DONE
 from mielin_cells.errors import ConfigError
@@ -69,5 +69,5 @@ async def replay_letter(operator: Operator, printer: Printer, agent: str, which:
 
 async def purge_letters(operator: Operator, printer: Printer, agent: str, which: str | None) -> int:
     count = await operator.purge(agent, which)
-    printer.show({"agent": agent, "purged": count}, lambda: f"removed {count} dead letters of {agent}")
+    printer.show({"agent": agent, "purged": count}, lambda: f"removed {counted(count, 'dead letter')} of {agent}")
     return DONE

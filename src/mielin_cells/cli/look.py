@@ -135,7 +135,8 @@ async def show(
         with contextlib.suppress(NoSuchMigration):  # an agent may have such an id
             return await show_migration(operator, printer, thing)
     info = await operator.show(thing)
-    printer.show(info, lambda: record(_agent_record(info) if isinstance(info, AgentInfo) else _node_record(info)))
+    fields = _agent_record(info) if isinstance(info, AgentInfo) else _node_record(info)
+    printer.show(info, lambda: record({name: value for name, value in fields.items() if value != ""}))
     return DONE
 
 

@@ -14,7 +14,7 @@ from cyclopts import Parameter
 from mielin_cells.agents.reports import MigrationReport
 from mielin_cells.cli.command import command
 from mielin_cells.cli.options import Agent, Watch
-from mielin_cells.cli.show import Printer, duration, size, table, when
+from mielin_cells.cli.show import Printer, counted, duration, size, table, when
 from mielin_cells.cli.watch import View, show_view
 from mielin_cells.client.moves import plan_move
 from mielin_cells.client.operator import Operator
@@ -75,7 +75,7 @@ class PhasePrinter:
             note = ""
             if name == "COPYING":
                 value.update(rounds=rounds, bytes=count)
-                note = f"  {rounds} round{'s' if rounds != 1 else ''}, {size(count)} read"
+                note = f"  {counted(rounds, 'round')}, {size(count)} read"
             line = f" {NAMES.get(name, name):<10}{duration(seconds):>10}{note}"
             self._printer.show(value, lambda: line)  # noqa: B023 - called at once
 
@@ -143,7 +143,8 @@ async def _dry_run(operator: Operator, printer: Printer, agent: str, to: str | N
 
     def text() -> str:
         line = (
-            f"{agent}  {prediction.source} -> {prediction.target}  would read {size(prediction.bytes)} in {prediction.rounds} round, "
+            f"{agent}  {prediction.source} -> {prediction.target}  would read {size(prediction.bytes)} "
+            f"in {counted(prediction.rounds, 'round')}, "
             f"and pause about {prediction.pause_ms:.1f} ms (from {prediction.basis})"
         )
         return "\n".join([line, *(f"refused: {reason}" for reason in prediction.reasons)])
@@ -154,7 +155,7 @@ async def _dry_run(operator: Operator, printer: Printer, agent: str, to: str | N
 
 def _comparison(expected: Prediction, report: MigrationReport) -> str:
     return (
-        f"predicted {size(expected.bytes)} in {expected.rounds} round, paused {expected.pause_ms:.1f} ms; "
+        f"predicted {size(expected.bytes)} in {counted(expected.rounds, 'round')}, paused {expected.pause_ms:.1f} ms; "
         f"actual {size(report.bytes)} in {report.rounds}, paused {report.pause_ms:.1f} ms"
     )
 
@@ -166,12 +167,17 @@ def print_report(printer: Printer, report: MigrationReport, route: str = "") -> 
 
 def _report_text(report: MigrationReport) -> str:
     took = duration(sum(seconds for _, seconds in report.phases))
-    paused = f"paused {report.pause_ms:.1f} ms, {report.held} messages held" if report.pause_ms else "never paused"
+    paused = (
+        f"paused {report.pause_ms:.1f} ms, {counted(report.held, 'message')} held"
+        if report.pause_ms
+        else "never paused"
+    )
     if report.ok:
         return f"done in {took} · {paused} · {report.migration}"
     if report.outcome == "gave_up":
         return (
-            f"gave up after {report.attempts} attempts: {report.reason} · {report.agent} is safe, and suspended on {report.source} · "
+            f"gave up after {counted(report.attempts, 'attempt')}: {report.reason} · "
+            f"{report.agent} is safe, and suspended on {report.source} · "
             f"mielin recover {report.migration} --retry, or --rollback"
         )
     return f"rolled back after {took}: {report.reason} · {report.agent} runs on {report.source} · {paused} · {report.migration}"
@@ -230,8 +236,12 @@ def _case_line(case: Case) -> str:
 
 
 def _moment_line(moment: Moment) -> str:
-    facts = "  ".join(f"{name} {value}" for name, value in moment.facts.items() if value not in ("", {}, None))
+    facts = "  ".join(f"{name} {_fact(value)}" for name, value in moment.facts.items() if value not in ("", {}, None))
     return f" {duration(moment.after_s):>10}  {moment.node:<10} {moment.what.lower():<10} {facts}".rstrip()
+
+
+def _fact(value: Any) -> str:
+    return " ".join(f"{name}={part}" for name, part in value.items()) if isinstance(value, dict) else str(value)
 
 
 def _audit_line(entry: AuditEntry) -> str:

@@ -14,7 +14,7 @@ from cyclopts.validators import Number
 from mielin_cells import __version__
 from mielin_cells.cli.command import finish
 from mielin_cells.cli.options import ANY, HERE, App, Config, Server, Streams
-from mielin_cells.cli.show import Printer
+from mielin_cells.cli.show import Printer, counted
 from mielin_cells.deployment import config as configs
 from mielin_cells.deployment import process
 from mielin_cells.errors import ConfigError, InvalidAgentId
@@ -95,11 +95,11 @@ def _text(event: dict[str, Any]) -> str:
     match event["event"]:
         case "serving":
             classes = ", ".join(f"{cls}:{version}" for cls, version in event["classes"].items())
-            return f"{name} serves as incarnation {event['incarnation']}: {event['agents']} agents; classes {classes}"
+            return f"{name} serves as incarnation {event['incarnation']}: {counted(event['agents'], 'agent')}; classes {classes}"
         case "waiting":
             return f"{name} waits until its server answers: {event['reason']}"
         case "draining":
-            return f"{name} drains: {event['agents']} agents to move"
+            return f"{name} drains: {counted(event['agents'], 'agent')} to move"
         case "stopping":
             return f"{name} stops ({event['reason']}): turns end, commits land"
         case _:

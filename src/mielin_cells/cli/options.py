@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from cyclopts import Group, Parameter
-from cyclopts.validators import Number, mutually_exclusive
+from cyclopts import ArgumentCollection, Group, Parameter
+from cyclopts.validators import Number
 
 from mielin_cells.deployment.connect import Address, find_address
 
@@ -18,7 +18,13 @@ NODES_MAX = 64
 
 def choose_one() -> Group:
     """Options of which a command takes at most one."""
-    return Group(validator=mutually_exclusive)
+    return Group(validator=_check_one)
+
+
+def _check_one(arguments: ArgumentCollection) -> None:
+    names = [argument.name for argument in arguments.filter_by(value_set=True)]
+    if len(names) > 1:
+        raise ValueError(f"{' and '.join(names)} exclude each other; give one of them.")
 
 
 def _check_text(_: object, words: str | tuple[str, ...]) -> None:

@@ -10,7 +10,7 @@ from cyclopts.validators import Number
 
 from mielin_cells.cli.command import command
 from mielin_cells.cli.options import Agent
-from mielin_cells.cli.show import Printer, clock
+from mielin_cells.cli.show import Printer, clock, counted
 from mielin_cells.client.operator import Operator
 from mielin_cells.deployment.codes import DONE
 from mielin_cells.errors import RecordInvalid
@@ -65,7 +65,7 @@ def describe(record: Any) -> str:
         case records.Stepped():
             return f"{record.made[-1].label} ({record.at + len(record.made)} in this turn)"
         case records.Snapshot():
-            return f"in {len(record.parts)} parts" if record.parts else "in one record"
+            return f"in {counted(len(record.parts), 'part')}" if record.parts else "in one record"
         case records.HandedOff():
             seal = f", with {_describe_commit(record.seal)}" if record.seal is not None else ""
             return f"to {record.to} by {record.migration}{seal}"
@@ -74,16 +74,16 @@ def describe(record: Any) -> str:
         case records.Failed():
             return scrubbed(record.error.message)
         case records.Cleared():
-            return f"{len(record.letters)} dead letters"
+            return counted(len(record.letters), "dead letter")
         case records.StandbySet():
-            return f"{record.copies} copies"
+            return "1 copy" if record.copies == 1 else f"{record.copies} copies"
         case records.Spilled():
-            return f"{len(record.parts)} parts"
+            return counted(len(record.parts), "part")
         case _:
             return str(getattr(record, "reason", "") or getattr(record, "migration", ""))
 
 
 def _describe_commit(commit: records.Commit) -> str:
-    counts = {"messages": len(commit.taken), "sent": len(commit.outs), "dead": len(commit.dead)}
-    state = ["state"] if commit.state is not None else []
-    return ", ".join([*(f"{count} {name}" for name, count in counts.items() if count), *state])
+    parts = [counted(len(commit.taken), "message")] if commit.taken else []
+    parts += [f"{count} {name}" for name, count in (("sent", len(commit.outs)), ("dead", len(commit.dead))) if count]
+    return ", ".join(parts + (["state"] if commit.state is not None else []))

@@ -11,7 +11,7 @@ from mielin_cells.agents.reports import RollbackReport
 from mielin_cells.cli.command import command
 from mielin_cells.cli.moves import cases_text, print_report, show_migration
 from mielin_cells.cli.options import choose_one
-from mielin_cells.cli.show import Printer
+from mielin_cells.cli.show import Printer, counted
 from mielin_cells.client.operator import Operator
 from mielin_cells.client.recoveries import PARKED, Cases
 from mielin_cells.client.undo import undo_move
@@ -98,14 +98,15 @@ def _report_text(report: RollbackReport, dry_run: bool) -> str:
     head = f"{report.agent}  {report.source} -> {report.target}  {version}, record {report.record} of its log"
     if dry_run:
         return (
-            f"{head}: would take {report.messages} messages again; {report.sent} messages that they sent, "
-            f"{report.steps} steps and {report.answered} answers would stand"
+            f"{head}: would take {counted(report.messages, 'message')} again; "
+            f"{counted(report.sent, 'message')} that they sent, {counted(report.steps, 'step')} and "
+            f"{counted(report.answered, 'answer')} would stand"
         )
     if report.trouble:
         return f"{head}: undone, but {report.trouble}"
     return (
-        f"{head}: {report.replayed} messages taken again, {report.left} to go; of the messages that they had sent, "
+        f"{head}: {counted(report.replayed, 'message')} taken again, {report.left} to go; of the messages that they had sent, "
         f"{report.same} were sent as before, {report.differing} differently, {report.missing} not at all"
         + (f", {report.corrected} corrected" if report.corrected else "")
-        + (f"; {report.dead} dead letters: mielin dead {report.agent}" if report.dead > 0 else "")
+        + (f"; {counted(report.dead, 'dead letter')}: mielin dead {report.agent}" if report.dead > 0 else "")
     )

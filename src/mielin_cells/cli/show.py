@@ -101,6 +101,11 @@ def record(plain: dict[str, Any]) -> str:
     return "\n".join(f"{_padded(name, width)}  {_cell(value)}".rstrip() for name, value in named.items())
 
 
+def counted(count: int, noun: str) -> str:
+    """ "1 agent", "2 agents"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def size(count: float) -> str:
     """Bytes, in the unit that gives the shortest number."""
     if count < 1024:

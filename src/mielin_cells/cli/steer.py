@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from mielin_cells.agents.reports import AgentInfo
 from mielin_cells.cli.command import command, confirm, operate
 from mielin_cells.cli.options import HERE, Agent, Reason, Server, Yes
-from mielin_cells.cli.show import Printer
+from mielin_cells.cli.show import Printer, counted
 from mielin_cells.client.operator import Operator
 from mielin_cells.deployment.codes import DONE
 
@@ -24,7 +24,7 @@ async def standby(
 ) -> int:
     await operator.client.standby(agent, copies)
     value = {"agent": agent, "copies": copies}
-    printer.show(value, lambda: f"up to {copies} other nodes follow the log of {agent}")
+    printer.show(value, lambda: f"up to {counted(copies, 'other node')} may follow the log of {agent}")
     return DONE
 
 
