@@ -15,7 +15,7 @@ from mielin_cells.cli import look
 from mielin_cells.cli.show import Printer
 from mielin_cells.client.client import Client
 from mielin_cells.client.operator import Operator
-from mielin_cells.log.ids import inbox_subject
+from mielin_cells.log.ids import inbox_subject, log_subject
 
 SHORT_S = 0.4
 LONG_S = 600.0
@@ -267,6 +267,42 @@ async def test_what_keeps_an_agents_ask_from_being_stored_is_named(ends: str, mo
         error = cells.HandlerFailed if ends == "the ask" else cells.errors.TurnDeadlineExceeded
         with pytest.raises(error, match=r"p\.add.*: its inbox does not take it \(StoreFull: The disk is full\)"):
             await other.asks(first=porter, timeout=SHORT_S if ends == "the ask" else LONG_S)
+
+
+@pytest.mark.parametrize(
+    ("error", "of_orders"),
+    [
+        (cells.errors.StoreReadOnly, cells.errors.StateUnloadable),
+        (cells.errors.StoreFull, cells.errors.StoreFull),
+    ],
+    ids=["read only", "full"],
+)
+async def test_an_ask_of_an_agent_whose_owner_cannot_write_fails_with_that_cause(
+    error: type[cells.errors.CellError], of_orders: type[cells.errors.CellError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with nodes("node-1", settings=cells.Settings(ask_repeat_s=0.1)) as (client, running), asyncio.timeout(WAIT_S):
+        porter = await client.spawn(Porter, "p")
+        log = running["node-1"].home.log
+        append = log.append
+
+        async def refuses(subject: str, data: bytes, expect: int | None = None) -> object:
+            if subject == log_subject("p"):
+                raise error("Nothing can be written.")
+            return await append(subject, data, expect)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(log, "append", refuses)
+            for _ in range(2):
+                with pytest.raises(
+                    error, match=r"Agent 'p' .*cannot answer: Nothing can be written.* Your message waits"
+                ):
+                    await porter.add.options(timeout=LONG_S)()
+            with pytest.raises(of_orders, match="Nothing can be written"):
+                await client.suspend(porter)
+        await client.resume(porter)
+        while running["node-1"].activations.live["p"].writer.waits_for is not None:  # it tries again after a while
+            await asyncio.sleep(0.01)
+        assert await porter.add() == 3, "what waited was taken"
 
 
 async def test_an_ask_of_an_agent_whose_state_cannot_be_upgraded_fails_with_that_cause() -> None:

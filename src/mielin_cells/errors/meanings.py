@@ -24,5 +24,5 @@ PARKED = frozenset({"EpochRegression", "JournalGap"})
 UNUSABLE = PARKED | {"PartMissing", "DigestMismatch"}
 """Codes that no node can mend: asks fail at once instead of waiting for their deadline."""
 
-UNLOADABLE = frozenset({"StateUnloadable", "StateUpgradeFailed", "UnknownClass"})
-"""Codes of a state that no node can load with this code, or with what it has imported."""
+UNLOADABLE = frozenset({"StateUnloadable", "StateUpgradeFailed", "UnknownClass", "StoreReadOnly"})
+"""Codes of what keeps an agent from running until somebody mends its code, what its node imports, or its store."""
