@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from mielin_cells.agents.buffer import Buffer
 from mielin_cells.errors import NotInTurn
-from mielin_cells.log.commit import merged
-from mielin_cells.log.state import PAGE_BYTES, BufferDelta, StateDelta, StoredState
+from mielin_cells.log.delta import PAGE_BYTES, BufferDelta, StateDelta
+from mielin_cells.log.state import StoredState
 
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -91,7 +91,7 @@ def test_a_buffer_does_what_its_model_does(ops: list[tuple[str, int, bytes]]) ->
                 assert buffer[-5:] == bytes(model[-5:])
             case "end":
                 delta, committed = it.end(), bytes(model)
-                one = one if delta is None else merged(one, StateDelta(buffers={"b": delta}))
+                one = one if delta is None else one.then(StateDelta(buffers={"b": delta}))
             case "undo":
                 buffer._undo()
                 model = bytearray(committed)
@@ -100,7 +100,7 @@ def test_a_buffer_does_what_its_model_does(ops: list[tuple[str, int, bytes]]) ->
         assert len(buffer) == len(model)
     assert bytes(buffer) == bytes(model)
     delta = it.end()
-    one = one if delta is None else merged(one, StateDelta(buffers={"b": delta}))
+    one = one if delta is None else one.then(StateDelta(buffers={"b": delta}))
 
     again = bound()
     again.buffer[:] = bytes(model)

@@ -18,8 +18,9 @@ from mielin_cells.agents.live import PLAIN_BYTES_WARN, Cell
 from mielin_cells.agents.spec import spec_of
 from mielin_cells.agents.values.wire import STACK_MARGIN
 from mielin_cells.client.client import Client
+from mielin_cells.log.delta import StateDelta
 from mielin_cells.log.ids import log_subject
-from mielin_cells.log.state import StateDelta, StoredState
+from mielin_cells.log.state import StoredState
 from mielin_cells.store.reader import load
 
 

@@ -21,8 +21,8 @@ from support.agent_log import (
 )
 
 import mielin_cells as cells
+from mielin_cells.log.commit import Wish
 from mielin_cells.log.fold import Fold
-from mielin_cells.log.records import Wish
 from mielin_cells.node.orders import Orders
 
 QUICK = cells.Settings(ask_timeout_s=5, tries=1, retry_first_s=0)

@@ -50,7 +50,7 @@ async def test_a_step_is_recorded_after_all_earlier_turns() -> None:
             if isinstance(record, Stepped):
                 assert before == list(range(1, record.input))
             elif isinstance(record, Committed):
-                before += [taken.n for taken in record.commit.taken]
+                before += [taken.n for taken in record.commit.inputs]
         assert len(before) == 3
 
 
@@ -66,7 +66,7 @@ async def test_each_outcome_is_written_once() -> None:
     async with nodes("node-1", settings=QUICK) as (cluster, _):
         chat = await cluster.spawn(Chat, "c")
         await chat.say(prompts=["a", "b", "c"], fails=2)
-        made = [(r.at, len(r.made)) for r in await records(cluster, "c") if isinstance(r, Stepped)]
+        made = [(r.at, len(r.calls)) for r in await records(cluster, "c") if isinstance(r, Stepped)]
         assert made == [(0, 1), (1, 1), (2, 1)]
 
 
@@ -81,7 +81,7 @@ async def test_a_run_that_gets_further_writes_only_what_is_new() -> None:
     async with nodes("node-1", settings=QUICK) as (cluster, _):
         agent = await cluster.spawn(Scripted, "s", peer=await cluster.spawn(Chat, "c"))
         assert await agent.play() == ["a!", "b!"]
-        made = [(r.at, len(r.made)) for r in await records(cluster, "s") if isinstance(r, Stepped)]
+        made = [(r.at, len(r.calls)) for r in await records(cluster, "s") if isinstance(r, Stepped)]
         assert made == [(0, 1), (1, 1)]
 
 
@@ -167,7 +167,7 @@ async def test_a_turn_moves_between_two_steps_and_goes_on_at_the_target() -> Non
         kinds = [type(record).__name__ for record in await records(cluster, "c")]
         assert [kind for kind in kinds if kind in ("Stepped", "HandedOff")] == ["Stepped", "HandedOff", "Stepped"]
         seals = [record.seal for record in await records(cluster, "c") if isinstance(record, HandedOff)]
-        assert all(seal is None or not seal.taken for seal in seals)
+        assert all(seal is None or not seal.inputs for seal in seals)
 
 
 async def test_a_call_longer_than_the_pause_rolls_the_move_back_and_is_paid_once() -> None:

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from mielin_cells.agents.table import Table
 from mielin_cells.agents.values.codec import Codec
 from mielin_cells.errors import NotInTurn, StateInvalid, StateUnloadable
-from mielin_cells.log.state import StateDelta, StoredState, TableDelta
+from mielin_cells.log.delta import StateDelta, TableDelta
+from mielin_cells.log.state import StoredState
 
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 K = TypeVar("K")

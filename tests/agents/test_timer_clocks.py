@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from support.moving import nodes
 
 import mielin_cells as cells
-from mielin_cells.log.records import Kept
+from mielin_cells.log.records import SnapshotRef
 from mielin_cells.node.activation import timers
 from mielin_cells.node.activation.snapshots import still_needed
 from mielin_cells.node.node import Node
@@ -84,11 +84,17 @@ async def test_a_repeating_timer_goes_on_after_a_node_a_year_ahead(
 
 @given(st.lists(st.floats(-1e9, 1e9), max_size=40), st.floats(0, 1e4))
 def test_nothing_is_kept_for_as_long_as_a_clock_was_wrong_by(jumps: list[float], retention_s: float) -> None:
-    kept: list[Kept] = []
+    kept: list[SnapshotRef] = []
     for number, wall in enumerate(jumps, 1):
-        kept = [*still_needed(kept, [5], wall, retention_s), Kept(number * 10, number * 10 - 1, number * 10, "p", wall)]
+        kept = [
+            *still_needed(kept, [5], wall, retention_s),
+            SnapshotRef(number * 10, number * 10 - 1, number * 10, "p", wall),
+        ]
     now = 0.0
     for number in range(len(jumps) + 1, len(jumps) + 4):
-        kept = [*still_needed(kept, [5], now, retention_s), Kept(number * 10, number * 10 - 1, number * 10, "p", now)]
+        kept = [
+            *still_needed(kept, [5], now, retention_s),
+            SnapshotRef(number * 10, number * 10 - 1, number * 10, "p", now),
+        ]
         now += retention_s + 1
     assert kept[0].seq > 5

@@ -95,10 +95,10 @@ def test_what_is_counted_is_what_is_there_and_the_digest_is_of_that_alone(data: 
             if data.draw(st.booleans()):
                 owner.digest()
         assert said(owner) == counted(owner)
-        again = Ledger.of(owner.image())
+        again = owner.copy()
         assert said(again) == counted(again)
         assert again.digest() == owner.digest()
-        other = Ledger.of(owner.image())
+        other = owner.copy()
         other.numbers["more"] = 1
         other.released["more"] = 1
         assert other.digest() != owner.digest()
@@ -188,5 +188,5 @@ def test_a_reader_drops_what_its_owner_dropped() -> None:
     for n in range(1, 60):
         owner.take(client_sender("s"), n, 1, 1, b"x" * 100_000)
         reader.apply(commit(taken(n, client_sender("s"), b"x" * 100_000, 1, 1)))
-    assert reader.image() == owner.image()
+    assert reader.copy() == owner.copy()
     assert owner.answer_bytes < 60 * 100_000

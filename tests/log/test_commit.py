@@ -9,8 +9,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from support.agent_log import taken
 
-from mielin_cells.log.commit import Batch, merged
-from mielin_cells.log.state import PAGE_BYTES, BufferDelta, StateDelta, StoredState, TableDelta
+from mielin_cells.log.batch import Batch
+from mielin_cells.log.delta import PAGE_BYTES, BufferDelta, StateDelta, TableDelta
+from mielin_cells.log.state import StoredState
 
 QUICK = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 NAMES = st.sampled_from("abc")
@@ -89,7 +90,7 @@ BUFFER = StateDelta(buffers={"a": BufferDelta(3, {0: b"abc"})})
 def test_merged_changes_have_the_effect_of_both_in_order(history: list[StateDelta]) -> None:
     base, one, two = history
     step_by_step = state_of(base, one, two)
-    at_once = state_of(base, merged(one, two))
+    at_once = state_of(base, one.then(two))
     assert content(at_once) == content(step_by_step)
     assert at_once.digest() == step_by_step.digest()
 
@@ -99,7 +100,7 @@ def test_merged_changes_have_the_effect_of_both_in_order(history: list[StateDelt
 def test_any_number_of_turns_joins_into_one_change(history: list[StateDelta]) -> None:
     """Joined, and applied twice: snapshots that are written while the state changes rest on that."""
     base, *turns = history
-    at_once = reduce(merged, turns)
+    at_once = reduce(StateDelta.then, turns)
     assert content(state_of(base, at_once)) == content(state_of(*history))
     assert content(state_of(base, at_once, at_once)) == content(state_of(*history))
 
@@ -108,7 +109,7 @@ def test_any_number_of_turns_joins_into_one_change(history: list[StateDelta]) ->
 @given(histories(2))
 def test_merging_leaves_its_parts_alone(history: list[StateDelta]) -> None:
     before = copy.deepcopy(history)
-    merged(*history)
+    history[0].then(history[1])
     assert history == before
 
 
@@ -119,12 +120,12 @@ def test_a_batch_holds_what_its_turns_changed() -> None:
     assert not batch
     for n in (1, 2):
         batch.change(StateDelta(plain={f"f{n}": b"x"}))
-        batch.taken.append(taken(n))
+        batch.inputs.append(taken(n))
         batch.turns += 1
     assert batch
     made = batch.commit(7, [3], 2, b"digest")
     assert made.state == StateDelta(plain={"f1": b"x", "f2": b"x"})
-    assert [t.n for t in made.taken] == [1, 2]
+    assert [t.n for t in made.inputs] == [1, 2]
     assert (made.cursor, made.held, made.version, made.digest) == (7, None, 2, b"digest")
 
 

@@ -44,10 +44,11 @@ from mielin_cells.errors import (
     StateUnloadable,
     WrongAgent,
 )
-from mielin_cells.log.fold import OUTCOMES_MAX, Fold, Phase
-from mielin_cells.log.lifecycle import AgentState
-from mielin_cells.log.records import DeadLetter, PartRef, Spilled, Stepped
-from mielin_cells.log.state import StateDelta, TableDelta
+from mielin_cells.log.commit import DeadLetter
+from mielin_cells.log.delta import StateDelta, TableDelta
+from mielin_cells.log.fold import OUTCOMES_MAX, Fold
+from mielin_cells.log.lifecycle import AgentState, Phase
+from mielin_cells.log.records import PartRef, Spilled, Stepped
 
 Make = Callable[..., Any]
 
@@ -346,10 +347,10 @@ def test_an_open_turn_ends_with_the_commit_that_takes_its_input_and_no_other() -
 def test_each_record_of_a_turn_replaces_what_the_log_knows_of_it_from_the_place_that_it_names() -> None:
     fold = after(asked, lambda f: asked(f, 2))
     assert fold.turn is not None
-    assert [made.label for made in fold.turn.made] == ["guide.hello"]
+    assert [made.label for made in fold.turn.calls] == ["guide.hello"]
     assert sorted(fold.ledger.pending["guide"]) == [1, 2]
     take(fold, lambda f: stepped(f, at=1), lambda f: stepped(f, "other", 2), lambda f: stepped(f, "third", 2))
-    assert [made.label for made in fold.turn.made] == ["guide.hello", "step 'model'", "step 'third'"]
+    assert [made.label for made in fold.turn.calls] == ["guide.hello", "step 'model'", "step 'third'"]
 
 
 def test_a_turn_goes_on_only_after_outcomes_that_are_there() -> None:
@@ -364,7 +365,7 @@ def test_a_turn_goes_on_only_after_outcomes_that_are_there() -> None:
 
 def test_claims_are_counted_from_the_mark_of_a_turn_until_it_has_run() -> None:
     def mark(fold: Fold) -> Stepped:
-        return Stepped(**head(fold), sender="visitor", input=1, at=0, made=[])
+        return Stepped(**head(fold), sender="visitor", input=1, at=0, calls=[])
 
     fold = after(claimed, claimed)
     assert fold.claims == 0  # nobody had come to a message

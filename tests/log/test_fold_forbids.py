@@ -32,19 +32,12 @@ from support.agent_log import (
 from support.histories import CLIENTS, Entry, everything, folded, histories
 
 from mielin_cells.errors import RecordInvalid
-from mielin_cells.log.fold import Fold, Phase
+from mielin_cells.log.commit import EndedTurn, Fired, ReplayCounts, ReplayInput, Sent
+from mielin_cells.log.fold import Fold
+from mielin_cells.log.ledger import Peer
+from mielin_cells.log.lifecycle import Phase
 from mielin_cells.log.message import client_sender
-from mielin_cells.log.records import (
-    Again,
-    AnyRecord,
-    Ended,
-    Fired,
-    Kept,
-    PeerImage,
-    Replayed,
-    Sent,
-    StandbySet,
-)
+from mielin_cells.log.records import AnyRecord, SnapshotRef, StandbySet
 
 Forge: TypeAlias = Callable[[Fold], AnyRecord | None]
 """The next record, wrong; None if it cannot be made wrong here."""
@@ -93,7 +86,7 @@ def ended(at: int) -> Forge:
         committed(
             fold,
             commit(
-                taken(following(fold)), cursor=fold.ledger.cursor, ended=[Ended("visitor", following(fold), at, [])]
+                taken(following(fold)), cursor=fold.ledger.cursor, ended=[EndedTurn("visitor", following(fold), at, [])]
             ),
         )
         if fold.may_run
@@ -169,7 +162,7 @@ FORGERIES: dict[str, Forge] = {
     "forgot a stranger": commits(forgot=[STRANGER]),
     "forgot an agent": commits(forgot=["alice"]),
     "outcomes of a turn that are not there": ended(1),
-    "replayed what was not undone": commits(replayed=Replayed(1)),
+    "replayed what was not undone": commits(replayed=ReplayCounts(1)),
     "fired and not gone": commits(fired=[Fired("t", "visitor", 1, 0)]),
     "seal with a cursor that goes back": lambda f: handed_off(f, seal=commit(cursor=f.ledger.cursor - 1))
     if f.ledger.cursor
@@ -183,20 +176,20 @@ FORGERIES: dict[str, Forge] = {
     "ask with a hole": ask(out=lambda r: msgspec.structs.replace(r.out, n=r.out.n + 1)),
     "ask that is a tell": ask(out=lambda r: msgspec.structs.replace(r.out, ask=False)),
     "ask of another turn": ask(out=lambda r: msgspec.structs.replace(r.out, input=r.out.input + 1)),
-    "ask that its turn has not made": ask(made=[]),
+    "ask that its turn has not made": ask(calls=[]),
     "ask of a number not yet to be taken": ask(input=lambda r: r.input + 1),
     "step of a number that was taken": step(lambda f: following(f) - 1),
     "step of a number not yet to be taken": step(lambda f: following(f) + 1),
     "snapshot with another cursor": pictured(cursor=lambda image: image.cursor + 1),
-    "snapshot with another mark": pictured(peers=lambda image: {**image.peers, "x": PeerImage(1, 0, 0, {})}),
+    "snapshot with another mark": pictured(peers=lambda image: {**image.peers, "x": Peer(False, 1)}),
     "snapshot with other numbers": pictured(numbers=lambda image: {**image.numbers, "x": 1}),
     "snapshot with other releases": pictured(released=lambda image: {**image.released, "x": 1}),
-    "snapshot with another output": pictured(pending=lambda image: [*image.pending, out(99, "x")]),
+    "snapshot with another output": pictured(pending=lambda image: {**image.pending, "x": {99: out(99, "x")}}),
     "snapshot with another horizon": pictured(horizon=lambda image: image.horizon + 1),
     "snapshot of another state": shot(digest=bytes(32)),
     "snapshot of another class": shot(cls="Other"),
     "snapshot of another outcome": shot(outcomes={"m": "completed"}),
-    "snapshot that keeps what is gone": lambda f: shot(kept=[Kept(f.seq + 7, 0, 0, "", 0.0)])(f),
+    "snapshot that keeps what is gone": lambda f: shot(snapshots=[SnapshotRef(f.seq + 7, 0, 0, "", 0.0)])(f),
     "snapshot without a state": shot(small=None, parts=[]),
     "undone with a cursor ahead": lambda f: back(cursor=f.ledger.cursor + 1)(f),
     "undone with marks ahead": lambda f: back(marks={s: p.mark + 1 for s, p in f.ledger.peers.items() if not p.is_client})(f)
@@ -207,9 +200,9 @@ FORGERIES: dict[str, Forge] = {
     "undone with nobody to go on": back(goes_to=""),
     "undone that holds ahead": lambda f: back(held=[f.ledger.cursor + 1])(f),
     "undone with letters that are not there": back(unburied=[(1, "nobody", 1)]),
-    "undone with one input twice": back(again=[Again("alice", 1, True, [], {}, [])] * 2),
+    "undone with one input twice": back(replays=[ReplayInput("alice", 1, True, [], {}, [])] * 2),
     "undone that was never sent": back(
-        again=[Again("alice", 1, True, [Sent("nobody", 0, 1, "h", b"", False)], {}, [])]
+        replays=[ReplayInput("alice", 1, True, [Sent("nobody", 0, 1, "h", b"", False)], {}, [])]
     ),
     "terminated with something to send": lambda f: terminated(f) if f.ledger.pending else None,
     "a negative number of copies": lambda f: StandbySet(**_head(f), copies=-1),

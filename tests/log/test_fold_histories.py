@@ -19,18 +19,11 @@ from support.agent_log import (
 from support.histories import CLIENTS, Entry, everything, folded, histories
 
 from mielin_cells.errors import RecordInvalid
+from mielin_cells.log.commit import Commit, DeadLetter
+from mielin_cells.log.delta import BufferDelta, StateDelta, TableDelta
 from mielin_cells.log.fold import Fold
-from mielin_cells.log.records import (
-    Accepted,
-    Asked,
-    Claimed,
-    Commit,
-    DeadLetter,
-    HandedOff,
-    Returned,
-    Snapshot,
-)
-from mielin_cells.log.state import BufferDelta, StateDelta, StoredState, TableDelta
+from mielin_cells.log.records import Accepted, Asked, Claimed, HandedOff, Returned, Snapshot
+from mielin_cells.log.state import StoredState
 
 QUICK = settings(
     max_examples=35, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
@@ -124,13 +117,13 @@ BASE = commit(
     held=[4], released={"guide": 1}, dead=[DeadLetter(3, "x", 1, "h", "c", 1, [], b"")],
 )  # fmt: skip
 OTHERS: dict[str, dict[str, Any]] = {
-    "mark": {"taken": [BASE.taken[0], taken(2, "alice"), BASE.taken[1]]},
-    "answer": {"taken": [taken(1, "alice", b"x"), BASE.taken[1]]},
-    "no answer": {"taken": [taken(1, "alice"), BASE.taken[1]]},
-    "low": {"taken": [BASE.taken[0], taken(7, CLIENTS[0], b"b", 4, 1)]},
-    "start": {"taken": [BASE.taken[0], taken(7, CLIENTS[0], b"b", 3, 2)]},
-    "client's number": {"taken": [BASE.taken[0], taken(8, CLIENTS[0], b"b", 3, 1)]},
-    "sender": {"taken": [taken(1, "alicf", b"a"), BASE.taken[1]]},
+    "mark": {"inputs": [BASE.inputs[0], taken(2, "alice"), BASE.inputs[1]]},
+    "answer": {"inputs": [taken(1, "alice", b"x"), BASE.inputs[1]]},
+    "no answer": {"inputs": [taken(1, "alice"), BASE.inputs[1]]},
+    "low": {"inputs": [BASE.inputs[0], taken(7, CLIENTS[0], b"b", 4, 1)]},
+    "start": {"inputs": [BASE.inputs[0], taken(7, CLIENTS[0], b"b", 3, 2)]},
+    "client's number": {"inputs": [BASE.inputs[0], taken(8, CLIENTS[0], b"b", 3, 1)]},
+    "sender": {"inputs": [taken(1, "alicf", b"a"), BASE.inputs[1]]},
     "number": {"outs": [out(2), out(3), out(4)]},
     "output": {"outs": [out(2), out(3, k=1)]},
     "cursor": {"cursor": 6},

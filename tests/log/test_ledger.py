@@ -9,10 +9,10 @@ from support.agent_log import commit, out, taken
 from support.letters import letter
 
 from mielin_cells.log import ledger as module
-from mielin_cells.log.commit import Batch
+from mielin_cells.log.batch import Batch
+from mielin_cells.log.commit import Input, Out
 from mielin_cells.log.ledger import Ledger, Verdict
 from mielin_cells.log.message import client_sender
-from mielin_cells.log.records import Out, Taken, canonical
 
 QUICK = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 ALICE = "alice"
@@ -264,12 +264,12 @@ def _step(draw: st.DrawFn, owner: Ledger, batch: Batch) -> None:
             sender = draw(st.sampled_from((ALICE, "bob", CLIENT, OTHER)))
             known = owner.peers.get(sender)
             start = 0 if sender in (ALICE, "bob") else known.start if known else draw(st.integers(1, 9))
-            take = Taken(
+            take = Input(
                 sender, draw(st.integers(1, 6)), draw(st.integers(0, 6)), start, draw(st.none() | st.binary(max_size=2))
             )
             if owner.judge(sender, take.n, start) is APPLY:
                 owner.take(*take_fields(take))
-                batch.taken.append(take)
+                batch.inputs.append(take)
         case 2:
             to = draw(st.sampled_from(("guide", "porter")))
             sent: Out = out(owner.next_number(to), to)
@@ -290,7 +290,7 @@ def _step(draw: st.DrawFn, owner: Ledger, batch: Batch) -> None:
             batch.held = True
 
 
-def take_fields(take: Taken) -> tuple[str, int, int, int, bytes | None]:
+def take_fields(take: Input) -> tuple[str, int, int, int, bytes | None]:
     return take.sender, take.n, take.low, take.start, take.answer
 
 
@@ -298,8 +298,8 @@ def take_fields(take: Taken) -> tuple[str, int, int, int, bytes | None]:
 @given(used())
 def test_a_reader_of_the_commits_has_the_owners_ledger(ledgers: tuple[Ledger, Ledger]) -> None:
     owner, reader = ledgers
-    assert reader.image() == owner.image()
-    assert canonical(reader.image()) == canonical(owner.image())
+    assert reader.copy() == owner.copy()
+    assert reader.digest() == owner.digest()
     assert list(reader.peers) == list(owner.peers)  # the order in which sessions are forgotten
     assert reader.clients == owner.clients
     assert [(o.to, o.n) for o in reader.unreleased() if o.to == "guide"] == [
@@ -311,8 +311,8 @@ def test_a_reader_of_the_commits_has_the_owners_ledger(ledgers: tuple[Ledger, Le
 @given(used())
 def test_an_image_is_the_whole_ledger(ledgers: tuple[Ledger, Ledger]) -> None:
     owner, _ = ledgers
-    again = Ledger.of(owner.image())
-    assert again.image() == owner.image()
+    again = owner.copy()
+    assert again.copy() == owner.copy()
     assert list(again.peers) == list(owner.peers)
     for sender in (ALICE, "bob", CLIENT, OTHER):
         for n in range(1, 8):
@@ -323,9 +323,9 @@ def test_an_image_is_the_whole_ledger(ledgers: tuple[Ledger, Ledger]) -> None:
 def test_an_image_is_no_view() -> None:
     ledger = Ledger()
     ledger.apply(commit(taken(1, ALICE, b"x"), outs=(out(1),), held=[3], dead=[letter(1)]))
-    image, again = ledger.image(), Ledger.of(ledger.image())
+    image, again = ledger.copy(), ledger.copy()
     ledger.apply(commit(taken(2, ALICE, b"y"), outs=(out(2),), held=[], dead=[letter(2)], released={"guide": 2}))
-    assert image == again.image()
+    assert image == again.copy()
 
 
 def test_a_commit_that_says_nothing_of_held_leaves_it() -> None:

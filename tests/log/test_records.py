@@ -40,6 +40,9 @@ from mielin_cells.errors import (
     UnknownRecord,
     UnsupportedFormat,
 )
+from mielin_cells.log.codec import framed, unframed
+from mielin_cells.log.commit import DeadLetter
+from mielin_cells.log.delta import BufferDelta, StateDelta, TableDelta
 from mielin_cells.log.fold import Fold
 from mielin_cells.log.message import (
     Answer,
@@ -53,20 +56,8 @@ from mielin_cells.log.message import (
     encode_answer,
     encode_mail,
     encode_replies,
-    framed,
-    unframed,
 )
-from mielin_cells.log.records import (
-    AnyRecord,
-    DeadLetter,
-    PartRef,
-    Record,
-    Spilled,
-    StandbySet,
-    decode_record,
-    encode_record,
-)
-from mielin_cells.log.state import BufferDelta, StateDelta, TableDelta
+from mielin_cells.log.records import AnyRecord, PartRef, Record, Spilled, StandbySet, decode_record, encode_record
 
 FOLD = after(committed)
 STATE = StateDelta(

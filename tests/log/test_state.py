@@ -11,9 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mielin_cells.errors import StateUnloadable
-from mielin_cells.log.commit import merged
+from mielin_cells.log.delta import PAGE_BYTES, BufferDelta, StateDelta, TableDelta
 from mielin_cells.log.digest import DigestTree
-from mielin_cells.log.state import BUCKETS, PAGE_BYTES, BufferDelta, StateDelta, StoredState, TableDelta
+from mielin_cells.log.state import StoredState
+from mielin_cells.log.stores import BUCKETS
 
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -234,7 +235,7 @@ def test_replaying_the_newest_deltas_changes_nothing(history: list[StateDelta], 
 def test_merged_deltas_have_the_effect_of_all_in_order(history: list[StateDelta], start: int) -> None:
     one = StateDelta()
     for delta in history[start:]:
-        one = merged(one, delta)
+        one = one.then(delta)
     read = msgspec.msgpack.decode(msgspec.msgpack.encode(one), type=StateDelta)
     assert state_after([*history[:start], read]).digest() == state_after(history).digest()
 

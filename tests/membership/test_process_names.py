@@ -16,8 +16,8 @@ import mielin_cells as cells
 from mielin_cells.agents.reference import classes
 from mielin_cells.client.client import Client
 from mielin_cells.client.operator import Operator
+from mielin_cells.log.codec import framed
 from mielin_cells.log.ids import node_log_subject
-from mielin_cells.log.message import framed
 from mielin_cells.membership import table
 from mielin_cells.membership.heartbeat import FORGET_S, HEARD_MAX, Ear, decode_beat
 from mielin_cells.node.node import Node

@@ -13,8 +13,8 @@ import pytest
 from support.journals import AGENT, MIGRATION, Make, attempted, cancelled, ended, head, planned
 
 from mielin_cells.errors import LogGap, NoSuchMigration, RecordInvalid, UnknownRecord, UnsupportedFormat
+from mielin_cells.log.codec import framed
 from mielin_cells.log.ids import journal_subject, journals_of, migration_of
-from mielin_cells.log.message import framed
 from mielin_cells.migration.journal import (
     Decided,
     Failed,

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from support.migration_pair import LIMITS, Budget, World, faults, outcome_of, owner_of, steps
 
-from mielin_cells.log.fold import Phase as LogPhase
+from mielin_cells.log.lifecycle import Phase as LogPhase
 from mielin_cells.migration import source as s
 from mielin_cells.migration import target as t
 from mielin_cells.migration.phases import MigrationPhase as Phase

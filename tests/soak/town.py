@@ -18,8 +18,8 @@ from mielin_cells.client.client import Client
 from mielin_cells.client.operator import Operator
 from mielin_cells.errors import CellError
 from mielin_cells.log import ledger
+from mielin_cells.log.codec import pack
 from mielin_cells.log.ids import BEATS, JOURNALS, LOGS, agent_of
-from mielin_cells.log.records import canonical
 from mielin_cells.membership import heartbeat
 from mielin_cells.membership.heartbeat import Ear, encode_beat
 from mielin_cells.membership.table import Announcement
@@ -245,9 +245,7 @@ class Town:
             300_000,
         )
         ledgers = [
-            len(canonical(activation.fold.ledger.image()))
-            for node in self.nodes
-            for activation in node.activations.live.values()
+            len(pack(activation.fold.ledger)) for node in self.nodes for activation in node.activations.live.values()
         ]
         note("bytes of the ledgers", sum(ledgers), 50_000)
         note("bytes of the client", size_of(self.client, but=[*shared[:3], *self.nodes]), 20_000)

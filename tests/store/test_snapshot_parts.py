@@ -249,7 +249,7 @@ async def test_a_damaged_snapshot_is_passed_over_for_the_one_before_it(
             caplog.clear()
             with caplog.at_level(logging.WARNING, "mielin_cells.reader"):
                 found = await read_with(log, damage)
-            assert (found.seq, found.snap, found.kept) == (whole.seq, whole.snap, whole.kept)
+            assert (found.seq, found.snap, found.snapshots) == (whole.seq, whole.snap, whole.snapshots)
             assert found.seal_digest() == whole.seal_digest()
             (told,) = caplog.messages
             assert (
@@ -390,10 +390,10 @@ async def test_parts_that_a_crashed_writer_left_are_never_loaded_and_are_trimmed
 
         fold = await load(log, AGENT)
         names = {subject.removeprefix(prefix) for subject, _ in await log.subjects(prefix)}
-        assert {kept.part for kept in fold.kept} - {""} <= names
+        assert {kept.part for kept in fold.snapshots} - {""} <= names
         assert "beside" in names
         assert len(names) < key
         async with asyncio.timeout(10):
-            while len(names) > len(fold.kept) + 2:  # trims are behind; parts of the next one may be there
+            while len(names) > len(fold.snapshots) + 2:  # trims are behind; parts of the next one may be there
                 await asyncio.sleep(0)
                 names = {subject.removeprefix(prefix) for subject, _ in await log.subjects(prefix)}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from mielin_cells.errors import RecordInvalid, StoreUnreachable
-from mielin_cells.log.message import framed, unframed
+from mielin_cells.log.codec import framed, unframed
 from mielin_cells.substrate import retry
 from mielin_cells.substrate.ports import Entry
 from mielin_cells.substrate.retry import whole

@@ -7,35 +7,29 @@ from __future__ import annotations
 
 from typing import Any
 
-from mielin_cells.log.fold import Fold, Phase
-from mielin_cells.log.lifecycle import AgentError
+from mielin_cells.log.commit import AskCall, Commit, Input, LetterKey, Out, StepCall, TurnCall
+from mielin_cells.log.delta import StateDelta
+from mielin_cells.log.fold import Fold, snapshot_fields
+from mielin_cells.log.lifecycle import AgentError, Phase
 from mielin_cells.log.records import (
     Accepted,
     AnyRecord,
     Asked,
-    AskMade,
     Claimed,
     Cleared,
-    Commit,
     Committed,
     Created,
     Failed,
     HandedOff,
-    LetterKey,
-    Made,
-    Out,
     Paused,
     Resumed,
     Returned,
     Snapshot,
-    StepMade,
     Stepped,
     Suspended,
-    Taken,
     Terminated,
     Undone,
 )
-from mielin_cells.log.state import StateDelta
 from mielin_cells.log.undo import Undoing
 
 AGENT = "museum/1"
@@ -58,14 +52,14 @@ def created(fold: Fold, **over: Any) -> Created:
 
 
 def commit(
-    *taken: Taken, outs: tuple[Out, ...] = (), state: StateDelta | None = None, cursor: int = 0, **more: Any
+    *taken: Input, outs: tuple[Out, ...] = (), state: StateDelta | None = None, cursor: int = 0, **more: Any
 ) -> Commit:
     rest: dict[str, Any] = {"held": None, "released": {}, "dead": [], "forgot": [], "version": 1, "digest": b"", **more}
-    return Commit(cursor=cursor, taken=list(taken), outs=list(outs), state=state, **rest)
+    return Commit(cursor=cursor, inputs=list(taken), outs=list(outs), state=state, **rest)
 
 
-def taken(n: int = 1, sender: str = "visitor", answer: bytes | None = None, low: int = 0, start: int = 0) -> Taken:
-    return Taken(sender, n, low, start, answer)
+def taken(n: int = 1, sender: str = "visitor", answer: bytes | None = None, low: int = 0, start: int = 0) -> Input:
+    return Input(sender, n, low, start, answer)
 
 
 def out(n: int = 1, to: str = "guide", ask: bool = False, input: int = 1, k: int = 0) -> Out:
@@ -77,14 +71,14 @@ def committed(fold: Fold, what: Commit | None = None, **over: Any) -> Committed:
 
 
 def asked(fold: Fold, n: int = 1, **over: Any) -> Asked:
-    made, number = AskMade("guide", n, "hello", b"body", "guide.hello"), following(fold)
+    made, number = AskCall("guide", n, "hello", b"body", "guide.hello"), following(fold)
     sent = out(n, ask=True, input=number)
-    return Asked(**head(fold, **over), sender="visitor", input=number, out=sent, at=0, made=[made])
+    return Asked(**head(fold, **over), sender="visitor", input=number, out=sent, at=0, calls=[made])
 
 
 def stepped(fold: Fold, name: str = "model", at: int = 0, **over: Any) -> Stepped:
-    made: list[Made] = [StepMade(name, b"answer")]
-    return Stepped(**head(fold, **over), sender="visitor", input=following(fold), at=at, made=made)
+    made: list[TurnCall] = [StepCall(name, b"answer")]
+    return Stepped(**head(fold, **over), sender="visitor", input=following(fold), at=at, calls=made)
 
 
 def following(fold: Fold, sender: str = "visitor") -> int:
@@ -95,10 +89,8 @@ def following(fold: Fold, sender: str = "visitor") -> int:
 
 def snapshot(fold: Fold, **over: Any) -> Snapshot:
     return Snapshot(
-        **head(fold, **over), cls=fold.cls, version=fold.version, lifecycle=fold.lifecycle, ledger=fold.ledger.image(),
-        part="", parts=[], small=fold.state.encode_small(), since=fold.seq, digest=fold.state.digest(),
-        kept=list(fold.kept), outcomes=dict(fold.outcomes), turn=fold.turn, claims=fold.claims, at=2.0,
-        handed=dict(fold.handed), undone=list(fold.undone), wish=fold.wish,
+        **head(fold, **over), **snapshot_fields(fold), ledger=fold.ledger.copy(), part="", parts=[],
+        small=fold.state.encode_small(), since=fold.seq, digest=fold.state.digest(), snapshots=list(fold.snapshots), at=2.0,
     )  # fmt: skip
 
 
@@ -186,6 +178,6 @@ def content(fold: Fold) -> object:
     )
     facts = {name: getattr(fold, name) for name in plain}
     flags = (
-        fold.lifecycle, fold.status, fold.turn, dict(fold.outcomes), dict(fold.handed), list(fold.undone), list(fold.kept)
+        fold.lifecycle, fold.status, fold.turn, dict(fold.outcomes), dict(fold.handed), list(fold.undone), list(fold.snapshots)
     )  # fmt: skip
-    return facts, flags, fold.ledger.image(), dict(fold.state.plain), tables, buffers
+    return facts, flags, fold.ledger.copy(), dict(fold.state.plain), tables, buffers

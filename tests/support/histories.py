@@ -7,24 +7,12 @@ from typing import NamedTuple
 
 from hypothesis import strategies as st
 
-from mielin_cells.log.fold import Fold, Phase
-from mielin_cells.log.lifecycle import AgentState
+from mielin_cells.log.commit import AskCall, Commit, DeadLetter, Input, Out, StepCall, TurnCall
+from mielin_cells.log.delta import PAGE_BYTES, BufferDelta, StateDelta, TableDelta
+from mielin_cells.log.fold import Fold
+from mielin_cells.log.lifecycle import AgentState, Phase
 from mielin_cells.log.message import client_sender
-from mielin_cells.log.records import (
-    AnyRecord,
-    Asked,
-    AskMade,
-    Commit,
-    DeadLetter,
-    Made,
-    Out,
-    StepMade,
-    Stepped,
-    Taken,
-    decode_record,
-    encode_record,
-)
-from mielin_cells.log.state import PAGE_BYTES, BufferDelta, StateDelta, TableDelta
+from mielin_cells.log.records import AnyRecord, Asked, Stepped, decode_record, encode_record
 from support.agent_log import (
     NODE,
     TARGET,
@@ -87,7 +75,7 @@ def deltas(draw: st.DrawFn) -> StateDelta | None:
 def commits(draw: st.DrawFn, fold: Fold, runs: bool) -> Commit:
     """A commit that an owner of `fold` could write."""
     ledger = fold.ledger
-    takes: list[Taken] = []
+    takes: list[Input] = []
     marks = {sender: peer.mark for sender, peer in ledger.peers.items()}
     for _ in range(draw(st.integers(0, 3)) if runs else 0):
         sender = draw(st.sampled_from(AGENTS + CLIENTS))
@@ -125,21 +113,21 @@ def commits(draw: st.DrawFn, fold: Fold, runs: bool) -> Commit:
 
 def ask(fold: Fold) -> Asked:
     n = fold.ledger.next_number("guide")
-    made: list[Made] = [AskMade("guide", n, "hello", b"body", "guide.hello")]
+    made: list[TurnCall] = [AskCall("guide", n, "hello", b"body", "guide.hello")]
     number = next_of(fold, "alice")
     sent = Out("guide", "Guide", n, "hello", b"", True, "alice", number, 0)
-    return Asked(**head(fold), sender="alice", input=number, out=sent, at=known(fold), made=made)
+    return Asked(**head(fold), sender="alice", input=number, out=sent, at=known(fold), calls=made)
 
 
 def step(fold: Fold) -> Stepped:
-    made: list[Made] = [StepMade("model", b"%d" % fold.seq)]
-    return Stepped(**head(fold), sender="alice", input=next_of(fold, "alice"), at=known(fold), made=made)
+    made: list[TurnCall] = [StepCall("model", b"%d" % fold.seq)]
+    return Stepped(**head(fold), sender="alice", input=next_of(fold, "alice"), at=known(fold), calls=made)
 
 
 def known(fold: Fold) -> int:
     """Outcomes of the open turn that the log has."""
     turn = fold.turn
-    return len(turn.made) if turn is not None and (turn.sender, turn.n) == ("alice", next_of(fold, "alice")) else 0
+    return len(turn.calls) if turn is not None and (turn.sender, turn.n) == ("alice", next_of(fold, "alice")) else 0
 
 
 @st.composite

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mielin_cells.log.records import DeadLetter
+from mielin_cells.log.commit import DeadLetter
 
 
 def letter(seq: int) -> DeadLetter:

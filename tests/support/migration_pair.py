@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any, NamedTuple
 
-from mielin_cells.log.fold import Phase as LogPhase
+from mielin_cells.log.lifecycle import Phase as LogPhase
 from mielin_cells.migration import source as s
 from mielin_cells.migration import target as t
 from mielin_cells.migration.phases import MigrationPhase as Phase

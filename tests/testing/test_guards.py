@@ -19,13 +19,13 @@ from support.paths import ROOT
 from mielin_cells.agents import context
 from mielin_cells.agents.live import Cell
 from mielin_cells.errors import Fenced
-from mielin_cells.log import message as wire_format
-from mielin_cells.log import records
-from mielin_cells.log.commit import Batch
+from mielin_cells.log import codec
+from mielin_cells.log.batch import Batch
+from mielin_cells.log.commit import Out, StepCall
 from mielin_cells.log.fold import Fold
 from mielin_cells.log.ids import log_subject
 from mielin_cells.log.message import Mail, Message
-from mielin_cells.log.records import Claimed, Out, StepMade
+from mielin_cells.log.records import Claimed
 from mielin_cells.migration import case
 from mielin_cells.migration import source as machine
 from mielin_cells.migration.failure import MigrationError
@@ -230,7 +230,7 @@ def verification(patch: Patch) -> None:
     """Nobody looks whether bytes are those that were stored, nor whether a state is the one that was committed and sealed."""
 
     def anything(data: bytes, where: str) -> bytes:
-        return data[wire_format._HEAD :]
+        return data[codec._HEAD :]
 
     make_activation = Copy._make_activation
 
@@ -238,7 +238,7 @@ def verification(patch: Patch) -> None:
         self._handed = None
         await make_activation(self, fold)
 
-    patch.setattr(records, "unframed", anything)
+    patch.setattr(codec, "unframed", anything)
     patch.setattr(Fold, "verify", lambda self: None)
     patch.setattr(Copy, "_make_activation", unseen)
 
@@ -276,7 +276,7 @@ def steps_recorded_before_a_stop(patch: Patch) -> None:
     """A turn stops between steps before the outcome is in the log: the move has to come between two steps."""
     record = Turn._record_step
 
-    async def unless_stopped(self: Turn, made: StepMade) -> None:
+    async def unless_stopped(self: Turn, made: StepCall) -> None:
         if not self._core.is_stopping:
             await record(self, made)
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import TypeAlias, overload
 
 from mielin_cells.errors import NotInTurn
-from mielin_cells.log.state import BUFFER_BYTES_MAX, PAGE_BYTES, BufferDelta, BufferStore
+from mielin_cells.log.delta import BUFFER_BYTES_MAX, PAGE_BYTES, BufferDelta
+from mielin_cells.log.stores import BufferStore
 
 BytesLike: TypeAlias = bytes | bytearray | memoryview
 

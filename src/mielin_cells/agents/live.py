@@ -16,8 +16,9 @@ from mielin_cells.agents.values.codec import Codec
 from mielin_cells.agents.values.exact import is_cached_property
 from mielin_cells.agents.values.wire import encode, plain
 from mielin_cells.errors import NotInTurn, StateInvalid, StateUnloadable, never
-from mielin_cells.log.commit import merged
-from mielin_cells.log.state import BUCKETS, BufferStore, StateDelta, StoredState, TableStore
+from mielin_cells.log.delta import StateDelta
+from mielin_cells.log.state import StoredState
+from mielin_cells.log.stores import BUCKETS, BufferStore, TableStore
 
 PLAIN_BYTES_WARN = 64 * 1024
 """A plain field is written whole at each change; above this size `Table` or `Buffer` is the right type."""
@@ -192,7 +193,7 @@ class Cell:
         if plain or tables or buffers:
             delta = StateDelta(plain or {}, tables, buffers)
             self._state.apply(delta)
-            changed = delta if before is None else merged(before, delta)
+            changed = delta if before is None else before.then(delta)
         for table in self._tables.values():
             table._settle()
         for buffer in self._buffers.values():

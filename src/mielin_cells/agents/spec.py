@@ -27,7 +27,7 @@ from mielin_cells.errors import (
     UsageError,
     never,
 )
-from mielin_cells.log.state import PAGE_BYTES, BufferDelta, StateDelta, TableDelta
+from mielin_cells.log.delta import PAGE_BYTES, BufferDelta, StateDelta, TableDelta
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@ from mielin_cells.agents.values.changes import reason, shown
 from mielin_cells.agents.values.codec import Codec
 from mielin_cells.agents.values.wire import encode
 from mielin_cells.errors import InternalError, NotInTurn, StateInvalid, StateUnloadable, never
-from mielin_cells.log.state import BUCKETS, TableDelta, TableStore
+from mielin_cells.log.delta import TableDelta
+from mielin_cells.log.stores import BUCKETS, TableStore
 
 K = TypeVar("K")
 V = TypeVar("V")

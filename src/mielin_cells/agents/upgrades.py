@@ -8,7 +8,9 @@ from mielin_cells.agents.spec import FieldSpec, Spec
 from mielin_cells.agents.values.changes import LOAD_ERRORS, reason
 from mielin_cells.agents.values.wire import encode, plain
 from mielin_cells.errors import BadArguments, StateTooNew, StateUpgradeFailed
-from mielin_cells.log.state import BUCKETS, PAGE_BYTES, StateDelta, StoredState, TableStore
+from mielin_cells.log.delta import PAGE_BYTES, StateDelta
+from mielin_cells.log.state import StoredState
+from mielin_cells.log.stores import BUCKETS, TableStore
 
 
 def _items(table: TableStore) -> list[tuple[bytes, bytes]]:

@@ -15,6 +15,7 @@ from mielin_cells.client.operator import Operator
 from mielin_cells.deployment.codes import DONE
 from mielin_cells.errors import RecordInvalid
 from mielin_cells.log import records
+from mielin_cells.log.commit import Commit
 from mielin_cells.log.message import sender_text
 from mielin_cells.redaction import scrubbed
 
@@ -59,11 +60,11 @@ def describe(record: Any) -> str:
         case records.Committed():
             return _describe_commit(record.commit)
         case records.Asked():
-            return f"asks {record.out.to}.{record.out.handler} ({record.at + len(record.made)} in this turn)"
-        case records.Stepped(made=[]):
+            return f"asks {record.out.to}.{record.out.handler} ({record.at + len(record.calls)} in this turn)"
+        case records.Stepped(calls=[]):
             return f"begins message {record.input} of {sender_text(record.sender)}"
         case records.Stepped():
-            return f"{record.made[-1].label} ({record.at + len(record.made)} in this turn)"
+            return f"{record.calls[-1].label} ({record.at + len(record.calls)} in this turn)"
         case records.Snapshot():
             return f"in {counted(len(record.parts), 'part')}" if record.parts else "in one record"
         case records.HandedOff():
@@ -83,7 +84,7 @@ def describe(record: Any) -> str:
             return str(getattr(record, "reason", "") or getattr(record, "migration", ""))
 
 
-def _describe_commit(commit: records.Commit) -> str:
-    parts = [counted(len(commit.taken), "message")] if commit.taken else []
+def _describe_commit(commit: Commit) -> str:
+    parts = [counted(len(commit.inputs), "message")] if commit.inputs else []
     parts += [f"{count} {name}" for name, count in (("sent", len(commit.outs)), ("dead", len(commit.dead))) if count]
     return ", ".join(parts + (["state"] if commit.state is not None else []))

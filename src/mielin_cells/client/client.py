@@ -34,8 +34,8 @@ from mielin_cells.errors import (
     storable,
 )
 from mielin_cells.log.born import born
-from mielin_cells.log.fold import Phase
 from mielin_cells.log.ids import AgentId, log_subject
+from mielin_cells.log.lifecycle import Phase
 from mielin_cells.log.message import decode_replies
 from mielin_cells.membership import table
 from mielin_cells.rpc import requests

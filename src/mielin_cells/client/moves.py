@@ -22,7 +22,7 @@ from mielin_cells.errors import (
     TooLateToCancel,
     WireTimeout,
 )
-from mielin_cells.log.fold import Phase
+from mielin_cells.log.lifecycle import Phase
 from mielin_cells.log.records import HandedOff
 from mielin_cells.migration.outcome import journal_outcome, outcome_of
 from mielin_cells.rpc import requests

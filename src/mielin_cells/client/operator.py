@@ -32,8 +32,8 @@ from mielin_cells.errors import (
     from_wire,
     never,
 )
-from mielin_cells.log.fold import Phase
 from mielin_cells.log.ids import BEATS, AgentId, log_subject
+from mielin_cells.log.lifecycle import Phase
 from mielin_cells.log.message import Answer
 from mielin_cells.log.records import AnyRecord, HandedOff, Record, decode_record
 from mielin_cells.membership import table

@@ -7,8 +7,9 @@ import time
 from mielin_cells.agents.reports import AgentInfo, NodeInfo
 from mielin_cells.client.requester import REQUEST_S, Requester
 from mielin_cells.errors import NoSuchAgent, RecordInvalid, RetryError
-from mielin_cells.log.fold import Fold, Phase
+from mielin_cells.log.fold import Fold
 from mielin_cells.log.ids import log_subject
+from mielin_cells.log.lifecycle import Phase
 from mielin_cells.log.records import Created, HandedOff, Snapshot, Terminated, named_owner
 from mielin_cells.membership.selection import STARTING
 from mielin_cells.membership.table import Entered

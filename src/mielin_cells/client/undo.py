@@ -10,9 +10,9 @@ import msgspec
 from mielin_cells.agents.reports import RollbackReport
 from mielin_cells.client.requester import Requester
 from mielin_cells.errors import CellError, MigrationRefused, NoSuchAgent, RetryError, never
+from mielin_cells.log.commit import ReplayCounts
 from mielin_cells.log.fold import Fold
 from mielin_cells.log.lifecycle import AgentState
-from mielin_cells.log.records import Replayed
 from mielin_cells.rpc import requests
 from mielin_cells.rpc.answers import ReplayProgress, UndoPlan
 from mielin_cells.store import journal
@@ -54,7 +54,7 @@ async def undo_move(
             f"{'; '.join(plan.reasons)}.", agent=agent, migration=migration, reasons=plan.reasons,
         )  # fmt: skip
     if dry_run:
-        return _report(plan, Replayed(), plan.messages, 0)
+        return _report(plan, ReplayCounts(), plan.messages, 0)
     if plan.state == AgentState.ERROR.value and plan.state_then == AgentState.RUNNING.value and not plan.trouble:
         await client.send_to_owner(agent, requests.Order(agent, "resume"))  # what broke it is undone
     return await _watch_replay(client, plan, seen)
@@ -65,7 +65,7 @@ async def _watch_replay(
 ) -> RollbackReport:
     """Waits until the messages have been taken again, as long as there is progress, and the agent takes any."""
     clock, dead = asyncio.get_running_loop().time, -1
-    progress, since = ReplayProgress(plan.messages, Replayed(), 0), clock()
+    progress, since = ReplayProgress(plan.messages, ReplayCounts(), 0), clock()
     while not plan.trouble and clock() < since + client.settings.turn_deadline_s:
         try:
             now = await client.send_to_owner(plan.agent, requests.ReadReplay(plan.agent), 1.0)
@@ -93,12 +93,12 @@ def _plan_of_log(migration: str, owner: str, fold: Fold) -> UndoPlan:
     """Of an undo whose answer was lost.  The log does not tell what the undone messages had sent and answered."""
     return UndoPlan(
         agent=fold.agent, migration=migration, node=owner, goes_to=fold.goes_to or fold.owner, record=fold.undone[-1][0],
-        version=fold.version, version_then=fold.version, messages=len(fold.ledger.again), sent=0, steps=0, answered=0,
+        version=fold.version, version_then=fold.version, messages=len(fold.ledger.replays), sent=0, steps=0, answered=0,
         state="", state_then="",
     )  # fmt: skip
 
 
-def _report(plan: UndoPlan, replayed: Replayed, left: int, dead: int) -> RollbackReport:
+def _report(plan: UndoPlan, replayed: ReplayCounts, left: int, dead: int) -> RollbackReport:
     return RollbackReport(
         migration=plan.migration, agent=plan.agent, source=plan.node, target=plan.goes_to, record=plan.record,
         version=plan.version, version_then=plan.version_then, messages=plan.messages, sent=plan.sent, steps=plan.steps,

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from blake3 import blake3
 
-from mielin_cells.log.state import StateDelta
+from mielin_cells.log.delta import StateDelta
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode

@@ -7,7 +7,8 @@ error that names the log and the sequence; it is never skipped.
 
 from __future__ import annotations
 
-from enum import Enum
+from copy import copy
+from typing import Any
 
 import msgspec
 from blake3 import blake3
@@ -21,9 +22,11 @@ from mielin_cells.errors import (
     RecordInvalid,
     WrongAgent,
 )
-from mielin_cells.log import rules
+from mielin_cells.log import contents
+from mielin_cells.log.codec import pack
+from mielin_cells.log.commit import Commit, OpenTurn, TurnCall, Wish
 from mielin_cells.log.ledger import Ledger
-from mielin_cells.log.lifecycle import AgentState, Lifecycle
+from mielin_cells.log.lifecycle import AgentState, Lifecycle, Phase
 from mielin_cells.log.policy import DEFAULT
 from mielin_cells.log.records import (
     Accepted,
@@ -31,77 +34,42 @@ from mielin_cells.log.records import (
     Asked,
     Claimed,
     Cleared,
-    Commit,
     Committed,
     Created,
     Failed,
     HandedOff,
-    Kept,
-    Made,
-    OpenTurn,
     Paused,
     Record,
     Resumed,
     Returned,
     Snapshot,
-    Spilled,
+    SnapshotRef,
     StandbySet,
     Stepped,
     Suspended,
     Terminated,
     Undone,
-    Wish,
-    policy_bytes,
 )
+from mielin_cells.log.rules import RULES, Rule
 from mielin_cells.log.state import StoredState
 
 OUTCOMES_MAX = 64
 """Migrations whose outcome the fold still tells; older ones are in the log until it is trimmed."""
 
 
-class Phase(Enum):
-    NONE = "none"
-    """No record yet."""
-    RUN = "run"
-    PROBATION = "probation"
-    """Handed over, not yet accepted or returned: nobody serves."""
-    TERMINATED = "terminated"
+IN_SNAPSHOT = (
+    "cls", "version", "lifecycle", "turn", "claims", "outcomes", "handed", "undone", "policy", "standby", "wish", "born",
+)  # fmt: skip
+"""Fields of a fold that a snapshot carries under the same names, beside state and ledger."""
 
 
 class Fold:
     """An agent as of record `seq` of its log.  Changed only by `apply` and `settled`."""
 
     __slots__ = (
-        "agent",
-        "behind_bytes",
-        "behind_records",
-        "born",
-        "claims",
-        "cls",
-        "epoch",
-        "goes_to",
-        "handed",
-        "incarnation",
-        "kept",
-        "ledger",
-        "lifecycle",
-        "migration",
-        "outcomes",
-        "owner",
-        "phase",
-        "policy",
-        "seq",
-        "snap",
-        "source",
-        "source_incarnation",
-        "standby",
-        "state",
-        "stated",
-        "turn",
-        "undone",
-        "version",
-        "wish",
-        "written",
+        "agent", "behind_bytes", "behind_records", "born", "claims", "cls", "epoch", "goes_to", "handed", "incarnation",
+        "last_digest", "ledger", "lifecycle", "migration", "outcomes", "owner", "phase", "policy", "seq", "snap", "snapshots",
+        "source", "source_incarnation", "standby", "state", "turn", "undone", "version", "wish", "written",
     )  # fmt: skip
 
     def __init__(self, agent: str) -> None:
@@ -130,8 +98,8 @@ class Fold:
         """What the agent has ordered for itself in its last turn, until it has taken effect."""
         self.ledger = Ledger()
         self.state = StoredState()
-        self.stated: bytes | None = None
-        """What the last commit says that the digest of the state is; None before the first."""
+        self.last_digest: bytes | None = None
+        """The digest of the state according to the last commit; None before the first."""
         self.turn: OpenTurn | None = None
         self.claims = 0
         """Claims of the agent with its turn open and nothing new from it: a message that kills its process shows here (rule 5).
@@ -144,7 +112,8 @@ class Fold:
         """Stretches of the log that were undone: the record gone back to, and the one that says so."""
         self.goes_to = ""
         """After an undo: the node that is to run the agent, until one has claimed it."""
-        self.kept: list[Kept] = []
+        self.snapshots: list[SnapshotRef] = []
+        """Those that are kept, oldest first."""
         self.behind_records = 0
         """Records since the last snapshot: what a load replays."""
         self.behind_bytes = 0
@@ -163,7 +132,7 @@ class Fold:
     @property
     def floor(self) -> int:
         """The log is kept from here on (rule 18); 0: all of it."""
-        return self.kept[0].seq if self.kept else 0
+        return self.snapshots[0].seq if self.snapshots else 0
 
     def is_ancestor(self, seq: int) -> bool:
         """True for a record that the agent's state still comes from: kept, and not itself undone (rule 16)."""
@@ -171,7 +140,7 @@ class Fold:
 
     def seal_digest(self) -> bytes:
         """What a handover seals: the state as stored, the whole ledger, and the policy."""
-        return blake3(self.state.digest() + self.ledger.digest() + policy_bytes(self.policy)).digest()
+        return blake3(self.state.digest() + self.ledger.digest() + pack(self.policy)).digest()
 
     @property
     def size_bytes(self) -> int:
@@ -180,7 +149,7 @@ class Fold:
 
     def verify(self) -> None:
         """Raises `DigestMismatch` if the state is not the one that its owner had at the last commit."""
-        if self.stated is not None and self.state.digest() != self.stated:
+        if self.last_digest is not None and self.state.digest() != self.last_digest:
             raise DigestMismatch(
                 f"The state of agent {self.agent!r} as read up to {self.seq} does not match the digest of its last commit; "
                 "it is not run from here. Its log holds what it was: go back to an earlier snapshot.",
@@ -222,19 +191,18 @@ class Fold:
             )  # fmt: skip
         if self.phase is Phase.TERMINATED:
             raise RecordInvalid(f"{where} follows Terminated.", **facts)
-        expected = self.epoch + 1 if isinstance(record, (Created, Claimed)) else self.epoch
+        rule = RULES.get(type(record))
+        if rule is None:
+            raise RecordInvalid(f"{where} stands for a record that was not put together from its parts.", **facts)
+        expected = self.epoch + rule.takes_over
         if record.epoch != expected:
             raise EpochOutOfOrder(
                 f"{where} is of epoch {record.epoch}, not {expected}.", have=record.epoch, need=expected, **facts
             )
-        if isinstance(record, Spilled):
-            raise RecordInvalid(f"{where} stands for a record that was not put together from its parts.", **facts)
-        if isinstance(record, Created) != (self.phase is Phase.NONE):
+        if self.phase not in rule.phases:
             raise RecordInvalid(f"{where} is {type(record).__name__} in phase {self.phase.value}.", **facts)
-        if isinstance(record, (Created, Claimed)):
+        if rule.takes_over:
             return
-        if isinstance(record, (Accepted, Returned)) != (self.phase is Phase.PROBATION):
-            raise RecordInvalid(f"{where} is {type(record).__name__} in phase {self.phase.value}.", **facts)
         if isinstance(record, (Accepted, Returned)) and record.migration != self.migration:
             raise RecordInvalid(
                 f"{where} ends migration {record.migration}; {self.migration} is in probation.", **facts
@@ -250,23 +218,23 @@ class Fold:
                 f"{where} is by incarnation {record.incarnation} of {record.node}; incarnation {self.incarnation} owns.",
                 author=record.node, owner=self.owner, **facts,
             )  # fmt: skip
-        self._check_turns(where, record, facts)
+        self._check_turns(where, record, rule, facts)
         try:
-            self._next_lifecycle(record)
+            self._next_lifecycle(record, rule)
         except InvalidTransition as error:
             raise RecordInvalid(f"{where}: {error.message}", **facts) from error
 
     def _wrong(self, seq: int, record: AnyRecord, commit: Commit | None) -> str:
         """What is wrong with what a checked record says, for a reader; "" if nothing is."""
         if commit is not None:
-            return rules.wrong_commit(self.ledger, self.turn, commit, seq)
+            return contents.wrong_commit(self.ledger, self.turn, commit, seq)
         match record:
             case Asked() | Stepped():
-                return rules.wrong_turn(self.ledger, record)
+                return contents.wrong_turn(self.ledger, record)
             case Undone():
-                return rules.wrong_undone(self.ledger, record)
+                return contents.wrong_undone(self.ledger, record)
             case Snapshot():
-                return rules.wrong_snapshot(self, record)
+                return self._wrong_snapshot(record)
             case Terminated():
                 return "not all that it sent is released (rule 20)" if self.ledger.pending else ""
             case StandbySet():
@@ -274,17 +242,17 @@ class Fold:
             case _:
                 return ""
 
-    def _check_turns(self, where: str, record: AnyRecord, facts: dict[str, object]) -> None:
+    def _check_turns(self, where: str, record: AnyRecord, rule: Rule, facts: dict[str, object]) -> None:
         """What a record may say of turns, now."""
         commit = _commit_of(record)
-        runs = isinstance(record, (Asked, Stepped)) or (commit is not None and bool(commit.taken))
+        runs = isinstance(record, (Asked, Stepped)) or (commit is not None and bool(commit.inputs))
         if runs and not self.lifecycle.state.accepts_work:
             raise RecordInvalid(f"{where} holds a turn of an agent that is {self.lifecycle.state.value}.", **facts)
         if runs and self.wish is not None:
             raise RecordInvalid(
                 f"{where} holds a turn behind one that ordered the agent's own {self.wish.order}.", **facts
             )
-        if self.goes_to and (runs or isinstance(record, (Snapshot, HandedOff, Undone))):
+        if self.goes_to and (runs or not rule.may_wait):
             what = "holds a turn" if runs else f"is {type(record).__name__}"
             raise RecordInvalid(
                 f"{where} {what} of an agent that {self.goes_to} was to claim first (rule 16).", **facts
@@ -296,53 +264,58 @@ class Fold:
                 raise RecordInvalid(f"{where} hands over as {record.migration} a second time (rule 7).", **facts)
         if isinstance(record, Undone) and not self.is_ancestor(record.to):
             raise RecordInvalid(f"{where} goes back to {record.to}, which is trimmed or undone itself.", **facts)
-        if isinstance(record, (Asked, Stepped)) and not 0 <= record.at <= len(self._made_before(record)):
+        if isinstance(record, (Asked, Stepped)) and not 0 <= record.at <= len(self._calls_before(record)):
             raise RecordInvalid(f"{where} goes on after outcome {record.at} of a turn, which is not there.", **facts)
 
-    def _next_lifecycle(self, record: Record) -> Lifecycle:
+    def _wrong_snapshot(self, record: Snapshot) -> str:
+        """Rule 18: it carries what the log before it says, and keeps no snapshot that was given up."""
+        if any(getattr(record, name) != getattr(self, name) for name in IN_SNAPSHOT) or record.ledger != self.ledger:
+            return "it is not what the log before it says (rule 18)"
+        if record.digest != self.state.digest():
+            return "its digest is not that of the state before it (rule 18)"
+        before = {one.seq for one in self.snapshots} | {0}
+        kept = [one.seq for one in record.snapshots]
+        if kept != sorted(set(kept)) or not before.issuperset(kept):
+            return f"it keeps the snapshots {kept}, of {sorted(before)} (rule 18)"
+        if not 0 <= record.since <= record.prev or bool(record.parts) == (record.small is not None):
+            return "it does not say where its state is (rule 18)"
+        return ""
+
+    def _next_lifecycle(self, record: Record, rule: Rule) -> Lifecycle:
         life = self.lifecycle
-        if isinstance(record, Committed):  # almost every record
-            return life.to(AgentState.RUNNING) if life.state is AgentState.CREATED else life
-        if isinstance(record, (Suspended, Paused, Failed)) and life.state is AgentState.CREATED:
+        if rule.starts and life.state is AgentState.CREATED:
             life = life.to(AgentState.RUNNING)
-        match record:
-            case Suspended():
-                return life.to(AgentState.SUSPENDED)
-            case Paused():
-                return life.to(AgentState.PAUSED)
-            case Resumed():
-                return life.to(AgentState.RUNNING)
-            case Failed(error=error):
-                attempts = life.error.attempts + 1 if life.error else error.attempts
-                fatal = error.fatal or (life.error is not None and life.error.fatal)
-                again = msgspec.structs.replace(error, attempts=attempts, fatal=fatal)
-                if life.state is AgentState.ERROR:  # a resume that failed: same state, one more attempt
-                    return msgspec.structs.replace(life, error=again)
-                return life.to(AgentState.ERROR, again)
-            case Terminated():
-                return life.to(AgentState.TERMINATED)
-            case _:
-                return life
+        if rule.state is None:
+            return life
+        if not isinstance(record, Failed):
+            return life.to(rule.state)
+        error, before = record.error, life.error
+        if before is not None:
+            fatal = error.fatal or before.fatal
+            error = msgspec.structs.replace(error, attempts=before.attempts + 1, fatal=fatal)
+        if life.state is AgentState.ERROR:  # a resume that failed: same state, one more attempt
+            return msgspec.structs.replace(life, error=error)
+        return life.to(AgentState.ERROR, error)
 
     def settled(self, seq: int, record: AnyRecord) -> None:
         """Takes a checked record whose commit is in ledger and state already: the owner's own, now acknowledged."""
-        self.lifecycle = self._next_lifecycle(record)
+        self.lifecycle = self._next_lifecycle(record, RULES[type(record)])
         self.seq, self.written = seq, record.written
         self.behind_records += 1
         match record:
             case Created():
                 self.cls, self.version, self.born = record.cls, record.version, record.born
-                self.policy = record.policy or DEFAULT
+                self.policy = record.policy
                 self._owns(record.node, record.incarnation, record.epoch)
             case Committed():
                 self._ran(record.commit)
             case Asked() | Stepped():
-                made = [*self._made_before(record)[: record.at], *record.made]
-                self.turn = OpenTurn(record.sender, record.input, made)
-                if record.made:
+                calls = [*self._calls_before(record)[: record.at], *record.calls]
+                self.turn = OpenTurn(record.sender, record.input, calls)
+                if record.calls:
                     self.claims = 0
             case Snapshot():
-                self.snap, self.kept = seq, _kept(seq, record)
+                self.snap, self.snapshots = seq, _snapshots(seq, record)
                 self.behind_records = self.behind_bytes = 0
             case HandedOff():
                 if record.seal is not None:
@@ -374,27 +347,25 @@ class Fold:
             case Terminated():
                 self.phase, self.wish = Phase.TERMINATED, None
 
-    def _made_before(self, record: Asked | Stepped) -> list[Made]:
-        """What the log has of the turn that `record` belongs to."""
+    def _calls_before(self, record: Asked | Stepped) -> list[TurnCall]:
+        """The calls that the log has of the turn that `record` belongs to."""
         turn = self.turn
-        return turn.made if turn is not None and (turn.sender, turn.n) == (record.sender, record.input) else []
+        return turn.calls if turn is not None and (turn.sender, turn.n) == (record.sender, record.input) else []
 
     def _ran(self, commit: Commit) -> None:
-        """An open turn ends with the commit that takes its input.  One that only releases, resumes or upgrades leaves the
-        turn and the count of claims as they were: the message at the head has not been run (rules 5 and 12)."""
-        self.version, self.stated = commit.version, commit.digest
-        self.claims, self.turn = self.claims_after(commit), self.turn_after(commit)
+        """An open turn ends with the commit that takes its input: other commits may come between an ask and its turn's end.
+
+        A commit that only releases, resumes or upgrades leaves the turn and the count of claims as they were: the message at
+        the head has not been run (rules 5 and 12).
+        """
+        self.version, self.last_digest = commit.version, commit.digest
+        if commit.inputs or commit.dead:
+            self.claims = 0
+        turn = self.turn
+        if turn is not None and any((one.sender, one.n) == (turn.sender, turn.n) for one in commit.inputs):
+            self.turn = None
         if commit.wish is not None:
             self.wish = commit.wish
-
-    def claims_after(self, commit: Commit) -> int:
-        return 0 if commit.taken or commit.dead else self.claims
-
-    def turn_after(self, commit: Commit) -> OpenTurn | None:
-        """The open turn, unless `commit` holds its input: other commits may come between an ask and its turn's end."""
-        turn = self.turn
-        closed = turn is not None and any((taken.sender, taken.n) == (turn.sender, turn.n) for taken in commit.taken)
-        return None if closed else turn
 
     def _owns(self, node: str, incarnation: int, epoch: int) -> None:
         self.owner, self.incarnation, self.epoch, self.phase = node, incarnation, epoch, Phase.RUN
@@ -402,15 +373,17 @@ class Fold:
 
     def _went_back(self, record: Undone) -> None:
         self.state.apply(record.state)
-        self.ledger.undo(record)
-        self.version, self.stated = record.version, record.digest
+        self.ledger.undo(
+            record.cursor, record.held, record.marks, record.unburied, record.timers, record.replays, record.corrects
+        )
+        self.version, self.last_digest = record.version, record.digest
         self.turn, self.claims, self.goes_to, self.wish = None, 0, record.goes_to, None
         self.undone = [(to, by) for to, by in self.undone if by > self.floor]
         self.undone.append((record.to, self.seq))
-        if self.kept:  # whatever is gone back to behind this needs the inbox from here on
-            last = self.kept[-1]
+        if self.snapshots:  # a later undo to behind this record needs the inbox from here on
+            last = self.snapshots[-1]
             inbox = min(last.inbox, _inbox_from(record.cursor, record.held))
-            self.kept = [*self.kept[:-1], msgspec.structs.replace(last, inbox=inbox)]
+            self.snapshots = [*self.snapshots[:-1], msgspec.structs.replace(last, inbox=inbox)]
 
     @property
     def inbox_from(self) -> int:
@@ -420,7 +393,7 @@ class Fold:
     @property
     def inbox_kept_from(self) -> int:
         """What is before it in the inbox may be trimmed; nothing from which on the agent can be loaded needs it."""
-        return min((one.inbox for one in self.kept), default=0)
+        return min((one.inbox for one in self.snapshots), default=0)
 
     def _outcome(self, outcome: str) -> None:
         """Rule 7: a migration that was handed over ends with the next ownership record."""
@@ -452,16 +425,17 @@ class Fold:
             )  # fmt: skip
         fold = cls(record.agent)
         fold.seq = fold.snap = seq
-        fold.cls, fold.version = record.cls, record.version
+        for name in IN_SNAPSHOT:
+            setattr(fold, name, copy(getattr(record, name)))
         fold._owns(record.node, record.incarnation, record.epoch)
-        fold.lifecycle = record.lifecycle
-        fold.ledger, fold.state = Ledger.of(record.ledger), state
-        fold.stated, fold.turn, fold.claims = record.digest, record.turn, record.claims
-        fold.kept, fold.outcomes = _kept(seq, record), dict(record.outcomes)
-        fold.handed, fold.undone = dict(record.handed), list(record.undone)
-        fold.policy, fold.standby, fold.wish = record.policy or DEFAULT, record.standby, record.wish
-        fold.born = record.born
+        fold.ledger, fold.state = record.ledger.copy(), state
+        fold.last_digest, fold.snapshots = record.digest, _snapshots(seq, record)
         return fold
+
+
+def snapshot_fields(fold: Fold) -> dict[str, Any]:
+    """For a `Snapshot` right behind the last record: copies of the fields that it carries under the same names."""
+    return {name: copy(getattr(fold, name)) for name in IN_SNAPSHOT}
 
 
 def _commit_of(record: AnyRecord) -> Commit | None:
@@ -470,10 +444,10 @@ def _commit_of(record: AnyRecord) -> Commit | None:
     return record.commit if isinstance(record, Committed) else None
 
 
-def _kept(seq: int, record: Snapshot) -> list[Kept]:
+def _snapshots(seq: int, record: Snapshot) -> list[SnapshotRef]:
     """The snapshots still needed after `record`, itself the last (rule 18: its floor is what trims may reach)."""
     inbox = _inbox_from(record.ledger.cursor, record.ledger.held)
-    return [*record.kept, Kept(seq, record.since, inbox, record.part, record.at)]
+    return [*record.snapshots, SnapshotRef(seq, record.since, inbox, record.part, record.at)]
 
 
 def _inbox_from(cursor: int, held: list[int]) -> int:

@@ -12,23 +12,10 @@ import msgspec
 from blake3 import blake3
 
 from mielin_cells.errors import AnswerExpired
+from mielin_cells.log.codec import pack
+from mielin_cells.log.commit import Commit, DeadLetter, LetterKey, Out, ReplayCounts, ReplayInput, Timer
 from mielin_cells.log.digest import NamedDigests
 from mielin_cells.log.message import Answer, encode_answer, is_client
-from mielin_cells.log.records import (
-    Again,
-    Commit,
-    DeadLetter,
-    LedgerImage,
-    LetterKey,
-    Out,
-    PeerImage,
-    Replayed,
-    Taken,
-    Timer,
-    Undone,
-    canonical,
-    peer_bytes,
-)
 from mielin_cells.settings import ANSWERS_BYTES_MAX, DEAD_LETTERS_MAX, LETTERS_BYTES_MAX, SESSIONS_MAX
 
 DROPPED = encode_answer(
@@ -37,7 +24,7 @@ DROPPED = encode_answer(
         AnswerExpired("This answer was dropped: nobody had acknowledged it, and later ones took its place.").to_wire(),
     )
 )
-"""What stands for an answer that was dropped: who asks again is told so, and nothing runs twice."""
+"""Takes the place of a dropped answer: a repeated ask gets this error, and nothing runs twice."""
 
 FLAT_MAX = 1024
 """Senders and receivers up to which the ledger's digest is taken of all of it at once, which takes 2 ms then."""
@@ -62,59 +49,61 @@ class Verdict(Enum):
     CLOSED = "closed"
     """The sender itself has closed this number: `AnswerExpired`."""
     EXPIRED = "expired"
-    """Of a session that was forgotten, as far as anybody can tell now: `SessionExpired`."""
+    """Perhaps of a session that was forgotten: `SessionExpired`."""
 
 
 _APPLY, _HOLD, _REPEAT, _CLOSED = Verdict.APPLY, Verdict.HOLD, Verdict.REPEAT, Verdict.CLOSED
-"""Reading a member of an enumeration costs as much as all else that is looked at for most messages."""
+"""Reading a member of an enumeration costs as much as all other checks of most messages."""
 
 
-class Peer:
+class Peer(msgspec.Struct, array_like=True):
     """One sender.  For an agent `mark` is the highest number applied; a client's numbers are remembered one by one."""
 
-    __slots__ = ("answers", "is_client", "low", "mark", "start")
-
-    def __init__(
-        self, is_client: bool, mark: int = 0, low: int = 0, start: int = 0, answers: dict[int, bytes] | None = None
-    ) -> None:
-        self.is_client = is_client
-        self.mark = mark
-        self.low = low
-        self.start = start
-        self.answers: dict[int, bytes] = {} if answers is None else answers
+    is_client: bool
+    mark: int = 0
+    low: int = 0
+    start: int = 0
+    answers: dict[int, bytes] = {}
+    """Of an agent: answers to its asks.  Of a client: every number taken at or above `low`, with its answer or b""."""
 
 
-class Ledger:
-    __slots__ = (
-        "_latest", "_marks", "_order", "_was_open", "again", "answer_bytes", "clients", "corrects", "cursor", "dead", "held",
-        "horizon", "letter_bytes", "numbers", "peers", "pending", "pending_bytes", "released", "replayed", "timers",
-    )  # fmt: skip
+class Ledger(msgspec.Struct, array_like=True, dict=True):
+    """The fields are what snapshots hold; the counts at their end follow from the others."""
 
-    def __init__(self) -> None:
-        self.cursor = 0
-        self.held: list[int] = []
-        self.peers: dict[str, Peer] = {}
-        self.clients = 0
+    cursor: int = 0
+    held: list[int] = []
+    peers: dict[str, Peer] = {}
+    """Quiet for longest first, among clients and agents that had an answer."""
+    numbers: dict[str, int] = {}
+    released: dict[str, int] = {}
+    pending: dict[str, dict[int, Out]] = {}
+    dead: list[DeadLetter] = []
+    horizon: int = 0
+    """Every session that was forgotten began when the log ended here, or before (rule 15)."""
+    replays: dict[tuple[str, int], ReplayInput] = {}
+    """After an undo: inputs that are to be run once more, and what they have sent (rules 17 and 18)."""
+    replayed: ReplayCounts = msgspec.field(default_factory=ReplayCounts)
+    corrects: bool = False
+    timers: dict[str, Timer] = {}
+    clients: int = 0
+    answer_bytes: int = 0
+    pending_bytes: int = 0
+    letter_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        self.clients = sum(peer.is_client for peer in self.peers.values())
+        self.answer_bytes = sum(len(answer) for peer in self.peers.values() for answer in peer.answers.values())
+        self.pending_bytes = sum(len(out.args) for out in self.unreleased())
+        self.letter_bytes = sum(len(letter.args) for letter in self.dead)
         self._latest = ""
-        """The last in `peers`: whoever took something last, of clients and of agents that had an answer."""
+        """The last in `peers`, if that is known."""
         self._marks: NamedDigests | None = None
-        """Of many senders and receivers: their digests."""
-        self.answer_bytes = self.pending_bytes = self.letter_bytes = 0
-        self.numbers: dict[str, int] = {}
-        self.released: dict[str, int] = {}
-        self.pending: dict[str, dict[int, Out]] = {}
-        self.dead: list[DeadLetter] = []
-        self.horizon = 0
-        """Every session that was forgotten began when the log ended here, or before (rule 15)."""
-        self.timers: dict[str, Timer] = {}
-        self.again: dict[tuple[str, int], Again] = {}
-        """After an undo: inputs that are to be run once more, and what they have sent (rule 17)."""
-        self._was_open: list[Again] = []
-        """Those whose turn had begun and not ended."""
-        self._order: list[tuple[str, int]] | tuple[()] = ()
-        """Those that had been taken, the first of them last."""
-        self.corrects = False
-        self.replayed = Replayed()
+        """With many senders and receivers: their digests."""
+        self._order_replays()
+
+    def copy(self) -> Ledger:
+        self.held.sort()
+        return _decode(pack(self))
 
     # ---- inputs ----------------------------------------------------------------------------------------------
 
@@ -123,11 +112,11 @@ class Ledger:
         if peer is None:
             if not is_client(sender):
                 return _APPLY if n == 1 else _HOLD if n > 1 else _CLOSED
-            expired = start <= self.horizon and (sender, n) not in self.again
+            expired = start <= self.horizon and (sender, n) not in self.replays
             return Verdict.EXPIRED if expired else _APPLY
         if peer.is_client:
             if n in peer.answers or n < peer.low:
-                if self.again and (sender, n) in self.again:
+                if self.replays and (sender, n) in self.replays:
                     return _APPLY
                 return _REPEAT if n in peer.answers else _CLOSED
             return _APPLY
@@ -152,11 +141,9 @@ class Ledger:
     def take(self, sender: str, n: int, low: int, start: int, answer: bytes | None) -> None:
         """Number `n` of the sender has taken effect.  Answers below the sender's `low` are dropped."""
         peer = self.peers.get(sender)
-        if self.again:
-            again = self.again.pop((sender, n), None)
-            if (
-                again is not None and again.taken
-            ):  # its answer stays as it was, and so does a session that was forgotten
+        if self.replays:
+            replay = self.replays.pop((sender, n), None)
+            if replay is not None and replay.taken:  # its answer stays as it was, and so does a forgotten session
                 if peer is not None and not peer.is_client:
                     peer.mark = n
                     self._changed(sender)
@@ -221,26 +208,38 @@ class Ledger:
         self.dead = [letter for letter in self.dead if letter.key not in gone]
         self.letter_bytes = sum(len(letter.args) for letter in self.dead)
 
-    def undo(self, record: Undone) -> None:
+    def undo(
+        self,
+        cursor: int,
+        held: list[int],
+        marks: dict[str, int],
+        unburied: list[LetterKey],
+        timers: list[Timer],
+        replays: list[ReplayInput],
+        corrects: bool,
+    ) -> None:
         """Back to what had been taken at an earlier record.  What was sent and answered since stays (rules 16 and 17)."""
-        self.cursor, self.held = record.cursor, list(record.held)
-        for sender, mark in record.marks.items():
+        self.cursor, self.held = cursor, sorted(held)
+        for sender, mark in marks.items():
             self.peers[sender].mark = mark
             self._changed(sender)
-        self.clear(record.unburied)
-        self.timers = {timer.id: timer for timer in record.timers}
-        self._take_again(record.again)
-        self.corrects, self.replayed = record.corrects, Replayed()
+        self.clear(unburied)
+        self.timers = {timer.id: timer for timer in timers}
+        self.replays = {(one.sender, one.n): one for one in replays}
+        self._order_replays()
+        self.corrects, self.replayed = corrects, ReplayCounts()
 
-    def _take_again(self, inputs: list[Again]) -> None:
-        self.again = {(one.sender, one.n): one for one in inputs}
-        self._was_open = [one for one in inputs if not one.taken]
-        self._order = [(one.sender, one.n) for one in reversed(inputs) if one.taken]
+    def _order_replays(self) -> None:
+        replays = self.replays.values()
+        self._was_open = [one for one in replays if not one.taken]
+        """Those whose turn had begun and not ended."""
+        self._order = [(one.sender, one.n) for one in reversed(replays) if one.taken]
+        """Those that had been taken, the first of them last."""
 
-    def next_again(self) -> tuple[str, int] | None:
+    def next_replay(self) -> tuple[str, int] | None:
         """After an undo: the input that is to be taken next, since it was the next to be taken before; None once all are."""
         order = self._order
-        while order and order[-1] not in self.again:
+        while order and order[-1] not in self.replays:
             order.pop()
         return order[-1] if order else None
 
@@ -249,7 +248,7 @@ class Ledger:
         asks = [
             sent.n
             for one in self._was_open
-            if (one.sender, one.n) in self.again
+            if (one.sender, one.n) in self.replays
             for sent in one.sent
             if sent.ask and sent.to == to and sent.answer is None
         ]
@@ -294,20 +293,24 @@ class Ledger:
 
     def _changed(self, name: str) -> None:
         """With many names, a few are hashed at each change, so that no seal has to hash them all."""
+        if self._marks is None and len(self.peers) + len(self.numbers) <= FLAT_MAX:
+            return
+        marks = self._named()
+        marks.changed(name)
+        if marks.behind > FLAT_MAX:
+            marks.some(HASHED_AT_ONCE)
+
+    def _named(self) -> NamedDigests:
         if self._marks is None:
-            if len(self.peers) + len(self.numbers) <= FLAT_MAX:
-                return
             self._marks = NamedDigests(self._content, [*self.peers, *(_TO + to for to in self.numbers)])
-        self._marks.changed(name)
-        if self._marks.behind > FLAT_MAX:
-            self._marks.some(HASHED_AT_ONCE)
+        return self._marks
 
     def _content(self, name: str) -> bytes | None:
         if name.startswith(_TO):
             to = name[1:]
             return b"%d %d" % (self.numbers[to], self.released.get(to, 0)) if to in self.numbers else None
         peer = self.peers.get(name)
-        return peer_bytes(name, peer.mark, peer.low, peer.start, peer.answers) if peer is not None else None
+        return pack(_of_peer(name, peer)) if peer is not None else None
 
     def hash_some(self, limit: int) -> bool:
         """Ahead of a seal, in slices; True if there is more to hash."""
@@ -316,20 +319,26 @@ class Ledger:
     def digest(self) -> bytes:
         """Depends on what the ledger holds alone, and not on how it came there."""
         if len(self.peers) + len(self.numbers) <= FLAT_MAX:
-            return blake3(canonical(self.image())).digest()
-        if self._marks is None:
-            self._marks = NamedDigests(self._content, [*self.peers, *(_TO + to for to in self.numbers)])
-        return blake3(self._marks.root() + canonical(self._rest({}, {}, {}))).digest()
+            peers = [_of_peer(name, peer) for name, peer in sorted(self.peers.items())]
+            return self._digest((peers, sorted(self.numbers.items()), sorted(self.released.items())))
+        return self._digest(self._named().root())
+
+    def _digest(self, names: object) -> bytes:
+        pending = [[out for _, out in sorted(outs.items())] for _, outs in sorted(self.pending.items())]
+        replays = sorted(self.replays.values(), key=lambda one: (one.sender, one.n))
+        timers = [timer for _, timer in sorted(self.timers.items())]
+        rest = (pending, self.dead, self.horizon, replays, self.replayed, self.corrects, timers)
+        return blake3(pack((self.cursor, sorted(self.held), names, rest))).digest()
 
     # ---- as a whole ------------------------------------------------------------------------------------------
 
     def apply(self, commit: Commit) -> None:
         """A reader's step: all that the commit says about inputs and outputs."""
-        for taken in commit.taken:
-            self.take(taken.sender, taken.n, taken.low, taken.start, taken.answer)
+        for one in commit.inputs:
+            self.take(one.sender, one.n, one.low, one.start, one.answer)
         self.cursor = commit.cursor
         if commit.held is not None:
-            self.held = list(commit.held)
+            self.held = sorted(commit.held)
         for letter in commit.dead:
             self.bury(letter)
         self.forget(commit.forgot)
@@ -344,36 +353,12 @@ class Ledger:
         for name in commit.gone:
             self.timers.pop(name, None)
 
-    def image(self) -> LedgerImage:
-        peers = {s: PeerImage(p.mark, p.low, p.start, dict(p.answers)) for s, p in self.peers.items()}
-        return self._rest(peers, dict(self.numbers), dict(self.released))
 
-    def _rest(self, peers: dict[str, PeerImage], numbers: dict[str, int], released: dict[str, int]) -> LedgerImage:
-        """An image with these."""
-        pending = sorted(self.unreleased(), key=lambda out: (out.to, out.n))
-        return LedgerImage(
-            self.cursor, sorted(self.held), peers, numbers, released, pending, list(self.dead),
-            self.horizon, list(self.again.values()), msgspec.structs.replace(self.replayed), self.corrects,
-            list(self.timers.values()),
-        )  # fmt: skip
-
-    @classmethod
-    def of(cls, image: LedgerImage) -> Ledger:
-        ledger = cls()
-        ledger.cursor, ledger.held = image.cursor, list(image.held)
-        ledger.peers = {s: Peer(is_client(s), p.mark, p.low, p.start, dict(p.answers)) for s, p in image.peers.items()}
-        ledger.clients = sum(peer.is_client for peer in ledger.peers.values())
-        ledger.numbers, ledger.released = dict(image.numbers), dict(image.released)
-        for out in image.pending:
-            ledger.pending.setdefault(out.to, {})[out.n] = out
-        ledger.answer_bytes = sum(len(answer) for p in image.peers.values() for answer in p.answers.values())
-        ledger.pending_bytes = sum(len(out.args) for out in image.pending)
-        ledger.letter_bytes = sum(len(letter.args) for letter in image.dead)
-        ledger.dead, ledger.horizon = list(image.dead), image.horizon
-        ledger._take_again(image.again)
-        ledger.timers = {timer.id: timer for timer in image.timers}
-        ledger.corrects, ledger.replayed = image.corrects, msgspec.structs.replace(image.replayed)
-        return ledger
+_decode = msgspec.msgpack.Decoder(Ledger).decode
 
 
-__all__ = ["Ledger", "Peer", "Taken", "Verdict"]
+def _of_peer(name: str, peer: Peer) -> tuple[object, ...]:
+    return name, peer.mark, peer.low, peer.start, sorted(peer.answers.items())
+
+
+__all__ = ["Ledger", "Peer", "Verdict"]

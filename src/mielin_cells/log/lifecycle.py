@@ -4,7 +4,7 @@ States and the 22 edges are those of the original mielin-cells, plus Migrating t
 back to where the agent came from.  The holes of the original are closed: nothing revives a fatal error,
 nothing sets a state past the table, attempts at recovery are counted until one succeeds.
 
-`Migrating` is not stored: an agent is migrating while its log is in probation (`fold`), whatever its lifecycle.
+`Migrating` is not stored: an agent is migrating while its log is in probation (`Phase`), whatever its lifecycle.
 """
 
 from __future__ import annotations
@@ -18,11 +18,22 @@ from mielin_cells.errors import InvalidTransition
 HISTORY_MAX = 10
 
 
+class Phase(Enum):
+    """Where the ownership of an agent stands."""
+
+    NONE = "none"
+    """No record yet."""
+    RUN = "run"
+    PROBATION = "probation"
+    """Handed over, not yet accepted or returned: nobody serves."""
+    TERMINATED = "terminated"
+
+
 class AgentState(Enum):
     CREATED = "Created"
     RUNNING = "Running"
     PAUSED = "Paused"
-    """At its own or its user's wish."""
+    """Its own order or its user's."""
     SUSPENDED = "Suspended"
     """By the system or an operator."""
     MIGRATING = "Migrating"

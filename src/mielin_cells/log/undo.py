@@ -12,64 +12,60 @@ from typing import Any, NamedTuple, TypeAlias
 import msgspec
 
 from mielin_cells.errors import never
-from mielin_cells.log.fold import Fold
-from mielin_cells.log.records import (
-    Again,
-    AnyRecord,
-    Asked,
-    Committed,
-    Ended,
+from mielin_cells.log.commit import (
+    EndedTurn,
     Fired,
-    HandedOff,
-    Made,
     Out,
     Place,
+    ReplayInput,
     Sent,
-    StepMade,
-    Stepped,
+    StepCall,
     Timer,
+    TurnCall,
     body_of,
     place_of,
 )
+from mielin_cells.log.fold import Fold
+from mielin_cells.log.records import AnyRecord, Asked, Committed, HandedOff, Stepped
 
-Input: TypeAlias = tuple[str, int]
+Key: TypeAlias = tuple[str, int]
 """Sender and number."""
 
 
 class _Past:
     """What one input has done, over all runs of its turn."""
 
-    __slots__ = ("made", "sent", "steps", "taken", "timers")
+    __slots__ = ("calls", "sent", "steps", "taken", "timers")
 
     def __init__(self) -> None:
         self.taken = False
         self.sent: dict[Place, Sent] = {}
         """The latest of each place."""
-        self.steps: dict[tuple[str, int], StepMade] = {}
+        self.steps: dict[tuple[str, int], StepCall] = {}
         """By name and how many of the name went before it in its run."""
         self.timers: dict[int, Timer | None] = {}
-        self.made: list[Made] = []
+        self.calls: list[TurnCall] = []
         """Of the run that the log tells of last."""
 
     @classmethod
-    def of(cls, known: Again) -> _Past:
+    def of(cls, known: ReplayInput) -> _Past:
         past = cls()
         past.taken = known.taken
         past.sent = {place_of(sent): sent for sent in known.sent}
         past.timers = dict(known.timers)
         past.learn(0, list(known.steps))
-        past.made = []
+        past.calls = []
         return past
 
     def tells(self, out: Out) -> None:
         self.sent[place_of(out)] = Sent(out.to, out.k, out.n, out.handler, body_of(out), False)
 
-    def learn(self, at: int, made: list[Made]) -> None:
+    def learn(self, at: int, calls: list[TurnCall]) -> None:
         """Asks and steps of the run that goes on; a new run begins at 0."""
-        self.made = [*self.made[:at], *made]
+        self.calls = [*self.calls[:at], *calls]
         steps, asks = Counter[str](), Counter[str]()
-        for one in self.made:
-            if isinstance(one, StepMade):
+        for one in self.calls:
+            if isinstance(one, StepCall):
                 self.steps[one.name, steps[one.name]] = one
                 steps[one.name] += 1
             elif one.n:
@@ -81,9 +77,9 @@ class _Past:
                 elif sent.answer is not None:  # what was sent under that number is what it was
                     self.sent[place_of(sent)] = msgspec.structs.replace(known, answer=sent.answer)
 
-    def again(self, sender: str, n: int) -> Again:
+    def replay(self, sender: str, n: int) -> ReplayInput:
         steps = [self.steps[key] for key in sorted(self.steps)]
-        return Again(sender, n, self.taken, list(self.sent.values()), self.timers, steps)
+        return ReplayInput(sender, n, self.taken, list(self.sent.values()), self.timers, steps)
 
 
 def _origin(timer: Timer | Fired) -> tuple[str, int, int]:
@@ -114,9 +110,9 @@ class Undoing:
         """Of the timers of `back`."""
         self._went_on: dict[str, Timer] = {}
         """Those of `back` that repeat, as they were last: also if they were cancelled then."""
-        self._pasts: dict[Input, _Past] = {key: _Past.of(known) for key, known in back.ledger.again.items()}
+        self._pasts: dict[Key, _Past] = {key: _Past.of(known) for key, known in back.ledger.replays.items()}
         if back.turn is not None:
-            self._past(back.turn.sender, back.turn.n).learn(0, back.turn.made)
+            self._past(back.turn.sender, back.turn.n).learn(0, back.turn.calls)
 
     def saw(self, seq: int, record: AnyRecord) -> None:
         """The next record of the log."""
@@ -128,11 +124,11 @@ class Undoing:
                         self._past(out.sender, out.input).tells(out)
                 for ended in commit.ended:
                     self._learn(ended)
-                for taken in commit.taken:
+                for taken in commit.inputs:
                     past = self._past(taken.sender, taken.n)
                     if not past.taken:  # to the end: they are taken again in the order in which they were taken
                         self._pasts[taken.sender, taken.n] = self._pasts.pop((taken.sender, taken.n))
-                    past.taken, past.made = True, []
+                    past.taken, past.calls = True, []
                     self._answered += taken.answer is not None
                 for timer in commit.timers:
                     self._has_timer(timer, timer)
@@ -141,7 +137,7 @@ class Undoing:
                 for fired in commit.fired:
                     self._has_fired(fired)
             case Asked() | Stepped():
-                self._past(record.sender, record.input).learn(record.at, record.made)
+                self._past(record.sender, record.input).learn(record.at, record.calls)
             case _:
                 pass
 
@@ -171,7 +167,7 @@ class Undoing:
             "marks": {s: before.get(s, 0) for s, peer in peers.items() if peer.mark != before.get(s, 0)},
             "unburied": sorted(letter.key for letter in ledger.dead if letter.key not in known),
             "timers": self._timers(),
-            "again": [past.again(*key) for key, past in self._pasts.items()],
+            "replays": [past.replay(*key) for key, past in self._pasts.items()],
         }
 
     def _has_fired(self, fired: Fired) -> None:
@@ -196,5 +192,5 @@ class Undoing:
     def _past(self, sender: str, n: int) -> _Past:
         return self._pasts.setdefault((sender, n), _Past())
 
-    def _learn(self, ended: Ended) -> None:
-        self._past(ended.sender, ended.input).learn(ended.at, ended.made)
+    def _learn(self, ended: EndedTurn) -> None:
+        self._past(ended.sender, ended.input).learn(ended.at, ended.calls)

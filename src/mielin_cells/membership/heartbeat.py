@@ -17,8 +17,8 @@ from collections.abc import Awaitable, Callable
 import msgspec
 
 from mielin_cells.errors import CellError, RecordInvalid, never
+from mielin_cells.log.codec import UNREADABLE
 from mielin_cells.log.ids import BEATS
-from mielin_cells.log.message import UNREADABLE
 from mielin_cells.rpc.answers import Beat
 from mielin_cells.settings import Settings
 from mielin_cells.substrate.ports import Substrate

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import msgspec
 
 from mielin_cells.errors import CellError, RecordInvalid, UnknownNode, described
+from mielin_cells.log.codec import UNREADABLE, framed, unframed
 from mielin_cells.log.ids import decoded, node_log_subject
-from mielin_cells.log.message import UNREADABLE, framed, unframed
 from mielin_cells.membership import term
 from mielin_cells.settings import RETRY_S_MAX, RETRY_S_MIN
 from mielin_cells.substrate.ports import Appended, Entry, Log

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import msgspec
 
 from mielin_cells.errors import RecordInvalid
-from mielin_cells.log.message import UNREADABLE, framed, unframed
+from mielin_cells.log.codec import UNREADABLE, framed, unframed
 from mielin_cells.substrate.ports import Appended, Entry, Log
 from mielin_cells.substrate.retry import whole
 

@@ -11,7 +11,7 @@ from typing import TypeAlias
 import msgspec
 
 from mielin_cells.errors import JournalGap, RecordInvalid, UnknownRecord
-from mielin_cells.log.message import UNREADABLE, framed, unframed
+from mielin_cells.log.codec import UNREADABLE, framed, unframed
 from mielin_cells.migration.recovery import RecoveryStrategy
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from mielin_cells.errors import never
-from mielin_cells.log.fold import Fold, Phase
+from mielin_cells.log.fold import Fold
+from mielin_cells.log.lifecycle import Phase
 from mielin_cells.migration.case import SOURCE_LOST, Case
 from mielin_cells.migration.journal import Journal
 

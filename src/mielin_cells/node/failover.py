@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING
 
 from mielin_cells.errors import CellError, RetryError
-from mielin_cells.log.message import unframed as unframed  # noqa: PLC0414 - see below
+from mielin_cells.log.codec import unframed as unframed  # noqa: PLC0414 - see below
 from mielin_cells.membership import table, term
 from mielin_cells.membership.takeover import Takeover
 from mielin_cells.membership.term import SUBJECT as SUBJECT  # noqa: PLC0414 - see below

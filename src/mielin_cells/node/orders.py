@@ -19,8 +19,9 @@ from mielin_cells.errors import (
     UsageError,
     described,
 )
+from mielin_cells.log.commit import LetterKey
 from mielin_cells.log.lifecycle import AgentState
-from mielin_cells.log.records import Cleared, LetterKey, Paused, Record, Resumed, StandbySet, Suspended, Terminated
+from mielin_cells.log.records import Cleared, Paused, Record, Resumed, StandbySet, Suspended, Terminated
 from mielin_cells.node.activation.writer import Declined, append_failed
 from mielin_cells.node.ownership import quarantine
 from mielin_cells.redaction import scrubbed

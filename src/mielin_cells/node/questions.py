@@ -86,7 +86,7 @@ class Questions:
         fold = self._activations.running(agent).fold
         state, error, ledger = fold.lifecycle.state, fold.lifecycle.error, fold.ledger
         stopped = "" if fold.may_run else f"in ERROR ({error.message})" if error else state.value.lower()
-        return answers.ReplayProgress(len(ledger.again), ledger.replayed, len(ledger.dead), stopped)
+        return answers.ReplayProgress(len(ledger.replays), ledger.replayed, len(ledger.dead), stopped)
 
     def hosted(self, agent: str) -> AgentInfo | None:
         """An agent that runs here, or that the log gives this node and that it cannot run."""

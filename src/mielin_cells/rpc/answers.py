@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from mielin_cells.log.records import Replayed
+from mielin_cells.log.commit import ReplayCounts
 from mielin_cells.migration import refusal
 
 RUNNING, DONE, STOPPED, OVER = "running", "done", "stopped", "over"
@@ -104,7 +104,7 @@ class ReplayProgress(msgspec.Struct, array_like=True, frozen=True):
     """How far an agent is with the messages that it takes again after an undo."""
 
     left: int
-    replayed: Replayed
+    replayed: ReplayCounts
     dead: int
     stopped: str = ""
     """Why the agent takes no messages now."""

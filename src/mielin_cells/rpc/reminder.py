@@ -21,8 +21,8 @@ from mielin_cells.errors import (
     WireTimeout,
     never,
 )
-from mielin_cells.log.fold import Phase
 from mielin_cells.log.ids import log_subject
+from mielin_cells.log.lifecycle import Phase
 from mielin_cells.log.message import Answer, encode_answer
 from mielin_cells.log.records import Terminated, decode_record, named_owner
 from mielin_cells.rpc import requests

@@ -15,9 +15,9 @@ import msgspec
 
 from mielin_cells.agents.reports import AgentInfo, MigrationReport, NodeInfo, TimerInfo
 from mielin_cells.errors import CellError, RecordInvalid, from_wire
-from mielin_cells.log.message import UNREADABLE
-from mielin_cells.log.records import LetterKey
-from mielin_cells.log.state import StateDelta
+from mielin_cells.log.codec import UNREADABLE
+from mielin_cells.log.commit import LetterKey
+from mielin_cells.log.delta import StateDelta
 from mielin_cells.migration.audit import AuditEntry
 from mielin_cells.rpc.answers import (
     AskStatus,

@@ -21,7 +21,7 @@ from mielin_cells.agents.values.annotations import read_signature
 from mielin_cells.agents.values.changes import LOAD_ERRORS
 from mielin_cells.agents.values.wire import load_hook
 from mielin_cells.errors import BadArguments
-from mielin_cells.log.state import StateDelta
+from mielin_cells.log.delta import StateDelta
 
 _NAMED = re.compile(r"([^\W\d]\w*)=(.*)", re.DOTALL)
 """`name=value`.  Text that looks like it is given by name, or as a JSON string."""

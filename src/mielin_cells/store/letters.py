@@ -10,11 +10,12 @@ from blake3 import blake3
 
 from mielin_cells.agents.values.models import readable
 from mielin_cells.errors import RecordInvalid
-from mielin_cells.log.fold import Fold, Phase
+from mielin_cells.log.commit import DeadLetter
+from mielin_cells.log.fold import Fold
 from mielin_cells.log.ids import inbox_subject
 from mielin_cells.log.ledger import Verdict
+from mielin_cells.log.lifecycle import Phase
 from mielin_cells.log.message import decode_mail, sender_text
-from mielin_cells.log.records import DeadLetter
 from mielin_cells.redaction import scrubbed
 from mielin_cells.settings import DEAD_LETTERS_MAX
 from mielin_cells.store.reader import load

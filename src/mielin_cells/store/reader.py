@@ -143,7 +143,7 @@ async def _load(log: Log, agent: str, seen: Seen | None) -> Fold:
 async def load_at(log: Log, now: Fold, seq: int) -> Fold:
     """The agent of `now` as of an earlier record of its log.  Raises `RollbackExpired` if that is not all there any more."""
     agent, fold = now.agent, Fold(now.agent)
-    for kept in reversed([kept for kept in now.kept if 0 < kept.seq <= seq]):
+    for kept in reversed([kept for kept in now.snapshots if 0 < kept.seq <= seq]):
         try:
             fold = await _of_snapshot(log, agent, kept.seq, await _snapshot_record(log, agent, kept.seq))
             break
@@ -197,7 +197,7 @@ async def _snapshot(log: Log, agent: str, seq: int) -> Fold:
     try:
         return await _of_snapshot(log, agent, seq, record)
     except (RecordInvalid, StateUnloadable) as error:
-        for kept in reversed([kept for kept in record.kept if kept.seq]):
+        for kept in reversed([kept for kept in record.snapshots if kept.seq]):
             try:
                 fold = await _of_snapshot(log, agent, kept.seq, await _snapshot_record(log, agent, kept.seq))
             except (RecordInvalid, StateUnloadable):

@@ -24,8 +24,8 @@ from random import Random
 from typing import Any
 
 from mielin_cells.errors import ConfigError, MigrationRefused, NoResponder, RecordInvalid, StoreUnreachable, WireTimeout
+from mielin_cells.log.codec import UNREADABLE
 from mielin_cells.log.ids import LOGS
-from mielin_cells.log.message import UNREADABLE
 from mielin_cells.log.records import Record, decode_record
 from mielin_cells.rpc import requests
 from mielin_cells.substrate.ports import Entry, Log, Outcome, Subscription, Substrate, Tail, Unknown, Wire

@@ -11,7 +11,7 @@ import mielin_cells as cells
 from mielin_cells.agents.reference import classes, make_ref
 from mielin_cells.client import session
 from mielin_cells.client.client import Client
-from mielin_cells.log.message import FORMAT
+from mielin_cells.log.codec import FORMAT
 from mielin_cells.rpc.reminder import count_waiting
 from mielin_cells.store.reader import load
 from mielin_cells.substrate.ports import Log, Wire

@@ -11,9 +11,10 @@ from support.moving import nodes
 
 import mielin_cells as cells
 from mielin_cells.errors import StoreUnreachable
+from mielin_cells.log.commit import Commit, Input
 from mielin_cells.log.ids import inbox_subject, log_subject
 from mielin_cells.log.message import Mail, Message, encode_mail
-from mielin_cells.log.records import Commit, Committed, Taken, encode_record
+from mielin_cells.log.records import Committed, encode_record
 from mielin_cells.rpc import requests
 from mielin_cells.store.reader import load
 from mielin_cells.substrate.embedded import Embedded
@@ -49,7 +50,7 @@ async def test_a_held_message_whose_predecessor_is_committed_runs_at_the_next_ow
         assert isinstance(stored, Appended)
         seqs.append(stored.seq)
     commit = Commit(
-        cursor=seqs[2], held=seqs[:2], taken=[Taken("bob", 1, 0, 0, None)], outs=[], released={}, dead=[], forgot=[],
+        cursor=seqs[2], held=seqs[:2], inputs=[Input("bob", 1, 0, 0, None)], outs=[], released={}, dead=[], forgot=[],
         state=None, version=fold.version, digest=fold.state.digest(),
     )  # fmt: skip
     record = Committed(

@@ -10,25 +10,25 @@ from support.logs import Score
 from support.moving import nodes
 
 import mielin_cells as cells
-from mielin_cells.log.records import Kept
+from mielin_cells.log.records import SnapshotRef
 from mielin_cells.node.activation.activation import Activation
 from mielin_cells.node.activation.snapshots import START, still_needed
 from mielin_cells.settings import SNAPSHOTS_KEPT
 
 
-def snap(seq: int, at: float, inbox: int = 0) -> Kept:
-    return Kept(seq, seq - 1, inbox or seq, f"p{seq}", at)
+def snap(seq: int, at: float, inbox: int = 0) -> SnapshotRef:
+    return SnapshotRef(seq, seq - 1, inbox or seq, f"p{seq}", at)
 
 
 def test_an_agent_that_never_moved_keeps_no_more_than_its_newest_snapshots() -> None:
-    kept: list[Kept] = []
+    kept: list[SnapshotRef] = []
     for seq in range(10, 1000, 10):
         kept = [*still_needed(kept, [], 0.0, 3600), snap(seq, 0.0)]
     assert [one.seq for one in kept] == [980, 990]
 
 
 def test_a_handover_is_kept_until_a_snapshot_behind_it_is_as_old_as_the_retention() -> None:
-    kept, seen = list[Kept](), list[int]()
+    kept, seen = list[SnapshotRef](), list[int]()
     for number in range(1, 200):
         now = number * 60.0
         kept = [*still_needed(kept, [45], now, 3600), snap(number * 10, now)]
@@ -40,7 +40,7 @@ def test_a_handover_is_kept_until_a_snapshot_behind_it_is_as_old_as_the_retentio
 
 @given(st.lists(st.tuples(st.floats(0, 100), st.booleans()), max_size=60), st.floats(0, 50))
 def test_every_handover_within_the_retention_can_be_loaded(steps: list[tuple[float, bool]], retention_s: float) -> None:
-    kept: list[Kept] = []
+    kept: list[SnapshotRef] = []
     handovers: dict[int, float] = {}
     now, seq = 0.0, 1
     for pause, moves in steps:
@@ -87,4 +87,4 @@ async def test_an_undo_behind_an_undo_finds_its_messages_though_a_snapshot_came_
         await snapshot(running["node-2"].activations.live["t"])
         await client.rollback(second.migration, to="node-1")
         assert await score.add() == 5
-        assert running["node-1"].activations.live["t"].fold.ledger.again == {}
+        assert running["node-1"].activations.live["t"].fold.ledger.replays == {}

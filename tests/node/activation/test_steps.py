@@ -18,7 +18,7 @@ from mielin_cells.client.client import Client
 from mielin_cells.log.fold import Fold
 from mielin_cells.log.ids import log_subject, part_subject
 from mielin_cells.log.records import PartRef, Snapshot, decode_record, encode_record
-from mielin_cells.log.state import SLICE_BYTES as STATE_SLICE
+from mielin_cells.log.slices import SLICE_BYTES as STATE_SLICE
 from mielin_cells.log.state import StoredState
 from mielin_cells.store import reader
 from mielin_cells.substrate import parts
@@ -120,8 +120,8 @@ async def with_a_long_tail(log: Log) -> int:
             refs = list(await parts.put_parts(log, part_subject(AGENT, "early"), fold.state.slices()))
     record = Snapshot(
         agent=AGENT, epoch=fold.epoch, node=fold.owner, incarnation=fold.incarnation, nonce=b"n" * 12, prev=fold.seq, snap=0,
-        cls=fold.cls, version=fold.version, lifecycle=fold.lifecycle, ledger=fold.ledger.image(), part="early", parts=refs,
-        small=None, since=since, digest=fold.state.digest(), kept=[], outcomes={}, turn=None, claims=0, at=0.0,
+        cls=fold.cls, version=fold.version, lifecycle=fold.lifecycle, ledger=fold.ledger.copy(), part="early", parts=refs,
+        small=None, since=since, digest=fold.state.digest(), snapshots=[], outcomes={}, turn=None, claims=0, at=0.0,
     )  # fmt: skip
     assert isinstance(await log.append(log_subject(AGENT), encode_record(record), fold.seq), Appended)
     return len(entries) - 11

@@ -10,10 +10,10 @@ from support.nodes import deployment
 
 import mielin_cells as cells
 from mielin_cells.client.client import Client
+from mielin_cells.log.delta import StateDelta
 from mielin_cells.log.fold import Fold
 from mielin_cells.log.ids import log_subject
 from mielin_cells.log.records import HandedOff, decode_record
-from mielin_cells.log.state import StateDelta
 from mielin_cells.node.moves.target import Copy
 from mielin_cells.node.node import Node
 from mielin_cells.rpc import requests

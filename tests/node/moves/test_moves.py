@@ -12,7 +12,7 @@ from support.nodes import ONCE
 
 import mielin_cells as cells
 from mielin_cells.agents.reference import classes
-from mielin_cells.log.fold import Phase
+from mielin_cells.log.lifecycle import Phase
 from mielin_cells.node.node import Node
 from mielin_cells.store.reader import load
 from mielin_cells.substrate.ports import Log, Outcome, Unknown

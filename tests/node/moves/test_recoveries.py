@@ -14,8 +14,8 @@ import mielin_cells as cells
 from mielin_cells.client.client import Client
 from mielin_cells.client.moves import plan_move, watch_move
 from mielin_cells.client.recoveries import Cases
-from mielin_cells.log.fold import Phase
 from mielin_cells.log.ids import journal_subject
+from mielin_cells.log.lifecycle import Phase
 from mielin_cells.membership import selection
 from mielin_cells.migration import admission
 from mielin_cells.migration.admission import Facts, Offer

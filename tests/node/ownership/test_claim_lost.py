@@ -12,8 +12,9 @@ import pytest
 from support.agent_log import AGENT, NODE, TARGET, created
 
 from mielin_cells.errors import Fenced
-from mielin_cells.log.fold import Fold, Phase
+from mielin_cells.log.fold import Fold
 from mielin_cells.log.ids import log_subject
+from mielin_cells.log.lifecycle import Phase
 from mielin_cells.log.records import Claimed, HandedOff, Returned, Suspended, encode_record
 from mielin_cells.node.activation.writer import Writer
 from mielin_cells.store.reader import record_of

@@ -55,7 +55,7 @@ async def test_the_older_code_takes_again_what_came_since_and_nothing_is_sent_tw
         assert await till.take(4) == 10
         assert (await ledger.all())[3:] == [("took 4", 0)]
         fold = await load(client.log, "till")
-        assert not fold.ledger.again
+        assert not fold.ledger.replays
         assert fold.version == 1
 
 

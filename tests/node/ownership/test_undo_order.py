@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from support.agent_log import after, taken, undone
 
-from mielin_cells.log.records import Again
+from mielin_cells.log.commit import ReplayInput
 from mielin_cells.node.activation.delays import stays_first
 
 
@@ -13,7 +13,7 @@ def test_a_message_that_fails_stays_first_until_all_that_an_undo_took_back_is_ta
     assert not stays_first(fold, "visitor", 1)
     fold = after(undone)
     for n in (1, 2):
-        fold.ledger.again["visitor", n] = Again("visitor", n, True, [], {}, [])
+        fold.ledger.replays["visitor", n] = ReplayInput("visitor", n, True, [], {}, [])
     assert stays_first(fold, "visitor", 1)
     assert stays_first(fold, "another", 7)
     for n in (1, 2):

@@ -9,9 +9,9 @@ from typing import Any
 from mielin_cells.agents.live import Cell
 from mielin_cells.agents.spec import Spec
 from mielin_cells.errors import described, never, storable
+from mielin_cells.log.delta import StateDelta
 from mielin_cells.log.lifecycle import AgentError, AgentState
 from mielin_cells.log.records import Failed
-from mielin_cells.log.state import StateDelta
 from mielin_cells.node.activation.context import NodeContext
 from mielin_cells.node.activation.core import Core
 from mielin_cells.node.activation.effects import Effects

@@ -23,10 +23,11 @@ from mielin_cells.errors import (
     described,
     from_wire,
 )
-from mielin_cells.log.commit import Answers, Batch
+from mielin_cells.log.batch import Answers, Batch
+from mielin_cells.log.commit import AskCall, Commit, TurnCall, Wish
 from mielin_cells.log.fold import Fold
 from mielin_cells.log.message import Replies, encode_replies
-from mielin_cells.log.records import AskMade, Commit, Committed, Made, Wish
+from mielin_cells.log.records import Committed
 from mielin_cells.node.activation.context import NodeContext
 from mielin_cells.node.activation.outbox import Outbox
 from mielin_cells.node.activation.snapshots import Snapshots
@@ -66,7 +67,7 @@ class Core:
         """How many have asked that no new turn begins."""
         self.records_first_turn = False
         """The agent was claimed with a message waiting: a record says that its first turn begins."""
-        self.asks: Sequence[Made] = ()
+        self.asks: Sequence[TurnCall] = ()
         """The asks and steps of the turn that waits."""
         self.inflight: Batch | None = None
         """The batch of the commit that is being appended."""
@@ -310,10 +311,10 @@ class Core:
     def low(self, to: str) -> int:
         """The lowest number to `to` whose outcome is not durable: asks of the open turn keep their answers (rule 14)."""
         ledger = self.fold.ledger
-        low = (ledger.unanswered(to) if ledger.again else None) or ledger.next_number(to)
+        low = (ledger.unanswered(to) if ledger.replays else None) or ledger.next_number(to)
         opened = self.fold.turn
-        for made in (*self.asks, *(opened.made if opened is not None else ())):
-            if isinstance(made, AskMade) and made.to == to and 0 < made.n < low:
+        for made in (*self.asks, *(opened.calls if opened is not None else ())):
+            if isinstance(made, AskCall) and made.to == to and 0 < made.n < low:
                 low = made.n
         return low
 

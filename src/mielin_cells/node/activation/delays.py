@@ -38,15 +38,15 @@ def stays_first(fold: Fold, sender: str, n: int) -> bool:
     opened = fold.turn
     return (
         fold.claims > 0
-        or bool(fold.ledger.again)
-        or (opened is not None and (opened.sender, opened.n) == (sender, n) and bool(opened.made))
+        or bool(fold.ledger.replays)
+        or (opened is not None and (opened.sender, opened.n) == (sender, n) and bool(opened.calls))
     )
 
 
 def turn_is_open(fold: Fold) -> bool:
     """True while a turn with recorded asks or steps has not taken effect: its message is the first, and nobody comes before it."""
     opened = fold.turn
-    return opened is not None and bool(opened.made) and not fold.ledger.has_taken(opened.sender, opened.n)
+    return opened is not None and bool(opened.calls) and not fold.ledger.has_taken(opened.sender, opened.n)
 
 
 class Intake(Protocol):
@@ -154,7 +154,7 @@ class Delays:
 
         Of one sender, the inbox has the order.
         """
-        first = self._core.fold.ledger.next_again()
+        first = self._core.fold.ledger.next_replay()
         return first is not None and first[0] != sender
 
     def put_off_early(self, arrival: Arrival) -> None:
@@ -163,7 +163,7 @@ class Delays:
 
     def _bring_back_early(self) -> None:
         """What came too early is first in the inbox again: the entry whose turn it is, or all once no other is to be taken again."""
-        first = self._core.fold.ledger.next_again()
+        first = self._core.fold.ledger.next_replay()
         ready = [one for one in self.early if first is None or one.is_at(*first)]
         self.early = [one for one in self.early if one not in ready]
         for arrival in sorted(ready, key=lambda one: -one.seq):

@@ -27,8 +27,8 @@ from mielin_cells.errors import (
     leaves,
     storable,
 )
+from mielin_cells.log.commit import DeadLetter, EndedTurn, Input, ReplayCounts
 from mielin_cells.log.message import Answer, Mail, Message, encode_answer, sender_text
-from mielin_cells.log.records import DeadLetter, Ended, Replayed, Taken
 from mielin_cells.node.activation.core import Core
 from mielin_cells.node.activation.inbox import Arrival
 from mielin_cells.node.activation.timers import Timers
@@ -84,17 +84,17 @@ class Effects:
         """The message has taken effect in memory; the next commit makes that durable."""
         batch, ledger, sender, n = self._core.batch, self._core.fold.ledger, mail.sender, message.n
         batch.turns += 1
-        if turn is not None and turn.made:
+        if turn is not None and turn.calls:
             at, made = turn.news()
             if made:  # outcomes that no record has yet: an undo may want them (rule 13)
-                batch.ended.append(Ended(turn.sender, turn.n, at, made))
-        is_again = bool(ledger.again) and (sender, n) in ledger.again
+                batch.ended.append(EndedTurn(turn.sender, turn.n, at, made))
+        is_again = bool(ledger.replays) and (sender, n) in ledger.replays
         if is_again:
             answer = self._take_again(mail, message, turn, answer)
         else:
-            batch.taken.append(Taken(sender, n, mail.low, mail.start, answer))
+            batch.inputs.append(Input(sender, n, mail.low, mail.start, answer))
         ledger.take(sender, n, mail.low, mail.start, answer)
-        if is_again and not ledger.again:
+        if is_again and not ledger.replays:
             self._timers.kick()  # they have waited for this
         if answer is not None:
             batch.answer(mail.reply_to, sender, n, answer)
@@ -102,17 +102,17 @@ class Effects:
     def _take_again(self, mail: Mail, message: Message, turn: Turn | None, answer: bytes | None) -> bytes | None:
         """An input that is run again after an undo.  Returns the answer that leaves: what was answered once stands (rule 17)."""
         batch, ledger, sender, n = self._core.batch, self._core.fold.ledger, mail.sender, message.n
-        again = ledger.again[sender, n]
+        again = ledger.replays[sender, n]
         if turn is not None and turn.replay is not None:
             counts = turn.replay.counts()
         else:
-            counts = Replayed(1, missing=len(again.sent))
+            counts = ReplayCounts(1, missing=len(again.sent))
         if batch.replayed is None:
-            batch.replayed = Replayed()
+            batch.replayed = ReplayCounts()
         batch.replayed.add(counts)
         ledger.replayed.add(counts)
         stored = ledger.answer(sender, n) if again.taken else answer
-        batch.taken.append(Taken(sender, n, mail.low, mail.start, None if again.taken else answer))
+        batch.inputs.append(Input(sender, n, mail.low, mail.start, None if again.taken else answer))
         return stored if message.ask else None
 
     def send(self, turn: Turn) -> None:
@@ -149,7 +149,7 @@ class Effects:
     def fail(self, arrival: Arrival, mail: Mail, message: Message, turn: Turn, error: BaseException, ran: int) -> None:
         """The error is the answer of an ask, stored like any other; nobody hears of a tell's: its message is a dead letter."""
         core = self._core
-        again = core.fold.ledger.again.get((mail.sender, message.n)) if core.fold.ledger.again else None
+        again = core.fold.ledger.replays.get((mail.sender, message.n)) if core.fold.ledger.replays else None
         if not message.ask or (again is not None and again.taken):  # the answer that stands is another
             self.bury_failed(arrival, mail, message, turn, error, ran)
             return
@@ -165,7 +165,7 @@ class Effects:
         self, arrival: Arrival, mail: Mail, message: Message, turn: Turn, error: BaseException, ran: int
     ) -> None:
         """The message goes to the dead letters with its cause, and the agent goes on."""
-        cause, asks = described(error), [made.label for made in turn.made]
+        cause, asks = described(error), [made.label for made in turn.calls]
         self.bury(DeadLetter(arrival.seq, mail.sender, message.n, message.handler, cause, ran, asks, message.args))
         logger.warning(
             "agent %s: %s of %s is a dead letter: %s", self._core.fold.agent, message.handler, sender_text(mail.sender),

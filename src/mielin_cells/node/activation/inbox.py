@@ -9,7 +9,7 @@ from functools import partial
 from typing import Protocol
 
 from mielin_cells.errors import Fenced, RecordInvalid, described, never
-from mielin_cells.log.commit import Batch
+from mielin_cells.log.batch import Batch
 from mielin_cells.log.fold import Fold
 from mielin_cells.log.ids import inbox_subject
 from mielin_cells.log.ledger import Verdict
@@ -116,7 +116,7 @@ class Inbox:
         If it is not among them it is the first that the tail gives: they were put off before, and others went on.
         """
         fold, ready = self._fold, deque[Arrival]()
-        opened = fold.turn if fold.turn is not None and fold.turn.made else None
+        opened = fold.turn if fold.turn is not None and fold.turn.calls else None
         is_found = opened is None
         for seq in sorted(fold.ledger.held):
             arrival = await self._kept(seq)

@@ -16,9 +16,10 @@ from mielin_cells.errors import (
     SessionExpired,
     described,
 )
+from mielin_cells.log.commit import DeadLetter
 from mielin_cells.log.ledger import Verdict
 from mielin_cells.log.message import Answer, Mail, Message, encode_answer, sender_text
-from mielin_cells.log.records import DeadLetter, Stepped
+from mielin_cells.log.records import Stepped
 from mielin_cells.node.activation.core import Core
 from mielin_cells.node.activation.delays import Delays, Fate, stays_first, turn_is_open
 from mielin_cells.node.activation.effects import Effects, is_final, is_of_store
@@ -144,7 +145,7 @@ class Intake:
                 verdict = judge(mail.sender, message.n, mail.start)
                 if verdict is not _APPLY:
                     self._repeat(arrival, mail, message, verdict)
-                elif self._fold.ledger.again and delays.is_early(mail.sender):
+                elif self._fold.ledger.replays and delays.is_early(mail.sender):
                     delays.put_off_early(arrival)
                     break
                 else:
@@ -196,7 +197,7 @@ class Intake:
         core.records_first_turn = False
         await core.flush()
         if opened is None or (opened.sender, opened.n) != (sender, n):
-            await core.append(lambda head: Stepped(**head, sender=sender, input=n, at=0, made=[]))
+            await core.append(lambda head: Stepped(**head, sender=sender, input=n, at=0, calls=[]))
 
     async def _finish(self, arrival: Arrival, mail: Mail, message: Message, unfinished: Unfinished) -> Fate:
         """The rest of a turn that waits or has failed."""

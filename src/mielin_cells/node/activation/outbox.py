@@ -9,10 +9,10 @@ from collections.abc import Coroutine
 from typing import Any, Protocol
 
 from mielin_cells.errors import InboxFull, RetryError, described
+from mielin_cells.log.commit import Out
 from mielin_cells.log.fold import Fold
 from mielin_cells.log.ids import inbox_subject
 from mielin_cells.log.message import Mail, Message, encode_mail
-from mielin_cells.log.records import Out
 from mielin_cells.node.activation.context import NodeContext
 from mielin_cells.rpc.reminder import count_waiting
 from mielin_cells.settings import MAIL_BYTES_MAX

@@ -21,7 +21,18 @@ from mielin_cells.errors import (
     UsageError,
     never,
 )
-from mielin_cells.log.records import Again, Made, Out, Place, Replayed, Sent, StepMade, Timer, body_of, place_of
+from mielin_cells.log.commit import (
+    Out,
+    Place,
+    ReplayCounts,
+    ReplayInput,
+    Sent,
+    StepCall,
+    Timer,
+    TurnCall,
+    body_of,
+    place_of,
+)
 from mielin_cells.node.activation.core import Core
 from mielin_cells.settings import MESSAGE_BYTES_MAX
 
@@ -43,7 +54,7 @@ class Run:
     broken: CellError | None = None
     """Fails the turn whatever the handler makes of the exception."""
     closed = False
-    recorded: Sequence[Made] = ()
+    recorded: Sequence[TurnCall] = ()
     """The asks and steps of an earlier run of this turn."""
     stopped = False
     """It was stopped between steps and is to be run again, whatever the handler makes of `TurnStopped`."""
@@ -80,15 +91,15 @@ class Run:
         self.message = message
         """Name of the handler that runs, or of the hook."""
         self.tells: list[Out] = []
-        self.made: list[Made] = []
+        self.calls: list[TurnCall] = []
         """The asks and steps of this run, in order."""
         fold = core.fold
-        if fold.ledger.again:
-            again = fold.ledger.again.get((sender, n))
+        if fold.ledger.replays:
+            again = fold.ledger.replays.get((sender, n))
             self.replay = Replay(again, fold.ledger.corrects) if again is not None else None
         opened = fold.turn
         if opened is not None and (opened.sender, opened.n) == (sender, n):
-            self.recorded = opened.made
+            self.recorded = opened.calls
 
     @property
     def id(self) -> str:
@@ -189,13 +200,13 @@ class Run:
                 agent=self.id, step=self._abandoned,
             )  # fmt: skip
 
-    async def _again(self, k: int) -> Made:
+    async def _again(self, k: int) -> TurnCall:
         """What an earlier run did here.  Others of the handler's tasks get the loop, as they did while it was waited for:
         so they come to their own asks and steps in the order in which they came then."""
         await asyncio.sleep(0)
         return self.recorded[k]
 
-    def _otherwise(self, made: Made, label: str) -> NonDeterministicTurn:
+    def _otherwise(self, made: TurnCall, label: str) -> NonDeterministicTurn:
         self.broken = NonDeterministicTurn(
             f"A turn of agent {self.id!r} ran again and came to {label} where it had come to {made.label}; "
             "the message goes to the dead letters, and the agent goes on.",
@@ -203,9 +214,9 @@ class Run:
         )  # fmt: skip
         return self.broken
 
-    def news(self) -> tuple[int, list[Made]]:
+    def news(self) -> tuple[int, list[TurnCall]]:
         """How many outcomes the log has, and what follows them.  For the record that is being composed."""
-        at, made = self._in_log, self.made
+        at, made = self._in_log, self.calls
         while self._in_log < len(made) and made[self._in_log].answer is not None:
             self._in_log += 1
         return at, made[at:]
@@ -230,13 +241,13 @@ class Run:
 class Replay:
     """What the input did before, and what this run does with it.  `corrects`: what now differs is sent."""
 
-    def __init__(self, again: Again, corrects: bool) -> None:
+    def __init__(self, again: ReplayInput, corrects: bool) -> None:
         self.again = again
         self._corrects = corrects
         self._sent: dict[Place, Sent] = {place_of(sent): sent for sent in again.sent}
         self._met: dict[Place, str] = {}
         """What became of each message that was there before."""
-        self.steps: dict[tuple[str, int], StepMade] = {}
+        self.steps: dict[tuple[str, int], StepCall] = {}
         """Finished steps, by name and how many of the name went before them."""
         for step in again.steps:
             index = sum(name == step.name for name, _ in self.steps)
@@ -282,10 +293,10 @@ class Replay:
             self.met(out)
         return [self.corrected(out) for out in tells if not self.stands(out)]
 
-    def counts(self) -> Replayed:
+    def counts(self) -> ReplayCounts:
         """Of the run, at its end."""
         fates = list(self._met.values())
-        return Replayed(
+        return ReplayCounts(
             1, fates.count("same"), fates.count("differing"), fates.count("corrected"), len(self._sent) - len(self._met)
         )
 

@@ -148,7 +148,7 @@ class Runner:
     async def _rest(self, turn: Turn, started: Started, is_cancellable: bool) -> Any:
         """What a function returns that waits.  Raises `TurnStopped` if it is to be run again elsewhere."""
         core, turn.task = self._core, asyncio.current_task()
-        self.turn, self._is_cancellable, turn.since, core.asks = turn, is_cancellable, core.loop.time(), turn.made
+        self.turn, self._is_cancellable, turn.since, core.asks = turn, is_cancellable, core.loop.time(), turn.calls
         token = current_turn.set(turn)
         core.commit_soon()
         started.went_on = partial(self._caught_cancellation, turn, started)
@@ -191,7 +191,7 @@ class Runner:
             return StoreBusy(
                 f"Agent {turn.id!r}: the store has not taken a record of its turn within the turn's deadline."
             )
-        seconds, asked = self._core.home.settings.turn_deadline_s, [m.label for m in turn.made if m.answer is None]
+        seconds, asked = self._core.home.settings.turn_deadline_s, [m.label for m in turn.calls if m.answer is None]
         return TurnDeadlineExceeded(
             f"{self._core.spec.name}.{turn.message} of agent {turn.id!r} did not end within the turn's deadline of {seconds:g} s"
             + (f", waiting for {asked[-1]}{turn.why}" if asked else "")

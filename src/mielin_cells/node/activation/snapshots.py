@@ -15,10 +15,11 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 
 from mielin_cells.errors import described, never
-from mielin_cells.log.fold import Fold
+from mielin_cells.log.commit import Commit
+from mielin_cells.log.fold import Fold, snapshot_fields
 from mielin_cells.log.ids import inbox_subject, log_subject, part_prefix, part_subject
-from mielin_cells.log.policy import DEFAULT
-from mielin_cells.log.records import Commit, Kept, LedgerImage, OpenTurn, PartRef, Snapshot
+from mielin_cells.log.ledger import Ledger
+from mielin_cells.log.records import PartRef, Snapshot, SnapshotRef
 from mielin_cells.node.activation.context import NodeContext
 from mielin_cells.node.activation.writer import Follow
 from mielin_cells.settings import SNAPSHOTS_KEPT
@@ -38,14 +39,16 @@ PART_NAME_BYTES = 8
 PAUSE_S = 10.0
 """A snapshot that could not be written is written again after this, and not with each commit."""
 
-START = Kept(0, 0, 0, "", 0.0)
+START = SnapshotRef(0, 0, 0, "", 0.0)
 """Stands for the beginning of a log, which needs no snapshot."""
 
 KEPT_IN_RETENTION = 8
 """Snapshots kept from the time that a rollback may go back to: the log is there, they only shorten what is read of it."""
 
 
-def still_needed(kept: list[Kept], handovers: Collection[int], now: float, retention_s: float) -> list[Kept]:
+def still_needed(
+    kept: list[SnapshotRef], handovers: Collection[int], now: float, retention_s: float
+) -> list[SnapshotRef]:
     """Of the snapshots so far: the last before the oldest handover that can be undone, some behind it, and the newest.
 
     A handover can be undone until a snapshot behind it is as old as the retention.  What nobody can go back to is not kept: an agent
@@ -72,11 +75,9 @@ def still_needed(kept: list[Kept], handovers: Collection[int], now: float, reten
 class Captured(NamedTuple):
     """State and ledger as of the commit that is being composed, for the Snapshot right behind it."""
 
-    ledger: LedgerImage
+    ledger: Ledger
     small: bytes | None
     digest: bytes
-    turn: OpenTurn | None
-    claims: int
 
 
 class Owner(Protocol):
@@ -149,9 +150,7 @@ class Snapshots:
         if self.is_ready:
             fold = self._owner.fold
             small = fold.state.encode_small() if self._parts is None else None
-            self._captured = Captured(
-                fold.ledger.image(), small, commit.digest, fold.turn_after(commit), fold.claims_after(commit)
-            )
+            self._captured = Captured(fold.ledger.copy(), small, commit.digest)
 
     def follow(self) -> Follow | None:
         """Right after that commit, under the writer's lock: the snapshot, if it was captured."""
@@ -164,21 +163,18 @@ class Snapshots:
         now = owner.home.wall()
         in_parts = self._parts is not None
         record = Snapshot(
-            **head, cls=fold.cls, version=fold.version, lifecycle=fold.lifecycle, ledger=captured.ledger,
-            part=self._name if in_parts else "", parts=self._parts or [], small=captured.small,
-            since=self._since if in_parts else head["prev"], digest=captured.digest,
-            kept=self._keep(now), outcomes=dict(fold.outcomes), turn=captured.turn, claims=captured.claims, at=now,
-            handed=dict(fold.handed), undone=list(fold.undone), policy=fold.policy if fold.policy != DEFAULT else None,
-            standby=fold.standby, wish=fold.wish, born=fold.born,
+            **head, **snapshot_fields(fold), ledger=captured.ledger, part=self._name if in_parts else "",
+            parts=self._parts or [], small=captured.small, since=self._since if in_parts else head["prev"],
+            digest=captured.digest, snapshots=self._keep(now), at=now,
         )  # fmt: skip
         self._captured, self._parts, self.is_ready = None, None, False
         return record
 
-    def _keep(self, now: float) -> list[Kept]:
+    def _keep(self, now: float) -> list[SnapshotRef]:
         fold = self._owner.fold
-        kept = still_needed(fold.kept, fold.handed.values(), now, self._owner.home.settings.retention_s)
+        kept = still_needed(fold.snapshots, fold.handed.values(), now, self._owner.home.settings.retention_s)
         parts = {one.part for one in kept}
-        self._passed_over = [one.part for one in fold.kept if one.part and one.part not in parts]
+        self._passed_over = [one.part for one in fold.snapshots if one.part and one.part not in parts]
         return kept
 
     async def trim(self) -> None:
@@ -190,8 +186,8 @@ class Snapshots:
 
     async def _trim(self) -> None:
         owner = self._owner
-        first, log, agent = owner.fold.kept[0], owner.home.log, owner.fold.agent
-        names = {kept.part for kept in owner.fold.kept}
+        first, log, agent = owner.fold.snapshots[0], owner.home.log, owner.fold.agent
+        names = {kept.part for kept in owner.fold.snapshots}
         await log.trim(log_subject(agent), first.since + 1)
         await log.trim(inbox_subject(agent), owner.fold.inbox_kept_from)
         passed_over = {part_subject(agent, part) for part in self._passed_over}

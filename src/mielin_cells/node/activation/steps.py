@@ -15,8 +15,9 @@ from mielin_cells.agents.context import turn as current_turn
 from mielin_cells.agents.retry import Retry
 from mielin_cells.agents.step import NAME_CHARS_MAX, Codec, Within, codec_of
 from mielin_cells.errors import CellError, MessageTooLarge, StepFailed, UsageError, described, from_wire
+from mielin_cells.log.commit import StepCall, TurnCall
 from mielin_cells.log.message import Answer, decode_answer, encode_answer
-from mielin_cells.log.records import Made, StepMade, Stepped
+from mielin_cells.log.records import Stepped
 from mielin_cells.node.activation.run import Run, Started, TurnStopped, is_failure, within
 from mielin_cells.settings import STEPS_BYTES_MAX
 
@@ -56,20 +57,20 @@ class Steps(Run):
         self, name: str, codec: Codec, call: Callable[..., Any], args: tuple[Any, ...], retry: Retry, timeout: float | None
     ) -> tuple[bytes, BaseException | None]:  # fmt: skip
         """The step's outcome, in the log, and what its last call raised if that was in this run."""
-        k = len(self.made)
+        k = len(self.calls)
         if k < len(self.recorded):
             made = await self._again(k)
-            if not isinstance(made, StepMade) or made.name != name:
+            if not isinstance(made, StepCall) or made.name != name:
                 raise self._otherwise(made, f"step {name!r}")
-            self.made.append(made)
+            self.calls.append(made)
             if self._in_log == k:
                 self._in_log += 1
             return made.answer, None
-        index = sum(isinstance(made, StepMade) and made.name == name for made in self.made)
+        index = sum(isinstance(made, StepCall) and made.name == name for made in self.calls)
         finished = self.replay.steps.get((name, index)) if self.replay is not None else None
         if finished is not None:
             await asyncio.sleep(0)
-            self.made.append(finished)
+            self.calls.append(finished)
             return finished.answer, None
         await self._pause()
         step = Within(self, name, self._key(name, index))
@@ -82,12 +83,12 @@ class Steps(Run):
                 answer = Answer(codec.encode(value))
             except StepFailed as failed:
                 error, answer = failed.__cause__, Answer(None, failed.to_wire())
-            made = StepMade(name, encode_answer(answer))
-            fits_turn(self.id, self.made, made)
+            made = StepCall(name, encode_answer(answer))
+            fits_turn(self.id, self.calls, made)
             self._recording = self._core.home.start(self._record_step(made))
             await asyncio.shield(self._recording)
         except asyncio.CancelledError:
-            if len(self.made) == k:
+            if len(self.calls) == k:
                 self._abandoned = name
             raise
         except CellError as refused:
@@ -108,16 +109,16 @@ class Steps(Run):
             now, seconds = asyncio.get_running_loop().time(), self._core.home.settings.turn_deadline_s
             self.deadline.reschedule(None if begins else now + seconds)
 
-    async def _record_step(self, made: StepMade) -> None:
+    async def _record_step(self, made: StepCall) -> None:
         """The outcome is a record before the handler has it, after all earlier turns are committed."""
         core = self._core
         await core.flush()
 
         def compose(head: dict[str, Any]) -> Stepped:
             self._may_record()
-            self.made.append(made)
+            self.calls.append(made)
             at, news = self.news()
-            return Stepped(**head, sender=self.sender, input=self.n, at=at, made=news)
+            return Stepped(**head, sender=self.sender, input=self.n, at=at, calls=news)
 
         await core.append(compose)
 
@@ -249,7 +250,7 @@ class _Call:
             left.set_result(None)
 
 
-def fits_turn(agent: str, before: Sequence[Made], made: StepMade) -> None:
+def fits_turn(agent: str, before: Sequence[TurnCall], made: StepCall) -> None:
     """Raises `MessageTooLarge` if a turn's outcomes are too many with this one."""
     size = sum(len(one.answer or b"") for one in before) + len(made.answer)
     if size > STEPS_BYTES_MAX:

@@ -10,7 +10,7 @@ import shlex
 import msgspec
 
 from mielin_cells.errors import UsageError
-from mielin_cells.log.records import Fired, Out, Timer
+from mielin_cells.log.commit import Fired, Out, Timer
 from mielin_cells.node.activation.core import Core
 from mielin_cells.settings import CATCH_UP_MAX, TIMERS_BYTES_MAX
 
@@ -103,7 +103,7 @@ class Timers:
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None
-        if self._heap and core.is_open and core.fold.may_run and not core.fold.ledger.again:
+        if self._heap and core.is_open and core.fold.may_run and not core.fold.ledger.replays:
             self._handle = asyncio.get_running_loop().call_at(self._heap[0][0], self._due_now)
 
     def _due_now(self) -> None:

@@ -27,9 +27,10 @@ from mielin_cells.errors import (
     never,
     storable,
 )
+from mielin_cells.log.commit import AskCall, Out, Timer, Wish, body_of
 from mielin_cells.log.ids import log_subject
 from mielin_cells.log.message import Answer, decode_answer, encode_answer
-from mielin_cells.log.records import Asked, AskMade, Out, Timer, Wish, body_of
+from mielin_cells.log.records import Asked
 from mielin_cells.node.activation.run import Replay, Run
 from mielin_cells.node.activation.steps import Steps
 from mielin_cells.node.activation.timers import check_room
@@ -82,22 +83,22 @@ class Asks(Run):
     async def _answer(
         self, agent: str, spec: Spec, handler: HandlerSpec, args: bytes, timeout: float | None, id: str | None
     ) -> bytes:
-        core, index = self._core, len(self.made)
+        core, index = self._core, len(self.calls)
         label = f"{agent}.{handler.name}" + (f" ({id})" if id else "")
         k = (self._places or {}).get((agent, True), 0)
         chain = (*self.chain[1 - CHAIN_MAX :], self.id)
         out = Out(agent, spec.name, 0, handler.name, args, True, self.sender, self.n, k, chain=chain)
         body = body_of(out)
-        made: AskMade | None = None
+        made: AskCall | None = None
         if index < len(self.recorded):
             recorded = await self._again(index)
-            if not isinstance(recorded, AskMade) or recorded.body != body:
+            if not isinstance(recorded, AskCall) or recorded.body != body:
                 raise self._otherwise(recorded, label)
             made = recorded
         elif self.replay is not None:
             made = await self._stands(self.replay, out, label)
         if made is not None:
-            self.made.append(made)
+            self.calls.append(made)
             if made.n:
                 self._next_place(agent, True)
                 if self.replay is not None:
@@ -108,7 +109,7 @@ class Asks(Run):
             return await self._wait(pending or msgspec.structs.replace(out, n=made.n), made, timeout)
         refusal = await self._refused(agent)
         if refusal is not None:
-            self.made.append(AskMade(agent, 0, handler.name, body, label, refusal))
+            self.calls.append(AskCall(agent, 0, handler.name, body, label, refusal))
             return refusal
         if self.replay is not None:
             out = self.replay.corrected(out)
@@ -120,7 +121,7 @@ class Asks(Run):
             raise
         return await self._wait(out, made, timeout, is_sent=True)
 
-    async def _stands(self, rerun: Replay, out: Out, label: str) -> AskMade | None:
+    async def _stands(self, rerun: Replay, out: Out, label: str) -> AskCall | None:
         """After an undo: the ask that an earlier run of this turn made here, with its outcome; None if this one is sent."""
         known = rerun.known(out)
         if known is None or not rerun.stands(out):
@@ -133,7 +134,7 @@ class Asks(Run):
             )  # fmt: skip
             raise self.broken
         await asyncio.sleep(0)
-        return AskMade(out.to, known.n, out.handler, body_of(out), label, known.answer)
+        return AskCall(out.to, known.n, out.handler, body_of(out), label, known.answer)
 
     async def _refused(self, agent: str) -> bytes | None:
         """The outcome of an ask to an agent that is not there: it is an outcome like any other, but nothing is sent."""
@@ -143,7 +144,7 @@ class Asks(Run):
         error = NoSuchAgent(f"Agent {self.id!r} asked {agent!r}, which does not exist; spawn it first.", agent=agent)
         return encode_answer(Answer(None, error.to_wire()))
 
-    async def _record(self, asked: Out, body: bytes, label: str) -> tuple[Out, AskMade]:
+    async def _record(self, asked: Out, body: bytes, label: str) -> tuple[Out, AskCall]:
         """The ask is a record before it leaves, after all earlier turns are committed."""
         core = self._core
         await core.flush()
@@ -151,29 +152,29 @@ class Asks(Run):
         def compose(head: dict[str, Any]) -> Asked:
             self._may_record()
             out = msgspec.structs.replace(asked, n=core.fold.ledger.next_number(asked.to))
-            self.made.append(AskMade(out.to, out.n, out.handler, body, label))
+            self.calls.append(AskCall(out.to, out.n, out.handler, body, label))
             self._next_place(out.to, True)
             if self.replay is not None:
                 self.replay.met(out, out.n)
             at, made = self.news()
             core.fold.ledger.send(out)
-            return Asked(**head, sender=self.sender, input=self.n, out=out, at=at, made=made)
+            return Asked(**head, sender=self.sender, input=self.n, out=out, at=at, calls=made)
 
         record = await core.append(compose)
-        made = record.made[-1]
-        if not isinstance(made, AskMade):
+        made = record.calls[-1]
+        if not isinstance(made, AskCall):
             raise never("the record of an ask ends with something else")
         # Here, and not where the answer is waited for: a number that is in the log must not be a hole (rule 13).
         _ = core.expect(record.out.to, record.out.n)
         core.outbox.push(record.out)
         return record.out, made
 
-    def _unheard(self, recording: asyncio.Task[tuple[Out, AskMade]]) -> None:
+    def _unheard(self, recording: asyncio.Task[tuple[Out, AskCall]]) -> None:
         if not recording.cancelled() and recording.exception() is None:
             out, _ = recording.result()
             self._core.forget(out.to, out.n)
 
-    async def _wait(self, out: Out, made: AskMade, seconds: float | None, is_sent: bool = False) -> bytes:
+    async def _wait(self, out: Out, made: AskCall, seconds: float | None, is_sent: bool = False) -> bytes:
         """Sends the ask, again while there is no answer, until its deadline: a timeout is an outcome (rule 13)."""
         core = self._core
         timeout = core.home.settings.ask_timeout_s if seconds is None else seconds
@@ -203,7 +204,7 @@ class Asks(Run):
             answer = encode_answer(Answer(None, error.to_wire()))
         finally:
             core.forget(out.to, out.n)
-        self.made[self.made.index(made)] = msgspec.structs.replace(made, answer=answer)
+        self.calls[self.calls.index(made)] = msgspec.structs.replace(made, answer=answer)
         return answer
 
     async def _reminded(self, out: Out, is_again: bool, left_s: float) -> bytes | None:

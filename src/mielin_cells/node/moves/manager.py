@@ -23,7 +23,7 @@ from mielin_cells.errors import (
     UnknownNode,
     described,
 )
-from mielin_cells.log.fold import Phase
+from mielin_cells.log.lifecycle import Phase
 from mielin_cells.membership import selection
 from mielin_cells.migration.breaker import BreakerConfig, Targets
 from mielin_cells.migration.case import RecoveryOutcome

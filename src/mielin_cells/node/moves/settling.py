@@ -22,8 +22,9 @@ from mielin_cells.errors import (
     UnknownRecord,
     described,
 )
-from mielin_cells.log.fold import Fold, Phase
+from mielin_cells.log.fold import Fold
 from mielin_cells.log.ids import journal_subject
+from mielin_cells.log.lifecycle import Phase
 from mielin_cells.migration.journal import Journal
 from mielin_cells.migration.outcome import Verdict, journal_outcome, verdict
 from mielin_cells.node.moves import evidence

@@ -20,9 +20,9 @@ from mielin_cells.errors import (
     described,
     never,
 )
-from mielin_cells.log.fold import Phase
 from mielin_cells.log.ids import log_subject
 from mielin_cells.log.ledger import HASH_SLICE
+from mielin_cells.log.lifecycle import Phase
 from mielin_cells.log.records import Accepted, Claimed, HandedOff, Returned
 from mielin_cells.migration import source as m
 from mielin_cells.migration.failure import Coded, Happened

@@ -19,9 +19,10 @@ from mielin_cells.errors import (
     never,
     storable,
 )
-from mielin_cells.log.fold import Fold, Phase
+from mielin_cells.log.fold import Fold
 from mielin_cells.log.ids import log_subject
 from mielin_cells.log.ledger import HASH_SLICE
+from mielin_cells.log.lifecycle import Phase
 from mielin_cells.log.records import Accepted, AnyRecord, HandedOff, Returned
 from mielin_cells.migration import target as m
 from mielin_cells.migration.journal import is_same_migration

@@ -22,8 +22,9 @@ from mielin_cells.errors import (
     StateUnloadable,
     described,
 )
-from mielin_cells.log.fold import Fold, Phase
+from mielin_cells.log.fold import Fold
 from mielin_cells.log.ids import log_subject
+from mielin_cells.log.lifecycle import Phase
 from mielin_cells.log.records import AnyRecord, HandedOff, Spilled, Terminated, decode_record, named_owner
 from mielin_cells.store.reader import known_agents, load, record_of
 

@@ -21,10 +21,11 @@ from mielin_cells.errors import (
     StateUpgradeFailed,
     described,
 )
-from mielin_cells.log.fold import Fold, Phase
+from mielin_cells.log.delta import StateDelta
+from mielin_cells.log.fold import Fold
 from mielin_cells.log.ids import inbox_subject
+from mielin_cells.log.lifecycle import Phase
 from mielin_cells.log.records import Claimed
-from mielin_cells.log.state import StateDelta
 from mielin_cells.node.activation.activation import Activation
 from mielin_cells.node.activation.run import is_failure
 from mielin_cells.rpc import requests

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from mielin_cells.agents.live import Cell
 from mielin_cells.agents.spec import Spec
 from mielin_cells.errors import AgentTerminated, Fenced, NodeCordoned, StateTooNew, WrongClass
-from mielin_cells.log.fold import Fold, Phase
+from mielin_cells.log.fold import Fold
 from mielin_cells.log.ids import log_subject
-from mielin_cells.log.policy import DEFAULT
+from mielin_cells.log.lifecycle import Phase
 from mielin_cells.log.records import Created
 from mielin_cells.node.activation.activation import Activation
 from mielin_cells.node.activation.activations import Activations
@@ -80,7 +80,7 @@ class Creation:
             await writer.append(
                 lambda head: Created(
                     **head, cls=spec.name, version=spec.version, state=request.state, born=request.born,
-                    at=activations.home.wall(), policy=policy if policy != DEFAULT else None,
+                    at=activations.home.wall(), policy=policy,
                 ),
                 claim=True, at_once=True,
             )  # fmt: skip

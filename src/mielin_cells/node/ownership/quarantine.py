@@ -14,8 +14,9 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from mielin_cells.errors import OF_STORE, PARKED, CellError, EpochRegression, Fenced, NoSuchAgent, described
-from mielin_cells.log.fold import Fold, Phase
+from mielin_cells.log.fold import Fold
 from mielin_cells.log.ids import inbox_subject, log_subject
+from mielin_cells.log.lifecycle import Phase
 from mielin_cells.log.records import Claimed
 from mielin_cells.node.activation.writer import append_failed
 from mielin_cells.settings import RETRY_S_MAX

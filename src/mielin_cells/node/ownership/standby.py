@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from mielin_cells.errors import AgentTerminated, CellError, NoSuchAgent, described
-from mielin_cells.log.fold import Fold, Phase
+from mielin_cells.log.fold import Fold
 from mielin_cells.log.ids import log_subject
+from mielin_cells.log.lifecycle import Phase
 from mielin_cells.membership import selection
 from mielin_cells.rpc import requests
 from mielin_cells.rpc.call import call

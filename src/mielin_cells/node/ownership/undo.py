@@ -26,8 +26,9 @@ from mielin_cells.errors import (
     UnknownNode,
     UsageError,
 )
-from mielin_cells.log.fold import Fold, Phase
+from mielin_cells.log.fold import Fold
 from mielin_cells.log.ids import log_subject
+from mielin_cells.log.lifecycle import Phase
 from mielin_cells.log.records import Undone
 from mielin_cells.log.undo import Undoing
 from mielin_cells.membership import selection

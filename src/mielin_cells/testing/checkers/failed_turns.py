@@ -6,7 +6,7 @@ from collections import Counter
 
 import msgspec
 
-from mielin_cells.log.fold import Phase
+from mielin_cells.log.lifecycle import Phase
 from mielin_cells.testing.checkers.checker import Checker
 
 DOOMED = frozenset({"refuse", "hang"})

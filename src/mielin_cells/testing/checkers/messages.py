@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 
+from mielin_cells.log.commit import Commit, Out, Timer
 from mielin_cells.log.message import Replies, decode_answer, is_client
-from mielin_cells.log.records import Asked, Commit, Committed, HandedOff, Out, Timer, Undone
+from mielin_cells.log.records import Asked, Committed, HandedOff, Undone
 from mielin_cells.testing.checkers.checker import Checker, Letter, Step
 from mielin_cells.testing.checkers.history import Author
 from mielin_cells.testing.checkers.scene import Call, Scene
@@ -51,7 +52,7 @@ class TakenOnce(Checker):
             self.fails(f"{step.what} sets the cursor back from {cursors[-1][1]} to {commit.cursor}")
         cursors.append((step.seq, commit.cursor))
         taken = self._taken.setdefault(step.agent, {})
-        for one in commit.taken:
+        for one in commit.inputs:
             key = one.sender, one.n
             if key in taken:
                 self.fails(f"{step.what} takes number {one.n} of {one.sender} again; it was taken at {taken[key]}")
@@ -156,7 +157,7 @@ class AcknowledgedIsKept(Checker):
     def record(self, step: Step) -> None:
         commit = commit_of(step)
         if commit is not None:
-            for one in commit.taken:
+            for one in commit.inputs:
                 self._answers.setdefault((step.agent, one.sender, one.n), one.answer)
 
     def answers(self, replies: Replies, author: Author) -> None:
@@ -250,7 +251,7 @@ class TimersOnce(Checker):
             known = timers.get(fired.id)
             if known is not None:
                 self._is_due(step, *known)
-            elif fired.sender and all((one.sender, one.n) != (fired.sender, fired.input) for one in commit.taken):
+            elif fired.sender and all((one.sender, one.n) != (fired.sender, fired.input) for one in commit.inputs):
                 self.fails(f"{step.what} fires timer {fired.id!r}, which is not set")
             place = step.agent, fired.sender, fired.input, fired.k
             if fired.sender and place in self._fired:

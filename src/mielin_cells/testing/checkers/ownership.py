@@ -3,18 +3,9 @@
 from __future__ import annotations
 
 from mielin_cells.errors import CellError
-from mielin_cells.log.fold import Fold, Phase
-from mielin_cells.log.records import (
-    Accepted,
-    Asked,
-    Claimed,
-    Committed,
-    Created,
-    HandedOff,
-    Returned,
-    Stepped,
-    Undone,
-)
+from mielin_cells.log.fold import Fold
+from mielin_cells.log.lifecycle import Phase
+from mielin_cells.log.records import Accepted, Asked, Claimed, Committed, Created, HandedOff, Returned, Stepped, Undone
 from mielin_cells.migration.journal import Ended
 from mielin_cells.migration.phases import MigrationPhase
 from mielin_cells.testing.checkers.checker import Checker, Line, Step, migration_name

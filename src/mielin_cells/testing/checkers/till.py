@@ -15,8 +15,9 @@ from typing import TypeAlias
 import msgspec
 
 import mielin_cells as cells
+from mielin_cells.log.commit import StepCall
 from mielin_cells.log.message import decode_answer
-from mielin_cells.log.records import HandedOff, Returned, StepMade, Stepped
+from mielin_cells.log.records import HandedOff, Returned, Stepped
 from mielin_cells.testing.checkers.checker import Checker, Step
 from mielin_cells.testing.checkers.scene import Scene
 
@@ -88,8 +89,8 @@ class Till(Checker):
         self._epochs[agent] = record.epoch + isinstance(record, (HandedOff, Returned))
         if not isinstance(record, Stepped):
             return
-        for made in record.made:
-            answer = decode_answer(made.answer).result if isinstance(made, StepMade) else None
+        for made in record.calls:
+            answer = decode_answer(made.answer).result if isinstance(made, StepCall) else None
             if answer is not None:
                 key, number = msgspec.msgpack.decode(answer, type=Receipt)
                 if self._logged.setdefault(key, number) != number:

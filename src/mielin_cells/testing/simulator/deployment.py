@@ -26,8 +26,8 @@ from mielin_cells.errors import (
     SessionExpired,
     StateTooNew,
 )
-from mielin_cells.log.fold import Phase
 from mielin_cells.log.ids import BEATS, LOGS, agent_of
+from mielin_cells.log.lifecycle import Phase
 from mielin_cells.log.records import Claimed, decode_record
 from mielin_cells.membership.heartbeat import Ear, encode_beat
 from mielin_cells.membership.takeover import FAILOVER

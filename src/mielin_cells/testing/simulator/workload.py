@@ -17,7 +17,7 @@ import mielin_cells as cells
 from mielin_cells.agents.agent import Agent
 from mielin_cells.client.client import Client
 from mielin_cells.errors import AgentTerminated, CellError
-from mielin_cells.log.fold import Phase
+from mielin_cells.log.lifecycle import Phase
 from mielin_cells.testing.checkers.failed_turns import DOOMED
 from mielin_cells.testing.checkers.scene import Call, Observed
 from mielin_cells.testing.checkers.till import Receipt, pay
