@@ -7,6 +7,7 @@ import contextlib
 
 import pytest
 from support.bad_agents import QUICK, bad_class, good_class, having
+from support.logs import ForwardedLog
 from support.moving import nodes
 from support.nodes import deployment
 
@@ -15,6 +16,7 @@ from mielin_cells.cli import look
 from mielin_cells.cli.show import Printer
 from mielin_cells.client.client import Client
 from mielin_cells.client.operator import Operator
+from mielin_cells.errors import AgentInError, PermissionDenied
 from mielin_cells.log.ids import inbox_subject, log_subject
 
 SHORT_S = 0.4
@@ -375,3 +377,31 @@ async def test_a_tell_begins_anew_and_the_same_agent_may_be_asked_twice() -> Non
         async with asyncio.timeout(WAIT_S):
             while await b.add() < 4:
                 await asyncio.sleep(0.01)
+
+
+class DeniedLog(ForwardedLog):
+    """Refuses every call once `is_denied`."""
+
+    is_denied = False
+
+    def called(self, what: str, subject: str) -> None:
+        if self.is_denied:
+            raise PermissionDenied(f"{what} of {subject!r} is denied.", subject=subject)
+
+
+async def test_a_former_owner_that_the_store_refuses_does_not_answer_for_an_agent_that_runs_elsewhere() -> None:
+    """It still reads the inbox, and remembers the agent as being in ERROR (seed 60011954)."""
+    async with deployment("node-1", settings=QUICK) as opened:
+        log = DeniedLog(opened.substrate.log)
+        await opened.start("node-2", log=log)
+        moody.add("p")
+        await opened.client.on("node-2").spawn(Porter, "p")
+        porter = opened.client.get(Porter, "p")
+        with pytest.raises(AgentInError):
+            await porter.add()
+        moody.clear()
+        log.is_denied = True
+        await Operator(opened.client).claim("p", to="node-1", force=True)
+        await opened.client.resume("p")
+        for n in range(2, 12):
+            assert await opened.client.get(Porter, "p").add() == n

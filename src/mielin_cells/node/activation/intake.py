@@ -43,8 +43,8 @@ class Intake:
     """Takes the messages of one agent, and runs their turns unless it is stopped."""
 
     __slots__ = (
-        "_alone", "_backoff", "_closing", "_core", "_effects", "_fold", "_handlers", "_inbox", "_is_closed", "_is_renewing", "_lock",
-        "_pump", "_runner", "_timers", "delays",
+        "_alone", "_backoff", "_closing", "_core", "_effects", "_fold", "_handlers", "_inbox", "_is_closed", "_is_renewing",
+        "_is_telling", "_lock", "_pump", "_runner", "_timers", "delays",
     )  # fmt: skip
 
     def __init__(self, core: Core, inbox: Inbox, runner: Runner, effects: Effects, timers: Timers) -> None:
@@ -65,7 +65,7 @@ class Intake:
         self._backoff: Backoff | None = None
         """Of that message."""
         self._is_closed = False
-        self._is_renewing = False
+        self._is_renewing = self._is_telling = False
         self._closing: asyncio.Future[None] | None = None
         """Made by whoever waits for the lock, and done once the intake is closed."""
 
@@ -83,7 +83,7 @@ class Intake:
         if self._pump is None and (self._inbox.queue or self.delays.due) and core.is_open and not self._is_stopped():
             self._pump = core.start(self._run())
         elif self._inbox.queue and self._fold.lifecycle.error is not None and core.is_open:
-            self._tell_error()
+            self._tell_error_soon()
 
     def _is_stopped(self) -> bool:
         """Asked again after each wait: others change it meanwhile."""
@@ -299,8 +299,33 @@ class Intake:
             self._inbox.waiting -= 1
         self._done(arrival, mail)
 
-    def _tell_error(self) -> None:
-        """Answers each ask that waits for an agent in ERROR with the error, once.  The messages wait, so this is no stored answer."""
+    def _tell_error_soon(self) -> None:
+        if not self._is_telling:
+            self._is_telling = True
+            self._core.home.begin(self._tell_error())
+
+    async def _tell_error(self) -> None:
+        """Tells the callers that wait for an agent in ERROR about the error, if the log still names this owner.
+
+        Another node may have claimed the agent, and an operator resumed it, while this node could not reach the store.
+        """
+        core, backoff = self._core, Backoff()
+        try:
+            while core.is_open and self._fold.lifecycle.error is not None:
+                try:
+                    await core.writer.check_owner()
+                except RetryError:
+                    await backoff.wait()
+                except CellError as error:
+                    core.lose(error)
+                else:
+                    self._answer_with_error()
+                    return
+        finally:
+            self._is_telling = False
+
+    def _answer_with_error(self) -> None:
+        """Answers each waiting ask with the error, once.  The messages stay in the inbox, so this is not a stored answer."""
         error = self._core.error
         if error is None:
             return

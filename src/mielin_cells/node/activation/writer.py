@@ -232,6 +232,14 @@ class Writer:
                 raise self._fenced()
             return False
 
+    async def check_owner(self) -> None:
+        """Reads the end of the log, from any replica.  Raises `Fenced` if another node has appended to it, and what the store
+        raises."""
+        async with self._lock:
+            last = await self._log.last(log_subject(self.fold.agent))
+            if last is not None and last.seq > self.fold.seq:
+                raise self._fenced()
+
     async def append_once(self, compose: Callable[[dict[str, Any]], R], timeout: float) -> R:
         """One try, for a handover.  Raises `Doubt` while the outcome is unknown: then the only append that may follow is a
         claim at the same place (rule 6)."""
