@@ -34,7 +34,7 @@ from mielin_cells.migration.failure import (
     classify,
     is_settled,
 )
-from mielin_cells.migration.phases import MigrationPhase
+from mielin_cells.migration.progress import MigrationPhase
 from mielin_cells.migration.refusal import Refusal, RefusalKind, kinds, refusal, told
 from mielin_cells.migration.source import Limits, Source
 

@@ -19,8 +19,7 @@ from support.recoveries import (
 )
 
 import mielin_cells as cells
-from mielin_cells.migration import MigrationRecoveryManager, RecoveryConfig
-from mielin_cells.migration import manager as manager_module
+from mielin_cells.migration import MigrationRecoveryManager, RecoveryConfig, recoveries
 from mielin_cells.migration.breaker import BreakerConfig, Targets
 from mielin_cells.migration.case import ATTEMPTS_KEPT
 
@@ -183,7 +182,7 @@ def test_clearing_the_history_keeps_a_live_recovery_and_its_count() -> None:
 
 
 def test_histories_are_bounded_for_one_agent_and_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manager_module, "AGENTS_KEPT", 10)
+    monkeypatch.setattr(recoveries, "AGENTS_KEPT", 10)
     config = RecoveryConfig(max_retries=1000, recovery_timeout_secs=1e9)
     manager = managed(config)
     for _ in range(ATTEMPTS_KEPT + 20):

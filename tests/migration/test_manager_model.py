@@ -151,6 +151,9 @@ class Recoveries(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Whatever happened, if every attempt fails and no node can be had, each recovery ends, and soon."""
+        for agent, ticket in self.running.items():
+            if ticket.token in self.expired:  # its runner was told to stop, and says that it has
+                self.manager.finish(ticket.token, self.now, self.error(agent, MigrationErrorType.TIMEOUT, None))
         steps = 0
         while self.manager.pending_count:
             steps += 1

@@ -10,7 +10,7 @@ from support.migration_pair import LIMITS, Budget, World, faults, outcome_of, ow
 from mielin_cells.log.lifecycle import Phase as LogPhase
 from mielin_cells.migration import source as s
 from mielin_cells.migration import target as t
-from mielin_cells.migration.phases import MigrationPhase as Phase
+from mielin_cells.migration.progress import MigrationPhase as Phase
 from mielin_cells.migration.target import TargetPhase
 
 

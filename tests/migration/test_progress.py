@@ -16,7 +16,7 @@ from mielin_cells.migration import (
     ProgressTracker,
 )
 from mielin_cells.migration import progress as p
-from mielin_cells.migration.phases import MigrationPhase
+from mielin_cells.migration.progress import MigrationPhase
 
 
 def tracker(total: int = 1000) -> ProgressTracker:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mielin_cells as cells
+from mielin_cells.log.policy import Policy
 from mielin_cells.migration import (
     AgentRequirements,
     AuditEvent,
@@ -303,3 +304,42 @@ def test_an_age_that_cannot_be_is_refused_and_the_old_one_stays() -> None:
         validator.set_max_rollback_age(0)
 
     assert validator.max_rollback_age_secs == 3600
+
+
+# ---- of a move, whose state stays in the agent's log ---------------------------------------------------------------
+
+
+def test_a_sealed_state_is_rolled_back_to_without_a_copy_of_it() -> None:
+    validator, seal = MigrationValidator(), Manifest(checksum=b"d" * 32, size=1_000_000)
+    validator.capture_rollback("m-1", RollbackInfo.sealed("a", seal, 0.0, policy=Policy(), source_node="n1"), now=0.0)
+
+    assert validator.execute_rollback("m-1", now=1.0).original_state == b""
+    with pytest.raises(cells.errors.DigestMismatch):
+        validator.confirm_rollback("m-1", replace(seal, checksum=b"e" * 32), now=2.0)
+    with pytest.raises(cells.errors.DigestMismatch):
+        validator.confirm_rollback("m-1", replace(seal, size=1), now=2.0)
+    validator.confirm_rollback("m-1", seal, now=3.0, details="back at 7")
+
+    assert validator.rollback_info("m-1") is None
+    last = validator.audit.by_migration("m-1")[-1]
+    assert (last.event, last.success, last.details, last.source) == (
+        AuditEvent.ROLLBACK_COMPLETED, True, "back at 7", "n1",
+    )  # fmt: skip
+
+
+def test_a_rollback_that_is_not_tried_again_gives_way_to_the_next_attempt() -> None:
+    validator = MigrationValidator()
+    validator.capture_rollback("m-1", info(b"before"), now=0.0)
+    validator.fail_rollback("m-1", "its log is read again", now=1.0, is_final=True)
+    assert validator.rollback_info("m-1") == info(b"before")
+
+    validator.capture_rollback("m-1", info(b"after"), now=2.0)
+
+    assert validator.execute_rollback("m-1", now=3.0).original_state == b"after"
+
+
+def test_what_arrived_may_be_told_by_its_manifest() -> None:
+    validator, sealed = MigrationValidator(), Manifest.of(b"state")
+    for arrived, passed in ((sealed, True), (Manifest.of(b"other"), False)):
+        result = validator.verify_post("m-1", "a", sealed, arrived, agent_responsive=True, now=0.0)
+        assert (result.passed, result.checksum_valid) == (passed, passed)

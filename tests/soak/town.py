@@ -135,7 +135,7 @@ class Town:
             wall=time.time, about=about, heard=ear.heard,
         )  # fmt: skip
         node.home.cluster = self.client
-        node.migrations.watchers.audit = MigrationAuditLog(AUDIT)
+        node.migrations.manager.validator.audit = MigrationAuditLog(AUDIT)
         await node.start()
         self.keepers[name] = node.failover
         node.home.begin(self._beat(node, ear))

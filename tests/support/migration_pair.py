@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from mielin_cells.log.lifecycle import Phase as LogPhase
 from mielin_cells.migration import source as s
 from mielin_cells.migration import target as t
-from mielin_cells.migration.phases import MigrationPhase as Phase
+from mielin_cells.migration.progress import MigrationPhase as Phase
 from mielin_cells.migration.refusal import told
 from mielin_cells.migration.target import TargetPhase
 from support.agent_log import accepted, after, claimed, committed, handed_off, returned

@@ -30,7 +30,7 @@ from mielin_cells.log.fold import Fold
 from mielin_cells.log.ids import inbox_subject, journal_subject, log_subject
 from mielin_cells.log.records import AnyRecord, encode_record
 from mielin_cells.migration.journal import Head, Journal
-from mielin_cells.migration.phases import MigrationPhase
+from mielin_cells.migration.progress import MigrationPhase
 from mielin_cells.node.node import Node
 from mielin_cells.substrate.ports import Entry
 from mielin_cells.testing.checkers.checker import Checker, Checkers, Line, Owned, Step

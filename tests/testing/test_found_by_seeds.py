@@ -13,7 +13,7 @@ from mielin_cells.agents.spec import spec_of
 from mielin_cells.errors import Fenced, NotInTurn, RecordInvalid, RollbackExpired
 from mielin_cells.log.ids import JOURNALS, log_subject
 from mielin_cells.log.records import Asked, Committed, HandedOff, decode_record
-from mielin_cells.migration.phases import MigrationPhase
+from mielin_cells.migration.progress import MigrationPhase
 from mielin_cells.node.ownership.standby import Copy as Standby
 from mielin_cells.node.ownership.undo import handover_of
 from mielin_cells.rpc import requests

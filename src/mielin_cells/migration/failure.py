@@ -12,7 +12,7 @@ from enum import Enum
 from typing import TypeAlias
 
 from mielin_cells.errors import CellError, LostError, RecordInvalid, RetryError, UsageError, storable
-from mielin_cells.migration.phases import MigrationPhase
+from mielin_cells.migration.progress import MigrationPhase
 from mielin_cells.migration.refusal import Refusal, RefusalKind, told
 
 CAUSES_MAX = 16

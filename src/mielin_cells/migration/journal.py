@@ -20,9 +20,13 @@ def attempt_id(migration: str, number: int) -> str:
     return f"{migration}.{number}"
 
 
+def migration_of(attempt: str) -> str:
+    return attempt.rpartition(".")[0]
+
+
 def is_same_migration(attempt: str, other: str) -> bool:
     """True of two attempts of one migration."""
-    return attempt.rpartition(".")[0] == other.rpartition(".")[0] != ""
+    return migration_of(attempt) == migration_of(other) != ""
 
 
 class Head(msgspec.Struct, array_like=True, frozen=True, kw_only=True):

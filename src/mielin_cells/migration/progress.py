@@ -9,13 +9,35 @@ from enum import Enum
 from typing import ClassVar, Protocol, TypeAlias
 
 from mielin_cells.errors import InvalidTransition
-from mielin_cells.migration.phases import MigrationPhase
 
 EVENTS_KEPT = 10_000
 """Of a collecting callback; a migration has a few hundred events."""
 
 EVENTS_WAITING = 1_000
 """For a watcher that does not fetch them: more than one migration has, so the oldest are dropped only if something is wrong."""
+
+
+class MigrationPhase(Enum):
+    PLANNED = "PLANNED"
+    PREPARING = "PREPARING"
+    """The target checks everything and reserves."""
+    COPYING = "COPYING"
+    """The target folds the log and tails it; the source serves."""
+    PAUSED = "PAUSED"
+    """The intake is stopped; the turn ends."""
+    HANDING_OVER = "HANDING_OVER"
+    """`HandedOff` is sent."""
+    IN_DOUBT = "IN_DOUBT"
+    """Its answer is unknown: nobody runs; the source settles it by a claim at the same place (rule 6)."""
+    VERIFYING = "VERIFYING"
+    """Probation: the target verifies, then accepts or returns."""
+    COMPLETED = "COMPLETED"
+    ROLLED_BACK = "ROLLED_BACK"
+    GAVE_UP = "GAVE_UP"
+
+    @property
+    def is_end(self) -> bool:
+        return self in (MigrationPhase.COMPLETED, MigrationPhase.ROLLED_BACK, MigrationPhase.GAVE_UP)
 
 
 class ProgressPhase(Enum):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from mielin_cells.migration import failure
-from mielin_cells.migration.phases import MigrationPhase as Phase
+from mielin_cells.migration.progress import MigrationPhase as Phase
 from mielin_cells.migration.refusal import Refusal
 
 # ---- events ---------------------------------------------------------------------------------------------------

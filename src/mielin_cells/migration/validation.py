@@ -9,7 +9,7 @@ from blake3 import blake3
 
 from mielin_cells.agents.agent import Agent
 from mielin_cells.agents.reference import agent_id
-from mielin_cells.errors import ConfigError, DigestMismatch, NoSuchMigration, RecordInvalid, RollbackExpired
+from mielin_cells.errors import CellError, ConfigError, DigestMismatch, NoSuchMigration, RecordInvalid, RollbackExpired
 from mielin_cells.log.ids import AgentId
 from mielin_cells.log.policy import Policy
 from mielin_cells.migration.admission import (
@@ -30,6 +30,19 @@ def checksum(data: bytes) -> bytes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What a source says of a state; it travels beside it, and the target computes its own."""
+
+    checksum: bytes
+    """BLAKE3."""
+    size: int
+
+    @classmethod
+    def of(cls, state: bytes) -> Manifest:
+        return cls(checksum=checksum(state), size=len(state))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RollbackInfo:
     """An agent's state and policy at the rollback point.  Checked by `verify` before it is used."""
 
@@ -42,6 +55,8 @@ class RollbackInfo:
     created_at: float
     """Monotonic seconds."""
     source_node: str | None = None
+    sealed_size: int | None = None
+    """Of a state that stays in the agent's log, sealed by the record before the handover: `original_state` is empty then."""
 
     @classmethod
     def capture(
@@ -63,6 +78,25 @@ class RollbackInfo:
             source_node=source_node,
         )
 
+    @classmethod
+    def sealed(cls, agent: str, seal: Manifest, now: float, *, policy: Policy, source_node: str) -> RollbackInfo:
+        """Of an agent that is about to be handed over: its log holds the state, so that no byte of it is copied."""
+        return cls(
+            agent_id=agent,
+            original_state=b"",
+            original_checksum=seal.checksum,
+            original_policy_data=msgspec.msgpack.encode(policy),
+            created_at=now,
+            source_node=source_node,
+            sealed_size=seal.size,
+        )
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the agent must be back at."""
+        size = len(self.original_state) if self.sealed_size is None else self.sealed_size
+        return Manifest(checksum=self.original_checksum, size=size)
+
     @property
     def policy(self) -> Policy:
         """Raises `RecordInvalid` if the stored bytes are no policy."""
@@ -76,7 +110,7 @@ class RollbackInfo:
 
     def verify(self) -> None:
         """Raises `DigestMismatch` if the state is not the one that was captured: it must not be restored then."""
-        if checksum(self.original_state) != self.original_checksum:
+        if self.sealed_size is None and checksum(self.original_state) != self.original_checksum:
             raise DigestMismatch(
                 f"The state kept for a rollback of agent {self.agent_id!r} has changed; it is not restored, and stays as it is.",
                 subject=self.agent_id,
@@ -89,19 +123,6 @@ class RollbackInfo:
     def is_valid(self, max_age_secs: float, now: float) -> bool:
         """Younger than `max_age_secs`; of that very age is too old, so 0 is never valid."""
         return self.age_secs(now) < max_age_secs
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Manifest:
-    """What a source says of a state; it travels beside it, and the target computes its own."""
-
-    checksum: bytes
-    """BLAKE3."""
-    size: int
-
-    @classmethod
-    def of(cls, state: bytes) -> Manifest:
-        return cls(checksum=checksum(state), size=len(state))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,8 +139,8 @@ class VerificationResult:
 class StateVerifier:
     """Compares what arrived with the source's manifest.  Nothing is taken for granted: the probe's answer is passed in."""
 
-    def verify(self, expected: Manifest, state: bytes, *, agent_responsive: bool) -> VerificationResult:
-        found = Manifest.of(state)
+    def verify(self, expected: Manifest, state: bytes | Manifest, *, agent_responsive: bool) -> VerificationResult:
+        found = state if isinstance(state, Manifest) else Manifest.of(state)
         reasons: list[str] = []
         if found.size != expected.size:
             reasons.append(f"{found.size:,} bytes arrived of {expected.size:,}")
@@ -193,7 +214,12 @@ class MigrationValidator:
         now: float,
         target: str | None = None,
     ) -> CompatibilityStatus:
-        status = check_compatibility(agent, node)
+        return self.record_pre(migration_id, agent_id, check_compatibility(agent, node), now=now, target=target)
+
+    def record_pre(
+        self, migration_id: str, agent_id: str, status: CompatibilityStatus, *, now: float, target: str | None = None
+    ) -> CompatibilityStatus:
+        """A check that was made, of which the compatibility check may be a part."""
         self.audit.add(
             migration_id,
             agent_id,
@@ -206,10 +232,11 @@ class MigrationValidator:
         return status
 
     def capture_rollback(self, migration_id: str, info: RollbackInfo, *, now: float) -> None:
-        """Keeps it.  The first capture of a migration counts: a later one may be of a state that the move has touched."""
-        if migration_id in self._rollbacks:
+        """Keeps it.  The first capture of an attempt counts: a later one may be of a state that the move has touched."""
+        if migration_id in self._rollbacks and migration_id not in self._ended:
             return
         self._rollbacks[migration_id] = info
+        self._ended.discard(migration_id)
         self.audit.add(migration_id, info.agent_id, AuditEvent.SNAPSHOT_CAPTURED, now=now, source=info.source_node)
 
     def verify_post(
@@ -217,13 +244,13 @@ class MigrationValidator:
         migration_id: str,
         agent_id: str,
         expected: Manifest,
-        state: bytes,
+        state: bytes | Manifest,
         *,
         agent_responsive: bool,
         now: float,
         target: str | None = None,
     ) -> VerificationResult:
-        """`expected` comes from the source, `state` and `agent_responsive` from the target."""
+        """`expected` comes from the source, `state` (or what it was found to be) and `agent_responsive` from the target."""
         result = self._verifier.verify(expected, state, agent_responsive=agent_responsive)
         self.audit.add(
             migration_id,
@@ -249,32 +276,27 @@ class MigrationValidator:
         `DigestMismatch` if its bytes have changed.  Each is in the audit.
         """
         info = self._rollbacks.get(migration_id)
-        error: NoSuchMigration | RollbackExpired | DigestMismatch | None = None
-        if info is None:
-            error = NoSuchMigration(
-                f"There is no rollback information of migration {migration_id}; recover the agent from its log.",
-                migration=migration_id,
-            )
-        elif not info.is_valid(self._max_age, now):
-            error = RollbackExpired(
-                f"The rollback information of migration {migration_id} is {info.age_secs(now):.0f} s old and the limit is "
-                f"{self._max_age:g} s; it is kept, and an operator may use it.",
-                migration=migration_id,
-            )
-        else:
-            try:
-                info.verify()
-            except DigestMismatch as mismatch:
-                error = mismatch
         agent = info.agent_id if info is not None else ""
-        if info is None or error is not None:
-            error = error or NoSuchMigration(f"There is no migration {migration_id}.", migration=migration_id)
+        try:
+            if info is None:
+                raise NoSuchMigration(
+                    f"There is no rollback information of migration {migration_id}; recover the agent from its log.",
+                    migration=migration_id,
+                )
+            if not info.is_valid(self._max_age, now):
+                raise RollbackExpired(
+                    f"The rollback information of migration {migration_id} is {info.age_secs(now):.0f} s old and the limit is "
+                    f"{self._max_age:g} s; it is kept, and an operator may use it.",
+                    migration=migration_id,
+                )
+            info.verify()
+        except CellError as error:
             self._audit_rollback(AuditEvent.ROLLBACK_STARTED, migration_id, agent, now, error.message, success=False)
-            raise error
+            raise
         self._audit_rollback(AuditEvent.ROLLBACK_STARTED, migration_id, agent, now, "", success=True)
         return info
 
-    def confirm_rollback(self, migration_id: str, restored: Manifest, *, now: float) -> None:
+    def confirm_rollback(self, migration_id: str, restored: Manifest, *, now: float, details: str = "") -> None:
         """The rollback was performed: `restored` is what the agent now runs with.  Only then is the information let go.
 
         Raises `NoSuchMigration`, and `DigestMismatch` if that is not what was captured; then it is kept.
@@ -282,24 +304,36 @@ class MigrationValidator:
         info = self._rollbacks.get(migration_id)
         if info is None:
             raise NoSuchMigration(f"No rollback of migration {migration_id} is open.", migration=migration_id)
-        if restored != Manifest(checksum=info.original_checksum, size=len(info.original_state)):
+        if restored != info.manifest:
             error = DigestMismatch(
                 f"Agent {info.agent_id!r} was rolled back to another state than the one captured; roll back again.",
                 subject=info.agent_id,
             )
             self.fail_rollback(migration_id, error.message, now=now)
             raise error
+        self._audit_rollback(AuditEvent.ROLLBACK_COMPLETED, migration_id, info.agent_id, now, details, success=True)
         del self._rollbacks[migration_id]
         self._ended.discard(migration_id)
-        self._audit_rollback(AuditEvent.ROLLBACK_COMPLETED, migration_id, info.agent_id, now, "", success=True)
 
-    def fail_rollback(self, migration_id: str, reason: str, *, now: float) -> None:
-        """The rollback could not be performed; its information is kept."""
+    def fail_rollback(self, migration_id: str, reason: str, *, now: float, is_final: bool = False) -> None:
+        """The rollback could not be performed; its information is kept.  `is_final`: it is not tried again from here."""
         info = self._rollbacks.get(migration_id)
+        if info is not None and is_final:
+            self._ended.add(migration_id)
         agent = info.agent_id if info is not None else ""
         self._audit_rollback(AuditEvent.ROLLBACK_COMPLETED, migration_id, agent, now, reason, success=False)
 
-    def complete(self, migration_id: str, agent_id: str, *, success: bool, now: float, details: str = "") -> None:
+    def complete(
+        self,
+        migration_id: str,
+        agent_id: str,
+        *,
+        success: bool,
+        now: float,
+        details: str = "",
+        source: str | None = None,
+        target: str | None = None,
+    ) -> None:
         """The migration has ended, which is always told.  Only after success is there nothing to go back to."""
         if success:
             self._rollbacks.pop(migration_id, None)
@@ -307,7 +341,9 @@ class MigrationValidator:
         elif migration_id in self._rollbacks:
             self._ended.add(migration_id)
         event = AuditEvent.MIGRATION_COMPLETED if success else AuditEvent.MIGRATION_FAILED
-        self.audit.add(migration_id, agent_id, event, now=now, details=details, success=success)
+        self.audit.add(
+            migration_id, agent_id, event, now=now, source=source, target=target, details=details, success=success
+        )
 
     def cleanup_expired(self, *, now: float) -> int:
         """Lets go what is too old and belongs to a migration that has ended; how many.  That of an open one is never let go."""
@@ -320,4 +356,6 @@ class MigrationValidator:
     def _audit_rollback(
         self, event: AuditEvent, migration_id: str, agent_id: str, now: float, details: str, *, success: bool
     ) -> None:
-        self.audit.add(migration_id, agent_id, event, now=now, details=details, success=success)
+        info = self._rollbacks.get(migration_id)
+        source = info.source_node if info is not None else None
+        self.audit.add(migration_id, agent_id, event, now=now, source=source, details=details, success=success)

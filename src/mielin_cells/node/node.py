@@ -92,7 +92,7 @@ class Node:
         self.migrations = Migrations(self.activations, recovery or RecoveryConfig(), recovery_of or {})
         self.copies = Copies(
             self.activations, self.migrations.settling, architecture=self.about.architecture, room=room,
-            is_cordoned=lambda: self.is_cordoned,
+            is_cordoned=lambda: self.is_cordoned, validator=self.migrations.manager.validator,
         )  # fmt: skip
         returns = Returns(clock, self.settings.reconcile_s)
         self.standbys = Standbys(self.activations, self.copies)

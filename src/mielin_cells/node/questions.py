@@ -60,7 +60,9 @@ class Questions:
             requests.ReadState: self._read_state,
             requests.ReadReplay: lambda request: self._read_replay(request.agent),
             requests.ReadDrain: lambda request: self._drains.told(request.name),
-            requests.ReadAudit: lambda request: self._migrations.watchers.audit.by_migration(request.migration),
+            requests.ReadAudit: lambda request: self._migrations.manager.validator.audit.by_migration(
+                request.migration
+            ),
         }
 
     def _list_agents(self, request: requests.ListAgents) -> list[AgentInfo | None]:

@@ -458,7 +458,7 @@ async def test_audit_and_progress_are_told_by_the_running_system_in_order() -> N
         running["node-1"].migrations.watchers.add(collected)
         kiosk = await client.on("node-1").spawn(Kiosk, "t")
         report = await client.migrate(kiosk, to="node-2")
-        audit = running["node-1"].migrations.watchers.audit.by_migration(report.migration)
+        audit = running["node-1"].migrations.manager.validator.audit.by_migration(report.migration)
         assert [(entry.event.value, entry.success) for entry in audit] == [
             ("MigrationStarted", True), ("ValidationCompleted", True), ("TransferStarted", True),
             ("TransferCompleted", True), ("SnapshotCaptured", True), ("VerificationCompleted", True),
@@ -471,6 +471,17 @@ async def test_audit_and_progress_are_told_by_the_running_system_in_order() -> N
         assert {event.migration_id for event in collected.events} == {report.migration}
 
 
+async def test_the_target_checks_and_verifies_with_its_own_validator() -> None:
+    async with nodes("node-1", "node-2") as (client, running):
+        kiosk = await client.on("node-1").spawn(Kiosk, "t")
+        report = await client.migrate(kiosk, to="node-2")
+        noted = running["node-2"].migrations.manager.validator.audit.by_migration(f"{report.migration}.1")
+        assert [(entry.event.value, entry.success) for entry in noted] == [
+            ("ValidationCompleted", True), ("VerificationCompleted", True),
+        ]  # fmt: skip
+        assert running["node-1"].migrations.manager.validator.rollback_info(report.migration) is None
+
+
 async def test_a_rollback_is_audited_after_it_was_done_and_a_raising_watcher_harms_nothing() -> None:
     def broken(event: object) -> None:
         raise RuntimeError("the watcher's own")
@@ -480,7 +491,7 @@ async def test_a_rollback_is_audited_after_it_was_done_and_a_raising_watcher_har
         running["node-1"].migrations.watchers.add(broken)
         kiosk = await client.on("node-1").spawn(Kiosk, "t")
         report = await client.migrate(kiosk, to="node-2")
-        audit = running["node-1"].migrations.watchers.audit.by_migration(report.migration)
+        audit = running["node-1"].migrations.manager.validator.audit.by_migration(report.migration)
         assert [(entry.event.value, entry.success) for entry in audit][-4:] == [
             ("VerificationCompleted", False), ("RollbackStarted", True), ("RollbackCompleted", True),
             ("MigrationFailed", False),

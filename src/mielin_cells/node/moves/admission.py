@@ -12,9 +12,9 @@ from mielin_cells.agents.spec import Spec
 from mielin_cells.errors import FieldRefused, NoSuchMigration, UnknownClass, never
 from mielin_cells.log.fold import Fold
 from mielin_cells.log.records import HandedOff
-from mielin_cells.migration.admission import Facts, Offer, refusals
-from mielin_cells.migration.refusal import told
+from mielin_cells.migration.admission import CompatibilityStatus, Facts, Offer, refusals
 from mielin_cells.migration.target import TargetPhase
+from mielin_cells.migration.validation import MigrationValidator
 from mielin_cells.node.moves.settling import SETTLE_S, Settling
 from mielin_cells.node.moves.target import Copy
 from mielin_cells.rpc import answers, requests
@@ -57,12 +57,13 @@ class Copies:
 
     def __init__(
         self, activations: Activations, settling: Settling, *,
-        architecture: str, room: Callable[[], Room], is_cordoned: Callable[[], bool],
+        architecture: str, room: Callable[[], Room], is_cordoned: Callable[[], bool], validator: MigrationValidator,
     ) -> None:  # fmt: skip
         self._activations = activations
         self._settling = settling
         self._architecture = architecture
         self._room = room
+        self._validator = validator
         self.is_cordoned = is_cordoned
         """The node keeps the agents that it has, and takes no others."""
         self.by_agent: dict[str, Copy] = {}
@@ -99,7 +100,12 @@ class Copies:
             state_bytes=request.state_bytes,
             architectures=tuple(request.architectures),
         )
-        reasons = [told(one) for one in refusals(offer, facts)]
+        status = CompatibilityStatus(refusals=refusals(offer, facts))
+        if not request.is_dry:
+            self._validator.record_pre(
+                request.migration, request.agent, status, now=activations.clock(), target=activations.name
+            )
+        reasons = list(status.refusals)
         if not reasons and not request.is_dry:
             if spec is None:
                 raise never("spec is not None does not hold")
@@ -119,7 +125,7 @@ class Copies:
             return None, error.message
 
     def _new(self, agent: str, migration: str, spec: Spec, reserved_bytes: int = 0, epoch: int = 0) -> Copy:
-        copy = Copy(self._activations, self, agent, migration, spec, reserved_bytes, epoch)
+        copy = Copy(self._activations, self, self._validator, agent, migration, spec, reserved_bytes, epoch)
         self.by_agent[agent] = copy
         return copy
 

@@ -58,12 +58,12 @@ class Migrations:
         self.config = config
         self.classes = classes
         """By agent class, what its recovery has otherwise."""
-        self.watchers = Watchers(activations)
         self.manager = MigrationRecoveryManager(
-            config, targets=Targets(BreakerConfig.of(config)), attempt_timeout_secs=math.inf, audit=self.watchers.audit
+            config, targets=Targets(BreakerConfig.of(config)), attempt_timeout_secs=math.inf
         )
         """Decides about what fails, and keeps the time of what is due; a move has deadlines of its own phases."""
         self._alarm: asyncio.TimerHandle | None = None
+        self.watchers = Watchers(activations, self.manager.validator)
         self.moves: dict[str, Move] = {}
         """The attempts that run, by agent."""
         self.open: dict[str, Recovery] = {}
@@ -243,8 +243,12 @@ class Migrations:
         recovery.observer = Observer(self.watchers, recovery.migration, recovery.agent, size, is_new=is_new)
 
     def _ended(self, recovery: Recovery) -> None:
-        report = recovery.done.result()
+        report, validator = recovery.done.result(), self.manager.validator
+        validator.cleanup_expired(now=self.activations.clock())
         if report is None:
+            if validator.rollback_info(recovery.migration) is not None:
+                why = "the agent's owner goes on with the migration"
+                validator.fail_rollback(recovery.migration, why, now=self.activations.clock(), is_final=True)
             self.settling.left.setdefault(recovery.agent, set()).add(recovery.migration)
             self.settling.soon(recovery.agent, 0.0)  # a look, in case it is still, or again, this node's
             return
@@ -283,7 +287,9 @@ class Migrations:
     # ---- an attempt ------------------------------------------------------------------------------------------
 
     def begin_move(self, activation: Activation, attempt: str, target: str) -> Move:
-        move = self.moves[activation.fold.agent] = Move(self.activations, activation, attempt, target)
+        move = self.moves[activation.fold.agent] = Move(
+            self.activations, activation, attempt, target, self.manager.validator
+        )
         return move
 
     async def run_move(self, move: Move) -> MigrationReport:

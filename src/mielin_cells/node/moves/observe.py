@@ -10,9 +10,9 @@ import logging
 from typing import TYPE_CHECKING
 
 from mielin_cells.agents.reports import MigrationReport
-from mielin_cells.migration.audit import AuditEvent, MigrationAuditLog
-from mielin_cells.migration.phases import MigrationPhase
-from mielin_cells.migration.progress import MultiCallback, ProgressCallback, ProgressTracker
+from mielin_cells.migration.audit import AuditEvent
+from mielin_cells.migration.progress import MigrationPhase, MultiCallback, ProgressCallback, ProgressTracker
+from mielin_cells.migration.validation import MigrationValidator
 
 if TYPE_CHECKING:
     from mielin_cells.node.activation.activations import Activations
@@ -33,11 +33,11 @@ FAILED_IN = {
 
 
 class Watchers:
-    """Of one node: its audit, and whoever wants to be told."""
+    """Of one node: its validator with the audit, and the callbacks that follow its migrations."""
 
-    def __init__(self, activations: Activations) -> None:
+    def __init__(self, activations: Activations, validator: MigrationValidator) -> None:
         self.activations = activations
-        self.audit = MigrationAuditLog()
+        self.validator = validator
         self.callbacks = MultiCallback([], self._broken)
 
     def add(self, callback: ProgressCallback) -> None:
@@ -75,7 +75,6 @@ class Observer:
                 tracker.transferred(max(read, self._total), max(read, self._total), now=now)
                 self._note(AuditEvent.TRANSFER_COMPLETED, target=move.target, details=f"{read} bytes")
             case MigrationPhase.VERIFYING:
-                self._note(AuditEvent.SNAPSHOT_CAPTURED, target=move.target)
                 tracker.validating("digest, on_arrive, healthy")
             case MigrationPhase.COMPLETED:
                 self._note(AuditEvent.VERIFICATION_COMPLETED, target=move.target)
@@ -85,31 +84,24 @@ class Observer:
         self._deliver()
 
     def failed(self, move: Move, phase: MigrationPhase, reason: str) -> None:
-        """An attempt ended in `phase`, and the agent is back, or never left."""
+        """An attempt ended in `phase`: the agent goes back, or never left."""
         self._note(FAILED_IN[phase], target=move.target, details=reason, success=False)
-        if phase in (
-            MigrationPhase.PAUSED,
-            MigrationPhase.HANDING_OVER,
-            MigrationPhase.IN_DOUBT,
-            MigrationPhase.VERIFYING,
-        ):
-            self._note(AuditEvent.ROLLBACK_STARTED, target=move.target)
-            details = ", ".join(f"{name} {value}" for name, value in move.restored.items())
-            self._note(AuditEvent.ROLLBACK_COMPLETED, target=move.target, details=details)
 
     def ended(self, report: MigrationReport) -> None:
+        details, now = "" if report.ok else f"{report.outcome}: {report.reason}", self._activations.clock()
+        self._watchers.validator.complete(
+            self._migration, self._agent, success=report.ok, now=now, details=details, source=self._activations.name,
+            target=report.target or None,
+        )  # fmt: skip
         if report.ok:
-            self._note(AuditEvent.MIGRATION_COMPLETED, target=report.target)
-            self._tracker.transferred(self._total, self._total, now=self._activations.clock())
-            self._tracker.completed(now=self._activations.clock())
+            self._tracker.transferred(self._total, self._total, now=now)
+            self._tracker.completed(now=now)
         else:
-            details = f"{report.outcome}: {report.reason}"
-            self._note(AuditEvent.MIGRATION_FAILED, target=report.target, details=details, success=False)
             self._tracker.failed(details)
         self._deliver()
 
     def _note(self, event: AuditEvent, *, target: str = "", details: str = "", success: bool = True) -> None:
-        self._watchers.audit.add(
+        self._watchers.validator.audit.add(
             self._migration, self._agent, event, now=self._activations.clock(), source=self._activations.name, target=target or None,
             details=details, success=success,
         )  # fmt: skip

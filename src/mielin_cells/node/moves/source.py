@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from mielin_cells.agents.reports import MigrationReport
 from mielin_cells.errors import (
     CellError,
-    DigestMismatch,
     Fenced,
     LogGap,
     NoResponder,
@@ -26,9 +25,11 @@ from mielin_cells.log.lifecycle import Phase
 from mielin_cells.log.records import Accepted, Claimed, HandedOff, Returned
 from mielin_cells.migration import source as m
 from mielin_cells.migration.failure import Coded, Happened
+from mielin_cells.migration.journal import migration_of
 from mielin_cells.migration.outcome import restored
-from mielin_cells.migration.phases import MigrationPhase
+from mielin_cells.migration.progress import MigrationPhase
 from mielin_cells.migration.refusal import Refusal, kinds
+from mielin_cells.migration.validation import Manifest, MigrationValidator, RollbackInfo
 from mielin_cells.node.activation.writer import Doubt
 from mielin_cells.rpc import answers, requests
 from mielin_cells.rpc.call import call
@@ -52,11 +53,19 @@ SLOWED_S = 0.02
 class Move:
     """One migration on its source."""
 
-    def __init__(self, activations: Activations, activation: Activation, migration: str, target: str) -> None:
+    def __init__(
+        self,
+        activations: Activations,
+        activation: Activation,
+        migration: str,
+        target: str,
+        validator: MigrationValidator,
+    ) -> None:
         settings = activations.settings
         self.activations = activations
         self.activation = activation
         self.target = target
+        self._validator = validator
         self.epoch = activation.fold.epoch
         """The epoch that the migration was planned in."""
         limits = m.Limits(settings.copy_rounds, settings.copy_lag_records, settings.copy_lag_bytes)
@@ -67,16 +76,12 @@ class Move:
         self._phases: list[tuple[str, float]] = []
         self._at = self._begun = self._now()
         self._paused_at = self._pause_s = 0.0
-        self._came_from = MigrationPhase.PLANNED
-        """The phase before this one."""
         self._arrived_at = self._held_at = activation.inbox.arrived
         self._copied = answers.CopyReport(0, 0, 0)
         self._departed = self._stopped = self._sent = self._handed = False
         self._refusals: tuple[Refusal, ...] = ()
         self.happened: Happened = Coded("")
         """How it ended, for whoever decides what is done about it."""
-        self._sealed = b""
-        """Digest of state and ledger as the handover sealed them: what a rollback must find."""
         self.observer: Observer | None = None
         self.restored: dict[str, str] = {}
         """After a rollback behind the seal: what the agent goes on with, verified."""
@@ -125,9 +130,11 @@ class Move:
                 now = self._now()
                 self._phases.append((before.value, now - self._at))
                 self._at = now
-                self._came_from = before
                 if self.observer is not None:
                     self.observer.entered(self, self.machine.phase)
+                    for effect in effects:
+                        if isinstance(effect, m.End) and effect.outcome != "completed":
+                            self.observer.failed(self, before, effect.reason)
                 logger.debug("%s: %s -> %s by %r", self.migration, before.value, self.machine.phase.value, event)
             event = None
             for effect in effects:
@@ -140,8 +147,6 @@ class Move:
         self.close()
         if end is None:
             raise never("end is not None does not hold")
-        if self.observer is not None and end.outcome != "completed":
-            self.observer.failed(self, self._came_from, end.reason)
         self.done.set_result(self._report(end))
 
     def close(self) -> None:
@@ -154,6 +159,8 @@ class Move:
         if outcome == "completed" and self.machine.phase is not MigrationPhase.VERIFYING:
             self._phases.append((MigrationPhase.VERIFYING.value, 0.0))  # it was the target's, unseen from here
         code, reason = ("", "") if outcome == "completed" else (type(error).__name__, str(error))
+        if outcome != "completed" and self._sent:
+            self._validator.fail_rollback(migration_of(self.migration), reason, now=self._now(), is_final=True)
         self.done.set_result(self._report(m.End(outcome, code, reason)))
 
     async def _perform(self, effect: m.Effect) -> m.Event | None:
@@ -314,8 +321,12 @@ class Move:
 
         def compose(head: dict[str, Any]) -> HandedOff:
             seal = activation.sealed() if activation.has_unsealed else None
-            self._sealed = activation.fold.seal_digest()
-            return HandedOff(**head, to=self.target, migration=self.migration, seal=seal, digest=self._sealed)
+            sealed, policy = self._manifest(), activation.fold.policy
+            info = RollbackInfo.sealed(
+                activation.fold.agent, sealed, self._now(), policy=policy, source_node=self.activations.name
+            )
+            self._validator.capture_rollback(migration_of(self.migration), info, now=self._now())
+            return HandedOff(**head, to=self.target, migration=self.migration, seal=seal, digest=sealed.checksum)
 
         try:
             await activation.writer.append_once(compose, self.activations.settings.handover_s)
@@ -417,15 +428,19 @@ class Move:
         if self._stopped:
             activation.resume_intake()
 
+    def _manifest(self) -> Manifest:
+        """State and ledger as they are; the digest is that of the seal."""
+        fold = self.activation.fold
+        return Manifest(checksum=fold.seal_digest(), size=fold.state.size_bytes)
+
     def _verify_restored(self) -> None:
         """Raises `DigestMismatch` if the agent is not as it was sealed: then it is read from its log again."""
-        fold = self.activation.fold
-        if fold.seal_digest() != self._sealed:
-            raise DigestMismatch(
-                f"Agent {fold.agent!r} came back from {self.target} other than it was handed over; it is read from its log.",
-                subject=fold.agent, seq=fold.seq,
-            )  # fmt: skip
-        self.restored = restored(fold)
+        migration, now = migration_of(self.migration), self._now()
+        self._validator.execute_rollback(migration, now=now)
+        back_at = restored(self.activation.fold)
+        details = ", ".join(f"{name} {value}" for name, value in back_at.items())
+        self._validator.confirm_rollback(migration, self._manifest(), now=now, details=details)
+        self.restored = back_at
 
     async def release(self) -> None:
         """Tells the target that what it has copied is not wanted any more."""

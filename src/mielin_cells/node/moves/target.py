@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from mielin_cells.agents.live import Cell
@@ -26,6 +27,7 @@ from mielin_cells.log.lifecycle import Phase
 from mielin_cells.log.records import Accepted, AnyRecord, HandedOff, Returned
 from mielin_cells.migration import target as m
 from mielin_cells.migration.journal import is_same_migration
+from mielin_cells.migration.validation import Manifest, MigrationValidator
 from mielin_cells.node.activation.activation import Activation
 from mielin_cells.node.activation.writer import Writer
 from mielin_cells.rpc import answers
@@ -58,6 +60,7 @@ class Copy:
         self,
         activations: Activations,
         ends: Ends,
+        validator: MigrationValidator,
         agent: str,
         migration: str,
         spec: Spec,
@@ -66,6 +69,8 @@ class Copy:
     ) -> None:
         self.activations = activations
         self._ends = ends
+        self._validator = validator
+        self._arrived: Manifest | None = None
         self.epoch = epoch
         """The agent's, when the reservation was made."""
         self.reserved_bytes = reserved_bytes
@@ -266,22 +271,32 @@ class Copy:
     # ---- probation -------------------------------------------------------------------------------------------
 
     async def _verify(self) -> m.Event:
-        if self._fold is None:
-            raise never("self._fold is not None does not hold")
+        fold, activations = self._fold, self.activations
+        if fold is None:
+            raise never("a copy is verified that was never read")
+        self._arrived = Manifest(checksum=fold.seal_digest(), size=fold.state.size_bytes)
+        problem: Exception | None = None
         try:
-            async with asyncio.timeout(self.activations.settings.probation_s / 2):
-                await self._make_activation(self._fold)
+            async with asyncio.timeout(activations.settings.probation_s / 2):
+                await self._make_activation(fold)
         except (
             Exception
         ) as error:  # a hook, an upgrade or the probe may raise anything: the agent is returned with the cause
-            logger.warning("node %s returns agent %s: %r", self.activations.name, self.agent, error)
-            return m.NotVerified(described(error), storable(type(error).__name__))
-        return m.Verified()
+            problem = error
+        sealed = self._arrived if self._handed is None else replace(self._arrived, checksum=self._handed.digest)
+        result = self._validator.verify_post(
+            self.migration, self.agent, sealed, self._arrived, agent_responsive=problem is None, now=activations.clock(),
+            target=activations.name,
+        )  # fmt: skip
+        if result.passed:
+            return m.Verified()
+        problem = problem or DigestMismatch(result.details, subject=self.agent)
+        logger.warning("node %s returns agent %s: %r", activations.name, self.agent, problem)
+        return m.NotVerified(described(problem), storable(type(problem).__name__))
 
     async def _make_activation(self, fold: Fold) -> None:
         await self.activations.home.at("probe")
-        handed = self._handed
-        if handed is not None and fold.seal_digest() != handed.digest:
+        if self._handed is not None and self._arrived is not None and self._arrived.checksum != self._handed.digest:
             raise DigestMismatch(
                 f"The copy of agent {self.agent!r} on {self.activations.name} differs from what {fold.source} sealed.",
                 subject=self.agent,

@@ -7,7 +7,7 @@ from mielin_cells.log.fold import Fold
 from mielin_cells.log.lifecycle import Phase
 from mielin_cells.log.records import Accepted, Asked, Claimed, Committed, Created, HandedOff, Returned, Stepped, Undone
 from mielin_cells.migration.journal import Ended
-from mielin_cells.migration.phases import MigrationPhase
+from mielin_cells.migration.progress import MigrationPhase
 from mielin_cells.testing.checkers.checker import Checker, Line, Step, migration_name
 from mielin_cells.testing.checkers.history import explain_nonlinear
 from mielin_cells.testing.checkers.scene import Scene
