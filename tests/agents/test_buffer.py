@@ -32,7 +32,7 @@ class Field:
         delta = self.buffer._delta()
         if delta is not None:
             self.state.apply(StateDelta(buffers={"b": delta}))
-        self.buffer._settle()
+        self.buffer._forget()
         return delta
 
 
@@ -93,7 +93,7 @@ def test_a_buffer_does_what_its_model_does(ops: list[tuple[str, int, bytes]]) ->
                 delta, committed = it.end(), bytes(model)
                 one = one if delta is None else one.then(StateDelta(buffers={"b": delta}))
             case "undo":
-                buffer._undo()
+                buffer._forget()
                 model = bytearray(committed)
             case _:
                 pass
@@ -196,7 +196,7 @@ def test_an_undone_turn_leaves_no_trace() -> None:
     it.end()
     digest = it.state.digest()
     it.buffer[:] = b"other and longer"
-    it.buffer._undo()
+    it.buffer._forget()
     assert it.buffer == b"abc"
     assert it.state.digest() == digest
 

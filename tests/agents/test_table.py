@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mielin_cells.agents.table import Table
+from mielin_cells.agents.table import BoundTable, Table
 from mielin_cells.agents.values.codec import Codec
 from mielin_cells.errors import NotInTurn, StateInvalid, StateUnloadable
 from mielin_cells.log.delta import StateDelta, TableDelta
@@ -26,7 +26,7 @@ V = TypeVar("V")
 class Field(Generic[K, V]):
     """A table in a stored state, with the turn protocol as the class machinery follows it."""
 
-    table: Table[K, V]
+    table: BoundTable[K, V]
     state: StoredState
     turn: list[bool]
     decoded: list[bytes] = field(default_factory=list)
@@ -35,7 +35,7 @@ class Field(Generic[K, V]):
         delta = self.table._delta()
         if delta is not None:
             self.state.apply(StateDelta(tables={"t": delta}))
-        self.table._settle()
+        self.table._forget()
         return delta
 
 
@@ -52,7 +52,7 @@ def bound(key: type[K], value: Any, state: StoredState | None = None) -> Field[K
         return decode(data)
 
     values.decode = decode_value
-    table: Table[K, Any] = Table._bind(state.tables["t"], keys, values, "A.t", lambda: turn[0])
+    table: BoundTable[K, Any] = BoundTable(state.tables["t"], keys, values, "A.t", lambda: turn[0])
     return Field(table, state, turn, decoded)
 
 
@@ -82,7 +82,7 @@ def test_a_table_does_what_a_dict_does(ops: list[tuple[str, int, list[int]]]) ->
             it.end()
             committed = {k: list(v) for k, v in model.items()}
         elif op == "undo":
-            table._undo()
+            table._forget()
             model = {k: list(v) for k, v in committed.items()}
         assert len(table) == len(model)
         assert (key in table) == (key in model)
@@ -184,7 +184,7 @@ def test_an_undone_turn_leaves_no_trace() -> None:
     digest = it.state.digest()
     it.table["k"].append(2)
     it.table["l"] = []
-    it.table._undo()
+    it.table._forget()
     assert dict(it.table) == {"k": [1]}
     assert len(it.table) == 1
     assert it.state.digest() == digest
@@ -228,7 +228,7 @@ def test_a_value_spoilt_in_place_fails_at_the_end_of_the_turn(spoil: Callable[[l
     spoil(it.table["k"])
     with pytest.raises(StateInvalid, match=r"A\.t\['k'\]"):
         it.table._delta()
-    it.table._undo()
+    it.table._forget()
     assert it.table["k"] == [1]
     assert it.state.digest() == digest
 

@@ -140,23 +140,18 @@ STANDBY_MAX = 8
 
 def _check_standby(cls: type[Agent], standby: Any) -> None:
     if type(standby) is not int or not 0 <= standby <= STANDBY_MAX:
-        raise FieldRefused(
-            f"{cls.__name__}: standby = {standby!r} is not a whole number from 0 to {STANDBY_MAX}.", path=cls.__name__
-        )
+        raise FieldRefused.at(cls.__name__, f": standby = {standby!r} is not a whole number from 0 to {STANDBY_MAX}.")
 
 
 def _check_class(cls: type[Agent], version: Any, name: Any, fields: list[str]) -> None:
     """Raises `FieldRefused` for what would be silently wrong later."""
     own = cls.__dict__
     if "__init__" in own:
-        raise FieldRefused(
-            f"{cls.__name__} defines __init__; give fields defaults, and open clients in `on_arrive`.",
-            path=cls.__name__,
-        )
+        raise FieldRefused.at(cls.__name__, " defines __init__; give fields defaults, and open clients in `on_arrive`.")
     if type(version) is not int or version < 1:
-        raise FieldRefused(f"{cls.__name__}: version = {version!r} is not a whole number from 1.", path=cls.__name__)
+        raise FieldRefused.at(cls.__name__, f": version = {version!r} is not a whole number from 1.")
     if name is not None and not (isinstance(name, str) and name and name.isprintable()):
-        raise FieldRefused(f"{cls.__name__}: name = {name!r} is not printable text.", path=cls.__name__)
+        raise FieldRefused.at(cls.__name__, f": name = {name!r} is not printable text.")
     for hook in HOOKS:
         if hook in fields or (hook in own and not inspect.iscoroutinefunction(own[hook])):
             raise FieldRefused(

@@ -43,7 +43,7 @@ class Buffer:
         self._store = BufferStore()  # stays empty unless bound: everything is in the overlay
         self._path = "Buffer"
         self._writable: Callable[[], bool] = lambda: True
-        self._undo()
+        self._forget()
         self.append(content)
 
     @classmethod
@@ -132,13 +132,9 @@ class Buffer:
         low = self._low if self._low < min(size, store.size) else None
         return BufferDelta(size, pages, low) if pages or low is not None or size != store.size else None
 
-    def _undo(self) -> None:
-        """Drops what the turn wrote."""
+    def _forget(self) -> None:
+        """Drops what the turn wrote: it failed, or its delta is in the store."""
         self._size, self._low, self._pages = None, BUFFER_BYTES_MAX, {}
-
-    def _settle(self) -> None:
-        """The delta is in the store: forgets what the turn wrote."""
-        self._undo()
 
     # ---- pages ----
 

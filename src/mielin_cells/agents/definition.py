@@ -60,7 +60,7 @@ def check_fields(cls: type, fields: list[str]) -> None:
         kind = _kind_of_member(value)
         if kind:
             path = f"{cls.__name__}.{name}"
-            raise FieldRefused(f"{path} is declared as state, and is {kind} as well; rename one of them.", path=path)
+            raise FieldRefused.at(path, f" is declared as state, and is {kind} as well; rename one of them.")
 
 
 def _kind_of_member(value: Any) -> str:
@@ -80,14 +80,14 @@ def check_handlers(cls: type) -> None:
         path = f"{cls.__name__}.{member}"
         if not isinstance(value, Handler):
             if _hides_handler(value):
-                raise FieldRefused(
-                    f"{path} is a handler behind a {_kind(value)}, and no message would reach it; put @handler outermost.",
-                    path=path,
+                raise FieldRefused.at(
+                    path,
+                    f" is a handler behind a {_kind(value)}, and no message would reach it; put @handler outermost.",
                 )
         elif value.name != member and own.get(value.name) is not value:
-            raise FieldRefused(
-                f"{path} is the handler {value.__qualname__} under another name; write a method of its own that calls it.",
-                path=path,
+            raise FieldRefused.at(
+                path,
+                f" is the handler {value.__qualname__} under another name; write a method of its own that calls it.",
             )
 
 
@@ -101,20 +101,20 @@ def check_attributes(cls: type, mixins: list[type]) -> None:
     for base in mixins:
         path = f"{cls.__name__}({base.__name__})"
         if "__init__" in vars(base):
-            raise FieldRefused(
-                f"{path}: agents are made without `__init__`, so that of {base.__name__} would never run; give its attributes types "
+            raise FieldRefused.at(
+                path,
+                f": agents are made without `__init__`, so that of {base.__name__} would never run; give its attributes types "
                 "and defaults, and open clients in `on_arrive`.",
-                path=path,
             )
     declared = {name for base in cls.__mro__ for name in annotations_of(base)}
     for base in (cls, *mixins):
         for name, value in vars(base).items():
             if not name.startswith("_") and name not in declared and _can_change(value):
                 path = f"{cls.__name__}.{name}"
-                raise FieldRefused(
-                    f"{path} has no type, so it is no state: changes to it would be shared by all agents here and lost when one "
+                raise FieldRefused.at(
+                    path,
+                    f" has no type, so it is no state: changes to it would be shared by all agents here and lost when one "
                     f"moves. Write `{name}: {_type_text(value)} = ...`, or `{name}: ClassVar[...]` for a constant.",
-                    path=path,
                 )
 
 
@@ -122,10 +122,10 @@ def check_default(path: str, value: Any) -> None:
     """Raises `FieldRefused` for what other libraries make fields with."""
     kind = type(value)
     if isinstance(value, dataclasses.Field) or (kind.__name__, kind.__module__.partition(".")[0]) in _FIELD_MAKERS:
-        raise FieldRefused(
-            f"{path}: the default is a {kind.__module__.partition('.')[0]} field; write the value itself, as `= []`: every agent "
+        raise FieldRefused.at(
+            path,
+            f": the default is a {kind.__module__.partition('.')[0]} field; write the value itself, as `= []`: every agent "
             "gets a copy of its own.",
-            path=path,
         )
 
 

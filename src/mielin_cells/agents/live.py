@@ -10,7 +10,7 @@ from mielin_cells.agents.agent import Agent
 from mielin_cells.agents.buffer import Buffer
 from mielin_cells.agents.context import Turn, turn
 from mielin_cells.agents.spec import FieldSpec, Spec, buffer_bytes
-from mielin_cells.agents.table import Table
+from mielin_cells.agents.table import BoundTable
 from mielin_cells.agents.values.changes import LOAD_ERRORS, reason, shown
 from mielin_cells.agents.values.codec import Codec
 from mielin_cells.agents.values.exact import is_cached_property
@@ -50,7 +50,7 @@ class Cell:
         self.owner: Any = _NOBODY
         """The turn that runs.  Whoever acts in another one, or in none, cannot change state."""
         self._warned: set[str] = set()
-        self._tables: dict[str, Table[Any, Any]] = {}
+        self._tables: dict[str, BoundTable[Any, Any]] = {}
         self._buffers: dict[str, Buffer] = {}
         self.touched: dict[str, None] = {}
         """Fields that the turn has set, or was given in a form that it could change in place."""
@@ -83,13 +83,13 @@ class Cell:
             return buffer
         return self._load(field, is_foreign=True)
 
-    def _bind_table(self, field: FieldSpec) -> Table[Any, Any]:
+    def _bind_table(self, field: FieldSpec) -> BoundTable[Any, Any]:
         store = self._state.tables.setdefault(field.name, TableStore())
         if field.key_codec is None:
             raise never("field.key_codec is not None does not hold")
         if field.key_codec.evolves:  # a key that reads otherwise today would not be found
             self._check_keys(field, field.key_codec, store)
-        table = self._tables[field.name] = Table._bind(store, field.key_codec, field.codec, field.path, self._writable)
+        table = self._tables[field.name] = BoundTable(store, field.key_codec, field.codec, field.path, self._writable)
         return table
 
     def _check_keys(self, field: FieldSpec, codec: Codec, store: TableStore) -> None:
@@ -194,10 +194,7 @@ class Cell:
             delta = StateDelta(plain or {}, tables, buffers)
             self._state.apply(delta)
             changed = delta if before is None else before.then(delta)
-        for table in self._tables.values():
-            table._settle()
-        for buffer in self._buffers.values():
-            buffer._settle()
+        self._forget_large()
         return changed
 
     def _changed_fields(self) -> dict[str, bytes]:
@@ -309,7 +306,10 @@ class Cell:
         self._forget()
         self._undeclared(remove=True)
         self._forget_computed()
+        self._forget_large()
+
+    def _forget_large(self) -> None:
         for table in self._tables.values():
-            table._undo()
+            table._forget()
         for buffer in self._buffers.values():
-            buffer._undo()
+            buffer._forget()

@@ -119,11 +119,11 @@ def _parameter(parameter: inspect.Parameter, hints: dict[str, Any], path: str) -
     """A parameter of a handler as a field of the message.  Raises `FieldRefused` if it cannot be one."""
     name = parameter.name
     if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
-        raise FieldRefused(f"{path}: messages carry names; *{name} cannot be sent.", path=path)
+        raise FieldRefused.at(path, f": messages carry names; *{name} cannot be sent.")
     if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
-        raise FieldRefused(f"{path}: messages carry names; remove the `/` behind {name!r}.", path=path)
+        raise FieldRefused.at(path, f": messages carry names; remove the `/` behind {name!r}.")
     if name not in hints:
-        raise FieldRefused(f"{path}: parameter {name!r} has no type.", path=path)
+        raise FieldRefused.at(path, f": parameter {name!r} has no type.")
     path = f"{path}({name})"
     codec = Codec(hints[name], path)
     if parameter.default is parameter.empty:
@@ -138,16 +138,16 @@ def encoded_default(value: Any, codec: Codec) -> bytes:
         return codec.keep(value)[0]
     except LOAD_ERRORS as error:
         path = codec.path
-        raise FieldRefused(f"{path}: its default does not fit its type: {reason(value, error)}.", path=path) from error
+        raise FieldRefused.at(path, f": its default does not fit its type: {reason(value, error)}.") from error
 
 
 def signature_of(member: Handler[Any, Any], path: str, hints: dict[str, Any], raises: Declared | None) -> HandlerSpec:
     """A handler as messages know it.  `hints`: the types of its annotations.  Raises `FieldRefused`, naming what cannot be sent."""
     parameters = list(read_signature(member.fn).parameters.values())
     if not parameters or parameters[0].kind.name not in ("POSITIONAL_ONLY", "POSITIONAL_OR_KEYWORD"):
-        raise FieldRefused(f"{path}: a handler is a method; its first parameter is `self`.", path=path)
+        raise FieldRefused.at(path, ": a handler is a method; its first parameter is `self`.")
     if "return" not in hints:
-        raise FieldRefused(f"{path}: say what it returns, as `-> int` or `-> None`.", path=path)
+        raise FieldRefused.at(path, ": say what it returns, as `-> int` or `-> None`.")
     made = [(parameter, *_parameter(parameter, hints, path)) for parameter in parameters[1:]]
     fields = [field for parameter, field, _ in made if parameter.kind is not parameter.KEYWORD_ONLY]
     keywords = [field for parameter, field, _ in made if parameter.kind is parameter.KEYWORD_ONLY]

@@ -56,9 +56,7 @@ class Spec:
         self.name = cls.__mielin_name__
         self.version = cls.__mielin_version__
         if "__dataclass_fields__" in vars(cls):
-            raise FieldRefused(
-                f"{self.name}: an agent is no dataclass; remove the decorator, its fields stay.", path=self.name
-            )
+            raise FieldRefused.at(self.name, ": an agent is no dataclass; remove the decorator, its fields stay.")
         self._given = given_types(cls)
         hints = self._hints()
         self.fields: dict[str, FieldSpec] = {}
@@ -79,7 +77,7 @@ class Spec:
             steps = [member.from_version for member in own]
             for step in steps:
                 if steps.count(step) > 1:
-                    raise FieldRefused(f"{self.name} has two upgrades from version {step}; keep one.", path=self.name)
+                    raise FieldRefused.at(self.name, f" has two upgrades from version {step}; keep one.")
             found.update(zip(steps, own, strict=True))
         return found
 
@@ -116,12 +114,10 @@ class Spec:
             if origin is Table:
                 arguments = typing.get_args(kind)
                 if len(arguments) != 2:
-                    raise FieldRefused(f"{path}: say what the table holds, as Table[str, int].", path=path)
+                    raise FieldRefused.at(path, ": say what the table holds, as Table[str, int].")
                 key, value = Codec(arguments[0], f"{path}[key]"), Codec(arguments[1], f"{path}[value]")
                 if key.has_sets:
-                    raise FieldRefused(
-                        f"{path}[key]: a set has no order, so it cannot be a key; use a tuple.", path=path
-                    )
+                    raise FieldRefused.at(path, "[key]: a set has no order, so it cannot be a key; use a tuple.")
                 table = FieldSpec(name, path, "table", kind, value, key, True, None, content)
                 table_of(table, content)
                 return table
@@ -132,7 +128,7 @@ class Spec:
             raise
         except LOAD_ERRORS as error:
             why = reason(content, error)
-            raise FieldRefused(f"{path}: its default does not fit its type: {why}.", path=path) from error
+            raise FieldRefused.at(path, f": its default does not fit its type: {why}.") from error
         codec = Codec(kind, path)
         default = encoded_default(member.default, codec) if has_default else None
         member.is_scalar = codec.is_immutable

@@ -203,9 +203,8 @@ def _codec(kind: Any, path: str) -> Codec:
         shape = None if plain else Shape(msgspec.inspect.type_info(kind), path, may_be_any=True)
         decode = msgspec.msgpack.Decoder(Any if plain else kind, dec_hook=load_hook, ext_hook=_typed).decode
     except (TypeError, NotImplementedError, NameError, RecursionError) as error:
-        raise FieldRefused(
-            f"{path}: {error}, as the result of a step; let the call return plain data or a declared type of it.",
-            path=path,
+        raise FieldRefused.at(
+            path, f": {error}, as the result of a step; let the call return plain data or a declared type of it."
         ) from error
     if len(_codecs) >= CODECS_MAX:
         _codecs.clear()

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, MutableMapping, ValuesView
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
 from mielin_cells.agents.values.changes import reason, shown
 from mielin_cells.agents.values.codec import Codec
 from mielin_cells.agents.values.wire import encode
-from mielin_cells.errors import InternalError, NotInTurn, StateInvalid, StateUnloadable, never
+from mielin_cells.errors import NotInTurn, StateInvalid, StateUnloadable, never
 from mielin_cells.log.delta import TableDelta
 from mielin_cells.log.stores import BUCKETS, TableStore
 
@@ -51,18 +51,6 @@ class Table(MutableMapping[K, V]):
     def __init__(self, content: Mapping[K, V] | Iterable[tuple[K, V]] = ()) -> None:
         self._content: dict[K, V] = dict(content)
 
-    @classmethod
-    def _bind(
-        cls,
-        store: TableStore,
-        keys: Codec,
-        values: Codec,
-        path: str,
-        writable: Callable[[], bool],
-    ) -> Table[K, V]:
-        """The table of a field: reads `store`, and keeps what the turn touches beside it."""
-        return _Bound(store, keys, values, path, writable)
-
     def __getitem__(self, key: K) -> V:
         return self._content[key]
 
@@ -84,30 +72,6 @@ class Table(MutableMapping[K, V]):
     def __repr__(self) -> str:
         return f"<Table of {len(self)} keys>"
 
-    # ---- a turn, as the class machinery drives it ----
-
-    def _delta(self) -> TableDelta | None:
-        """What the turn changed against the store, None for nothing.  Leaves the store as it is.
-
-        Raises `StateInvalid`, naming field and key, for a value that was changed in place and would not load again.
-        """
-        self._unbound()
-
-    def _replace(self, content: Any) -> None:
-        """Makes the content all there is, or raises and leaves the table as it was."""
-        self._unbound()
-
-    def _undo(self) -> None:
-        """Drops what the turn wrote and was given."""
-        self._unbound()
-
-    def _settle(self) -> None:
-        """The delta is in the store: forgets what the turn wrote and was given."""
-        self._unbound()
-
-    def _unbound(self) -> NoReturn:
-        raise InternalError("A table that is not bound to a field has no turn; please report this.")
-
 
 class _Entry:
     """A key that the turn touched: its bytes as last checked (None: deleted), and the value in the turn's hands."""
@@ -119,7 +83,9 @@ class _Entry:
         self.value = value
 
 
-class _Bound(Table[K, V]):
+class BoundTable(Table[K, V]):
+    """The table of a field: reads `store`, and keeps what the turn touches beside it."""
+
     __slots__ = ("_grown", "_keys", "_path", "_store", "_touched", "_values", "_writable")
 
     def __init__(self, store: TableStore, keys: Codec, values: Codec, path: str, writable: Callable[[], bool]) -> None:
@@ -129,7 +95,7 @@ class _Bound(Table[K, V]):
         self._values = values
         self._path = path
         self._writable = writable
-        self._undo()
+        self._forget()
 
     def __getitem__(self, key: K) -> V:
         data = self._find_key(key)
@@ -199,6 +165,10 @@ class _Bound(Table[K, V]):
     # ---- turn ----
 
     def _delta(self) -> TableDelta | None:
+        """What the turn changed against the store, None for nothing.  Leaves the store as it is.
+
+        Raises `StateInvalid`, naming field and key, for a value that was changed in place and would not load again.
+        """
         sets: dict[bytes, bytes] = {}
         dels: list[bytes] = []
         for number, entries in self._touched.items():
@@ -214,12 +184,10 @@ class _Bound(Table[K, V]):
                     sets[key] = entry.data
         return TableDelta(sets, dels) if sets or dels else None
 
-    def _undo(self) -> None:
+    def _forget(self) -> None:
+        """Drops what the turn wrote and was given: it failed, or its delta is in the store."""
         self._touched: dict[int, dict[bytes, _Entry]] = {}  # by bucket, as the store
         self._grown = 0
-
-    def _settle(self) -> None:
-        self._undo()
 
     # ---- entries ----
 
@@ -327,7 +295,7 @@ class _Bound(Table[K, V]):
 
 
 class _Values(ValuesView[V]):
-    _mapping: _Bound[Any, V]
+    _mapping: BoundTable[Any, V]
 
     def __iter__(self) -> Iterator[V]:
         for data, number in self._mapping._walk():
@@ -335,7 +303,7 @@ class _Values(ValuesView[V]):
 
 
 class _Items(ItemsView[K, V]):
-    _mapping: _Bound[K, V]
+    _mapping: BoundTable[K, V]
 
     def __iter__(self) -> Iterator[tuple[K, V]]:
         for data, number in self._mapping._walk():

@@ -40,6 +40,11 @@ class HandlerFailed(UsageError):
 class FieldRefused(UsageError):
     """A state field or a handler's signature has a type that cannot be stored.  Facts: path."""
 
+    @classmethod
+    def at(cls, path: str, why: str) -> FieldRefused:
+        """`why` follows the path in the sentence."""
+        return cls(f"{path}{why}", path=path)
+
 
 class StateInvalid(UsageError):
     """A turn left a value that a load would change, or set an attribute that is no state; it was undone.  Facts: agent, path."""

@@ -36,9 +36,8 @@ def resolved(written: dict[str, Any], names: dict[str, Any], path: str) -> dict[
         )
     except Exception as error:  # an annotation is an expression of the user's, and may raise anything
         what = "; import or define it in the module, outside of `if TYPE_CHECKING:` and of functions"
-        raise FieldRefused(
-            f"{path}: an annotation cannot be resolved: {error}{what if isinstance(error, NameError) else ''}.",
-            path=path,
+        raise FieldRefused.at(
+            path, f": an annotation cannot be resolved: {error}{what if isinstance(error, NameError) else ''}."
         ) from error
 
 

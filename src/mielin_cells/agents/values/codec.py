@@ -40,7 +40,7 @@ class Codec:
             shape = Shape(info, path)
             self.decode: Callable[[bytes], Any] = msgspec.msgpack.Decoder(kind, dec_hook=load_hook).decode
         except (TypeError, NotImplementedError, NameError, RecursionError) as error:
-            raise FieldRefused(f"{path}: {error}.", path=path) from error
+            raise FieldRefused.at(path, f": {error}.") from error
         self.check = functools.partial(deeper, STACK_MARGIN, self.decode) if shape.nests else self.decode
         """As `decode`, for a value that is to be stored: it must load again, also where less stack is left."""
         self.proofs = proofs.proofs(info)

@@ -215,57 +215,56 @@ def _args(error: BaseException) -> tuple[Any, ...]:
 
 # ---- plain values, as they are -------------------------------------------------------------------------------------
 
-_FOLD = " fold"
+_Kind: TypeAlias = tuple[str, Callable[[Any], list[Any]], Callable[[list[Any]], Any]]
+"""A name, what a value is made of, and how it is made again."""
 
 
-def _time_text(time: Any) -> str:
-    return f"{time.isoformat()}{_FOLD * time.fold}"
+def _time_kind(kind: Any) -> _Kind:
+    return (
+        kind.__name__,
+        lambda value: [value.isoformat(), value.fold],
+        lambda parts: kind.fromisoformat(parts[0]).replace(fold=parts[1]),
+    )
 
 
-def _time(kind: Any, text: str) -> Any:
-    return kind.fromisoformat(text.removesuffix(_FOLD)).replace(fold=text.endswith(_FOLD))
-
-
-_MANY: dict[type, str] = {list: "list", tuple: "tuple", set: "set", frozenset: "frozenset"}
-_AS_TEXT: dict[type, tuple[str, Callable[[Any], str], Callable[[str], Any]]] = {
-    decimal.Decimal: ("decimal", str, decimal.Decimal),
-    uuid.UUID: ("uuid", str, uuid.UUID),
-    datetime.datetime: ("datetime", _time_text, lambda text: _time(datetime.datetime, text)),
-    datetime.date: ("date", datetime.date.isoformat, datetime.date.fromisoformat),
-    datetime.time: ("time", _time_text, lambda text: _time(datetime.time, text)),
-    complex: ("complex", repr, complex),
-}
-_FROM_TEXT = {name: load for name, _, load in _AS_TEXT.values()}
-_SETS: dict[str, Callable[[list[Any]], Any]] = {
-    "list": list, "tuple": tuple, "set": set, "frozenset": frozenset, "bytearray": lambda parts: bytearray(parts[0]),
-    "dict": lambda parts: dict(zip(parts[::2], parts[1::2], strict=True)),
-    "timedelta": lambda parts: datetime.timedelta(*parts),
+_TIMES = (datetime.datetime, datetime.time)
+_KINDS: dict[type, _Kind] = {
+    int: ("int", lambda value: [f"{value:x}"], lambda parts: int(parts[0], 16)),  # beyond what msgpack holds
+    list: ("list", list, list),
+    tuple: ("tuple", list, tuple),
+    set: ("set", list, set),
+    frozenset: ("frozenset", list, frozenset),
+    dict: (
+        "dict", lambda value: [part for item in value.items() for part in item],
+        lambda parts: dict(zip(parts[::2], parts[1::2], strict=True)),
+    ),
+    bytearray: ("bytearray", lambda value: [bytes(value)], lambda parts: bytearray(*parts)),
+    complex: ("complex", lambda value: [value.real, value.imag], lambda parts: complex(*parts)),
+    decimal.Decimal: ("decimal", lambda value: [str(value)], lambda parts: decimal.Decimal(*parts)),
+    uuid.UUID: ("uuid", lambda value: [str(value)], lambda parts: uuid.UUID(*parts)),
+    datetime.date: ("date", lambda value: [value.isoformat()], lambda parts: datetime.date.fromisoformat(*parts)),
+    datetime.timedelta: (
+        "timedelta", lambda value: [value.days, value.seconds, value.microseconds], lambda parts: datetime.timedelta(*parts),
+    ),
+    datetime.datetime: _time_kind(datetime.datetime),
+    datetime.time: _time_kind(datetime.time),
 }  # fmt: skip
+_MAKE = {name: make for name, _, make in _KINDS.values()}
 
 
 def pack(value: Any) -> Any:
-    """What msgpack keeps as it is, and lists that begin with the name of a type.  Raises `Unsendable` for any other value."""
+    """What msgpack keeps as it is; else a type's name and the parts of the value.  Raises `Unsendable` for any other value."""
     kind = type(value)
-    if value is None or kind in (bool, float, bytes):
+    if value is None or kind in (bool, float, bytes) or (kind is int and -(2**63) <= value < 2**64):
         return value
-    if kind is int:
-        return value if -(2**63) <= value < 2**64 else ["int", f"{value:x}"]
     if kind is str:
         value.encode()  # raises for half a character
         return value
-    if kind in _MANY:
-        return [_MANY[kind], [pack(part) for part in value]]
-    if kind is dict:
-        return ["dict", [pack(part) for item in value.items() for part in item]]
-    if kind is datetime.timedelta:
-        return ["timedelta", [value.days, value.seconds, value.microseconds]]
-    if kind is bytearray:
-        return ["bytearray", [bytes(value)]]
-    if kind in _AS_TEXT:
-        name, text, load = _AS_TEXT[kind]
-        packed = text(value)
-        if repr(load(packed)) == repr(value):  # a time zone with a name is not in the text
-            return [name, packed]
+    if kind in _KINDS:
+        name, split, make = _KINDS[kind]
+        parts = split(value)
+        if kind not in _TIMES or repr(make(parts)) == repr(value):  # a time zone with a name is not in the text
+            return [name, [pack(part) for part in parts]]
     raise Unsendable(f"a {kind.__name__} cannot be sent without a declared type")
 
 
@@ -279,9 +278,5 @@ def _unpacked(packed: Any, hints: dict[str, Codec]) -> Any:
         return packed
     if packed[0] == "typed":
         return hints[packed[1]].decode(packed[2])
-    name, content = packed
-    if name == "int":
-        return int(content, 16)
-    if name in _FROM_TEXT:
-        return _FROM_TEXT[name](content)
-    return _SETS[name]([_unpacked(part, hints) for part in content])
+    name, parts = packed
+    return _MAKE[name]([_unpacked(part, hints) for part in parts])

@@ -62,10 +62,10 @@ class Shape:
         self._types.append(info)
         if isinstance(info, kinds.AnyType) and not may_be_any:
             what = "a type without a declared content cannot be stored; say what it holds, as list[int]"
-            raise FieldRefused(f"{path}: {what}.", path=path)
+            raise FieldRefused.at(path, f": {what}.")
         if isinstance(info, kinds.CustomType):
             if not (issubclass(info.cls, (Reference, AgentId)) or models.is_model(info.cls)):
-                raise FieldRefused(f"{path}: {info.cls.__name__} cannot be stored; {_instead(info.cls)}.", path=path)
+                raise FieldRefused.at(path, f": {info.cls.__name__} cannot be stored; {_instead(info.cls)}.")
             return models.is_model(info.cls)  # what it holds is its own affair, and may be itself
         cls = getattr(info, "cls", None)
         if cls in self._nests:
