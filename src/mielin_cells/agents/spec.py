@@ -12,7 +12,7 @@ from mielin_cells.agents.agent import NO_DEFAULT, Agent, Field, Upgrade, is_stat
 from mielin_cells.agents.buffer import Buffer
 from mielin_cells.agents.definition import check_default
 from mielin_cells.agents.handler import Handler
-from mielin_cells.agents.reference import classes
+from mielin_cells.agents.reference import Reference, classes
 from mielin_cells.agents.signature import HandlerSpec, encoded_default, signature_of
 from mielin_cells.agents.table import Table
 from mielin_cells.agents.values.annotations import annotations_of, filled, given_types, resolved
@@ -223,7 +223,13 @@ def _buffer_of(value: Any) -> BufferDelta:
     return BufferDelta(size=len(data), pages=pages)
 
 
-_specs: dict[type[Agent], Spec] = {}
+_specs: dict[type[Any], Spec] = {}
+
+
+def route(ref: Reference, handler: str) -> tuple[str, Spec, HandlerSpec]:
+    """The id of the agent that is called, the spec of its class, and the handler.  Raises `NoSuchHandler`, `FieldRefused`."""
+    spec = _specs.get(type(ref)) or spec_of(type(ref))
+    return ref.__dict__["__mielin_id__"], spec, spec.handlers.get(handler) or spec.handler(handler)
 
 
 def spec_of(cls: type[Any]) -> Spec:

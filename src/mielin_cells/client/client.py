@@ -12,9 +12,9 @@ from typing import Any, ParamSpec, TypeVar, cast
 import msgspec
 
 from mielin_cells.agents.context import turn as current_turn
-from mielin_cells.agents.reference import Reference, agent_id, make_ref
+from mielin_cells.agents.reference import Reference, make_ref
 from mielin_cells.agents.reports import AgentInfo, DrainReport, MigrationReport, RollbackReport
-from mielin_cells.agents.spec import Spec, check_is_agent, spec_of
+from mielin_cells.agents.spec import Spec, check_is_agent, route, spec_of
 from mielin_cells.client.arguments import check_copies, check_deadline, id_of, node_name, numbers, warn_of_other_state
 from mielin_cells.client.drain import drain_node
 from mielin_cells.client.moves import abort_move, plan_move, watch_move
@@ -106,15 +106,15 @@ class Client(Requester):
         self, ref: Reference, handler: str, args: tuple[Any, ...], kwargs: dict[str, Any],
         timeout: float | None, label: str | None,
     ) -> Coroutine[Any, Any, Any]:  # fmt: skip
-        agent, spec = agent_id(ref), spec_of(type(ref))
+        agent, spec, called = route(ref, handler)
         session = self._sessions.get(agent) or self.session(agent)
-        return session.ask(spec.name, spec.handler(handler), args, kwargs, timeout, label)
+        return session.ask(spec.name, called, args, kwargs, timeout, label)
 
     async def tell(
         self, ref: Reference, handler: str, args: tuple[Any, ...], kwargs: dict[str, Any], label: str | None
     ) -> None:
-        agent, spec = agent_id(ref), spec_of(type(ref))
-        data = spec.handler(handler).encode_args(args, kwargs)
+        agent, spec, called = route(ref, handler)
+        data = called.encode_args(args, kwargs)
         session = self._sessions.get(agent) or self.session(agent)
         await session.tell(spec.name, handler, data)
 

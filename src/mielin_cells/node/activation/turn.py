@@ -11,9 +11,9 @@ from typing import Any
 import msgspec
 from blake3 import blake3
 
-from mielin_cells.agents.reference import Reference, agent_id
+from mielin_cells.agents.reference import Reference
 from mielin_cells.agents.signature import HandlerSpec
-from mielin_cells.agents.spec import Spec, spec_of
+from mielin_cells.agents.spec import Spec, route
 from mielin_cells.errors import (
     AgentTerminated,
     AskCycle,
@@ -50,8 +50,7 @@ class Asks(Run):
         timeout: float | None, label: str | None,
     ) -> Any:  # fmt: skip
         """The result.  Asks of one turn are made one after the other, also from tasks of its handler."""
-        agent, spec = agent_id(ref), spec_of(type(ref))
-        handler = spec.handler(name)
+        agent, spec, handler = route(ref, name)
         data = handler.encode_args(args, kwargs)
         self._open()
         if agent == self.id:
@@ -246,8 +245,8 @@ class Turn(Asks, Steps):
         self, ref: Reference, handler: str, args: tuple[Any, ...], kwargs: dict[str, Any], label: str | None
     ) -> None:
         """Sends once the turn is committed.  The number is given then."""
-        agent, spec = agent_id(ref), spec_of(type(ref))
-        data = spec.handler(handler).encode_args(args, kwargs)
+        agent, spec, called = route(ref, handler)
+        data = called.encode_args(args, kwargs)
         self._open()
         self._fits(agent, data)
         self._core.outbox.check_room(agent)
