@@ -1,9 +1,9 @@
 """What authors write: `Agent` and `upgrade`.
 
-A class that derives from `Agent` serves twice.  A *live* instance is made by the owner and bound to stored state
-(`agents.live`); a *reference* is a value, a name of the agent, through which its handlers are asked.  Annotated names are
-state, also those of plain base classes; `_private` attributes are not, and do not move; other attributes are refused when they
-are set.
+A class that derives from `Agent` has two kinds of instances.  A *live* instance is made by the owner and bound to stored state
+(`agents.live`).  A *reference* is a value that names the agent; its handlers are called through it.  Annotated names are
+state, including those of plain base classes.  `_private` attributes are no state and do not move.  Any other attribute is refused
+at the end of the turn that sets it.
 """
 
 from __future__ import annotations
@@ -48,9 +48,10 @@ class Upgrade:
 
 
 def upgrade(*, from_version: int) -> Callable[[Callable[[Any, dict[str, object]], dict[str, object]]], Upgrade]:
-    """Marks `def name(cls, old) -> new`: makes the state of version `from_version + 1` from that of `from_version`.
+    """Makes `def name(cls, old) -> new` the upgrade of stored state from version `from_version` to the next one.
 
-    `old` holds plain values by field (a `Table` as a dict, a `Buffer` as bytes); so does what it returns.
+    `old` has plain values by field (a `Table` as a dict, a `Buffer` as bytes), and so must the dict that it returns.
+    Raises `FieldRefused` for an `async def`.
     """
     return lambda fn: Upgrade(fn, from_version)
 
@@ -59,16 +60,16 @@ NO_DEFAULT: Any = object()
 
 
 class Field:
-    """A state field, on the class.  Notes what a turn touches: only that is encoded and compared at its end."""
+    """A state field, on the class.  It notes what a turn touches: only that is encoded and compared at the turn's end."""
 
     __slots__ = ("default", "is_scalar", "name")
 
     def __init__(self, name: str, default: Any) -> None:
         self.name = name
         self.default = default
-        """As written in the class, or `NO_DEFAULT`.  It is kept here because left on the class it would answer for references."""
+        """As written in the class, or `NO_DEFAULT`.  References must not have it, so it is not left on the class."""
         self.is_scalar = False
-        """Its values cannot change in the hands of a turn, so reading does not touch it."""
+        """Its values are immutable, so reading it does not touch it."""
 
     def __get__(self, obj: Agent | None, owner: type) -> Any:
         if obj is None:
@@ -101,12 +102,12 @@ class Field:
         if obj.__dict__["__mielin_cell__"] is None:
             raise IsReference(f"{obj!r} is a reference: {self.name!r} is changed only by the agent's own handlers.")
         raise UsageError(
-            f"{self.name!r} of {obj!r} is state, and always has a value; set it to one that means nothing, as None."
+            f"{self.name!r} of {obj!r} is state, and always has a value; set it to None or to another empty value."
         )
 
 
 class Hook:
-    """A hook, on the class.  The agent's node calls it; called by a reference it would run here, and not in the agent."""
+    """A hook, on the class.  Only the agent's node calls it; a reference must not, since it would run here and not in the agent."""
 
     __slots__ = ("__wrapped__", "_name")
 
@@ -144,7 +145,7 @@ def _check_standby(cls: type[Agent], standby: Any) -> None:
 
 
 def _check_class(cls: type[Agent], version: Any, name: Any, fields: list[str]) -> None:
-    """Raises `FieldRefused` for what would be silently wrong later."""
+    """Raises `FieldRefused` for what would silently go wrong later."""
     own = cls.__dict__
     if "__init__" in own:
         raise FieldRefused.at(cls.__name__, " defines __init__; give fields defaults, and open clients in `on_arrive`.")
@@ -172,11 +173,14 @@ def _inherited(cls: type[Agent], name: str) -> Any:
 
 @dataclass_transform(kw_only_default=True, eq_default=False)
 class Agent(Reference):
-    """A stateful agent.  Annotated attributes are its state; `@handler` methods are what others can ask of it.
+    """A stateful agent.  Annotated attributes are its state; others call its `@handler` methods.
 
-    Options of a class: `version` (of its state, from 1), `name` (on the wire; default the class's name), `recovery` (of failed
-    moves: a dict of `RecoveryConfig`'s fields), `policy` (`cells.Policy`: which nodes its agents may move to) and `standby` (how
-    many other nodes keep a copy of each agent, so that losing its owner costs no load).
+    Options of a class: `version` (of its state, from 1), `name` (on the wire; by default the class's name), `recovery` (of failed
+    moves: a dict with fields of `migration.RecoveryConfig`), `policy` (`cells.Policy`: which nodes its agents may move to) and
+    `standby` (how many other nodes keep a copy of each agent, so that losing its owner costs no load).
+
+    Guarantees: the state and the messages of an agent survive the loss of its node; its turns run one at a time, each wholly or not
+    at all.  A class raises `FieldRefused` or `UsageError` where it is defined or first used, if it cannot keep that.
     """
 
     if not TYPE_CHECKING:
@@ -185,13 +189,13 @@ class Agent(Reference):
             raise UsageError(f"Agents are not constructed: `await cluster.spawn({type(self).__name__}, id, ...)`.")
 
     __mielin_recovery__: ClassVar[dict[str, Any]] = {}
-    """What the recovery of this class's migrations has otherwise than its node's."""
+    """Fields of `RecoveryConfig` in which this class's migrations differ from their node's."""
 
     __mielin_policy__: ClassVar[Policy] = DEFAULT
-    """What agents of this class ask of their nodes; each gets it when it is created, and keeps it."""
+    """What agents of this class require of their nodes.  An agent gets it when it is created, and keeps it."""
 
     __mielin_standby__: ClassVar[int] = 0
-    """Other nodes that keep a copy of each agent of this class."""
+    """How many other nodes keep a copy of each agent of this class."""
 
     def __init_subclass__(
         cls, *, version: int = 1, name: str | None = None, recovery: dict[str, Any] | None = None,
@@ -239,22 +243,22 @@ class Agent(Reference):
         classes[wire_name] = cls
 
     async def on_start(self) -> None:
-        """Once, at creation, as a turn, after the first `on_arrive`.  Raising puts the agent in ERROR."""
+        """Runs once, at creation, as a turn after the first `on_arrive`.  Raising puts the agent in ERROR."""
 
     async def on_arrive(self) -> None:
-        """Each time the agent becomes active on a node: start, move, claim, restart.  Open clients and sockets here.
+        """Runs each time the agent becomes active on a node: start, move, claim, restart.  Open clients and sockets here.
 
         After a move it runs in probation: raising returns the agent to the source.
         """
 
     async def on_depart(self) -> None:
-        """Before the agent leaves a node, or its node stops.  Raising fails the move; the agent stays."""
+        """Runs before the agent leaves a node, or its node stops.  Raising fails the move, and the agent stays."""
 
     async def on_stop(self) -> None:
-        """At termination, before the last commit."""
+        """Runs at termination, before the last commit."""
 
     async def healthy(self) -> bool:
-        """The probe, in probation: False returns the agent to the source."""
+        """The probe of a move's probation: False returns the agent to the source."""
         return True
 
     def __dir__(self) -> list[str]:

@@ -24,12 +24,12 @@ class Buffer:
                 self.frames.append(frame)
                 return len(self.frames)
 
-    Reading works as with `bytes`.  Writing: `b[i] = 7`, `b[i:j] = data` with exactly `j - i` bytes, which may reach
-    past the end, `b[i:] = data`, which replaces all from `i` on, `append`, `truncate`, `resize`.  A gap that growing
-    leaves reads as zeros, and takes no memory.  Bytes are never shifted.  At most 1 TiB.
+    It is read like `bytes`.  It is written by `b[i] = 7`; by `b[i:j] = data` with exactly `j - i` bytes, which may reach
+    past the end; by `b[i:] = data`, which replaces everything from `i` on; and by `append`, `truncate` and `resize`.  A gap that
+    growing leaves reads as zeros, and takes no memory.  Bytes are never shifted.  It holds at most 1 TiB.
 
-    In an agent it is read at any time and written in turns alone (`NotInTurn`).  One that a user makes,
-    `Buffer(b"...")`, gives a field its first content; it is copied then, and not bound to the agent.
+    The buffer of an agent can be read at any time and written only in a turn (else `NotInTurn`).  As a field's value the content of
+    a buffer that a user makes, `Buffer(b"...")`, is copied, and that buffer is not bound to the agent.
     """
 
     _size: int | None  # None: as the store

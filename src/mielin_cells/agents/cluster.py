@@ -16,8 +16,10 @@ class Spawning(Protocol):
     async def spawn(self, make: Callable[P, A], id: str, /, *args: P.args, **state: P.kwargs) -> A:
         """Creates the agent if the id is free, and returns a reference when its creation is durable.
 
-        An existing agent of the same class is returned as it is, the initial state unused; if that is not what it was made with,
-        an `AlreadySpawned` is warned of.  Raises `WrongClass`, `AgentTerminated`, `InvalidAgentId`, `BadArguments`, `FieldRefused`.
+        An agent of the same class that exists already is returned as it is, and the initial state is not used; if the state differs
+        from the one that the agent was made with, the warning `errors.AlreadySpawned` is issued.
+
+        Raises `WrongClass`, `AgentTerminated`, `InvalidAgentId`, `BadArguments`, `FieldRefused`.
         """
 
 
@@ -25,47 +27,48 @@ class Cluster(Spawning, Protocol):
     """A deployment: its agents and nodes.  `agent` arguments take a reference or an id."""
 
     def on(self, node: str, /) -> Spawning:
-        """Spawns on this node."""
+        """Spawns agents on this node."""
 
     def get(self, cls: type[A], id: str, /) -> A:
-        """A reference, without any I/O: whether the agent exists shows when it is asked."""
+        """A reference, without any I/O.  Whether the agent exists shows when it is asked."""
 
     async def migrate(
         self, agent: Reference | str, /, to: str | None = None, *, recovery: Mapping[str, float] | None = None
     ) -> MigrationReport:
-        """Moves the agent while it works, and reports when the move has ended, completed or rolled back (`report.check()` raises).
+        """Moves the agent while it works, and returns when the move has completed or was rolled back (`report.check()` raises then).
 
-        Without `to`, to the other node with the fewest agents.  `recovery`: what this one move is to have of `RecoveryConfig`
-        otherwise than its node and class say, such as `{"max_retries": 0}`.
+        Without `to`, the agent goes to the other node with the fewest agents.  `recovery` has the fields of `RecoveryConfig` that
+        this move overrides, such as `{"max_retries": 0}`.
 
         Raises `MigrationRefused` with every reason, `AlreadyThere`, `UnknownNode`, `MigrationInProgress`, `NoSuchAgent`,
-        `AgentTerminated`, `ConfigError`: then nothing was begun.
+        `AgentTerminated`, `ConfigError`.  After an error nothing has begun.
         """
 
     async def rollback(
         self, migration: str, /, to: str | None = None, *, dry_run: bool = False, correct: bool = False
     ) -> RollbackReport:
-        """Undoes a completed migration: the agent is back in the state that it was handed over in, on the node `to` (default: one
-        that has the class as it was then, the migration's source before others), and takes the messages that came since once more.
+        """Undoes a completed migration: the agent has the state again in which it was handed over, and handles the messages that came
+        since once more.  It continues on the node `to` (default: a node that has the class version of that time, preferably the
+        migration's source).  Returns when those messages are handled.
 
-        Guarantees: no message is lost; nothing that was sent is sent again, not even if it would now differ (`correct`: what
-        differs is sent, and tells its receiver by `this().corrects` which message it stands in for); asks that were answered
-        keep their answers; finished steps are not called again; other agents are not undone.  Not guaranteed: that a handler does
-        the same twice; the report counts what differed.  Waits until the messages are taken again.
+        Guarantees: no message is lost.  Nothing that was sent is sent again, even if it would differ now; with `correct`, what
+        differs is sent, and `this().corrects` tells its receiver which message it replaces.  Asks that were answered keep their
+        answers.  Finished steps are not called again.  Other agents are not undone.
+        Not guaranteed: that a handler does the same twice; the report counts what differed.
 
-        Raises `NoSuchMigration`, `UsageError` for one that did not complete or is undone with an earlier one,
-        `RollbackExpired` if the log is not kept that far back (setting `retention_s`), `MigrationRefused` with every reason,
-        `UnknownNode`, `MigrationInProgress`, `AskTimeout`: then nothing was done.
+        Raises `NoSuchMigration`, `UsageError` for a migration that did not complete or that an earlier undo covers,
+        `RollbackExpired` if the log does not reach back that far (setting `retention_s`), `MigrationRefused` with every reason,
+        `UnknownNode`, `MigrationInProgress`, `AskTimeout`.  After an error nothing was done.
         """
 
     async def abort(self, agent: Reference | str, /) -> str:
-        """Cancels the agent's open migration, whose id is returned.  Raises `NoSuchMigration`, `TooLateToCancel`."""
+        """Cancels the agent's open migration, and returns the migration's id.  Raises `NoSuchMigration`, `TooLateToCancel`."""
 
     async def claim(self, agent: Reference | str, /, to: str) -> None:
-        """Node `to` takes the agent over, whoever owns it now; the former owner is fenced by its next append."""
+        """Node `to` takes the agent over, whichever node owns it now.  The former owner's next append is refused."""
 
     async def cordon(self, node: str, /) -> None:
-        """The node keeps its agents and takes no others, also after a restart, until `uncordon`.  Raises `UnknownNode`."""
+        """The node keeps its agents and takes no others until `uncordon`, also after a restart.  Raises `UnknownNode`."""
 
     async def uncordon(self, node: str, /) -> None:
         """The node takes agents again; a drain of it begins no further move.  Raises `UnknownNode`."""
@@ -74,32 +77,32 @@ class Cluster(Spawning, Protocol):
         """Cordons the node and moves every agent off it, quiet ones first; returns when all have gone, or at the deadline
         (default: setting `drain_s`).  The agents of a node that is dead are claimed by others.
 
-        Each agent is moved as by `migrate`: what is left is safe, runs on, and is claimable once the node has stopped.  A move that
-        an operator aborts is not begun again.  Raises `UnknownNode`, and `MigrationRefused` if nobody could take an agent: then
-        nothing was done.
+        Each agent is moved as by `migrate`.  Agents that are left keep running, and can be claimed once the node has stopped.  A
+        move that an operator aborts is not begun again.  Raises `UnknownNode`, and `MigrationRefused` if no node could take an
+        agent; then nothing was done.
         """
 
     async def standby(self, agent: Reference | str, /, copies: int = 1) -> None:
-        """So many other nodes follow the agent's log from now on, if there are so many: losing its owner then costs the
-        detection and one append, and no load.  Instead of what its class says.  Raises `UsageError` for a number above 8."""
+        """Sets how many other nodes keep a copy of the agent, in place of what its class says.  Losing the owner then costs the time
+        to notice it and one append, and no load.  Raises `UsageError` for a number above 8."""
 
     async def suspend(self, agent: Reference | str, /, reason: str = "") -> None:
         """No turn runs until `resume`; it can still be moved.  Raises `InvalidTransition`."""
 
     async def pause(self, agent: Reference | str, /, reason: str = "") -> None:
-        """As `suspend`, at the wish of the agent's user."""
+        """As `suspend`, for the agent's user."""
 
     async def resume(self, agent: Reference | str, /) -> None:
-        """From suspended, paused, or error.  Raises `InvalidTransition` if the error is fatal."""
+        """Lets a suspended or paused agent, or one in ERROR, run again.  Raises `InvalidTransition` if the error is fatal."""
 
     async def terminate(self, agent: Reference | str, /) -> None:
-        """Ends the agent for good, after what it sent is delivered; messages behind stay readable as dead letters."""
+        """Ends the agent for good, after what it has sent is delivered.  Messages that it has not handled become dead letters."""
 
     async def show(self, agent: Reference | str, /) -> AgentInfo:
-        """Raises `NoSuchAgent`, and `NoResponder` while its owner does not answer."""
+        """The agent as its owner sees it.  Raises `NoSuchAgent`, and `NoResponder` while the owner does not answer."""
 
     async def agents(self) -> list[AgentInfo]:
-        """Every agent that a node runs now."""
+        """Every agent that runs now."""
 
     async def nodes(self) -> list[NodeInfo]:
         """The nodes that answer."""

@@ -13,7 +13,7 @@ from mielin_cells.errors import NotInTurn
 
 
 class Caller(Protocol):
-    """What carries calls: a client outside, the turn inside."""
+    """Carries the calls of references: a client outside of turns, the turn inside."""
 
     def ask(
         self, ref: Reference, handler: str, args: tuple[Any, ...], kwargs: dict[str, Any],
@@ -49,10 +49,10 @@ class Turn(Protocol):
 
     @property
     def closed(self) -> bool:
-        """It has ended, and cannot be used any more."""
+        """The turn has ended, and cannot be used any more."""
 
     def shares(self, caller: object) -> bool:
-        """True if what carries calls there reaches the deployment that the turn runs in."""
+        """True if that caller reaches the deployment that this turn runs in."""
 
     @property
     def number(self) -> int:
@@ -60,31 +60,30 @@ class Turn(Protocol):
 
     @property
     def corrects(self) -> int:
-        """The number of an earlier message that this one stands in for, sent because its sender was rolled back; else 0."""
+        """The number of the earlier message that this one replaces, because its sender was undone; else 0."""
 
     @property
     def idempotency_key(self) -> str:
-        """Inside the call of a durable step: the same text whenever this step's call is made again."""
+        """Inside the call of a durable step: a text that is the same each time this step's call is made."""
 
     def migrate(self, to: str | None = None) -> None:
-        """Moves this agent once the turn is committed.  Raises `UsageError` for what cannot be a node's name, and in a hook.
+        """Moves this agent once the turn is committed.  Raises `UsageError` for a text that is no node's name, and in a hook.
 
-        Best effort: if the node dies in between, the agent goes on wherever it is claimed.
+        Not guaranteed: if the node dies in between, the agent continues on the node that claims it.
         """
 
     def terminate(self) -> None:
         """Ends this agent for good once the turn is committed, as `cluster.terminate` does; the turn's caller gets its answer.
 
-        Guarantees, as `suspend` and `pause`: the order is in the log with the turn, so that it is carried out also if the node
-        dies in between, and no other turn of the agent runs before that.  A turn that fails orders nothing.  Raises `UsageError` in
-        a hook.
+        Guarantees, as `suspend` and `pause` do: the order is committed with the turn, so it is carried out even if the node dies in
+        between, and no other turn of the agent runs before it.  A turn that fails orders nothing.  Raises `UsageError` in a hook.
         """
 
     def suspend(self, reason: str = "") -> None:
         """Suspends this agent once the turn is committed, as `cluster.suspend` does; messages wait until it is resumed."""
 
     def pause(self, reason: str = "") -> None:
-        """As `suspend`, at the wish of the agent's user."""
+        """As `suspend`, for the agent's user."""
 
     def set_timer(
         self, handler: str, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float, period: float, catch_up: str,
@@ -96,7 +95,7 @@ class Turn(Protocol):
         """What `cells.cancel` does."""
 
     def is_here(self) -> bool:
-        """False in a thread that was not handed the turn."""
+        """False in a thread that the turn was not handed to."""
 
     async def run_step(self, name: str, call: Any, args: tuple[Any, ...], retry: Retry, timeout: float | None) -> Any:
         """What `cells.step` does."""

@@ -1,4 +1,4 @@
-"""What is looked at when an agent class is defined: what would surprise its author later is refused now."""
+"""The checks of an agent class when it is defined: what would surprise its author later is refused now."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OPTIONS = ("version", "name", "recovery", "policy", "standby")
 
 
 def check_options(cls: type, others: dict[str, Any]) -> None:
-    """Raises `UsageError` for an option of a class that nobody takes: most likely it is misspelt."""
+    """Raises `UsageError` for an unknown option of a class: most likely it is misspelt."""
     for base in cls.__mro__[1:]:
         if base is not object and base.__module__ != "mielin_cells.agents.agent" and "__init_subclass__" in vars(base):
             return  # it may be the option of a base of the author's
@@ -29,10 +29,10 @@ def check_options(cls: type, others: dict[str, Any]) -> None:
 
 
 def check_name(cls: type, name: str, version: int, before: Any) -> None:
-    """Raises `UsageError` if another class has this name on the wire: messages for one would reach the other.
+    """Raises `UsageError` if another class, `before`, has this name on the wire: messages for one would reach the other.
 
-    `before`: the class that has the name.  One that is defined again (a cell of a notebook, a reloaded module) takes its own
-    place; so does a later version under the same name in the same module.
+    A class that is defined again (a cell of a notebook, a reloaded module) replaces itself; so does a later version under the
+    same name in the same module.
     """
     if before is None or (
         before.__module__ == cls.__module__
@@ -54,7 +54,7 @@ def check_name(cls: type, name: str, version: int, before: Any) -> None:
 
 
 def check_fields(cls: type, fields: list[str]) -> None:
-    """Raises `FieldRefused` for a field whose name the class uses for something else, too."""
+    """Raises `FieldRefused` for a field whose name is also that of a handler, method or property."""
     for name in fields:
         value = vars(cls).get(name)
         kind = _kind_of_member(value)
@@ -92,12 +92,12 @@ def check_handlers(cls: type) -> None:
 
 
 def is_bare(base: type) -> bool:
-    """True for a base that has nothing to say of an agent."""
+    """True for a base that adds no fields or methods."""
     return base in (object, typing.Generic, typing.Protocol, abc.ABC) or getattr(base, "_is_protocol", False)
 
 
 def check_attributes(cls: type, mixins: list[type]) -> None:
-    """Raises `FieldRefused` for what looks like state and would be lost at a move, or shared by all agents of the class."""
+    """Raises `FieldRefused` for an attribute that would be lost at a move, or shared by all agents of the class."""
     for base in mixins:
         path = f"{cls.__name__}({base.__name__})"
         if "__init__" in vars(base):
@@ -119,7 +119,7 @@ def check_attributes(cls: type, mixins: list[type]) -> None:
 
 
 def check_default(path: str, value: Any) -> None:
-    """Raises `FieldRefused` for what other libraries make fields with."""
+    """Raises `FieldRefused` for a default that is a field of another library."""
     kind = type(value)
     if isinstance(value, dataclasses.Field) or (kind.__name__, kind.__module__.partition(".")[0]) in _FIELD_MAKERS:
         raise FieldRefused.at(
@@ -156,7 +156,7 @@ def _kind(value: Any) -> str:
 
 
 def _hides_handler(value: Any) -> bool:
-    """True for what was put around a handler: a staticmethod, a property, or the function that a decorator has made."""
+    """True if a handler is wrapped in a staticmethod, a property or the function that a decorator has made."""
     inner = getattr(value, "fget", None) or getattr(value, "__func__", None) or getattr(value, "__wrapped__", None)
     if isinstance(inner, Handler):
         return True

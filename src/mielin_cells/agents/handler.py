@@ -48,21 +48,21 @@ class Bound(Generic[P, R_co]):
     def options(self, *, timeout: float | None = None, id: str | None = None) -> Bound[P, R_co]:
         """The same handler with options: seconds to wait for an answer, and a label.
 
-        The label is in the error of an ask without an answer, and in dead letters' lists of asks; it changes nothing else.
-        Raises `UsageError` for a timeout or a label that cannot be.
+        The label is shown in the error of an ask without an answer and in the asks of a dead letter; it changes nothing else.
+        Raises `UsageError` for a timeout that is not above 0, and for a label that is empty, too long or not printable.
         """
         check_timeout(timeout, f"A call of {self._handler.name}")
         if id is not None and (type(id) is not str or not 0 < len(id) <= LABEL_CHARS_MAX or not id.isprintable()):
             raise UsageError(
-                f"A call of {self._handler.name} has a label that cannot be: 1 to {LABEL_CHARS_MAX} printable characters."
+                f"A call of {self._handler.name} has a label that is not allowed; give 1 to {LABEL_CHARS_MAX} printable characters."
             )
         return Bound(self._handler, self._obj, timeout, id)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R_co]:
         """Asks, and returns the handler's result.
 
-        Guarantees: the handler takes effect at most once, also if the agent moves or its node dies meanwhile.
-        Raises `HandlerFailed` if it raised, `AskTimeout` without an answer in time (it may still take effect),
+        Guarantees: the handler takes effect at most once, even if the agent moves or its node dies meanwhile.
+        Raises `HandlerFailed` if the handler raised, `AskTimeout` if no answer came in time (the ask may still take effect),
         `NoSuchAgent`, `AgentTerminated`, `WrongClass`, `BadArguments`, `InboxFull`.
         """
         obj = self._obj
@@ -71,7 +71,8 @@ class Bound(Generic[P, R_co]):
         return self._caller().ask(obj, self._handler.name, args, kwargs, self._timeout, self._id)
 
     async def tell(self, *args: P.args, **kwargs: P.kwargs) -> None:
-        """Sends durably: returns when the message is stored (outside a turn) or will be with the turn's commit (inside)."""
+        """Sends durably, without waiting for the handler.  Outside a turn it returns when the message is stored; a message sent inside
+        a turn is stored with the turn's commit."""
         obj = self._obj
         if obj.__dict__["__mielin_cell__"] is not None:
             raise UsageError(f"Inside agent {obj!r} there is nobody to tell but itself; call the method.")
@@ -79,10 +80,10 @@ class Bound(Generic[P, R_co]):
 
     def _caller(self) -> Caller:
         """The cluster that gave the reference; inside a turn the turn, unless that is another deployment's cluster."""
-        running, given = turn.get(), self._obj.__dict__["__mielin_caller__"]
-        if running is not None and (given is None or running.shares(given)):
+        running, own = turn.get(), self._obj.__dict__["__mielin_caller__"]
+        if running is not None and (own is None or running.shares(own)):
             return running.caller
-        caller: Caller | None = given or current.get()
+        caller: Caller | None = own or current.get()
         if caller is None:
             raise NotConnected(
                 f"{self._obj!r} was called outside a turn and outside `async with cells.local()` or `cells.connect()`."
@@ -202,11 +203,11 @@ def handler(
 ) -> Any:
     """Makes an async method a handler.
 
-    `cancellable`: a move may cancel a turn of it and run it again on the target.
-    `raises`: errors that reach who asks as that very class, with their arguments; others arrive as `HandlerFailed`.
-    `tries`: runs of a message, while the handler raises, before an ask is answered with the error, or a tell is a dead letter
-    (default: the deployment's settings, 1 and 5).  An error in `raises` is never run again.
-    Raises `FieldRefused` for a plain `def`, for `tries` that cannot be, and for a class in `raises` that cannot be made again.
+    `cancellable`: a move may cancel a turn of this handler and run it again on the target.
+    `raises`: exceptions that reach the asker as that class, with their arguments; all others arrive as `HandlerFailed`.
+    `tries`: how often a message is run while the handler raises, before an ask is answered with the error or a tell becomes a dead
+    letter (default: the deployment's settings, 1 and 5).  A message whose error is in `raises` is not run again.
+    Raises `FieldRefused` for a plain `def`, for `tries` below 1, and for a class in `raises` that cannot be rebuilt.
     """
     if fn is None:
         return lambda fn: Handler(fn, cancellable, tries, raises)

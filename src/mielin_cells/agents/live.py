@@ -32,11 +32,11 @@ def _holders(values: dict[str, Any], name: str) -> int:
 
 
 _ALONE = _holders({"x": []}, "x")
-"""Of a value that nobody but the agent holds."""
+"""The count of references to a value that only the agent holds."""
 
 
 class Cell:
-    """One live instance.  Raises `StateUnloadable`, naming the field, if the stored state does not fit the class."""
+    """One live agent.  Raises `StateUnloadable`, naming the field, if the stored state does not fit the class."""
 
     __slots__ = (
         "_assigned", "_buffers", "_fields", "_handed", "_held", "_id", "_size", "_state", "_tables", "_values", "_warned",
@@ -48,17 +48,17 @@ class Cell:
         self._state = state
         self._id = agent_id
         self.owner: Any = _NOBODY
-        """The turn that runs.  Whoever acts in another one, or in none, cannot change state."""
+        """The turn that runs.  Only code in its context can change state."""
         self._warned: set[str] = set()
         self._tables: dict[str, BoundTable[Any, Any]] = {}
         self._buffers: dict[str, Buffer] = {}
         self.touched: dict[str, None] = {}
-        """Fields that the turn has set, or was given in a form that it could change in place."""
+        """Fields that the turn has set, or has read in a form that it could change in place."""
         self._assigned: set[str] = set()
         self._held: list[str] = []
-        """Fields that the turn was given; whoever has kept the value can be counted."""
+        """Fields that the turn has read, and of which other holders of the value can be counted."""
         self._handed: list[str] = []
-        """Fields that the turn was given; it may have kept a part of the value."""
+        """Fields that the turn has read, and of which it may have kept a part."""
         self.agent: Agent = object.__new__(spec.cls)
         self.agent.__dict__.update(__mielin_cell__=self, __mielin_id__=agent_id, __mielin_caller__=None)
         self._values = self.agent.__dict__
@@ -72,7 +72,7 @@ class Cell:
         for field in self._fields.values():
             self.agent.__dict__[field.name] = self._bind(field)
         self._size = len(self.agent.__dict__)
-        """Of the live agent's attributes, when they were looked at."""
+        """How many attributes the live agent had when they were last checked."""
 
     def _bind(self, field: FieldSpec) -> Any:
         if field.kind == "table":
@@ -107,7 +107,7 @@ class Cell:
                     )  # fmt: skip
 
     def _load(self, field: FieldSpec, *, is_foreign: bool = False) -> Any:
-        """`is_foreign`: the bytes may be those of other code."""
+        """`is_foreign`: other code may have written the bytes."""
         data = self._state.plain.get(field.name, field.default)
         try:
             if data is None:
@@ -124,12 +124,12 @@ class Cell:
         return turn.get() is self.owner
 
     def load(self, name: str) -> Any:
-        """The live value of a field that an earlier turn has touched, made anew from its bytes."""
+        """The value of a field that an earlier turn has touched, decoded anew."""
         value = self.agent.__dict__[name] = self._load(self._fields[name])
         return value
 
     def copy(self, name: str) -> Any:
-        """The value of a field for somebody outside of the turn: changing it changes no state."""
+        """The value of a field, for code outside of the turn: changing it changes no state."""
         field = self._fields[name]
         if field.kind != "plain":
             return self.agent.__dict__[name]
@@ -162,15 +162,15 @@ class Cell:
             self.agent.__dict__[name] = value
 
     def begin(self, owner: Turn | None = None) -> None:
-        """A turn begins: of all that runs, what acts in the context of `owner` may change state."""
+        """Begins a turn: code in the context of `owner` may change state."""
         self.owner = owner
         if len(self._values) != self._size:  # set outside of turns, so it is not there
             self._undeclared(remove=True)
 
     def end(self, before: StateDelta | None = None) -> StateDelta | None:
-        """What the turn changed, checked and applied to the stored state, as one delta with `before`; None for nothing.
+        """Ends a turn: checks what it changed, applies it to the stored state and returns it as one delta with `before`, or None.
 
-        `before` may be changed in place.  Raises `StateInvalid` for a value that would not load again: nothing is applied,
+        `before` may be changed in place.  Raises `StateInvalid` for a value that would not load again; then nothing is applied,
         and `undo` must follow.
         """
         if len(self._values) != self._size:
@@ -242,7 +242,7 @@ class Cell:
         return changed
 
     def _close(self) -> None:
-        """The turn is over.  What it was given and may have kept is not the agent's any more: it is loaded anew when it is used."""
+        """Lets go of values that the turn may have kept; they are decoded anew when they are used."""
         self.owner = _NOBODY
         if not self.touched:
             return
@@ -261,7 +261,7 @@ class Cell:
         self._size = len(values)
 
     def _undeclared(self, *, remove: bool) -> list[str]:
-        """Attributes of the live agent that are no state: they would be lost when it moves."""
+        """Attributes of the live agent that are no state, and would be lost when it moves."""
         values = self.agent.__dict__
         names = [
             name for name in values
@@ -275,7 +275,7 @@ class Cell:
         return names
 
     def _forget_computed(self) -> None:
-        """What the agent's cached properties hold may have been computed from state that is undone."""
+        """Drops the values of cached properties: they may be computed from state that is undone."""
         for name in [name for name in self._values if is_cached_property(type(self.agent), name)]:
             del self._values[name]
         self._size = len(self._values)
@@ -298,7 +298,7 @@ class Cell:
         self._handed.clear()
 
     def undo(self) -> None:
-        """The turn failed: every touched field is as stored again."""
+        """Ends a turn that failed: every touched field is again as stored."""
         self.owner = _NOBODY
         for name in self.touched:
             if self._fields[name].kind == "plain":

@@ -1,4 +1,4 @@
-"""What a deployment tells of its agents, nodes and moves."""
+"""The values that a cluster returns: what its nodes and agents are, and what a move, an undo or a drain did."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from mielin_cells.log.policy import DEFAULT, Policy
 
 
 class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """A node as it tells of itself; or, of one that does not answer, as its log and others' hearing tell."""
+    """A node as it reports itself.  One that does not answer is described by its log and by the nodes that heard it last."""
 
     name: str
     incarnation: int
     agents: int
     state: str = "alive"
-    """alive; starting (it takes over the agents that the log gives it); stuck (its process lives, its event loop does not
-    answer, or the store refuses it); silent; stopped (cleanly)."""
+    """"alive"; "starting": it takes over the agents that the log gives it; "stuck": its process lives, but its event loop does not
+    answer or the store refuses it; "silent": it does not answer; "stopped": it left cleanly."""
     since_s: float = 0.0
-    """For how long it has been so; of a silent node 0 if nobody has heard it."""
+    """Seconds in this state; 0 for a silent node that nobody has heard."""
     at: float = 0.0
-    """When its process entered, in wall seconds; 0: not known."""
+    """When its process joined, in wall-clock seconds; 0 if that is not known."""
     is_cordoned: bool = False
-    """It takes no agents: by an operator's word, or because it is being drained."""
+    """It takes no agents, because an operator has cordoned it or it is being drained."""
     classes: dict[str, int] = {}
     """Agent classes with their versions."""
     cores: int = 0
@@ -52,18 +52,18 @@ class AgentInfo(msgspec.Struct, frozen=True, kw_only=True):
     dead: int = 0
     """Dead letters."""
     error: str = ""
-    """Why it is in ERROR."""
+    """Why it is in ERROR, if it is."""
     code: str = ""
-    """Stable code of that."""
+    """The stable code of that error."""
     policy: Policy = DEFAULT
     standby: list[str] = []
-    """Nodes that keep a copy of it."""
+    """The nodes that keep a copy of it."""
     running: str = ""
-    """The handler or hook that runs, if one waits for something now."""
+    """The handler or hook that runs now."""
     running_s: float = 0.0
-    """For how long it has."""
+    """Seconds since it began."""
     at: float = 0.0
-    """When the last record of its log was made, in wall seconds; 0: not known."""
+    """When the last record of its log was made, in wall-clock seconds; 0 if that is not known."""
 
 
 class TimerInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,17 +72,16 @@ class TimerInfo(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     handler: str
     due: float
-    """In wall seconds."""
+    """In wall-clock seconds."""
     every: float = 0.0
-    """Seconds between its times; 0: once."""
+    """Seconds between two firings; 0 for a timer that fires once."""
     is_known: bool = True
-    """Its class has the handler there; a repeating timer without one sends nothing until it has."""
+    """The class on the owner's node has this handler.  While it has not, a repeating timer sends nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MigrationReport:
-    """What one migration did.  Phase times are seconds; `pause_ms` is the source's monotonic time from stopping the intake
-    to reading `Accepted` (0 if it never paused)."""
+    """What one migration did."""
 
     migration: str
     agent: str
@@ -93,28 +92,29 @@ class MigrationReport:
     reason: str = ""
     """Why it did not complete."""
     code: str = ""
-    """Stable code of what ended it."""
+    """The stable code of the error that ended it."""
     reasons: tuple[str, ...] = ()
-    """Every reason of a refusal."""
+    """Every reason, if it was refused."""
     kinds: tuple[str, ...] = ()
-    """What each of them is, in the words of `migration.refusal`."""
+    """The kind of each of these reasons, as `migration.refusal` names it."""
     phases: tuple[tuple[str, float], ...] = ()
-    """Each phase passed, with its duration."""
+    """Each phase that it passed, with its duration in seconds."""
     pause_ms: float = 0.0
+    """By the source's monotonic clock, from when it stopped taking messages until it read `Accepted`; 0 if it never paused."""
     bytes: int = 0
-    """Log and state bytes that the target read."""
+    """Bytes of log and state that the target read."""
     rounds: int = 0
     attempts: int = 1
     held: int = 0
-    """Messages that arrived in the pause."""
+    """Messages that arrived during the pause."""
     arrived: int = 0
     """Messages that arrived between PREPARING and `Accepted`."""
     failures: tuple[str, ...] = ()
-    """Each failed attempt: its class and why."""
+    """Why each failed attempt failed."""
     decisions: tuple[str, ...] = ()
-    """What was decided after each: strategies by name."""
+    """The strategy that was decided after each failure, by name."""
     restored: dict[str, str] = field(default_factory=dict)
-    """Of a rollback behind the seal: what the source verified before it went on (digest, cursor, state, version)."""
+    """After a rollback of a sealed move: what the source verified before it went on (digest, cursor, state, version)."""
 
     @property
     def ok(self) -> bool:
@@ -143,43 +143,44 @@ class MigrationReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RollbackReport:
-    """What undoing a completed migration did, or of a dry run: would do."""
+    """What undoing a completed migration did; for a dry run, what it would do."""
 
     migration: str
     agent: str
     source: str
-    """The node that it ran on."""
+    """The node that the agent ran on."""
     target: str
-    """The node that it goes on at."""
+    """The node that it continues on."""
     record: int
-    """The record of its log that it is back at."""
+    """The record of its log whose state it has again."""
     version: int
-    """Of its class, before."""
+    """The version of its class before the undo."""
     version_then: int
-    """And at that record."""
+    """The version of its class at that record."""
     messages: int
-    """Had been taken since, and are taken again."""
+    """Messages that it had handled since that record, and handles again."""
     sent: int
-    """Messages that these had sent; none of them is sent again."""
+    """Messages that those turns had sent; none of them is sent again."""
     steps: int
-    """Finished durable steps; none of them is called again."""
+    """Durable steps that those turns had finished; none of them is called again."""
     answered: int
-    """Asks of others that keep the answers they had."""
+    """Asks to the agent that had been answered; they keep their answers."""
     replayed: int = 0
-    """Messages taken again by now; `left` are still to be."""
+    """Messages handled again so far."""
     left: int = 0
+    """Messages that are still to be handled again."""
     same: int = 0
-    """Messages that would have been sent again just so."""
+    """Messages that the agent would have sent again unchanged."""
     differing: int = 0
-    """Messages that would have been sent otherwise, and were not."""
+    """Messages that the agent would now have sent with other content; they were not sent."""
     corrected: int = 0
-    """With `correct`: were sent otherwise, each naming the message that it stands in for."""
+    """With `correct`: messages that were sent with other content, each naming the message that it replaces."""
     missing: int = 0
-    """Messages that were not made again; they stay sent."""
+    """Messages that the agent did not make again; they stay sent."""
     dead: int = 0
-    """Dead letters written meanwhile."""
+    """Dead letters that were written meanwhile."""
     trouble: str = ""
-    """Why the agent has not gone on: the node that is to go on has not claimed it, or it is suspended or in ERROR.  It is safe."""
+    """Why the agent has not continued: the node has not claimed it, or the agent is suspended or in ERROR.  It is safe."""
 
     @property
     def ok(self) -> bool:
@@ -192,16 +193,16 @@ class DrainReport:
 
     node: str
     state: str
-    """done; over (the deadline came); stopped (it was uncordoned meanwhile)."""
+    """"done"; "over": the deadline came; "stopped": the node was uncordoned meanwhile."""
     agents: int
-    """On the node when it began, and those that came since."""
+    """Agents on the node when the drain began, and those that came since."""
     moved: int
     claimed: int = 0
-    """Taken over by others, because the node was dead."""
+    """Agents that other nodes took over, because the node was dead."""
     left: int = 0
-    """Still on the node.  They run on if it does, and are claimable if it stops."""
+    """Agents that are still on the node.  They keep running while it runs, and can be claimed once it stops."""
     blocked: tuple[tuple[str, str], ...] = ()
-    """Of those left, agents with what kept them."""
+    """Agents that are left, each with what kept it."""
     seconds: float = 0.0
 
     @property

@@ -14,16 +14,16 @@ def _out_of_range(field: str, value: object, wanted: str) -> ConfigError:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retry:
-    """How often a step calls, and how long it waits in between.  Raises `ConfigError` for what cannot be."""
+    """How often a step makes its call, and how long it waits in between.  Raises `ConfigError`, naming field and range."""
 
     tries: int = 3
-    """Calls before the step has failed."""
+    """How many calls are made before the step fails."""
     first_s: float = 1.0
-    """Wait before the second call; doubles each time."""
+    """Seconds before the second call; each further wait is twice as long."""
     max_s: float = 30.0
-    """The longest wait."""
+    """The longest wait, in seconds."""
     on: tuple[type[Exception], ...] = (Exception,)
-    """What is worth another call; anything else fails the step at once."""
+    """Exceptions after which the call is made again; any other one fails the step at once."""
 
     def __post_init__(self) -> None:
         tries: Any = self.tries  # of a caller who is not type-checked each may be anything

@@ -43,7 +43,7 @@ class HandlerSpec:
     """Of each parameter; a default needs no proof."""
     _result: Codec
     _proved: frozenset[tuple[type, ...]]
-    """Types of arguments, given by position, that are loaded as they were: most calls."""
+    """Types of positional arguments that a load gives as they were.  They cover most calls."""
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -102,7 +102,7 @@ class HandlerSpec:
             ) from error
 
     def error_of(self, answer: Answer) -> Exception:
-        """What an answer that is an error raises: a declared one as its class, if this process knows it."""
+        """The exception that an answer raises: of its own class if that is declared and known here."""
         if answer.error is None:
             raise never("answer.error is not None does not hold")
         failed = from_wire(*answer.error)

@@ -1,4 +1,4 @@
-"""What an agent class means: its fields, handlers and versions, with a codec for each.  Built when a class is first used."""
+"""The fields, handlers and upgrades of an agent class, with their codecs.  Built when the class is first used."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class FieldSpec:
 
 
 class Spec:
-    """An agent class, understood."""
+    """The meaning of an agent class."""
 
     def __init__(self, cls: type[Agent]) -> None:
         self.cls = cls
@@ -70,19 +70,19 @@ class Spec:
                 self.handlers[name] = self._handler(member)
 
     def _upgrades(self) -> dict[int, Upgrade]:
-        """By the version that they lead from; a derived class's replaces an inherited one."""
-        found: dict[int, Upgrade] = {}
+        """By the version that they lead from.  The upgrade of a derived class replaces an inherited one."""
+        upgrades: dict[int, Upgrade] = {}
         for base in reversed(self.cls.__mro__):
             own = [member for member in vars(base).values() if isinstance(member, Upgrade)]
             steps = [member.from_version for member in own]
             for step in steps:
                 if steps.count(step) > 1:
                     raise FieldRefused.at(self.name, f" has two upgrades from version {step}; keep one.")
-            found.update(zip(steps, own, strict=True))
-        return found
+            upgrades.update(zip(steps, own, strict=True))
+        return upgrades
 
     def _names(self, module: dict[str, Any], within: type) -> dict[str, Any]:
-        """What an annotation may name: what its module has, the classes around it, and any agent class of this process."""
+        """What an annotation may name: the names of its module, the classes around it, and any agent class of this process."""
         return {
             **{cls.__name__: cls for cls in classes.values()},
             **module,
@@ -91,7 +91,7 @@ class Spec:
         }
 
     def _hints(self) -> dict[str, Any]:
-        """The types of the state fields.  Other annotations are not looked at: what they name may not be there."""
+        """The types of the state fields.  Other annotations are not resolved: what they name may not exist."""
         hints: dict[str, Any] = {}
         for base in reversed(self.cls.__mro__):
             is_agent = issubclass(base, Agent)  # else its fields are on the first agent class that is derived from it
@@ -169,7 +169,7 @@ class Spec:
         return getattr(self.cls, name) is not getattr(Agent, name)
 
     def initial(self, /, **state: Any) -> StateDelta:
-        """The encoded state of a new agent: what is given, and defaults.  Raises `BadArguments` naming the field."""
+        """The encoded state of a new agent: the given values, and defaults.  Raises `BadArguments` naming the field."""
         if inspect.isabstract(self.cls):
             lacks = ", ".join(sorted(getattr(self.cls, "__abstractmethods__", ())))
             raise UsageError(f"{self.name} is abstract: {lacks} is not written; spawn a class that is derived from it.")
@@ -242,7 +242,7 @@ def spec_of(cls: type[Any]) -> Spec:
 
 
 def check_is_agent(cls: Any) -> None:
-    """Raises `UsageError` for what is no class that agents can be of, with what to write."""
+    """Raises `UsageError`, with what to write, if agents cannot be of this class."""
     if isinstance(cls, type) and issubclass(cls, Agent) and cls is not Agent:
         return
     origin = typing.get_origin(cls)

@@ -21,7 +21,7 @@ from mielin_cells.agents.values import raises
 from mielin_cells.agents.values.annotations import resolved
 from mielin_cells.agents.values.changes import LOAD_ERRORS, check_kept, reason
 from mielin_cells.agents.values.exact import is_exact
-from mielin_cells.agents.values.shape import Shape
+from mielin_cells.agents.values.shape import Shape, unsupported
 from mielin_cells.agents.values.wire import STACK_MARGIN, deeper, encode, load_hook
 from mielin_cells.errors import FieldRefused, MessageTooLarge, NotInTurn, StepInvalid, UsageError
 from mielin_cells.settings import MESSAGE_BYTES_MAX, check_timeout
@@ -34,7 +34,7 @@ NAME_CHARS_MAX = 128
 
 
 ONCE_MORE = Retry()
-"""For a step that says nothing else."""
+"""For a step without `retry`."""
 
 
 @overload
@@ -65,21 +65,22 @@ async def step(
 ) -> Any:
     """Calls `call(*args)` once, durably, and returns its result.
 
-    Guarantees: the result is in the agent's log before this returns; a turn that runs again (after a crash, a move, a
-    lost race or a failure) gets the same result and does not call.  Not guaranteed: a call in flight when its process dies is
-    made again; `this().idempotency_key`, the same for each of these calls, lets the other side tell.  A move, or a node
-    that stops, waits for the call in flight and takes the agent along before the next step.
+    Guarantees: the result is in the agent's log before this returns.  A turn that runs again (after a crash, a move, a
+    lost race or a failure) gets the same result and does not make the call.
+    Not guaranteed: that the call is made only once.  If the process dies during the call, the call is made again; the other side
+    can recognise that by `this().idempotency_key`, which is the same for each of these calls.
+    A move, and a node that stops, wait for the call that runs, and take the agent away before its next step.
 
-    The result is kept as the call's return annotation says, else with its own types if it is plain data, and is what was
-    read back from the bytes.
+    The result is stored as the call's return annotation says; without an annotation it must be plain data, and keeps its types.
     A call that raises, or takes longer than `timeout` seconds (default: the setting `step_timeout_s`), is made again as
-    `retry` says (default: 3 calls); then the failure is the outcome, kept like a result, and `StepFailed` is raised.
-    The call must not use the agent: no state, no ask, no other step; its result is all that a turn run again gets.
-    Steps of one turn are made one after the other, also from `asyncio.gather`.
+    `retry` says (default: 3 calls).  After the last call the failure is stored like a result, and `StepFailed` is raised.
+    The call must not use the agent: no state, no ask, no other step.
+    The steps of one turn are made one after the other, even under `asyncio.gather`.
 
-    Raises `StepFailed`; `NotInTurn` outside a turn; `UsageError` in a hook or another step, and for options that cannot be;
-    `FieldRefused` before the call for a return type that cannot be kept; `StepInvalid` or `MessageTooLarge`, failing the turn, for
-    such a result; `NonDeterministicTurn` if a turn that runs again does not come to the same steps and asks in the same order.
+    Raises `StepFailed`; `NotInTurn` outside a turn; `UsageError` in a hook or in another step, and for invalid options;
+    `FieldRefused`, before the call, for a return type that cannot be stored; `StepInvalid` or `MessageTooLarge` for a result that
+    cannot be stored, which fails the turn; `NonDeterministicTurn` if a turn that runs again does not make the same steps and asks in
+    the same order.
     """
     running = turn.get()
     if running is None:
@@ -204,7 +205,8 @@ def _codec(kind: Any, path: str) -> Codec:
         decode = msgspec.msgpack.Decoder(Any if plain else kind, dec_hook=load_hook, ext_hook=_typed).decode
     except (TypeError, NotImplementedError, NameError, RecursionError) as error:
         raise FieldRefused.at(
-            path, f": {error}, as the result of a step; let the call return plain data or a declared type of it."
+            path,
+            f": {unsupported(error)}, as the result of a step; let the call return plain data or a declared type of it.",
         ) from error
     if len(_codecs) >= CODECS_MAX:
         _codecs.clear()

@@ -18,7 +18,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 _NAME_CHARS = 60
-"""Of a key that does not load: so many of its bytes are shown."""
+"""How many bytes of a key that does not load are shown."""
 
 _UNFIT = (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError, msgspec.MsgspecError)
 """What codecs raise for a key that is not of the declared type."""
@@ -34,15 +34,15 @@ class Table(MutableMapping[K, V]):
             async def visit(self, who: str, day: int) -> None:
                 self.visits.setdefault(who, []).append(day)
 
-    Works as a `dict`, with these differences.  Values are kept as bytes and decoded on use.  What a turn was given
-    (by `[]`, `get`, `values`, `items`, or by assigning it) may be changed in place until the turn ends, and is compared
-    then; later changes to it are lost, so do not keep a value from turn to turn.  The order of iteration follows from
-    the keys alone: it is the same on every node, and not the order of insertion.  While iterating, keys may be set and
-    deleted: a deleted key does not come up any more, a new one may or may not.  A key or value that would not load
-    again raises `StateInvalid` where it is assigned, or, if changed in place, at the end of the turn, which is undone.
+    It works like a `dict`, with these differences.  Values are stored as bytes and decoded on use.  A value that a turn has
+    read or assigned may be changed in place until the turn ends; later changes to it are lost, so do not keep a value from turn to
+    turn.  The order of iteration depends on the keys alone: it is the same on every node, and not the order of insertion.
+    Keys may be set and deleted during iteration: a deleted key does not come up any more, a new one may or may not.
+    A key or value that would not load again raises `StateInvalid` where it is assigned; if it was changed in place, at the end of
+    the turn, which is undone.
 
-    In an agent it is read at any time and written in turns alone (`NotInTurn`).  One that a user makes,
-    `Table({"a": 1})`, gives a field its first content; it is a plain mapping, copied then, and not bound to the agent.
+    The table of an agent can be read at any time and written only in a turn (else `NotInTurn`).  A table that a user makes,
+    `Table({"a": 1})`, is a plain mapping.  As a field's value its content is copied, and it is not bound to the agent.
     """
 
     __slots__ = ("_content",)
@@ -141,20 +141,20 @@ class BoundTable(Table[K, V]):
             self._delete(data, number)
 
     def update(self, *args: Any, **kwargs: Any) -> None:
-        """As of a `dict`, but all or nothing: one key or value that is refused leaves the table as it was."""
+        """As `dict.update`, but all or nothing: a key or value that is refused leaves the table as it was."""
         self._check_writable()
         for data, entry in self._new(dict(*args, **kwargs)):
             self._put(data, entry)
 
     def _replace(self, content: Any) -> None:
-        """Makes the content all there is, or raises and leaves the table as it was."""
+        """Replaces the whole content, or raises and leaves the table as it was."""
         entries = self._new(dict(content))
         self.clear()
         for data, entry in entries:
             self._put(data, entry)
 
     def popitem(self) -> tuple[K, V]:
-        """Takes the first key in the order of iteration."""
+        """Removes the first key in the order of iteration, and returns it with its value."""
         self._check_writable()
         for data, number in self._walk():
             item = self._load_key(data), self._value(data, number)
@@ -196,7 +196,7 @@ class BoundTable(Table[K, V]):
         return self._store.get(key, number) is not None if entry is None else entry.data is not None
 
     def _value(self, key: bytes, number: int) -> V:
-        """The value of a key that is there, remembered if the turn could change it in place."""
+        """The value of a key that exists; it is remembered if the turn could change it in place."""
         entry = self._touched[number].get(key) if number in self._touched else None
         if entry is None:
             data = self._store.get(key, number)
@@ -233,7 +233,7 @@ class BoundTable(Table[K, V]):
         self._grown -= 1
 
     def _walk(self) -> Iterator[tuple[bytes, int]]:
-        """Keys, bucket by bucket and sorted within: a list of its own per bucket, each key only if still there."""
+        """Keys, bucket by bucket and sorted in each.  A key that was deleted meanwhile is left out."""
         for number in range(BUCKETS):
             keys = self._store.keys_in(number)
             if number in self._touched:
@@ -245,7 +245,7 @@ class BoundTable(Table[K, V]):
     # ---- codecs ----
 
     def _find_key(self, key: object) -> bytes | None:
-        """The bytes under which `key` would be stored; None for what cannot be a key of this table."""
+        """The bytes under which `key` would be stored; None if it cannot be a key of this table."""
         try:
             return self._coded(key)
         except _UNFIT:  # as in a dict, where a key of another type is only not there
@@ -260,19 +260,19 @@ class BoundTable(Table[K, V]):
             raise StateInvalid(message, path=f"{self._path}[{shown(key)}]") from error
 
     def _coded(self, key: Any) -> bytes:
-        """The bytes that stand for a key, the same for all that load alike: 1 and 1.0 in a Table[float, V]."""
+        """The bytes of a key.  Keys that load alike, such as 1 and 1.0 in a `Table[float, V]`, have the same bytes."""
         data = encode(key)
         return data if self._keys.is_proved(key) else encode(self._keys.decode(data))
 
     def _load_key(self, key: bytes) -> K:
         try:
-            found: K = self._keys.decode(key)
+            loaded: K = self._keys.decode(key)
         except Exception as error:
             raise self._unloadable(key, error) from error
-        return found
+        return loaded
 
     def _checked(self, value: V, key: bytes, known: bytes | None = None) -> bytes:
-        """The value's bytes, which load as the value: checked unless they are the `known` ones."""
+        """The bytes of a value.  They load as the value, which is checked unless they are the `known` ones."""
         try:
             data = encode(value)
             if known is not None and self._values.is_unchanged(value, data, known):

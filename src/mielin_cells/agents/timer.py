@@ -17,16 +17,16 @@ from mielin_cells.errors import NotInTurn, UsageError
 P = ParamSpec("P")
 
 CatchUp: TypeAlias = Literal["one", "all", "none"]
-"""What an `every` does about times that passed while nobody ran the agent: once for all of them, each of them, or nothing."""
+"""What `every` sends for the firings that were missed while no node ran the agent: one message for all, one for each, or none."""
 
 SECONDS_MAX = 1e9
 EVERY_S_MIN = 0.001
-"""Of an `every`: each time is a message and a turn, and no agent does more of them than that."""
+"""The shortest period of `every`: each firing is a message and a turn."""
 ID_CHARS_MAX = 128
 
 
 class Later:
-    """A time; the name of a handler, called with its arguments, is what happens then."""
+    """A time.  Calling a handler of it, by name, sets the timer."""
 
     __slots__ = ("_set",)
 
@@ -46,14 +46,14 @@ def after(seconds: float, handler: Bound[P, Any], /, *, id: str | None = None) -
 def after(seconds: float, handler: Bound[P, Any] | None = None, /, *, id: str | None = None) -> Any:
     """Sends the agent a message of its own after `seconds`: `cells.after(30).remind("tea")`.
 
-    `cells.after(30, self.remind)("tea")` is the same, and typed.  Both give the timer's id, for `cancel`.  The timer is set with the
+    `cells.after(30, self.remind)("tea")` is the same, and typed.  Both return the timer's id, for `cancel`.  The timer is set with the
     commit of the turn; a turn that fails sets none.  A timer of the same `id` is replaced.
 
-    Guarantees: the message is sent once, and not early; the timer moves with the agent, and outlives its nodes.  A timer that was due
-    while nobody ran the agent, or while it was suspended, is sent as soon as it runs.  Not guaranteed: punctuality; and after a
-    move or restart "not early" is by the clock of the new node.
+    Guarantees: the message is sent once, and not early.  The timer moves with the agent, and survives the loss of its node.  If it was
+    due while no node ran the agent, or while the agent was suspended, the message is sent as soon as the agent runs.
+    Not guaranteed: punctuality.  After a move or a restart, "not early" is by the clock of the new node.
 
-    Raises `NotInTurn` outside a turn, `NoSuchHandler`, `BadArguments`, `UsageError` for a time that cannot be or too many timers.
+    Raises `NotInTurn` outside a turn, `NoSuchHandler`, `BadArguments`, and `UsageError` for a time out of range or too many timers.
     """
     return _later(seconds, False, "one", id, handler)
 
@@ -67,10 +67,10 @@ def every(
 def every(
     seconds: float, handler: Bound[P, Any] | None = None, /, *, id: str | None = None, catch_up: CatchUp = "one"
 ) -> Any:
-    """As `after`, again and again: `cells.every(60).sweep()`, until it is cancelled.
+    """As `after`, again and again until it is cancelled: `cells.every(60).sweep()`.
 
-    Times are a grid from now on, whatever the turns take.  `catch_up`: of the times that passed while nobody ran the agent, "one"
-    stands for all, "all" are made up for, or "none".
+    Firings are `seconds` apart, however long the turns take.  `catch_up` says what is sent for the firings that were missed while no
+    node ran the agent: "one" message for all of them, "all" of them (at most 10,000), or "none".
     """
     if catch_up not in ("one", "all", "none"):
         raise UsageError(f'catch_up = {catch_up!r}; there are "one", "all" and "none".')
@@ -78,9 +78,9 @@ def every(
 
 
 def cancel(id: str, /) -> bool:
-    """Takes a timer of the agent away, with the commit of this turn; False if there is none of this id.
+    """Removes a timer of the agent, with the commit of this turn.  Returns False if the agent has no timer of this id.
 
-    A timer whose message is in the inbox already cannot be taken back.
+    A message that the timer has already sent is not taken back.
     """
     return _running().cancel_timer(id)
 
@@ -90,7 +90,7 @@ def _later(seconds: float, repeats: bool, catch_up: str, id: str | None, handler
     first = EVERY_S_MIN if repeats else 0
     if type(seconds) not in (int, float) or not first <= seconds <= SECONDS_MAX:
         raise UsageError(
-            f"A timer of agent {running.id!r} in {seconds!r} seconds cannot be: {first:g} to {SECONDS_MAX:g}."
+            f"A timer of agent {running.id!r} in {seconds!r} seconds is out of range: {first:g} to {SECONDS_MAX:g}."
         )
     if id is not None and (type(id) is not str or not 0 < len(id) <= ID_CHARS_MAX or not id.isprintable()):
         raise UsageError(f"A timer of agent {running.id!r} has no id of 1 to {ID_CHARS_MAX} printable characters.")

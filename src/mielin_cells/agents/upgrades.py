@@ -36,11 +36,11 @@ def upgrade_state(spec: Spec, state: StoredState, version: int) -> StateDelta | 
     for name, buffer in state.buffers.items():
         values[name] = b"".join(buffer.page(number) for number in range(-(-buffer.size // PAGE_BYTES)))
     for step in range(version, spec.version):
-        found = spec.upgrades.get(step)
-        if found is None:
+        upgrade = spec.upgrades.get(step)
+        if upgrade is None:
             raise StateUpgradeFailed(f"{spec.name} has no upgrade from version {step}; write one.", step=step, **facts)
         try:
-            values = found.fn(spec.cls, values)
+            values = upgrade.fn(spec.cls, values)
             if not isinstance(values, dict):
                 raise TypeError(f"it must return the new state as a dict, not {type(values).__name__}")
         except Exception as error:  # whatever the user's function raises: the agent stays as it is stored

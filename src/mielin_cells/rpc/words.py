@@ -32,27 +32,27 @@ def arguments(spec: Spec, handler: str, words: list[str]) -> bytes:
 
     Raises `NoSuchHandler` naming those that there are, and `BadArguments` naming the parameter.
     """
-    found = spec.handler(handler)
+    called = spec.handler(handler)
     values: dict[str, Any] = {}
     in_order = []
     for word in words:
         named = _NAMED.fullmatch(word)
-        if named is None or (not named[2] and named[1] not in found.parameters):
+        if named is None or (not named[2] and named[1] not in called.parameters):
             in_order.append(word)  # a text that ends in "=", such as base64, names nothing
-        elif named[1] not in found.parameters:
+        elif named[1] not in called.parameters:
             raise _bad(
-                found, f"there is no parameter {named[1]!r} (text with '=' is given by name, or as a JSON string)"
+                called, f"there is no parameter {named[1]!r} (text with '=' is given by name, or as a JSON string)"
             )
         elif named[1] in values:
-            raise _bad(found, f"{named[1]!r} is given twice")
+            raise _bad(called, f"{named[1]!r} is given twice")
         else:
-            values[named[1]] = value_of(named[2], found.parameters[named[1]], f"{found.path}({named[1]})", handler)
-    free = [name for name in found.parameters if name not in values]
+            values[named[1]] = value_of(named[2], called.parameters[named[1]], f"{called.path}({named[1]})", handler)
+    free = [name for name in called.parameters if name not in values]
     if len(in_order) > len(free):
-        raise _bad(found, f"{len(words)} values for {len(found.parameters)} parameters")
+        raise _bad(called, f"{len(words)} values for {len(called.parameters)} parameters")
     for name, word in zip(free, in_order, strict=False):
-        values[name] = value_of(word, found.parameters[name], f"{found.path}({name})", handler)
-    return found.encode_args((), values)
+        values[name] = value_of(word, called.parameters[name], f"{called.path}({name})", handler)
+    return called.encode_args((), values)
 
 
 def initial(spec: Spec, words: list[str]) -> StateDelta:

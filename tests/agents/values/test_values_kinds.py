@@ -3,6 +3,8 @@
 import collections
 import dataclasses
 import datetime as dt
+import enum
+import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Generic, Literal, NotRequired, Required, TypedDict, TypeVar
 
@@ -15,8 +17,10 @@ import mielin_cells as cells
 from mielin_cells.agents.live import Cell
 from mielin_cells.agents.reference import make_ref
 from mielin_cells.agents.spec import spec_of
+from mielin_cells.agents.values.codec import Codec
 from mielin_cells.agents.values.exact import is_exact
 from mielin_cells.agents.values.models import UNSET, readable
+from mielin_cells.errors import FieldRefused
 
 T = TypeVar("T")
 
@@ -258,3 +262,28 @@ async def test_two_fields_that_were_given_one_list_have_two_from_the_next_turn_o
         await agent.share()
         assert await agent.push() == ([1, 2], [1])
         assert await agent.myself() == "<Reaching 'r'> False"
+
+
+class Pairs(enum.Enum):
+    A = (1, 2)
+
+
+@dataclasses.dataclass
+class Early:
+    n: int
+    seed: dataclasses.InitVar[int]
+
+
+@pytest.mark.parametrize(
+    ("kind", "remedy"),
+    [
+        (str | bytes, "these are stored alike: declare one of them"),
+        (str | uuid.UUID, "these are stored alike: declare one of them"),
+        (list[int] | set[int], "these are stored alike: declare one of them"),
+        (Pairs, "give its members values of one of these types"),
+        (Early, "make it a field"),
+    ],
+)
+def test_a_type_that_msgspec_refuses_is_refused_with_what_to_declare(kind: Any, remedy: str) -> None:
+    with pytest.raises(FieldRefused, match=rf"^Box\.x: .* {remedy}"):
+        Codec(kind, "Box.x")

@@ -20,8 +20,8 @@ def annotations_of(holder: Any) -> dict[str, Any]:
     """By name.  One that names what is not defined yet is its text."""
     if annotationlib is None:
         return inspect.get_annotations(holder)
-    found = annotationlib.get_annotations(holder, format=annotationlib.Format.FORWARDREF)
-    return {name: _text(kind) if isinstance(kind, ForwardRef) else kind for name, kind in found.items()}
+    annotations = annotationlib.get_annotations(holder, format=annotationlib.Format.FORWARDREF)
+    return {name: _text(kind) if isinstance(kind, ForwardRef) else kind for name, kind in annotations.items()}
 
 
 def _text(unknown: ForwardRef) -> str:
@@ -46,8 +46,8 @@ def read_signature(fn: Callable[..., Any]) -> inspect.Signature:
     if "annotation_format" not in (inspect.signature.__kwdefaults__ or {}):
         return inspect.signature(fn)
     how: Any = inspect.signature
-    found: inspect.Signature = how(fn, annotation_format=annotationlib.Format.FORWARDREF)
-    return found
+    signature: inspect.Signature = how(fn, annotation_format=annotationlib.Format.FORWARDREF)
+    return signature
 
 
 def given_types(cls: type) -> dict[type, dict[Any, Any]]:

@@ -12,7 +12,7 @@ from msgspec import inspect as kinds
 from mielin_cells.agents.values import proofs
 from mielin_cells.agents.values.changes import ValueChangedError, check_kept
 from mielin_cells.agents.values.exact import is_exact
-from mielin_cells.agents.values.shape import Shape
+from mielin_cells.agents.values.shape import Shape, unsupported
 from mielin_cells.agents.values.wire import STACK_MARGIN, deeper, encode, load_hook
 from mielin_cells.errors import FieldRefused
 
@@ -40,7 +40,7 @@ class Codec:
             shape = Shape(info, path)
             self.decode: Callable[[bytes], Any] = msgspec.msgpack.Decoder(kind, dec_hook=load_hook).decode
         except (TypeError, NotImplementedError, NameError, RecursionError) as error:
-            raise FieldRefused.at(path, f": {error}.") from error
+            raise FieldRefused.at(path, f": {unsupported(error)}.") from error
         self.check = functools.partial(deeper, STACK_MARGIN, self.decode) if shape.nests else self.decode
         """As `decode`, for a value that is to be stored: it must load again, also where less stack is left."""
         self.proofs = proofs.proofs(info)

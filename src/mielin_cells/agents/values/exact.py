@@ -162,19 +162,19 @@ def _set(value: Any, loaded: Any, place: Place, todo: Todo) -> bool:
     there = {one: one for one in loaded}
     lost: list[Any] = []
     for one in value:
-        found = there.pop(one, _MISSING)
-        if found is _MISSING:
+        match = there.pop(one, _MISSING)
+        if match is _MISSING:
             lost.append(one)
-        elif type(one) not in _PLAIN or type(one) is not type(found):
-            todo.append((one, found, (place, f"[member {shown(one)}]")))
+        elif type(one) not in _PLAIN or type(one) is not type(match):
+            todo.append((one, match, (place, f"[member {shown(one)}]")))
     left = list(there.values())
     if len(lost) > SETS_UNMATCHED_MAX:
         raise ValueChangedError(place, f"the member {shown(lost[0])} would be lost; use a list")
     for one in lost:
-        match = next((at for at, other in enumerate(left) if _is_alike(one, other)), None)
-        if match is None:
+        index = next((at for at, other in enumerate(left) if _is_alike(one, other)), None)
+        if index is None:
             raise ValueChangedError(place, f"the member {shown(one)} would be lost; use a list")
-        del left[match]
+        del left[index]
     return True
 
 
@@ -202,13 +202,13 @@ def _members(kind: type) -> tuple[tuple[str, Any], ...]:
     known = _kept_members.get(kind)
     if known is not None:
         return known
-    found = _kept_members[kind] = tuple(
+    members = _kept_members[kind] = tuple(
         (name, member)
         for base in reversed(kind.__mro__)
         for name, member in vars(base).items()
         if isinstance(member, types.MemberDescriptorType)
     )
-    return found
+    return members
 
 
 def _read(member: Any, obj: Any) -> Any:

@@ -75,8 +75,8 @@ def loaded(kind: Any, value: Any) -> Any:
 def reads_other_data(kind: Any) -> bool:
     """The model has validators that see data before its fields do: it says itself what becomes of data of another version."""
     decorators = getattr(kind, "__pydantic_decorators__", None)
-    found = decorators.model_validators.values() if decorators is not None else ()
-    return any(validator.info.mode in ("before", "wrap") for validator in found)
+    validators = decorators.model_validators.values() if decorators is not None else ()
+    return any(validator.info.mode in ("before", "wrap") for validator in validators)
 
 
 def written(kind: Any, value: Any) -> Any:

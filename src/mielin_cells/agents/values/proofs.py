@@ -35,10 +35,10 @@ def _is_free(info: Any) -> bool:
 def proofs(info: Any, within: frozenset[type] = frozenset()) -> dict[type, Proof]:
     """By the exact type of a value.  What is not here is decoded and compared.  `within`: classes that hold it."""
     if isinstance(info, kinds.UnionType):
-        found: dict[type, Proof] = {}
+        union: dict[type, Proof] = {}
         for part in info.types:
-            found.update(proofs(part, within))
-        return found
+            union.update(proofs(part, within))
+        return union
     if not _is_free(info):
         return {}
     scalar = SCALARS.get(type(info))
@@ -113,10 +113,10 @@ def _getter(make: Callable[..., Any], names: list[str]) -> Callable[[Any], tuple
 def flat(info: Any) -> dict[type, Proof]:
     """The proofs of values that hold nothing which could be changed."""
     if isinstance(info, kinds.UnionType):
-        found: dict[type, Proof] = {}
+        union: dict[type, Proof] = {}
         for part in info.types:
-            found.update(flat(part))
-        return found
+            union.update(flat(part))
+        return union
     parts = [getattr(info, name) for name in ("item_type", "key_type", "value_type") if hasattr(info, name)]
     if not parts and not isinstance(info, kinds.ByteArrayType):
         return {}
@@ -151,8 +151,8 @@ def _each(
 
     def prove(value: Any) -> bool:
         values = value if read is None else read(value)
-        found = (*map(type, values),)
-        if found in known:
+        types_of = (*map(type, values),)
+        if types_of in known:
             return True
         if len(values) != len(parts):
             return False
@@ -164,7 +164,7 @@ def _each(
                     return False
                 are_scalars = False
         if are_scalars and len(known) < TYPES_MAX:
-            known.add(found)
+            known.add(types_of)
         return True
 
     return prove

@@ -104,7 +104,7 @@ class Declared:
 
     def _typed(self, cls: type[Exception], path: str) -> dict[str, Codec]:
         """Codecs by name, of attributes that the class annotates and of parameters of its `__init__`."""
-        found: dict[str, Codec] = {}
+        codecs: dict[str, Codec] = {}
         init = cls.__init__
         if isinstance(init, types.FunctionType):
             hints = self._resolve(init)
@@ -112,16 +112,16 @@ class Declared:
                 variable = parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
                 kind = hints.get(name, inspect.Parameter.empty)
                 if not variable and kind not in _OPEN and not isinstance(kind, typing.TypeVar):
-                    found[name] = self._codec(kind, f"{path}({name})")
+                    codecs[name] = self._codec(kind, f"{path}({name})")
         for base in cls.__mro__:
             if base not in _BUILT_IN:
                 for name, kind in self._resolve(base).items():
-                    if name not in found and kind not in _OPEN:
+                    if name not in codecs and kind not in _OPEN:
                         try:
-                            found[name] = self._codec(kind, f"{path}.{name}")
+                            codecs[name] = self._codec(kind, f"{path}.{name}")
                         except FieldRefused:
                             continue  # perhaps it never has a value, or a plain one
-        return found
+        return codecs
 
     def has(self, error: BaseException) -> bool:
         return isinstance(error, self.classes)

@@ -89,6 +89,23 @@ def _parts(info: Any, path: str) -> Iterator[tuple[Any, str]]:
                 yield part, path
 
 
+_REMEDIES = {
+    "InitVar": "make it a field",
+    "Enums must": "give its members values of one of these types, and keep anything else by member, as in a dict",
+    "more than one str-like": "these are stored alike: declare one of them, or a tagged msgspec.Struct for each",
+    "more than one array-like": "these are stored alike: declare one of them",
+    "more than one dict-like": "these are stored alike: declare one of them, or a tagged msgspec.Struct for each",
+    "more than one dataclass": "declare one class, or a tagged msgspec.Struct for each",
+}
+"""By a part of msgspec's sentence: what to declare instead."""
+
+
+def unsupported(error: Exception) -> str:
+    """Why msgspec does not take a type, and what to declare instead."""
+    text = str(error).rstrip(".")
+    return next((f"{text}; {remedy}" for part, remedy in _REMEDIES.items() if part in text), text)
+
+
 def _instead(cls: type) -> str:
     """What to declare for a class that cannot be stored."""
     if hasattr(cls, "__fspath__"):
