@@ -119,7 +119,7 @@ class Settings:
     reconcile_s: float = 5.0
     """A node looks for agents that the log gives it and that it does not run."""
     regression_s: float = REGRESSION_S
-    """A log that says less than it had acknowledged must go on saying so for this long, before its agent is parked."""
+    """A log that says less than it had acknowledged must go on saying so for this long, before its agent is quarantined."""
 
     def __post_init__(self) -> None:
         for field in fields(self):

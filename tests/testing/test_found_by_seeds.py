@@ -14,7 +14,7 @@ from mielin_cells.errors import Fenced, NotInTurn, RecordInvalid, RollbackExpire
 from mielin_cells.log.ids import JOURNALS, log_subject
 from mielin_cells.log.records import Asked, Committed, HandedOff, decode_record
 from mielin_cells.migration.progress import MigrationPhase
-from mielin_cells.node.ownership.standby import Copy as Standby
+from mielin_cells.node.ownership.standby import StandbyCopy
 from mielin_cells.node.ownership.undo import handover_of
 from mielin_cells.rpc import requests
 from mielin_cells.store.reader import load, load_at
@@ -253,7 +253,7 @@ async def test_a_copy_that_is_closed_while_it_loads_leaves_nobody_listening(kind
         copy = (
             node.copies._new("t", "m-1.1", spec_of(Score), epoch=1)
             if kind == "a move's"
-            else Standby(node.activations, "t", node.standbys._closed)
+            else StandbyCopy(node.activations, "t")
         )
         following = asyncio.create_task(copy._follow())
         await watched.asked.wait()

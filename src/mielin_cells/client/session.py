@@ -358,11 +358,11 @@ class Session:
         self._expired(self)
         error = EpochRegression(
             f"The inbox of agent {self.agent!r} held entry {before} of this client, and now gave {seq} to a later one: the store "
-            "lost acknowledged records, or was put back to an older copy. The agent is to be parked; restore the newer store, or "
+            "lost acknowledged records, or was put back to an older copy. The agent is to be quarantined; restore the newer store, or "
             f"accept the loss: `mielin resume {self.agent}`.", agent=self.agent, have=seq, need=before,
         )  # fmt: skip
         try:
             await self._client.send_to_owner(self.agent, requests.Order(self.agent, "park", error.message))
         except CellError as refusal:
-            logger.error("agent %s could not be parked: %s", self.agent, refusal)
+            logger.error("agent %s could not be quarantined: %s", self.agent, refusal)
         return error

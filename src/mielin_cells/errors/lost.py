@@ -17,7 +17,7 @@ class AgentInError(LostError):
 
 
 class EpochRegression(Fenced):
-    """The store holds less than it had acknowledged; the agent is parked.  Facts: agent, have, need."""
+    """The store holds less than it had acknowledged; the agent is quarantined.  Facts: agent, have, need."""
 
 
 class StoreInUse(LostError):
@@ -77,7 +77,7 @@ class LogGap(RecordInvalid):
 
 
 class JournalGap(LogGap):
-    """Records of a log or journal are missing for good: the agent or migration is parked.  Facts: have, need."""
+    """Records of a log or journal are missing for good: the agent is quarantined, the migration parked.  Facts: have, need."""
 
 
 class PartMissing(RecordInvalid):

@@ -18,10 +18,10 @@ OF_STORE = (*_STORE, InternalError, RetryError)
 PASSING = (*_STORE, Fenced, NodeStopping)
 """The store or the loss of the agent raises these inside a turn.  They say nothing about the message and are never its answer."""
 
-PARKED = frozenset({"EpochRegression", "JournalGap"})
-"""Codes: an agent with one of these is parked until an operator decides."""
+QUARANTINED = frozenset({"EpochRegression", "JournalGap"})
+"""Codes: an agent with one of these is quarantined until an operator decides."""
 
-UNUSABLE = PARKED | {"PartMissing", "DigestMismatch"}
+UNUSABLE = QUARANTINED | {"PartMissing", "DigestMismatch"}
 """Codes that no node can mend: asks fail at once instead of waiting for their deadline."""
 
 UNLOADABLE = frozenset({"StateUnloadable", "StateUpgradeFailed", "UnknownClass", "StoreReadOnly"})

@@ -94,7 +94,7 @@ class Node:
             self.activations, self.migrations.settling, architecture=self.about.architecture, room=room,
             is_cordoned=lambda: self.is_cordoned, validator=self.migrations.manager.validator,
         )  # fmt: skip
-        returns = Returns(clock, self.settings.reconcile_s)
+        returns = self._returns = Returns(clock, self.settings.reconcile_s)
         self.standbys = Standbys(self.activations, self.copies)
         self.quarantine = Quarantine(self.activations, self.standbys)
         self.claims = Claims(self.activations, self.copies, self.migrations, self.standbys, self.quarantine, returns)
@@ -118,11 +118,11 @@ class Node:
         self.adoption.look(agent, error)
 
     def served(self, activation: Activation) -> None:
-        self.standbys.arrived(activation)
+        self.standbys.served(activation)
 
     def lost(self, activation: Hosted, error: Exception | None) -> None:
         if error is not None:
-            self.adoption.failed(activation.fold.agent, error)
+            self._returns.failed(activation.fold.agent, error)
         self.quarantine.lost(activation.fold.agent, activation.fold.seq)
 
     @property

@@ -62,7 +62,7 @@ class Orders:
             id=fold.agent, cls=fold.cls, version=fold.version, node=self._activations.name, epoch=fold.epoch, state=fold.status.value,
             waiting=activation.inbox.waiting, bytes=fold.size_bytes, migration=move.migration if move is not None else "",
             dead=len(fold.ledger.dead), error=scrubbed(error.message) if error is not None else "",
-            code=error.code if error is not None else "", policy=fold.policy, standby=self._standbys.of(activation),
+            code=error.code if error is not None else "", policy=fold.policy, standby=self._standbys.followers_of(activation),
             running=running[0], running_s=running[1],
             at=fold.written,
         )  # fmt: skip
@@ -88,8 +88,8 @@ class Orders:
             "resume": AgentState.RUNNING,
             "terminate": AgentState.TERMINATED,
         }.get(order)
-        if order == "park":
-            return await self._park(agent, reason)
+        if order == "quarantine":
+            return await self._quarantine(agent, reason)
         if order == "renew":
             return await self._renew(agent)
         if wanted is None:
@@ -112,7 +112,7 @@ class Orders:
                 case AgentState.PAUSED:
                     await _enter(activation, wanted, lambda head: Paused(**head, reason=reason))
                 case AgentState.RUNNING:
-                    is_reread = quarantine.is_parked(fold) and await quarantine.accepted(activation)
+                    is_reread = quarantine.is_quarantined(fold) and await quarantine.accept_loss(activation)
                     await _resume(activation)
                     activation.fulfil()
                 case _:
@@ -128,13 +128,13 @@ class Orders:
             self._activations.look(agent)
         return fold.lifecycle.state.value
 
-    async def _park(self, agent: str, reason: str) -> str:
+    async def _quarantine(self, agent: str, reason: str) -> str:
         """Somebody remembers more of the agent than the store has; not a word of its user, so no state forbids it."""
         activation = self._activations.running(agent)
-        await self._between_turns(activation, "park")
+        await self._between_turns(activation, "be quarantined")
         try:
             await self._flushed(activation)
-            if not quarantine.is_parked(activation.fold):
+            if not quarantine.is_quarantined(activation.fold):
                 try:
                     await append_failed(activation.writer, EpochRegression(reason, agent=agent))
                 except BaseException:
@@ -193,7 +193,7 @@ class Orders:
             await activation.append(lambda head: StandbySet(**head, copies=copies), at_once=True)
         finally:
             activation.resume_intake()
-        self._standbys.arrived(activation)
+        self._standbys.served(activation)
 
     async def _between_turns(self, activation: Activation, order: str) -> None:
         """Stops the intake; `resume_intake` must follow.  Raises `AskTimeout` if the turn does not end."""

@@ -114,7 +114,7 @@ async def load(log: Log, agent: str, seen: Seen | None = None) -> Fold:
         except LogGap as error:
             if attempt == LOAD_TRIES - 1:
                 raise JournalGap(
-                    f"{error.message} Records are missing for good: agent {agent!r} is parked. Restore a backup that has them.",
+                    f"{error.message} Records are missing for good: agent {agent!r} is quarantined. Restore a backup that has them.",
                     **{**error.facts, "agent": agent},
                 ) from error
         except PartMissing:
@@ -172,23 +172,26 @@ async def read_on(log: Log, fold: Fold) -> int:
     return len(entries)
 
 
-async def take(log: Log, fold: Fold, entry: Entry) -> AnyRecord:
-    """Folds the next entry, and gives its record.  The loop gets its turn before it, now and then, never after it."""
+async def next_record(log: Log, fold: Fold, entry: Entry) -> AnyRecord:
+    """The record that is to be folded next.  The loop gets its turn before it, now and then, never after it."""
     size = fold.behind_bytes + len(entry.data)
     if (
         size // SLICE_BYTES > fold.behind_bytes // SLICE_BYTES
         or fold.behind_records % SLICE_RECORDS == SLICE_RECORDS - 1
     ):
         await asyncio.sleep(0)
-    record = await record_of(log, fold.agent, entry)
+    return await record_of(log, fold.agent, entry)
+
+
+def add_to(fold: Fold, entry: Entry, record: AnyRecord) -> None:
+    """Folds the record of an entry."""
     fold.apply(entry.seq, record)
     fold.behind_bytes += len(entry.data)
-    return record
 
 
 async def fold_entries(log: Log, fold: Fold, entries: list[Entry]) -> None:
     for entry in entries:
-        await take(log, fold, entry)
+        add_to(fold, entry, await next_record(log, fold, entry))
 
 
 async def _snapshot(log: Log, agent: str, seq: int) -> Fold:

@@ -33,8 +33,9 @@ from mielin_cells.migration.validation import Manifest, MigrationValidator, Roll
 from mielin_cells.node.activation.writer import Doubt
 from mielin_cells.rpc import answers, requests
 from mielin_cells.rpc.call import call
-from mielin_cells.store.reader import record_of, take
-from mielin_cells.substrate.ports import Entry, Tail
+from mielin_cells.store.follower import LogFollower
+from mielin_cells.store.reader import record_of
+from mielin_cells.substrate.ports import Entry
 from mielin_cells.tasks.supervision import Backoff
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class Move:
         self.machine = m.Source(migration, limits)
         self.done: asyncio.Future[MigrationReport] = asyncio.get_running_loop().create_future()
         self._cancel: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._tail: Tail | None = None
+        self._follower: LogFollower | None = None
         self._phases: list[tuple[str, float]] = []
         self._at = self._begun = self._now()
         self._paused_at = self._pause_s = 0.0
@@ -150,8 +151,8 @@ class Move:
         self.done.set_result(self._report(end))
 
     def close(self) -> None:
-        if self._tail is not None:
-            self._tail.close()
+        if self._follower is not None:
+            self._follower.close()
 
     def fail(self, error: Exception, outcome: str) -> None:
         """Ends the report of a move whose driver failed; the outcome is the log's."""
@@ -286,7 +287,7 @@ class Move:
     async def _stop_at_once(self) -> bool:
         """True if the agent is quiet now: most of the time no turn runs and no commit is in flight.  Never waits."""
         activation = self.activation
-        self._tail = self.activations.home.log.tail(log_subject(activation.fold.agent), activation.fold.seq)
+        self._follower = LogFollower(self.activations.home.log, activation.fold)
         self._paused_at, self._held_at = self._now(), activation.inbox.arrived
         self._stopped = await activation.intake.stop_at_once()
         return self._stopped and not self._departs and activation.seal_at_once()
@@ -393,22 +394,17 @@ class Move:
             return m.Deadline()
 
     async def _next(self) -> m.Event:
-        fold, log = self.activation.fold, self.activations.home.log
-        if self._tail is None:
-            raise never("self._tail is not None does not hold")
-        async for batch in self._tail:
-            for entry in batch:
-                if entry.seq <= fold.seq:
-                    continue
-                record = await take(log, fold, entry)
-                match record:
-                    case Accepted():
-                        return m.SeenAccepted()
-                    case Returned(cause=cause, code=code):
-                        return m.SeenReturned(cause, code)
-                    case _:
-                        return m.SeenClaimed(record.node)
-        raise Fenced(f"The node stopped while agent {fold.agent!r} was handed over.")
+        if self._follower is None:
+            raise never("self._follower is not None does not hold")
+        match await self._follower.next():
+            case Accepted():
+                return m.SeenAccepted()
+            case Returned(cause=cause, code=code):
+                return m.SeenReturned(cause, code)
+            case None:
+                raise Fenced(f"The node stopped while agent {self.activation.fold.agent!r} was handed over.")
+            case record:
+                return m.SeenClaimed(record.node)
 
     async def _resume(self) -> None:
         activation = self.activation

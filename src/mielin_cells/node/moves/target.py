@@ -21,7 +21,6 @@ from mielin_cells.errors import (
     storable,
 )
 from mielin_cells.log.fold import Fold
-from mielin_cells.log.ids import log_subject
 from mielin_cells.log.ledger import HASH_SLICE
 from mielin_cells.log.lifecycle import Phase
 from mielin_cells.log.records import Accepted, AnyRecord, HandedOff, Returned
@@ -31,8 +30,8 @@ from mielin_cells.migration.validation import Manifest, MigrationValidator
 from mielin_cells.node.activation.activation import Activation
 from mielin_cells.node.activation.writer import Writer
 from mielin_cells.rpc import answers
-from mielin_cells.store.reader import load, take
-from mielin_cells.substrate.ports import Tail
+from mielin_cells.store.follower import LogFollower
+from mielin_cells.store.reader import load
 
 if TYPE_CHECKING:
     from mielin_cells.node.activation.activations import Activations
@@ -81,7 +80,7 @@ class Copy:
         self.records = 0
         self.bytes = 0
         self._fold: Fold | None = None
-        self._tail: Tail | None = None
+        self._follower: LogFollower | None = None
         self._moved = asyncio.Event()
         self._handed: HandedOff | None = None
         self._activation: Activation | None = None
@@ -155,8 +154,8 @@ class Copy:
 
     def close(self) -> None:
         self._expiry.cancel()
-        if self._tail is not None:
-            self._tail.close()
+        if self._follower is not None:
+            self._follower.close()
         self._ends.closed(self)
         self._moved.set()
 
@@ -236,25 +235,25 @@ class Copy:
         while fold.ledger.hash_some(HASH_SLICE):
             await asyncio.sleep(0)
         self._moved.set()
-        self._tail = tail = log.tail(log_subject(self.agent), fold.seq)
+        self._follower = follower = LogFollower(log, fold)
         if self.machine.phase.is_end:
-            tail.close()
+            follower.close()
         try:
-            async for batch in tail:
-                for entry in batch:
-                    epoch = fold.epoch
-                    record = await take(log, fold, entry)
-                    self.records += 1
-                    self.bytes += len(entry.data)
-                    if fold.epoch != epoch or fold.phase is Phase.TERMINATED:
-                        await self._owned_by(record)
-                        return
+            while (record := await follower.next()) is not None:
+                self.records += 1
+                self.bytes += follower.size
+                if fold.epoch != self.epoch or fold.phase is Phase.TERMINATED:
+                    follower.detach()
+                    await self._owned_by(record)
+                    return
+                if follower.has_more:
+                    continue
                 while fold.ledger.hash_some(HASH_SLICE):
                     await asyncio.sleep(0)
                 fold.verify()  # batch by batch, while the source serves: all of it at the handover would be part of the pause
                 self._moved.set()
         finally:
-            tail.close()  # also one that was opened after `close`, by a load that was under way
+            follower.close()  # also one that was opened after `close`, by a load that was under way
 
     async def _owned_by(self, record: AnyRecord) -> None:
         if isinstance(record, HandedOff) and record.to == self.activations.name and record.migration == self.migration:

@@ -72,7 +72,7 @@ class Claims:
         if self.is_underway(agent):  # a request may be repeated; two claims by one node would be two activations of it
             raise Fenced(f"Agent {agent!r} is being taken over by {activations.name}; ask again.", agent=agent)
         with activations.starting(agent):
-            followed = await self._standbys.taken(agent)
+            followed = self._standbys.detach(agent)
             fold = followed or await load(activations.home.log, agent, wish.seen)
             self._check(fold, wish)
             self._copies.claimed(agent)

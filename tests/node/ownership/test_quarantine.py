@@ -1,4 +1,4 @@
-"""A store that went backwards or lost records: whoever remembers more says so, and the agent is parked until an operator decides."""
+"""A store that went backwards or lost records: a process that remembers more has the agent quarantined until an operator decides."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mielin_cells.log.ids import inbox_subject, journal_subject, log_subject
 from mielin_cells.migration.journal import Cancelled, Ended, Planned
 from mielin_cells.node.activation.context import NodeContext
 from mielin_cells.node.moves.journal import Scribe
-from mielin_cells.node.ownership.quarantine import inbox_regression, regression
+from mielin_cells.node.ownership.quarantine import find_inbox_regression, find_regression
 from mielin_cells.rpc import requests
 from mielin_cells.store import journal as journals
 from mielin_cells.store.reader import load
@@ -53,8 +53,8 @@ async def until(is_so: Callable[[], Awaitable[bool]]) -> None:
             await asyncio.sleep(0.01)
 
 
-async def parked(at: Deployment, agent: str) -> str:
-    """Waits until the agent's log says that it is parked; its reason."""
+async def quarantined(at: Deployment, agent: str) -> str:
+    """Waits until the agent's log says that it is quarantined, and returns the reason."""
 
     async def is_so() -> bool:
         error = (await load(at.log, agent)).lifecycle.error
@@ -91,7 +91,7 @@ def rows_removed(path: Path, subject: str, *which: int) -> None:
 # ---- the store is put back while somebody lives ------------------------------------------------------------------
 
 
-async def test_a_running_owner_whose_acknowledged_records_are_gone_parks_its_agent(tmp_path: Path) -> None:
+async def test_a_running_owner_whose_acknowledged_records_are_gone_quarantines_its_agent(tmp_path: Path) -> None:
     async with deployed(tmp_path, "node-1") as at:
         purse = await at.client.spawn(Wallet, "p")
         other = await at.client.spawn(Wallet, "untouched")
@@ -104,7 +104,7 @@ async def test_a_running_owner_whose_acknowledged_records_are_gone_parks_its_age
         await fresh.open()
         with pytest.raises(EpochRegression, match="mielin resume p"):  # not a time out, and not 2
             await fresh.get(Wallet, "p").add(1)
-        assert "older copy" in await parked(at, "p")
+        assert "older copy" in await quarantined(at, "p")
         assert "mielin resume p" in await shows(at, "p", "EpochRegression")
         assert await other.add(1) == 6  # it had acknowledged nothing since the copy
         await at.client.resume("p")
@@ -118,11 +118,11 @@ async def test_an_owner_with_nothing_to_do_finds_it_out_too(tmp_path: Path) -> N
         copy = at.copied()
         await purse.add(1)
         await at.put_back(copy)
-        await parked(at, "p")
-        assert await regression(at.log, "p", (await load(at.log, "p")).seq) is None
+        await quarantined(at, "p")
+        assert await find_regression(at.log, "p", (await load(at.log, "p")).seq) is None
 
 
-async def test_a_node_that_only_saw_the_log_parks_the_agent_of_a_node_that_forgot(tmp_path: Path) -> None:
+async def test_a_node_that_only_saw_the_log_quarantines_the_agent_of_a_node_that_forgot(tmp_path: Path) -> None:
     async with deployed(tmp_path, "node-1", "node-2") as at:
         purse = await at.client.on("node-1").spawn(Wallet, "p")
         copy = at.copied()
@@ -137,7 +137,7 @@ async def test_a_node_that_only_saw_the_log_parks_the_agent_of_a_node_that_forgo
         at.kill("node-1")
         await at.put_back(copy)
         await at.start("node-1")
-        await parked(at, "p")
+        await quarantined(at, "p")
 
 
 async def test_a_former_owner_finds_its_records_gone_behind_those_of_a_node_that_never_knew_them(
@@ -157,14 +157,14 @@ async def test_a_former_owner_finds_its_records_gone_behind_those_of_a_node_that
         fresh = at.new_client()
         await fresh.open()
         await asyncio.gather(*(fresh.get(Wallet, "p").add(1) for _ in range(20)), return_exceptions=True)
-        await parked(at, "p")
+        await quarantined(at, "p")
         found = await load(at.log, "p")
         assert found.seq > had
-        assert isinstance(await regression(at.log, "p", had), EpochRegression)
+        assert isinstance(await find_regression(at.log, "p", had), EpochRegression)
         await fresh.close()
 
 
-async def test_a_client_that_remembers_more_than_all_nodes_has_the_agent_parked(tmp_path: Path) -> None:
+async def test_a_client_that_remembers_more_than_all_nodes_has_the_agent_quarantined(tmp_path: Path) -> None:
     async with deployed(tmp_path, "node-1") as at:
         purse = await at.client.spawn(Wallet, "p")
         await purse.add(1)
@@ -221,7 +221,7 @@ async def test_an_agent_whose_whole_log_is_gone_is_not_made_anew(tmp_path: Path)
             await at.client.spawn(Wallet, "p")
 
 
-async def test_a_store_that_comes_back_as_it_was_parks_nobody(tmp_path: Path) -> None:
+async def test_a_store_that_comes_back_as_it_was_quarantines_nobody(tmp_path: Path) -> None:
     async with deployed(tmp_path, "node-1", "node-2") as at:
         purses = [await at.client.spawn(Wallet, f"p{n}") for n in range(4)]
         await asyncio.gather(*(purse.add(1) for purse in purses))
@@ -233,7 +233,7 @@ async def test_a_store_that_comes_back_as_it_was_parks_nobody(tmp_path: Path) ->
         assert [info.state for info in await at.client.agents()] == ["Running"] * 4
 
 
-async def test_a_leader_that_answers_for_a_moment_with_what_it_had_parks_nobody(
+async def test_a_leader_that_answers_for_a_moment_with_what_it_had_quarantines_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with deployed(tmp_path, "node-1") as at:
@@ -259,7 +259,7 @@ async def test_a_leader_that_answers_for_a_moment_with_what_it_had_parks_nobody(
         assert (await load(at.log, "p")).epoch == 1
 
 
-async def test_a_paused_agent_is_parked_and_a_parked_one_moves_as_such(tmp_path: Path) -> None:
+async def test_a_paused_agent_is_quarantined_and_a_quarantined_one_moves_as_such(tmp_path: Path) -> None:
     async with deployed(tmp_path, "node-1", "node-2") as at:
         purse = await at.client.on("node-1").spawn(Wallet, "p")
         await purse.add(1)
@@ -268,7 +268,7 @@ async def test_a_paused_agent_is_parked_and_a_parked_one_moves_as_such(tmp_path:
         await at.client.resume(purse)
         await purse.add(1)
         await at.put_back(copy)
-        await parked(at, "p")
+        await quarantined(at, "p")
         await shows(at, "p", "EpochRegression")
         await at.client.migrate(purse, to="node-2" if (await at.client.owner("p"))[0] == "node-1" else "node-1")
         assert await shows(at, "p", "EpochRegression")
@@ -324,7 +324,7 @@ async def test_nothing_is_acknowledged_into_a_file_that_is_not_in_its_place(tmp_
 # ---- records are missing -----------------------------------------------------------------------------------------
 
 
-async def test_a_missing_record_in_the_middle_of_a_log_parks_the_agent(tmp_path: Path) -> None:
+async def test_a_missing_record_in_the_middle_of_a_log_quarantines_the_agent(tmp_path: Path) -> None:
     store = tmp_path / "first.db"
     async with deployed(tmp_path, "node-1") as at:
         purse = await at.client.spawn(Wallet, "p")
@@ -342,7 +342,7 @@ async def test_a_missing_record_in_the_middle_of_a_log_parks_the_agent(tmp_path:
             await at.client.resume("p")
 
 
-async def test_an_inbox_that_lost_its_tail_parks_the_agent_and_a_resume_takes_what_comes(tmp_path: Path) -> None:
+async def test_an_inbox_that_lost_its_tail_quarantines_the_agent_and_a_resume_takes_what_comes(tmp_path: Path) -> None:
     store = tmp_path / "first.db"
     async with deployed(tmp_path, "node-1") as at:
         purse = await at.client.spawn(Wallet, "p")
@@ -351,12 +351,12 @@ async def test_an_inbox_that_lost_its_tail_parks_the_agent_and_a_resume_takes_wh
         cursor = at.nodes["node-1"].activations.live["p"].fold.ledger.cursor
     rows_removed(store, inbox_subject("p"), -1, -2)
     async with deployed(tmp_path, "node-1") as at:
-        assert isinstance(await inbox_regression(at.log, "p", cursor), EpochRegression)
-        assert "acknowledged messages" in await parked(at, "p")
+        assert isinstance(await find_inbox_regression(at.log, "p", cursor), EpochRegression)
+        assert "acknowledged messages" in await quarantined(at, "p")
         await shows(at, "p", "EpochRegression")
         await at.client.resume("p")
         assert await at.client.get(Wallet, "p").add(1) == 6
-        assert await inbox_regression(at.log, "p", (await load(at.log, "p")).ledger.cursor) is None
+        assert await find_inbox_regression(at.log, "p", (await load(at.log, "p")).ledger.cursor) is None
 
 
 async def test_a_journal_that_lost_its_tail_is_ended_as_parked(tmp_path: Path) -> None:
