@@ -27,7 +27,7 @@ RECORD = b"x" * 300
 """About what a commit of one turn takes."""
 
 GROUP = 64
-"""Takeovers at the same time, as many as a keeper asks for."""
+"""Takeovers at the same time, as many as a leader asks for."""
 
 
 class Floor:

@@ -1,6 +1,6 @@
 """A node's process is killed: how long until the last of its agents has answered, by number of agents.
 
-Detection is a setting (heartbeats that are missed), measured here from the kill to the keeper's first word of it.  What counts
+Detection is a setting (heartbeats that are missed), measured here from the kill to the leader's first word of it.  What counts
 is the rest, beside the bare takeover: of each agent two reads, a claim, a commit and a subscription.
 """
 
@@ -21,7 +21,7 @@ COUNTS: dict[Size, tuple[int, ...]] = {"smoke": (10,), "quick": (200, 1_000), "f
 """One node after another is killed."""
 
 KNOWN_S = 6.0
-"""A keeper reads every few seconds who has begun; until then it cannot miss a node."""
+"""The leader reads every few seconds which nodes have entered; until then it cannot miss a node."""
 
 AT_ONCE = 128
 TIMES = 3.0

@@ -19,9 +19,10 @@ import mielin_cells as cells
 from mielin_cells.agents.reference import classes
 from mielin_cells.agents.reports import NodeInfo
 from mielin_cells.client.client import Client
+from mielin_cells.membership.detector import find_silent
+from mielin_cells.membership.leader import SUBJECT
 from mielin_cells.membership.selection import Spread
-from mielin_cells.membership.term import SUBJECT
-from mielin_cells.node.failover import Failover, suspected
+from mielin_cells.node.failover import Failover
 from mielin_cells.node.node import Node
 from mielin_cells.rpc.answers import Beat
 from mielin_cells.store.reader import load
@@ -47,8 +48,8 @@ def beats(**ages: float) -> list[Beat]:
         (beats(node_1=0.1, node_2=2.6, node_3=2.6), 2.55, {"node-2", "node-3"}),
     ],
 )
-def test_who_is_suspected(heard: list[Beat], listening_s: float, wanted: set[str]) -> None:
-    assert suspected("node-1", ["node-1", "node-2", "node-3"], heard, listening_s, 2.5) == wanted
+def test_which_members_are_silent(heard: list[Beat], listening_s: float, wanted: set[str]) -> None:
+    assert find_silent("node-1", ["node-1", "node-2", "node-3"], heard, listening_s, 2.5) == wanted
 
 
 def test_orphans_are_spread_by_load() -> None:
@@ -165,7 +166,7 @@ async def test_an_error_that_no_retry_mends_does_not_end_failover(monkeypatch: p
 async def test_a_store_that_is_away_is_told_once_and_so_is_that_failover_goes_on(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    caplog.set_level("INFO", "mielin_cells.keeper")
+    caplog.set_level("INFO", "mielin_cells.failover")
     async with nodes("node-1", "node-2") as (_, _, keepers, _):
         keeper, looks = keepers["node-1"], 0
 

@@ -12,9 +12,9 @@ from support.failing import QUICK, Gauge, die, nodes
 from mielin_cells.agents.reference import classes
 from mielin_cells.client.client import Client
 from mielin_cells.log.ids import node_log_subject
-from mielin_cells.membership import table, term
+from mielin_cells.membership import leader, table
 from mielin_cells.membership.table import Announcement
-from mielin_cells.node import failover as keepers_
+from mielin_cells.node import failover
 from mielin_cells.node.node import Node
 from mielin_cells.substrate.embedded import Embedded
 
@@ -38,7 +38,7 @@ async def until_only(client: Client, *names: str) -> None:
 async def test_who_has_left_is_forgotten_and_its_name_goes_on_above_its_incarnations(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(keepers_, "FORGET_STOPPED_S", 0.05)
+    monkeypatch.setattr(failover, "FORGET_STOPPED_S", 0.05)
     async with nodes("node-1", "node-2") as (client, running, keepers, air):
         for n in range(3):
             await came_and_went(client, f"pod-{n}")
@@ -46,27 +46,27 @@ async def test_who_has_left_is_forgotten_and_its_name_goes_on_above_its_incarnat
         await until_only(client, "node-1", "node-2")
         for keeper in keepers.values():
             async with asyncio.timeout(10):
-                while keeper._known.keys() != running.keys():
+                while keeper._members.keys() != running.keys():
                     await asyncio.sleep(0.01)
-            assert not keeper._told
-            assert not keeper._idle_since
+            assert not keeper._announced
+            assert not keeper._empty_since
 
         assert await came_and_went(client, "pod-0") == 3  # above all that were ever forgotten
         await until_only(client, "node-1", "node-2")
 
-        last = await client.log.last(term.SUBJECT)
+        last = await client.log.last(leader.SUBJECT)
         assert last is not None
-        kept = term.decode_term(last.data)
+        kept = leader.decode_term(last.data)
         assert kept.floor == 3
         die(running[kept.node], air)  # who keeps next knows of it, too
         async with asyncio.timeout(10):
-            while (await term.standing(client.log, await client.log.last(term.SUBJECT))).term == kept:
+            while (await leader.read_term(client.log, await client.log.last(leader.SUBJECT))).term == kept:
                 await asyncio.sleep(0.01)
         assert await came_and_went(client, "pod-1") == 4
 
 
 async def test_a_node_that_an_operator_has_cordoned_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keepers_, "FORGET_STOPPED_S", 0.05)
+    monkeypatch.setattr(failover, "FORGET_STOPPED_S", 0.05)
     async with nodes("node-1") as (client, _, _keepers, _air):
         await came_and_went(client, "kept")
         await table.cordon(client.log, "kept", True, nonce)
@@ -77,7 +77,7 @@ async def test_a_node_that_an_operator_has_cordoned_is_not_forgotten(monkeypatch
 async def test_a_node_that_was_silent_for_long_is_given_up_and_stops_if_it_lives(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(keepers_, "FORGET_SILENT_S", 0.05)
+    monkeypatch.setattr(failover, "FORGET_SILENT_S", 0.05)
     async with nodes("node-1", "node-2") as (client, running, _, air):
         gauge = await client.on("node-2").spawn(Gauge, "g")
         given_up = list[int]()
@@ -101,7 +101,7 @@ async def test_one_that_enters_while_it_is_forgotten_stays() -> None:
     substrate = await Embedded.open()
     try:
         log = substrate.log
-        assert await term.append(log, term.Term("node-1", 1, 1, nonce()), 0)
+        assert await leader.append_term(log, leader.Term("node-1", 1, 1, nonce()), 0)
         first = await table.enter(log, "pod", Announcement(), nonce)
         await table.leave(log, "pod", first.incarnation, nonce())
         gone = (await table.registered(log))["pod"]

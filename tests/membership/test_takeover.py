@@ -23,9 +23,11 @@ from mielin_cells.errors import PermissionDenied
 from mielin_cells.log.ids import control_subject
 from mielin_cells.log.records import HandedOff
 from mielin_cells.membership import table, takeover
+from mielin_cells.membership.detector import LATE_KEPT_S, patience
+from mielin_cells.membership.leader import SUBJECT
 from mielin_cells.membership.takeover import Orphan, Takeover
 from mielin_cells.node.activation.writer import Writer
-from mielin_cells.node.failover import LATE_KEPT_S, Again, Failover, patience
+from mielin_cells.node.failover import Failover, Schedule
 from mielin_cells.node.node import Node
 from mielin_cells.rpc import requests
 from mielin_cells.rpc.answers import Beat
@@ -178,7 +180,7 @@ def test_an_answer_that_cannot_be_read_is_one_nodes_trouble() -> None:
 
 
 def test_what_departed_nodes_own_is_looked_for_at_once_then_ever_more_rarely() -> None:
-    again, now, looks = Again(5.0), 0.0, list[float]()
+    again, now, looks = Schedule(5.0), 0.0, list[float]()
     while now < 100:
         if again.is_due(now, {"a"} if not looks else set()):
             looks.append(now)
@@ -202,20 +204,22 @@ async def test_what_a_watcher_that_was_stopped_has_not_heard_means_nothing() -> 
     """SIGSTOP, a suspended laptop, a starved process: nobody is suspected for beats that it slept through."""
     async with nodes("node-1", "node-2") as (_, running, keepers, _air):
         node, keeper, now = running["node-1"], keepers["node-1"], 1000.0
-        node.activations.clock = lambda: now
+        keeper._clock = keeper._detector._clock = lambda: now
         heard_at = {"node-1": now, "node-2": now}
         beats = [Beat(name, 1, 0.0) for name in heard_at]
-        keeper._known = {name: table.Entered(1, name, b"") for name in heard_at}
-        keeper._since = now - 100
-        keeper._late.clear()
+        keeper._members = {name: table.Entered(1, name, b"") for name in heard_at}
+        keeper._detector._since = now - 100
+        keeper._detector._late.clear()
 
         def suspects() -> set[str]:
-            return keeper._suspects([replace(beat, ago_s=now - heard_at[beat.node]) for beat in beats])
+            return keeper._detector.suspects(
+                keeper._members.keys(), [replace(beat, ago_s=now - heard_at[beat.node]) for beat in beats]
+            )
 
         now += 10 * LIMIT_S
         heard_at["node-1"] = now  # its own beat is the first that it hears
         assert suspects() == {"node-2"}
-        keeper._woke(10 * LIMIT_S)
+        keeper._detector.woke(10 * LIMIT_S)
         assert suspects() == set()
         now += 2.5 * LIMIT_S
         heard_at["node-1"] = now
@@ -224,9 +228,9 @@ async def test_what_a_watcher_that_was_stopped_has_not_heard_means_nothing() -> 
         heard_at["node-1"] = now
         assert suspects() == {"node-2"}
         now += LATE_KEPT_S
-        keeper._woke(0.0)
-        assert keeper._limit_s == pytest.approx(LIMIT_S)
-        running["node-1"].activations.clock = asyncio.get_running_loop().time
+        keeper._detector.woke(0.0)
+        assert keeper._detector.limit_s == pytest.approx(LIMIT_S)
+        keeper._clock = keeper._detector._clock = node.activations.clock
 
 
 async def test_a_keeper_goes_on_listening_while_it_takes_over(
@@ -276,9 +280,9 @@ async def test_a_takeover_names_those_that_own_something_and_nobody_that_left_lo
 async def test_a_keeper_whose_main_loop_does_not_answer_is_followed_by_another() -> None:
     async with nodes("node-1", "node-2") as (client, running, _, air):
         async with asyncio.timeout(10):
-            while await client.log.last("keeper") is None:
+            while await client.log.last(SUBJECT) is None:
                 await asyncio.sleep(0.01)
-        last = await client.log.last("keeper")
+        last = await client.log.last(SUBJECT)
         assert last is not None
         stuck, free = ("node-1", "node-2") if b"node-1" in last.data else ("node-2", "node-1")
         node: Node = running[free]
@@ -292,7 +296,7 @@ async def test_a_keeper_whose_main_loop_does_not_answer_is_followed_by_another()
         running[stuck].kill()  # its process lives, and its loop does nothing
         node.home.begin(Failover(node.activations, heard).run())
         async with asyncio.timeout(10):
-            while (last := await client.log.last("keeper")) is None or free.encode() not in last.data:
+            while (last := await client.log.last(SUBJECT)) is None or free.encode() not in last.data:
                 await asyncio.sleep(0.01)
 
 
@@ -304,7 +308,7 @@ async def test_a_node_that_the_store_refuses_says_so_in_its_beats_until_the_stor
         node, looks = running["node-1"], client.log.last
 
         async def refused(subject: str) -> Any:
-            if subject == "keeper":
+            if subject == SUBJECT:
                 raise PermissionDenied("The store refuses this.", subject=subject)
             return await looks(subject)
 
@@ -338,7 +342,7 @@ async def test_a_node_that_restarts_with_slow_agents_is_heard_at_once_and_keeps_
     async with nodes("node-1", "node-2") as (client, running, keepers, air), asyncio.timeout(20):
         agents = [await client.on("node-1").spawn(Slow, f"s{n}") for n in range(3)]
         await asyncio.gather(*(agent.add() for agent in agents))
-        while await client.log.last("keeper") is None:
+        while await client.log.last(SUBJECT) is None:
             await asyncio.sleep(0.01)
         die(running["node-1"], air)
         again = Node("node-1", client.log, client.wire, classes.get, settings=QUICK, rng=Random(7), wall=time.time)

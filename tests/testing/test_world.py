@@ -366,7 +366,7 @@ def test_a_seed_tells_one_story_whatever_the_hash_seed() -> None:
 
 def test_a_story_leaves_the_logs_of_its_process_as_they_were() -> None:
     """What a logger has found to be disabled it remembers until a level is set: warnings were gone for good after a story."""
-    below = logging.getLogger("mielin_cells.keeper")
+    below = logging.getLogger("mielin_cells.failover")
     before = below.isEnabledFor(logging.WARNING)
     with Bugs(cast(Scenario, None)):
         assert not below.isEnabledFor(logging.WARNING)

@@ -362,7 +362,7 @@ class Session:
             f"accept the loss: `mielin resume {self.agent}`.", agent=self.agent, have=seq, need=before,
         )  # fmt: skip
         try:
-            await self._client.send_to_owner(self.agent, requests.Order(self.agent, "park", error.message))
+            await self._client.send_to_owner(self.agent, requests.Order(self.agent, "quarantine", error.message))
         except CellError as refusal:
             logger.error("agent %s could not be quarantined: %s", self.agent, refusal)
         return error

@@ -33,7 +33,7 @@ HEARD_MAX = 10_000
 """Nodes remembered, those that were heard last: garbage on the wire must not fill the memory, nor keep nodes from being heard."""
 
 FORGET_S = 3600.0
-"""A node that was not heard for so long is forgotten; that it is silent its keeper knows from the registry."""
+"""A node that was not heard for so long is forgotten; the leader knows from the table of members that it is silent."""
 
 
 _encoder = msgspec.msgpack.Encoder()

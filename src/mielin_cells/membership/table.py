@@ -17,7 +17,7 @@ import msgspec
 from mielin_cells.errors import CellError, RecordInvalid, UnknownNode, described
 from mielin_cells.log.codec import UNREADABLE, framed, unframed
 from mielin_cells.log.ids import decoded, node_log_subject
-from mielin_cells.membership import term
+from mielin_cells.membership import leader
 from mielin_cells.settings import RETRY_S_MAX, RETRY_S_MIN
 from mielin_cells.substrate.ports import Appended, Entry, Log
 from mielin_cells.substrate.retry import whole
@@ -95,7 +95,7 @@ async def enter(log: Log, name: str, about: Announcement, nonce: Callable[[], by
                 before = Entered(at, name, b"")  # an incarnation is never above the sequence of its record
                 logger.warning("node %s goes on behind a record that it cannot read: %s", name, error)
         else:  # a node of this name may have been forgotten
-            before = Entered(await term.floor(log), name, b"")
+            before = Entered(await leader.read_floor(log), name, b"")
         incarnation, is_cordoned = before.incarnation + 1, before.is_cordoned
         mine = Entered(incarnation, name, nonce(), about, is_cordoned=is_cordoned)
         outcome = await log.append(subject, framed(_encoder.encode(mine)), at)
@@ -183,7 +183,7 @@ async def is_known(log: Log, name: str) -> bool:
 
 
 async def forget(
-    log: Log, name: str, entered: Entered, keeper: tuple[str, int], nonce: Callable[[], bytes]
+    log: Log, name: str, entered: Entered, me: tuple[str, int], nonce: Callable[[], bytes]
 ) -> bool:  # fmt: skip
     """Removes the log of a node that has stopped, if this is still its end; the next one of its name has a higher incarnation."""
     last = await log.last(node_log_subject(name))
@@ -192,7 +192,7 @@ async def forget(
     found = await _entered(log, name, last)
     if not found.has_stopped or found.incarnation != entered.incarnation:
         return False
-    if not await term.raised(log, found.incarnation, keeper, nonce):
+    if not await leader.raise_floor(log, found.incarnation, me, nonce):
         return False
     await log.trim(node_log_subject(name), last.seq + 1)  # what is appended behind it stays
     return True

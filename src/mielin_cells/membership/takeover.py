@@ -1,4 +1,4 @@
-"""Agents whose nodes are gone are claimed by others, spread by load; by a keeper, or at an operator's wish.
+"""Agents whose nodes are gone are claimed by others, spread by load: by the leader, or at an operator's request.
 
 Nothing is decided here: nodes are asked to claim, and each agent's log decides.
 """
@@ -23,7 +23,7 @@ from mielin_cells.store.reader import End, Seen, ends, known_agents, record_of
 from mielin_cells.substrate.ports import Log, Wire
 from mielin_cells.tasks.together import prompt, together
 
-logger = logging.getLogger("mielin_cells.keeper")
+logger = logging.getLogger("mielin_cells.failover")
 
 ASK_S = 2.0
 """For a node to say that it lives."""

@@ -134,7 +134,7 @@ async def test_a_copy_that_is_a_little_behind_is_read_again_and_claims(monkeypat
         shelves = await client.on("node-1").spawn(Shelves, "l")
         await followed(running, "l")
         await up_to_date(running["node-2"], "l", client)
-        monkeypatch.setattr("mielin_cells.node.ownership.standby.take", never)  # it does not come to this turn
+        monkeypatch.setattr("mielin_cells.store.follower.next_record", never)  # it does not come to this turn
         await shelves.put(1)
         await client.claim("l", to="node-2")
         assert await shelves.where() == "node-2"
