@@ -14,7 +14,7 @@ import pytest_asyncio
 
 import mielin_cells as cells
 from mielin_cells.agents.spec import spec_of
-from mielin_cells.cli import calls, letters, look, moves, records, steer
+from mielin_cells.cli import look, messages, moves, records, steer
 from mielin_cells.cli.show import Printer, as_json, as_text, duration, size
 from mielin_cells.client.client import Client
 from mielin_cells.client.operator import Operator
@@ -342,9 +342,9 @@ async def test_each_command_shows_values_that_are_json(operator: Operator, capsy
     await operator.tell("till", "grumble", ["1"])
     await operator.ask("till", "total_now", [])
     for work in (
-        calls.spawn.work(operator, out, "Till", "b"),
-        calls.ask.work(operator, out, "b", "add", "2"),
-        calls.tell.work(operator, out, "b", "add", "2"),
+        messages.spawn.work(operator, out, "Till", "b"),
+        messages.ask.work(operator, out, "b", "add", "2"),
+        messages.tell.work(operator, out, "b", "add", "2"),
         look.agents.work(operator, out),
         look.nodes.work(operator, out),
         look.show.work(operator, out, "till"),
@@ -355,10 +355,10 @@ async def test_each_command_shows_values_that_are_json(operator: Operator, capsy
         steer.pause.work(operator, out, "till"),
         steer.resume.work(operator, out, "till"),
         steer.claim.work(operator, out, "till", to="node-1", force=True),
-        letters.show_letters(operator, out, "till", None),
-        letters.show_letters(operator, out, "till", "1"),
-        letters.replay_letter(operator, out, "till", "1"),
-        letters.purge_letters(operator, out, "till", None),
+        messages.show_letters(operator, out, "till", None),
+        messages.show_letters(operator, out, "till", "1"),
+        messages.replay_letter(operator, out, "till", "1"),
+        messages.purge_letters(operator, out, "till", None),
         steer.end(operator, out, "b"),
     ):
         assert await work == 0

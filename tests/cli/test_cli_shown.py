@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 
 import mielin_cells as cells
-from mielin_cells.cli import calls, command, letters, look, moves, records, watch
+from mielin_cells.cli import command, live, look, messages, moves, records
 from mielin_cells.cli.show import Printer, as_json, as_text, clock, when
 from mielin_cells.client.client import Client
 from mielin_cells.client.operator import Operator
@@ -85,7 +85,7 @@ async def test_no_cause_shows_an_address_with_what_lets_one_in(
         while not await operator.letters("stand"):
             await asyncio.sleep(0.005)
     for printer in (Printer(as_json=True), Printer(as_json=False)):
-        await letters.show_letters(operator, printer, "stand", None)
+        await messages.show_letters(operator, printer, "stand", None)
         shown = capsys.readouterr().out
         cause = json.loads(shown)[0]["cause"] if printer.as_json else shown.splitlines()[1]
         assert "cannot reach https://example.com/x" in cause
@@ -134,7 +134,7 @@ async def test_looks_show_when_it_was(operator: Operator, capsys: pytest.Capture
 
     printer = Printer(as_json=False)
     for work in (look.agents.work(operator, printer), look.nodes.work(operator, printer),
-                 letters.show_letters(operator, printer, "stand", None), moves.migrations.work(operator, printer),
+                 messages.show_letters(operator, printer, "stand", None), moves.migrations.work(operator, printer),
                  look.show.work(operator, printer, "stand"), look.show.work(operator, printer, case.migration)):  # fmt: skip
         await work
         shown = capsys.readouterr().out
@@ -234,8 +234,8 @@ async def test_a_node_that_does_not_answer_is_named_and_not_its_subject(
 async def test_a_spawn_of_an_agent_that_is_there_says_that_its_values_were_not_used(
     operator: Operator, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    await calls.spawn.work(operator, Printer(as_json=False), "Booth", "stand", "left=5")
-    await calls.spawn.work(operator, Printer(as_json=False), "Booth", "stand")
+    await messages.spawn.work(operator, Printer(as_json=False), "Booth", "stand", "left=5")
+    await messages.spawn.work(operator, Printer(as_json=False), "Booth", "stand")
     there = "stand exists already, on node-1"
     assert capsys.readouterr().out.splitlines() == [
         f"{there}; its state is unchanged, and left=5 was not used", there,
@@ -257,7 +257,7 @@ async def test_an_agent_that_is_there_is_not_proposed_instead_of_itself(operator
 async def test_a_watched_list_is_printed_again_when_it_changes(
     operator: Operator, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watch, "EVERY_S", 0.01)
+    monkeypatch.setattr(live, "EVERY_S", 0.01)
     lines: list[list[str]] = []
 
     async def until(count: int) -> None:
@@ -279,20 +279,20 @@ async def test_a_watched_list_is_printed_again_when_it_changes(
 async def test_a_watch_outlasts_a_store_that_is_away(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watch, "EVERY_S", 0.001)
+    monkeypatch.setattr(live, "EVERY_S", 0.001)
     looks = 0
 
-    async def look() -> watch.View:
+    async def look() -> live.View:
         nonlocal looks
         looks += 1
         if looks in (2, 3):
             raise cells.errors.StoreUnreachable("The server does not answer.")
         if looks == 6:
             raise cells.errors.AuthFailed("No.")
-        return watch.View(looks >= 4, lambda: "", looks >= 4)
+        return live.View(looks >= 4, lambda: "", looks >= 4)
 
     with pytest.raises(cells.errors.AuthFailed):
-        await watch.show_view(Printer(as_json=True), look, watch=True)
+        await live.show_view(Printer(as_json=True), look, watch=True)
     shown = capsys.readouterr()
     assert shown.out.splitlines() == ["false", "true"]
     assert shown.err.splitlines() == ["mielin: The server does not answer. Trying again."]

@@ -29,7 +29,7 @@ def main() -> None:
 
 def _run() -> int:
     """The exit code.  Heavy imports wait until a command runs, so that `--help` is quick."""
-    from cyclopts import CycloptsError, ValidationError
+    from cyclopts import CycloptsError, MissingArgumentError, ValidationError
 
     from mielin_cells.cli.app import app
     from mielin_cells.errors import CellError, ConfigError, UsageError
@@ -44,8 +44,11 @@ def _run() -> int:
             field = error.argument.name.lstrip("-") if error.argument is not None else ""
             refusal: CellError = ConfigError(str(error), field=field, range=error.exception_message)
         elif isinstance(error, CycloptsError):
-            command = " ".join(("mielin", *(error.command_chain or ())))
-            refusal = UsageError(f"{str(error).strip(' .,')}; see `{command} --help`.")
+            what = str(error).strip(" .,")
+            if isinstance(error, MissingArgumentError) and error.argument is not None:
+                name = error.argument.name
+                what = f"{name} needs a value" if name in sys.argv else f"{name} is missing"
+            refusal = UsageError(f"{what}; see `{' '.join(('mielin', *(error.command_chain or ())))} --help`.")
         else:
             refusal = error
         words = sys.argv[1:]

@@ -34,11 +34,11 @@ agent is compared with an independent computation.  Exits with 0 only if nothing
 of ten migrations completed.""",
     },
     "Call agents": {
-        "calls.spawn": "Create an agent, unless it exists already.",
-        "calls.ask": """Call a handler and print its result.
+        "messages.spawn": "Create an agent, unless it exists already.",
+        "messages.ask": """Call a handler and print its result.
 
 Exits with 5 if no answer came in time: the call may still take effect.""",
-        "calls.tell": "Store a message in an agent's inbox, without waiting for its effect.",
+        "messages.tell": "Store a message in an agent's inbox, without waiting for its effect.",
     },
     "Look": {
         "look.agents": "List the agents, in the order of their ids.",
@@ -47,7 +47,7 @@ Exits with 5 if no answer came in time: the call may still take effect.""",
         "look.show": "Show an agent, a node or a migration.",
         "records.log": "Print the records of an agent's log.",
         "look.timers": "List an agent's timers, the next one first.",
-        "letters.dead": "List an agent's dead letters; show, replay or purge them.",
+        "messages.dead": "List an agent's dead letters; show, replay or purge them.",
         "doctor.doctor": """Say what a power cut would lose, and what is wrong with the store's settings.
 
 Exits with 1 if something is wrong.""",

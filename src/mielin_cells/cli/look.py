@@ -11,10 +11,10 @@ from cyclopts.validators import Number
 
 from mielin_cells.agents.reports import AgentInfo, NodeInfo
 from mielin_cells.cli.command import command
+from mielin_cells.cli.live import View, show_view
 from mielin_cells.cli.moves import show_migration
 from mielin_cells.cli.options import Agent, Watch, choose_one
 from mielin_cells.cli.show import Printer, duration, record, size, table, when
-from mielin_cells.cli.watch import View, show_view
 from mielin_cells.client.operator import Operator
 from mielin_cells.client.status import ALIVE
 from mielin_cells.deployment.codes import DONE

@@ -13,9 +13,9 @@ from cyclopts import Parameter
 
 from mielin_cells.agents.reports import MigrationReport
 from mielin_cells.cli.command import command
+from mielin_cells.cli.live import View, show_view
 from mielin_cells.cli.options import Agent, Watch
 from mielin_cells.cli.show import Printer, counted, duration, size, table, when
-from mielin_cells.cli.watch import View, show_view
 from mielin_cells.client.moves import plan_move
 from mielin_cells.client.operator import Operator
 from mielin_cells.client.recoveries import Case, Cases, Moment, story

@@ -25,7 +25,7 @@ from mielin_cells.deployment.codes import DONE, FAILED, INTERRUPTED
 from mielin_cells.deployment.config import find as find_config
 from mielin_cells.deployment.connect import ADDRESS_FILE, DEPLOYMENT, DEPLOYMENT_VARIABLE, Address, open_substrate
 from mielin_cells.deployment.fleet import Fleet
-from mielin_cells.deployment.folder import Folder, take
+from mielin_cells.deployment.folder import hold
 from mielin_cells.errors import ConfigError, StoreUnreachable, never
 from mielin_cells.substrate.jetstream.server import Server
 
@@ -33,59 +33,44 @@ POLL_S = 0.1
 """How often the server's process is checked."""
 
 
-@dataclass(frozen=True, slots=True)
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
 class Options:
-    app: str
-    nodes: int
-    sync: Sync
-    folder: Path
-    config: Path | None
-    nats_server: Path | None
-    server: Connection
-    streams: Streams
-
-
-def up(
-    *,
-    app: App,
+    app: App
     nodes: Annotated[
         int, Parameter(validator=Number(gte=1, lte=NODES_MAX), help="How many nodes; each is a process.")
-    ] = 3,
-    sync: Sync = "always",
-    dir: Annotated[Path, Parameter(help="The folder for data, credential and address.")] = Path(".mielin"),
-    nats_server: NatsServer = None,
-    config: Config = None,
-    streams: Streams = ANY,
-    server: Connection = HERE,
-) -> int:
+    ] = 3
+    sync: Sync = "always"
+    dir: Annotated[Path, Parameter(help="The folder for data, credential and address.")] = Path(".mielin")
+    nats_server: NatsServer = None
+    config: Config = None
+    streams: Streams = ANY
+    server: Connection = HERE
+
+
+def up(options: Options) -> int:
     """Exits with 0 after Ctrl-C or SIGTERM, 2 for an app that cannot be used, 1 if the server ends by itself."""
-    options = Options(app, nodes, sync, dir, config, nats_server, server, streams)
 
     def work(printer: Printer) -> int:
-        find_config(config)  # reports a mistake in it before anything is started
+        find_config(options.config)  # reports a mistake in it before anything is started
         return asyncio.run(_run(options, printer))
 
-    return finish(server.json, work, logging.WARNING)
+    return finish(options.server.json, work, logging.WARNING)
 
 
 async def _run(options: Options, printer: Printer) -> int:
-    ending = _Ending()
-    folder = await take(
-        options.folder, lambda: print_event(printer, {"event": "waiting", "for": "an earlier `mielin up` to end"})
-    )
-    try:
-        async with _serve(options, folder) as served:
-            served.address.write(folder.path)
-            try:
-                return await _run_nodes(options, printer, ending, folder, served)
-            finally:
-                (folder.path / ADDRESS_FILE).unlink(missing_ok=True)
-    finally:
-        folder.close()
+    ending, folder = _Ending(), options.dir
+    event = {"event": "waiting", "for": "an earlier `mielin up` to end"}
+    async with hold(folder, lambda: print_event(printer, event)) as lock, _serve(options) as served:
+        served.address.write(folder)
+        try:
+            return await _run_nodes(options, printer, ending, lock, served)
+        finally:
+            (folder / ADDRESS_FILE).unlink(missing_ok=True)
 
 
 @asynccontextmanager
-async def _serve(options: Options, folder: Folder) -> AsyncIterator[Served]:
+async def _serve(options: Options) -> AsyncIterator[Served]:
     """The server that --connect names, or one that is started here."""
     replicas, shards = options.streams.replicas, options.streams.shards
     if options.server.connect is not None:
@@ -95,14 +80,14 @@ async def _serve(options: Options, folder: Folder) -> AsyncIterator[Served]:
             facts.update(await _make_streams(address))
         yield Served(address, facts, None)
         return
-    server = await Server.start(folder.path, sync=options.sync, program=options.nats_server)
+    server = await Server.start(options.dir, sync=options.sync, program=options.nats_server)
     ended: asyncio.Task[int] | None = None
     try:
         deployment = options.server.deployment or os.environ.get(DEPLOYMENT_VARIABLE) or DEPLOYMENT
         address = Address(server.url, sync=server.sync, deployment=deployment, replicas=replicas, shards=shards)
         facts = {
             "url": address.shown, "ours": True, "deployment": deployment, **await _make_streams(address), "sync": options.sync,
-            "process": server.process.pid, "folder": str(folder.path),
+            "process": server.process.pid, "folder": str(options.dir),
         }  # fmt: skip
         ended = asyncio.create_task(_wait_for_end(server))
         yield Served(address, facts, ended)
@@ -128,10 +113,10 @@ async def _wait_for_end(server: Server) -> int:
     return code
 
 
-async def _run_nodes(options: Options, printer: Printer, ending: _Ending, folder: Folder, served: Served) -> int:
+async def _run_nodes(options: Options, printer: Printer, ending: _Ending, lock: int, served: Served) -> int:
     display = Display(printer, served, lambda: ending.end(signal.SIGPIPE))
     config = ("--config", str(options.config)) if options.config is not None else ()
-    ending.fleet = fleet = Fleet(options.app, served.address, display.say, (folder.lock,), config)
+    ending.fleet = fleet = Fleet(options.app, served.address, display.say, (lock,), config)
     with display:
         display.children = fleet.children
         display.say({"event": "server", **served.facts})

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, ClassVar
 
 from mielin_cells.client.client import Client
-from mielin_cells.demo.job import Job, quantiles
+from mielin_cells.client.operator import Operator
+from mielin_cells.demo.job import Job, quantiles, run_all
 from mielin_cells.deployment.fleet import Fleet
-from mielin_cells.errors import CellError, RecordInvalid, RetryError
-from mielin_cells.log.ids import LOGS, agent_of
-from mielin_cells.log.records import Claimed, decode_record, named_owner
+from mielin_cells.errors import CellError, RetryError
+from mielin_cells.log.records import Claimed, named_owner
 from mielin_cells.membership.takeover import FAILOVER
 from mielin_cells.store.reader import End, ends, known_agents
 
@@ -108,19 +107,10 @@ async def _owner(client: Client, agent: str) -> str:
 
 async def failovers(client: Client) -> int:
     """The claims with this cause in all agents' logs, as far as the logs are kept."""
-    causes, limit = Counter[bool](), asyncio.Semaphore(READS)
+    operator = Operator(client)
 
-    async def one(subject: str) -> None:
-        agent, after = agent_of(subject), 0
-        async with limit:
-            while entries := await client.log.read(subject, after, 1000):
-                for entry in entries:
-                    try:
-                        record = decode_record(entry.data, f"The log of agent {agent!r} at {entry.seq}")
-                    except RecordInvalid:
-                        continue  # the comparison shows whether anything is wrong
-                    causes[isinstance(record, Claimed) and record.cause.startswith(FAILOVER)] += 1
-                after = entries[-1].seq
+    async def count(agent: str) -> int:
+        records = [record async for _, _, record in operator.records(agent)]
+        return sum(isinstance(record, Claimed) and record.cause.startswith(FAILOVER) for record in records)
 
-    await asyncio.gather(*(one(subject) for subject, _ in await client.log.subjects(LOGS)))
-    return causes[True]
+    return sum(await run_all((count(agent) for agent, _ in await known_agents(client.log)), READS))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from mielin_cells.errors import ConfigError, StoreInUse
@@ -19,35 +19,24 @@ WAIT_S = 20.0
 POLL_S = 0.05
 
 
-class Folder:
-    """Locked for this process and, through the inherited descriptor, for its children until the last one ends."""
+@asynccontextmanager
+async def hold(path: Path, on_wait: Callable[[], None]) -> AsyncIterator[int]:
+    """Creates and locks the folder, once nobody else uses it; `on_wait` is called if that takes a while.  Gives the lock's descriptor.
 
-    def __init__(self, path: Path, lock: int) -> None:
-        self.path = path
-        self.lock = lock
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            os.close(self.lock)
-
-
-async def take(path: Path, waits: Callable[[], None]) -> Folder:
-    """The folder, once nobody else uses it; `waits` is called if that takes a while.
-
-    Raises `StoreInUse` if another `mielin up` runs in it, `ConfigError` if it cannot be created.
+    The lock is this process's and, through the inherited descriptor, its children's, until the last of them ends.
+    Raises `StoreInUse` if another `mielin up` runs in the folder, `ConfigError` if it cannot be created.
     """
-    lock = _opened(path)
+    lock = _open(path)
     try:
-        await _locked(path, lock, waits)
+        await _wait_for_lock(path, lock, on_wait)
         os.ftruncate(lock, 0)
-        os.pwrite(lock, f"{os.getpid()} {_began(os.getpid())}\n".encode(), 0)
-    except BaseException:
+        os.pwrite(lock, f"{os.getpid()} {_start_of(os.getpid())}\n".encode(), 0)
+        yield lock
+    finally:
         os.close(lock)
-        raise
-    return Folder(path, lock)
 
 
-def _opened(path: Path) -> int:
+def _open(path: Path) -> int:
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         return os.open(path / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
@@ -57,7 +46,7 @@ def _opened(path: Path) -> int:
         ) from error
 
 
-async def _locked(path: Path, lock: int, waits: Callable[[], None]) -> None:
+async def _wait_for_lock(path: Path, lock: int, on_wait: Callable[[], None]) -> None:
     deadline, has_said = asyncio.get_running_loop().time() + WAIT_S, False
     while True:
         try:
@@ -76,7 +65,7 @@ async def _locked(path: Path, lock: int, waits: Callable[[], None]) -> None:
                 path=str(path),
             )
         if not has_said:
-            waits()
+            on_wait()
             has_said = True
         await asyncio.sleep(POLL_S)
 
@@ -84,10 +73,10 @@ async def _locked(path: Path, lock: int, waits: Callable[[], None]) -> None:
 def _owner(lock: int) -> int | None:
     """The process that took the lock; None if it has ended, and only its children hold the lock."""
     process, _, began = os.pread(lock, 64, 0).decode("ascii", "replace").strip().partition(" ")
-    return int(process) if process.isdecimal() and began and _began(int(process)) == began else None
+    return int(process) if process.isdecimal() and began and _start_of(int(process)) == began else None
 
 
-def _began(process: int) -> str:
+def _start_of(process: int) -> str:
     """When the process was started, which tells it from a later one with its number; "" if it has ended."""
     import psutil
 

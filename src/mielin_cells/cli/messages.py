@@ -1,4 +1,4 @@
-"""`mielin dead`: dead letters."""
+"""`mielin spawn`, `ask`, `tell` and `dead`: agents are created and called, and messages that failed are looked after."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Annotated
 import msgspec
 from cyclopts import Parameter
 
-from mielin_cells.cli.command import confirm, operate
-from mielin_cells.cli.options import HERE, Agent, Server, Yes, choose_one
+from mielin_cells.cli.command import command, confirm, operate
+from mielin_cells.cli.options import HERE, Agent, Fields, Handler, Server, Timeout, Words, Yes, choose_one
 from mielin_cells.cli.show import Printer, counted, record, table, when
 from mielin_cells.client.operator import Operator
 from mielin_cells.deployment.codes import DONE
@@ -16,6 +16,43 @@ from mielin_cells.errors import ConfigError
 
 ONE = choose_one()
 COLUMNS = ("number", "id", "handler", "sender", "tries", "cause")
+
+
+@command
+async def spawn(
+    operator: Operator,
+    printer: Printer,
+    cls: Annotated[str, Parameter(name="CLASS", help="The agent's class.")],
+    id: Annotated[str, Parameter(name="ID", help="Its id, unique in the deployment.")],
+    /,
+    *fields: Fields,
+    on: Annotated[
+        str | None, Parameter(help="The node to run it (default: the emptiest that knows the class).")
+    ] = None,
+) -> int:
+    node, is_new = await operator.spawn(cls, id, list(fields), on)
+    value = {"agent": id, "class": cls, "node": node, "new": is_new}
+    unused = f"; its state is unchanged, and {' '.join(fields)} was not used" if fields else ""
+    printer.show(value, lambda: f"{id} runs on {node}" if is_new else f"{id} exists already, on {node}{unused}")
+    return DONE
+
+
+@command
+async def ask(
+    operator: Operator, printer: Printer, agent: Agent, handler: Handler, /, *words: Words, timeout: Timeout = None
+) -> int:
+    printer.show(await operator.ask(agent, handler, list(words), timeout))
+    return DONE
+
+
+@command
+async def tell(operator: Operator, printer: Printer, agent: Agent, handler: Handler, /, *words: Words) -> int:
+    await operator.tell(agent, handler, list(words))
+    printer.show({"agent": agent, "handler": handler, "stored": True}, lambda: f"stored in the inbox of {agent}")
+    return DONE
+
+
+# ---- dead letters --------------------------------------------------------------------------------------------
 
 
 def dead(
