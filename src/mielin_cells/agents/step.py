@@ -19,10 +19,9 @@ from mielin_cells.agents.reference import classes
 from mielin_cells.agents.retry import Retry
 from mielin_cells.agents.values import raises
 from mielin_cells.agents.values.annotations import resolved
-from mielin_cells.agents.values.changes import LOAD_ERRORS, check_kept, reason
-from mielin_cells.agents.values.exact import is_exact
-from mielin_cells.agents.values.shape import Shape, unsupported
-from mielin_cells.agents.values.wire import STACK_MARGIN, deeper, encode, load_hook
+from mielin_cells.agents.values.changes import LOAD_ERRORS, reason
+from mielin_cells.agents.values.codec import Codec
+from mielin_cells.agents.values.wire import encode
 from mielin_cells.errors import FieldRefused, MessageTooLarge, NotInTurn, StepInvalid, UsageError
 from mielin_cells.settings import MESSAGE_BYTES_MAX, check_timeout
 
@@ -109,16 +108,12 @@ def _typed(code: int, data: memoryview) -> Any:
     return raises.unpack(msgspec.msgpack.decode(data))
 
 
-class Codec(NamedTuple):
-    """How results of one callable are kept."""
+class Results(NamedTuple):
+    """How results of one callable are stored."""
 
-    path: str
-    decode: Callable[[bytes], Any]
-    check: Callable[[bytes], Any]
+    codec: Codec
     is_bare: bool
-    """The result has no declared type: what plain data would change is kept with the names of its types."""
-    evolves: bool
-    """It names classes, which the code that runs the turn again may declare otherwise."""
+    """The result has no declared type: plain data that a load would change is stored with the names of its types."""
 
     def encode(self, value: Any) -> bytes:
         """Raises `StepInvalid` for a value that a load would not give, `MessageTooLarge` for one that is too large."""
@@ -126,21 +121,19 @@ class Codec(NamedTuple):
             data = self._kept(value)
         except LOAD_ERRORS as error:
             raise StepInvalid(
-                f"{self.path} returned what cannot be kept: {reason(value, error)}. The turn is undone; mend the call or its "
+                f"{self.codec.path} returned what cannot be kept: {reason(value, error)}. The turn is undone; mend the call or its "
                 "annotation."
             ) from error
         if len(data) > MESSAGE_BYTES_MAX:
             raise MessageTooLarge(
-                f"{self.path} returned {len(data)} bytes; the limit is {MESSAGE_BYTES_MAX}. Keep a name of it instead.",
+                f"{self.codec.path} returned {len(data)} bytes; the limit is {MESSAGE_BYTES_MAX}. Keep a name of it instead.",
                 limit=MESSAGE_BYTES_MAX, size=len(data),
             )  # fmt: skip
         return data
 
     def _kept(self, value: Any) -> bytes:
         try:
-            data = encode(value)
-            is_exact(value, self.check(data))
-            return data
+            return self.codec.keep(value)[0]
         except LOAD_ERRORS:
             if not self.is_bare:
                 raise
@@ -150,25 +143,22 @@ class Codec(NamedTuple):
             raise TypeError(f"{error}; annotate what the call returns, or let it return plain data") from error
 
     def load(self, data: bytes) -> Any:
-        """Raises `StepInvalid` for a kept result that is not of the declared type any more: the code has changed."""
+        """Raises `StepInvalid` for a stored result that does not fit the declared type any more: the code has changed."""
         try:
-            value = self.decode(data)
-            if self.evolves:
-                check_kept(data, value)
-            return value
+            return self.codec.whole(data)
         except LOAD_ERRORS as error:
             why = reason(None, error)
-            raise StepInvalid(f"{self.path}: its kept result does not fit the declared one: {why}.") from error
+            raise StepInvalid(f"{self.codec.path}: its kept result does not fit the declared one: {why}.") from error
 
 
-def codec_of(call: Callable[..., Any]) -> Codec:
+def results_of(call: Callable[..., Any]) -> Results:
     """By the callable's return annotation; without one, for any plain data.  Raises `FieldRefused` for a type that cannot be kept."""
     fn: Any = call
     while isinstance(fn, functools.partial):
         fn = fn.func
     fn = inspect.unwrap(fn)
     if isinstance(fn, type):
-        return _codec(fn, f"{fn.__qualname__}()")
+        return _results(fn, f"{fn.__qualname__}()")
     if not inspect.isroutine(fn):  # an object that can be called
         fn = inspect.unwrap(type(fn).__call__)
     path = f"{getattr(fn, '__qualname__', repr(fn))}()"
@@ -176,7 +166,10 @@ def codec_of(call: Callable[..., Any]) -> Codec:
     if isinstance(written, str):
         names = {**{cls.__name__: cls for cls in classes.values()}, **getattr(fn, "__globals__", {})}
         written = resolved({"return": written}, names, path)["return"]
-    return _codec(_awaited(type(None) if written is None else written), path)
+    try:
+        return _results(_awaited(type(None) if written is None else written), path)
+    except TypeError as error:  # not hashable, so no type
+        raise FieldRefused.at(path, f": {written!r} is no type of a result: {error}.") from error
 
 
 def _awaited(kind: Any) -> Any:
@@ -187,33 +180,10 @@ def _awaited(kind: Any) -> Any:
     return kind
 
 
-_codecs: dict[Any, Codec] = {}
-CODECS_MAX = 1024
-"""Kept; a program has a few dozen."""
+@functools.lru_cache(maxsize=1024)
+def _results(kind: Any, path: str) -> Results:
+    is_bare = kind is Any or isinstance(kind, TypeVar)
+    return Results(Codec(Any if is_bare else kind, path, may_be_any=True, ext_hook=_typed), is_bare)
 
 
-def _codec(kind: Any, path: str) -> Codec:
-    try:
-        known = _codecs.get((path, kind))
-    except TypeError:  # not hashable, so not a type
-        known = None
-    if known is not None:
-        return known
-    try:
-        plain = kind is Any or isinstance(kind, TypeVar)
-        shape = None if plain else Shape(msgspec.inspect.type_info(kind), path, may_be_any=True)
-        decode = msgspec.msgpack.Decoder(Any if plain else kind, dec_hook=load_hook, ext_hook=_typed).decode
-    except (TypeError, NotImplementedError, NameError, RecursionError) as error:
-        raise FieldRefused.at(
-            path,
-            f": {unsupported(error)}, as the result of a step; let the call return plain data or a declared type of it.",
-        ) from error
-    if len(_codecs) >= CODECS_MAX:
-        _codecs.clear()
-    check = functools.partial(deeper, STACK_MARGIN, decode)
-    evolves = shape is not None and shape.has_classes and not shape.has_any
-    made = _codecs[path, kind] = Codec(path, decode, check, plain, evolves)
-    return made
-
-
-__all__ = ["ONCE_MORE", "Codec", "Within", "codec_of", "step"]
+__all__ = ["ONCE_MORE", "Results", "Within", "results_of", "step"]

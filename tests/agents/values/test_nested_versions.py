@@ -13,7 +13,7 @@ from support.field_types import agent_with, stored
 import mielin_cells as cells
 from mielin_cells.agents.live import Cell
 from mielin_cells.agents.spec import Spec, spec_of
-from mielin_cells.agents.step import codec_of
+from mielin_cells.agents.step import results_of
 from mielin_cells.agents.upgrades import upgrade_state
 from mielin_cells.agents.values.wire import encode
 from mielin_cells.log.state import StoredState
@@ -176,7 +176,7 @@ def test_a_steps_result_of_another_version_is_refused_and_not_cut(how: str) -> N
         def call() -> Any: ...
 
         call.__annotations__ = {"return": list[leg]}
-        return codec_of(call)
+        return results_of(call)
 
     old, new = made_by(how, "to"), made_by(how, "towards")
     data = codec(old).encode([old(to="LGA")])

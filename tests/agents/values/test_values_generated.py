@@ -26,7 +26,7 @@ from support.field_types import stored
 import mielin_cells as cells
 from mielin_cells.agents.live import Cell
 from mielin_cells.agents.spec import spec_of
-from mielin_cells.agents.step import codec_of
+from mielin_cells.agents.step import results_of
 
 MORE = os.environ.get("MIELIN_VALUES_EXAMPLES")
 EXAMPLES = settings(
@@ -276,7 +276,7 @@ def result_of(kind: Any) -> Any:
     def call() -> Any: ...
 
     call.__annotations__ = {"return": kind}
-    return codec_of(call)
+    return results_of(call)
 
 
 @EXAMPLES

@@ -33,15 +33,27 @@ class Codec:
         "scalars",
     )
 
-    def __init__(self, kind: Any, path: str) -> None:
+    def __init__(
+        self,
+        kind: Any,
+        path: str,
+        *,
+        may_be_any: bool = False,
+        ext_hook: Callable[[int, memoryview], Any] | None = None,
+    ) -> None:
+        """`may_be_any`: parts without a declared type are allowed.  `ext_hook`: loads extensions of msgpack."""
         self.path = path
         try:
             info = kinds.type_info(kind)
-            shape = Shape(info, path)
-            self.decode: Callable[[bytes], Any] = msgspec.msgpack.Decoder(kind, dec_hook=load_hook).decode
+            shape = Shape(info, path, may_be_any=may_be_any)
+            self.decode: Callable[[bytes], Any] = msgspec.msgpack.Decoder(
+                kind, dec_hook=load_hook, ext_hook=ext_hook
+            ).decode
         except (TypeError, NotImplementedError, NameError, RecursionError) as error:
             raise FieldRefused.at(path, f": {unsupported(error)}.") from error
-        self.check = functools.partial(deeper, STACK_MARGIN, self.decode) if shape.nests else self.decode
+        self.check = (
+            functools.partial(deeper, STACK_MARGIN, self.decode) if shape.nests or shape.has_any else self.decode
+        )
         """As `decode`, for a value that is to be stored: it must load again, also where less stack is left."""
         self.proofs = proofs.proofs(info)
         """By the exact type of a value, whether a load gives it as it was."""
@@ -49,7 +61,7 @@ class Codec:
         """A value of exactly one of these types is loaded as it was."""
         self.flat = proofs.flat(info)
         """The proofs of values that nobody can change who does not hold the value itself."""
-        self.evolves = shape.has_classes
+        self.evolves = shape.has_classes and not shape.has_any
         self.has_refs = shape.has_refs
         self.has_sets = shape.has_sets
         self.is_immutable = shape.is_immutable

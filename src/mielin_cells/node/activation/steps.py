@@ -13,7 +13,7 @@ from blake3 import blake3
 
 from mielin_cells.agents.context import turn as current_turn
 from mielin_cells.agents.retry import Retry
-from mielin_cells.agents.step import NAME_CHARS_MAX, Codec, Within, codec_of
+from mielin_cells.agents.step import NAME_CHARS_MAX, Results, Within, results_of
 from mielin_cells.errors import CellError, MessageTooLarge, StepFailed, UsageError, described, from_wire
 from mielin_cells.log.commit import StepCall, TurnCall
 from mielin_cells.log.message import Answer, decode_answer, encode_answer
@@ -44,17 +44,17 @@ class Steps(Run):
                 f"Step {name!r} of agent {self.id!r} was given a {type(call).__name__}; give the function and its arguments, "
                 "as step(name, function, argument)."
             )
-        codec = codec_of(call)
+        results = results_of(call)
         async with self._in_order():
             self._may_go_on()
-            answer, error = await self._outcome(name, codec, call, args, retry, timeout)
+            answer, error = await self._outcome(name, results, call, args, retry, timeout)
         outcome = decode_answer(answer)
         if outcome.error is not None:
             raise from_wire(*outcome.error) from error
-        return codec.load(outcome.result or b"")
+        return results.load(outcome.result or b"")
 
     async def _outcome(
-        self, name: str, codec: Codec, call: Callable[..., Any], args: tuple[Any, ...], retry: Retry, timeout: float | None
+        self, name: str, results: Results, call: Callable[..., Any], args: tuple[Any, ...], retry: Retry, timeout: float | None
     ) -> tuple[bytes, BaseException | None]:  # fmt: skip
         """The step's outcome, in the log, and what its last call raised if that was in this run."""
         k = len(self.calls)
@@ -80,7 +80,7 @@ class Steps(Run):
         try:
             try:
                 value = await result_of(step, call, args, retry, seconds, self._rest)
-                answer = Answer(codec.encode(value))
+                answer = Answer(results.encode(value))
             except StepFailed as failed:
                 error, answer = failed.__cause__, Answer(None, failed.to_wire())
             made = StepCall(name, encode_answer(answer))
