@@ -9,13 +9,13 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, TypeAlias
 
 import pytest
-from support.logs import ForwardedLog
 
 from mielin_cells.errors import CellError
 from mielin_cells.substrate.embedded import Embedded
 from mielin_cells.substrate.ports import Appended, Conflict, Entry, Log, Outcome
 from mielin_cells.testing import conformance
 from mielin_cells.testing.conformance import kit
+from mielin_cells.testing.faults import ForwardedLog
 
 
 class Broken(ForwardedLog):

@@ -38,7 +38,7 @@ DEFAULT = (
 
 class Kind(Enum):
     DROP = "drop"
-    """It does not happen, and the caller is told nothing or that it does not know."""
+    """It does not happen; the caller gets no answer, or `Unknown`."""
     DELAY = "delay"
     """It happens `delay_s` later."""
     CORRUPT = "corrupt"
@@ -219,16 +219,58 @@ class FaultySubstrate:
         await self._inner.close()
 
 
-class FaultyLog:
-    def __init__(self, inner: Log, faults: Faults, node: str) -> None:
-        self._inner = inner
+class ForwardedLog:
+    """Passes every call on to `log`, after `called`: the base of logs that do some calls in another way."""
+
+    def __init__(self, log: Log) -> None:
+        self.log = log
+
+    def called(self, what: str, subject: str) -> None:
+        """For a subclass that counts calls or raises."""
+
+    async def append(self, subject: str, data: bytes, expect: int | None = None) -> Outcome:
+        self.called("append", subject)
+        return await self.log.append(subject, data, expect)
+
+    async def read(self, subject: str, after: int = 0, limit: int = 1000) -> list[Entry]:
+        self.called("read", subject)
+        return await self.log.read(subject, after, limit)
+
+    async def last(self, subject: str) -> Entry | None:
+        self.called("last", subject)
+        return await self.log.last(subject)
+
+    async def settled(self, subject: str) -> Entry | None:
+        self.called("settled", subject)
+        return await self.log.settled(subject)
+
+    async def lasts(self, subjects: Sequence[str]) -> dict[str, Entry]:
+        self.called("lasts", "")
+        return await self.log.lasts(subjects)
+
+    def tail(self, subject: str, after: int = 0) -> Tail:
+        self.called("tail", subject)
+        return self.log.tail(subject, after)
+
+    async def trim(self, subject: str, before: int) -> None:
+        self.called("trim", subject)
+        await self.log.trim(subject, before)
+
+    async def subjects(self, prefix: str) -> list[tuple[str, int]]:
+        self.called("subjects", prefix)
+        return await self.log.subjects(prefix)
+
+
+class FaultyLog(ForwardedLog):
+    def __init__(self, log: Log, faults: Faults, node: str) -> None:
+        super().__init__(log)
         self._faults = faults
         self._node = node
 
     async def append(self, subject: str, data: bytes, expect: int | None = None) -> Outcome:
         fault = self._faults.at(_appended(subject, data), self._node)
         if fault is None:
-            return await self._inner.append(subject, data, expect)
+            return await self.log.append(subject, data, expect)
         match fault.kind:
             case Kind.DELAY:
                 await asyncio.sleep(fault.delay_s)
@@ -238,22 +280,22 @@ class FaultyLog:
                 await asyncio.sleep(fault.delay_s)
                 return Unknown("injected: it was not written")
             case Kind.LOSE_ANSWER:
-                await self._inner.append(subject, data, expect)
+                await self.log.append(subject, data, expect)
                 return Unknown("injected: the answer was lost")
             case Kind.STOP:
                 self._faults.stop()
             case Kind.STOP_AFTER:
-                outcome = await self._inner.append(subject, data, expect)
+                outcome = await self.log.append(subject, data, expect)
                 self._faults.stop()
                 return outcome
             case Kind.DUPLICATE:
-                await self._inner.append(subject, data, expect)
+                await self.log.append(subject, data, expect)
             case _:
                 pass
-        return await self._inner.append(subject, data, expect)
+        return await self.log.append(subject, data, expect)
 
     async def read(self, subject: str, after: int = 0, limit: int = 1000) -> list[Entry]:
-        entries = await self._inner.read(subject, after, limit)
+        entries = await self.log.read(subject, after, limit)
         fault = self._faults.at("read", self._node)
         if fault is None:
             return entries
@@ -264,24 +306,6 @@ class FaultyLog:
         else:
             raise StoreUnreachable(f"Injected: {subject} was not read.", subject=subject)
         return entries
-
-    async def last(self, subject: str) -> Entry | None:
-        return await self._inner.last(subject)
-
-    async def settled(self, subject: str) -> Entry | None:
-        return await self._inner.settled(subject)
-
-    async def lasts(self, subjects: Sequence[str]) -> dict[str, Entry]:
-        return await self._inner.lasts(subjects)
-
-    def tail(self, subject: str, after: int = 0) -> Tail:
-        return self._inner.tail(subject, after)
-
-    async def trim(self, subject: str, before: int) -> None:
-        await self._inner.trim(subject, before)
-
-    async def subjects(self, prefix: str) -> list[tuple[str, int]]:
-        return await self._inner.subjects(prefix)
 
 
 class FaultyWire:

@@ -1,4 +1,4 @@
-"""The pytest plugin: the fixture `mielin_world`.  Installed, it is found by itself; it loads the simulator only when it is used."""
+"""The pytest plugin with the fixture `mielin_world`.  It loads the simulator only when a test uses the fixture."""
 
 from __future__ import annotations
 

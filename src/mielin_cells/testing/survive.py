@@ -138,7 +138,7 @@ class Survival:
         a store that is slow, away, or does not answer.  Then the world heals, but for a minority of nodes that may stay dead.
 
         The rules: at each record of an agent's log, one owner, who writes; each message takes effect once, each output arrives once,
-        what was acknowledged stays; each migration has one end, the one that its caller was told; everything comes to rest.  And
+        what was acknowledged stays; each migration has one end, which its report names; everything comes to rest.  And
         `invariant`, called when everything is at rest, must not raise.  Not for async tests: it runs a loop of its own.
         """
         if isinstance(seeds, int) and seeds < 1:

@@ -16,7 +16,6 @@ from random import Random
 from typing import Any
 
 import pytest
-from support.logs import ForwardedLog
 
 import mielin_cells as cells
 from mielin_cells.agents.context import current
@@ -39,6 +38,7 @@ from mielin_cells.settings import Settings
 from mielin_cells.store.reader import load
 from mielin_cells.substrate.embedded import Embedded
 from mielin_cells.substrate.ports import Entry, Log, Outcome, Tail
+from mielin_cells.testing.faults import ForwardedLog
 from mielin_cells.testing.simulator.loop import run
 
 ERRORS: list[Exception] = [

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from support.logs import ForwardedLog
 from support.nodes import deployment
 
 import mielin_cells as cells
@@ -14,6 +13,7 @@ from mielin_cells.client.client import Client
 from mielin_cells.log.ids import log_subject
 from mielin_cells.log.records import Accepted, HandedOff, decode_record
 from mielin_cells.substrate.ports import Log, Outcome, Wire
+from mielin_cells.testing.faults import ForwardedLog
 
 
 class Counted(cells.Agent):

@@ -126,7 +126,7 @@ class Checker:
         """Answers are given to the wire."""
 
     def at_rest(self) -> None:
-        """Everything has come to rest; agents have shown themselves."""
+        """Everything has come to rest, and the agents were observed."""
 
     def fails(self, sentence: str) -> NoReturn:
         raise Violation(f"{self.invariant}: {sentence}")
@@ -200,7 +200,7 @@ class Checkers:
     def forget(self, since: float, seq: int) -> None:
         """The store has forgotten everything after `seq`, which landed from `since` on.
 
-        What clients were told since then was true, and need not be any more.
+        Answers and reports since then were true, and need not be any more.
         """
         scene = self.scene
         for call in scene.calls:

@@ -25,20 +25,20 @@ class NothingOfIt(Checker):
     invariant = "I25"
 
     def at_rest(self) -> None:
-        for agent, shown in self.scene.observed.items():
-            heard = set(shown.heard)
+        for agent, state in self.scene.observed.items():
+            heard = set(state.heard)
             for call in self.scene.calls:
                 if call.agent == agent and call.doomed and (call.sender, call.n) in heard:
                     self.fails(f"{agent} has heard ({call.sender}, {call.n}), whose turn failed")
-            if shown.book is None:
+            if state.book is None:
                 continue
             wanted = {
-                "marks": dict(shown.heard), "book": b"".join(f"{sender} {n}\n".encode() for sender, n in shown.heard),
+                "marks": dict(state.heard), "book": b"".join(f"{sender} {n}\n".encode() for sender, n in state.heard),
                 "stray": 0,
             }  # fmt: skip
             for name, value in wanted.items():
-                if shown.book[name] != value:
-                    self.fails(f"{agent} has {name} {shown.book[name]!r}; what it heard gives {value!r}")
+                if state.book[name] != value:
+                    self.fails(f"{agent} has {name} {state.book[name]!r}; what it heard gives {value!r}")
             if agent not in self.scene.purged and self.scene.folds[agent].phase is not Phase.TERMINATED:
                 self._letters(agent)
 

@@ -70,7 +70,7 @@ def _check_appends(history: Sequence[Operation], places: Sequence[tuple[int, Ope
         if op.is_read or op.seq < 0:
             continue
         if op.seq not in before:
-            return f"{op.process} was told that it appended at {op.seq}, where nothing is"
+            return f"{op.process} got {op.seq} for an append, where nothing is"
         if op.expect is not None and op.expect != before[op.seq]:
             return f"{op.process} expected {op.expect} and was put behind {before[op.seq]}"
     soonest = inf

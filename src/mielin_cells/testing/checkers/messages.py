@@ -76,8 +76,8 @@ class TakenOnce(Checker):
 
     def at_rest(self) -> None:
         made = {(call.agent, call.sender, call.n) for call in self.scene.calls}
-        for agent, shown in self.scene.observed.items():
-            counted = Counter(shown.heard)
+        for agent, state in self.scene.observed.items():
+            counted = Counter(state.heard)
             twice = [call for call, count in counted.items() if count > 1]
             if twice:
                 self.fails(f"{agent} took {twice} more than once")
@@ -133,8 +133,8 @@ class SentOnce(Checker):
                 self._stored[pair] = message.n
 
     def at_rest(self) -> None:
-        for agent, shown in self.scene.observed.items():
-            for to, count in shown.sent.items():
+        for agent, state in self.scene.observed.items():
+            for to, count in state.sent.items():
                 got = self.scene.observed[to].got.get(agent, [])
                 if got != list(range(1, count + 1)):
                     self.fails(f"{agent} sent {count} transfers to {to}, which got {got}")
@@ -171,7 +171,7 @@ class AcknowledgedIsKept(Checker):
                 )
 
     def at_rest(self) -> None:
-        heard = {agent: set(shown.heard) for agent, shown in self.scene.observed.items()}
+        heard = {agent: set(state.heard) for agent, state in self.scene.observed.items()}
         for call in self.scene.calls:
             if call.acked and call.agent in heard and (call.sender, call.n) not in heard[call.agent]:
                 self.fails(f"{call.agent} has lost ({call.sender}, {call.n}), which was acknowledged")
@@ -202,14 +202,14 @@ class InOrder(Checker):
         made: dict[str, list[Call]] = {}
         for call in self.scene.calls:
             made.setdefault(call.agent, []).append(call)
-        for agent, shown in self.scene.observed.items():
-            places = {call: place for place, call in enumerate(shown.heard, 1)}
+        for agent, state in self.scene.observed.items():
+            places = {call: place for place, call in enumerate(state.heard, 1)}
             for call in made.get(agent, []):
                 key = call.sender, call.n
                 if call.answer is not None and call.answer != places.get(key):
                     self.fails(f"{agent} answered {key} with place {call.answer}; it is at {places.get(key)}")
-            for sender in {sender for sender, _ in shown.heard}:
-                order = [n for who, n in shown.heard if who == sender]
+            for sender in {sender for sender, _ in state.heard}:
+                order = [n for who, n in state.heard if who == sender]
                 if order != sorted(order):
                     self.fails(f"{agent} took the calls of {sender} in the order {order}")
 
@@ -267,10 +267,10 @@ class TimersOnce(Checker):
 
     def at_rest(self) -> None:
         waiting = self.scene.waiting
-        for agent, shown in self.scene.observed.items():
-            missing, extra = Counter(shown.alarms) - Counter(shown.rung), Counter(shown.rung) - Counter(shown.alarms)
+        for agent, state in self.scene.observed.items():
+            missing, extra = Counter(state.alarms) - Counter(state.rung), Counter(state.rung) - Counter(state.alarms)
             if extra or missing.total() > waiting[agent]:
-                self.fails(f"{agent} has set {sorted(shown.alarms)}; there came {sorted(shown.rung)}")
+                self.fails(f"{agent} has set {sorted(state.alarms)}; there came {sorted(state.rung)}")
 
 
 def _goes_on(before: Timer, after: Timer) -> bool:
@@ -288,6 +288,6 @@ class Conserved(Checker):
     invariant = "I22"
 
     def at_rest(self) -> None:
-        total = sum(shown.tokens for shown in self.scene.observed.values())
+        total = sum(state.tokens for state in self.scene.observed.values())
         if self.scene.observed and total != self.scene.tokens:
             self.fails(f"there are {total} tokens; there were {self.scene.tokens}")

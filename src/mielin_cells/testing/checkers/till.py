@@ -97,9 +97,9 @@ class Till(Checker):
                     self.fails(f"{step.what} records receipt {number} for {key}, which has another")
 
     def at_rest(self) -> None:
-        for agent, shown in self.scene.observed.items():
-            had = Counter(key for key, _ in shown.receipts)
-            for key, number in shown.receipts:
+        for agent, state in self.scene.observed.items():
+            had = Counter(key for key, _ in state.receipts)
+            for key, number in state.receipts:
                 if had[key] > 1 or self._logged.get(key) != number:
                     self.fails(
                         f"{agent} has receipt {number} for {key} {had[key]} times; the log has {self._logged.get(key)}"

@@ -67,17 +67,17 @@ async def fill(log: Log, subject: str, count: int) -> list[Entry]:
 
 async def read_tail(log: Log, subject: str, after: int, count: int) -> list[Entry]:
     """The first `count` entries of a tail, and whatever comes with them."""
-    found, tail = list[Entry](), log.tail(subject, after)
+    entries, tail = list[Entry](), log.tail(subject, after)
 
     async def follow() -> None:
         async for batch in tail:
             must(bool(batch), "A batch is empty.")
-            found.extend(batch)
-            if len(found) >= count:
+            entries.extend(batch)
+            if len(entries) >= count:
                 return
 
     try:
-        await in_time(follow(), f"A tail of {subject} after {after} gave {len(found)} entries of {count}.")
+        await in_time(follow(), f"A tail of {subject} after {after} gave {len(entries)} entries of {count}.")
     finally:
         tail.close()
-    return found
+    return entries

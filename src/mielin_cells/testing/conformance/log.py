@@ -19,13 +19,13 @@ async def entries_come_back_in_order(substrate: Substrate) -> None:
     seqs = await asyncio.gather(*(store(log, "a.x", b"%d" % n) for n in range(300)))
     must(seqs == sorted(set(seqs)), "Sequences do not grow.")
     wanted = [Entry(seq, b"%d" % n) for n, seq in enumerate(seqs)]
-    found, after = list[Entry](), 0
+    entries, after = list[Entry](), 0
     while page := await log.read("a.x", after, 64):
         must(len(page) <= 64, "A read gave more than its limit.")
         must(page[0].seq > after, "A read gave an entry that is not behind its `after`.")
-        found += page
+        entries += page
         after = page[-1].seq
-    must(found == wanted, "Entries are not in the order of their appends, or not as they were answered.")
+    must(entries == wanted, "Entries are not in the order of their appends, or not as they were answered.")
     must(await log.read("a.y") == [], "Another subject has entries.")
 
 
@@ -155,8 +155,8 @@ async def a_trim_keeps_what_is_behind_it_and_the_fence(substrate: Substrate) -> 
     must(isinstance(await log.append("m.x", b"stale", seqs[4]), Conflict), "A trim has opened the fence.")
     newest = await store(log, "m.x", b"next", seqs[5])
     must(newest > seqs[5], "A sequence was used again.")
-    found = await read_tail(log, "m.x", 0, 3)
-    must([entry.seq for entry in found] == [*seqs[4:], newest], "A tail gives what was trimmed.")
+    entries = await read_tail(log, "m.x", 0, 3)
+    must([entry.seq for entry in entries] == [*seqs[4:], newest], "A tail gives what was trimmed.")
 
 
 @check

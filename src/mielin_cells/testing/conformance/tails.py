@@ -14,16 +14,16 @@ async def a_tail_has_no_gap_and_no_repeat(substrate: Substrate) -> None:
     log, count = substrate.log, 400
 
     async def follow(slow: bool) -> list[bytes]:
-        found: list[bytes] = []
+        entries: list[bytes] = []
         tail = log.tail("t.x")
         async for batch in tail:
             must(bool(batch), "A batch is empty.")
-            found += [entry.data for entry in batch]
+            entries += [entry.data for entry in batch]
             if slow:
                 await asyncio.sleep(0)
-            if len(found) >= count:
+            if len(entries) >= count:
                 tail.close()
-        return found
+        return entries
 
     before = [asyncio.create_task(follow(slow)) for slow in (False, True)]
     for n in range(count // 2):
@@ -32,8 +32,8 @@ async def a_tail_has_no_gap_and_no_repeat(substrate: Substrate) -> None:
     await asyncio.gather(*(store(log, "t.x", b"%d" % n) for n in range(count // 2, count)))
     wanted = [b"%d" % n for n in range(count)]
     for task in (*before, amid, asyncio.create_task(follow(False))):
-        found = await in_time(task, "A tail lacks entries, or does not end when it is closed.")
-        must(found == wanted, "A tail has a gap, a repeat or another order.")
+        entries = await in_time(task, "A tail lacks entries, or does not end when it is closed.")
+        must(entries == wanted, "A tail has a gap, a repeat or another order.")
 
 
 @check
@@ -46,13 +46,13 @@ async def a_tail_begins_behind_its_place_and_goes_on_live(substrate: Substrate) 
         if at < 10:
             begun = await read_tail(log, "b.x", after, 10 - at)
             must(begun == every[at : at + len(begun)], f"A tail after {after} begins elsewhere.")
-        found, tail = list[Entry](), log.tail("b.x", after)
+        entries, tail = list[Entry](), log.tail("b.x", after)
         wanted = len(every) - at + 3
 
-        async def follow(tail: object = tail, found: list[Entry] = found, wanted: int = wanted) -> None:
+        async def follow(tail: object = tail, entries: list[Entry] = entries, wanted: int = wanted) -> None:
             async for batch in tail:  # type: ignore[attr-defined]
-                found.extend(batch)
-                if len(found) >= wanted:
+                entries.extend(batch)
+                if len(entries) >= wanted:
                     return
 
         following = asyncio.ensure_future(follow())
@@ -64,7 +64,7 @@ async def a_tail_begins_behind_its_place_and_goes_on_live(substrate: Substrate) 
             await in_time(following, f"A tail after {after} lacks what came while it caught up.")
         finally:
             tail.close()
-        must(found == every[at:], f"A tail after {after} has a gap, or a repeat, where it went live.")
+        must(entries == every[at:], f"A tail after {after} has a gap, or a repeat, where it went live.")
 
 
 @check

@@ -87,13 +87,14 @@ class Engine:
         self.harmed(kind, view)
         return True
 
-    def harmed(self, kind: str, view: Author | None) -> None:
-        """Counts a fault that `view` suffers, and calls the witnesses."""
+    def harmed(self, kind: str, view: Author | None, seconds: float = 0.0) -> float:
+        """Counts a fault that `view` suffers for `seconds`, and calls the witnesses; when the fault is over."""
         self.counts[kind] += 1
         if kind not in CHANCES:
-            self.troubled_for(AFTERMATH_S)
+            self.troubled_for(seconds + AFTERMATH_S)
         for witness in self._witnesses:
             witness(kind, view)
+        return self.loop.time() + seconds
 
     def troubled_for(self, seconds: float) -> None:
         self.troubled_until = max(self.troubled_until, self.loop.time() + seconds)

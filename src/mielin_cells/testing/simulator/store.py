@@ -65,13 +65,13 @@ class Store:
 
     def lasts(self, subjects: Sequence[str], upto: int | None = None) -> dict[str, Entry]:
         """The last entry with `seq <= upto` of each that has one."""
-        found = dict[str, Entry]()
+        entries_of = dict[str, Entry]()
         for subject in subjects:
             entries = self._subjects.get(subject, [])
             end = len(entries) if upto is None else bisect_right(entries, upto, key=_seq)
             if end:
-                found[subject] = entries[end - 1]
-        return found
+                entries_of[subject] = entries[end - 1]
+        return entries_of
 
     def trim(self, subject: str, before: int) -> int:
         """Removes entries with `seq < before`; how many there were."""
@@ -84,15 +84,15 @@ class Store:
         return count
 
     def subjects(self, prefix: str) -> list[tuple[str, int]]:
-        names, subjects, found = self._names, self._subjects, list[tuple[str, int]]()
+        names, subjects, listed = self._names, self._subjects, list[tuple[str, int]]()
         for index in range(bisect_left(names, prefix), len(names)):
             name = names[index]
             if not name.startswith(prefix):
                 break
             entries = subjects[name]
             if entries:
-                found.append((name, entries[-1].seq))
-        return found
+                listed.append((name, entries[-1].seq))
+        return listed
 
     def forget(self, kept: int) -> None:
         """As a power cut: only the first `kept` of all `changes` were on the disk.  Sequences are given again from there."""

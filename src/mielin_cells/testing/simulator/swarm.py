@@ -41,7 +41,7 @@ TRIGGERS = (
 """Records behind whose landing the nemesis likes to strike: something has been decided, and nobody knows of it yet."""
 
 OFF: tuple[str, ...] = ()
-"""Parts of stories that are left out, until what they have found is mended."""
+"""Parts of stories that are left out until the bugs that they show are mended."""
 
 CALLS = {"note": 4.0, "give": 3.0, "hand": 2.0, "roam": 0.5, "settle": 1.5, "alarm": 1.0}
 """What clients call, and how often."""
@@ -151,14 +151,14 @@ def _spans(numbers: frozenset[int]) -> str:
 
 
 def _numbers(text: str) -> frozenset[int]:
-    found: set[int] = set()
+    numbers: set[int] = set()
     for span in text.split(","):
         match = re.fullmatch(r"(\d+)(?:-(\d+))?", span)
         if match:
-            found.update(range(int(match[1]), int(match[2] or match[1]) + 1))
+            numbers.update(range(int(match[1]), int(match[2] or match[1]) + 1))
         elif span != "-":
             raise ValueError(f"{span!r} is no number and no span of numbers")
-    return frozenset(found)
+    return frozenset(numbers)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -243,7 +243,7 @@ def drawn(seed: int, cut: Cut | None = None) -> Swarm:
 
 
 def _widen(swarm: Swarm, without: frozenset[str]) -> None:
-    """What was added to the simulator later.  Drawn apart, and behind the rest: `without=wider` a seed tells what it told before."""
+    """Parts that were added later.  They are drawn apart, after the rest: `without=wider` a seed tells its older story."""
     rng = Random(f"wider {swarm.seed}")
     swarm.faults = swarm.faults.wider(rng)
     if "odd" not in without:

@@ -180,19 +180,19 @@ class View(Link):
 
     async def read(self, subject: str, after: int = 0, limit: int = 1000) -> list[Entry]:
         store = self.world.store
-        found: list[Entry] = await self._look(
+        entries: list[Entry] = await self._look(
             "read", subject, lambda: store.read(subject, after, limit, self._horizon())
         )
-        if found and self.world.happens("read_torn", self):
-            found[-1] = Entry(found[-1].seq, self.tear(found[-1].data))
-        return found
+        if entries and self.world.happens("read_torn", self):
+            entries[-1] = Entry(entries[-1].seq, self.tear(entries[-1].data))
+        return entries
 
     async def last(self, subject: str) -> Entry | None:
         store, world = self.world.store, self.world
         if world.happens("last_stale", self):
             upto = world.known_before(world.faults.cut_off_s * world.rng.random())
-            found: Entry | None = await self._look("last", subject, lambda: store.last_at(subject, upto))
-            return self.maybe_torn(found)
+            entry: Entry | None = await self._look("last", subject, lambda: store.last_at(subject, upto))
+            return self.maybe_torn(entry)
         return self.maybe_torn(await self._newest("last", subject))
 
     async def settled(self, subject: str) -> Entry | None:
@@ -201,23 +201,23 @@ class View(Link):
     async def _newest(self, what: str, subject: str) -> Entry | None:
         store, loop = self.world.store, self.world.loop
         if not subject.startswith(LOGS):
-            found: Entry | None = await self._look(what, subject, lambda: store.last(subject))
-            return found
+            entry: Entry | None = await self._look(what, subject, lambda: store.last(subject))
+            return entry
         operation = Operation(self.label, True, loop.time())
         self.world.history.operations.setdefault(subject, []).append(operation)
-        found = await self._look(what, subject, lambda: store.last(subject))
-        operation.ended, operation.seq = loop.time(), found.seq if found is not None else 0
-        return found
+        entry = await self._look(what, subject, lambda: store.last(subject))
+        operation.ended, operation.seq = loop.time(), entry.seq if entry is not None else 0
+        return entry
 
     async def lasts(self, subjects: Sequence[str]) -> dict[str, Entry]:
         store = self.world.store
-        found: dict[str, Entry] = await self._look("lasts", "", lambda: store.lasts(subjects, self._horizon()))
-        return {name: self.maybe_torn(entry) or entry for name, entry in found.items()}
+        entries: dict[str, Entry] = await self._look("lasts", "", lambda: store.lasts(subjects, self._horizon()))
+        return {name: self.maybe_torn(entry) or entry for name, entry in entries.items()}
 
     async def subjects(self, prefix: str) -> list[tuple[str, int]]:
-        found: list[tuple[str, int]] = await self._look("subjects", prefix, lambda: self.world.store.subjects(prefix))
+        listed: list[tuple[str, int]] = await self._look("subjects", prefix, lambda: self.world.store.subjects(prefix))
         upto = self._horizon()
-        return found if upto is None else [(name, seq) for name, seq in found if seq <= upto]
+        return listed if upto is None else [(name, seq) for name, seq in listed if seq <= upto]
 
     async def _look(self, what: str, subject: str, find: Callable[[], Any]) -> Any:
         """A call that reads: `find` is asked half-way, where the store is."""
@@ -316,9 +316,9 @@ class View(Link):
         world.note(f"ask {wired.subject} {view.label} {blake3(data).hexdigest(8)}")
 
         async def serve() -> None:
-            found = await wired.receive(data)
+            result = await wired.receive(data)
             if answer is not None:
-                view.carry(self, resolve, answer, found)
+                view.carry(self, resolve, answer, result)
 
         def start() -> None:
             _ = view.process.start(serve())

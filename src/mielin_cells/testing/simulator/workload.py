@@ -232,7 +232,7 @@ class Accounts(Workload):
             if error.code == "NoSuchAgent" and scenario.world.power:
                 counts["call: NoSuchAgent"] += 1  # its creation was forgotten, too, and it is created again
                 return
-            scenario.violate(f"I4: {call.sender} called {call.agent}.{plan.kind} and was told {error.code}: {error}")
+            scenario.violate(f"I4: {call.sender} called {call.agent}.{plan.kind} and got {error.code}: {error}")
 
     async def has_arrived(self, scenario: Deployment) -> bool:
         observed = scenario.scene.observed

@@ -63,9 +63,8 @@ class World(Engine):
             return
         view.paused_until = until
         self.note(f"pause {view.label} {seconds:.3f}")
-        self.harmed("pause", view)
+        self.harmed("pause", view, seconds)
         view.process.pause()
-        self.troubled_for(seconds + AFTERMATH_S)
         self.later(seconds, self._resume, view)
 
     def starve(self, name: str, seconds: float, rng: Random) -> None:
@@ -96,9 +95,7 @@ class World(Engine):
         """
         view = self.views[name]
         self.note(f"cut {view.label} {seconds:.3f} store={store} {ways}")
-        self.harmed("cut" if ways == "both" else f"cut {ways}", view)
-        until = self.loop.time() + seconds
-        self.troubled_for(seconds + AFTERMATH_S)
+        until = self.harmed("cut" if ways == "both" else f"cut {ways}", view, seconds)
         if ways != "in":
             view.mute_until = max(view.mute_until, until)
         if ways != "out":
@@ -111,9 +108,7 @@ class World(Engine):
         view = self.views[name]
         if not is_part:
             self.note(f"cut store {view.label} {seconds:.3f} {ways}")
-        self.harmed("store cut" if ways == "both" else f"store cut {ways}", view)
-        until = self.loop.time() + seconds
-        self.troubled_for(seconds + AFTERMATH_S)
+        until = self.harmed("store cut" if ways == "both" else f"store cut {ways}", view, seconds)
         if ways != "in":
             view.no_store_until = max(view.no_store_until, until)
         if ways != "out":
@@ -154,9 +149,7 @@ class World(Engine):
         """Everything to and from the process takes `factor` times as long."""
         view = self.views[name]
         self.note(f"slow {view.label} {seconds:.3f} {factor:g}")
-        self.harmed("slow node", view)
-        self.troubled_for(seconds + AFTERMATH_S)
-        view.slowness, view.slow_until = factor, self.loop.time() + seconds
+        view.slowness, view.slow_until = factor, self.harmed("slow node", view, seconds)
 
     def step_clock(self, name: str, seconds: float) -> None:
         """The wall clock of the process jumps ahead or back, and stays so."""
