@@ -22,28 +22,13 @@ from mielin_cells.migration import journal as journals
 from mielin_cells.store import journal
 from mielin_cells.store.reader import load
 from mielin_cells.substrate.ports import Entry, Log
-from mielin_cells.testing.checkers.checker import INBOXES, Checker, Checkers
+from mielin_cells.testing.checkers import OF_LOGS
+from mielin_cells.testing.checkers.checker import INBOXES, Checkers
 from mielin_cells.testing.checkers.history import History, Operation
-from mielin_cells.testing.checkers.messages import AcknowledgedIsKept, Conserved, InOrder, SentOnce, TakenOnce
-from mielin_cells.testing.checkers.migrations import Classified, OneOutcome, RecoveredOnce, ValidPath
-from mielin_cells.testing.checkers.ownership import (
-    CurrentWrites,
-    EpochsGrow,
-    GoesBackByRecord,
-    NobodyRuns,
-    OneServes,
-    OwnerRegister,
-    SameState,
-    StoreTells,
-)
+from mielin_cells.testing.checkers.ownership import SameState, StoreTells
 from mielin_cells.testing.checkers.scene import Call, Observed, Reported, Scene, Violation
 
 PAGE = 1000
-
-KINDS: tuple[type[Checker], ...] = (
-    OneServes, EpochsGrow, CurrentWrites, TakenOnce, SentOnce, AcknowledgedIsKept, InOrder, SameState, OneOutcome,
-    GoesBackByRecord, NobodyRuns, RecoveredOnce, ValidPath, OwnerRegister, Classified, Conserved, StoreTells,
-)  # fmt: skip
 
 
 class Read(NamedTuple):
@@ -131,7 +116,7 @@ class Check:
         self._history = History(lambda: self._at)
         self._scenes: list[Scene] = []
         self._checkers: list[Checkers] = []
-        for kind in KINDS:  # each by itself: what one says behind its first violation follows from that
+        for kind in OF_LOGS:  # each by itself: what one says behind its first violation follows from that
             scene = Scene(self._history)
             scene.tokens = tokens * len(recording.agents)
             scene.calls = [timed.call for timed in recording.calls]
@@ -143,9 +128,9 @@ class Check:
         """Judges what has landed of these agents, in the order in which it did."""
         self._count(entries)
         self._register(entries)
-        folds = next(s for s, kind in zip(self._scenes, KINDS, strict=True) if kind is SameState).folds
+        folds = next(s for s, kind in zip(self._scenes, OF_LOGS, strict=True) if kind is SameState).folds
         loaded = {agent: await load(log, agent) for agent in self.recording.agents}
-        for scene, checkers, kind in zip(self._scenes, self._checkers, KINDS, strict=True):
+        for scene, checkers, kind in zip(self._scenes, self._checkers, OF_LOGS, strict=True):
             scene.observed = shown
             if kind is StoreTells:
                 scene.folds, scene.loaded = folds, loaded

@@ -1,0 +1,19 @@
+"""The invariants I1 to I25 of `docs/reliability.md`, one checker each."""
+
+from mielin_cells.testing.checkers import messages as m
+from mielin_cells.testing.checkers import migrations as g
+from mielin_cells.testing.checkers import ownership as o
+from mielin_cells.testing.checkers.checker import Checker
+from mielin_cells.testing.checkers.failed_turns import NothingOfIt
+from mielin_cells.testing.checkers.till import Till
+
+OF_LOGS: tuple[type[Checker], ...] = (
+    o.SameState, o.OneServes, o.EpochsGrow, o.CurrentWrites, m.TakenOnce, m.SentOnce, m.AcknowledgedIsKept, m.InOrder, g.OneOutcome,
+    o.GoesBackByRecord, o.NobodyRuns, g.RecoveredOnce, g.ValidPath, o.OwnerRegister, g.Classified, m.Conserved, o.StoreTells,
+)  # fmt: skip
+"""Those that need only what has landed and what clients recorded, so that real processes can be checked, too."""
+
+CHECKERS: tuple[type[Checker], ...] = (
+    *OF_LOGS, g.ComesToRest, g.WithinBudget, m.TimersOnce, Till, g.NothingLeft, o.NothingUnverified, g.SameAgain, NothingOfIt,
+)  # fmt: skip
+"""All.  `SameState` is the first: it folds the logs that others look at."""

@@ -1,4 +1,4 @@
-"""Independent checkers of a run: one class for each invariant of `docs/reliability.md`, each with what it does not check.
+"""Independent checkers of a run: one class for each invariant of `docs/reliability.md`, which says what each does not check.
 
 Checkers see every entry at the instant it lands and every answer as it is given to the wire, and at the end they see what clients
 and agents say.  None trusts what a node remembers: `Owned` derives an agent's owner from its log a second time, in fewer words than

@@ -19,7 +19,6 @@ class NothingOfIt(Checker):
     The asker gets the cause, in an answer that the log holds; a tell becomes a dead letter, which is there at rest unless an
     operator has removed it.  An agent's list, table and buffer hold the same, in the same order.  A task that has outlived its
     turn cannot change the agent.
-    Not checked: how often a message is run before it is a dead letter; letters of agents that have ended.
     """
 
     invariant = "I25"

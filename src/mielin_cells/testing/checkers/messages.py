@@ -28,7 +28,6 @@ class TakenOnce(Checker):
 
     The cursor goes back only by an undo, which gives back exactly what was taken after the record that it goes to.  At rest each
     agent of the workload has heard each call once, and none that nobody made.
-    Not checked: that a re-run after an undo does the same.
     """
 
     invariant = "I4"
@@ -92,7 +91,6 @@ class SentOnce(Checker):
     Numbers of one agent to another follow one another.  What an agent has in an inbox is in its log, with this number and
     these arguments; what a log calls released is in the receiver's inbox.  At rest each transfer of the workload has arrived, once
     and in order.
-    Not checked: outputs of other agents than the workload's, once they are in the inbox.
     """
 
     invariant = "I5"
@@ -145,7 +143,6 @@ class AcknowledgedIsKept(Checker):
 
     An answer on the wire is the one that the log holds, and not before it holds it.  At rest the state of each agent of the
     workload includes each call that was acknowledged, through every crash in between.
-    Not checked: what a store forgets by contract, as in a power cut without sync: that is taken back (`Checkers.forget`).
     """
 
     invariant = "I6"
@@ -181,7 +178,6 @@ class InOrder(Checker):
     """I7: calls of one client take effect in the order they were sent, across every move, and have one answer.
 
     The answer that a caller had is the place that its call has at rest; of one number nobody ever gives two answers.
-    Not checked: order between different senders, which is not promised.
     """
 
     invariant = "I7"
@@ -218,8 +214,6 @@ class TimersOnce(Checker):
     """I17: a timer fires at most once for each time it is due, not early, wherever its agent is by then; and at rest it has.
 
     Early is by true time, minus what clocks were set wrong in this run: a node goes by its own.
-    Not checked: a timer that is set and fires within one commit; how late a timer is; which handler its message runs (the workload's
-    agents say which timers have come).
     """
 
     invariant = "I17"
@@ -280,10 +274,7 @@ def _goes_on(before: Timer, after: Timer) -> bool:
 
 
 class Conserved(Checker):
-    """I22: agents move tokens among themselves; when nothing is on its way there are as many as at the beginning.
-
-    Not checked: anything before rest, when some are on their way.
-    """
+    """I22: agents move tokens among themselves; when nothing is on its way there are as many as at the beginning."""
 
     invariant = "I22"
 

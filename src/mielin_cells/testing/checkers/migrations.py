@@ -17,10 +17,7 @@ OUTCOMES = ("completed", "rolled_back", "gave_up")
 
 
 class OneOutcome(Checker):
-    """I9: a migration has one outcome: log, journal and the report to its caller agree, and it is final.
-
-    Not checked: reasons; that a rolled back migration could not have been completed.
-    """
+    """I9: a migration has one outcome: log, journal and the report to its caller agree, and it is final."""
 
     invariant = "I9"
 
@@ -69,7 +66,6 @@ class RecoveredOnce(Checker):
     """I12: however often recovery is interrupted and begun again, it comes to one end.
 
     An attempt is handed over at most once; a journal has one end; each process goes on from the last record of the process before.
-    Not checked: that an uninterrupted recovery would have ended alike.
     """
 
     invariant = "I12"
@@ -100,7 +96,6 @@ class ValidPath(Checker):
     """I13: a journal is a path of the state machine, a report passes its phases in order, and an agent has one open migration.
 
     Of one agent in one epoch at most one journal is open; each record may follow what is there (`migration.journal`).
-    Not checked: an open journal of an earlier epoch, which the agent's next owner ends in its own time.
     """
 
     invariant = "I13"
@@ -143,7 +138,7 @@ class ValidPath(Checker):
 class ComesToRest(Checker):
     """I15: once faults stop and a majority with a node for every agent stays up, every agent answers and every migration ends.
 
-    `Scenario` measures the time and calls `fails`.  Not checked: how soon within the bound.
+    `Scenario` measures the time and calls `fails`.
     """
 
     invariant = "I15"
@@ -155,8 +150,6 @@ class WithinBudget(Checker):
     Attempts are bounded by the retries that the journal's plan allows and by sources that were lost on the way; what a retry waits
     is within the plan's bounds, and between two attempts of one process that time passes.  A move without faults takes one
     attempt, unless a turn outlasted the pause.
-    Not checked: how long a pause takes while faults happen, since a store that is away outlasts its deadlines; waits of a process
-    whose clock was wrong.
     """
 
     invariant = "I16"
@@ -214,7 +207,6 @@ class NothingLeft(Checker):
     """I19: at rest no node holds a reservation or an open migration; a stopped one leaves no task, tail or subscription.
 
     `Scenario` looks at the stopped processes.
-    Not checked: memory, and parts beside the logs.
     """
 
     invariant = "I19"
@@ -230,7 +222,6 @@ class Classified(Checker):
     """I21: each failure of a migration is classified and says what went wrong; what a retry cannot mend is not retried there.
 
     What nodes log as a bug of their own is a violation, too (`Bugs`).
-    Not checked: that the class is the best one (`tests/migration/test_failure.py`), and the words.
     """
 
     invariant = "I21"
@@ -259,7 +250,6 @@ class SameAgain(Checker):
     """I23: a seed that is run twice has the same trace, step by step.
 
     `story.check` runs some seeds twice and calls `compare`.
-    Not checked: what no trace line shows: bytes of answers on the wire that nobody hears.
     """
 
     invariant = "I23"

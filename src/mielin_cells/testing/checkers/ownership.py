@@ -19,7 +19,6 @@ class OneServes(Checker):
     """I1: at most one instance of an agent is active in an epoch, and only the owner's writes are accepted.
 
     Each record is by the incarnation that the ownership records name, and no two nodes serve the agent in one epoch.
-    Not checked: an instance of an older epoch that does not know yet that it is one; what it appends does not land.
     """
 
     invariant = "I1"
@@ -42,10 +41,7 @@ class OneServes(Checker):
 
 
 class EpochsGrow(Checker):
-    """I2: the epoch of an agent grows by one with each transfer, and no process writes in less than it has written in.
-
-    Not checked: what a process remembers beyond what it has written.
-    """
+    """I2: the epoch of an agent grows by one with each transfer, and no process writes in less than it has written in."""
 
     invariant = "I2"
 
@@ -65,10 +61,7 @@ class EpochsGrow(Checker):
 
 
 class CurrentWrites(Checker):
-    """I3: each accepted record follows the one it expects, is by the process it names, and comes before the end.
-
-    Not checked: mail, which carries no epoch; that it is sent once is I5's.
-    """
+    """I3: each accepted record follows the one it expects, is by the process it names, and comes before the end."""
 
     invariant = "I3"
 
@@ -100,7 +93,6 @@ class SameState(Checker):
     """I8: the state that an owner claims is the one that its log gives, at each commit, each handover and each undo.
 
     The log is folded as it lands, with production's fold; the next commit of a target that serves another state shows it.
-    Not checked: the fold itself (`tests/log/test_fold_histories.py`), records in parts, which the workloads are too small for.
     """
 
     invariant = "I8"
@@ -127,7 +119,6 @@ class GoesBackByRecord(Checker):
 
     `Returned` gives the agent back to the source of the handover.  The handover of a migration that was reported or journaled as
     ended never lands.
-    Not checked: that no input is lost by it (I6, I7).
     """
 
     invariant = "I10"
@@ -156,7 +147,6 @@ class NobodyRuns(Checker):
     """I11: while the owner of an agent is undecided, neither side runs a turn of it.
 
     In probation only a verdict or a claim lands; a source that has sent its handover runs no turn until the log names the owner.
-    Not checked: a target's memory before its verdict is acknowledged, beyond that it commits nothing.
     """
 
     invariant = "I11"
@@ -183,7 +173,6 @@ class OwnerRegister(Checker):
     """I14: the owner of an agent is a linearizable register with compare-and-set (`checkers.history`).
 
     Every append to an agent's log and every read of its end is an operation with a beginning and an end.
-    Not checked: reads that may be stale by contract (`read`, `subjects`, tails).
     """
 
     invariant = "I14"
@@ -200,8 +189,6 @@ class NothingUnverified(Checker):
     """I20: everything that lands can be read (`Checkers` sees to it), and a target accepts only a log that it has read to its end.
 
     At the instant of `Accepted`, the copy on the accepting node has folded the handover that it accepts.
-    Not checked: the copy's state, which its next commit shows (I8); signatures, which records do not have yet; the code of a class,
-    which travels by name only.
     """
 
     invariant = "I20"
@@ -221,7 +208,6 @@ class StoreTells(Checker):
     """I24: an agent that is loaded from the store at the end, by a snapshot or from the first record, is what has landed.
 
     State, ledger, policy, owner, phase and lifecycle are compared with the fold of what landed.
-    Not checked: SQLite's and the server's own files, which the adapters' tests and `make torture` check.
     """
 
     invariant = "I24"

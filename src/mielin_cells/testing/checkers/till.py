@@ -37,8 +37,6 @@ class Till(Checker):
     """I18: a step's call keeps its idempotency key when it is made again, and is not made again once its outcome is kept.
 
     A log holds one outcome for a key, and at rest each agent has, once, the very receipts that its log gave its turns.
-    Not checked: calls of nodes that have lost the agent and do not know it yet, whose outcomes cannot land (I1); effects outside of
-    steps, which are at least once.
     """
 
     invariant = "I18"

@@ -20,37 +20,9 @@ from mielin_cells.errors import CellError, RecordInvalid, TurnDeadlineExceeded
 from mielin_cells.log.ids import inbox_subject
 from mielin_cells.log.message import decode_mail
 from mielin_cells.store.reader import load
+from mielin_cells.testing.checkers import CHECKERS
 from mielin_cells.testing.checkers.checker import Checker
-from mielin_cells.testing.checkers.failed_turns import NothingOfIt
-from mielin_cells.testing.checkers.messages import (
-    AcknowledgedIsKept,
-    Conserved,
-    InOrder,
-    SentOnce,
-    TakenOnce,
-    TimersOnce,
-)
-from mielin_cells.testing.checkers.migrations import (
-    Classified,
-    ComesToRest,
-    NothingLeft,
-    OneOutcome,
-    RecoveredOnce,
-    SameAgain,
-    ValidPath,
-    WithinBudget,
-)
-from mielin_cells.testing.checkers.ownership import (
-    CurrentWrites,
-    EpochsGrow,
-    GoesBackByRecord,
-    NobodyRuns,
-    NothingUnverified,
-    OneServes,
-    OwnerRegister,
-    SameState,
-    StoreTells,
-)
+from mielin_cells.testing.checkers.migrations import ComesToRest, NothingLeft, ValidPath
 from mielin_cells.testing.checkers.scene import Violation
 from mielin_cells.testing.checkers.till import Till
 from mielin_cells.testing.simulator import loop, misbehaving
@@ -63,13 +35,6 @@ from mielin_cells.testing.simulator.workload import Accounts, Workload
 
 C = TypeVar("C", bound=Checker)
 S = TypeVar("S", bound="Scenario")
-
-CHECKERS: tuple[type[Checker], ...] = (
-    SameState, OneServes, EpochsGrow, CurrentWrites, TakenOnce, SentOnce, AcknowledgedIsKept, InOrder, OneOutcome,
-    GoesBackByRecord, NobodyRuns, RecoveredOnce, ValidPath, OwnerRegister, ComesToRest, WithinBudget, TimersOnce, Till,
-    NothingLeft, NothingUnverified, Classified, Conserved, SameAgain, StoreTells, NothingOfIt,
-)  # fmt: skip
-"""One for each invariant, I1 to I25."""
 
 STORY_S = 900.0
 """Virtual time within which a story with its rest is over."""
