@@ -7,7 +7,6 @@ import contextlib
 
 import pytest
 from support.bad_agents import QUICK, bad_class, good_class, having
-from support.logs import ForwardedLog
 from support.moving import nodes
 from support.nodes import deployment
 
@@ -18,6 +17,7 @@ from mielin_cells.client.client import Client
 from mielin_cells.client.operator import Operator
 from mielin_cells.errors import AgentInError, PermissionDenied
 from mielin_cells.log.ids import inbox_subject, log_subject
+from mielin_cells.testing.faults import ForwardedLog
 
 SHORT_S = 0.4
 LONG_S = 600.0

@@ -18,7 +18,7 @@ from mielin_cells.testing.survive import Broken, Play, Survival
 
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "testing.md").read_text(), re.DOTALL)
 PLUGIN = "mielin_cells.testing.plugin"
-CLOSE_S = 50
+CLOSE_S = 110
 
 
 class Purse(cells.Agent):
