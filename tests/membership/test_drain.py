@@ -268,7 +268,7 @@ async def test_a_dead_node_is_drained_by_claims() -> None:
         assert [await meter.add() for meter in meters] == [2] * 6
         where = [await meter.where() for meter in meters]
         assert {where.count("node-2"), where.count("node-3")} == {3}
-        entered = (await table.registered(client.log))["node-1"]
+        entered = (await table.read_members(client.log))["node-1"]
         assert entered.is_cordoned
         node = await made.start("node-1")  # a node that comes back takes nothing, and has nothing
         assert node.activations.live == {}
@@ -325,7 +325,7 @@ async def test_a_drain_ends_at_its_deadline_whatever_its_moves_do(where: str, mo
         began = asyncio.get_running_loop().time()
         await emptying.run()
         assert asyncio.get_running_loop().time() - began < 2.0
-        told = emptying.told()
+        told = emptying.progress()
         assert told.state == answers.OVER
         assert told.left == len(told.rows) > 0
         assert all(row.state == "blocked" and "the deadline came" in row.blocker for row in told.rows)

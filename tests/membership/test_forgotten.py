@@ -31,7 +31,7 @@ async def came_and_went(client: Client, name: str) -> int:
 
 async def until_only(client: Client, *names: str) -> None:
     async with asyncio.timeout(10):
-        while await table.names(client.log) != list(names):
+        while await table.list_names(client.log) != list(names):
             await asyncio.sleep(0.01)
 
 
@@ -104,7 +104,7 @@ async def test_one_that_enters_while_it_is_forgotten_stays() -> None:
         assert await leader.append_term(log, leader.Term("node-1", 1, 1, nonce()), 0)
         first = await table.enter(log, "pod", Announcement(), nonce)
         await table.leave(log, "pod", first.incarnation, nonce())
-        gone = (await table.registered(log))["pod"]
+        gone = (await table.read_members(log))["pod"]
         last = await log.last(node_log_subject("pod"))
         assert last is not None
 
@@ -112,7 +112,7 @@ async def test_one_that_enters_while_it_is_forgotten_stays() -> None:
         second = await table.enter(log, "pod", Announcement(), nonce)
         assert not await table.forget(log, "pod", gone, ("node-1", 1), nonce)
         await log.trim(node_log_subject("pod"), last.seq + 1)  # as if it had looked just before
-        assert (await table.registered(log))["pod"].incarnation == second.incarnation == 2
+        assert (await table.read_members(log))["pod"].incarnation == second.incarnation == 2
     finally:
         await substrate.close()
 

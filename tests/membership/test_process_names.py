@@ -19,7 +19,7 @@ from mielin_cells.client.operator import Operator
 from mielin_cells.log.codec import framed
 from mielin_cells.log.ids import node_log_subject
 from mielin_cells.membership import table
-from mielin_cells.membership.heartbeat import FORGET_S, HEARD_MAX, Ear, decode_beat
+from mielin_cells.membership.heartbeat import FORGET_S, HEARD_MAX, Listener, decode_beat
 from mielin_cells.node.node import Node
 from mielin_cells.rpc.answers import Beat
 from mielin_cells.substrate.embedded import Embedded
@@ -86,7 +86,7 @@ async def test_an_incarnation_is_above_every_earlier_one_also_behind_rubbish(sto
             given.append((await table.enter(store.log, "n1", about, lambda: b"n" * 12)).incarnation)
         await store.log.append(node_log_subject("n1"), rubbish)
     assert given == sorted(set(given))
-    assert (await table.registered(store.log))["n1"].incarnation == 0
+    assert (await table.read_members(store.log))["n1"].incarnation == 0
 
 
 async def test_a_clean_stop_is_noted_and_the_next_process_goes_on(store: Embedded) -> None:
@@ -182,9 +182,9 @@ async def test_a_node_whose_loop_is_held_is_stuck_and_not_silent(store: Embedded
     await held.start()
     await other.start()
     held.kill()  # it answers no request any more
-    ear = Ear()
-    other._questions._heard = ear.heard
-    ear.hear(beat_of("n1", 1, 7.5))
+    listener = Listener()
+    other._questions._heard = listener.beats
+    listener.receive(beat_of("n1", 1, 7.5))
 
     (found,) = [node for node in await Operator(client).nodes() if node.name == "n1"]
 
@@ -200,9 +200,9 @@ async def test_a_node_that_was_heard_just_before_its_process_died_is_not_stuck(s
     await dead.start()
     await other.start()
     dead.kill()
-    ear = Ear()
-    other._questions._heard = ear.heard
-    ear.hear(beat_of("n1", 1, 0.0))
+    listener = Listener()
+    other._questions._heard = listener.beats
+    listener.receive(beat_of("n1", 1, 0.0))
 
     (found,) = [node for node in await Operator(client).nodes() if node.name == "n1"]
 
@@ -217,26 +217,26 @@ def beat_of(name: str, incarnation: int, stuck_s: float) -> bytes:
 
 
 def test_rubbish_among_heartbeats_is_told_once_and_fills_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    ear = Ear()
+    listener = Listener()
     for data in (b"", b"\xc1", b"rubbish", b"\x93\x01\x02\x03", b"\x81" * 5000):
-        ear.hear(data)
+        listener.receive(data)
         with pytest.raises(cells.errors.RecordInvalid):
             decode_beat(data)
     assert len(caplog.records) == 1
     for n in range(HEARD_MAX + 10):
-        ear.hear(beat_of(f"n{n}", 1, 0.0))
-    ear.hear(beat_of("late", 1, 0.0))
-    heard = {beat.node for beat in ear.heard()}
+        listener.receive(beat_of(f"n{n}", 1, 0.0))
+    listener.receive(beat_of("late", 1, 0.0))
+    heard = {beat.node for beat in listener.beats()}
     assert len(heard) == HEARD_MAX
     assert "late" in heard  # garbage does not keep a node from being heard
 
 
 def test_a_node_that_was_not_heard_for_long_is_forgotten() -> None:
     now = 0.0
-    ear = Ear(lambda: now)
-    ear.hear(beat_of("old", 1, 0.0))
+    listener = Listener(lambda: now)
+    listener.receive(beat_of("old", 1, 0.0))
     now = FORGET_S
-    ear.hear(beat_of("new", 1, 0.0))
-    assert {beat.node: beat.ago_s for beat in ear.heard()} == {"old": FORGET_S, "new": 0.0}
+    listener.receive(beat_of("new", 1, 0.0))
+    assert {beat.node: beat.ago_s for beat in listener.beats()} == {"old": FORGET_S, "new": 0.0}
     now += 1
-    assert {beat.node for beat in ear.heard()} == {"new"}
+    assert {beat.node for beat in listener.beats()} == {"new"}

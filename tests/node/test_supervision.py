@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mielin_cells.errors import StoreReadOnly
-from mielin_cells.membership.heartbeat import Ear, Heartbeat
+from mielin_cells.membership.heartbeat import Heartbeat, Listener
 from mielin_cells.settings import Settings
 from mielin_cells.substrate.embedded import Embedded
 from mielin_cells.substrate.ports import Substrate
@@ -115,16 +115,16 @@ def test_a_heartbeat_that_fails_in_an_unforeseen_way_beats_again() -> None:
                 raise OSError("no more files")
             return await Embedded.open()
 
-        heartbeat = Heartbeat("node-1", 3, connect, Settings(heartbeat_s=0.02), Ear())
+        heartbeat = Heartbeat("node-1", 3, connect, Settings(heartbeat_s=0.02), Listener())
         heartbeat.start()
         try:
             async with asyncio.timeout(10):
-                while not heartbeat.ear.heard():
+                while not heartbeat.listener.beats():
                     await asyncio.sleep(0.01)
         finally:
             await heartbeat.stop()
             await store.close()
-        [beat] = heartbeat.ear.heard()
+        [beat] = heartbeat.listener.beats()
         assert (beat.node, beat.incarnation) == ("node-1", 3)
         assert heartbeat.failures.total() == 1
 

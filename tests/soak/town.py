@@ -21,7 +21,7 @@ from mielin_cells.log import ledger
 from mielin_cells.log.codec import pack
 from mielin_cells.log.ids import BEATS, JOURNALS, LOGS, agent_of
 from mielin_cells.membership import detector, heartbeat
-from mielin_cells.membership.heartbeat import Ear, encode_beat
+from mielin_cells.membership.heartbeat import Listener, encode_beat
 from mielin_cells.membership.table import Announcement
 from mielin_cells.migration.audit import MigrationAuditLog
 from mielin_cells.node import failover
@@ -116,7 +116,7 @@ class Town:
         """Called in each round; for a test."""
         self.nodes: list[Node] = []
         self.client: Client
-        self.ears: dict[str, Ear] = {}
+        self.listeners: dict[str, Listener] = {}
         self.keepers: dict[str, Failover] = {}
         self._substrate = substrate
         self._path = path
@@ -130,21 +130,21 @@ class Town:
 
     async def enter(self, name: str) -> Node:
         about = Announcement(classes={"SoakResident": 1, "SoakGuest": 1}, at=time.time())
-        ear = self.ears[name] = Ear()
+        listener = self.listeners[name] = Listener()
         node = Node(
             name, self._substrate.log, self._substrate.wire, classes.get, settings=SETTINGS, rng=Random(name),
-            wall=time.time, about=about, heard=ear.heard,
+            wall=time.time, about=about, heard=listener.beats,
         )  # fmt: skip
         node.home.cluster = self.client
         node.migrations.manager.validator.audit = MigrationAuditLog(AUDIT)
         await node.start()
         self.keepers[name] = node.failover
-        node.home.begin(self._beat(node, ear))
+        node.home.begin(self._beat(node, listener))
         return node
 
-    async def _beat(self, node: Node, ear: Ear) -> None:
+    async def _beat(self, node: Node, listener: Listener) -> None:
         wire = self._substrate.wire
-        subscription = await wire.subscribe(BEATS, ear.hear)
+        subscription = await wire.subscribe(BEATS, listener.receive)
         try:
             while not node.is_stopping:
                 await wire.publish(BEATS, encode_beat(Beat(node.name, node.home.incarnation, 0.0)))
@@ -154,7 +154,7 @@ class Town:
 
     async def leave(self, node: Node) -> None:
         await node.stop()
-        del self.ears[node.name], self.keepers[node.name]
+        del self.listeners[node.name], self.keepers[node.name]
 
     async def open(self) -> None:
         self.client = self.connected()
@@ -239,7 +239,7 @@ class Town:
             names = node.quarantine.seen, node.adoption.quiet  # one entry for each agent that ever was
             note(f"bytes of {node.name}", size_of(node, but=[*shared[:4], *live, *names]), 30_000)
             note(f"bytes of the keeper of {node.name}", size_of(self.keepers[node.name], but=shared), 20_000)
-            note(f"bytes of the ear of {node.name}", size_of(self.ears[node.name], but=shared), 20_000)
+            note(f"bytes of the listener of {node.name}", size_of(self.listeners[node.name], but=shared), 20_000)
         note(
             "bytes of the agents",
             sum(size_of(h, but=shared) for n in self.nodes for h in n.activations.live.values()),

@@ -69,7 +69,7 @@ async def drain_node(
 
 
 async def _check_listed(client: Requester, node: str) -> None:
-    known = await table.names(client.log)
+    known = await table.list_names(client.log)
     if node not in known:
         raise UnknownNode(f"There is no node {node!r}; there are {', '.join(known) or 'none'}.", node=node, nodes=known)
 
@@ -90,7 +90,7 @@ async def _claim_all(client: Requester, node: str, moved: int, seconds: float) -
     clock = asyncio.get_running_loop().time
     began = clock()
     takeover = Takeover(client.log, client.wire, clock)
-    claimed = await takeover.take({node}, await table.registered(client.log))
+    claimed = await takeover.take({node}, await table.read_members(client.log))
     blocked = tuple(takeover.failed.items())
     return DrainReport(
         node=node, state=DONE if not blocked else OVER, agents=moved + claimed + len(blocked), moved=moved,

@@ -37,7 +37,7 @@ from mielin_cells.log.lifecycle import Phase
 from mielin_cells.log.message import Answer
 from mielin_cells.log.records import AnyRecord, HandedOff, Record, decode_record
 from mielin_cells.membership import table
-from mielin_cells.membership.heartbeat import Ear
+from mielin_cells.membership.heartbeat import Listener
 from mielin_cells.rpc import requests
 from mielin_cells.rpc.answers import Prediction, Progress
 from mielin_cells.store import journal
@@ -139,7 +139,7 @@ class Operator:
         cls = await class_of(self.client, agent)
         owner, _ = await self.client.owner(agent)
         error: Exception | None = None
-        for node in [owner, *(name for name in await table.names(self.log) if name != owner)]:
+        for node in [owner, *(name for name in await table.list_names(self.log) if name != owner)]:
             try:
                 return cls, await self.client.request(node, requests.ReadArguments(cls, handler, words), REQUEST_S)
             except UnknownClass as refusal:
@@ -165,14 +165,14 @@ class Operator:
 
     async def nodes(self) -> list[NodeInfo]:
         """Every node that has entered: as it answers, or, if it does not, as its log and other nodes describe it."""
-        entered, ear = await table.registered(self.log), Ear()
-        subscription = await self.client.wire.subscribe(BEATS, ear.hear)
+        entered, listener = await table.read_members(self.log), Listener()
+        subscription = await self.client.wire.subscribe(BEATS, listener.receive)
         try:
             answers = dict(zip(entered, await _all(list(entered), self.client.ping), strict=True))
             beats = []
             if any(answer is None and not entered[name].has_stopped for name, answer in answers.items()):
                 beats = await list_beats(self.client, [name for name, answer in answers.items() if answer is not None])
-                beats += ear.heard()
+                beats += listener.beats()
         finally:
             subscription.close()
         settings = self.client.settings
@@ -202,7 +202,7 @@ class Operator:
         if name.startswith("m-"):
             known = [migration for _, migration in await journal.listed(self.log)]
         else:
-            known = [agent for agent, _ in await known_agents(self.log)] + await table.names(self.log)
+            known = [agent for agent, _ in await known_agents(self.log)] + await table.list_names(self.log)
         starts = [one for one in known if name and one.startswith(name)][:NEAREST]
         return starts or difflib.get_close_matches(name, known, NEAREST)
 

@@ -48,7 +48,7 @@ class Placing:
             spread = await self._nodes()
             node = spread.choose(passed, request.cls) or spread.choose(passed)  # which says why not
             if node is None:
-                if not spread and not await table.present(self._client.log):
+                if not spread and not await table.read_present(self._client.log):
                     raise UnknownNode("No node answers; start one.", node="", nodes=[])
                 if clock() - began > (settings.turn_deadline_s if error is not None and spread else NOBODY_S):
                     raise error or NoResponder("No node answers; they may be busy. Try again, and see `mielin nodes`.")
@@ -69,7 +69,7 @@ class Placing:
         async with self._lock:
             if self._spread is None or clock() >= self._until:
                 began = clock()
-                found = await selection.alive(self._client.log, self._client.wire, selection.PATIENCE_S)
+                found = await selection.list_alive(self._client.log, self._client.wire, selection.PATIENCE_S)
                 self._spread = selection.Spread(found)
                 took = clock() - began
                 self._until = clock() + min(max(10 * took, FRESH_S_MIN), FRESH_S_MAX)

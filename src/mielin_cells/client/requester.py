@@ -177,7 +177,7 @@ class Requester:
 
     async def nodes(self) -> list[NodeInfo]:
         self.check_loop()
-        return await selection.alive(self.log, self.wire)
+        return await selection.list_alive(self.log, self.wire)
 
     async def ping(self, node: str) -> NodeInfo | None:
         """The node's description of itself; None if it does not answer."""
@@ -186,7 +186,7 @@ class Requester:
     async def check_node(self, node: str) -> None:
         """Raises `UnknownNode` with the nodes that there are."""
         if not await table.is_known(self.log, node):
-            known = await table.names(self.log)
+            known = await table.list_names(self.log)
             raise UnknownNode(
                 f"There is no node {node!r}; there are {', '.join(known) or 'none'}.", node=node, nodes=known
             )

@@ -67,7 +67,7 @@ async def _take_what_is_left(client: Client, names: list[str]) -> None:
     from mielin_cells.membership import table
     from mielin_cells.membership.takeover import Takeover
 
-    known = await table.registered(client.log)
+    known = await table.read_members(client.log)
     gone = known.keys() - set(names)
     if gone:
         await Takeover(client.log, client.wire, time.monotonic).take(gone, known, force=True)

@@ -30,7 +30,7 @@ from mielin_cells.deployment.config import Config
 from mielin_cells.deployment.connect import LOCKS_VARIABLE, Address, open_substrate
 from mielin_cells.deployment.ending import GRACE_S, ORPHAN_S, Ending
 from mielin_cells.errors import Fenced, StoreUnreachable
-from mielin_cells.membership.heartbeat import Ear, Heartbeat
+from mielin_cells.membership.heartbeat import Heartbeat, Listener
 from mielin_cells.membership.table import Announcement
 from mielin_cells.node.moves.admission import room_of
 from mielin_cells.node.node import Node
@@ -155,11 +155,11 @@ async def _run_node(options: Options, ending: Ending, substrate: Substrate, clie
         replaced_by.append(incarnation)
         ending.end("replaced", ORPHAN_S)
 
-    ear = Ear()
+    listener = Listener()
     node = Node(
         options.name, substrate.log, substrate.wire, classes.get, settings=settings, wall=time.time, clock=time.monotonic,
         about=announcement(options.labels, options.package), room=room_of(None), recovery=config.recovery,
-        recovery_of=config.classes, heard=ear.heard, replaced=replaced,
+        recovery_of=config.classes, heard=listener.beats, replaced=replaced,
     )  # fmt: skip
     node.home.cluster = client
     if options.faults is not None:
@@ -169,7 +169,7 @@ async def _run_node(options: Options, ending: Ending, substrate: Substrate, clie
     def entered() -> None:
         nonlocal heartbeat
         heartbeat = Heartbeat(
-            node.name, node.home.incarnation, lambda: open_substrate(options.address.existing), settings, ear,
+            node.name, node.home.incarnation, lambda: open_substrate(options.address.existing), settings, listener,
             lambda: node.is_starting, node.failover.refused_s,
         )  # fmt: skip
         heartbeat.start()

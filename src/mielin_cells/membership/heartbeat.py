@@ -52,15 +52,15 @@ def decode_beat(data: bytes) -> Beat:
         raise RecordInvalid(f"A message on the heartbeats' subject is no heartbeat: {error}.") from error
 
 
-class Ear:
-    """Remembers when each node was last heard.  `hear` may run on another thread than `heard`."""
+class Listener:
+    """Remembers when each node was last heard.  `receive` may run on another thread than `beats`."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._heard: dict[str, tuple[Beat, float]] = {}
         self._has_complained = False
 
-    def hear(self, data: bytes) -> None:
+    def receive(self, data: bytes) -> None:
         try:
             beat = decode_beat(data)
         except RecordInvalid as error:
@@ -73,24 +73,25 @@ class Ear:
             heard = list(self._heard.items())
             del self._heard[min(heard, key=lambda item: item[1][1])[0]]
 
-    def heard(self) -> list[Beat]:
-        now, found = self._clock(), list[Beat]()
+    def beats(self) -> list[Beat]:
+        """The last heartbeat of each node, with its age."""
+        now, beats = self._clock(), list[Beat]()
         for node, (beat, at) in list(self._heard.items()):
             if now - at > FORGET_S:
                 self._heard.pop(node, None)
             else:
-                found.append(msgspec.structs.replace(beat, ago_s=now - at))
-        return found
+                beats.append(msgspec.structs.replace(beat, ago_s=now - at))
+        return beats
 
 
 class Heartbeat:
     """`start` on the node's main loop, then `stop`."""
 
     def __init__(
-        self, node: str, incarnation: int, connect: Callable[[], Awaitable[Substrate]], settings: Settings, ear: Ear,
+        self, node: str, incarnation: int, connect: Callable[[], Awaitable[Substrate]], settings: Settings, listener: Listener,
         is_starting: Callable[[], bool] = lambda: False, refused_s: Callable[[], float] = lambda: 0.0,
     ) -> None:  # fmt: skip
-        self.ear = ear
+        self.listener = listener
         self.failures: Counter[str] = Counter()
         self._is_starting = is_starting
         self._refused_s = refused_s
@@ -152,7 +153,7 @@ class Heartbeat:
     async def _beat(self, substrate: Substrate) -> None:
         if self._ended is None:
             raise never("self._ended is not None does not hold")
-        subscription = await substrate.wire.subscribe(BEATS, self.ear.hear)
+        subscription = await substrate.wire.subscribe(BEATS, self.listener.receive)
         try:
             while not self._ended.is_set():
                 stuck_s = max(self._stuck(), self._refused_s())

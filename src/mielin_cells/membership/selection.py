@@ -29,13 +29,13 @@ async def ping(wire: Wire, node: str) -> NodeInfo | None:
         return None
 
 
-async def alive(log: Log, wire: Wire, patience_s: float = PING_S) -> list[NodeInfo]:
+async def list_alive(log: Log, wire: Wire, patience_s: float = PING_S) -> list[NodeInfo]:
     """Every node that answers, by name.  Raises a `RetryError` while the store does not.
 
     Once some have answered, one that takes longer than `patience_s` after the last answer is left out.  Who has said that it leaves
     is asked only if nobody else answers: the registry may be read late.
     """
-    entered = await table.registered(log)
+    entered = await table.read_members(log)
     found = list[NodeInfo]()
     for has_stopped in (False, True):
         names = [name for name, one in entered.items() if one.has_stopped is has_stopped]

@@ -105,8 +105,8 @@ async def enter(log: Log, name: str, about: Announcement, nonce: Callable[[], by
         delay = min(delay * 2, RETRY_S_MAX)
 
 
-async def newer(log: Log, name: str, place: Place, changed: Callable[[Entered, int], None]) -> int:
-    """Waits until another process enters the name; its incarnation (0: the store was closed).
+async def wait_for_newer(log: Log, name: str, place: Place, changed: Callable[[Entered, int], None]) -> int:
+    """Waits until another process enters the name, and returns its incarnation (0: the store was closed).
 
     `changed` is called with what operators write about this one, and its sequence.
     """
@@ -114,7 +114,7 @@ async def newer(log: Log, name: str, place: Place, changed: Callable[[Entered, i
     try:
         async for batch in tail:
             for entry in batch:
-                entered = await _told(log, name, entry)
+                entered = await _read_own(log, name, entry)
                 if entered is None:
                     continue
                 if entered.incarnation > place.incarnation:
@@ -125,7 +125,7 @@ async def newer(log: Log, name: str, place: Place, changed: Callable[[Entered, i
     return 0
 
 
-async def _told(log: Log, name: str, entry: Entry) -> Entered | None:
+async def _read_own(log: Log, name: str, entry: Entry) -> Entered | None:
     """The record, once the store answers; None if it is damaged where it is stored."""
     backoff = Backoff()
     while True:
@@ -148,7 +148,7 @@ async def cordon(log: Log, name: str, is_cordoned: bool, nonce: Callable[[], byt
     while True:
         last = await log.last(subject)
         if last is None and not await is_known(log, name):
-            known = await names(log)
+            known = await list_names(log)
             raise UnknownNode(f"There is no node {name!r}; there are {', '.join(known)}.", node=name, nodes=known)
         if last is None:
             continue  # it has entered, and a leader that was cut off did not know it
@@ -198,7 +198,7 @@ async def forget(
     return True
 
 
-async def names(log: Log) -> list[str]:
+async def list_names(log: Log) -> list[str]:
     """Every node that ever entered, in order."""
     prefix, found = node_log_subject(""), []
     for subject, _ in await log.subjects(prefix):
@@ -207,12 +207,12 @@ async def names(log: Log) -> list[str]:
     return sorted(found)
 
 
-async def registered(log: Log) -> dict[str, Entered]:
+async def read_members(log: Log) -> dict[str, Entered]:
     """The last record of every node that ever entered, by name; with incarnation 0 where it cannot be read.
 
     It may be a little old: nothing is decided by it.
     """
-    known = await names(log)
+    known = await list_names(log)
     last = await log.lasts([node_log_subject(name) for name in known])
     found = dict[str, Entered]()
     for name in known:
@@ -226,6 +226,6 @@ async def registered(log: Log) -> dict[str, Entered]:
     return found
 
 
-async def present(log: Log) -> dict[str, Entered]:
-    """Those of `registered` that have not said that they leave."""
-    return {name: entered for name, entered in (await registered(log)).items() if not entered.has_stopped}
+async def read_present(log: Log) -> dict[str, Entered]:
+    """The members that have not noted that they leave."""
+    return {name: entered for name, entered in (await read_members(log)).items() if not entered.has_stopped}

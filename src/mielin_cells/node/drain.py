@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from mielin_cells.errors import CellError, Fenced, MigrationInProgress, NoSuchAgent, RetryError, described
 from mielin_cells.membership import selection
+from mielin_cells.node.moves.admission import ask_offer
 from mielin_cells.rpc import requests
 from mielin_cells.rpc.answers import DONE, OVER, ROWS_MAX, RUNNING, STOPPED, DrainProgress, Row
-from mielin_cells.rpc.call import call
 from mielin_cells.tasks.together import together
 
 if TYPE_CHECKING:
@@ -103,10 +103,10 @@ class Drain:
             if row.state == "moving":
                 row.state, row.blocker = "blocked", f"the deadline came while it was moved to {row.target}"
         self._ended_at = activations.clock()
-        told = self.told()
+        progress = self.progress()
         logger.info(
-            "node %s: %d of %d agents have gone in %.1f s%s", activations.name, told.moved, told.agents, told.seconds,
-            f"; {told.left} stay and are claimable" if told.left else "",
+            "node %s: %d of %d agents have gone in %.1f s%s", activations.name, progress.moved, progress.agents, progress.seconds,
+            f"; {progress.left} stay and are claimable" if progress.left else "",
         )  # fmt: skip
 
     async def _rounds(self) -> None:
@@ -130,9 +130,9 @@ class Drain:
         self.state = OVER
         self._ending.set()
         for agent in [agent for agent, row in self._rows.items() if row.state == "moving"]:
-            found = self._migrations.open.get(agent)
-            if found is not None:
-                activations.home.begin(_aborted(found))
+            move = self._migrations.open.get(agent)
+            if move is not None:
+                activations.home.begin(_aborted(move))
 
     # ---- moving ----------------------------------------------------------------------------------------------
 
@@ -168,7 +168,7 @@ class Drain:
         return self._copies.is_deciding or any(agent not in self._kept for agent in activations.live)
 
     async def _others(self) -> selection.Spread:
-        nodes = await selection.alive(self._activations.home.log, self._activations.home.wire)
+        nodes = await selection.list_alive(self._activations.home.log, self._activations.home.wire)
         return selection.Spread(other for other in nodes if other.name != self._activations.name)
 
     async def _move(self, activation: Activation) -> None:
@@ -200,10 +200,10 @@ class Drain:
         try:
             report = await self._migrations.to_its_end(request)
         except MigrationInProgress:
-            found = self._migrations.open.get(agent)
-            if found is not None:
-                row.blocker = f"{found.migration} moves it"
-                await asyncio.wait((found.done,))
+            move = self._migrations.open.get(agent)
+            if move is not None:
+                row.blocker = f"{move.migration} moves it"
+                await asyncio.wait((move.done,))
             return agent not in activations.live
         except (NoSuchAgent, Fenced):
             return agent not in activations.live
@@ -233,16 +233,16 @@ class Drain:
 
     # ---- telling ---------------------------------------------------------------------------------------------
 
-    def told(self) -> DrainProgress:
+    def progress(self) -> DrainProgress:
         activations, now = self._activations, self._ended_at or self._activations.clock()
         seconds, left = now - self._begun, len(activations.live) + len(activations.unloadable)
         eta_s = seconds / self.moved * len(activations.live) if self.moved and self.state == RUNNING else 0.0
         rows = sorted(self._rows.values(), key=lambda row: ("moving", "blocked", "waiting").index(_shown(row)))
-        told = [self._row(row) for row in rows[:ROWS_MAX]]
-        told += [_unloadable(agent, info.error) for agent, info in sorted(activations.unloadable.items())[:ROWS_MAX]]
+        shown = [self._row(row) for row in rows[:ROWS_MAX]]
+        shown += [_unloadable(agent, info.error) for agent, info in sorted(activations.unloadable.items())[:ROWS_MAX]]
         return DrainProgress(
             node=activations.name, state=self.state if self._ended_at else RUNNING, agents=self.moved + left, moved=self.moved,
-            left=left, rows=told, seconds=seconds, left_s=max(0.0, self._until - now), eta_s=eta_s,
+            left=left, rows=shown, seconds=seconds, left_s=max(0.0, self._until - now), eta_s=eta_s,
         )  # fmt: skip
 
     def _row(self, row: Row) -> Row:
@@ -270,14 +270,10 @@ def _unloadable(agent: str, error: str) -> Row:
 
 async def _planned(activations: Activations, spread: selection.Spread, activation: Activation) -> Row:
     fold, refused, blocker = activation.fold, {activations.name}, NOWHERE
-    request = requests.Prepare(
-        fold.agent, "dry run", activations.name, fold.cls, fold.version, fold.size_bytes, fold.epoch,
-        list(fold.policy.preferred_architectures), is_dry=True,
-    )  # fmt: skip
     row = Row(agent=fold.agent, messages=activation.inbox.waiting, bytes=fold.size_bytes)
     while (target := spread.choose(refused, fold.cls, fold.policy.preferred_architectures)) is not None:
         try:
-            reasons = (await call(activations.home.wire, target, request, activations.settings.prepare_s)).reasons
+            reasons = await ask_offer(activations, target, fold, activations.settings.prepare_s)
         except CellError as error:
             reasons = [error.message]
         if not reasons:
@@ -311,23 +307,23 @@ class Drains:
         return next((drain for drain in self._named.values() if drain.state == RUNNING), None)
 
     def begin(self, name: str, deadline_s: float) -> DrainProgress:
-        """Begins a drain, or gives the one that runs another deadline; asked again under the same name, tells how far it is."""
-        found = self._named.get(name)
-        if found is None:
-            found = self.running
-            if found is None:
-                found = self.new(deadline_s, is_patient=True)
-                self._activations.home.begin(found.run())
+        """Begins a drain, or gives the running one another deadline; under a name that is known it only shows the progress."""
+        drain = self._named.get(name)
+        if drain is None:
+            drain = self.running
+            if drain is None:
+                drain = self.new(deadline_s, is_patient=True)
+                self._activations.home.begin(drain.run())
             else:
-                found.until(deadline_s)
-            self._named[name] = found
+                drain.until(deadline_s)
+            self._named[name] = drain
             while len(self._named) > NAMES_MAX:
                 del self._named[next(iter(self._named))]
-        return found.told()
+        return drain.progress()
 
-    def told(self, name: str) -> DrainProgress:
-        found = self._named.get(name)
-        return found.told() if found is not None else DrainProgress(node=self._activations.name)
+    def progress(self, name: str) -> DrainProgress:
+        drain = self._named.get(name)
+        return drain.progress() if drain is not None else DrainProgress(node=self._activations.name)
 
     def stop(self) -> None:
         if (running := self.running) is not None:
@@ -336,7 +332,7 @@ class Drains:
     async def planned(self) -> DrainProgress:
         """Where each agent would go, and what would keep it; nothing is changed."""
         activations = self._activations
-        nodes = await selection.alive(activations.home.log, activations.home.wire)
+        nodes = await selection.list_alive(activations.home.log, activations.home.wire)
         spread = selection.Spread(other for other in nodes if other.name != activations.name)
         limit = asyncio.Semaphore(PROBES)
 

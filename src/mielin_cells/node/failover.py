@@ -176,7 +176,7 @@ class Failover:
         if not (is_new or now - self._members_read_at > self._reconcile_s or not silent <= self._silent):
             return
         before = self._members
-        self._members, self._members_read_at = await table.registered(self._home.log), now
+        self._members, self._members_read_at = await table.read_members(self._home.log), now
         self._unknown = names - self._members.keys()
         self._former = self._former & self._members.keys() if before else set(self._members)
         for name, entered in self._members.items():

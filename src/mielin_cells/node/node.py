@@ -177,7 +177,7 @@ class Node:
 
     async def _watch_name(self) -> None:
         """A newer process of this name takes the agents over: this one stops at once, and says so once."""
-        newer = await table.newer(self.home.log, self.name, self._place, self._changed)
+        newer = await table.wait_for_newer(self.home.log, self.name, self._place, self._changed)
         if newer and not self.is_stopping:
             logger.error(
                 "node %s was started again as incarnation %d: this process, incarnation %d, stops at once; "

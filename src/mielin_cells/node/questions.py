@@ -59,7 +59,7 @@ class Questions:
             ),
             requests.ReadState: self._read_state,
             requests.ReadReplay: lambda request: self._read_replay(request.agent),
-            requests.ReadDrain: lambda request: self._drains.told(request.name),
+            requests.ReadDrain: lambda request: self._drains.progress(request.name),
             requests.ReadAudit: lambda request: self._migrations.manager.validator.audit.by_migration(
                 request.migration
             ),

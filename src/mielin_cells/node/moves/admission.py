@@ -18,6 +18,7 @@ from mielin_cells.migration.validation import MigrationValidator
 from mielin_cells.node.moves.settling import SETTLE_S, Settling
 from mielin_cells.node.moves.target import Copy
 from mielin_cells.rpc import answers, requests
+from mielin_cells.rpc.call import call
 
 if TYPE_CHECKING:
     from mielin_cells.node.activation.activations import Activations
@@ -50,6 +51,15 @@ def room_of(file: str | None) -> Callable[[], Room]:
         return Room(psutil.virtual_memory().available, storage)
 
     return room
+
+
+async def ask_offer(activations: Activations, target: str, fold: Fold, timeout_s: float) -> list[str]:
+    """Every reason of a node against taking the agent as it is in `fold`; nothing is reserved there.  Raises as `call`."""
+    request = requests.Prepare(
+        fold.agent, "dry run", activations.name, fold.cls, fold.version, fold.size_bytes, fold.epoch,
+        list(fold.policy.preferred_architectures), is_dry=True,
+    )  # fmt: skip
+    return (await call(activations.home.wire, target, request, timeout_s)).reasons
 
 
 class Copies:

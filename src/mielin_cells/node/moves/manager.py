@@ -192,7 +192,7 @@ class Migrations:
     async def chosen(self, activation: Activation) -> str:
         """The first target of a migration that names none.  Raises `UnknownNode` if there is nobody to ask."""
         activations = self.activations
-        nodes = await selection.alive(activations.home.log, activations.home.wire)
+        nodes = await selection.list_alive(activations.home.log, activations.home.wire)
         others = [other for other in nodes if other.name != activations.name]
         if not others:
             raise UnknownNode("No other node answers; start one.", node="", nodes=[other.name for other in nodes])

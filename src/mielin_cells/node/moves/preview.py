@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 from mielin_cells.errors import NoResponder, WireTimeout
 from mielin_cells.log.ids import log_subject
-from mielin_cells.rpc import requests
+from mielin_cells.node.moves.admission import ask_offer
 from mielin_cells.rpc.answers import Prediction
-from mielin_cells.rpc.call import call
 
 if TYPE_CHECKING:
     from mielin_cells.node.moves.manager import Migrations
@@ -27,12 +26,8 @@ async def predict(migrations: Migrations, agent: str, to: str) -> Prediction:
     activation = activations.running(agent)
     fold = activation.fold
     target = to or await migrations.chosen(activation)
-    request = requests.Prepare(
-        agent, "dry run", activations.name, fold.cls, fold.version, fold.size_bytes, fold.epoch,
-        list(fold.policy.preferred_architectures), is_dry=True,
-    )  # fmt: skip
     try:
-        reasons = (await call(activations.home.wire, target, request, activations.settings.prepare_s)).reasons
+        reasons = await ask_offer(activations, target, fold, activations.settings.prepare_s)
     except (NoResponder, WireTimeout) as error:
         reasons = [f"{target} does not answer ({error.code})"]
     pause_ms, basis = await _pause(migrations, log_subject(agent))

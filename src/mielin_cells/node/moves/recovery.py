@@ -298,7 +298,7 @@ class Recovery:
         if activation is None:
             return ""
         try:
-            nodes = await selection.alive(self._log, self._activations.home.wire)
+            nodes = await selection.list_alive(self._log, self._activations.home.wire)
         except CellError as error:
             logger.warning("migration %s: who is alive is not known: %s", self.migration, error)
             return ""

@@ -1,6 +1,6 @@
-"""A node takes agents over: because their log names it (again), or because somebody asks it to (rule 5).
+"""A node claims agents: after a restart those that their logs give to it, and those that it is asked to claim (rule 5).
 
-Whoever owns the agent now is fenced by the claim; of several claims at the same place one is first.
+The claim fences the agent's former owner.  Of several claims at the same place in the log one lands first, and the others fail.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ logger = logging.getLogger("mielin_cells.node")
 
 
 class Claims:
-    """By which this node becomes the owner of agents."""
+    """Makes this node the owner of agents."""
 
     def __init__(
         self, activations: Activations, copies: Copies, migrations: Migrations, standbys: Standbys, quarantine: Quarantine,
@@ -58,7 +58,7 @@ class Claims:
         self._returns = returns
 
     def is_underway(self, agent: str) -> bool:
-        """True while the agent is created, claimed or looked into here: nothing else of that is to begin."""
+        """True while the agent is being created, claimed or checked here: no second one of these may begin."""
         return self._activations.is_starting(agent) or agent in self._quarantine
 
     async def claim(self, wish: requests.Claim) -> bool:
@@ -81,20 +81,20 @@ class Claims:
             except Fenced:
                 now = await load(activations.home.log, agent)
                 if now.epoch != fold.epoch:
-                    raise  # somebody was first
+                    raise  # another node was first
                 self._check(now, wish)
                 await self.take(now, wish.cause)  # the copy, or what had been seen, was a little behind
         return True
 
     async def claim_all(self, wishes: list[requests.Claim]) -> list[requests.WireError | None]:
-        """Each by itself, at the same time; of each that is refused, why."""
+        """Claims all at the same time, each by itself; returns for each None, or why it was refused."""
 
         async def one(wish: requests.Claim) -> requests.WireError | None:
             try:
                 await self.claim(wish)
             except CellError as error:
                 return error.to_wire()
-            except Exception as error:  # a bug: told to who asked, and of this agent alone
+            except Exception as error:  # a bug: the caller learns of it, and only this agent is concerned
                 logger.exception("node %s: the claim of agent %s failed", self._activations.name, wish.agent)
                 return InternalError(f"Node {self._activations.name}: {described(error)}.").to_wire()
             return None
@@ -138,7 +138,7 @@ class Claims:
     async def _waits(self, fold: Fold) -> bool:
         """True if the agent has a message that its former owner may have died of.
 
-        Any replica may say that the inbox is at the cursor or behind it; that it is not, only a leader.
+        A replica may be behind: only the leader's answer proves that the inbox ends before the cursor.
         """
         if not fold.lifecycle.state.accepts_work:
             return False
@@ -151,7 +151,7 @@ class Claims:
 
 
 def _upgrade(spec: Spec, fold: Fold) -> StateDelta | None:
-    """Raises `StateUpgradeFailed` whatever the class's code raises: the agent stays as it is stored."""
+    """Raises `StateUpgradeFailed` for whatever the class's code raises: the agent stays as it is stored."""
     try:
         return upgrade_state(spec, fold.state, fold.version)
     except BaseException as error:

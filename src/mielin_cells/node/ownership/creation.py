@@ -21,7 +21,7 @@ from mielin_cells.store.reader import load
 
 
 class Creation:
-    """Of one node."""
+    """Creates agents on this node."""
 
     def __init__(
         self, activations: Activations, migrations: Migrations, quarantine: Quarantine, is_cordoned: Callable[[], bool]
@@ -32,7 +32,7 @@ class Creation:
         self._is_cordoned = is_cordoned
 
     async def spawn(self, request: requests.Spawn) -> bool:
-        """Creates the agent, unless it exists.  False: it was made with another initial state than this one."""
+        """Creates the agent, unless it exists.  False if it was created with another initial state than this one."""
         agent, spec = request.agent, self._activations.spec(request.cls)
         activation = self._activations.live.get(agent)
         if activation is None:
@@ -42,14 +42,14 @@ class Creation:
                     f"{spec.version}.", agent=agent, have=request.version, need=spec.version,
                 )  # fmt: skip
             activation = await self._create(request, spec)
-        fold = activation.fold if activation is not None else await self._existing(agent)
+        fold = activation.fold if activation is not None else await self._load(agent)
         if fold.cls != request.cls:
             raise WrongClass(
                 f"Agent {agent!r} exists and is a {fold.cls}.", agent=agent, have=fold.cls, need=request.cls
             )
         return not fold.born or fold.born == request.born
 
-    async def _existing(self, agent: str) -> Fold:
+    async def _load(self, agent: str) -> Fold:
         fold = await load(self._activations.home.log, agent)
         if fold.phase is Phase.TERMINATED:
             raise AgentTerminated(f"Agent {agent!r} has ended; its id is not used again.", agent=agent)

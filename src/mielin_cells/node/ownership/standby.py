@@ -190,7 +190,7 @@ class Standbys:
                         batches[name].append(activation)
                 while len(followers) < copies_wanted(activation):
                     spread = spread or selection.Spread(
-                        await selection.alive(activations.home.log, activations.home.wire)
+                        await selection.list_alive(activations.home.log, activations.home.wire)
                     )
                     but = {activations.name, *followers, *asked[agent]}
                     chosen = spread.choose(but, activation.fold.cls, activation.fold.policy.preferred_architectures)

@@ -1,7 +1,7 @@
-"""Undoing a completed migration on purpose: the owner reads what was, appends `Undone`, and has the chosen node claim the agent.
+"""Undoing a completed migration on purpose: the owner reads the agent as it was, appends `Undone`, and has a node claim the agent.
 
-`core.undo` says what the record holds.  Nothing runs between the record and the claim, on whatever node: so the messages that came
-since are taken by the code that was asked for (rules 16 and 17).
+`log.undo` builds the record.  No node runs the agent between the record and the claim, so the messages that came since are taken by
+the code that was asked for (rules 16 and 17).
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from mielin_cells.log.undo import Undoing
 from mielin_cells.membership import selection
 from mielin_cells.migration.journal import TakenBack
 from mielin_cells.node.activation.writer import Declined
+from mielin_cells.node.moves.admission import ask_offer
 from mielin_cells.node.moves.journal import Scribe
 from mielin_cells.node.ownership.claims import Claims, elsewhere
 from mielin_cells.rpc import answers, requests
@@ -50,18 +51,17 @@ if TYPE_CHECKING:
 logger = logging.getLogger("mielin_cells.migration")
 
 CLAIM_S = 2.0
-"""One request to the node that is to go on; it is repeated while the probation of a move would last."""
-
-
-class _Moved(Declined):
-    """A record has come between reading and appending: read on."""
-
+"""For one request to the node that is to go on.  The request is repeated for as long as the probation of a move."""
 
 RETRY_S = 0.1
 
 
+class _Moved(Declined):
+    """A record was appended after the log was read: it is read on."""
+
+
 class Undoes:
-    """Of one node."""
+    """Undoes migrations of agents that this node owns."""
 
     def __init__(self, activations: Activations, migrations: Migrations, claims: Claims) -> None:
         self._activations = activations
@@ -69,7 +69,7 @@ class Undoes:
         self._claims = claims
 
     async def undo(self, request: requests.Undo) -> answers.UndoPlan:
-        """Carried out by the agent's owner.  With reasons in the answer, or `is_dry`, nothing was done.
+        """Undoes the migration, unless the plan that is returned has reasons against it, or the request is dry.
 
         Raises `NoSuchAgent`, `Fenced` if the agent has another owner than was planned for, `MigrationInProgress`,
         `NoSuchMigration`, `UsageError` for one that did not complete or is undone with an earlier one, `RollbackExpired`,
@@ -108,14 +108,14 @@ class Undoes:
         await self._append(activation, undoing, request, goes_to)
         self._activations.drop(activation)
         self._activations.home.begin(self._note(plan))
-        trouble = await self.claimed_by(goes_to, fold.agent, f"rollback of {request.migration}")
+        trouble = await self.claim_at(goes_to, fold.agent, f"rollback of {request.migration}")
         return msgspec.structs.replace(plan, trouble=trouble)
 
     async def _append(self, activation: Activation, undoing: Undoing, request: requests.Undo, goes_to: str) -> None:
         fold = activation.fold
 
         def compose(head: dict[str, Any]) -> Undone:
-            if undoing.seq > fold.seq:  # nothing of this activation is on its way: another node has appended
+            if undoing.seq > fold.seq:  # not a record of this activation: another node has appended
                 raise Fenced(f"Agent {fold.agent!r} has another owner now; plan the rollback again.", agent=fold.agent)
             if undoing.seq != fold.seq:
                 raise _Moved
@@ -144,18 +144,20 @@ class Undoes:
             activation.lose(error)
             raise
         except BaseException:
-            activation.resume_intake()  # it was not appended, and the agent goes on as it was
+            activation.resume_intake()  # nothing was appended, and the agent goes on as it was
             raise
 
     async def _chosen(self, back: Fold, request: requests.Undo) -> tuple[str, list[str]]:
-        """The node that is to go on, and its reasons against it: the one that is named; else one with the class as it was then that
-        takes the agent, the source of the migration before others.  If none takes it, the first of them.
+        """The node that is to go on, and its reasons against that.
+
+        It is the node that the request names; else one that has the class as it was and takes the agent, preferably the migration's
+        source; if none takes it, the first of them.
 
         Raises `UnknownNode` if there is none.
         """
         if request.to:
             return request.to, await self._refusals(request.to, back)
-        nodes = await selection.alive(self._activations.home.log, self._activations.home.wire)
+        nodes = await selection.list_alive(self._activations.home.log, self._activations.home.wire)
 
         def fits(info: NodeInfo) -> bool:
             return not info.classes or info.classes.get(back.cls) == back.version
@@ -179,27 +181,16 @@ class Undoes:
         return able[0].name, first
 
     async def _refusals(self, goes_to: str, back: Fold) -> list[str]:
-        """Every reason of the chosen node against taking the agent as it was then."""
+        """Every reason of a node against taking the agent as it was."""
         if goes_to == self._activations.name:
             return []
-        asked = requests.Prepare(
-            back.agent,
-            "",
-            self._activations.name,
-            back.cls,
-            back.version,
-            back.size_bytes,
-            back.epoch,
-            list(back.policy.preferred_architectures),
-            is_dry=True,
-        )
         try:
-            return (await call(self._activations.home.wire, goes_to, asked, CLAIM_S)).reasons
+            return await ask_offer(self._activations, goes_to, back, CLAIM_S)
         except RetryError as error:
             return [f"{goes_to} does not answer ({error.code})"]
 
-    async def claimed_by(self, goes_to: str, agent: str, cause: str) -> str:
-        """Has a node claim the agent; why it has not, "" if it has."""
+    async def claim_at(self, goes_to: str, agent: str, cause: str) -> str:
+        """Has a node claim the agent; returns why it did not, or ""."""
         if goes_to == self._activations.name:
             try:
                 await self._claims.claim(requests.Claim(agent, cause))
@@ -212,7 +203,7 @@ class Undoes:
             try:
                 await call(self._activations.home.wire, goes_to, request, CLAIM_S)
                 return ""
-            except (RetryError, Fenced) as error:  # `Fenced`: it is at it, or somebody else was first
+            except (RetryError, Fenced) as error:  # `Fenced`: the node is at it, or another one was first
                 why = error.message
             except CellError as error:
                 return error.message
@@ -221,16 +212,16 @@ class Undoes:
             await asyncio.sleep(RETRY_S)
 
     async def pass_on(self, fold: Fold) -> None:
-        """The log gives this node an agent that was rolled back to go on elsewhere: that node is asked to claim it.
+        """Asks the node at which an undone agent is to go on to claim it: the log still gives the agent to this node.
 
-        Raises `ClaimRefused`, with what an operator can do, while that does not happen.
+        Raises `ClaimRefused`, which says what an operator can do, while the node does not.
         """
-        trouble = await self.claimed_by(fold.goes_to, fold.agent, "rollback")
+        trouble = await self.claim_at(fold.goes_to, fold.agent, "rollback")
         if trouble:
             raise ClaimRefused(elsewhere(fold, trouble), agent=fold.agent, node=fold.goes_to)
 
     async def _note(self, plan: answers.UndoPlan) -> None:
-        """The migration's journal tells that it was undone.  It explains; nothing depends on it."""
+        """Notes in the migration's journal that it was undone.  The note is for people: nothing depends on it."""
         try:
             found = await journal.read(self._activations.home.log, plan.agent, plan.migration)
             scribe = Scribe(self._activations.home, plan.agent, plan.migration, found)
@@ -244,7 +235,7 @@ class Undoes:
 
 
 def handover_of(fold: Fold, migration: str) -> int:
-    """Where the migration handed the agent over.  Raises what keeps it from being undone."""
+    """The sequence of the migration's handover.  Raises the error that says why the migration cannot be undone."""
     mine = [one for one in fold.handed if one == migration or one.startswith(f"{migration}.")]
     done = [one for one in mine if fold.outcomes.get(one) == "completed"]
     if not done:

@@ -29,7 +29,7 @@ from mielin_cells.errors import (
 from mielin_cells.log.ids import BEATS, LOGS, agent_of
 from mielin_cells.log.lifecycle import Phase
 from mielin_cells.log.records import Claimed, decode_record
-from mielin_cells.membership.heartbeat import Ear, encode_beat
+from mielin_cells.membership.heartbeat import Listener, encode_beat
 from mielin_cells.membership.takeover import FAILOVER
 from mielin_cells.node.node import Node
 from mielin_cells.rpc.answers import Beat
@@ -80,7 +80,7 @@ class Deployment:
         self._is_dark = False
         self._is_over = False
         self._jobs: dict[asyncio.Task[Any], None] = {}
-        self._ears: dict[str, Ear] = {}
+        self._listeners: dict[str, Listener] = {}
         """By node, what its newest process hears."""
 
     def violate(self, sentence: str) -> None:
@@ -117,15 +117,15 @@ class Deployment:
         while not (self.is_healed and name in self.swarm.dead):
             view, wall = self.world.connect(name), partial(self._wall, name)
             rng, settings = self._rng_of(view), self.swarm.settings
-            ear = Ear(self.world.loop.time) if self.swarm.keepers else None
+            listener = Listener(self.world.loop.time) if self.swarm.keepers else None
             node = Node(
                 name, view.log, view.wire, misbehaving.classes_of(name in self.old), settings=settings, rng=rng, wall=wall,
-                recovery=self.swarm.recovery, heard=ear.heard if ear is not None else None,
+                recovery=self.swarm.recovery, heard=listener.beats if listener is not None else None,
             )  # fmt: skip
             node.home.cluster = Client(view.log, view.wire, settings=settings, rng=rng)
             self.scene.nodes[name] = node
-            if ear is not None:
-                self._ears[name] = ear
+            if listener is not None:
+                self._listeners[name] = listener
             try:
                 await view.process.run(self._started(node, view))
                 return
@@ -237,10 +237,10 @@ class Deployment:
 
     def _attach_heartbeat(self, node: Node, view: View) -> None:
         """The node sends heartbeats and hears the others'."""
-        node.home.begin(self._beat(node, view, self._ears[node.name]))
+        node.home.begin(self._beat(node, view, self._listeners[node.name]))
 
-    async def _beat(self, node: Node, view: View, ear: Ear) -> None:
-        subscription = await view.subscribe(BEATS, ear.hear)
+    async def _beat(self, node: Node, view: View, listener: Listener) -> None:
+        subscription = await view.subscribe(BEATS, listener.receive)
         try:
             while not node.is_stopping:
                 beat = Beat(node.name, node.home.incarnation, node.failover.refused_s(), is_starting=node.is_starting)
