@@ -18,8 +18,7 @@ from mielin_cells.rpc.answers import DONE, OVER, ROWS_MAX, RUNNING, STOPPED, Dra
 from mielin_cells.tasks.together import together
 
 if TYPE_CHECKING:
-    from mielin_cells.node.activation.activation import Activation
-    from mielin_cells.node.activation.activations import Activations
+    from mielin_cells.node.activation.activation import Activation, Activations
     from mielin_cells.node.moves.admission import Copies
     from mielin_cells.node.moves.manager import Migrations
     from mielin_cells.node.moves.recovery import Recovery

@@ -20,7 +20,7 @@ from mielin_cells.rpc.answers import Beat
 from mielin_cells.tasks.supervision import supervised
 
 if TYPE_CHECKING:
-    from mielin_cells.node.activation.activations import Activations
+    from mielin_cells.node.activation.activation import Activations
 
 logger = logging.getLogger("mielin_cells.failover")
 

@@ -24,8 +24,7 @@ from mielin_cells.log.message import decode_replies
 from mielin_cells.membership import table
 from mielin_cells.migration.recovery import RecoveryConfig
 from mielin_cells.migration.refusal import told
-from mielin_cells.node.activation.activation import Activation
-from mielin_cells.node.activation.activations import Activations, loop_time
+from mielin_cells.node.activation.activation import Activation, Activations, loop_time
 from mielin_cells.node.activation.context import Hosted
 from mielin_cells.node.drain import Drains
 from mielin_cells.node.failover import Failover

@@ -29,8 +29,7 @@ from mielin_cells.rpc import requests
 from mielin_cells.rpc.serve import Handlers
 
 if TYPE_CHECKING:
-    from mielin_cells.node.activation.activation import Activation
-    from mielin_cells.node.activation.activations import Activations
+    from mielin_cells.node.activation.activation import Activation, Activations
     from mielin_cells.node.moves.manager import Migrations
     from mielin_cells.node.ownership.adoption import Adoption
     from mielin_cells.node.ownership.standby import Standbys

@@ -21,7 +21,7 @@ WHY_CHARS_MAX = 500
 """Of a failure, in the timeout of an ask."""
 
 if TYPE_CHECKING:
-    from mielin_cells.node.activation.activations import Activations
+    from mielin_cells.node.activation.activation import Activations
     from mielin_cells.node.drain import Drains
     from mielin_cells.node.moves.manager import Migrations
     from mielin_cells.node.orders import Orders

@@ -21,7 +21,7 @@ from mielin_cells.rpc import answers, requests
 from mielin_cells.rpc.call import call
 
 if TYPE_CHECKING:
-    from mielin_cells.node.activation.activations import Activations
+    from mielin_cells.node.activation.activation import Activations
 
 logger = logging.getLogger("mielin_cells.node")
 

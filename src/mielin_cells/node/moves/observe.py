@@ -15,7 +15,7 @@ from mielin_cells.migration.progress import MigrationPhase, MultiCallback, Progr
 from mielin_cells.migration.validation import MigrationValidator
 
 if TYPE_CHECKING:
-    from mielin_cells.node.activation.activations import Activations
+    from mielin_cells.node.activation.activation import Activations
     from mielin_cells.node.moves.source import Move
 
 logger = logging.getLogger("mielin_cells.migration")

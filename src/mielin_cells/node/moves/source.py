@@ -39,8 +39,7 @@ from mielin_cells.substrate.ports import Entry
 from mielin_cells.tasks.supervision import Backoff
 
 if TYPE_CHECKING:
-    from mielin_cells.node.activation.activation import Activation
-    from mielin_cells.node.activation.activations import Activations
+    from mielin_cells.node.activation.activation import Activation, Activations
     from mielin_cells.node.moves.observe import Observer
 
 logger = logging.getLogger("mielin_cells.migration")

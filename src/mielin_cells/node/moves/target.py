@@ -34,7 +34,7 @@ from mielin_cells.store.follower import LogFollower
 from mielin_cells.store.reader import load
 
 if TYPE_CHECKING:
-    from mielin_cells.node.activation.activations import Activations
+    from mielin_cells.node.activation.activation import Activations
 
 logger = logging.getLogger("mielin_cells.migration")
 

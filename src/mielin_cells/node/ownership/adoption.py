@@ -29,8 +29,7 @@ from mielin_cells.log.records import AnyRecord, HandedOff, Spilled, Terminated, 
 from mielin_cells.store.reader import known_agents, load, record_of
 
 if TYPE_CHECKING:
-    from mielin_cells.node.activation.activation import Activation
-    from mielin_cells.node.activation.activations import Activations
+    from mielin_cells.node.activation.activation import Activation, Activations
     from mielin_cells.node.moves.admission import Copies
     from mielin_cells.node.moves.manager import Migrations
     from mielin_cells.node.ownership.claims import Claims

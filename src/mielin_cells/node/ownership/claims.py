@@ -33,7 +33,7 @@ from mielin_cells.store.reader import load
 from mielin_cells.tasks.together import together
 
 if TYPE_CHECKING:
-    from mielin_cells.node.activation.activations import Activations
+    from mielin_cells.node.activation.activation import Activations
     from mielin_cells.node.moves.admission import Copies
     from mielin_cells.node.moves.manager import Migrations
     from mielin_cells.node.ownership.quarantine import Quarantine

@@ -11,8 +11,7 @@ from mielin_cells.log.fold import Fold
 from mielin_cells.log.ids import log_subject
 from mielin_cells.log.lifecycle import Phase
 from mielin_cells.log.records import Created
-from mielin_cells.node.activation.activation import Activation
-from mielin_cells.node.activation.activations import Activations
+from mielin_cells.node.activation.activation import Activation, Activations
 from mielin_cells.node.activation.writer import Writer
 from mielin_cells.node.moves.manager import Migrations
 from mielin_cells.node.ownership.quarantine import Quarantine

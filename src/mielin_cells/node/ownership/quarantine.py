@@ -25,8 +25,7 @@ from mielin_cells.substrate.ports import Entry, Log
 from mielin_cells.tasks.supervision import Backoff
 
 if TYPE_CHECKING:
-    from mielin_cells.node.activation.activation import Activation
-    from mielin_cells.node.activation.activations import Activations
+    from mielin_cells.node.activation.activation import Activation, Activations
     from mielin_cells.node.ownership.standby import Standbys
 
 logger = logging.getLogger("mielin_cells.quarantine")

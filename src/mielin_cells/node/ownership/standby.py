@@ -23,8 +23,7 @@ from mielin_cells.store.reader import load
 from mielin_cells.tasks.supervision import Backoff
 
 if TYPE_CHECKING:
-    from mielin_cells.node.activation.activation import Activation
-    from mielin_cells.node.activation.activations import Activations
+    from mielin_cells.node.activation.activation import Activation, Activations
     from mielin_cells.node.moves.admission import Copies
 
 logger = logging.getLogger("mielin_cells.standby")

@@ -43,8 +43,7 @@ from mielin_cells.store import journal
 from mielin_cells.store.reader import READ_RECORDS, load_at, record_of
 
 if TYPE_CHECKING:
-    from mielin_cells.node.activation.activation import Activation
-    from mielin_cells.node.activation.activations import Activations
+    from mielin_cells.node.activation.activation import Activation, Activations
     from mielin_cells.node.moves.manager import Migrations
     from mielin_cells.substrate.ports import Log
 
