@@ -6,7 +6,6 @@ of two processes with one name the later has the higher one, and the earlier see
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
@@ -18,10 +17,9 @@ from mielin_cells.errors import CellError, RecordInvalid, UnknownNode, described
 from mielin_cells.log.codec import UNREADABLE, framed, unframed
 from mielin_cells.log.ids import decoded, node_log_subject
 from mielin_cells.membership import leader
-from mielin_cells.settings import RETRY_S_MAX, RETRY_S_MIN
 from mielin_cells.substrate.ports import Appended, Entry, Log
 from mielin_cells.substrate.retry import whole
-from mielin_cells.tasks.supervision import Backoff
+from mielin_cells.tasks.supervision import Backoff, persist
 
 logger = logging.getLogger("mielin_cells.node")
 
@@ -83,7 +81,7 @@ async def _entered(log: Log, name: str, entry: Entry) -> Entered:
 
 async def enter(log: Log, name: str, about: Announcement, nonce: Callable[[], bytes]) -> Place:
     """Takes the next incarnation of the name.  Raises a `RetryError` while the store does not answer."""
-    subject, delay = node_log_subject(name), RETRY_S_MIN
+    subject, backoff = node_log_subject(name), Backoff()
     while True:
         last = await log.last(subject)
         before, at = Entered(0, name, b""), 0
@@ -101,8 +99,7 @@ async def enter(log: Log, name: str, about: Announcement, nonce: Callable[[], by
         outcome = await log.append(subject, framed(_encoder.encode(mine)), at)
         if isinstance(outcome, Appended):
             return Place(incarnation, outcome.seq, is_cordoned)
-        await asyncio.sleep(delay)  # unknown or lost: whatever is there now, the next number is free or ours
-        delay = min(delay * 2, RETRY_S_MAX)
+        await backoff.wait()  # unknown or lost: whatever is there now, the next number is free or ours
 
 
 async def wait_for_newer(log: Log, name: str, place: Place, changed: Callable[[Entered, int], None]) -> int:
@@ -127,16 +124,18 @@ async def wait_for_newer(log: Log, name: str, place: Place, changed: Callable[[E
 
 async def _read_own(log: Log, name: str, entry: Entry) -> Entered | None:
     """The record, once the store answers; None if it is damaged where it is stored."""
-    backoff = Backoff()
-    while True:
+
+    def failed(error: Exception) -> None:
+        logger.info("node %s reads its own log again: %s", name, error)
+
+    async def read() -> Entered | None:
         try:
             return await _entered(log, name, entry)
         except RecordInvalid as error:
             logger.warning("node %s passes over a record of its own log: %s", name, error)
             return None
-        except CellError as error:
-            logger.info("node %s reads its own log again: %s", name, error)
-            await backoff.wait()
+
+    return await persist(read, CellError, failed)
 
 
 async def cordon(log: Log, name: str, is_cordoned: bool, nonce: Callable[[], bytes]) -> Entered:
@@ -144,7 +143,7 @@ async def cordon(log: Log, name: str, is_cordoned: bool, nonce: Callable[[], byt
 
     Raises `UnknownNode` if no such node ever entered, `RecordInvalid`, and a `RetryError` while the store does not answer.
     """
-    subject, delay = node_log_subject(name), RETRY_S_MIN
+    subject, backoff = node_log_subject(name), Backoff()
     while True:
         last = await log.last(subject)
         if last is None and not await is_known(log, name):
@@ -159,8 +158,7 @@ async def cordon(log: Log, name: str, is_cordoned: bool, nonce: Callable[[], byt
         outcome = await log.append(subject, framed(_encoder.encode(wanted)), last.seq)
         if isinstance(outcome, Appended):
             return wanted
-        await asyncio.sleep(delay)  # somebody was first, or it is not known: read again
-        delay = min(delay * 2, RETRY_S_MAX)
+        await backoff.wait()  # somebody was first, or it is not known: read again
 
 
 async def leave(log: Log, name: str, incarnation: int, nonce: bytes) -> None:

@@ -45,7 +45,7 @@ from mielin_cells.rpc.answers import Beat
 from mielin_cells.rpc.serve import Handlers, Server
 from mielin_cells.settings import Settings
 from mielin_cells.substrate.ports import Log, Subscription, Wire
-from mielin_cells.tasks.supervision import Backoff, Duties, supervised
+from mielin_cells.tasks.supervision import Duties, persist, supervised
 
 T = TypeVar("T")
 
@@ -164,15 +164,13 @@ class Node:
 
     async def _again(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Until the store answers: a node that starts before its store waits for it."""
-        backoff = Backoff()
-        while True:
-            try:
-                return await work()
-            except RetryError as error:
-                if isinstance(error, StoreFull) and not self._waits_for_room:
-                    raise
-                logger.info("node %s waits for the store: %s", self.name, error)
-            await backoff.wait()
+
+        def failed(error: Exception) -> None:
+            if isinstance(error, StoreFull) and not self._waits_for_room:
+                raise error
+            logger.info("node %s waits for the store: %s", self.name, error)
+
+        return await persist(work, RetryError, failed)
 
     async def _watch_name(self) -> None:
         """A newer process of this name takes the agents over: this one stops at once, and says so once."""

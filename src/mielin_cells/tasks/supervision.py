@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeAlias, TypeVar
 
 from mielin_cells.errors import CellError, described
 from mielin_cells.settings import RETRY_S_MAX, RETRY_S_MIN
 
 logger = logging.getLogger("mielin_cells.supervision")
 
+T = TypeVar("T")
+Errors: TypeAlias = type[Exception] | tuple[type[Exception], ...]
+
 STEADY_S = 30.0
-"""A loop that ran for so long has recovered: its next failure is logged again and waits only briefly."""
+"""A loop that has run for this long has recovered: its next failure is logged again, and the wait is short again."""
 
 
 class Backoff:
@@ -54,29 +57,48 @@ class Backoff:
         self._delay_s = self._first_s
 
 
+async def persist(
+    work: Callable[[], Awaitable[T]], on: Errors = Exception, failed: Callable[[Exception], object] | None = None
+) -> T:
+    """Calls `work` until it returns, with a back-off after each error of the kind `on`; `failed` is given it, and may raise."""
+    backoff = Backoff()
+    while True:
+        try:
+            return await work()
+        except on as error:
+            if failed is not None:
+                failed(error)
+        await backoff.wait()
+
+
 class Duties:
-    """What a loop does in each of its rounds: one that fails is counted, and said once until it succeeds, and the next is done."""
+    """What a loop does in each of its rounds.
+
+    A duty that fails is counted, and logged once until it succeeds again; the others are done all the same.
+    """
 
     def __init__(self, node: str, failures: Counter[str]) -> None:
         self._node = node
         self._failures = failures
-        self._said: dict[str, str] = {}
+        self._logged: dict[str, str] = {}
+        """By duty that fails, the kind of error that was logged last."""
 
     async def do(self, name: str, work: Callable[[], Coroutine[Any, Any, None] | None]) -> None:
         try:
             waits = work()
             if waits is not None:
                 await waits
-        except Exception as error:  # of the store, or a bug: the next round is needed all the more
+        except Exception as error:  # of the store, or a bug: the other duties are needed all the more
             self._failures[name] += 1
-            is_new, self._said[name] = self._said.get(name) != type(error).__name__, type(error).__name__
-            if is_new:
+            kind = type(error).__name__
+            if self._logged.get(name) != kind:
+                self._logged[name] = kind
                 trace = None if isinstance(error, CellError) else error
                 logger.error(
                     "node %s: %s failed and is tried again: %s", self._node, name, described(error), exc_info=trace
                 )
         else:
-            if self._said.pop(name, None) is not None:
+            if self._logged.pop(name, None) is not None:
                 logger.warning("node %s: %s works again", self._node, name)
 
 
@@ -87,10 +109,9 @@ async def supervised(
     failures: Counter[str] | None = None,
     cap_s: float = 10.0,
 ) -> None:
-    """Runs `loop` until it returns.  If it raises, the error is counted and logged, and the loop is started again after a back-off.
+    """Runs `loop` until it returns.  After an error, which is counted in `failures` and logged, it is started again with a back-off.
 
-    An error of the same kind is logged with its traceback once, and again only after the loop has run for `STEADY_S`.
-    A cancellation ends it.  `failures` counts by `name`.
+    Errors of one kind are logged once, with a traceback, and again only after the loop has run for `STEADY_S`.
     """
     backoff, logged, clock = Backoff(cap_s=cap_s), set[str](), asyncio.get_running_loop().time
     while True:
@@ -98,7 +119,7 @@ async def supervised(
         try:
             await loop()
             return
-        except Exception as error:  # whatever it is: a loop that ends silently takes its whole duty with it
+        except Exception as error:  # whatever it is: a loop must not end silently
             if clock() - began >= STEADY_S:
                 backoff.reset()
                 logged.clear()

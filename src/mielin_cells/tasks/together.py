@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 async def together(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """The results in order.  The first error cancels the others, and is raised as itself; `asyncio.gather` would leave them behind."""
+    """Returns the results in order.  The first error cancels the others, which `asyncio.gather` would leave behind, and is raised."""
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(piece) for piece in work]
@@ -20,22 +20,22 @@ async def together(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
 
 
 async def prompt(work: Iterable[Coroutine[Any, Any, T | None]], patience_s: float) -> list[T]:
-    """What is not None of the results that come within `patience_s` of the one before; the first of them is waited for.
+    """Returns the results that are not None, until none has come for `patience_s`.  The first is waited for without a limit.
 
-    The first error is raised.  Whatever has not come by then is cancelled.
+    The first error is raised.  Pieces that have not ended are cancelled.
     """
-    found, waits = list[T](), {asyncio.ensure_future(piece) for piece in work}
+    results, waits = list[T](), {asyncio.ensure_future(piece) for piece in work}
     try:
         while waits:
             done, waits = await asyncio.wait(
-                waits, timeout=patience_s if found else None, return_when=asyncio.FIRST_COMPLETED
+                waits, timeout=patience_s if results else None, return_when=asyncio.FIRST_COMPLETED
             )
             if not done:
                 break
-            found += [result for task in done if (result := task.result()) is not None]
+            results += [result for task in done if (result := task.result()) is not None]
     finally:
         for task in waits:
             task.cancel()
         if waits:
             await asyncio.wait(waits)
-    return found
+    return results

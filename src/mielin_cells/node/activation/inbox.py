@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Protocol
 
-from mielin_cells.errors import Fenced, RecordInvalid, described, never
+from mielin_cells.errors import Fenced, RecordInvalid, StoreUnreachable, described, never
 from mielin_cells.log.batch import Batch
 from mielin_cells.log.fold import Fold
 from mielin_cells.log.ids import inbox_subject
@@ -18,7 +18,7 @@ from mielin_cells.node.activation.context import NodeContext
 from mielin_cells.substrate.ports import Entry, Tail
 from mielin_cells.substrate.retry import whole
 from mielin_cells.tasks.signal import Signal
-from mielin_cells.tasks.supervision import Backoff
+from mielin_cells.tasks.supervision import persist
 
 logger = logging.getLogger("mielin_cells.inbox")
 
@@ -82,6 +82,10 @@ class Inbox:
         self.aside = 0
         """Entries that were put off, until their senders' first messages are run again."""
 
+    @property
+    def _subject(self) -> str:
+        return inbox_subject(self._fold.agent)
+
     def close(self) -> None:
         if self._tail is not None:
             self._tail.close()
@@ -89,10 +93,10 @@ class Inbox:
 
     async def read(self) -> None:
         """Reads for ever.  Raises `Fenced` if what was held is trimmed: then another node owns the agent (rule 19)."""
-        log, inbox, ledger = self._home.log, inbox_subject(self._fold.agent), self._fold.ledger
+        log, ledger = self._home.log, self._fold.ledger
         behind = await self._read_held()
         self._owner.kick()
-        self._tail = tail = log.tail(inbox, ledger.cursor)
+        self._tail = tail = log.tail(self._subject, ledger.cursor)
         try:
             async for batch in tail:
                 for entry in batch:
@@ -119,7 +123,7 @@ class Inbox:
         opened = fold.turn if fold.turn is not None and fold.turn.calls else None
         is_found = opened is None
         for seq in sorted(fold.ledger.held):
-            arrival = await self._kept(seq)
+            arrival = await self._read_at(seq)
             arrival.was_held = True
             self.waiting += arrival.count
             mail = arrival.mail
@@ -136,37 +140,37 @@ class Inbox:
             self._push(arrival)
         return ()
 
+    def _failed(self, error: Exception) -> None:
+        """Whatever the store raises, nothing may be passed over: the order of messages depends on it."""
+        if isinstance(error, RecordInvalid):
+            raise error
+        logger.info("agent %s: its inbox is read again: %s", self._fold.agent, described(error))
+
     async def _has_more(self) -> bool:
-        backoff = Backoff()
-        while True:
-            try:
-                last = await self._home.log.settled(inbox_subject(self._fold.agent))
-                return last is not None and last.seq > self._fold.ledger.cursor
-            except Exception as error:  # whatever the store raises: the order of messages depends on it
-                logger.info("agent %s: its inbox is read again: %s", self._fold.agent, described(error))
-            await backoff.wait()
+        last = await persist(lambda: self._home.log.settled(self._subject), failed=self._failed)
+        return last is not None and last.seq > self._fold.ledger.cursor
 
     def _is_new(self, arrival: Arrival) -> bool:
         mail = arrival.mail
         return isinstance(mail, Mail) and any(self.verdict(mail, message) is Verdict.APPLY for message in mail.messages)
 
-    async def _kept(self, seq: int) -> Arrival:
-        """What is held at `seq`, once the store answers."""
-        log, inbox, backoff = self._home.log, inbox_subject(self._fold.agent), Backoff()
-        while True:
-            try:
-                entries = await log.read(inbox, seq - 1, 1)
-                if entries and entries[0].seq == seq:
-                    return await self._arrival(entries[0])
-                last = await log.settled(inbox) if not entries else None
-            except Exception as error:  # whatever the store raises: nothing may be passed over
-                said = described(error)
-            else:
-                if last is None or last.seq < seq:
-                    raise Fenced(f"The inbox of agent {self._fold.agent!r} was trimmed at {seq}: another node owns it.")
-                said = "the replica that answers is behind"
-            logger.info("agent %s: its inbox is read again: %s", self._fold.agent, said)
-            await backoff.wait()
+    async def _read_at(self, seq: int) -> Arrival:
+        """The entry that is held at `seq`, once the store answers.  Raises `Fenced` if it is trimmed."""
+        log = self._home.log
+
+        async def read() -> Entry | None:
+            entries = await log.read(self._subject, seq - 1, 1)
+            if entries and entries[0].seq == seq:
+                return entries[0]
+            last = await log.settled(self._subject) if not entries else None
+            if last is not None and last.seq >= seq:
+                raise StoreUnreachable("The replica that answers is behind.", subject=self._subject)
+            return None
+
+        entry = await persist(read, failed=self._failed)
+        if entry is None:
+            raise Fenced(f"The inbox of agent {self._fold.agent!r} was trimmed at {seq}: another node owns it.")
+        return await self._arrival(entry)
 
     def _push(self, arrival: Arrival) -> None:
         if isinstance(self.queue, tuple):
@@ -179,22 +183,17 @@ class Inbox:
         self.queue = ()
 
     async def _arrival(self, entry: Entry) -> Arrival:
+        """Of an entry that does not read, it is made certain that it is stored so: its bytes may be damaged on their way."""
+        decode = partial(self._mail, entry.seq)
         try:
-            return Arrival(entry.seq, self._mail(entry.seq, entry.data))
+            return Arrival(entry.seq, decode(entry.data))
         except RecordInvalid:
-            return await self._read_again(entry)
-
-    async def _read_again(self, entry: Entry) -> Arrival:
-        """Of an entry that does not read, once it is certain that it is stored so: its bytes may be damaged on their way."""
-        backoff, subject = Backoff(), inbox_subject(self._fold.agent)
-        while True:
-            try:
-                return Arrival(entry.seq, await whole(self._home.log, subject, entry, partial(self._mail, entry.seq)))
-            except RecordInvalid as damaged:
-                return Arrival(entry.seq, damaged)
-            except Exception as error:  # whatever the store raises: nothing may be passed over
-                logger.info("agent %s: its inbox is read again: %s", self._fold.agent, described(error))
-                await backoff.wait()
+            pass
+        try:
+            mail = await persist(lambda: whole(self._home.log, self._subject, entry, decode), failed=self._failed)
+        except RecordInvalid as damaged:
+            return Arrival(entry.seq, damaged)
+        return Arrival(entry.seq, mail)
 
     def _mail(self, seq: int, data: bytes) -> Mail:
         mail = decode_mail(data, f"The inbox of agent {self._fold.agent!r} at {seq}")
@@ -208,7 +207,7 @@ class Inbox:
     def done(self, arrival: Arrival, batch: Batch) -> None:
         """The entry is done: the cursor passes it, and what was held for it comes next."""
         if isinstance(self.queue, tuple):
-            raise never("not isinstance(self.queue, tuple) does not hold")
+            raise never("an entry is done that is not in the queue")
         self.queue.popleft()
         self._room.set()
         ledger, mail = self._fold.ledger, arrival.mail
@@ -255,7 +254,7 @@ class Inbox:
     def _pass(self, arrival: Arrival, batch: Batch) -> None:
         """The cursor passes an entry that is not done: its position is kept, part of what is committed (rule 10)."""
         if isinstance(self.queue, tuple):
-            raise never("not isinstance(self.queue, tuple) does not hold")
+            raise never("an entry is done that is not in the queue")
         self.queue.popleft()
         if not arrival.was_held:
             arrival.was_held = True

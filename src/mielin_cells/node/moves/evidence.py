@@ -14,7 +14,7 @@ from mielin_cells.migration.journal import Attempted, Journal
 from mielin_cells.store import journal
 from mielin_cells.store.reader import record_of
 from mielin_cells.substrate.ports import Log
-from mielin_cells.tasks.supervision import Backoff
+from mielin_cells.tasks.supervision import persist
 
 logger = logging.getLogger("mielin_cells.migration")
 
@@ -34,26 +34,20 @@ async def owns(log: Log, agent: str, node: str, epoch: int) -> bool:
 
 
 async def _last_of(log: Log, agent: str) -> AnyRecord | None:
-    backoff = Backoff()
-    while True:
-        try:
-            last = await log.settled(log_subject(agent))
-            return await record_of(log, agent, last) if last is not None else None
-        except RetryError:
-            await backoff.wait()
+    async def read() -> AnyRecord | None:
+        last = await log.settled(log_subject(agent))
+        return await record_of(log, agent, last) if last is not None else None
+
+    return await persist(read, RetryError)
 
 
 async def journal_of(log: Log, agent: str, migration: str) -> Journal | None:
     """As another process has gone on with it, maybe to its end; waits for the store.  None if it cannot be read."""
-    backoff = Backoff()
-    while True:
-        try:
-            return await journal.read(log, agent, migration)
-        except RetryError:
-            await backoff.wait()
-        except CellError as error:
-            logger.error("migration %s of agent %s is parked as it is: %s", migration, agent, error)
-            return None
+    try:
+        return await persist(lambda: journal.read(log, agent, migration), RetryError)
+    except CellError as error:
+        logger.error("migration %s of agent %s is parked as it is: %s", migration, agent, error)
+        return None
 
 
 async def loss_of(log: Log, fold: Fold, attempt: Attempted, coordinator: str) -> tuple[str, str, Happened]:
