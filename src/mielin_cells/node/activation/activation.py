@@ -15,10 +15,10 @@ from mielin_cells.agents.live import Cell
 from mielin_cells.agents.reports import AgentInfo
 from mielin_cells.agents.spec import Spec, spec_of
 from mielin_cells.errors import CellError, NoSuchAgent, StateUnloadable, UnknownClass, described, never, storable
+from mielin_cells.log.delta import StateDelta
 from mielin_cells.log.fold import Fold
 from mielin_cells.log.lifecycle import AgentError, AgentState
 from mielin_cells.log.records import Failed
-from mielin_cells.log.delta import StateDelta
 from mielin_cells.node.activation.context import Hosted, NodeContext
 from mielin_cells.node.activation.core import Core
 from mielin_cells.node.activation.effects import Effects
@@ -63,7 +63,7 @@ class Activation(Core):
         self._reader = self.start(self.inbox.read())
         self.timers.open()
         self.commit_soon()
-        if self.fold.wish is not None:  # whoever owned the agent before did not come to it
+        if self.fold.wish is not None:  # its former owner did not carry the order out
             self.fulfil()
 
     def close(self) -> None:
@@ -91,12 +91,12 @@ class Activation(Core):
             await self.append(lambda head: Failed(**head, error=found))
 
     def seal_at_once(self) -> bool:
-        """After the intake has stopped: True if no commit is in flight; what ran stays, to be sealed by the handover."""
+        """Commits no more, once the intake has stopped: the handover will seal what has run.  False if a commit is in flight."""
         self._sealing = True
         return self._committing is None and self.lost is None
 
     async def seal_ready(self) -> None:
-        """As `seal_at_once`, after waiting for the commit in flight."""
+        """As `seal_at_once`, but waits for the commit in flight."""
         self._sealing = True
         while self._committing is not None:
             await self._settled.wait()
@@ -110,7 +110,7 @@ class Activation(Core):
         self.intake.resume()
 
     def unseal(self) -> None:
-        """A seal that is not in the log: its turns go back to be committed."""
+        """The seal is not in the log: its turns go back into the batch."""
         batch, self.inflight = self.inflight, None
         if batch is not None:
             if self._batch:
@@ -118,23 +118,23 @@ class Activation(Core):
             self._batch = batch
 
     def handed_over(self) -> None:
-        """The seal is in the log: its answers may leave; its outputs are sent by the next owner."""
+        """The seal is in the log: its answers may leave.  The next owner sends its outputs."""
         batch, self.inflight = self.inflight, None
         if batch is not None and batch.answers:
             self.home.begin(self._let_out(batch.answers))
 
     def deliver(self) -> None:
-        """Delivers what the log holds and does not show as stored.  What the next commit will hold waits for it (rule 9)."""
+        """Delivers the outputs that the log holds and does not show as stored.  Those of the batch wait for its commit (rule 9)."""
         waiting = {(out.to, out.n) for out in self._batch.outs} if self._batch else ()
         self.outbox.push_missing([out for out in self.fold.ledger.unreleased() if (out.to, out.n) not in waiting])
 
     def adopt(self, delta: StateDelta | None) -> None:
-        """A change that joins the next commit: an upgrade of the state made while taking the agent over."""
+        """Adds a change of state to the next commit: an upgrade that was made while the agent was taken over."""
         self.batch.change(delta)
 
     @property
     def is_idle(self) -> bool:
-        """True if all that was read of the inbox has taken effect, and is committed."""
+        """True if every message that was read from the inbox has taken effect and is committed."""
         waits = self.inbox.queue or self.intake.delays.senders
         return not waits and self.inflight is None and not self._batch and self.is_open
 
@@ -150,20 +150,20 @@ def loop_time() -> float:
 
 
 class Ownership(Protocol):
-    """What reads in the logs whose an agent is, and is told what becomes of it here."""
+    """Decides from the logs which agents run here, and is notified when one begins or ends."""
 
     def look(self, agent: str, error: Exception | None = None) -> None:
-        """Reads who owns the agent, soon: the log may name this node.  After an error of the store it waits longer each time."""
+        """Reads soon who owns the agent, since the log may name this node.  After errors of the store it waits longer each time."""
 
     def served(self, activation: Activation) -> None:
         """The agent runs here now."""
 
     def lost(self, activation: Hosted, error: Exception | None) -> None:
-        """An activation found that it may not go on; without an error, another had taken its place already."""
+        """An activation has closed itself.  Without an error, another had taken its place already."""
 
 
 class Activations:
-    """`live` holds the agents that are served; `serve` and `drop` are the only ways in and out."""
+    """The agents that one node runs.  `live` holds those that are served; `serve` and `drop` are the only ways in and out."""
 
     def __init__(
         self, name: str, log: Log, wire: Wire, classes: Callable[[str], type[Agent] | None], ownership: Ownership, *,
@@ -219,7 +219,7 @@ class Activations:
 
     @contextlib.contextmanager
     def starting(self, agent: str) -> Iterator[None]:
-        """While the agent is created or claimed here and its hooks run: nobody else is to begin that."""
+        """Marks an agent that is being created or claimed here, until its hooks have run: nobody else may begin that."""
         is_outermost = agent not in self._starting
         self._starting.add(agent)
         try:
@@ -248,13 +248,13 @@ class Activations:
         """The log says that this node owns the agent, and the agent is loaded."""
         agent = activation.fold.agent
         former = self.live.get(agent)
-        if former is not None and former is not activation:  # of an earlier epoch: it would find out at its next append
+        if former is not None and former is not activation:  # of an earlier epoch: its next append would fail
             self.drop(former)
-        if self.is_stopping:  # since the claim was begun: the agent stays claimable
+        if self.is_stopping:  # it began to stop after the claim began: the agent stays claimable
             activation.close()
             return
         self.live[agent] = activation
-        self._unloadable.pop(agent, None)  # whatever it was before the agent came here again, by a move
+        self._unloadable.pop(agent, None)  # the agent may have come back by a move
         activation.open()
         self._ownership.served(activation)
 
@@ -278,7 +278,7 @@ class Activations:
         return MappingProxyType(self._unloadable)
 
     def cannot_run(self, agent: str, fold: Fold | None, error: CellError) -> None:
-        """Shows operators why; nothing is written, so another node may take the agent."""
+        """Shows operators why an agent does not run.  Nothing is written, so another node may take it."""
         self._unloadable[agent] = AgentInfo(
             id=agent, cls=fold.cls if fold is not None else "", version=fold.version if fold is not None else 0,
             node=self.name, epoch=fold.epoch if fold is not None else 0, state=AgentState.ERROR.value, waiting=0,
@@ -287,13 +287,13 @@ class Activations:
         )  # fmt: skip
 
     def can_run(self, agent: str) -> None:
-        """What kept the agent from running is over, or it is another node's trouble now."""
+        """Forgets why an agent did not run: that is over, or another node owns the agent now."""
         self._unloadable.pop(agent, None)
 
     # ---- the end ---------------------------------------------------------------------------------------------
 
     def stop(self) -> None:
-        """From now on no agent is served that is not served already."""
+        """From now on no further agent is served."""
         self.is_stopping = True
 
     async def depart(self, turns_s: float, until: float) -> None:
@@ -310,7 +310,7 @@ class Activations:
         if activation.lost is not None:
             return
         if activation.is_idle and not activation.spec.overrides("on_depart") and await activation.intake.stop_at_once():
-            return  # thousands of them wait for nothing
+            return  # most agents: they need no task and no commit
         try:
             async with asyncio.timeout_at(until):
                 await activation.intake.stop(turns_s)

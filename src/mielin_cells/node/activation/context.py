@@ -47,9 +47,9 @@ class NodeContext:
     """Awaited at named steps of moves: a test's way to make them fail.  What it raises fails the step."""
     cluster: Cluster | None = None
     resolve: Callable[[str], type[Agent] | None] | None = None
-    """The class that has a name on the wire here, as it was defined last."""
+    """The class of a name, as it was defined last in this process."""
     obey: Callable[[str, str, str], Awaitable[object]] | None = None
-    """Carries out an order to an agent that is hosted here: agent, order, reason."""
+    """Carries out an order for an agent that runs here: agent, order, reason."""
     tasks: set[asyncio.Task[Any]] = field(default_factory=set)
     _context: Context = field(default_factory=copy_context)
     """What runs at the end of a task runs in this context: one copy of a context for each task would take 64 bytes an agent."""

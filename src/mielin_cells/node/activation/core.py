@@ -62,9 +62,9 @@ class Core:
         self.snapshots = Snapshots(self)
         self.is_open = False
         self.lost: Exception | None = None
-        """Why this node runs the agent no longer, if it found out by itself."""
+        """Why this node runs the agent no longer, if the activation found that out itself."""
         self.stops = 0
-        """How many have asked that no new turn begins."""
+        """How many callers want no new turn to begin."""
         self.records_first_turn = False
         """The agent was claimed with a message waiting: a record says that its first turn begins."""
         self.asks: Sequence[TurnCall] = ()
@@ -102,14 +102,14 @@ class Core:
         self._settled.set()
 
     def lose(self, error: Exception) -> None:
-        """The log cannot be written by this activation any more."""
+        """Closes the activation, because it cannot write to the log any more, and tells the node."""
         if self.lost is None:
             self.lost = error
             self.close()
             self.home.lost(self, error)
 
     def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Runs a part of this activation that it cannot be without: if it fails, the agent is read from its log again."""
+        """Runs an essential part of this activation in a task.  If it fails, the agent is read from its log again."""
         return self.home.start(work, self._part_ended)
 
     def _part_ended(self, task: asyncio.Task[None]) -> None:
@@ -118,7 +118,7 @@ class Core:
             self.broke(error)
 
     def broke(self, error: BaseException) -> None:
-        """A part of this activation has failed."""
+        """Closes the activation, because an essential part of it has failed."""
         agent = self.fold.agent
         if not self.writer.is_closed:
             said = f"Agent {agent!r} is read from its log again: {described(error)}."
@@ -143,7 +143,7 @@ class Core:
 
     @property
     def batch(self) -> Batch:
-        """What the next commit will hold.  A batch takes 700 bytes: an idle agent has none."""
+        """What the next commit will hold.  It is made when it is first asked for: a batch takes 700 bytes."""
         batch = self._batch
         if batch is None:
             batch = self._batch = Batch()
@@ -151,7 +151,7 @@ class Core:
 
     @property
     def wish(self) -> Wish | None:
-        """What the agent has ordered for itself and what has not taken effect: no turn runs."""
+        """An order of the agent for itself that has not been carried out yet.  No turn runs until it has."""
         for batch in (self._batch, self.inflight):
             if batch is not None and batch.wish is not None:
                 return batch.wish
@@ -161,11 +161,11 @@ class Core:
         self.home.begin(self._fulfilled())
 
     async def _fulfilled(self) -> None:
-        """Carries out what the agent has ordered for itself, again until it is done; once another node owns it, that node does.
+        """Carries out the agent's order for itself, and tries again until that succeeds or another node owns the agent.
 
         An agent that an operator has suspended, or whose `on_stop` raised, is left to the operator: it goes on when it is resumed.
         """
-        backoff, told = Backoff(), set[str]()
+        backoff, logged = Backoff(), set[str]()
         while self.is_open and self.wish is not None and self.home.obey is not None and self.fold.may_run:
             try:
                 await self.flush()
@@ -174,15 +174,13 @@ class Core:
                     await self.home.obey(self.fold.agent, wish.order, wish.reason)
                     return
             except Exception as error:  # whatever the store raises, or a bug: no turn runs before it is done
-                if type(error).__name__ not in told:
-                    told.add(type(error).__name__)
-                    logger.warning(
-                        "agent %s: what it has ordered for itself waits: %s", self.fold.agent, described(error)
-                    )
+                if type(error).__name__ not in logged:
+                    logged.add(type(error).__name__)
+                    logger.warning("agent %s: its own order waits: %s", self.fold.agent, described(error))
             await backoff.wait()
 
     def touch(self) -> None:
-        """Makes the next commit happen though nothing else asks for it."""
+        """Makes sure that there is a next commit."""
         self.batch.touched = True
 
     async def append(self, compose: Callable[[dict[str, Any]], R], *, at_once: bool = False) -> R:
@@ -197,8 +195,11 @@ class Core:
             raise
 
     async def unappended(self) -> None:
-        """If a record was composed and is not known to be in the log, this activation goes no further: what it has in memory may be no
-        log's, and the agent is read from its log again.  If no store would ever take the record, the log says so first."""
+        """Closes this activation if a record was composed that is not known to be in the log.
+
+        State and ledger in memory may then differ from the log, so the agent is read from its log again.  If no store would ever take
+        the record, an ERROR record says so first.
+        """
         failure = self.writer.failure
         if failure is None or self.lost is not None or self._is_failing or self.writer.is_closed:
             return
@@ -207,7 +208,7 @@ class Core:
             logger.error("agent %s is in ERROR: %s", self.fold.agent, failure, exc_info=failure)
             try:
                 await append_failed(self.writer.successor(), failure)
-            except CellError as unsaid:  # most likely `Fenced`: whoever was first reads the log anyway
+            except CellError as unsaid:  # most likely `Fenced`: then the new owner reads the log anyway
                 logger.warning("agent %s: its log does not say so: %s", self.fold.agent, unsaid)
         self.lose(failure)
 
@@ -236,7 +237,7 @@ class Core:
         return Committed(**head, commit=self.sealed())
 
     def sealed(self) -> Commit:
-        """Takes the batch as it is now, for the record that is being composed: state and ledger are exactly after it."""
+        """Takes the batch for the record that is being composed.  State and ledger are exactly as after that record."""
         batch, self._batch = self.batch, None
         self.inflight = batch
         ledger = self.fold.ledger
@@ -253,7 +254,7 @@ class Core:
         return commit
 
     async def _acknowledged(self) -> None:
-        """The commit is in the log: what it held may leave."""
+        """The commit is in the log: its outputs and answers may leave."""
         batch, self.inflight = self.inflight, None
         if batch is None:
             return
@@ -264,7 +265,7 @@ class Core:
             await self._let_out(batch.answers)
 
     async def flush_within(self, seconds: float) -> None:
-        """As `flush`.  Raises what the store refuses a commit with if it is not through by then; at once on a full store."""
+        """As `flush`, with a limit.  Raises the store's refusal if the commit is late, and at once if the store is full."""
         agent, writer = self.fold.agent, self.writer
         try:
             async with asyncio.timeout(seconds):
@@ -274,7 +275,7 @@ class Core:
             raise writer.waits_for or StoreUnreachable(said, agent=agent) from None
 
     async def flush(self, *, at_once: bool = False) -> None:
-        """Returns when everything that ran before is committed.  Raises `Fenced` if it cannot be, and `at_once` on a full store."""
+        """Returns when all turns that have run are committed.  Raises `Fenced` if they cannot be; with `at_once` also `StoreFull`."""
         while (self._batch or self.inflight is not None) and self.lost is None:
             self.writer.check()
             if at_once and isinstance(self.writer.waits_for, StoreFull):
@@ -289,7 +290,7 @@ class Core:
     # ---- answers ---------------------------------------------------------------------------------------------
 
     async def _let_out(self, answers: Answers) -> None:
-        """Best effort: who hears nothing reminds this agent, and is answered from what it has stored."""
+        """Sends answers, best effort: a caller that hears nothing reminds this agent, and gets the stored answer."""
         for (reply_to, sender), numbers in answers.items():
             for some in _fitting(numbers):
                 try:
@@ -300,7 +301,7 @@ class Core:
                     )
 
     def reply(self, reply_to: str, sender: str, answers: dict[int, bytes]) -> None:
-        """Answers that change nothing: they leave at once, or after the commit that may hold what they repeat."""
+        """Sends answers that change nothing: at once, or after the pending commit, which may hold what they repeat."""
         batch = self._batch or self.inflight
         if batch is None:
             self.home.begin(self._let_out({(reply_to, sender): answers}))
@@ -309,7 +310,7 @@ class Core:
             batch.answer(reply_to, sender, n, answer)
 
     def low(self, to: str) -> int:
-        """The lowest number to `to` whose outcome is not durable: asks of the open turn keep their answers (rule 14)."""
+        """The lowest number to `to` whose outcome is not durable.  The receiver keeps the answers from there on (rule 14)."""
         ledger = self.fold.ledger
         low = (ledger.unanswered(to) if ledger.replays else None) or ledger.next_number(to)
         opened = self.fold.turn
@@ -340,7 +341,7 @@ class Core:
 
 
 def _fitting(answers: dict[int, bytes]) -> list[dict[int, bytes]]:
-    """The answers, cut so that each lot fits one message of the wire."""
+    """Cuts the answers into lots of which each fits one message of the wire."""
     size = sum(map(len, answers.values()))
     if size <= MAIL_BYTES_MAX:
         return [answers]

@@ -1,7 +1,7 @@
-"""Messages whose turns failed and that wait to be run again, while those of other senders go on.
+"""Messages that wait to be run again after their turns failed, while those of other senders go on.
 
-What a sender has sent later waits behind its first: order is kept per sender.  The entries that wait are `held` positions of the
-ledger, part of each commit, so a move or a crash loses none: the next owner runs them first, and begins to count runs anew.
+Later messages of a sender wait behind its first one, so the order of each sender is kept.  The entries that wait are `held` positions
+of the ledger and part of each commit, so a move or a crash loses none.  The next owner runs them first, and counts runs anew.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ class Fate(Enum):
     PUT_OFF = "put off"
     """It is run again later, and others go on."""
     STOPPED = "stopped"
-    """It stays first: the intake is stopped, or ownership lost."""
+    """It stays first: the intake was stopped, or the agent was lost."""
 
 
 def stays_first(fold: Fold, sender: str, n: int) -> bool:
-    """True if nobody may pass a message that failed.
+    """True if no other message may pass one that failed.
 
-    A run that goes on behind recorded asks and steps must find the state in which they were made (rule 13); so must each that is
-    taken once more after an undo, since what was sent then stands (rule 17).  And while claims count against the first message,
-    no other that ends the process may come between (rule 5).
+    A run that goes on behind recorded asks and steps must find the state in which they were made (rule 13).  So must a message that
+    is taken again after an undo, because what it sent stands (rule 17).  While claims count against the first message, no other
+    message that ends the process may come between (rule 5).
     """
     opened = fold.turn
     return (
@@ -44,7 +44,7 @@ def stays_first(fold: Fold, sender: str, n: int) -> bool:
 
 
 def turn_is_open(fold: Fold) -> bool:
-    """True while a turn with recorded asks or steps has not taken effect: its message is the first, and nobody comes before it."""
+    """True while a turn with recorded asks or steps has not taken effect: no message may come before its own."""
     opened = fold.turn
     return opened is not None and bool(opened.calls) and not fold.ledger.has_taken(opened.sender, opened.n)
 
@@ -55,7 +55,7 @@ class Intake(Protocol):
 
 
 class _Sender:
-    """One whose first message waits, or is being run again."""
+    """A sender whose first message waits, or is being run again."""
 
     __slots__ = ("arrivals", "backoff", "n", "passes", "ran", "task", "why")
 
@@ -65,15 +65,15 @@ class _Sender:
         """The message that failed last."""
         self.ran = 0
         self.passes = False
-        """It failed by the store's fault."""
+        """The store was at fault."""
         self.why = ""
-        """What failed last, for people."""
+        """A sentence for people about the last failure."""
         self.backoff = Backoff()
         self.task: asyncio.Task[None] | None = None
 
 
 NO_SENDERS: dict[str, _Sender] = {}
-"""Of agents that have never put a message off: stays empty."""
+"""Shared by agents that have never put a message off.  It stays empty."""
 
 
 class Delays:
@@ -91,7 +91,7 @@ class Delays:
         self.due: tuple[str, ...] = ()
         """Senders whose first message has waited long enough; the intake takes them when it comes to that."""
         self.early: list[Arrival] | tuple[()] = ()
-        """After an undo: entries that are read before others which were taken before them."""
+        """After an undo: entries that wait for others which had been taken before them."""
 
     def close(self) -> None:
         for sender in self.senders.values():
@@ -114,7 +114,7 @@ class Delays:
         return first.ran if first is not None and first.n == n else 0
 
     def why(self, sender: str) -> str:
-        """What a message of this sender failed with that is to be run again; "" if none is."""
+        """Why the sender's message that is to be run again failed; "" if there is none."""
         first = self.senders.get(sender)
         return first.why if first is not None else ""
 
@@ -142,7 +142,7 @@ class Delays:
         self._intake.kick()
 
     def come_back(self) -> None:
-        """What is due is first in the inbox again, and so is what came too early and does no more."""
+        """Makes the messages first in the inbox whose waits are over, and those that came too early and do no more."""
         if self.early:
             self._bring_back_early()
         for name in reversed(self.due):
@@ -150,9 +150,9 @@ class Delays:
         self.due = ()
 
     def is_early(self, sender: str) -> bool:
-        """After an undo: others' messages are taken again first, as they were before.  Their answers were given in that order.
+        """True if, after an undo, messages of other senders are to be taken again first: their answers were given in that order.
 
-        Of one sender, the inbox has the order.
+        The inbox keeps the order of one sender.
         """
         first = self._core.fold.ledger.next_replay()
         return first is not None and first[0] != sender
@@ -162,7 +162,7 @@ class Delays:
         self.early = [*self.early, arrival]
 
     def _bring_back_early(self) -> None:
-        """What came too early is first in the inbox again: the entry whose turn it is, or all once no other is to be taken again."""
+        """Makes the entry first in the inbox that is next to be taken again; all that came too early, once none is."""
         first = self._core.fold.ledger.next_replay()
         ready = [one for one in self.early if first is None or one.is_at(*first)]
         self.early = [one for one in self.early if one not in ready]
@@ -170,7 +170,7 @@ class Delays:
             self._inbox.come_back(arrival)
 
     def done(self, arrival: Arrival, mail: Mail) -> None:
-        """An entry is done: the next one of its sender is first in the inbox."""
+        """An entry is done: the next entry of its sender comes first in the inbox."""
         sender = self.senders.get(mail.sender)
         if sender is None or sender.arrivals[0] is not arrival:
             return

@@ -38,10 +38,10 @@ from mielin_cells.settings import MESSAGE_BYTES_MAX
 logger = logging.getLogger("mielin_cells.intake")
 
 FAILED_BYTES_MAX = 64 * 1024
-"""What the sentence and the facts of a `HandlerFailed` take at most, so that a declared error beside it fits a message."""
+"""Room in a message for the sentence and the facts of a `HandlerFailed`, beside a declared error."""
 
 CAUSE_CHARS_MAX = 2000
-"""Of a cause in the sentence that names it; all that is kept of it is in the facts."""
+"""Of a cause, in the sentence that names it; the facts have all of it."""
 
 CAUSES_MAX = 10
 """Of the exceptions of a group, so many are described one by one."""
@@ -95,7 +95,7 @@ class Effects:
             batch.inputs.append(Input(sender, n, mail.low, mail.start, answer))
         ledger.take(sender, n, mail.low, mail.start, answer)
         if is_again and not ledger.replays:
-            self._timers.kick()  # they have waited for this
+            self._timers.kick()  # timers wait until all inputs are taken again
         if answer is not None:
             batch.answer(mail.reply_to, sender, n, answer)
 
@@ -127,7 +127,7 @@ class Effects:
             self._timers.take(turn.timers, turn.seconds)
 
     def _order(self, turn: Turn) -> None:
-        """The turn has ordered something for its own agent, which takes effect behind the commit."""
+        """Carries out what the turn has ordered for its own agent, once the turn is committed."""
         core = self._core
         if turn.replay is not None and turn.replay.again.taken:
             return  # an undo has said where the agent is to be, and an operator may have resumed it
@@ -147,10 +147,10 @@ class Effects:
     # ---- turns that fail, and messages that are not run ------------------------------------------------------
 
     def fail(self, arrival: Arrival, mail: Mail, message: Message, turn: Turn, error: BaseException, ran: int) -> None:
-        """The error is the answer of an ask, stored like any other; nobody hears of a tell's: its message is a dead letter."""
+        """Ends a message whose turn failed.  An ask is answered with the error; a tell becomes a dead letter."""
         core = self._core
         again = core.fold.ledger.replays.get((mail.sender, message.n)) if core.fold.ledger.replays else None
-        if not message.ask or (again is not None and again.taken):  # the answer that stands is another
+        if not message.ask or (again is not None and again.taken):  # its first answer stands
             self.bury_failed(arrival, mail, message, turn, error, ran)
             return
         declared = is_declared(core.spec.handlers.get(message.handler), error)
@@ -203,7 +203,7 @@ class Effects:
 
 
 def is_of_store(error: BaseException) -> bool:
-    """True if the turn failed by the store's fault or an owner's, also inside a group.  That another agent is parked is its answer."""
+    """True if the store, or the loss of the agent, failed the turn.  That another agent is quarantined is the turn's own answer."""
     return any(isinstance(leaf, PASSING) and not isinstance(leaf, EpochRegression) for leaf in leaves(error))
 
 
@@ -212,13 +212,13 @@ def is_declared(handler: HandlerSpec | None, error: BaseException) -> bool:
 
 
 def is_final(handler: HandlerSpec, error: BaseException) -> bool:
-    """True for an error that more runs would meet again: a declared one, a wrong call, or a recorded outcome."""
+    """True for an error that would come again in each run: a declared one, a wrong call, or a recorded outcome."""
     wrong = isinstance(error, UsageError) and not isinstance(error, HandlerFailed)
     return wrong or is_declared(handler, error)
 
 
 def answer_of(agent: str, path: str, handler: str, spec: HandlerSpec | None, error: BaseException, ran: int) -> bytes:
-    """The answer of a turn that has failed: declared errors and our own as they are, others as `HandlerFailed`."""
+    """The answer of a turn that failed: a declared error or one of this package as it is, any other as `HandlerFailed`."""
     raised, unsent = None, ""
     if spec is not None and spec.raises is not None and spec.raises.has(error):
         try:
@@ -243,9 +243,9 @@ def answer_of(agent: str, path: str, handler: str, spec: HandlerSpec | None, err
 
 
 def _is_ours(error: BaseException) -> TypeGuard[CellError]:
-    """True for an error of this package that speaks of the call itself.
+    """True for an error of this package that is about the call itself.
 
-    One that means "try again" speaks of another call, that the handler made; so does the failure of another's handler.
+    An error that means "try again" is about another call, which the handler made; so is the failure of another agent's handler.
     """
     return (
         isinstance(error, CellError)

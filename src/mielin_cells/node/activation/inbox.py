@@ -1,4 +1,4 @@
-"""An agent's inbox as its owner works it off: entries in order, and those held for an earlier message (rule 10)."""
+"""An agent's inbox, as its owner works through it: entries in order, and those held for an earlier message (rule 10)."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from mielin_cells.tasks.supervision import persist
 logger = logging.getLogger("mielin_cells.inbox")
 
 ASIDE_MAX = 512
-"""Entries that are put off at a time: each is in every commit that puts off another, and an owner that comes reads it alone."""
+"""Entries that may be put off at a time.  Each commit that puts one off lists them all, and a new owner reads them one by one."""
 
 
 class Arrival:
-    """An inbox entry being worked off.  `mail` is the error if its bytes could not be read."""
+    """An inbox entry that is not done.  `mail` is an error if its bytes cannot be read."""
 
     __slots__ = ("index", "is_told", "mail", "seq", "was_held")
 
@@ -37,10 +37,10 @@ class Arrival:
         self.index = 0
         self.was_held = False
         self.is_told = False
-        """Who asked was told that the agent cannot answer."""
+        """Its asks were answered with the error that keeps the agent from running."""
 
     def is_at(self, sender: str, n: int) -> bool:
-        """True if this message is the next of the entry."""
+        """True if message `n` of this sender is the next of the entry."""
         mail = self.mail
         return isinstance(mail, Mail) and mail.sender == sender and mail.messages[self.index].n == n
 
@@ -59,7 +59,7 @@ class Owner(Protocol):
     def fold(self) -> Fold: ...
 
     def kick(self) -> None:
-        """There is work."""
+        """There are messages to be taken."""
 
 
 class Inbox:
@@ -92,7 +92,7 @@ class Inbox:
         self._room.set()
 
     async def read(self) -> None:
-        """Reads for ever.  Raises `Fenced` if what was held is trimmed: then another node owns the agent (rule 19)."""
+        """Reads until the inbox is closed.  Raises `Fenced` if a held entry is trimmed: another node owns the agent (rule 19)."""
         log, ledger = self._home.log, self._fold.ledger
         behind = await self._read_held()
         self._owner.kick()
@@ -114,10 +114,10 @@ class Inbox:
             tail.close()
 
     async def _read_held(self) -> Sequence[Arrival]:
-        """Queues the entries that are held and wait for no earlier number.  Gives those that come behind the next entry.
+        """Queues the held entries that wait for no earlier number.  Returns those that belong behind the next new entry.
 
         The message of a turn with recorded asks or steps goes first: its next run must find the state in which they were made.
-        If it is not among them it is the first that the tail gives: they were put off before, and others went on.
+        If it is not among the held entries, it is the first that the tail gives: the held ones were put off before it ran.
         """
         fold, ready = self._fold, deque[Arrival]()
         opened = fold.turn if fold.turn is not None and fold.turn.calls else None
@@ -132,7 +132,7 @@ class Inbox:
             elif opened is not None and isinstance(mail, Mail) and _holds(mail, opened.sender, opened.n):
                 is_found = True
                 ready.appendleft(arrival)
-            else:  # it was put off, or what it waited for was committed, and the owner was lost before this
+            else:  # it was put off, or the message before it was committed and then the owner was lost
                 ready.append(arrival)
         if ready and not is_found and await self._has_more():
             return ready
@@ -155,7 +155,7 @@ class Inbox:
         return isinstance(mail, Mail) and any(self.verdict(mail, message) is Verdict.APPLY for message in mail.messages)
 
     async def _read_at(self, seq: int) -> Arrival:
-        """The entry that is held at `seq`, once the store answers.  Raises `Fenced` if it is trimmed."""
+        """Reads the entry that is held at `seq`.  Raises `Fenced` if it was trimmed."""
         log = self._home.log
 
         async def read() -> Entry | None:
@@ -179,11 +179,11 @@ class Inbox:
             self.queue.append(arrival)
 
     def rest(self) -> None:
-        """Nobody looks at the queue, and it is empty."""
+        """Frees the queue, which is empty and in no use."""
         self.queue = ()
 
     async def _arrival(self, entry: Entry) -> Arrival:
-        """Of an entry that does not read, it is made certain that it is stored so: its bytes may be damaged on their way."""
+        """Decodes an entry.  One that does not decode is read again, since its bytes may have been damaged on their way."""
         decode = partial(self._mail, entry.seq)
         try:
             return Arrival(entry.seq, decode(entry.data))
@@ -205,7 +205,7 @@ class Inbox:
         return self._fold.ledger.judge(mail.sender, message.n, mail.start)
 
     def done(self, arrival: Arrival, batch: Batch) -> None:
-        """The entry is done: the cursor passes it, and what was held for it comes next."""
+        """The first entry is done: the cursor passes it, and entries that were held for it come next."""
         if isinstance(self.queue, tuple):
             raise never("an entry is done that is not in the queue")
         self.queue.popleft()
@@ -229,7 +229,7 @@ class Inbox:
                     self.queue.appendleft(held)
 
     def hold(self, arrival: Arrival, batch: Batch) -> None:
-        """An earlier message of its sender is still missing."""
+        """Keeps the first entry until an earlier message of its sender has come."""
         self._pass(arrival, batch)
         self._keep(arrival)
 
@@ -239,12 +239,12 @@ class Inbox:
         self._held[arrival.seq] = arrival
 
     def put_off(self, arrival: Arrival, batch: Batch) -> None:
-        """The first entry is not done, and others may go before it.  `come_back` must follow."""
+        """Sets the first entry aside, so that others go before it.  `come_back` must follow."""
         self._pass(arrival, batch)
         self.aside += 1
 
     def come_back(self, arrival: Arrival) -> None:
-        """What was put off is first again."""
+        """Makes an entry that was put off the first again."""
         self.aside -= 1
         self._room.set()
         if isinstance(self.queue, tuple):
@@ -252,7 +252,7 @@ class Inbox:
         self.queue.appendleft(arrival)
 
     def _pass(self, arrival: Arrival, batch: Batch) -> None:
-        """The cursor passes an entry that is not done: its position is kept, part of what is committed (rule 10)."""
+        """Moves the cursor past the first entry although it is not done: commits keep its position (rule 10)."""
         if isinstance(self.queue, tuple):
             raise never("an entry is done that is not in the queue")
         self.queue.popleft()

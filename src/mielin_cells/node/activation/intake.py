@@ -33,7 +33,7 @@ from mielin_cells.tasks.supervision import Backoff
 
 logger = logging.getLogger("mielin_cells.intake")
 
-# Reading members off an enumeration is not free, and there is one of each a message.
+# Reading a member of an enumeration is not free, and each message needs some.
 _APPLY, _HOLD, _TAKEN = Verdict.APPLY, Verdict.HOLD, Fate.TAKEN
 
 NOBODY = ("", 0, 0)
@@ -57,17 +57,17 @@ class Intake:
         self._timers = timers
         self.delays = Delays(core, inbox, self)
         self._lock = asyncio.Lock()
-        """Held while turns run, and while they are stopped."""
+        """Held while turns run, and by whoever has stopped them."""
         self._pump: asyncio.Task[None] | None = None
         """The task that runs turns, while there are messages."""
         self._alone = NOBODY
-        """A message that failed and that nobody may pass, and how often it has run."""
+        """Sender and number of a failed message that no other may pass, and how often it has run."""
         self._backoff: Backoff | None = None
-        """Of that message."""
+        """Of that message's runs."""
         self._is_closed = False
         self._is_renewing = self._is_telling = False
         self._closing: asyncio.Future[None] | None = None
-        """Made by whoever waits for the lock, and done once the intake is closed."""
+        """Made when somebody waits for the lock; done once the intake is closed."""
 
     def close(self) -> None:
         self._is_closed = True
@@ -86,7 +86,7 @@ class Intake:
             self._tell_error_soon()
 
     def _is_stopped(self) -> bool:
-        """Asked again after each wait: others change it meanwhile."""
+        """True if no turn may run.  It must be asked again after each wait."""
         core = self._core
         return core.stops > 0 or not self._fold.may_run or core.wish is not None
 
@@ -114,7 +114,7 @@ class Intake:
         self.kick()
 
     async def _burst(self) -> None:
-        """Turns until the queue is empty, the commit is full, or the loop wants its turn."""
+        """Runs turns until the queue is empty, the commit is full, or `BURST_S` is over."""
         now = asyncio.get_running_loop().time
         until = now() + BURST_S
         core, inbox, judge, delays, fate = self._core, self._inbox, self._fold.ledger.judge, self.delays, _TAKEN
@@ -187,12 +187,12 @@ class Intake:
         return self._runner.begin(mail, message, handler)
 
     def _is_poison(self) -> bool:
-        """Too many processes have ended with this message at the head."""
+        """True if too many processes have ended with this message as the first."""
         core = self._core
         return self._fold.claims > core.home.settings.tries and not core.inflight and not core.batch.turns
 
     async def _record_first(self, sender: str, n: int) -> None:
-        """The first turn of an owner that has claimed: the log says that it begins, in case the process dies of it (rule 5)."""
+        """Records that the first turn after a claim begins, in case the process dies of it (rule 5)."""
         core, opened = self._core, self._fold.turn
         core.records_first_turn = False
         await core.flush()
@@ -200,7 +200,7 @@ class Intake:
             await core.append(lambda head: Stepped(**head, sender=sender, input=n, at=0, calls=[]))
 
     async def _finish(self, arrival: Arrival, mail: Mail, message: Message, unfinished: Unfinished) -> Fate:
-        """The rest of a turn that waits or has failed."""
+        """Runs the rest of a turn that waits, and deals with its failure."""
         core, turn, handler, sender, n = self._core, unfinished.turn, unfinished.handler, mail.sender, message.n
         try:
             error = await self._runner.finish(mail, message, unfinished)
@@ -240,7 +240,7 @@ class Intake:
     # ---- messages that are not run ---------------------------------------------------------------------------
 
     def _repeat(self, arrival: Arrival, mail: Mail, message: Message, verdict: Verdict) -> None:
-        """A message that has taken effect before, or never will: an ask is answered, a tell of a forgotten session buried."""
+        """Closes a message that has taken effect before, or never will: an ask is answered, a tell of a forgotten session buried."""
         if message.ask:
             answer = self.answer_again(mail.sender, message.n, verdict)
             if answer is not None:
@@ -269,10 +269,10 @@ class Intake:
         self._inbox.done(arrival, self._core.batch)
 
     async def _has_begun(self, arrival: Arrival, mail: Mail) -> bool:
-        """Of mail whose session began behind the last record known here (rule 15): False if it was refused, or no turn may run now.
+        """Checks mail whose session claims to have begun behind the last record known here (rule 15).  False: nothing more runs now.
 
-        Either this owner is about to hear of a record of its own, or another node owns the agent, or the log has never come there.
-        Once a session of the last kind was forgotten, every client would be refused that comes before the log gets there.
+        Either this owner is about to hear of a record of its own, or another node owns the agent, or the log never got that far.
+        Mail of the last kind is refused: once its session was forgotten, all new clients would be refused until the log gets there.
         """
         core, backoff = self._core, Backoff()
         while core.is_open and not core.is_stopping:
@@ -354,7 +354,7 @@ class Intake:
         return spec.cls.__mielin_replaced__ and resolve is not None and resolve(spec.name) is not spec.cls
 
     def _renew(self) -> None:
-        """Has the agent's log read again, with the newer definition."""
+        """Has the agent loaded again from its log, with the newer definition."""
         if not self._is_renewing and self._core.home.obey is not None:
             self._is_renewing = True
             self._core.home.begin(self._renewed(self._core.home.obey(self._fold.agent, "renew", "")))
@@ -370,7 +370,7 @@ class Intake:
     # ---- stopping --------------------------------------------------------------------------------------------
 
     async def stop_at_once(self) -> bool:
-        """As `stop`, if no turn runs; else False, and the intake goes on.  Never waits."""
+        """As `stop`, without waiting: False if a turn runs, and then the intake goes on."""
         if self._lock.locked() or self._is_closed:
             return False
         self._core.stops += 1
@@ -378,7 +378,7 @@ class Intake:
         return True
 
     async def stop(self, deadline_s: float) -> None:
-        """No new turn begins; returns when none runs.  `resume` must follow, unless the activation is closed.
+        """Lets no new turn begin, and returns when none runs.  `resume` must follow, unless the activation is closed.
 
         A turn of a handler declared cancellable is cancelled and will run again; one that comes to a durable step stops there,
         once the step that is under way is in the log, and goes on behind it when it runs again.  Raises TimeoutError, with the intake

@@ -1,4 +1,4 @@
-"""Delivering what an agent has sent: per receiver in order, the next only after the last is stored (rules 10 and 11)."""
+"""Delivers what an agent has sent: in order per receiver, each message only after the one before is stored (rules 10 and 11)."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Owner(Protocol):
 
 
 class _Receiver:
-    """What is on its way to one receiver, or was."""
+    """The messages on their way to one receiver."""
 
     __slots__ = ("ahead", "counted", "queue", "refused", "stored", "task")
 
@@ -63,7 +63,7 @@ class _Receiver:
 
 NO_RECEIVERS: dict[str, _Receiver] = {}
 NOTHING_STORED: dict[str, int] = {}
-"""Of agents that send nothing: both stay empty."""
+"""Shared by agents that send nothing.  Both stay empty."""
 
 
 class Outbox:
@@ -106,7 +106,7 @@ class Outbox:
         return receiver is not None and any(out.n == queued.n for queued in receiver.queue)
 
     def refused(self, to: str) -> str:
-        """Why the store does not take what is to be stored first at this receiver; "" if it does."""
+        """Why the store does not take the first message for this receiver; "" if it does."""
         receiver = self._receivers.get(to)
         return receiver.refused if receiver is not None else ""
 
@@ -118,7 +118,7 @@ class Outbox:
                 self.push(out)
 
     def take_stored(self) -> dict[str, int]:
-        """Per receiver, the highest number stored together with all lower ones, as far as that is news since the last call."""
+        """Per receiver that has news since the last call: the highest number stored together with all lower ones."""
         stored, self._stored = self._stored, NOTHING_STORED
         return stored
 
@@ -145,7 +145,7 @@ class Outbox:
         self._stored[to] = mark
 
     async def _store(self, mail: Mail, receiver: _Receiver) -> None:
-        """Until it is known to be there, whatever the store raises: what is committed must be delivered."""
+        """Stores mail, and tries until it is known to be there, whatever the store raises: committed messages must be delivered."""
         data, subject = encode_mail(mail), inbox_subject(mail.to)
         backoff = Backoff()
         while True:
@@ -166,7 +166,7 @@ class Outbox:
             await backoff.wait()
 
     async def _has_room(self, to: str) -> None:
-        """Until the receiver's inbox has room: what is committed waits here meanwhile.  An inbox that nobody counts has room."""
+        """Waits until the receiver's inbox has room.  An inbox whose owner does not answer counts as one with room."""
         home, backoff = self._owner.home, Backoff()
         while ((await count_waiting(home.log, home.wire, to)) or 0) >= home.settings.inbox_max:
             await backoff.wait()

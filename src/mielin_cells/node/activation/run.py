@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from mielin_cells.agents.cluster import Cluster
 
 within: ContextVar[Within | None] = ContextVar("mielin_cells_step", default=None)
-"""Set for the call of a step and the tasks that it starts, and for nobody else."""
+"""Set only in the call of a step and in the tasks that the call starts."""
 
 
 class TurnStopped(BaseException):
@@ -52,17 +52,17 @@ class Run:
 
     # On the class, because most turns never touch them, and a turn is made for every message.
     broken: CellError | None = None
-    """Fails the turn whatever the handler makes of the exception."""
+    """Fails the turn even if the handler catches the exception."""
     closed = False
     recorded: Sequence[TurnCall] = ()
     """The asks and steps of an earlier run of this turn."""
     stopped = False
-    """It was stopped between steps and is to be run again, whatever the handler makes of `TurnStopped`."""
+    """It was stopped between steps and is to be run again, even if the handler catches `TurnStopped`."""
     is_reported_late = False
     in_step = False
-    """A step's call is running, or its outcome is being recorded: what is paid for is to be kept."""
+    """A step's call is running, or its outcome is being recorded: the outcome must not be lost."""
     deadline: asyncio.Timeout | None = None
-    """The turn's own, which does not run in steps."""
+    """The turn's own deadline, which does not run in steps."""
     task: asyncio.Task[Any] | None = None
     """The task that runs the turn, once it waits."""
     corrects = 0
@@ -115,7 +115,7 @@ class Run:
 
     @property
     def pause_s(self) -> float:
-        """What is cancelled has so long to end."""
+        """The time that a cancelled call has to end."""
         return self._core.home.settings.pause_s
 
     @property
@@ -201,8 +201,10 @@ class Run:
             )  # fmt: skip
 
     async def _again(self, k: int) -> TurnCall:
-        """What an earlier run did here.  Others of the handler's tasks get the loop, as they did while it was waited for:
-        so they come to their own asks and steps in the order in which they came then."""
+        """What an earlier run did here.
+
+        It yields to the loop once, as that run did: so the handler's tasks come to their asks and steps in the same order.
+        """
         await asyncio.sleep(0)
         return self.recorded[k]
 
@@ -215,14 +217,14 @@ class Run:
         return self.broken
 
     def news(self) -> tuple[int, list[TurnCall]]:
-        """How many outcomes the log has, and what follows them.  For the record that is being composed."""
+        """For the record that is being composed: how many outcomes the log has, and those that follow them."""
         at, made = self._in_log, self.calls
         while self._in_log < len(made) and made[self._in_log].answer is not None:
             self._in_log += 1
         return at, made[at:]
 
     def _may_record(self) -> None:
-        """Asked when it is the record's turn: by then the activation may have been closed for a newer one."""
+        """Raises if the turn may not record any more: the activation may have been closed for a newer one meanwhile."""
         if not self._core.is_open:
             raise Fenced(f"Agent {self.id!r} is not run by this process any more.", agent=self.id)
         self._open()
@@ -233,13 +235,16 @@ class Run:
         return self._recording is not None and not self._recording.done()
 
     async def settled(self) -> None:
-        """Waits for the record that is on its way: a further run that did not know of it would send, or pay, once more."""
+        """Waits for the record that is on its way.  Another run that did not know of it would ask, or pay, a second time."""
         if self._recording is not None and self.waits_for_store:
             await asyncio.wait((self._recording,))
 
 
 class Replay:
-    """What the input did before, and what this run does with it.  `corrects`: what now differs is sent."""
+    """An input that is run again after an undo: which of its messages stand as they were sent (rule 17).
+
+    If it corrects, messages that differ now are sent.
+    """
 
     def __init__(self, again: ReplayInput, corrects: bool) -> None:
         self.again = again
@@ -270,12 +275,12 @@ class Replay:
         return known is not None and (not self._corrects or known.body == body_of(out))
 
     def corrected(self, out: Out) -> Out:
-        """The message as it is sent: it names the one that it stands in for, if there is one."""
+        """The message to send, with the number of the message that it replaces, if there is one."""
         known = self.known(out)
         return out if known is None else msgspec.structs.replace(out, corrects=known.n)
 
     def met(self, out: Out, n: int | None = None) -> None:
-        """The run has come to a message; `n` is its number if it has one by now."""
+        """Notes that the run has come to a message; `n` is its number if it has one already."""
         known = self.known(out)
         if known is None:
             return
@@ -288,13 +293,13 @@ class Replay:
         self._met[place_of(out)] = fate
 
     def to_send(self, tells: list[Out]) -> list[Out]:
-        """Of the tells of a run that has ended, those that are sent."""
+        """Those of an ended run's tells that are to be sent."""
         for out in tells:
             self.met(out)
         return [self.corrected(out) for out in tells if not self.stands(out)]
 
     def counts(self) -> ReplayCounts:
-        """Of the run, at its end."""
+        """Counts what became of the messages, at the end of the run."""
         fates = list(self._met.values())
         return ReplayCounts(
             1, fates.count("same"), fates.count("differing"), fates.count("corrected"), len(self._sent) - len(self._met)
@@ -313,9 +318,9 @@ class Started:
         self._coroutine = coroutine
         self._first = first
         self.is_closed = False
-        """Whoever awaited this is closed: a `GeneratorExit` then is not the handler's own."""
+        """The awaiting coroutine was closed: a `GeneratorExit` then is not the handler's own."""
         self.is_abandoned = False
-        """The next cancellation is this awaiting's own: the coroutine, which has kept others to itself, is run no further."""
+        """At the next cancellation the coroutine, which has caught earlier ones, is run no further."""
         self.went_on: Callable[[], None] | None = None
         """Called when the coroutine was cancelled and waits again."""
 
@@ -350,7 +355,7 @@ class Started:
 
 
 def is_failure(error: BaseException) -> bool:
-    """True if it is the failure of the user's code that raised it, and not the end of the task or process that runs it.
+    """True if the user's code failed, and not the task or process that runs it.
 
     Such code may raise what is no `Exception`: it calls `sys.exit`, or it waited for a task of its own that was cancelled.
     """

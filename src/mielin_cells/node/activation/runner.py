@@ -1,4 +1,4 @@
-"""Running handlers and hooks: their first step is taken by hand, since most of them never wait."""
+"""Runs handlers and hooks.  Their first step is taken by hand, because most of them never wait."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Runner:
         self._cell = cell
         self._effects = effects
         self.turn: Turn | None = None
-        """The turn that waits.  While a turn runs without waiting, nobody else can look."""
+        """The turn that waits.  A turn that runs without waiting is never seen here."""
         self._is_cancellable = False
         self.cancels = 0
         """How often the turn that waits was cancelled to be run again."""
@@ -77,7 +77,7 @@ class Runner:
         return None
 
     async def finish(self, mail: Mail, message: Message, unfinished: Unfinished) -> BaseException | None:
-        """The rest of a turn that waits.  Returns what it failed with; raises `TurnStopped` if it is to be run again."""
+        """Runs the rest of a turn.  Returns what the turn failed with; raises `TurnStopped` if it is to be run again."""
         turn, handler, error, started = unfinished
         if started is None:
             return error
@@ -123,7 +123,7 @@ class Runner:
         self._effects.send(turn)
 
     def interrupt(self) -> None:
-        """No new turn may begin: a step's wait ends, and a turn that may be cancelled is."""
+        """Ends the waits of the turn that waits, and cancels it if its handler is declared cancellable."""
         turn = self.turn
         if turn is not None:
             turn.wake()
@@ -132,7 +132,7 @@ class Runner:
                 turn.task.cancel()
 
     def _first(self, turn: Turn, fn: Callable[..., Any], args: dict[str, Any]) -> Any:
-        """What `fn` returns; `Started` if it waits."""
+        """Takes the first step of `fn`.  Returns its result, or `Started` if it waits."""
         token = current_turn.set(turn)
         try:
             coroutine = fn(self._cell.agent, **args)
@@ -146,7 +146,7 @@ class Runner:
         return Started(coroutine, waits_for)
 
     async def _rest(self, turn: Turn, started: Started, is_cancellable: bool) -> Any:
-        """What a function returns that waits.  Raises `TurnStopped` if it is to be run again elsewhere."""
+        """Awaits the rest of a function.  Raises `TurnStopped` if the turn is to be run again elsewhere."""
         core, turn.task = self._core, asyncio.current_task()
         self.turn, self._is_cancellable, turn.since, core.asks = turn, is_cancellable, core.loop.time(), turn.calls
         token = current_turn.set(turn)
@@ -177,7 +177,7 @@ class Runner:
         return result
 
     def _uncancel(self) -> None:
-        """The turn that `interrupt` has cancelled is over, maybe long after, or has caught the cancellation: its task goes on."""
+        """Takes back the cancellations of `interrupt`, since their turn has ended: the task goes on with others."""
         task = asyncio.current_task()
         while self.cancels and task is not None:
             self.cancels -= 1
@@ -186,7 +186,7 @@ class Runner:
     # ---- turns that last too long ----------------------------------------------------------------------------
 
     def _too_long(self, turn: Turn) -> CellError:
-        """Of a turn that was cancelled at its deadline: by its own fault, or because the store has not taken its record."""
+        """The error of a turn that was cancelled at its deadline.  The store may be at fault, if it has not taken a record."""
         if turn.waits_for_store:
             return StoreBusy(
                 f"Agent {turn.id!r}: the store has not taken a record of its turn within the turn's deadline."

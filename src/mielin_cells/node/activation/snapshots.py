@@ -31,19 +31,19 @@ SMALL_BYTES = 64 * 1024
 """A state up to this size is put into the Snapshot record itself."""
 
 WORTH = 8
-"""A snapshot costs the size of the state, so it waits until what was appended is an eighth of that: a turn's cost stays one of
-what it changed, and a load replays little beside what it reads."""
+"""A snapshot costs as much as the state is large, so it waits until an eighth of that was appended.  The cost of a turn stays
+proportional to what the turn changed, and a load replays little beside what it reads."""
 
 PART_NAME_BYTES = 8
 
 PAUSE_S = 10.0
-"""A snapshot that could not be written is written again after this, and not with each commit."""
+"""A snapshot that failed is tried again after this time, and not with each commit."""
 
 START = SnapshotRef(0, 0, 0, "", 0.0)
 """Stands for the beginning of a log, which needs no snapshot."""
 
 KEPT_IN_RETENTION = 8
-"""Snapshots kept from the time that a rollback may go back to: the log is there, they only shorten what is read of it."""
+"""So many snapshots are kept within the retention.  The log is there; they only shorten what an undo reads of it."""
 
 
 def still_needed(
@@ -102,7 +102,7 @@ class Snapshots:
         self._task: asyncio.Task[Any] | None = None
         self._name = ""
         self._not_before = 0.0
-        """By the loop's clock: after a failure the store is given a rest."""
+        """By the loop's clock: no snapshot is begun before, since one has failed."""
         self._parts: list[PartRef] | None = None
         self._since = 0
         self._captured: Captured | None = None
@@ -137,7 +137,7 @@ class Snapshots:
                 subject = part_subject(owner.fold.agent, self._name)
                 self._parts = list(await parts.put_parts(owner.home.log, subject, state.slices()))
             self.is_ready = True
-        except Exception as error:  # a later one does as well: a snapshot only shortens what is read
+        except Exception as error:  # of whatever kind: a snapshot only shortens what is read
             self._not_before = asyncio.get_running_loop().time() + PAUSE_S
             logger.warning("agent %s: its snapshot is written later: %s", owner.fold.agent, described(error))
         finally:
@@ -178,10 +178,10 @@ class Snapshots:
         return kept
 
     async def trim(self) -> None:
-        """Removes what the newest acknowledged snapshot allows to remove.  While the store does not answer, a later one does it."""
+        """Removes what the newest acknowledged snapshot no longer needs.  If the store does not answer, a later trim does it."""
         try:
             await self._trim()
-        except Exception as error:  # whatever the store raises: what is left costs room, and the next trim removes it
+        except Exception as error:  # whatever the store raises: the next trim removes what is left
             logger.info("agent %s: its log is trimmed later: %s", self._owner.fold.agent, described(error))
 
     async def _trim(self) -> None:

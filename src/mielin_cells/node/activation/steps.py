@@ -56,7 +56,7 @@ class Steps(Run):
     async def _outcome(
         self, name: str, results: Results, call: Callable[..., Any], args: tuple[Any, ...], retry: Retry, timeout: float | None
     ) -> tuple[bytes, BaseException | None]:  # fmt: skip
-        """The step's outcome, in the log, and what its last call raised if that was in this run."""
+        """The step's outcome, once it is in the log, and the exception of its last call if this run made it."""
         k = len(self.calls)
         if k < len(self.recorded):
             made = await self._again(k)
@@ -103,14 +103,14 @@ class Steps(Run):
         return blake3(f"{self.id}\0{self.sender}\0{self.n}\0{name}\0{index}".encode()).hexdigest(16)
 
     def _steps(self, begins: bool) -> None:
-        """The turn's deadline is for the handler itself: it rests in a step, and begins anew behind it."""
+        """Stops the turn's deadline when a step begins, and sets it anew when the step ends: it is for the handler alone."""
         self.in_step = begins
         if self.deadline is not None and not self.deadline.expired():
             now, seconds = asyncio.get_running_loop().time(), self._core.home.settings.turn_deadline_s
             self.deadline.reschedule(None if begins else now + seconds)
 
     async def _record_step(self, made: StepCall) -> None:
-        """The outcome is a record before the handler has it, after all earlier turns are committed."""
+        """Records the outcome before the handler gets it, after all earlier turns are committed."""
         core = self._core
         await core.flush()
 
@@ -126,7 +126,7 @@ class Steps(Run):
         """Between steps: ends this run if the intake is being stopped.  The turn runs again, and has its finished steps."""
         if self._core.is_stopping:
             self.stopped = True
-            await asyncio.sleep(0)  # whoever runs the turn learns of its end in one way: by awaiting it
+            await asyncio.sleep(0)  # the turn must wait here: its runner learns of the end by awaiting it
             raise TurnStopped
 
     async def _rest(self, seconds: float) -> None:
@@ -152,7 +152,7 @@ async def result_of(
     seconds: float,
     rest: Callable[[float], Awaitable[None]],
 ) -> Any:
-    """What the call returns, made again as `retry` says; `rest` waits in between, and may end the turn by raising.
+    """Returns what the call returns, and repeats it as `retry` says.  `rest` waits in between, and may end the turn by raising.
 
     Raises `StepFailed` after the last try.
     """
@@ -177,7 +177,7 @@ async def result_of(
 
 
 async def _called(step: Within, call: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    """One call, in a context of its own: what it starts is told from what else the handler runs."""
+    """Makes one call in a context of its own, so that the tasks that it starts are known from the handler's others."""
     context = contextvars.copy_context()
     context.run(within.set, step)
     context.run(current_turn.set, _InStep(step.turn))
@@ -189,15 +189,17 @@ async def _called(step: Within, call: Callable[..., Any], args: tuple[Any, ...])
 
 
 class _InStep:
-    """The turn, as the call of a step sees it.  It is another object, so the agent's state cannot be changed from there: a turn that
-    runs again does not make the call."""
+    """The turn as the call of a step sees it.
+
+    It is another object, so the call cannot change the agent's state: a turn that runs again does not make the call.
+    """
 
     __slots__ = ("_turn",)
 
     def __init__(self, turn: Any) -> None:
         self._turn = turn
 
-    @property  # type: ignore[misc] # read alone, as of any object that stands for another
+    @property  # type: ignore[misc] # read only, as for any proxy
     def __class__(self) -> Any:
         return type(self._turn)
 
@@ -206,7 +208,7 @@ class _InStep:
 
 
 class _Call:
-    """One call in a task of its own, which is left if it catches its cancellation and goes on."""
+    """One call in a task of its own, which is abandoned if it catches its cancellation and goes on."""
 
     def __init__(self, value: Awaitable[Any]) -> None:
         self._value = value
@@ -223,7 +225,7 @@ class _Call:
         return await self._started
 
     async def ended(self, task: asyncio.Task[Any], step: Within) -> Any:
-        """What the call gives.  If whoever waits is cancelled, so is the call, which has the time of a pause to end."""
+        """Returns the call's result.  If the waiting turn is cancelled, so is the call, which then has the time of a pause to end."""
         loop = asyncio.get_running_loop()
         try:
             await asyncio.wait((task,))
@@ -251,7 +253,7 @@ class _Call:
 
 
 def fits_turn(agent: str, before: Sequence[TurnCall], made: StepCall) -> None:
-    """Raises `MessageTooLarge` if a turn's outcomes are too many with this one."""
+    """Raises `MessageTooLarge` if the turn's outcomes, with this one, are too large."""
     size = sum(len(one.answer or b"") for one in before) + len(made.answer)
     if size > STEPS_BYTES_MAX:
         raise MessageTooLarge(

@@ -21,7 +21,7 @@ BURST = 100
 
 
 SMALL_BYTES = 256
-"""Arguments up to it need no count: as many as there may be timers take no more room than they may."""
+"""Arguments up to this size are not counted: the largest number of timers with them fits the limit."""
 
 
 def check_room(agent: str, known: dict[str, Timer], changes: dict[str, Timer | None], args: bytes) -> None:
@@ -38,7 +38,7 @@ def check_room(agent: str, known: dict[str, Timer], changes: dict[str, Timer | N
 
 NO_HEAP: list[tuple[float, str]] = []
 NO_DUE: dict[str, float] = {}
-"""Of agents that have no timer: both stay empty."""
+"""Shared by agents that have no timer.  Both stay empty."""
 
 
 class Timers:
@@ -47,7 +47,7 @@ class Timers:
     They run by the loop's clock, which does not jump; the wall clock counts only when the agent comes here.
     """
 
-    __slots__ = ("_core", "_due", "_handle", "_heap", "_told")
+    __slots__ = ("_core", "_due", "_handle", "_heap", "_logged")
 
     def __init__(self, core: Core) -> None:
         self._core = core
@@ -55,8 +55,8 @@ class Timers:
         """Due by the loop's clock; an entry whose timer is gone or due at another time is passed over."""
         self._due = NO_DUE
         self._handle: asyncio.TimerHandle | None = None
-        self._told: set[str] | None = None
-        """Timers of which it was said that their handler is gone."""
+        self._logged: set[str] | None = None
+        """Timers whose missing handler was logged."""
 
     def open(self) -> None:
         now, wall = asyncio.get_running_loop().time(), self._core.home.wall()
@@ -75,7 +75,7 @@ class Timers:
         self._handle = None
 
     def take(self, changes: dict[str, Timer | None], seconds: dict[str, float]) -> None:
-        """What a turn has set and cancelled (None) has taken effect; `seconds`: to go, by the loop's clock."""
+        """Takes what a turn has set and cancelled (None).  `seconds` are those until each is due, by the loop's clock."""
         now, ledger, batch = asyncio.get_running_loop().time(), self._core.fold.ledger, self._core.batch
         for name, timer in changes.items():
             batch.timers[name] = timer
@@ -95,8 +95,11 @@ class Timers:
         heapq.heappush(self._heap, (due, name))
 
     def kick(self) -> None:
-        """Sends what is due, soon, and waits for what is not.  Nothing is due while the agent may not run, nor before all messages
-        that an undo took back are taken again: one of them may be what cancelled the timer."""
+        """Waits for the next timer that is due.
+
+        No timer fires while the agent may not run, nor before all messages that an undo took back are taken again: one of them may
+        have cancelled the timer.
+        """
         core = self._core
         while self._heap and self._due.get(self._heap[0][1]) != self._heap[0][0]:
             heapq.heappop(self._heap)
@@ -110,7 +113,7 @@ class Timers:
         self._handle = None
         try:
             self._send()
-        except Exception as error:  # no timer of this agent would come any more
+        except Exception as error:  # of whatever kind: else no timer of this agent would fire any more
             logger.exception("agent %s: its timers failed", self._core.fold.agent)
             self._core.broke(error)
 
@@ -131,7 +134,7 @@ class Timers:
         ledger, batch = core.fold.ledger, core.batch
         if timer.every and timer.handler not in core.spec.handlers:
             self._at(timer.id, due + timer.every * (int((now - due) / timer.every) + 1))
-            self._tell_unknown(timer)
+            self._log_unknown(timer)
             return
         batch.touched = True
         if timer.every:
@@ -151,13 +154,13 @@ class Timers:
         ledger.send(out)
         batch.outs.append(out)
 
-    def _tell_unknown(self, timer: Timer) -> None:
-        """Once: it stays as it was last due, for a node that has the handler, or for an operator who takes it away."""
-        if self._told is None:
-            self._told = set()
-        if timer.id in self._told:
+    def _log_unknown(self, timer: Timer) -> None:
+        """Logs once that the handler is missing.  The timer stays, for a node that has the handler or until an operator cancels it."""
+        if self._logged is None:
+            self._logged = set()
+        if timer.id in self._logged:
             return
-        self._told.add(timer.id)
+        self._logged.add(timer.id)
         agent, cls = self._core.fold.agent, self._core.spec.name
         logger.warning(
             "agent %s: timer %r is due every %g s, and class %s has no handler %r here: it sends nothing until it has; "

@@ -49,7 +49,7 @@ class Asks(Run):
         self, ref: Reference, name: str, args: tuple[Any, ...], kwargs: dict[str, Any],
         timeout: float | None, label: str | None,
     ) -> Any:  # fmt: skip
-        """The result.  Asks of one turn are made one after the other, also from tasks of its handler."""
+        """Returns the result.  Asks of one turn are made one after the other, also from tasks of its handler."""
         agent, spec, handler = route(ref, name)
         data = handler.encode_args(args, kwargs)
         self._open()
@@ -115,13 +115,13 @@ class Asks(Run):
         recording = self._recording = core.home.start(self._record(out, body, label))
         try:
             out, made = await asyncio.shield(recording)
-        except asyncio.CancelledError:  # the handler waits no longer; what is recorded is sent all the same
+        except asyncio.CancelledError:  # the handler waits no longer; a recorded ask is sent all the same
             recording.add_done_callback(self._unheard)
             raise
         return await self._wait(out, made, timeout, is_sent=True)
 
     async def _stands(self, rerun: Replay, out: Out, label: str) -> AskCall | None:
-        """After an undo: the ask that an earlier run of this turn made here, with its outcome; None if this one is sent."""
+        """After an undo: the ask of an earlier run of this turn that stands here, with its outcome; None if this ask is sent."""
         known = rerun.known(out)
         if known is None or not rerun.stands(out):
             return None
@@ -136,7 +136,7 @@ class Asks(Run):
         return AskCall(out.to, known.n, out.handler, body_of(out), label, known.answer)
 
     async def _refused(self, agent: str) -> bytes | None:
-        """The outcome of an ask to an agent that is not there: it is an outcome like any other, but nothing is sent."""
+        """The outcome of an ask to an agent that does not exist; None if the agent exists.  Nothing is sent to it."""
         log, subject = self._core.home.log, log_subject(agent)
         if await log.last(subject) is not None or await log.settled(subject) is not None:
             return None
@@ -144,7 +144,7 @@ class Asks(Run):
         return encode_answer(Answer(None, error.to_wire()))
 
     async def _record(self, asked: Out, body: bytes, label: str) -> tuple[Out, AskCall]:
-        """The ask is a record before it leaves, after all earlier turns are committed."""
+        """Records the ask before it leaves, after all earlier turns are committed."""
         core = self._core
         await core.flush()
 
@@ -207,7 +207,10 @@ class Asks(Run):
         return answer
 
     async def _reminded(self, out: Out, is_again: bool, left_s: float) -> bytes | None:
-        """The last word of an agent that has ended or cannot answer; else the ask is answered later, or is sent once more now."""
+        """Reminds the receiver, and sends the ask again if it is missing there.
+
+        Returns the last word of an agent that has ended or cannot answer; None if an answer may still come.
+        """
         core = self._core
         asked = requests.Remind(out.to, self.id, 0, core.home.reply_to, [out.n])
         try:
@@ -234,7 +237,7 @@ class Turn(Asks, Steps):
     timers: dict[str, Timer | None] | None = None
     """Set in this turn, or cancelled (None)."""
     seconds: dict[str, float] | None = None
-    """To go, of those that are set."""
+    """Of the timers that are set: the seconds until they are due."""
     _timers_set = 0
     moves = False
     """The turn moves its agent: to the node `move_to`, or to one of the system's choice."""
@@ -244,7 +247,7 @@ class Turn(Asks, Steps):
     async def tell(
         self, ref: Reference, handler: str, args: tuple[Any, ...], kwargs: dict[str, Any], label: str | None
     ) -> None:
-        """Sends once the turn is committed.  The number is given then."""
+        """Notes a message that is sent, and numbered, once the turn has ended."""
         agent, spec, called = route(ref, handler)
         data = called.encode_args(args, kwargs)
         self._open()
@@ -258,7 +261,7 @@ class Turn(Asks, Steps):
     def migrate(self, to: str | None = None) -> None:
         """Moves this agent once the turn is committed; to a node of the system's choice unless `to` names one."""
         self._orders("migrate")
-        name: Any = to  # of an author who checks no types
+        name: Any = to  # the author may not check types
         if name is not None and not (isinstance(name, str) and name.isprintable()):
             raise UsageError(f"Agent {self.id!r} asked to be moved to {to!r}, which can be the name of no node.")
         self.moves, self.move_to = True, "".join(to) if to else None
@@ -313,7 +316,7 @@ class Turn(Asks, Steps):
         if set_anew is not None:
             self.timers[name], self.seconds[name] = set_anew, seconds + (set_anew.due - due)
         elif name in self.timers or name in ledger.timers:
-            self.timers[name] = None  # it has fired, and what it replaced is gone all the same
+            self.timers[name] = None  # it has fired; the timer that it had replaced is gone all the same
         return name
 
     def _timer_name(self, k: int) -> str:

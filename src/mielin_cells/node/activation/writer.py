@@ -37,7 +37,7 @@ logger = logging.getLogger("mielin_cells.writer")
 
 
 class Doubt(Exception):
-    """The append's outcome is unknown; only `Writer.settle` or a claim at the same place may go on."""
+    """The outcome of an append is unknown: only the same append, or a claim at the same place, may follow."""
 
 
 class Behind(Doubt):
@@ -95,19 +95,19 @@ class Writer:
         self.appended_bytes = 0
         self.appended_records = 0
         self.is_closed = False
-        """Its activation is: state and ledger may be ahead of the log, so nothing that is composed of them may be appended."""
+        """The activation is closed.  Its state and ledger may be ahead of the log, so no record may be made of them any more."""
         self.failure: CellError | None = None
-        """Why a composed record is not known to be in the log.  Only the log itself can tell how the agent goes on."""
+        """Why a composed record is not known to be in the log.  From then on the agent must be read from its log."""
         self.is_unwritable = False
         """The failure is the record's own: no store would take it.  Nothing of it was sent."""
         self.waits_for: CellError | None = None
-        """What the store refuses the append that is repeated now with; None while nothing is repeated for that."""
+        """Why the store refuses the append that is being repeated; None while no append is repeated for that reason."""
         self.refused: Signal | None = None
         """Set when an append is to be repeated."""
         self._backoff: Backoff | None = None
 
     def close(self) -> None:
-        """An append that is being repeated ends; whether it is in the log, the log will tell."""
+        """Ends an append that is being repeated.  Only the log tells whether the record has landed."""
         self.is_closed = True
         if self._backoff is not None:
             self._backoff.wake()
@@ -184,9 +184,9 @@ class Writer:
                         self.check()
         except BaseException as error:
             if at_once and is_certain and isinstance(error, RetryError):
-                raise  # nothing was taken and nothing is stored: all is as before
+                raise  # nothing is stored, and nothing was taken from the caller
             if claim and isinstance(error, Fenced):
-                raise  # a claim takes nothing from the activation, which goes on if what was met gives the agent back to it
+                raise  # a claim takes nothing from its caller, which goes on if the record in its place gives the agent back
             raise self._failed(type(record).__name__, error) from error
         finally:
             self._backoff = self.waits_for = None
@@ -194,7 +194,7 @@ class Writer:
         return record
 
     def _still_behind(self, error: Exception, since: float) -> float:
-        """Since when the log has ended before what it had acknowledged; -1: it does not.  Raises if that is too long."""
+        """Since when the log has ended before a record that it had acknowledged; -1 if it does not.  Raises after too long."""
         if not isinstance(error, Behind):
             return -1.0
         now = asyncio.get_running_loop().time()
@@ -205,20 +205,20 @@ class Writer:
         return since
 
     def _failed(self, what: str, error: BaseException) -> BaseException:
-        """A record was composed, and is not known to be in the log: what it was made of is not to be used again."""
-        found = error
+        """Notes that a composed record is not known to be in the log.  Returns the error to raise."""
+        failure = error
         if not isinstance(error, CellError):
-            found = InternalError(
+            failure = InternalError(
                 f"{what} for the log of agent {self.fold.agent!r} ended with {described(error)}; it is read from there again.",
                 agent=self.fold.agent,
             )
-        if self.failure is None and not self.is_closed and isinstance(found, CellError):
-            self.failure = found
+        if self.failure is None and not self.is_closed and isinstance(failure, CellError):
+            self.failure = failure
             self.is_unwritable = isinstance(error, MessageTooLarge)
-        return found if isinstance(error, Exception) else error
+        return failure if isinstance(error, Exception) else error
 
     def successor(self) -> Writer:
-        """For the one record that says why this writer has failed: nothing of this one is on its way."""
+        """A writer for the one record that says why this one has failed.  Nothing of this one is on its way."""
         return Writer(self._log, self.fold, self.node, self.incarnation, self._rng, self._limit_s, self._wall)
 
     async def reaches(self, seq: int) -> bool:
@@ -253,7 +253,7 @@ class Writer:
                 raise Doubt("no answer in time") from error
             except (Doubt, Fenced):
                 raise
-            except Exception as error:  # whatever the store raises: the claim asks it again
+            except Exception as error:  # whatever the store raises: a claim at the same place decides
                 logger.warning("agent %s: the handover's append failed: %s", self.fold.agent, described(error))
                 raise Doubt(described(error)) from error
             self._took(seq, record, entry)
@@ -268,13 +268,13 @@ class Writer:
         except Exception as error:
             is_late = isinstance(error, RecordInvalid) and isinstance(error.__cause__, InvalidTransition)
             if is_late or isinstance(error, (Declined, Fenced, UsageError)):
-                raise  # nothing was taken for it
+                raise  # nothing was taken from the caller
             failure = self._failed("A record", error)
             self.is_unwritable = True
             raise failure from error
 
     async def _entry(self, record: Record, data: bytes) -> bytes:
-        """What the log gets: the record, or one that stands for it while its bytes are in parts.  Raises the log's errors."""
+        """The bytes to append: the record, or a short one that stands for it if the record is stored in parts."""
         if len(data) <= RECORD_BYTES_MAX:
             return data
         name = record.nonce.hex()
@@ -303,7 +303,7 @@ class Writer:
                 return await self._decided(data)
 
     async def _decided(self, data: bytes) -> int:
-        """After a conflict: what is at our place?  A read may prove that ours landed, never that it did not."""
+        """Decides a conflict by what is in our place.  A read may prove that our record landed, never that it did not."""
         fold = self.fold
         entries = await self._log.read(log_subject(fold.agent), fold.seq, 1)
         if entries and entries[0].data == data:
@@ -341,11 +341,11 @@ class Writer:
 
 
 async def append_failed(writer: Writer, error: CellError) -> None:
-    """Puts the agent into ERROR, from whatever state; `writer` is its owner's."""
+    """Puts the agent into ERROR from any state.  `writer` is that of its owner."""
     life = writer.fold.lifecycle
     if life.state is AgentState.PAUSED:  # from there no edge leads to ERROR
         await writer.append(lambda head: Suspended(**head, reason=error.message))
     before = life.error or life.left
     has_started = before.has_started if before is not None else life.state is not AgentState.CREATED
-    found = AgentError(message=error.message, code=error.code, has_started=has_started)
-    await writer.append(lambda head: Failed(**head, error=found))
+    reason = AgentError(message=error.message, code=error.code, has_started=has_started)
+    await writer.append(lambda head: Failed(**head, error=reason))
