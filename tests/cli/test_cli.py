@@ -13,6 +13,7 @@ from support.commands import run as command
 
 import mielin_cells as cells
 from mielin_cells import cli
+from mielin_cells.cli.app import app
 
 MIELIN = str(Path(sys.executable).with_name("mielin"))
 CLOSE_S = 60
@@ -38,6 +39,11 @@ def test_help_loads_no_broker_and_not_the_job() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=CLOSE_S, check=True)
     assert done.stdout.splitlines()[-1] == "['mielin_cells.cli.app']"
+
+
+def test_each_command_that_is_named_exists() -> None:
+    for name in app:
+        assert name.startswith("-") or app[name].default_command is not None, name
 
 
 @pytest.mark.parametrize(

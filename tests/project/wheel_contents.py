@@ -7,7 +7,7 @@ import sys
 import mielin_cells
 
 package = importlib.resources.files(mielin_cells)
-for name in ("py.typed", "data/flights-2013-01.csv.gz", "data/README.md"):
+for name in ("py.typed", "demo/data/flights-2013-01.csv.gz", "demo/data/README.md"):
     if not package.joinpath(name).is_file():
         sys.exit(f"the wheel lacks {name}: see [tool.hatch.build] in pyproject.toml")
 if "site-packages" not in str(package):

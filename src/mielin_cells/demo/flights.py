@@ -130,7 +130,7 @@ def aircraft_id(tailnum: str) -> str:
 
 
 def read_flights(path: Path | None) -> Flights:
-    """The events of a CSV file, plain or .gz.  Raises `ConfigError` naming file, line and column of what cannot be used."""
+    """The events of a CSV file, plain or .gz.  Raises `ConfigError` naming file, line and column."""
     where = str(path) if path is not None else BUILT_IN
     reader = csv.DictReader(io.StringIO(_text(path, where), newline=""), strict=True)
     events, skipped = list[Flight](), 0
@@ -233,22 +233,22 @@ class Difference:
     duplicated: int = 0
     mismatched: int = 0
 
-    def count(self, wanted: int, found: int) -> None:
-        self.lost += max(0, wanted - found)
-        self.duplicated += max(0, found - wanted)
+    def count(self, wanted: int, actual: int) -> None:
+        self.lost += max(0, wanted - actual)
+        self.duplicated += max(0, actual - wanted)
 
 
-def compare(wanted: Totals, found: Totals) -> Difference:
-    """Every agent against the independent computation; an agent that is not there has lost everything."""
+def compare(wanted: Totals, actual: Totals) -> Difference:
+    """Every agent against the independent computation; a missing agent has lost everything."""
     difference = Difference()
     for tailnum, plane in wanted.aircraft.items():
-        other = found.aircraft.get(tailnum, AircraftTotals())
+        other = actual.aircraft.get(tailnum, AircraftTotals())
         difference.count(plane.flights, other.flights)
         difference.mismatched += plane != other
     for dest, airport in wanted.airports.items():
-        there = found.airports.get(dest, AirportTotals())
-        difference.count(airport.arrivals, there.arrivals)
-        difference.mismatched += airport != there
-    difference.mismatched += len(found.aircraft.keys() - wanted.aircraft.keys())
-    difference.mismatched += len(found.airports.keys() - wanted.airports.keys())
+        airport_totals = actual.airports.get(dest, AirportTotals())
+        difference.count(airport.arrivals, airport_totals.arrivals)
+        difference.mismatched += airport != airport_totals
+    difference.mismatched += len(actual.aircraft.keys() - wanted.aircraft.keys())
+    difference.mismatched += len(actual.airports.keys() - wanted.airports.keys())
     return difference
