@@ -13,7 +13,7 @@ app = App(
     help="Stateful agents that move between nodes while they work.",
     version=__version__,
     help_format="plaintext",  # markup would take 50 ms to import
-    default_parameter=Parameter(negative=""),
+    default_parameter=Parameter(negative="", show_default=lambda value: value or None),  # none for flags, nor for 0 and ""
     result_action="return_value",
     exit_on_error=False, print_error=False, suppress_keyboard_interrupt=False,  # `cli.main` prints all errors alike
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""`mielin demo --drain`: while the main job runs, each node in turn is replaced: a new one starts, then it is stopped."""
+"""`mielin demo --drain`: while the main job runs, each node in turn is replaced: a new one starts, the old one is stopped."""
 
 from __future__ import annotations
 
