@@ -15,7 +15,7 @@ from mielin_cells.agents.values.changes import LOAD_ERRORS, reason, shown
 from mielin_cells.agents.values.codec import Codec
 from mielin_cells.agents.values.exact import is_cached_property
 from mielin_cells.agents.values.wire import encode, plain
-from mielin_cells.errors import NotInTurn, StateInvalid, StateUnloadable, never
+from mielin_cells.errors import NotInTurn, StateInvalid, StateUnloadable
 from mielin_cells.log.delta import StateDelta
 from mielin_cells.log.state import StoredState
 from mielin_cells.log.stores import BUCKETS, BufferStore, TableStore
@@ -85,8 +85,6 @@ class Cell:
 
     def _bind_table(self, field: FieldSpec) -> BoundTable[Any, Any]:
         store = self._state.tables.setdefault(field.name, TableStore())
-        if field.key_codec is None:
-            raise never("field.key_codec is not None does not hold")
         if field.key_codec.evolves:  # a key that reads otherwise today would not be found
             self._check_keys(field, field.key_codec, store)
         table = self._tables[field.name] = BoundTable(store, field.key_codec, field.codec, field.path, self._writable)

@@ -104,7 +104,7 @@ class HandlerSpec:
     def error_of(self, answer: Answer) -> Exception:
         """The exception that an answer raises: of its own class if that is declared and known here."""
         if answer.error is None:
-            raise never("answer.error is not None does not hold")
+            raise never("an answer that is no error was taken for one")
         failed = from_wire(*answer.error)
         if answer.raised is None or self.raises is None:
             return failed

@@ -25,7 +25,6 @@ from mielin_cells.errors import (
     FieldRefused,
     NoSuchHandler,
     UsageError,
-    never,
 )
 from mielin_cells.log.delta import PAGE_BYTES, BufferDelta, StateDelta, TableDelta
 
@@ -40,7 +39,8 @@ class FieldSpec:
     type: Any
     codec: Codec
     """Of a plain field, and of a table's values."""
-    key_codec: Codec | None
+    key_codec: Codec
+    """Of a table's keys; the codec of any other field."""
     has_default: bool
     default: bytes | None
     """Of a plain field: encoded, so that every agent gets a fresh copy."""
@@ -123,7 +123,8 @@ class Spec:
                 return table
             if origin is Buffer:
                 _buffer_of(content)
-                return FieldSpec(name, path, "buffer", kind, Codec(bytes, path), None, True, None, content)
+                bytes_codec = Codec(bytes, path)
+                return FieldSpec(name, path, "buffer", kind, bytes_codec, bytes_codec, True, None, content)
         except FieldRefused:
             raise
         except LOAD_ERRORS as error:
@@ -132,7 +133,7 @@ class Spec:
         codec = Codec(kind, path)
         default = encoded_default(member.default, codec) if has_default else None
         member.is_scalar = codec.is_immutable
-        return FieldSpec(name, path, "plain", kind, codec, None, has_default, default)
+        return FieldSpec(name, path, "plain", kind, codec, codec, has_default, default)
 
     def _handler(self, member: Handler[Any, Any]) -> HandlerSpec:
         path = f"{self.name}.{member.name}"
@@ -151,7 +152,7 @@ class Spec:
             except LOAD_ERRORS:  # it names what is not there; then what it annotates must be plain data
                 return {}
 
-        return Declared(member.raises, path, resolve, Codec)
+        return Declared(member.raises, path, resolve)
 
     def handler(self, name: str) -> HandlerSpec:
         """Raises `NoSuchHandler`, naming the handlers that exist."""
@@ -196,8 +197,6 @@ class Spec:
 
 
 def table_of(field: FieldSpec, value: Any) -> TableDelta:
-    if field.key_codec is None:
-        raise never("field.key_codec is not None does not hold")
     sets: dict[bytes, bytes] = {}
     for key, item in dict(getattr(value, "_content", value) or {}).items():
         _, kept = field.key_codec.keep(key)

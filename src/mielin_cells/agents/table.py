@@ -206,7 +206,7 @@ class BoundTable(Table[K, V]):
         else:  # somebody outside of the turn gets a copy
             data = entry.data
         if data is None:
-            raise never("data is not None does not hold")
+            raise never("a key of a table has no value")
         try:
             value: V = self._values.whole(data)
         except Exception as error:  # a codec hook may raise anything

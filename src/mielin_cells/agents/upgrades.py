@@ -57,7 +57,7 @@ def _typed(field: FieldSpec | None, value: Any) -> Any:
     if field is None or field.kind == "buffer":
         return value
     try:
-        if field.key_codec is None:
+        if field.kind == "plain":
             return field.codec.whole(encode(value))
         items = dict(getattr(value, "_content", value)).items()
         return {field.key_codec.whole(encode(key)): field.codec.whole(encode(item)) for key, item in items}

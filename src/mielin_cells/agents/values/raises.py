@@ -14,14 +14,12 @@ import types
 import typing
 import uuid
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import msgspec
 
+from mielin_cells.agents.values.codec import Codec
 from mielin_cells.errors import FieldRefused, described, storable
-
-if TYPE_CHECKING:
-    from mielin_cells.agents.values.codec import Codec
 
 Resolve: TypeAlias = Callable[[Any], dict[str, Any]]
 
@@ -91,13 +89,10 @@ def _why_not(cls: Any) -> str:
 class Declared:
     """The declared errors of one handler, with codecs for what they hold."""
 
-    def __init__(
-        self, classes: tuple[type[Exception], ...], path: str, resolve: Resolve, codec: Callable[[Any, str], Codec]
-    ) -> None:
+    def __init__(self, classes: tuple[type[Exception], ...], path: str, resolve: Resolve) -> None:
         """Raises `FieldRefused` for a parameter of an `__init__` whose type cannot be sent."""
         self.classes = classes
         self._resolve = resolve
-        self._codec = codec
         self._hints: dict[type[Exception], dict[str, Codec]] = {}
         for cls in classes:
             self._hints[cls] = self._typed(cls, f"{path} -> {cls.__name__}")
@@ -112,13 +107,13 @@ class Declared:
                 variable = parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
                 kind = hints.get(name, inspect.Parameter.empty)
                 if not variable and kind not in _OPEN and not isinstance(kind, typing.TypeVar):
-                    codecs[name] = self._codec(kind, f"{path}({name})")
+                    codecs[name] = Codec(kind, f"{path}({name})")
         for base in cls.__mro__:
             if base not in _BUILT_IN:
                 for name, kind in self._resolve(base).items():
                     if name not in codecs and kind not in _OPEN:
                         try:
-                            codecs[name] = self._codec(kind, f"{path}.{name}")
+                            codecs[name] = Codec(kind, f"{path}.{name}")
                         except FieldRefused:
                             continue  # perhaps it never has a value, or a plain one
         return codecs
