@@ -1,7 +1,8 @@
 """Words of a command line as a handler's arguments, or as a new agent's state.
 
 A word is read as JSON if that fits the declared type, else as text: `1` is 1 for an `int` and "1" for a `str`, `"1"` is the
-text in either case.  Who types them has no classes at hand, so a node that has them does this.
+text in either case.  The person who types them has no classes at hand, so a node that has the
+classes reads them.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ def _field_value(field: FieldSpec, word: str) -> Any:
 
 
 def _hook(wanted: type, value: Any) -> Any:
-    """As for stored values; but who types a reference has only the id."""
+    """As for stored values, except that a reference is typed as an id."""
     if issubclass(wanted, Reference) and isinstance(value, str):
         return make_ref(wanted, value)
     return models.written(wanted, value) if models.is_model(wanted) else load_hook(wanted, value)

@@ -17,7 +17,7 @@ except ImportError:  # before 3.14: they were read when the class or function wa
 
 
 def annotations_of(holder: Any) -> dict[str, Any]:
-    """By name.  One that names what is not defined yet is its text."""
+    """Annotations by name.  One that names something undefined is given as its text."""
     if annotationlib is None:
         return inspect.get_annotations(holder)
     annotations = annotationlib.get_annotations(holder, format=annotationlib.Format.FORWARDREF)
@@ -29,7 +29,7 @@ def _text(unknown: ForwardRef) -> str:
 
 
 def resolved(written: dict[str, Any], names: dict[str, Any], path: str) -> dict[str, Any]:
-    """The types that annotations stand for.  Raises `FieldRefused` for one that names what is not there."""
+    """The types that annotations stand for.  Raises `FieldRefused` for an annotation that names something undefined."""
     try:
         return typing.get_type_hints(
             types.SimpleNamespace(__annotations__=written), globalns=names, include_extras=True
@@ -42,7 +42,7 @@ def resolved(written: dict[str, Any], names: dict[str, Any], path: str) -> dict[
 
 
 def read_signature(fn: Callable[..., Any]) -> inspect.Signature:
-    """Its parameters and their kinds, whatever its annotations name."""
+    """The signature of a function, even if its annotations name something undefined."""
     if "annotation_format" not in (inspect.signature.__kwdefaults__ or {}):
         return inspect.signature(fn)
     how: Any = inspect.signature
@@ -51,7 +51,7 @@ def read_signature(fn: Callable[..., Any]) -> inspect.Signature:
 
 
 def given_types(cls: type) -> dict[type, dict[Any, Any]]:
-    """By base of a class: what is given for its type variables, as `class Name(Box[int])` does."""
+    """For each base of a class, the types that are given for its type variables, as in `class Name(Box[int])`."""
     given: dict[type, dict[Any, Any]] = {}
     for base in cls.__mro__:  # a base comes after the classes that give it types
         for written in vars(base).get("__orig_bases__", ()):

@@ -1,4 +1,4 @@
-"""What a load would not give back: the error that says where in a value, and the check of bytes that other code has written."""
+"""Values that a load would change: the error that names the place, and the check of bytes that other code has written."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ LOCATE_DEPTH_MAX = 100
 
 
 def reason(value: Any, error: Exception) -> str:
-    """Why a value cannot be kept, and where in it: what stands behind the path of the field in an error."""
+    """Why a value cannot be stored, and where in it; this follows the path of the field in an error."""
     place, why = "", str(error)
     if isinstance(error, ValueChangedError):
         place = error.place

@@ -1,4 +1,4 @@
-"""How values of a declared type are kept as bytes, and what is refused because a load would give something else."""
+"""How values of a declared type are stored as bytes.  A value that a load would change is refused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mielin_cells.errors import FieldRefused
 
 
 class Codec:
-    """Of one declared type.  `path` names where it is declared.  Raises `FieldRefused` for a type that cannot be stored."""
+    """Encodes, checks and decodes values of one declared type; `path` names where it is declared."""
 
     __slots__ = (
         "check",
@@ -41,7 +41,10 @@ class Codec:
         may_be_any: bool = False,
         ext_hook: Callable[[int, memoryview], Any] | None = None,
     ) -> None:
-        """`may_be_any`: parts without a declared type are allowed.  `ext_hook`: loads extensions of msgpack."""
+        """`may_be_any` allows parts without a declared type; `ext_hook` loads extensions of msgpack.
+
+        Raises `FieldRefused` for a type that cannot be stored.
+        """
         self.path = path
         try:
             info = kinds.type_info(kind)
@@ -60,7 +63,7 @@ class Codec:
         self.scalars = frozenset(kind for kind, proof in self.proofs.items() if proof is None)
         """A value of exactly one of these types is loaded as it was."""
         self.flat = proofs.flat(info)
-        """The proofs of values that nobody can change who does not hold the value itself."""
+        """The proofs of values that only a holder of the value itself can change."""
         self.evolves = shape.has_classes and not shape.has_any
         self.has_refs = shape.has_refs
         self.has_sets = shape.has_sets

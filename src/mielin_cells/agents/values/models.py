@@ -21,13 +21,13 @@ def is_model(kind: type) -> bool:
 
 @functools.lru_cache(maxsize=1024)
 def _options(kind: Any) -> dict[str, Any]:
-    """Of `model_validate`: names of fields, and no conversions refused, since what was stored has been valid."""
+    """Options of `model_validate` for stored data: fields by name, and conversions allowed, since the data was valid when stored."""
     names = inspect.signature(kind.model_validate).parameters
     return {name: value for name, value in (("by_alias", False), ("by_name", True), ("strict", False)) if name in names}
 
 
 def stored(model: Any) -> Any:
-    """A model as what msgspec can encode, or hands back to be encoded one level down."""
+    """A model as plain data.  Parts that msgspec cannot encode come back to the encoder's hook."""
     fields = getattr(type(model), "__pydantic_fields__", None)
     if fields is None:  # something that only looks like a model
         return model.model_dump(mode="json")
@@ -61,7 +61,7 @@ def unknown(value: Any) -> Any:
 
 
 def loaded(kind: Any, value: Any) -> Any:
-    """The model of a stored one."""
+    """The model that was stored as this value."""
     if not hasattr(kind, "__pydantic_fields__"):
         return kind.model_validate(value)
     unset: dict[int, list[str]] = {}
@@ -73,20 +73,20 @@ def loaded(kind: Any, value: Any) -> Any:
 
 
 def reads_other_data(kind: Any) -> bool:
-    """The model has validators that see data before its fields do: it says itself what becomes of data of another version."""
+    """The model has validators that see data before its fields do, so it handles data of another version itself."""
     decorators = getattr(kind, "__pydantic_decorators__", None)
     validators = decorators.model_validators.values() if decorators is not None else ()
     return any(validator.info.mode in ("before", "wrap") for validator in validators)
 
 
 def written(kind: Any, value: Any) -> Any:
-    """The model that a person has written, by aliases or by names."""
+    """The model that a person has written as plain data, by aliases or by names."""
     options = _options(kind) if hasattr(kind, "__pydantic_fields__") else {}
     return kind.model_validate(value, **{name: True for name in ("by_alias", "by_name") if name in options})
 
 
 def readable(value: Any) -> Any:
-    """Plain data for people: without what models keep beside their fields."""
+    """Plain data for people, without the names of unset fields."""
     _take_unset(value, {})
     return value
 
@@ -104,7 +104,7 @@ def _take_unset(value: Any, unset: dict[int, list[str]]) -> None:
 
 
 def _give_unset(made: Any, value: Any, unset: dict[int, list[str]]) -> None:
-    """Walks what was made beside what it was made of."""
+    """Walks a loaded value beside its stored data, and marks its unset fields."""
     if hasattr(made, "__pydantic_fields_set__"):
         if getattr(type(made), "__pydantic_root_model__", False):
             _give_unset(made.root, value, unset)

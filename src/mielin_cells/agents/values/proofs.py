@@ -33,7 +33,7 @@ def _is_free(info: Any) -> bool:
 
 
 def proofs(info: Any, within: frozenset[type] = frozenset()) -> dict[type, Proof]:
-    """By the exact type of a value.  What is not here is decoded and compared.  `within`: classes that hold it."""
+    """Proofs by the exact type of a value.  A value of any other type is decoded and compared.  `within`: classes that hold it."""
     if isinstance(info, kinds.UnionType):
         union: dict[type, Proof] = {}
         for part in info.types:

@@ -1,7 +1,7 @@
-"""Errors that a handler declares (`raises=`): they reach who asked as that very class, with the same arguments and attributes.
+"""Errors that a handler declares (`raises=`): they reach the asker as the same class, with the same arguments and attributes.
 
-An exception is made again from its `args` and attributes, without its `__init__`: that has run where it was raised, and its signature
-need not be that of `args`.  What Python keeps of an exception in neither place cannot travel, so such classes are refused.
+An exception is rebuilt from its `args` and attributes, without its `__init__`, which ran where the exception was raised.  Classes that
+keep data in other places cannot be rebuilt, and are refused.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _OPEN = (Any, object, inspect.Parameter.empty)
 
 
 class Unsendable(Exception):
-    """An argument or attribute that would be another one at the caller."""
+    """An argument or attribute that would reach the caller as another value."""
 
 
 def check_declared(classes: Any, handler: str) -> tuple[type[Exception], ...]:
@@ -203,7 +203,7 @@ def _kept(value: Any, codec: Codec | None) -> bytes | None:
 
 
 def _args(error: BaseException) -> tuple[Any, ...]:
-    """What the exception is made from: of an OSError not all of it is in `args`."""
+    """The arguments that rebuild the exception.  An OSError does not have all of them in `args`."""
     made: Any = error.__reduce__() if isinstance(error, OSError) else None
     return made[1] if made is not None else error.args
 
