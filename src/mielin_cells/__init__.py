@@ -20,6 +20,9 @@ This module has what an author needs first.  All exceptions are in `mielin_cells
 `mielin_cells.migration`, and the kit for tests is in `mielin_cells.testing`.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from mielin_cells import errors
 from mielin_cells.agents.agent import Agent, upgrade
 from mielin_cells.agents.buffer import Buffer
@@ -66,3 +69,13 @@ __all__ = [
     "Policy", "Retry", "RetryError", "RollbackReport", "Settings", "StepFailed", "Table", "UsageError", "after", "cancel",
     "connect", "errors", "every", "handler", "local", "step", "this", "upgrade",
 ]  # fmt: skip
+
+if not TYPE_CHECKING:  # type checkers are to see, and to suggest, the names above alone
+
+    def __getattr__(name: str) -> object:
+        """Programs for 0.1 found every exception, and the vocabulary of recovery, in this module."""
+        if name[:1].isupper():
+            for module in (errors, import_module("mielin_cells.migration")):
+                if name in module.__all__:
+                    return getattr(module, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -45,3 +45,10 @@ def test_a_program_that_names_nothing_of_recovery_does_not_import_it() -> None:
 
 def test_names_are_in_the_order_of_a_reader() -> None:
     assert all(one < other for one, other in pairwise(migration.__all__))
+
+
+def test_programs_for_0_1_find_what_has_moved() -> None:
+    assert cells.StateInvalid is errors.StateInvalid  # type: ignore[attr-defined]
+    assert cells.RecoveryConfig is migration.RecoveryConfig  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match="'Nowhere'"):
+        _ = cells.Nowhere  # type: ignore[attr-defined]
