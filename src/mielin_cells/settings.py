@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import typing
+from dataclasses import dataclass
+from functools import cache
+from typing import Annotated, Any, TypeAlias
 
-from mielin_cells.errors import (
-    ConfigError,
-    UsageError,
-)
+import msgspec
+
+from mielin_cells.errors import ConfigError, UsageError
+
+TIMEOUT_S_MAX = 1e9
+"""Some 31 years: what is longer is a slip, and what is no number would spoil the order of the loop's timers."""
+
+Seconds: TypeAlias = Annotated[float, msgspec.Meta(gt=0, le=TIMEOUT_S_MAX)]
+Delay: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=TIMEOUT_S_MAX)]
+"""Seconds; 0: none."""
+Count: TypeAlias = Annotated[int, msgspec.Meta(gt=0, le=10**9)]
+Bytes: TypeAlias = Annotated[int, msgspec.Meta(gt=0, le=10**15)]
 
 MESSAGE_BYTES_MAX = 512 * 1024
 """A message with its arguments: half of what a broker takes by default, so that headers never matter."""
@@ -59,10 +70,6 @@ REGRESSION_S = 12.0
 """The leader of a replicated stream that was cut off notices it within 10 s, and answers until then with what it had."""
 
 
-TIMEOUT_S_MAX = 1e9
-"""Some 31 years: what is longer is a slip, and what is no number would spoil the order of the loop's timers."""
-
-
 def check_timeout(seconds: float | None, what: str) -> None:
     """Raises `UsageError` for a time that nobody can wait.  None says nothing, and passes."""
     is_number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
@@ -70,70 +77,105 @@ def check_timeout(seconds: float | None, what: str) -> None:
         raise UsageError(f"{what}: timeout={seconds!r} cannot be; give seconds above 0, to {TIMEOUT_S_MAX:g}.")
 
 
+def check_ranges(record: Any, form: str = "{field} = {value!r}") -> None:
+    """Raises `ConfigError` for the first field whose value is outside the range that its annotation declares.
+
+    `form` is how the sentence begins.  The error's facts are `field` and `range`.
+    """
+    cls: Any = type(record)
+    for field, (kind, wanted) in _ranges(cls).items():
+        value = getattr(record, field)
+        try:
+            msgspec.convert(
+                float(value) if isinstance(value, float) else value, kind
+            )  # of a library's kind of float, too
+        except msgspec.ValidationError as error:
+            shown = form.format(field=field, value=value)
+            raise ConfigError(f"{shown} is out of range ({wanted}).", field=field, range=wanted) from error
+
+
+@cache
+def _ranges(cls: type) -> dict[str, tuple[Any, str]]:
+    """By field: the annotation with its range, and the range in words.  Other fields are not checked."""
+    hints = typing.get_type_hints(cls, include_extras=True).items()
+    return {field: (hint, wanted) for field, hint in hints if (wanted := _in_words(hint))}
+
+
+def _in_words(hint: Any) -> str:
+    if hint is bool:
+        return "true or false"
+    metas = [meta for meta in getattr(hint, "__metadata__", ()) if isinstance(meta, msgspec.Meta)]
+    if not metas:
+        return ""
+    meta = metas[0]
+    if meta.description is not None:
+        return meta.description
+    low = (
+        f"above {meta.gt:,}, to"
+        if meta.gt is not None
+        else f"{meta.ge:,} to"
+        if meta.le is not None
+        else f"from {meta.ge:,}"
+    )
+    high = "" if meta.le is None else f" {meta.le:g}" if meta.le >= 1e7 else f" {meta.le:,}"
+    if hint.__origin__ is int:
+        return f"a whole number{' ' if meta.ge is None or meta.le is None else ', '}{low}{high}"
+    return f"{low}{high} seconds"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """Settable per deployment.  Raises `ConfigError` naming the field and its range."""
 
-    ask_timeout_s: float = 30.0
+    ask_timeout_s: Seconds = 30.0
     """An ask's answer; long enough for a model call."""
-    ask_repeat_s: float = 1.0
+    ask_repeat_s: Seconds = 1.0
     """Without an answer for so long the receiver is reminded of an ask (it answers from what it has stored); doubles up to 8 s."""
-    turn_deadline_s: float = 60.0
+    turn_deadline_s: Seconds = 60.0
     """One turn, without its durable steps; behind each of them it begins anew."""
-    step_timeout_s: float = 300.0
+    step_timeout_s: Seconds = 300.0
     """One call of a durable step: a slow model is slower than any turn should be."""
-    tries: int = 5
+    tries: Count = 5
     """Runs of a tell or a timer's message before it becomes a dead letter: what failed may pass, and nobody waits."""
-    ask_tries: int = 1
+    ask_tries: Count = 1
     """Runs of an ask before its error is the answer: its caller waits, and knows better whether to ask again."""
-    retry_first_s: float = 0.01
+    retry_first_s: Delay = 0.01
     """Wait before the second run of a failed turn; doubles each time.  The agent waits too: order is kept."""
-    inbox_max: int = 10_000
+    inbox_max: Count = 10_000
     """Messages waiting per agent before senders are told `InboxFull`."""
-    prepare_s: float = 5.0
-    copy_rounds: int = 10
-    copy_lag_records: int = 64
+    prepare_s: Seconds = 5.0
+    copy_rounds: Count = 10
+    copy_lag_records: Count = 64
     """Converged: at most this many records ..."""
-    copy_lag_bytes: int = 1024 * 1024
+    copy_lag_bytes: Bytes = 1024 * 1024
     """... and bytes behind: at most 10 ms of the pause.  While rounds still come nearer, the copy goes on within both bounds."""
-    pause_s: float = 5.0
+    pause_s: Seconds = 5.0
     """The current turn's time to end once the intake is stopped."""
-    handover_s: float = 2.0
+    handover_s: Seconds = 2.0
     """The handover's answer, before the source settles it by a claim."""
-    probation_s: float = 10.0
+    probation_s: Seconds = 10.0
     """From handover to Accepted, before the source claims back."""
-    migration_s: float = 60.0
-    retention_s: float = 3600.0
+    migration_s: Seconds = 60.0
+    retention_s: Delay = 3600.0
     """A completed migration can be undone for this long: log and inbox are kept from its handover on."""
-    state_bytes_max: int = 1 << 30
+    state_bytes_max: Bytes = 1 << 30
     """State of an agent that a node takes by a move; above it copy and verification outlast their deadlines."""
-    snapshot_records: int = 512
+    snapshot_records: Count = 512
     """Records since the last snapshot before the next one is written: bounds a load to about 30 ms."""
-    snapshot_bytes: int = 4 * 1024 * 1024
+    snapshot_bytes: Bytes = 4 * 1024 * 1024
     """Or bytes, once they also exceed the state itself."""
-    drain_s: float = 30.0
+    drain_s: Seconds = 30.0
     """The time that a node which is told to stop gives its turns."""
-    heartbeat_s: float = 0.5
-    heartbeat_misses: int = 5
+    heartbeat_s: Seconds = 0.5
+    heartbeat_misses: Count = 5
     """Heartbeats that may be missed before a node counts as silent: 2.5 s outlast a slow moment of a machine."""
-    reconcile_s: float = 5.0
+    reconcile_s: Seconds = 5.0
     """A node looks for agents that the log gives it and that it does not run."""
-    regression_s: float = REGRESSION_S
+    regression_s: Seconds = REGRESSION_S
     """A log that says less than it had acknowledged must go on saying so for this long, before its agent is quarantined."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            floor = 0 if field.name in ("retention_s", "retry_first_s") else None
-            is_whole = field.type == "int"  # the annotation, as text
-            is_number = isinstance(value, int if is_whole else (int, float)) and not isinstance(value, bool)
-            ceiling = 1e15 if "bytes" in field.name else 1e9
-            if not is_number or not (value >= 0 if floor == 0 else value > 0) or value > ceiling:
-                wanted = f"0 to {ceiling:g}" if floor == 0 else f"above 0, to {ceiling:g}"
-                wanted += ", a whole number" if is_whole else ""
-                raise ConfigError(
-                    f"{field.name} = {value!r} is out of range ({wanted}).", field=field.name, range=wanted
-                )
+        check_ranges(self)
 
 
 ASK_REPEAT_S_MAX = 8.0

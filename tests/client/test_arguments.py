@@ -99,7 +99,7 @@ OPENED: list[tuple[dict[str, Any], str]] = [
     ({"recovery": {"max_retries": 3}}, "recovery is a RecoveryConfig"),
     ({"recovery": RecoveryConfig(max_retries="3")}, "max_retries = '3' is out of range"),  # type: ignore[arg-type]
     ({"progress": 5}, "progress is called with each event, and 5 cannot be"),
-    ({"path": 5}, "path is the file of the store"),
+    ({"path": 5}, "path is 5; wanted: the store's file"),
     ({"nodes": "2"}, "nodes = '2' is out of range"),
     ({"nodes": True}, "nodes = True is out of range"),
     ({"nodes": 1.0}, "nodes = 1.0 is out of range"),

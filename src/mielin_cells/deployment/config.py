@@ -54,16 +54,16 @@ def read(path: Path) -> Config:
     place = _Place(path, text)
     for name in tables:
         if name not in ("settings", "recovery"):
-            raise place.refused((), name, "there is no such table; wanted: [settings] and [recovery]")
+            raise place.refusal((), name, "there is no such table; wanted: [settings] and [recovery]")
     recovery = dict(place.table(tables, ("recovery",)))
     classes = recovery.pop("classes", {})
     if not isinstance(classes, dict):
-        raise place.refused(("recovery",), "classes", "wanted: a table for each agent class")
-    settings = place.made(Settings, place.table(tables, ("settings",)), ("settings",))
-    config = place.made(RecoveryConfig, recovery, ("recovery",))
+        raise place.refusal(("recovery",), "classes", "wanted: a table for each agent class")
+    settings = place.convert(Settings, place.table(tables, ("settings",)), ("settings",))
+    config = place.convert(RecoveryConfig, recovery, ("recovery",))
     for name in classes:
         changes = place.table(classes, (name,), ("recovery", "classes", name))
-        place.made(RecoveryConfig, {**asdict(config), **changes}, ("recovery", "classes", name), set(changes))
+        place.convert(RecoveryConfig, {**asdict(config), **changes}, ("recovery", "classes", name), set(changes))
     return Config(settings, config, classes)
 
 
@@ -80,37 +80,39 @@ class _Place:
         head = re.compile(
             r"\s*\[\s*" + r"\s*\.\s*".join(rf"[\"']?{re.escape(word)}[\"']?" for word in table) + r"\s*\]"
         )
-        found, inside = 1, not table
-        for number, line in enumerate(self._lines, 1):
-            if line.lstrip().startswith("["):
-                inside = bool(table) and head.match(line) is not None
-                if inside or re.match(rf"\s*\[\s*[\"']?{re.escape(name)}[\"']?\s*[\].]", line):
-                    found = number
-            elif inside and key.match(line):
+        line, inside = 1, not table
+        for number, text in enumerate(self._lines, 1):
+            if text.lstrip().startswith("["):
+                inside = bool(table) and head.match(text) is not None
+                if inside or re.match(rf"\s*\[\s*[\"']?{re.escape(name)}[\"']?\s*[\].]", text):
+                    line = number
+            elif inside and key.match(text):
                 return number
-        return found
+        return line
 
-    def refused(self, table: tuple[str, ...], name: str, why: str, wanted: str = "") -> ConfigError:
+    def refusal(self, table: tuple[str, ...], name: str, why: str, wanted: str = "") -> ConfigError:
         where = f"{self._path}, line {self.line_of(table, name)}: {'.'.join((*table, name))}"
         return ConfigError(f"{where}: {why}.", field=name, range=wanted or why, file=str(self._path))
 
     def table(self, tables: dict[str, Any], path: tuple[str, ...], shown: tuple[str, ...] = ()) -> dict[str, Any]:
-        found = tables.get(path[-1], {})
-        if not isinstance(found, dict):
-            raise self.refused((shown or path)[:-1], path[-1], "wanted: a table")
-        return found
+        values = tables.get(path[-1], {})
+        if not isinstance(values, dict):
+            raise self.refusal((shown or path)[:-1], path[-1], "wanted: a table")
+        return values
 
-    def made(self, cls: type[Any], given: dict[str, Any], table: tuple[str, ...], own: set[str] | None = None) -> Any:
+    def convert(
+        self, cls: type[Any], given: dict[str, Any], table: tuple[str, ...], own: set[str] | None = None
+    ) -> Any:
         known = [item.name for item in fields(cls)]
         for name in given:
             if name not in known:
-                raise self.refused(table, name, f"there is no such setting; there are {', '.join(known)}")
+                raise self.refusal(table, name, f"there is no such setting; there are {', '.join(known)}")
         try:
-            found = cls(**given)
-            if isinstance(found, RecoveryConfig):
-                found.validate()
+            value = cls(**given)
+            if isinstance(value, RecoveryConfig):
+                value.validate()
         except ConfigError as error:
             name = str(error.facts["field"])
-            place = name if own is None or name in own else next(iter(own), name)
-            raise self.refused(table, place, error.message.rstrip("."), str(error.facts.get("range", ""))) from error
-        return found
+            at = name if own is None or name in own else next(iter(own), name)
+            raise self.refusal(table, at, error.message.rstrip("."), str(error.facts.get("range", ""))) from error
+        return value

@@ -10,8 +10,8 @@ from typing import TypeAlias
 
 import msgspec
 
-from mielin_cells.errors import JournalGap, RecordInvalid, UnknownRecord
-from mielin_cells.log.codec import UNREADABLE, framed, unframed
+from mielin_cells.errors import JournalGap, RecordInvalid
+from mielin_cells.log.codec import Codec, framed, pack
 from mielin_cells.migration.recovery import RecoveryStrategy
 
 
@@ -119,33 +119,16 @@ ENDS = frozenset(strategy.value for strategy in RecoveryStrategy if not strategy
 
 AnyRecord: TypeAlias = Planned | Attempted | Reached | Failed | Decided | Cancelled | Ended | TakenBack
 
-_encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(AnyRecord)
-_raw = msgspec.msgpack.Decoder(list[msgspec.Raw])
-_TAGS = frozenset(cls.__name__ for cls in Head.__subclasses__())
+_codec = Codec[AnyRecord](AnyRecord, "record", Head)
 
 
 def encode(record: AnyRecord) -> bytes:
-    return framed(_encoder.encode(record))
+    return framed(pack(record))
 
 
 def decode(data: bytes, where: str) -> AnyRecord:
     """Raises the `RecordInvalid` that says what is wrong: a journal that cannot be read is parked, never guessed."""
-    payload = unframed(data, where)
-    try:
-        record: AnyRecord = _decoder.decode(payload)
-        return record
-    except UNREADABLE as error:
-        try:
-            tag = msgspec.msgpack.decode(_raw.decode(payload)[0], type=str)
-        except (*UNREADABLE, IndexError):
-            tag = ""
-        if tag and tag not in _TAGS:
-            raise UnknownRecord(
-                f"{where} holds a record of kind {tag!r}, which this version does not know; upgrade it, then recover.",
-                subject=where, tag=tag,
-            ) from error  # fmt: skip
-        raise RecordInvalid(f"{where} holds a record that does not decode: {error}.", subject=where) from error
+    return _codec.decode_framed(data, where)
 
 
 class Journal:

@@ -9,11 +9,14 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from enum import Enum
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
+
+import msgspec
 
 from mielin_cells.agents.agent import Agent
 from mielin_cells.errors import ConfigError
 from mielin_cells.migration.failure import MigrationError, MigrationErrorType
+from mielin_cells.settings import check_ranges
 
 Jitter: TypeAlias = Callable[[], float]
 """Gives a number from 0 (included) to 1 (excluded), from a seeded source of the caller's."""
@@ -21,10 +24,9 @@ Jitter: TypeAlias = Callable[[], float]
 JITTER_MAX = 0.25
 """Of a delay, on top of it: agents that failed together do not come back together."""
 
-RETRIES_MAX = 1_000_000
-DELAY_SECS_MIN = 0.001
-DURATION_SECS_MAX = 1e9
-"""Some 31 years: larger ones are slips, and sums of them stay exact to microseconds."""
+Retries: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
+DelaySecs: TypeAlias = Annotated[float, msgspec.Meta(ge=0.001, le=1e9)]
+"""The limit is some 31 years: larger ones are slips, and sums of them stay exact to microseconds."""
 
 
 class RecoveryStrategy(Enum):
@@ -65,12 +67,12 @@ def no_jitter() -> float:
 class RecoveryConfig:
     """How failed moves are recovered.  Durations are seconds and may be fractions.  `validate` says whether it makes sense."""
 
-    max_retries: int = 3
+    max_retries: Retries = 3
     """Retries of one migration; 0: roll back at the first failure."""
-    initial_retry_delay_secs: float = 10
-    max_retry_delay_secs: float = 300
+    initial_retry_delay_secs: DelaySecs = 10
+    max_retry_delay_secs: DelaySecs = 300
     use_exponential_backoff: bool = True
-    recovery_timeout_secs: float = 600
+    recovery_timeout_secs: DelaySecs = 600
     """From the first failure; then whatever runs is cancelled and the move is rolled back."""
     auto_rollback: bool = True
     """False: where a rollback would be made, the agent is parked instead."""
@@ -94,21 +96,11 @@ class RecoveryConfig:
 
     def validate(self) -> None:
         """Raises `ConfigError` naming the field and its range, for a value out of range and for two that contradict each other."""
-        retries = self.max_retries
-        if type(retries) is not int or not 0 <= retries <= RETRIES_MAX:
-            raise _bad("max_retries", retries, f"0 to {RETRIES_MAX:,}")
-        for field in ("initial_retry_delay_secs", "max_retry_delay_secs", "recovery_timeout_secs"):
-            value = getattr(self, field)
-            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not is_number or not DELAY_SECS_MIN <= value <= DURATION_SECS_MAX:
-                raise _bad(field, value, f"{DELAY_SECS_MIN} to {DURATION_SECS_MAX:g} seconds")
-        for field in ("use_exponential_backoff", "auto_rollback"):
-            if not isinstance(getattr(self, field), bool):
-                raise _bad(field, getattr(self, field), "true or false")
+        check_ranges(self)
         first = self.initial_retry_delay_secs
         if self.max_retry_delay_secs < first:
             raise _bad("max_retry_delay_secs", self.max_retry_delay_secs, f"at least the initial delay, {first:g}")
-        if retries and self.recovery_timeout_secs < first:
+        if self.max_retries and self.recovery_timeout_secs < first:
             wanted = f"at least the initial delay, {first:g}, or no retry is ever made"
             raise _bad("recovery_timeout_secs", self.recovery_timeout_secs, wanted)
 

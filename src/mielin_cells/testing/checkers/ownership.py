@@ -5,7 +5,8 @@ from __future__ import annotations
 from mielin_cells.errors import CellError
 from mielin_cells.log.fold import Fold
 from mielin_cells.log.lifecycle import Phase
-from mielin_cells.log.records import Accepted, Asked, Claimed, Committed, Created, HandedOff, Returned, Stepped, Undone
+from mielin_cells.log.records import Accepted, Asked, Committed, Created, HandedOff, Returned, Stepped, Undone
+from mielin_cells.log.rules import RULES
 from mielin_cells.migration.journal import Ended
 from mielin_cells.migration.progress import MigrationPhase
 from mielin_cells.testing.checkers.checker import Checker, Line, Step, migration_name
@@ -25,7 +26,7 @@ class OneServes(Checker):
 
     def record(self, step: Step) -> None:
         record, before = step.record, step.before
-        if not isinstance(record, (Created, Claimed)):
+        if not RULES[type(record)].takes_over:
             is_other_process = not before.migration and record.incarnation != before.incarnation
             if record.node != before.owner or is_other_process:
                 self.fails(
@@ -51,7 +52,7 @@ class EpochsGrow(Checker):
 
     def record(self, step: Step) -> None:
         record = step.record
-        expected = step.before.epoch + isinstance(record, (Created, Claimed))
+        expected = step.before.epoch + RULES[type(record)].takes_over
         if record.epoch != expected:
             self.fails(f"{step.what} is of epoch {record.epoch}; it is the turn of {expected}")
         key = step.agent, step.author.label
@@ -153,9 +154,8 @@ class NobodyRuns(Checker):
 
     def record(self, step: Step) -> None:
         record, before = step.record, step.before
-        if not isinstance(record, (Created, Claimed)) and isinstance(record, (Accepted, Returned)) != bool(
-            before.migration
-        ):
+        phases = RULES[type(record)].phases
+        if Phase.NONE not in phases and (Phase.PROBATION if before.migration else Phase.RUN) not in phases:
             self.fails(f"{step.what} lands {'in' if before.migration else 'outside of'} probation")
         if isinstance(record, (Committed, Asked, Stepped)):
             return
