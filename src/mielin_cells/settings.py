@@ -43,7 +43,7 @@ SESSIONS_MAX = 1000
 known are refused from then on."""
 
 ANSWERS_BYTES_MAX = 4 * 1024 * 1024
-"""Answers an agent keeps for whoever may ask again.  Above it those of the quietest are dropped, down to three quarters."""
+"""Answers that an agent keeps for repeated asks.  Above it those of the quietest are dropped, down to three quarters."""
 
 LETTERS_BYTES_MAX = 8 * 1024 * 1024
 """Arguments of the dead letters of one agent; the oldest goes first, the newest stays."""
@@ -142,7 +142,7 @@ class Settings:
     retry_first_s: Delay = 0.01
     """Wait before the second run of a failed turn; doubles each time.  The agent waits too: order is kept."""
     inbox_max: Count = 10_000
-    """Messages waiting per agent before senders are told `InboxFull`."""
+    """Messages waiting per agent before senders get `InboxFull`."""
     prepare_s: Seconds = 5.0
     copy_rounds: Count = 10
     copy_lag_records: Count = 64
@@ -165,7 +165,7 @@ class Settings:
     snapshot_bytes: Bytes = 4 * 1024 * 1024
     """Or bytes, once they also exceed the state itself."""
     drain_s: Seconds = 30.0
-    """The time that a node which is told to stop gives its turns."""
+    """How long a stopping node waits for its turns."""
     heartbeat_s: Seconds = 0.5
     heartbeat_misses: Count = 5
     """Heartbeats that may be missed before a node counts as silent: 2.5 s outlast a slow moment of a machine."""

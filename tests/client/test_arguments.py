@@ -12,7 +12,7 @@ import pytest
 import mielin_cells as cells
 from mielin_cells import errors
 from mielin_cells.agents.spec import spec_of
-from mielin_cells.log.born import born
+from mielin_cells.log.delta import born
 from mielin_cells.migration import RecoveryConfig
 
 

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from support.agent_log import taken
 
-from mielin_cells.log.batch import Batch
+from mielin_cells.log.commit import Batch
 from mielin_cells.log.delta import PAGE_BYTES, BufferDelta, StateDelta, TableDelta
 from mielin_cells.log.state import StoredState
 

@@ -9,8 +9,7 @@ from support.agent_log import commit, out, taken
 from support.letters import letter
 
 from mielin_cells.log import ledger as module
-from mielin_cells.log.batch import Batch
-from mielin_cells.log.commit import Input, Out
+from mielin_cells.log.commit import Batch, Input, Out
 from mielin_cells.log.ledger import Ledger, Verdict
 from mielin_cells.log.message import client_sender
 

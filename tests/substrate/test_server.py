@@ -250,15 +250,15 @@ def test_a_missing_program_names_every_way_to_get_one(tmp_path: Path, monkeypatc
 
 def test_a_program_is_the_given_the_bundled_or_the_one_on_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = find_program()
-    assert program.found == "bundled"
+    assert program.origin == "bundled"
     assert program.path.is_file()
     other = tmp_path / "nats-server"
     shutil.copy(program.path, other)
-    assert find_program(other).found == "--nats-server"
+    assert find_program(other).origin == "--nats-server"
     monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path / "none"))
     monkeypatch.setenv("PATH", str(tmp_path))
     found = find_program()
-    assert (found.path, found.found) == (other, "PATH")
+    assert (found.path, found.origin) == (other, "PATH")
 
 
 async def test_a_program_that_is_none_is_named(tmp_path: Path) -> None:

@@ -20,8 +20,7 @@ from mielin_cells.agents import context
 from mielin_cells.agents.live import Cell
 from mielin_cells.errors import Fenced
 from mielin_cells.log import codec
-from mielin_cells.log.batch import Batch
-from mielin_cells.log.commit import Out, StepCall
+from mielin_cells.log.commit import Batch, Out, StepCall
 from mielin_cells.log.fold import Fold
 from mielin_cells.log.ids import log_subject
 from mielin_cells.log.message import Mail, Message

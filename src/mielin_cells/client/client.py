@@ -33,7 +33,7 @@ from mielin_cells.errors import (
     WrongClass,
     storable,
 )
-from mielin_cells.log.born import born
+from mielin_cells.log.delta import born
 from mielin_cells.log.ids import AgentId, log_subject
 from mielin_cells.log.lifecycle import Phase
 from mielin_cells.log.message import decode_replies

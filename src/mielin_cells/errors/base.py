@@ -60,7 +60,7 @@ def storable(text: str) -> str:
 
 
 def never(what: str) -> AssertionError:
-    """For what cannot be, unless this package itself is wrong.  Raised, and not asserted: `python -O` takes asserts away."""
+    """For a state that only a bug of this package leads to.  Raised, and not asserted: `python -O` removes asserts."""
     return AssertionError(f"This cannot be, and is a bug of mielin-cells: {what}. Please report it.")
 
 

@@ -15,7 +15,7 @@ Names = Annotated[tuple[Name, ...], msgspec.Meta(description='names, such as ("x
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """Which nodes may run an agent.  Raises `ConfigError` for what cannot be meant.
+    """Which nodes may run an agent.  Raises `ConfigError` for anything but names.
 
     The crate's `min_battery` and `max_latency_ms` are not here: no node measures either.
     """

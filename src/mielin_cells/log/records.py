@@ -58,7 +58,7 @@ class Created(Record, tag="Created", frozen=True, kw_only=True):
     at: float
     policy: Policy = DEFAULT
     born: bytes = b""
-    """Digest of `state` as its spawner gave it (`log.born`)."""
+    """Digest of `state` as its spawner gave it (`log.delta.born`)."""
 
 
 class Committed(Record, tag="Committed", frozen=True, kw_only=True):

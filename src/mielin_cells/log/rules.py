@@ -1,15 +1,25 @@
-"""The kinds of records: in which phase each may stand, who may write it in which epoch, and what lifecycle it leads to.
+"""Whether a record may be the next one of a log: its place, its author, its phase, and what it says.
 
-The fold enforces the table for everybody; the checkers of the simulator hold what has landed against it by their own accounts.
+`RULES` says for each kind in which phase it may stand, who may write it in which epoch, and what lifecycle it leads to; the fold
+and the simulator's checkers read it.  The rules about contents are asked by readers only: an owner's own ledger is ahead of its
+log by the record that it composes.  Each of these returns what is wrong, in words and with the number of the rule, or "".
 """
 
 from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from mielin_cells.log.lifecycle import AgentState, Phase
+import msgspec
+
+from mielin_cells.errors import EpochOutOfOrder, InvalidTransition, LogGap, NotTheOwner, RecordInvalid, WrongAgent
+from mielin_cells.log.commit import AskCall, Commit, Input, OpenTurn, Out
+from mielin_cells.log.image import IN_SNAPSHOT, Image
+from mielin_cells.log.ledger import Ledger
+from mielin_cells.log.lifecycle import AgentState, Lifecycle, Phase
+from mielin_cells.log.message import is_client, sender_text
 from mielin_cells.log.records import (
     Accepted,
+    AnyRecord,
     Asked,
     Claimed,
     Cleared,
@@ -63,3 +73,267 @@ RULES: Final[dict[type[Record], Rule]] = {
     StandbySet: Rule(),
 }
 """Every kind but `Spilled`, which stands for another record and is never folded itself."""
+
+
+def check(image: Image, seq: int, record: AnyRecord) -> None:
+    """Raises what is wrong with `record` as the record at `seq`, after the last one folded."""
+    where = f"The log of agent {image.agent!r} at {seq}"
+    facts: dict[str, object] = {"subject": image.agent, "seq": seq}
+    if record.agent != image.agent:
+        raise WrongAgent(f"{where} holds a record of {record.agent!r}.", have=record.agent, need=image.agent, **facts)
+    if record.prev != image.seq or seq <= image.seq:
+        raise LogGap(
+            f"{where} follows {record.prev}, but the last record read is {image.seq}; read again from a snapshot.",
+            have=image.seq, need=record.prev, **facts,
+        )  # fmt: skip
+    if image.phase is Phase.TERMINATED:
+        raise RecordInvalid(f"{where} follows Terminated.", **facts)
+    rule = RULES.get(type(record))
+    if rule is None:
+        raise RecordInvalid(f"{where} stands for a record that was not put together from its parts.", **facts)
+    expected = image.epoch + rule.takes_over
+    if record.epoch != expected:
+        raise EpochOutOfOrder(
+            f"{where} is of epoch {record.epoch}, not {expected}.", have=record.epoch, need=expected, **facts
+        )
+    if image.phase not in rule.phases:
+        raise RecordInvalid(f"{where} is {type(record).__name__} in phase {image.phase.value}.", **facts)
+    if rule.takes_over:
+        return
+    if isinstance(record, (Accepted, Returned)) and record.migration != image.migration:
+        raise RecordInvalid(f"{where} ends migration {record.migration}; {image.migration} is in probation.", **facts)
+    if isinstance(record, Returned) and record.to != image.source:
+        raise RecordInvalid(f"{where} returns to {record.to}; {image.source} handed over.", **facts)
+    if record.node != image.owner:
+        raise NotTheOwner(
+            f"{where} is by {record.node}; {image.owner} owns.", author=record.node, owner=image.owner, **facts
+        )
+    if image.phase is Phase.RUN and record.incarnation != image.incarnation:
+        raise NotTheOwner(
+            f"{where} is by incarnation {record.incarnation} of {record.node}; incarnation {image.incarnation} owns.",
+            author=record.node, owner=image.owner, **facts,
+        )  # fmt: skip
+    _check_turns(image, where, record, rule, facts)
+    try:
+        next_lifecycle(image.lifecycle, record, rule)
+    except InvalidTransition as error:
+        raise RecordInvalid(f"{where}: {error.message}", **facts) from error
+
+
+def _check_turns(image: Image, where: str, record: AnyRecord, rule: Rule, facts: dict[str, object]) -> None:
+    """What a record may say of turns, now."""
+    commit = commit_of(record)
+    runs = isinstance(record, (Asked, Stepped)) or (commit is not None and bool(commit.inputs))
+    if runs and not image.lifecycle.state.accepts_work:
+        raise RecordInvalid(f"{where} holds a turn of an agent that is {image.lifecycle.state.value}.", **facts)
+    if runs and image.wish is not None:
+        raise RecordInvalid(
+            f"{where} holds a turn behind one that ordered the agent's own {image.wish.order}.", **facts
+        )
+    if image.goes_to and (runs or not rule.may_wait):
+        what = "holds a turn" if runs else f"is {type(record).__name__}"
+        raise RecordInvalid(f"{where} {what} of an agent that {image.goes_to} was to claim first (rule 16).", **facts)
+    if isinstance(record, HandedOff):
+        if record.to in ("", record.node):
+            raise RecordInvalid(f"{where} hands over to {record.to!r}, and {record.node} owns (rule 3).", **facts)
+        if record.migration in image.handed or record.migration in image.outcomes:
+            raise RecordInvalid(f"{where} hands over as {record.migration} a second time (rule 7).", **facts)
+    if isinstance(record, Undone) and not image.is_ancestor(record.to):
+        raise RecordInvalid(f"{where} goes back to {record.to}, which is trimmed or undone itimage.", **facts)
+    if isinstance(record, (Asked, Stepped)) and not 0 <= record.at <= len(image.calls_before(record)):
+        raise RecordInvalid(f"{where} goes on after outcome {record.at} of a turn, which is not there.", **facts)
+
+
+def next_lifecycle(life: Lifecycle, record: Record, rule: Rule) -> Lifecycle:
+    if rule.starts and life.state is AgentState.CREATED:
+        life = life.to(AgentState.RUNNING)
+    if rule.state is None:
+        return life
+    if not isinstance(record, Failed):
+        return life.to(rule.state)
+    error, before = record.error, life.error
+    if before is not None:
+        fatal = error.fatal or before.fatal
+        error = msgspec.structs.replace(error, attempts=before.attempts + 1, fatal=fatal)
+    if life.state is AgentState.ERROR:  # a resume that failed: same state, one more attempt
+        return msgspec.structs.replace(life, error=error)
+    return life.to(AgentState.ERROR, error)
+
+
+def wrong(image: Image, seq: int, record: AnyRecord, commit: Commit | None) -> str:
+    """What is wrong with what a checked record says, for a reader; "" if nothing is."""
+    if commit is not None:
+        return wrong_commit(image.ledger, image.turn, commit, seq)
+    match record:
+        case Asked() | Stepped():
+            return wrong_turn(image.ledger, record)
+        case Undone():
+            return wrong_undone(image.ledger, record)
+        case Snapshot():
+            return _wrong_snapshot(image, record)
+        case Terminated():
+            return "not all that it sent is released (rule 20)" if image.ledger.pending else ""
+        case StandbySet():
+            return f"there cannot be {record.copies} copies" if record.copies < 0 else ""
+        case _:
+            return ""
+
+
+def _wrong_snapshot(image: Image, record: Snapshot) -> str:
+    """Rule 18: it carries what the log before it says, and keeps no snapshot that was given up."""
+    if any(getattr(record, name) != getattr(image, name) for name in IN_SNAPSHOT) or record.ledger != image.ledger:
+        return "it is not what the log before it says (rule 18)"
+    if record.digest != image.state.digest():
+        return "its digest is not that of the state before it (rule 18)"
+    before = {one.seq for one in image.snapshots} | {0}
+    kept = [one.seq for one in record.snapshots]
+    if kept != sorted(set(kept)) or not before.issuperset(kept):
+        return f"it keeps the snapshots {kept}, of {sorted(before)} (rule 18)"
+    if not 0 <= record.since <= record.prev or bool(record.parts) == (record.small is not None):
+        return "it does not say where its state is (rule 18)"
+    return ""
+
+
+def commit_of(record: AnyRecord) -> Commit | None:
+    if isinstance(record, HandedOff):
+        return record.seal
+    return record.commit if isinstance(record, Committed) else None
+
+
+def wrong_commit(ledger: Ledger, turn: OpenTurn | None, commit: Commit, seq: int) -> str:
+    """Of a commit in the record at `seq`."""
+    # An operator has accepted that the inbox lost its entries (quarantine): it is read from its beginning.
+    reads_anew = not commit.cursor and commit.held == []
+    if commit.cursor < ledger.cursor and not reads_anew:
+        return f"its cursor {commit.cursor} is behind {ledger.cursor} (rule 10)"
+    return (
+        (wrong_inputs(ledger, commit.inputs, seq) if commit.inputs else "")
+        or (wrong_outs(ledger, commit.outs) if commit.outs else "")
+        or (_wrong_released(ledger, commit.released) if commit.released else "")
+        or (_wrong_held(ledger, commit.held, commit.cursor) if commit.held else "")
+        or (
+            _wrong_rest(ledger, turn, commit)
+            if commit.forgot or commit.ended or commit.replayed or commit.fired
+            else ""
+        )
+    )
+
+
+def wrong_inputs(ledger: Ledger, takes: list[Input], seq: int) -> str:
+    """Rules 10, 14 and 15: each number once; an agent's without a gap; no session that was forgotten, or has not begun."""
+    peers, replays = ledger.peers, ledger.replays
+    marks: dict[str, int] = {}
+    lows: dict[str, int] = {}
+    seen: set[tuple[str, int]] = set()
+    for one in takes:
+        sender, n = one.sender, one.n
+        peer = peers.get(sender)
+        if not is_client(sender):
+            mark = marks.get(sender, peer.mark if peer is not None else 0)
+            if n != mark + 1:
+                return f"it takes number {n} of {sender} after {mark} (rule 10)"
+            marks[sender] = n
+            continue
+        key = sender, n
+        if key in seen:
+            return f"it takes number {n} of {sender_text(sender)} twice (rule 15)"
+        seen.add(key)
+        low = lows.get(sender, peer.low if peer is not None else 0)
+        if key not in replays:
+            if n < low or (peer is not None and n in peer.answers):
+                return f"it takes number {n} of {sender_text(sender)} again, or below {low} (rule 15)"
+            if peer is None and not ledger.horizon < one.start < seq and sender not in lows:
+                return (
+                    f"it takes a message of {sender_text(sender)}, which began at {one.start}; sessions from "
+                    f"{ledger.horizon + 1} to {seq - 1} may be new (rule 15)"
+                )
+        lows[sender] = max(low, one.low)
+    return ""
+
+
+def wrong_outs(ledger: Ledger, outs: list[Out]) -> str:
+    """Rule 10: contiguous, and never given twice."""
+    given: dict[str, int] = {}
+    for out in outs:
+        to, n = out.to, out.n
+        last = given.get(to) or ledger.numbers.get(to, 0)
+        if n != last + 1:
+            return f"it sends number {n} to {to} after {last} (rule 10)"
+        given[to] = n
+    return ""
+
+
+def _wrong_released(ledger: Ledger, released: dict[str, int]) -> str:
+    """Rules 9 and 11: only what the log holds already can have been stored, and a mark never falls."""
+    for to, n in released.items():
+        mark, last = ledger.released.get(to, 0), ledger.numbers.get(to, 0)
+        if not mark <= n <= last:
+            return f"it releases what was sent to {to} up to {n}; {mark} is released and {last} was sent (rule 11)"
+    return ""
+
+
+def _wrong_held(ledger: Ledger, held: list[int], cursor: int) -> str:
+    before = set(ledger.held)
+    if len(set(held)) < len(held) or any(one > cursor or (one <= ledger.cursor and one not in before) for one in held):
+        return (
+            f"it holds {sorted(held)} with its cursor at {cursor}, after {sorted(before)} at {ledger.cursor} (rule 10)"
+        )
+    return ""
+
+
+def _wrong_rest(ledger: Ledger, turn: OpenTurn | None, commit: Commit) -> str:
+    if commit.forgot:
+        known = ledger.peers.keys() | {one.sender for one in commit.inputs}
+        if len(set(commit.forgot)) < len(commit.forgot) or not all(
+            is_client(one) and one in known for one in commit.forgot
+        ):
+            return "it forgets a session that is not known (rule 15)"
+    for ended in commit.ended:
+        is_open = turn is not None and (turn.sender, turn.n) == (ended.sender, ended.input)
+        if not 0 <= ended.at <= (len(turn.calls) if turn is not None and is_open else 0):
+            return f"it goes on after outcome {ended.at} of a turn, which is not there (rule 13)"
+    if commit.replayed is not None and not ledger.replays:
+        return "it tells of messages that were taken again, and none were to be (rule 17)"
+    gone = set(commit.gone)
+    if any(fired.id not in gone for fired in commit.fired):
+        return "a timer has fired and is still there"
+    return ""
+
+
+def wrong_turn(ledger: Ledger, record: Asked | Stepped) -> str:
+    """Rules 12 and 13: the input is one that may be taken next, and what is sent is the last that the turn has made."""
+    sender, n = record.sender, record.input
+    peer = ledger.peers.get(sender)
+    if not is_client(sender):
+        mark = peer.mark if peer is not None else 0
+        if n != mark + 1:
+            return f"it is of a turn for number {n} of {sender} after {mark} (rule 10)"
+    elif peer is not None and (n in peer.answers or n < peer.low) and (sender, n) not in ledger.replays:
+        return f"it is of a turn for number {n} of {sender_text(sender)}, which was taken (rule 15)"
+    if not isinstance(record, Asked):
+        return ""
+    out, call = record.out, record.calls[-1] if record.calls else None
+    if not out.ask or (out.sender, out.input) != (sender, n):
+        return "what it sends is no ask of its turn (rule 12)"
+    if not isinstance(call, AskCall) or (call.to, call.n) != (out.to, out.n):
+        return "what it sends is not the last that its turn has made (rule 12)"
+    return wrong_outs(ledger, [out])
+
+
+def wrong_undone(ledger: Ledger, record: Undone) -> str:
+    """Rule 16: cursor, marks and held go back; numbers do not."""
+    if not record.goes_to:
+        return "it names no node that is to go on (rule 16)"
+    if record.cursor > ledger.cursor or any(one > record.cursor for one in record.held):
+        return f"it goes back to position {record.cursor} of the inbox from {ledger.cursor} (rule 16)"
+    for sender, mark in record.marks.items():
+        peer = ledger.peers.get(sender)
+        if peer is None or peer.is_client or not 0 <= mark <= peer.mark:
+            return f"it takes the mark of {sender_text(sender)} to {mark}, which was never below (rule 16)"
+    if not {letter.key for letter in ledger.dead}.issuperset(record.unburied):
+        return "it takes back dead letters that are not there (rule 16)"
+    if len({(one.sender, one.n) for one in record.replays}) < len(record.replays):
+        return "it has one message taken twice (rule 16)"
+    if any(sent.n > ledger.numbers.get(sent.to, 0) for one in record.replays for sent in one.sent):
+        return "it tells of messages that were never sent (rule 17)"
+    return ""

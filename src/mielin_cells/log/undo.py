@@ -1,7 +1,7 @@
-"""Going back on purpose: what an `Undone` record must say, from what the agent's log says (rules 16 to 18).
+"""Going back on purpose: what an `Undone` record must say, computed from the agent's log (rules 16 to 18).
 
-`Undoing` takes the fold as of the record that is gone back to, then every record behind it, undone stretches too: what was sent
-was sent.  It is pure; `node.undo` reads and appends.
+`Undoing` takes the fold as of the record to go back to, then every later record, undone stretches included: a message that
+was sent stays sent.  It is pure; `node.ownership.undo` reads and appends.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class _Past:
         """By name and how many of the name went before it in its run."""
         self.timers: dict[int, Timer | None] = {}
         self.calls: list[TurnCall] = []
-        """Of the run that the log tells of last."""
+        """Of the last run in the log."""
 
     @classmethod
     def of(cls, known: ReplayInput) -> _Past:
@@ -109,7 +109,7 @@ class Undoing:
         self._fired: set[str] = set()
         """Of the timers of `back`."""
         self._went_on: dict[str, Timer] = {}
-        """Those of `back` that repeat, as they were last: also if they were cancelled then."""
+        """Repeating timers of `back` as they were last, also if they were cancelled later."""
         self._pasts: dict[Key, _Past] = {key: _Past.of(known) for key, known in back.ledger.replays.items()}
         if back.turn is not None:
             self._past(back.turn.sender, back.turn.n).learn(0, back.turn.calls)
@@ -124,15 +124,15 @@ class Undoing:
                         self._past(out.sender, out.input).tells(out)
                 for ended in commit.ended:
                     self._learn(ended)
-                for taken in commit.inputs:
-                    past = self._past(taken.sender, taken.n)
+                for one in commit.inputs:
+                    past = self._past(one.sender, one.n)
                     if not past.taken:  # to the end: they are taken again in the order in which they were taken
-                        self._pasts[taken.sender, taken.n] = self._pasts.pop((taken.sender, taken.n))
+                        self._pasts[one.sender, one.n] = self._pasts.pop((one.sender, one.n))
                     past.taken, past.calls = True, []
-                    self._answered += taken.answer is not None
+                    self._answered += one.answer is not None
                 for timer in commit.timers:
                     self._has_timer(timer, timer)
-                    if self._is_of_then(timer):
+                    if self._was_pending(timer):
                         self._went_on[timer.id] = timer
                 for fired in commit.fired:
                     self._has_fired(fired)
@@ -171,11 +171,11 @@ class Undoing:
         }
 
     def _has_fired(self, fired: Fired) -> None:
-        if self._is_of_then(fired):
+        if self._was_pending(fired):
             self._fired.add(fired.id)
         self._has_timer(fired, None)
 
-    def _is_of_then(self, timer: Timer | Fired) -> bool:
+    def _was_pending(self, timer: Timer | Fired) -> bool:
         before = self.back.ledger.timers.get(timer.id)
         return before is not None and _origin(before) == _origin(timer)
 
@@ -185,9 +185,9 @@ class Undoing:
             past.timers[origin.k] = timer
 
     def _timers(self) -> list[Timer]:
-        """Those of then, as far as they have not fired since; one that repeats goes on behind the times that it has fired for."""
-        then = self.back.ledger.timers
-        return [self._went_on.get(name, timer) for name, timer in then.items() if name not in self._fired]
+        """Timers pending at that record, minus those that have fired since; a repeating one goes on after its last time."""
+        pending = self.back.ledger.timers
+        return [self._went_on.get(name, timer) for name, timer in pending.items() if name not in self._fired]
 
     def _past(self, sender: str, n: int) -> _Past:
         return self._pasts.setdefault((sender, n), _Past())

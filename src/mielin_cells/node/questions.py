@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from mielin_cells.agents.reports import AgentInfo, NodeInfo, TimerInfo
 from mielin_cells.errors import UNLOADABLE, UNUSABLE, CellError, StoreFull, from_wire, storable
-from mielin_cells.log.born import born
+from mielin_cells.log.delta import born
 from mielin_cells.log.ledger import Verdict
 from mielin_cells.log.lifecycle import AgentState
 from mielin_cells.node.activation.core import LATER

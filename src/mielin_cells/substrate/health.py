@@ -94,7 +94,7 @@ def judged(facts: Facts) -> Health:
         findings += [
             *_of_server(facts),
             *_of_replicas(facts),
-            *(found for one in facts.streams for found in _of_stream(one, facts)),
+            *(finding for one in facts.streams for finding in _of_stream(one, facts)),
         ]
     lost = _power_cut(facts, replicas, storage)
     return Health(
@@ -105,8 +105,8 @@ def judged(facts: Facts) -> Health:
 
 
 def _shards(facts: Facts) -> int:
-    told = [str(one.config.get("metadata", {}).get("mielin.shards", "")) for one in facts.streams]
-    return max((int(count) for count in told if count.isdecimal()), default=1)
+    counts = [str(one.config.get("metadata", {}).get("mielin.shards", "")) for one in facts.streams]
+    return max((int(count) for count in counts if count.isdecimal()), default=1)
 
 
 def _sync(facts: Facts) -> str:
@@ -164,17 +164,19 @@ def _power_cut_of_file(facts: Facts) -> str:
 
 
 def _of_server(facts: Facts) -> list[Finding]:
-    found = []
+    findings = []
     version = _version(facts.version)
     if version < VERSION_MIN:
-        found.append(Finding(WRONG, f"The server has version {facts.version}; 2.12.0 or newer is needed. Upgrade it."))
+        findings.append(
+            Finding(WRONG, f"The server has version {facts.version}; 2.12.0 or newer is needed. Upgrade it.")
+        )
     elif version < VERSION_ADVISED:
-        found.append(Finding(
+        findings.append(Finding(
             WARNING, f"The server has version {facts.version}: before 2.14 a stream runs on after an error of its disk, and early "
             "2.12 patches may lose replicated writes of a process that was stopped for a while. Upgrade it to 2.14 or newer.",
         ))  # fmt: skip
     if facts.payload_max < ENTRY_ROOM:
-        found.append(
+        findings.append(
             Finding(
                 WRONG,
                 f"The server takes messages up to {facts.payload_max} bytes; set max_payload to {ENTRY_ROOM} or more.",
@@ -182,15 +184,15 @@ def _of_server(facts: Facts) -> list[Finding]:
         )
     if facts.missing and facts.streams:
         names = ", ".join(facts.missing)
-        found.append(
+        findings.append(
             Finding(WRONG, f"Streams of the deployment are gone: {names}. Stop, and restore them from a backup.")
         )
     elif facts.missing:
-        found.append(Finding(WARNING, "There is no deployment on this server yet; its first node makes it."))
+        findings.append(Finding(WARNING, "There is no deployment on this server yet; its first node makes it."))
     used, limits = facts.account, facts.account.get("limits", {})
-    found += _fullness("The account's storage", int(used.get("storage", 0)), int(limits.get("max_storage", -1)))
+    findings += _fullness("The account's storage", int(used.get("storage", 0)), int(limits.get("max_storage", -1)))
     if abs(facts.clock_s) > CLOCK_S:
-        found.append(Finding(
+        findings.append(Finding(
             WARNING, f"The server's clock is {abs(facts.clock_s):.1f} s {'ahead of' if facts.clock_s > 0 else 'behind'} this "
             "machine's. Nothing is decided by clocks, but timers of agents that move are early or late by as much; set them by NTP.",
         ))  # fmt: skip
@@ -198,10 +200,10 @@ def _of_server(facts: Facts) -> list[Finding]:
         alone = min(int(one.config.get("num_replicas", 1)) for one in facts.streams) == 1
         what = "A power cut" if alone else "A power cut of one server together with a partition or a pause of others"
         instead = ", or keep 3 replicas on machines that do not fail together" if alone else ""
-        found.append(Finding(
+        findings.append(Finding(
             WARNING, f"{what} may lose acknowledged work: set `jetstream {{ sync_interval: always }}` (`mielin up` does){instead}.",
         ))  # fmt: skip
-    return found
+    return findings
 
 
 def _version(text: str) -> tuple[int, ...]:
@@ -219,23 +221,23 @@ def _fullness(what: str, used: int, limit: int) -> list[Finding]:
 
 def _of_stream(stream: StreamFacts, facts: Facts) -> list[Finding]:
     config, state, name = stream.config, stream.state, stream.name
-    found = [Finding(level, f"Stream {name}: {text}.") for level, is_so, text in _rules(stream) if is_so]
-    found += _fullness(f"Stream {name}", int(state.get("bytes", 0)), int(config.get("max_bytes", -1)))
+    findings = [Finding(level, f"Stream {name}: {text}.") for level, is_so, text in _rules(stream) if is_so]
+    findings += _fullness(f"Stream {name}", int(state.get("bytes", 0)), int(config.get("max_bytes", -1)))
     lost = (state.get("lost") or {}).get("msgs") or []
     if lost:
-        found.append(Finding(
+        findings.append(Finding(
             WRONG, f"Stream {name}: the server says that it has lost {len(lost)} records (of damaged blocks). Stop; restore a backup.",
         ))  # fmt: skip
     replicas = int(config.get("num_replicas", 1))
     if facts.in_cluster and replicas == 1:
         first = "Of two servers none may be lost: add one, then " if facts.servers == ADVISED - 1 else ""
-        found.append(Finding(
+        findings.append(Finding(
             WARNING, f"Stream {name} has one replica on a cluster: losing its server stops every agent. "
             f"{first}`mielin doctor --fix --replicas {ADVISED}` raises it to {ADVISED}.",
         ))  # fmt: skip
     if facts.in_cluster and stream.cluster is not None:
-        found += _of_copies(name, replicas, stream.cluster)
-    return found
+        findings += _of_copies(name, replicas, stream.cluster)
+    return findings
 
 
 def _of_replicas(facts: Facts) -> list[Finding]:
@@ -243,30 +245,31 @@ def _of_replicas(facts: Facts) -> list[Finding]:
     counts = {one.name: int(one.config.get("num_replicas", 1)) for one in facts.streams}
     if len(set(counts.values())) < 2:
         return []
-    told = ", ".join(f"{name} {count}" for name, count in counts.items())
+    unlike = ", ".join(f"{name} {count}" for name, count in counts.items())
     most = max(counts.values())
     return [
         Finding(
-            WARNING, f"Streams have unlike replicas ({told}): `mielin doctor --fix --replicas {most}` makes them alike."
+            WARNING,
+            f"Streams have unlike replicas ({unlike}): `mielin doctor --fix --replicas {most}` makes them alike.",
         )
     ]
 
 
 def _of_copies(name: str, replicas: int, cluster: dict[str, Any]) -> list[Finding]:
-    found = []
+    findings = []
     if not cluster.get("leader"):
-        found.append(Finding(WRONG, f"Stream {name} has no leader now: nothing is written. See to its servers."))
+        findings.append(Finding(WRONG, f"Stream {name} has no leader now: nothing is written. See to its servers."))
     for copy in cluster.get("replicas") or []:
         if copy.get("offline") or not copy.get("current", True):
             state = "offline" if copy.get("offline") else f"behind by {copy.get('lag', 'some')} records"
-            found.append(Finding(WARNING, f"Stream {name}: its copy on {copy.get('name', 'a server')} is {state}."))
+            findings.append(Finding(WARNING, f"Stream {name}: its copy on {copy.get('name', 'a server')} is {state}."))
     if replicas % 2 == 0:
-        found.append(
+        findings.append(
             Finding(
                 WARNING, f"Stream {name} has {replicas} replicas: an even number outlasts no more losses than one less."
             )
         )
-    return found
+    return findings
 
 
 def _rules(stream: StreamFacts) -> list[tuple[str, bool, str]]:

@@ -28,15 +28,15 @@ async def whole(log: Log, subject: str, entry: Entry, decode: Callable[[bytes], 
             return decode(entry.data)
         except RecordInvalid as error:
             failed = error
-        found = await log.read(subject, entry.seq - 1, 1)
-        if not found:  # a replica that is behind, or it was trimmed
+        entries = await log.read(subject, entry.seq - 1, 1)
+        if not entries:  # a replica that is behind, or it was trimmed
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, RETRY_S_MAX)
             continue
-        if found[0].seq != entry.seq:
+        if entries[0].seq != entry.seq:
             raise failed
-        same = same + 1 if found[0].data == entry.data else 1
+        same = same + 1 if entries[0].data == entry.data else 1
         if same == SAME:
             raise failed
-        entry = found[0]
+        entry = entries[0]
     return decode(entry.data)

@@ -18,7 +18,7 @@ from mielin_cells.client.client import Client
 from mielin_cells.log.fold import Fold
 from mielin_cells.log.ids import log_subject, part_subject
 from mielin_cells.log.records import PartRef, Snapshot, decode_record, encode_record
-from mielin_cells.log.slices import SLICE_BYTES as STATE_SLICE
+from mielin_cells.log.state import SLICE_BYTES as STATE_SLICE
 from mielin_cells.log.state import StoredState
 from mielin_cells.store import reader
 from mielin_cells.substrate import parts

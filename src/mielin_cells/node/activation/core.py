@@ -23,8 +23,7 @@ from mielin_cells.errors import (
     described,
     from_wire,
 )
-from mielin_cells.log.batch import Answers, Batch
-from mielin_cells.log.commit import AskCall, Commit, TurnCall, Wish
+from mielin_cells.log.commit import Answers, AskCall, Batch, Commit, TurnCall, Wish
 from mielin_cells.log.fold import Fold
 from mielin_cells.log.message import Replies, encode_replies
 from mielin_cells.log.records import Committed

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Protocol
 
 from mielin_cells.errors import Fenced, RecordInvalid, StoreUnreachable, described, never
-from mielin_cells.log.batch import Batch
+from mielin_cells.log.commit import Batch
 from mielin_cells.log.fold import Fold
 from mielin_cells.log.ids import inbox_subject
 from mielin_cells.log.ledger import Verdict

@@ -127,15 +127,15 @@ class EmbeddedLog:
         return await self.last(subject)
 
     async def lasts(self, subjects: Sequence[str]) -> dict[str, Entry]:
-        found: dict[str, Entry] = {}
+        lasts: dict[str, Entry] = {}
         for count, subject in enumerate(subjects):
             if count % PAGE_ROWS == 0:
                 await asyncio.sleep(0)
                 self._check()
             last = self._store.last(subject)
             if last is not None:
-                found[subject] = last
-        return found
+                lasts[subject] = last
+        return lasts
 
     def tail(self, subject: str, after: int = 0) -> BufferedTail:
         self._check()
@@ -158,14 +158,14 @@ class EmbeddedLog:
 
     async def subjects(self, prefix: str) -> list[tuple[str, int]]:
         self._check()
-        found: list[tuple[str, int]] = []
+        ends: list[tuple[str, int]] = []
         start = prefix
         while True:
             page = self._store.subjects(start, PAGE_ROWS)
             matching = [row for row in page if row[0].startswith(prefix)]
-            found += matching
+            ends += matching
             if len(matching) < PAGE_ROWS:
-                return found
+                return ends
             start = page[-1][0] + "\0"
             await asyncio.sleep(0)
             self._check()

@@ -307,13 +307,13 @@ class Store:
             raise WriteFailed(translated(error, self.where, self.path), in_doubt=in_doubt) from error
 
     def _remove(self, trim: Trim) -> None:
-        found = self._write.execute(_TRIM_SIZES, (trim.subject, trim.reach, trim.rows)).fetchall()
+        sizes = self._write.execute(_TRIM_SIZES, (trim.subject, trim.reach, trim.rows)).fetchall()
         upto = size = 0
-        for upto, length in found:  # noqa: B007 - the last one is what the loop is for
+        for upto, length in sizes:  # noqa: B007 - the last one is what the loop is for
             size += length
             if size >= TRIM_BYTES:
                 break
-        trim.has_more = size >= TRIM_BYTES or len(found) == trim.rows
+        trim.has_more = size >= TRIM_BYTES or len(sizes) == trim.rows
         self._write.execute(_TRIM, (trim.subject, upto))
 
     # ---- reading ---------------------------------------------------------------------------------------------

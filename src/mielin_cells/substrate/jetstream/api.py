@@ -142,8 +142,8 @@ def outcome_of(data: bytes, subject: str) -> Outcome | None:
     if ack.error is None:
         return Appended(ack.seq) if ack.seq > 0 else Unknown(f"the answer about {subject} names no sequence")
     if ack.error.err_code in WRONG_LAST:
-        found = _DIGITS.search(ack.error.description)
-        return Conflict(int(found[1])) if found is not None else None
+        match = _DIGITS.search(ack.error.description)
+        return Conflict(int(match[1])) if match is not None else None
     raise error_of(ack.error, subject)
 
 
@@ -204,14 +204,14 @@ def missing(stream: str) -> StreamMissing:
 
 def version_of(text: str) -> tuple[int, int, int]:
     """(0, 0, 0) for what is no version."""
-    found = _VERSION.match(text)
-    return (int(found[1]), int(found[2]), int(found[3])) if found is not None else (0, 0, 0)
+    match = _VERSION.match(text)
+    return (int(match[1]), int(match[2]), int(match[3])) if match is not None else (0, 0, 0)
 
 
 def forbidden(text: str) -> tuple[str, str] | None:
     """What this user may not do, and with which subject, both in small letters; None for any other error."""
-    found = _FORBIDDEN.search(text)
-    return (found[1].lower(), found[2].lower()) if found is not None else None
+    match = _FORBIDDEN.search(text)
+    return (match[1].lower(), match[2].lower()) if match is not None else None
 
 
 def denied(action: str, subject: str) -> PermissionDenied:

@@ -92,13 +92,13 @@ class _Client(Client):
     @staticmethod
     def _parse_header_lines(raw: bytes) -> dict[str, str]:
         """The library looks at each character of each name, which is a tenth of what a load of an agent takes."""
-        found: dict[str, str] = {}
+        headers: dict[str, str] = {}
         for line in raw.decode("utf-8", "replace").split("\r\n"):
             name, sign, value = line.partition(":")
             name = name.strip()
             if sign and name.isascii() and len(name.split()) == 1:
-                found[name] = value.strip()
-        return found
+                headers[name] = value.strip()
+        return headers
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
         # An exception would end the reader, which is only replaced seconds later.
@@ -164,7 +164,7 @@ class Connection:
         self._is_closing = False
         self._reopening: asyncio.Task[None] | None = None
         self._cause: Exception | None = None
-        """What the library told last: of a server that cannot be reached it raises only that there is none."""
+        """What the library reported last: for a server that cannot be reached it only raises that there is none."""
         self._deaf: PermissionDenied | None = None
         """The server does not let this user hear answers: then nothing is asked."""
         self.listen(self._inbox + "*", self._waiters.answer)
@@ -177,7 +177,7 @@ class Connection:
         self._deaf = None
         try:
             await nc.connect(
-                # For this try alone: whoever opens decides about the next.  "For ever" would hold for it, too.
+                # For this try alone: the caller decides about the next.  "For ever" would hold for it, too.
                 **{**self._options, "max_reconnect_attempts": 1},
                 allow_reconnect=False,
                 error_cb=self._failed,
@@ -340,11 +340,11 @@ class Connection:
 
     async def _failed(self, error: Exception) -> None:
         self._cause = error
-        found = api.forbidden(str(error))
-        if found is None:
+        refused = api.forbidden(str(error))
+        if refused is None:
             logger.debug("connection to %s: %r", self.url, error)
             return
-        action, lowered = found
+        action, lowered = refused
         ours = self._waiters.all() if action == api.PUBLISH else self._listeners
         names = {one.subject for one in ours if one.subject.lower() == lowered}
         # The library tells it in small letters: of two that differ in nothing else, it may be either.

@@ -110,9 +110,9 @@ class JetLog:
                 return []
             if last.expected is not None:
                 most = min(limit, max(BACK_MIN, far * limit // (2 * BATCH * LOOKS)))
-                found = await self._back(stream, full, after, most, last, until)
-                if found is not None:
-                    return found
+                entries_back = await self._back(stream, full, after, most, last, until)
+                if entries_back is not None:
+                    return entries_back
             else:  # mail, which is appended without a condition
                 while len(entries) < min(FEW, limit):
                     one = await self._one(stream, {"seq": after + 1, "next_by_subj": full}, subject)
@@ -140,7 +140,7 @@ class JetLog:
     async def _back(
         self, stream: str, full: str, after: int, most: int, last: Heard, until: float
     ) -> list[Entry] | None:
-        """All entries behind `after`, found from the last one back; None if that does not lead there, or not in time."""
+        """All entries behind `after`, read from the last one back; None if that does not lead there, or not in time."""
         entries: list[Entry] = []
         one, size = last, 0
         while True:
@@ -153,10 +153,10 @@ class JetLog:
                 return entries[::-1]
             if len(entries) == most or asyncio.get_running_loop().time() > until:
                 return None
-            found = await self._one(stream, {"seq": before}, full)
-            if found is None or found.subject != full:  # trimmed, or on its way to the replica that answers
+            earlier = await self._one(stream, {"seq": before}, full)
+            if earlier is None or earlier.subject != full:  # trimmed, or on its way to the replica that answers
                 return None
-            one = found
+            one = earlier
 
     async def _one(self, stream: str, wanted: dict[str, object], subject: str) -> Heard | None:
         """One entry by a direct get, which any replica may answer."""
@@ -257,19 +257,19 @@ class JetLog:
         for subject in subjects:
             stream, full = self.place(subject)
             places.setdefault(stream, {})[full] = subject
-        found: dict[str, Entry] = {}
+        last: dict[str, Entry] = {}
         for stream, names in places.items():
             wanted = list(names)
             if len(wanted) == 1:
                 one = await self._one(stream, {"last_by_subj": wanted[0]}, names[wanted[0]])
                 if one is not None:
-                    found[names[wanted[0]]] = Entry(one.seq, one.data)
+                    last[names[wanted[0]]] = Entry(one.seq, one.data)
                 continue
             for start in range(0, len(wanted), LASTS):
                 for one in await self._lasts(stream, wanted[start : start + LASTS]):
                     if one.subject in names:
-                        found[names[one.subject]] = Entry(one.seq, one.data)
-        return found
+                        last[names[one.subject]] = Entry(one.seq, one.data)
+        return last
 
     def tail(self, subject: str, after: int = 0) -> JetTail:
         connection = self._connection
@@ -315,15 +315,15 @@ class JetLog:
             api.checked_subject(prefix.removesuffix("."))
         kind = "part" if prefix.startswith(PARTS) else "log"
         kinds = (kind,) if prefix.partition(".")[1] else ("log", "part")
-        found: list[tuple[str, int]] = []
+        ends: list[tuple[str, int]] = []
         for kind in kinds:
             for shard in range(self._shards):
                 stream, head = api.stream_name(self._deployment, kind, shard), f"{self._deployment}.{kind}.{shard}."
                 names = [name for name in await self._names(stream, head, prefix) if name.startswith(head + prefix)]
                 for start in range(0, len(names), LASTS):
                     lasts = await self._lasts(stream, names[start : start + LASTS])
-                    found += [(one.subject.removeprefix(head), one.seq) for one in lasts]
-        return sorted(found)
+                    ends += [(one.subject.removeprefix(head), one.seq) for one in lasts]
+        return sorted(ends)
 
     async def _names(self, stream: str, head: str, prefix: str) -> list[str]:
         words = prefix.rpartition(".")[0]

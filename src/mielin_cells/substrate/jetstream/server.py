@@ -42,10 +42,10 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """The server's program, and where it was found."""
+    """The server's program, and where it comes from: an option, the package, or PATH."""
 
     path: Path
-    found: str
+    origin: str
 
 
 def find_program(path: str | os.PathLike[str] | None = None) -> Program:
@@ -96,13 +96,13 @@ class Server:
         cut loses what the last of them held, and `kill -9` nothing.  Raises `ConfigError` (no program, no folder),
         `StoreInUse` (another server has the folder and keeps it for `wait_s`), `StoreUnreachable` (it did not come up).
         """
-        found, place = find_program(program), _folder(folder)
+        chosen, place = find_program(program), _folder(folder)
         lock = await _locked(place, wait_s)
         try:
             url = _configured(place, sync)
-            process = _started(found, place, lock)
+            process = _started(chosen, place, lock)
             try:
-                port = await _port(process, place, found)
+                port = await _port(process, place, chosen)
             except BaseException:
                 _kill(process)
                 raise
@@ -195,7 +195,7 @@ def _started(program: Program, folder: Path, lock: int) -> subprocess.Popen[byte
             )  # fmt: skip
     except OSError as error:
         raise ConfigError(
-            f"{program.path} ({program.found}) cannot be started: {error.strerror}.",
+            f"{program.path} ({program.origin}) cannot be started: {error.strerror}.",
             field="nats_server",
             range="a program",
         ) from error

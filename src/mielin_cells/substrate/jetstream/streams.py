@@ -7,16 +7,13 @@ import json
 import re
 from typing import Any, Final, NamedTuple
 
-import msgspec
-
-from mielin_cells.errors import ConfigError, JetStreamDisabled, NotConnected, ServerTooOld, StoreUnreachable
+from mielin_cells.errors import ConfigError, NotConnected, ServerTooOld
 from mielin_cells.substrate.format import FORMAT, check_format
 from mielin_cells.substrate.jetstream import api
-from mielin_cells.substrate.jetstream.api import Unanswered
+from mielin_cells.substrate.jetstream.ask import ask, raw_stream, stream
 from mielin_cells.substrate.jetstream.connection import Connection
 from mielin_cells.substrate.ports import ENTRY_BYTES_MAX
 
-API_S: Final = 5.0
 LED_S: Final = 10.0
 """A stream whose copies change may be without a leader for a moment."""
 LOOK_S: Final = 0.1
@@ -74,9 +71,9 @@ def check_wish(deployment: str, wish: Wish) -> None:
 
 
 async def streams(connection: Connection, deployment: str, wish: Wish) -> Layout:
-    """What the deployment has; it is made if it is not there.  Raises `ConfigError` if it has something else than is wished."""
+    """What the deployment has; a missing one is created.  Raises `ConfigError` if it differs from what is wished."""
     first = api.stream_name(deployment, "log", 0)
-    answer = await asked(connection, f"STREAM.INFO.{first}", b"")
+    answer = await ask(connection, f"STREAM.INFO.{first}")
     if answer.error is not None:
         if answer.error.err_code != api.STREAM_MISSING:
             raise api.error_of(answer.error, first)
@@ -85,50 +82,43 @@ async def streams(connection: Connection, deployment: str, wish: Wish) -> Layout
                 f"There is no deployment {deployment!r} on the server {connection.url}; its first node makes it (`mielin up`, "
                 "`mielin node`), or give another --deployment.", url=connection.url, deployment=deployment,
             )  # fmt: skip
-        return await _made(connection, deployment, wish)
-    have, replicas = shards_of(answer, first, wish.shards), [_replicas_of(answer, first, wish.replicas)]
+        return await _make(connection, deployment, wish)
+    have, replicas = shards_of(answer, first, wish.shards), _replicas_of(answer, first, wish.replicas)
     for name in names(deployment, have)[:-1]:
-        found = await asked(connection, f"STREAM.INFO.{name}", b"")
-        if found.error is not None:
-            raise api.error_of(found.error, name)
-        replicas.append(_replicas_of(found, name, wish.replicas))
-    return Layout(have, min(replicas))
+        replicas = min(replicas, _replicas_of(await stream(connection, name), name, wish.replicas))
+    return Layout(have, replicas)
 
 
-async def _made(connection: Connection, deployment: str, wish: Wish) -> Layout:
+async def _make(connection: Connection, deployment: str, wish: Wish) -> Layout:
     count, replicas = wish.shards or 1, wish.replicas or (REPLICAS_IN_CLUSTER if connection.in_cluster else 1)
     kept = []
     wanted = names(deployment, count)
     for name in wanted:
-        made = await _create(connection, deployment, name, count, replicas)
-        if made.error is not None and wish.replicas is None and _is_too_few(made.error):
+        answer = await _create(connection, deployment, name, count, replicas)
+        if answer.error is not None and wish.replicas is None and _is_too_few(answer.error):
             replicas = 1  # a cluster of two, or of which only some have JetStream
-            made = await _create(connection, deployment, name, count, replicas)
-        if made.error is not None:
-            if made.error.err_code != api.NAME_IN_USE:
-                raise api.error_of(made.error, name)
+            answer = await _create(connection, deployment, name, count, replicas)
+        if answer.error is not None:
+            if answer.error.err_code != api.NAME_IN_USE:
+                raise api.error_of(answer.error, name)
             # Somebody makes the deployment now, or was interrupted: with another number of shards, or of copies.
-            made = await asked(connection, f"STREAM.INFO.{name}", b"")
-            if made.error is not None:
-                raise api.error_of(made.error, name)
-            have = shards_of(made, name, wish.shards)
-            replicas = _replicas_of(made, name, wish.replicas)
+            answer = await stream(connection, name)
+            have = shards_of(answer, name, wish.shards)
+            replicas = _replicas_of(answer, name, wish.replicas)
             if have != count:
-                return await _made(connection, deployment, Wish(have, replicas))
-        kept.append(made.config.num_replicas)
-        if name != wanted[-1] and made.state.messages:
+                return await _make(connection, deployment, Wish(have, replicas))
+        kept.append(answer.config.num_replicas)
+        if name != wanted[-1] and answer.state.messages:
             # Nothing is written before the first stream is there: somebody has just made it, or it was deleted.
-            found = await asked(connection, f"STREAM.INFO.{wanted[-1]}", b"")
-            if found.error is not None:
-                raise api.error_of(found.error, wanted[-1])
+            await stream(connection, wanted[-1])
     return Layout(count, min(kept))
 
 
 async def _create(connection: Connection, deployment: str, name: str, shards: int, replicas: int) -> api.StreamAnswer:
-    made: api.StreamAnswer = await asked(
+    answer: api.StreamAnswer = await ask(
         connection, f"STREAM.CREATE.{name}", _config(deployment, name, shards, replicas)
     )
-    return made
+    return answer
 
 
 def _is_too_few(error: api.ApiError) -> bool:
@@ -190,21 +180,15 @@ def _config(deployment: str, name: str, shards: int, replicas: int) -> bytes:
 async def with_replicas(connection: Connection, deployment: str, replicas: int | None) -> dict[str, tuple[int, int]]:
     """Changes the copies of each stream; before and after, by stream that changed."""
     first = api.stream_name(deployment, "log", 0)
-    answer = await asked(connection, f"STREAM.INFO.{first}", b"")
-    if answer.error is not None:
-        raise api.error_of(answer.error, first)
     wanted = replicas or (REPLICAS_IN_CLUSTER if connection.in_cluster else 1)
     changed: dict[str, tuple[int, int]] = {}
-    for name in names(deployment, shards_of(answer, first, None)):
-        found = await asked(connection, f"STREAM.INFO.{name}", b"", dict[str, Any])
-        if found.get("error"):
-            raise api.error_of(msgspec.convert(found["error"], api.ApiError), name)
-        config = found["config"]  # all of it, also what this version does not know
+    for name in names(deployment, shards_of(await stream(connection, first), first, None)):
+        config = (await raw_stream(connection, name))["config"]  # all of it, also what this version does not know
         have = int(config.get("num_replicas", 1))
         if have == wanted or (replicas is None and have > wanted):
             continue
         changes = json.dumps({**config, "num_replicas": wanted}).encode()
-        done = await asked(connection, f"STREAM.UPDATE.{name}", changes)
+        done = await ask(connection, f"STREAM.UPDATE.{name}", changes)
         if done.error is not None and replicas is None and _is_too_few(done.error):
             continue  # there are not so many servers, and nobody has asked for so many copies
         if done.error is not None:
@@ -218,22 +202,7 @@ async def with_replicas(connection: Connection, deployment: str, replicas: int |
 async def _led(connection: Connection, name: str) -> None:
     """Returns when the stream has a leader again, or after a while: then its health tells."""
     for _ in range(int(LED_S / LOOK_S)):
-        found = await asked(connection, f"STREAM.INFO.{name}", b"", dict[str, Any])
-        if (found.get("cluster") or {"leader": "this one"}).get("leader"):
+        answer = await raw_stream(connection, name)
+        if (answer.get("cluster") or {"leader": "this one"}).get("leader"):
             return
         await asyncio.sleep(LOOK_S)
-
-
-async def asked(connection: Connection, what: str, data: bytes, kind: Any = api.StreamAnswer) -> Any:
-    try:
-        heard = await connection.call(f"$JS.API.{what}", data, API_S)
-    except Unanswered as error:
-        connection.check()
-        raise StoreUnreachable(
-            f"The server {connection.url} does not answer about its streams ({error}); try again.", url=connection.url
-        ) from None
-    if heard.status == api.NO_RESPONDERS:
-        raise JetStreamDisabled(
-            f"The server {connection.url} has no JetStream; start it with `nats-server -js`.", url=connection.url
-        )
-    return api.decode(heard.data, kind, what)

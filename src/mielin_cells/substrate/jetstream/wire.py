@@ -31,7 +31,7 @@ class JetWire:
         name = self._name(subject)
         try:
             await self._connection.send(name, data)
-        except CellError as error:  # best effort: whoever waits for it asks again
+        except CellError as error:  # best effort: the caller that waits for it asks again
             logger.debug("not sent to %s: %s", subject, error)
 
     async def subscribe(self, subject: str, receive: Callable[[bytes], None]) -> Listener:
@@ -66,12 +66,12 @@ class JetWire:
     async def _answer(self, subject: str, heard: Heard, answer: Callable[[bytes], Awaitable[bytes]]) -> None:
         try:
             data = await answer(heard.data)
-            if heard.reply.startswith(INBOX):  # elsewhere we may be allowed to write, and whoever asks not
+            if heard.reply.startswith(INBOX):  # elsewhere this user may write where the asker may not
                 await self._connection.send(heard.reply, data)
         except CellError as error:
             logger.warning("an answer on %s was not sent: %s", subject, error)
         except Exception:
-            logger.exception("The server of %r raised; whoever asked gets no answer.", subject)
+            logger.exception("The server of %r raised; the request gets no answer.", subject)
 
     def close(self) -> None:
         for task in self._tasks:
