@@ -58,7 +58,7 @@ class Fold(Image):
         """Takes the next record.  Raises a `RecordInvalid` and changes nothing if it cannot be the next one."""
         self.check(seq, record)
         commit = commit_of(record)
-        wrong = rules.wrong(self, seq, record, commit)
+        wrong = rules.wrong_contents(self, seq, record, commit)
         if wrong:
             raise RecordInvalid(
                 f"The log of agent {self.agent!r} at {seq} is {type(record).__name__}, and {wrong}.",

@@ -7,6 +7,7 @@ hold the same.  Rules 10, 11, 14, 15 and 18 of the protocol live here.
 from __future__ import annotations
 
 from enum import Enum
+from typing import cast
 
 import msgspec
 from blake3 import blake3
@@ -90,16 +91,19 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
     pending_bytes: int = 0
     letter_bytes: int = 0
 
+    # No fields, and not there in most ledgers:
+    _marks = cast("NamedDigests | None", None)
+    """With many senders and receivers: their digests."""
+    _open_before = tuple[ReplayInput, ...]()
+    """Of the replays: those whose turn had begun and not ended."""
+
     def __post_init__(self) -> None:
         self.clients = sum(peer.is_client for peer in self.peers.values())
         self.answer_bytes = sum(len(answer) for peer in self.peers.values() for answer in peer.answers.values())
         self.pending_bytes = sum(len(out.args) for out in self.unreleased())
         self.letter_bytes = sum(len(letter.args) for letter in self.dead)
-        self._latest = ""
-        """The last in `peers`, if that is known."""
-        self._marks: NamedDigests | None = None
-        """With many senders and receivers: their digests."""
-        self._order_replays()
+        if self.replays:
+            self._open_before = tuple(one for one in self.replays.values() if not one.taken)
 
     def copy(self) -> Ledger:
         self.held.sort()
@@ -154,9 +158,8 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
         if not peer.is_client:
             peer.mark = n
         if answer is not None or peer.is_client:
-            if sender != self._latest:  # to the end: quiet for longest comes first
+            if sender != next(reversed(self.peers)):  # to the end: quiet for longest comes first
                 self.peers[sender] = self.peers.pop(sender)
-                self._latest = sender
             peer.answers[n] = answer or b""
             if answer is not None:
                 self.answer_bytes += len(answer)
@@ -193,7 +196,6 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
             if peer is not None:
                 self.answer_bytes -= sum(map(len, peer.answers.values()))
                 self._changed(session)
-                self._latest = ""
                 self.clients -= 1
                 self.horizon = max(self.horizon, peer.start)
 
@@ -226,28 +228,18 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
         self.clear(unburied)
         self.timers = {timer.id: timer for timer in timers}
         self.replays = {(one.sender, one.n): one for one in replays}
-        self._order_replays()
+        self._open_before = tuple(one for one in replays if not one.taken)
         self.corrects, self.replayed = corrects, ReplayCounts()
 
-    def _order_replays(self) -> None:
-        replays = self.replays.values()
-        self._was_open = [one for one in replays if not one.taken]
-        """Those whose turn had begun and not ended."""
-        self._order = [(one.sender, one.n) for one in reversed(replays) if one.taken]
-        """Those that had been taken, the first of them last."""
-
     def next_replay(self) -> tuple[str, int] | None:
-        """After an undo: the input that is to be taken next, since it was the next to be taken before; None once all are."""
-        order = self._order
-        while order and order[-1] not in self.replays:
-            order.pop()
-        return order[-1] if order else None
+        """After an undo: the input to take next, in the order in which inputs were taken before; None once all are."""
+        return next((key for key, one in self.replays.items() if one.taken), None)
 
     def unanswered(self, to: str) -> int | None:
         """The lowest ask to `to` that has no outcome and whose turn is to be run once more: its answer is still wanted."""
         asks = [
             sent.n
-            for one in self._was_open
+            for one in self._open_before
             if (one.sender, one.n) in self.replays
             for sent in one.sent
             if sent.ask and sent.to == to and sent.answer is None

@@ -113,35 +113,36 @@ def check(image: Image, seq: int, record: AnyRecord) -> None:
             f"{where} is by incarnation {record.incarnation} of {record.node}; incarnation {image.incarnation} owns.",
             author=record.node, owner=image.owner, **facts,
         )  # fmt: skip
-    _check_turns(image, where, record, rule, facts)
+    wrong = _out_of_order(image, record, rule)
+    if wrong:
+        raise RecordInvalid(f"{where} {wrong}.", **facts)
     try:
         next_lifecycle(image.lifecycle, record, rule)
     except InvalidTransition as error:
         raise RecordInvalid(f"{where}: {error.message}", **facts) from error
 
 
-def _check_turns(image: Image, where: str, record: AnyRecord, rule: Rule, facts: dict[str, object]) -> None:
-    """What a record may say of turns, now."""
+def _out_of_order(image: Image, record: AnyRecord, rule: Rule) -> str:
+    """What is wrong with a record of the right epoch and author, from what stands open now."""
     commit = commit_of(record)
     runs = isinstance(record, (Asked, Stepped)) or (commit is not None and bool(commit.inputs))
     if runs and not image.lifecycle.state.accepts_work:
-        raise RecordInvalid(f"{where} holds a turn of an agent that is {image.lifecycle.state.value}.", **facts)
+        return f"holds a turn of an agent that is {image.lifecycle.state.value}"
     if runs and image.wish is not None:
-        raise RecordInvalid(
-            f"{where} holds a turn behind one that ordered the agent's own {image.wish.order}.", **facts
-        )
+        return f"holds a turn behind one that ordered the agent's own {image.wish.order}"
     if image.goes_to and (runs or not rule.may_wait):
         what = "holds a turn" if runs else f"is {type(record).__name__}"
-        raise RecordInvalid(f"{where} {what} of an agent that {image.goes_to} was to claim first (rule 16).", **facts)
+        return f"{what} of an agent that {image.goes_to} was to claim first (rule 16)"
     if isinstance(record, HandedOff):
         if record.to in ("", record.node):
-            raise RecordInvalid(f"{where} hands over to {record.to!r}, and {record.node} owns (rule 3).", **facts)
+            return f"hands over to {record.to!r}, and {record.node} owns (rule 3)"
         if record.migration in image.handed or record.migration in image.outcomes:
-            raise RecordInvalid(f"{where} hands over as {record.migration} a second time (rule 7).", **facts)
+            return f"hands over as {record.migration} a second time (rule 7)"
     if isinstance(record, Undone) and not image.is_ancestor(record.to):
-        raise RecordInvalid(f"{where} goes back to {record.to}, which is trimmed or undone itimage.", **facts)
+        return f"goes back to {record.to}, which is trimmed or undone itself"
     if isinstance(record, (Asked, Stepped)) and not 0 <= record.at <= len(image.calls_before(record)):
-        raise RecordInvalid(f"{where} goes on after outcome {record.at} of a turn, which is not there.", **facts)
+        return f"goes on after outcome {record.at} of a turn, which is not there"
+    return ""
 
 
 def next_lifecycle(life: Lifecycle, record: Record, rule: Rule) -> Lifecycle:
@@ -160,7 +161,7 @@ def next_lifecycle(life: Lifecycle, record: Record, rule: Rule) -> Lifecycle:
     return life.to(AgentState.ERROR, error)
 
 
-def wrong(image: Image, seq: int, record: AnyRecord, commit: Commit | None) -> str:
+def wrong_contents(image: Image, seq: int, record: AnyRecord, commit: Commit | None) -> str:
     """What is wrong with what a checked record says, for a reader; "" if nothing is."""
     if commit is not None:
         return wrong_commit(image.ledger, image.turn, commit, seq)

@@ -3,7 +3,7 @@
 `Log` keeps ordered entries per subject and decides: a conditional append is the only thing in the system that grants
 anything.  `Wire` is best effort: replies, control and wake-ups; nothing on it decides anything.
 
-Subjects are dot-separated words of `A-Z a-z 0-9 _ - =`; `core.ids` makes them, adapters need not check again.
+Subjects are dot-separated words of `A-Z a-z 0-9 _ - =`; `log.ids` makes them, and adapters need not check again.
 An adapter is right when `testing.conformance` passes against it.
 """
 
@@ -84,8 +84,8 @@ class Log(Protocol):
     async def last(self, subject: str) -> Entry | None:
         """The subject's last entry, or what was the last up to `STALE_S` ago.
 
-        That there is an entry is certain; that there is none, or none behind it, is a hint.  Whoever decides something by that
-        asks `settled`, or decides it by a conditional append.
+        That there is an entry is certain; that there is none, or none after it, is a hint.  A caller that decides something by
+        it asks `settled`, or decides by a conditional append.
         """
 
     async def settled(self, subject: str) -> Entry | None:

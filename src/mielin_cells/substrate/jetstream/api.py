@@ -122,7 +122,7 @@ def stream_name(deployment: str, kind: str, shard: int) -> str:
 
 
 def checked_subject(subject: str) -> str:
-    """Raises `InvalidAgentId` for wildcards, white space, line ends and empty words: `core.ids` never makes them."""
+    """Raises `InvalidAgentId` for wildcards, white space, line ends and empty words: `log.ids` never makes them."""
     if _WORDS.fullmatch(subject) is None:
         raise InvalidAgentId(
             f"{subject[:120]!r} is no subject: words of A-Z a-z 0-9 _ - = with dots between.", agent=subject
