@@ -1,7 +1,7 @@
-"""Node logs: who is, or was, a node here, and which process of a name is the newest.
+"""The table of members: one log for each node, which says whether it runs and which process of its name is the newest.
 
-A process enters its name by a conditional append to the node's own log.  The number that it gets there is its incarnation:
-of two processes with one name the later has the higher one, and the earlier sees it and stops.
+A process enters by a conditional append to the log of its name.  The number in that record is its incarnation: of two processes with
+one name the later has the higher incarnation, and the earlier one sees it and stops.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ logger = logging.getLogger("mielin_cells.node")
 
 
 class Announcement(msgspec.Struct, frozen=True, kw_only=True):
-    """What a process says of itself when it enters; for operators, and for who looks for a target."""
+    """What a process says of itself when it enters; operators see it, and targets of moves are chosen by it."""
 
     classes: dict[str, int] = {}
     """Agent classes that it knows, with their versions."""
@@ -51,11 +51,11 @@ class Entered(msgspec.Struct, array_like=True, frozen=True):
     has_stopped: bool = False
     """The incarnation has ended cleanly; its agents stay claimable."""
     is_cordoned: bool = False
-    """It takes no agents, in this incarnation and those that follow, until an operator says otherwise."""
+    """It takes no agents, in this incarnation and those that follow, until an operator uncordons it."""
 
 
 class Place(NamedTuple):
-    """Where a process is in its node's log, and what it found there."""
+    """The end of a node's log as its process knows it."""
 
     incarnation: int
     seq: int
@@ -139,7 +139,7 @@ async def _read_own(log: Log, name: str, entry: Entry) -> Entered | None:
 
 
 async def cordon(log: Log, name: str, is_cordoned: bool, nonce: Callable[[], bytes]) -> Entered:
-    """Notes that the node takes no agents, or takes some again; what its log says then.
+    """Notes that the node takes no agents, or takes some again; returns what its log says then.
 
     Raises `UnknownNode` if no such node ever entered, `RecordInvalid`, and a `RetryError` while the store does not answer.
     """

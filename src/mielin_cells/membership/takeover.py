@@ -1,6 +1,6 @@
-"""Agents whose nodes are gone are claimed by others, spread by load: by the leader, or at an operator's request.
+"""A takeover has the agents of nodes that are gone claimed by other nodes, spread by load.
 
-Nothing is decided here: nodes are asked to claim, and each agent's log decides.
+The leader of failover begins one, or an operator does.  It decides nothing: it asks nodes to claim, and each agent's log decides.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from mielin_cells.tasks.together import prompt, together
 logger = logging.getLogger("mielin_cells.failover")
 
 ASK_S = 2.0
-"""For a node to say that it lives."""
+"""For a node to answer that it is alive."""
 ASK_ROUNDS = 3
 """How often all nodes are asked if none of them answers."""
 LOT = 16
 """Claims in one request to a node."""
 LOTS = 2
-"""Such requests to one node at the same time."""
+"""Lots that one node is asked for at the same time."""
 CLAIM_S = 5.0
 """A lot of claims: two reads and an append of each, and its hooks."""
 SLOW_S = 1.0
-"""A node that owes an answer for longer gives what waits for it to nodes that are idle."""
+"""A node that has not answered for longer is slow: idle nodes get the agents that wait for it."""
 REST_S = 1.0
-"""A node that did not answer is asked again after this, if nobody else takes the agents by then; doubles."""
+"""A node that did not answer is asked again after this, unless others have taken the agents by then; doubles."""
 FAILURES_MAX = 4
-"""Claims of one agent that may fail in passing ways before it is left to the next takeover."""
+"""Claims of one agent that may fail for reasons that pass, before it is left to the next takeover."""
 READS = 64
 """Logs read at the same time."""
 
@@ -50,22 +50,22 @@ FAILOVER = "failover"
 
 @dataclass(slots=True)
 class Orphan:
-    """An agent that its log gives to a node that is gone."""
+    """An agent whose log names a node that is gone."""
 
     agent: str
     owner: str
     seen: Seen
     cls: str = ""
-    """"": not known, and it does not matter or a refusal will tell."""
+    """"": not known; either all nodes have the same classes, or a refusal names it."""
     tried: list[str] = field(default_factory=list)
     """Nodes that have refused it."""
     failures: int = 0
-    """Claims of it that failed in a way that may pass."""
+    """Claims of it that failed for a reason that may pass."""
     why: str = "no node takes agents"
 
 
 class Takeover:
-    """`failed` says of each agent that the last `take` has left without an owner why, and `owners` whose it is."""
+    """After a `take`, `failed` holds the agents that were not taken over, with the reason, and `owners` who owns them."""
 
     def __init__(self, log: Log, wire: Wire, clock: Callable[[], float]) -> None:
         self._log = log
@@ -81,7 +81,7 @@ class Takeover:
     async def take(
         self, gone: Collection[str], known: Mapping[str, table.Entered], *, force: bool = False, strays: bool = False
     ) -> int:
-        """Has the agents of the nodes that are gone claimed by others of those known; how many were.
+        """Has the agents of the nodes that are gone claimed by other known nodes, and returns how many were.
 
         `force`: also those that were rolled back to go on at one of the nodes that are gone.  `strays`: also those of nodes that
         were forgotten.  Raises a `RetryError` while the store does not answer.
@@ -108,20 +108,19 @@ class Takeover:
     # ---- looking ---------------------------------------------------------------------------------------------
 
     async def _orphans(self, gone: Collection[str], hosted: Collection[str]) -> list[Orphan]:
-        """Agents that the log gives to a node that is gone.  The log may be read late: who claims looks again."""
+        """Agents whose logs name a node that is gone.  The logs may be read late: the node that claims reads them again."""
         agents = [agent for agent, _ in await known_agents(self._log) if agent not in hosted]
         last = await ends(self._log, agents)
         gone = await self._strays(last, gone)
         found = [_orphan(end) for end in last if self._is_orphan(end, gone)]
         if self._differ:
             await self._read_classes(found)
-        # Those first that were at work when their node was lost: they are waited for.
+        # First the agents that were at work when their node was lost: their callers wait.
         found.sort(key=lambda orphan: -orphan.seen.seq)
         return found
 
     async def _strays(self, last: list[End], gone: Collection[str]) -> Collection[str]:
-        """The nodes that are gone, with those that are not in the registry, for certain: they left long ago, and what they had sent
-        landed late."""
+        """The nodes that are gone, and those that own agents and have certainly been forgotten: what they sent landed late."""
         if not self._takes_strays:
             return gone
         owners = {named_owner(end.record) for end in last} - {"", *self._known, *gone}
@@ -132,11 +131,11 @@ class Takeover:
         if named_owner(record) not in gone:
             return False
         source = self._known.get(record.node) if isinstance(record, HandedOff) else None
-        # Handed over by a process that lives: that one claims it back.
+        # A process that lives has handed it over, and claims it back itself.
         return source is None or record.node in gone or source.incarnation > record.incarnation
 
     async def _read_classes(self, orphans: list[Orphan]) -> None:
-        """The nodes differ in what they know: nobody is to be asked for an agent whose class it does not have."""
+        """Reads the class of each agent, since the nodes do not have the same ones."""
         limit = asyncio.Semaphore(READS)
 
         async def one(orphan: Orphan) -> None:
@@ -146,7 +145,7 @@ class Takeover:
                     return
                 try:
                     record = await record_of(self._log, orphan.agent, found[0])
-                except RecordInvalid:  # whoever claims it says so
+                except RecordInvalid:  # the node that claims it says so
                     return
                 if isinstance(record, (Created, Snapshot)):
                     orphan.cls = record.cls
@@ -156,7 +155,7 @@ class Takeover:
     async def _alive(
         self, gone: Collection[str], known: Mapping[str, table.Entered]
     ) -> tuple[list[NodeInfo], dict[str, list[str]]]:
-        """The nodes that can take agents, and by agent those that keep a copy of it.  One that is frozen is not waited for."""
+        """The nodes that can take agents, and by agent those that keep a copy of it.  A frozen node is not waited for."""
         names = [name for name, entered in known.items() if name not in gone and not entered.has_stopped]
         infos, standing = list[NodeInfo](), defaultdict[str, list[str]](list)
 
@@ -188,7 +187,7 @@ def _orphan(end: End) -> Orphan:
 
 @dataclass(slots=True)
 class _Taker:
-    """A node that is asked to claim.  Each has a queue of its own, so that none waits for another."""
+    """A node that is asked to claim.  It has a queue of its own, so that no node waits for another."""
 
     name: str
     queue: deque[Orphan] = field(default_factory=deque)
@@ -219,7 +218,7 @@ class _Claims:
         self._clock = asyncio.get_running_loop().time
 
     async def run(self, orphans: list[Orphan]) -> list[Orphan]:
-        """Has each claimed by one node after the other, until one has it.  Those that none has taken."""
+        """Has each agent claimed by one node after the other, until one has it.  Returns those that no node has taken."""
         for orphan in orphans:
             copy = next(iter(self._standing.get(orphan.agent, ())), None)
             self._give(orphan, copy or self._spread.choose((), orphan.cls))
@@ -233,7 +232,7 @@ class _Claims:
                 else:
                     await asyncio.sleep(wait_s or 0.0)
                 for task in [task for task in self._lots if task.done()]:
-                    self._answered(task, *self._lots.pop(task))
+                    self._receive(task, *self._lots.pop(task))
         finally:
             for task in self._lots:
                 task.cancel()
@@ -259,7 +258,7 @@ class _Claims:
                 self._lots[task] = taker, lot
 
     def _relieve(self, idle: _Taker, now: float) -> None:
-        """An idle node gets what waits for one that is slow."""
+        """Gives an idle node the agents that wait for a slow one."""
         for slow in self._takers.values():
             if slow is idle or not slow.queue or not slow.is_slow(now):
                 continue
@@ -273,7 +272,7 @@ class _Claims:
                     idle.queue.append(orphan)
 
     async def _request(self, node: str, orphans: list[Orphan]) -> list[CellError | None]:
-        """Asks one node to claim them; of each, in order, why it has not."""
+        """Asks a node to claim the agents; returns for each, in order, why it did not."""
         wishes = [
             requests.Claim(
                 orphan.agent, f"{FAILOVER}: {orphan.owner} is silent", self._force, of=orphan.owner, seen=orphan.seen
@@ -287,7 +286,7 @@ class _Claims:
             )
         return [from_wire(*refusal) if refusal is not None else None for refusal in refusals]
 
-    def _answered(self, task: asyncio.Task[list[CellError | None]], taker: _Taker, lot: list[Orphan]) -> None:
+    def _receive(self, task: asyncio.Task[list[CellError | None]], taker: _Taker, lot: list[Orphan]) -> None:
         del taker.asked_at[task]
         try:
             refusals = task.result()
@@ -297,21 +296,21 @@ class _Claims:
             taker.failures += 1
             taker.rests_until = self._clock() + REST_S * 2 ** (taker.failures - 1)
             for orphan in lot:
-                self._again(orphan, taker, error)
+                self._retry(orphan, taker, error)
             return
         except CellError as error:
             refusals = [error] * len(lot)
         taker.failures, taker.rests_until = 0, 0.0
         for orphan, refusal in zip(lot, refusals, strict=True):
             if refusal is None or isinstance(refusal, Fenced):
-                continue  # it is owned, if by somebody who was first
+                continue  # it has an owner: this node, or one that was first
             if isinstance(refusal, RetryError):
-                self._again(orphan, taker, refusal)
+                self._retry(orphan, taker, refusal)
             else:
                 self._refused(orphan, taker.name, refusal)
 
-    def _again(self, orphan: Orphan, taker: _Taker, error: CellError) -> None:
-        """What kept the node from claiming it may pass: another one is asked, or later the same one."""
+    def _retry(self, orphan: Orphan, taker: _Taker, error: CellError) -> None:
+        """The node did not claim the agent for a reason that may pass: another one is asked, or later the same one."""
         orphan.why = error.message
         orphan.failures += 1
         self._spread.gives_back(taker.name)

@@ -1,6 +1,6 @@
-"""Moving every agent off this node, because it is to go: quiet ones first, some at a time, each to where there is room.
+"""Moving every agent off a node that is to stop: quiet agents first, some at a time, each to a node that has room.
 
-The agents are moved as by `migrate`, so each is safe whatever happens; what has not gone by the deadline stays, and stays claimable.
+The agents are moved as by `migrate`, so each is safe whatever happens.  An agent that has not gone by the deadline stays claimable.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger("mielin_cells.drain")
 
 MOVES = 16
-"""At the same time: they share round trips, and the agents that wait for their turn go on working."""
+"""Moves at the same time: they share round trips, and the agents that wait for their move go on working."""
 
 ROUND_S = 0.5
-"""Before those that did not go are tried again."""
+"""Between two rounds; each offers the agents again that have not gone."""
 
 END_S = 1.0
-"""After the deadline, for moves that are told to end; what is handed over by then goes forward by itself."""
-
+"""After the deadline, for moves to be cancelled; a move that has handed over goes forward by itself."""
 
 PROBES = 64
+"""Agents of a dry run that are offered at the same time."""
 
 NAMES_MAX = 64
 """Drains that a node still answers for."""
@@ -46,7 +46,7 @@ NOWHERE = "no other node takes it"
 
 
 class Drain:
-    """`run` once.  `is_patient`: goes on until the deadline though no other node takes an agent; one may come."""
+    """One drain; `run` it once.  A patient one waits until the deadline for nodes that may come to take agents."""
 
     def __init__(
         self, activations: Activations, migrations: Migrations, copies: Copies, deadline_s: float, *, is_patient: bool
@@ -69,17 +69,17 @@ class Drain:
     # ---- steering --------------------------------------------------------------------------------------------
 
     def stop(self) -> None:
-        """No further move is begun; those that run go on."""
+        """Begins no further move; those that run go on."""
         if self.state == RUNNING:
             self.state = STOPPED
             self._ending.set()
 
-    def until(self, deadline_s: float) -> None:
-        """Another deadline, from now."""
+    def extend(self, deadline_s: float) -> None:
+        """Sets another deadline, from now."""
         self._until = self._activations.clock() + deadline_s
 
     async def run(self) -> None:
-        """Ends within the deadline and `END_S`: a move that is handed over by then goes forward by itself."""
+        """Moves the agents, and ends by the deadline and `END_S`."""
         activations = self._activations
         logger.info("node %s is drained: %d agents are to go", activations.name, len(activations.live))
         rounds = asyncio.create_task(self._rounds())
@@ -122,7 +122,7 @@ class Drain:
                 await asyncio.wait_for(self._ending.wait(), ROUND_S)
 
     async def _watch_the_clock(self) -> None:
-        """Returns when the deadline has come, and all moves are told to end that have not handed over."""
+        """Returns when the deadline has come, after cancelling the moves that have not handed over."""
         activations = self._activations
         while (left := self._until - activations.clock()) > 0:
             await asyncio.sleep(min(left, ROUND_S))
@@ -131,12 +131,12 @@ class Drain:
         for agent in [agent for agent, row in self._rows.items() if row.state == "moving"]:
             move = self._migrations.open.get(agent)
             if move is not None:
-                activations.home.begin(_aborted(move))
+                activations.home.begin(_abort(move))
 
     # ---- moving ----------------------------------------------------------------------------------------------
 
     async def _round(self) -> bool:
-        """Every agent that is here is offered once; True if another round is due."""
+        """Offers every agent that is here once; True if another round is due."""
         activations = self._activations
         self._spread = await self._others()
         todo = sorted(
@@ -155,7 +155,7 @@ class Drain:
                     await self._move(activation)
                 except RetryError:
                     raise
-                except Exception as error:  # a bug, of ours or of the agent's class: the others go on
+                except Exception as error:  # a bug, of ours or of the agent's class: the other agents go on
                     logger.exception("node %s: moving agent %s away failed", activations.name, activation.fold.agent)
                     row = self._rows.setdefault(activation.fold.agent, Row(agent=activation.fold.agent))
                     row.state, row.blocker = "blocked", f"its move raised {described(error)}"
@@ -171,7 +171,7 @@ class Drain:
         return selection.Spread(other for other in nodes if other.name != self._activations.name)
 
     async def _move(self, activation: Activation) -> None:
-        """Offers the agent to one node after the other; what keeps it stands in its row then."""
+        """Offers the agent to one node after the other; its row says in the end what keeps it."""
         activations, agent = self._activations, activation.fold.agent
         row, refused = self._rows[agent], {activations.name, *self._migrations.unfit()}
         row.blocker = ""
@@ -223,14 +223,14 @@ class Drain:
         return report.ok
 
     def _recovery(self) -> dict[str, float]:
-        """Soon again, and within the time that is left; what was given up would stand still, so it is rolled back."""
+        """Retries soon and within the time that is left, and rolls back rather than give up: then the agent runs on."""
         left = max(1.0, self._until - self._activations.clock())
         return {
             "max_retries": 2.0, "initial_retry_delay_secs": min(0.25, left), "max_retry_delay_secs": min(2.0, left),
             "recovery_timeout_secs": left, "auto_rollback": 1.0,
         }  # fmt: skip
 
-    # ---- telling ---------------------------------------------------------------------------------------------
+    # ---- showing ---------------------------------------------------------------------------------------------
 
     def progress(self) -> DrainProgress:
         activations, now = self._activations, self._ended_at or self._activations.clock()
@@ -254,7 +254,7 @@ class Drain:
         )  # fmt: skip
 
 
-async def _aborted(move: Recovery) -> None:
+async def _abort(move: Recovery) -> None:
     with contextlib.suppress(CellError):  # too late: it is handed over, and goes forward
         await move.abort()
 
@@ -298,7 +298,7 @@ class Drains:
         self._named: dict[str, Drain] = {}
 
     def new(self, deadline_s: float, *, is_patient: bool) -> Drain:
-        """One that nobody asks after by a name; to be run by the caller."""
+        """A drain without a name, to be run by the caller."""
         return Drain(self._activations, self._migrations, self._copies, deadline_s, is_patient=is_patient)
 
     @property
@@ -314,7 +314,7 @@ class Drains:
                 drain = self.new(deadline_s, is_patient=True)
                 self._activations.home.begin(drain.run())
             else:
-                drain.until(deadline_s)
+                drain.extend(deadline_s)
             self._named[name] = drain
             while len(self._named) > NAMES_MAX:
                 del self._named[next(iter(self._named))]
@@ -329,7 +329,7 @@ class Drains:
             running.stop()
 
     async def planned(self) -> DrainProgress:
-        """Where each agent would go, and what would keep it; nothing is changed."""
+        """Where each agent would go, or what would keep it here; nothing is changed."""
         activations = self._activations
         nodes = await selection.list_alive(activations.home.log, activations.home.wire)
         spread = selection.Spread(other for other in nodes if other.name != activations.name)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mielin_cells.agents.agent import STANDBY_MAX
@@ -40,11 +41,11 @@ logger = logging.getLogger("mielin_cells.orders")
 
 
 class _IsThere(Declined):
-    """Somebody else's order for the same state was first."""
+    """Another order for the same state was first."""
 
 
 class Orders:
-    """Of one node."""
+    """Carries out orders to the agents of one node."""
 
     def __init__(
         self, activations: Activations, migrations: Migrations, standbys: Standbys, adoption: Adoption
@@ -77,7 +78,7 @@ class Orders:
         }
 
     async def obey(self, agent: str, order: str, reason: str) -> str:
-        """Suspends, pauses, resumes or terminates; the state after it.  An order for the state that is there already is done.
+        """Suspends, pauses, resumes or terminates the agent, and returns its state.  An order for the present state does nothing.
 
         Raises `InvalidTransition` for an edge that the lifecycle does not have, and `AskTimeout` if the turn does not end.
         """
@@ -102,24 +103,19 @@ class Orders:
         is_reread = False
         if wanted is AgentState.TERMINATED:
             await self._migrations.give_up(agent)
-        await self._between_turns(activation, order)
-        try:
-            await self._flushed(activation)
-            match wanted:
-                case AgentState.SUSPENDED:
-                    await _enter(activation, wanted, lambda head: Suspended(**head, reason=reason))
-                case AgentState.PAUSED:
-                    await _enter(activation, wanted, lambda head: Paused(**head, reason=reason))
-                case AgentState.RUNNING:
-                    is_reread = quarantine.is_quarantined(fold) and await quarantine.accept_loss(activation)
-                    await _resume(activation)
-                    activation.fulfil()
-                case _:
-                    await self._terminate(activation)
-        except _IsThere:
-            pass
-        finally:
-            activation.resume_intake()
+        with contextlib.suppress(_IsThere):
+            async with self._between_turns(activation, order):
+                match wanted:
+                    case AgentState.SUSPENDED:
+                        await _enter(activation, wanted, lambda head: Suspended(**head, reason=reason))
+                    case AgentState.PAUSED:
+                        await _enter(activation, wanted, lambda head: Paused(**head, reason=reason))
+                    case AgentState.RUNNING:
+                        is_reread = quarantine.is_quarantined(fold) and await quarantine.accept_loss(activation)
+                        await _resume(activation)
+                        activation.fulfil()
+                    case _:
+                        await self._terminate(activation)
         if wanted is AgentState.TERMINATED:
             self._activations.drop(activation)
         elif is_reread:
@@ -128,29 +124,25 @@ class Orders:
         return fold.lifecycle.state.value
 
     async def _quarantine(self, agent: str, reason: str) -> str:
-        """Somebody remembers more of the agent than the store has; not a word of its user, so no state forbids it."""
+        """A client remembers more of the agent than the store has.  No state of the agent forbids this."""
         activation = self._activations.running(agent)
-        await self._between_turns(activation, "be quarantined")
-        try:
-            await self._flushed(activation)
+        async with self._between_turns(activation, "be quarantined"):
             if not quarantine.is_quarantined(activation.fold):
                 try:
                     await append_failed(activation.writer, EpochRegression(reason, agent=agent))
                 except BaseException:
                     await activation.unappended()
                     raise
-        finally:
-            activation.resume_intake()
         return activation.fold.lifecycle.state.value
 
     async def _renew(self, agent: str) -> str:
-        """Its class was defined again in this process (a cell of a notebook): the agent is read from its log with the newer one."""
+        """Reads the agent from its log with its newer class, which was defined again in this process (a cell of a notebook)."""
         activation = self._activations.running(agent)
-        await self._between_turns(activation, "be read again")
+        await self._stop_intake(activation, "be read again")
         try:
             if activation.fold.may_run:
                 await activation.runner.hook("on_depart")
-            await self._flushed(activation)
+            await self._flush(activation)
         except Exception as error:  # whatever a user's hook raises: the agent is read again all the same
             logger.warning("agent %s: on_depart raised, of a class that was defined again: %s", agent, described(error))
         self._activations.drop(activation)
@@ -158,55 +150,52 @@ class Orders:
         return activation.fold.lifecycle.state.value
 
     async def purge(self, activation: Activation, letters: list[LetterKey]) -> int:
-        """Removes dead letters for good; how many of `letters` were there."""
-        await self._between_turns(activation, "purge dead letters")
-        try:
-            await self._flushed(activation)
+        """Removes dead letters for good, and returns how many of `letters` there were."""
+        async with self._between_turns(activation, "purge dead letters"):
             there = {letter.key for letter in activation.fold.ledger.dead}.intersection(letters)
             if there:
                 await activation.append(lambda head: Cleared(**head, letters=sorted(there)), at_once=True)
-        finally:
-            activation.resume_intake()
         return len(there)
 
     async def cancel_timer(self, activation: Activation, timer: str) -> bool:
-        """Takes a timer away; False if there is none of this id."""
-        await self._between_turns(activation, "cancel a timer")
-        try:
-            await self._flushed(activation)
+        """Cancels a timer; False if there is none of this id."""
+        async with self._between_turns(activation, "cancel a timer"):
             if timer not in activation.fold.ledger.timers:
                 return False
             activation.timers.take({timer: None}, {})
-            await self._flushed(activation)
-        finally:
-            activation.resume_intake()
+            await self._flush(activation)
         return True
 
     async def stand_by(self, activation: Activation, copies: int) -> None:
-        """From now on so many nodes keep a copy of the agent, if there are so many."""
+        """From now on so many nodes keep a copy of the agent, as far as there are nodes."""
         if not 0 <= copies <= STANDBY_MAX:
             raise UsageError(f"{copies} copies of an agent are out of range; wanted: 0 to {STANDBY_MAX}.")
-        await self._between_turns(activation, "be kept in copies")
-        try:
-            await self._flushed(activation)
+        async with self._between_turns(activation, "be kept in copies"):
             await activation.append(lambda head: StandbySet(**head, copies=copies), at_once=True)
-        finally:
-            activation.resume_intake()
         self._standbys.served(activation)
 
-    async def _between_turns(self, activation: Activation, order: str) -> None:
-        """Stops the intake; `resume_intake` must follow.  Raises `AskTimeout` if the turn does not end."""
+    @contextlib.asynccontextmanager
+    async def _between_turns(self, activation: Activation, order: str) -> AsyncIterator[None]:
+        """While no turn runs and all that ran is committed.  Raises `AskTimeout` if the turn does not end."""
+        await self._stop_intake(activation, order)
+        try:
+            await self._flush(activation)
+            yield
+        finally:
+            activation.resume_intake()
+
+    async def _stop_intake(self, activation: Activation, order: str) -> None:
         try:
             await activation.intake.stop(self._activations.settings.turn_deadline_s)
         except TimeoutError as error:
             agent = activation.fold.agent
             raise AskTimeout(f"Agent {agent!r} is in a turn that does not end; it was not told to {order}.") from error
 
-    async def _flushed(self, activation: Activation) -> None:
+    async def _flush(self, activation: Activation) -> None:
         await activation.flush_within(self._activations.settings.turn_deadline_s)
 
     async def _terminate(self, activation: Activation) -> None:
-        """After everything that was sent is stored at its receivers (rule 20).  Raises `StoreUnreachable` if that takes too long."""
+        """Terminates once all that the agent sent is stored (rule 20).  Raises `StoreUnreachable` if that takes too long."""
         if activation.fold.may_run:
             try:
                 await activation.runner.hook("on_stop")
@@ -219,7 +208,7 @@ class Orders:
                     f"on_stop of agent {agent!r} raised {described(error)}; it is in ERROR and was not terminated. Resume it, or "
                     "terminate it again: then its hook is not run.", agent=agent, handler="on_stop",
                 ) from error  # fmt: skip
-        await self._flushed(activation)
+        await self._flush(activation)
         try:
             async with asyncio.timeout(self._activations.settings.turn_deadline_s):
                 await activation.outbox.drained()
@@ -230,14 +219,14 @@ class Orders:
                 agent=agent,
             ) from None
         activation.touch()
-        await self._flushed(activation)
+        await self._flush(activation)
         await _enter(activation, AgentState.TERMINATED, lambda head: Terminated(**head))
 
 
 async def _enter(activation: Activation, wanted: AgentState, compose: Callable[[dict[str, Any]], R]) -> None:
-    """Appends the record that leads to a state; other orders may come first, so it is asked again when it is this record's turn.
+    """Appends the record that leads to a state, unless another order has led there first.
 
-    Raises `InvalidTransition` if there is no way to it any more.
+    Raises `InvalidTransition` if the state cannot be reached any more.
     """
 
     def composed(head: dict[str, Any]) -> R:
