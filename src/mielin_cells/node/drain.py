@@ -100,6 +100,7 @@ class Drain:
             self.state = OVER if errors else DONE
         for row in self._rows.values():
             if row.state == "moving":
+                self.moved += row.agent not in activations.live  # it has gone just as its move was no longer waited for
                 row.state, row.blocker = "blocked", f"the deadline came while it was moved to {row.target}"
         self._ended_at = activations.clock()
         progress = self.progress()
@@ -236,7 +237,8 @@ class Drain:
         activations, now = self._activations, self._ended_at or self._activations.clock()
         seconds, left = now - self._begun, len(activations.live) + len(activations.unloadable)
         eta_s = seconds / self.moved * len(activations.live) if self.moved and self.state == RUNNING else 0.0
-        rows = sorted(self._rows.values(), key=lambda row: ("moving", "blocked", "waiting").index(_shown(row)))
+        here = [row for row in self._rows.values() if row.agent in activations.live]
+        rows = sorted(here, key=lambda row: ("moving", "blocked", "waiting").index(_shown(row)))
         shown = [self._row(row) for row in rows[:ROWS_MAX]]
         shown += [_unloadable(agent, info.error) for agent, info in sorted(activations.unloadable.items())[:ROWS_MAX]]
         return DrainProgress(
