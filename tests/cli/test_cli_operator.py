@@ -15,7 +15,7 @@ import pytest_asyncio
 import mielin_cells as cells
 from mielin_cells.agents.spec import spec_of
 from mielin_cells.cli import look, messages, moves, records, steer
-from mielin_cells.cli.show import Printer, as_json, as_text, duration, size
+from mielin_cells.cli.show import Printer
 from mielin_cells.client.client import Client
 from mielin_cells.client.operator import Operator
 from mielin_cells.client.recoveries import Cases, case_of, story
@@ -384,18 +384,3 @@ async def test_a_move_is_shown_phase_by_phase_in_real_units(
         while (case := case_of(await Cases(operator.client).find(begun["migration"]))).outcome == "open":
             await asyncio.sleep(0.01)
     assert (case.outcome, case.target) == ("completed", "node-1")
-
-
-def test_values_are_printed_as_people_read_them() -> None:
-    assert as_text([{"a": 1, "b": "x"}, {"a": 20, "b": "long"}]) == " A  B\n 1  x\n20  long"
-    assert as_text({"name": "x", "labels": {"zone": "eu"}}) == "name    x\nlabels  zone=eu"
-    assert (as_text(None), as_text("text"), as_text([1, 2]), as_text(True)) == ("", "text", "[1,2]", "true")
-    assert json.loads(as_json({(1, 2): b"hi"})) == {"(1, 2)": "aGk="}
-    assert (size(5), size(2048), size(3 * 1024**3)) == ("5 B", "2.0 KiB", "3.0 GiB")
-    assert [duration(s) for s in (0.0005, 2, 75, 7300, 200000)] == [
-        "0.5 ms",
-        "2.0 s",
-        "1 min 15 s",
-        "2 h 1 min",
-        "2 d 7 h",
-    ]
