@@ -11,6 +11,7 @@ import pytest
 from support.moving import nodes
 from support.nodes import ONCE
 from support.step_world import QUICK, Chat, Scripted, anew, is_stopping, script, world
+from support.waiting import until
 
 import mielin_cells as cells
 from mielin_cells.client.client import Client
@@ -128,9 +129,7 @@ async def test_a_node_that_is_killed_between_steps_loses_none_of_them() -> None:
         world.gates["b"] = asyncio.Event()
         chat = await cluster.on("node-1").spawn(Chat, "c")
         asked = asyncio.create_task(chat.say(prompts=["a", "b", "c"]))
-        async with asyncio.timeout(5):
-            while "b" not in world.calls:
-                await asyncio.sleep(0)
+        await until(lambda: "b" in world.calls, limit_s=5, pause_s=0)
         running["node-1"].kill()
         world.gates["b"].set()
         await cluster.claim(chat, to="node-2")
@@ -289,9 +288,7 @@ async def test_an_open_turn_is_in_snapshots(tmp_path: Path) -> None:
         chat = await cluster.spawn(Chat, "c")
         await chat.say(prompts=["x", "y"])
         await chat.say.tell(prompts=[*"abcdef", "z", "last"])
-        async with asyncio.timeout(5):
-            while "z" not in world.calls:
-                await asyncio.sleep(0)
+        await until(lambda: "z" in world.calls, limit_s=5, pause_s=0)
     async with cells.local(path=path, settings=settings) as cluster:
         assert len(await cluster.get(Chat, "c").all()) == 10
     assert world.calls == [*"xyabcdefz", "last"]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
+from support.waiting import until
 
 import mielin_cells as cells
 from mielin_cells.agents.spec import spec_of
@@ -43,12 +44,6 @@ async def operator() -> AsyncIterator[Operator]:
         assert isinstance(cluster, Client)
         await cluster.on("node-1").spawn(Sweeper, "broom")
         yield Operator(cluster)
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not holds():
-            await asyncio.sleep(0.002)
 
 
 async def test_a_repeating_timer_without_its_handler_is_told_once_and_taken_away_by_an_operator(

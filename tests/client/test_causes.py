@@ -9,6 +9,7 @@ import pytest
 from support.bad_agents import QUICK, bad_class, good_class, having
 from support.moving import nodes
 from support.nodes import deployment
+from support.waiting import until
 
 import mielin_cells as cells
 from mielin_cells.cli import look
@@ -161,9 +162,7 @@ async def test_what_an_agent_in_error_has_answered_before_it_answers_again(monke
             patched.setattr(session, "receive", lost.append)
             patched.setattr(session, "_repeat", _nothing)
             asking = asyncio.create_task(porter.add())
-            async with asyncio.timeout(WAIT_S):
-                while not lost:
-                    await asyncio.sleep(0)
+            await until(lambda: lost, limit_s=WAIT_S, pause_s=0)
             await cluster.suspend(porter)
             moody.add("p")
             await cluster.resume(porter)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from support.nodes import Deployment, deployment
 from support.processes import deployment as processes
+from support.waiting import until
 
 import mielin_cells as cells
 from mielin_cells.cli.drain import drain as drain_command
@@ -65,12 +66,6 @@ async def gated(*names: str) -> AsyncIterator[Deployment]:
             yield made
         finally:
             doors.pop().leave.set()
-
-
-async def until(holds: object, why: str = "") -> None:
-    async with asyncio.timeout(10):
-        while not holds():  # type: ignore[operator]
-            await asyncio.sleep(0.005)
 
 
 # ---- drain ---------------------------------------------------------------------------------------------------

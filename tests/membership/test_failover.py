@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from support.failing import LIMIT_S, QUICK, Gauge, die, enter, nodes, watching
 from support.processes import deployment, wait_for
+from support.waiting import until
 
 import mielin_cells as cells
 from mielin_cells.agents.reference import classes
@@ -131,9 +132,7 @@ async def test_a_node_that_is_cut_off_suspects_nobody_and_one_that_was_only_sile
             while (await client.owner("g"))[0] == "node-2":
                 await asyncio.sleep(0.01)
         assert await gauge.add() == 2
-        async with asyncio.timeout(10):
-            while "g" in running["node-2"].activations.live:
-                await asyncio.sleep(0.01)
+        await until(lambda: "g" not in running["node-2"].activations.live)
         assert await gauge.where() != "node-2"
         air.silent.discard("node-2")
         assert await other.add() == 1
@@ -154,9 +153,7 @@ async def test_an_error_that_no_retry_mends_does_not_end_failover(monkeypatch: p
                 await look()
 
             monkeypatch.setattr(keeper, "look", once)
-        async with asyncio.timeout(10):
-            while failed != running.keys():
-                await asyncio.sleep(0.01)
+        await until(lambda: failed == running.keys())
         assert all(node.failures.total() == 1 for node in running.values())
         die(running["node-2"], air)
         assert await gauge.add() == 1
@@ -177,12 +174,8 @@ async def test_a_store_that_is_away_is_told_once_and_so_is_that_failover_goes_on
 
         with monkeypatch.context() as patched:
             patched.setattr(keeper, "look", away)
-            async with asyncio.timeout(10):
-                while looks < 5:
-                    await asyncio.sleep(0.01)
-        async with asyncio.timeout(10):
-            while "node-1: failover goes on" not in caplog.text:
-                await asyncio.sleep(0.01)
+            await until(lambda: looks >= 5)
+        await until(lambda: "node-1: failover goes on" in caplog.text)
     assert caplog.text.count("failover waits for the store") == 1
     assert caplog.text.count("failover goes on") == 1
 
@@ -245,9 +238,7 @@ async def test_a_node_that_has_just_begun_has_time_to_be_heard() -> None:
     await passes(LIMIT_S / 2)
     assert keeper.taken == 0
     await passes(LIMIT_S + QUICK.reconcile_s)
-    async with asyncio.timeout(10):
-        while not keeper.taken:
-            await asyncio.sleep(0.01)
+    await until(lambda: keeper.taken)
     assert keeper.taken == 1
     for node in made:
         await node.stop()

@@ -8,6 +8,7 @@ from random import Random
 
 import pytest
 from support.failing import QUICK, Gauge, die, nodes
+from support.waiting import until
 
 from mielin_cells.agents.reference import classes
 from mielin_cells.client.client import Client
@@ -83,9 +84,7 @@ async def test_a_node_that_was_silent_for_long_is_given_up_and_stops_if_it_lives
         given_up = list[int]()
         running["node-2"]._replaced = given_up.append
         air.silent.add("node-2")
-        async with asyncio.timeout(10):
-            while not given_up:
-                await asyncio.sleep(0.01)
+        await until(lambda: given_up)
         assert running["node-2"].is_stopping
         assert await gauge.add() == 1
         assert await gauge.where() == "node-1"

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 from support.failing import LIMIT_S, QUICK, Gauge, die, nodes
+from support.waiting import until
 
 import mielin_cells as cells
 from mielin_cells.agents.reference import classes
@@ -266,14 +267,10 @@ async def test_a_takeover_names_those_that_own_something_and_nobody_that_left_lo
             place = await table.enter(client.log, f"old-{n}", table.Announcement(), lambda: b"n" * 12)
             if n % 2:
                 await table.leave(client.log, f"old-{n}", place.incarnation, b"m" * 12)
-        async with asyncio.timeout(10):
-            while len(keepers["node-1"]._empty) < 5:
-                await asyncio.sleep(0.01)
+        await until(lambda: len(keepers["node-1"]._empty) >= 5)
         with caplog.at_level(logging.WARNING):
             await table.enter(client.log, "fresh", table.Announcement(), lambda: b"n" * 12)
-            async with asyncio.timeout(10):
-                while "node fresh is silent" not in caplog.text:
-                    await asyncio.sleep(0.01)
+            await until(lambda: "node fresh is silent" in caplog.text)
         assert "taken over in" not in caplog.text
 
 
@@ -315,12 +312,8 @@ async def test_a_node_that_the_store_refuses_says_so_in_its_beats_until_the_stor
         assert node.failover.refused_s() == 0.0
         with monkeypatch.context() as patched:
             patched.setattr(type(client.log), "last", lambda _, subject: refused(subject))
-            async with asyncio.timeout(40):
-                while node.failover.refused_s() <= LIMIT_S:
-                    await asyncio.sleep(0.01)
-        async with asyncio.timeout(40):
-            while node.failover.refused_s() > 0.0:
-                await asyncio.sleep(0.01)
+            await until(lambda: node.failover.refused_s() > LIMIT_S, limit_s=40)
+        await until(lambda: node.failover.refused_s() <= 0.0, limit_s=40)
 
 
 class Slow(cells.Agent):

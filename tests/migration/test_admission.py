@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from support.nodes import deployment
+from support.waiting import until
 
 import mielin_cells as cells
 from mielin_cells.client.client import Client
@@ -198,9 +199,7 @@ async def test_a_reservation_that_no_copy_follows_expires() -> None:
         cluster, running = made.client, made.nodes
         assert await offered(cluster, "node-2", offer_of("a", 600)) == []
         assert "a" in running["node-2"].copies.by_agent
-        async with asyncio.timeout(10):
-            while running["node-2"].copies.by_agent:
-                await asyncio.sleep(0.01)
+        await until(lambda: not running["node-2"].copies.by_agent)
 
 
 @pytest.mark.parametrize("end", ["completed", "cancelled"])
@@ -210,9 +209,7 @@ async def test_the_reservation_ends_with_the_move(end: str) -> None:
         shelf = await cluster.on("node-1").spawn(Shelf, "s", load=b"x" * 500)
         busy = asyncio.create_task(shelf.rest(0.2))
         moving = asyncio.create_task(cluster.migrate(shelf, to="node-2"))
-        async with asyncio.timeout(10):
-            while not running["node-2"].copies.by_agent:
-                await asyncio.sleep(0)
+        await until(lambda: running["node-2"].copies.by_agent, pause_s=0)
         reserved = running["node-2"].copies.by_agent["s"].reserved_bytes
         if end == "cancelled":
             await cluster.abort(shelf)
@@ -222,9 +219,7 @@ async def test_the_reservation_ends_with_the_move(end: str) -> None:
 
         assert reserved >= 500
         assert report.ok is (end == "completed")
-        async with asyncio.timeout(10):
-            while running["node-2"].copies.by_agent:
-                await asyncio.sleep(0)
+        await until(lambda: not running["node-2"].copies.by_agent, pause_s=0)
         assert await shelf.size() == 500
 
 

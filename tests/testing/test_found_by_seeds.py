@@ -7,6 +7,7 @@ import asyncio
 import pytest
 from support.logs import SLOW, HeldLog, Score
 from support.moving import nodes
+from support.waiting import until
 
 import mielin_cells as cells
 from mielin_cells.agents.spec import spec_of
@@ -195,9 +196,7 @@ async def test_a_node_that_stops_hands_nothing_over_that_it_has_not_committed() 
         adding = asyncio.create_task(score.add())
         await held.asked.wait()  # the turn has run, and its commit is on its way
         moving = asyncio.create_task(client.migrate(score, to="node-2"))
-        async with asyncio.timeout(10):
-            while not activation._sealing:
-                await asyncio.sleep(0)
+        await until(lambda: activation._sealing, pause_s=0)
         source.activations.drop(activation)
         for _ in range(20):
             await asyncio.sleep(0)

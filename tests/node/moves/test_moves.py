@@ -9,6 +9,7 @@ from random import Random
 import pytest
 from support.moving import Counter, nodes
 from support.nodes import ONCE
+from support.waiting import until
 
 import mielin_cells as cells
 from mielin_cells.agents.reference import classes
@@ -231,9 +232,7 @@ async def test_a_node_that_restarts_in_probation_finishes_the_move() -> None:
         await counter.add(5)
         target = running["node-2"]
         moving = asyncio.create_task(cluster.migrate(counter, to="node-2"))
-        async with asyncio.timeout(5):
-            while "c" not in target.copies.by_agent:
-                await asyncio.sleep(0)
+        await until(lambda: "c" in target.copies.by_agent, limit_s=5, pause_s=0)
         target.kill()
         again = Node("node-2", cluster.log, cluster.wire, classes.get, rng=Random(2), wall=time.time)
         await again.start()
