@@ -112,7 +112,7 @@ class Questions:
             verdict = activation.fold.ledger.judge(sender, n, reminder.start)
             if verdict in (Verdict.APPLY, Verdict.HOLD):
                 missing.append(n)
-            elif (answer := activation.intake.answer_again(sender, n, verdict)) is not None:
+            elif (answer := activation.answer_again(sender, n, verdict)) is not None:
                 known[n] = answer
         if known:
             activation.reply(reminder.reply_to, sender, known)

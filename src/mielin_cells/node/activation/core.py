@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 from mielin_cells.agents.spec import Spec
 from mielin_cells.errors import (
     UNUSABLE,
     AgentInError,
+    AnswerExpired,
     CellError,
     InternalError,
+    SessionExpired,
     StoreFull,
     StoreUnreachable,
     described,
@@ -25,7 +27,8 @@ from mielin_cells.errors import (
 )
 from mielin_cells.log.commit import Answers, AskCall, Batch, Commit, TurnCall, Wish
 from mielin_cells.log.fold import Fold
-from mielin_cells.log.message import Replies, encode_replies
+from mielin_cells.log.ledger import Verdict
+from mielin_cells.log.message import Answer, Replies, encode_answer, encode_replies
 from mielin_cells.log.records import Committed
 from mielin_cells.node.activation.context import NodeContext
 from mielin_cells.node.activation.outbox import Outbox
@@ -47,8 +50,8 @@ class Core:
     """The state that the parts of one activation share, and its commits."""
 
     __slots__ = (
-        "_answers", "_batch", "_committing", "_is_failing", "_sealing", "_settled", "asks", "fold", "home", "inflight", "is_open",
-        "loop", "lost", "outbox", "records_first_turn", "snapshots", "spec", "stops", "writer",
+        "_answers", "_batch", "_committing", "_is_failing", "_is_renewing", "_sealing", "_settled", "asks", "fold", "home",
+        "inflight", "is_open", "loop", "lost", "outbox", "records_first_turn", "snapshots", "spec", "stops", "writer",
     )  # fmt: skip
 
     def __init__(self, home: NodeContext, spec: Spec, writer: Writer) -> None:
@@ -71,7 +74,7 @@ class Core:
         self.inflight: Batch | None = None
         """The batch of the commit that is being appended."""
         self._batch: Batch | None = None
-        self._is_failing = False
+        self._is_failing = self._is_renewing = False
         self._sealing = False
         self._committing: asyncio.Task[Any] | None = None
         self._settled = Signal()
@@ -177,6 +180,26 @@ class Core:
                     logged.add(type(error).__name__)
                     logger.warning("agent %s: its own order waits: %s", self.fold.agent, described(error))
             await backoff.wait()
+
+    @property
+    def is_outdated(self) -> bool:
+        """The agent's class was defined again in this process, and the newer definition is to run."""
+        spec, resolve = self.spec, self.home.resolve
+        return spec.cls.__mielin_replaced__ and resolve is not None and resolve(spec.name) is not spec.cls
+
+    def renew(self) -> None:
+        """Has the agent loaded again from its log, with the newer definition."""
+        if not self._is_renewing and self.home.obey is not None:
+            self._is_renewing = True
+            self.home.begin(self._renewed(self.home.obey(self.fold.agent, "renew", "")))
+
+    async def _renewed(self, order: Awaitable[object]) -> None:
+        try:
+            await order
+        except CellError as error:
+            logger.warning("agent %s still runs the earlier definition of its class: %s", self.fold.agent, error)
+        finally:
+            self._is_renewing = False
 
     def touch(self) -> None:
         """Makes sure that there is a next commit."""
@@ -298,6 +321,18 @@ class Core:
                     logger.info(
                         "agent %s: an answer for %s was not sent: %s", self.fold.agent, sender, described(error)
                     )
+
+    def answer_again(self, sender: str, n: int, verdict: Verdict) -> bytes | None:
+        """The answer to an ask of which `verdict` says that it has taken effect, or never will; None if it was no ask."""
+        if verdict is Verdict.REPEAT:
+            return self.fold.ledger.answer(sender, n)
+        agent = self.fold.agent
+        error: CellError = (
+            AnswerExpired(f"Agent {agent!r}: this ask was closed by its caller before.")
+            if verdict is Verdict.CLOSED
+            else SessionExpired(f"Agent {agent!r} has forgotten this client session; call again in a new one.")
+        )
+        return encode_answer(Answer(None, error.to_wire()))
 
     def reply(self, reply_to: str, sender: str, answers: dict[int, bytes]) -> None:
         """Sends answers that change nothing: at once, or after the pending commit, which may hold what they repeat."""

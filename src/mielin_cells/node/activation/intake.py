@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable
 
 from mielin_cells.errors import (
-    AnswerExpired,
     CellError,
     Fenced,
     HandlerFailed,
     RecordInvalid,
     RetryError,
-    SessionExpired,
     described,
 )
 from mielin_cells.log.commit import DeadLetter
@@ -65,7 +62,7 @@ class Intake:
         self._backoff: Backoff | None = None
         """Of that message's runs."""
         self._is_closed = False
-        self._is_renewing = self._is_telling = False
+        self._is_telling = False
         self._closing: asyncio.Future[None] | None = None
         """Made when somebody waits for the lock; done once the intake is closed."""
 
@@ -92,9 +89,9 @@ class Intake:
 
     async def _run(self) -> None:
         core, inbox = self._core, self._inbox
-        if self._is_outdated:
+        if core.is_outdated:
             self._pump = None
-            self._renew()
+            core.renew()
             return
         try:
             while (inbox.queue or self.delays.due) and core.is_open and not self._is_stopped():
@@ -242,7 +239,7 @@ class Intake:
     def _repeat(self, arrival: Arrival, mail: Mail, message: Message, verdict: Verdict) -> None:
         """Closes a message that has taken effect before, or never will: an ask is answered, a tell of a forgotten session buried."""
         if message.ask:
-            answer = self.answer_again(mail.sender, message.n, verdict)
+            answer = self._core.answer_again(mail.sender, message.n, verdict)
             if answer is not None:
                 self._core.reply(mail.reply_to, mail.sender, {message.n: answer})
         elif verdict is Verdict.EXPIRED:
@@ -250,18 +247,6 @@ class Intake:
             self._effects.bury(
                 DeadLetter(arrival.seq, mail.sender, message.n, message.handler, cause, 0, [], message.args)
             )
-
-    def answer_again(self, sender: str, n: int, verdict: Verdict) -> bytes | None:
-        """The answer to an ask of which `verdict` says that it has taken effect, or never will; None if it was no ask."""
-        if verdict is Verdict.REPEAT:
-            return self._fold.ledger.answer(sender, n)
-        agent = self._fold.agent
-        error: CellError = (
-            AnswerExpired(f"Agent {agent!r}: this ask was closed by its caller before.")
-            if verdict is Verdict.CLOSED
-            else SessionExpired(f"Agent {agent!r} has forgotten this client session; call again in a new one.")
-        )
-        return encode_answer(Answer(None, error.to_wire()))
 
     def _bury_unreadable(self, arrival: Arrival, error: RecordInvalid) -> None:
         self._effects.bury(DeadLetter(arrival.seq, "", 0, "", error.message, 1, [], b""))
@@ -341,31 +326,9 @@ class Intake:
                 if message.ask:
                     verdict, n = self._inbox.verdict(mail, message), message.n
                     is_open = verdict in (Verdict.APPLY, Verdict.HOLD)
-                    answers[n] = refusal if is_open else self.answer_again(mail.sender, n, verdict) or refusal
+                    answers[n] = refusal if is_open else self._core.answer_again(mail.sender, n, verdict) or refusal
             if answers:
                 self._core.reply(mail.reply_to, mail.sender, answers)
-
-    # ---- a newer definition of the class ---------------------------------------------------------------------
-
-    @property
-    def _is_outdated(self) -> bool:
-        """The agent's class was defined again in this process, and the newer definition is to run."""
-        spec, resolve = self._core.spec, self._core.home.resolve
-        return spec.cls.__mielin_replaced__ and resolve is not None and resolve(spec.name) is not spec.cls
-
-    def _renew(self) -> None:
-        """Has the agent loaded again from its log, with the newer definition."""
-        if not self._is_renewing and self._core.home.obey is not None:
-            self._is_renewing = True
-            self._core.home.begin(self._renewed(self._core.home.obey(self._fold.agent, "renew", "")))
-
-    async def _renewed(self, order: Awaitable[object]) -> None:
-        try:
-            await order
-        except CellError as error:
-            logger.warning("agent %s still runs the earlier definition of its class: %s", self._fold.agent, error)
-        finally:
-            self._is_renewing = False
 
     # ---- stopping --------------------------------------------------------------------------------------------
 
