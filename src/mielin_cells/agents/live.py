@@ -35,6 +35,10 @@ _ALONE = _holders({"x": []}, "x")
 """The count of references to a value that only the agent holds."""
 
 
+NONE_ASSIGNED: set[str] = set()
+"""Shared by agents that have assigned no field yet: a set takes 216 bytes.  It stays empty."""
+
+
 class Cell:
     """One live agent.  Raises `StateUnloadable`, naming the field, if the stored state does not fit the class."""
 
@@ -49,12 +53,13 @@ class Cell:
         self._id = agent_id
         self.owner: Any = _NOBODY
         """The turn that runs.  Only code in its context can change state."""
-        self._warned: set[str] = set()
+        self._warned: tuple[str, ...] = ()
+        """Large fields that were warned of."""
         self._tables: dict[str, BoundTable[Any, Any]] = {}
         self._buffers: dict[str, Buffer] = {}
         self.touched: dict[str, None] = {}
         """Fields that the turn has set, or has read in a form that it could change in place."""
-        self._assigned: set[str] = set()
+        self._assigned = NONE_ASSIGNED
         self._held: list[str] = []
         """Fields that the turn has read, and of which other holders of the value can be counted."""
         self._handed: list[str] = []
@@ -156,6 +161,8 @@ class Cell:
             self._buffers[name][:] = data
         else:
             self.touched[name] = None
+            if self._assigned is NONE_ASSIGNED:
+                self._assigned = set()
             self._assigned.add(name)
             self.agent.__dict__[name] = value
 
@@ -230,7 +237,7 @@ class Cell:
             if is_same:
                 continue
             if len(data) > PLAIN_BYTES_WARN and name not in self._warned:
-                self._warned.add(name)
+                self._warned += (name,)
                 warnings.warn(
                     f"{field.path} has more than {PLAIN_BYTES_WARN:,} bytes and is written whole at each change; "
                     "use Table or Buffer.",
