@@ -24,7 +24,7 @@ from mielin_cells.migration.journal import (
     encode,
 )
 from mielin_cells.node.activation.context import NodeContext
-from mielin_cells.node.moves.journal import JournalTaken, Scribe
+from mielin_cells.node.moves.journal import JournalTaken, JournalWriter
 from mielin_cells.settings import Settings
 from mielin_cells.store import journal as journals
 from mielin_cells.substrate.embedded import Embedded
@@ -149,21 +149,21 @@ def home(log: Log, name: str = "node-1") -> NodeContext:
 
 
 async def test_what_is_written_behind_comes_before_what_is_awaited(log: Log) -> None:
-    scribe = Scribe(home(log), AGENT, MIGRATION)
-    await scribe.write(planned)
-    await scribe.write(attempted(1))
-    scribe.later(reached(1))
+    writer = JournalWriter(home(log), AGENT, MIGRATION)
+    await writer.write(planned)
+    await writer.write(attempted(1))
+    writer.later(reached(1))
     assert len((await journals.read(log, AGENT, MIGRATION)).records) == 2
-    await scribe.write(ended)
+    await writer.write(ended)
     found = await journals.read(log, AGENT, MIGRATION)
     assert [type(record).__name__ for record in found.records] == ["Planned", "Attempted", "Reached", "Ended"]
-    assert found.records == scribe.journal.records
+    assert found.records == writer.fold.records
 
 
 async def test_of_two_that_settle_one_migration_one_is_first_and_the_other_is_told(log: Log) -> None:
-    first = Scribe(home(log), AGENT, MIGRATION)
+    first = JournalWriter(home(log), AGENT, MIGRATION)
     await first.write(planned)
-    other = Scribe(home(log, "node-2"), AGENT, MIGRATION, await journals.read(log, AGENT, MIGRATION))
+    other = JournalWriter(home(log, "node-2"), AGENT, MIGRATION, await journals.read(log, AGENT, MIGRATION))
     results = await asyncio.gather(first.write(ended), other.write(ended), return_exceptions=True)
     assert sorted(type(result).__name__ for result in results) == ["Ended", "JournalTaken"]
     assert len((await journals.read(log, AGENT, MIGRATION)).records) == 2
@@ -194,21 +194,21 @@ class LosesAnswers:
 
 @pytest.mark.parametrize("faults", [("lands",), ("never",), ("conflict",), ("never", "lands", "conflict")])
 async def test_an_unknown_answer_is_settled_by_the_same_append(log: Log, faults: tuple[str, ...]) -> None:
-    scribe = Scribe(home(LosesAnswers(log, *faults)), AGENT, MIGRATION)  # type: ignore[arg-type]
-    await scribe.write(planned)
-    await scribe.write(ended)
+    writer = JournalWriter(home(LosesAnswers(log, *faults)), AGENT, MIGRATION)  # type: ignore[arg-type]
+    await writer.write(planned)
+    await writer.write(ended)
     assert [type(r).__name__ for r in (await journals.read(log, AGENT, MIGRATION)).records] == ["Planned", "Ended"]
 
 
 async def test_a_journal_that_cannot_be_read_is_parked_and_the_others_are_listed(log: Log) -> None:
-    good, bad = Scribe(home(log), AGENT, MIGRATION), journal_subject("other", "m-2")
+    good, bad = JournalWriter(home(log), AGENT, MIGRATION), journal_subject("other", "m-2")
     await good.write(planned)
     await log.append(bad, b"garbage")
     found, parked = await journals.all_of(log)
     assert [journal.migration for journal in found] == [MIGRATION]
     assert [name for name, _ in parked] == ["m-2"]
     assert isinstance(parked[0][1], RecordInvalid)
-    assert (await journals.find(log, MIGRATION)).planned == good.journal.planned
+    assert (await journals.find(log, MIGRATION)).planned == good.fold.planned
     with pytest.raises(NoSuchMigration):
         await journals.find(log, "m-3")
     with pytest.raises(NoSuchMigration):
@@ -216,21 +216,21 @@ async def test_a_journal_that_cannot_be_read_is_parked_and_the_others_are_listed
 
 
 async def test_a_journal_without_its_beginning_is_parked(log: Log) -> None:
-    scribe = Scribe(home(log), AGENT, MIGRATION)
-    await scribe.write(planned)
-    await scribe.write(attempted(1))
-    await log.trim(journal_subject(AGENT, MIGRATION), scribe.journal.seq)
+    writer = JournalWriter(home(log), AGENT, MIGRATION)
+    await writer.write(planned)
+    await writer.write(attempted(1))
+    await log.trim(journal_subject(AGENT, MIGRATION), writer.fold.seq)
     with pytest.raises(LogGap):
         await journals.read(log, AGENT, MIGRATION)
 
 
 async def test_who_was_overtaken_writes_nothing_more(log: Log) -> None:
-    mine = Scribe(home(log), AGENT, MIGRATION)
+    mine = JournalWriter(home(log), AGENT, MIGRATION)
     await mine.write(planned)
-    theirs = Scribe(home(log, "node-2"), AGENT, MIGRATION, await journals.read(log, AGENT, MIGRATION))
+    theirs = JournalWriter(home(log, "node-2"), AGENT, MIGRATION, await journals.read(log, AGENT, MIGRATION))
     await theirs.write(ended)
     for _ in range(2):
         with pytest.raises(JournalTaken, match="m-1"):
             await mine.write(attempted(1))
     found = await journals.read(log, AGENT, MIGRATION)
-    assert found.records == theirs.journal.records
+    assert found.records == theirs.fold.records

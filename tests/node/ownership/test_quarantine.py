@@ -20,7 +20,7 @@ from mielin_cells.errors import EpochRegression, JournalGap, StateUnloadable, St
 from mielin_cells.log.ids import inbox_subject, journal_subject, log_subject
 from mielin_cells.migration.journal import Cancelled, Ended, Planned
 from mielin_cells.node.activation.context import NodeContext
-from mielin_cells.node.moves.journal import Scribe
+from mielin_cells.node.moves.journal import JournalWriter
 from mielin_cells.node.ownership.quarantine import find_inbox_regression, find_regression
 from mielin_cells.rpc import requests
 from mielin_cells.store import journal as journals
@@ -362,26 +362,26 @@ async def test_an_inbox_that_lost_its_tail_quarantines_the_agent_and_a_resume_ta
 async def test_a_journal_that_lost_its_tail_is_ended_as_parked(tmp_path: Path) -> None:
     first = await Embedded.open(tmp_path / "j.db")
 
-    def scribe(store: Embedded) -> Scribe:
+    def writer(store: Embedded) -> JournalWriter:
         home = NodeContext(
             "node-1", 1, store.log, store.wire, Random(1), lambda: 1.0, QUICK, "", lambda activation, error: None
         )
-        return Scribe(home, "p", "m-1")
+        return JournalWriter(home, "p", "m-1")
 
-    writing = scribe(first)
+    writing = writer(first)
     await writing.write(lambda h: Planned(**h, source="node-1", target="node-2", epoch=1, config={}))
     await first.close()
     (tmp_path / "older.db").write_bytes((tmp_path / "j.db").read_bytes())
     again = await Embedded.open(tmp_path / "j.db")
-    goes_on = scribe(again)
-    goes_on.journal = await journals.read(again.log, "p", "m-1")
+    goes_on = writer(again)
+    goes_on.fold = await journals.read(again.log, "p", "m-1")
     await goes_on.write(lambda h: Ended(**h, outcome="completed", target="node-2"))
-    ended_at = goes_on.journal.seq
+    ended_at = goes_on.fold.seq
     await again.close()
     older = await Embedded.open(tmp_path / "older.db")
-    late = scribe(older)
-    late.journal = await journals.read(older.log, "p", "m-1")
-    late.journal.seq = ended_at  # what a process that lives remembers
+    late = writer(older)
+    late.fold = await journals.read(older.log, "p", "m-1")
+    late.fold.seq = ended_at  # what a process that lives remembers
     with pytest.raises(EpochRegression, match="m-1"):
         await late.write(lambda h: Cancelled(**h))
     found = await journals.read(older.log, "p", "m-1")
@@ -396,10 +396,10 @@ async def test_a_journal_without_its_beginning_or_with_a_gap_is_parked(tmp_path:
         "node-1", 1, store.log, store.wire, Random(1), lambda: 1.0, QUICK, "", lambda activation, error: None
     )
     for name in ("m-1", "m-2"):
-        scribe = Scribe(home, "p", name)
-        await scribe.write(lambda h: Planned(**h, source="node-1", target="", epoch=1, config={}))
-        await scribe.write(lambda h: Cancelled(**h))
-        await scribe.write(lambda h: Ended(**h, outcome="rolled_back", target=""))
+        writer = JournalWriter(home, "p", name)
+        await writer.write(lambda h: Planned(**h, source="node-1", target="", epoch=1, config={}))
+        await writer.write(lambda h: Cancelled(**h))
+        await writer.write(lambda h: Ended(**h, outcome="rolled_back", target=""))
     await store.close()
     rows_removed(tmp_path / "j.db", journal_subject("p", "m-1"), 0)
     rows_removed(tmp_path / "j.db", journal_subject("p", "m-2"), 1)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
+from mielin_cells.agents.reports import MigrationReport
 from mielin_cells.errors import CellError, RecordInvalid, RetryError
 from mielin_cells.log.fold import Fold
 from mielin_cells.log.ids import log_subject
 from mielin_cells.log.records import AnyRecord, HandedOff, Returned, named_owner
 from mielin_cells.migration.case import SOURCE_LOST
 from mielin_cells.migration.failure import Coded, Happened, SentBack
-from mielin_cells.migration.journal import Attempted, Journal
+from mielin_cells.migration.journal import Attempted, Journal, Reached
 from mielin_cells.store import journal
 from mielin_cells.store.reader import record_of
 from mielin_cells.substrate.ports import Log
@@ -65,3 +67,16 @@ async def loss_of(log: Log, fold: Fold, attempt: Attempted, coordinator: str) ->
         if isinstance(record, Returned) and record.prev == handed:
             return "Returned", f"the target returned it: {record.cause}", SentBack(record.code)
     return SOURCE_LOST, f"{coordinator} was lost in attempt {attempt.number}", Coded(SOURCE_LOST)
+
+
+def report_of(journal: Journal, report: MigrationReport) -> MigrationReport:
+    """A report of an attempt that was seen here, as the journal's last attempt ended elsewhere."""
+    end, number = journal.end, len(journal.attempts)
+    target = end.target if end is not None else report.target
+    report = replace(report, target=target, phases=(), rounds=0, bytes=0, pause_ms=0.0)
+    for record in journal.records:
+        if isinstance(record, Reached) and record.number == number:
+            report = replace(
+                report, phases=tuple(record.phases), rounds=record.rounds, bytes=record.bytes, pause_ms=record.pause_ms
+            )  # fmt: skip
+    return report

@@ -44,13 +44,13 @@ class _WentBack(Exception):
         self.have = have
 
 
-class Scribe:
-    """The only way by which a node writes one journal.  `journal` holds what is acknowledged."""
+class JournalWriter:
+    """The only way by which a node writes one journal.  `fold` holds what is acknowledged."""
 
     def __init__(self, home: NodeContext, agent: str, migration: str, journal: Journal | None = None) -> None:
         self._home = home
         self._agent = agent
-        self.journal = journal or Journal(migration)
+        self.fold = journal or Journal(migration)
         self._lock = asyncio.Lock()
         self._behind: deque[Callable[[dict[str, Any]], AnyRecord]] = deque()
 
@@ -66,23 +66,23 @@ class Scribe:
             return await self._append(compose)
 
     async def _append(self, compose: Callable[[dict[str, Any]], R]) -> R:
-        home, journal = self._home, self.journal
+        home, fold = self._home, self.fold
         record = compose(
             {
-                "migration": journal.migration, "agent": self._agent, "node": home.name,
-                "incarnation": home.incarnation, "nonce": home.rng.randbytes(12), "prev": journal.seq, "at": home.wall(),
+                "migration": fold.migration, "agent": self._agent, "node": home.name,
+                "incarnation": home.incarnation, "nonce": home.rng.randbytes(12), "prev": fold.seq, "at": home.wall(),
             }
         )  # fmt: skip
-        journal.check(journal.seq + 1, record)
+        fold.check(fold.seq + 1, record)
         try:
-            journal.apply(await self._landed(encode(record)), record)
+            fold.apply(await self._landed(encode(record)), record)
         except _WentBack as error:
             raise await self._parked(error) from None
         return record
 
     async def _parked(self, why: _WentBack) -> EpochRegression:
         """The journal that is there now ends by saying what became of it: nobody goes on with it but by an operator's word."""
-        journal = self.journal
+        journal = self.fold
         facts = {"migration": journal.migration, "have": why.have, "need": journal.seq}
         error = EpochRegression(
             f"The journal of migration {journal.migration} of agent {self._agent!r} held record {journal.seq} and ends at "
@@ -91,10 +91,10 @@ class Scribe:
         )  # fmt: skip
         logger.error("%s", error)
         try:
-            self.journal = await read(self._home.log, self._agent, journal.migration)
+            self.fold = await read(self._home.log, self._agent, journal.migration)
         except NoSuchMigration:
             return error
-        if self.journal.is_open:
+        if self.fold.is_open:
             code, reason = error.code, error.message
             await self._append(lambda head: Ended(**head, outcome="gave_up", target="", code=code, reason=reason))
         return error
@@ -104,26 +104,26 @@ class Scribe:
 
         What the store refuses for good is raised only if none of them can land any more: an earlier try may be on its way.
         """
-        log, subject, backoff = self._home.log, journal_subject(self._agent, self.journal.migration), Backoff()
+        log, subject, backoff = self._home.log, journal_subject(self._agent, self.fold.migration), Backoff()
         now, behind_since, is_in_doubt = asyncio.get_running_loop().time, -1.0, False
         while True:
             try:
-                outcome = await log.append(subject, data, self.journal.seq)
+                outcome = await log.append(subject, data, self.fold.seq)
                 is_in_doubt = is_in_doubt or isinstance(outcome, Unknown)
                 if isinstance(outcome, Appended):
                     return outcome.seq
                 if isinstance(outcome, Conflict):
-                    entries = await log.read(subject, self.journal.seq, 1)
+                    entries = await log.read(subject, self.fold.seq, 1)
                     if entries and entries[0].data == data:
                         return entries[0].seq
                     if entries and _is_readable(entries[0]):  # else its bytes were damaged on their way: it may be ours
                         raise JournalTaken(
-                            f"Migration {self.journal.migration} of agent {self._agent!r} was gone on with, or ended, by another "
-                            "process; see `mielin show` for what it did.", migration=self.journal.migration,
+                            f"Migration {self.fold.migration} of agent {self._agent!r} was gone on with, or ended, by another "
+                            "process; see `mielin show` for what it did.", migration=self.fold.migration,
                         )  # fmt: skip
                     last = await log.last(subject)
                     have = last.seq if last is not None else 0
-                    if have >= self.journal.seq:
+                    if have >= self.fold.seq:
                         behind_since = -1.0
                     elif behind_since < 0:
                         behind_since = now()
@@ -132,7 +132,7 @@ class Scribe:
             except CellError as error:
                 if isinstance(error, Fenced) or not (is_in_doubt or isinstance(error, RetryError)):
                     raise
-                logger.info("migration %s: its journal is written again: %s", self.journal.migration, error)
+                logger.info("migration %s: its journal is written again: %s", self.fold.migration, error)
             await backoff.wait()
 
 

@@ -26,7 +26,7 @@ from mielin_cells.errors import (
 from mielin_cells.log.lifecycle import Phase
 from mielin_cells.membership import selection
 from mielin_cells.migration.breaker import BreakerConfig, Targets
-from mielin_cells.migration.case import RecoveryOutcome
+from mielin_cells.migration.case import RecoveryOutcome, Ticket
 from mielin_cells.migration.manager import MigrationRecoveryManager
 from mielin_cells.migration.outcome import outcome_of
 from mielin_cells.migration.recovery import RecoveryConfig, of_class
@@ -198,6 +198,24 @@ class Migrations:
         resting = self.unfit()
         fit = selection.choose(others, activation.fold.cls, resting, activation.fold.policy.preferred_architectures)
         return fit or min(others, key=lambda other: (other.agents, other.name)).name  # which says why not
+
+    async def choose_for(self, ticket: Ticket) -> str:
+        """A node that the ticket does not exclude, and that admits an attempt; "" if there is none now."""
+        activation, excluded = self.activations.live.get(ticket.agent_id), {*ticket.excluded}
+        if activation is None:
+            return ""
+        try:
+            nodes = await selection.list_alive(self.activations.home.log, self.activations.home.wire)
+        except CellError as error:
+            logger.warning("migration %s: who is alive is not known: %s", ticket.migration, error)
+            return ""
+        while name := selection.choose(
+            nodes, activation.fold.cls, excluded, activation.fold.policy.preferred_architectures
+        ):
+            if self.manager.assign(ticket.token, name, self.activations.clock()):
+                return name
+            excluded.add(name)
+        return ""
 
     def unfit(self) -> frozenset[str]:
         """Nodes that no agent is to be moved to now."""

@@ -2,7 +2,7 @@
 
 The node's manager decides and keeps the time (`migration.manager`), `Move` performs.  A decision is written before it is acted on; the
 agent's log says what became of an attempt.  A client that dies changes nothing here.  If this process dies, or loses the agent, the
-agent's next owner goes on from the journal (`take_over`, called by `settling`).
+agent's next owner goes on from the journal (`settling.take_over`).
 """
 
 from __future__ import annotations
@@ -11,14 +11,11 @@ import asyncio
 import contextlib
 import logging
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mielin_cells.agents.reports import MigrationReport
-from mielin_cells.errors import AskTimeout, CellError, Fenced, RecordInvalid, TooLateToCancel, never
-from mielin_cells.log.fold import Fold
-from mielin_cells.log.records import Suspended
-from mielin_cells.membership import selection
-from mielin_cells.migration.case import SOURCE_LOST, Case, RecoveryOutcome, Ticket
+from mielin_cells.errors import Fenced, RecordInvalid, TooLateToCancel, never
+from mielin_cells.migration.case import Case, RecoveryOutcome, Ticket
 from mielin_cells.migration.failure import Coded, Happened, MigrationError, classify, is_settled
 from mielin_cells.migration.journal import (
     Attempted,
@@ -31,11 +28,11 @@ from mielin_cells.migration.journal import (
     Reached,
     attempt_id,
 )
-from mielin_cells.migration.outcome import Verdict, restored
+from mielin_cells.migration.outcome import Verdict
 from mielin_cells.migration.recovery import RecoveryConfig, RecoveryStrategy
-from mielin_cells.node.activation.writer import Declined
 from mielin_cells.node.moves import evidence
-from mielin_cells.node.moves.journal import JournalTaken, Scribe
+from mielin_cells.node.moves.journal import JournalTaken, JournalWriter
+from mielin_cells.node.moves.parking import park
 from mielin_cells.rpc import answers, requests
 
 if TYPE_CHECKING:
@@ -56,10 +53,6 @@ OUTCOMES = {
 }
 
 
-class _Stands(Declined):
-    """The agent does not run already."""
-
-
 class Recovery:
     """One open migration.  `done` gives its report, once the journal has its end; None if that is for another to write."""
 
@@ -73,17 +66,17 @@ class Recovery:
         self.case = case
         """What the journal says of the migration: as the manager has it."""
         self._request = request
-        self._scribe = Scribe(of.activations.home, request.agent, request.migration, journal)
+        self.journal = JournalWriter(of.activations.home, request.agent, request.migration, journal)
         self.done: asyncio.Future[MigrationReport | None] = asyncio.get_running_loop().create_future()
         self.observer: Observer | None = None
         self.move: Move | None = None
         self._ticket: asyncio.Future[Ticket] = asyncio.get_running_loop().create_future()
         """Of the attempt that is due: `Migrations` begins it."""
-        self._last = MigrationReport(
+        self.report = MigrationReport(
             migration=request.migration, agent=request.agent, source=of.activations.name, target=request.to,
             outcome="rolled_back", attempts=0,
         )  # fmt: skip
-        self._restored: dict[str, str] = {}
+        self.restored: dict[str, str] = {}
         self._copy: Move | None = None
         """The last attempt, while its target may hold a copy that a retry there can go on from."""
         self._cancelled = asyncio.Event()
@@ -95,26 +88,7 @@ class Recovery:
     def plan(cls, of: Migrations, request: requests.Migrate, target: str, config: RecoveryConfig) -> Recovery:
         case = Case(request.agent, request.migration, of.activations.name, config)
         recovery = cls(of, request, case)
-        recovery._last = replace(recovery._last, target=target)
-        return recovery
-
-    @classmethod
-    def taken(cls, of: Migrations, journal: Journal) -> Recovery:
-        """An open migration that another process began, as its journal tells.  `take_over`, then `run`.
-
-        Raises `UnknownRecord` and `ConfigError` as `Case.of`.
-        """
-        planned, activations = journal.planned, of.activations
-        if planned is None:
-            raise never("the journal has no plan")
-        case = Case.of(journal, source=activations.name, now=activations.clock(), wall=activations.home.wall())
-        request = requests.Migrate(
-            planned.agent, journal.migration, planned.epoch, planned.target, 0.0, parent=planned.parent
-        )
-        recovery = cls(of, request, case, journal)
-        target = journal.attempts[-1].target if journal.attempts else planned.target
-        reason = f"{journal.coordinator} was lost"
-        recovery._last = replace(recovery._last, target=target, code=SOURCE_LOST, reason=reason)
+        recovery.report = replace(recovery.report, target=target)
         return recovery
 
     # ---- steering --------------------------------------------------------------------------------------------
@@ -129,11 +103,11 @@ class Recovery:
         self._why = code, why
         self._cancelled.set()
         try:
-            await self._scribe.write(lambda head: Cancelled(**head))
+            await self.journal.write(lambda head: Cancelled(**head))
         except RecordInvalid as error:
-            if self._scribe.journal.end is None:
+            if self.journal.fold.end is None:
                 raise
-            if self._scribe.journal.end.code != code:
+            if self.journal.fold.end.code != code:
                 raise TooLateToCancel(
                     f"Migration {self.migration} of agent {self.agent!r} has ended.", agent=self.agent,
                     migration=self.migration,
@@ -152,12 +126,12 @@ class Recovery:
     @property
     def target(self) -> str:
         """Of the attempt that runs, or was the last; before the first, where the agent is to go."""
-        return self.move.target if self.move is not None else self._last.target
+        return self.move.target if self.move is not None else self.report.target
 
     @property
     def is_ending(self) -> bool:
         """The agent has moved, and the journal does not say so yet."""
-        return self._last.ok
+        return self.report.ok
 
     @property
     def _told_failures(self) -> list[str]:
@@ -184,17 +158,20 @@ class Recovery:
         agent's log then says what became of it.
         """
         try:
-            if self._scribe.journal.planned is None and not await self._is_planned():
+            if self.journal.fold.planned is None and not await self._is_planned():
                 return
             await self._until_its_end()
-        except JournalTaken:
-            await self._ended_elsewhere()
+        except JournalTaken:  # another process was given the agent, and has gone on with the migration, or ended it
+            journal = await evidence.journal_of(self._log, self.agent, self.migration)
+            if journal is not None and journal.end is not None:
+                end, self.report = journal.end, evidence.report_of(journal, self.report)
+                self.close(Verdict(end.outcome, end.code, end.reason), len(journal.attempts))
         except Fenced:
             logger.warning(
                 "agent %s has another owner now, and its migration %s is left to that one", self.agent, self.migration
             )
         finally:
-            self._close(None)
+            self.close(None)
 
     async def _is_planned(self) -> bool:
         """Writes the plan; False if the agent had another owner by then: it has ended, and nothing was begun.
@@ -203,7 +180,7 @@ class Recovery:
         sure that nothing will move it.
         """
         request, config = self._request, asdict(self.case.config or RecoveryConfig())
-        await self._scribe.write(
+        await self.journal.write(
             lambda head: Planned(
                 **head, source=self._activations.name, target=request.to, epoch=request.epoch,
                 config={name: float(value) for name, value in config.items()}, parent=request.parent,
@@ -211,45 +188,45 @@ class Recovery:
         )  # fmt: skip
         if await evidence.owns(self._log, self.agent, self._activations.name, request.epoch):
             return True
-        await self._end(Verdict("rolled_back", "Fenced", "another node owned the agent when it was to begin"))
+        await self.end(Verdict("rolled_back", "Fenced", "another node owned the agent when it was to begin"))
         return False
 
     async def _until_its_end(self) -> None:
         while True:
             ticket = await (self._first() if self.case.error is None else self._due())
             if self._cancelled.is_set():
-                return await self._end(Verdict("rolled_back", *self._why))
+                return await self.end(Verdict("rolled_back", *self._why))
             if ticket is None:
                 return await self._without_agent()
             if ticket.strategy is not None and not ticket.strategy.is_retry:
                 return await self._last_resort(ticket.strategy)
-            target = ticket.target_node or await self._chosen(ticket)
+            target = ticket.target_node or await self._of.choose_for(ticket)
             activation = await self._hosted()
             if activation is None:
                 return await self._without_agent()
             if self._cancelled.is_set():
-                return await self._end(Verdict("rolled_back", *self._why))
+                return await self.end(Verdict("rolled_back", *self._why))
             if not target:
                 code = "TargetUnreachable"
-                await self._failed("", Coded(code), code, f"no node can take agent {self.agent!r} now")
+                await self.fail("", Coded(code), code, f"no node can take agent {self.agent!r} now")
             elif await self._is_over(ticket, activation, target):
                 return None
 
     async def _is_over(self, ticket: Ticket, activation: Activation, target: str) -> bool:
         """Makes an attempt; True: that was the end of the migration, False: it has failed, and something else follows."""
         move = await self._attempt(ticket, activation, target)
-        report = self._last
+        report = self.report
         if move is None:
-            await self._end(Verdict("rolled_back", *self._why))
+            await self.end(Verdict("rolled_back", *self._why))
         elif report.ok:
             self._manager.finish(ticket.token, self._activations.clock())
-            await self._end(Verdict("completed"))
+            await self.end(Verdict("completed"))
         elif report.code == "Fenced":
             await self._without_agent()
         elif is_settled(report.code) or self._is_refused_outright(report):
-            await self._end(Verdict("rolled_back", report.code, report.reason))
+            await self.end(Verdict("rolled_back", report.code, report.reason))
         else:
-            await self._failed(target, move.happened, report.code, report.reason)
+            await self.fail(target, move.happened, report.code, report.reason)
             return False
         return True
 
@@ -262,7 +239,7 @@ class Recovery:
     async def _first(self) -> Ticket | None:
         if await self._hosted() is None:
             return None
-        return self._manager.begin(self.agent, self._activations.clock(), self._last.target)
+        return self._manager.begin(self.agent, self._activations.clock(), self.report.target)
 
     async def _due(self) -> Ticket | None:
         """Waits in the manager until something is to be done, or the migration is cancelled; None once the agent is another node's."""
@@ -292,24 +269,6 @@ class Recovery:
             await asyncio.sleep(LOOK_S)
         return activation
 
-    async def _chosen(self, ticket: Ticket) -> str:
-        """A node that the ticket does not exclude, and that admits an attempt; "" if there is none now."""
-        activation, excluded = await self._hosted(), {*ticket.excluded}
-        if activation is None:
-            return ""
-        try:
-            nodes = await selection.list_alive(self._log, self._activations.home.wire)
-        except CellError as error:
-            logger.warning("migration %s: who is alive is not known: %s", self.migration, error)
-            return ""
-        while name := selection.choose(
-            nodes, activation.fold.cls, excluded, activation.fold.policy.preferred_architectures
-        ):
-            if self._manager.assign(ticket.token, name, self._activations.clock()):
-                return name
-            excluded.add(name)
-        return ""
-
     async def _last_resort(self, strategy: RecoveryStrategy) -> None:
         """Rolls back, which the agent's log has done already, or gives up."""
         case = self.case
@@ -317,19 +276,19 @@ class Recovery:
         if case.decisions[-1].is_retry:
             code, reason = "Timeout", f"no time is left; last: {reason}"
         if strategy is RecoveryStrategy.ROLLBACK:
-            await self._end(Verdict("rolled_back", code, reason))
+            await self.end(Verdict("rolled_back", code, reason))
         elif await self._hosted() is None:
             await self._without_agent()  # it is the owner's to park
         else:
-            await self._end(Verdict("gave_up", code, reason))
+            await self.end(Verdict("gave_up", code, reason))
 
     async def _without_agent(self) -> None:
         """This node does not run the agent any more.  Its new owner goes on, unless there is none, or it is still this node."""
         owner = await evidence.owner_of(self._log, self.agent)
         if not owner:
-            await self._end(Verdict("rolled_back", "AgentTerminated", "the agent has ended"))
+            await self.end(Verdict("rolled_back", "AgentTerminated", "the agent has ended"))
         elif owner == self._activations.name and self.agent not in self._activations.live:
-            await self._end(Verdict("rolled_back", "Fenced", f"{owner} cannot run the agent any more"))
+            await self.end(Verdict("rolled_back", "Fenced", f"{owner} cannot run the agent any more"))
         else:
             logger.warning(
                 "agent %s has another owner now, and its migration %s is left to %s", self.agent, self.migration, owner
@@ -344,13 +303,13 @@ class Recovery:
         self._has_run_out = False
         self._of.keep_time()
         try:
-            await self._scribe.write(
+            await self.journal.write(
                 lambda head: Attempted(
                     **head, number=number, id=name, target=target, strategy=strategy, epoch=activation.fold.epoch
                 )
             )
         except RecordInvalid:
-            if self._scribe.journal.is_cancelled:
+            if self.journal.fold.is_cancelled:
                 return None
             raise
         if self._copy is not None and self._copy.target != target:
@@ -369,9 +328,9 @@ class Recovery:
         elif report.code == "Cancelled":
             report = replace(report, code=self._why[0], reason=self._why[1])
         self._copy = move if move.target_has_copy else None
-        self._restored = move.restored
-        self._last = report
-        self._scribe.later(
+        self.restored = move.restored
+        self.report = report
+        self.journal.later(
             lambda head: Reached(
                 **head, number=number, phases=list(report.phases), rounds=report.rounds, bytes=report.bytes,
                 pause_ms=report.pause_ms,
@@ -381,127 +340,47 @@ class Recovery:
 
     # ---- decisions -------------------------------------------------------------------------------------------
 
-    async def _failed(self, target: str, happened: Happened, code: str, message: str) -> None:
+    async def fail(self, target: str, happened: Happened, code: str, message: str) -> None:
         """Classifies the failure and decides; both are written before anything is done about it."""
         kind, number = classify(happened), self.case.attempts
-        await self._scribe.write(
+        await self.journal.write(
             lambda head: Failed(**head, number=number, target=target, kind=kind.value, code=code, message=message)
         )
         now = self._activations.clock()
         error = MigrationError.new(kind, message, self.agent, target or None, now=now)
         self._manager.record_failure(error, now, self._activations.home.rng.random, code=code)
-        await self._decided(now)
+        await self.write_decision(now)
 
-    async def _decided(self, now: float) -> None:
+    async def write_decision(self, now: float) -> None:
         """Writes what the manager has decided."""
         rule, due, number = self.case.decided, self.case.due, self.case.attempts
         if rule is None:
             raise never("nothing was decided")
         delay = max(0.0, due - now) if due is not None else 0.0
-        await self._scribe.write(
+        await self.journal.write(
             lambda head: Decided(**head, number=number, strategy=rule.strategy.value, rule=rule.why, delay_s=delay)
         )
         self._of.keep_time()
 
-    async def _park(self, why: str) -> None:
-        """Nobody runs the agent until an operator says how to go on; it stays claimable, and its messages wait."""
-        activation = self._activations.live.get(self.agent)
-        if activation is None or not activation.fold.may_run:
-            return
-        reason = f"migration {self.migration} gave up: {why}; `mielin recover {self.migration}`"
-        try:
-            await activation.intake.stop(self._activations.settings.turn_deadline_s)
-        except TimeoutError as error:
-            raise AskTimeout(
-                f"Agent {self.agent!r} is in a turn that does not end; it is parked for migration {self.migration} later.",
-                agent=self.agent,
-            ) from error
-
-        def suspended(head: dict[str, Any]) -> Suspended:
-            if not activation.fold.may_run:  # an operator has stopped it first
-                raise _Stands
-            return Suspended(**head, reason=reason)
-
-        try:
-            await activation.flush()
-            await activation.append(suspended)
-        except _Stands:
-            return
-        finally:
-            activation.resume_intake()
-
-    # ---- taken over ------------------------------------------------------------------------------------------
-
-    async def take_over(self, fold: Fold, end: Verdict | None) -> bool:
-        """Ends what another process began, or decides how it goes on; True: `run` then does what was decided.
-
-        The first record tells every other process that is at it to stop.  Raises `JournalTaken` if one was first.
-        """
-        try:
-            return await self._taken_over(fold, end)
-        except BaseException:
-            self._close(None)
-            raise
-
-    async def _taken_over(self, fold: Fold, end: Verdict | None) -> bool:
-        case, journal = self.case, self._scribe.journal
-        last, coordinator, now = (
-            journal.attempts[-1] if journal.attempts else None,
-            journal.coordinator,
-            self._activations.clock(),
-        )
-        if last is not None and last.id in fold.handed:
-            self._restored = restored(fold)
-        if end is not None:
-            await self._end(end)
-            return False
-        was_undecided = case.is_undecided
-        self._manager.open(case, now, self._activations.home.rng.random)
-        if case.is_running and last is not None:
-            code, reason, happened = await evidence.loss_of(self._log, fold, last, coordinator)
-            self._last = replace(self._last, target=last.target, code=code, reason=reason)
-            await self._failed(last.target, happened, code, reason)
-        elif was_undecided:
-            await self._decided(now)
-        elif case.due is not None:
-            reason = f"{coordinator} was lost before attempt {case.attempts + 1}"
-            await self._failed("", Coded(SOURCE_LOST), SOURCE_LOST, reason)
-        self._of.keep_time()
-        return True
-
     # ---- the end ---------------------------------------------------------------------------------------------
 
-    async def _end(self, end: Verdict) -> None:
+    async def end(self, end: Verdict) -> None:
         """Writes the end, then tells it."""
         if end.outcome == "gave_up":
-            await self._park(end.reason)
+            reason = f"migration {self.migration} gave up: {end.reason}; `mielin recover {self.migration}`"
+            await park(self._activations, self.agent, reason)
         if self._copy is not None:
             self._activations.home.begin(self._copy.release())
-        last = self._last
-        back_at = self._restored if end.outcome == "rolled_back" else {}
-        await self._scribe.write(
+        last = self.report
+        back_at = self.restored if end.outcome == "rolled_back" else {}
+        await self.journal.write(
             lambda head: Ended(
                 **head, outcome=end.outcome, target=last.target, code=end.code, reason=end.reason, restored=back_at
             )
         )
-        self._close(end)
+        self.close(end)
 
-    async def _ended_elsewhere(self) -> None:
-        """Another process was given the agent, and has gone on with the migration, or ended it."""
-        journal = await evidence.journal_of(self._log, self.agent, self.migration)
-        if journal is None or journal.end is None:
-            return
-        end, number = journal.end, len(journal.attempts)
-        last = replace(self._last, target=end.target, attempts=number, phases=(), rounds=0, bytes=0, pause_ms=0.0)
-        for record in journal.records:  # what this process saw of its own last attempt is not how the migration ended
-            if isinstance(record, Reached) and record.number == number:
-                last = replace(
-                    last, phases=tuple(record.phases), rounds=record.rounds, bytes=record.bytes, pause_ms=record.pause_ms
-                )  # fmt: skip
-        self._last = last
-        self._close(Verdict(end.outcome, end.code, end.reason), number)
-
-    def _close(self, end: Verdict | None, attempts: int | None = None) -> None:
+    def close(self, end: Verdict | None, attempts: int | None = None) -> None:
         if self.done.done():
             return
         outcome = RecoveryOutcome.SETTLED if end is None or is_settled(end.code) else OUTCOMES[end.outcome]
@@ -511,9 +390,9 @@ class Recovery:
             return
         self.done.set_result(
             replace(
-                self._last, migration=self.migration, outcome=end.outcome, code=end.code, reason=end.reason,
+                self.report, migration=self.migration, outcome=end.outcome, code=end.code, reason=end.reason,
                 failures=tuple(self._told_failures), decisions=tuple(one.value for one in self.case.decisions),
                 attempts=self.case.attempts if attempts is None else attempts,
-                restored=self._restored if end.outcome == "rolled_back" else {},
+                restored=self.restored if end.outcome == "rolled_back" else {},
             )
         )  # fmt: skip

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Collection
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mielin_cells.errors import (
@@ -21,15 +22,19 @@ from mielin_cells.errors import (
     RetryError,
     UnknownRecord,
     described,
+    never,
 )
 from mielin_cells.log.fold import Fold
 from mielin_cells.log.ids import journal_subject
 from mielin_cells.log.lifecycle import Phase
+from mielin_cells.migration.case import SOURCE_LOST, Case
+from mielin_cells.migration.failure import Coded
 from mielin_cells.migration.journal import Journal
-from mielin_cells.migration.outcome import Verdict, journal_outcome, verdict
+from mielin_cells.migration.outcome import Verdict, journal_outcome, restored, verdict
 from mielin_cells.node.moves import evidence
 from mielin_cells.node.moves.journal import JournalTaken
 from mielin_cells.node.moves.recovery import Recovery
+from mielin_cells.rpc import requests
 from mielin_cells.store import journal
 from mielin_cells.store.reader import load
 
@@ -196,7 +201,7 @@ class Settling:
         outcome, _ = journal_outcome(found, fold)
         if outcome is None:
             return False
-        recovery = Recovery.taken(self._of, found)
+        recovery = _recovery_of(self._of, found)
         end = verdict(found, recovery.case, fold, activations.name, is_newest=is_newest)
         broken = self.broken.pop(found.migration, "")
         if end is None and broken:
@@ -207,7 +212,7 @@ class Settling:
             self._of.open[agent] = recovery
         goes_on = False
         try:
-            goes_on = await recovery.take_over(fold, end)
+            goes_on = await take_over(self._of, recovery, fold, end)
         finally:
             if not goes_on and self._of.open.get(agent) is recovery:
                 del self._of.open[agent]
@@ -218,3 +223,58 @@ class Settling:
 def _planned(found: Journal) -> tuple[int, float, str]:
     planned = found.planned
     return (planned.epoch, planned.at, found.migration) if planned is not None else (0, 0.0, found.migration)
+
+
+def _recovery_of(of: Migrations, journal: Journal) -> Recovery:
+    """An open migration that another process began, as its journal tells.  Raises `UnknownRecord` and `ConfigError` as `Case.of`."""
+    planned, activations = journal.planned, of.activations
+    if planned is None:
+        raise never("the journal has no plan")
+    case = Case.of(journal, source=activations.name, now=activations.clock(), wall=activations.home.wall())
+    request = requests.Migrate(
+        planned.agent, journal.migration, planned.epoch, planned.target, 0.0, parent=planned.parent
+    )
+    recovery = Recovery(of, request, case, journal)
+    target = journal.attempts[-1].target if journal.attempts else planned.target
+    reason = f"{journal.coordinator} was lost"
+    recovery.report = replace(recovery.report, target=target, code=SOURCE_LOST, reason=reason)
+    return recovery
+
+
+async def take_over(of: Migrations, recovery: Recovery, fold: Fold, end: Verdict | None) -> bool:
+    """Ends what another process began, or decides how it goes on; True: `Recovery.run` then does what was decided.
+
+    The first record tells every other process that is at it to stop.  Raises `JournalTaken` if one was first.
+    """
+    try:
+        return await _taken_over(of, recovery, fold, end)
+    except BaseException:
+        recovery.close(None)
+        raise
+
+
+async def _taken_over(of: Migrations, recovery: Recovery, fold: Fold, end: Verdict | None) -> bool:
+    case, journal, activations = recovery.case, recovery.journal.fold, of.activations
+    last, coordinator, now = (
+        journal.attempts[-1] if journal.attempts else None,
+        journal.coordinator,
+        activations.clock(),
+    )
+    if last is not None and last.id in fold.handed:
+        recovery.restored = restored(fold)
+    if end is not None:
+        await recovery.end(end)
+        return False
+    was_undecided = case.is_undecided
+    of.manager.open(case, now, activations.home.rng.random)
+    if case.is_running and last is not None:
+        code, reason, happened = await evidence.loss_of(activations.home.log, fold, last, coordinator)
+        recovery.report = replace(recovery.report, target=last.target, code=code, reason=reason)
+        await recovery.fail(last.target, happened, code, reason)
+    elif was_undecided:
+        await recovery.write_decision(now)
+    elif case.due is not None:
+        reason = f"{coordinator} was lost before attempt {case.attempts + 1}"
+        await recovery.fail("", Coded(SOURCE_LOST), SOURCE_LOST, reason)
+    of.keep_time()
+    return True

@@ -35,7 +35,7 @@ from mielin_cells.membership import selection
 from mielin_cells.migration.journal import TakenBack
 from mielin_cells.node.activation.writer import Declined
 from mielin_cells.node.moves.admission import ask_offer
-from mielin_cells.node.moves.journal import Scribe
+from mielin_cells.node.moves.journal import JournalWriter
 from mielin_cells.node.ownership.claims import Claims, elsewhere
 from mielin_cells.rpc import answers, requests
 from mielin_cells.rpc.call import call
@@ -223,8 +223,8 @@ class Undoes:
         """Notes in the migration's journal that it was undone.  The note is for people: nothing depends on it."""
         try:
             found = await journal.read(self._activations.home.log, plan.agent, plan.migration)
-            scribe = Scribe(self._activations.home, plan.agent, plan.migration, found)
-            await scribe.write(
+            writer = JournalWriter(self._activations.home, plan.agent, plan.migration, found)
+            await writer.write(
                 lambda head: TakenBack(
                     **head, goes_to=plan.goes_to, record=plan.record, messages=plan.messages, sent=plan.sent
                 )

@@ -1,0 +1,40 @@
+"""Parking an agent whose migration gave up: it stays claimable and its messages wait, until an operator says how to go on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mielin_cells.errors import AskTimeout
+from mielin_cells.log.records import Suspended
+from mielin_cells.node.activation.writer import Declined
+
+if TYPE_CHECKING:
+    from mielin_cells.node.activation.activations import Activations
+
+
+class _StoppedAlready(Declined):
+    """An operator has stopped the agent first."""
+
+
+async def park(activations: Activations, agent: str, reason: str) -> None:
+    """Suspends the agent.  Nothing happens if it does not run here.  Raises `AskTimeout` for a turn that does not end."""
+    activation = activations.live.get(agent)
+    if activation is None or not activation.fold.may_run:
+        return
+    try:
+        await activation.intake.stop(activations.settings.turn_deadline_s)
+    except TimeoutError as error:
+        raise AskTimeout(f"Agent {agent!r} is in a turn that does not end; it is parked later.", agent=agent) from error
+
+    def suspended(head: dict[str, Any]) -> Suspended:
+        if not activation.fold.may_run:
+            raise _StoppedAlready
+        return Suspended(**head, reason=reason)
+
+    try:
+        await activation.flush()
+        await activation.append(suspended)
+    except _StoppedAlready:
+        return
+    finally:
+        activation.resume_intake()
