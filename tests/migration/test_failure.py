@@ -25,17 +25,13 @@ from mielin_cells.migration.failure import (
     ERRNOS,
     SEVERITY,
     Coded,
-    DeadlinePassed,
-    DigestDiffers,
     MigrationErrorType,
-    OutcomeUnknown,
     Refused,
     SentBack,
     classify,
     is_settled,
 )
-from mielin_cells.migration.progress import MigrationPhase
-from mielin_cells.migration.refusal import Refusal, RefusalKind, kinds, refusal, told
+from mielin_cells.migration.refusal import Refusal, RefusalKind, as_refusal, kinds, refusal
 from mielin_cells.migration.source import Limits, Source
 
 TRANSIENT = MigrationErrorType.NETWORK_TRANSIENT
@@ -125,18 +121,6 @@ def test_causes_that_go_in_circles_are_followed_only_so_far() -> None:
     assert classify(one) is TIMEOUT
 
 
-def test_an_unknown_outcome_is_a_timeout_and_a_digest_is_corruption() -> None:
-    assert classify(OutcomeUnknown()) is TIMEOUT
-    assert classify(DigestDiffers()) is CORRUPTION
-
-
-@pytest.mark.parametrize("phase", [phase for phase in MigrationPhase if not phase.is_end], ids=lambda p: p.value)
-def test_a_deadline_is_a_timeout_unless_nobody_was_ever_heard(phase: MigrationPhase) -> None:
-    wanted = UNREACHABLE if phase is MigrationPhase.PREPARING else TIMEOUT
-
-    assert classify(DeadlinePassed(phase)) is wanted
-
-
 # ---- refusals: the sentences themselves are made by admission and validation ----------------------------------
 
 
@@ -195,7 +179,7 @@ def test_a_compatibility_reason_is_classified_too(agent: AgentRequirements, kind
 
 
 def test_a_refusal_without_a_known_reason_is_retried_elsewhere() -> None:
-    for refused in (Refused(()), Refused((told("injected at prepare: refuse"),)), MigrationRefused("injected")):
+    for refused in (Refused(()), Refused((as_refusal("injected at prepare: refuse"),)), MigrationRefused("injected")):
         assert classify(refused) is RESOURCES
 
 
@@ -224,7 +208,7 @@ def sent_back(error: BaseException) -> tuple[m.Event, ...]:
     ("events", "kind"),
     [
         ((m.Begin(), m.Refused((refusal(RefusalKind.STOPPING, node="node-2"),))), UNREACHABLE),
-        ((m.Begin(), m.Refused((told("node-2 is stopping"),))), RESOURCES),
+        ((m.Begin(), m.Refused((as_refusal("node-2 is stopping"),))), RESOURCES),
         ((m.Begin(), m.Broken("TargetUnreachable", "no answer")), UNREACHABLE),
         ((*COPYING, m.Deadline()), TIMEOUT),
         ((*COPYING, m.Broken("DigestMismatch", "other bytes")), CORRUPTION),

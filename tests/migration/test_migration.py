@@ -27,7 +27,7 @@ from mielin_cells.migration import source as s
 from mielin_cells.migration import target as t
 from mielin_cells.migration.failure import Refused
 from mielin_cells.migration.progress import MigrationPhase as Phase
-from mielin_cells.migration.refusal import told
+from mielin_cells.migration.refusal import as_refusal
 from mielin_cells.migration.target import TargetPhase
 
 BEFORE = (Phase.PLANNED, Phase.PREPARING, Phase.COPYING, Phase.PAUSED)
@@ -109,8 +109,8 @@ def test_a_source_that_was_fenced_does_not_resume(phase: Phase, event: s.Event) 
 
 
 def test_a_refusal_names_every_reason() -> None:
-    _, effects = source_in(Phase.PREPARING).on(s.Refused((told("no memory"), told("no class"))))
-    refused = Refused((told("no memory"), told("no class")))
+    _, effects = source_in(Phase.PREPARING).on(s.Refused((as_refusal("no memory"), as_refusal("no class"))))
+    refused = Refused((as_refusal("no memory"), as_refusal("no class")))
     assert effects == (s.End("rolled_back", "MigrationRefused", "no memory; no class", refused),)
 
 
@@ -295,7 +295,7 @@ def test_a_copy_that_was_not_handed_over_is_dropped(phase: TargetPhase, event: t
 
 def late_and_repeated() -> Iterator[tuple[Any, Callable[[], list[Any]]]]:
     yield source_in(Phase.VERIFYING), lambda: [s.Begin(), s.Prepared(), NEAR, s.Quiet(), s.HandedOver(), s.Doubtful()]
-    yield source_in(Phase.COPYING), lambda: [s.Begin(), s.Prepared(), s.Refused((told("late"),))]
+    yield source_in(Phase.COPYING), lambda: [s.Begin(), s.Prepared(), s.Refused((as_refusal("late"),))]
     yield target_in(TargetPhase.COPYING), lambda: [t.CopyAsked()]
     yield target_in(TargetPhase.ACCEPTING), lambda: [t.HandoverSeen(), t.Verified(), t.NotVerified("late")]
 

@@ -16,7 +16,6 @@ from mielin_cells.migration import (
     ProgressTracker,
 )
 from mielin_cells.migration import progress as p
-from mielin_cells.migration.progress import MigrationPhase
 
 
 def tracker(total: int = 1000) -> ProgressTracker:
@@ -179,8 +178,3 @@ def test_a_watcher_that_raises_keeps_nothing_from_the_others() -> None:
 
     assert collected.events == [failed()]
     assert [str(error) for error in broken] == ["m-1"]
-
-
-@pytest.mark.parametrize("phase", list(MigrationPhase), ids=lambda phase: phase.value)
-def test_each_phase_of_a_move_is_a_phase_of_the_seed(phase: MigrationPhase) -> None:
-    assert p.phase_of(phase).is_terminal == phase.is_end

@@ -6,7 +6,7 @@ import re
 
 from support.paths import ROOT
 
-from mielin_cells.migration.failure import CODES, DEADLINES, FAMILIES, REFUSALS, MigrationErrorType
+from mielin_cells.migration.failure import CODES, FAMILIES, REFUSALS, MigrationErrorType
 
 PAGE = ROOT / "docs" / "recovery.md"
 
@@ -23,14 +23,12 @@ def test_the_table_of_codes_is_the_one_that_decides() -> None:
     assert codes_table() in PAGE.read_text(), f"write the table anew:\n{codes_table()}"
 
 
-def test_refusals_deadlines_and_families_are_on_the_page() -> None:
+def test_refusals_and_families_are_on_the_page() -> None:
     text = PAGE.read_text()
 
     for kind in set(REFUSALS.values()):
         names = ", ".join(one.value for one, found in REFUSALS.items() if found is kind)
         assert f"| {names} | `{kind.value}` |" in text
-    for phase, kind in DEADLINES.items():
-        assert f"| deadline of `{phase.value}` | `{kind.value}` |" in text
     for family, kind in FAMILIES:
         assert f"| `{family.__name__}` | `{kind.value}` |" in text
 

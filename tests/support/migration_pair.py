@@ -16,7 +16,7 @@ from mielin_cells.log.lifecycle import Phase as LogPhase
 from mielin_cells.migration import source as s
 from mielin_cells.migration import target as t
 from mielin_cells.migration.progress import MigrationPhase as Phase
-from mielin_cells.migration.refusal import told
+from mielin_cells.migration.refusal import as_refusal
 from mielin_cells.migration.target import TargetPhase
 from support.agent_log import accepted, after, claimed, committed, handed_off, returned
 
@@ -139,7 +139,7 @@ def source_steps(w: World) -> Iterator[World]:
         if fenced:
             yield source_on(w, s.Overtaken(False))
     if waits == "AskPrepare":
-        yield source_on(w, s.Refused((told("full"),)))
+        yield source_on(w, s.Refused((as_refusal("full"),)))
         if w.target is None:
             yield source_on(w._replace(target=w.new_target("m-1"), target_seen=0), s.Prepared())
     elif waits == "AskCopy":

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from mielin_cells.migration import source as s
 from mielin_cells.migration import target as t
 from mielin_cells.migration.progress import MigrationPhase as Phase
-from mielin_cells.migration.refusal import told
+from mielin_cells.migration.refusal import as_refusal
 from mielin_cells.migration.target import TargetPhase
 from support.paths import ROOT
 
@@ -25,7 +25,7 @@ FAR = s.Copied(1000, 0)
 SOURCE_EVENTS: list[tuple[str, s.Event]] = [
     ("Begin", s.Begin()),
     ("Prepared", s.Prepared()),
-    ("Refused", s.Refused((told("no memory"), told("no class")))),
+    ("Refused", s.Refused((as_refusal("no memory"), as_refusal("no class")))),
     ("Copied, near", NEAR),
     ("Copied, nearer", NEARER),
     ("Copied, far", FAR),

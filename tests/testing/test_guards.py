@@ -35,7 +35,7 @@ from mielin_cells.node.activation.inbox import Arrival, Inbox
 from mielin_cells.node.activation.outbox import Outbox
 from mielin_cells.node.activation.turn import Turn
 from mielin_cells.node.activation.writer import Writer
-from mielin_cells.node.moves.source import Move
+from mielin_cells.node.moves.handover import Handover
 from mielin_cells.node.moves.target import Copy
 from mielin_cells.substrate import retry
 from mielin_cells.substrate.ports import Entry, Outcome
@@ -198,15 +198,15 @@ def output_rule_for_answers(patch: Patch) -> None:
 @guard(within=400)
 def claim_by_read(patch: Patch) -> None:
     """A source that does not know whether its handover landed reads, and goes on if it sees none: it claims nothing (rule 6)."""
-    claim_back = Move._claim_back
+    claim_back = Handover.claim_back
 
-    async def by_a_read(self: Move) -> machine.Event:
+    async def by_a_read(self: Handover, *, is_in_doubt: bool) -> machine.Event:
         last = await self.activations.home.log.last(log_subject(self.activation.fold.agent))
         if last is not None and last.seq == self.activation.fold.seq:
             return machine.ClaimedBack()
-        return await claim_back(self)
+        return await claim_back(self, is_in_doubt=is_in_doubt)
 
-    patch.setattr(Move, "_claim_back", by_a_read)
+    patch.setattr(Handover, "claim_back", by_a_read)
 
 
 @guard(within=30)

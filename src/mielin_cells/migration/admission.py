@@ -81,28 +81,28 @@ class CompatibilityStatus:
 
 def check_compatibility(agent: AgentRequirements, node: NodeCapabilities) -> CompatibilityStatus:
     """All that the crate checks, in its order, and none of it left out because something before it failed."""
-    found: list[Refusal] = []
+    refused: list[Refusal] = []
     warnings: list[str] = []
     if agent.architectures and not set(agent.architectures) & set(node.architectures):
         have = " and ".join(node.architectures) or "of an unknown architecture"
-        found.append(refusal(Kind.ARCHITECTURE, node=node.name, need=" or ".join(agent.architectures), have=have))
+        refused.append(refusal(Kind.ARCHITECTURE, node=node.name, need=" or ".join(agent.architectures), have=have))
     # The state is held in memory, so it counts, too.
     need = agent.required_memory + agent.state_size
     left = _left(node.available_memory, node.reserved) - need
     if left < 0:
-        found.append(_short(Kind.MEMORY, need, node.available_memory, node))
+        refused.append(_short(Kind.MEMORY, need, node.available_memory, node))
     elif left * HEADROOM < node.available_memory - node.reserved:
         warnings.append(f"{left:,} bytes of memory would be left, less than a fifth of what is free")
     if agent.required_storage > _left(node.available_storage, node.reserved):
-        found.append(_short(Kind.STORAGE, agent.required_storage, node.available_storage, node))
+        refused.append(_short(Kind.STORAGE, agent.required_storage, node.available_storage, node))
     if agent.state_size > node.max_state_size:
-        found.append(refusal(Kind.STATE_TOO_LARGE, node=node.name, size=agent.state_size, limit=node.max_state_size))
-    found += [
+        refused.append(refusal(Kind.STATE_TOO_LARGE, node=node.name, size=agent.state_size, limit=node.max_state_size))
+    refused += [
         refusal(Kind.FEATURE, node=node.name, feature=name) for name in agent.features if name not in node.features
     ]
     if agent.version:
-        _check_version(agent.version, node, found, warnings)
-    return CompatibilityStatus(refusals=tuple(found), warnings=tuple(warnings))
+        _check_version(agent.version, node, refused, warnings)
+    return CompatibilityStatus(refusals=tuple(refused), warnings=tuple(warnings))
 
 
 def _left(free: int, reserved: int) -> int:
@@ -114,16 +114,16 @@ def _short(kind: Kind, need: int, free: int, node: NodeCapabilities) -> Refusal:
     return refusal(kind, node=node.name, need=need, left=left, free=free, reserved=node.reserved)
 
 
-def _check_version(text: str, node: NodeCapabilities, found: list[Refusal], warnings: list[str]) -> None:
+def _check_version(text: str, node: NodeCapabilities, refused: list[Refusal], warnings: list[str]) -> None:
     try:
         version, have, least = Version(text), Version(node.version), Version(node.min_version)
     except ConfigError as error:
-        found.append(refusal(Kind.VERSION_UNREADABLE, node=node.name, why=error.message.rstrip(".")))
+        refused.append(refusal(Kind.VERSION_UNREADABLE, node=node.name, why=error.message.rstrip(".")))
         return
     if version.major not in (have.major, least.major):
-        found.append(refusal(Kind.VERSION_MAJOR, node=node.name, need=str(version), have=str(have)))
+        refused.append(refusal(Kind.VERSION_MAJOR, node=node.name, need=str(version), have=str(have)))
     elif version < least:
-        found.append(refusal(Kind.VERSION_OLD, node=node.name, need=str(version), least=str(least)))
+        refused.append(refusal(Kind.VERSION_OLD, node=node.name, need=str(version), least=str(least)))
     elif version > have:
         warnings.append(f"it was made for version {version}, and {node.name} has {have}")
 
@@ -131,7 +131,7 @@ def _check_version(text: str, node: NodeCapabilities, found: list[Refusal], warn
 # ---- the agent and the node, as a move meets them ----
 
 UNLIMITED = 1 << 62
-"""Stands for a quantity that is not known, or not limited: whatever is needed or reserved is less."""
+"""Stands for a quantity that is not known or not limited: every need and every reservation is less."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,16 +181,16 @@ def refusals(offer: Offer, node: Facts) -> tuple[Refusal, ...]:
 
 
 def _unwilling(node: Facts) -> list[Refusal]:
-    found: list[Refusal] = []
+    refused: list[Refusal] = []
     if node.is_stopping:
-        found.append(refusal(Kind.STOPPING, node=node.name))
+        refused.append(refusal(Kind.STOPPING, node=node.name))
     elif node.is_cordoned:
-        found.append(refusal(Kind.CORDONED, node=node.name))
+        refused.append(refusal(Kind.CORDONED, node=node.name))
     if node.is_hosting:
-        found.append(refusal(Kind.HOSTING, node=node.name))
+        refused.append(refusal(Kind.HOSTING, node=node.name))
     if node.verifies:
-        found.append(refusal(Kind.VERIFYING, node=node.name, migration=node.verifies))
-    return found
+        refused.append(refusal(Kind.VERIFYING, node=node.name, migration=node.verifies))
+    return refused
 
 
 def _unfit(offer: Offer, node: Facts) -> list[Refusal]:
@@ -215,8 +215,8 @@ def _incompatible(offer: Offer, node: Facts) -> tuple[Refusal, ...]:
         available_memory=_limit(node.memory_bytes), available_storage=_limit(node.storage_bytes),
         max_state_size=_limit(node.state_bytes_max), reserved=node.reserved_bytes,
     )  # fmt: skip
-    found = check_compatibility(wants, has).refusals
-    return found if need >= 0 else (*found, refusal(Kind.SIZE_INVALID, size=need))
+    refused = check_compatibility(wants, has).refusals
+    return refused if need >= 0 else (*refused, refusal(Kind.SIZE_INVALID, size=need))
 
 
 def _limit(known: int | None) -> int:
@@ -242,12 +242,12 @@ class Version:
     __slots__ = ("major", "minor", "patch", "pre")
 
     def __init__(self, text: str) -> None:
-        found = _VERSION.fullmatch(text.strip()) if len(text) <= TEXT_CHARS_MAX else None
-        if found is None:
+        parts = _VERSION.fullmatch(text.strip()) if len(text) <= TEXT_CHARS_MAX else None
+        if parts is None:
             wish = "MAJOR.MINOR.PATCH[-PRE]"
             raise ConfigError(f"{text[:80]!r} is no version; wanted: {wish}.", field="version", range=wish)
-        self.major, self.minor, self.patch = (int(part or 0) for part in found.group(1, 2, 3))
-        self.pre = tuple(found[4].split(".")) if found[4] else ()
+        self.major, self.minor, self.patch = (int(part or 0) for part in parts.group(1, 2, 3))
+        self.pre = tuple(parts[4].split(".")) if parts[4] else ()
 
     def _key(self) -> _Key:
         # A release is above its pre-releases; numbers are below words; fewer words are below more.

@@ -33,7 +33,7 @@ class AuditEvent(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditEntry:
-    """`timestamp` is on the clock of whoever wrote it."""
+    """`timestamp` is on the clock of the node that wrote it."""
 
     migration_id: str
     agent_id: str

@@ -1,6 +1,6 @@
 """Which targets may be tried now: a circuit breaker and a cooling time for each node, and a limit on attempts at a time.
 
-What is told here is about nodes, not about agents: that one agent cannot run on a node says nothing of the node.
+This is knowledge about nodes, not about agents: if one agent cannot run on a node, that says nothing about the node.
 """
 
 from __future__ import annotations

@@ -122,7 +122,7 @@ class Case:
     is_undecided: bool = False
     """A failure is known, and what is done about it is not."""
     decided: Rule | None = None
-    """The decision that stands: nothing was begun since."""
+    """The last decision, as long as no attempt has begun since."""
     due: float | None = None
     """When the retry that was decided on is due; None if none was, or it has begun."""
     began: float | None = None

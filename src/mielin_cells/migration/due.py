@@ -34,8 +34,8 @@ class DueQueue:
         return key in self._live
 
     def at(self, key: str) -> float | None:
-        found = self._live.get(key)
-        return None if found is None else found[0]
+        entry = self._live.get(key)
+        return None if entry is None else entry[0]
 
     def put(self, key: str, time: float) -> None:
         self._tickets += 1
@@ -56,14 +56,14 @@ class DueQueue:
 
     def ready(self, now: float, most: int | None = None) -> list[str]:
         """Keys whose time has come, the longest due first, at most so many.  They stay."""
-        found: list[tuple[float, int, str]] = []
-        while self._heap and self._heap[0][0] <= now and (most is None or len(found) < most):
+        due: list[tuple[float, int, str]] = []
+        while self._heap and self._heap[0][0] <= now and (most is None or len(due) < most):
             item = heapq.heappop(self._heap)
             if self._counts(item):
-                found.append(item)
-        for item in found:
+                due.append(item)
+        for item in due:
             heapq.heappush(self._heap, item)
-        return [key for _, _, key in found]
+        return [key for _, _, key in due]
 
     def _counts(self, item: tuple[float, int, str]) -> bool:
         return self._live.get(item[2]) == item[:2]

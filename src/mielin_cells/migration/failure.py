@@ -1,7 +1,7 @@
 """What a failed move is: eight types, and the one function that tells which.
 
-`classify` is the only place where an exception, a refusal, a deadline, a digest or an unknown outcome becomes a
-`MigrationErrorType`.  It is driven by the tables below, which `docs/recovery.md` shows.
+`classify` is the only place where an exception, a refusal or the code of an end becomes a `MigrationErrorType`.  It is driven by the
+tables below, which `docs/recovery.md` shows.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from enum import Enum
 from typing import TypeAlias
 
 from mielin_cells.errors import CellError, LostError, RecordInvalid, RetryError, UsageError, storable
-from mielin_cells.migration.progress import MigrationPhase
-from mielin_cells.migration.refusal import Refusal, RefusalKind, told
+from mielin_cells.migration.refusal import Refusal, RefusalKind, as_refusal
 
 CAUSES_MAX = 16
 """How far a chain of causes, and groups in groups, are followed: real ones have two or three links."""
@@ -112,21 +111,6 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
-class DeadlinePassed:
-    phase: MigrationPhase
-
-
-@dataclass(frozen=True, slots=True)
-class DigestDiffers:
-    """What arrived is not what was sent, and was read again in vain."""
-
-
-@dataclass(frozen=True, slots=True)
-class OutcomeUnknown:
-    """A write was sent and its answer never came."""
-
-
-@dataclass(frozen=True, slots=True)
 class SentBack:
     """The target gave the agent back in probation; the code that its `Returned` carries, "" if it has none."""
 
@@ -142,7 +126,7 @@ class Coded:
     """For people: nothing is read from it."""
 
 
-Happened: TypeAlias = BaseException | Refused | DeadlinePassed | DigestDiffers | OutcomeUnknown | SentBack | Coded
+Happened: TypeAlias = BaseException | Refused | SentBack | Coded
 
 
 # ---- tables --------------------------------------------------------------------------------------------------
@@ -195,7 +179,7 @@ CODES: dict[str, MigrationErrorType] = {
     "AskTimeout": TIMEOUT,
     "MigrationFailed": TIMEOUT,
     # Passing.
-    "SourceLost": TRANSIENT,  # says nothing of the target: whoever owns the agent next tries the same one
+    "SourceLost": TRANSIENT,  # says nothing of the target: the next owner tries the same one
     "StoreBusy": TRANSIENT,
     "StoreUnreachable": TRANSIENT,
     "MigrationInProgress": TRANSIENT,
@@ -237,11 +221,6 @@ ERRNOS: dict[int, MigrationErrorType] = {12: RESOURCES, 28: RESOURCES}
 
 SETTLED = frozenset({"Cancelled", "Fenced", "AgentTerminated"})
 
-DEADLINES: dict[MigrationPhase, MigrationErrorType] = {
-    MigrationPhase.PREPARING: UNREACHABLE,  # it was asked again and again, and never heard
-}
-"""Of a phase whose deadline is not simply a `TIMEOUT`."""
-
 REFUSALS: dict[RefusalKind, MigrationErrorType] = {
     RefusalKind.STOPPING: UNREACHABLE,
     RefusalKind.CORDONED: UNREACHABLE,
@@ -277,13 +256,7 @@ def classify(happened: Happened) -> MigrationErrorType:
         case BaseException():
             return _worst(_of_exception(error) for error in _with_causes(happened))
         case Refused(refusals=refusals):
-            return _worst(REFUSALS[told(one).kind] for one in refusals) if refusals else CODES["MigrationRefused"]
-        case DeadlinePassed(phase=phase):
-            return DEADLINES.get(phase, TIMEOUT)
-        case DigestDiffers():
-            return CORRUPTION
-        case OutcomeUnknown():
-            return TIMEOUT
+            return _worst(REFUSALS[as_refusal(one).kind] for one in refusals) if refusals else CODES["MigrationRefused"]
         case SentBack(code=code):
             return _of_return(code)
         case Coded(code=code):
@@ -305,13 +278,13 @@ def _with_causes(error: BaseException) -> Iterator[BaseException]:
     for _ in range(CAUSES_MAX):
         if not waiting:
             return
-        found = waiting.pop(0)
-        if isinstance(found, BaseExceptionGroup) and found.exceptions:
-            waiting.extend(found.exceptions)
+        member = waiting.pop(0)
+        if isinstance(member, BaseExceptionGroup) and member.exceptions:
+            waiting.extend(member.exceptions)
             continue
-        yield found
-        if found.__cause__ is not None:
-            waiting.append(found.__cause__)
+        yield member
+        if member.__cause__ is not None:
+            waiting.append(member.__cause__)
     # A group deeper than that still yields what was seen; `_worst` needs at least one.
     yield error
 

@@ -30,7 +30,7 @@ def is_same_migration(attempt: str, other: str) -> bool:
 
 
 class Head(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
-    """Head of every record.  `at` is wall time: for display, and for whoever takes a recovery over to see that its time is over."""
+    """Head of every record.  `at` is wall time: for display, and so that the next owner sees when the time of a recovery is over."""
 
     migration: str
     agent: str

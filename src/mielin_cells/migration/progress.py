@@ -1,4 +1,4 @@
-"""How far a migration is, for whoever wants to watch: events in order, and callbacks that cannot harm it."""
+"""How far a migration is: its phases, progress events in order, and callbacks that cannot harm it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class MigrationPhase(Enum):
 
 
 class ProgressPhase(Enum):
-    """Values are the seed's names.  `phase_of` says which phases of a move each is."""
+    """Values are the seed's names."""
 
     CAPTURING = "Capturing"
     TRANSFERRING = "Transferring"
@@ -56,24 +56,6 @@ class ProgressPhase(Enum):
 
 
 _ORDER = list(ProgressPhase)
-
-_OF_MOVES = {
-    MigrationPhase.PLANNED: ProgressPhase.CAPTURING,
-    MigrationPhase.PREPARING: ProgressPhase.CAPTURING,
-    MigrationPhase.COPYING: ProgressPhase.TRANSFERRING,
-    MigrationPhase.PAUSED: ProgressPhase.TRANSFERRING,
-    MigrationPhase.HANDING_OVER: ProgressPhase.TRANSFERRING,
-    MigrationPhase.IN_DOUBT: ProgressPhase.TRANSFERRING,
-    MigrationPhase.VERIFYING: ProgressPhase.VALIDATING,
-    MigrationPhase.COMPLETED: ProgressPhase.COMPLETED,
-    MigrationPhase.ROLLED_BACK: ProgressPhase.FAILED,
-    MigrationPhase.GAVE_UP: ProgressPhase.FAILED,
-}
-
-
-def phase_of(phase: MigrationPhase) -> ProgressPhase:
-    """The seed's phase of a phase of a move.  `RESTORING` is the target's part of `VERIFYING`: load, `on_arrive`, probe."""
-    return _OF_MOVES[phase]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,7 +179,7 @@ def _said(event: ProgressEvent) -> str:
 
 
 class MultiCallback:
-    """Passes each event to all, in order; one that raises is told to `broken` and does not keep the others from it."""
+    """Passes each event to all callbacks, in order.  If one raises, `broken` gets its error and the others still get the event."""
 
     def __init__(
         self, callbacks: Iterable[ProgressCallback] = (), broken: Callable[[Exception], None] | None = None
@@ -220,8 +202,8 @@ class MultiCallback:
 class ProgressTracker:
     """The events of one migration, in order.  Phases only go forward, shares only grow, and nothing follows the end.
 
-    An event is told only if it says something new, so a transfer has at most 101 of them.  What would go back, or repeat, is
-    ignored: reports may come late.  Events wait in `take`, the newest `EVENTS_WAITING` of them, for whoever delivers them beside
+    An event is emitted only if it says something new, so a transfer has at most 101 of them.  What would go back, or repeat, is
+    ignored: reports may come late.  Events wait in `take`, the newest `EVENTS_WAITING` of them, for the loop that delivers them beside
     the move: a slow watcher never holds it up.  `now` is monotonic seconds.
     """
 
@@ -279,7 +261,7 @@ class ProgressTracker:
             self._tell(Restoring(migration_id=self._migration, agent_id=self._agent, percent=share))
 
     def completed(self, *, now: float) -> None:
-        """Raises `InvalidTransition` if not everything was transferred: whoever says so is mistaken about one of the two."""
+        """Raises `InvalidTransition` if not everything was transferred: the caller is mistaken about one of the two."""
         if self.phase.is_terminal:
             return
         if self._done < self._total:

@@ -86,7 +86,7 @@ class RecoveryConfig:
         doublings = max(0, attempt - 1)
         if not self.use_exponential_backoff or doublings == 0:
             return first
-        # 2**enough is above cap/first, so whoever doubles more often is at the cap: no power is ever too large.
+        # 2**enough is above cap/first, so a retry that doubles more often is at the cap: no power is ever too large.
         enough = math.frexp(cap / first)[1]
         return cap if doublings >= enough else min(cap, first * 2**doublings)
 
@@ -150,9 +150,9 @@ def changed(config: RecoveryConfig, *changes: dict[str, Any] | None) -> Recovery
                 raise ConfigError(f"There is no recovery setting {name!r}; there are {known}.", field=name, range=known)
             is_whole = isinstance(value, float) and value.is_integer() and type(whole[name]) in (int, bool)
             whole[name] = type(whole[name])(value) if is_whole and name in ("max_retries", *_FLAGS) else value
-    found = RecoveryConfig(**whole)
-    found.validate()
-    return found
+    result = RecoveryConfig(**whole)
+    result.validate()
+    return result
 
 
 def of_class(

@@ -35,7 +35,7 @@ class RefusalKind(Enum):
     HAS_FAILED = "has failed"
     """This migration, before."""
     OTHER = "other"
-    """Told in words, or of a kind that this version does not know."""
+    """Given in words, or of a kind that this version does not know."""
 
 
 Fact: TypeAlias = str | int
@@ -62,7 +62,7 @@ SENTENCES: dict[RefusalKind, str] = {
     RefusalKind.HAS_FAILED: "{node} has failed this migration",
     RefusalKind.OTHER: "{text}",
 }
-"""Without the stop: several are told in one sentence."""
+"""Without the full stop: several are joined in one sentence."""
 
 _RESERVED = " ({free:,} less {reserved:,} reserved)"
 
@@ -94,7 +94,7 @@ def refusal(kind: RefusalKind, **facts: Fact) -> Refusal:
     return Refusal(kind.value, facts)
 
 
-def told(reason: Refusal | str) -> Refusal:
+def as_refusal(reason: Refusal | str) -> Refusal:
     """A reason that may have come as a sentence: of that nothing is known but the words."""
     return reason if isinstance(reason, Refusal) else refusal(RefusalKind.OTHER, text=reason)
 

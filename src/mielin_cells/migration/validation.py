@@ -140,18 +140,18 @@ class StateVerifier:
     """Compares what arrived with the source's manifest.  Nothing is taken for granted: the probe's answer is passed in."""
 
     def verify(self, expected: Manifest, state: bytes | Manifest, *, agent_responsive: bool) -> VerificationResult:
-        found = state if isinstance(state, Manifest) else Manifest.of(state)
+        actual = state if isinstance(state, Manifest) else Manifest.of(state)
         reasons: list[str] = []
-        if found.size != expected.size:
-            reasons.append(f"{found.size:,} bytes arrived of {expected.size:,}")
-        if found.checksum != expected.checksum:
-            reasons.append(f"their checksum is {found.checksum.hex()[:16]}, not {expected.checksum.hex()[:16]}")
+        if actual.size != expected.size:
+            reasons.append(f"{actual.size:,} bytes arrived of {expected.size:,}")
+        if actual.checksum != expected.checksum:
+            reasons.append(f"their checksum is {actual.checksum.hex()[:16]}, not {expected.checksum.hex()[:16]}")
         if not agent_responsive:
             reasons.append("the agent does not answer its probe")
         return VerificationResult(
             passed=not reasons,
-            checksum_valid=found.checksum == expected.checksum,
-            size_valid=found.size == expected.size,
+            checksum_valid=actual.checksum == expected.checksum,
+            size_valid=actual.size == expected.size,
             agent_responsive=agent_responsive,
             details="; ".join(reasons),
         )
@@ -250,7 +250,7 @@ class MigrationValidator:
         now: float,
         target: str | None = None,
     ) -> VerificationResult:
-        """`expected` comes from the source, `state` (or what it was found to be) and `agent_responsive` from the target."""
+        """`expected` comes from the source, `state` (or its manifest) and `agent_responsive` from the target."""
         result = self._verifier.verify(expected, state, agent_responsive=agent_responsive)
         self.audit.add(
             migration_id,
@@ -334,7 +334,7 @@ class MigrationValidator:
         source: str | None = None,
         target: str | None = None,
     ) -> None:
-        """The migration has ended, which is always told.  Only after success is there nothing to go back to."""
+        """The migration has ended, which the audit always says.  Only after success is there nothing to go back to."""
         if success:
             self._rollbacks.pop(migration_id, None)
             self._ended.discard(migration_id)

@@ -23,7 +23,7 @@ from mielin_cells.log.ids import control_subject, reply_subject
 from mielin_cells.log.message import decode_replies
 from mielin_cells.membership import table
 from mielin_cells.migration.recovery import RecoveryConfig
-from mielin_cells.migration.refusal import told
+from mielin_cells.migration.refusal import as_refusal
 from mielin_cells.node.activation.activation import Activation, Activations, loop_time
 from mielin_cells.node.activation.context import Hosted
 from mielin_cells.node.drain import Drains
@@ -307,5 +307,5 @@ class Node:
         try:
             await self.home.at("prepare")
         except CellError as error:
-            return answers.Preparation([told(error.message)])
+            return answers.Preparation([as_refusal(error.message)])
         return self.copies.prepare(request)

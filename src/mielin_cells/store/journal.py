@@ -53,7 +53,7 @@ async def _read(log: Log, agent: str, migration: str, *, passes_over: bool = Fal
                 logger.warning(
                     "migration %s has ended, and what its journal holds behind that is left out: %s", migration, error
                 )
-                journal.seq = entry.seq  # whoever writes on writes behind it
+                journal.seq = entry.seq  # the next record is written behind it
         if len(entries) < READ_RECORDS:
             break
     if journal.planned is None:
@@ -66,11 +66,11 @@ async def _read(log: Log, agent: str, migration: str, *, passes_over: bool = Fal
 
 async def listed(log: Log, agent: str | None = None) -> list[tuple[str, str]]:
     """Agents and migrations that have a journal; of one agent, or of all."""
-    found = []
+    names = []
     for subject, _ in await log.subjects(JOURNALS if agent is None else journals_of(agent)):
         with contextlib.suppress(UnicodeDecodeError):  # nobody's journal: no agent id makes this subject
-            found.append(migration_of(subject))
-    return found
+            names.append(migration_of(subject))
+    return names
 
 
 async def find(log: Log, migration: str) -> Journal:

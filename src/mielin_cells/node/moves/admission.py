@@ -177,7 +177,7 @@ class Copies:
         for copy in list(self.by_agent.values()):
             copy.close()
 
-    # ---- told by copies --------------------------------------------------------------------------------------
+    # ---- called by copies ------------------------------------------------------------------------------------
 
     def closed(self, copy: Copy) -> None:
         if self.by_agent.get(copy.agent) is copy:

@@ -63,7 +63,7 @@ async def loss_of(log: Log, fold: Fold, attempt: Attempted, coordinator: str) ->
         try:
             record = await record_of(log, fold.agent, entries[0]) if entries else None
         except RecordInvalid:
-            record = None  # trimmed, or damaged on its way: it would only have told more
+            record = None  # trimmed, or damaged on its way: it would only have said more
         if isinstance(record, Returned) and record.prev == handed:
             return "Returned", f"the target returned it: {record.cause}", SentBack(record.code)
     return SOURCE_LOST, f"{coordinator} was lost in attempt {attempt.number}", Coded(SOURCE_LOST)

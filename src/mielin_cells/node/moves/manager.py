@@ -125,21 +125,21 @@ class Migrations:
 
     async def to_its_end(self, request: requests.Migrate) -> MigrationReport | None:
         """As `start`, and waits; None if another process goes on with the migration."""
-        found = self._running(request) or await self._begun(request)
-        if found is None:
+        recovery = self._running(request) or await self._begun(request)
+        if recovery is None:
             return self.reports[request.migration]
-        await asyncio.wait((found.done,))
-        return found.done.result()
+        await asyncio.wait((recovery.done,))
+        return recovery.done.result()
 
     def _running(self, request: requests.Migrate) -> Recovery | None:
         """The agent's open migration.  Raises `MigrationInProgress` if that is another."""
-        found = self.open.get(request.agent)
-        if found is not None and found.migration != request.migration:
+        recovery = self.open.get(request.agent)
+        if recovery is not None and recovery.migration != request.migration:
             raise MigrationInProgress(
-                f"Agent {request.agent!r} is being moved by {found.migration}.", agent=request.agent,
-                migration=found.migration,
+                f"Agent {request.agent!r} is being moved by {recovery.migration}.", agent=request.agent,
+                migration=recovery.migration,
             )  # fmt: skip
-        return found
+        return recovery
 
     async def _begun(self, request: requests.Migrate) -> Recovery | None:
         """Begins it.  None if it was open already, had lost its source, and has ended just now."""
@@ -147,20 +147,20 @@ class Migrations:
         await self.settling.one_due(agent)  # one that was claimed may have an open migration, which goes on first
         if request.migration in self.reports:
             return None
-        found = self._running(request)
-        if found is not None:
-            return found
+        recovery = self._running(request)
+        if recovery is not None:
+            return recovery
         activation, target = self._planned_for(request), request.to
         if target == activations.name:
             raise AlreadyThere(f"Agent {agent!r} is on {activations.name} already.", agent=agent, node=activations.name)
         if not target:
             target = await self.chosen(activation)
-            found, activation = (
+            recovery, activation = (
                 self._running(request),
                 self._planned_for(request),
             )  # things change while others are asked
-            if found is not None:
-                return found
+            if recovery is not None:
+                return recovery
         left = self.settling.left.get(agent)
         if left:
             if request.migration in left:
@@ -173,10 +173,10 @@ class Migrations:
                 agent=agent, migration=", ".join(left),
             )  # fmt: skip
         config = self.config_of(activation.spec.cls, request.recovery)
-        found = self.open[agent] = Recovery.plan(self, request, target, config)
-        self.manager.open(found.case, self.activations.clock())
-        activations.home.begin(self._run(found, is_new=True))
-        return found
+        recovery = self.open[agent] = Recovery.plan(self, request, target, config)
+        self.manager.open(recovery.case, self.activations.clock())
+        activations.home.begin(self._run(recovery, is_new=True))
+        return recovery
 
     def _planned_for(self, request: requests.Migrate) -> Activation:
         """The agent's activation, in the epoch that the migration was planned in.  Raises `NoSuchAgent`, `Fenced`."""
@@ -282,22 +282,22 @@ class Migrations:
     async def abort(self, agent: str) -> str:
         """Cancels; the migration's id.  Raises `NoSuchMigration`, `TooLateToCancel`."""
         await self.settling.one_due(agent)
-        found = self.open.get(agent)
-        if found is None:
+        recovery = self.open.get(agent)
+        if recovery is None:
             raise NoSuchMigration(f"No migration of agent {agent!r} is open on {self.activations.name}.", agent=agent)
-        await found.abort()
-        return found.migration
+        await recovery.abort()
+        return recovery.migration
 
     async def give_up(self, agent: str) -> None:
         """Before the agent ends: what is open of its migrations gets its end first, since nobody comes after this owner.
 
         Best effort: a migration that does not stop in time learns from the log that the agent has ended.
         """
-        found = self.open.get(agent)
+        recovery = self.open.get(agent)
         with contextlib.suppress(CellError):
-            if found is not None:
-                await found.abort("AgentTerminated", f"agent {agent!r} was terminated while it was moved")
-                await asyncio.wait((found.done,), timeout=GIVE_UP_S)
+            if recovery is not None:
+                await recovery.abort("AgentTerminated", f"agent {agent!r} was terminated while it was moved")
+                await asyncio.wait((recovery.done,), timeout=GIVE_UP_S)
             if self.settling.left.get(agent):
                 await self.settling.settle(agent)
 
@@ -346,7 +346,7 @@ class Migrations:
     # ---- settling --------------------------------------------------------------------------------------------
 
     def settle_soon(self, agent: str, within_s: float) -> None:
-        """The agent came here: its migration, if whoever moved it is gone, is this node's to end or to go on with."""
+        """The agent came here: if the node that moved it is gone, this node ends its migration or goes on with it."""
         self.settling.soon(agent, within_s)
 
     async def settle_due(self) -> None:

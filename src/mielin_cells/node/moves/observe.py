@@ -1,4 +1,4 @@
-"""What a migration does, told as it happens in the seed's words: audit entries with their outcome, and progress events.
+"""What a migration does, as it happens and in the seed's words: audit entries with their outcome, and progress events.
 
 Nothing here can harm a move: events are delivered from the event loop beside it, and a watcher that raises is only logged.
 """
@@ -53,7 +53,7 @@ class Observer:
     def __init__(
         self, watchers: Watchers, migration: str, agent: str, state_bytes: int, *, is_new: bool = True
     ) -> None:
-        """`is_new` False: another node has told that it began."""
+        """`is_new` False: another node has noted that it began."""
         self._watchers = watchers
         self._activations = watchers.activations
         self._migration = migration

@@ -9,7 +9,7 @@ from mielin_cells.log.records import Suspended
 from mielin_cells.node.activation.writer import Declined
 
 if TYPE_CHECKING:
-    from mielin_cells.node.activation.activations import Activations
+    from mielin_cells.node.activation.activation import Activations
 
 
 class _StoppedAlready(Declined):

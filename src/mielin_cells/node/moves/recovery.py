@@ -94,7 +94,7 @@ class Recovery:
     # ---- steering --------------------------------------------------------------------------------------------
 
     async def abort(self, code: str = "Cancelled", why: str = "cancelled") -> None:
-        """Cancels an attempt before its handover, or what was to follow; whoever owns the agent next knows of it, too.
+        """Cancels an attempt before its handover, or what was to follow; the agent's next owner reads it in the journal.
 
         Raises `TooLateToCancel`, and `JournalTaken` if another process goes on with the migration.
         """
@@ -114,7 +114,7 @@ class Recovery:
                 ) from error  # fmt: skip
 
     def progress(self) -> answers.Progress:
-        case, failures = self.case, self._told_failures
+        case, failures = self.case, self._failures
         if self.move is not None:
             return self.move.progress(case.attempts, failures)
         due = self._manager.next_retry_time(self.agent) or 0.0
@@ -134,7 +134,7 @@ class Recovery:
         return self.report.ok
 
     @property
-    def _told_failures(self) -> list[str]:
+    def _failures(self) -> list[str]:
         return [f"{error.error_type.value}: {error.message}" for error in self.case.failures]
 
     def begin(self, ticket: Ticket) -> None:
@@ -391,7 +391,7 @@ class Recovery:
         self.done.set_result(
             replace(
                 self.report, migration=self.migration, outcome=end.outcome, code=end.code, reason=end.reason,
-                failures=tuple(self._told_failures), decisions=tuple(one.value for one in self.case.decisions),
+                failures=tuple(self._failures), decisions=tuple(one.value for one in self.case.decisions),
                 attempts=self.case.attempts if attempts is None else attempts,
                 restored=self.restored if end.outcome == "rolled_back" else {},
             )

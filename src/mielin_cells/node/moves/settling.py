@@ -1,4 +1,4 @@
-"""Migrations that are open though nobody runs them: whoever owns the agent settles them.
+"""Migrations that are open although no process runs them: the agent's owner settles them.
 
 An agent comes to a node by a move, or by a claim; then the node looks into the agent's journals.  What is open there and not run by
 this process is ended as the agent's log says, or gone on with from here (`migration.standing`).  Twice is as once: journals
@@ -35,7 +35,7 @@ from mielin_cells.node.moves import evidence
 from mielin_cells.node.moves.journal import JournalTaken
 from mielin_cells.node.moves.recovery import Recovery
 from mielin_cells.rpc import requests
-from mielin_cells.store import journal
+from mielin_cells.store import journal as journal_store
 from mielin_cells.store.reader import load
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Settling:
         """Migrations that this very process could not go on with, and why."""
 
     def soon(self, agent: str, within_s: float) -> None:
-        """The agent came here.  0: by a claim, so whoever moved it may be gone; it is looked after at once."""
+        """The agent came here.  0: by a claim, so the node that moved it may be gone: its journals are read at once."""
         self._due[agent] = (self._activations.clock() + within_s, within_s < SETTLE_S)
         if within_s <= 0 and not self._is_looking:
             self._is_looking = True
@@ -97,7 +97,7 @@ class Settling:
         due = [agent for agent in self._due if self.is_due(agent)]
         moved: set[str] | None = None
         if len(due) >= MANY:
-            moved = {agent for agent, _ in await journal.listed(self._activations.home.log)}
+            moved = {agent for agent, _ in await journal_store.listed(self._activations.home.log)}
         for agent in due:
             if self._activations.is_stopping:
                 return
@@ -114,12 +114,12 @@ class Settling:
         """
         if not self.is_due(agent):
             return
-        found = self._due[agent]
+        due = self._due[agent]
         is_done = (moved is not None and agent not in moved) or await self.settle(agent)
-        if self._due.get(agent) is not found or not is_done:
+        if self._due.get(agent) is not due or not is_done:
             return  # it came here again meanwhile; or another process is at it, whose end is waited for
         del self._due[agent]
-        if found[1]:
+        if due[1]:
             self.soon(agent, SETTLE_S)
 
     async def settle(self, agent: str) -> bool:
@@ -132,19 +132,19 @@ class Settling:
         if journals is None:
             return False
         is_done = True
-        for found in journals:
+        for journal in journals:
             running = self._of.open.get(agent)
-            if found.end is not None or (running is not None and running.migration == found.migration):
+            if journal.end is not None or (running is not None and running.migration == journal.migration):
                 continue
             try:
-                is_settled = await self._settle(found, fold, found is journals[-1] and running is None)
+                is_settled = await self._settle(journal, fold, journal is journals[-1] and running is None)
                 is_done &= is_settled
                 if is_settled and agent in self.left:
-                    self.left[agent].discard(found.migration)
+                    self.left[agent].discard(journal.migration)
             except JournalTaken:
                 is_done = False
             except (UnknownRecord, ConfigError) as error:
-                logger.error("migration %s of agent %s is parked as it is: %s", found.migration, agent, error)
+                logger.error("migration %s of agent %s is parked as it is: %s", journal.migration, agent, error)
         return is_done
 
     async def _fold(self, agent: str) -> Fold | None:
@@ -167,10 +167,10 @@ class Settling:
 
     async def _journals(self, agent: str) -> list[Journal] | None:
         """Those that can be read, the newest migration last; None if the replica that answers lacks the end of one."""
-        log, found, left = self._activations.home.log, list[Journal](), self.left.get(agent, set())
-        for migration in sorted(left.union(name for _, name in await journal.listed(log, agent))):
+        log, journals, left = self._activations.home.log, list[Journal](), self.left.get(agent, set())
+        for migration in sorted(left.union(name for _, name in await journal_store.listed(log, agent))):
             try:
-                one = await journal.read(log, agent, migration)
+                one = await journal_store.read(log, agent, migration)
             except (RecordInvalid, NoSuchMigration) as error:
                 if migration not in left:  # else it was never planned
                     logger.error("migration %s of agent %s is parked as it is: %s", migration, agent, error)
@@ -182,10 +182,10 @@ class Settling:
                 last = await log.last(journal_subject(agent, migration))
                 if last is None or last.seq != one.seq:
                     return None
-            found.append(one)
-        found.sort(key=_planned)
-        await self._let_go(agent, [one for one in found if not one.is_open])
-        return found
+            journals.append(one)
+        journals.sort(key=_planned)
+        await self._let_go(agent, [one for one in journals if not one.is_open])
+        return journals
 
     async def _let_go(self, agent: str, ended: list[Journal]) -> None:
         """Of an agent's migrations the newest are kept, by their order: a history is for people, and must not grow for ever."""
@@ -195,15 +195,15 @@ class Settling:
             except CellError as error:
                 logger.info("the journal of %s of agent %s is let go later: %s", one.migration, agent, error)
 
-    async def _settle(self, found: Journal, fold: Fold, is_newest: bool) -> bool:
-        """False if it cannot be told yet what became of it."""
+    async def _settle(self, journal: Journal, fold: Fold, is_newest: bool) -> bool:
+        """False while the logs do not say yet what became of it."""
         activations, agent = self._activations, fold.agent
-        outcome, _ = journal_outcome(found, fold)
+        outcome, _ = journal_outcome(journal, fold)
         if outcome is None:
             return False
-        recovery = _recovery_of(self._of, found)
-        end = verdict(found, recovery.case, fold, activations.name, is_newest=is_newest)
-        broken = self.broken.pop(found.migration, "")
+        recovery = _recovery_of(self._of, journal)
+        end = verdict(journal, recovery.case, fold, activations.name, is_newest=is_newest)
+        broken = self.broken.pop(journal.migration, "")
         if end is None and broken:
             end = Verdict("rolled_back", "InternalError", broken)
         if is_newest:
@@ -220,9 +220,9 @@ class Settling:
         return True
 
 
-def _planned(found: Journal) -> tuple[int, float, str]:
-    planned = found.planned
-    return (planned.epoch, planned.at, found.migration) if planned is not None else (0, 0.0, found.migration)
+def _planned(journal: Journal) -> tuple[int, float, str]:
+    planned = journal.planned
+    return (planned.epoch, planned.at, journal.migration) if planned is not None else (0, 0.0, journal.migration)
 
 
 def _recovery_of(of: Migrations, journal: Journal) -> Recovery:

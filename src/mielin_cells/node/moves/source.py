@@ -11,7 +11,6 @@ from mielin_cells.agents.reports import MigrationReport
 from mielin_cells.errors import (
     CellError,
     Fenced,
-    LogGap,
     NoResponder,
     RetryError,
     TooLateToCancel,
@@ -19,24 +18,17 @@ from mielin_cells.errors import (
     described,
     never,
 )
-from mielin_cells.log.ids import log_subject
 from mielin_cells.log.ledger import HASH_SLICE
 from mielin_cells.log.lifecycle import Phase
-from mielin_cells.log.records import Accepted, Claimed, HandedOff, Returned
 from mielin_cells.migration import source as m
 from mielin_cells.migration.failure import Coded, Happened
 from mielin_cells.migration.journal import migration_of
-from mielin_cells.migration.outcome import restored
 from mielin_cells.migration.progress import MigrationPhase
 from mielin_cells.migration.refusal import Refusal, kinds
-from mielin_cells.migration.validation import Manifest, MigrationValidator, RollbackInfo
-from mielin_cells.node.activation.writer import Doubt
+from mielin_cells.migration.validation import MigrationValidator
+from mielin_cells.node.moves.handover import Handover
 from mielin_cells.rpc import answers, requests
 from mielin_cells.rpc.call import call
-from mielin_cells.store.follower import LogFollower
-from mielin_cells.store.reader import record_of
-from mielin_cells.substrate.ports import Entry
-from mielin_cells.tasks.supervision import Backoff
 
 if TYPE_CHECKING:
     from mielin_cells.node.activation.activation import Activation, Activations
@@ -66,31 +58,34 @@ class Move:
         self.activation = activation
         self.target = target
         self._validator = validator
+        self._handover = Handover(activations, activation, migration, target, validator)
         self.epoch = activation.fold.epoch
         """The epoch that the migration was planned in."""
         limits = m.Limits(settings.copy_rounds, settings.copy_lag_records, settings.copy_lag_bytes)
         self.machine = m.Source(migration, limits)
         self.done: asyncio.Future[MigrationReport] = asyncio.get_running_loop().create_future()
         self._cancel: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._follower: LogFollower | None = None
         self._phases: list[tuple[str, float]] = []
         self._at = self._begun = self._now()
         self._paused_at = self._pause_s = 0.0
         self._arrived_at = self._held_at = activation.inbox.arrived
         self._copied = answers.CopyReport(0, 0, 0)
-        self._departed = self._stopped = self._sent = self._handed = False
+        self._departed = self._stopped = False
         self._refusals: tuple[Refusal, ...] = ()
         self.happened: Happened = Coded("")
-        """How it ended, for whoever decides what is done about it."""
+        """How it ended: what is classified if it failed."""
         self.observer: Observer | None = None
-        self.restored: dict[str, str] = {}
-        """After a rollback behind the seal: what the agent goes on with, verified."""
         self.target_has_copy = False
         """The target may still hold what it has copied: a retry there goes on from it, else it is to be released."""
 
     @property
     def migration(self) -> str:
         return self.machine.migration
+
+    @property
+    def restored(self) -> dict[str, str]:
+        """After a rollback behind the seal: what the agent goes on with, verified."""
+        return self._handover.restored
 
     def progress(self, attempts: int, failures: list[str]) -> answers.Progress:
         return answers.Progress(
@@ -150,8 +145,7 @@ class Move:
         self.done.set_result(self._report(end))
 
     def close(self) -> None:
-        if self._follower is not None:
-            self._follower.close()
+        self._handover.close()
 
     def fail(self, error: Exception, outcome: str) -> None:
         """Ends the report of a move whose driver failed; the outcome is the log's."""
@@ -159,7 +153,7 @@ class Move:
         if outcome == "completed" and self.machine.phase is not MigrationPhase.VERIFYING:
             self._phases.append((MigrationPhase.VERIFYING.value, 0.0))  # it was the target's, unseen from here
         code, reason = ("", "") if outcome == "completed" else (type(error).__name__, str(error))
-        if outcome != "completed" and self._sent:
+        if outcome != "completed" and self._handover.is_sent:
             self._validator.fail_rollback(migration_of(self.migration), reason, now=self._now(), is_final=True)
         self.done.set_result(self._report(m.End(outcome, code, reason)))
 
@@ -178,11 +172,11 @@ class Move:
                     return m.Quiet()
                 return await self._unless_cancelled(self._stop(), self.activations.settings.pause_s + 1.0)
             case m.HandOver():
-                return await self._hand_over()
+                return await self._handover.hand_over()
             case m.ClaimBack():
-                return await self._claim_back()
+                return await self._handover.claim_back(is_in_doubt=self.machine.phase is MigrationPhase.IN_DOUBT)
             case m.WatchLog():
-                return await self._watch()
+                return await self._handover.watch()
             case m.ResumeIntake():
                 await self._resume()
             case m.ReleaseTarget():
@@ -286,7 +280,7 @@ class Move:
     async def _stop_at_once(self) -> bool:
         """True if the agent is quiet now: most of the time no turn runs and no commit is in flight.  Never waits."""
         activation = self.activation
-        self._follower = LogFollower(self.activations.home.log, activation.fold)
+        self._handover.follow()
         self._paused_at, self._held_at = self._now(), activation.inbox.arrived
         self._stopped = await activation.intake.stop_at_once()
         return self._stopped and not self._departs and activation.seal_at_once()
@@ -315,106 +309,11 @@ class Move:
         await activation.seal_ready()
         return m.Quiet()
 
-    async def _hand_over(self) -> m.Event:
-        activation = self.activation
-        self._sent = True
-
-        def compose(head: dict[str, Any]) -> HandedOff:
-            seal = activation.sealed() if activation.has_unsealed else None
-            sealed, policy = self._manifest(), activation.fold.policy
-            info = RollbackInfo.sealed(
-                activation.fold.agent, sealed, self._now(), policy=policy, source_node=self.activations.name
-            )
-            self._validator.capture_rollback(migration_of(self.migration), info, now=self._now())
-            return HandedOff(**head, to=self.target, migration=self.migration, seal=seal, digest=sealed.checksum)
-
-        try:
-            await activation.writer.append_once(compose, self.activations.settings.handover_s)
-        except (Doubt, RetryError):
-            return m.Doubtful()
-        except Fenced:
-            if activation.writer.is_closed:  # before it was sent
-                return m.Overtaken(False)
-            return await self._overtaken()
-        self._handed = True
-        activation.handed_over()
-        return m.HandedOver()
-
-    async def _claim_back(self) -> m.Event:
-        activation = self.activation
-        try:
-            cause = f"claimed back from {self.target}"
-            await activation.writer.append(lambda head: Claimed(**head, cause=cause, waits=False), claim=True)
-            return m.ClaimedBack()
-        except Fenced:
-            if activation.writer.is_closed:
-                raise  # nothing was met: the log alone tells the outcome
-            if self.machine.phase is not MigrationPhase.IN_DOUBT:
-                return m.Overtaken(False)
-        return await self._overtaken()
-
-    async def _overtaken(self) -> m.Event:
-        """What took the place of an append of this side: its own handover, which had landed, or another node's claim.
-
-        Raises `LogGap` if that is trimmed already: then only the whole log tells the outcome.
-        """
-        activation, log = self.activation, self.activations.home.log
-        entry = await self._taken()
-        record = await record_of(log, activation.fold.agent, entry)
-        if record.prev != activation.fold.seq:
-            raise LogGap(
-                f"The log of agent {activation.fold.agent!r} behind {activation.fold.seq} is trimmed.",
-                have=activation.fold.seq,
-                need=record.prev,
-            )
-        if not isinstance(record, HandedOff) or record.migration != self.migration:
-            return m.Overtaken(False)
-        activation.fold.settled(entry.seq, record)  # the seal is in ledger and state already
-        self._handed = True
-        activation.handed_over()
-        return m.Overtaken(True)
-
-    async def _taken(self) -> Entry:
-        """What is behind the last record folded: something is, a conditional append has met it.  A replica may lag."""
-        fold, backoff = self.activation.fold, Backoff()
-        while True:
-            with contextlib.suppress(RetryError):
-                entries = await self.activations.home.log.read(log_subject(fold.agent), fold.seq, 1)
-                if entries:
-                    return entries[0]
-            await backoff.wait()
-
-    async def _watch(self) -> m.Event:
-        """Waits for the record behind the handover; silence for the length of a probation ends in a claim."""
-        try:
-            async with asyncio.timeout(self.activations.settings.probation_s):
-                return await self._next()
-        except TimeoutError:
-            return m.Deadline()
-
-    async def _next(self) -> m.Event:
-        if self._follower is None:
-            raise never("self._follower is not None does not hold")
-        match await self._follower.next():
-            case Accepted():
-                return m.SeenAccepted()
-            case Returned(cause=cause, code=code):
-                return m.SeenReturned(cause, code)
-            case None:
-                raise Fenced(f"The node stopped while agent {self.activation.fold.agent!r} was handed over.")
-            case record:
-                return m.SeenClaimed(record.node)
-
     async def _resume(self) -> None:
         activation = self.activation
         if self._paused_at:
             self._pause_s = self._now() - self._paused_at
-        if self._handed:
-            activation.deliver()
-        elif self._sent:
-            activation.unseal()
-        if self._sent:
-            self._verify_restored()
+        self._handover.undo()
         if self._departed:
             try:
                 await activation.runner.hook("on_arrive")
@@ -422,20 +321,6 @@ class Move:
                 await activation.failed(error)
         if self._stopped:
             activation.resume_intake()
-
-    def _manifest(self) -> Manifest:
-        """State and ledger as they are; the digest is that of the seal."""
-        fold = self.activation.fold
-        return Manifest(checksum=fold.seal_digest(), size=fold.state.size_bytes)
-
-    def _verify_restored(self) -> None:
-        """Raises `DigestMismatch` if the agent is not as it was sealed: then it is read from its log again."""
-        migration, now = migration_of(self.migration), self._now()
-        self._validator.execute_rollback(migration, now=now)
-        back_at = restored(self.activation.fold)
-        details = ", ".join(f"{name} {value}" for name, value in back_at.items())
-        self._validator.confirm_rollback(migration, self._manifest(), now=now, details=details)
-        self.restored = back_at
 
     async def release(self) -> None:
         """Tells the target that what it has copied is not wanted any more."""

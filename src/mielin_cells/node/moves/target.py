@@ -43,7 +43,7 @@ READS = 3
 
 
 class Ends(Protocol):
-    """What is told how a copy ends."""
+    """Learns how a copy ends."""
 
     def closed(self, copy: Copy) -> None:
         """It follows no log any more."""
