@@ -132,79 +132,30 @@ Happened: TypeAlias = BaseException | Refused | SentBack | Coded
 # ---- tables --------------------------------------------------------------------------------------------------
 
 CODES: dict[str, MigrationErrorType] = {
-    # Permissions, authentication and misuse: a retry meets the same answer.
-    "AuthFailed": PERMANENT,
-    "PermissionDenied": PERMANENT,
-    "PermissionError": PERMANENT,
-    "SSLCertVerificationError": PERMANENT,
-    "FileNotFoundError": PERMANENT,
-    "JetStreamDisabled": PERMANENT,
-    "ServerTooOld": PERMANENT,
-    "StoreIncompatible": PERMANENT,
-    "ConfigError": PERMANENT,
-    "HandlerFailed": PERMANENT,
-    "StoreReadOnly": PERMANENT,
-    "StoreInUse": PERMANENT,
-    # The log has decided, or a person: there is nothing left to recover (`is_settled`).
-    "Cancelled": PERMANENT,
-    "Fenced": PERMANENT,
-    # The agent cannot run on that node.
-    "UnknownClass": INCOMPATIBLE,
-    "WrongClass": INCOMPATIBLE,
-    "StateTooNew": INCOMPATIBLE,
-    "StateUpgradeFailed": INCOMPATIBLE,
-    "StateUnloadable": INCOMPATIBLE,
-    "FieldRefused": INCOMPATIBLE,
-    "UnsupportedFormat": INCOMPATIBLE,  # what an older version on the target says; what is stored is right
-    "UnknownRecord": INCOMPATIBLE,
-    # No room.
-    "MigrationRefused": RESOURCES,  # a refusal without a sentence that is known: it may take it another time
-    "StoreFull": RESOURCES,
-    "QuotaExceeded": RESOURCES,
-    "MemoryError": RESOURCES,
-    "InboxFull": RESOURCES,
-    # Nobody there.
-    "TargetUnreachable": UNREACHABLE,
-    "NoResponder": UNREACHABLE,
-    "UnknownNode": UNREACHABLE,
-    "NodeCordoned": UNREACHABLE,
-    "NodeStopping": UNREACHABLE,
-    "ConnectionRefusedError": UNREACHABLE,
-    "gaierror": UNREACHABLE,
-    # Too slow.
-    "Timeout": TIMEOUT,
-    "TimeoutError": TIMEOUT,
-    "CancelledError": TIMEOUT,  # work is cancelled at a deadline; an operator's cancel has its own code
-    "WireTimeout": TIMEOUT,
-    "AskTimeout": TIMEOUT,
-    "MigrationFailed": TIMEOUT,
-    # Passing.
-    "SourceLost": TRANSIENT,  # says nothing of the target: the next owner tries the same one
-    "StoreBusy": TRANSIENT,
-    "StoreUnreachable": TRANSIENT,
-    "MigrationInProgress": TRANSIENT,
-    "ConnectionError": TRANSIENT,
-    "OSError": TRANSIENT,
-    "EOFError": TRANSIENT,
-    "IncompleteReadError": TRANSIENT,
-    # What is stored, or arrived, is not right.
-    "StoreCorrupt": CORRUPTION,
-    "StreamMissing": CORRUPTION,
-    "RecordInvalid": CORRUPTION,
-    "RecordTruncated": CORRUPTION,
-    "TrailingData": CORRUPTION,
-    "DigestMismatch": CORRUPTION,
-    "WrongAgent": CORRUPTION,
-    "EpochOutOfOrder": CORRUPTION,
-    "NotTheOwner": CORRUPTION,
-    "LogGap": CORRUPTION,
-    "JournalGap": CORRUPTION,
-    "EpochRegression": CORRUPTION,
-    "PartMissing": CORRUPTION,
-    "PartMisplaced": CORRUPTION,
-    # A bug is all that can be said of these.
-    "InternalError": UNKNOWN,
-    "CellError": UNKNOWN,
+    code: kind
+    for kind, codes in {
+        # Permissions, authentication and misuse: a retry meets the same answer.  `Cancelled`, `Fenced`: see `is_settled`.
+        PERMANENT: "AuthFailed PermissionDenied PermissionError SSLCertVerificationError FileNotFoundError JetStreamDisabled "
+        "ServerTooOld StoreIncompatible ConfigError HandlerFailed StoreReadOnly StoreInUse Cancelled Fenced",
+        # The agent cannot run on that node.  `UnsupportedFormat`: the target has an older version; what is stored is right.
+        INCOMPATIBLE: "UnknownClass WrongClass StateTooNew StateUpgradeFailed StateUnloadable FieldRefused UnsupportedFormat "
+        "UnknownRecord",
+        # No room.  `MigrationRefused`: for a reason that is not known, so the node may take the agent another time.
+        RESOURCES: "MigrationRefused StoreFull QuotaExceeded MemoryError InboxFull",
+        # Nobody is there.
+        UNREACHABLE: "TargetUnreachable NoResponder UnknownNode NodeCordoned NodeStopping ConnectionRefusedError gaierror",
+        # Too slow.  `CancelledError`: work is cancelled at a deadline; an operator's cancel has its own code.
+        TIMEOUT: "Timeout TimeoutError CancelledError WireTimeout AskTimeout MigrationFailed",
+        # Passing.  `SourceLost` says nothing of the target: the next owner tries the same one.
+        TRANSIENT: "SourceLost StoreBusy StoreUnreachable MigrationInProgress ConnectionError OSError EOFError "
+        "IncompleteReadError",
+        # What is stored, or arrived, is not right.
+        CORRUPTION: "StoreCorrupt StreamMissing RecordInvalid RecordTruncated TrailingData DigestMismatch WrongAgent "
+        "EpochOutOfOrder NotTheOwner LogGap JournalGap EpochRegression PartMissing PartMisplaced",
+        # A bug is all that can be said of these.
+        UNKNOWN: "InternalError CellError",
+    }.items()
+    for code in codes.split()
 }
 """By the name of an exception's class, then of its bases; and by the codes that ends of migrations carry."""
 
@@ -222,27 +173,21 @@ ERRNOS: dict[int, MigrationErrorType] = {12: RESOURCES, 28: RESOURCES}
 SETTLED = frozenset({"Cancelled", "Fenced", "AgentTerminated"})
 
 REFUSALS: dict[RefusalKind, MigrationErrorType] = {
-    RefusalKind.STOPPING: UNREACHABLE,
-    RefusalKind.CORDONED: UNREACHABLE,
-    RefusalKind.HOSTING: TRANSIENT,  # its view of the agent is behind for a moment
-    RefusalKind.VERIFYING: TRANSIENT,
-    RefusalKind.CLASS_UNKNOWN: INCOMPATIBLE,
-    RefusalKind.CLASS_UNUSABLE: INCOMPATIBLE,
-    RefusalKind.STATE_INVALID: INCOMPATIBLE,
-    RefusalKind.STATE_NEWER: INCOMPATIBLE,
-    RefusalKind.NO_UPGRADE: INCOMPATIBLE,
-    RefusalKind.ARCHITECTURE: INCOMPATIBLE,
-    RefusalKind.STATE_TOO_LARGE: INCOMPATIBLE,
-    RefusalKind.SIZE_INVALID: INCOMPATIBLE,
-    RefusalKind.FEATURE: INCOMPATIBLE,
-    RefusalKind.VERSION_MAJOR: INCOMPATIBLE,
-    RefusalKind.VERSION_OLD: INCOMPATIBLE,
-    RefusalKind.VERSION_UNREADABLE: INCOMPATIBLE,
-    RefusalKind.MEMORY: RESOURCES,
-    RefusalKind.STORAGE: RESOURCES,
-    RefusalKind.HAS_FAILED: RESOURCES,
-    RefusalKind.OTHER: RESOURCES,  # another node is asked, and this one perhaps later
-}
+    **dict.fromkeys((RefusalKind.STOPPING, RefusalKind.CORDONED), UNREACHABLE),
+    **dict.fromkeys((RefusalKind.HOSTING, RefusalKind.VERIFYING), TRANSIENT),  # its view of the agent is behind for a moment
+    # Of `OTHER` nothing is known: another node is asked, and this one perhaps later.
+    **dict.fromkeys(
+        (RefusalKind.MEMORY, RefusalKind.STORAGE, RefusalKind.HAS_FAILED, RefusalKind.OTHER), RESOURCES
+    ),
+    **dict.fromkeys(
+        (
+            RefusalKind.CLASS_UNKNOWN, RefusalKind.CLASS_UNUSABLE, RefusalKind.STATE_INVALID, RefusalKind.STATE_NEWER,
+            RefusalKind.NO_UPGRADE, RefusalKind.ARCHITECTURE, RefusalKind.STATE_TOO_LARGE, RefusalKind.SIZE_INVALID,
+            RefusalKind.FEATURE, RefusalKind.VERSION_MAJOR, RefusalKind.VERSION_OLD, RefusalKind.VERSION_UNREADABLE,
+        ),
+        INCOMPATIBLE,
+    ),
+}  # fmt: skip
 """What a refusal says of the target."""
 
 

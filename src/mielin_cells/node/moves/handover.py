@@ -23,8 +23,7 @@ from mielin_cells.substrate.ports import Entry
 from mielin_cells.tasks.supervision import Backoff
 
 if TYPE_CHECKING:
-    from mielin_cells.node.activation.activation import Activation
-    from mielin_cells.node.activation.activation import Activations
+    from mielin_cells.node.activation.activation import Activation, Activations
 
 
 class Handover:
