@@ -18,11 +18,12 @@ from mielin_cells.cli import look, messages, moves, records, steer
 from mielin_cells.cli.show import Printer
 from mielin_cells.client.client import Client
 from mielin_cells.client.operator import Operator
-from mielin_cells.client.recoveries import Cases, case_of, story
+from mielin_cells.client.recoveries import case_of, timeline
 from mielin_cells.client.status import class_of
 from mielin_cells.log.ids import control_subject, log_subject, node_log_subject
 from mielin_cells.log.records import Cleared
 from mielin_cells.rpc import words
+from mielin_cells.store.journal import find
 
 
 class Colour(enum.Enum):
@@ -293,9 +294,9 @@ async def test_a_claim_is_refused_with_the_reason_while_the_owner_answers(operat
 
 async def test_a_thing_is_an_agent_a_node_or_a_migration(operator: Operator) -> None:
     report = await operator.client.migrate("till", to="node-2")
-    found = await Cases(operator.client).find(report.migration)
+    found = await find(operator.client.log, report.migration)
     assert (case_of(found).outcome, case_of(found).target) == ("completed", "node-2")
-    assert [moment.what for moment in story(found)] == ["Planned", "Attempted", "Reached", "Ended"]
+    assert [moment.what for moment in timeline(found)] == ["Planned", "Attempted", "Reached", "Ended"]
     node = await operator.show("node-2")
     assert isinstance(node, cells.NodeInfo)
     assert (node.state, node.agents) == ("alive", 1)
@@ -381,6 +382,6 @@ async def test_a_move_is_shown_phase_by_phase_in_real_units(
     assert await moves.migrate.work(operator, Printer(as_json=True), "till", detach=True) == 0
     begun = json.loads(capsys.readouterr().out)
     async with asyncio.timeout(10):
-        while (case := case_of(await Cases(operator.client).find(begun["migration"]))).outcome == "open":
+        while (case := case_of(await find(operator.client.log, begun["migration"]))).outcome == "open":
             await asyncio.sleep(0.01)
     assert (case.outcome, case.target) == ("completed", "node-1")

@@ -14,7 +14,7 @@ from mielin_cells.cli import look, moves, records, recovery
 from mielin_cells.cli.show import Printer
 from mielin_cells.client.client import Client
 from mielin_cells.client.operator import Operator
-from mielin_cells.client.recoveries import Cases
+from mielin_cells.client.recoveries import list_moves, retry_move, stay
 from mielin_cells.log.ids import journal_subject
 from mielin_cells.migration.journal import Planned, encode
 from mielin_cells.migration.recovery import RecoveryConfig
@@ -93,8 +93,8 @@ async def test_an_agent_that_a_person_has_suspended_is_recovered_and_stays_suspe
         assert report.outcome == "rolled_back"
         await client.suspend(kiosk, "to be looked at")
 
-        assert (await Cases(client).roll_back(report.migration)).state == "Suspended"
-        assert (await Cases(client).recover(report.migration, to="node-2")).ok
+        assert (await stay(client, report.migration)).state == "Suspended"
+        assert (await retry_move(client, report.migration, to="node-2")).ok
         assert (await client.show(kiosk)).state == "Suspended"
 
 
@@ -190,7 +190,7 @@ async def told(operator: Operator, migration: str, capsys: pytest.CaptureFixture
 async def listed_as(client: Client, migration: str, outcome: str) -> None:
     """Its journal says so: an undo is written there behind the answer."""
     async with asyncio.timeout(10):
-        while {case.migration: case.outcome for case in await Cases(client).listed()}[migration] != outcome:
+        while {case.migration: case.outcome for case in await list_moves(client)}[migration] != outcome:
             await asyncio.sleep(0)
 
 
@@ -212,7 +212,7 @@ async def test_a_migration_that_was_undone_is_told_as_undone_and_so_are_those_be
             assert story["outcome"] == "undone"
             assert story["reason"] == f"its agent went back to record {undone.record} of its log"
         await listed_as(client, first.migration, "undone")
-        assert await Cases(client).listed(failed=True) == []
+        assert await list_moves(client, failed=True) == []
         third = await client.migrate(kiosk, to="node-2")
         assert (await told(operator, third.migration, capsys))["outcome"] == "completed"
 

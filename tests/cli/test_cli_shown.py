@@ -18,7 +18,7 @@ from mielin_cells.cli import command, live, look, messages, moves, records
 from mielin_cells.cli.show import Printer, as_json, as_text, clock, duration, size, when
 from mielin_cells.client.client import Client
 from mielin_cells.client.operator import Operator
-from mielin_cells.client.recoveries import Cases
+from mielin_cells.client.recoveries import list_moves
 from mielin_cells.client.status import describe_unhosted
 from mielin_cells.log.ids import log_subject
 from mielin_cells.log.records import decode_record
@@ -137,7 +137,7 @@ async def test_looks_show_when_it_was(operator: Operator, capsys: pytest.Capture
     await operator.client.migrate("stand", "node-2")
     after = time.time()
     [agent], [letter], nodes = await operator.agents(), await operator.letters("stand"), await operator.nodes()
-    [case] = await Cases(operator.client).listed()
+    [case] = await list_moves(operator.client)
     moments = [agent.at, letter.at, case.at, *(node.at for node in nodes)]
     assert all(before <= at <= after for at in moments), moments
     assert letter.at <= agent.at

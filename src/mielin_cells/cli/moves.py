@@ -18,12 +18,13 @@ from mielin_cells.cli.options import Agent, Watch
 from mielin_cells.cli.show import Printer, counted, duration, size, table, when
 from mielin_cells.client.moves import plan_move
 from mielin_cells.client.operator import Operator
-from mielin_cells.client.recoveries import Case, Cases, Moment, story
+from mielin_cells.client.recoveries import Case, Moment, list_moves, read_audit, read_case, timeline
 from mielin_cells.deployment.codes import DONE, REFUSED, ROLLED_BACK
 from mielin_cells.errors import MigrationRefused
 from mielin_cells.migration.audit import AuditEntry
 from mielin_cells.rpc import answers
 from mielin_cells.rpc.answers import Prediction
+from mielin_cells.store.journal import find
 
 NAMES = {
     "PLANNED": "plan", "PREPARING": "prepare", "COPYING": "copy", "PAUSED": "pause", "HANDING_OVER": "hand over",
@@ -197,7 +198,7 @@ async def migrations(
     watch: Watch = False,
 ) -> int:
     async def look() -> View:
-        cases = await Cases(operator.client).listed(agent, failed)
+        cases = await list_moves(operator.client, agent, failed=failed)
         return View(cases, lambda: cases_text(cases, "no migrations"), cases)
 
     return await show_view(printer, look, watch)
@@ -217,9 +218,9 @@ def cases_text(cases: Sequence[Case], none: str) -> str:
 
 async def show_migration(operator: Operator, printer: Printer, migration: str) -> int:
     """Prints the whole story of a migration."""
-    cases = Cases(operator.client)
-    journal = await cases.find(migration)
-    case, moments, audit = await cases.case(journal), story(journal), await cases.audit(migration)
+    journal = await find(operator.client.log, migration)
+    case, moments = await read_case(operator.client, journal), timeline(journal)
+    audit = await read_audit(operator.client, migration)
     value = {
         **msgspec.structs.asdict(case), "timeline": [msgspec.structs.asdict(moment) for moment in moments],
         "audit": [msgspec.to_builtins(entry) for entry in audit],

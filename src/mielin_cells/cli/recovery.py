@@ -13,7 +13,7 @@ from mielin_cells.cli.moves import cases_text, print_report, show_migration
 from mielin_cells.cli.options import choose_one
 from mielin_cells.cli.show import Printer, counted
 from mielin_cells.client.operator import Operator
-from mielin_cells.client.recoveries import PARKED, Cases
+from mielin_cells.client.recoveries import PARKED, list_moves, retry_move, stay
 from mielin_cells.client.undo import undo_move
 from mielin_cells.deployment.codes import DONE, ROLLED_BACK
 from mielin_cells.errors import ConfigError
@@ -42,24 +42,23 @@ async def recover(
         raise ConfigError(
             "Name the migration; `mielin recover` lists those that gave up.", field="migration", range="an id, m-..."
         )
-    cases = Cases(operator.client)
     if migration is None:
-        return await _list_waiting(operator, printer, cases)
+        return await _list_waiting(operator, printer)
     if rollback:
-        info = await cases.roll_back(migration)
+        info = await stay(operator.client, migration)
         printer.show(info, lambda: f"{info.id} is {info.state} on {info.node}, as before {migration}")
         return DONE
     if not retry:
         return await show_migration(operator, printer, migration)
-    report = await cases.recover(migration, to=to)
+    report = await retry_move(operator.client, migration, to=to)
     return print_report(printer, report, f"{report.source} -> {report.target}  ")
 
 
-async def _list_waiting(operator: Operator, printer: Printer, cases: Cases) -> int:
+async def _list_waiting(operator: Operator, printer: Printer) -> int:
     """Lists the migrations that gave up and whose agents still wait for a decision."""
     running = {info.id for info in await operator.agents() if info.state == AgentState.RUNNING.value}
     waiting = [
-        case for case in await cases.listed(failed=True)
+        case for case in await list_moves(operator.client, failed=True)
         if case.outcome == PARKED or (case.outcome == "gave_up" and case.agent not in running)
     ]  # fmt: skip
     printer.show(waiting, lambda: cases_text(waiting, "nothing to recover"))

@@ -13,7 +13,7 @@ from support.failed_moves import QUICK, SOON, Kiosk, nodes
 import mielin_cells as cells
 from mielin_cells.client.client import Client
 from mielin_cells.client.moves import plan_move, watch_move
-from mielin_cells.client.recoveries import Cases
+from mielin_cells.client.recoveries import list_moves, read_audit
 from mielin_cells.log.ids import journal_subject
 from mielin_cells.log.lifecycle import Phase
 from mielin_cells.membership import selection
@@ -337,7 +337,7 @@ async def test_a_journal_that_cannot_be_read_is_parked_and_keeps_nobody_from_wor
         await client.log.append(journal_subject("t", request.migration), b"of a later version", seq)
         await client.claim(kiosk, to="node-3")
         assert await running["node-3"].migrations.settling.settle("t")
-        [case] = await Cases(client).listed()
+        [case] = await list_moves(client)
         assert (case.migration, case.agent, case.outcome) == (request.migration, "t", "parked")
         assert case.reason
         with pytest.raises(cells.errors.RecordInvalid):
@@ -464,7 +464,7 @@ async def test_audit_and_progress_are_told_by_the_running_system_in_order() -> N
             ("TransferCompleted", True), ("SnapshotCaptured", True), ("VerificationCompleted", True),
             ("MigrationCompleted", True),
         ]  # fmt: skip
-        assert audit == await Cases(client).audit(report.migration)
+        assert audit == await read_audit(client, report.migration)
         await asyncio.sleep(0)
         names = [type(event).__name__ for event in collected.events]
         assert names == ["Started", "CapturingState", "TransferProgress", "Validating", "Restoring", "Completed"]

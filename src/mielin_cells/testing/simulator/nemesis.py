@@ -8,7 +8,7 @@ from random import Random
 from typing import Any
 
 from mielin_cells.client.operator import Operator
-from mielin_cells.client.recoveries import Cases
+from mielin_cells.client.recoveries import retry_move
 from mielin_cells.errors import CellError
 from mielin_cells.log.ids import LOGS, agent_of
 from mielin_cells.log.records import HandedOff, decode_record
@@ -133,7 +133,7 @@ class Nemesis:
         if not failed:
             return
         migration = failed[-1].migration
-        report = await self._ordered("recover", lambda: Cases(self._scenario.operator).recover(migration, to=to))
+        report = await self._ordered("recover", lambda: retry_move(self._scenario.operator, migration, to=to))
         if report is not None:
             self._counts[f"recoveries {report.outcome}"] += 1
 
