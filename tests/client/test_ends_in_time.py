@@ -264,3 +264,22 @@ async def eventually(call: Any, wanted: int) -> int:
                 return found - early
             early += 1
             await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["at once", "while the inbox is counted"])
+async def test_a_client_that_closes_ends_the_calls_that_wait_for_room(begun: bool) -> None:
+    async with cells.local(settings=Settings(inbox_max=100)) as cluster:
+        assert isinstance(cluster, Client)
+        await cluster.spawn(Unyielding, "u")
+        await cluster.suspend("u")
+        client = Client(cluster.log, cluster.wire, settings=cluster.settings)
+        await client.open()
+        asks = [
+            asyncio.create_task(client.get(Unyielding, "u").add()) for _ in range(60)
+        ]  # more than a tenth of the inbox
+        for _ in range(1 + 5 * begun):
+            await asyncio.sleep(0)
+        async with asyncio.timeout(5):
+            await client.close()
+            ends = await asyncio.gather(*asks, return_exceptions=True)
+        assert {type(end) for end in ends} == {cells.errors.NotConnected}

@@ -82,7 +82,7 @@ async def _check_filter(operator: Operator, node: str | None, cls: str | None, e
     nodes = await operator.nodes()
     names = [info.name for info in nodes]
     if node is not None and node not in names:
-        raise UnknownNode(f"There is no node {node!r}; there are {', '.join(names) or 'none'}.", node=node, nodes=names)
+        raise UnknownNode.of(node, names)
     classes = sorted({name for info in nodes for name in info.classes} | {info.cls for info in every if info.cls})
     if cls is not None and cls not in classes:
         raise UnknownClass(

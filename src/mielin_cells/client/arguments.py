@@ -1,4 +1,4 @@
-"""What users give a cluster, checked before anything is sent, and what is made of answers."""
+"""Arguments of a cluster's methods, checked before anything is sent."""
 
 from __future__ import annotations
 
@@ -6,18 +6,15 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
-
 from mielin_cells.agents.agent import STANDBY_MAX
 from mielin_cells.agents.reference import Reference, agent_id
-from mielin_cells.agents.reports import MigrationReport
 from mielin_cells.errors import AlreadySpawned, ConfigError, UsageError
 from mielin_cells.log.ids import AgentId
 from mielin_cells.settings import TIMEOUT_S_MAX
 
 
 def warn_of_other_state(agent: str, cls: str, state: Mapping[str, Any]) -> None:
-    """The agent exists, and was made with another initial state than the one that is given now."""
+    """Warns that the agent exists and was made with another initial state."""
     names = ", ".join(state)
     warnings.warn(
         AlreadySpawned(
@@ -41,14 +38,14 @@ def check_deadline(node: str, given: Any) -> None:
 
 
 def node_name(given: Any, what: str) -> str:
-    """Raises `UsageError` for what can be the name of no node."""
+    """Raises `UsageError` for a value that cannot be a node's name."""
     if not isinstance(given, str) or not given or not given.isprintable():
         raise UsageError(f'{what}: {given!r} can be the name of no node; give its name, such as "node-1".')
     return "".join(given)
 
 
 def numbers(recovery: Mapping[str, float] | None) -> dict[str, float] | None:
-    """As they travel; the source says what they mean.  Raises `ConfigError` for what is no number."""
+    """The settings as they are sent; the source checks what they mean.  Raises `ConfigError` for a value that is no number."""
     for name, value in (recovery or {}).items():
         if not isinstance(value, (int, float)):
             raise ConfigError(f"{name} = {value!r} is out of range (a number).", field=name, range="a number")
@@ -57,11 +54,3 @@ def numbers(recovery: Mapping[str, float] | None) -> dict[str, float] | None:
 
 def id_of(agent: Reference | str) -> str:
     return agent_id(agent) if isinstance(agent, Reference) else str(AgentId(agent))
-
-
-def report_of(told: dict[str, msgspec.Raw]) -> MigrationReport:
-    return MigrationReport(**{name: _tupled(msgspec.msgpack.decode(value)) for name, value in told.items()})
-
-
-def _tupled(value: Any) -> Any:
-    return tuple(_tupled(item) for item in value) if isinstance(value, list) else value

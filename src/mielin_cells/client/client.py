@@ -173,7 +173,7 @@ class Client(Requester):
         """Digest of the initial state of an agent that exists; empty if that is not known."""
         fold = await load(self.log, agent)
         if fold.phase is Phase.TERMINATED:
-            raise AgentTerminated(f"Agent {agent!r} has ended; its id is not used again.", agent=agent)
+            raise AgentTerminated.of(agent)
         if fold.cls != spec.name:
             raise WrongClass(f"Agent {agent!r} exists and is a {fold.cls}.", agent=agent, have=fold.cls, need=spec.name)
         return fold.born

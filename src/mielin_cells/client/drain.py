@@ -71,7 +71,7 @@ async def drain_node(
 async def _check_listed(client: Requester, node: str) -> None:
     known = await table.list_names(client.log)
     if node not in known:
-        raise UnknownNode(f"There is no node {node!r}; there are {', '.join(known) or 'none'}.", node=node, nodes=known)
+        raise UnknownNode.of(node, known)
 
 
 async def _check_targets(client: Requester, node: str, agents: int) -> None:

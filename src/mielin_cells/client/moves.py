@@ -9,7 +9,7 @@ import msgspec
 
 from mielin_cells.agents.reference import Reference
 from mielin_cells.agents.reports import MigrationReport
-from mielin_cells.client.arguments import id_of, node_name, report_of
+from mielin_cells.client.arguments import id_of, node_name
 from mielin_cells.client.requester import REQUEST_S, Requester
 from mielin_cells.errors import (
     AlreadyThere,
@@ -76,7 +76,7 @@ async def watch_move(
             if seen is not None:
                 seen(progress)
             if progress.report is not None:
-                return report_of(progress.report)
+                return progress.report
             continue
         except (NoSuchAgent, Fenced, NoResponder, WireTimeout):
             if clock() > deadline:

@@ -1,4 +1,4 @@
-"""What `cells.local()` and `cells.connect()` give: a cluster that `async with` opens, and that may be left in any task."""
+"""What `cells.local()` and `cells.connect()` return: `async with` opens the cluster, and any task may leave the block."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def check_opening(settings: Any, recovery: Any = None, progress: Any = None) -> None:
-    """Raises `UsageError` for what is of another type than it must be: it would show long after, and elsewhere."""
+    """Raises `UsageError` for an argument of a wrong type, which would otherwise show later and elsewhere."""
     if settings is not None and not isinstance(settings, Settings):
         raise UsageError(f"settings is a cells.Settings(...), and not {settings!r}.")
     if recovery is not None and not hasattr(recovery, "validate"):

@@ -41,7 +41,7 @@ from mielin_cells.membership.heartbeat import Listener
 from mielin_cells.rpc import requests
 from mielin_cells.rpc.answers import Prediction, Progress
 from mielin_cells.store import journal
-from mielin_cells.store.letters import Letter, id_of, letters, shown
+from mielin_cells.store.letters import Letter, describe_letter, letter_id, read_letters
 from mielin_cells.store.reader import known_agents, load, record_of
 from mielin_cells.tasks.together import together
 
@@ -308,8 +308,8 @@ class Operator:
         await self.client.send_to_owner(agent, request, self.client.settings.turn_deadline_s)
 
     async def letters(self, agent: str) -> list[Letter]:
-        _, dead = await letters(self.log, str(AgentId(agent)))
-        return [shown(agent, number, letter) for number, letter in enumerate(dead, 1)]
+        _, dead = await read_letters(self.log, str(AgentId(agent)))
+        return [describe_letter(agent, number, letter) for number, letter in enumerate(dead, 1)]
 
     def letter(self, agent: str, which: str, among: list[Letter]) -> Letter:
         """The one of this number or id.  Raises `UsageError`."""
@@ -321,25 +321,25 @@ class Operator:
         If the message fails again it is a new dead letter.  Its session is named after the letter, so that a replay
         repeated because its outcome was unknown takes effect once.
         """
-        fold, dead = await letters(self.log, str(AgentId(agent)))
-        index = _index(agent, which, [id_of(agent, one) for one in dead])
+        fold, dead = await read_letters(self.log, str(AgentId(agent)))
+        index = _index(agent, which, [letter_id(agent, one) for one in dead])
         letter = dead[index]
         if fold.phase is Phase.TERMINATED:
             raise AgentTerminated(f"Agent {agent!r} has ended: its letters can be read, not replayed.", agent=agent)
         if not letter.handler:
             raise UsageError(f"Letter {which} of agent {agent!r} was never readable: it can only be purged.")
-        session = self.client.session(agent, f"replay.{id_of(agent, letter)}")
+        session = self.client.session(agent, f"replay.{letter_id(agent, letter)}")
         await session.tell(fold.cls, letter.handler, letter.args)
         await self.client.send_to_owner(agent, requests.PurgeLetters(agent, [letter.key]))
-        return shown(agent, index + 1, letter)
+        return describe_letter(agent, index + 1, letter)
 
     async def purge(self, agent: str, which: str | None) -> int:
         """Removes one dead letter, or all of them; how many."""
-        fold, dead = await letters(self.log, str(AgentId(agent)))
+        fold, dead = await read_letters(self.log, str(AgentId(agent)))
         if fold.phase is Phase.TERMINATED:
             raise AgentTerminated(f"Agent {agent!r} has ended: its letters can be read, not purged.", agent=agent)
         if which is not None:
-            dead = [dead[_index(agent, which, [id_of(agent, one) for one in dead])]]
+            dead = [dead[_index(agent, which, [letter_id(agent, one) for one in dead])]]
         if not dead:
             return 0
         return await self.client.send_to_owner(agent, requests.PurgeLetters(agent, [one.key for one in dead]))

@@ -1,4 +1,4 @@
-"""Where new agents go: to the emptiest node that has their class, however many are spawned at the same time."""
+"""Placing new agents: each goes to the node with the fewest agents that knows its class, also when many are spawned at once."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from mielin_cells.rpc import requests
 from mielin_cells.tasks.supervision import Backoff
 
 SPAWNS_MAX = 512
-"""Agents that one client has created at the same time: more of them only wait at the nodes, and keep these from answering."""
+"""Spawns that one client has outstanding.  More of them would only wait at the nodes and slow their answers."""
 
 FRESH_S_MIN, FRESH_S_MAX = 0.05, 2.0
-"""How long a list of the nodes is used; within these, ten times as long as it took to make."""
+"""A list of the nodes is used ten times as long as it took to make, within these bounds."""
 
 NOBODY_S = 10.0
-"""How long a client asks again when no node answers: they may all be busy."""
+"""How long a client tries again while no node answers: all of them may be busy."""
 
 
 class Placing:
@@ -33,20 +33,22 @@ class Placing:
         self._until = 0.0
 
     def room(self) -> contextlib.AbstractAsyncContextManager[None]:
-        """Entered for each agent that is created.  A turn has it at once: it may be what another spawn waits for."""
+        """Entered for each spawn.  A turn does not wait here: another spawn may wait for that turn."""
         return contextlib.nullcontext() if turn.get() is not None else self._room
 
     async def place(self, request: requests.Spawn) -> bool:
-        """The answer of the emptiest node that creates the agent; of the next one if that is out of service or silent.
+        """Sends the request to the node with the fewest agents, or to the next one if that is out of service or silent.
 
-        Raises `UnknownNode` if there is no node, and what else keeps the agent from being created.
+        Raises `UnknownNode` if there is no node, and the error that keeps the agent from being created.
         """
         clock, settings = asyncio.get_running_loop().time, self._client.settings
         began, backoff, passed = clock(), Backoff(), set[str]()
         error: CellError | None = None
         while True:
             spread = await self._nodes()
-            node = spread.choose(passed, request.cls) or spread.choose(passed)  # which says why not
+            node = spread.choose(passed, request.cls) or spread.choose(
+                passed
+            )  # a node that does not know the class says so
             if node is None:
                 if not spread and not await table.read_present(self._client.log):
                     raise UnknownNode("No node answers; start one.", node="", nodes=[])
@@ -64,13 +66,13 @@ class Placing:
                 passed.add(node)
 
     async def _nodes(self) -> selection.Spread:
-        """The nodes that answer, as they were a moment ago, with what they were given since: many spawns ask them once."""
+        """The nodes that answered a moment ago, with the agents they were given since, so that many spawns ask them once."""
         clock = asyncio.get_running_loop().time
         async with self._lock:
             if self._spread is None or clock() >= self._until:
                 began = clock()
-                found = await selection.list_alive(self._client.log, self._client.wire, selection.PATIENCE_S)
-                self._spread = selection.Spread(found)
+                nodes = await selection.list_alive(self._client.log, self._client.wire, selection.PATIENCE_S)
+                self._spread = selection.Spread(nodes)
                 took = clock() - began
                 self._until = clock() + min(max(10 * took, FRESH_S_MIN), FRESH_S_MAX)
             return self._spread

@@ -89,26 +89,34 @@ class Requester:
         self.check_loop()
         return await call(self.wire, node, request, timeout_s)
 
-    async def send(
-        self,
-        place: Callable[[], Awaitable[str]],
-        request: Request[R],
-        try_s: float | None = None,
-        *,
-        until: float | None = None,
+    async def send_to_owner(
+        self, agent: str, request: Request[R], try_s: float | None = None, *, until: float | None = None
     ) -> R:
-        """Sends an idempotent request to the node that `place` gives, again while the agent is between owners or the node is silent.
+        """As `send_to`, to the agent's owner, which is looked up before each try."""
+        return await self._send(lambda: self.owner(agent), request, try_s, until)
 
-        One request takes `try_s` at most, and all of it ends at `until`, by the loop's clock.  The owner waits `turn_deadline_s`
-        for a turn to end, so by default all of it takes a little longer.
+    async def send_to(self, node: str, request: Request[R], try_s: float | None = None) -> R:
+        """Sends an idempotent request, again while the node is silent or does not run the agent yet.
+
+        One request takes `try_s` at most, and all of it ends at `until`, by the loop's clock; by default a little more than
+        `turn_deadline_s`, because the owner waits so long for a turn to end.
         """
+
+        async def place() -> tuple[str, int]:
+            return node, 0
+
+        return await self._send(place, request, try_s, None)
+
+    async def _send(
+        self, place: Callable[[], Awaitable[tuple[str, int]]], request: Request[R], try_s: float | None, until: float | None
+    ) -> R:  # fmt: skip
         clock = asyncio.get_running_loop().time
         until = clock() + self.settings.turn_deadline_s + RETRY_S_MAX if until is None else until
         backoff, last = Backoff(cap_s=RETRY_S_MAX), None
         try:
             async with asyncio.timeout_at(until):
                 while True:
-                    node = await place()
+                    node, _ = await place()
                     left = until - clock()
                     try:
                         return await self.request(node, request, min(left, try_s or max(left / TRIES_MIN, REQUEST_S)))
@@ -121,24 +129,6 @@ class Requester:
                     await backoff.wait()
         except TimeoutError:
             raise last or WireTimeout("Nobody has answered in time; it may still be carried out.", subject="") from None
-
-    async def send_to(self, node: str, request: Request[R], try_s: float | None = None) -> R:
-        """As `send`, to one node."""
-
-        async def place() -> str:
-            return node
-
-        return await self.send(place, request, try_s)
-
-    async def send_to_owner(
-        self, agent: str, request: Request[R], try_s: float | None = None, *, until: float | None = None
-    ) -> R:
-        """As `send`, to the agent's owner."""
-
-        async def place() -> str:
-            return (await self.owner(agent))[0]
-
-        return await self.send(place, request, try_s, until=until)
 
     # ---- what logs and nodes say -----------------------------------------------------------------------------
 
@@ -158,11 +148,11 @@ class Requester:
 
     async def _owner(self, agent: str, last: Entry | None) -> tuple[str, int]:
         if last is None:
-            raise NoSuchAgent(f"There is no agent {agent!r} in this deployment; spawn it first.", agent=agent)
+            raise NoSuchAgent.of(agent)
         record = await self._record(agent, last)
         owner = named_owner(record)
         if not owner:
-            raise AgentTerminated(f"Agent {agent!r} has ended; its id is not used again.", agent=agent)
+            raise AgentTerminated.of(agent)
         return owner, record.epoch + (owner != record.node or type(record).__name__ in ("HandedOff", "Returned"))
 
     async def last_record(self, agent: str) -> AnyRecord | None:
@@ -187,9 +177,7 @@ class Requester:
         """Raises `UnknownNode` with the nodes that there are."""
         if not await table.is_known(self.log, node):
             known = await table.list_names(self.log)
-            raise UnknownNode(
-                f"There is no node {node!r}; there are {', '.join(known) or 'none'}.", node=node, nodes=known
-            )
+            raise UnknownNode.of(node, known)
 
     # ---- callers ---------------------------------------------------------------------------------------------
 

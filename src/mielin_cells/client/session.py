@@ -26,7 +26,7 @@ from mielin_cells.errors import (
 )
 from mielin_cells.log.message import Answer, Mail, Message, client_sender, decode_answer
 from mielin_cells.rpc import requests
-from mielin_cells.rpc.reminder import count_waiting, last_word, remind
+from mielin_cells.rpc.reminder import count_waiting, read_last_answer, remind
 from mielin_cells.settings import ASK_REPEAT_S_MAX, MAIL_BYTES_MAX, MESSAGE_BYTES_MAX
 from mielin_cells.store.mail import store_mail
 from mielin_cells.tasks.signal import Signal
@@ -169,6 +169,7 @@ class Session:
 
     def close(self) -> None:
         """Ends every call with `NotConnected`.  Messages that were sent may still take effect."""
+        self._window.close()
         if self._timer is not None:
             self._timer.cancel()
         for call in self._open.values():
@@ -250,7 +251,7 @@ class Session:
             missing, self._why = status.missing, f": {status.why}" if status.why else ""
         except AgentTerminated:
             for n in stored:
-                self.receive({n: await last_word(client.log, self.agent, self.sender, n)})
+                self.receive({n: await read_last_answer(client.log, self.agent, self.sender, n)})
             self._start_over(0.0)
             return
         except CellError as why:

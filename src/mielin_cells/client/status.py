@@ -25,7 +25,7 @@ async def class_of(client: Requester, agent: str) -> str:
     """The agent's class, from its log.  Raises `NoSuchAgent`."""
     last = await client.last_entry(agent)
     if last is None:
-        raise NoSuchAgent(f"There is no agent {agent!r} in this deployment; spawn it first.", agent=agent)
+        raise NoSuchAgent.of(agent)
     record = await record_of(client.log, agent, last)
     if not isinstance(record, (Created, Snapshot)):
         entries = await client.log.read(log_subject(agent), max(record.snap - 1, 0), 1)

@@ -46,6 +46,10 @@ class Window:
         """Message `n` has left the inbox, and with it all before it: an inbox is worked off in order."""
         self.free = max(self.free, n + self._share)
 
+    def close(self) -> None:
+        """Ends every call that waits here with `NotConnected`."""
+        self._fail(closed)
+
     async def enter(self) -> None:
         """Returns when the call may send.  Raises `InboxFull`: nothing was sent."""
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -75,7 +79,7 @@ class Window:
                     await asyncio.sleep(0)
         finally:
             self._is_running = False
-            self._fail(closed)
+            self.close()
 
     async def _look(self) -> None:
         waiting, last = await self._count(), self._last()

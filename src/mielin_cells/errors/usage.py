@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 from mielin_cells.errors.base import MigrationError, UsageError
 
 
@@ -16,9 +18,17 @@ class WrongClass(UsageError):
 class NoSuchAgent(UsageError):
     """No agent of this id was ever spawned in this deployment.  Facts: agent."""
 
+    @classmethod
+    def of(cls, agent: str) -> Self:
+        return cls(f"There is no agent {agent!r} in this deployment; spawn it first.", agent=agent)
+
 
 class AgentTerminated(UsageError):
     """The agent has ended; its id is not used again.  Facts: agent."""
+
+    @classmethod
+    def of(cls, agent: str) -> Self:
+        return cls(f"Agent {agent!r} has ended; its id is not used again.", agent=agent)
 
 
 class NoSuchHandler(UsageError):
@@ -147,6 +157,10 @@ class ClaimRefused(UsageError):
 
 class UnknownNode(UsageError):
     """No node of this name is up.  Facts: node, nodes."""
+
+    @classmethod
+    def of(cls, node: str, known: list[str]) -> Self:
+        return cls(f"There is no node {node!r}; there are {', '.join(known) or 'none'}.", node=node, nodes=known)
 
 
 class NoSuchMigration(MigrationError, UsageError):

@@ -148,7 +148,7 @@ async def cordon(log: Log, name: str, is_cordoned: bool, nonce: Callable[[], byt
         last = await log.last(subject)
         if last is None and not await is_known(log, name):
             known = await list_names(log)
-            raise UnknownNode(f"There is no node {name!r}; there are {', '.join(known)}.", node=name, nodes=known)
+            raise UnknownNode.of(name, known)
         if last is None:
             continue  # it has entered, and a leader that was cut off did not know it
         found = await _entered(log, name, last)

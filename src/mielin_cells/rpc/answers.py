@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from mielin_cells.agents.reports import MigrationReport
 from mielin_cells.log.commit import ReplayCounts
 from mielin_cells.migration import refusal
 
@@ -50,7 +51,7 @@ class Progress(msgspec.Struct, array_like=True, frozen=True):
     """An open migration's phase, or, once it has ended, its outcome and report."""
 
     phase: str
-    report: dict[str, msgspec.Raw] | None = None
+    report: MigrationReport | None = None
     passed: list[tuple[str, float]] = []
     """Phases that are over, with their seconds."""
     rounds: int = 0
@@ -62,6 +63,11 @@ class Progress(msgspec.Struct, array_like=True, frozen=True):
     """Class and reason of each attempt that failed before."""
     next_s: float = 0.0
     """Between attempts: the seconds until the next one."""
+
+    @classmethod
+    def of(cls, report: MigrationReport) -> Progress:
+        """Of a migration that has ended."""
+        return cls(report.outcome, report, list(report.phases))
 
 
 class Prediction(msgspec.Struct, frozen=True, kw_only=True):

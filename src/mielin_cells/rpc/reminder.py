@@ -1,8 +1,8 @@
-"""Asks whose answers do not come: the owner is reminded of them.
+"""Asks without an answer: the sender reminds the owner of them.
 
-An ask that is stored is not stored again because nobody has answered it yet: where many wait, more appends would make all wait
-longer.  Its owner sends again what it has answered.  What it does not know, though it waits for work, passed it by, and is stored
-once more; so it is, once, while no owner can be asked: the next one will find it behind what the former had answered.
+A stored ask is not stored again merely because it has no answer yet: where many asks wait, more appends would make all of them wait
+longer.  The owner sends again the answers that it has.  An ask that the owner has never seen, although it is idle, has passed it by
+and is stored once more.  While no owner can be asked, an ask is stored once more too, for the next owner.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ REMIND_S = 1.0
 
 
 async def remind(log: Log, wire: Wire, reminder: requests.Remind, left_s: float = math.inf) -> AskStatus:
-    """Has the owner answer again, and asks it why it has not answered.  Who waits does so for `left_s` more, and hears of it before.
+    """Has the owner answer again, and asks it why it has not answered; within half of `left_s`, the time that is left to the ask.
 
-    Raises `AgentTerminated` if the agent has ended, why it cannot answer before somebody does something about it (`cause`),
-    or a `RetryError` while the store does not answer.
+    Raises `AgentTerminated` if the agent has ended, what keeps the agent from answering until somebody acts, and a `RetryError`
+    while the store does not answer.
     """
     agent, subject = reminder.agent, log_subject(reminder.agent)
-    last = (await log.lasts([subject])).get(subject)  # late is soon enough: a former owner says that it is none
+    last = (await log.lasts([subject])).get(subject)  # may be stale: a former owner says that it is none
     if last is None:
         return AskStatus(None, "")
     record = await whole(log, subject, last, lambda data: decode_record(data, f"The log of agent {agent!r}"))
     if isinstance(record, Terminated):
-        raise _terminated(agent)
+        raise AgentTerminated.of(agent)
     node = named_owner(record)
     seconds = min(REMIND_S, max(left_s, 0.0) / 2)
     try:
@@ -61,7 +61,7 @@ async def remind(log: Log, wire: Wire, reminder: requests.Remind, left_s: float 
 
 
 async def count_waiting(log: Log, wire: Wire, agent: str) -> int | None:
-    """Messages in the agent's inbox as its owner counts them; None if nobody says."""
+    """Messages in the agent's inbox, as its owner counts them; None if the owner does not answer."""
     try:
         last = await log.last(log_subject(agent))
         owner = named_owner(decode_record(last.data, f"The log of agent {agent!r}")) if last is not None else ""
@@ -72,17 +72,13 @@ async def count_waiting(log: Log, wire: Wire, agent: str) -> int | None:
         return None
 
 
-async def last_word(log: Log, agent: str, sender: str, n: int) -> bytes:
-    """Of an agent that has terminated: its stored answer to `n` of `sender`, or else `AgentTerminated`.
+async def read_last_answer(log: Log, agent: str, sender: str, n: int) -> bytes:
+    """The answer to message `n` of `sender` that an ended agent has stored, or else `AgentTerminated` as the answer.
 
-    A terminated log never changes, so this reading decides nothing that could still turn out otherwise (rule 20).
+    The log of an ended agent never changes, so what is read here is final (rule 20).
     """
     fold = await load(log, agent)
     if fold.phase is not Phase.TERMINATED:
-        raise never("fold.phase is Phase.TERMINATED")
+        raise never("only an ended agent is read for its last answer")
     stored = fold.ledger.answer(sender, n)
-    return stored if stored is not None else encode_answer(Answer(None, _terminated(agent).to_wire()))
-
-
-def _terminated(agent: str) -> AgentTerminated:
-    return AgentTerminated(f"Agent {agent!r} has ended; its id is not used again.", agent=agent)
+    return stored if stored is not None else encode_answer(Answer(None, AgentTerminated.of(agent).to_wire()))

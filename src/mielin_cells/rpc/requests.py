@@ -13,11 +13,12 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 import msgspec
 
-from mielin_cells.agents.reports import AgentInfo, MigrationReport, NodeInfo, TimerInfo
+from mielin_cells.agents.reports import AgentInfo, NodeInfo, TimerInfo
 from mielin_cells.errors import CellError, RecordInvalid, from_wire
 from mielin_cells.log.codec import UNREADABLE
 from mielin_cells.log.commit import LetterKey
 from mielin_cells.log.delta import StateDelta
+from mielin_cells.log.fold import Fold
 from mielin_cells.migration.audit import AuditEntry
 from mielin_cells.rpc.answers import (
     AskStatus,
@@ -190,6 +191,14 @@ class Prepare(Request[Preparation], frozen=True):
     """Only asked: nothing is reserved."""
 
 
+def prepare(fold: Fold, source: str, migration: str = "dry run") -> Prepare:
+    """The agent of `fold` as its source describes it."""
+    return Prepare(
+        fold.agent, migration, source, fold.cls, fold.version, fold.size_bytes, fold.epoch,
+        list(fold.policy.preferred_architectures), is_dry=migration == "dry run",
+    )  # fmt: skip
+
+
 class Copy(Request[CopyReport], frozen=True):
     """From the source: fold the log up to `seq`."""
 
@@ -259,22 +268,10 @@ class SetCopies(Request[None], frozen=True):
     copies: int
 
 
-class FollowOffer(msgspec.Struct, array_like=True, frozen=True):
-    """An agent as its owner describes it to a node that is to follow it."""
-
-    agent: str
-    cls: str
-    version: int
-    bytes: int
-    epoch: int
-    architectures: list[str]
-
-
 class Follow(Request[dict[str, str]], frozen=True):
     """From an owner: keep copies of these agents up to date.  Answers those refused, with the reasons."""
 
-    owner: str
-    agents: list[FollowOffer]
+    agents: list[Prepare]
 
 
 class ListCopies(Request[list[str]], frozen=True):
@@ -365,9 +362,3 @@ def _result_decoder(request: type[Request[Any]]) -> msgspec.msgpack.Decoder[Any]
     """Of `class Ping(Request[NodeInfo])`, a decoder of `NodeInfo`."""
     (base,) = request.__orig_bases__  # type: ignore[attr-defined]
     return msgspec.msgpack.Decoder(typing.get_args(base)[0])
-
-
-def progress_of(report: MigrationReport) -> Progress:
-    """The answer of a migration that has ended."""
-    plain = {name: msgspec.Raw(_encoder.encode(getattr(report, name))) for name in report.__slots__}
-    return Progress(report.outcome, plain, list(report.phases))

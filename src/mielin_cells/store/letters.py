@@ -27,7 +27,7 @@ PAGE = 256
 
 
 class Letter(msgspec.Struct, frozen=True, kw_only=True):
-    """A dead letter for people: `number` is its place in the list now, `id` stays."""
+    """A dead letter as operators see it.  `number` is its place in the list and changes; `id` does not."""
 
     number: int
     id: str
@@ -37,40 +37,40 @@ class Letter(msgspec.Struct, frozen=True, kw_only=True):
     cause: str
     tries: int
     asks: list[str]
-    """Asks that its last turn had made."""
+    """Asks made by the last turn that failed."""
     args: Any
     seq: int
-    """Its place in the inbox; 0 if that was not kept."""
+    """Sequence of its inbox entry; 0: not known."""
     at: float = 0.0
-    """When it became one, in wall seconds; 0: not known."""
+    """When it became a dead letter, in wall seconds; 0: not known."""
 
 
-def id_of(agent: str, letter: DeadLetter) -> str:
+def letter_id(agent: str, letter: DeadLetter) -> str:
     return blake3(msgspec.msgpack.encode((agent, letter.key))).hexdigest(length=8)
 
 
-def shown(agent: str, number: int, letter: DeadLetter) -> Letter:
+def describe_letter(agent: str, number: int, letter: DeadLetter) -> Letter:
     try:
         args = readable(msgspec.msgpack.decode(letter.args)) if letter.args else None
     except msgspec.MsgspecError:
         args = letter.args.hex()
     return Letter(
-        number=number, id=id_of(agent, letter), handler=letter.handler, sender=sender_text(letter.sender), n=letter.n,
+        number=number, id=letter_id(agent, letter), handler=letter.handler, sender=sender_text(letter.sender), n=letter.n,
         cause=scrubbed(letter.cause),
         tries=letter.tries, asks=letter.asks, args=args, seq=letter.seq, at=letter.at,
     )  # fmt: skip
 
 
-async def letters(log: Log, agent: str) -> tuple[Fold, list[DeadLetter]]:
-    """The agent, and its dead letters, the oldest first.  Of a terminated agent also what its inbox holds (rule 20)."""
+async def read_letters(log: Log, agent: str) -> tuple[Fold, list[DeadLetter]]:
+    """The agent and its dead letters, the oldest first.  Messages that an ended agent never took are among them (rule 20)."""
     fold = await load(log, agent)
-    found = list(fold.ledger.dead)
+    dead = list(fold.ledger.dead)
     if fold.phase is Phase.TERMINATED:
         async for letter in _unread(log, fold):
-            found.append(letter)
-            if len(found) >= DEAD_LETTERS_MAX:
+            dead.append(letter)
+            if len(dead) >= DEAD_LETTERS_MAX:
                 break
-    return fold, found
+    return fold, dead
 
 
 async def _unread(log: Log, fold: Fold) -> AsyncIterator[DeadLetter]:

@@ -1,4 +1,4 @@
-"""Mail is stored in its receiver's inbox."""
+"""Storing mail in its receiver's inbox."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def _never(_: RetryError) -> bool:
 
 
 async def store_mail(log: Log, mail: Mail, late: Callable[[RetryError], bool] = _never) -> int:
-    """Appends a client's mail to the receiver's inbox until it is known to be there; its sequence.
+    """Appends a client's mail to the receiver's inbox until it is known to be stored; returns its sequence.
 
-    The same bytes may be stored twice: the receiver drops what it has.  Raises at once what no retry mends, and that the store is
-    full where it is certain that nothing was stored.  `late` is told before each retry, and says whether nobody waits any more: then
-    what keeps the mail from being stored is raised as well.
+    The same bytes may be stored twice: the receiver drops what it has already.  Errors that no retry mends are raised at once, and so
+    is `StoreFull` while it is certain that nothing was stored.  `late` is called with the error before each retry; if it returns True,
+    nobody waits for the mail any more, and the error is raised.
     """
     data, subject, backoff, in_doubt = encode_mail(mail), inbox_subject(mail.to), Backoff(), False
     while True:

@@ -34,7 +34,7 @@ READ_RECORDS = 32
 """Records of a large agent that are in memory at the same time."""
 
 READ_RECORDS_SMALL = 512
-"""Of an agent whose state is small, all that follow a snapshot: they are found from the last one back (`Log.read`), once."""
+"""Of an agent whose state is small, all that follow a snapshot: they are read from the last one back (`Log.read`), once."""
 
 SLICE_RECORDS = 64
 SLICE_BYTES = 512 * 1024
@@ -42,19 +42,19 @@ SLICE_BYTES = 512 * 1024
 
 
 class Seen(NamedTuple):
-    """The end of an agent's log as somebody read it a moment ago: sequence, and the newest snapshot up to it (0: none)."""
+    """The end of an agent's log as it was read a moment ago: its sequence, and that of the newest snapshot (0: none)."""
 
     seq: int
     snap: int
 
 
 async def known_agents(log: Log) -> list[tuple[str, int]]:
-    """Every agent that has a log, also of one that has ended, with its log's last sequence."""
-    found = []
+    """Every agent that has a log, with the log's last sequence; agents that have ended are among them."""
+    agents = []
     for subject, seq in await log.subjects(LOGS):
         with contextlib.suppress(UnicodeDecodeError):  # else nobody's log: no agent id makes this subject
-            found.append((agent_of(subject), seq))
-    return found
+            agents.append((agent_of(subject), seq))
+    return agents
 
 
 class End(NamedTuple):
@@ -66,8 +66,8 @@ class End(NamedTuple):
 
 
 async def ends(log: Log, agents: Iterable[str]) -> list[End]:
-    """Of each agent whose last record can be read.  Many cost hardly more than one, but they may be stale."""
-    by_subject, found = {log_subject(agent): agent for agent in agents}, list[End]()
+    """The ends of the agents' logs, without those whose last record cannot be read.  They may be stale."""
+    by_subject, result = {log_subject(agent): agent for agent in agents}, list[End]()
     for count, (subject, last) in enumerate((await log.lasts(list(by_subject))).items(), 1):
         if count % SLICE_RECORDS == 0:
             await asyncio.sleep(0)
@@ -77,8 +77,8 @@ async def ends(log: Log, agents: Iterable[str]) -> list[End]:
         except RecordInvalid as error:
             logger.warning("agent %s is nobody's: %s", agent, error)
             continue
-        found.append(End(agent, record, _seen(last, record)))
-    return found
+        result.append(End(agent, record, _seen(last, record)))
+    return result
 
 
 def _seen(last: Entry, record: AnyRecord) -> Seen:
@@ -108,26 +108,27 @@ async def load(log: Log, agent: str, seen: Seen | None = None) -> Fold:
     Raises `NoSuchAgent`, `JournalGap` if records are missing, or the `RecordInvalid` or `StateUnloadable` that says what in the
     log cannot be used.
     """
-    for attempt in range(LOAD_TRIES):
+    tries = LOAD_TRIES
+    while True:
         try:
-            return await _load(log, agent, seen if not attempt else None)
-        except LogGap as error:
-            if attempt == LOAD_TRIES - 1:
-                raise JournalGap(
-                    f"{error.message} Records are missing for good: agent {agent!r} is quarantined. Restore a backup that has them.",
-                    **{**error.facts, "agent": agent},
-                ) from error
-        except PartMissing:
-            if attempt == LOAD_TRIES - 1:
+            return await _load(log, agent, seen)
+        except (LogGap, PartMissing) as error:
+            tries, seen = tries - 1, None
+            if tries:
+                continue
+            if isinstance(error, PartMissing):
                 raise
-    raise AssertionError("unreachable")
+            raise JournalGap(
+                f"{error.message} Records are missing for good: agent {agent!r} is quarantined. Restore a backup that has them.",
+                **{**error.facts, "agent": agent},
+            ) from error
 
 
 async def _load(log: Log, agent: str, seen: Seen | None) -> Fold:
     if seen is None:
         last = await log.last(log_subject(agent)) or await log.settled(log_subject(agent))
         if last is None:
-            raise NoSuchAgent(f"There is no agent {agent!r} in this deployment; spawn it first.", agent=agent)
+            raise NoSuchAgent.of(agent)
         seen = _seen(last, await record_of(log, agent, last))
     fold = await _snapshot(log, agent, seen.snap) if seen.snap else Fold(agent)
     while fold.seq < seen.seq:
@@ -142,17 +143,11 @@ async def _load(log: Log, agent: str, seen: Seen | None) -> Fold:
 
 async def load_at(log: Log, now: Fold, seq: int) -> Fold:
     """The agent of `now` as of an earlier record of its log.  Raises `RollbackExpired` if that is not all there any more."""
-    agent, fold = now.agent, Fold(now.agent)
-    for kept in reversed([kept for kept in now.snapshots if 0 < kept.seq <= seq]):
-        try:
-            fold = await _of_snapshot(log, agent, kept.seq, await _snapshot_record(log, agent, kept.seq))
-            break
-        except (RecordInvalid, StateUnloadable) as error:
-            logger.warning("agent %s: its snapshot at %d cannot be used: %s", agent, kept.seq, error)
+    agent = now.agent
+    fold = await _newest_usable(log, agent, [kept.seq for kept in now.snapshots if kept.seq <= seq]) or Fold(agent)
     try:
         while fold.seq < seq:
-            found = await log.read(log_subject(agent), fold.seq, READ_RECORDS)
-            entries = [entry for entry in found if entry.seq <= seq]
+            entries = [e for e in await log.read(log_subject(agent), fold.seq, READ_RECORDS) if e.seq <= seq]
             if not entries:  # also if what is behind it is trimmed up to `seq`
                 raise LogGap(f"The log of agent {agent!r} has nothing behind {fold.seq}.", have=fold.seq, need=seq)
             await fold_entries(log, fold, entries)
@@ -200,24 +195,34 @@ async def _snapshot(log: Log, agent: str, seq: int) -> Fold:
     try:
         return await _of_snapshot(log, agent, seq, record)
     except (RecordInvalid, StateUnloadable) as error:
-        for kept in reversed([kept for kept in record.snapshots if kept.seq]):
-            try:
-                fold = await _of_snapshot(log, agent, kept.seq, await _snapshot_record(log, agent, kept.seq))
-            except (RecordInvalid, StateUnloadable):
-                continue  # the newest one's error is what is told
-            logger.warning(
-                "agent %s: its snapshot at %d cannot be used, so it is loaded from the one at %d: %s",
-                agent, seq, kept.seq, error,
-            )  # fmt: skip
-            return fold
-        raise
+        fold = await _newest_usable(log, agent, [kept.seq for kept in record.snapshots])
+        if fold is None:
+            raise
+        logger.warning(
+            "agent %s: its snapshot at %d cannot be used, so it is loaded from the one at %d: %s",
+            agent,
+            seq,
+            fold.seq,
+            error,
+        )
+        return fold
+
+
+async def _newest_usable(log: Log, agent: str, snapshots: list[int]) -> Fold | None:
+    """The fold as of the last of these snapshots that can be used."""
+    for seq in reversed([seq for seq in snapshots if seq]):
+        try:
+            return await _of_snapshot(log, agent, seq, await _snapshot_record(log, agent, seq))
+        except (RecordInvalid, StateUnloadable) as error:
+            logger.info("agent %s: its snapshot at %d cannot be used: %s", agent, seq, error)
+    return None
 
 
 async def _snapshot_record(log: Log, agent: str, seq: int) -> Snapshot:
-    found = await log.read(log_subject(agent), seq - 1, 1)
-    if not found or found[0].seq != seq:
+    entries = await log.read(log_subject(agent), seq - 1, 1)
+    if not entries or entries[0].seq != seq:
         raise LogGap(f"The snapshot of agent {agent!r} at {seq} is gone.", subject=agent, have=0, need=seq)
-    record = await record_of(log, agent, found[0])
+    record = await record_of(log, agent, entries[0])
     if not isinstance(record, Snapshot):
         raise RecordInvalid(f"The log of agent {agent!r} at {seq} is no snapshot.", subject=agent, seq=seq)
     return record

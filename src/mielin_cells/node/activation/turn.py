@@ -35,7 +35,7 @@ from mielin_cells.node.activation.run import Replay, Run
 from mielin_cells.node.activation.steps import Steps
 from mielin_cells.node.activation.timers import check_room
 from mielin_cells.rpc import requests
-from mielin_cells.rpc.reminder import last_word, remind
+from mielin_cells.rpc.reminder import read_last_answer, remind
 from mielin_cells.settings import ASK_REPEAT_S_MAX, TIMERS_MAX
 
 CHAIN_MAX = 64
@@ -216,7 +216,7 @@ class Asks(Run):
         try:
             standing = await remind(core.home.log, core.home.wire, asked, left_s)
         except AgentTerminated:
-            return await last_word(core.home.log, out.to, self.id, out.n)
+            return await read_last_answer(core.home.log, out.to, self.id, out.n)
         except CellError as error:
             if isinstance(error, RetryError):
                 raise

@@ -55,11 +55,7 @@ def room_of(file: str | None) -> Callable[[], Room]:
 
 async def ask_offer(activations: Activations, target: str, fold: Fold, timeout_s: float) -> list[str]:
     """Every reason of a node against taking the agent as it is in `fold`; nothing is reserved there.  Raises as `call`."""
-    request = requests.Prepare(
-        fold.agent, "dry run", activations.name, fold.cls, fold.version, fold.size_bytes, fold.epoch,
-        list(fold.policy.preferred_architectures), is_dry=True,
-    )  # fmt: skip
-    return (await call(activations.home.wire, target, request, timeout_s)).reasons
+    return (await call(activations.home.wire, target, requests.prepare(fold, activations.name), timeout_s)).reasons
 
 
 class Copies:

@@ -111,7 +111,7 @@ class Migrations:
         if report is None:
             found = self._running(request) or await self._begun(request)
             if found is None:
-                return requests.progress_of(self.reports[request.migration])
+                return answers.Progress.of(self.reports[request.migration])
             await asyncio.wait((found.done,), timeout=request.wait)
             if not found.done.done():
                 return found.progress()
@@ -121,7 +121,7 @@ class Migrations:
                 f"Node {self.activations.name} does not run migration {request.migration} of agent {request.agent!r} any more; its "
                 "owner goes on with it.", agent=request.agent, migration=request.migration,
             )  # fmt: skip
-        return requests.progress_of(report)
+        return answers.Progress.of(report)
 
     async def to_its_end(self, request: requests.Migrate) -> MigrationReport | None:
         """As `start`, and waits; None if another process goes on with the migration."""

@@ -224,19 +224,8 @@ class Move:
         return m.Broken(error.code, error.message)
 
     async def _prepare(self) -> m.Event:
-        fold = self.activation.fold
-        request = requests.Prepare(
-            fold.agent,
-            self.migration,
-            self.activations.name,
-            fold.cls,
-            fold.version,
-            fold.size_bytes,
-            fold.epoch,
-            list(fold.policy.preferred_architectures),
-        )
         try:
-            answer = await self._ask(request)
+            answer = await self._ask(requests.prepare(self.activation.fold, self.activations.name, self.migration))
         except (NoResponder, WireTimeout) as error:
             return m.Broken("TargetUnreachable", f"{self.target} does not answer ({error.code})")
         self._refusals = tuple(answer.refusals)

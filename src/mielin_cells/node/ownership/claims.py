@@ -129,7 +129,7 @@ class Claims:
     def _check(self, fold: Fold, wish: requests.Claim) -> None:
         agent = fold.agent
         if fold.phase is Phase.TERMINATED:
-            raise AgentTerminated(f"Agent {agent!r} has ended; its id is not used again.", agent=agent)
+            raise AgentTerminated.of(agent)
         if wish.of not in ("", fold.owner):
             raise Fenced(f"Agent {agent!r} is not {wish.of}'s any more: {fold.owner} owns it.", agent=agent)
         if fold.goes_to not in ("", self._activations.name) and not wish.force:

@@ -51,7 +51,7 @@ class Creation:
     async def _load(self, agent: str) -> Fold:
         fold = await load(self._activations.home.log, agent)
         if fold.phase is Phase.TERMINATED:
-            raise AgentTerminated(f"Agent {agent!r} has ended; its id is not used again.", agent=agent)
+            raise AgentTerminated.of(agent)
         if fold.owner == self._activations.name:
             self._activations.look(agent)
         return fold

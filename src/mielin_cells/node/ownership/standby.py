@@ -115,11 +115,7 @@ class Standbys:
             if copy is not None and not self._offers.is_cordoned():
                 copy.asked_at = activations.clock()
                 continue
-            offer = requests.Prepare(
-                agent, "standby", request.owner, wanted.cls, wanted.version, wanted.bytes, wanted.epoch,
-                wanted.architectures, is_dry=True,
-            )  # fmt: skip
-            reasons = self._offers.prepare(offer).reasons
+            reasons = self._offers.prepare(wanted).reasons
             if reasons:
                 refused[agent] = "; ".join(reasons)
                 self.detach(agent)
@@ -208,7 +204,9 @@ class Standbys:
         """Asks a node to keep copies, and strikes it off for each agent that it does not follow."""
         for at in range(0, len(backed), BATCH):
             some = backed[at : at + BATCH]
-            request = requests.Follow(self._activations.name, [_offer_of(activation) for activation in some])
+            request = requests.Follow(
+                [requests.prepare(activation.fold, self._activations.name) for activation in some]
+            )
             try:
                 refused = [*await call(self._activations.home.wire, name, request, selection.PING_S)]
             except CellError as error:
@@ -224,10 +222,3 @@ def copies_wanted(activation: Activation) -> int:
     """How many nodes are to keep a copy of the agent: as was ordered for it, else as its class says."""
     fold = activation.fold
     return activation.spec.cls.__mielin_standby__ if fold.standby is None else fold.standby
-
-
-def _offer_of(activation: Activation) -> requests.FollowOffer:
-    fold = activation.fold
-    return requests.FollowOffer(
-        fold.agent, fold.cls, fold.version, fold.size_bytes, fold.epoch, list(fold.policy.preferred_architectures)
-    )
