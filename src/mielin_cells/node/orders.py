@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mielin_cells.agents.agent import STANDBY_MAX
@@ -42,6 +42,37 @@ logger = logging.getLogger("mielin_cells.orders")
 
 class _IsThere(Declined):
     """Another order for the same state was first."""
+
+
+class _BetweenTurns:
+    """A block that runs while no turn does, and with all that ran committed.  Raises `AskTimeout` if the turn does not end.
+
+    It is no generator: one of a process that was killed would be closed by the garbage collector, without an event loop.
+    """
+
+    def __init__(self, activation: Activation, order: str, limit_s: float) -> None:
+        self._activation = activation
+        self._order = order
+        self._limit_s = limit_s
+
+    async def stop_intake(self) -> None:
+        try:
+            await self._activation.intake.stop(self._limit_s)
+        except TimeoutError as error:
+            agent = self._activation.fold.agent
+            said = f"Agent {agent!r} is in a turn that does not end; it was not told to {self._order}."
+            raise AskTimeout(said) from error
+
+    async def __aenter__(self) -> None:
+        await self.stop_intake()
+        try:
+            await self._activation.flush_within(self._limit_s)
+        except BaseException:
+            self._activation.resume_intake()
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        self._activation.resume_intake()
 
 
 class Orders:
@@ -138,7 +169,7 @@ class Orders:
     async def _renew(self, agent: str) -> str:
         """Reads the agent from its log with its newer class, which was defined again in this process (a cell of a notebook)."""
         activation = self._activations.running(agent)
-        await self._stop_intake(activation, "be read again")
+        await self._between_turns(activation, "be read again").stop_intake()
         try:
             if activation.fold.may_run:
                 await activation.runner.hook("on_depart")
@@ -174,22 +205,8 @@ class Orders:
             await activation.append(lambda head: StandbySet(**head, copies=copies), at_once=True)
         self._standbys.served(activation)
 
-    @contextlib.asynccontextmanager
-    async def _between_turns(self, activation: Activation, order: str) -> AsyncIterator[None]:
-        """While no turn runs and all that ran is committed.  Raises `AskTimeout` if the turn does not end."""
-        await self._stop_intake(activation, order)
-        try:
-            await self._flush(activation)
-            yield
-        finally:
-            activation.resume_intake()
-
-    async def _stop_intake(self, activation: Activation, order: str) -> None:
-        try:
-            await activation.intake.stop(self._activations.settings.turn_deadline_s)
-        except TimeoutError as error:
-            agent = activation.fold.agent
-            raise AskTimeout(f"Agent {agent!r} is in a turn that does not end; it was not told to {order}.") from error
+    def _between_turns(self, activation: Activation, order: str) -> _BetweenTurns:
+        return _BetweenTurns(activation, order, self._activations.settings.turn_deadline_s)
 
     async def _flush(self, activation: Activation) -> None:
         await activation.flush_within(self._activations.settings.turn_deadline_s)
