@@ -359,6 +359,8 @@ class Intake:
                 is_held = True
             if core.lost is not None:
                 raise core.lost
+        except GeneratorExit:  # the event loop has ended
+            raise
         except BaseException:
             self.resume(is_held)
             raise
