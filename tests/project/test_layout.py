@@ -14,9 +14,11 @@ import pytest
 from support.paths import ROOT
 
 PACKAGE = ROOT / "src" / "mielin_cells"
-FILE_LINES_MAX = 600
-FUNCTION_LINES_MAX = 90
-MODULES_MAX = 20
+FILE_LINES_MAX = 400
+TEST_LINES_MAX = 600
+"""Of a file of tests, which are many stories of one thing."""
+FUNCTION_LINES_MAX = 60
+MODULES_MAX = 16
 """In one folder."""
 
 PORTS = {f"substrate.{name}" for name in ("ports", "parts", "retry", "tail", "lock", "health", "format")}
@@ -212,7 +214,7 @@ def test_a_folder_has_few_modules() -> None:
 @pytest.mark.parametrize("path", CHECKED, ids=lambda p: str(p.relative_to(ROOT)))
 def test_files_and_functions_are_short(path: Path) -> None:
     source = path.read_text()
-    assert len(source.splitlines()) <= FILE_LINES_MAX
+    assert len(source.splitlines()) <= (TEST_LINES_MAX if path.name.startswith("test_") else FILE_LINES_MAX)
     long = [
         f"{node.name}, line {node.lineno}: {lines} lines"
         for node in ast.walk(ast.parse(source))
