@@ -32,6 +32,7 @@ from support.field_types import (
     agent_with,
     stored,
 )
+from support.ids import shown
 
 import mielin_cells as cells
 from mielin_cells.agents.live import Cell
@@ -104,7 +105,7 @@ KEPT: list[tuple[Any, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "value"), KEPT, ids=lambda v: str(sorted(v) if isinstance(v, set) else v)[:40])
+@pytest.mark.parametrize(("kind", "value"), KEPT, ids=shown)
 def test_a_value_is_the_same_in_value_and_type_after_it_was_stored(kind: Any, value: Any) -> None:
     got = carried(kind, value)
     assert got == value
@@ -192,7 +193,7 @@ REFUSED: list[tuple[Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "path"), REFUSED, ids=lambda v: str(v)[:40])
+@pytest.mark.parametrize(("kind", "path"), REFUSED, ids=shown)
 def test_a_type_that_cannot_be_stored_is_refused_when_the_class_is_first_used(kind: Any, path: str) -> None:
     cls = agent_with(kind)  # the definition alone is no use yet: what it names may be defined later
     with pytest.raises(cells.FieldRefused) as refused:

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, TypedDict
 import pydantic
 import pytest
 from support.field_types import Leg
+from support.ids import shown
 
 import mielin_cells as cells
 from mielin_cells.agents.spec import spec_of
@@ -246,7 +247,7 @@ def assert_same(value: Any, loaded: Any) -> None:
         assert loaded.model_fields_set == value.model_fields_set
 
 
-@pytest.mark.parametrize(("kind", "value"), KEPT, ids=lambda v: str(v)[:40])
+@pytest.mark.parametrize(("kind", "value"), KEPT, ids=shown)
 async def test_state_arguments_results_tables_and_steps_are_what_they_were(kind: Any, value: Any) -> None:
     async def nothing() -> Any:
         return value
@@ -282,7 +283,7 @@ async def test_state_arguments_results_tables_and_steps_are_what_they_were(kind:
         assert await holder.look()
 
 
-@pytest.mark.parametrize(("kind", "value", "says"), REFUSED, ids=lambda v: str(v)[:40])
+@pytest.mark.parametrize(("kind", "value", "says"), REFUSED, ids=shown)
 async def test_what_a_load_would_change_is_refused_where_it_is_set_or_sent(kind: Any, value: Any, says: str) -> None:
     async def nothing() -> kind:
         return value

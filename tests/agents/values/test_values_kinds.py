@@ -12,6 +12,7 @@ import msgspec
 import pydantic
 import pytest
 from support.field_types import Peer, agent_with, stored
+from support.ids import shown
 
 import mielin_cells as cells
 from mielin_cells.agents.live import Cell
@@ -199,10 +200,6 @@ REFUSED: list[tuple[Any, Any, str]] = [
     (Literal[1, "a"], True, "got `bool`"),
     (Sequence[int], (1,), "tuple would be loaded as a list; use a list"),
 ]
-
-
-def shown(value: object) -> str:
-    return "memoryview" if isinstance(value, memoryview) else str(value)[:40]
 
 
 @pytest.mark.parametrize(("kind", "value"), KEPT, ids=shown)
