@@ -8,15 +8,20 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+from support.waiting import until
 
 import mielin_cells as cells
 from mielin_cells.client.client import Client
+from mielin_cells.errors import PermissionDenied
 from mielin_cells.log import ledger
+from mielin_cells.log.ids import inbox_subject
 from mielin_cells.log.ledger import Ledger, Verdict
 from mielin_cells.log.message import Mail, Message, client_sender
 from mielin_cells.settings import SESSIONS_MAX
 from mielin_cells.store.mail import store_mail
 from mielin_cells.store.reader import load
+from mielin_cells.substrate.ports import Log, Outcome, Unknown
+from mielin_cells.testing.faults import ForwardedLog
 
 YEAR_S = 365 * 86400.0
 
@@ -119,3 +124,67 @@ def test_many_short_sessions_shut_out_nobody_who_began_after_them() -> None:
         assert known.horizon < log
     patient = log - SESSIONS_MAX + 1  # began that long ago, and its first message comes only now
     assert known.judge(client_sender("patient"), 1, patient) is Verdict.APPLY
+
+
+class Notes(cells.Agent, name="SessionNotes"):
+    lines: list[str] = []
+
+    @cells.handler
+    async def write(self, line: str) -> list[str]:
+        if line == "slow":
+            await gate["open"].wait()
+        self.lines.append(line)
+        return self.lines
+
+
+gate: dict[str, asyncio.Event] = {}
+"""Lets the slow call end."""
+
+
+class LateLog(ForwardedLog):
+    """Keeps its second mail back, the outcome unknown, and refuses the try after it; all else is stored."""
+
+    def __init__(self, log: Log) -> None:
+        super().__init__(log)
+        self.mails = 0
+        self.kept = b""
+
+    async def append(self, subject: str, data: bytes, expect: int | None = None) -> Outcome:
+        if subject == inbox_subject("n"):
+            self.mails += 1
+            if self.mails == 2:
+                self.kept = data
+                return Unknown("the connection was lost")
+            if self.mails == 3:
+                raise PermissionDenied("Appends are denied.", subject=subject)
+        return await super().append(subject, data, expect)
+
+
+@pytest.mark.parametrize("lands", ["before", "behind"])
+async def test_a_call_that_failed_takes_no_effect_behind_a_later_one(lands: str) -> None:
+    """It may be stored late all the same (seed 70000505).  Before a later call of the client it may still take effect."""
+    gate["open"] = asyncio.Event()
+    async with cells.local() as c:
+        await c.spawn(Notes, "n")
+        store: Log = c.log  # type: ignore[attr-defined]
+        log = LateLog(store)
+        one = Client(log, c.wire)  # type: ignore[attr-defined]
+        await one.open()
+        try:
+            notes = one.get(Notes, "n")
+            slow = asyncio.create_task(notes.write("slow"))
+            await until(lambda: log.mails == 1)
+            with pytest.raises(PermissionDenied):
+                await notes.write("failed")
+            if lands == "before":
+                await store.append(inbox_subject("n"), log.kept)
+            later = asyncio.create_task(notes.write("later"))
+            await until(lambda: log.mails == 4)
+            if lands == "behind":
+                await store.append(inbox_subject("n"), log.kept)
+            gate["open"].set()
+            await asyncio.gather(slow, later)
+            lines = await notes.write("last")
+            assert lines == ["slow", *(["failed"] if lands == "before" else []), "later", "last"]
+        finally:
+            await one.close()

@@ -95,6 +95,8 @@ class Session:
         self._open: dict[int, Call] = {}
         """In order of number: the first is the lowest without an outcome."""
         self._queue: list[Call] = []
+        self._given_up: set[int] = set()
+        """Numbers that could not be stored for certain, and may land late: behind later ones they must not take effect."""
         self._sending = False
         self._sent = Signal()
         """The queue is empty: all of it is stored, or was refused."""
@@ -286,6 +288,7 @@ class Session:
 
     async def _store(self) -> None:
         """Stores the queue, one entry after the other, so that the inbox has a sender's messages in order."""
+        calls = list[Call]()
         try:
             if not self._is_started:
                 await self._find_agent()
@@ -293,7 +296,10 @@ class Session:
                 calls = self._take_entry()
                 cls, messages = calls[0].cls, [call.message for call in calls]
                 low = min(next(iter(self._open), self._next), messages[0].n)
-                mail = Mail(self.agent, cls, self.sender, self.start, low, self._client.reply_to, messages)
+                self._given_up = {n for n in self._given_up if n >= low}
+                mail = Mail(
+                    self.agent, cls, self.sender, self.start, low, self._client.reply_to, messages, sorted(self._given_up)
+                )  # fmt: skip
                 seq = await store_mail(self._client.log, mail, partial(self._give_up, calls))
                 if seq <= self._stored:
                     raise await self._went_back(seq)
@@ -304,6 +310,7 @@ class Session:
                         call.future.set_result(b"")
         except Exception as error:
             self._queue.clear()
+            self._given_up.update(call.message.n for call in calls)
             is_of_all = isinstance(error, EpochRegression) or not self._is_started
             for call in self._open.values():
                 if is_of_all or not call.is_stored:

@@ -43,6 +43,8 @@ class Input(msgspec.Struct, array_like=True, frozen=True, gc=False):
     start: int
     """Of a client's session: where this log ended when it began."""
     answer: bytes | None
+    given_up: list[int] = []
+    """Of a client: earlier numbers that take no effect from here on."""
 
 
 class DeadLetter(msgspec.Struct, array_like=True, frozen=True):

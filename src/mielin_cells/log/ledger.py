@@ -6,6 +6,7 @@ hold the same.  Rules 10, 11, 14, 15 and 18 of the protocol live here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 from typing import cast
 
@@ -142,8 +143,13 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
         peer = self.peers.get(sender)
         return (peer.answers.get(n) or None) if peer else None
 
-    def take(self, sender: str, n: int, low: int, start: int, answer: bytes | None) -> None:
-        """Number `n` of the sender has taken effect.  Answers below the sender's `low` are dropped."""
+    def take(
+        self, sender: str, n: int, low: int, start: int, answer: bytes | None, given_up: Sequence[int] = ()
+    ) -> None:
+        """Number `n` of the sender has taken effect.  Answers below the sender's `low` are dropped.
+
+        Numbers that a client has `given_up` are closed without an answer, unless they have taken effect before.
+        """
         peer = self.peers.get(sender)
         if self.replays:
             replay = self.replays.pop((sender, n), None)
@@ -163,6 +169,9 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
             peer.answers[n] = answer or b""
             if answer is not None:
                 self.answer_bytes += len(answer)
+        for number in given_up:
+            if number >= peer.low:
+                peer.answers.setdefault(number, b"")
         if low > peer.low:
             peer.low = low
             if peer.answers:
@@ -327,7 +336,7 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
     def apply(self, commit: Commit) -> None:
         """A reader's step: all that the commit says about inputs and outputs."""
         for one in commit.inputs:
-            self.take(one.sender, one.n, one.low, one.start, one.answer)
+            self.take(one.sender, one.n, one.low, one.start, one.answer, one.given_up)
         self.cursor = commit.cursor
         if commit.held is not None:
             self.held = sorted(commit.held)

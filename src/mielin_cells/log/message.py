@@ -36,6 +36,8 @@ class Mail(msgspec.Struct, array_like=True, frozen=True):
     low: int
     reply_to: str
     messages: list[Message]
+    given_up: list[int] = []
+    """Earlier numbers that a client has given up, although they may be stored late.  Behind this entry they take no effect."""
 
 
 class Replies(msgspec.Struct, array_like=True, frozen=True):

@@ -92,8 +92,8 @@ class Effects:
         if is_again:
             answer = self._take_again(mail, message, turn, answer)
         else:
-            batch.inputs.append(Input(sender, n, mail.low, mail.start, answer))
-        ledger.take(sender, n, mail.low, mail.start, answer)
+            batch.inputs.append(Input(sender, n, mail.low, mail.start, answer, mail.given_up))
+        ledger.take(sender, n, mail.low, mail.start, answer, mail.given_up)
         if is_again and not ledger.replays:
             self._timers.kick()  # timers wait until all inputs are taken again
         if answer is not None:
@@ -112,7 +112,7 @@ class Effects:
         batch.replayed.add(counts)
         ledger.replayed.add(counts)
         stored = ledger.answer(sender, n) if again.taken else answer
-        batch.inputs.append(Input(sender, n, mail.low, mail.start, None if again.taken else answer))
+        batch.inputs.append(Input(sender, n, mail.low, mail.start, None if again.taken else answer, mail.given_up))
         return stored if message.ask else None
 
     def send(self, turn: Turn) -> None:
