@@ -298,7 +298,7 @@ class Migrations:
             if recovery is not None:
                 await recovery.abort("AgentTerminated", f"agent {agent!r} was terminated while it was moved")
                 await asyncio.wait((recovery.done,), timeout=GIVE_UP_S)
-            if self.settling.left.get(agent):
+            if self.settling.may_have_open(agent):
                 await self.settling.settle(agent)
 
     # ---- an attempt ------------------------------------------------------------------------------------------

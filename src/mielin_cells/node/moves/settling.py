@@ -89,6 +89,10 @@ class Settling:
         finally:
             self._is_looking = False
 
+    def may_have_open(self, agent: str) -> bool:
+        """True if an open migration of the agent is known, or its journals are still to be read since it came here."""
+        return agent in self._due or bool(self.left.get(agent))
+
     def is_due(self, agent: str) -> bool:
         return agent in self._due and self._due[agent][0] <= self._activations.clock()
 
