@@ -144,6 +144,11 @@ FORGERIES: dict[str, Forge] = {
         lambda f: taken(60, STRANGER, low=50, start=f.ledger.horizon + 1),
         lambda f: taken(40, STRANGER, start=f.ledger.horizon + 1),
     ),
+    "client's number that it has given up": takes(
+        lambda f: taken(60, STRANGER, start=f.ledger.horizon + 1, given_up=(59,)),
+        lambda f: taken(59, STRANGER, start=f.ledger.horizon + 1),
+    ),
+    "agent that gives numbers up": takes(lambda f: taken(following(f), given_up=(9,))),
     "forgotten session": takes(lambda f: taken(1, STRANGER, start=f.ledger.horizon)),
     "session that has not begun": takes(lambda f: taken(1, STRANGER, start=f.seq + 1)),
     "hole in sent numbers": lambda f: commits(outs=(out(f.ledger.next_number("guide") + 1),))(f),

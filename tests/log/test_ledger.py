@@ -9,7 +9,7 @@ from support.agent_log import commit, out, taken
 from support.letters import letter
 
 from mielin_cells.log import ledger as module
-from mielin_cells.log.commit import Batch, Input, Out
+from mielin_cells.log.commit import Batch, Input, Out, ReplayInput
 from mielin_cells.log.ledger import Ledger, Verdict
 from mielin_cells.log.message import client_sender
 
@@ -138,6 +138,23 @@ def test_a_clients_tell_is_remembered_without_an_answer() -> None:
     assert ledger.answer(CLIENT, 3) is None
 
 
+def test_a_number_that_a_client_has_given_up_is_closed_unless_it_was_taken_before() -> None:
+    ledger = Ledger()
+    ledger.take(CLIENT, 2, 0, 5, b"x")
+    ledger.take(CLIENT, 4, 0, 5, b"y", [2, 3])
+    assert [ledger.judge(CLIENT, n, 5) for n in (2, 3, 4, 5)] == [REPEAT, REPEAT, REPEAT, APPLY]
+    assert (ledger.answer(CLIENT, 2), ledger.answer(CLIENT, 3)) == (b"x", None)
+    assert ledger.answer_bytes == 2
+
+
+def test_what_was_given_up_stays_closed_when_its_successor_is_taken_again_after_an_undo() -> None:
+    ledger = Ledger()
+    ledger.take(CLIENT, 1, 0, 5, b"x")
+    ledger.replays[CLIENT, 2] = ReplayInput(CLIENT, 2, True, [], {}, [])
+    ledger.take(CLIENT, 2, 0, 5, b"y", [3])
+    assert ledger.judge(CLIENT, 3, 5) is REPEAT
+
+
 def test_below_low_a_clients_number_is_refused_whether_it_was_taken_or_not() -> None:
     ledger = Ledger()
     ledger.take(CLIENT, 2, 0, 5, b"x")
@@ -263,9 +280,9 @@ def _step(draw: st.DrawFn, owner: Ledger, batch: Batch) -> None:
             sender = draw(st.sampled_from((ALICE, "bob", CLIENT, OTHER)))
             known = owner.peers.get(sender)
             start = 0 if sender in (ALICE, "bob") else known.start if known else draw(st.integers(1, 9))
-            take = Input(
-                sender, draw(st.integers(1, 6)), draw(st.integers(0, 6)), start, draw(st.none() | st.binary(max_size=2))
-            )
+            numbers = [] if sender in (ALICE, "bob") else draw(st.lists(st.integers(1, 6), max_size=2))
+            answer = draw(st.none() | st.binary(max_size=2))
+            take = Input(sender, draw(st.integers(1, 6)), draw(st.integers(0, 6)), start, answer, numbers)
             if owner.judge(sender, take.n, start) is APPLY:
                 owner.take(*take_fields(take))
                 batch.inputs.append(take)
@@ -289,8 +306,8 @@ def _step(draw: st.DrawFn, owner: Ledger, batch: Batch) -> None:
             batch.held = True
 
 
-def take_fields(take: Input) -> tuple[str, int, int, int, bytes | None]:
-    return take.sender, take.n, take.low, take.start, take.answer
+def take_fields(take: Input) -> tuple[str, int, int, int, bytes | None, list[int]]:
+    return take.sender, take.n, take.low, take.start, take.answer, take.given_up
 
 
 @QUICK

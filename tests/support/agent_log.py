@@ -58,8 +58,11 @@ def commit(
     return Commit(cursor=cursor, inputs=list(taken), outs=list(outs), state=state, **rest)
 
 
-def taken(n: int = 1, sender: str = "visitor", answer: bytes | None = None, low: int = 0, start: int = 0) -> Input:
-    return Input(sender, n, low, start, answer)
+def taken(
+    n: int = 1, sender: str = "visitor", answer: bytes | None = None, low: int = 0, start: int = 0,
+    given_up: tuple[int, ...] = (),
+) -> Input:  # fmt: skip
+    return Input(sender, n, low, start, answer, list(given_up))
 
 
 def out(n: int = 1, to: str = "guide", ask: bool = False, input: int = 1, k: int = 0) -> Out:

@@ -154,7 +154,9 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
         if self.replays:
             replay = self.replays.pop((sender, n), None)
             if replay is not None and replay.taken:  # its answer stays as it was, and so does a forgotten session
-                if peer is not None and not peer.is_client:
+                if peer is not None and peer.is_client:
+                    self._close_given_up(sender, peer, given_up)
+                elif peer is not None:
                     peer.mark = n
                     self._changed(sender)
                 return
@@ -169,9 +171,8 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
             peer.answers[n] = answer or b""
             if answer is not None:
                 self.answer_bytes += len(answer)
-        for number in given_up:
-            if number >= peer.low:
-                peer.answers.setdefault(number, b"")
+        if given_up:
+            self._close_given_up(sender, peer, given_up)
         if low > peer.low:
             peer.low = low
             if peer.answers:
@@ -181,6 +182,12 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
             self._changed(sender)
         if self.answer_bytes > ANSWERS_BYTES_MAX:
             self._make_room()
+
+    def _close_given_up(self, sender: str, peer: Peer, given_up: Sequence[int]) -> None:
+        for number in given_up:
+            if number >= peer.low and number not in peer.answers and (sender, number) not in self.replays:
+                peer.answers[number] = b""
+                self._changed(sender)
 
     def excess(self) -> list[str]:
         """The client sessions that are too many, quiet for longest first."""

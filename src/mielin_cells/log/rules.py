@@ -221,7 +221,8 @@ def wrong_commit(ledger: Ledger, turn: OpenTurn | None, commit: Commit, seq: int
 
 
 def wrong_inputs(ledger: Ledger, takes: list[Input], seq: int) -> str:
-    """Rules 10, 14 and 15: each number once; an agent's without a gap; no session that was forgotten, or has not begun."""
+    """Rules 10, 14 and 15: each number once; an agent's without a gap; no session that was forgotten, or has not begun;
+    nothing that a client had given up before."""
     peers, replays = ledger.peers, ledger.replays
     marks: dict[str, int] = {}
     lows: dict[str, int] = {}
@@ -233,6 +234,8 @@ def wrong_inputs(ledger: Ledger, takes: list[Input], seq: int) -> str:
             mark = marks.get(sender, peer.mark if peer is not None else 0)
             if n != mark + 1:
                 return f"it takes number {n} of {sender} after {mark} (rule 10)"
+            if one.given_up:
+                return f"it says that {sender} has given up numbers, which only a client does (rule 15)"
             marks[sender] = n
             continue
         key = sender, n
@@ -249,6 +252,7 @@ def wrong_inputs(ledger: Ledger, takes: list[Input], seq: int) -> str:
                     f"{ledger.horizon + 1} to {seq - 1} may be new (rule 15)"
                 )
         lows[sender] = max(low, one.low)
+        seen.update((sender, number) for number in one.given_up if (sender, number) not in replays)
     return ""
 
 

@@ -25,6 +25,8 @@ from mielin_cells.migration.progress import CollectingCallback
 from mielin_cells.migration.recovery import RecoveryConfig
 from mielin_cells.migration.refusal import Refusal, RefusalKind, refusal
 from mielin_cells.node.moves import admission as admit
+from mielin_cells.node.moves import settling
+from mielin_cells.node.moves.journal import JournalWriter
 from mielin_cells.node.node import Node
 from mielin_cells.rpc import requests
 from mielin_cells.store import journal
@@ -542,3 +544,17 @@ async def test_an_upgrade_whose_probe_fails_rolls_back_to_the_older_class_by_its
         assert await doc.write(" c") == "a b c"
         shown = await client.show(doc)
         assert (shown.node, shown.version) == ("node-1", 1)
+
+
+async def test_an_open_migration_is_ended_before_its_agent_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its source was lost, and the new owner has not read the journals yet: nobody comes after it (seed 70002812)."""
+    monkeypatch.setattr(settling, "GATHER_S", 600.0)
+    async with nodes("node-1", "node-2") as (client, running):
+        kiosk = await client.on("node-1").spawn(Kiosk, "t")
+        writer = JournalWriter(running["node-1"].home, "t", "m-lost")
+        await writer.write(lambda h: Planned(**h, source="node-1", target="node-2", epoch=1, config={}))
+        await client.claim(kiosk, "node-2")
+        await client.terminate(kiosk)
+        end = (await journal.read(client.log, "t", "m-lost")).end
+        assert end is not None
+        assert end.outcome == "rolled_back"
