@@ -65,7 +65,10 @@ class Streams:
         int | None, Parameter(group=CONNECTION, help="Copies of each stream (default: 3 on a cluster, else 1).")
     ] = None
     shards: Annotated[
-        int | None, Parameter(group=CONNECTION, help="Streams that agents are spread over (default: 1).")
+        int | None,
+        Parameter(
+            group=CONNECTION, help="Streams that agents are spread over (default: 4 with `--sync always`, else 1)."
+        ),
     ] = None
 
 

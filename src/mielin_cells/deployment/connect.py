@@ -188,7 +188,8 @@ def connect(
 
     `creds` and `tls_ca` are files: a NATS credentials file, and the certificates to trust.  A server holds several deployments if each
     has its own name.  `replicas` (copies of each stream; default 3 on a cluster, else 1) and `shards` (streams that agents are spread
-    over; default 1) are for a new deployment; an existing one refuses values other than its own.  Leaving the block closes the
+    over; default 4 if `mielin up` started the server with `--sync always`, else 1) are for a new deployment; an existing one refuses
+    values other than its own.  Leaving the block closes the
     connection; agents live on at their nodes.  Raises `NotConnected`, `ConfigError`, `StoreUnreachable`, and whatever else keeps the
     server from being used.
     """

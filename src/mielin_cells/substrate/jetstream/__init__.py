@@ -15,6 +15,11 @@ from mielin_cells.substrate.jetstream.wire import JetWire
 
 DEPLOYMENT: Final = "mielin"
 
+SHARDS_IF_SYNCED: Final = 4
+"""The server syncs a stream's file after each write to it, one write after the other, and those of several streams at the same time.
+Writes that are not synced gain nothing, and a power cut may remove more of them from one stream than from another.
+"""
+
 
 Path: TypeAlias = str | os.PathLike[str]
 
@@ -59,14 +64,14 @@ class JetStream:
     ) -> JetStream:
         """Connects, and creates the deployment's streams if they are missing and `makes` is true.
 
-        `shards`: the streams that logs and inboxes are spread over (default 1), fixed when the deployment is created.
-        `replicas`: copies of each stream (default: 3 on a cluster of at least 3 servers, else 1).  Values other than the
-        deployment's own are refused.  `sync` is only reported.
+        `shards`: the streams that logs and inboxes are spread over, fixed when the deployment is created; the default is 4 if
+        `sync` says that the server syncs each write ("power"), else 1.  `replicas`: copies of each stream (default: 3 on a cluster
+        of at least 3 servers, else 1).  Values other than the deployment's own are refused.
 
         Raises `StoreUnreachable`, `AuthFailed`, `JetStreamDisabled`, `ServerTooOld`,
         `PermissionDenied`, `ConfigError`, `NotConnected`, `StreamMissing`, `QuotaExceeded`.
         """
-        wish = Wish(shards, replicas, makes)
+        wish = Wish(shards, replicas, makes, SHARDS_IF_SYNCED if sync == "power" else 1)
         connection = await _opened(url, creds, tls_ca, deployment, wish)
         try:
             check_server(connection)

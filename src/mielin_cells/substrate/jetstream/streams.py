@@ -50,6 +50,7 @@ class Wish(NamedTuple):
     replicas: int | None = None
     makes: bool = True
     """A deployment that is not there is made."""
+    default_shards: int = 1
 
 
 class Layout(NamedTuple):
@@ -90,7 +91,10 @@ async def streams(connection: Connection, deployment: str, wish: Wish) -> Layout
 
 
 async def _make(connection: Connection, deployment: str, wish: Wish) -> Layout:
-    count, replicas = wish.shards or 1, wish.replicas or (REPLICAS_IN_CLUSTER if connection.in_cluster else 1)
+    count, replicas = (
+        wish.shards or wish.default_shards,
+        wish.replicas or (REPLICAS_IN_CLUSTER if connection.in_cluster else 1),
+    )
     kept = []
     wanted = names(deployment, count)
     for name in wanted:
