@@ -170,7 +170,9 @@ class Settings:
     heartbeat_misses: Count = 5
     """Heartbeats that may be missed before a node counts as silent: 2.5 s outlast a slow moment of a machine."""
     reconcile_s: Seconds = 5.0
-    """A node looks for agents that the log gives it and that it does not run."""
+    """A node looks for agents that the log gives it and that it does not run; if nothing was written anywhere, it need not."""
+    compare_s: Seconds = 600.0
+    """Even then it compares all logs with what it runs this often."""
     regression_s: Seconds = REGRESSION_S
     """A log that says less than it had acknowledged must go on saying so for this long, before its agent is quarantined."""
 

@@ -37,6 +37,7 @@ from mielin_cells.node.activation.turn import Turn
 from mielin_cells.node.activation.writer import Writer
 from mielin_cells.node.moves.handover import Handover
 from mielin_cells.node.moves.target import Copy
+from mielin_cells.node.ownership.adoption import Adoption
 from mielin_cells.substrate import retry
 from mielin_cells.substrate.ports import Entry, Outcome
 from mielin_cells.testing.checkers.checker import INVARIANTS
@@ -280,6 +281,16 @@ def steps_recorded_before_a_stop(patch: Patch) -> None:
             await record(self, made)
 
     patch.setattr(Turn, "_record_step", unless_stopped)
+
+
+@guard(within=200)
+def logs_are_listed_after_news(patch: Patch) -> None:
+    """Once a node has listed all logs it counts as at rest, whatever is written after that."""
+
+    async def at_rest(self: Adoption) -> bool:
+        return self._compared_at > 0
+
+    patch.setattr(Adoption, "_is_calm", at_rest)
 
 
 SOON = 40

@@ -106,6 +106,13 @@ class Log(Protocol):
     async def subjects(self, prefix: str) -> list[tuple[str, int]]:
         """Subjects that start with `prefix` and have entries, with their last sequence; in order of name.  May be stale."""
 
+    async def position(self) -> tuple[int, ...]:
+        """How far the logs have come; it costs the same whatever they hold.
+
+        Equal to an earlier answer only if nothing was appended between the two calls, or what was appended is not known here
+        yet (`STALE_S`).  Different after a connection was lost, and after the store was put back to an older copy.
+        """
+
 
 class Subscription(Protocol):
     def close(self) -> None:

@@ -260,6 +260,10 @@ class ForwardedLog:
         self.called("subjects", prefix)
         return await self.log.subjects(prefix)
 
+    async def position(self) -> tuple[int, ...]:
+        self.called("position", "")
+        return await self.log.position()
+
 
 class FaultyLog(ForwardedLog):
     def __init__(self, log: Log, faults: Faults, node: str) -> None:

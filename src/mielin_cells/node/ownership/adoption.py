@@ -51,6 +51,10 @@ SLOW_S = 10.0
 REST_S_MAX = 300.0
 """The longest wait before an adoption that raised is tried again."""
 
+CALM_ROUNDS = 3
+"""Rounds that must have found nothing to do at one position of the logs, before the next ones are left out: a replica that is
+behind may have answered one of them."""
+
 
 class Adoption:
     """`round` reads all logs, `look` one."""
@@ -72,6 +76,11 @@ class Adoption:
         self._slots = asyncio.Semaphore(ADOPTIONS_MAX)
         self.quiet: dict[str, int] = {}
         """Logs that name another owner, with their last sequence when they were read."""
+        self._calm = 0
+        """Rounds in a row that found nothing to do, with the logs at `_position` and the agents of `_here` on this node."""
+        self._position: tuple[int, ...] = ()
+        self._here: set[str] = set()
+        self._compared_at = -1e9
         self._rests: dict[str, tuple[float, float]] = {}
         """Agents whose adoption failed unexpectedly: how long rounds leave them alone, and until when."""
 
@@ -130,14 +139,18 @@ class Adoption:
         """Takes the agents that their logs give to this node, and drops those that they give to others.
 
         A log that has moved since the last round has an owner that appends: it is read once it has been still for a round.
-        `every`: reads all of them, as at the start.
+        `every`: reads all of them, as at the start.  Listing all logs costs by the agents of the whole deployment; while nothing is
+        written anywhere, it is done every `compare_s` only.
         """
+        if await self._is_calm() and not every:
+            return
         still, quarantine = list[str](), self._quarantine
         acknowledged = quarantine.acknowledged()
         listed = await known_agents(self._home.log)
         await quarantine.check_all(dict(listed), acknowledged)
         for count, (agent, seq) in enumerate(listed, 1):
             if quarantine.is_behind(agent, seq, acknowledged.get(agent, 0)):
+                self._position = ()
                 continue
             has_moved, quarantine.seen[agent] = quarantine.seen.get(agent) != seq, seq
             activation = self._activations.live.get(agent)
@@ -150,6 +163,17 @@ class Adoption:
                 await asyncio.sleep(0)
         for start in range(0, len(still), LOOK_SUBJECTS):
             await self._take_all(await self._without_others(still[start : start + LOOK_SUBJECTS]))
+        self._calm = 0 if still else self._calm + 1
+        self._compared_at = self._activations.clock()
+
+    async def _is_calm(self) -> bool:
+        """True if the last rounds found nothing to do, and neither the logs nor the agents here have changed since."""
+        position = await self._home.log.position()
+        here = {*self._activations.live, *self._copies.by_agent}
+        if position != self._position or here != self._here:
+            self._position, self._here, self._calm = position, here, 0
+        is_due = self._activations.clock() - self._compared_at >= self._activations.settings.compare_s
+        return self._calm >= CALM_ROUNDS and not is_due
 
     async def _take_all(self, agents: list[str]) -> None:
         """Takes some at a time.  Returns when each is taken, has failed, or has proved slow."""

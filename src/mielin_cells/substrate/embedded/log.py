@@ -63,6 +63,7 @@ class EmbeddedLog:
         self._writer: _Writer | None = None
         self._index: dict[str, int] = {}  # last sequence of each subject, as of the last decision
         self._seq = store.seq_max()
+        self._position = self._seq  # grows when a transaction with entries has ended, whatever came of it
         self._queue: deque[_Queued] = deque()
         self._is_flushing = False
         self._is_trimming = False
@@ -170,6 +171,10 @@ class EmbeddedLog:
             await asyncio.sleep(0)
             self._check()
 
+    async def position(self) -> tuple[int, ...]:
+        self._check()
+        return (self._position,)
+
     async def close(self) -> None:
         """Waits for the queue, then ends the tails.  New calls are refused at once."""
         self._refusal = _closed(self._store)
@@ -202,11 +207,10 @@ class EmbeddedLog:
         if not self._queue:  # `close` was faster
             self._is_flushing = False
             return
-        batch = self._cut()
+        batch, failure = self._cut(), None
         if self._writer is not None:
             self._writer.jobs.put(batch)
             return
-        failure: BaseException | None = None
         try:
             self._store.write(batch.rows, batch.trims)
         except Exception as error:  # noqa: BLE001 - every append gets an answer, whatever broke
@@ -256,6 +260,7 @@ class EmbeddedLog:
     def _written(self, batch: _Batch, failure: BaseException | None) -> None:
         """The transaction has ended: answers, tails, and the next batch."""
         self._is_trimming = False
+        self._position += len(batch.rows)
         if failure is not None:
             failure = self._take_back(batch, failure)
         if failure is None:
@@ -345,8 +350,7 @@ class EmbeddedLog:
             raise _again(self._refusal)
 
     def _forget(self, subject: str, tail: BufferedTail) -> None:
-        there = self._tails[subject]
-        there.remove(tail)
+        (there := self._tails[subject]).remove(tail)
         if not there:
             del self._tails[subject]
 

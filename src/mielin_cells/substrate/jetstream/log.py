@@ -61,6 +61,7 @@ class JetLog:
         self._marks = 0
         self._newest: dict[str, int] = {}
         """By stream, the highest sequence that was heard of."""
+        self._reconnects = 0
 
     # ---- places ----------------------------------------------------------------------------------------------
 
@@ -88,8 +89,7 @@ class JetLog:
             return Unknown(str(error))
         if heard.status == api.NO_RESPONDERS:
             raise await self._gone(stream)
-        outcome = api.outcome_of(heard.data, subject)
-        if isinstance(outcome, Appended):
+        if isinstance(outcome := api.outcome_of(heard.data, subject), Appended):
             self._saw(stream, outcome.seq)
         if outcome is not None:
             return outcome
@@ -287,11 +287,11 @@ class JetLog:
         return tail
 
     def _forget(self, tail: JetTail) -> None:
-        listener = self._tails.pop(tail, None)
-        if listener is not None:
+        if (listener := self._tails.pop(tail, None)) is not None:
             listener.close()
 
     def reconnected(self) -> None:
+        self._reconnects += 1
         for tail in tuple(self._tails):
             tail.look_again()
 
@@ -303,11 +303,7 @@ class JetLog:
         stream, full = self.place(subject)
         if before <= 1:
             return
-        request = json.dumps({"filter": full, "seq": before}).encode()
-        heard = await self._asked("STREAM.PURGE", stream, request, subject)
-        answer = api.decode(heard.data, api.StreamAnswer, subject)
-        if answer.error is not None:
-            raise api.error_of(answer.error, subject, stream)
+        await self._stream("STREAM.PURGE", stream, {"filter": full, "seq": before}, subject)
 
     async def subjects(self, prefix: str) -> list[tuple[str, int]]:
         """Names from the stream's state, last sequences by batched direct gets."""
@@ -325,15 +321,27 @@ class JetLog:
                     ends += [(one.subject.removeprefix(head), one.seq) for one in lasts]
         return sorted(ends)
 
+    async def position(self) -> tuple[int, ...]:
+        """Of each stream its last sequence, as its leader answers."""
+        streams = [api.stream_name(self._deployment, "log", shard) for shard in range(self._shards)]
+        reconnects = self._reconnects
+        return reconnects, *[
+            (await self._stream("STREAM.INFO", stream, {}, stream)).state.last_seq for stream in streams
+        ]
+
+    async def _stream(self, what: str, stream: str, wanted: dict[str, object], subject: str) -> api.StreamAnswer:
+        heard = await self._asked(what, stream, json.dumps(wanted).encode(), subject)
+        answer: api.StreamAnswer = api.decode(heard.data, api.StreamAnswer, subject)
+        if answer.error is not None:
+            raise api.error_of(answer.error, subject, stream)
+        return answer
+
     async def _names(self, stream: str, head: str, prefix: str) -> list[str]:
         words = prefix.rpartition(".")[0]
         names: list[str] = []
         while True:
-            request = {"subjects_filter": f"{head}{words + '.' if words else ''}>", "offset": len(names)}
-            heard = await self._asked("STREAM.INFO", stream, json.dumps(request).encode(), stream)
-            answer = api.decode(heard.data, api.StreamAnswer, stream)
-            if answer.error is not None:
-                raise api.error_of(answer.error, stream)
+            wanted = {"subjects_filter": f"{head}{words + '.' if words else ''}>", "offset": len(names)}
+            answer = await self._stream("STREAM.INFO", stream, wanted, stream)
             there = answer.state.subjects or {}
             names += there
             if not there or len(names) >= answer.total:

@@ -185,6 +185,17 @@ async def subjects_are_found_by_prefix(substrate: Substrate) -> None:
 
 
 @check
+async def the_position_moves_with_every_append(substrate: Substrate) -> None:
+    log, before = substrate.log, set[tuple[int, ...]]()
+    for n in range(40):
+        position = await log.position()
+        must(await log.position() == position, "The position moved, and nothing was appended.")
+        must(position not in before, "The position is where it was before an append.")
+        before.add(position)
+        await store(log, f"p.{n % 13}", b"", 0 if n < 13 else None)
+
+
+@check
 async def the_last_entries_of_many_subjects_are_read_at_once(substrate: Substrate) -> None:
     log, names = substrate.log, [f"l.{n}" for n in range(1100)]
     for name in names:

@@ -98,7 +98,7 @@ CHANCES = tuple(f.name for f in fields(Faults) if f.default == 0.0)
 
 
 WRITES = frozenset({"append", "trim"})
-STORE_CALLS = WRITES | {"read", "last", "settled", "lasts", "subjects"}
+STORE_CALLS = WRITES | {"read", "last", "settled", "lasts", "subjects", "position"}
 
 
 class Refusal(NamedTuple):

@@ -219,6 +219,12 @@ class View(Link):
         upto = self._horizon()
         return listed if upto is None else [(name, seq) for name, seq in listed if seq <= upto]
 
+    async def position(self) -> tuple[int, ...]:
+        world = self.world
+        answer: tuple[int, ...] = await self._look("position", "", lambda: (world.power, world.store.seq))
+        upto = self._horizon()
+        return answer if upto is None else (answer[0], min(answer[1], upto))
+
     async def _look(self, what: str, subject: str, find: Callable[[], Any]) -> Any:
         """A call that reads: `find` is asked half-way, where the store is."""
         fate = await self._enter(what, subject)
