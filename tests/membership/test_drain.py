@@ -207,7 +207,7 @@ async def test_a_move_that_an_operator_aborts_is_not_begun_again() -> None:
         working = asyncio.create_task(busy.slow())
         await doors[-1].begun.wait()
         draining = asyncio.create_task(client.drain("node-1"))
-        await until(lambda: "busy" in node.migrations.moves)
+        await until(lambda: "busy" in node.migrations.attempts.moves)
         await client.abort(busy)
         report = await draining
         assert (report.state, report.moved, report.left) == ("done", 0, 1)
@@ -224,7 +224,7 @@ async def test_uncordoning_ends_a_drain() -> None:
         working = asyncio.create_task(busy.slow())
         await doors[-1].begun.wait()
         draining = asyncio.create_task(client.drain("node-1"))
-        await until(lambda: "busy" in node.migrations.moves)
+        await until(lambda: "busy" in node.migrations.attempts.moves)
         await client.uncordon("node-1")
         await until(lambda: node.drains.running is None)
         doors[-1].leave.set()
@@ -280,7 +280,7 @@ async def test_a_node_that_dies_in_its_drain_is_drained_by_claims(monkeypatch: p
         working = asyncio.create_task(busy.slow())
         await doors[-1].begun.wait()
         draining = asyncio.create_task(client.drain("node-1"))
-        await until(lambda: "quiet" not in node.activations.live and "busy" in node.migrations.moves)
+        await until(lambda: "quiet" not in node.activations.live and "busy" in node.migrations.attempts.moves)
         made.kill("node-1")
         doors[-1].leave.set()
         report = await draining

@@ -201,6 +201,11 @@ def test_there_is_no_circle_between_rooms() -> None:
     assert circles({room: others - {""} for room, others in arrows.items() if room}) == []
 
 
+def test_there_is_no_circle_between_modules() -> None:
+    arrows = {name_of(path): own_modules(ast.parse(path.read_text()), MODULES) for path in SOURCES}
+    assert [sorted(circle) for circle in circles(arrows)] == []
+
+
 def test_a_planted_circle_is_found() -> None:
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [{"a", "b", "c"}]
     assert circles({"a": {"b"}, "b": {"c"}, "c": set()}) == []

@@ -70,7 +70,7 @@ async def test_a_source_that_stops_while_its_target_verifies_logs_no_bug(caplog:
         running["node-2"].home.step = held
         moving = asyncio.ensure_future(client.migrate(tally, to="node-2"))
         await probed.wait()
-        move = running["node-1"].migrations.moves["t"]
+        move = running["node-1"].migrations.attempts.moves["t"]
         async with asyncio.timeout(20):
             while move.machine.phase is not MigrationPhase.VERIFYING:
                 await asyncio.sleep(0)

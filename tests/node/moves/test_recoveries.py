@@ -271,7 +271,7 @@ async def test_a_bug_in_the_coordinator_leaves_the_migration_open_and_its_end_is
         def broken(*_: object) -> None:
             raise RuntimeError("a slip")
 
-        monkeypatch.setattr(running["node-1"].migrations, "begin_move", broken)
+        monkeypatch.setattr(running["node-1"].migrations.attempts, "begin", broken)
         report = await client.migrate(kiosk)
         assert (report.outcome, report.code) == ("rolled_back", "InternalError")
         assert "a slip" in report.reason

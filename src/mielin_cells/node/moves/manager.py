@@ -11,32 +11,26 @@ from typing import TYPE_CHECKING, Any
 from mielin_cells.agents.agent import Agent
 from mielin_cells.agents.reports import MigrationReport
 from mielin_cells.errors import (
-    OF_STORE,
     AlreadyThere,
     CellError,
     Fenced,
-    LogGap,
     MigrationInProgress,
     NoSuchMigration,
-    RecoveryNotDue,
     RetryError,
-    UnknownNode,
     described,
 )
 from mielin_cells.log.lifecycle import Phase
-from mielin_cells.membership import selection
 from mielin_cells.migration.breaker import BreakerConfig, Targets
-from mielin_cells.migration.case import RecoveryOutcome, Ticket
+from mielin_cells.migration.case import Case
 from mielin_cells.migration.manager import MigrationRecoveryManager
-from mielin_cells.migration.outcome import outcome_of
 from mielin_cells.migration.recovery import RecoveryConfig, of_class
+from mielin_cells.node.moves.agenda import Agenda
+from mielin_cells.node.moves.attempts import Attempts
 from mielin_cells.node.moves.observe import Observer, Watchers
 from mielin_cells.node.moves.recovery import Recovery
 from mielin_cells.node.moves.settling import Settling
-from mielin_cells.node.moves.source import Move
+from mielin_cells.node.moves.targets import choose_first
 from mielin_cells.rpc import answers, requests
-from mielin_cells.store.reader import load
-from mielin_cells.tasks.supervision import Backoff
 
 if TYPE_CHECKING:
     from mielin_cells.node.activation.activation import Activation, Activations
@@ -61,47 +55,16 @@ class Migrations:
             config, targets=Targets(BreakerConfig.of(config)), attempt_timeout_secs=math.inf
         )
         """Decides about what fails, and keeps the time of what is due; a move has deadlines of its own phases."""
-        self._alarm: asyncio.TimerHandle | None = None
         self.watchers = Watchers(activations, self.manager.validator)
-        self.moves: dict[str, Move] = {}
-        """The attempts that run, by agent."""
+        self.attempts = Attempts(activations, self.manager.validator)
         self.open: dict[str, Recovery] = {}
         self.reports: dict[str, MigrationReport] = {}
-        self.settling = Settling(self)
+        self._agenda = Agenda(activations, self.manager, self.open)
+        self.settling = Settling(self._agenda, self.attempts, self.open, self._taken_over)
 
     def close(self) -> None:
-        if self._alarm is not None:
-            self._alarm.cancel()
-        for move in list(self.moves.values()):
-            move.close()
-
-    # ---- the recoveries that are open ------------------------------------------------------------------------
-
-    def settle(self, recovery: Recovery, outcome: RecoveryOutcome) -> None:
-        """It ends here; its place, if it has one, is another's."""
-        if self.open.get(recovery.agent) is recovery:
-            self.manager.settle(recovery.agent, self.activations.clock(), outcome)
-            self.keep_time()
-
-    def keep_time(self) -> None:
-        """Sets the alarm for what the manager has next."""
-        if self._alarm is not None:
-            self._alarm.cancel()
-        wake = self.manager.next_wake()
-        if wake is not None and not self.activations.is_stopping:
-            loop = asyncio.get_running_loop()
-            self._alarm = loop.call_later(max(0.0, wake - self.activations.clock()), self._wake)
-
-    def _wake(self) -> None:
-        manager, now = self.manager, self.activations.clock()
-        if self.activations.is_stopping:
-            return
-        for ticket in manager.expire(now):
-            self.open[ticket.agent_id].run_out()
-        for agent in manager.get_ready_for_retry(now):
-            with contextlib.suppress(RecoveryNotDue):  # its target has enough to do: it is due again later
-                self.open[agent].begin(manager.begin(agent, now))
-        self.keep_time()
+        self._agenda.close()
+        self.attempts.close()
 
     # ---- asked for -------------------------------------------------------------------------------------------
 
@@ -154,7 +117,7 @@ class Migrations:
         if target == activations.name:
             raise AlreadyThere(f"Agent {agent!r} is on {activations.name} already.", agent=agent, node=activations.name)
         if not target:
-            target = await self.chosen(activation)
+            target = await choose_first(activations, activation, self.unfit())
             recovery, activation = (
                 self._running(request),
                 self._planned_for(request),
@@ -172,8 +135,8 @@ class Migrations:
                 f"Agent {agent!r} was moved by {', '.join(left)}, which has stopped without an end and gets one first; try again.",
                 agent=agent, migration=", ".join(left),
             )  # fmt: skip
-        config = self.config_of(activation.spec.cls, request.recovery)
-        recovery = self.open[agent] = Recovery.plan(self, request, target, config)
+        case = Case(agent, request.migration, activations.name, self.config_of(activation.spec.cls, request.recovery))
+        recovery = self.open[agent] = Recovery(self._agenda, self.attempts, request, case, target)
         self.manager.open(recovery.case, self.activations.clock())
         activations.home.begin(self._run(recovery, is_new=True))
         return recovery
@@ -187,35 +150,6 @@ class Migrations:
                 agent=request.agent, epoch=activation.fold.epoch,
             )  # fmt: skip
         return activation
-
-    async def chosen(self, activation: Activation) -> str:
-        """The first target of a migration that names none.  Raises `UnknownNode` if there is nobody to ask."""
-        activations = self.activations
-        nodes = await selection.list_alive(activations.home.log, activations.home.wire)
-        others = [other for other in nodes if other.name != activations.name]
-        if not others:
-            raise UnknownNode("No other node answers; start one.", node="", nodes=[other.name for other in nodes])
-        resting = self.unfit()
-        fit = selection.choose(others, activation.fold.cls, resting, activation.fold.policy.preferred_architectures)
-        return fit or min(others, key=lambda other: (other.agents, other.name)).name  # which says why not
-
-    async def choose_for(self, ticket: Ticket) -> str:
-        """A node that the ticket does not exclude, and that admits an attempt; "" if there is none now."""
-        activation, excluded = self.activations.live.get(ticket.agent_id), {*ticket.excluded}
-        if activation is None:
-            return ""
-        try:
-            nodes = await selection.list_alive(self.activations.home.log, self.activations.home.wire)
-        except CellError as error:
-            logger.warning("migration %s: who is alive is not known: %s", ticket.migration, error)
-            return ""
-        while name := selection.choose(
-            nodes, activation.fold.cls, excluded, activation.fold.policy.preferred_architectures
-        ):
-            if self.manager.assign(ticket.token, name, self.activations.clock()):
-                return name
-            excluded.add(name)
-        return ""
 
     def unfit(self) -> frozenset[str]:
         """Nodes that no agent is to be moved to now."""
@@ -242,7 +176,7 @@ class Migrations:
                 del self.open[recovery.agent]
         self._ended(recovery)
 
-    def taken_over(self, recovery: Recovery, goes_on: bool) -> None:
+    def _taken_over(self, recovery: Recovery, goes_on: bool) -> None:
         """A migration that another process began was ended, or goes on here."""
         logger.warning(
             "migration %s of agent %s, whose source was lost, %s", recovery.migration, recovery.agent,
@@ -300,48 +234,6 @@ class Migrations:
                 await asyncio.wait((recovery.done,), timeout=GIVE_UP_S)
             if self.settling.may_have_open(agent):
                 await self.settling.settle(agent)
-
-    # ---- an attempt ------------------------------------------------------------------------------------------
-
-    def begin_move(self, activation: Activation, attempt: str, target: str) -> Move:
-        move = self.moves[activation.fold.agent] = Move(
-            self.activations, activation, attempt, target, self.manager.validator
-        )
-        return move
-
-    async def run_move(self, move: Move) -> MigrationReport:
-        """Runs an attempt to its end; what became of it is always what the agent's log says."""
-        agent, activations = move.activation.fold.agent, self.activations
-        try:
-            await move.run()
-        except Exception as error:
-            # A log that cannot be read on, a node that stops, or a bug: this copy may not go on, and the log says who does.
-            if isinstance(error, (RetryError, LogGap, Fenced)):
-                logger.warning("migration %s of agent %s left %s: %s", move.migration, agent, activations.name, error)
-            else:
-                logger.exception("migration %s of agent %s failed on %s", move.migration, agent, activations.name)
-            activations.drop(move.activation)
-            activations.look(agent)
-            move.fail(error, await self._outcome(agent, move))
-        finally:
-            move.close()
-            if self.moves.get(agent) is move:
-                del self.moves[agent]
-        return move.done.result()
-
-    async def _outcome(self, agent: str, move: Move) -> str:
-        """What became of an attempt, from the agent's log; waits until it is decided (rule 7)."""
-        backoff = Backoff()
-        while True:
-            try:
-                fold = await load(self.activations.home.log, agent)
-                outcome = outcome_of(fold, move.migration, move.epoch)
-                if outcome is not None:
-                    return outcome
-                self.activations.look(agent)
-            except (*OF_STORE, LogGap) as error:
-                logger.info("migration %s: its outcome is read again: %s", move.migration, error)
-            await backoff.wait()
 
     # ---- settling --------------------------------------------------------------------------------------------
 

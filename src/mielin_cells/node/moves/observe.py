@@ -16,7 +16,6 @@ from mielin_cells.migration.validation import MigrationValidator
 
 if TYPE_CHECKING:
     from mielin_cells.node.activation.activation import Activations
-    from mielin_cells.node.moves.source import Move
 
 logger = logging.getLogger("mielin_cells.migration")
 
@@ -63,29 +62,29 @@ class Observer:
         if is_new:
             self._note(AuditEvent.MIGRATION_STARTED)
 
-    def entered(self, move: Move, phase: MigrationPhase) -> None:
-        """An attempt has come to a phase."""
-        tracker, now, read = self._tracker, self._activations.clock(), move.bytes_read
+    def entered(self, target: str, phase: MigrationPhase, read: int) -> None:
+        """An attempt has come to a phase; its target has read so many bytes."""
+        tracker, now = self._tracker, self._activations.clock()
         match phase:
             case MigrationPhase.COPYING:
-                self._note(AuditEvent.VALIDATION_COMPLETED, target=move.target)
-                self._note(AuditEvent.TRANSFER_STARTED, target=move.target)
+                self._note(AuditEvent.VALIDATION_COMPLETED, target=target)
+                self._note(AuditEvent.TRANSFER_STARTED, target=target)
                 tracker.capturing(100)
             case MigrationPhase.PAUSED:
                 tracker.transferred(max(read, self._total), max(read, self._total), now=now)
-                self._note(AuditEvent.TRANSFER_COMPLETED, target=move.target, details=f"{read} bytes")
+                self._note(AuditEvent.TRANSFER_COMPLETED, target=target, details=f"{read} bytes")
             case MigrationPhase.VERIFYING:
                 tracker.validating("digest, on_arrive, healthy")
             case MigrationPhase.COMPLETED:
-                self._note(AuditEvent.VERIFICATION_COMPLETED, target=move.target)
+                self._note(AuditEvent.VERIFICATION_COMPLETED, target=target)
                 tracker.restoring(100)
             case _:
                 pass
         self._deliver()
 
-    def failed(self, move: Move, phase: MigrationPhase, reason: str) -> None:
+    def failed(self, target: str, phase: MigrationPhase, reason: str) -> None:
         """An attempt ended in `phase`: the agent goes back, or never left."""
-        self._note(FAILED_IN[phase], target=move.target, details=reason, success=False)
+        self._note(FAILED_IN[phase], target=target, details=reason, success=False)
 
     def ended(self, report: MigrationReport) -> None:
         details, now = "" if report.ok else f"{report.outcome}: {report.reason}", self._activations.clock()

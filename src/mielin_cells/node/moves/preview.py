@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from mielin_cells.errors import NoResponder, WireTimeout
 from mielin_cells.log.ids import log_subject
 from mielin_cells.node.moves.admission import ask_offer
+from mielin_cells.node.moves.targets import choose_first
 from mielin_cells.rpc.answers import Prediction
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ async def predict(migrations: Migrations, agent: str, to: str) -> Prediction:
     activations = migrations.activations
     activation = activations.running(agent)
     fold = activation.fold
-    target = to or await migrations.chosen(activation)
+    target = to or await choose_first(activations, activation, migrations.unfit())
     try:
         reasons = await ask_offer(activations, target, fold, activations.settings.prepare_s)
     except (NoResponder, WireTimeout) as error:

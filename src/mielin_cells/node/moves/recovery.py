@@ -2,7 +2,7 @@
 
 The node's manager decides and keeps the time (`migration.manager`), `Move` performs.  A decision is written before it is acted on; the
 agent's log says what became of an attempt.  A client that dies changes nothing here.  If this process dies, or loses the agent, the
-agent's next owner goes on from the journal (`settling.take_over`).
+agent's next owner goes on from the journal (`Settling`).
 """
 
 from __future__ import annotations
@@ -33,11 +33,13 @@ from mielin_cells.migration.recovery import RecoveryConfig, RecoveryStrategy
 from mielin_cells.node.moves import evidence
 from mielin_cells.node.moves.journal import JournalTaken, JournalWriter
 from mielin_cells.node.moves.parking import park
+from mielin_cells.node.moves.targets import choose_next
 from mielin_cells.rpc import answers, requests
 
 if TYPE_CHECKING:
     from mielin_cells.node.activation.activation import Activation
-    from mielin_cells.node.moves.manager import Migrations
+    from mielin_cells.node.moves.agenda import Agenda
+    from mielin_cells.node.moves.attempts import Attempts
     from mielin_cells.node.moves.observe import Observer
     from mielin_cells.node.moves.source import Move
 
@@ -56,24 +58,28 @@ OUTCOMES = {
 class Recovery:
     """One open migration.  `done` gives its report, once the journal has its end; None if that is for another to write."""
 
-    def __init__(self, of: Migrations, request: requests.Migrate, case: Case, journal: Journal | None = None) -> None:
-        self._of = of
-        self._activations = of.activations
-        self._log = of.activations.home.log
-        self._manager = of.manager
+    def __init__(
+        self, agenda: Agenda, attempts: Attempts, request: requests.Migrate, case: Case, target: str,
+        journal: Journal | None = None,
+    ) -> None:  # fmt: skip
+        self._agenda = agenda
+        self._attempts = attempts
+        self._manager = agenda.manager
+        self._activations = agenda.activations
+        self._log = agenda.activations.home.log
         self.agent = request.agent
         self.migration = request.migration
         self.case = case
         """What the journal says of the migration: as the manager has it."""
         self._request = request
-        self.journal = JournalWriter(of.activations.home, request.agent, request.migration, journal)
+        self.journal = JournalWriter(self._activations.home, request.agent, request.migration, journal)
         self.done: asyncio.Future[MigrationReport | None] = asyncio.get_running_loop().create_future()
         self.observer: Observer | None = None
         self.move: Move | None = None
         self._ticket: asyncio.Future[Ticket] = asyncio.get_running_loop().create_future()
-        """Of the attempt that is due: `Migrations` begins it."""
+        """Of the attempt that is due: the agenda begins it."""
         self.report = MigrationReport(
-            migration=request.migration, agent=request.agent, source=of.activations.name, target=request.to,
+            migration=request.migration, agent=request.agent, source=self._activations.name, target=target,
             outcome="rolled_back", attempts=0,
         )  # fmt: skip
         self.restored: dict[str, str] = {}
@@ -83,13 +89,6 @@ class Recovery:
         self._has_run_out = False
         self._why = "Cancelled", "cancelled"
         """Code and reason of a cancelled one's report."""
-
-    @classmethod
-    def plan(cls, of: Migrations, request: requests.Migrate, target: str, config: RecoveryConfig) -> Recovery:
-        case = Case(request.agent, request.migration, of.activations.name, config)
-        recovery = cls(of, request, case)
-        recovery.report = replace(recovery.report, target=target)
-        return recovery
 
     # ---- steering --------------------------------------------------------------------------------------------
 
@@ -200,7 +199,7 @@ class Recovery:
                 return await self._without_agent()
             if ticket.strategy is not None and not ticket.strategy.is_retry:
                 return await self._last_resort(ticket.strategy)
-            target = ticket.target_node or await self._of.choose_for(ticket)
+            target = ticket.target_node or await choose_next(self._activations, self._manager, ticket)
             activation = await self._hosted()
             if activation is None:
                 return await self._without_agent()
@@ -301,7 +300,7 @@ class Recovery:
         number, strategy = self.case.attempts, ticket.strategy.value if ticket.strategy is not None else ""
         name = attempt_id(self.migration, number)
         self._has_run_out = False
-        self._of.keep_time()
+        self._agenda.keep_time()
         try:
             await self.journal.write(
                 lambda head: Attempted(
@@ -314,12 +313,12 @@ class Recovery:
             raise
         if self._copy is not None and self._copy.target != target:
             await self._copy.release()
-        move = self.move = self._of.begin_move(activation, name, target)
+        move = self.move = self._attempts.begin(activation, name, target)
         move.observer = self.observer
         if self._cancelled.is_set() or self._has_run_out:
             self.run_out()
         try:
-            report = await self._of.run_move(move)
+            report = await self._attempts.run(move)
         finally:
             self.move = None
         if report.code == "Cancelled" and not self._cancelled.is_set():
@@ -360,7 +359,7 @@ class Recovery:
         await self.journal.write(
             lambda head: Decided(**head, number=number, strategy=rule.strategy.value, rule=rule.why, delay_s=delay)
         )
-        self._of.keep_time()
+        self._agenda.keep_time()
 
     # ---- the end ---------------------------------------------------------------------------------------------
 
@@ -384,7 +383,7 @@ class Recovery:
         if self.done.done():
             return
         outcome = RecoveryOutcome.SETTLED if end is None or is_settled(end.code) else OUTCOMES[end.outcome]
-        self._of.settle(self, outcome)
+        self._agenda.settle(self, outcome)
         if end is None:
             self.done.set_result(None)
             return

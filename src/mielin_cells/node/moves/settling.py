@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -39,7 +39,8 @@ from mielin_cells.store import journal as journal_store
 from mielin_cells.store.reader import load
 
 if TYPE_CHECKING:
-    from mielin_cells.node.moves.manager import Migrations
+    from mielin_cells.node.moves.agenda import Agenda
+    from mielin_cells.node.moves.attempts import Attempts
 
 logger = logging.getLogger("mielin_cells.migration")
 
@@ -61,9 +62,21 @@ MANY = 16
 class Settling:
     """Of one node."""
 
-    def __init__(self, of: Migrations) -> None:
-        self._of = of
-        self._activations = of.activations
+    def __init__(
+        self,
+        agenda: Agenda,
+        attempts: Attempts,
+        open_: dict[str, Recovery],
+        taken_over: Callable[[Recovery, bool], None],
+    ) -> None:
+        """`open_`: the node's open migrations by agent.  `taken_over` is called with one that another process began, once it has been
+        ended, or is to go on here (True).
+        """
+        self._agenda = agenda
+        self._attempts = attempts
+        self._activations = agenda.activations
+        self._open = open_
+        self._taken_over = taken_over
         self._due: dict[str, tuple[float, bool]] = {}
         """Agents to look after: when, and whether once more behind it."""
         self._is_looking = False
@@ -137,7 +150,7 @@ class Settling:
             return False
         is_done = True
         for journal in journals:
-            running = self._of.open.get(agent)
+            running = self._open.get(agent)
             if journal.end is not None or (running is not None and running.migration == journal.migration):
                 continue
             try:
@@ -205,80 +218,74 @@ class Settling:
         outcome, _ = journal_outcome(journal, fold)
         if outcome is None:
             return False
-        recovery = _recovery_of(self._of, journal)
+        recovery = self._recovery_of(journal)
         end = verdict(journal, recovery.case, fold, activations.name, is_newest=is_newest)
         broken = self.broken.pop(journal.migration, "")
         if end is None and broken:
             end = Verdict("rolled_back", "InternalError", broken)
         if is_newest:
-            if agent in self._of.open:
+            if agent in self._open:
                 return False
-            self._of.open[agent] = recovery
+            self._open[agent] = recovery
         goes_on = False
         try:
-            goes_on = await take_over(self._of, recovery, fold, end)
+            goes_on = await self._take_over(recovery, fold, end)
         finally:
-            if not goes_on and self._of.open.get(agent) is recovery:
-                del self._of.open[agent]
-        self._of.taken_over(recovery, goes_on)
+            if not goes_on and self._open.get(agent) is recovery:
+                del self._open[agent]
+        self._taken_over(recovery, goes_on)
+        return True
+
+    def _recovery_of(self, journal: Journal) -> Recovery:
+        """An open migration that another process began, as its journal tells.  Raises `UnknownRecord`, `ConfigError`."""
+        planned, activations = journal.planned, self._activations
+        if planned is None:
+            raise never("the journal has no plan")
+        case = Case.of(journal, source=activations.name, now=activations.clock(), wall=activations.home.wall())
+        request = requests.Migrate(
+            planned.agent, journal.migration, planned.epoch, planned.target, 0.0, parent=planned.parent
+        )
+        target = journal.attempts[-1].target if journal.attempts else planned.target
+        recovery = Recovery(self._agenda, self._attempts, request, case, target, journal)
+        reason = f"{journal.coordinator} was lost"
+        recovery.report = replace(recovery.report, code=SOURCE_LOST, reason=reason)
+        return recovery
+
+    async def _take_over(self, recovery: Recovery, fold: Fold, end: Verdict | None) -> bool:
+        """Ends what another process began, or decides how it goes on; True: `Recovery.run` then does what was decided.
+
+        The first record tells every other process that is at it to stop.  Raises `JournalTaken` if one was first.
+        """
+        try:
+            return await self._decide(recovery, fold, end)
+        except BaseException:
+            recovery.close(None)
+            raise
+
+    async def _decide(self, recovery: Recovery, fold: Fold, end: Verdict | None) -> bool:
+        case, journal, activations = recovery.case, recovery.journal.fold, self._activations
+        coordinator, now = journal.coordinator, activations.clock()
+        last = journal.attempts[-1] if journal.attempts else None
+        if last is not None and last.id in fold.handed:
+            recovery.restored = restored(fold)
+        if end is not None:
+            await recovery.end(end)
+            return False
+        was_undecided = case.is_undecided
+        self._agenda.manager.open(case, now, activations.home.rng.random)
+        if case.is_running and last is not None:
+            code, reason, happened = await evidence.loss_of(activations.home.log, fold, last, coordinator)
+            recovery.report = replace(recovery.report, target=last.target, code=code, reason=reason)
+            await recovery.fail(last.target, happened, code, reason)
+        elif was_undecided:
+            await recovery.write_decision(now)
+        elif case.due is not None:
+            reason = f"{coordinator} was lost before attempt {case.attempts + 1}"
+            await recovery.fail("", Coded(SOURCE_LOST), SOURCE_LOST, reason)
+        self._agenda.keep_time()
         return True
 
 
 def _planned(journal: Journal) -> tuple[int, float, str]:
     planned = journal.planned
     return (planned.epoch, planned.at, journal.migration) if planned is not None else (0, 0.0, journal.migration)
-
-
-def _recovery_of(of: Migrations, journal: Journal) -> Recovery:
-    """An open migration that another process began, as its journal tells.  Raises `UnknownRecord` and `ConfigError` as `Case.of`."""
-    planned, activations = journal.planned, of.activations
-    if planned is None:
-        raise never("the journal has no plan")
-    case = Case.of(journal, source=activations.name, now=activations.clock(), wall=activations.home.wall())
-    request = requests.Migrate(
-        planned.agent, journal.migration, planned.epoch, planned.target, 0.0, parent=planned.parent
-    )
-    recovery = Recovery(of, request, case, journal)
-    target = journal.attempts[-1].target if journal.attempts else planned.target
-    reason = f"{journal.coordinator} was lost"
-    recovery.report = replace(recovery.report, target=target, code=SOURCE_LOST, reason=reason)
-    return recovery
-
-
-async def take_over(of: Migrations, recovery: Recovery, fold: Fold, end: Verdict | None) -> bool:
-    """Ends what another process began, or decides how it goes on; True: `Recovery.run` then does what was decided.
-
-    The first record tells every other process that is at it to stop.  Raises `JournalTaken` if one was first.
-    """
-    try:
-        return await _taken_over(of, recovery, fold, end)
-    except BaseException:
-        recovery.close(None)
-        raise
-
-
-async def _taken_over(of: Migrations, recovery: Recovery, fold: Fold, end: Verdict | None) -> bool:
-    case, journal, activations = recovery.case, recovery.journal.fold, of.activations
-    last, coordinator, now = (
-        journal.attempts[-1] if journal.attempts else None,
-        journal.coordinator,
-        activations.clock(),
-    )
-    if last is not None and last.id in fold.handed:
-        recovery.restored = restored(fold)
-    if end is not None:
-        await recovery.end(end)
-        return False
-    was_undecided = case.is_undecided
-    of.manager.open(case, now, activations.home.rng.random)
-    if case.is_running and last is not None:
-        code, reason, happened = await evidence.loss_of(activations.home.log, fold, last, coordinator)
-        recovery.report = replace(recovery.report, target=last.target, code=code, reason=reason)
-        await recovery.fail(last.target, happened, code, reason)
-    elif was_undecided:
-        await recovery.write_decision(now)
-    elif case.due is not None:
-        reason = f"{coordinator} was lost before attempt {case.attempts + 1}"
-        await recovery.fail("", Coded(SOURCE_LOST), SOURCE_LOST, reason)
-    of.keep_time()
-    return True

@@ -93,11 +93,6 @@ class Move:
             self.target, failures,
         )  # fmt: skip
 
-    @property
-    def bytes_read(self) -> int:
-        """Log and state bytes that the target has read."""
-        return self._copied.bytes
-
     def _now(self) -> float:
         return self.activations.clock()
 
@@ -126,10 +121,10 @@ class Move:
                 self._phases.append((before.value, now - self._at))
                 self._at = now
                 if self.observer is not None:
-                    self.observer.entered(self, self.machine.phase)
+                    self.observer.entered(self.target, self.machine.phase, self._copied.bytes)
                     for effect in effects:
                         if isinstance(effect, m.End) and effect.outcome != "completed":
-                            self.observer.failed(self, before, effect.reason)
+                            self.observer.failed(self.target, before, effect.reason)
                 logger.debug("%s: %s -> %s by %r", self.migration, before.value, self.machine.phase.value, event)
             event = None
             for effect in effects:

@@ -155,7 +155,7 @@ class Adoption:
             has_moved, quarantine.seen[agent] = quarantine.seen.get(agent) != seq, seq
             activation = self._activations.live.get(agent)
             if activation is not None:
-                if agent not in self._migrations.moves and seq > activation.fold.seq:
+                if agent not in self._migrations.attempts.moves and seq > activation.fold.seq:
                     await self._drop_if_lost(activation)
             elif agent not in self._copies.by_agent and self.quiet.get(agent) != seq and (every or not has_moved):
                 still.append(agent)
@@ -230,7 +230,11 @@ class Adoption:
             activation.lose(error)  # whatever the record is: this activation cannot append behind it
             return
         is_own = record.node == home.name and record.incarnation == home.incarnation
-        if not is_own and self._activations.live.get(agent) is activation and agent not in self._migrations.moves:
+        if (
+            not is_own
+            and self._activations.live.get(agent) is activation
+            and agent not in self._migrations.attempts.moves
+        ):
             activation.lose(Fenced(f"Agent {agent!r} has another owner now.", agent=agent))
 
     # ---- one agent -------------------------------------------------------------------------------------------

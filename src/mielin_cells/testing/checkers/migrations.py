@@ -213,7 +213,7 @@ class NothingLeft(Checker):
 
     def at_rest(self) -> None:
         for node in self.scene.living():
-            held = [*node.copies.by_agent, *node.migrations.open, *node.migrations.moves]
+            held = [*node.copies.by_agent, *node.migrations.open, *node.migrations.attempts.moves]
             if held:
                 self.fails(f"{node.name} at rest still has reservations or migrations of {held}")
 

@@ -160,7 +160,7 @@ class NobodyRuns(Checker):
         if isinstance(record, (Committed, Asked, Stepped)):
             return
         for name, node in self.scene.nodes.items():
-            move = node.migrations.moves.get(step.agent)
+            move = node.migrations.attempts.moves.get(step.agent)
             if move is None or move.machine.phase not in UNDECIDED or not move.activation.is_open:
                 continue
             if node.activations.live.get(step.agent) is move.activation and not move.activation.is_stopping:

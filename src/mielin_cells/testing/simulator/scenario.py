@@ -218,7 +218,7 @@ class Scenario(Deployment):
             if owner in self.scene.lost:
                 return f"{agent} belongs to {owner}, which is dead for good"
         for node in self.scene.living():
-            if node.copies.by_agent or node.migrations.open or node.migrations.moves:
+            if node.copies.by_agent or node.migrations.open or node.migrations.attempts.moves:
                 return f"{node.name} has {[*node.copies.by_agent, *node.migrations.open]} to move"
         journals = self.checker(ValidPath).open
         return f"migrations {journals} have no end" if journals else ""

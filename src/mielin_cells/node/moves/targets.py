@@ -1,0 +1,45 @@
+"""Where an agent goes whose migration names no node, or whose node has failed it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+from mielin_cells.errors import CellError, UnknownNode
+from mielin_cells.membership import selection
+from mielin_cells.migration.case import Ticket
+from mielin_cells.migration.manager import MigrationRecoveryManager
+
+if TYPE_CHECKING:
+    from mielin_cells.node.activation.activation import Activation, Activations
+
+logger = logging.getLogger("mielin_cells.migration")
+
+
+async def choose_first(activations: Activations, activation: Activation, unfit: Collection[str]) -> str:
+    """The first target of a migration that names none.  Raises `UnknownNode` if there is nobody to ask."""
+    nodes = await selection.list_alive(activations.home.log, activations.home.wire)
+    others = [other for other in nodes if other.name != activations.name]
+    if not others:
+        raise UnknownNode("No other node answers; start one.", node="", nodes=[other.name for other in nodes])
+    fit = selection.choose(others, activation.fold.cls, unfit, activation.fold.policy.preferred_architectures)
+    return fit or min(others, key=lambda other: (other.agents, other.name)).name  # which says why not
+
+
+async def choose_next(activations: Activations, manager: MigrationRecoveryManager, ticket: Ticket) -> str:
+    """A node that the ticket does not exclude, and that admits an attempt; "" if there is none now."""
+    activation, excluded = activations.live.get(ticket.agent_id), {*ticket.excluded}
+    if activation is None:
+        return ""
+    try:
+        nodes = await selection.list_alive(activations.home.log, activations.home.wire)
+    except CellError as error:
+        logger.warning("migration %s: who is alive is not known: %s", ticket.migration, error)
+        return ""
+    architectures = activation.fold.policy.preferred_architectures
+    while name := selection.choose(nodes, activation.fold.cls, excluded, architectures):
+        if manager.assign(ticket.token, name, activations.clock()):
+            return name
+        excluded.add(name)
+    return ""
