@@ -200,14 +200,14 @@ async def test_an_unknown_answer_is_settled_by_the_same_append(log: Log, faults:
     assert [type(r).__name__ for r in (await journals.read(log, AGENT, MIGRATION)).records] == ["Planned", "Ended"]
 
 
-async def test_a_journal_that_cannot_be_read_is_parked_and_the_others_are_listed(log: Log) -> None:
+async def test_a_journal_that_cannot_be_read_is_reported_and_the_others_are_listed(log: Log) -> None:
     good, bad = JournalWriter(home(log), AGENT, MIGRATION), journal_subject("other", "m-2")
     await good.write(planned)
     await log.append(bad, b"garbage")
-    found, parked = await journals.all_of(log)
-    assert [journal.migration for journal in found] == [MIGRATION]
-    assert [name for name, _ in parked] == ["m-2"]
-    assert isinstance(parked[0][1], RecordInvalid)
+    readable, unreadable = await journals.all_of(log)
+    assert [journal.migration for journal in readable] == [MIGRATION]
+    assert [name for name, _ in unreadable] == ["m-2"]
+    assert isinstance(unreadable[0][1], RecordInvalid)
     assert (await journals.find(log, MIGRATION)).planned == good.fold.planned
     with pytest.raises(NoSuchMigration):
         await journals.find(log, "m-3")
@@ -215,7 +215,7 @@ async def test_a_journal_that_cannot_be_read_is_parked_and_the_others_are_listed
         await journals.read(log, AGENT, "m-3")
 
 
-async def test_a_journal_without_its_beginning_is_parked(log: Log) -> None:
+async def test_a_journal_without_its_beginning_is_refused(log: Log) -> None:
     writer = JournalWriter(home(log), AGENT, MIGRATION)
     await writer.write(planned)
     await writer.write(attempted(1))

@@ -94,7 +94,7 @@ async def test_parts_of_anothers_agent_do_not_keep_a_node_from_its_own(error: ty
         assert await mine.add() == 2
 
 
-async def test_an_agent_that_is_parked_while_a_round_reads_does_not_end_the_rounds(
+async def test_an_agent_that_is_quarantined_while_a_round_reads_does_not_end_the_rounds(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     settings = cells.Settings(reconcile_s=0.1, probation_s=30.0, ask_repeat_s=0.2, regression_s=0.3)

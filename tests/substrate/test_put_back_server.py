@@ -29,7 +29,7 @@ class Vault(cells.Agent):
         return self.coins
 
 
-async def test_a_server_started_on_an_older_copy_parks_what_had_gone_on(tmp_path: Path) -> None:
+async def test_a_server_started_on_an_older_copy_quarantines_agents_that_had_gone_on(tmp_path: Path) -> None:
     async with nats_server(tmp_path / "server") as server, opened(server.url) as one, opened(server.url) as two:
         node = Node("node-1", one.log, one.wire, classes.get, settings=QUICK, wall=time.time)
         client = Client(two.log, two.wire, settings=QUICK)
@@ -43,7 +43,7 @@ async def test_a_server_started_on_an_older_copy_parks_what_had_gone_on(tmp_path
             shutil.copytree(tmp_path / "server" / "data", tmp_path / "copy")
             await server.start()
             async with asyncio.timeout(WAIT_S):
-                assert await gone_on.add(10) == 11  # the same store again: nobody is parked
+                assert await gone_on.add(10) == 11  # the same store again: no agent is quarantined
             server.kill()
             shutil.rmtree(tmp_path / "server" / "data")
             shutil.copytree(tmp_path / "copy", tmp_path / "server" / "data")

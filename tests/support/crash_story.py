@@ -181,9 +181,9 @@ class Story:
             while not self.seen["Ended"]:
                 await asyncio.sleep(1.0)
         await asyncio.sleep(REST_S)
-        found, parked = await self.view.process.run(journal.all_of(self.client.log, "a"))
-        assert parked == []
-        [only] = found
+        journals, unreadable = await self.view.process.run(journal.all_of(self.client.log, "a"))
+        assert unreadable == []
+        [only] = journals
         assert self.seen["Ended"] == 1
         assert only.end is not None, [type(record).__name__ for record in only.records]
         fold = await self.view.process.run(load(self.client.log, "a"))

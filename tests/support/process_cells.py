@@ -172,8 +172,8 @@ class Cell:
         return any(isinstance(record, Claimed) for record in await self.records())
 
     async def journal(self) -> Journal:
-        journals, parked = await journal.all_of(self.site.raw.log, self.agent)
-        assert (len(journals), parked) == (1, [])
+        journals, unreadable = await journal.all_of(self.site.raw.log, self.agent)
+        assert (len(journals), unreadable) == (1, [])
         return journals[0]
 
     # ---- the move --------------------------------------------------------------------------------------------

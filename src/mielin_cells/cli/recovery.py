@@ -13,7 +13,7 @@ from mielin_cells.cli.moves import cases_text, print_report, show_migration
 from mielin_cells.cli.options import choose_one
 from mielin_cells.cli.show import Printer, counted
 from mielin_cells.client.operator import Operator
-from mielin_cells.client.recoveries import PARKED, list_moves, retry_move, stay
+from mielin_cells.client.recoveries import UNREADABLE, list_moves, retry_move, stay
 from mielin_cells.client.undo import undo_move
 from mielin_cells.deployment.codes import DONE, ROLLED_BACK
 from mielin_cells.errors import ConfigError
@@ -59,7 +59,7 @@ async def _list_waiting(operator: Operator, printer: Printer) -> int:
     running = {info.id for info in await operator.agents() if info.state == AgentState.RUNNING.value}
     waiting = [
         case for case in await list_moves(operator.client, failed=True)
-        if case.outcome == PARKED or (case.outcome == "gave_up" and case.agent not in running)
+        if case.outcome == UNREADABLE or (case.outcome == "gave_up" and case.agent not in running)
     ]  # fmt: skip
     printer.show(waiting, lambda: cases_text(waiting, "nothing to recover"))
     return DONE

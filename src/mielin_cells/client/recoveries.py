@@ -1,4 +1,4 @@
-"""Migrations as operators see them: listed, told in full, and taken up again where they gave up."""
+"""Migrations as operators see them: the list, one migration in full, and a new attempt after one that gave up."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ logger = logging.getLogger("mielin_cells.migration")
 
 OPEN = "open"
 UNDONE = "undone"
-"""It had completed, and the agent was put back to before it on purpose."""
+"""It had completed, and an operator has undone it since."""
 
-PARKED = "parked"
-"""Its journal cannot be read; nothing is done about it until somebody looks."""
+UNREADABLE = "unreadable"
+"""Its journal cannot be read; nothing is done about it until an operator decides."""
 
 
 class Case(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,7 +50,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     source: str
     target: str
     outcome: str
-    """completed, undone, rolled_back, gave_up; open, or parked."""
+    """completed, undone, rolled_back, gave_up; open, or unreadable."""
     attempts: int
     failures: dict[str, int] = {}
     reason: str = ""
@@ -132,7 +132,7 @@ async def list_moves(client: Client, agent: str | None = None, *, failed: bool =
     agents = {name: of for of, name in await journal.listed(client.log, agent)} if unreadable else {}
     cases += [
         Case(
-            migration=name, agent=agents.get(name, ""), source="", target="", outcome=PARKED, attempts=0,
+            migration=name, agent=agents.get(name, ""), source="", target="", outcome=UNREADABLE, attempts=0,
             reason=error.message,
         )
         for name, error in unreadable
@@ -166,34 +166,34 @@ async def read_audit(client: Client, migration: str) -> list[AuditEntry]:
 
 
 async def retry_move(client: Client, migration: str, *, to: str | None) -> MigrationReport:
-    """Begins a migration that gave up, or was rolled back, again, as a new one.
+    """Begins a new migration in place of one that gave up or was rolled back.
 
-    An agent that was parked runs again once it has arrived.  Raises `MigrationInProgress` for one that is open,
-    `UsageError` for one that completed, and what `Cluster.migrate` raises.
+    An agent that is suspended because the migration gave up is resumed once it has arrived.  Raises `MigrationInProgress`
+    for one that is open, `UsageError` for one that completed, and what `Cluster.migrate` raises.
     """
-    agent, is_parked = await _find_parked(client, migration)
+    agent, is_suspended = await _find_suspended(client, migration)
     request, source = await plan_move(client, agent, to)
     report = await watch_move(client, msgspec.structs.replace(request, parent=migration), source)
-    if report.ok and is_parked:
+    if report.ok and is_suspended:
         await client.resume(agent)
     return report
 
 
 async def stay(client: Client, migration: str) -> AgentInfo:
     """Lets the agent of a migration that gave up run again where it is.  Raises as `retry_move`."""
-    agent, is_parked = await _find_parked(client, migration)
-    if is_parked:
+    agent, is_suspended = await _find_suspended(client, migration)
+    if is_suspended:
         await client.resume(agent)
     return await client.show(agent)
 
 
-async def _find_parked(client: Client, migration: str) -> tuple[str, bool]:
-    """The agent, and whether it is stopped because the migration gave up: one that a person has stopped stays so."""
+async def _find_suspended(client: Client, migration: str) -> tuple[str, bool]:
+    """The agent, and whether it is suspended because the migration gave up.  Other suspensions are not ended."""
     own = await journal.find(client.log, migration)
     agent, end = _plan_of(own).agent, own.end
     if end is None:
         raise MigrationInProgress(
-            f"Migration {migration} of agent {agent!r} is open: it goes on by itself. See `mielin show {migration}`, or "
+            f"Migration {migration} of agent {agent!r} is open: it continues by itself. See `mielin show {migration}`, or "
             f"cancel it with `mielin abort {agent}`.", agent=agent, migration=migration,
         )  # fmt: skip
     if end.outcome == "completed":

@@ -77,7 +77,8 @@ class LogGap(RecordInvalid):
 
 
 class JournalGap(LogGap):
-    """Records of a log or journal are missing for good: the agent is quarantined, the migration parked.  Facts: have, need."""
+    """Records of a log or journal are missing for good: the agent is quarantined, or the migration is not
+    continued.  Facts: have, need."""
 
 
 class PartMissing(RecordInvalid):

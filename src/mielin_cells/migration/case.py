@@ -29,7 +29,7 @@ ATTEMPTS_KEPT = 100
 """Attempts remembered for one agent, the oldest forgotten first."""
 
 ROLLBACKS_MAX = 5
-"""Failed rollbacks after which the agent is parked: a person sees more than a sixth try."""
+"""Failed rollbacks after which the agent is suspended and an operator decides: a sixth try would hardly succeed."""
 
 EXCLUDED_DELAYS = 4
 """A node that failed in a passing way is not chosen again by this migration for so many delays; then it may have recovered."""

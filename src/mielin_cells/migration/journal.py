@@ -127,7 +127,7 @@ def encode(record: AnyRecord) -> bytes:
 
 
 def decode(data: bytes, where: str) -> AnyRecord:
-    """Raises the `RecordInvalid` that says what is wrong: a journal that cannot be read is parked, never guessed."""
+    """Raises a `RecordInvalid` that says what is wrong: nothing is guessed from a record that cannot be read."""
     return _codec.decode_framed(data, where)
 
 
@@ -189,7 +189,7 @@ class Journal:
             raise RecordInvalid(f"{where} holds a record of {record.migration}.", **facts)
         if record.prev != self.seq or seq <= self.seq:
             raise JournalGap(
-                f"{where} follows {record.prev}, but the last record read is {self.seq}; it is parked as it is.",
+                f"{where} follows {record.prev}, but the last record read is {self.seq}; the journal is left unchanged.",
                 have=self.seq, need=record.prev, **facts,
             )  # fmt: skip
         if not self._may_follow(record):

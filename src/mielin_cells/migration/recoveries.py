@@ -147,7 +147,7 @@ class Recoveries:
         """Begins the next attempt.  Until it is reported nobody else can begin one for this agent.
 
         `target_node`: the node that was chosen (default: for a retry on the same target that one; for one elsewhere it is assigned
-        later).  After `GiveUp` there is nothing to report: the recovery has ended, and its agent is to be parked.
+        later).  After `GiveUp` there is nothing to report: the recovery has ended, and the caller suspends the agent.
         Raises `NoSuchMigration` for an agent without an open migration; `RecoveryNotDue` before its time, while an attempt runs, and
         while its target admits no more; `MigrationRefused` and `AlreadyThere` for a node that this migration must not go to.
         """

@@ -36,7 +36,7 @@ class RecoveryStrategy(Enum):
     RETRY_ON_DIFFERENT_TARGET = "RetryOnDifferentTarget"
     ROLLBACK = "Rollback"
     GIVE_UP = "GiveUp"
-    """The agent is parked, safe and claimable; a person decides."""
+    """The agent is suspended and can be claimed; an operator decides."""
 
     @property
     def is_retry(self) -> bool:
@@ -75,7 +75,7 @@ class RecoveryConfig:
     recovery_timeout_secs: DelaySecs = 600
     """From the first failure; then whatever runs is cancelled and the move is rolled back."""
     auto_rollback: bool = True
-    """False: where a rollback would be made, the agent is parked instead."""
+    """False: the agent is suspended where it would be rolled back."""
 
     def calculate_retry_delay(self, attempt: int) -> float:
         """Seconds between the end of the last attempt and retry number `attempt`, from 1; for 0 the same as for 1.

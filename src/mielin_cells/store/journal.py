@@ -82,16 +82,16 @@ async def find(log: Log, migration: str) -> Journal:
 
 
 async def all_of(log: Log, agent: str | None = None) -> tuple[list[Journal], list[tuple[str, CellError]]]:
-    """Journals in the order of their planning, and those that cannot be read, with the reason: they are parked."""
-    limit, journals, parked = asyncio.Semaphore(READS_MAX), list[Journal](), list[tuple[str, CellError]]()
+    """Journals in the order of their planning, and those that cannot be read, each with the reason."""
+    limit, journals, unreadable = asyncio.Semaphore(READS_MAX), list[Journal](), list[tuple[str, CellError]]()
 
     async def one(agent: str, migration: str) -> None:
         async with limit:
             try:
                 journals.append(await read(log, agent, migration))
             except (RecordInvalid, NoSuchMigration) as error:
-                parked.append((migration, error))
+                unreadable.append((migration, error))
 
     await together(one(agent, name) for agent, name in await listed(log, agent))
     journals.sort(key=lambda journal: journal.planned.at if journal.planned is not None else 0.0)
-    return journals, sorted(parked, key=lambda item: item[0])
+    return journals, sorted(unreadable, key=lambda item: item[0])

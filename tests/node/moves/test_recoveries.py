@@ -1,4 +1,4 @@
-"""Failed migrations in the running system: retried, rerouted, rolled back or parked, and told in their journals."""
+"""Failed migrations in the running system: retried, rerouted, rolled back or given up, as their journals say."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ async def test_a_rollback_behind_the_handover_is_verified_and_says_what_was_rest
         assert await kiosk.add() == 6
 
 
-async def test_without_automatic_rollback_the_agent_is_parked_and_can_be_resumed_or_claimed() -> None:
+async def test_without_automatic_rollback_the_agent_is_suspended_and_can_be_resumed_or_claimed() -> None:
     config = RecoveryConfig(max_retries=0, auto_rollback=False)
     async with nodes("node-1", "node-2", faults=Faults(0, Fault("probe", Kind.REFUSE)), recovery=config) as (client, _):
         kiosk = await client.on("node-1").spawn(Kiosk, "t")
@@ -325,7 +325,7 @@ async def test_two_looks_at_once_settle_a_migration_once() -> None:
         assert await kiosk.add() == 1
 
 
-async def test_a_journal_that_cannot_be_read_is_parked_and_keeps_nobody_from_working() -> None:
+async def test_a_journal_that_cannot_be_read_is_listed_and_does_not_stop_other_work() -> None:
     late = RecoveryConfig(initial_retry_delay_secs=100)
     async with nodes("node-1", "node-2", "node-3", faults=Faults(0, Fault("prepare", Kind.REFUSE)), recovery=late) as (
         client,
@@ -340,7 +340,7 @@ async def test_a_journal_that_cannot_be_read_is_parked_and_keeps_nobody_from_wor
         await client.claim(kiosk, to="node-3")
         assert await running["node-3"].migrations.settling.settle("t")
         [case] = await list_moves(client)
-        assert (case.migration, case.agent, case.outcome) == (request.migration, "t", "parked")
+        assert (case.migration, case.agent, case.outcome) == (request.migration, "t", "unreadable")
         assert case.reason
         with pytest.raises(cells.errors.RecordInvalid):
             await watch_move(client, request, source)

@@ -149,7 +149,7 @@ def test_a_rollback_that_was_decided_is_done() -> None:
     assert len(found.attempts) == len(rules(found)) == 1
 
 
-def test_an_agent_that_was_to_be_parked_is_parked() -> None:
+def test_a_decision_to_give_up_is_carried_out_by_the_next_owner() -> None:
     keeps = replace(RECOVERY, max_retries=0, auto_rollback=False)
     found, report, story = told(Strike("Decided", then="claim node-3"), to="node-2", faults=unfit(), recovery=keeps)
     assert found.end is not None
@@ -159,7 +159,7 @@ def test_an_agent_that_was_to_be_parked_is_parked() -> None:
     assert report.outcome == "gave_up"
 
 
-def test_without_automatic_rollback_a_source_that_is_lost_for_the_last_time_parks_the_agent() -> None:
+def test_without_automatic_rollback_and_retries_a_lost_source_suspends_the_agent() -> None:
     keeps = replace(RECOVERY, max_retries=0, auto_rollback=False)
     found, _, story = told(Strike("Attempted"), to="node-2", recovery=keeps)
     assert found.end is not None

@@ -359,7 +359,7 @@ async def test_an_inbox_that_lost_its_tail_quarantines_the_agent_and_a_resume_ta
         assert await find_inbox_regression(at.log, "p", (await load(at.log, "p")).ledger.cursor) is None
 
 
-async def test_a_journal_that_lost_its_tail_is_ended_as_parked(tmp_path: Path) -> None:
+async def test_a_journal_that_lost_its_tail_ends_as_gave_up(tmp_path: Path) -> None:
     first = await Embedded.open(tmp_path / "j.db")
 
     def writer(store: Embedded) -> JournalWriter:
@@ -390,7 +390,7 @@ async def test_a_journal_that_lost_its_tail_is_ended_as_parked(tmp_path: Path) -
     await older.close()
 
 
-async def test_a_journal_without_its_beginning_or_with_a_gap_is_parked(tmp_path: Path) -> None:
+async def test_a_journal_without_its_beginning_or_with_a_gap_is_unreadable(tmp_path: Path) -> None:
     store = await Embedded.open(tmp_path / "j.db")
     home = NodeContext(
         "node-1", 1, store.log, store.wire, Random(1), lambda: 1.0, QUICK, "", lambda activation, error: None

@@ -48,7 +48,7 @@ async def journal_of(log: Log, agent: str, migration: str) -> Journal | None:
     try:
         return await persist(lambda: journal.read(log, agent, migration), RetryError)
     except CellError as error:
-        logger.error("migration %s of agent %s is parked as it is: %s", migration, agent, error)
+        logger.error("the journal of migration %s of agent %s is unusable: %s", migration, agent, error)
         return None
 
 

@@ -77,16 +77,16 @@ class JournalWriter:
         try:
             fold.apply(await self._landed(encode(record)), record)
         except _WentBack as error:
-            raise await self._parked(error) from None
+            raise await self._went_back(error) from None
         return record
 
-    async def _parked(self, why: _WentBack) -> EpochRegression:
-        """The journal that is there now ends by saying what became of it: nobody goes on with it but by an operator's word."""
+    async def _went_back(self, why: _WentBack) -> EpochRegression:
+        """Ends the journal that the store holds now with `gave_up`, so that only an operator continues the migration."""
         journal = self.fold
         facts = {"migration": journal.migration, "have": why.have, "need": journal.seq}
         error = EpochRegression(
             f"The journal of migration {journal.migration} of agent {self._agent!r} held record {journal.seq} and ends at "
-            f"{why.have}: the store lost acknowledged records, or was put back to an older copy. The migration is parked; see "
+            f"{why.have}: the store lost acknowledged records, or was put back to an older copy. The migration is not continued; see "
             f"`mielin show {journal.migration}`.", **facts,
         )  # fmt: skip
         logger.error("%s", error)

@@ -32,7 +32,7 @@ from mielin_cells.migration.outcome import Verdict
 from mielin_cells.migration.recovery import RecoveryConfig, RecoveryStrategy
 from mielin_cells.node.moves import evidence
 from mielin_cells.node.moves.journal import JournalTaken, JournalWriter
-from mielin_cells.node.moves.parking import park
+from mielin_cells.node.moves.suspending import suspend_agent
 from mielin_cells.node.moves.targets import choose_next
 from mielin_cells.rpc import answers, requests
 
@@ -277,7 +277,7 @@ class Recovery:
         if strategy is RecoveryStrategy.ROLLBACK:
             await self.end(Verdict("rolled_back", code, reason))
         elif await self._hosted() is None:
-            await self._without_agent()  # it is the owner's to park
+            await self._without_agent()  # its owner suspends it
         else:
             await self.end(Verdict("gave_up", code, reason))
 
@@ -367,7 +367,7 @@ class Recovery:
         """Writes the end, then tells it."""
         if end.outcome == "gave_up":
             reason = f"migration {self.migration} gave up: {end.reason}; `mielin recover {self.migration}`"
-            await park(self._activations, self.agent, reason)
+            await suspend_agent(self._activations, self.agent, reason)
         if self._copy is not None:
             self._activations.home.begin(self._copy.release())
         last = self.report

@@ -161,7 +161,7 @@ class Settling:
             except JournalTaken:
                 is_done = False
             except (UnknownRecord, ConfigError) as error:
-                logger.error("migration %s of agent %s is parked as it is: %s", journal.migration, agent, error)
+                logger.error("the journal of migration %s of agent %s is unusable: %s", journal.migration, agent, error)
         return is_done
 
     async def _fold(self, agent: str) -> Fold | None:
@@ -190,7 +190,7 @@ class Settling:
                 one = await journal_store.read(log, agent, migration)
             except (RecordInvalid, NoSuchMigration) as error:
                 if migration not in left:  # else it was never planned
-                    logger.error("migration %s of agent %s is parked as it is: %s", migration, agent, error)
+                    logger.error("the journal of migration %s of agent %s is unusable: %s", migration, agent, error)
                 left.discard(migration)
                 continue
             if one.end is not None:

@@ -1,4 +1,4 @@
-"""Parking an agent whose migration gave up: it stays claimable and its messages wait, until an operator says how to go on."""
+"""Suspends an agent whose migration gave up: it can still be claimed, and its messages wait until an operator decides."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 class _StoppedAlready(Declined):
-    """An operator has stopped the agent first."""
+    """An operator has stopped the agent meanwhile."""
 
 
-async def park(activations: Activations, agent: str, reason: str) -> None:
+async def suspend_agent(activations: Activations, agent: str, reason: str) -> None:
     """Suspends the agent.  Nothing happens if it does not run here.  Raises `AskTimeout` for a turn that does not end."""
     activation = activations.live.get(agent)
     if activation is None or not activation.fold.may_run:
@@ -24,7 +24,9 @@ async def park(activations: Activations, agent: str, reason: str) -> None:
     try:
         await activation.intake.stop(activations.settings.turn_deadline_s)
     except TimeoutError as error:
-        raise AskTimeout(f"Agent {agent!r} is in a turn that does not end; it is parked later.", agent=agent) from error
+        raise AskTimeout(
+            f"Agent {agent!r} is in a turn that does not end; it is suspended later.", agent=agent
+        ) from error
 
     def suspended(head: dict[str, Any]) -> Suspended:
         if not activation.fold.may_run:
