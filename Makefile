@@ -9,7 +9,8 @@
 #   make torture MINUTES=30   real processes killed, stopped and cut off, on one server and on a cluster of three
 #   make soak MINUTES=30   sessions, timers, agents and nodes come and go, and nothing may grow
 #   make bench         all figures of docs/benchmarks.md, beside the peers; 30 minutes, on a machine that does nothing else
-#   make bench-quick   the same with less patience, in 3 minutes; it leaves the page alone
+#   make bench-scale   its part about cost as agents and nodes grow, in 4 minutes
+#   make bench-quick   the same with less patience, in 6 minutes; it leaves the page alone
 #   make lock   resolve requirements/*.lock again (needs uv; nothing else does)
 
 PYTHON ?= python3
@@ -26,7 +27,7 @@ LOCKS := requirements/dev.lock requirements/runtime.lock
 PEERS := build/peers/installed
 PEERS_OR_NOT := $(MAKE) peers || echo "the peers could not be installed: they are left out, and the page says so" >&2
 
-.PHONY: pythons demo test lint types unit sim long guards nth torture soak ci bench bench-quick bench-smoke peers wheel-check lock clean
+.PHONY: pythons demo test lint types unit sim long guards nth torture soak ci bench bench-scale bench-quick bench-smoke peers wheel-check lock clean
 
 # The stamp is written last, so an installation that broke half-way is done again.
 .venv: $(STAMP)
@@ -96,6 +97,9 @@ ci: test
 
 pythons: $(STAMP)
 	.ci/pythons
+
+bench-scale: $(STAMP)
+	$(BIN)/python -m benchmarks --size quick --only scale $(ARGS)
 
 bench: $(STAMP)
 	$(PEERS_OR_NOT)

@@ -56,6 +56,10 @@ LIMITS: dict[str, str] = {
         "encodings, and a task that waits for another one, alone take most of Pykka's time (the bar shows the rate). The remaining "
         "time would have to suffice to number, judge, store and commit each ask with a digest of the state, and to answer it."
     ),
+    "scale-idle-cpu": (
+        "It does not grow with the agents. The server alone takes 1.3 % of a core with three nodes connected. Each node takes 1.5 %: "
+        "ten times a second it looks for nodes that have fallen silent, and a thread of its own sends and hears heartbeats."
+    ),
     "local-autogen": "See pykka: durability costs about ten microseconds.",
     "local-one": (
         "One ask passes through the event loop several times: call, mail, inbox, turn, commit, answer. Two of these "
