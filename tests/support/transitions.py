@@ -1,6 +1,6 @@
 """All transitions of the two migration machines, and the tables of them in docs/migration.md.
 
-python -m tests.transitions     writes the tables anew
+PYTHONPATH=tests python -m support.transitions     writes the tables anew
 """
 
 from __future__ import annotations
