@@ -38,6 +38,14 @@ async def elected(servers: list[NatsServer]) -> None:
                 continue
 
 
+async def test_only_a_store_that_syncs_each_write_is_spread_over_several_streams(server: Server) -> None:
+    for name, sync, shards in (("synced", "power", 4), ("lazy", "process", 1)):
+        async with opened(server.url, deployment=name, sync=sync) as first:
+            assert first.shards == shards
+    async with opened(server.url, deployment="lazy", sync="power") as again:
+        assert again.shards == 1
+
+
 async def test_what_a_deployment_does_not_have_is_refused_wherever_it_is_asked_for(
     server: Server, tmp_path: Path
 ) -> None:
