@@ -211,7 +211,7 @@ def test_a_default_that_does_not_fit_its_type_is_refused_when_the_class_is_used(
         ({"needed": 1, "visits": {"x": ["y"]}}, r"Defaults\.visits: "),
         ({"needed": 1, "visits": {5: [1]}}, r"Defaults\.visits: "),
         ({"needed": 1, "visits": 5}, r"Defaults\.visits: "),
-        ({"needed": 1, "blob": 5}, r"Defaults\.blob: a int is no content of a Buffer"),
+        ({"needed": 1, "blob": 5}, r"Defaults\.blob: a int is not allowed in a Buffer"),
         ({"needed": object()}, r"Defaults\.needed: a object cannot be stored"),
     ],
 )

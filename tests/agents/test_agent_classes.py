@@ -151,7 +151,7 @@ def test_a_handler_is_an_async_method() -> None:
 async def test_a_handler_is_a_plain_call_inside_its_turn_and_a_message_outside() -> None:
     agent, _ = live(Animal, name="Tom")
     assert await agent.describe() == "Tom has 4 legs and says ..."
-    with pytest.raises(cells.UsageError, match="nobody to tell but itself"):
+    with pytest.raises(cells.UsageError, match="cannot tell itself with .tell"):
         await agent.speak.tell()
     with pytest.raises(cells.errors.NotConnected):
         await make_ref(Animal, "Tom").describe()

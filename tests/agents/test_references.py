@@ -55,7 +55,7 @@ async def test_a_hook_of_a_reference_is_not_run_here_and_neither_is_a_handler_as
         assert hook not in dir(ref)
         with pytest.raises(cells.errors.IsReference, match=f"{hook} is a hook, which only the agent's node calls"):
             getattr(ref, hook)
-    with pytest.raises(cells.UsageError, match="teach is a handler of <Parrot 'p'>, and is not assigned"):
+    with pytest.raises(cells.UsageError, match="teach is a handler of <Parrot 'p'>, and cannot be assigned"):
         ref.teach = len
     with pytest.raises(cells.errors.IsReference):
         del ref.age

@@ -219,11 +219,11 @@ class Unfinished(cells.Agent, abc.ABC):
 
 async def test_what_is_no_class_to_spawn_is_refused_with_what_to_write() -> None:
     cases: list[tuple[Any, str]] = [
-        (Box[int], "derive one: `class Name"),
-        (int, "is no agent class; write `class Name"),
-        (cells.Agent, "is no agent class"),
-        (Unfinished, "Unfinished is abstract: area is not written"),
-        (3, "is no agent class"),
+        (Box[int], "derive a class: `class Name"),
+        (int, "is not an agent class; define `class Name"),
+        (cells.Agent, "is not an agent class"),
+        (Unfinished, "Unfinished is abstract: area is not defined"),
+        (3, "is not an agent class"),
     ]
     async with cells.local() as cluster:
         for cls, says in cases:

@@ -229,7 +229,7 @@ def test_rubbish_on_every_subject_leaves_the_nodes_alive_and_is_logged(
     assert {info["name"]: info["state"] for info in up.value("nodes")}["node-1"] == "alive"
     assert len(up.value("dead", "steady")) == 6
     assert {info["id"]: info["state"] for info in up.value("agents")}["rubbish"] == "unreadable"
-    for says in ("on the control subject", "on the reply subject", "heartbeats' subject", "a record of its own log"):
+    for says in ("on the control subject", "on the reply subject", "heartbeat subject", "a record of its own log"):
         up.out.wait(lambda line, says=says: says in line)  # type: ignore[misc]
     assert not [event for event in up.events() if event.get("state") == "crashed"]
 

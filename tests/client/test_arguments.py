@@ -34,15 +34,15 @@ class Vessel(cells.Agent, abc.ABC):
 
 
 ODD: dict[str, tuple[Callable[[Any], Any], str]] = {
-    "Agent itself": (lambda c: c.spawn(cells.Agent, "j"), "is no agent class; write `class Name"),
-    "a name for a class": (lambda c: c.spawn("Jar", "j"), "'Jar' is no agent class"),
-    "another class": (lambda c: c.spawn(int, "j"), "is no agent class"),
-    "a reference for a class": (lambda c: c.spawn(c.get(Jar, "j"), "j"), "is no agent class"),
-    "an abstract class": (lambda c: c.spawn(Vessel, "j"), "Vessel is abstract: fill is not written"),
+    "Agent itself": (lambda c: c.spawn(cells.Agent, "j"), "is not an agent class; define `class Name"),
+    "a name for a class": (lambda c: c.spawn("Jar", "j"), "'Jar' is not an agent class"),
+    "another class": (lambda c: c.spawn(int, "j"), "is not an agent class"),
+    "a reference for a class": (lambda c: c.spawn(c.get(Jar, "j"), "j"), "is not an agent class"),
+    "an abstract class": (lambda c: c.spawn(Vessel, "j"), "Vessel is abstract: fill is not defined"),
     "an id that is a number": (lambda c: c.spawn(Jar, 5), "An agent id is text, not int"),
     "state without names": (lambda c: c.spawn(Jar, "j", 5), "given by name, as field=value"),
     "on a number": (lambda c: c.on(5).spawn(Jar, "j"), "5 can be the name of no node"),
-    "get of another class": (lambda c: c.get(int, "j"), "is no agent class"),
+    "get of another class": (lambda c: c.get(int, "j"), "is not an agent class"),
     "get of a number": (lambda c: c.get(Jar, 5), "An agent id is text, not int"),
     "get of an abstract class": (lambda c: c.get(Vessel, "j"), "No agent can be of Vessel"),
     "migrate of a number": (lambda c: c.migrate(5), "An agent id is text, not int"),
@@ -95,10 +95,10 @@ def test_a_base_of_the_authors_may_take_options_of_its_own() -> None:
 
 
 OPENED: list[tuple[dict[str, Any], str]] = [
-    ({"settings": {"tries": 5}}, "settings is a cells.Settings"),
-    ({"recovery": {"max_retries": 3}}, "recovery is a RecoveryConfig"),
+    ({"settings": {"tries": 5}}, "settings must be a cells.Settings"),
+    ({"recovery": {"max_retries": 3}}, "recovery must be a RecoveryConfig"),
     ({"recovery": RecoveryConfig(max_retries="3")}, "max_retries = '3' is out of range"),  # type: ignore[arg-type]
-    ({"progress": 5}, "progress is called with each event, and 5 cannot be"),
+    ({"progress": 5}, "progress must be callable with each event; 5 is not"),
     ({"path": 5}, "path is 5; wanted: the store's file"),
     ({"nodes": "2"}, "nodes = '2' is out of range"),
     ({"nodes": True}, "nodes = True is out of range"),

@@ -194,7 +194,7 @@ def test_a_node_whose_loop_is_held_is_stuck_and_one_that_is_stopped_is_silent(sh
 
     assert states()["held"] == "stuck"
     wait_for(lambda: states()["mute"] == "silent", "silence")
-    held.err.wait(lambda line: "has held the event loop" in line)
+    held.err.wait(lambda line: "has blocked the event loop" in line)
     wait_for(lambda: states()["held"] == "alive", "the end of the turn")
     mute.signal(signal.SIGCONT)
     wait_for(lambda: states()["mute"] == "alive", "a sign of life")

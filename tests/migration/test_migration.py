@@ -41,7 +41,9 @@ def kinds(effects: tuple[Any, ...]) -> list[type]:
 
 
 def test_the_tables_on_the_page_are_what_the_machines_do() -> None:
-    assert in_doc(DOC.read_text()) == section(), "read the difference, then: python -m tests.transitions"
+    assert in_doc(DOC.read_text()) == section(), (
+        "read the difference, then: PYTHONPATH=tests python -m support.transitions"
+    )
 
 
 def test_every_event_and_every_phase_is_walked() -> None:

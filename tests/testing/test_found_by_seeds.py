@@ -218,7 +218,7 @@ async def test_a_host_that_is_closed_does_not_say_that_all_is_committed() -> Non
         flushing = asyncio.create_task(activation.flush())
         await asyncio.sleep(0)
         running["node-1"].activations.drop(activation)
-        with pytest.raises(Fenced, match="has let agent 't' go"):
+        with pytest.raises(Fenced, match="no longer runs agent 't'"):
             await flushing
         await running["node-2"].claims.claim(requests.Claim("t", "a test"))
         assert await adding == 1

@@ -75,7 +75,7 @@ class Bound(Generic[P, R_co]):
         a turn is stored with the turn's commit."""
         obj = self._obj
         if obj.__dict__["__mielin_cell__"] is not None:
-            raise UsageError(f"Inside agent {obj!r} there is nobody to tell but itself; call the method.")
+            raise UsageError(f"Agent {obj!r} cannot tell itself with .tell; call the method.")
         await self._caller().tell(obj, self._handler.name, args, kwargs, self._id)
 
     def _caller(self) -> Caller:
@@ -151,7 +151,7 @@ class Handler(Generic[P, R_co]):
 
     def __set__(self, obj: Reference, value: object) -> None:
         raise UsageError(
-            f"{self.name} is a handler of {obj!r}, and is not assigned: messages would not reach what took its place."
+            f"{self.name} is a handler of {obj!r}, and cannot be assigned: messages would not reach the new value."
         )
 
     def __set_name__(self, owner: type, name: str) -> None:

@@ -84,7 +84,9 @@ class HandlerSpec:
             return data
         except LOAD_ERRORS as error:
             why = reason(value, error)
-            raise BadArguments(f"{self.path} returned what it does not declare: {why}.", handler=self.name) from error
+            raise BadArguments(
+                f"{self.path} returned a value that does not fit its declared result: {why}.", handler=self.name
+            ) from error
 
     def decode_result(self, data: bytes, caller: Caller | None = None) -> Any:
         """`caller`: what references in the result are to use."""

@@ -159,8 +159,8 @@ class Spec:
         handler = self.handlers.get(name)
         if handler is None:
             raise NoSuchHandler(
-                f"{self.name} has no handler {name!r}; it has {', '.join(sorted(self.handlers)) or 'none'}. What a class did not "
-                "have when it was first used is not sent: define handlers in the class.",
+                f"{self.name} has no handler {name!r}; it has {', '.join(sorted(self.handlers)) or 'none'}. A handler that the "
+                "class did not have when it was first used cannot be called: define handlers in the class.",
                 handler=name,
             )
         return handler
@@ -173,7 +173,7 @@ class Spec:
         """The encoded state of a new agent: the given values, and defaults.  Raises `BadArguments` naming the field."""
         if inspect.isabstract(self.cls):
             lacks = ", ".join(sorted(getattr(self.cls, "__abstractmethods__", ())))
-            raise UsageError(f"{self.name} is abstract: {lacks} is not written; spawn a class that is derived from it.")
+            raise UsageError(f"{self.name} is abstract: {lacks} is not defined; spawn a subclass.")
         extra = [name for name in state if name not in self.fields]
         missing = [f.name for f in self.fields.values() if not f.has_default and f.name not in state]
         if extra or missing:
@@ -212,7 +212,7 @@ def table_of(field: FieldSpec, value: Any) -> TableDelta:
 def buffer_bytes(value: Any) -> bytes:
     """The content of a buffer.  Raises `TypeError`, for a number too: `bytes(5)` would be five zeros."""
     if isinstance(value, (int, str)):
-        raise TypeError(f"a {type(value).__name__} is no content of a Buffer; give bytes")
+        raise TypeError(f"a {type(value).__name__} is not allowed in a Buffer; give bytes")
     return bytes(value)
 
 
@@ -247,6 +247,6 @@ def check_is_agent(cls: Any) -> None:
     origin = typing.get_origin(cls)
     if isinstance(origin, type) and issubclass(origin, Agent):
         raise UsageError(
-            f"{cls!r} is no class of its own, and has no name on the wire; derive one: `class Name({cls!r}): ...`."
+            f"{cls!r} is a generic alias and has no name on the wire; derive a class: `class Name({cls!r}): ...`."
         )
-    raise UsageError(f"{cls!r} is no agent class; write `class Name(cells.Agent): ...` and give that.")
+    raise UsageError(f"{cls!r} is not an agent class; define `class Name(cells.Agent): ...` and pass that.")

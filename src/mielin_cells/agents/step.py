@@ -104,7 +104,7 @@ TYPED = 1
 
 def _typed(code: int, data: memoryview) -> Any:
     if code != TYPED:
-        raise ValueError(f"an extension {code} of msgpack, which is not known")
+        raise ValueError(f"the unknown msgpack extension {code}")
     return raises.unpack(msgspec.msgpack.decode(data))
 
 
@@ -121,12 +121,13 @@ class Results(NamedTuple):
             data = self._kept(value)
         except LOAD_ERRORS as error:
             raise StepInvalid(
-                f"{self.codec.path} returned what cannot be kept: {reason(value, error)}. The turn is undone; mend the call or its "
-                "annotation."
+                f"{self.codec.path} returned a value that cannot be stored: {reason(value, error)}. The turn is undone; change "
+                "the call or its annotation."
             ) from error
         if len(data) > MESSAGE_BYTES_MAX:
             raise MessageTooLarge(
-                f"{self.codec.path} returned {len(data)} bytes; the limit is {MESSAGE_BYTES_MAX}. Keep a name of it instead.",
+                f"{self.codec.path} returned {len(data)} bytes; the limit is {MESSAGE_BYTES_MAX}. Store the data elsewhere and "
+                "return its name.",
                 limit=MESSAGE_BYTES_MAX, size=len(data),
             )  # fmt: skip
         return data
@@ -148,7 +149,7 @@ class Results(NamedTuple):
             return self.codec.whole(data)
         except LOAD_ERRORS as error:
             why = reason(None, error)
-            raise StepInvalid(f"{self.codec.path}: its kept result does not fit the declared one: {why}.") from error
+            raise StepInvalid(f"{self.codec.path}: its stored result does not fit the declared one: {why}.") from error
 
 
 def results_of(call: Callable[..., Any]) -> Results:

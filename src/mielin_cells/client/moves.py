@@ -71,7 +71,7 @@ async def watch_move(
             elif clock() > deadline:
                 raise AskTimeout(
                     f"Migration {request.migration} of agent {request.agent!r} has been {progress.phase} for {patience:g} s; it "
-                    f"goes on as it can: `mielin show {request.agent}` tells its end.", agent=request.agent,
+                    f"continues by itself: `mielin show {request.agent}` tells its end.", agent=request.agent,
                 )  # fmt: skip
             if seen is not None:
                 seen(progress)
@@ -128,6 +128,7 @@ async def abort_move(client: Requester, agent: str) -> str:
         if not isinstance(record, HandedOff):
             raise
         raise TooLateToCancel(
-            f"Migration {record.migration} of agent {agent!r} is handed over to {record.to}, which verifies; it goes forward.",
+            f"Migration {record.migration} of agent {agent!r} is handed over to {record.to}, which verifies it; the migration can "
+            "no longer be cancelled.",
             agent=agent, migration=record.migration,
         ) from None  # fmt: skip

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 def check_opening(settings: Any, recovery: Any = None, progress: Any = None) -> None:
     """Raises `UsageError` for an argument of a wrong type, which would otherwise show later and elsewhere."""
     if settings is not None and not isinstance(settings, Settings):
-        raise UsageError(f"settings is a cells.Settings(...), and not {settings!r}.")
+        raise UsageError(f"settings must be a cells.Settings(...), not {settings!r}.")
     if recovery is not None and not hasattr(recovery, "validate"):
-        raise UsageError(f"recovery is a RecoveryConfig(...) of mielin_cells.migration, and not {recovery!r}.")
+        raise UsageError(f"recovery must be a RecoveryConfig(...) of mielin_cells.migration, not {recovery!r}.")
     if progress is not None and not callable(progress):
-        raise UsageError(f"progress is called with each event, and {progress!r} cannot be.")
+        raise UsageError(f"progress must be callable with each event; {progress!r} is not.")
 
 
 class Opening:

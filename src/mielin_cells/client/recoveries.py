@@ -149,7 +149,7 @@ async def read_case(client: Client, own: Journal) -> Case:
     try:
         fold = await load(client.log, case.agent)
     except CellError as error:
-        logger.warning("migration %s: whether it was undone is not known: %s", own.migration, error)
+        logger.warning("migration %s: checking whether it was undone failed: %s", own.migration, error)
         return case
     handed = [fold.handed[attempt.id] for attempt in own.attempts if attempt.id in fold.handed]
     undone = [to for to, by in fold.undone for seq in handed if to <= seq < by]

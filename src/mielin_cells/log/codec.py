@@ -59,7 +59,7 @@ class Codec(Generic[T]):
                     f"{where} holds a {self._noun} of kind {tag!r}, which this version does not know; upgrade it.",
                     subject=where, tag=tag,
                 ) from error  # fmt: skip
-            raise RecordInvalid(f"{where} holds no {self._noun} that can be read: {error}.", subject=where) from error
+            raise RecordInvalid(f"{where} holds no readable {self._noun}: {error}.", subject=where) from error
 
     def decode_framed(self, data: bytes, where: str) -> T:
         """Raises the `RecordInvalid` that says what is wrong with the bytes at `where`; nothing is ever skipped."""

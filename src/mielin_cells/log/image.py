@@ -108,7 +108,7 @@ class Image:
         if self.last_digest is not None and self.state.digest() != self.last_digest:
             raise DigestMismatch(
                 f"The state of agent {self.agent!r} as read up to {self.seq} does not match the digest of its last commit; "
-                "it is not run from here. Its log holds what it was: go back to an earlier snapshot.",
+                "the agent does not run here. Its log is unchanged: load it from an earlier snapshot.",
                 subject=self.agent, seq=self.seq,
             )  # fmt: skip
 

@@ -230,8 +230,8 @@ def encode_record(record: AnyRecord) -> bytes:
         return framed(pack(record))
     except UNWRITABLE as error:
         raise InternalError(
-            f"A {type(record).__name__} of agent {record.agent!r} cannot be stored: {described(error)}. It was not written; what "
-            "held the value should have been refused before, so please report this.",
+            f"A {type(record).__name__} of agent {record.agent!r} cannot be stored: {described(error)}. It was not written. The "
+            "value should have been refused earlier, so please report this.",
             agent=record.agent,
         ) from error
 

@@ -90,7 +90,7 @@ def check(image: Image, seq: int, record: AnyRecord) -> None:
         raise RecordInvalid(f"{where} follows Terminated.", **facts)
     rule = RULES.get(type(record))
     if rule is None:
-        raise RecordInvalid(f"{where} stands for a record that was not put together from its parts.", **facts)
+        raise RecordInvalid(f"{where} is a reference to a record in parts, which was not assembled.", **facts)
     expected = image.epoch + rule.takes_over
     if record.epoch != expected:
         raise EpochOutOfOrder(

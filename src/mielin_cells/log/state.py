@@ -42,7 +42,7 @@ def decode_slice(data: bytes) -> Slice:
         return _slice.decode(data)
     except (*UNREADABLE, ValueError) as error:
         raise StateUnloadable(
-            f"A slice of a snapshot does not read ({error}); load another snapshot.", path=""
+            f"A slice of a snapshot cannot be read ({error}); load another snapshot.", path=""
         ) from error
 
 

@@ -49,7 +49,7 @@ def decode_beat(data: bytes) -> Beat:
     try:
         return _decoder.decode(data)
     except UNREADABLE as error:
-        raise RecordInvalid(f"A message on the heartbeats' subject is no heartbeat: {error}.") from error
+        raise RecordInvalid(f"A message on the heartbeat subject is not a heartbeat: {error}.") from error
 
 
 class Listener:
@@ -138,7 +138,7 @@ class Heartbeat:
             try:
                 await self._beat(substrate)
             except CellError as error:
-                logger.warning("node %s connects its heartbeat again: %s", self._node, error)
+                logger.warning("node %s: the heartbeat is reconnected: %s", self._node, error)
                 await self._rest()
             finally:
                 with contextlib.suppress(CellError):
@@ -171,7 +171,7 @@ class Heartbeat:
             if late > self._settings.heartbeat_s * self._settings.heartbeat_misses and not self._is_late:
                 self._is_late = True
                 logger.warning(
-                    "node %s: a handler or hook has held the event loop for %.1f s; nothing else runs meanwhile",
+                    "node %s: a handler or hook has blocked the event loop for %.1f s; nothing else runs meanwhile",
                     self._node, late,
                 )  # fmt: skip
             return late

@@ -58,7 +58,7 @@ async def read_term(log: Log, last: Entry | None) -> LastTerm:
     try:
         term = await whole(log, SUBJECT, last, decode_term)
     except RecordInvalid as error:
-        logger.warning("the leader's log goes on behind a record that cannot be read: %s", error)
+        logger.warning("the last record of the leader's log cannot be read and is skipped: %s", error)
         return LastTerm(last.seq, None, FLOOR_UNKNOWN)
     return LastTerm(last.seq, term, term.floor)
 

@@ -91,7 +91,7 @@ async def enter(log: Log, name: str, about: Announcement, nonce: Callable[[], by
                 before = await _entered(log, name, last)
             except RecordInvalid as error:
                 before = Entered(at, name, b"")  # an incarnation is never above the sequence of its record
-                logger.warning("node %s goes on behind a record that it cannot read: %s", name, error)
+                logger.warning("node %s: its last record cannot be read and is skipped: %s", name, error)
         else:  # a node of this name may have been forgotten
             before = Entered(await leader.read_floor(log), name, b"")
         incarnation, is_cordoned = before.incarnation + 1, before.is_cordoned
@@ -126,13 +126,13 @@ async def _read_own(log: Log, name: str, entry: Entry) -> Entered | None:
     """The record, once the store answers; None if it is damaged where it is stored."""
 
     def failed(error: Exception) -> None:
-        logger.info("node %s reads its own log again: %s", name, error)
+        logger.info("node %s: reading its own log failed; trying again: %s", name, error)
 
     async def read() -> Entered | None:
         try:
             return await _entered(log, name, entry)
         except RecordInvalid as error:
-            logger.warning("node %s passes over a record of its own log: %s", name, error)
+            logger.warning("node %s: a record of its own log cannot be read and is skipped: %s", name, error)
             return None
 
     return await persist(read, CellError, failed)
@@ -171,7 +171,7 @@ async def leave(log: Log, name: str, incarnation: int, nonce: bytes) -> None:
         data = framed(_encoder.encode(msgspec.structs.replace(found, nonce=nonce, has_stopped=True)))
         await log.append(node_log_subject(name), data, last.seq)
     except Exception as error:  # whatever the store raises: the process ends all the same
-        logger.info("node %s has not noted that it stops: %s", name, described(error))
+        logger.info("node %s: recording its stop failed: %s", name, described(error))
 
 
 async def is_known(log: Log, name: str) -> bool:

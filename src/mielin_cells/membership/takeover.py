@@ -165,7 +165,7 @@ class Takeover:
                 pages = call_pages(self._wire, name, requests.ListCopies(), str, ASK_S)
                 copies = [agent async for page in pages for agent in page]
             except CellError as error:  # what it owns is not claimed for that
-                logger.info("node %s takes no agents now: %s", name, error)
+                logger.info("node %s cannot take agents now: %s", name, error)
                 return None
             return info, copies
 

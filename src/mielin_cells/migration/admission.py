@@ -245,7 +245,7 @@ class Version:
         parts = _VERSION.fullmatch(text.strip()) if len(text) <= TEXT_CHARS_MAX else None
         if parts is None:
             wish = "MAJOR.MINOR.PATCH[-PRE]"
-            raise ConfigError(f"{text[:80]!r} is no version; wanted: {wish}.", field="version", range=wish)
+            raise ConfigError(f"{text[:80]!r} is not a version; wanted: {wish}.", field="version", range=wish)
         self.major, self.minor, self.patch = (int(part or 0) for part in parts.group(1, 2, 3))
         self.pre = tuple(parts[4].split(".")) if parts[4] else ()
 

@@ -119,7 +119,8 @@ class Recoveries:
             self.open(case, now)
         elif migration and case.migration and migration != case.migration:
             raise MigrationInProgress(
-                f"The migration {case.migration} of agent {agent!r} is being recovered; {migration} cannot be, too.",
+                f"The migration {case.migration} of agent {agent!r} is being recovered; {migration} cannot be recovered at the "
+                "same time.",
                 agent=agent, migration=case.migration,
             )  # fmt: skip
         self._fail(case, error, now, jitter, code)

@@ -170,7 +170,7 @@ def of_class(
         if changes:
             raise
         raise ConfigError(
-            f"The recovery settings of class {cls.__mielin_name__} cannot be: {error.message}", **error.facts
+            f"The recovery settings of class {cls.__mielin_name__} are invalid: {error.message}", **error.facts
         ) from error
 
 

@@ -104,7 +104,7 @@ class RollbackInfo:
             return msgspec.msgpack.decode(self.original_policy_data, type=Policy)
         except (msgspec.MsgspecError, ValueError) as error:
             raise RecordInvalid(
-                f"The policy kept for a rollback of agent {self.agent_id!r} does not decode; roll back from the agent's log.",
+                f"The policy kept for a rollback of agent {self.agent_id!r} cannot be decoded; roll back from the agent's log.",
                 subject=self.agent_id,
             ) from error
 
@@ -112,7 +112,7 @@ class RollbackInfo:
         """Raises `DigestMismatch` if the state is not the one that was captured: it must not be restored then."""
         if self.sealed_size is None and checksum(self.original_state) != self.original_checksum:
             raise DigestMismatch(
-                f"The state kept for a rollback of agent {self.agent_id!r} has changed; it is not restored, and stays as it is.",
+                f"The state kept for a rollback of agent {self.agent_id!r} does not match its digest; it is not restored.",
                 subject=self.agent_id,
             )
 

@@ -81,7 +81,7 @@ class Drain:
     async def run(self) -> None:
         """Moves the agents, and ends by the deadline and `END_S`."""
         activations = self._activations
-        logger.info("node %s is drained: %d agents are to go", activations.name, len(activations.live))
+        logger.info("node %s: the drain begins, with %d agents to move", activations.name, len(activations.live))
         rounds = asyncio.create_task(self._rounds())
         clock = asyncio.create_task(self._watch_the_clock())
         try:
@@ -105,8 +105,9 @@ class Drain:
         self._ended_at = activations.clock()
         progress = self.progress()
         logger.info(
-            "node %s: %d of %d agents have gone in %.1f s%s", activations.name, progress.moved, progress.agents, progress.seconds,
-            f"; {progress.left} stay and are claimable" if progress.left else "",
+            "node %s: the drain moved %d of %d agents in %.1f s%s", activations.name, progress.moved, progress.agents,
+            progress.seconds,
+            f"; {progress.left} stay and can be claimed" if progress.left else "",
         )  # fmt: skip
 
     async def _rounds(self) -> None:

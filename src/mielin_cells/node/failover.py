@@ -129,7 +129,7 @@ class Failover:
                 self._is_waiting = True
             else:
                 if self._is_waiting:
-                    logger.info("node %s: failover goes on", name)
+                    logger.info("node %s: failover works again", name)
                 self._is_waiting = False
 
     async def look(self) -> None:
@@ -204,7 +204,7 @@ class Failover:
                 continue
             self._empty_since[name] = now  # whatever comes of this, it is not tried again at once
             if not entered.has_stopped:
-                logger.warning("node %s was silent for %g s, and owns nothing: it is given up", name, now - since)
+                logger.warning("node %s was silent for %g s, and owns nothing: it is forgotten", name, now - since)
                 await table.leave(home.log, name, entered.incarnation, home.rng.randbytes(12))
             elif await table.forget(home.log, name, entered, self._me, lambda: home.rng.randbytes(12)):
                 logger.info("node %s has left and owns nothing: it is forgotten", name)
@@ -235,5 +235,5 @@ class Failover:
         if not await leader.append_term(home.log, mine, last.seq):
             return False  # another node was first, or the outcome is not known: the next round reads it
         self._leader = home.name
-        logger.info("node %s leads, term %d", home.name, number)
+        logger.info("node %s leads failover, term %d", home.name, number)
         return True

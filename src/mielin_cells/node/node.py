@@ -193,7 +193,7 @@ class Node:
         before, self._place = self._place, self._place._replace(is_cordoned=entered.is_cordoned, seq=seq)
         if entered.has_stopped and not self.is_stopping:
             logger.error(
-                "node %s, incarnation %d, was not heard for long and was given up by the others: this process stops at once; start "
+                "node %s, incarnation %d, was silent for so long that the other nodes forgot it: this process stops at once; start "
                 "it again, and nothing that was acknowledged is lost", self.name, self.home.incarnation,
             )  # fmt: skip
             self._end(self.home.incarnation)

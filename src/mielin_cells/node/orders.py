@@ -222,8 +222,8 @@ class Orders:
                 await activation.failed(error)
                 agent = activation.fold.agent
                 raise HandlerFailed(
-                    f"on_stop of agent {agent!r} raised {described(error)}; it is in ERROR and was not terminated. Resume it, or "
-                    "terminate it again: then its hook is not run.", agent=agent, handler="on_stop",
+                    f"on_stop of agent {agent!r} raised {described(error)}; the agent is in ERROR and was not terminated. Resume "
+                    "it, or terminate it again, which skips the hook.", agent=agent, handler="on_stop",
                 ) from error  # fmt: skip
         await self._flush(activation)
         try:

@@ -332,7 +332,7 @@ def decode_request(data: bytes) -> AnyRequest:
         request: AnyRequest = _request.decode(data)
         return request
     except UNREADABLE as error:
-        raise RecordInvalid(f"A message on the control subject is no request: {error}.") from error
+        raise RecordInvalid(f"A message on the control subject is not a request: {error}.") from error
 
 
 def encode_result(result: object) -> bytes:

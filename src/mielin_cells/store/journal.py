@@ -36,7 +36,7 @@ async def read(log: Log, agent: str, migration: str) -> Journal:
         try:
             return await _read(log, agent, migration)
         except RecordInvalid as error:
-            logger.warning("migration %s: its journal is read again: %s", migration, error)
+            logger.warning("migration %s: reading its journal failed; trying again: %s", migration, error)
     return await _read(log, agent, migration, passes_over=True)
 
 
@@ -50,9 +50,7 @@ async def _read(log: Log, agent: str, migration: str, *, passes_over: bool = Fal
             except RecordInvalid as error:
                 if journal.end is None or not passes_over:
                     raise
-                logger.warning(
-                    "migration %s has ended, and what its journal holds behind that is left out: %s", migration, error
-                )
+                logger.warning("migration %s has ended; later records of its journal are ignored: %s", migration, error)
                 journal.seq = entry.seq  # the next record is written behind it
         if len(entries) < READ_RECORDS:
             break

@@ -41,5 +41,5 @@ async def store_mail(log: Log, mail: Mail, late: Callable[[RetryError], bool] = 
             error = refused
         if late(error):
             raise error
-        logger.info("mail from %s to %s waits: %s", mail.sender, mail.to, error)
+        logger.info("mail from %s to %s is not stored yet; trying again: %s", mail.sender, mail.to, error)
         await backoff.wait()

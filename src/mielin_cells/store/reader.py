@@ -75,7 +75,7 @@ async def ends(log: Log, agents: Iterable[str]) -> list[End]:
         try:
             record = await record_of(log, agent, last)
         except RecordInvalid as error:
-            logger.warning("agent %s is nobody's: %s", agent, error)
+            logger.warning("agent %s has no readable owner: %s", agent, error)
             continue
         result.append(End(agent, record, _seen(last, record)))
     return result
@@ -97,7 +97,7 @@ async def record_of(log: Log, agent: str, entry: Entry) -> AnyRecord:
     data = await parts.get_parts(log, part_subject(agent, record.part), record.parts)
     inner = decode_record(data, where)
     if isinstance(inner, Spilled) or inner.nonce != record.nonce:
-        raise RecordInvalid(f"{where} stands for parts of another record.", subject=agent, seq=entry.seq)
+        raise RecordInvalid(f"{where} refers to the parts of another record.", subject=agent, seq=entry.seq)
     return inner
 
 
@@ -149,11 +149,13 @@ async def load_at(log: Log, now: Fold, seq: int) -> Fold:
         while fold.seq < seq:
             entries = [e for e in await log.read(log_subject(agent), fold.seq, READ_RECORDS) if e.seq <= seq]
             if not entries:  # also if what is behind it is trimmed up to `seq`
-                raise LogGap(f"The log of agent {agent!r} has nothing behind {fold.seq}.", have=fold.seq, need=seq)
+                raise LogGap(
+                    f"The log of agent {agent!r} has nothing after record {fold.seq}.", have=fold.seq, need=seq
+                )
             await fold_entries(log, fold, entries)
     except (LogGap, PartMissing) as error:
         raise RollbackExpired(
-            f"Agent {agent!r} as of record {seq} is not kept any more: {error}", agent=agent, seq=seq
+            f"Agent {agent!r} as of record {seq} is no longer kept: {error}", agent=agent, seq=seq
         ) from error
     fold.verify()
     return fold

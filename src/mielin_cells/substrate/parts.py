@@ -98,7 +98,7 @@ async def iter_parts(log: Log, subject: str, refs: Sequence[PartRef]) -> AsyncIt
             data = ahead.pop(ref.seq, None)
         if data is None:
             raise PartMissing(
-                f"Part {index} of {len(refs)} of {subject!r} is not at {ref.seq}: what it belongs to cannot be loaded. "
+                f"Part {index} of {len(refs)} of {subject!r} is not at {ref.seq}: the record or snapshot cannot be loaded. "
                 "Nothing was changed; an older snapshot may be whole.",
                 subject=subject, seq=ref.seq, part=index,
             )  # fmt: skip
@@ -175,7 +175,7 @@ def _payload(subject: str, index: int, ref: PartRef, data: bytes) -> tuple[bytes
     payload = data[FRAME_BYTES:]
     digest = data[_HEAD.size : FRAME_BYTES]
     if blake3(data[: _HEAD.size]).update(payload).digest() != digest:
-        raise DigestMismatch(f"{where} has other bytes than its digest says. {end}", **facts)
+        raise DigestMismatch(f"{where} does not match its digest; its bytes were changed. {end}", **facts)
     if place != _place(subject) or number != index or digest != ref.digest or size != ref.size:
         raise PartMisplaced(
             f"{where} is whole, but is not the part that belongs here (its own number is {number}). {end}", **facts

@@ -185,7 +185,9 @@ async def test_wrong_arguments_are_refused_at_the_caller_before_anything_is_sent
 async def test_a_result_of_a_wrong_type_fails_the_turn_and_the_state_is_as_before(name: str) -> None:
     async with cells.local() as cluster:
         taker = await cluster.spawn(Taker, "t")
-        with pytest.raises(cells.BadArguments, match=rf"Taker\.{name} returned what it does not declare"):
+        with pytest.raises(
+            cells.BadArguments, match=rf"Taker\.{name} returned a value that does not fit its declared result"
+        ):
             await getattr(taker, name)()
         assert await taker.seen() == 0
         await getattr(taker, name).tell()  # nobody waits for this result

@@ -222,7 +222,7 @@ async def test_an_order_of_an_odd_type_is_refused_in_its_turn_or_taken_as_what_i
     async with nodes("node-1") as (cluster, _):
         worded = await cluster.spawn(Worded, "w")
         if refused:
-            with pytest.raises(cells.UsageError, match="the name of no node"):
+            with pytest.raises(cells.UsageError, match="not a valid node name"):
                 await worded.order(which)
         else:
             await worded.order(which)

@@ -408,7 +408,7 @@ async def test_settings_of_a_class_that_cannot_be_on_a_node_are_said_when_an_age
     short = RecoveryConfig(max_retry_delay_secs=20)
     async with nodes("node-1", "node-2", recovery=short) as (client, _):
         for cls, says in ((Hasty, "max_retries = -1"), (Hurried, "max_retry_delay_secs = 20")):
-            with pytest.raises(cells.ConfigError, match=f"settings of class {cls.__name__} cannot be: .*{says}"):
+            with pytest.raises(cells.ConfigError, match=f"settings of class {cls.__name__} are invalid: .*{says}"):
                 await client.on("node-1").spawn(cls, "r")
         with pytest.raises(cells.NoSuchAgent):
             await client.show("r")

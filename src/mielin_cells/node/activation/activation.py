@@ -192,7 +192,7 @@ class Activations:
         if agent in self._unloadable:
             why = self._unloadable[agent].error
             raise StateUnloadable(
-                f"Agent {agent!r} cannot run on {self.name}: {why} Mend it, then resume.", agent=agent
+                f"Agent {agent!r} cannot run on {self.name}: {why} Fix the cause, then resume the agent.", agent=agent
             )
         raise NoSuchAgent(f"Node {self.name} does not run agent {agent!r}.", agent=agent)
 

@@ -178,7 +178,11 @@ class Core:
             except Exception as error:  # whatever the store raises, or a bug: no turn runs before it is done
                 if type(error).__name__ not in logged:
                     logged.add(type(error).__name__)
-                    logger.warning("agent %s: its own order waits: %s", self.fold.agent, described(error))
+                    logger.warning(
+                        "agent %s: an order of the agent about itself failed; trying again: %s",
+                        self.fold.agent,
+                        described(error),
+                    )
             await backoff.wait()
 
     @property
@@ -231,7 +235,7 @@ class Core:
             try:
                 await append_failed(self.writer.successor(), failure)
             except CellError as unsaid:  # most likely `Fenced`: then the new owner reads the log anyway
-                logger.warning("agent %s: its log does not say so: %s", self.fold.agent, unsaid)
+                logger.warning("agent %s: the ERROR could not be recorded in its log: %s", self.fold.agent, unsaid)
         self.lose(failure)
 
     def commit_soon(self) -> None:

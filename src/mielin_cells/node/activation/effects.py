@@ -142,7 +142,7 @@ class Effects:
         try:
             await cluster.migrate(self._core.fold.agent, to=to)
         except CellError as error:
-            logger.warning("agent %s asked to be moved; it stays: %s", self._core.fold.agent, error)
+            logger.warning("agent %s ordered its own move, which failed; it stays: %s", self._core.fold.agent, error)
 
     # ---- turns that fail, and messages that are not run ------------------------------------------------------
 

@@ -144,7 +144,7 @@ class Inbox:
         """Whatever the store raises, nothing may be passed over: the order of messages depends on it."""
         if isinstance(error, RecordInvalid):
             raise error
-        logger.info("agent %s: its inbox is read again: %s", self._fold.agent, described(error))
+        logger.info("agent %s: reading its inbox failed; trying again: %s", self._fold.agent, described(error))
 
     async def _has_more(self) -> bool:
         last = await persist(lambda: self._home.log.settled(self._subject), failed=self._failed)

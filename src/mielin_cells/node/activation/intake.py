@@ -275,7 +275,8 @@ class Intake:
 
     def _refuse(self, arrival: Arrival, mail: Mail) -> None:
         logger.warning(
-            "agent %s: %s says that it began at %d of a log that ends at %d: refused; has the store been put back?",
+            "agent %s: mail of %s is refused: its session began at %d, but the log ends at %d; was the store put back to an older "
+            "copy?",
             self._fold.agent, sender_text(mail.sender), mail.start, self._fold.seq,
         )  # fmt: skip
         for message in mail.messages[arrival.index :]:

@@ -95,8 +95,8 @@ class Outbox:
         receiver, limit = self._receivers.get(to), self._owner.home.settings.inbox_max
         if receiver is not None and len(receiver.queue) >= limit:
             raise InboxFull(
-                f"Agent {self._owner.fold.agent!r} has {len(receiver.queue)} messages for {to!r} that its inbox has no room for yet "
-                f"(limit {limit}). This one was not sent, and those are delivered. Send less, or later.",
+                f"Agent {self._owner.fold.agent!r} has {len(receiver.queue)} messages for {to!r}, whose inbox has no room for "
+                f"them yet (limit {limit}). This one was not sent; the earlier ones are delivered later. Send less, or wait.",
                 agent=to, waiting=len(receiver.queue), limit=limit,
             )  # fmt: skip
 
@@ -158,7 +158,7 @@ class Outbox:
                 if is_new:
                     say = logger.info if isinstance(error, RetryError) else logger.warning
                     say(
-                        "mail from agent %s to %s waits until the store takes it: %s",
+                        "mail from agent %s to %s is not stored yet; trying again: %s",
                         mail.sender,
                         mail.to,
                         receiver.refused,

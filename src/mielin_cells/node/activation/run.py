@@ -160,7 +160,9 @@ class Run:
             )  # fmt: skip
         running: object = current_turn.get()
         if running is not self:
-            raise NotInTurn(f"A turn of agent {self.id!r} was used by another turn or thread, which must not use it.")
+            raise NotInTurn(
+                f"A turn of agent {self.id!r} was used by another turn or thread; only its own tasks may use it."
+            )
         if not self.is_here():
             raise UsageError(
                 f"The turn of agent {self.id!r} was used from another thread, or from a loop that is not its own; nothing was done. "

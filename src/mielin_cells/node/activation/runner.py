@@ -212,7 +212,7 @@ class Runner:
         is_hook, is_late = not turn.sender, turn.deadline is not None and turn.deadline.expired()
         if is_hook or is_late or self._core.writer.is_closed or self.cancels:
             logger.error(
-                "agent %s: %s.%s was cancelled %g s ago, caught the cancellation, and goes on. It is run no further, and the turn "
+                "agent %s: %s.%s was cancelled %g s ago, caught the cancellation, and did not end. It is abandoned, and the turn "
                 "has no effect.", turn.id, self._core.spec.name, turn.message, self._core.home.settings.pause_s,
             )  # fmt: skip
             started.is_abandoned = True
@@ -224,7 +224,7 @@ class Runner:
         if turn is not None and turn.deadline is not None and turn.deadline.expired() and not turn.is_reported_late:
             turn.is_reported_late = True
             logger.error(
-                "agent %s: %s.%s goes on beyond the turn's deadline of %g s, although it was cancelled; the agent takes nothing else",
+                "agent %s: %s.%s is past the turn's deadline of %g s and ignores its cancellation; the agent takes no other message",
                 turn.id, self._core.spec.name, turn.message, self._core.home.settings.turn_deadline_s,
             )  # fmt: skip
 

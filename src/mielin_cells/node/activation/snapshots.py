@@ -139,7 +139,9 @@ class Snapshots:
             self.is_ready = True
         except Exception as error:  # of whatever kind: a snapshot only shortens what is read
             self._not_before = asyncio.get_running_loop().time() + PAUSE_S
-            logger.warning("agent %s: its snapshot is written later: %s", owner.fold.agent, described(error))
+            logger.warning(
+                "agent %s: writing its snapshot failed; trying again later: %s", owner.fold.agent, described(error)
+            )
         finally:
             self._task = None
         owner.commit_soon()
@@ -182,7 +184,9 @@ class Snapshots:
         try:
             await self._trim()
         except Exception as error:  # whatever the store raises: the next trim removes what is left
-            logger.info("agent %s: its log is trimmed later: %s", self._owner.fold.agent, described(error))
+            logger.info(
+                "agent %s: trimming its log failed; trying again later: %s", self._owner.fold.agent, described(error)
+            )
 
     async def _trim(self) -> None:
         owner = self._owner

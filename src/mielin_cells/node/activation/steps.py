@@ -242,7 +242,7 @@ class _Call:
     def _abandon(self, task: asyncio.Task[Any], step: Within, left: asyncio.Future[None]) -> None:
         if not task.done():
             logger.error(
-                "agent %s: the call of step %s was cancelled %g s ago and goes on, for it catches that. It is run no further.",
+                "agent %s: the call of step %s was cancelled %g s ago, caught the cancellation, and did not end. It is abandoned.",
                 step.turn.id, step.name, step.turn.pause_s,
             )  # fmt: skip
             if self._started is not None:
@@ -258,6 +258,6 @@ def fits_turn(agent: str, before: Sequence[TurnCall], made: StepCall) -> None:
     if size > STEPS_BYTES_MAX:
         raise MessageTooLarge(
             f"The outcomes of a turn of agent {agent!r} have {size} bytes with {made.label}; the limit is "
-            f"{STEPS_BYTES_MAX}. The turn is undone; make fewer steps in a turn, or smaller ones.",
+            f"{STEPS_BYTES_MAX}. The turn is undone; make fewer steps in a turn, or return less from them.",
             limit=STEPS_BYTES_MAX, size=size,
         )  # fmt: skip

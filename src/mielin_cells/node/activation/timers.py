@@ -31,8 +31,8 @@ def check_room(agent: str, known: dict[str, Timer], changes: dict[str, Timer | N
     there = {**known, **changes}
     if sum(len(timer.args) for timer in there.values() if timer is not None) + len(args) > TIMERS_BYTES_MAX:
         raise UsageError(
-            f"The timers of agent {agent!r} have {TIMERS_BYTES_MAX:,} bytes of arguments, which is the limit; keep the data in its "
-            "state, and give the timer what finds it there."
+            f"The timers of agent {agent!r} have {TIMERS_BYTES_MAX:,} bytes of arguments, which is the limit; keep the data in "
+            "the agent's state, and give the timer a key to it."
         )
 
 
@@ -164,6 +164,6 @@ class Timers:
         agent, cls = self._core.fold.agent, self._core.spec.name
         logger.warning(
             "agent %s: timer %r is due every %g s, and class %s has no handler %r here: it sends nothing until it has; "
-            "`mielin cancel %s %s` takes it away", agent, timer.id, timer.every, cls, timer.handler, shlex.quote(agent),
+            "`mielin cancel %s %s` removes it", agent, timer.id, timer.every, cls, timer.handler, shlex.quote(agent),
             shlex.quote(timer.id),
         )  # fmt: skip

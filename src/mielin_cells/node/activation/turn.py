@@ -263,7 +263,7 @@ class Turn(Asks, Steps):
         self._orders("migrate")
         name: Any = to  # the author may not check types
         if name is not None and not (isinstance(name, str) and name.isprintable()):
-            raise UsageError(f"Agent {self.id!r} asked to be moved to {to!r}, which can be the name of no node.")
+            raise UsageError(f"Agent {self.id!r} asked to be moved to {to!r}, which is not a valid node name.")
         self.moves, self.move_to = True, "".join(to) if to else None
 
     def terminate(self) -> None:

@@ -118,7 +118,7 @@ class Writer:
             raise type(self.failure)(self.failure.message, **self.failure.facts)
         if self.is_closed:
             agent = self.fold.agent
-            raise Fenced(f"Node {self.node} has let agent {agent!r} go; it goes on as its log says.", agent=agent)
+            raise Fenced(f"Node {self.node} no longer runs agent {agent!r}; its log names the owner.", agent=agent)
 
     def head(self, *, claim: bool = False) -> dict[str, Any]:
         """The fields that every record begins with, for the place after the last record."""
@@ -173,7 +173,12 @@ class Writer:
                     if at_once and is_certain:
                         raise
                     behind_since = self._still_behind(error, behind_since)
-                    logger.info("agent %s: append of %s repeated: %s", self.fold.agent, type(record).__name__, error)
+                    logger.info(
+                        "agent %s: the append of %s failed; trying again: %s",
+                        self.fold.agent,
+                        type(record).__name__,
+                        error,
+                    )
                     self.waits_for = error if isinstance(error, CellError) else None
                     if self.refused is not None:
                         self.refused.set()

@@ -47,7 +47,7 @@ def room_of(file: str | None) -> Callable[[], Room]:
             try:
                 storage = shutil.disk_usage(Path(file).parent).free
             except OSError as error:
-                logger.warning("free storage at %s is not known, and not checked: %s", file, error)
+                logger.warning("the free storage at %s is unknown and therefore not checked: %s", file, error)
         return Room(psutil.virtual_memory().available, storage)
 
     return room

@@ -44,7 +44,13 @@ class Attempts:
         except Exception as error:
             # A log that cannot be read on, a node that stops, or a bug: this copy may not go on, and the log says who does.
             if isinstance(error, (RetryError, LogGap, Fenced)):
-                logger.warning("migration %s of agent %s left %s: %s", move.migration, agent, activations.name, error)
+                logger.warning(
+                    "migration %s of agent %s was interrupted on node %s: %s",
+                    move.migration,
+                    agent,
+                    activations.name,
+                    error,
+                )
             else:
                 logger.exception("migration %s of agent %s failed on %s", move.migration, agent, activations.name)
             activations.drop(move.activation)
@@ -67,5 +73,5 @@ class Attempts:
                     return outcome
                 self._activations.look(agent)
             except (*OF_STORE, LogGap) as error:
-                logger.info("migration %s: its outcome is read again: %s", move.migration, error)
+                logger.info("migration %s: reading its outcome failed; trying again: %s", move.migration, error)
             await backoff.wait()

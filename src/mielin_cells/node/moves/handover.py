@@ -106,7 +106,7 @@ class Handover:
         record = await record_of(log, activation.fold.agent, entry)
         if record.prev != activation.fold.seq:
             raise LogGap(
-                f"The log of agent {activation.fold.agent!r} behind {activation.fold.seq} is trimmed.",
+                f"The log of agent {activation.fold.agent!r} after record {activation.fold.seq} was trimmed.",
                 have=activation.fold.seq,
                 need=record.prev,
             )

@@ -118,7 +118,7 @@ class JournalWriter:
                         return entries[0].seq
                     if entries and _is_readable(entries[0]):  # else its bytes were damaged on their way: it may be ours
                         raise JournalTaken(
-                            f"Migration {self.fold.migration} of agent {self._agent!r} was gone on with, or ended, by another "
+                            f"Migration {self.fold.migration} of agent {self._agent!r} was continued or ended by another "
                             "process; see `mielin show` for what it did.", migration=self.fold.migration,
                         )  # fmt: skip
                     last = await log.last(subject)
@@ -132,7 +132,7 @@ class JournalWriter:
             except CellError as error:
                 if isinstance(error, Fenced) or not (is_in_doubt or isinstance(error, RetryError)):
                     raise
-                logger.info("migration %s: its journal is written again: %s", self.fold.migration, error)
+                logger.info("migration %s: writing its journal failed; trying again: %s", self.fold.migration, error)
             await backoff.wait()
 
 

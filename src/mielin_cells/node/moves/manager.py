@@ -82,7 +82,7 @@ class Migrations:
         if report is None:
             raise Fenced(
                 f"Node {self.activations.name} does not run migration {request.migration} of agent {request.agent!r} any more; its "
-                "owner goes on with it.", agent=request.agent, migration=request.migration,
+                "owner continues it.", agent=request.agent, migration=request.migration,
             )  # fmt: skip
         return answers.Progress.of(report)
 
@@ -128,11 +128,12 @@ class Migrations:
         if left:
             if request.migration in left:
                 raise Fenced(
-                    f"Migration {request.migration} of agent {agent!r} has stopped here without an end, and gets one first.",
+                    f"Migration {request.migration} of agent {agent!r} stopped on this node without an end; its end is written "
+                    "first. Try again.",
                     agent=agent, migration=request.migration,
                 )  # fmt: skip
             raise MigrationInProgress(
-                f"Agent {agent!r} was moved by {', '.join(left)}, which has stopped without an end and gets one first; try again.",
+                f"Agent {agent!r} was moved by {', '.join(left)}, which stopped without an end; its end is written first. Try again.",
                 agent=agent, migration=", ".join(left),
             )  # fmt: skip
         case = Case(agent, request.migration, activations.name, self.config_of(activation.spec.cls, request.recovery))
@@ -166,10 +167,10 @@ class Migrations:
         try:
             await recovery.run()
         except RetryError as error:
-            logger.warning("migration %s is gone on with later: %s", recovery.migration, error)
+            logger.warning("migration %s stopped, and is continued later: %s", recovery.migration, error)
         except Exception as error:
             # A bug.  The agent's log says what became of the attempt, and settling, which reads it, writes the end.
-            logger.exception("migration %s of agent %s stopped", recovery.migration, recovery.agent)
+            logger.exception("migration %s of agent %s stopped because of a bug", recovery.migration, recovery.agent)
             self.settling.broken[recovery.migration] = described(error)
         finally:
             if self.open.get(recovery.agent) is recovery:
@@ -180,7 +181,7 @@ class Migrations:
         """A migration that another process began was ended, or goes on here."""
         logger.warning(
             "migration %s of agent %s, whose source was lost, %s", recovery.migration, recovery.agent,
-            "goes on from here" if goes_on else "was settled",
+            "continues on this node" if goes_on else "was settled",
         )  # fmt: skip
         if goes_on:
             self.activations.home.begin(self._run(recovery, is_new=False))

@@ -98,7 +98,7 @@ class Settling:
             await asyncio.sleep(GATHER_S)
             await self.all_due()
         except Exception as error:  # whatever the store raises: what is due is looked after in the next round
-            logger.info("migrations are settled later: %s", described(error))
+            logger.info("settling migrations failed; trying again later: %s", described(error))
         finally:
             self._is_looking = False
 
@@ -122,7 +122,7 @@ class Settling:
                 await self.one_due(agent, moved)
             except Exception as error:  # of one agent: the others are settled all the same
                 say = logger.info if isinstance(error, RetryError) else logger.error
-                say("migrations of agent %s are settled later: %s", agent, described(error))
+                say("settling migrations of agent %s failed; trying again later: %s", agent, described(error))
 
     async def one_due(self, agent: str, moved: Collection[str] | None = None) -> None:
         """Settles now what is due.  Raises a `RetryError` while the store does not answer; then it stays due.
@@ -210,7 +210,12 @@ class Settling:
             try:
                 await self._activations.home.log.trim(journal_subject(agent, one.migration), one.seq + 1)
             except CellError as error:
-                logger.info("the journal of %s of agent %s is let go later: %s", one.migration, agent, error)
+                logger.info(
+                    "trimming the journal of migration %s of agent %s failed; trying again later: %s",
+                    one.migration,
+                    agent,
+                    error,
+                )
 
     async def _settle(self, journal: Journal, fold: Fold, is_newest: bool) -> bool:
         """False while the logs do not say yet what became of it."""

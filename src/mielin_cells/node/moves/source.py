@@ -101,7 +101,8 @@ class Move:
         _, effects = self.machine.on(m.Cancel())
         if self.machine.phase.is_end or m.RefuseCancel() in effects:
             raise TooLateToCancel(
-                f"Migration {self.migration} of agent {self.activation.fold.agent!r} is {self.machine.phase.value}; it goes forward.",
+                f"Migration {self.migration} of agent {self.activation.fold.agent!r} is {self.machine.phase.value}; it can no "
+                "longer be cancelled.",
                 agent=self.activation.fold.agent, migration=self.migration,
             )  # fmt: skip
         if not self._cancel.done():

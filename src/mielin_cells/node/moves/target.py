@@ -208,7 +208,12 @@ class Copy:
                 await self._fold_and_tail()
                 return
             except RecordInvalid as error:
-                logger.warning("node %s reads agent %s again: %s", self.activations.name, self.agent, error)
+                logger.warning(
+                    "node %s: the log of agent %s could not be read; reading it again: %s",
+                    self.activations.name,
+                    self.agent,
+                    error,
+                )
                 self._fold = None  # what it has reached does not count
                 if not reads_left:
                     await self._failed(error)
@@ -221,7 +226,7 @@ class Copy:
 
     async def _failed(self, error: CellError) -> None:
         self._error = error
-        logger.warning("node %s cannot copy agent %s: %s", self.activations.name, self.agent, error)
+        logger.warning("node %s: copying agent %s failed: %s", self.activations.name, self.agent, error)
         await self.on(m.Expired())
 
     async def _fold_and_tail(self) -> None:
@@ -327,9 +332,7 @@ class Copy:
         except Fenced:
             return m.Overtaken()
         except CellError as error:
-            logger.warning(
-                "node %s could not say what became of agent %s: %s", self.activations.name, self.agent, error
-            )
+            logger.warning("node %s could not accept or return agent %s: %s", self.activations.name, self.agent, error)
             self._refused = error
             return m.Overtaken()
         return m.Acknowledged()

@@ -35,7 +35,7 @@ async def choose_next(activations: Activations, manager: MigrationRecoveryManage
     try:
         nodes = await selection.list_alive(activations.home.log, activations.home.wire)
     except CellError as error:
-        logger.warning("migration %s: who is alive is not known: %s", ticket.migration, error)
+        logger.warning("migration %s: listing the live nodes failed: %s", ticket.migration, error)
         return ""
     architectures = activation.fold.policy.preferred_architectures
     while name := selection.choose(nodes, activation.fold.cls, excluded, architectures):

@@ -193,7 +193,11 @@ class Adoption:
         try:
             lasts = await self._home.log.lasts(list(by_subject))
         except CellError as error:
-            logger.info("node %s looks at agents one by one: %s", self._home.name, error)
+            logger.info(
+                "node %s: reading the last records of agents together failed; reading them one by one: %s",
+                self._home.name,
+                error,
+            )
             return agents
         for subject, last in lasts.items():
             agent = by_subject[subject]
@@ -272,7 +276,7 @@ class Adoption:
         except (Fenced, NoSuchAgent):
             return True
         except RetryError as error:
-            logger.info("node %s looks at agent %s again later: %s", home.name, agent, error)
+            logger.info("node %s: taking agent %s failed; trying again later: %s", home.name, agent, error)
             return not self._returns.failed(agent, error)
         except Exception as error:  # also a bug, of ours or of the agent's class
             return self._note_failure(agent, fold, error)
@@ -291,7 +295,7 @@ class Adoption:
         activations.cannot_run(agent, fold, why)
         if before is None or before.error != why.message:  # once: later rounds try it again
             logger.error(
-                "node %s cannot take agent %s, which stays claimable: %s", self._home.name, agent, why,
+                "node %s cannot take agent %s, which other nodes can still claim: %s", self._home.name, agent, why,
                 exc_info=None if why is error else error,
             )  # fmt: skip
         if why is error:

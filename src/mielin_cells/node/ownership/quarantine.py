@@ -163,7 +163,11 @@ class Quarantine:
                 unheard.reset()
             except Exception as silent:  # whatever the store raises: not heard is not denied
                 since = None
-                logger.info("node %s looks again: %s", self._activations.name, described(silent))
+                logger.info(
+                    "node %s: checking a log that went back failed; trying again: %s",
+                    self._activations.name,
+                    described(silent),
+                )
                 await unheard.wait()
             else:
                 await asyncio.sleep(min(limit / 4, RETRY_S_MAX))
@@ -180,7 +184,7 @@ class Quarantine:
                     await append_failed(writer, error)
                 return
             except Fenced as race:
-                logger.info("agent %s is quarantined again: %s", agent, race)
+                logger.info("agent %s: the quarantine met another record; trying again: %s", agent, race)
             except NoSuchAgent:
                 activations.cannot_run(agent, None, error)
                 return
@@ -189,7 +193,7 @@ class Quarantine:
                     error = EpochRegression(f"{error.message} {absent.message}", **error.facts)
                     activations.cannot_run(agent, None, error)
                     return
-                logger.info("agent %s is quarantined later: %s", agent, described(absent))
+                logger.info("agent %s: the quarantine failed; trying again: %s", agent, described(absent))
                 await backoff.wait()
 
     def check_inbox(self, fold: Fold, last: Entry | None) -> None:

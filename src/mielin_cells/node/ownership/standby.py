@@ -60,7 +60,12 @@ class StandbyCopy:
             except (NoSuchAgent, AgentTerminated):
                 return
             except Exception as error:  # of the store, or of a log that its owner will complain of louder
-                logger.info("node %s reads agent %s anew: %s", self._activations.name, self.agent, described(error))
+                logger.info(
+                    "node %s: following agent %s for a standby copy failed; reading its log again: %s",
+                    self._activations.name,
+                    self.agent,
+                    described(error),
+                )
             self._follower = None
             if not self._is_closed:
                 await backoff.wait()
@@ -163,7 +168,11 @@ class Standbys:
             try:
                 await self._round()
             except Exception as error:  # whatever the store raises: the nodes that follow go on meanwhile
-                logger.info("node %s asks for standby copies later: %s", activations.name, described(error))
+                logger.info(
+                    "node %s: checking standby copies failed; trying again later: %s",
+                    activations.name,
+                    described(error),
+                )
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), activations.settings.reconcile_s)
 

@@ -167,8 +167,8 @@ class Undoes:
         )
         if not able:
             raise UnknownNode(
-                f"No node that answers has {back.cls} as of version {back.version}, which agent {back.agent!r} ran by then. Start one "
-                "with that code, or name a node: a newer one takes the messages with its own code.",
+                f"No node that answers has {back.cls} as of version {back.version}, which agent {back.agent!r} ran at that time. "
+                "Start one with that code, or name a node: a newer one takes the messages with its own code.",
                 node="", nodes=[info.name for info in nodes],
             )  # fmt: skip
         first: list[str] = []
@@ -230,7 +230,7 @@ class Undoes:
                 )
             )
         except CellError as error:
-            logger.warning("migration %s was undone, which its journal does not tell: %s", plan.migration, error)
+            logger.warning("migration %s was undone, but its journal could not be written: %s", plan.migration, error)
 
 
 def handover_of(fold: Fold, migration: str) -> int:
@@ -243,7 +243,7 @@ def handover_of(fold: Fold, migration: str) -> int:
                 f"Migration {migration} of agent {fold.agent!r} did not complete; there is nothing to undo."
             )
         raise NoSuchMigration(
-            f"The log of agent {fold.agent!r} tells of no migration {migration} that completed: it never began a handover, or "
+            f"The log of agent {fold.agent!r} has no completed migration {migration}: it never began a handover, or "
             "is too old to be undone.", agent=fold.agent, migration=migration,
         )  # fmt: skip
     seq = fold.handed[done[-1]]
@@ -264,7 +264,7 @@ async def _read_on(log: Log, undoing: Undoing, end: int) -> None:
         entries = await log.read(log_subject(agent), undoing.seq, READ_RECORDS)
         if not entries:
             raise LogGap(
-                f"The log of agent {agent!r} has nothing behind {undoing.seq}.", have=undoing.seq, need=end,
+                f"The log of agent {agent!r} has nothing after record {undoing.seq}.", have=undoing.seq, need=end,
                 subject=agent,
             )  # fmt: skip
         for entry in entries:

@@ -25,7 +25,7 @@ def inspected(path: str | os.PathLike[str]) -> Facts:
         with closing(sqlite3.connect(f"file:{_quoted(place)}?mode=ro", uri=True, timeout=1.0)) as connection:
             run = connection.execute
             if run("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
-                raise ConfigError(f"{place!r} is no store of this system.", field="path", range="a store's file")
+                raise ConfigError(f"{place!r} is not a store of mielin-cells.", field="path", range="a store's file")
             mode = str(run("PRAGMA journal_mode").fetchone()[0])
             meta = dict(run("SELECT key, value FROM meta").fetchall())
             check_format(f"The store {place!r}", meta.get("format"), "another file")

@@ -166,7 +166,7 @@ class Store:
         """A file that was removed is a fresh start; one of no bytes beside the lock of a store has lost its content."""
         if os.path.exists(path):
             raise StoreCorrupt(
-                f"The store {path!r} has no bytes, but was a store before: it was cut off. Restore a backup, or "
+                f"The store {path!r} has no bytes, but was a store before: it was truncated. Restore a backup, or "
                 f"remove {path!r} and {path + '.lock'!r} to start from nothing.",
                 path=path,
             )
@@ -226,7 +226,7 @@ class Store:
         # but then the WAL has all of it.
         if os.path.getsize(path) % page_bytes and not has_bytes(path + "-wal"):
             raise StoreCorrupt(
-                f"The store {path!r} ends within a page: it was cut off; nothing was changed. Restore a backup.",
+                f"The store {path!r} ends within a page: it was truncated; nothing was changed. Restore a backup.",
                 path=path,
             )
 

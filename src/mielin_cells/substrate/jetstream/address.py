@@ -69,7 +69,7 @@ def _credentials(path: str) -> str:
         ) from error
     if b"BEGIN NATS USER JWT" not in text or b"BEGIN USER NKEY SEED" not in text:
         raise ConfigError(
-            f"{path} is no credentials file: it has no user JWT with a seed; `nsc generate creds` makes one.",
+            f"{path} is not a credentials file: it has no user JWT with a seed; `nsc generate creds` makes one.",
             field="creds", range="a file",
         )  # fmt: skip
     return path

@@ -173,7 +173,7 @@ def error_of(error: ApiError, where: str, stream: str = "") -> CellError:
         return ConfigError(f"replicas: {words}; a server alone keeps one copy.", field="replicas", range="1")
     if code == _NO_PEERS and OFFLINE not in words:
         return ConfigError(
-            f"replicas: the cluster has not so many servers with JetStream ({words}); add servers, or ask for fewer copies.",
+            f"replicas: the cluster has too few servers with JetStream ({words}); add servers, or ask for fewer copies.",
             field="replicas", range="at most one for each server",
         )  # fmt: skip
     if code == _OVERLAP:

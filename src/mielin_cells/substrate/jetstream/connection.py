@@ -276,7 +276,7 @@ class Connection:
             cause = error if self._nc.is_connected else self._cause  # else the library says that its buffer is full
             why = f" ({cause})" if cause is not None else ""
             raise StoreUnreachable(
-                f"The server {self.url} is not connected now{why}; nothing was sent. It is tried again for ever.",
+                f"The server {self.url} is not connected now{why}; nothing was sent. It reconnects by itself.",
                 url=self.url,
             ) from None
 
@@ -363,7 +363,7 @@ class Connection:
     async def _disconnected(self) -> None:
         self._deaf = None
         if not self._is_closing:
-            logger.warning("The connection to %s is lost; it is tried again for ever.", self.url)
+            logger.warning("The connection to %s is lost; reconnecting until it succeeds.", self.url)
         self._waiters.lose("the connection was lost")
 
     async def _reconnected(self) -> None:

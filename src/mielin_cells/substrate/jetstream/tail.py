@@ -43,7 +43,7 @@ class JetTail(BufferedTail):
             if not self._closed:
                 if str(error) != self._said:
                     self._said = str(error)
-                    logger.warning("A tail of %s waits and tries again: %s", self._subject, error)
+                    logger.warning("A tail of %s failed; trying again: %s", self._subject, error)
                 await asyncio.sleep(RETRY_S)
             return []
         self._said = ""
