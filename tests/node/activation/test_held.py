@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from support.logs import HeldLog
@@ -11,10 +12,10 @@ from support.moving import nodes
 
 import mielin_cells as cells
 from mielin_cells.errors import StoreUnreachable
-from mielin_cells.log.commit import Commit, Input
+from mielin_cells.log.commit import Commit, Input, StepCall
 from mielin_cells.log.ids import inbox_subject, log_subject
-from mielin_cells.log.message import Mail, Message, encode_mail
-from mielin_cells.log.records import Committed, encode_record
+from mielin_cells.log.message import Answer, Mail, Message, client_sender, encode_answer, encode_mail
+from mielin_cells.log.records import Committed, Stepped, encode_record
 from mielin_cells.rpc import requests
 from mielin_cells.store.reader import load
 from mielin_cells.substrate.embedded import Embedded
@@ -27,6 +28,10 @@ class Diary(cells.Agent):
     @cells.handler
     async def write(self, n: int) -> None:
         self.lines.append(n)
+
+    @cells.handler
+    async def think(self, n: int) -> None:
+        self.lines.append(await cells.step("thought", lambda: n))
 
     @cells.handler
     async def all(self) -> list[int]:
@@ -65,6 +70,44 @@ async def test_a_held_message_whose_predecessor_is_committed_runs_at_the_next_ow
     ledger = (await load(store.log, "d")).ledger
     assert (ledger.peers["bob"].mark, ledger.held, ledger.dead) == (3, [], [])
     await store.close()
+
+
+async def test_what_is_repeated_beside_a_recorded_turn_stays_behind_what_was_sent_before_it(tmp_path: Path) -> None:
+    """Calls 1, 2 and 3 of a client are put off, and so is an entry that repeats 1 and 3.  The owner is lost after a step of 1."""
+    path, sender = tmp_path / "store.db", client_sender("session")
+    async with cells.local(path=path) as cluster:
+        await cluster.spawn(Diary, "d")
+    store = await Embedded.open(path)
+    fold = await load(store.log, "d")
+    seqs = []
+    for numbers in ((1,), (2,), (3,), (1, 3)):
+        messages = [Message(n, "think" if n == 1 else "write", msgspec.msgpack.encode({"n": n})) for n in numbers]
+        entry = encode_mail(Mail("d", fold.cls, sender, fold.seq, 0, "reply.x", messages))
+        stored = await store.log.append(inbox_subject("d"), entry)
+        assert isinstance(stored, Appended)
+        seqs.append(stored.seq)
+    commit = Commit(
+        cursor=seqs[-1], held=seqs, inputs=[], outs=[], released={}, dead=[], forgot=[], state=None, version=fold.version,
+        digest=fold.state.digest(),
+    )  # fmt: skip
+    head: dict[str, Any] = {
+        "agent": "d",
+        "epoch": fold.epoch,
+        "node": fold.owner,
+        "incarnation": fold.incarnation,
+        "snap": fold.snap,
+    }
+    put_off = Committed(**head, nonce=bytes(12), prev=fold.seq, commit=commit)
+    place = await store.log.append(log_subject("d"), encode_record(put_off), fold.seq)
+    assert isinstance(place, Appended)
+    answer = encode_answer(Answer(msgspec.msgpack.encode(1)))
+    step = Stepped(
+        **head, nonce=b"1" * 12, prev=place.seq, sender=sender, input=1, at=0, calls=[StepCall("thought", answer)]
+    )
+    assert isinstance(await store.log.append(log_subject("d"), encode_record(step), place.seq), Appended)
+    await store.close()
+    async with cells.local(path=path) as cluster:
+        assert await cluster.get(Diary, "d").all() == [1, 2, 3]
 
 
 class AwayLog(HeldLog):

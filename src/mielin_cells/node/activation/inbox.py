@@ -129,8 +129,12 @@ class Inbox:
             mail = arrival.mail
             if isinstance(mail, Mail) and self.verdict(mail, mail.messages[0]) is Verdict.HOLD:
                 self._keep(arrival)
-            elif opened is not None and isinstance(mail, Mail) and _holds(mail, opened.sender, opened.n):
-                is_found = True
+            elif (
+                not is_found and opened is not None and isinstance(mail, Mail) and _holds(mail, opened.sender, opened.n)
+            ):
+                is_found = (
+                    True  # a repetition of it stays at its place: what is with it comes after what was sent before
+                )
                 ready.appendleft(arrival)
             else:  # it was put off, or the message before it was committed and then the owner was lost
                 ready.append(arrival)
