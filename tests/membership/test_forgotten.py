@@ -47,10 +47,10 @@ async def test_who_has_left_is_forgotten_and_its_name_goes_on_above_its_incarnat
         await until_only(client, "node-1", "node-2")
         for keeper in keepers.values():
             async with asyncio.timeout(10):
-                while keeper._members.keys() != running.keys():
+                while keeper._roster.members.keys() != running.keys():
                     await asyncio.sleep(0.01)
-            assert not keeper._announced
-            assert not keeper._empty_since
+            assert not keeper._suspects.announced
+            assert not keeper._suspects.empty_since
 
         assert await came_and_went(client, "pod-0") == 3  # above all that were ever forgotten
         await until_only(client, "node-1", "node-2")

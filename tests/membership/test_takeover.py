@@ -23,12 +23,14 @@ from mielin_cells.agents.reports import NodeInfo
 from mielin_cells.errors import PermissionDenied
 from mielin_cells.log.ids import control_subject
 from mielin_cells.log.records import HandedOff
-from mielin_cells.membership import table, takeover
+from mielin_cells.membership import claims, table
 from mielin_cells.membership.detector import LATE_KEPT_S, patience
 from mielin_cells.membership.leader import SUBJECT
-from mielin_cells.membership.takeover import Orphan, Takeover
+from mielin_cells.membership.orphans import Orphan
+from mielin_cells.membership.suspects import Schedule
+from mielin_cells.membership.takeover import Taken, Takeover
 from mielin_cells.node.activation.writer import Writer
-from mielin_cells.node.failover import Failover, Schedule
+from mielin_cells.node.failover import Failover
 from mielin_cells.node.node import Node
 from mielin_cells.rpc import requests
 from mielin_cells.rpc.answers import Beat
@@ -88,7 +90,7 @@ class Nodes:
 
     def takeover(self, agents: list[str], *, told: bool = True) -> Takeover:
         class Given(Takeover):
-            async def _orphans(self, gone: Collection[str], hosted: Collection[str]) -> list[Orphan]:
+            async def _find_orphans(self, *_: Any, **__: Any) -> list[Orphan]:
                 return [Orphan(agent, "gone", Seen(1, 0), agent.split("-")[0] if told else "") for agent in agents]
 
         return Given(None, self, asyncio.get_running_loop().time)  # type: ignore[arg-type]
@@ -103,7 +105,7 @@ def test_nobody_is_asked_again_and_again_for_a_class_that_it_does_not_have(told:
     async def story() -> None:
         there = Nodes({f"n{n}": {"C": 1} if n < 3 else {"D": 1} for n in range(40)})
         taken = await there.takeover([f"C-{n}" for n in range(200)], told=told).take({"gone"}, there.known)
-        assert taken == 200
+        assert taken.claimed == 200
         assert there.owned.keys() == {"n0", "n1", "n2"}
         assert there.refused == 0 if told else there.refused <= 200
 
@@ -125,9 +127,9 @@ def test_a_frozen_node_costs_the_others_nothing_and_what_waits_for_it_goes_to_th
         there.answer = freezes  # type: ignore[method-assign]
         began = clock()
         taken = await there.takeover([f"C-{n}" for n in range(900)]).take({"gone"}, there.known)
-        assert taken == 900
+        assert taken.claimed == 900
         assert there.owned.total() == 900
-        assert clock() - began < takeover.CLAIM_S + 2  # one request to it, not one after the other
+        assert clock() - began < claims.CLAIM_S + 2  # one request to it, not one after the other
         assert "n1" not in there.owned
 
     virtually(story())
@@ -139,7 +141,7 @@ def test_a_node_that_is_frozen_from_the_start_is_not_waited_for() -> None:
         there.frozen = {"n2"}
         clock = asyncio.get_running_loop().time
         began = clock()
-        assert await there.takeover([f"C-{n}" for n in range(100)]).take({"gone"}, there.known) == 100
+        assert (await there.takeover([f"C-{n}" for n in range(100)]).take({"gone"}, there.known)).claimed == 100
         assert clock() - began < 1.0
 
     virtually(story())
@@ -150,12 +152,14 @@ def test_a_node_that_failed_in_a_passing_way_is_asked_again() -> None:
         there = Nodes({"n0": {"C": 1}})
         there.passing["n0"] = 3
         orphans = there.takeover([f"C-{n}" for n in range(8)])
-        assert await orphans.take({"gone"}, there.known) == 8
+        assert (await orphans.take({"gone"}, there.known)).claimed == 8
         there.passing["n0"] = 1000
-        assert await orphans.take({"gone"}, there.known) == 0
-        assert orphans.failed["C-0"] == "n0 has other things to do."
+        taken = await orphans.take({"gone"}, there.known)
+        assert taken.claimed == 0
+        assert taken.failed["C-0"] == "n0 has other things to do."
+        assert taken.owners == {"gone"}
         there.passing["n0"] = 0
-        assert await orphans.take({"gone"}, there.known) == 8
+        assert (await orphans.take({"gone"}, there.known)).claimed == 8
 
     virtually(story())
 
@@ -171,7 +175,7 @@ def test_an_answer_that_cannot_be_read_is_one_nodes_trouble() -> None:
             return await answer(name, request, seconds)
 
         there.answer = newer  # type: ignore[method-assign]
-        assert await there.takeover([f"C-{n}" for n in range(20)]).take({"gone"}, there.known) == 20
+        assert (await there.takeover([f"C-{n}" for n in range(20)]).take({"gone"}, there.known)).claimed == 20
         assert there.owned == {"n1": 20}
 
     virtually(story())
@@ -208,13 +212,13 @@ async def test_what_a_watcher_that_was_stopped_has_not_heard_means_nothing() -> 
         keeper._clock = keeper._detector._clock = lambda: now
         heard_at = {"node-1": now, "node-2": now}
         beats = [Beat(name, 1, 0.0) for name in heard_at]
-        keeper._members = {name: table.Entered(1, name, b"") for name in heard_at}
+        keeper._roster.members = {name: table.Entered(1, name, b"") for name in heard_at}
         keeper._detector._since = now - 100
         keeper._detector._late.clear()
 
         def suspects() -> set[str]:
             return keeper._detector.suspects(
-                keeper._members.keys(), [replace(beat, ago_s=now - heard_at[beat.node]) for beat in beats]
+                keeper._roster.members.keys(), [replace(beat, ago_s=now - heard_at[beat.node]) for beat in beats]
             )
 
         now += 10 * LIMIT_S
@@ -242,7 +246,7 @@ async def test_a_keeper_goes_on_listening_while_it_takes_over(
         other = await client.on("node-3").spawn(Gauge, "h")
         begun, go, take = asyncio.Event(), asyncio.Event(), Takeover.take
 
-        async def slow(self: Takeover, gone: Collection[str], known: Any, **more: bool) -> int:
+        async def slow(self: Takeover, gone: Collection[str], known: Any, **more: bool) -> Taken:
             begun.set()
             await go.wait()
             return await take(self, gone, known, **more)
@@ -267,7 +271,7 @@ async def test_a_takeover_names_those_that_own_something_and_nobody_that_left_lo
             place = await table.enter(client.log, f"old-{n}", table.Announcement(), lambda: b"n" * 12)
             if n % 2:
                 await table.leave(client.log, f"old-{n}", place.incarnation, b"m" * 12)
-        await until(lambda: len(keepers["node-1"]._empty) >= 5)
+        await until(lambda: len(keepers["node-1"]._suspects.empty) >= 5)
         with caplog.at_level(logging.WARNING):
             await table.enter(client.log, "fresh", table.Announcement(), lambda: b"n" * 12)
             await until(lambda: "node fresh is silent" in caplog.text)

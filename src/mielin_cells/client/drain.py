@@ -89,12 +89,11 @@ async def _claim_all(client: Requester, node: str, moved: int, seconds: float) -
     """The node does not answer: its agents are claimed by others."""
     clock = asyncio.get_running_loop().time
     began = clock()
-    takeover = Takeover(client.log, client.wire, clock)
-    claimed = await takeover.take({node}, await table.read_members(client.log))
-    blocked = tuple(takeover.failed.items())
+    taken = await Takeover(client.log, client.wire, clock).take({node}, await table.read_members(client.log))
+    blocked = tuple(taken.failed.items())
     return DrainReport(
-        node=node, state=DONE if not blocked else OVER, agents=moved + claimed + len(blocked), moved=moved,
-        claimed=claimed, left=len(blocked), blocked=blocked, seconds=seconds + clock() - began,
+        node=node, state=DONE if not blocked else OVER, agents=moved + taken.claimed + len(blocked), moved=moved,
+        claimed=taken.claimed, left=len(blocked), blocked=blocked, seconds=seconds + clock() - began,
     )  # fmt: skip
 
 

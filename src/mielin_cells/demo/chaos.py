@@ -14,7 +14,7 @@ from mielin_cells.demo.job import Job, quantiles, run_all
 from mielin_cells.deployment.fleet import Fleet
 from mielin_cells.errors import CellError, RetryError
 from mielin_cells.log.records import Claimed, named_owner
-from mielin_cells.membership.takeover import FAILOVER
+from mielin_cells.membership.claims import FAILOVER
 from mielin_cells.store.reader import End, ends, known_agents
 
 EVERY_S = 10.0

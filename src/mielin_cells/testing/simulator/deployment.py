@@ -29,8 +29,8 @@ from mielin_cells.errors import (
 from mielin_cells.log.ids import BEATS, LOGS, agent_of
 from mielin_cells.log.lifecycle import Phase
 from mielin_cells.log.records import Claimed, decode_record
+from mielin_cells.membership.claims import FAILOVER
 from mielin_cells.membership.heartbeat import Listener, encode_beat
-from mielin_cells.membership.takeover import FAILOVER
 from mielin_cells.node.node import Node
 from mielin_cells.rpc.answers import Beat
 from mielin_cells.substrate.ports import Entry
