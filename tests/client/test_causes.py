@@ -259,10 +259,10 @@ async def test_what_keeps_an_agents_ask_from_being_stored_is_named(ends: str, mo
         log = running["node-1"].home.log
         append = log.append
 
-        async def full(subject: str, data: bytes, expect: int | None = None) -> object:
+        async def full(subject: str, data: bytes, expect: int | None = None, owner: str | None = None) -> object:
             if subject == inbox_subject("p"):
                 raise cells.errors.StoreFull("The disk is full.")
-            return await append(subject, data, expect)
+            return await append(subject, data, expect, owner)
 
         monkeypatch.setattr(log, "append", full)
         error = cells.HandlerFailed if ends == "the ask" else cells.errors.TurnDeadlineExceeded
@@ -286,10 +286,10 @@ async def test_an_ask_of_an_agent_whose_owner_cannot_write_fails_with_that_cause
         log = running["node-1"].home.log
         append = log.append
 
-        async def refuses(subject: str, data: bytes, expect: int | None = None) -> object:
+        async def refuses(subject: str, data: bytes, expect: int | None = None, owner: str | None = None) -> object:
             if subject == log_subject("p"):
                 raise error("Nothing can be written.")
-            return await append(subject, data, expect)
+            return await append(subject, data, expect, owner)
 
         with monkeypatch.context() as patched:
             patched.setattr(log, "append", refuses)

@@ -143,8 +143,8 @@ class Unheard:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._log, name)
 
-    async def append(self, subject: str, data: bytes, expect: int | None = None) -> Outcome:
-        outcome: Outcome = await self._log.append(subject, data, expect)
+    async def append(self, subject: str, data: bytes, expect: int | None = None, owner: str | None = None) -> Outcome:
+        outcome: Outcome = await self._log.append(subject, data, expect, owner)
         if not self.lost and subject.startswith(LOGS) and isinstance(decode_record(data, subject), HandedOff):
             self.lost += 1
             return Unknown("nobody has heard")

@@ -149,7 +149,7 @@ class LateLog(ForwardedLog):
         self.mails = 0
         self.kept = b""
 
-    async def append(self, subject: str, data: bytes, expect: int | None = None) -> Outcome:
+    async def append(self, subject: str, data: bytes, expect: int | None = None, owner: str | None = None) -> Outcome:
         if subject == inbox_subject("n"):
             self.mails += 1
             if self.mails == 2:
@@ -157,7 +157,7 @@ class LateLog(ForwardedLog):
                 return Unknown("the connection was lost")
             if self.mails == 3:
                 raise PermissionDenied("Appends are denied.", subject=subject)
-        return await super().append(subject, data, expect)
+        return await super().append(subject, data, expect, owner)
 
 
 @pytest.mark.parametrize("lands", ["before", "behind"])

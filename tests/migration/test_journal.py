@@ -179,13 +179,13 @@ class LosesAnswers:
     def __getattr__(self, name: str) -> object:
         return getattr(self.inner, name)
 
-    async def append(self, subject: str, data: bytes, expect: int | None = None) -> Outcome:
+    async def append(self, subject: str, data: bytes, expect: int | None = None, owner: str | None = None) -> Outcome:
         fault = self.faults.pop(0) if self.faults else ""
         if fault == "conflict":
             return Conflict(0)
         if fault == "never":
             return Unknown("lost")
-        outcome = await self.inner.append(subject, data, expect)
+        outcome = await self.inner.append(subject, data, expect, owner)
         return Unknown("lost") if fault else outcome
 
     async def read(self, subject: str, after: int = 0, limit: int = 1000) -> list[Entry]:

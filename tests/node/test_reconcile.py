@@ -13,7 +13,7 @@ import mielin_cells as cells
 from mielin_cells.errors import CellError, StoreUnreachable, StreamMissing
 from mielin_cells.log.ids import LOGS, log_subject
 from mielin_cells.log.records import Spilled, decode_record
-from mielin_cells.substrate.jetstream.log import PARTS
+from mielin_cells.substrate.jetstream.places import PARTS
 from mielin_cells.substrate.ports import Entry, Log
 
 

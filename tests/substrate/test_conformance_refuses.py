@@ -249,74 +249,74 @@ class SubjectsRemembersTheTrimmed(Broken):
         self.seen |= dict(await self.log.subjects(""))
         return sorted((name, seq) for name, seq in self.seen.items() if name.startswith(prefix))
 
-    async def append(self, subject: str, data: bytes, expect: int | None = None) -> Outcome:
-        outcome = await super().append(subject, data, expect)
+    async def append(self, subject: str, data: bytes, expect: int | None = None, owner: str | None = None) -> Outcome:
+        outcome = await super().append(subject, data, expect, owner)
         if isinstance(outcome, Appended):
             self.seen[subject] = outcome.seq
         return outcome
 
 
 class AppendIgnoresExpect(Broken):
-    async def append(self, subject: str, data: bytes, expect: int | None = None) -> Outcome:
-        return await super().append(subject, data)
+    async def append(self, subject: str, data: bytes, expect: int | None = None, owner: str | None = None) -> Outcome:
+        return await super().append(subject, data, None, owner)
 
 
 class AppendChecksOnlyThatThereIsSomething(Broken):
-    async def append(self, subject: str, data: bytes, expect: int | None = None) -> Outcome:
+    async def append(self, subject: str, data: bytes, expect: int | None = None, owner: str | None = None) -> Outcome:
         if expect:
             last = await self.log.last(subject)
             expect = last.seq if last is not None else expect
-        return await super().append(subject, data, expect)
+        return await super().append(subject, data, expect, owner)
 
 
 class AppendTakesWhatIsAhead(Broken):
-    async def append(self, subject: str, data: bytes, expect: int | None = None) -> Outcome:
+    async def append(self, subject: str, data: bytes, expect: int | None = None, owner: str | None = None) -> Outcome:
         last = await self.log.last(subject)
         if expect is not None and last is not None and expect > last.seq:
             expect = last.seq
-        return await super().append(subject, data, expect)
+        return await super().append(subject, data, expect, owner)
 
 
 class AppendStoresTheLosers(Broken):
-    async def append(self, subject: str, data: bytes, expect: int | None = None) -> Outcome:
-        outcome = await super().append(subject, data, expect)
+    async def append(self, subject: str, data: bytes, expect: int | None = None, owner: str | None = None) -> Outcome:
+        outcome = await super().append(subject, data, expect, owner)
         if isinstance(outcome, Conflict):
-            await super().append(subject, data)
+            await super().append(subject, data, None, owner)
         return outcome
 
 
 class AppendForgets(Broken):
-    async def append(self, subject: str, data: bytes, expect: int | None = None) -> Outcome:
+    async def append(self, subject: str, data: bytes, expect: int | None = None, owner: str | None = None) -> Outcome:
         if data == b"7":
             return Appended(8)
-        return await super().append(subject, data, expect)
+        return await super().append(subject, data, expect, owner)
 
 
 class AppendSwallowsRepeats(Broken):
-    async def append(self, subject: str, data: bytes, expect: int | None = None) -> Outcome:
+    async def append(self, subject: str, data: bytes, expect: int | None = None, owner: str | None = None) -> Outcome:
         if expect is None and (subject, data) in self.seen:
             return Appended(self.seen[subject, data].seq)
-        outcome = self.seen[subject, data] = await super().append(subject, data, expect)
+        outcome = self.seen[subject, data] = await super().append(subject, data, expect, owner)
         return outcome
 
 
 class AppendSaysAnotherPlace(Broken):
-    async def append(self, subject: str, data: bytes, expect: int | None = None) -> Outcome:
-        outcome = await super().append(subject, data, expect)
+    async def append(self, subject: str, data: bytes, expect: int | None = None, owner: str | None = None) -> Outcome:
+        outcome = await super().append(subject, data, expect, owner)
         return Appended(outcome.seq + 1) if isinstance(outcome, Appended) else outcome
 
 
 class AppendChangesBytes(Broken):
-    async def append(self, subject: str, data: bytes, expect: int | None = None) -> Outcome:
-        return await super().append(subject, data[:-1] if len(data) > 100_000 else data, expect)
+    async def append(self, subject: str, data: bytes, expect: int | None = None, owner: str | None = None) -> Outcome:
+        return await super().append(subject, data[:-1] if len(data) > 100_000 else data, expect, owner)
 
 
 class AppendTakesAnySize(Broken):
-    async def append(self, subject: str, data: bytes, expect: int | None = None) -> Outcome:
+    async def append(self, subject: str, data: bytes, expect: int | None = None, owner: str | None = None) -> Outcome:
         try:
-            return await super().append(subject, data, expect)
+            return await super().append(subject, data, expect, owner)
         except CellError:
-            return await super().append(subject, data[:100], expect)
+            return await super().append(subject, data[:100], expect, owner)
 
 
 class TailOfAllThatBeginsSo(Broken):
@@ -326,7 +326,71 @@ class TailOfAllThatBeginsSo(Broken):
         )
 
 
+class AppendExpectsOfItsOwnKind(Broken):
+    """As with a condition by the exact name of the entry, of which a log has several."""
+
+    async def append(self, subject: str, data: bytes, expect: int | None = None, owner: str | None = None) -> Outcome:
+        last = self.seen.get((subject, owner), 0)
+        if expect is not None and expect != last:
+            return Conflict(last)
+        outcome = await super().append(subject, data, None, owner)
+        if isinstance(outcome, Appended):
+            self.seen[subject, owner] = outcome.seq
+        return outcome
+
+
+class AppendForgetsTheOwner(Broken):
+    async def append(self, subject: str, data: bytes, expect: int | None = None, owner: str | None = None) -> Outcome:
+        return await super().append(subject, data, expect)
+
+
+class TrimRemovesTheLastOwner(Broken):
+    async def trim(self, subject: str, before: int) -> None:
+        self.seen[subject] = max(before, self.seen.get(subject, 0))
+        await super().trim(subject, before)
+
+    async def read(self, subject: str, after: int = 0, limit: int = 1000) -> list[Entry]:
+        last = await self.log.last(subject)
+        low = min(self.seen.get(subject, 0), last.seq if last is not None else 0)
+        return [entry for entry in await super().read(subject, after, limit) if entry.seq >= low]
+
+
+class TrimLeavesNothing(Broken):
+    async def trim(self, subject: str, before: int) -> None:
+        await super().trim(subject, before)
+        self.seen[subject] = before
+
+    async def last(self, subject: str) -> Entry | None:
+        last = await super().last(subject)
+        return last if last is not None and last.seq >= self.seen.get(subject, 0) else None
+
+    async def read(self, subject: str, after: int = 0, limit: int = 1000) -> list[Entry]:
+        return await super().read(subject, max(after, self.seen.get(subject, 0) - 1), limit)
+
+
+class OwnedIsEmpty(Broken):
+    async def owned(self, owner: str) -> list[tuple[str, int]]:
+        return []
+
+
+class OwnedIsACountOfItsOwn(Broken):
+    async def owned(self, owner: str) -> list[tuple[str, int]]:
+        return [(subject, n) for n, (subject, _) in enumerate(await super().owned(owner), 1)]
+
+
+class OwnedIsOfEverybody(Broken):
+    async def owned(self, owner: str) -> list[tuple[str, int]]:
+        return await self.log.subjects("log.")
+
+
+class OwnedHasOnePage(Broken):
+    async def owned(self, owner: str) -> list[tuple[str, int]]:
+        return (await super().owned(owner))[:1000]
+
+
 SLOW = (
+    "many_logs_of_one_owner_are_all_found",
+    "one_contender_wins_each_place_whatever_it_appends",
     "one_contender_wins_each_place",
     "the_last_entries_of_many_subjects_are_read_at_once",
     "a_tail_has_no_gap_and_no_repeat",

@@ -158,6 +158,7 @@ async def filled(path: Path, count: int = 20, size: int = 1000) -> None:
     """A store with entries, closed."""
     store = await Embedded.open(path)
     await asyncio.gather(*(stored(store.log, f"s.{n % 3}", b"%d" % n + b"." * size) for n in range(count)))
+    await store.log.append("log.a", b"claimed", 0, "node-1")
     await store.close()
 
 
@@ -395,7 +396,7 @@ def _newer(path: Path) -> None:
     with sqlite3.connect(path) as other:
         other.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         other.execute("CREATE TABLE meta(key TEXT PRIMARY KEY, value) WITHOUT ROWID")
-        other.execute("INSERT INTO meta VALUES ('format', 3)")
+        other.execute("INSERT INTO meta VALUES ('format', 4)")
     other.close()
 
 
@@ -405,7 +406,7 @@ NO_STORES: dict[str, tuple[Callable[[Path], None], str]] = {
     "another program's database": (_foreign, "another program"),
     "a newer format": (
         _newer,
-        "has format 3, which another version of mielin-cells wrote; this version reads format 2",
+        "has format 4, which another version of mielin-cells wrote; this version reads format 3",
     ),
 }
 
@@ -445,7 +446,8 @@ async def answers_of(path: Path) -> list[list[Entry]] | CellError:
     except CellError as error:
         return error
     try:
-        return [await everything(store.log, f"s.{n}") for n in range(3)]
+        owned = [Entry(seq, subject.encode()) for subject, seq in await store.log.owned("node-1")]
+        return [*[await everything(store.log, f"s.{n}") for n in range(3)], owned]
     except CellError as error:
         return error
     finally:
@@ -530,7 +532,7 @@ async def test_a_write_that_breaks_leaves_no_append_waiting_and_the_index_as_the
     store = await Embedded.open(path)
     seq = await stored(store.log, "a", b"1")
     with sqlite3.connect(path) as foreign:
-        foreign.execute("INSERT INTO entries VALUES (?, 'a', x'00')", (seq + 1,))
+        foreign.execute("INSERT INTO entries VALUES (?, 'a', x'00', NULL)", (seq + 1,))
     foreign.close()
 
     outcomes = await asyncio.gather(*(store.log.append("b", b"%d" % n, 0) for n in range(3)), return_exceptions=True)

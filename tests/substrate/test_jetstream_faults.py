@@ -34,7 +34,7 @@ from mielin_cells.errors import (
     StreamMissing,
     WireTimeout,
 )
-from mielin_cells.substrate.jetstream import JetStream, api, connection
+from mielin_cells.substrate.jetstream import JetStream, api, asking, connection
 from mielin_cells.substrate.jetstream import log as jetstream_log
 from mielin_cells.substrate.jetstream.server import Server
 from mielin_cells.substrate.ports import Appended, Conflict, Entry, Unknown
@@ -158,7 +158,7 @@ async def test_a_stopped_server_is_named_in_bounded_time(tmp_path: Path, monkeyp
         try:
             with monkeypatch.context() as short:
                 short.setattr(jetstream_log, "APPEND_S", 0.2)
-                short.setattr(jetstream_log, "READ_S", 0.2)
+                short.setattr(asking, "READ_S", 0.2)
                 outcome = await asyncio.wait_for(log.append("a.x", b"2", seq), WAIT_S)
                 assert isinstance(outcome, Unknown)
                 for call in (log.last("a.x"), log.read("a.x"), log.subjects("a."), log.trim("a.none", 1000)):
@@ -266,7 +266,7 @@ async def test_a_deleted_stream_is_named_and_never_made_again(tmp_path: Path, ca
             await other.jetstream().delete_stream("a-part-0")
             await refused(JetStream.open(server.url, deployment="a"), StreamMissing)
             found = [info.config.name for info in await other.jetstream().streams_info()]
-            assert sorted(map(str, found)) == ["a-log-0", "a-part-1"]
+            assert sorted(map(str, found)) == ["a-log-0", "a-own-1", "a-part-1"]
 
 
 async def test_a_deployment_that_lost_its_first_stream_is_not_made_anew(tmp_path: Path) -> None:

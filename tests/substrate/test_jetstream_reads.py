@@ -168,14 +168,14 @@ async def test_a_read_of_a_server_that_has_become_slow_ends_with_what_has_come(
         for n in range(3 * BATCH):
             seqs.append(await stored(log, "a.x", b"%d" % n, seqs[-1]))
         await asyncio.gather(*(log.append(f"a.other-{k % 50}", b"") for k in range(NEAR)))
-        reads, one = Reads(substrate, monkeypatch), log._one
+        reads, one, patience_s = Reads(substrate, monkeypatch), log._one, 0.3
 
         async def late(*args: object) -> object:
             found = await one(*args)  # type: ignore[arg-type]
-            await asyncio.sleep(jetstream_log.READ_S + 0.02)
+            await asyncio.sleep(patience_s + 0.02)
             return found
 
-        monkeypatch.setattr(jetstream_log, "READ_S", 0.3)
+        monkeypatch.setattr(jetstream_log, "READ_S", patience_s)
         monkeypatch.setattr(log, "_one", late)
         assert [entry.seq for entry in await log.read("a.x")] == seqs[1 : BATCH + 1]
         assert (reads.batches, reads.singles) == (1, 1)  # the last entry, and a part of what is wanted

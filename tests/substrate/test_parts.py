@@ -74,12 +74,12 @@ class Faulty:
     def __getattr__(self, name: str) -> object:
         return getattr(self.log, name)
 
-    async def append(self, subject: str, data: bytes, expect: int | None = None) -> Outcome:
+    async def append(self, subject: str, data: bytes, expect: int | None = None, owner: str | None = None) -> Outcome:
         outcome = self.outcomes.pop(0) if self.outcomes else None
         if isinstance(outcome, Exception):
             raise outcome
         if outcome is None or self.lands:
-            stored = await self.log.append(subject, data, expect)
+            stored = await self.log.append(subject, data, expect, owner)
             return stored if outcome is None else outcome
         return outcome
 
@@ -92,12 +92,12 @@ class Slow:
         self.waiting: deque[asyncio.Future[None]] = deque()
         self.is_open = False
 
-    async def append(self, subject: str, data: bytes, expect: int | None = None) -> Outcome:
+    async def append(self, subject: str, data: bytes, expect: int | None = None, owner: str | None = None) -> Outcome:
         if not self.is_open:
             gate: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self.waiting.append(gate)
             await gate
-        return await self.log.append(subject, data, expect)
+        return await self.log.append(subject, data, expect, owner)
 
 
 async def frames_of(log: Log, subject: str, refs: Sequence[PartRef]) -> list[bytes]:

@@ -31,7 +31,7 @@ class HeldLog(ForwardedLog):
         self.kind = kind
         self.asked, self.go = asyncio.Event(), asyncio.Event()
 
-    async def append(self, subject: str, data: bytes, expect: int | None = None) -> Outcome:
+    async def append(self, subject: str, data: bytes, expect: int | None = None, owner: str | None = None) -> Outcome:
         try:
             is_held = isinstance(decode_record(data, subject), self.kind)
         except RecordInvalid:
@@ -39,4 +39,4 @@ class HeldLog(ForwardedLog):
         if is_held:
             self.asked.set()
             await self.go.wait()
-        return await super().append(subject, data, expect)
+        return await super().append(subject, data, expect, owner)

@@ -123,8 +123,8 @@ class DamagingLog(HeldLog):
         self.go.set()
         self.lost = self.damaged = False
 
-    async def append(self, subject: str, data: bytes, expect: int | None = None) -> Outcome:
-        outcome = await super().append(subject, data, expect)
+    async def append(self, subject: str, data: bytes, expect: int | None = None, owner: str | None = None) -> Outcome:
+        outcome = await super().append(subject, data, expect, owner)
         if subject.startswith(JOURNALS) and not self.lost:
             self.lost = True
             return Unknown("a test")
@@ -157,8 +157,8 @@ class Payer(cells.Agent):
 class SlowAsks(HeldLog):
     """A log that lands asks at once, and answers them when it is let go on."""
 
-    async def append(self, subject: str, data: bytes, expect: int | None = None) -> Outcome:
-        outcome = await self.log.append(subject, data, expect)
+    async def append(self, subject: str, data: bytes, expect: int | None = None, owner: str | None = None) -> Outcome:
+        outcome = await self.log.append(subject, data, expect, owner)
         if subject == log_subject("p") and isinstance(decode_record(data, subject), Asked):
             self.asked.set()
             await self.go.wait()

@@ -50,8 +50,10 @@ def conditional_append(patch: Patch) -> None:
     """Whoever appends is stored, whatever it expected."""
     append = View.append
 
-    async def anyhow(self: View, subject: str, data: bytes, expect: int | None = None) -> Outcome:
-        return await append(self, subject, data, None)
+    async def anyhow(
+        self: View, subject: str, data: bytes, expect: int | None = None, owner: str | None = None
+    ) -> Outcome:
+        return await append(self, subject, data, None, owner)
 
     patch.setattr(View, "append", anyhow)
 

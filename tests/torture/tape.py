@@ -14,6 +14,7 @@ from mielin_cells.errors import CellError
 from mielin_cells.log.ids import encoded
 from mielin_cells.substrate.jetstream import JetStream
 from mielin_cells.substrate.jetstream.api import Unanswered
+from mielin_cells.substrate.jetstream.places import subject_of
 from mielin_cells.substrate.ports import Entry
 from torture.check import is_of
 from torture.stores import STREAM
@@ -49,7 +50,7 @@ class Tape:
                 return one.pending > 0 and self._seq > before
             if one.seq <= self._seq or (self._seq > before and one.previous != self._seq):
                 return True  # one was lost on its way: it is read again
-            self._entries.append((one.subject.removeprefix(SUBJECTS), Entry(one.seq, one.data)))
+            self._entries.append((subject_of(one.subject.removeprefix(SUBJECTS)), Entry(one.seq, one.data)))
             self._seq = one.seq
         return self._seq > before
 

@@ -58,6 +58,10 @@ def log_subject(agent: str) -> str:
     return LOGS + encoded(agent)
 
 
+def is_agents_log(subject: str) -> bool:
+    return subject.startswith(LOGS) and "." not in subject[len(LOGS) :]
+
+
 def inbox_subject(agent: str) -> str:
     return "inbox." + encoded(agent)
 

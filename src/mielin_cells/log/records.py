@@ -221,6 +221,16 @@ def named_owner(record: Record) -> str:
     return "" if isinstance(record, Terminated) else record.node
 
 
+def made_owner(record: Record) -> str | None:
+    """The node that owns the agent from this record on ("": nobody); None if the record does not change the owner.
+
+    The store indexes these records by owner.  `Accepted` is not one of them: its `HandedOff` named the same node.
+    """
+    if isinstance(record, (Created, HandedOff, Returned, Claimed, Terminated)):
+        return named_owner(record)
+    return None
+
+
 _codec = Codec[AnyRecord](AnyRecord, "record", Record)
 
 

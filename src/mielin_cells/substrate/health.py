@@ -182,12 +182,18 @@ def _of_server(facts: Facts) -> list[Finding]:
                 f"The server takes messages up to {facts.payload_max} bytes; set max_payload to {ENTRY_ROOM} or more.",
             )
         )
-    if facts.missing and facts.streams:
-        names = ", ".join(facts.missing)
+    lost = [name for name in facts.missing if not is_index(name)]
+    if lost != facts.missing:
+        findings.append(Finding(
+            WARNING, "The index of which node owns which agent is gone. It holds nothing of its own: the next node that starts makes "
+            "it anew, or `mielin doctor --fix` does.",
+        ))  # fmt: skip
+    if lost and facts.streams:
+        names = ", ".join(lost)
         findings.append(
             Finding(WRONG, f"Streams of the deployment are gone: {names}. Stop, and restore them from a backup.")
         )
-    elif facts.missing:
+    elif lost:
         findings.append(Finding(WARNING, "There is no deployment on this server yet; its first node makes it."))
     used, limits = facts.account, facts.account.get("limits", {})
     findings += _fullness("The account's storage", int(used.get("storage", 0)), int(limits.get("max_storage", -1)))
@@ -272,8 +278,28 @@ def _of_copies(name: str, replicas: int, cluster: dict[str, Any]) -> list[Findin
     return findings
 
 
+def is_index(name: str) -> bool:
+    """A stream that is filled from the agents' logs, and can be again."""
+    return name.split("-")[1:2] == ["own"]
+
+
+def _rules_of_index(config: dict[str, Any]) -> list[tuple[str, bool, str]]:
+    partial = "so nodes overlook agents that they own until all logs are compared"
+    return [
+        (WRONG, bool(config.get("subjects")), "it has subjects, so clients can write to it; remove them"),
+        (WRONG, not config.get("sources"), f"it is not fed from the agents' logs, {partial}; delete it, and it is made anew"),
+        (WRONG, not config.get("allow_direct", False), "it has no allow_direct, so nothing can be read; set it"),
+        (WARNING, bool(config.get("max_age", 0)), f"it has a max_age, {partial}; set it to 0"),
+        (WARNING, int(config.get("max_msgs", -1)) > 0, f"it has max_msgs, {partial}; set it to -1"),
+        (WARNING, int(config.get("max_msgs_per_subject", -1)) != 1, "its max_msgs_per_subject is not 1: it grows; set it to 1"),
+        (WARNING, bool(config.get("deny_purge")), "it has deny_purge: entries of former owners stay for ever; unset it"),
+    ]  # fmt: skip
+
+
 def _rules(stream: StreamFacts) -> list[tuple[str, bool, str]]:
     config = stream.config
+    if is_index(stream.name):
+        return _rules_of_index(config)
     removed = "agents' records are removed by themselves"
     is_log = bool(config.get("republish")) or "-log-" in stream.name
     return [

@@ -70,11 +70,14 @@ class Tail(Protocol):
 class Log(Protocol):
     """Durable ordered entries per subject."""
 
-    async def append(self, subject: str, data: bytes, expect: int | None = None) -> Outcome:
+    async def append(self, subject: str, data: bytes, expect: int | None = None, owner: str | None = None) -> Outcome:
         """Stores `data` as the subject's next entry, if the subject's last sequence is `expect` (0: no entry; None: whatever it is).
 
         Of several appends with one `expect`, exactly one is `Appended`.  Appends made one after another (the next called
         before or after the former has answered) by one caller to one subject are stored in that order, unless one is `Unknown`.
+        `owner` marks an ownership record of an agent's log (`log.ids.is_agents_log`): from this entry on the node `owner` owns the
+        agent ("": nobody does).  Such entries stand under the same expectation as all others of the log, and are indexed (`owned`).
+
         Raises a `StoreFull`, `StoreReadOnly`, `MessageTooLarge`, ... only where it is certain that nothing was stored.
         """
 
@@ -101,7 +104,11 @@ class Log(Protocol):
         """All entries with `seq > after`, without gap or repeat, catching up first, then live.  May lag."""
 
     async def trim(self, subject: str, before: int) -> None:
-        """Removes entries with `seq < before`.  May be repeated, late, or lost without harm.  Sequences are not reused."""
+        """Removes entries with `seq < before`.  May be repeated, late, or lost without harm.  Sequences are not reused.
+
+        Of an agent's log the last entry and the last ownership record always stay: they say where the log ends and who owns it.
+        So an ownership record may stand alone before the oldest entry that is kept, with a gap behind it.
+        """
 
     async def subjects(self, prefix: str) -> list[tuple[str, int]]:
         """Subjects that start with `prefix` and have entries, with their last sequence; in order of name.  May be stale."""
@@ -111,6 +118,19 @@ class Log(Protocol):
 
         Equal to an earlier answer only if nothing was appended between the two calls, or what was appended is not known here
         yet (`STALE_S`).  Different after a connection was lost, and after the store was put back to an older copy.
+        """
+
+    async def owned(self, owner: str) -> list[tuple[str, int]]:
+        """Agents' logs in which an ownership record names `owner`, with that record's sequence in the log; in order of name.
+
+        A hint: it costs by what `owner` owns, not by all agents, but it may be late, may lack logs, and may hold logs
+        that have named another node since.  Only the log itself says who owns the agent.
+        """
+
+    async def forget_owned(self, owner: str, subject: str, seq: int) -> None:
+        """Removes the hint that `owned(owner)` gives for `subject` if it still says `seq`; a newer one stays.
+
+        Only node `owner` itself calls this, after the log has named another node.  May be lost without harm.
         """
 
 

@@ -228,9 +228,9 @@ class ForwardedLog:
     def called(self, what: str, subject: str) -> None:
         """For a subclass that counts calls or raises."""
 
-    async def append(self, subject: str, data: bytes, expect: int | None = None) -> Outcome:
+    async def append(self, subject: str, data: bytes, expect: int | None = None, owner: str | None = None) -> Outcome:
         self.called("append", subject)
-        return await self.log.append(subject, data, expect)
+        return await self.log.append(subject, data, expect, owner)
 
     async def read(self, subject: str, after: int = 0, limit: int = 1000) -> list[Entry]:
         self.called("read", subject)
@@ -264,6 +264,14 @@ class ForwardedLog:
         self.called("position", "")
         return await self.log.position()
 
+    async def owned(self, owner: str) -> list[tuple[str, int]]:
+        self.called("owned", owner)
+        return await self.log.owned(owner)
+
+    async def forget_owned(self, owner: str, subject: str, seq: int) -> None:
+        self.called("forget_owned", subject)
+        await self.log.forget_owned(owner, subject, seq)
+
 
 class FaultyLog(ForwardedLog):
     def __init__(self, log: Log, faults: Faults, node: str) -> None:
@@ -271,10 +279,10 @@ class FaultyLog(ForwardedLog):
         self._faults = faults
         self._node = node
 
-    async def append(self, subject: str, data: bytes, expect: int | None = None) -> Outcome:
+    async def append(self, subject: str, data: bytes, expect: int | None = None, owner: str | None = None) -> Outcome:
         fault = self._faults.at(_appended(subject, data), self._node)
         if fault is None:
-            return await self.log.append(subject, data, expect)
+            return await self.log.append(subject, data, expect, owner)
         match fault.kind:
             case Kind.DELAY:
                 await asyncio.sleep(fault.delay_s)
@@ -284,19 +292,19 @@ class FaultyLog(ForwardedLog):
                 await asyncio.sleep(fault.delay_s)
                 return Unknown("injected: it was not written")
             case Kind.LOSE_ANSWER:
-                await self.log.append(subject, data, expect)
+                await self.log.append(subject, data, expect, owner)
                 return Unknown("injected: the answer was lost")
             case Kind.STOP:
                 self._faults.stop()
             case Kind.STOP_AFTER:
-                outcome = await self.log.append(subject, data, expect)
+                outcome = await self.log.append(subject, data, expect, owner)
                 self._faults.stop()
                 return outcome
             case Kind.DUPLICATE:
-                await self.log.append(subject, data, expect)
+                await self.log.append(subject, data, expect, owner)
             case _:
                 pass
-        return await self.log.append(subject, data, expect)
+        return await self.log.append(subject, data, expect, owner)
 
     async def read(self, subject: str, after: int = 0, limit: int = 1000) -> list[Entry]:
         entries = await self.log.read(subject, after, limit)

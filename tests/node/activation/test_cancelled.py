@@ -75,10 +75,10 @@ class AwayLog(HeldLog):
 
     is_away = False
 
-    async def append(self, subject: str, data: bytes, expect: int | None = None) -> Outcome:
+    async def append(self, subject: str, data: bytes, expect: int | None = None, owner: str | None = None) -> Outcome:
         if self.is_away and subject == log_subject("o"):
             raise StoreUnreachable("The store is away.", subject=subject)
-        return await self.log.append(subject, data, expect)
+        return await self.log.append(subject, data, expect, owner)
 
 
 async def test_a_handler_that_cancels_its_task_without_waiting_is_answered() -> None:

@@ -289,10 +289,10 @@ class Full(Failing):
 
     inboxes = is_full = False
 
-    async def append(self, subject: str, data: bytes, expect: int | None = None) -> Outcome:
+    async def append(self, subject: str, data: bytes, expect: int | None = None, owner: str | None = None) -> Outcome:
         if self.is_full and (self.inboxes or not subject.startswith("inbox.")):
             raise StoreFull("The disk is full.")
-        return await self.log.append(subject, data, expect)
+        return await self.log.append(subject, data, expect, owner)
 
 
 @pytest.mark.parametrize("inboxes", [False, True])

@@ -182,13 +182,13 @@ class LosesAnswers:
     def __getattr__(self, name: str) -> object:
         return getattr(self.inner, name)
 
-    async def append(self, subject: str, data: bytes, expect: int | None = None) -> Outcome:
+    async def append(self, subject: str, data: bytes, expect: int | None = None, owner: str | None = None) -> Outcome:
         if b"HandedOff" in data and not self.lost:
             self.lost += 1
             if self.lands:
-                await self.inner.append(subject, data, expect)
+                await self.inner.append(subject, data, expect, owner)
             return Unknown("the answer was lost")
-        return await self.inner.append(subject, data, expect)
+        return await self.inner.append(subject, data, expect, owner)
 
 
 @pytest.mark.parametrize("lands", [True, False])

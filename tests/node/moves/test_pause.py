@@ -47,11 +47,11 @@ class WatchedLog(ForwardedLog):
     def _note(self, call: str, about: str) -> None:
         self._story.steps.append((self._node, call, about))
 
-    async def append(self, subject: str, data: bytes, expect: int | None = None) -> Outcome:
+    async def append(self, subject: str, data: bytes, expect: int | None = None, owner: str | None = None) -> Outcome:
         is_log = subject == log_subject("c")
         kind = type(decode_record(data, subject)).__name__ if is_log else subject.split(".", maxsplit=1)[0]
         self._note("append", kind)
-        outcome = await super().append(subject, data, expect)
+        outcome = await super().append(subject, data, expect, owner)
         self._note("appended", kind)
         return outcome
 

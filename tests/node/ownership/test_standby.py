@@ -176,10 +176,10 @@ class SlowParts:
         await self._reached("lasts")
         return await self._log.lasts(subjects)
 
-    async def append(self, subject: str, data: bytes, expect: int | None = None) -> Any:
+    async def append(self, subject: str, data: bytes, expect: int | None = None, owner: str | None = None) -> Any:
         if subject.startswith(LOGS):
             await self._reached("append")
-        return await self._log.append(subject, data, expect)
+        return await self._log.append(subject, data, expect, owner)
 
 
 @pytest.mark.parametrize("until", ["lasts", "append"])
@@ -213,7 +213,7 @@ class Meddling:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._log, name)
 
-    async def append(self, subject: str, data: bytes, expect: int | None = None) -> Any:
+    async def append(self, subject: str, data: bytes, expect: int | None = None, owner: str | None = None) -> Any:
         self.appends += 1
         self._fold.seq += 1
         raise StoreBusy("Try again.")

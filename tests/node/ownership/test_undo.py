@@ -291,27 +291,27 @@ async def test_an_owner_that_dies_behind_its_record_gives_the_agent_to_the_node_
         till, _ = await till_at(client, "node-1")
         move = await client.migrate(till, to="node-2")
         await till.take(2)
-        owner = running["node-2"]
+        dying = running["node-2"]
         appended = asyncio.Event()
         append = client.log.append
 
-        async def append_and_die(subject: str, data: bytes, expect: int | None = None) -> Any:
-            outcome = await append(subject, data, expect)
+        async def append_and_die(subject: str, data: bytes, expect: int | None = None, owner: str | None = None) -> Any:
+            outcome = await append(subject, data, expect, owner)
             if b"Undone" in data:
-                owner._close_all()
-                owner.kill()
+                dying._close_all()
+                dying.kill()
                 appended.set()
             return outcome
 
-        owner.home.log.append = append_and_die  # type: ignore[method-assign]
+        dying.home.log.append = append_and_die  # type: ignore[method-assign]
         undoing = asyncio.create_task(client.rollback(move.migration))
         await appended.wait()
-        owner.home.log.append = append  # type: ignore[method-assign]
+        dying.home.log.append = append  # type: ignore[method-assign]
         await start(opened, "node-2", 2)
         report = await undoing  # nobody answered, and the log tells of it
         assert (report.ok, report.source, report.target, report.replayed) == (True, "node-2", "node-1", 1)
 
-        assert await till.get() == 2  # by the older code, at the node that was chosen, though its owner came back first
+        assert await till.get() == 2  # by the older code, at the node that was chosen, though its dying came back first
         assert (await client.show(till)).node == "node-1"
         last = [r for r in await records(client, "till") if isinstance(r, (Undone, Claimed))]
         assert [type(r).__name__ for r in last][-2:] == ["Undone", "Claimed"]

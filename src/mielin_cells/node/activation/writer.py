@@ -23,7 +23,7 @@ from mielin_cells.errors import (
 from mielin_cells.log.fold import Fold
 from mielin_cells.log.ids import log_subject, part_subject
 from mielin_cells.log.lifecycle import AgentError, AgentState
-from mielin_cells.log.records import Failed, Record, Spilled, Suspended, encode_record
+from mielin_cells.log.records import Failed, Record, Spilled, Suspended, encode_record, made_owner
 from mielin_cells.settings import RECORD_BYTES_MAX, REGRESSION_S
 from mielin_cells.substrate import parts
 from mielin_cells.substrate.ports import Appended, Conflict, Log, Unknown
@@ -298,7 +298,7 @@ class Writer:
             raise InternalError(
                 f"A record of agent {fold.agent!r} follows {record.prev}, and its fold is at {fold.seq}: somebody else folds on."
             )
-        outcome = await self._log.append(log_subject(fold.agent), data, record.prev)
+        outcome = await self._log.append(log_subject(fold.agent), data, record.prev, made_owner(record))
         match outcome:
             case Appended(seq):
                 return seq

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import queue
-import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
 from mielin_cells.errors import CellError, MessageTooLarge, StoreUnreachable, described
-from mielin_cells.substrate.embedded.store import PAGE_ROWS, Store, Trim, WriteFailed
+from mielin_cells.log.ids import is_agents_log
+from mielin_cells.substrate.embedded.store import PAGE_ROWS, ROW, Store, Trim, WriteFailed
+from mielin_cells.substrate.embedded.writer import Batch, Writer
 from mielin_cells.substrate.ports import ENTRY_BYTES_MAX, Appended, Conflict, Entry, Outcome, Unknown
 from mielin_cells.substrate.tail import BufferedTail, Cut
 
@@ -31,20 +31,9 @@ TRIM_ROWS = 1000
 
 BATCH_TRIMS = 8
 
-_Queued: TypeAlias = "tuple[str, bytes, int | None, asyncio.Future[Outcome]] | tuple[Trim, asyncio.Future[Trim]]"
-
-
-class _Batch:
-    """One transaction: what to write, what to answer, and how to take the decisions back."""
-
-    __slots__ = ("answers", "rows", "trimmed", "trims", "undo")
-
-    def __init__(self) -> None:
-        self.rows: list[Any] = []
-        self.trims: list[Trim] = []
-        self.answers: list[tuple[asyncio.Future[Outcome], Outcome]] = []
-        self.trimmed: list[tuple[asyncio.Future[Trim], Trim]] = []
-        self.undo: list[tuple[str, int]] = []
+_Queued: TypeAlias = (
+    "tuple[str, bytes, int | None, str | None, asyncio.Future[Outcome]] | tuple[Trim, asyncio.Future[Trim]]"
+)
 
 
 class EmbeddedLog:
@@ -60,7 +49,7 @@ class EmbeddedLog:
         self._loop = asyncio.get_running_loop()
         # The store is nobody's: a node of a simulation that dies takes its own calls along, not the others' answers.
         self._context = contextvars.Context()
-        self._writer: _Writer | None = None
+        self._writer: Writer | None = None
         self._index: dict[str, int] = {}  # last sequence of each subject, as of the last decision
         self._seq = store.seq_max()
         self._position = self._seq  # grows when a transaction with entries has ended, whatever came of it
@@ -80,11 +69,11 @@ class EmbeddedLog:
             self._index.update(page)
             start = page[-1][0] + "\0"
             await asyncio.sleep(0)
-        self._writer = _Writer(self._store, self._loop, self._written, self._context)
+        self._writer = Writer(self._store, self._loop, self._written, self._context)
 
     # ---- the port --------------------------------------------------------------------------------------------
 
-    async def append(self, subject: str, data: bytes, expect: int | None = None) -> Outcome:
+    async def append(self, subject: str, data: bytes, expect: int | None = None, owner: str | None = None) -> Outcome:
         if self._refusal is not None:
             raise _again(self._refusal)
         if len(data) > ENTRY_BYTES_MAX:
@@ -94,7 +83,7 @@ class EmbeddedLog:
                 limit=ENTRY_BYTES_MAX, size=len(data),
             )  # fmt: skip
         future: asyncio.Future[Outcome] = self._loop.create_future()
-        self._queue.append((subject, data, expect, future))
+        self._queue.append((subject, data, expect, owner, future))
         if not self._is_flushing:
             self._is_flushing = True
             self._loop.call_soon(self._flush, context=self._context)
@@ -154,7 +143,7 @@ class EmbeddedLog:
             before = trim.before
             if not trim.has_more:
                 break
-        if self._index.get(subject, before) < before:
+        if self._index.get(subject, before) < before and not is_agents_log(subject):
             await self._trim(Trim(subject, before, 1, is_final=True))
 
     async def subjects(self, prefix: str) -> list[tuple[str, int]]:
@@ -174,6 +163,21 @@ class EmbeddedLog:
     async def position(self) -> tuple[int, ...]:
         self._check()
         return (self._position,)
+
+    async def owned(self, owner: str) -> list[tuple[str, int]]:
+        """Never late here, and without former owners: read from the entries themselves."""
+        self._check()
+        owned: list[tuple[str, int]] = []
+        page = self._store.owned(owner, 0, PAGE_ROWS)
+        while page:
+            owned += ((subject, seq) for seq, subject in page)
+            await asyncio.sleep(0)
+            self._check()
+            page = self._store.owned(owner, page[-1][0], PAGE_ROWS) if len(page) == PAGE_ROWS else []
+        return sorted(owned)
+
+    async def forget_owned(self, owner: str, subject: str, seq: int) -> None:
+        """Nothing to do: `owned` does not name former owners."""
 
     async def close(self) -> None:
         """Waits for the queue, then ends the tails.  New calls are refused at once."""
@@ -217,9 +221,9 @@ class EmbeddedLog:
             failure = error
         self._written(batch, failure)
 
-    def _cut(self) -> _Batch:
+    def _cut(self) -> Batch:
         """Takes what waits, in order, and decides it."""
-        batch = _Batch()
+        batch = Batch()
         rows, answers, undo = batch.rows, batch.answers, batch.undo
         index, waiting = self._index, self._queue
         seq, size = self._seq, 0
@@ -229,13 +233,13 @@ class EmbeddedLog:
                 self._seq = seq
                 self._decide_trim(batch, *queued)
                 continue
-            subject, data, expect, future = queued
+            subject, data, expect, owner, future = queued
             last = index.get(subject, 0)
             if expect is not None and expect != last:
                 answers.append((future, Conflict(last)))
                 continue
             seq += 1
-            rows += (seq, subject, data)
+            rows += (seq, subject, data, owner)
             undo.append((subject, last))
             index[subject] = seq
             size += len(data)
@@ -244,7 +248,7 @@ class EmbeddedLog:
         self._is_trimming = bool(batch.trims)
         return batch
 
-    def _decide_trim(self, batch: _Batch, trim: Trim, future: asyncio.Future[Trim]) -> None:
+    def _decide_trim(self, batch: Batch, trim: Trim, future: asyncio.Future[Trim]) -> None:
         """The trims come last in the transaction, so none may reach what is appended after it."""
         last = self._index.get(trim.subject, 0)
         trim.before = min(trim.before, self._seq + 1)
@@ -257,7 +261,7 @@ class EmbeddedLog:
         batch.trims.append(trim)
         self._trims += 1
 
-    def _written(self, batch: _Batch, failure: BaseException | None) -> None:
+    def _written(self, batch: Batch, failure: BaseException | None) -> None:
         """The transaction has ended: answers, tails, and the next batch."""
         self._is_trimming = False
         self._position += len(batch.rows)
@@ -286,7 +290,7 @@ class EmbeddedLog:
 
     def _feed(self, rows: list[Any]) -> None:
         tails = self._tails
-        for start in range(0, len(rows), 3):
+        for start in range(0, len(rows), ROW):
             there = tails.get(rows[start + 1])
             if there:
                 entry = Entry(rows[start], rows[start + 2])
@@ -295,7 +299,7 @@ class EmbeddedLog:
 
     # ---- a batch that failed ---------------------------------------------------------------------------------
 
-    def _take_back(self, batch: _Batch, failure: BaseException) -> BaseException | None:
+    def _take_back(self, batch: Batch, failure: BaseException) -> BaseException | None:
         """Puts the index back to what is stored; None if the batch turns out to be stored.
 
         Sequences of a failed batch are not given again.
@@ -326,10 +330,10 @@ class EmbeddedLog:
             return failure
         return None if landed else failure
 
-    def _first(self, batch: _Batch) -> list[Entry]:
+    def _first(self, batch: Batch) -> list[Entry]:
         return self._store.page(batch.rows[1], batch.rows[0] - 1, 1)[0]
 
-    def _fail(self, batch: _Batch, failure: BaseException) -> None:
+    def _fail(self, batch: Batch, failure: BaseException) -> None:
         known = failure.error if isinstance(failure, WriteFailed) and not failure.in_doubt else None
         for future, _ in batch.answers:
             if future.done():
@@ -362,39 +366,3 @@ def _again(error: CellError) -> CellError:
 
 def _closed(store: Store) -> StoreUnreachable:
     return StoreUnreachable(f"The store {store.where} is closed; open it again.", path=store.path)
-
-
-class _Writer:
-    """The thread that runs a file's transactions.  A daemon: a program that forgot `close` can still end."""
-
-    def __init__(
-        self,
-        store: Store,
-        loop: asyncio.AbstractEventLoop,
-        written: Callable[[_Batch, BaseException | None], None],
-        context: contextvars.Context,
-    ) -> None:
-        self.jobs: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
-        self._store = store
-        self._loop = loop
-        self._written = written
-        self._context = context
-        self._thread = threading.Thread(target=self._run, name="mielin-store", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        while (batch := self.jobs.get()) is not None:
-            failure: BaseException | None = None
-            try:
-                self._store.write(batch.rows, batch.trims)
-            except BaseException as error:  # noqa: BLE001 - every append gets an answer, whatever broke
-                failure = error
-            try:
-                self._loop.call_soon_threadsafe(self._written, batch, failure, context=self._context)
-            except RuntimeError:
-                return  # the event loop is gone, and with it all who wait
-
-    def stop(self) -> None:
-        """Nothing is queued: the thread ends at once."""
-        self.jobs.put(None)
-        self._thread.join()

@@ -22,6 +22,7 @@ from mielin_cells.errors import (
     StoreReadOnly,
     StoreUnreachable,
 )
+from mielin_cells.log.ids import is_agents_log
 from mielin_cells.substrate.embedded.place import READ_ONLY, FileLock, check_place, check_writable, has_bytes
 from mielin_cells.substrate.format import FORMAT, check_format
 from mielin_cells.substrate.ports import Entry
@@ -44,8 +45,11 @@ CHUNK_ROWS: Final = (1024, 512, 256, 128, 64)
 _SCHEMA: Final = (
     "CREATE TABLE meta(key TEXT PRIMARY KEY, value) WITHOUT ROWID",
     # An index on subject alone ends in the rowid, which is seq: it is an index on (subject, seq).
-    "CREATE TABLE entries(seq INTEGER PRIMARY KEY, subject TEXT NOT NULL, data BLOB NOT NULL)",
+    # `owner` is set in the ownership records of agents' logs only; the last two indexes have only those.
+    "CREATE TABLE entries(seq INTEGER PRIMARY KEY, subject TEXT NOT NULL, data BLOB NOT NULL, owner TEXT)",
     "CREATE INDEX entries_by_subject ON entries(subject)",
+    "CREATE INDEX entries_by_owner ON entries(owner) WHERE owner IS NOT NULL",
+    "CREATE INDEX entries_owned ON entries(subject) WHERE owner IS NOT NULL",
 )
 _PAGE: Final = "SELECT seq, data FROM entries WHERE subject = ? AND seq > ? ORDER BY seq LIMIT ?"
 _LAST: Final = "SELECT seq, data FROM entries WHERE subject = ? ORDER BY seq DESC LIMIT 1"
@@ -60,9 +64,18 @@ WITH RECURSIVE names(name) AS (
 SELECT name, (SELECT max(seq) FROM entries WHERE subject = name) FROM names
 WHERE name IS NOT NULL LIMIT ?
 """
+_OWNED_LAST: Final = "SELECT max(seq) FROM entries WHERE subject = ? AND owner IS NOT NULL"
+_OWNED: Final = """
+SELECT seq, subject FROM entries AS e WHERE owner = ? AND seq > ?
+AND seq = (SELECT max(seq) FROM entries WHERE subject = e.subject AND owner IS NOT NULL) ORDER BY seq LIMIT ?
+"""
 # The size of a value is in its row's header: what is behind it is not read.
-_TRIM_SIZES: Final = "SELECT seq, length(data) FROM entries WHERE subject = ? AND seq < ? ORDER BY seq LIMIT ?"
-_TRIM: Final = "DELETE FROM entries WHERE seq IN (SELECT seq FROM entries WHERE subject = ? AND seq <= ?)"
+_TRIM_SIZES: Final = (
+    "SELECT seq, length(data) FROM entries WHERE subject = ? AND seq < ? AND seq <> ? ORDER BY seq LIMIT ?"
+)
+_TRIM: Final = "DELETE FROM entries WHERE seq IN (SELECT seq FROM entries WHERE subject = ? AND seq <= ?) AND seq <> ?"
+ROW: Final = 4
+"""Values of one entry in the flat list of a batch: seq, subject, data, owner."""
 _FULL, _IOERR = 13, 10
 _KINDS: Final[dict[int, tuple[type[CellError], str]]] = {
     5: (StoreBusy, "is locked by another program; nothing was written, try again"),
@@ -116,7 +129,7 @@ def translated(error: sqlite3.Error, where: str, path: str | None) -> CellError:
 
 @lru_cache
 def _insert(rows: int) -> str:
-    return "INSERT INTO entries(seq, subject, data) VALUES " + ",".join(["(?,?,?)"] * rows)
+    return "INSERT INTO entries(seq, subject, data, owner) VALUES " + ",".join(["(?,?,?,?)"] * rows)
 
 
 def _chunks(rows: int) -> list[int]:
@@ -252,11 +265,11 @@ class Store:
     # ---- writing ---------------------------------------------------------------------------------------------
 
     def write(self, rows: list[Any], trims: list[Trim]) -> None:
-        """One transaction: all of `rows` (flat: seq, subject, data, seq, ...), then the trims.  Raises `WriteFailed`."""
+        """One transaction: all of `rows` (flat: seq, subject, data, owner, seq, ...), then the trims.  Raises `WriteFailed`."""
         self._check_in_place()
         self._run(rows, trims)
         if self._lock is not None and rows:
-            self._lock.reached(rows[-3])
+            self._lock.reached(rows[-ROW])
 
     def _check_in_place(self) -> None:
         """What is written to a file that is not in its place any more would be acknowledged, and gone."""
@@ -276,7 +289,7 @@ class Store:
 
     def _run(self, rows: list[Any], trims: list[Trim]) -> None:
         run = self._write.execute
-        chunks = _chunks(len(rows) // 3)
+        chunks = _chunks(len(rows) // ROW)
         alone = len(chunks) == 1 and not trims  # the statement is its own transaction
         at_commit = alone
         try:
@@ -288,8 +301,8 @@ class Store:
             run("BEGIN IMMEDIATE")
             start = 0
             for chunk in chunks:
-                run(_insert(chunk), rows[start : start + 3 * chunk])
-                start += 3 * chunk
+                run(_insert(chunk), rows[start : start + ROW * chunk])
+                start += ROW * chunk
             for trim in trims:
                 self._remove(trim)
                 if trim.is_final:  # it may take the highest seq of all away, which is not to be used again
@@ -307,14 +320,17 @@ class Store:
             raise WriteFailed(translated(error, self.where, self.path), in_doubt=in_doubt) from error
 
     def _remove(self, trim: Trim) -> None:
-        sizes = self._write.execute(_TRIM_SIZES, (trim.subject, trim.reach, trim.rows)).fetchall()
+        keeps = 0
+        if is_agents_log(trim.subject):
+            keeps = self._write.execute(_OWNED_LAST, (trim.subject,)).fetchone()[0] or 0
+        sizes = self._write.execute(_TRIM_SIZES, (trim.subject, trim.reach, keeps, trim.rows)).fetchall()
         upto = size = 0
         for upto, length in sizes:  # noqa: B007 - the last one is what the loop is for
             size += length
             if size >= TRIM_BYTES:
                 break
         trim.has_more = size >= TRIM_BYTES or len(sizes) == trim.rows
-        self._write.execute(_TRIM, (trim.subject, upto))
+        self._write.execute(_TRIM, (trim.subject, upto, keeps))
 
     # ---- reading ---------------------------------------------------------------------------------------------
 
@@ -348,6 +364,11 @@ class Store:
         """Up to `rows` subjects from `start` on, in order of name, each with its last seq."""
         with self._translating():
             return self._read.execute(_SUBJECTS, (start, rows)).fetchall()
+
+    def owned(self, owner: str, after: int, rows: int) -> list[tuple[int, str]]:
+        """Up to `rows` ownership records behind `after` that name `owner` and are their log's last ones: seq and subject."""
+        with self._translating():
+            return self._read.execute(_OWNED, (owner, after, rows)).fetchall()
 
     def seq_max(self) -> int:
         """The highest seq that was ever given."""

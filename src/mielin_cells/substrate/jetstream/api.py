@@ -22,6 +22,10 @@ from mielin_cells.errors import (
 from mielin_cells.substrate.ports import Appended, Conflict, Outcome, Unknown
 
 EXPECT: Final = "Nats-Expected-Last-Subject-Sequence"
+EXPECT_OF: Final = "Nats-Expected-Last-Subject-Sequence-Subject"
+"""The filter whose last sequence is meant; without it, the message's own subject."""
+SOURCE: Final = "Nats-Stream-Source"
+"""Of an entry that a stream has taken from another one: that stream, the sequence there, and more."""
 SEQUENCE: Final = "Nats-Sequence"
 PREVIOUS: Final = "Nats-Last-Sequence"
 """In a republished message: the subject's sequence before; in a batch: the entry's before, in this batch."""
@@ -32,6 +36,8 @@ INBOX: Final = "_INBOX."
 NO_RESPONDERS: Final = "503"
 END_OF_BATCH: Final = "204"
 NOT_FOUND: Final = "404"
+TOO_MANY: Final = "413"
+"""A request for last entries would have more results than a server gives."""
 
 SERVER_MIN: Final = (2, 12, 0)
 """Batched direct gets and the conditional append as they are used here; see `docs/semantics.md`."""

@@ -16,6 +16,7 @@ from mielin_cells.substrate.jetstream import api
 from mielin_cells.substrate.jetstream.api import Unanswered
 from mielin_cells.substrate.jetstream.ask import ask
 from mielin_cells.substrate.jetstream.connection import Connection
+from mielin_cells.substrate.jetstream.index import generation_of, index_name
 
 SYSTEM_S: Final = 0.3
 """Only a system account is answered; any other hears nothing at all."""
@@ -44,6 +45,7 @@ async def facts(connection: Connection, deployment: str, sync: str, named_by: st
         shards = str(metadata.get("mielin.shards", "1"))
         if len(streams) == 1 and shards.isdecimal():
             names += [api.stream_name(deployment, kind, n) for n in range(1, int(shards)) for kind in ("log", "part")]
+            names.append(index_name(deployment, generation_of(streams[0].config) or 1))
     sync_s, sync_from = await _sync(connection)
     if sync_s is None and sync:
         sync_s, sync_from = (0.0 if sync == "power" else 120.0), named_by

@@ -54,10 +54,19 @@ class Heard:
         """The subject's sequence that this was appended behind; None if it was appended without that condition."""
         return self._number(api.EXPECT) if api.EXPECT in self._headers else None
 
+    @property
+    def source(self) -> int:
+        """The sequence in the stream that this was taken from; 0 if it was not."""
+        words = self._headers.get(api.SOURCE, "").split(" ")
+        return _number(words[1]) if len(words) > 1 else 0
+
     def _number(self, name: str) -> int:
         """0 where there is none: anybody may send anything."""
-        text = self._headers.get(name, "")
-        return int(text) if _NUMBER.fullmatch(text) is not None else 0
+        return _number(self._headers.get(name, ""))
+
+
+def _number(text: str) -> int:
+    return int(text) if _NUMBER.fullmatch(text) is not None else 0
 
 
 class Waiter:

@@ -12,6 +12,7 @@ from mielin_cells.substrate.format import FORMAT, check_format
 from mielin_cells.substrate.jetstream import api
 from mielin_cells.substrate.jetstream.ask import ask, raw_stream, stream
 from mielin_cells.substrate.jetstream.connection import Connection
+from mielin_cells.substrate.jetstream.index import GENERATION, find_index, make_index
 from mielin_cells.substrate.ports import ENTRY_BYTES_MAX
 
 LED_S: Final = 10.0
@@ -87,6 +88,8 @@ async def streams(connection: Connection, deployment: str, wish: Wish) -> Layout
     have, replicas = shards_of(answer, first, wish.shards), _replicas_of(answer, first, wish.replicas)
     for name in names(deployment, have)[:-1]:
         replicas = min(replicas, _replicas_of(await stream(connection, name), name, wish.replicas))
+    if wish.makes:
+        await make_index(connection, deployment)
     return Layout(have, replicas)
 
 
@@ -115,6 +118,7 @@ async def _make(connection: Connection, deployment: str, wish: Wish) -> Layout:
         if name != wanted[-1] and answer.state.messages:
             # Nothing is written before the first stream is there: somebody has just made it, or it was deleted.
             await stream(connection, wanted[-1])
+    await make_index(connection, deployment)
     return Layout(count, min(kept))
 
 
@@ -177,6 +181,8 @@ def _config(deployment: str, name: str, shards: int, replicas: int) -> bytes:
         "metadata": {"mielin.shards": str(shards), "mielin.format": str(FORMAT)},
     }  # fmt: skip
     if kind == "log":
+        if shard == "0":
+            config["metadata"][GENERATION] = "0"
         config["republish"] = {"src": subjects, "dest": f"{deployment}.live.{shard}.>"}
     return json.dumps(config).encode()
 
@@ -186,7 +192,10 @@ async def with_replicas(connection: Connection, deployment: str, replicas: int |
     first = api.stream_name(deployment, "log", 0)
     wanted = replicas or (REPLICAS_IN_CLUSTER if connection.in_cluster else 1)
     changed: dict[str, tuple[int, int]] = {}
-    for name in names(deployment, shards_of(await stream(connection, first), first, None)):
+    answer = await stream(connection, first)
+    shards = shards_of(answer, first, None)
+    await make_index(connection, deployment)
+    for name in [await find_index(connection, deployment), *names(deployment, shards)]:
         config = (await raw_stream(connection, name))["config"]  # all of it, also what this version does not know
         have = int(config.get("num_replicas", 1))
         if have == wanted or (replicas is None and have > wanted):

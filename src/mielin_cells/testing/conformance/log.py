@@ -100,13 +100,13 @@ class _Loses:
         self.lands = lands
         self.left = 1
 
-    async def append(self, subject: str, data: bytes, expect: int | None = None) -> Outcome:
+    async def append(self, subject: str, data: bytes, expect: int | None = None, owner: str | None = None) -> Outcome:
         if self.left:
             self.left -= 1
             if self.lands:
-                await self.log.append(subject, data, expect)
+                await self.log.append(subject, data, expect, owner)
             return Unknown("the answer was lost")
-        return await self.log.append(subject, data, expect)
+        return await self.log.append(subject, data, expect, owner)
 
 
 @check

@@ -56,11 +56,15 @@ class Faults:
     wire_late: float = 0.0
     slow: float = 0.0
     """A step takes up to `slow_s` instead of `delay_s`."""
+    index_lost: float = 0.0
+    """The index of owners (`Log.owned`) never gets the entry.  Drawn for no environment: a test asks for it."""
     delay_s: float = 0.003
     slow_s: float = 0.3
     late_s: float = 5.0
     stale_s: float = 0.5
     cut_off_s: float = 3.0
+    index_s: float = 0.5
+    """How late the index of owners is, at most."""
     timeout_s: float = 1.0
     """How long a store takes to say Unknown, at most."""
 
@@ -69,7 +73,7 @@ class Faults:
         """An environment: each fault is off in half of them, so that no fault always hides another."""
         chances = {
             f.name: rng.random() * most for f in fields(cls)
-            if f.default == 0.0 and f.name not in WIDER and rng.random() < 0.5
+            if f.default == 0.0 and f.name not in (*WIDER, *ON_REQUEST) and rng.random() < 0.5
         }  # fmt: skip
         return cls(**chances, delay_s=rng.choice((0.001, 0.003, 0.02)), late_s=rng.choice((0.5, 5.0, 15.0)))
 
@@ -93,12 +97,15 @@ class Faults:
 WIDER = ("last_stale", "tail_late", "look_torn", "refused")
 """Faults that were added later than the others."""
 
+ON_REQUEST = ("index_lost",)
+"""Faults that are in no environment that is drawn."""
+
 CHANCES = tuple(f.name for f in fields(Faults) if f.default == 0.0)
 """Names of the faults that are drawn per call or message."""
 
 
 WRITES = frozenset({"append", "trim"})
-STORE_CALLS = WRITES | {"read", "last", "settled", "lasts", "subjects", "position"}
+STORE_CALLS = WRITES | {"read", "last", "settled", "lasts", "subjects", "position", "owned", "forget_owned"}
 
 
 class Refusal(NamedTuple):

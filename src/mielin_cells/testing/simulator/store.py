@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from operator import attrgetter
 from typing import TypeAlias
 
+from mielin_cells.log.ids import is_agents_log
 from mielin_cells.substrate.ports import Appended, Conflict, Entry
 
 _seq = attrgetter("seq")
 
-Change: TypeAlias = tuple[str, bytes | int]
-"""A subject with the bytes that were appended, or with the sequence up to which it was trimmed."""
+Change: TypeAlias = tuple[str, bytes | int, str | None]
+"""A subject with the bytes that were appended and the owner that they name, or with the sequence up to which it was trimmed."""
 
 
 class Store:
@@ -27,11 +28,17 @@ class Store:
         """By subject, what was trimmed: a leader that was cut off has it yet."""
         self._names: list[str] = []
         """Of the subjects, in order."""
+        self._owners: dict[str, dict[str, list[int]]] = {}
+        """By owner and subject, the sequences of the ownership records that name it, also of those that were trimmed."""
+        self._owned_last: dict[str, int] = {}
+        """By subject, the sequence of its last ownership record."""
+        self.lost: set[tuple[str, int]] = set()
+        """Ownership records that the index has lost: subject and sequence."""
         self.seq = 0
         self.changes: list[Change] = []
         """All that was ever stored and removed, in order."""
 
-    def append(self, subject: str, data: bytes, expect: int | None) -> Appended | Conflict:
+    def append(self, subject: str, data: bytes, expect: int | None, owner: str | None = None) -> Appended | Conflict:
         last = self.last(subject)
         actual = last.seq if last is not None else 0
         if expect is not None and expect != actual:
@@ -41,7 +48,10 @@ class Store:
             self._subjects[subject] = []
             insort(self._names, subject)
         self._subjects[subject].append(Entry(self.seq, data))
-        self.changes.append((subject, data))
+        self.changes.append((subject, data, owner))
+        if owner is not None:
+            self._owners.setdefault(owner, {}).setdefault(subject, []).append(self.seq)
+            self._owned_last[subject] = self.seq
         return Appended(self.seq)
 
     def read(self, subject: str, after: int, limit: int, upto: int | None = None) -> list[Entry]:
@@ -57,11 +67,11 @@ class Store:
 
     def last_at(self, subject: str, seq: int) -> Entry | None:
         """The last entry when the store was at `seq`."""
+        there = list[Entry]()
         for entries in (self._subjects.get(subject, []), self._removed.get(subject, [])):
             end = bisect_right(entries, seq, key=_seq)
-            if end:
-                return entries[end - 1]
-        return None
+            there += entries[max(end - 1, 0) : end]
+        return max(there, key=_seq, default=None)
 
     def lasts(self, subjects: Sequence[str], upto: int | None = None) -> dict[str, Entry]:
         """The last entry with `seq <= upto` of each that has one."""
@@ -74,14 +84,35 @@ class Store:
         return entries_of
 
     def trim(self, subject: str, before: int) -> int:
-        """Removes entries with `seq < before`; how many there were."""
+        """Removes entries with `seq < before`; how many there were.  A log keeps its last entry and its last ownership record."""
         entries = self._subjects.get(subject, [])
         count = bisect_left(entries, before, key=_seq)
-        if count:
-            self._removed.setdefault(subject, []).extend(entries[:count])
-            del entries[:count]
-            self.changes.append((subject, before))
-        return count
+        kept = list[Entry]()
+        if is_agents_log(subject):
+            count = min(count, max(len(entries) - 1, 0))
+            kept = [entry for entry in entries[:count] if entry.seq == self._owned_last.get(subject)]
+        gone = [entry for entry in entries[:count] if entry not in kept]
+        if gone:
+            removed = self._removed.setdefault(subject, [])
+            removed += gone
+            removed.sort(key=_seq)
+            entries[:count] = kept
+            self.changes.append((subject, before, None))
+        return len(gone)
+
+    def owned(self, owner: str, upto: int) -> list[tuple[str, int]]:
+        """As the index of a server: what came in up to `upto`, former owners included, without what it has lost."""
+        owned = list[tuple[str, int]]()
+        for subject, seqs in self._owners.get(owner, {}).items():
+            there = [seq for seq in seqs if seq <= upto and (subject, seq) not in self.lost]
+            if there:
+                owned.append((subject, there[-1]))
+        return sorted(owned)
+
+    def forget_owned(self, owner: str, subject: str, seq: int) -> None:
+        seqs = self._owners.get(owner, {}).get(subject, [])
+        if seqs and seqs[-1] == seq:
+            seqs.clear()
 
     def subjects(self, prefix: str) -> list[tuple[str, int]]:
         names, subjects, listed = self._names, self._subjects, list[tuple[str, int]]()
@@ -98,8 +129,8 @@ class Store:
         """As a power cut: only the first `kept` of all `changes` were on the disk.  Sequences are given again from there."""
         changes = self.changes[:kept]
         self.__init__()  # type: ignore[misc] # a store that has just been made, in the place of this one
-        for subject, change in changes:
+        for subject, change, owner in changes:
             if isinstance(change, bytes):
-                self.append(subject, change, None)
+                self.append(subject, change, None, owner)
             else:
                 self.trim(subject, change)

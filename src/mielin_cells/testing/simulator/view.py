@@ -42,6 +42,7 @@ class _Sent(NamedTuple):
     subject: str
     data: bytes
     expect: int | None
+    owner: str | None
     power: int
     """If it was cut meanwhile, the append never comes there."""
     operation: Operation | None
@@ -102,18 +103,20 @@ class View(Link):
 
     # ---- log -------------------------------------------------------------------------------------------------
 
-    async def append(self, subject: str, data: bytes, expect: int | None = None) -> Outcome:
+    async def append(self, subject: str, data: bytes, expect: int | None = None, owner: str | None = None) -> Outcome:
         if not subject.startswith(LOGS):
-            return await self._append(subject, data, expect, None)
+            return await self._append(subject, data, expect, owner, None)
         loop = self.world.loop
         operation = Operation(self.label, False, loop.time(), expect=expect)
         self.world.history.operations.setdefault(subject, []).append(operation)
-        outcome = await self._append(subject, data, expect, operation)
+        outcome = await self._append(subject, data, expect, owner, operation)
         if isinstance(outcome, Appended):
             operation.ended, operation.seq = loop.time(), outcome.seq
         return outcome
 
-    async def _append(self, subject: str, data: bytes, expect: int | None, operation: Operation | None) -> Outcome:
+    async def _append(
+        self, subject: str, data: bytes, expect: int | None, owner: str | None, operation: Operation | None
+    ) -> Outcome:
         fate = await self._enter("append", subject)
         if len(data) > ENTRY_BYTES_MAX:
             raise MessageTooLarge(
@@ -126,7 +129,7 @@ class View(Link):
         answer.add_done_callback(self._in_flight.pop)
         if fate == "crash answered":
             answer.add_done_callback(lambda _: self._die())
-        way, sent = self.delay(), _Sent(subject, bytes(data), expect, world.power, operation)
+        way, sent = self.delay(), _Sent(subject, bytes(data), expect, owner, world.power, operation)
         if fate == "fail" or world.happens("append_busy", self):
             world.later(way, fail_with, answer, StoreBusy(f"The store did not take an entry for {subject}; try again."))
             return await answer
@@ -164,8 +167,10 @@ class View(Link):
                 world.counts["zombie_append_late"] += 1
                 world.belated(world.late(), self._land, sent, None)
                 return
-        outcome = world.store.append(subject, sent.data, sent.expect)
+        outcome = world.store.append(subject, sent.data, sent.expect, sent.owner)
         if isinstance(outcome, Appended):
+            if sent.owner is not None and world.happens("index_lost", self):
+                world.store.lost.add((subject, outcome.seq))
             if sent.operation is not None:
                 world.history.places.setdefault(subject, []).append((outcome.seq, sent.operation))
             world.has_landed(subject, Entry(outcome.seq, sent.data), self)
@@ -224,6 +229,16 @@ class View(Link):
         answer: tuple[int, ...] = await self._look("position", "", lambda: (world.power, world.store.seq))
         upto = self._horizon()
         return answer if upto is None else (answer[0], min(answer[1], upto))
+
+    async def owned(self, owner: str) -> list[tuple[str, int]]:
+        """The index is always late, by up to `index_s`, and names former owners."""
+        world = self.world
+        upto = world.known_before(world.faults.index_s * world.rng.random())
+        owned: list[tuple[str, int]] = await self._look("owned", owner, lambda: world.store.owned(owner, upto))
+        return owned
+
+    async def forget_owned(self, owner: str, subject: str, seq: int) -> None:
+        await self._look("forget_owned", subject, lambda: self.world.store.forget_owned(owner, subject, seq))
 
     async def _look(self, what: str, subject: str, find: Callable[[], Any]) -> Any:
         """A call that reads: `find` is asked half-way, where the store is."""

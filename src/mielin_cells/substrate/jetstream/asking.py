@@ -1,0 +1,137 @@
+"""Reads and other requests to a deployment's streams, and what their answers mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from mielin_cells.errors import CellError, RetryError, StoreUnreachable
+from mielin_cells.substrate.jetstream import api
+from mielin_cells.substrate.jetstream.api import Unanswered
+from mielin_cells.substrate.jetstream.connection import Connection
+from mielin_cells.substrate.jetstream.heard import Heard
+
+READ_S: Final = 5.0
+RESULTS_MAX: Final = 1024
+"""A server refuses a request for last entries that has more results."""
+
+
+class TooMany(Exception):
+    """A request for last entries has more results than a server gives."""
+
+
+class Asking:
+    """What a log asks its server, over one connection."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._newest: dict[str, int] = {}
+        """By stream, the highest sequence that was heard of."""
+
+    def _saw(self, stream: str, seq: int) -> None:
+        if seq > self._newest.get(stream, 0):
+            self._newest[stream] = seq
+
+    async def _one(self, stream: str, wanted: dict[str, object], subject: str) -> Heard | None:
+        """One entry by a direct get, which any replica may answer."""
+        heard = await self._request(f"$JS.API.DIRECT.GET.{stream}", msgspec.json.encode(wanted), subject)
+        if heard.status == api.NOT_FOUND:
+            return None
+        await self._check(heard.status, stream, subject)
+        self._saw(stream, heard.seq)
+        return heard
+
+    async def _batch(
+        self, stream: str, wanted: dict[str, object], after: int, subject: str
+    ) -> tuple[list[Heard], bool]:
+        """One batched direct get: entries in order, and whether there are more."""
+        heard = await self._collect(stream, wanted, subject)
+        entries: list[Heard] = []
+        last, more = 0, False
+        for one in heard:
+            if one.status:
+                more = one.status == api.END_OF_BATCH and one.pending > 0
+                break
+            if one.seq <= after:
+                continue
+            if one.previous != last:  # one was lost on its way (the first says 0): what is behind it is read again
+                more = True
+                break
+            entries.append(one)
+            last = one.seq
+            self._saw(stream, last)
+        else:
+            more = True
+        if more and not entries:
+            raise StoreUnreachable(
+                f"A part of the server's answer about {subject} was lost; try again.", subject=subject
+            )
+        return entries, more
+
+    async def _lasts(self, stream: str, names: Sequence[str]) -> list[Heard]:
+        """The last entry of each name that these match, from one state of one replica.  Raises `TooMany`."""
+        heard = await self._collect(stream, {"multi_last": names, "batch": RESULTS_MAX}, stream)
+        if heard[-1].status == api.TOO_MANY:
+            raise TooMany
+        return [one for one in heard if not one.status]
+
+    async def _asked(self, what: str, stream: str, data: bytes, subject: str) -> Heard:
+        heard = await self._request(f"$JS.API.{what}.{stream}", data, subject)
+        if heard.status == api.NO_RESPONDERS:
+            raise await self._gone(stream)
+        return heard
+
+    async def _purge(self, stream: str, name: str, before: int, subject: str) -> None:
+        """Removes what the name matches and has a lower sequence."""
+        if before <= 1:
+            return
+        await self._stream("STREAM.PURGE", stream, {"filter": name, "seq": before}, subject)
+
+    async def _stream(self, what: str, stream: str, wanted: dict[str, object], subject: str) -> api.StreamAnswer:
+        heard = await self._asked(what, stream, msgspec.json.encode(wanted), subject)
+        answer: api.StreamAnswer = api.decode(heard.data, api.StreamAnswer, subject)
+        if answer.error is not None:
+            raise api.error_of(answer.error, subject, stream)
+        return answer
+
+    async def _request(self, where: str, data: bytes, subject: str) -> Heard:
+        try:
+            return await self._connection.call(where, data, READ_S)
+        except Unanswered as error:
+            raise StoreUnreachable(f"The server did not answer about {subject}: {error}.", subject=subject) from None
+
+    async def _collect(self, stream: str, wanted: dict[str, object], subject: str) -> list[Heard]:
+        try:
+            heard = await self._connection.collect(f"$JS.API.DIRECT.GET.{stream}", msgspec.json.encode(wanted), READ_S)
+        except Unanswered as error:
+            raise StoreUnreachable(f"The server did not answer about {subject}: {error}.", subject=subject) from None
+        status = heard[-1].status
+        if status not in (api.END_OF_BATCH, api.NOT_FOUND, api.TOO_MANY):
+            await self._check(status, stream, subject)
+        return heard
+
+    async def _check(self, status: str, stream: str, subject: str) -> None:
+        if status == api.NO_RESPONDERS:
+            raise await self._gone(stream)
+        if status:
+            raise StoreUnreachable(f"The server refused to read {subject}: status {status}.", subject=subject)
+
+    async def _gone(self, stream: str) -> CellError:
+        """Nobody took a request: is the stream gone, or only without a leader for a moment?"""
+        try:
+            heard = await self._connection.call(f"$JS.API.STREAM.INFO.{stream}", b"", READ_S)
+        except (Unanswered, RetryError) as error:
+            return StoreUnreachable(
+                f"The server did not take a request for the stream {stream} ({error}); nothing was written. Try again.",
+                stream=stream,
+            )
+        if heard.status == api.NO_RESPONDERS:
+            return api.disabled("nobody answers on $JS.API")
+        answer = api.decode(heard.data, api.StreamAnswer, stream)
+        if answer.error is not None:
+            return api.error_of(answer.error, stream)
+        return StoreUnreachable(
+            f"The stream {stream} has no leader now; nothing was written. Try again.", stream=stream
+        )

@@ -1,0 +1,191 @@
+"""Checks of ownership records: one expectation for all entries of an agent's log, trims that keep owner and end, and the index."""
+
+from __future__ import annotations
+
+import asyncio
+
+from mielin_cells.substrate.ports import Appended, Conflict, Entry, Log, Substrate
+from mielin_cells.testing.conformance import kit
+from mielin_cells.testing.conformance.kit import check, must, read_tail, require, store
+
+CONTENDERS, LOGS, ROUNDS = 12, 20, 3
+POLL_S = 0.01
+
+
+async def own(log: Log, subject: str, owner: str, expect: int | None = None) -> int:
+    """Appends an ownership record, which must succeed; the sequence."""
+    outcome = await log.append(subject, f"to {owner}".encode(), expect, owner)
+    if not isinstance(outcome, Appended):
+        raise AssertionError(f"An ownership record for {subject} was answered {outcome}.")
+    return outcome.seq
+
+
+async def _shows(log: Log, owner: str, wanted: dict[str, int], why: str) -> list[tuple[str, int]]:
+    """`owned` may be late, so it is asked until it says all of `wanted`; what it says then."""
+    try:
+        async with asyncio.timeout(kit.WAIT_S):
+            while True:
+                owned = await log.owned(owner)
+                if wanted.items() <= dict(owned).items():
+                    return owned
+                await asyncio.sleep(POLL_S)
+    except TimeoutError:
+        raise AssertionError(why) from None
+
+
+@check
+async def entries_of_both_kinds_are_one_log(substrate: Substrate) -> None:
+    log, seqs = substrate.log, list[int]()
+    wanted = list[Entry]()
+    for n, owner in enumerate((b"a", None, None, b"b", None, b"a", b"", None)):
+        data = b"%d" % n
+        expect = seqs[-1] if seqs else 0
+        outcome = await log.append("log.k", data, expect, owner.decode() if owner is not None else None)
+        if not isinstance(outcome, Appended):
+            raise AssertionError(f"Expecting the last sequence, whatever kind of entry has it, was answered {outcome}.")
+        seqs.append(outcome.seq)
+        wanted.append(Entry(outcome.seq, data))
+        must(await log.last("log.k") == wanted[-1], "`last` is not the last of both kinds.")
+        must(await log.settled("log.k") == wanted[-1], "`settled` is not the last of both kinds.")
+    await store(log, "log.kk", b"another's", 0)
+    must(await log.read("log.k") == wanted, "A read does not give both kinds, in order.")
+    for at, entry in enumerate(wanted):
+        must(await log.read("log.k", entry.seq, 2) == wanted[at + 1 : at + 3], f"A read of two after entry {at}.")
+        must(await log.read("log.k", entry.seq, 1) == wanted[at + 1 : at + 2], f"A read of one after entry {at}.")
+    must(await read_tail(log, "log.k", 0, len(wanted)) == wanted, "A tail does not give both kinds, in order.")
+    lasts = await log.lasts(["log.k", "log.none", "log.kk"])
+    must(lasts["log.k"] == wanted[-1] and lasts.keys() == {"log.k", "log.kk"}, "`lasts` is not the last of both kinds.")
+    listed = await log.subjects("log.k")
+    must(listed == [("log.k", seqs[-1]), ("log.kk", lasts["log.kk"].seq)], "`subjects` does not give each log once.")
+
+
+@check
+async def a_live_tail_gives_both_kinds_without_gap(substrate: Substrate) -> None:
+    """Started between appends that come without waiting, one after another."""
+    log, count = substrate.log, 120
+    first = await own(log, "log.t", "a", 0)
+    following = asyncio.create_task(read_tail(log, "log.t", 0, count + 1))
+    wanted = [Entry(first, b"to a")]
+    for n in range(count):
+        data, last = b"%d" % n, wanted[-1].seq
+        outcome = await log.append("log.t", data, last if n % 5 else None, f"n{n % 3}" if n % 4 == 0 else None)
+        if not isinstance(outcome, Appended):
+            raise AssertionError(f"An append was answered {outcome}.")
+        wanted.append(Entry(outcome.seq, data))
+    must(await following == wanted, "A tail that runs along has a gap, a repeat, or another order.")
+
+
+@check
+async def one_contender_wins_each_place_whatever_it_appends(substrate: Substrate) -> None:
+    """Ownership records of several nodes and other records contend under one expectation: one `Appended` each."""
+    log = substrate.log
+    last = {f"log.c{n}": 0 for n in range(LOGS)}
+    for _ in range(ROUNDS):
+        for subject, expect in last.items():
+            outcomes = await asyncio.gather(
+                *(log.append(subject, b"%d" % n, expect, None if n % 3 == 0 else f"n{n}") for n in range(CONTENDERS))
+            )
+            won = [outcome.seq for outcome in outcomes if isinstance(outcome, Appended)]
+            lost = [outcome for outcome in outcomes if isinstance(outcome, Conflict)]
+            must((len(won), len(lost)) == (1, CONTENDERS - 1), f"{len(won)} contenders of both kinds won a place.")
+            last[subject] = won[0]
+    for subject, seq in last.items():
+        must(len(await log.read(subject)) == ROUNDS, "A loser's entry was stored, or a winner's was not.")
+        entry = require(await log.last(subject), "`last` does not see an acknowledged append.")
+        must(entry.seq == seq, "`last` is not the winner's entry.")
+
+
+@check
+async def an_entry_of_either_kind_moves_the_place_of_the_other(substrate: Substrate) -> None:
+    log = substrate.log
+    created = await own(log, "log.e", "a", 0)
+    record = await store(log, "log.e", b"record", created)
+    for stale in (0, created):
+        for owner in (None, "a", "b"):
+            outcome = await log.append("log.e", b"stale", stale, owner)
+            must(isinstance(outcome, Conflict), f"Expecting {stale} of a log that ends at {record}: {outcome}.")
+    claimed = await own(log, "log.e", "b", record)
+    for owner in (None, "a", "b"):
+        outcome = await log.append("log.e", b"stale", record, owner)
+        must(isinstance(outcome, Conflict), f"Expecting {record} of a log that ends at {claimed}: {outcome}.")
+    must([entry.seq for entry in await log.read("log.e")] == [created, record, claimed], "What was refused was stored.")
+
+
+@check
+async def a_trim_of_a_log_keeps_its_end_and_its_owner(substrate: Substrate) -> None:
+    log = substrate.log
+    seqs = [await own(log, "log.m", "a", 0)]
+    for n in range(4):
+        seqs.append(await store(log, "log.m", b"%d" % n, seqs[-1]))
+    seqs.append(await own(log, "log.m", "b", seqs[-1]))
+    for n in range(4, 8):
+        seqs.append(await store(log, "log.m", b"%d" % n, seqs[-1]))
+
+    await log.trim("log.m", seqs[3])
+    left = [entry.seq for entry in await log.read("log.m")]
+    must(left == seqs[3:], "A trim removed too much, or left the first ownership record, which is not the last one.")
+    await log.trim("log.m", seqs[8])
+    left = [entry.seq for entry in await log.read("log.m")]
+    must(left == [seqs[5], *seqs[8:]], "A trim removed the last ownership record, or too little.")
+    await log.trim("log.m", seqs[-1] + 100)
+    left = [entry.seq for entry in await log.read("log.m")]
+    must(left == [seqs[5], seqs[-1]], "A trim of everything must leave the last ownership record and the last entry.")
+    for stale in (0, seqs[5], seqs[-2]):
+        must(isinstance(await log.append("log.m", b"stale", stale), Conflict), "A trim has opened the fence.")
+    claimed = await own(log, "log.m", "c", seqs[-1])
+    await log.trim("log.m", claimed + 1)
+    must(
+        [entry.seq for entry in await log.read("log.m")] == [claimed], "A trim of all but the end, which is the owner."
+    )
+    must(isinstance(await log.append("log.m", b"stale", seqs[-1]), Conflict), "A trim has opened the fence.")
+    await store(log, "log.m", b"next", claimed)
+
+
+@check
+async def logs_are_found_by_their_owner(substrate: Substrate) -> None:
+    """In time, with the sequence of the record in the log, whatever the node's name."""
+    log = substrate.log
+    for owner in ("n", "n.1", "N 2", "_", "*", ">", "ø"):
+        wanted = dict[str, int]()
+        for n in range(3):
+            subject = f"log.o{len(owner.encode())}{ord(owner[0])}x{n}"
+            wanted[subject] = await own(log, subject, owner, 0)
+            await store(log, subject, b"record", wanted[subject])
+        owned = await _shows(log, owner, wanted, f"The logs that {owner!r} owns are not found.")
+        must(dict(owned) == wanted, f"{owner!r} is told of logs that never named it.")
+    must(await log.owned("nobody") == [], "A node that no log has named owns something.")
+
+    subject, after = "log.moves", 0
+    for owner in ("one", "two", "one", "two", ""):
+        after = await own(log, subject, owner, after)
+        await _shows(
+            log, owner, {subject: after}, "The newest record that names an owner is not the one that is found."
+        )
+
+
+@check
+async def many_logs_of_one_owner_are_all_found(substrate: Substrate) -> None:
+    log = substrate.log
+    wanted = dict[str, int]()
+    for start in range(0, 2400, 200):
+        names = [f"log.w{n:04}" for n in range(start, start + 200)]
+        wanted |= zip(names, await asyncio.gather(*(own(log, name, "w", 0) for name in names)), strict=True)
+    owned = await _shows(log, "w", wanted, "Of many logs of one owner some are not found.")
+    must(owned == sorted(wanted.items()), "Many logs of one owner are not in order of name.")
+
+
+@check
+async def an_owner_is_found_after_trims(substrate: Substrate) -> None:
+    log = substrate.log
+    created = await own(log, "log.f", "a", 0)
+    handed = await own(log, "log.f", "b", await store(log, "log.f", b"record", created))
+    end = await store(log, "log.f", b"record", handed)
+    await log.trim("log.f", end + 1)
+    await _shows(log, "b", {"log.f": handed}, "After a trim the owner's log is not found.")
+    await log.forget_owned("b", "log.f", created)
+    await _shows(log, "b", {"log.f": handed}, "A hint was forgotten by an older sequence.")
+    await log.forget_owned("a", "log.f", created)
+    claimed = await own(log, "log.f", "a", end)
+    await _shows(log, "a", {"log.f": claimed}, "An owner that was forgotten is not found when it owns again.")
+    await log.forget_owned("a", "log.f", created)
+    await _shows(log, "a", {"log.f": claimed}, "A newer hint was forgotten by an older sequence.")

@@ -1,0 +1,132 @@
+"""The index of owners on a real server: how entries are named, that nobody writes to it, and how a lost one comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from itertools import count
+from typing import Any
+
+import pytest
+from support.nats_servers import opened, raw_client, stored
+
+from mielin_cells.errors import InternalError
+from mielin_cells.substrate.health import WARNING, judged
+from mielin_cells.substrate.jetstream import JetStream
+from mielin_cells.substrate.jetstream.server import Server
+from mielin_cells.substrate.ports import Appended, Log
+
+WAIT_S = 15.0
+_numbers = count()
+
+
+async def owns(log: Log, subject: str, owner: str, expect: int) -> int:
+    outcome = await log.append(subject, b"", expect, owner)
+    assert isinstance(outcome, Appended)
+    return outcome.seq
+
+
+async def shown(log: Log, owner: str, wanted: list[tuple[str, int]]) -> None:
+    async with asyncio.timeout(WAIT_S):
+        while await log.owned(owner) != wanted:
+            await asyncio.sleep(0.01)
+
+
+async def names_of(client: Any, stream: str) -> dict[str, int]:
+    request = json.dumps({"subjects_filter": ">"}).encode()
+    answer = json.loads((await client.request(f"$JS.API.STREAM.INFO.{stream}", request)).data)
+    return dict(answer["state"].get("subjects") or {})
+
+
+@pytest.mark.parametrize("shards", [1, 4])
+async def test_entries_are_named_by_kind_and_the_index_by_owner(server: Server, shards: int) -> None:
+    name = f"index{next(_numbers)}"
+    async with opened(server.url, deployment=name, shards=shards) as substrate, raw_client(server.url) as client:
+        log, wanted = substrate.log, list[tuple[str, int]]()
+        for n in range(8):
+            seq = await owns(log, f"log.a{n}", "node-1", 0)
+            await stored(log, f"log.a{n}", b"", seq)
+            wanted.append((f"log.a{n}", seq))
+        ended = await owns(log, "log.a0", "", (await log.subjects("log.a0"))[0][1])
+        await stored(log, "inbox.a0", b"")
+        await shown(log, "node-1", wanted)
+        await shown(log, "", [("log.a0", ended)])
+
+        there = set[str]()
+        for shard in range(shards):
+            head = f"{name}.log.{shard}."
+            there |= {one.removeprefix(head) for one in await names_of(client, f"{name}-log-{shard}")}
+        kinds = {one for n in range(8) for one in (f"log.a{n}.own.node-1", f"log.a{n}.rec")}
+        assert there - {"mark"} == kinds | {"log.a0.own.=", "inbox.a0"}
+        index = await names_of(client, f"{name}-own-1")
+        assert set(index) == {*(f"{name}.own.node-1.a{n}" for n in range(8)), f"{name}.own.=.a0"}
+
+
+async def test_a_client_cannot_write_to_the_index(server: Server) -> None:
+    name = f"index{next(_numbers)}"
+    async with opened(server.url, deployment=name) as substrate, raw_client(server.url) as client:
+        await owns(substrate.log, "log.a", "node-1", 0)
+        await shown(substrate.log, "node-1", [("log.a", 1)])
+        for subject in (f"{name}.own.node-1.forged", f"{name}-own-1"):
+            await client.publish(subject, b"")
+        await client.flush()
+        await owns(substrate.log, "log.b", "node-1", 0)
+        await shown(substrate.log, "node-1", [("log.a", 1), ("log.b", 2)])
+
+
+@pytest.mark.parametrize("by", ["who opens next", "a list", "doctor --fix"])
+async def test_a_deleted_index_is_made_anew_in_the_next_generation(by: str, server: Server) -> None:
+    name = f"index{next(_numbers)}"
+    async with opened(server.url, deployment=name, shards=2) as substrate, raw_client(server.url) as client:
+        log = substrate.log
+        wanted = [(f"log.a{n}", await owns(log, f"log.a{n}", "node-1", 0)) for n in range(6)]
+        await shown(log, "node-1", wanted)
+        await client.jetstream().delete_stream(f"{name}-own-1")
+        found = judged(await JetStream.inspected(server.url, deployment=name)).findings
+        assert [one.level for one in found if "index" in one.what] == [WARNING]
+        if by == "who opens next":
+            await asyncio.gather(*(_open(server.url, name) for _ in range(3)))
+        elif by == "doctor --fix":
+            await JetStream.replicated(server.url, deployment=name)
+        await shown(log, "node-1", wanted)
+        streams = [info.config.name or "" for info in await client.jetstream().streams_info()]
+        assert [one for one in streams if one.startswith(f"{name}-own-")] == [f"{name}-own-2"]
+        facts = await JetStream.inspected(server.url, deployment=name)
+        assert facts.missing == []
+        assert not [one for one in judged(facts).findings if "own" in one.what]
+
+
+async def _open(url: str, deployment: str) -> None:
+    async with opened(url, deployment=deployment):
+        pass
+
+
+async def test_a_hint_is_forgotten_by_its_own_sequence_only(server: Server) -> None:
+    name = f"index{next(_numbers)}"
+    async with opened(server.url, deployment=name) as substrate:
+        log = substrate.log
+        first = await owns(log, "log.a", "node-1", 0)
+        second = await owns(log, "log.a", "node-2", first)
+        await shown(log, "node-2", [("log.a", second)])
+        assert await log.owned("node-1") == [("log.a", first)]  # a former owner
+        await log.forget_owned("node-1", "log.a", second)
+        assert await log.owned("node-1") == [("log.a", first)]
+        await log.forget_owned("node-1", "log.a", first)
+        assert await log.owned("node-1") == []
+        with pytest.raises(InternalError):
+            await log.forget_owned("node-1", "inbox.a", 1)
+
+
+async def test_many_owners_of_one_log_do_not_hide_its_end(server: Server) -> None:
+    """A server gives at most 1,024 last entries for one request; a log that has had many owners has as many names."""
+    name = f"index{next(_numbers)}"
+    async with opened(server.url, deployment=name) as substrate:
+        log, seq = substrate.log, 0
+        for n in range(1030):
+            seq = await owns(log, "log.a", f"n{n}", seq)
+        other = await owns(log, "log.b", "n0", 0)
+        lasts = await log.lasts(["log.a", "log.b", "log.c"])
+        assert {subject: entry.seq for subject, entry in lasts.items()} == {"log.a": seq, "log.b": other}
+        assert await log.subjects("log.") == [("log.a", seq), ("log.b", other)]
+        await log.trim("log.a", seq + 1)
+        assert [entry.seq for entry in await log.read("log.a")] == [seq]
