@@ -1,4 +1,4 @@
-"""May a node take an agent?  Decided from what the source says of the agent and what the node knows of itself.
+"""Decides whether a node may take an agent, from what the source says about the agent and what the node knows about itself.
 
 `check_compatibility` is the seed's check: what an agent needs of any node.  `refusals` adds whether this node is willing and has the
 agent's class.  Both report every reason, so that nobody mends one only to meet the next, and look nothing up.
@@ -45,9 +45,9 @@ class NodeCapabilities:
     version: str = "0.1.0"
     min_version: str = "0.1.0"
     name: str = "the node"
-    """As reasons call it."""
+    """The node's name in reasons."""
     reserved: int = 0
-    """Of the memory and of the storage: promised to agents that are on their way."""
+    """Bytes of memory and of storage that are promised to agents on their way."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +80,7 @@ class CompatibilityStatus:
 
 
 def check_compatibility(agent: AgentRequirements, node: NodeCapabilities) -> CompatibilityStatus:
-    """All that the crate checks, in its order, and none of it left out because something before it failed."""
+    """Makes every check of the crate, in its order, also after one has failed."""
     refused: list[Refusal] = []
     warnings: list[str] = []
     if agent.architectures and not set(agent.architectures) & set(node.architectures):
@@ -131,7 +131,7 @@ def _check_version(text: str, node: NodeCapabilities, refused: list[Refusal], wa
 # ---- the agent and the node, as a move meets them ----
 
 UNLIMITED = 1 << 62
-"""Stands for a quantity that is not known or not limited: every need and every reservation is less."""
+"""Stands for an unknown or unlimited quantity: every need and every reservation is less."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,7 +148,7 @@ class Offer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What the target knows of itself.  None means that a quantity is not known, or not limited: it is not checked then."""
+    """What the target knows about itself.  None means that a quantity is unknown or unlimited, and is not checked."""
 
     name: str
     version: int | None
@@ -173,9 +173,9 @@ class Facts:
 
 
 def refusals(offer: Offer, node: Facts) -> tuple[Refusal, ...]:
-    """Every reason why the node cannot take the agent; none: it can.
+    """Every reason why the node cannot take the agent; empty if it can.
 
-    Each names what there is and what is needed.
+    Each names what the node has and what is needed.
     """
     return (*_unwilling(node), *_unfit(offer, node), *_incompatible(offer, node))
 
@@ -226,7 +226,7 @@ def _limit(known: int | None) -> int:
 # ---- versions ----
 
 TEXT_CHARS_MAX = 200
-"""Of a version: real ones have 30, and numbers of any length cannot be read."""
+"""Longest version that is read: real ones have up to 30 characters, and Python refuses to read numbers of any length."""
 
 _VERSION = re.compile(
     r"[vV]?([0-9]+)(?:\.([0-9]+))?(?:\.([0-9]+))?(?:-([0-9A-Za-z-]+(?:\.[0-9A-Za-z-]+)*))?(?:\+[0-9A-Za-z.-]+)?"

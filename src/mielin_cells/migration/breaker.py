@@ -13,7 +13,7 @@ from mielin_cells.migration.failure import MigrationErrorType
 from mielin_cells.migration.recovery import RecoveryConfig
 
 TARGETS_MAX = 10_000
-"""Nodes that are remembered; those that nothing is held against are forgotten first."""
+"""Nodes that are remembered; nodes without failures are forgotten first."""
 
 TRIES_MAX = 3
 """Attempts of one migration with one node, on a node's own manager."""
@@ -31,7 +31,7 @@ class Circuit(Enum):
     CLOSED = "Closed"
     """Attempts go through."""
     OPEN = "Open"
-    """None goes through until its time is over."""
+    """No attempt goes through until its time is over."""
     HALF_OPEN = "HalfOpen"
     """Its time is over: single trials go through, and the first result decides."""
 
@@ -41,7 +41,7 @@ class BreakerConfig:
     """Durations are seconds."""
 
     running_max: int = 16
-    """Attempts towards one node at a time: a node that comes back is not met by everybody at once."""
+    """Attempts with one node at a time, so that a node that comes back is not overrun."""
     tries_max: int | None = None
     """Attempts of one migration with one node before it looks elsewhere; None: as many as there are retries."""
     failures_max: float = 4.5
@@ -77,16 +77,16 @@ class _Health:
     """Set while the circuit is open or half-open."""
     open_secs: float = 0.0
     coolings: float = 0.0
-    """As `failures`, of those that the node cools off after."""
+    """Decayed count of the failures after which the node cools off."""
     cooled_at: float = 0.0
     cooling_until: float = 0.0
     running: int = 0
     trials: int = 0
-    """Of those that run, how many were let through half-open."""
+    """How many of the running attempts were let through half-open."""
 
 
 class Targets:
-    """What is known of every node that migrations went to."""
+    """Circuits, cooling times and running attempts of every node that migrations went to."""
 
     def __init__(self, config: BreakerConfig | None = None) -> None:
         self.config = config or BreakerConfig()
@@ -121,7 +121,7 @@ class Targets:
         return health is not None and now < health.cooling_until
 
     def free_at(self, target: str, now: float) -> float:
-        """When the node may be asked again as far as time tells: `now`, or later."""
+        """The earliest time at which its circuit and cooling let the node be asked again: `now`, or later."""
         health = self._nodes.get(target)
         return now if health is None else max(now, health.open_until or 0.0, health.cooling_until)
 
@@ -132,7 +132,7 @@ class Targets:
     # ---- attempts --------------------------------------------------------------------------------------------
 
     def begin(self, target: str, now: float) -> bool:
-        """Takes a place for one attempt; False: the node admits none now.  Each that is taken is given back by `end`."""
+        """Takes a place for one attempt; False: the node admits none now.  `end` gives the place back."""
         if not self.admits(target, now):
             return False
         health = self._known(target, now)
@@ -198,7 +198,7 @@ class Targets:
         return self._nodes.setdefault(target, _Health())
 
     def _forget(self, now: float) -> None:
-        """Drops every node that nothing is held against; if there is none, the one that failed longest ago and runs nothing."""
+        """Drops every node without failures; if there is none, the idle node that failed longest ago."""
         idle = [name for name, health in self._nodes.items() if not health.running]
         fine = [n for n in idle if self.circuit(n, now) is Circuit.CLOSED and not self.is_cooling(n, now)]
         oldest = sorted(idle, key=lambda name: max(self._nodes[name].failed_at, self._nodes[name].cooled_at))[:1]

@@ -32,10 +32,10 @@ ROLLBACKS_MAX = 5
 """Failed rollbacks after which the agent is suspended and an operator decides: a sixth try would hardly succeed."""
 
 EXCLUDED_DELAYS = 4
-"""A node that failed in a passing way is not chosen again by this migration for so many delays; then it may have recovered."""
+"""After a failure that may pass, the migration avoids the node for this many delays; by then it may have recovered."""
 
 SOURCE_LOST = "SourceLost"
-"""Code of a failure that is nobody's but the source's: its process has ended."""
+"""Code of a failure whose cause is that the source's process has ended."""
 
 LOSSES_MAX = 16
 """Sources that one migration may lose before it ends: its end must not depend on clocks."""
@@ -80,7 +80,7 @@ class Ticket:
     deadline: float
     """When the attempt's time is over (monotonic seconds)."""
     has_place: bool = False
-    """It counts towards the attempts that its target has at a time."""
+    """It counts towards the limit of attempts that run with its target."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,11 +116,11 @@ class Case:
     failures: list[MigrationError] = field(default_factory=list)
     decisions: list[RecoveryStrategy] = field(default_factory=list)
     history: list[RecoveryAttempt] = field(default_factory=list)
-    """Of the agent: earlier migrations' attempts come first."""
+    """Attempts of the agent; those of earlier migrations come first."""
     is_running: bool = False
     """An attempt was begun and has not ended."""
     is_undecided: bool = False
-    """A failure is known, and what is done about it is not."""
+    """A failure is recorded, and no decision about it yet."""
     decided: Rule | None = None
     """The last decision, as long as no attempt has begun since."""
     due: float | None = None
@@ -129,7 +129,7 @@ class Case:
     """When the recovery's time began."""
     deadline: float = math.inf
     rollbacks: int = 0
-    """That failed."""
+    """Failed rollbacks."""
     losses: int = 0
     """Sources that were lost."""
     excluded: dict[str, float] = field(default_factory=dict)
@@ -142,9 +142,9 @@ class Case:
     def of(cls, journal: Journal, *, source: str, now: float, wall: float) -> Case:
         """What the journal says of an open migration, to a process whose clocks show `now` (monotonic) and `wall`.
 
-        The time of a recovery goes on between processes, by wall time, which may jump: so never less of it has passed than the
-        journal's own times say.  Exclusions that pass begin anew.  Raises `UnknownRecord` for a word that this version does not know,
-        and `ConfigError`.
+        The recovery's time also runs between processes, by wall time.  Wall time may jump, so at least the time between the journal's
+        own records counts as passed.  Temporary exclusions start again.  Raises `UnknownRecord` for a word that this version
+        does not know, and `ConfigError`.
         """
         planned = journal.planned
         if planned is None:
@@ -213,7 +213,7 @@ class Case:
         code: str = "",
         excluded_from: float | None = None,
     ) -> None:
-        """A source that is lost before a retry has begun (`SOURCE_LOST`) takes nothing's place: the retry is due as it was."""
+        """Notes the failure.  If the source was lost (`SOURCE_LOST`) before a decided retry began, the retry stays due as it was."""
         self.failures.append(error)
         self.losses += code == SOURCE_LOST
         if self.began is None:
@@ -247,7 +247,7 @@ class Case:
     # ---- what follows ----------------------------------------------------------------------------------------
 
     def rule(self, config: RecoveryConfig, now: float) -> Rule:
-        """What is to be done, as far as this migration alone tells."""
+        """What is to be done, decided from this migration alone."""
         error = self.error
         if error is None:
             raise never("nothing has failed")

@@ -1,4 +1,4 @@
-"""What a failed move is: eight types, and the one function that tells which.
+"""The eight types of failed moves, and the one function that assigns them.
 
 `classify` is the only place where an exception, a refusal or the code of an end becomes a `MigrationErrorType`.  It is driven by the
 tables below, which `docs/recovery.md` shows.
@@ -56,7 +56,7 @@ _RETRYABLE = frozenset({TRANSIENT, RESOURCES, TIMEOUT, UNREACHABLE})
 _CHANGES_TARGET = frozenset({RESOURCES, INCOMPATIBLE, UNREACHABLE})
 
 SEVERITY = (UNKNOWN, TRANSIENT, TIMEOUT, UNREACHABLE, RESOURCES, INCOMPATIBLE, PERMANENT, CORRUPTION)
-"""Of several failures at once the last in this order counts: what a retry cannot help goes before what it can."""
+"""If several failures occur at once, the last in this order counts: those that a retry cannot help win."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +92,7 @@ class MigrationError:
         )
 
     def increment_retry(self) -> MigrationError:
-        """The same error with one retry more."""
+        """The same error with one more retry."""
         return replace(self, retry_count=self.retry_count + 1)
 
     def age_secs(self, now: float) -> float:
@@ -157,7 +157,7 @@ CODES: dict[str, MigrationErrorType] = {
     }.items()
     for code in codes.split()
 }
-"""By the name of an exception's class, then of its bases; and by the codes that ends of migrations carry."""
+"""Types by the name of an exception's class, then of its bases, and by the codes in which migrations end."""
 
 FAMILIES: tuple[tuple[type[CellError], MigrationErrorType], ...] = (
     (RecordInvalid, CORRUPTION),
@@ -165,7 +165,7 @@ FAMILIES: tuple[tuple[type[CellError], MigrationErrorType], ...] = (
     (RetryError, TRANSIENT),
     (LostError, PERMANENT),
 )
-"""What an error of ours is that `CODES` does not name: a family says what its members mean."""
+"""Types of this package's errors that `CODES` does not name, by family."""
 
 ERRNOS: dict[int, MigrationErrorType] = {12: RESOURCES, 28: RESOURCES}
 """ENOMEM and ENOSPC, the same everywhere: the only numbers that say more than the exception's class."""
@@ -188,11 +188,11 @@ REFUSALS: dict[RefusalKind, MigrationErrorType] = {
         INCOMPATIBLE,
     ),
 }  # fmt: skip
-"""What a refusal says of the target."""
+"""The type of each kind of refusal."""
 
 
 def classify(happened: Happened) -> MigrationErrorType:
-    """What kind of failure this is.  Total, pure, and never raises.
+    """The type of a failure.  Total, pure, and never raises.
 
     A denied permission is permanent also where it shows as a timeout, if it is the timeout's cause.  Only what no table
     names, and no family of ours, is `UNKNOWN`.
@@ -251,7 +251,7 @@ def _of_exception(error: BaseException) -> MigrationErrorType:
 
 
 def _of_return(code: str) -> MigrationErrorType:
-    """A target that gives the agent back has tried it: unless the cause says otherwise, the agent cannot run there."""
+    """The type for an agent that the target returned: unless the cause says otherwise, the agent cannot run there."""
     kind = _of_code(code) if code not in ("", "MigrationRefused", "Returned") else UNKNOWN
     return INCOMPATIBLE if kind is UNKNOWN else kind
 

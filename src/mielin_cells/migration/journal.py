@@ -25,7 +25,7 @@ def migration_of(attempt: str) -> str:
 
 
 def is_same_migration(attempt: str, other: str) -> bool:
-    """True of two attempts of one migration."""
+    """True if both are attempts of one migration."""
     return migration_of(attempt) == migration_of(other) != ""
 
 
@@ -49,7 +49,7 @@ class Planned(Head, tag="Planned", frozen=True, kw_only=True):
     config: dict[str, float]
     """The `RecoveryConfig` that it runs by."""
     parent: str = ""
-    """The migration that this one takes up again."""
+    """The migration that this one retries."""
 
 
 class Attempted(Head, tag="Attempted", frozen=True, kw_only=True):
@@ -64,7 +64,7 @@ class Attempted(Head, tag="Attempted", frozen=True, kw_only=True):
 
 
 class Reached(Head, tag="Reached", frozen=True, kw_only=True):
-    """How far the attempt came: phases that are over, with their seconds.  Written behind."""
+    """How far the attempt came: finished phases with their seconds.  Written together with the next record."""
 
     number: int
     phases: list[tuple[str, float]]
@@ -91,7 +91,7 @@ class Decided(Head, tag="Decided", frozen=True, kw_only=True):
 
 
 class Cancelled(Head, tag="Cancelled", frozen=True, kw_only=True):
-    """An operator wants it to end: nobody begins another attempt.  One that runs may be beyond being cancelled."""
+    """An operator has cancelled the migration: no other attempt begins.  A running one may be past its handover."""
 
 
 class Ended(Head, tag="Ended", frozen=True, kw_only=True):
@@ -100,7 +100,7 @@ class Ended(Head, tag="Ended", frozen=True, kw_only=True):
     code: str = ""
     reason: str = ""
     restored: dict[str, str] = {}
-    """Of a rollback: what the agent is back at, verified."""
+    """After a rollback: the verified state in which the agent continues."""
 
 
 class TakenBack(Head, tag="TakenBack", frozen=True, kw_only=True):
@@ -200,7 +200,7 @@ class Journal:
             raise RecordInvalid(f"{where} is {type(record).__name__}, and {wrong}.", **facts)
 
     def _wrong(self, record: AnyRecord) -> str:
-        """What is wrong with what a record in its order says; "" if nothing is."""
+        """What is wrong with the contents of a record that is in order; "" if nothing is."""
         match record:
             case Planned(source=source, epoch=epoch):
                 return "" if source and epoch > 0 else "it names no owner to begin at"

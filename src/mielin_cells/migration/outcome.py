@@ -1,4 +1,4 @@
-"""What became of a migration: the agent's log says it (rule 7), and what its journal says decides whether it goes on.
+"""Decides what became of a migration from the agent's log (rule 7), and from its journal whether it continues.
 
 Pure functions.
 """
@@ -25,9 +25,9 @@ def outcome_of(fold: Fold, attempt: str, epoch: int) -> str | None:
 
 
 def journal_outcome(journal: Journal, fold: Fold) -> tuple[str | None, str]:
-    """What became of an open journal's migration, now that the process that began it does not run it any more; and the target.
+    """The outcome and the target of an open migration that its process no longer runs.
 
-    None while its handover is open, and for a fold that is older than the last attempt.
+    The outcome is None while the handover is open, and if the fold is older than the last attempt.
     """
     if journal.planned is None:
         raise never("the journal has no plan")
@@ -42,7 +42,7 @@ def journal_outcome(journal: Journal, fold: Fold) -> tuple[str | None, str]:
 
 
 def restored(fold: Fold) -> dict[str, str]:
-    """What an agent that was rolled back goes on with, in words."""
+    """The state in which a rolled-back agent continues, as text for reports."""
     return {
         "digest": fold.seal_digest().hex(), "cursor": str(fold.ledger.cursor), "state": fold.lifecycle.state.value,
         "version": str(fold.version), "epoch": str(fold.epoch),
@@ -58,7 +58,7 @@ class Verdict(NamedTuple):
 
 
 def verdict(journal: Journal, case: Case, fold: Fold, node: str, *, is_newest: bool = True) -> Verdict | None:
-    """How the migration ends now that `node` owns the agent; None: it goes on from there, as far as its journal and rule 7 say.
+    """How the migration ends now that `node` owns the agent; None: it continues from there.
 
     `is_newest`: no later migration of the agent is known.  Asked only when `journal_outcome` is not None.
     """

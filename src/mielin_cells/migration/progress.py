@@ -14,7 +14,7 @@ EVENTS_KEPT = 10_000
 """Of a collecting callback; a migration has a few hundred events."""
 
 EVENTS_WAITING = 1_000
-"""For a watcher that does not fetch them: more than one migration has, so the oldest are dropped only if something is wrong."""
+"""Events kept for a watcher that does not fetch them: more than one migration has, so none are dropped unless something is wrong."""
 
 
 class MigrationPhase(Enum):
@@ -146,7 +146,7 @@ class CollectingCallback:
 
 
 class LoggingCallback:
-    """Tells each event as a line; unless `verbose`, a transfer only at every tenth percent.  Failures go to `warn`."""
+    """Logs each event as a line; unless `verbose`, a transfer only at every tenth percent.  Failures go to `warn`."""
 
     def __init__(self, info: Callable[[str], None], warn: Callable[[str], None], verbose: bool = False) -> None:
         self._info = info
@@ -230,7 +230,7 @@ class ProgressTracker:
             self._tell(CapturingState(migration_id=self._migration, agent_id=self._agent, percent=share))
 
     def transferred(self, done: int, total: int, *, now: float) -> None:
-        """`total` may grow: an agent that works makes more to copy.  Then the share rests where it was."""
+        """`total` may grow, since a working agent makes more to copy.  Then the share stays where it was."""
         if self._is_over(ProgressPhase.TRANSFERRING):
             return
         self._done, self._total = max(self._done, done), max(self._total, total, done)

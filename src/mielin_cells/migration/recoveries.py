@@ -1,8 +1,8 @@
-"""What becomes of failed migrations: decisions, attempts, their limits, and their times.
+"""The recovery of failed migrations: decisions, attempts, their limits, and when each is due.
 
-It decides and keeps the time, and a driver performs: `node.moves` is one.  Clock and chance are passed in.  One migration of an agent
-is open at a time, so the agent's id names it.  A failed migration waits until it is due, is run by one attempt at a time, and leaves
-by one of five ends (`RecoveryOutcome`):
+This module decides and keeps the time; a driver such as `node.moves` performs.  Clock and chance are passed in.  One migration of an
+agent is open at a time, so the agent's id names it.  A failed migration waits until it is due, is run by one attempt at a time, and
+leaves by one of five ends (`RecoveryOutcome`):
 
     record_failure -> waiting -> begin -> running -> finish -> waiting again, or ended
 
@@ -64,12 +64,12 @@ class Recoveries:
         self._attempt_timeout = attempt_timeout_secs
         self._cases: dict[str, Case] = {}
         self._unfailed: set[str] = set()
-        """Agents with an open migration of which nothing has failed."""
+        """Agents with an open migration that has not failed."""
         self._due = DueQueue()
         self._leases = DueQueue()
         self._tokens = 0
         self._tokens_of: dict[int, str] = {}
-        """The agent whose attempt a token is, while it runs."""
+        """Token of a running attempt to its agent."""
         self._resting: OrderedDict[str, list[RecoveryAttempt]] = OrderedDict()
         self._ends: OrderedDict[str, RecoveryEnd] = OrderedDict()
         self._validator = MigrationValidator()
@@ -79,8 +79,8 @@ class Recoveries:
     def open(self, case: Case, now: float, jitter: Jitter = no_jitter) -> None:
         """Takes up a migration that is planned here, or that another process began (`Case.of`).
 
-        A failure without a decision is decided on; a decision to end it is due at once.  An attempt, or a wait for a retry, that was
-        under way elsewhere goes on with `record_failure`, which says that its source was lost.  Raises `MigrationInProgress`.
+        Decides about a failure that has no decision; makes a decision to end the migration due at once.  If another
+        process had an attempt or a wait for a retry, its loss is reported next (`record_failure`).  Raises `MigrationInProgress`.
         """
         agent = case.agent
         if agent in self._cases:
@@ -185,10 +185,10 @@ class Recoveries:
         return True
 
     def finish(self, token: int, now: float, error: MigrationError | None = None, jitter: Jitter = no_jitter) -> bool:
-        """How the attempt ended; None: it did what it was for, and for a rollback: it is performed and verified.
+        """Reports how the attempt ended; `error` is None if it succeeded, or if the rollback was performed and verified.
 
-        An attempt for which no node could be had has failed, too.  False, and nothing is changed, if the attempt is not this token's
-        any more.
+        An attempt for which no node was available has failed.  False, and nothing is changed, if the attempt no longer belongs to this
+        token.
         """
         case = self._holder(token)
         if case is None:
@@ -214,7 +214,7 @@ class Recoveries:
         return tickets
 
     def settle(self, agent_id: str, now: float, outcome: RecoveryOutcome = RecoveryOutcome.SETTLED) -> bool:
-        """The migration has ended as its agent's log says, whatever was planned here.  False if none is open."""
+        """Ends the migration as its agent's log says, whatever was planned here.  False if none is open."""
         case = self._cases.get(agent_id)
         if case is None:
             return False
@@ -350,7 +350,7 @@ class Recoveries:
         self._schedule(case, now, jitter)
 
     def _result(self, target: str | None, ticket: Ticket | None, now: float, kind: MigrationErrorType | None) -> None:
-        """What an attempt says of its target; None: it is fine."""
+        """Tells the circuits how an attempt with the target ended; `kind` is None after a success."""
         if self.targets is None or target is None:
             return
         if ticket is not None and ticket.has_place:
@@ -361,9 +361,9 @@ class Recoveries:
             self.targets.failed(target, now, kind)
 
     def _schedule(self, case: Case, now: float, jitter: Jitter) -> None:
-        """Retry k waits the delay of k; what is no retry waits only if it has failed before.
+        """Makes the next step due.  Retry k waits for the delay of k; a rollback waits only if one has failed before.
 
-        When the recovery's time is over there is something to do, too: it is rolled back.
+        No wait is longer than the recovery's time: when it is over, the migration is rolled back.
         """
         rule, config = self.decide(case.agent, now), self._config_of(case)
         if case.rollbacks:

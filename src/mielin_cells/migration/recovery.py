@@ -1,6 +1,6 @@
 """The seed's rules of recovery: what may be done about a failure, how often, and after how long.
 
-Pure functions of an error and a configuration.  Who does it, and when, is the manager's (`manager`).
+Pure functions of an error and a configuration.  The manager (`manager`) decides who acts, and when.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ Jitter: TypeAlias = Callable[[], float]
 """Gives a number from 0 (included) to 1 (excluded), from a seeded source of the caller's."""
 
 JITTER_MAX = 0.25
-"""Of a delay, on top of it: agents that failed together do not come back together."""
+"""Largest share of a delay that jitter adds to it, so that agents that failed together do not retry together."""
 
 Retries: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
 DelaySecs: TypeAlias = Annotated[float, msgspec.Meta(ge=0.001, le=1e9)]
-"""The limit is some 31 years: larger ones are slips, and sums of them stay exact to microseconds."""
+"""At most about 31 years: larger values are mistakes, and sums up to there stay exact to microseconds."""
 
 
 class RecoveryStrategy(Enum):
@@ -116,7 +116,7 @@ RETRIES: dict[MigrationErrorType, RecoveryStrategy] = {
     MigrationErrorType.INCOMPATIBLE_TARGET: RecoveryStrategy.RETRY_ON_DIFFERENT_TARGET,
     MigrationErrorType.TARGET_UNREACHABLE: RecoveryStrategy.RETRY_ON_DIFFERENT_TARGET,
 }
-"""What a failure is answered with while retries are left; one of a type that is not here is not retried."""
+"""The retry for each type of failure, while retries are left; other types are not retried."""
 
 
 def last_resort(config: RecoveryConfig) -> RecoveryStrategy:
@@ -141,7 +141,7 @@ def explain(error: MigrationError, config: RecoveryConfig) -> tuple[RecoveryStra
 
 
 def changed(config: RecoveryConfig, *changes: dict[str, Any] | None) -> RecoveryConfig:
-    """The configuration with changes, later ones before earlier ones.  Raises `ConfigError` naming what is wrong."""
+    """The configuration with changes, of which later ones win.  Raises `ConfigError` naming what is wrong."""
     whole = asdict(config)
     for change in changes:
         for name, value in (change or {}).items():
@@ -158,9 +158,9 @@ def changed(config: RecoveryConfig, *changes: dict[str, Any] | None) -> Recovery
 def of_class(
     cls: type[Agent], config: RecoveryConfig, own: dict[str, Any] | None, changes: dict[str, Any] | None = None
 ) -> RecoveryConfig:
-    """Of the moves of a class's agents: the node's, with what the class, the node's file for it (`own`) and one move have otherwise.
+    """The configuration for moves of a class's agents: the node's, changed by the class, by the node's file (`own`), then by one move.
 
-    Raises `ConfigError` naming the class, unless it is the one move's, and the setting.
+    Raises `ConfigError` naming the setting, and the class unless the move's own change is wrong.
     """
     if not (cls.__mielin_recovery__ or own or changes):
         return config

@@ -1,4 +1,4 @@
-"""Why a node does not take an agent, as a value: what decides goes by the kind, and people are shown the sentence."""
+"""Why a node does not take an agent, as a value: decisions use the kind, and people are shown the sentence."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Refusal(msgspec.Struct, array_like=True, frozen=True):
     """One reason.  `str` gives the sentence."""
 
     name: str
-    """A `RefusalKind`'s value: a newer node may send one that is not known here."""
+    """A `RefusalKind`'s value; a newer node may send one that is unknown here."""
     facts: dict[str, Fact]
 
     @property
@@ -78,7 +78,7 @@ def refusal(kind: RefusalKind, **facts: Fact) -> Refusal:
 
 
 def as_refusal(reason: Refusal | str) -> Refusal:
-    """A reason that may have come as a sentence: of that nothing is known but the words."""
+    """A refusal from a value that may be only a sentence; such a sentence has the kind `other`."""
     return reason if isinstance(reason, Refusal) else refusal(RefusalKind.OTHER, text=reason)
 
 

@@ -177,7 +177,7 @@ class End:
     reason: str = ""
     """For people."""
     cause: failure.Refused | failure.SentBack | None = None
-    """What says more than the code does."""
+    """A cause that is classified in place of the code."""
 
     @property
     def happened(self) -> failure.Happened:
@@ -223,7 +223,7 @@ class Source:
                 return self._verifying(event)
 
     def _before_pause(self, event: Event) -> tuple[Source, tuple[Effect, ...]]:
-        """The source serves; whatever happens, it goes on serving."""
+        """The source serves, and keeps serving whatever happens."""
         match self.phase, event:
             case Phase.PLANNED, Begin():
                 return self._to(Phase.PREPARING, AskPrepare())
@@ -237,7 +237,7 @@ class Source:
             case Phase.COPYING, Copied():
                 return self._copied(event)
             case _, Deadline():
-                # Asked again and again, and never heard: there is nobody.
+                # The request was repeated until the deadline without an answer: nobody is there.
                 code = "TargetUnreachable" if self.phase is Phase.PREPARING else "Timeout"
                 return self._back(f"{self.phase.value} ran out of time", code, ReleaseTarget())
             case _, Cancel():
@@ -250,7 +250,7 @@ class Source:
                 return self, ()
 
     def _copied(self, event: Copied) -> tuple[Source, tuple[Effect, ...]]:
-        """Rounds go on within the bounds, too, while each leaves at most half of the one before: the rest is folded in the pause."""
+        """A copy within the limits gets another round while each leaves at most half of the one before; the pause folds the rest."""
         limits = self.limits
         is_near = event.records_behind <= limits.lag_records_max and event.bytes_behind <= limits.lag_bytes_max
         is_late = self.rounds * 2 >= limits.rounds_max
@@ -262,7 +262,7 @@ class Source:
         return replace(self, rounds=self.rounds + 1, bytes_behind=event.bytes_behind), (AskCopy(is_late),)
 
     def _paused(self, event: Event) -> tuple[Source, tuple[Effect, ...]]:
-        """Intake stopped, nothing sent: this very incarnation may resume without an append (rule 6)."""
+        """The intake is stopped and nothing was sent, so this incarnation may resume without an append (rule 6)."""
         match event:
             case Quiet():
                 return self._to(Phase.HANDING_OVER, HandOver())

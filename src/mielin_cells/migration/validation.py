@@ -31,7 +31,7 @@ def checksum(data: bytes) -> bytes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """What a source says of a state; it travels beside it, and the target computes its own."""
+    """Digest and size of a state, as its source says; the target computes its own and compares."""
 
     checksum: bytes
     """BLAKE3."""
@@ -68,7 +68,7 @@ class RollbackInfo:
         policy: Policy | None = None,
         source_node: str | None = None,
     ) -> RollbackInfo:
-        """Of an agent that is paused, or of a record of its log: the bytes are taken as they are.  Raises `InvalidAgentId`."""
+        """Captures a paused agent, or a record of its log; the bytes are taken unchanged.  Raises `InvalidAgentId`."""
         return cls(
             agent_id=str(AgentId(agent)) if isinstance(agent, str) else agent_id(agent),
             original_state=bytes(state),
@@ -80,7 +80,7 @@ class RollbackInfo:
 
     @classmethod
     def sealed(cls, agent: str, seal: Manifest, now: float, *, policy: Policy, source_node: str) -> RollbackInfo:
-        """Of an agent that is about to be handed over: its log holds the state, so that no byte of it is copied."""
+        """For an agent that is about to be handed over: its log holds the state, so nothing is copied."""
         return cls(
             agent_id=agent,
             original_state=b"",
@@ -121,7 +121,7 @@ class RollbackInfo:
         return max(0.0, now - self.created_at)
 
     def is_valid(self, max_age_secs: float, now: float) -> bool:
-        """Younger than `max_age_secs`; of that very age is too old, so 0 is never valid."""
+        """True if younger than `max_age_secs`; exactly that age is too old, so 0 is never valid."""
         return self.age_secs(now) < max_age_secs
 
 
@@ -266,11 +266,11 @@ class MigrationValidator:
     # ---- rollback --------------------------------------------------------------------------------------------
 
     def rollback_info(self, migration_id: str) -> RollbackInfo | None:
-        """What is kept, of whatever age: for an operator."""
+        """The kept information of any age, for an operator."""
         return self._rollbacks.get(migration_id)
 
     def execute_rollback(self, migration_id: str, *, now: float) -> RollbackInfo:
-        """What to go back to, checked.  It stays until `confirm_rollback`: asked for twice, it is given twice.
+        """The checked state to go back to.  It is kept until `confirm_rollback`, so it can be asked for again.
 
         Raises `NoSuchMigration` if nothing was captured, `RollbackExpired` if it is too old (it is kept for an operator), and
         `DigestMismatch` if its bytes have changed.  Each is in the audit.
@@ -297,7 +297,7 @@ class MigrationValidator:
         return info
 
     def confirm_rollback(self, migration_id: str, restored: Manifest, *, now: float, details: str = "") -> None:
-        """The rollback was performed: `restored` is what the agent now runs with.  Only then is the information let go.
+        """The rollback was performed: `restored` is what the agent now runs with.  Only then is the information discarded.
 
         Raises `NoSuchMigration`, and `DigestMismatch` if that is not what was captured; then it is kept.
         """
@@ -316,7 +316,7 @@ class MigrationValidator:
         self._ended.discard(migration_id)
 
     def fail_rollback(self, migration_id: str, reason: str, *, now: float, is_final: bool = False) -> None:
-        """The rollback could not be performed; its information is kept.  `is_final`: it is not tried again from here."""
+        """Notes that the rollback failed; its information is kept.  `is_final`: this node does not try again."""
         info = self._rollbacks.get(migration_id)
         if info is not None and is_final:
             self._ended.add(migration_id)
@@ -334,7 +334,7 @@ class MigrationValidator:
         source: str | None = None,
         target: str | None = None,
     ) -> None:
-        """The migration has ended, which the audit always says.  Only after success is there nothing to go back to."""
+        """Notes in the audit that the migration has ended.  After a success the rollback information is discarded."""
         if success:
             self._rollbacks.pop(migration_id, None)
             self._ended.discard(migration_id)
@@ -346,7 +346,7 @@ class MigrationValidator:
         )
 
     def cleanup_expired(self, *, now: float) -> int:
-        """Lets go what is too old and belongs to a migration that has ended; how many.  That of an open one is never let go."""
+        """Discards information that is too old and whose migration has ended; returns how many.  That of an open one is kept."""
         old = [name for name in self._ended if not self._rollbacks[name].is_valid(self._max_age, now)]
         for name in old:
             del self._rollbacks[name]

@@ -154,7 +154,7 @@ class Migrate(Request[Progress], frozen=True):
     recovery: dict[str, float] | None = None
     """Fields of `RecoveryConfig` that differ from the node's."""
     parent: str = ""
-    """The migration that this one takes up again."""
+    """The migration that this one retries."""
 
 
 class Abort(Request[str], frozen=True):

@@ -1,4 +1,4 @@
-"""What the logs say of an agent that is moved: its owner now, and what became of an attempt whose end nobody here has seen."""
+"""Reads from the logs who owns an agent, and what became of an attempt whose end this process has not seen."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def _last_of(log: Log, agent: str) -> AnyRecord | None:
 
 
 async def journal_of(log: Log, agent: str, migration: str) -> Journal | None:
-    """As another process has gone on with it, maybe to its end; waits for the store.  None if it cannot be read."""
+    """The journal as another process has continued it, perhaps to its end; waits for the store.  None if it cannot be read."""
     try:
         return await persist(lambda: journal.read(log, agent, migration), RetryError)
     except CellError as error:
@@ -53,9 +53,9 @@ async def journal_of(log: Log, agent: str, migration: str) -> Journal | None:
 
 
 async def loss_of(log: Log, fold: Fold, attempt: Attempted, coordinator: str) -> tuple[str, str, Happened]:
-    """Why an attempt failed whose source did not see its end: the target may have given the agent back, and said why.
+    """Why an attempt failed whose source did not see its end: the target may have returned the agent, with a reason.
 
-    Code, reason, and what is classified.
+    Returns the code, the reason, and the value to classify.
     """
     handed = fold.handed.get(attempt.id)
     if handed is not None:
@@ -70,7 +70,7 @@ async def loss_of(log: Log, fold: Fold, attempt: Attempted, coordinator: str) ->
 
 
 def report_of(journal: Journal, report: MigrationReport) -> MigrationReport:
-    """A report of an attempt that was seen here, as the journal's last attempt ended elsewhere."""
+    """The report, completed by the journal: its last attempt ended in another process."""
     end, number = journal.end, len(journal.attempts)
     target = end.target if end is not None else report.target
     report = replace(report, target=target, phases=(), rounds=0, bytes=0, pause_ms=0.0)

@@ -124,17 +124,17 @@ class Migrations:
             )  # things change while others are asked
             if recovery is not None:
                 return recovery
-        left = self.settling.left.get(agent)
-        if left:
-            if request.migration in left:
+        unfinished = self.settling.unfinished.get(agent)
+        if unfinished:
+            if request.migration in unfinished:
                 raise Fenced(
                     f"Migration {request.migration} of agent {agent!r} stopped on this node without an end; its end is written "
                     "first. Try again.",
                     agent=agent, migration=request.migration,
                 )  # fmt: skip
             raise MigrationInProgress(
-                f"Agent {agent!r} was moved by {', '.join(left)}, which stopped without an end; its end is written first. Try again.",
-                agent=agent, migration=", ".join(left),
+                f"Agent {agent!r} was moved by {', '.join(unfinished)}, which stopped without an end and gets one first. Try again.",
+                agent=agent, migration=", ".join(unfinished),
             )  # fmt: skip
         case = Case(agent, request.migration, activations.name, self.config_of(activation.spec.cls, request.recovery))
         recovery = self.open[agent] = Recovery(self._agenda, self.attempts, request, case, target)
@@ -201,7 +201,7 @@ class Migrations:
             if validator.rollback_info(recovery.migration) is not None:
                 why = "the agent's owner goes on with the migration"
                 validator.fail_rollback(recovery.migration, why, now=self.activations.clock(), is_final=True)
-            self.settling.left.setdefault(recovery.agent, set()).add(recovery.migration)
+            self.settling.unfinished.setdefault(recovery.agent, set()).add(recovery.migration)
             self.settling.soon(recovery.agent, 0.0)  # a look, in case it is still, or again, this node's
             return
         if recovery.observer is not None:

@@ -1,8 +1,8 @@
 """Migrations that are open although no process runs them: the agent's owner settles them.
 
-An agent comes to a node by a move, or by a claim; then the node looks into the agent's journals.  What is open there and not run by
-this process is ended as the agent's log says, or gone on with from here (`migration.standing`).  Twice is as once: journals
-are appended conditionally, and of two nodes that are at it one is first.
+After an agent came to this node by a move or a claim, the node reads the agent's journals.  A migration that is open there, and that
+this process does not run, is ended as the agent's log says, or continued from here (`migration.outcome`).  Settling twice does no
+harm: journals are appended conditionally, so of two nodes that settle one migration only one succeeds.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ if TYPE_CHECKING:
 logger = logging.getLogger("mielin_cells.migration")
 
 SETTLE_S = 30.0
-"""The source writes the end of a migration within milliseconds; after this its new owner looks whether it did.  And the list of
-journals may be old when an agent is claimed, so after this it is looked at once more."""
+"""The source of a move writes its end within milliseconds; the new owner checks after this time that it did.  After a claim the
+journals are listed a second time after this time, because the first list may have been out of date."""
 
 
 GATHER_S = 0.1
-"""Of agents that are claimed at about the same time the journals are looked for together."""
+"""Wait before the journals of claimed agents are read, so that agents claimed at about the same time share one list."""
 
 JOURNALS_KEPT = 20
-"""Of an agent, so many migrations that have ended."""
+"""Ended migrations whose journals are kept for each agent."""
 
 MANY = 16
-"""From so many agents on, as after a failover, one list of all journals is less work than one of each agent's."""
+"""From this number of agents on, as after a failover, one list of all journals costs less than a list for each agent."""
 
 
 class Settling:
@@ -78,22 +78,22 @@ class Settling:
         self._open = open_
         self._taken_over = taken_over
         self._due: dict[str, tuple[float, bool]] = {}
-        """Agents to look after: when, and whether once more behind it."""
+        """Agents whose journals are to be read: when, and whether to read them once more after `SETTLE_S`."""
         self._is_looking = False
-        self.left: dict[str, set[str]] = {}
-        """By agent, migrations that this very process began and did not end: a replica that is behind may not list them yet."""
+        self.unfinished: dict[str, set[str]] = {}
+        """By agent, migrations that this process began and did not end: a replica that is behind may not list them yet."""
         self.broken: dict[str, str] = {}
-        """Migrations that this very process could not go on with, and why."""
+        """Migrations that a bug stopped in this process, and the error."""
 
     def soon(self, agent: str, within_s: float) -> None:
-        """The agent came here.  0: by a claim, so the node that moved it may be gone: its journals are read at once."""
+        """Reads the journals of an agent that came here within `within_s`; 0 after a claim: the node that moved it may be gone."""
         self._due[agent] = (self._activations.clock() + within_s, within_s < SETTLE_S)
         if within_s <= 0 and not self._is_looking:
             self._is_looking = True
             self._activations.home.begin(self._look())
 
     async def _look(self) -> None:
-        """One agent after the other: a node that starts with many has better to do."""
+        """Reads the journals of one agent after the other, so that a node that starts with many agents is not kept from serving."""
         try:
             await asyncio.sleep(GATHER_S)
             await self.all_due()
@@ -104,13 +104,13 @@ class Settling:
 
     def may_have_open(self, agent: str) -> bool:
         """True if an open migration of the agent is known, or its journals are still to be read since it came here."""
-        return agent in self._due or bool(self.left.get(agent))
+        return agent in self._due or bool(self.unfinished.get(agent))
 
     def is_due(self, agent: str) -> bool:
         return agent in self._due and self._due[agent][0] <= self._activations.clock()
 
     async def all_due(self) -> None:
-        """Called in every round of reconciling.  Raises a `RetryError` while the store does not answer; then all stays due."""
+        """Settles all agents that are due, in every round of reconciling.  Raises a `RetryError` while the store does not answer."""
         due = [agent for agent in self._due if self.is_due(agent)]
         moved: set[str] | None = None
         if len(due) >= MANY:
@@ -125,7 +125,7 @@ class Settling:
                 say("settling migrations of agent %s failed; trying again later: %s", agent, described(error))
 
     async def one_due(self, agent: str, moved: Collection[str] | None = None) -> None:
-        """Settles now what is due.  Raises a `RetryError` while the store does not answer; then it stays due.
+        """Settles the agent if it is due.  Raises a `RetryError` while the store does not answer; then it stays due.
 
         `moved`: agents that have journals, if that is known already.
         """
@@ -140,10 +140,10 @@ class Settling:
             self.soon(agent, SETTLE_S)
 
     async def settle(self, agent: str) -> bool:
-        """True once nothing is open in the journals of an agent that this node owns, but what this node itself runs."""
+        """True once no migration of an agent of this node is open, except one that this node itself runs."""
         fold = await self._fold(agent)
         if fold is None:
-            self.left.pop(agent, None)
+            self.unfinished.pop(agent, None)
             return True
         journals = await self._journals(agent)
         if journals is None:
@@ -156,8 +156,8 @@ class Settling:
             try:
                 is_settled = await self._settle(journal, fold, journal is journals[-1] and running is None)
                 is_done &= is_settled
-                if is_settled and agent in self.left:
-                    self.left[agent].discard(journal.migration)
+                if is_settled and agent in self.unfinished:
+                    self.unfinished[agent].discard(journal.migration)
             except JournalTaken:
                 is_done = False
             except (UnknownRecord, ConfigError) as error:
@@ -183,18 +183,18 @@ class Settling:
         return fold if fold.phase is Phase.TERMINATED else None
 
     async def _journals(self, agent: str) -> list[Journal] | None:
-        """Those that can be read, the newest migration last; None if the replica that answers lacks the end of one."""
-        log, journals, left = self._activations.home.log, list[Journal](), self.left.get(agent, set())
-        for migration in sorted(left.union(name for _, name in await journal_store.listed(log, agent))):
+        """The readable journals, the newest migration last; None if the replica that answers lacks the end of one."""
+        log, journals, unfinished = self._activations.home.log, list[Journal](), self.unfinished.get(agent, set())
+        for migration in sorted(unfinished.union(name for _, name in await journal_store.listed(log, agent))):
             try:
                 one = await journal_store.read(log, agent, migration)
             except (RecordInvalid, NoSuchMigration) as error:
-                if migration not in left:  # else it was never planned
+                if migration not in unfinished:  # else it was never planned
                     logger.error("the journal of migration %s of agent %s is unusable: %s", migration, agent, error)
-                left.discard(migration)
+                unfinished.discard(migration)
                 continue
             if one.end is not None:
-                left.discard(migration)
+                unfinished.discard(migration)
             if one.is_open:
                 last = await log.last(journal_subject(agent, migration))
                 if last is None or last.seq != one.seq:
@@ -205,7 +205,7 @@ class Settling:
         return journals
 
     async def _let_go(self, agent: str, ended: list[Journal]) -> None:
-        """Of an agent's migrations the newest are kept, by their order: a history is for people, and must not grow for ever."""
+        """Trims the journals of the agent's oldest migrations: the history is for people, and must not grow without limit."""
         for one in ended[:-JOURNALS_KEPT]:
             try:
                 await self._activations.home.log.trim(journal_subject(agent, one.migration), one.seq + 1)
@@ -218,7 +218,7 @@ class Settling:
                 )
 
     async def _settle(self, journal: Journal, fold: Fold, is_newest: bool) -> bool:
-        """False while the logs do not say yet what became of it."""
+        """Ends or continues the migration; False while the logs do not say yet what became of it."""
         activations, agent = self._activations, fold.agent
         outcome, _ = journal_outcome(journal, fold)
         if outcome is None:
@@ -242,7 +242,7 @@ class Settling:
         return True
 
     def _recovery_of(self, journal: Journal) -> Recovery:
-        """An open migration that another process began, as its journal tells.  Raises `UnknownRecord`, `ConfigError`."""
+        """An open migration that another process began, restored from its journal.  Raises `UnknownRecord`, `ConfigError`."""
         planned, activations = journal.planned, self._activations
         if planned is None:
             raise never("the journal has no plan")
@@ -257,9 +257,9 @@ class Settling:
         return recovery
 
     async def _take_over(self, recovery: Recovery, fold: Fold, end: Verdict | None) -> bool:
-        """Ends what another process began, or decides how it goes on; True: `Recovery.run` then does what was decided.
+        """Ends a migration of another process, or decides how it continues; True: `Recovery.run` then carries that out.
 
-        The first record tells every other process that is at it to stop.  Raises `JournalTaken` if one was first.
+        The first record stops every other process that settles the migration.  Raises `JournalTaken` if one was first.
         """
         try:
             return await self._decide(recovery, fold, end)
