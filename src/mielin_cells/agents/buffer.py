@@ -126,9 +126,9 @@ class Buffer:
         store, size = self._store, len(self)
         pages: dict[int, bytes] = {}
         for number, page in self._pages.items():
-            kept = bytes(page.rstrip(b"\0"))
-            if kept != self._stored(number):
-                pages[number] = kept
+            data = bytes(page.rstrip(b"\0"))
+            if data != self._stored(number):
+                pages[number] = data
         low = self._low if self._low < min(size, store.size) else None
         return BufferDelta(size, pages, low) if pages or low is not None or size != store.size else None
 

@@ -201,8 +201,8 @@ class BoundTable(Table[K, V]):
         if entry is None:
             data = self._store.get(key, number)
         elif self._values.is_immutable or self._writable():
-            known: V = entry.value
-            return known
+            remembered: V = entry.value
+            return remembered
         else:  # somebody outside of the turn gets a copy
             data = entry.data
         if data is None:

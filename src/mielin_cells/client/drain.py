@@ -69,9 +69,9 @@ async def drain_node(
 
 
 async def _check_listed(client: Requester, node: str) -> None:
-    known = await table.list_names(client.log)
-    if node not in known:
-        raise UnknownNode.of(node, known)
+    names = await table.list_names(client.log)
+    if node not in names:
+        raise UnknownNode.of(node, names)
 
 
 async def _check_targets(client: Requester, node: str, agents: int) -> None:

@@ -108,9 +108,9 @@ class Operator:
         if not nodes:
             raise NoResponder("No node answers; start one with `mielin node` or `mielin up`.")
         if not able:
-            known = sorted({name for node in nodes for name in node.classes})
+            classes = sorted({name for node in nodes for name in node.classes})
             raise UnknownClass(
-                f"No node that takes agents knows the class {cls!r}; they know {', '.join(known) or 'none'}.",
+                f"No node that takes agents knows the class {cls!r}; they know {', '.join(classes) or 'none'}.",
                 name=cls,
             )
         return min(able, key=lambda node: (node.agents, node.name)).name
@@ -200,11 +200,11 @@ class Operator:
     async def nearest(self, name: str) -> list[str]:
         """Agents and nodes, or migrations, of names like this one; the likeliest first."""
         if name.startswith("m-"):
-            known = [migration for _, migration in await journal.listed(self.log)]
+            names = [migration for _, migration in await journal.listed(self.log)]
         else:
-            known = [agent for agent, _ in await known_agents(self.log)] + await table.list_names(self.log)
-        starts = [one for one in known if name and one.startswith(name)][:NEAREST]
-        return starts or difflib.get_close_matches(name, known, NEAREST)
+            names = [agent for agent, _ in await known_agents(self.log)] + await table.list_names(self.log)
+        starts = [one for one in names if name and one.startswith(name)][:NEAREST]
+        return starts or difflib.get_close_matches(name, names, NEAREST)
 
     async def records(
         self, agent: str, after: int = 0, follow: bool = False
@@ -300,9 +300,9 @@ class Operator:
     async def cancel_timer(self, agent: str, timer: str) -> None:
         """Raises `UsageError` if there is no such timer."""
         agent = str(AgentId(agent))
-        known = [one.id for one in await self.timers(agent)]
-        if timer not in known:
-            shown = ", ".join(map(repr, known)) or "none"
+        timer_ids = [one.id for one in await self.timers(agent)]
+        if timer not in timer_ids:
+            shown = ", ".join(map(repr, timer_ids)) or "none"
             raise UsageError(f"Agent {agent!r} has no timer {timer!r}; there are {shown}.", agent=agent)
         request = requests.CancelTimer(agent, timer)
         await self.client.send_to_owner(agent, request, self.client.settings.turn_deadline_s)

@@ -176,8 +176,8 @@ class Requester:
     async def check_node(self, node: str) -> None:
         """Raises `UnknownNode` with the nodes that there are."""
         if not await table.is_known(self.log, node):
-            known = await table.list_names(self.log)
-            raise UnknownNode.of(node, known)
+            names = await table.list_names(self.log)
+            raise UnknownNode.of(node, names)
 
     # ---- callers ---------------------------------------------------------------------------------------------
 

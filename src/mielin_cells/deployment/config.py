@@ -103,10 +103,10 @@ class _Place:
     def convert(
         self, cls: type[Any], given: dict[str, Any], table: tuple[str, ...], own: set[str] | None = None
     ) -> Any:
-        known = [item.name for item in fields(cls)]
+        names = [item.name for item in fields(cls)]
         for name in given:
-            if name not in known:
-                raise self.refusal(table, name, f"there is no such setting; there are {', '.join(known)}")
+            if name not in names:
+                raise self.refusal(table, name, f"there is no such setting; there are {', '.join(names)}")
         try:
             value = cls(**given)
             if isinstance(value, RecoveryConfig):

@@ -67,10 +67,10 @@ async def _take_what_is_left(client: Client, names: list[str]) -> None:
     from mielin_cells.membership import table
     from mielin_cells.membership.takeover import Takeover
 
-    known = await table.read_members(client.log)
-    gone = known.keys() - set(names)
+    members = await table.read_members(client.log)
+    gone = members.keys() - set(names)
     if gone:
-        await Takeover(client.log, client.wire, time.monotonic).take(gone, known, force=True)
+        await Takeover(client.log, client.wire, time.monotonic).take(gone, members, force=True)
 
 
 @asynccontextmanager

@@ -187,9 +187,9 @@ def _wrong_snapshot(image: Image, record: Snapshot) -> str:
     if record.digest != image.state.digest():
         return "its digest is not that of the state before it (rule 18)"
     before = {one.seq for one in image.snapshots} | {0}
-    kept = [one.seq for one in record.snapshots]
-    if kept != sorted(set(kept)) or not before.issuperset(kept):
-        return f"it keeps the snapshots {kept}, of {sorted(before)} (rule 18)"
+    kept_seqs = [one.seq for one in record.snapshots]
+    if kept_seqs != sorted(set(kept_seqs)) or not before.issuperset(kept_seqs):
+        return f"it keeps the snapshots {kept_seqs}, of {sorted(before)} (rule 18)"
     if not 0 <= record.since <= record.prev or bool(record.parts) == (record.small is not None):
         return "it does not say where its state is (rule 18)"
     return ""
@@ -288,9 +288,9 @@ def _wrong_held(ledger: Ledger, held: list[int], cursor: int) -> str:
 
 def _wrong_rest(ledger: Ledger, turn: OpenTurn | None, commit: Commit) -> str:
     if commit.forgot:
-        known = ledger.peers.keys() | {one.sender for one in commit.inputs}
+        sessions = ledger.peers.keys() | {one.sender for one in commit.inputs}
         if len(set(commit.forgot)) < len(commit.forgot) or not all(
-            is_client(one) and one in known for one in commit.forgot
+            is_client(one) and one in sessions for one in commit.forgot
         ):
             return "it forgets a session that is not known (rule 15)"
     for ended in commit.ended:

@@ -48,12 +48,12 @@ class _Past:
         """Of the last run in the log."""
 
     @classmethod
-    def of(cls, known: ReplayInput) -> _Past:
+    def of(cls, replay: ReplayInput) -> _Past:
         past = cls()
-        past.taken = known.taken
-        past.sent = {place_of(sent): sent for sent in known.sent}
-        past.timers = dict(known.timers)
-        past.learn(0, list(known.steps))
+        past.taken = replay.taken
+        past.sent = {place_of(sent): sent for sent in replay.sent}
+        past.timers = dict(replay.timers)
+        past.learn(0, list(replay.steps))
         past.calls = []
         return past
 
@@ -71,11 +71,11 @@ class _Past:
             elif one.n:
                 sent = Sent(one.to, asks[one.to], one.n, one.handler, one.body, True, one.answer)
                 asks[one.to] += 1
-                known = self.sent.get(place_of(sent))
-                if known is None or known.n != sent.n:
+                earlier = self.sent.get(place_of(sent))
+                if earlier is None or earlier.n != sent.n:
                     self.sent[place_of(sent)] = sent
                 elif sent.answer is not None:  # what was sent under that number is what it was
-                    self.sent[place_of(sent)] = msgspec.structs.replace(known, answer=sent.answer)
+                    self.sent[place_of(sent)] = msgspec.structs.replace(earlier, answer=sent.answer)
 
     def replay(self, sender: str, n: int) -> ReplayInput:
         steps = [self.steps[key] for key in sorted(self.steps)]
@@ -155,8 +155,8 @@ class Undoing:
             raise never("now.seq == self.seq does not hold")
         back, ledger = self.back, now.ledger
         peers = {sender: peer for sender, peer in ledger.peers.items() if not peer.is_client}
-        before = {sender: known.mark for sender, known in back.ledger.peers.items()}
-        known = {letter.key for letter in back.ledger.dead}
+        before = {sender: peer.mark for sender, peer in back.ledger.peers.items()}
+        buried = {letter.key for letter in back.ledger.dead}
         return {
             "to": back.seq,
             "version": back.version,
@@ -165,7 +165,7 @@ class Undoing:
             "cursor": back.ledger.cursor,
             "held": sorted(back.ledger.held),
             "marks": {s: before.get(s, 0) for s, peer in peers.items() if peer.mark != before.get(s, 0)},
-            "unburied": sorted(letter.key for letter in ledger.dead if letter.key not in known),
+            "unburied": sorted(letter.key for letter in ledger.dead if letter.key not in buried),
             "timers": self._timers(),
             "replays": [past.replay(*key) for key, past in self._pasts.items()],
         }

@@ -147,14 +147,14 @@ async def cordon(log: Log, name: str, is_cordoned: bool, nonce: Callable[[], byt
     while True:
         last = await log.last(subject)
         if last is None and not await is_known(log, name):
-            known = await list_names(log)
-            raise UnknownNode.of(name, known)
+            names = await list_names(log)
+            raise UnknownNode.of(name, names)
         if last is None:
             continue  # it has entered, and a leader that was cut off did not know it
-        found = await _entered(log, name, last)
-        if found.is_cordoned == is_cordoned:
-            return found
-        wanted = msgspec.structs.replace(found, nonce=nonce(), is_cordoned=is_cordoned)
+        entered = await _entered(log, name, last)
+        if entered.is_cordoned == is_cordoned:
+            return entered
+        wanted = msgspec.structs.replace(entered, nonce=nonce(), is_cordoned=is_cordoned)
         outcome = await log.append(subject, framed(_encoder.encode(wanted)), last.seq)
         if isinstance(outcome, Appended):
             return wanted
@@ -165,10 +165,10 @@ async def leave(log: Log, name: str, incarnation: int, nonce: bytes) -> None:
     """Notes that the process has ended cleanly.  A hint: nothing is decided by it, so one try is enough."""
     try:
         last = await log.last(node_log_subject(name))
-        found = await _entered(log, name, last) if last is not None else None
-        if last is None or found is None or found.incarnation != incarnation:
+        entered = await _entered(log, name, last) if last is not None else None
+        if last is None or entered is None or entered.incarnation != incarnation:
             return
-        data = framed(_encoder.encode(msgspec.structs.replace(found, nonce=nonce, has_stopped=True)))
+        data = framed(_encoder.encode(msgspec.structs.replace(entered, nonce=nonce, has_stopped=True)))
         await log.append(node_log_subject(name), data, last.seq)
     except Exception as error:  # whatever the store raises: the process ends all the same
         logger.info("node %s: recording its stop failed: %s", name, described(error))

@@ -88,11 +88,11 @@ def check_compatibility(agent: AgentRequirements, node: NodeCapabilities) -> Com
         refused.append(refusal(Kind.ARCHITECTURE, node=node.name, need=" or ".join(agent.architectures), have=have))
     # The state is held in memory, so it counts, too.
     need = agent.required_memory + agent.state_size
-    left = _left(node.available_memory, node.reserved) - need
-    if left < 0:
+    spare = _left(node.available_memory, node.reserved) - need
+    if spare < 0:
         refused.append(_short(Kind.MEMORY, need, node.available_memory, node))
-    elif left * HEADROOM < node.available_memory - node.reserved:
-        warnings.append(f"{left:,} bytes of memory would be left, less than a fifth of what is free")
+    elif spare * HEADROOM < node.available_memory - node.reserved:
+        warnings.append(f"{spare:,} bytes of memory would be left, less than a fifth of what is free")
     if agent.required_storage > _left(node.available_storage, node.reserved):
         refused.append(_short(Kind.STORAGE, agent.required_storage, node.available_storage, node))
     if agent.state_size > node.max_state_size:
@@ -219,8 +219,8 @@ def _incompatible(offer: Offer, node: Facts) -> tuple[Refusal, ...]:
     return refused if need >= 0 else (*refused, refusal(Kind.SIZE_INVALID, size=need))
 
 
-def _limit(known: int | None) -> int:
-    return UNLIMITED if known is None else known
+def _limit(quantity: int | None) -> int:
+    return UNLIMITED if quantity is None else quantity
 
 
 # ---- versions ----

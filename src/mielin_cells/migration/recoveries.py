@@ -395,6 +395,6 @@ class Recoveries:
             self._ends[agent] = RecoveryEnd(
                 agent_id=agent, migration=case.migration, outcome=outcome, timestamp=now, error=case.error
             )
-        for kept in (self._resting, self._ends):
-            while len(kept) > AGENTS_KEPT:
-                kept.popitem(last=False)
+        for memory in (self._resting, self._ends):
+            while len(memory) > AGENTS_KEPT:
+                memory.popitem(last=False)

@@ -146,8 +146,8 @@ def changed(config: RecoveryConfig, *changes: dict[str, Any] | None) -> Recovery
     for change in changes:
         for name, value in (change or {}).items():
             if name not in whole:
-                known = ", ".join(whole)
-                raise ConfigError(f"There is no recovery setting {name!r}; there are {known}.", field=name, range=known)
+                names = ", ".join(whole)
+                raise ConfigError(f"There is no recovery setting {name!r}; there are {names}.", field=name, range=names)
             is_whole = isinstance(value, float) and value.is_integer() and type(whole[name]) in (int, bool)
             whole[name] = type(whole[name])(value) if is_whole and name in ("max_retries", *_FLAGS) else value
     result = RecoveryConfig(**whole)

@@ -226,32 +226,32 @@ class Drain:
 
     def _recovery(self) -> dict[str, float]:
         """Retries soon and within the time that is left, and rolls back rather than give up: then the agent runs on."""
-        left = max(1.0, self._until - self._activations.clock())
+        seconds_left = max(1.0, self._until - self._activations.clock())
         return {
-            "max_retries": 2.0, "initial_retry_delay_secs": min(0.25, left), "max_retry_delay_secs": min(2.0, left),
-            "recovery_timeout_secs": left, "auto_rollback": 1.0,
+            "max_retries": 2.0, "initial_retry_delay_secs": min(0.25, seconds_left), "max_retry_delay_secs": min(2.0, seconds_left),
+            "recovery_timeout_secs": seconds_left, "auto_rollback": 1.0,
         }  # fmt: skip
 
     # ---- showing ---------------------------------------------------------------------------------------------
 
     def progress(self) -> DrainProgress:
         activations, now = self._activations, self._ended_at or self._activations.clock()
-        seconds, left = now - self._begun, len(activations.live) + len(activations.unloadable)
+        seconds, agents_left = now - self._begun, len(activations.live) + len(activations.unloadable)
         eta_s = seconds / self.moved * len(activations.live) if self.moved and self.state == RUNNING else 0.0
         here = [row for row in self._rows.values() if row.agent in activations.live]
         rows = sorted(here, key=lambda row: ("moving", "blocked", "waiting").index(_shown(row)))
         shown = [self._row(row) for row in rows[:ROWS_MAX]]
         shown += [_unloadable(agent, info.error) for agent, info in sorted(activations.unloadable.items())[:ROWS_MAX]]
         return DrainProgress(
-            node=activations.name, state=self.state if self._ended_at else RUNNING, agents=self.moved + left, moved=self.moved,
-            left=left, rows=shown, seconds=seconds, left_s=max(0.0, self._until - now), eta_s=eta_s,
+            node=activations.name, state=self.state if self._ended_at else RUNNING, agents=self.moved + agents_left, moved=self.moved,
+            left=agents_left, rows=shown, seconds=seconds, left_s=max(0.0, self._until - now), eta_s=eta_s,
         )  # fmt: skip
 
     def _row(self, row: Row) -> Row:
-        activation, found = self._activations.live.get(row.agent), self._migrations.open.get(row.agent)
+        activation, recovery = self._activations.live.get(row.agent), self._migrations.open.get(row.agent)
         return Row(
             agent=row.agent, state=_shown(row), target=row.target,
-            phase=found.progress().phase if found is not None else "", blocker=row.blocker,
+            phase=recovery.progress().phase if recovery is not None else "", blocker=row.blocker,
             messages=activation.inbox.waiting if activation is not None else 0,
             bytes=activation.fold.size_bytes if activation is not None else 0,
         )  # fmt: skip

@@ -223,9 +223,11 @@ class Node:
                     await table.leave(self.home.log, self.name, self._place.incarnation, self.home.rng.randbytes(12))
         self.kill()
         if self.home.tasks:
-            _, left = await asyncio.wait(self.home.tasks, timeout=self.settings.pause_s + LEAVE_S)
-            if left:
-                logger.error("node %s: %d tasks did not end when they were cancelled: %s", self.name, len(left), left)
+            _, unfinished = await asyncio.wait(self.home.tasks, timeout=self.settings.pause_s + LEAVE_S)
+            if unfinished:
+                logger.error(
+                    "node %s: %d tasks did not end when they were cancelled: %s", self.name, len(unfinished), unfinished
+                )
 
     def _close_all(self) -> None:
         self.activations.close()
@@ -259,11 +261,11 @@ class Node:
 
     def _info(self) -> NodeInfo:
         about = self.about
-        known = {name: getattr(about, name) for name in about.__struct_fields__}
+        announced = {name: getattr(about, name) for name in about.__struct_fields__}
         since_s = max(0.0, self.home.wall() - about.at) if about.at else 0.0
         return NodeInfo(
             name=self.name, incarnation=self.home.incarnation, agents=len(self.activations.live), since_s=since_s,
-            state="starting" if self.is_starting else "alive", is_cordoned=self.is_cordoned, **known,
+            state="starting" if self.is_starting else "alive", is_cordoned=self.is_cordoned, **announced,
         )  # fmt: skip
 
     # ---- requests --------------------------------------------------------------------------------------------

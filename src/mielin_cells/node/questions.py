@@ -66,8 +66,8 @@ class Questions:
         }
 
     def _list_agents(self, request: requests.ListAgents) -> list[AgentInfo | None]:
-        known = self._activations.live.keys() | self._activations.unloadable.keys()
-        return [self.hosted(name) for name in page_of(known, request.after)]
+        agents = self._activations.live.keys() | self._activations.unloadable.keys()
+        return [self.hosted(name) for name in page_of(agents, request.after)]
 
     def _list_timers(self, agent: str) -> list[TimerInfo]:
         activation = self._activations.running(agent)
@@ -124,13 +124,13 @@ class Questions:
         """Why an agent that is this node's cannot answer before somebody does something about it; None if it can."""
         activation = self._activations.live.get(agent)
         if activation is None:
-            found = self._activations.unloadable.get(agent)
-            if found is None or found.code not in UNUSABLE | UNLOADABLE:
+            unloadable = self._activations.unloadable.get(agent)
+            if unloadable is None or unloadable.code not in UNUSABLE | UNLOADABLE:
                 return None
-            said = scrubbed(found.error).rstrip(".")
+            said = scrubbed(unloadable.error).rstrip(".")
             where = "" if self._activations.name in said else f" on {self._activations.name}"
-            later = "" if found.code in UNUSABLE else f"{where}. {LATER}, once it is mended and resumed."
-            return from_wire(found.code, f"Agent {agent!r} cannot answer: {said}{later or '.'}", {"agent": agent})
+            later = "" if unloadable.code in UNUSABLE else f"{where}. {LATER}, once it is mended and resumed."
+            return from_wire(unloadable.code, f"Agent {agent!r} cannot answer: {said}{later or '.'}", {"agent": agent})
         why = activation.writer.waits_for
         if isinstance(why, StoreFull):
             return type(why)(
@@ -143,10 +143,10 @@ class Questions:
         """What keeps an agent of this node from answering a sender now, for people; "" if nothing is known."""
         activation = self._activations.live.get(agent)
         if activation is None:
-            found = self._activations.unloadable.get(agent)
+            unloadable = self._activations.unloadable.get(agent)
             return (
-                f"it cannot run on {self._activations.name} ({scrubbed(found.error).rstrip('.')}), and the message waits"
-                if found is not None
+                f"it cannot run on {self._activations.name} ({scrubbed(unloadable.error).rstrip('.')}), and the message waits"
+                if unloadable is not None
                 else ""
             )
         state = activation.fold.lifecycle.state

@@ -137,10 +137,10 @@ class Faults:
         """For how long the node still hears nothing, seconds; the time begins with the first question."""
         for fault in self.faults:
             if fault.kind is Kind.UNREACHABLE and fault.step == node:
-                left = self._since.setdefault(fault, now) + fault.delay_s - now
-                if left > 0:
+                seconds_left = self._since.setdefault(fault, now) + fault.delay_s - now
+                if seconds_left > 0:
                     self.counts[node, fault.kind.value] += 1
-                    return left
+                    return seconds_left
         return 0.0
 
     def flipped(self, data: bytes) -> bytes:

@@ -167,14 +167,14 @@ def _set(value: Any, loaded: Any, place: Place, todo: Todo) -> bool:
             lost.append(one)
         elif type(one) not in _PLAIN or type(one) is not type(match):
             todo.append((one, match, (place, f"[member {shown(one)}]")))
-    left = list(there.values())
+    unmatched = list(there.values())
     if len(lost) > SETS_UNMATCHED_MAX:
         raise ValueChangedError(place, f"the member {shown(lost[0])} would be lost; use a list")
     for one in lost:
-        index = next((at for at, other in enumerate(left) if _is_alike(one, other)), None)
+        index = next((at for at, other in enumerate(unmatched) if _is_alike(one, other)), None)
         if index is None:
             raise ValueChangedError(place, f"the member {shown(one)} would be lost; use a list")
-        del left[index]
+        del unmatched[index]
     return True
 
 
@@ -199,9 +199,9 @@ _kept_members: dict[type, tuple[tuple[str, Any], ...]] = {}
 
 def _members(kind: type) -> tuple[tuple[str, Any], ...]:
     """What instances keep beside `__dict__`: of `__slots__`, and of a msgspec struct."""
-    known = _kept_members.get(kind)
-    if known is not None:
-        return known
+    remembered = _kept_members.get(kind)
+    if remembered is not None:
+        return remembered
     members = _kept_members[kind] = tuple(
         (name, member)
         for base in reversed(kind.__mro__)

@@ -34,14 +34,14 @@ def stored(model: Any) -> Any:
     values = model.__dict__
     if getattr(type(model), "__pydantic_root_model__", False):
         return values["root"]
-    kept = {name: values[name] for name in fields if name in values}
-    kept.update(model.__pydantic_extra__ or {})
+    plain = {name: values[name] for name in fields if name in values}
+    plain.update(model.__pydantic_extra__ or {})
     given = model.__pydantic_fields_set__
-    if len(given) < len(kept):
-        unset = [name for name in kept if name not in given]
+    if len(given) < len(plain):
+        unset = [name for name in plain if name not in given]
         if unset:
-            kept[UNSET] = unset
-    return kept
+            plain[UNSET] = unset
+    return plain
 
 
 def unknown(value: Any) -> Any:

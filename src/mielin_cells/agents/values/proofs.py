@@ -147,12 +147,12 @@ def _each(
     parts: list[dict[type, Proof]], read: Callable[[Any], tuple[Any, ...]] | None = None
 ) -> Callable[[Any], bool]:
     """Whether each of the parts that `read` gives is proved by its own."""
-    known: set[tuple[type, ...]] = set()
+    proved: set[tuple[type, ...]] = set()
 
     def prove(value: Any) -> bool:
         values = value if read is None else read(value)
         types_of = (*map(type, values),)
-        if types_of in known:
+        if types_of in proved:
             return True
         if len(values) != len(parts):
             return False
@@ -163,8 +163,8 @@ def _each(
                 if not proof(one):
                     return False
                 are_scalars = False
-        if are_scalars and len(known) < TYPES_MAX:
-            known.add(types_of)
+        if are_scalars and len(proved) < TYPES_MAX:
+            proved.add(types_of)
         return True
 
     return prove

@@ -264,8 +264,8 @@ class Replay:
         """The timer as it is set: due when it was, and no later than if it were set now; None if its message is in the inbox."""
         if timer.k not in self.again.timers:
             return timer
-        known = self.again.timers[timer.k]
-        return None if known is None else msgspec.structs.replace(timer, due=min(known.due, timer.due))
+        earlier = self.again.timers[timer.k]
+        return None if earlier is None else msgspec.structs.replace(timer, due=min(earlier.due, timer.due))
 
     def known(self, out: Out) -> Sent | None:
         """What was sent in this place before."""
@@ -273,22 +273,22 @@ class Replay:
 
     def stands(self, out: Out) -> bool:
         """True if the message is not sent: the one that was sent in its place stands."""
-        known = self.known(out)
-        return known is not None and (not self._corrects or known.body == body_of(out))
+        earlier = self.known(out)
+        return earlier is not None and (not self._corrects or earlier.body == body_of(out))
 
     def corrected(self, out: Out) -> Out:
         """The message to send, with the number of the message that it replaces, if there is one."""
-        known = self.known(out)
-        return out if known is None else msgspec.structs.replace(out, corrects=known.n)
+        earlier = self.known(out)
+        return out if earlier is None else msgspec.structs.replace(out, corrects=earlier.n)
 
     def met(self, out: Out, n: int | None = None) -> None:
         """Notes that the run has come to a message; `n` is its number if it has one already."""
-        known = self.known(out)
-        if known is None:
+        earlier = self.known(out)
+        if earlier is None:
             return
-        if known.body == body_of(out):
+        if earlier.body == body_of(out):
             fate = "same"
-        elif self._corrects if n is None else n != known.n:
+        elif self._corrects if n is None else n != earlier.n:
             fate = "corrected"
         else:
             fate = "differing"

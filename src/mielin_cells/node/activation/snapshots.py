@@ -47,7 +47,7 @@ KEPT_IN_RETENTION = 8
 
 
 def still_needed(
-    kept: list[SnapshotRef], handovers: Collection[int], now: float, retention_s: float
+    snapshots: list[SnapshotRef], handovers: Collection[int], now: float, retention_s: float
 ) -> list[SnapshotRef]:
     """Of the snapshots so far: the last before the oldest handover that can be undone, some behind it, and the newest.
 
@@ -55,21 +55,21 @@ def still_needed(
     that never moves would otherwise keep an hour of its messages.  A snapshot of a later time than `now` was made by a clock that was
     ahead: it counts as made now, so that nothing is kept for as long as the clock was wrong by.
     """
-    kept = [one if one.at <= now else msgspec.structs.replace(one, at=now) for one in kept or [START]]
-    while len(kept) >= SNAPSHOTS_KEPT:
-        first, second = kept[0], kept[1]
+    snapshots = [one if one.at <= now else msgspec.structs.replace(one, at=now) for one in snapshots or [START]]
+    while len(snapshots) >= SNAPSHOTS_KEPT:
+        first, second = snapshots[0], snapshots[1]
         if second.at > now - retention_s and any(first.seq <= seq < second.seq for seq in handovers):
             break
-        kept = kept[1:]
-    spaced = [kept[0]]
-    for one in kept[1:-1]:
+        snapshots = snapshots[1:]
+    spaced = [snapshots[0]]
+    for one in snapshots[1:-1]:
         if one.at >= spaced[-1].at + retention_s / KEPT_IN_RETENTION:
             spaced.append(one)
         elif (
             one.inbox < spaced[-1].inbox
         ):  # an undo went back; what can be gone back to behind it is loaded from the one before
             spaced[-1] = msgspec.structs.replace(spaced[-1], inbox=one.inbox)
-    return spaced + kept[1:][-1:]
+    return spaced + snapshots[1:][-1:]
 
 
 class Captured(NamedTuple):
@@ -174,10 +174,10 @@ class Snapshots:
 
     def _keep(self, now: float) -> list[SnapshotRef]:
         fold = self._owner.fold
-        kept = still_needed(fold.snapshots, fold.handed.values(), now, self._owner.home.settings.retention_s)
-        parts = {one.part for one in kept}
+        needed = still_needed(fold.snapshots, fold.handed.values(), now, self._owner.home.settings.retention_s)
+        parts = {one.part for one in needed}
         self._passed_over = [one.part for one in fold.snapshots if one.part and one.part not in parts]
-        return kept
+        return needed
 
     async def trim(self) -> None:
         """Removes what the newest acknowledged snapshot no longer needs.  If the store does not answer, a later trim does it."""
@@ -191,7 +191,7 @@ class Snapshots:
     async def _trim(self) -> None:
         owner = self._owner
         first, log, agent = owner.fold.snapshots[0], owner.home.log, owner.fold.agent
-        names = {kept.part for kept in owner.fold.snapshots}
+        names = {snapshot.part for snapshot in owner.fold.snapshots}
         await log.trim(log_subject(agent), first.since + 1)
         await log.trim(inbox_subject(agent), owner.fold.inbox_kept_from)
         passed_over = {part_subject(agent, part) for part in self._passed_over}

@@ -24,12 +24,12 @@ SMALL_BYTES = 256
 """Arguments up to this size are not counted: the largest number of timers with them fits the limit."""
 
 
-def check_room(agent: str, known: dict[str, Timer], changes: dict[str, Timer | None], args: bytes) -> None:
+def check_room(agent: str, timers: dict[str, Timer], changes: dict[str, Timer | None], args: bytes) -> None:
     """Raises `UsageError` if the timers' arguments would take too much room: they are in each snapshot and each move."""
     if len(args) <= SMALL_BYTES:
         return
-    there = {**known, **changes}
-    if sum(len(timer.args) for timer in there.values() if timer is not None) + len(args) > TIMERS_BYTES_MAX:
+    after = {**timers, **changes}
+    if sum(len(timer.args) for timer in after.values() if timer is not None) + len(args) > TIMERS_BYTES_MAX:
         raise UsageError(
             f"The timers of agent {agent!r} have {TIMERS_BYTES_MAX:,} bytes of arguments, which is the limit; keep the data in "
             "the agent's state, and give the timer a key to it."

@@ -122,18 +122,18 @@ class Asks(Run):
 
     async def _stands(self, rerun: Replay, out: Out, label: str) -> AskCall | None:
         """After an undo: the ask of an earlier run of this turn that stands here, with its outcome; None if this ask is sent."""
-        known = rerun.known(out)
-        if known is None or not rerun.stands(out):
+        earlier = rerun.known(out)
+        if earlier is None or not rerun.stands(out):
             return None
-        if known.handler != out.handler:
+        if earlier.handler != out.handler:
             self.broken = NonDeterministicTurn(
-                f"Agent {self.id!r} was rolled back, and its turn now asks {label} where it had asked {known.handler}, "
+                f"Agent {self.id!r} was rolled back, and its turn now asks {label} where it had asked {earlier.handler}, "
                 "whose answer cannot stand for this one; the message goes to the dead letters, and the agent goes on.",
                 agent=self.id, asks=[f"{sent.to}.{sent.handler}" for sent in rerun.again.sent if sent.ask],
             )  # fmt: skip
             raise self.broken
         await asyncio.sleep(0)
-        return AskCall(out.to, known.n, out.handler, body_of(out), label, known.answer)
+        return AskCall(out.to, earlier.n, out.handler, body_of(out), label, earlier.answer)
 
     async def _refused(self, agent: str) -> bytes | None:
         """The outcome of an ask to an agent that does not exist; None if the agent exists.  Nothing is sent to it."""

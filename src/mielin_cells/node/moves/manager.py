@@ -72,13 +72,13 @@ class Migrations:
         """Begins the migration, or asks after it.  Raises what keeps it from beginning: then nothing has."""
         report = self.reports.get(request.migration)
         if report is None:
-            found = self._running(request) or await self._begun(request)
-            if found is None:
+            recovery = self._running(request) or await self._begun(request)
+            if recovery is None:
                 return answers.Progress.of(self.reports[request.migration])
-            await asyncio.wait((found.done,), timeout=request.wait)
-            if not found.done.done():
-                return found.progress()
-            report = found.done.result()
+            await asyncio.wait((recovery.done,), timeout=request.wait)
+            if not recovery.done.done():
+                return recovery.progress()
+            report = recovery.done.result()
         if report is None:
             raise Fenced(
                 f"Node {self.activations.name} does not run migration {request.migration} of agent {request.agent!r} any more; its "

@@ -86,16 +86,16 @@ class Quarantine:
 
     def acknowledged(self) -> dict[str, int]:
         """By agent, the sequence that its activation or standby copy here is at.  To be called before the logs are listed."""
-        known = {agent: copy.fold.seq for agent, copy in self._standbys.copies.items() if copy.fold is not None}
-        known.update({agent: activation.fold.seq for agent, activation in self._activations.live.items()})
-        return known
+        positions = {agent: copy.fold.seq for agent, copy in self._standbys.copies.items() if copy.fold is not None}
+        positions.update({agent: activation.fold.seq for agent, activation in self._activations.live.items()})
+        return positions
 
     def is_behind(self, agent: str, seq: int, acknowledged: int = 0) -> bool:
         """True if the log says less than this node has seen of it; then the agent is checked."""
-        known = max(self.seen.get(agent, 0), acknowledged)
-        if seq < known:
-            self.suspect(agent, known)
-        return seq < known
+        seen = max(self.seen.get(agent, 0), acknowledged)
+        if seq < seen:
+            self.suspect(agent, seen)
+        return seq < seen
 
     async def check_all(self, listed: Container[str], acknowledged: dict[str, int]) -> None:
         """Checks agents whose logs are not listed any more.

@@ -222,8 +222,8 @@ class Undoes:
     async def _note(self, plan: answers.UndoPlan) -> None:
         """Notes in the migration's journal that it was undone.  The note is for people: nothing depends on it."""
         try:
-            found = await journal.read(self._activations.home.log, plan.agent, plan.migration)
-            writer = JournalWriter(self._activations.home, plan.agent, plan.migration, found)
+            fold = await journal.read(self._activations.home.log, plan.agent, plan.migration)
+            writer = JournalWriter(self._activations.home, plan.agent, plan.migration, fold)
             await writer.write(
                 lambda head: TakenBack(
                     **head, goes_to=plan.goes_to, record=plan.record, messages=plan.messages, sent=plan.sent

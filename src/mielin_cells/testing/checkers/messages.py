@@ -242,9 +242,9 @@ class TimersOnce(Checker):
                 self._is_due(step, *before)
             timers[timer.id] = timer, float(step.clocks.get(step.author.name, 0))
         for fired in commit.fired:
-            known = timers.get(fired.id)
-            if known is not None:
-                self._is_due(step, *known)
+            pending = timers.get(fired.id)
+            if pending is not None:
+                self._is_due(step, *pending)
             elif fired.sender and all((one.sender, one.n) != (fired.sender, fired.input) for one in commit.inputs):
                 self.fails(f"{step.what} fires timer {fired.id!r}, which is not set")
             place = step.agent, fired.sender, fired.input, fired.k

@@ -332,16 +332,16 @@ class VirtualLoop(BaseEventLoop):
 
     def _cancel_left(self) -> None:
         for _ in range(CANCEL_ROUNDS):
-            left = self._living()
-            if not left:
+            tasks = self._living()
+            if not tasks:
                 return
-            for task in left:
+            for task in tasks:
                 task.cancel()
-            self.run_until_complete(asyncio.wait(left, timeout=1))
-        if left := self._living():
-            for task in left:
+            self.run_until_complete(asyncio.wait(tasks, timeout=1))
+        if tasks := self._living():
+            for task in tasks:
                 task.quiet()
-            raise RuntimeError(f"Tasks that do not end when they are cancelled: {left!r}")
+            raise RuntimeError(f"Tasks that do not end when they are cancelled: {tasks!r}")
 
     async def _bury(self) -> None:
         """Closes the coroutines of dead processes.  What their `finally` blocks still try has no effect on anybody."""

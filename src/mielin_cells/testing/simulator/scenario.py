@@ -306,11 +306,11 @@ class Scenario(Deployment):
         for view in self.world.views.values():
             if view.process.is_dead or view.process.is_paused or view.name in self.scene.lost:
                 continue
-            left = [str(getattr(task.get_coro(), "__qualname__", "a task")) for task in view.process.tasks()]
-            left += [repr(tail) for tail in view.tails]
-            left += [f"<service of {wired.subject}>" for wired in (*view.subscriptions, *view.servers)]
-            if left:
-                return f"{view.label} was stopped and left {left}"
+            remains = [str(getattr(task.get_coro(), "__qualname__", "a task")) for task in view.process.tasks()]
+            remains += [repr(tail) for tail in view.tails]
+            remains += [f"<service of {wired.subject}>" for wired in (*view.subscriptions, *view.servers)]
+            if remains:
+                return f"{view.label} was stopped and left {remains}"
         return ""
 
 
