@@ -215,11 +215,18 @@ async def test_a_node_that_has_just_begun_has_time_to_be_heard() -> None:
     client = Client(substrate.log, substrate.wire, settings=QUICK, rng=Random(0))
     await client.open()
     made = [
-        Node(n, substrate.log, substrate.wire, classes.get, settings=QUICK, wall=time.time, clock=lambda: now)
+        Node(
+            n,
+            substrate.log,
+            substrate.wire,
+            classes.get,
+            settings=QUICK,
+            wall=time.time,
+            clock=lambda: now,
+            cluster=client,
+        )
         for n in ("n1", "n2")
     ]
-    for node in made:
-        node.home.cluster = client
     await made[0].start()
     keeper = Failover(made[0].activations, lambda: [Beat("n1", 1, 0.0, 0.0)])
 

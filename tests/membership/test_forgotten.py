@@ -88,8 +88,16 @@ async def test_a_node_that_was_silent_for_long_is_given_up_and_stops_if_it_lives
         assert running["node-2"].is_stopping
         assert await gauge.add() == 1
         assert await gauge.where() == "node-1"
-        again = Node("node-2", client.log, client.wire, classes.get, settings=QUICK, rng=Random(7), wall=time.time)
-        again.home.cluster = client
+        again = Node(
+            "node-2",
+            client.log,
+            client.wire,
+            classes.get,
+            settings=QUICK,
+            rng=Random(7),
+            wall=time.time,
+            cluster=client,
+        )
         await again.start()
         running["node-2"] = again
         assert again.home.incarnation == 2

@@ -342,8 +342,16 @@ async def test_a_node_that_restarts_with_slow_agents_is_heard_at_once_and_keeps_
         while await client.log.last(SUBJECT) is None:
             await asyncio.sleep(0.01)
         die(running["node-1"], air)
-        again = Node("node-1", client.log, client.wire, classes.get, settings=QUICK, rng=Random(7), wall=time.time)
-        again.home.cluster = client
+        again = Node(
+            "node-1",
+            client.log,
+            client.wire,
+            classes.get,
+            settings=QUICK,
+            rng=Random(7),
+            wall=time.time,
+            cluster=client,
+        )
 
         is_in = asyncio.Event()
 

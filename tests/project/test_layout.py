@@ -229,6 +229,30 @@ def test_files_and_functions_are_short(path: Path) -> None:
     assert long == []
 
 
+def contexts_written(tree: ast.AST) -> list[str]:
+    """Fields of a node's context (`Node.home`) that are assigned by others than the object that has it."""
+    return sorted(
+        ast.unparse(node)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+        if isinstance(node.value, ast.Attribute)
+        and node.value.attr == "home"
+        and ast.unparse(node.value) != "self.home"
+    )
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: name_of(p) or "mielin_cells")
+def test_a_nodes_context_is_complete_when_it_is_made(path: Path) -> None:
+    """What a node gives its agents is passed at construction.  Only `mielin node --faults` puts faulty ones in their place."""
+    injected = ["node.home.log", "node.home.step", "node.home.wire"] if name_of(path) == "cli.node" else []
+    assert contexts_written(ast.parse(path.read_text())) == injected
+
+
+def test_a_planted_write_is_found() -> None:
+    assert contexts_written(ast.parse("self.home.x = 1\nhome.x = 2")) == []
+    assert contexts_written(ast.parse("def f(node):\n    node.home.cluster: X = node.home.y")) == ["node.home.cluster"]
+
+
 def asserts(tree: ast.AST) -> list[int]:
     return [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Assert)]
 

@@ -133,9 +133,8 @@ class Town:
         listener = self.listeners[name] = Listener()
         node = Node(
             name, self._substrate.log, self._substrate.wire, classes.get, settings=SETTINGS, rng=Random(name),
-            wall=time.time, about=about, heard=listener.beats,
+            wall=time.time, about=about, heard=listener.beats, cluster=self.client,
         )  # fmt: skip
-        node.home.cluster = self.client
         node.migrations.manager.validator.audit = MigrationAuditLog(AUDIT)
         await node.start()
         self.keepers[name] = node.failover

@@ -31,9 +31,8 @@ class Vault(cells.Agent):
 
 async def test_a_server_started_on_an_older_copy_quarantines_agents_that_had_gone_on(tmp_path: Path) -> None:
     async with nats_server(tmp_path / "server") as server, opened(server.url) as one, opened(server.url) as two:
-        node = Node("node-1", one.log, one.wire, classes.get, settings=QUICK, wall=time.time)
         client = Client(two.log, two.wire, settings=QUICK)
-        node.home.cluster = client
+        node = Node("node-1", one.log, one.wire, classes.get, settings=QUICK, wall=time.time, cluster=client)
         await client.open()
         await node.start()
         try:

@@ -97,8 +97,8 @@ class Story:
         node = Node(
             name, seen.log, seen.wire, classes.get, settings=SETTINGS, recovery=self.recovery,
             rng=Random(view.label), wall=lambda: self.wall(name),
+            cluster=Client(view.log, view.wire, settings=SETTINGS, rng=Random(f"{view.label} c")),
         )  # fmt: skip
-        node.home.cluster = Client(view.log, view.wire, settings=SETTINGS, rng=Random(f"{view.label} c"))
         node.home.step = lambda step: self.faults.step(step, name)
         self.nodes[name] = node
         await view.process.run(node.start())

@@ -44,9 +44,9 @@ class Deployment:
             "recovery": self.recovery,
             "rng": Random(name),
             "wall": time.time,
+            "cluster": self.client,
         } | options
         node = self.nodes[name] = Node(name, log or seen.log, wire or seen.wire, known, **options)
-        node.home.cluster = self.client
         if faults is not None:
             node.home.step = lambda step: faults.step(step, name)
         return node

@@ -93,8 +93,7 @@ class Deployment:
         return Client(self.log, self.wire, settings=QUICK)
 
     async def start(self, name: str) -> Node:
-        node = Node(name, self.log, self.wire, classes.get, settings=QUICK, wall=time.time)
-        node.home.cluster = self.client
+        node = Node(name, self.log, self.wire, classes.get, settings=QUICK, wall=time.time, cluster=self.client)
         self.nodes[name] = node
         await node.start()
         return node

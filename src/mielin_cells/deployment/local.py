@@ -100,8 +100,8 @@ async def _opened(
             node = Node(
                 f"node-{number}", substrate.log, substrate.wire, classes.get, settings=settings, rng=rng, wall=time.time,
                 about=about, room=room_of(substrate.path), waits_for_room=False, recovery=recovery,
+                cluster=client,
             )  # fmt: skip
-            node.home.cluster = client
             if progress is not None:
                 node.migrations.watchers.add(progress)
             running.append(node)

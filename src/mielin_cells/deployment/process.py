@@ -160,8 +160,8 @@ async def _run_node(options: Options, ending: Ending, substrate: Substrate, clie
         options.name, substrate.log, substrate.wire, classes.get, settings=settings, wall=time.time, clock=time.monotonic,
         about=announcement(options.labels, options.package), room=room_of(None), recovery=config.recovery,
         recovery_of=config.classes, heard=listener.beats, replaced=replaced,
+        cluster=client,
     )  # fmt: skip
-    node.home.cluster = client
     if options.faults is not None:
         options.faults(node, substrate)
     heartbeat: Heartbeat | None = None

@@ -11,6 +11,7 @@ from random import Random
 from typing import Any, TypeVar
 
 from mielin_cells.agents.agent import Agent
+from mielin_cells.agents.cluster import Cluster
 from mielin_cells.agents.reports import NodeInfo
 from mielin_cells.errors import (
     CellError,
@@ -65,10 +66,12 @@ class Node:
         room: Callable[[], Room] = Room, heard: Callable[[], list[Beat]] | None = None,
         replaced: Callable[[int], None] = lambda incarnation: None, waits_for_room: bool = True,
         recovery: RecoveryConfig | None = None, recovery_of: dict[str, dict[str, Any]] | None = None,
+        cluster: Cluster | None = None,
     ) -> None:  # fmt: skip
         """`room` tells what is free for agents that move here.  `heard` tells whose heartbeats this node hears; without it, it does
         not look for nodes that fail.  `replaced` is called once this process has stopped for a newer one of its name, with the newer
         incarnation, or because the others gave it up, with its own.  `waits_for_room` False: `StoreFull` is raised at the start.
+        `cluster` is what the handlers of its agents call other agents by.
         """
         self.name = name
         self.settings = settings or Settings()
@@ -85,8 +88,9 @@ class Node:
         self._subscriptions: list[Subscription] = []
 
         self.activations = Activations(
-            name, log, wire, classes, self, settings=self.settings, rng=rng or Random(), wall=wall, clock=clock
-        )
+            name, log, wire, classes, self, settings=self.settings, rng=rng or Random(), wall=wall, clock=clock,
+            cluster=cluster,
+        )  # fmt: skip
         self.home = self.activations.home
         self.migrations = Migrations(self.activations, recovery or RecoveryConfig(), recovery_of or {})
         self.copies = Copies(

@@ -81,11 +81,12 @@ async def nodes(*names: str, settings: cells.Settings) -> AsyncIterator[tuple[Cl
         made.append(Client(substrate.log, substrate.wire, settings=settings, rng=Random(seed)))
         await made[-1].open()
     running = {
-        name: Node(name, substrate.log, substrate.wire, classes.get, settings=settings, wall=lambda: 0.0)
+        name: Node(
+            name, substrate.log, substrate.wire, classes.get, settings=settings, wall=lambda: 0.0, cluster=made[0]
+        )
         for name in names
     }
     for node in running.values():
-        node.home.cluster = made[0]
         await node.start()
     try:
         yield made[0], made[1], running

@@ -185,9 +185,16 @@ class Story:
         await client.open()
         for name in ("node-1", "node-2"):
             node = nodes[name] = Node(
-                name, log, store.wire, classes.get, settings=SETTINGS, rng=Random(3), wall=wall, recovery=RECOVERY
+                name,
+                log,
+                store.wire,
+                classes.get,
+                settings=SETTINGS,
+                rng=Random(3),
+                wall=wall,
+                recovery=RECOVERY,
+                cluster=client,
             )
-            node.home.cluster = client
             await node.start()
         log.begin()  # a node that cannot start is another story
         token = current.set(client)

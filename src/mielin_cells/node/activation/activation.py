@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from mielin_cells.agents.agent import Agent
+from mielin_cells.agents.cluster import Cluster
 from mielin_cells.agents.live import Cell
 from mielin_cells.agents.reports import AgentInfo
 from mielin_cells.agents.spec import Spec, spec_of
@@ -168,6 +169,7 @@ class Activations:
     def __init__(
         self, name: str, log: Log, wire: Wire, classes: Callable[[str], type[Agent] | None], ownership: Ownership, *,
         settings: Settings, rng: Random, wall: Callable[[], float], clock: Callable[[], float] = loop_time,
+        cluster: Cluster | None = None,
     ) -> None:  # fmt: skip
         self.name = name
         self.settings = settings
@@ -175,7 +177,7 @@ class Activations:
         """Measures how long moves and claims take."""
         self._classes = classes
         self._ownership = ownership
-        self.home = NodeContext(name, 0, log, wire, rng, wall, settings, "", self._lost)
+        self.home = NodeContext(name, 0, log, wire, rng, wall, settings, "", self._lost, cluster=cluster)
         self.home.resolve = lambda name: self._classes(name)  # noqa: PLW0108 - a test may give the node other ones
         self.live: dict[str, Activation] = {}
         self._starting: set[str] = set()

@@ -46,6 +46,7 @@ class NodeContext:
     step: Callable[[str], Awaitable[None]] | None = None
     """Awaited at named steps of moves: a test's way to make them fail.  What it raises fails the step."""
     cluster: Cluster | None = None
+    """What handlers call other agents by.  Without it there are no references in handlers, and no orders to move."""
     resolve: Callable[[str], type[Agent] | None] | None = None
     """The class of a name, as it was defined last in this process."""
     obey: Callable[[str, str, str], Awaitable[object]] | None = None

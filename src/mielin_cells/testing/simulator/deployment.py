@@ -121,8 +121,8 @@ class Deployment:
             node = Node(
                 name, view.log, view.wire, misbehaving.classes_of(name in self.old), settings=settings, rng=rng, wall=wall,
                 recovery=self.swarm.recovery, heard=listener.beats if listener is not None else None,
+                cluster=Client(view.log, view.wire, settings=settings, rng=rng),
             )  # fmt: skip
-            node.home.cluster = Client(view.log, view.wire, settings=settings, rng=rng)
             self.scene.nodes[name] = node
             if listener is not None:
                 self._listeners[name] = listener
