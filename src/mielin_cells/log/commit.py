@@ -138,7 +138,10 @@ class Fired(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Wish(msgspec.Struct, array_like=True, frozen=True):
-    """What a turn has ordered for its own agent.  No turn runs behind the commit that holds it until it has taken effect."""
+    """What a turn has asked for its own agent: `this().suspend()` and the like.
+
+    It is part of the turn's commit, and no later turn runs until the owner has carried it out.
+    """
 
     order: str
     """suspend, pause or terminate."""

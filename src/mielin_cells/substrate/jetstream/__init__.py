@@ -10,7 +10,14 @@ from mielin_cells.substrate.jetstream.address import check_url, options_of
 from mielin_cells.substrate.jetstream.connection import Connection
 from mielin_cells.substrate.jetstream.health import facts
 from mielin_cells.substrate.jetstream.log import JetLog
-from mielin_cells.substrate.jetstream.streams import Layout, Wish, check_server, check_wish, streams, with_replicas
+from mielin_cells.substrate.jetstream.streams import (
+    Layout,
+    StreamOptions,
+    check_options,
+    check_server,
+    streams,
+    with_replicas,
+)
 from mielin_cells.substrate.jetstream.wire import JetWire
 
 DEPLOYMENT: Final = "mielin"
@@ -24,8 +31,10 @@ Writes that are not synced gain nothing, and a power cut may remove more of them
 Path: TypeAlias = str | os.PathLike[str]
 
 
-async def _opened(url: str, creds: Path | None, tls_ca: Path | None, deployment: str, wish: Wish) -> Connection:
-    check_wish(deployment, wish)
+async def _opened(
+    url: str, creds: Path | None, tls_ca: Path | None, deployment: str, options: StreamOptions
+) -> Connection:
+    check_options(deployment, options)
     connection = Connection(check_url(url), options_of(creds, tls_ca))
     try:
         await connection.open()
@@ -71,11 +80,11 @@ class JetStream:
         Raises `StoreUnreachable`, `AuthFailed`, `JetStreamDisabled`, `ServerTooOld`,
         `PermissionDenied`, `ConfigError`, `NotConnected`, `StreamMissing`, `QuotaExceeded`.
         """
-        wish = Wish(shards, replicas, makes, SHARDS_IF_SYNCED if sync == "power" else 1)
-        connection = await _opened(url, creds, tls_ca, deployment, wish)
+        options = StreamOptions(shards, replicas, makes, SHARDS_IF_SYNCED if sync == "power" else 1)
+        connection = await _opened(url, creds, tls_ca, deployment, options)
         try:
             check_server(connection)
-            layout = await streams(connection, deployment, wish)
+            layout = await streams(connection, deployment, options)
         except BaseException:
             await connection.close()
             raise
@@ -95,7 +104,7 @@ class JetStream:
         named_by: str = "",
     ) -> Facts:
         """What the server says of itself and of the deployment's streams; makes nothing.  Raises as `open`."""
-        connection = await _opened(url, creds, tls_ca, deployment, Wish())
+        connection = await _opened(url, creds, tls_ca, deployment, StreamOptions())
         try:
             return await facts(connection, deployment, sync, named_by)
         finally:
@@ -115,7 +124,7 @@ class JetStream:
 
         Returns when the servers have accepted the change; new copies are filled after that.  Raises as `open`.
         """
-        connection = await _opened(url, creds, tls_ca, deployment, Wish(replicas=replicas))
+        connection = await _opened(url, creds, tls_ca, deployment, StreamOptions(replicas=replicas))
         try:
             return await with_replicas(connection, deployment, replicas)
         finally:

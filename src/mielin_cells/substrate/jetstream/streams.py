@@ -44,14 +44,18 @@ def check_server(connection: Connection) -> None:
         )  # fmt: skip
 
 
-class Wish(NamedTuple):
-    """What is asked for of a deployment's streams.  Of one that is there None takes what it has; of a new one, the default."""
+class StreamOptions(NamedTuple):
+    """What the caller of `JetStream.open` asks of a deployment's streams.
+
+    None takes what an existing deployment has, and the default for one that is made.
+    """
 
     shards: int | None = None
     replicas: int | None = None
     makes: bool = True
     """A deployment that is not there is made."""
     default_shards: int = 1
+    """Of a deployment that is made."""
 
 
 class Layout(NamedTuple):
@@ -61,48 +65,48 @@ class Layout(NamedTuple):
     replicas: int
 
 
-def check_wish(deployment: str, wish: Wish) -> None:
+def check_options(deployment: str, options: StreamOptions) -> None:
     """Raises `ConfigError`."""
     if type(deployment) is not str or _NAME.fullmatch(deployment) is None:
         raise ConfigError(
             f"deployment is {deployment!r}; wanted: up to 32 letters, digits and _.", field="deployment", range="a name"
         )
-    for field, value, most in (("shards", wish.shards, SHARDS_MAX), ("replicas", wish.replicas, REPLICAS_MAX)):
+    for field, value, most in (("shards", options.shards, SHARDS_MAX), ("replicas", options.replicas, REPLICAS_MAX)):
         if value is not None and not (type(value) is int and 1 <= value <= most):
             raise ConfigError(f"{field} is {value!r}; it is 1 to {most}.", field=field, range=f"1 to {most}")
 
 
-async def streams(connection: Connection, deployment: str, wish: Wish) -> Layout:
-    """What the deployment has; a missing one is created.  Raises `ConfigError` if it differs from what is wished."""
+async def streams(connection: Connection, deployment: str, options: StreamOptions) -> Layout:
+    """What the deployment has; a missing one is created.  Raises `ConfigError` if it differs from `options`."""
     first = api.stream_name(deployment, "log", 0)
     answer = await ask(connection, f"STREAM.INFO.{first}")
     if answer.error is not None:
         if answer.error.err_code != api.STREAM_MISSING:
             raise api.error_of(answer.error, first)
-        if not wish.makes:
+        if not options.makes:
             raise NotConnected(
                 f"There is no deployment {deployment!r} on the server {connection.url}; its first node makes it (`mielin up`, "
                 "`mielin node`), or give another --deployment.", url=connection.url, deployment=deployment,
             )  # fmt: skip
-        return await _make(connection, deployment, wish)
-    have, replicas = shards_of(answer, first, wish.shards), _replicas_of(answer, first, wish.replicas)
+        return await _make(connection, deployment, options)
+    have, replicas = shards_of(answer, first, options.shards), _replicas_of(answer, first, options.replicas)
     for name in names(deployment, have)[:-1]:
-        replicas = min(replicas, _replicas_of(await stream(connection, name), name, wish.replicas))
-    if wish.makes:
+        replicas = min(replicas, _replicas_of(await stream(connection, name), name, options.replicas))
+    if options.makes:
         await make_index(connection, deployment)
     return Layout(have, replicas)
 
 
-async def _make(connection: Connection, deployment: str, wish: Wish) -> Layout:
+async def _make(connection: Connection, deployment: str, options: StreamOptions) -> Layout:
     count, replicas = (
-        wish.shards or wish.default_shards,
-        wish.replicas or (REPLICAS_IN_CLUSTER if connection.in_cluster else 1),
+        options.shards or options.default_shards,
+        options.replicas or (REPLICAS_IN_CLUSTER if connection.in_cluster else 1),
     )
     kept = []
     wanted = names(deployment, count)
     for name in wanted:
         answer = await _create(connection, deployment, name, count, replicas)
-        if answer.error is not None and wish.replicas is None and _is_too_few(answer.error):
+        if answer.error is not None and options.replicas is None and _is_too_few(answer.error):
             replicas = 1  # a cluster of two, or of which only some have JetStream
             answer = await _create(connection, deployment, name, count, replicas)
         if answer.error is not None:
@@ -110,10 +114,10 @@ async def _make(connection: Connection, deployment: str, wish: Wish) -> Layout:
                 raise api.error_of(answer.error, name)
             # Somebody makes the deployment now, or was interrupted: with another number of shards, or of copies.
             answer = await stream(connection, name)
-            have = shards_of(answer, name, wish.shards)
-            replicas = _replicas_of(answer, name, wish.replicas)
+            have = shards_of(answer, name, options.shards)
+            replicas = _replicas_of(answer, name, options.replicas)
             if have != count:
-                return await _make(connection, deployment, Wish(have, replicas))
+                return await _make(connection, deployment, StreamOptions(have, replicas))
         kept.append(answer.config.num_replicas)
         if name != wanted[-1] and answer.state.messages:
             # Nothing is written before the first stream is there: somebody has just made it, or it was deleted.
