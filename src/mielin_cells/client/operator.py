@@ -42,7 +42,7 @@ from mielin_cells.rpc import requests
 from mielin_cells.rpc.answers import Prediction, Progress
 from mielin_cells.store import journal
 from mielin_cells.store.letters import Letter, describe_letter, letter_id, read_letters
-from mielin_cells.store.reader import known_agents, load, record_of
+from mielin_cells.store.reader import list_agents, load, read_record
 from mielin_cells.tasks.together import together
 
 T = TypeVar("T")
@@ -157,7 +157,7 @@ class Operator:
     async def agents(self) -> list[AgentInfo]:
         """Every agent that has not ended: as its node describes it, or, if none runs it, as its log does."""
         infos = {info.id: info for info in await self.client.agents()}
-        missing = [agent for agent, _ in await known_agents(self.log) if agent not in infos]
+        missing = [agent for agent, _ in await list_agents(self.log) if agent not in infos]
         for info in await _all(missing, lambda agent: describe_unhosted(self.client, agent)):
             if info is not None:
                 infos[info.id] = info
@@ -202,7 +202,7 @@ class Operator:
         if name.startswith("m-"):
             names = [migration for _, migration in await journal.listed(self.log)]
         else:
-            names = [agent for agent, _ in await known_agents(self.log)] + await table.list_names(self.log)
+            names = [agent for agent, _ in await list_agents(self.log)] + await table.list_names(self.log)
         starts = [one for one in names if name and one.startswith(name)][:NEAREST]
         return starts or difflib.get_close_matches(name, names, NEAREST)
 
@@ -276,7 +276,7 @@ class Operator:
             does = f"runs agent {agent!r} (epoch {info.epoch}, {info.state})"
         else:
             last = await self.log.last(log_subject(agent))
-            if last is None or not isinstance(await record_of(self.log, agent, last), HandedOff):
+            if last is None or not isinstance(await read_record(self.log, agent, last), HandedOff):
                 return
             does = f"verifies agent {agent!r}, which was just moved to it (epoch {epoch})"
         raise ClaimRefused(

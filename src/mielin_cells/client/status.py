@@ -16,7 +16,7 @@ from mielin_cells.membership.table import Entered
 from mielin_cells.rpc import requests
 from mielin_cells.rpc.answers import Beat
 from mielin_cells.settings import Settings
-from mielin_cells.store.reader import load, record_of
+from mielin_cells.store.reader import load, read_record
 
 ALIVE, STUCK, SILENT, STOPPED = "alive", "stuck", "silent", "stopped"
 
@@ -26,10 +26,10 @@ async def class_of(client: Requester, agent: str) -> str:
     last = await client.last_entry(agent)
     if last is None:
         raise NoSuchAgent.of(agent)
-    record = await record_of(client.log, agent, last)
+    record = await read_record(client.log, agent, last)
     if not isinstance(record, (Created, Snapshot)):
         entries = await client.log.read(log_subject(agent), max(record.snap - 1, 0), 1)
-        record = await record_of(client.log, agent, entries[0] if entries else last)
+        record = await read_record(client.log, agent, entries[0] if entries else last)
     if isinstance(record, (Created, Snapshot)):
         return record.cls
     return (await load(client.log, agent)).cls  # trimmed in between
@@ -41,7 +41,7 @@ async def describe_unhosted(client: Requester, agent: str) -> AgentInfo | None:
     if last is None:
         return None
     try:
-        record = await record_of(client.log, agent, last)
+        record = await read_record(client.log, agent, last)
         if isinstance(record, Terminated):
             return None
         return AgentInfo(

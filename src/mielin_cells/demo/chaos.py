@@ -15,7 +15,7 @@ from mielin_cells.deployment.fleet import Fleet
 from mielin_cells.errors import CellError, RetryError
 from mielin_cells.log.records import Claimed, named_owner
 from mielin_cells.membership.claims import FAILOVER
-from mielin_cells.store.reader import End, ends, known_agents
+from mielin_cells.store.reader import End, list_agents, read_ends
 
 EVERY_S = 10.0
 """From one kill to the next, and at least `PACE` times the time of the failover: most of the time all nodes serve."""
@@ -91,8 +91,8 @@ async def _failed_over(client: Client, node: str, rng: Random) -> None:
 async def _ends(client: Client, agents: list[str] | None) -> list[End]:
     while True:
         try:
-            return await ends(
-                client.log, [name for name, _ in await known_agents(client.log)] if agents is None else agents
+            return await read_ends(
+                client.log, [name for name, _ in await list_agents(client.log)] if agents is None else agents
             )
         except RetryError:
             await asyncio.sleep(LOOK_S)
@@ -113,4 +113,4 @@ async def failovers(client: Client) -> int:
         records = [record async for _, _, record in operator.records(agent)]
         return sum(isinstance(record, Claimed) and record.cause.startswith(FAILOVER) for record in records)
 
-    return sum(await run_all((count(agent) for agent, _ in await known_agents(client.log)), READS))
+    return sum(await run_all((count(agent) for agent, _ in await list_agents(client.log)), READS))

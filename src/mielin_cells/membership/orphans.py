@@ -10,7 +10,7 @@ from mielin_cells.errors import RecordInvalid
 from mielin_cells.log.ids import log_subject
 from mielin_cells.log.records import Created, HandedOff, Snapshot, named_owner
 from mielin_cells.membership import table
-from mielin_cells.store.reader import End, Seen, ends, known_agents, record_of
+from mielin_cells.store.reader import End, Seen, list_agents, read_ends, read_record
 from mielin_cells.substrate.ports import Log
 from mielin_cells.tasks.together import together
 
@@ -47,7 +47,7 @@ async def find_orphans(
     `strays`: also those that name a node which was forgotten.  `reads_classes`: the nodes do not all have the same classes.  The logs
     may be read late: the node that claims an agent reads its log again.
     """
-    last = await ends(log, [agent for agent, _ in await known_agents(log)])
+    last = await read_ends(log, [agent for agent, _ in await list_agents(log)])
     if strays:
         gone = {*gone, *await _list_forgotten(log, last, {*gone, *known})}
     orphans = [Orphan.of(end) for end in last if _is_orphan(end, gone, known)]
@@ -88,7 +88,7 @@ async def _read_class(log: Log, orphan: Orphan) -> str:
     if not entries:
         return ""
     try:
-        record = await record_of(log, orphan.agent, entries[0])
+        record = await read_record(log, orphan.agent, entries[0])
     except RecordInvalid:  # the node that claims it says so
         return ""
     return record.cls if isinstance(record, (Created, Snapshot)) else ""

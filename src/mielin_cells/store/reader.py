@@ -48,7 +48,7 @@ class Seen(NamedTuple):
     snap: int
 
 
-async def known_agents(log: Log) -> list[tuple[str, int]]:
+async def list_agents(log: Log) -> list[tuple[str, int]]:
     """Every agent that has a log, with the log's last sequence; agents that have ended are among them."""
     agents = []
     for subject, seq in await log.subjects(LOGS):
@@ -65,7 +65,7 @@ class End(NamedTuple):
     seen: Seen
 
 
-async def ends(log: Log, agents: Iterable[str]) -> list[End]:
+async def read_ends(log: Log, agents: Iterable[str]) -> list[End]:
     """The ends of the agents' logs, without those whose last record cannot be read.  They may be stale."""
     by_subject, result = {log_subject(agent): agent for agent in agents}, list[End]()
     for count, (subject, last) in enumerate((await log.lasts(list(by_subject))).items(), 1):
@@ -73,7 +73,7 @@ async def ends(log: Log, agents: Iterable[str]) -> list[End]:
             await asyncio.sleep(0)
         agent = by_subject[subject]
         try:
-            record = await record_of(log, agent, last)
+            record = await read_record(log, agent, last)
         except RecordInvalid as error:
             logger.warning("agent %s has no readable owner: %s", agent, error)
             continue
@@ -85,7 +85,7 @@ def _seen(last: Entry, record: AnyRecord) -> Seen:
     return Seen(last.seq, last.seq if isinstance(record, Snapshot) else record.snap)
 
 
-async def record_of(log: Log, agent: str, entry: Entry) -> AnyRecord:
+async def read_record(log: Log, agent: str, entry: Entry) -> AnyRecord:
     """The record that an entry holds, or stands for if it was too large for one entry."""
     where = f"The log of agent {agent!r} at {entry.seq}"
     try:
@@ -129,7 +129,7 @@ async def _load(log: Log, agent: str, seen: Seen | None) -> Fold:
         last = await log.last(log_subject(agent)) or await log.settled(log_subject(agent))
         if last is None:
             raise NoSuchAgent.of(agent)
-        seen = _seen(last, await record_of(log, agent, last))
+        seen = _seen(last, await read_record(log, agent, last))
     fold = await _snapshot(log, agent, seen.snap) if seen.snap else Fold(agent)
     while fold.seq < seen.seq:
         if not await read_on(log, fold):
@@ -177,7 +177,7 @@ async def next_record(log: Log, fold: Fold, entry: Entry) -> AnyRecord:
         or fold.behind_records % SLICE_RECORDS == SLICE_RECORDS - 1
     ):
         await asyncio.sleep(0)
-    return await record_of(log, fold.agent, entry)
+    return await read_record(log, fold.agent, entry)
 
 
 def add_to(fold: Fold, entry: Entry, record: AnyRecord) -> None:
@@ -224,7 +224,7 @@ async def _snapshot_record(log: Log, agent: str, seq: int) -> Snapshot:
     entries = await log.read(log_subject(agent), seq - 1, 1)
     if not entries or entries[0].seq != seq:
         raise LogGap(f"The snapshot of agent {agent!r} at {seq} is gone.", subject=agent, have=0, need=seq)
-    record = await record_of(log, agent, entries[0])
+    record = await read_record(log, agent, entries[0])
     if not isinstance(record, Snapshot):
         raise RecordInvalid(f"The log of agent {agent!r} at {seq} is no snapshot.", subject=agent, seq=seq)
     return record
@@ -240,7 +240,7 @@ async def _of_snapshot(log: Log, agent: str, seq: int, record: Snapshot) -> Fold
         for entry in entries:
             if entry.seq >= seq:
                 break
-            between = await record_of(log, agent, entry)
+            between = await read_record(log, agent, entry)
             if at not in {record.since, between.prev}:
                 raise LogGap(
                     f"The log of agent {agent!r} has a gap at {entry.seq}.",

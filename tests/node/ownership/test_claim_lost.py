@@ -17,7 +17,7 @@ from mielin_cells.log.ids import log_subject
 from mielin_cells.log.lifecycle import Phase
 from mielin_cells.log.records import Claimed, HandedOff, Returned, Suspended, encode_record
 from mielin_cells.node.activation.writer import Writer
-from mielin_cells.store.reader import record_of
+from mielin_cells.store.reader import read_record
 from mielin_cells.substrate.embedded import Embedded
 
 
@@ -43,7 +43,7 @@ async def test_a_source_whose_claim_comes_too_late_goes_on_with_what_is_returned
         await source.append(lambda head: Claimed(**head, cause="silence", waits=False), claim=True)
 
     (*_, entry) = await store.log.read(log_subject(AGENT))
-    assert await record_of(store.log, AGENT, entry) == back
+    assert await read_record(store.log, AGENT, entry) == back
     folds[NODE].apply(entry.seq, back)
     assert folds[NODE].phase is Phase.RUN
     await source.append(lambda head: Suspended(**head, reason="it is ours again"))

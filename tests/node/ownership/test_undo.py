@@ -21,7 +21,7 @@ from mielin_cells.migration.recovery import RecoveryConfig
 from mielin_cells.rpc import requests
 from mielin_cells.rpc.serve import Handlers
 from mielin_cells.store import journal
-from mielin_cells.store.reader import load, record_of
+from mielin_cells.store.reader import load, read_record
 
 classes["Stall"] = StallV1
 
@@ -32,7 +32,7 @@ async def till_at(client: Client, node: str) -> tuple[Stall, Daybook]:
 
 
 async def records(client: Client, agent: str) -> list[Any]:
-    return [await record_of(client.log, agent, entry) for entry in await client.log.read(log_subject(agent), 0, 1000)]
+    return [await read_record(client.log, agent, entry) for entry in await client.log.read(log_subject(agent), 0, 1000)]
 
 
 async def test_the_older_code_takes_again_what_came_since_and_nothing_is_sent_twice() -> None:

@@ -14,7 +14,7 @@ from mielin_cells.migration.case import SOURCE_LOST
 from mielin_cells.migration.failure import Coded, Happened, SentBack
 from mielin_cells.migration.journal import Attempted, Journal, Reached
 from mielin_cells.store import journal
-from mielin_cells.store.reader import record_of
+from mielin_cells.store.reader import read_record
 from mielin_cells.substrate.ports import Log
 from mielin_cells.tasks.supervision import persist
 
@@ -38,7 +38,7 @@ async def owns(log: Log, agent: str, node: str, epoch: int) -> bool:
 async def _last_of(log: Log, agent: str) -> AnyRecord | None:
     async def read() -> AnyRecord | None:
         last = await log.settled(log_subject(agent))
-        return await record_of(log, agent, last) if last is not None else None
+        return await read_record(log, agent, last) if last is not None else None
 
     return await persist(read, RetryError)
 
@@ -61,7 +61,7 @@ async def loss_of(log: Log, fold: Fold, attempt: Attempted, coordinator: str) ->
     if handed is not None:
         entries = await log.read(log_subject(fold.agent), handed, 1)
         try:
-            record = await record_of(log, fold.agent, entries[0]) if entries else None
+            record = await read_record(log, fold.agent, entries[0]) if entries else None
         except RecordInvalid:
             record = None  # trimmed, or damaged on its way: it would only have said more
         if isinstance(record, Returned) and record.prev == handed:

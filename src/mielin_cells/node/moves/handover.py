@@ -18,7 +18,7 @@ from mielin_cells.migration.outcome import restored
 from mielin_cells.migration.validation import Manifest, MigrationValidator, RollbackInfo
 from mielin_cells.node.activation.writer import Doubt
 from mielin_cells.store.follower import LogFollower
-from mielin_cells.store.reader import record_of
+from mielin_cells.store.reader import read_record
 from mielin_cells.substrate.ports import Entry
 from mielin_cells.tasks.supervision import Backoff
 
@@ -103,7 +103,7 @@ class Handover:
         """
         activation, log = self.activation, self.activations.home.log
         entry = await self._taken()
-        record = await record_of(log, activation.fold.agent, entry)
+        record = await read_record(log, activation.fold.agent, entry)
         if record.prev != activation.fold.seq:
             raise LogGap(
                 f"The log of agent {activation.fold.agent!r} after record {activation.fold.seq} was trimmed.",

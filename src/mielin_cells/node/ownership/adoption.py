@@ -26,7 +26,7 @@ from mielin_cells.log.fold import Fold
 from mielin_cells.log.ids import log_subject
 from mielin_cells.log.lifecycle import Phase
 from mielin_cells.log.records import AnyRecord, HandedOff, Spilled, Terminated, decode_record, named_owner
-from mielin_cells.store.reader import known_agents, load, record_of
+from mielin_cells.store.reader import list_agents, load, read_record
 
 if TYPE_CHECKING:
     from mielin_cells.node.activation.activation import Activation, Activations
@@ -146,7 +146,7 @@ class Adoption:
             return
         still, quarantine = list[str](), self._quarantine
         acknowledged = quarantine.acknowledged()
-        listed = await known_agents(self._home.log)
+        listed = await list_agents(self._home.log)
         await quarantine.check_all(dict(listed), acknowledged)
         for count, (agent, seq) in enumerate(listed, 1):
             if quarantine.is_behind(agent, seq, acknowledged.get(agent, 0)):
@@ -229,7 +229,7 @@ class Adoption:
         if last is None or last.seq <= activation.fold.seq:
             return
         try:
-            record = await record_of(home.log, agent, last)
+            record = await read_record(home.log, agent, last)
         except RecordInvalid as error:
             activation.lose(error)  # whatever the record is: this activation cannot append behind it
             return
@@ -260,7 +260,7 @@ class Adoption:
             last = await home.log.last(log_subject(agent))
             if last is None or self._quarantine.is_behind(agent, last.seq):
                 return True
-            record = await record_of(home.log, agent, last)  # also of a handover that is in parts
+            record = await read_record(home.log, agent, last)  # also of a handover that is in parts
             if named_owner(record) != home.name:
                 self._note_other(agent, last.seq, record)
                 return True

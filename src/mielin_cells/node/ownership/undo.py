@@ -40,7 +40,7 @@ from mielin_cells.node.ownership.claims import Claims, elsewhere
 from mielin_cells.rpc import answers, requests
 from mielin_cells.rpc.call import call
 from mielin_cells.store import journal
-from mielin_cells.store.reader import READ_RECORDS, load_at, record_of
+from mielin_cells.store.reader import READ_RECORDS, load_at, read_record
 
 if TYPE_CHECKING:
     from mielin_cells.node.activation.activation import Activation, Activations
@@ -268,7 +268,7 @@ async def _read_on(log: Log, undoing: Undoing, end: int) -> None:
                 subject=agent,
             )  # fmt: skip
         for entry in entries:
-            record = await record_of(log, agent, entry)
+            record = await read_record(log, agent, entry)
             if record.prev != undoing.seq:
                 raise RollbackExpired(
                     f"The log of agent {agent!r} was trimmed at {entry.seq} while it was read for a rollback.",
