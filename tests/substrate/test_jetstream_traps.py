@@ -40,6 +40,8 @@ from mielin_cells.substrate.jetstream.heard import Heard
 from mielin_cells.substrate.jetstream.server import Server
 from mielin_cells.substrate.jetstream.streams import HEADERS_BYTES
 from mielin_cells.substrate.ports import ENTRY_BYTES_MAX, Appended, Conflict, Outcome, Unknown
+from mielin_cells.testing.conformance import CHECKS
+from mielin_cells.testing.conformance import owners as owners_checks
 
 _numbers = count()
 
@@ -85,8 +87,11 @@ async def test_a_conflict_without_a_number_is_looked_up(substrate: JetStream, mo
     assert await substrate.log.append("a.none", b"2", seq) == Conflict(0)
 
 
+@pytest.mark.parametrize(
+    ("prefix", "owners"), [("c.", [None]), ("log.c", [None, "n1", "n2", "n3"])], ids=["plain", "log"]
+)
 async def test_in_a_cluster_one_contender_wins_and_nothing_is_lost(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prefix: str, owners: list[str | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three servers, three copies: here the leader answers most of the losers with the other code."""
     codes: list[int] = []
@@ -101,18 +106,23 @@ async def test_in_a_cluster_one_contender_wins_and_nothing_is_lost(
     async with nats_cluster(tmp_path) as servers, contextlib.AsyncExitStack() as stack:
         substrates = [await clustered(stack, server) for server in servers]
         assert substrates[0]._connection.in_cluster
-        tails = [asyncio.create_task(followed(one.log, "c.0", 3)) for one in substrates]
+        tails = [asyncio.create_task(followed(one.log, f"{prefix}0", 3)) for one in substrates]
         last = dict.fromkeys(range(10), 0)
         for _ in range(3):
             for place in last:
-                calls = [one.log.append(f"c.{place}", b"%d" % n, last[place]) for n in range(4) for one in substrates]
-                outcomes = await asyncio.gather(*calls)
+                outcomes = await asyncio.gather(
+                    *(
+                        one.log.append(f"{prefix}{place}", b"%d" % n, last[place], owners[n % len(owners)])
+                        for n in range(4)
+                        for one in substrates
+                    )
+                )
                 won = [outcome.seq for outcome in outcomes if isinstance(outcome, Appended)]
                 lost = [outcome for outcome in outcomes if isinstance(outcome, Conflict)]
                 assert (len(won), len(lost)) == (1, 11), outcomes
                 last[place] = won[0]
                 for one in substrates:
-                    newest = await one.log.last(f"c.{place}")
+                    newest = await one.log.last(f"{prefix}{place}")
                     assert newest is not None
                     assert newest.seq == won[0]
         logs = [[entry.seq for entry in await tail] for tail in tails]
@@ -120,6 +130,15 @@ async def test_in_a_cluster_one_contender_wins_and_nothing_is_lost(
         assert set(codes) <= {0, 10071, 10164}
         assert logs[0] == logs[1] == logs[2]
         assert logs[0][-1] == last[0]
+
+
+async def test_in_a_cluster_ownership_records_keep_their_contract(tmp_path: Path) -> None:
+    async with nats_cluster(tmp_path) as servers, contextlib.AsyncExitStack() as stack:
+        substrate = await clustered(stack, servers[0])
+        assert substrate.replicas == 3
+        for check in CHECKS:
+            if check.__module__ == owners_checks.__name__:
+                await check(substrate)
 
 
 async def clustered(stack: contextlib.AsyncExitStack, server: NatsServer) -> JetStream:
