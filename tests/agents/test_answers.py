@@ -87,7 +87,7 @@ async def until_dead(cluster: cells.Cluster, agent: str, count: int) -> None:
 
 
 @pytest.mark.parametrize("wait", [False, True], ids=["at once", "after a wait"])
-async def test_what_an_asked_handler_raises_is_its_answer_at_its_only_run(
+async def test_an_error_of_an_asked_handler_is_its_answer_and_the_handler_runs_once(
     wait: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)

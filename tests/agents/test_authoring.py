@@ -75,7 +75,7 @@ class Rash(cells.Agent):
 
 @pytest.mark.parametrize("wait", [False, True], ids=["at once", "after a wait"])
 @pytest.mark.parametrize("how", RAISED)
-async def test_whatever_a_handler_raises_its_caller_is_told_and_the_agent_goes_on_here_and_elsewhere(
+async def test_any_exception_of_a_handler_reaches_its_caller_and_the_agent_keeps_running_also_after_a_move(
     how: str, wait: bool
 ) -> None:
     async with cells.local(nodes=2, settings=QUICK) as cluster:
@@ -135,7 +135,7 @@ class Moody(cells.Agent):
 
 
 @pytest.mark.parametrize("how", ["cancelled", "no Exception", "StopIteration"])
-async def test_whatever_on_arrive_raises_the_agent_is_in_error_until_it_is_resumed(how: str) -> None:
+async def test_any_exception_of_on_arrive_puts_the_agent_in_error_until_it_is_resumed(how: str) -> None:
     arrivals.clear()
     arrivals["node-1"] = RAISED[how]()
     async with cells.local(settings=QUICK) as cluster:
@@ -149,7 +149,7 @@ async def test_whatever_on_arrive_raises_the_agent_is_in_error_until_it_is_resum
 
 
 @pytest.mark.parametrize("how", RAISED)
-async def test_whatever_on_arrive_raises_at_the_target_the_agent_goes_on_at_the_source(how: str) -> None:
+async def test_any_exception_of_on_arrive_at_the_target_leaves_the_agent_running_at_the_source(how: str) -> None:
     arrivals.clear()
     arrivals["node-2"] = RAISED[how]()
     once = RecoveryConfig(max_retries=0)

@@ -132,7 +132,7 @@ def test_growing_carries_no_pages() -> None:
     assert it.buffer[(1 << 30) - 2 :] == b"\0\0"
 
 
-def test_what_was_cut_off_in_a_turn_does_not_come_back() -> None:
+def test_bytes_truncated_in_a_turn_do_not_come_back() -> None:
     it = bound()
     it.buffer.append(b"x" * (3 * PAGE_BYTES))
     it.end()

@@ -211,7 +211,7 @@ def test_a_value_that_would_not_load_is_refused_and_all_of_the_turn_is_undone(wh
 
 
 @pytest.mark.parametrize("what", [what for what in SPOIL if "deep" not in what])
-async def test_the_caller_is_told_and_the_agent_goes_on(what: str) -> None:
+async def test_a_turn_that_leaves_an_invalid_value_fails_and_the_agent_keeps_running(what: str) -> None:
     async with cells.local(nodes=2) as cluster:
         agent = await cluster.spawn(Pad, "p", count=5)
         with pytest.raises(cells.errors.StateInvalid, match=f"Pad.{what.partition(':')[0]}"):
@@ -225,7 +225,7 @@ ONE_STACK = sys.version_info < (3, 12)
 """Calls in C count to the limit of calls in Python."""
 
 
-def test_what_is_nested_almost_too_deeply_to_load_elsewhere_is_refused_where_it_is_set() -> None:
+def test_a_value_nested_too_deeply_to_load_elsewhere_is_refused_where_it_is_set() -> None:
     """The deepest value that a turn may keep still loads where much more of the stack is in use."""
     deepest, kept = 0, StoredState()
     for levels in range(0, sys.getrecursionlimit(), 10):
@@ -281,7 +281,7 @@ def test_state_is_set_in_turns_alone() -> None:
     assert agent.count == 1
 
 
-def test_what_is_changed_in_place_outside_a_turn_does_not_slip_into_the_next_one() -> None:
+def test_a_change_in_place_outside_a_turn_does_not_reach_the_next_turn() -> None:
     agent, cell, stored = pad(names=["a"])
     agent.names.append("outside")
     cell.begin()
@@ -354,7 +354,7 @@ def test_many_agents_with_the_same_large_field_warn_with_the_same_words() -> Non
 
 
 @pytest.mark.parametrize("what", ["half a character", "much text"])
-async def test_whatever_text_an_exception_has_the_caller_is_told_and_the_agent_goes_on(what: str) -> None:
+async def test_an_exception_with_any_text_reaches_the_caller_and_the_agent_keeps_running(what: str) -> None:
     settings = cells.Settings(retry_first_s=0, tries=1, ask_timeout_s=10)
     async with cells.local(nodes=2, settings=settings) as cluster:
         agent = await cluster.spawn(Pad, "p", count=5)

@@ -204,7 +204,7 @@ def test_a_derived_class_of_the_same_name_elsewhere_needs_another() -> None:
     assert other("Urn", (Urn,), {"__module__": "elsewhere"}, name="elsewhere.Urn").__mro__[1] is Urn
 
 
-def test_a_program_that_is_imported_as_well_is_told() -> None:
+def test_a_program_that_is_also_imported_is_named_in_the_error() -> None:
     type("Clerk", (cells.Agent,), {"__module__": "__main__"})
     with pytest.raises(cells.UsageError, match="The file that runs as the program is imported as app as well"):
         type("Clerk", (cells.Agent,), {"__module__": "app"})

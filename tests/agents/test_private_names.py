@@ -54,14 +54,14 @@ async def test_an_author_may_keep_anything_under_any_private_name() -> None:
         assert repr(harbour) == "<Harbour 'north'>"
 
 
-def test_all_that_the_package_puts_on_an_agent_class_has_a_name_that_no_author_would_choose() -> None:
+def test_names_that_the_package_adds_to_an_agent_class_collide_with_no_authors_names() -> None:
     public = {"on_start", "on_arrive", "on_depart", "on_stop", "healthy"}
     ours = {name for name in vars(Agent) if name not in vars(type("Bare", (), {})) and name not in public}
     assert {name for name in ours if not (name.startswith("__") and name.endswith("__"))} == set()
 
 
 @pytest.mark.parametrize("make", ["reference", "live"])
-async def test_all_that_the_package_puts_on_an_instance_has_such_a_name_too(make: str) -> None:
+async def test_names_that_the_package_adds_to_an_instance_collide_with_no_authors_names(make: str) -> None:
     found: dict[str, Any] = {}
 
     class Bare(cells.Agent):

@@ -137,7 +137,7 @@ async def test_the_turns_deadline_begins_anew_behind_a_step() -> None:
 
 
 @pytest.mark.parametrize("bad", ["OSError", OSError, (1,), [OSError]], ids=repr)
-def test_what_is_worth_another_call_is_named_by_classes(bad: Any) -> None:
+def test_retries_are_declared_by_exception_classes(bad: Any) -> None:
     with pytest.raises(cells.ConfigError, match="a tuple of exception classes"):
         cells.Retry(on=bad)
 

@@ -126,7 +126,7 @@ def apply_op(op: str, key: int, value: list[int], table: Table[int, list[int]], 
             pass
 
 
-def test_what_is_missing_is_a_key_error() -> None:
+def test_a_missing_key_raises_key_error() -> None:
     table = bound(str, int).table
     with pytest.raises(KeyError):
         table["a"]

@@ -141,9 +141,7 @@ async def test_timers_that_were_due_while_nobody_ran_the_agent_fire_when_it_runs
 
 
 @pytest.mark.parametrize(("catch_up", "least"), [("one", 1), ("all", 5), ("none", 0)])
-async def test_what_passed_while_it_was_suspended_is_caught_up_with_by_choice(
-    catch_up: cells.CatchUp, least: int
-) -> None:
+async def test_timer_times_missed_while_suspended_are_caught_up_by_choice(catch_up: cells.CatchUp, least: int) -> None:
     async with nodes({"node-1": 1}) as (client, running):
         running["node-1"].activations._classes = {"Bell": Bell}.get
         bell = await client.on("node-1").spawn(Bell, "b")

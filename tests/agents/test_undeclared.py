@@ -73,7 +73,7 @@ class Letter(Parcel):
     tags = ["letter"]
 
 
-async def test_what_a_plain_base_declares_is_state() -> None:
+async def test_fields_of_a_plain_base_class_are_state() -> None:
     assert set(spec_of(Parcel).fields) == {"label", "tags", "name", "weight"}
     async with cells.local(nodes=2) as cluster:
         parcel = await cluster.spawn(Parcel, "p", label="given")  # type: ignore[call-arg] # checkers do not look so far
@@ -217,7 +217,7 @@ class Unfinished(cells.Agent, abc.ABC):
     async def area(self) -> int: ...
 
 
-async def test_what_is_no_class_to_spawn_is_refused_with_what_to_write() -> None:
+async def test_spawning_a_class_that_is_not_an_agent_says_what_to_write() -> None:
     cases: list[tuple[Any, str]] = [
         (Box[int], "derive a class: `class Name"),
         (int, "is not an agent class; define `class Name"),
@@ -292,7 +292,7 @@ class Computing(cells.Agent):
         return self.square
 
 
-async def test_what_a_cached_property_computed_from_state_that_is_undone_is_computed_anew() -> None:
+async def test_a_cached_property_is_computed_again_after_its_state_is_undone() -> None:
     async with cells.local() as cluster:
         agent = await cluster.spawn(Computing, "a")
         with pytest.raises(cells.HandlerFailed):

@@ -123,7 +123,7 @@ def test_with_json_wishes_that_contradict_each_other_are_an_object_too() -> None
     assert json.loads(done.stdout)["error"]["code"] == "ConfigError"
 
 
-def test_a_reader_that_has_had_enough_is_no_error() -> None:
+def test_a_closed_output_pipe_is_no_error() -> None:
     reads, writes = os.pipe()
     os.close(reads)
     command = [MIELIN, "recover", "m-1", "--retry", "--rollback", "--json"]

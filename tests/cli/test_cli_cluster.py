@@ -86,7 +86,7 @@ def test_agents_are_spawned_asked_and_told_by_words(up: Deployment) -> None:
         (("bogus",), 2, "bogus"),
     ],
 )
-def test_what_fails_is_one_sentence_and_its_exit_code(
+def test_a_failing_command_prints_one_sentence_and_has_its_exit_code(
     up: Deployment, words: tuple[str, ...], code: int, says: str
 ) -> None:
     if "known" in words:
@@ -243,7 +243,7 @@ def test_without_an_address_the_command_that_mends_it_is_named(tmp_path: Path) -
     assert done.stderr.startswith("mielin: No server is named: run `mielin up`")
 
 
-def test_what_names_a_server_that_is_not_there_or_no_server_says_so(tmp_path: Path) -> None:
+def test_an_address_without_a_server_and_a_wrong_address_are_named(tmp_path: Path) -> None:
     done = run(tmp_path, "agents", MIELIN_URL="nats://127.0.0.1:1")
     assert (done.returncode, "Traceback" in done.stderr) == (1, False)
     assert "nats://127.0.0.1:1" in done.stderr

@@ -155,7 +155,7 @@ async def test_an_agent_is_spawned_by_words_where_its_class_is_known(operator: O
     assert (await operator.ask("second", "everything", []))[0] == "7"
 
 
-async def test_what_cannot_be_spawned_is_refused_by_name(operator: Operator) -> None:
+async def test_spawning_names_the_unknown_class_node_or_field(operator: Operator) -> None:
     with pytest.raises(cells.errors.UnknownClass, match="'Safe'"):
         await operator.spawn("Safe", "s", [])
     with pytest.raises(cells.errors.UnknownNode, match="node-9"):
@@ -258,7 +258,7 @@ async def test_letters_are_purged_one_or_all_and_stay_purged_after_a_move(operat
         await operator.replay("till", "1")
 
 
-async def test_what_a_terminated_agents_inbox_holds_is_read_as_its_dead_letters(operator: Operator) -> None:
+async def test_messages_in_a_terminated_agents_inbox_are_shown_as_dead_letters(operator: Operator) -> None:
     client = operator.client
     await client.suspend("till")
     for n in range(2):

@@ -32,7 +32,7 @@ def values(capsys: pytest.CaptureFixture[str]) -> list[Any]:
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-async def test_migrations_are_listed_and_told_in_full(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_migrations_are_listed_and_shown_in_full(capsys: pytest.CaptureFixture[str]) -> None:
     faults = Faults(0, Fault("prepare", Kind.REFUSE, node="node-2", most=1))
     async with nodes("node-1", "node-2", "node-3", faults=faults) as (client, _):
         kiosk = await client.on("node-1").spawn(Kiosk, "t")
@@ -194,7 +194,7 @@ async def listed_as(client: Client, migration: str, outcome: str) -> None:
             await asyncio.sleep(0)
 
 
-async def test_a_migration_that_was_undone_is_told_as_undone_and_so_are_those_behind_it(
+async def test_an_undone_migration_is_listed_as_undone_and_so_are_later_ones(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     async with nodes("node-1", "node-2", "node-3") as (client, _):
@@ -218,7 +218,7 @@ async def test_a_migration_that_was_undone_is_told_as_undone_and_so_are_those_be
 
 
 @pytest.mark.parametrize("garbage", [b"", b"of a later version", encode(PLANNED)])
-async def test_what_is_not_readable_behind_a_journals_end_keeps_nobody_from_showing_and_undoing_it(
+async def test_unreadable_bytes_behind_a_journals_end_do_not_stop_showing_and_undoing_it(
     garbage: bytes, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     async with nodes("node-1", "node-2") as (client, _):

@@ -211,7 +211,7 @@ async def test_a_filter_that_nothing_can_fit_is_refused(
         await look.agents.work(operator, Printer(as_json=True), **which)
 
 
-async def test_a_name_that_is_not_there_is_told_with_those_like_it(operator: Operator) -> None:
+async def test_similar_names_are_suggested_for_an_unknown_name(operator: Operator) -> None:
     assert await operator.nearest("stan") == ["stand"]
     assert await operator.nearest("satnd") == ["stand"]
     assert await operator.nearest("node2") == ["node-2", "node-1"]

@@ -58,7 +58,7 @@ def at_terminal(up: Deployment, answer: bytes, *words: str) -> tuple[int, str]:
         return process.wait(CLOSE_S), shown.decode()
 
 
-def test_what_cannot_be_undone_is_asked_about_at_a_terminal(up: Deployment) -> None:
+def test_an_irreversible_command_asks_for_confirmation_at_a_terminal(up: Deployment) -> None:
     up.value("spawn", "Counter", "anna")
     up.value("tell", "anna", "fail", "1")
     wait_for(lambda: bool(up.value("dead", "anna")), "a dead letter")
@@ -102,7 +102,7 @@ def test_an_interrupt_ends_a_command_in_one_sentence(up: Deployment, words: tupl
     assert (process.returncode, err) == (130, "mielin: interrupted\n"), (out, err)
 
 
-def test_a_reader_that_has_enough_ends_what_goes_on_without_a_word(up: Deployment) -> None:
+def test_a_closed_output_pipe_ends_a_following_command_silently(up: Deployment) -> None:
     up.value("spawn", "Counter", "read")
     for words in (("log", "read", "--follow"), ("agents", "--watch")):
         with begun(up, *words) as process:

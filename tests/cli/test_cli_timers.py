@@ -46,7 +46,7 @@ async def operator() -> AsyncIterator[Operator]:
         yield Operator(cluster)
 
 
-async def test_a_repeating_timer_without_its_handler_is_told_once_and_taken_away_by_an_operator(
+async def test_a_repeating_timer_without_its_handler_is_logged_once_and_removed_by_an_operator(
     operator: Operator,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,

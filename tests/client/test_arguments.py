@@ -58,7 +58,7 @@ ODD: dict[str, tuple[Callable[[Any], Any], str]] = {
 
 
 @pytest.mark.parametrize("odd", ODD)
-async def test_what_a_cluster_cannot_take_is_refused_with_a_sentence(odd: str) -> None:
+async def test_wrong_arguments_of_cluster_calls_are_refused_with_a_sentence(odd: str) -> None:
     call, says = ODD[odd]
     async with cells.local() as cluster:
         await cluster.spawn(Jar, "k")
@@ -108,7 +108,7 @@ OPENED: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("given", "says"), OPENED)
-async def test_what_a_cluster_cannot_be_opened_with_is_refused(given: dict[str, Any], says: str) -> None:
+async def test_wrong_arguments_for_opening_a_cluster_are_refused(given: dict[str, Any], says: str) -> None:
     with pytest.raises(cells.UsageError, match=says):
         async with cells.local(**given):
             raise AssertionError("it was opened")
@@ -154,7 +154,7 @@ async def test_a_spawn_of_an_existing_agent_with_other_state_says_that_it_is_not
         assert await jar.read() == 5
 
 
-async def test_what_an_agent_was_made_with_is_remembered_behind_a_snapshot() -> None:
+async def test_the_initial_state_of_an_agent_is_remembered_after_a_snapshot() -> None:
     async with cells.local(settings=cells.Settings(snapshot_records=2)) as cluster:
         jar = await cluster.spawn(Jar, "j", size=5)
         for _ in range(8):
@@ -187,12 +187,12 @@ def test_the_digest_of_an_initial_state_sees_values_and_no_order(one: Any, other
 
 
 @pytest.mark.parametrize("name", [name for name in errors.__all__ if name.endswith(("Error", "Failed", "Refused"))])
-def test_what_is_named_like_an_error_can_be_caught(name: str) -> None:
+def test_every_public_error_name_can_be_caught(name: str) -> None:
     assert issubclass(getattr(errors, name), Exception)
     assert getattr(cells, name, None) in (None, getattr(errors, name))
 
 
-async def test_what_an_order_to_move_raises_is_caught_as_a_migration_error() -> None:
+async def test_errors_of_an_order_to_move_are_migration_errors() -> None:
     async with cells.local() as cluster:
         await cluster.spawn(Jar, "j")
         for call in (

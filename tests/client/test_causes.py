@@ -129,7 +129,7 @@ async def test_a_resume_of_an_agent_that_was_suspended_in_error_still_runs_on_st
         assert await late.read() == 1
 
 
-async def test_an_agent_that_asks_one_in_error_is_told_so_too_and_it_is_an_outcome() -> None:
+async def test_an_agent_that_asks_one_in_error_gets_that_error_as_an_outcome() -> None:
     async with cells.local(nodes=2, settings=cells.Settings(ask_timeout_s=LONG_S)) as cluster:
         moody.add("p")
         porter, asker = await cluster.spawn(Porter, "p"), await cluster.on("node-2").spawn(Porter, "a")
@@ -153,7 +153,7 @@ async def test_an_agent_that_has_ended_says_so_to_each_ask_and_no_later_one_wait
         assert max(took[1:]) < took[0] + SHORT_S / 2, took
 
 
-async def test_what_an_agent_in_error_has_answered_before_it_answers_again(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_agent_in_error_repeats_answers_that_it_gave_before(monkeypatch: pytest.MonkeyPatch) -> None:
     async with cells.local(settings=cells.Settings(ask_repeat_s=0.05)) as cluster:
         assert isinstance(cluster, Client)
         porter = await cluster.spawn(Porter, "p")
@@ -252,7 +252,7 @@ async def test_the_timeout_of_an_ask_that_waits_for_what_failed_before_it_says_s
 
 
 @pytest.mark.parametrize("ends", ["the ask", "the turn"])
-async def test_what_keeps_an_agents_ask_from_being_stored_is_named(ends: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_agents_ask_that_cannot_be_stored_names_the_cause(ends: str, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = cells.Settings(ask_repeat_s=0.1, turn_deadline_s=SHORT_S if ends == "the turn" else LONG_S)
     async with nodes("node-1", settings=settings) as (client, running):
         porter, other = await client.spawn(Porter, "p"), await client.spawn(Porter, "o")

@@ -235,7 +235,7 @@ async def test_an_inbox_holds_what_it_says_however_many_calls_come_at_once() -> 
         assert await eventually(sink.add, 201) == 201
 
 
-async def test_what_agents_send_waits_at_the_sender_while_the_receiver_has_no_room() -> None:
+async def test_messages_of_agents_wait_at_the_sender_while_the_receiver_has_no_room() -> None:
     async with cells.local(settings=SMALL) as cluster:
         sink, source = await cluster.spawn(Basin, "s"), await cluster.spawn(Spring, "f")
         await cluster.suspend(sink)

@@ -123,7 +123,7 @@ async def test_an_agents_ask_is_stored_once_too(monkeypatch: pytest.MonkeyPatch)
         assert await asked == 1
 
 
-async def test_what_passed_the_owner_by_is_stored_again(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_ask_that_its_owner_missed_is_stored_again(monkeypatch: pytest.MonkeyPatch) -> None:
     async with belfry("node-1") as (client, running, bell):
         assert await bell.ring() == 1
         log, heard = running["node-1"].home.log, list[_Deaf]()
@@ -180,7 +180,7 @@ async def test_while_no_owner_can_be_asked_an_ask_is_stored_once_more_and_not_fo
         assert await asked == 2
 
 
-async def test_a_session_that_was_forgotten_is_told_so() -> None:
+async def test_a_reminder_of_a_forgotten_session_is_answered_with_its_expiry() -> None:
     async with belfry("node-1") as (client, running, bell):
         assert await bell.ring() == 1
         session = client._sessions["b"]

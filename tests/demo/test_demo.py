@@ -19,7 +19,7 @@ HEADER = "time_hour,carrier,flight,tailnum,origin,dest,dep_delay,arr_delay,air_t
 CLOSE_S = 60
 
 
-def test_january_is_as_known() -> None:
+def test_the_january_data_has_the_known_totals() -> None:
     flights = read_flights(None)
     totals = expected(flights.events)
     planes = totals.aircraft.values()

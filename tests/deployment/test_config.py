@@ -57,7 +57,7 @@ def test_the_file_of_the_directory_is_found_and_none_means_defaults(tmp_path: Pa
         ("[settings]\nheartbeat_misses = 0.5\n", 2, "a whole number"),
     ],
 )
-def test_a_mistake_is_told_with_file_line_and_field(tmp_path: Path, text: str, line: int, says: str) -> None:
+def test_a_mistake_is_reported_with_file_line_and_field(tmp_path: Path, text: str, line: int, says: str) -> None:
     path = written(tmp_path, text)
     with pytest.raises(cells.ConfigError, match=says) as raised:
         read(path)
@@ -65,7 +65,7 @@ def test_a_mistake_is_told_with_file_line_and_field(tmp_path: Path, text: str, l
 
 
 @pytest.mark.parametrize("data", [b"[settings\n", b"a = \xff\n"])
-def test_what_is_no_toml_is_told_with_its_file(tmp_path: Path, data: bytes) -> None:
+def test_a_file_that_is_not_toml_is_named(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "mielin.toml"
     path.write_bytes(data)
     with pytest.raises(cells.ConfigError, match=r"mielin\.toml"):

@@ -46,9 +46,7 @@ async def test_only_a_store_that_syncs_each_write_is_spread_over_several_streams
         assert again.shards == 1
 
 
-async def test_what_a_deployment_does_not_have_is_refused_wherever_it_is_asked_for(
-    server: Server, tmp_path: Path
-) -> None:
+async def test_options_that_differ_from_the_deployment_are_refused_everywhere(server: Server, tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(APP)
     options: dict[str, Any] = {"deployment": "has_two"}
     async with opened(server.url, shards=2, **options) as first:

@@ -95,7 +95,7 @@ async def test_a_fleet_stops_though_children_of_its_nodes_live_on(told: Told) ->
     await end(grandchild)
 
 
-async def test_a_process_that_cannot_be_started_is_told_and_tried_again(
+async def test_a_process_that_cannot_be_started_is_reported_and_tried_again(
     told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, tries = asyncio.create_subprocess_exec, 0

@@ -211,7 +211,7 @@ def test_options_of_up_that_cannot_be_exit_with_2_and_start_nothing(tmp_path: Pa
     assert psutil.Process().children(recursive=True) == before
 
 
-def test_what_a_handler_has_started_holds_no_lock_of_a_dead_deployment(tmp_path: Path) -> None:
+def test_a_process_started_by_a_handler_holds_no_lock_of_a_dead_deployment(tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(FORKS)
     with deployment(tmp_path, 1) as up:
         up.value("spawn", "Forking", "f")

@@ -164,9 +164,7 @@ async def here(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
 
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize(("moment", "deed"), CELLS)
-async def test_what_goes_wrong_in_a_handover_leaves_one_owner_and_nothing_lost(
-    here: Site, moment: str, deed: str
-) -> None:
+async def test_a_fault_during_a_handover_leaves_one_owner_and_loses_nothing(here: Site, moment: str, deed: str) -> None:
     step, side, holds = MOMENTS[moment]
     act, wanted = DEEDS[deed]
 

@@ -70,7 +70,7 @@ def test_waiting_has_a_limit_if_one_is_given_and_ends_at_a_signal(tmp_path: Path
         assert told.end() == 0
 
 
-async def test_what_waiting_does_not_mend_ends_the_node_at_once(tmp_path: Path) -> None:
+async def test_a_node_ends_at_once_if_waiting_cannot_help(tmp_path: Path) -> None:
     locked = {"authorization": {"user": "u", "password": "secret"}}
     for folder, settings in (("locked", locked), ("plain", {"jetstream": None})):
         server = NatsServer(tmp_path / folder, settings)

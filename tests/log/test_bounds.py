@@ -65,7 +65,7 @@ def test_dead_letters_are_bounded_by_their_bytes_and_the_newest_stays(monkeypatc
 
 @settings(max_examples=40, deadline=None)
 @given(st.data())
-def test_what_is_counted_is_what_is_there_and_the_digest_is_of_that_alone(data: st.DataObject) -> None:
+def test_counts_match_the_ledger_and_the_digest_depends_on_its_contents_alone(data: st.DataObject) -> None:
     """Whatever is taken, sent, released and forgotten; with digests kept up, taken at once, and of an image."""
     limit = data.draw(st.sampled_from((1, 3, 1000)))
     with pytest.MonkeyPatch.context() as patch:

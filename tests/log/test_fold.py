@@ -180,7 +180,7 @@ def test_a_commit_whose_state_contradicts_itself_changes_nothing() -> None:
 
 @pytest.mark.parametrize("make", [*BY_OWNER, resumed], ids=lambda m: m.__name__)
 @pytest.mark.parametrize("node", [NODE, TARGET])
-def test_in_probation_nobody_writes_what_an_owner_writes(make: Make, node: str) -> None:
+def test_in_probation_records_of_an_owner_are_refused(make: Make, node: str) -> None:
     fold = after(handed_off)
     for epoch in (fold.epoch, fold.epoch - 1):
         refuse(fold, make(fold, node=node, epoch=epoch))
@@ -312,7 +312,7 @@ def test_a_stopped_agent_releases_moves_and_is_claimed_and_stays_stopped(stop: M
     assert fold.may_run
 
 
-def test_what_the_lifecycle_forbids_the_fold_refuses() -> None:
+def test_the_fold_refuses_what_the_lifecycle_forbids() -> None:
     forbidden: list[tuple[Make, Make]] = [
         (turn, resumed), (paused, paused), (suspended, suspended), (paused, failed), (failed, paused),
     ]  # fmt: skip

@@ -254,7 +254,7 @@ def test_nothing_but_a_claim_goes_on_for_an_agent_that_went_back() -> None:
         assert fold.goes_to == ""
 
 
-def test_what_the_case_of_the_fold_showed_is_refused_with_its_rule() -> None:
+def test_records_that_break_a_rule_are_refused_with_its_number() -> None:
     fold = after(lambda f: committed(f, commit(cursor=100)))
     wrong = {
         "rule 10": (commits(cursor=3), commits(outs=(out(5),)), commits(outs=(out(2),))),

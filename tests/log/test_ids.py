@@ -34,7 +34,7 @@ def test_bad_ids_are_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize("thing", [None, 1, b"museum", ["a"]])
-def test_what_is_no_text_is_refused(thing: object) -> None:
+def test_an_id_that_is_not_text_is_refused(thing: object) -> None:
     with pytest.raises(InvalidAgentId):
         AgentId(thing)  # type: ignore[arg-type]
 

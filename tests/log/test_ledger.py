@@ -147,7 +147,7 @@ def test_a_number_that_a_client_has_given_up_is_closed_unless_it_was_taken_befor
     assert ledger.answer_bytes == 2
 
 
-def test_what_was_given_up_stays_closed_when_its_successor_is_taken_again_after_an_undo() -> None:
+def test_numbers_given_up_stay_closed_when_a_later_message_is_taken_again_after_an_undo() -> None:
     ledger = Ledger()
     ledger.take(CLIENT, 1, 0, 5, b"x")
     ledger.replays[CLIENT, 2] = ReplayInput(CLIENT, 2, True, [], {}, [])

@@ -149,7 +149,7 @@ async def test_a_node_alone_is_not_drained_and_stays_as_it_was() -> None:
             await client.cordon("node-9")
 
 
-async def test_what_cannot_go_by_the_deadline_stays_runs_on_and_is_told() -> None:
+async def test_agents_that_cannot_leave_by_the_deadline_stay_keep_running_and_are_reported() -> None:
     async with gated("node-1", "node-2") as made:
         client = made.client
         quiet = await client.on("node-1").spawn(Meter, "quiet")

@@ -160,7 +160,7 @@ async def test_an_error_that_no_retry_mends_does_not_end_failover(monkeypatch: p
         assert await gauge.where() != "node-2"
 
 
-async def test_a_store_that_is_away_is_told_once_and_so_is_that_failover_goes_on(
+async def test_an_unreachable_store_is_logged_once_and_so_is_its_return(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level("INFO", "mielin_cells.failover")

@@ -216,7 +216,7 @@ def beat_of(name: str, incarnation: int, stuck_s: float) -> bytes:
     return msgspec.msgpack.encode(Beat(name, incarnation, stuck_s))
 
 
-def test_rubbish_among_heartbeats_is_told_once_and_fills_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_malformed_heartbeats_are_logged_once_and_use_no_memory(caplog: pytest.LogCaptureFixture) -> None:
     listener = Listener()
     for data in (b"", b"\xc1", b"rubbish", b"\x93\x01\x02\x03", b"\x81" * 5000):
         listener.receive(data)

@@ -184,7 +184,7 @@ def test_an_answer_that_cannot_be_read_is_one_nodes_trouble() -> None:
 # ---- the keeper ----------------------------------------------------------------------------------------------
 
 
-def test_what_departed_nodes_own_is_looked_for_at_once_then_ever_more_rarely() -> None:
+def test_agents_of_departed_nodes_are_looked_for_at_once_then_ever_more_rarely() -> None:
     again, now, looks = Schedule(5.0), 0.0, list[float]()
     while now < 100:
         if again.is_due(now, {"a"} if not looks else set()):
@@ -205,7 +205,7 @@ def test_who_is_starved_is_more_patient_with_others() -> None:
     assert patience(2.5, 1.0) == 4.5
 
 
-async def test_what_a_watcher_that_was_stopped_has_not_heard_means_nothing() -> None:
+async def test_silence_while_a_watcher_was_stopped_means_nothing() -> None:
     """SIGSTOP, a suspended laptop, a starved process: nobody is suspected for beats that it slept through."""
     async with nodes("node-1", "node-2") as (_, running, keepers, _air):
         node, keeper, now = running["node-1"], keepers["node-1"], 1000.0

@@ -28,7 +28,7 @@ def test_a_node_that_has_just_enough_takes_the_agent() -> None:
     assert refusals(OFFER, ABLE) == ()
 
 
-def test_what_is_not_known_is_not_checked() -> None:
+def test_unknown_quantities_are_not_checked() -> None:
     unknown = replace(ABLE, memory_bytes=None, storage_bytes=None, state_bytes_max=None, reserved_bytes=10**12)
     assert refusals(replace(OFFER, state_bytes=10**15), unknown) == ()
 
@@ -77,7 +77,7 @@ def test_an_older_state_is_taken_where_every_upgrade_is_there(version: int) -> N
     assert refusals(replace(OFFER, version=version, architectures=("riscv64", "x86_64")), node) == ()
 
 
-def test_what_is_reserved_is_not_free() -> None:
+def test_reserved_memory_is_not_free() -> None:
     node = replace(ABLE, memory_bytes=1999, storage_bytes=500, reserved_bytes=1000)
     assert list(map(str, refusals(OFFER, node))) == [
         "it needs 1,000 bytes of memory, and node-2 has 999 free (1,999 less 1,000 reserved)",
@@ -133,7 +133,7 @@ def offer_of(agent: str, size: int, migration: str = "m-1", **more: Any) -> requ
     return requests.Prepare(agent, migration, "node-1", "Shelf", 1, size, 1, **more)
 
 
-async def test_a_move_that_cannot_be_names_every_reason_and_the_agent_runs_on() -> None:
+async def test_a_refused_move_names_every_reason_and_the_agent_keeps_running() -> None:
     settings = cells.Settings(state_bytes_max=100)
     async with deployment("node-1", "node-2", settings=settings, recovery=None) as made:
         cluster, running = made.client, made.nodes

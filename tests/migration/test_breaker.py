@@ -155,7 +155,7 @@ def test_cooling_doubles_with_failures() -> None:
     assert not targets.is_cooling("node-2", 20)
 
 
-def test_what_is_the_agents_fault_is_not_held_against_a_node() -> None:
+def test_failures_of_the_agent_do_not_count_against_a_node() -> None:
     targets = Targets()
     for kind in (
         MigrationErrorType.INCOMPATIBLE_TARGET,

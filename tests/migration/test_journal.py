@@ -58,7 +58,7 @@ RETRIED: tuple[Make, ...] = (planned, attempted(1), failed(1), decided)
 STORY: tuple[Make, ...] = (planned, attempted(1), reached(1), failed(1), decided, attempted(2), reached(2), ended)
 
 
-def test_a_journal_tells_what_was_tried_and_how_it_ended() -> None:
+def test_a_journal_records_the_attempts_and_the_end() -> None:
     journal = after(*STORY)
     assert not journal.is_open
     assert journal.end is not None
@@ -115,7 +115,7 @@ def test_a_record_of_another_place_is_refused(over: dict[str, Any], error: type[
         journal.apply(journal.seq + 1, attempted(1)(head(journal, **over)))
 
 
-def test_what_a_newer_version_wrote_is_named_and_every_changed_bit_is_found() -> None:
+def test_a_newer_format_is_named_and_every_changed_bit_is_detected() -> None:
     data = encode(planned(head(Journal(MIGRATION))))
     with pytest.raises(UnknownRecord, match="Renamed"):
         decode(framed(data[39:].replace(b"\xa7Planned", b"\xa7Renamed")), "here")
@@ -148,7 +148,7 @@ def home(log: Log, name: str = "node-1") -> NodeContext:
     return NodeContext(name, 1, log, None, Random(name), time.time, Settings(), "", lambda activation, error: None)  # type: ignore[arg-type]
 
 
-async def test_what_is_written_behind_comes_before_what_is_awaited(log: Log) -> None:
+async def test_progress_records_are_written_before_the_next_awaited_record(log: Log) -> None:
     writer = JournalWriter(home(log), AGENT, MIGRATION)
     await writer.write(planned)
     await writer.write(attempted(1))
@@ -160,7 +160,7 @@ async def test_what_is_written_behind_comes_before_what_is_awaited(log: Log) -> 
     assert found.records == writer.fold.records
 
 
-async def test_of_two_that_settle_one_migration_one_is_first_and_the_other_is_told(log: Log) -> None:
+async def test_of_two_nodes_that_settle_one_migration_one_succeeds(log: Log) -> None:
     first = JournalWriter(home(log), AGENT, MIGRATION)
     await first.write(planned)
     other = JournalWriter(home(log, "node-2"), AGENT, MIGRATION, await journals.read(log, AGENT, MIGRATION))

@@ -230,7 +230,7 @@ def test_a_rollback_that_fails_in_a_passing_way_stays_a_rollback() -> None:
     assert due(manager) == 11.0
 
 
-def test_what_runs_too_long_is_stopped_and_rolled_back() -> None:
+def test_an_attempt_that_runs_too_long_is_stopped_and_rolled_back() -> None:
     manager = MigrationRecoveryManager(RecoveryConfig(recovery_timeout_secs=30), attempt_timeout_secs=1000)
     manager.record_failure(failure())
     ticket = manager.begin("a", 10.0)
@@ -304,7 +304,7 @@ def test_the_longest_due_comes_first_and_a_poll_can_be_limited() -> None:
     assert manager.next_wake() == 10.0
 
 
-def test_a_restart_goes_on_with_what_was_left() -> None:
+def test_a_restart_continues_with_the_remaining_time() -> None:
     """A new process has a monotonic clock of its own; the journal's times are wall times."""
     written = Written().tried().failed().decided().tried(strategy="RetryOnSameTarget").failed().decided(delay_s=593.0)
     case = Case.of(written.journal, source="n1", now=5.0, wall=written.at + 590.0)

@@ -26,7 +26,7 @@ from mielin_cells.migration.case import ATTEMPTS_KEPT
 # ---- 4.B: decisions --------------------------------------------------------------------------------------------
 
 
-def test_an_incompatible_target_is_left_for_good() -> None:
+def test_an_incompatible_target_is_never_chosen_again() -> None:
     manager = managed()
     fail_next(manager, kind=INCOMPATIBLE)
     ticket = manager.begin("a", due(manager))

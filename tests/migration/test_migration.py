@@ -217,7 +217,7 @@ def test_silence_in_probation_leads_to_a_claim_and_losing_it_to_reading_on() -> 
 
 
 @pytest.mark.parametrize("step", SOURCE, ids=lambda step: f"{step.phase}-{step.label}")
-def test_an_end_is_told_once_and_last_and_is_final(step: Step) -> None:
+def test_an_end_is_reported_once_and_last_and_is_final(step: Step) -> None:
     is_end = Phase(step.phase).is_end
     ends = [effect for effect in step.effects if isinstance(effect, s.End)]
     assert len(ends) == (step.after.phase.is_end and not is_end)

@@ -81,7 +81,7 @@ def test_never_two_serve_and_every_end_has_one_owner(name: str) -> None:
     assert stuck is None, f"once faults stop, this never ends: {stuck}"
 
 
-def test_the_walk_reaches_what_it_is_about() -> None:
+def test_the_walk_reaches_the_rare_states() -> None:
     """A checker that never sees the rare states proves nothing."""
     edges = explored(World(BUDGETS["all"]))
     assert {w.source.phase for w in edges if w.source} == {p for p in Phase if not p.is_end}

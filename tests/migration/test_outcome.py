@@ -27,7 +27,7 @@ def judged(written: Written, node: str, *, is_newest: bool = True) -> Verdict | 
     return verdict(written.journal, written.folded(), owned_by(node), node, is_newest=is_newest)
 
 
-def test_an_attempt_that_was_under_way_is_gone_on_with() -> None:
+def test_an_attempt_that_was_under_way_is_continued() -> None:
     assert judged(Written().tried(), "n3") is None
     assert judged(Written().tried(), "n1") is None
 
@@ -43,13 +43,15 @@ def test_an_attempt_that_was_under_way_is_gone_on_with() -> None:
         (Written().tried().failed().decided().add(Cancelled), "n3", True, "Cancelled"),
     ],
 )
-def test_what_must_not_go_on_is_rolled_back(written: Written, node: str, is_newest: bool, code: str) -> None:
+def test_migrations_that_must_not_continue_are_rolled_back(
+    written: Written, node: str, is_newest: bool, code: str
+) -> None:
     found = judged(written, node, is_newest=is_newest)
     assert found is not None
     assert (found.outcome, found.code) == ("rolled_back", code)
 
 
-def test_a_handover_that_is_open_or_an_older_fold_tells_nothing() -> None:
+def test_an_open_handover_or_an_older_fold_decides_nothing() -> None:
     journal = Written().tried().journal
     fold = after()
     fold.apply(fold.seq + 1, handed_off(fold, migration="m-1.1"))

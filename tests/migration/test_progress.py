@@ -74,7 +74,7 @@ def test_a_completion_before_everything_is_transferred_is_refused() -> None:
     assert found.phase is ProgressPhase.TRANSFERRING
 
 
-def test_what_comes_late_is_ignored() -> None:
+def test_late_events_are_ignored() -> None:
     found = tracker()
     found.transferred(1000, 1000, now=101.0)
     found.validating("digest")

@@ -122,7 +122,7 @@ def test_an_incompatible_target_is_never_retried_on_the_same_node() -> None:
             assert found is not RecoveryStrategy.RETRY_ON_SAME_TARGET
 
 
-def test_a_decision_tells_its_rule() -> None:
+def test_a_decision_names_its_rule() -> None:
     assert explain(error(retries=3), RecoveryConfig())[1] == "Timeout with 3 of 3 retries used"
     assert explain(error(MigrationErrorType.UNKNOWN), RecoveryConfig())[1] == "Unknown is not retried"
 

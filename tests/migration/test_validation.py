@@ -129,7 +129,7 @@ def test_versions_are_read_as_they_are_written() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "x", "1.", "1.2.3.4", "1.2.3-", "-1.0.0", "1.0.0 beta", "\u0661.0.0", "9" * 5000])
-def test_what_is_no_version_is_refused(text: str) -> None:
+def test_a_malformed_version_is_refused(text: str) -> None:
     with pytest.raises(cells.ConfigError):
         Version(text)
 
@@ -247,7 +247,7 @@ def test_the_way_back_outlives_a_failure_and_ends_with_success() -> None:
     assert validator.rollback_info("m-1") is None
 
 
-def test_an_end_is_told_also_without_rollback_information() -> None:
+def test_an_end_is_recorded_also_without_rollback_information() -> None:
     validator = MigrationValidator()
 
     validator.complete("m-1", "a", success=True, now=0.0)
@@ -272,7 +272,7 @@ def test_only_what_is_too_old_and_has_ended_is_cleaned_up() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from(("capture", "lost", "won", "execute", "confirm", "fail", "clean")),
                           st.sampled_from(("m-1", "m-2")), st.floats(0, 3000)), max_size=30))  # fmt: skip
-def test_no_order_of_calls_raises_but_what_is_documented(calls: list[tuple[str, str, float]]) -> None:
+def test_calls_in_any_order_raise_only_documented_errors(calls: list[tuple[str, str, float]]) -> None:
     validator, now = MigrationValidator(), 0.0
     for what, migration, pause in calls:
         now += pause
@@ -338,7 +338,7 @@ def test_a_rollback_that_is_not_tried_again_gives_way_to_the_next_attempt() -> N
     assert validator.execute_rollback("m-1", now=3.0).original_state == b"after"
 
 
-def test_what_arrived_may_be_told_by_its_manifest() -> None:
+def test_an_arrived_state_may_be_given_as_its_manifest() -> None:
     validator, sealed = MigrationValidator(), Manifest.of(b"state")
     for arrived, passed in ((sealed, True), (Manifest.of(b"other"), False)):
         result = validator.verify_post("m-1", "a", sealed, arrived, agent_responsive=True, now=0.0)

@@ -26,7 +26,7 @@ def test_the_same_state_of_an_agent_that_answers_passes() -> None:
         (b"", False, (False, False, False), ["0 bytes", "checksum", "does not answer"]),
     ],
 )
-def test_every_reason_against_is_told(
+def test_every_reason_against_an_arrived_state_is_reported(
     state: bytes, responsive: bool, flags: tuple[bool, bool, bool], words: list[str]
 ) -> None:
     result = VERIFIER.verify(Manifest.of(b"state"), state, agent_responsive=responsive)

@@ -72,7 +72,7 @@ async def test_a_node_starts_serves_drains_and_stops_with_an_agent_that_cannot_r
             await one.stop(0.3)
 
 
-async def test_what_failed_in_a_way_nobody_foresaw_is_not_tried_again_in_every_round(
+async def test_an_adoption_that_failed_unexpectedly_is_not_tried_again_in_every_round(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with deployment(settings=QUICK) as at, asyncio.timeout(15):

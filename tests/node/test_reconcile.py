@@ -136,7 +136,7 @@ class LateLasts(HeldLog):
         return await super().subjects(prefix)
 
 
-async def test_a_log_that_cannot_be_read_is_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_unreadable_log_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     async with nodes("node-1", settings=SLOW) as (_, running):
         node = running["node-1"]
         await node.home.log.append(log_subject("bad"), b"rubbish", 0)

@@ -83,7 +83,7 @@ def test_a_wait_doubles_up_to_its_cap_and_a_wake_ends_it() -> None:
     run_virtually(story())
 
 
-def test_a_duty_that_fails_is_said_once_and_keeps_nobody_from_the_others(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failing_duty_is_logged_once_and_does_not_stop_the_others(caplog: pytest.LogCaptureFixture) -> None:
     done, failures = list[int](), Counter[str]()
 
     async def story() -> None:

@@ -66,7 +66,7 @@ def test_a_row_that_is_no_bar_at_that_sync_is_refused() -> None:
         Found().row("spawn", "always", "1/s", True)
 
 
-def test_a_series_is_told_by_its_spread_and_thinned_for_plots() -> None:
+def test_a_series_is_summarised_by_its_spread_and_thinned_for_plots() -> None:
     values = [float(n) for n in range(10_000, 0, -1)]
 
     assert spread(values)["p50"] == pytest.approx(5000.5, rel=1e-3)

@@ -58,7 +58,7 @@ def test_facts_arrive_as_plain_data_that_can_be_encoded(given: Any, told: Any) -
 
 
 @pytest.mark.parametrize("given", [object(), {"a": 1}, {1}, b"bytes", print])
-def test_what_is_not_plain_data_stays_behind(given: object) -> None:
+def test_facts_that_are_not_plain_data_are_not_sent(given: object) -> None:
     assert over_the_wire(cells.UsageError("x", fact=given, other=1)).facts == {"other": 1}
 
 

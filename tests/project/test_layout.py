@@ -263,5 +263,5 @@ def test_nothing_depends_on_asserts(path: Path) -> None:
     assert asserts(ast.parse(path.read_text())) == []
 
 
-def test_a_planted_assert_is_found() -> None:
+def test_a_planted_assert_is_detected() -> None:
     assert asserts(ast.parse("def f(x):\n    if x:\n        assert x > 1, 'so'")) == [3]

@@ -31,7 +31,7 @@ async def read(log: Reads, data: bytes) -> bytes:
     return await whole(log, "log.a", Entry(7, data), lambda found: unframed(found, "It"))  # type: ignore[arg-type]
 
 
-async def test_what_reads_costs_no_further_read() -> None:
+async def test_a_readable_entry_costs_no_second_read() -> None:
     log = Reads([])
     assert await read(log, WHOLE) == b"said"
     assert log.asked == 0
@@ -42,14 +42,14 @@ async def test_damage_on_the_way_is_mended_by_another_read() -> None:
     assert await read(log, WHOLE[:-1]) == b"said"
 
 
-async def test_what_is_stored_damaged_is_told_once_three_reads_agree() -> None:
+async def test_a_damaged_entry_is_reported_once_three_reads_agree() -> None:
     log = Reads([Entry(7, WHOLE[:-1])])
     with pytest.raises(RecordInvalid):
         await read(log, WHOLE[:-1])
     assert log.asked == retry.SAME - 1
 
 
-async def test_what_is_not_there_any_more_is_told_as_it_came() -> None:
+async def test_a_damaged_entry_that_is_gone_is_reported_as_it_was_read() -> None:
     with pytest.raises(RecordInvalid):
         await read(Reads([Entry(9, WHOLE)]), WHOLE[:-1])
 

@@ -58,14 +58,14 @@ def server(config: dict[str, Any] | None = None, state: dict[str, Any] | None = 
         (Facts(kind="sqlite", where="here"), "cannot be seen from here"),
     ],
 )
-def test_what_a_power_cut_would_lose_is_one_sentence(facts: Facts, says: str) -> None:
+def test_the_loss_in_a_power_cut_is_described_in_one_sentence(facts: Facts, says: str) -> None:
     sentence = judged(facts).power_cut
     assert says in sentence
     assert sentence.endswith(".")
     assert "\n" not in sentence
 
 
-def test_nothing_is_found_where_all_is_well() -> None:
+def test_a_healthy_server_has_no_findings() -> None:
     assert judged(server()).findings == []
     assert judged(server()).is_well
 
@@ -146,7 +146,7 @@ async def test_a_file_that_is_an_older_copy_is_wrong_and_the_command_says_so(tmp
     assert "wrong: It had acknowledged entry 2 and ends at 1" in done.stdout
 
 
-async def test_what_is_no_store_is_refused_and_not_touched(tmp_path: Path) -> None:
+async def test_a_file_that_is_not_a_store_is_refused_and_not_touched(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "other.db") as other:
         other.execute("CREATE TABLE t(a)")
     other.close()

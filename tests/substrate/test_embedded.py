@@ -288,7 +288,7 @@ async def test_a_full_store_takes_nothing_by_halves_and_goes_on_once_there_is_ro
     await store.close()
 
 
-async def test_what_a_full_file_refused_is_not_there_after_a_restart_and_the_rest_is(tmp_path: Path) -> None:
+async def test_after_a_restart_a_full_file_holds_exactly_what_it_accepted(tmp_path: Path) -> None:
     store = await Embedded.open(tmp_path / "store.db")
     limited(store, 100)
     kept: list[Entry] = []

@@ -49,7 +49,7 @@ async def nothing_is_left() -> AsyncIterator[None]:
         "nats://127.0.0.1:1\r\nPUB x 0", "nats://a b:1", "nats://[::1", "user:secret@host:port",
     ],
 )  # fmt: skip
-async def test_what_is_no_address_is_refused_before_anything_is_tried(url: str) -> None:
+async def test_a_malformed_address_is_refused_before_anything_is_tried(url: str) -> None:
     assert (await refused(JetStream.open(url), ConfigError)).field == "connect"
 
 
@@ -86,7 +86,7 @@ async def test_an_unknown_host_is_named() -> None:
         b'INFO {"version": "2.15.0", "max_payload": 1048576, "connect_urls": 5}\r\n',
     ],
 )  # fmt: skip
-async def test_what_does_not_speak_nats_is_named(greeting: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_service_that_does_not_speak_nats_is_named(greeting: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some other service has the port: it says something else, or waits for us to begin."""
     monkeypatch.setitem(connection._OPTIONS, "connect_timeout", 0.2)
 
@@ -242,7 +242,7 @@ SUAIBDPBAUTWCWBKIO6XHQNINK5FWJW4OHLXC3HQ2KFE4PEJUA44CNHTC4
 
 
 @pytest.mark.parametrize("text", [None, b"", b"\xff\xfe" * 100, CREDS.partition("-----BEGIN USER")[0].encode()])
-async def test_what_is_no_credentials_file_is_refused_at_once(text: bytes | None, tmp_path: Path) -> None:
+async def test_a_file_without_credentials_is_refused_at_once(text: bytes | None, tmp_path: Path) -> None:
     """The library would look for its lines for ever."""
     path = tmp_path / "user.creds"
     if text is not None:

@@ -73,7 +73,7 @@ async def test_a_log_is_read_alike_however_many_others_lie_between(
             await substrate.close()
 
 
-async def test_what_is_trimmed_is_not_missed(server: Server) -> None:
+async def test_trimmed_entries_are_not_taken_for_missing(server: Server) -> None:
     async with opened(server.url, deployment=f"reads{next(_numbers)}") as substrate:
         log = substrate.log
         made = await chain(substrate, "a.x", between=NEAR)

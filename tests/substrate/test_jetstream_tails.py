@@ -86,7 +86,7 @@ async def test_messages_that_follow_each_other_cost_no_read() -> None:
     assert held.reads == 1
 
 
-async def test_a_reader_that_is_behind_reads_later_what_was_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_reader_that_is_behind_reads_dropped_entries_later(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mielin_cells.substrate.tail.WAITING_MAX", 10)
     held = Stored()
     tail = held.tail()
@@ -98,7 +98,7 @@ async def test_a_reader_that_is_behind_reads_later_what_was_let_go(monkeypatch: 
     assert await sequences(tail, 999) == list(range(2, 1000))
 
 
-async def test_what_a_forger_says_on_a_live_subject_is_no_entry(
+async def test_forged_messages_on_a_live_subject_are_no_entries(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     """On a real server: without headers, with wrong ones, before and between the true ones."""

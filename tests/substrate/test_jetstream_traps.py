@@ -192,7 +192,7 @@ async def told(call: Awaitable[Outcome]) -> Outcome | StoreUnreachable:
         return error
 
 
-async def test_what_is_called_while_disconnected_is_never_sent_later(tmp_path: Path) -> None:
+async def test_calls_made_while_disconnected_are_never_sent_later(tmp_path: Path) -> None:
     """The library would keep it back and send it after its caller was told that it failed."""
     async with nats_server(tmp_path / "s") as server, opened(server.url) as substrate:
         seq = await stored(substrate.log, "a.x", b"1", 0)
@@ -284,7 +284,7 @@ async def test_a_forbidden_subject_is_a_permanent_error_and_no_timeout(tmp_path:
         await stored(log, "a.Free", b"2", free)
 
 
-async def test_a_user_who_may_not_make_streams_is_told_so(tmp_path: Path) -> None:
+async def test_a_user_without_permission_to_make_streams_gets_that_reason(tmp_path: Path) -> None:
     denied = {"deny": ["$JS.API.STREAM.CREATE.>"]}
     async with nats_server(tmp_path / "s", authorization=users(publish=denied)) as server:
         error = await refused(JetStream.open(server.url_of("user")), PermissionDenied)
@@ -295,7 +295,7 @@ async def test_a_user_who_may_not_make_streams_is_told_so(tmp_path: Path) -> Non
             await stored(substrate.log, "a.x", b"1", 0)
 
 
-async def test_a_user_who_may_not_hear_answers_is_told_so(tmp_path: Path) -> None:
+async def test_a_user_without_permission_to_hear_answers_gets_that_reason(tmp_path: Path) -> None:
     async with nats_server(tmp_path / "s", authorization=users(subscribe={"deny": ["_INBOX.>"]})) as server:
         error = await refused(JetStream.open(server.url_of("user")), PermissionDenied)
         assert error.subject.startswith("_INBOX.")
@@ -323,7 +323,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("bad", BAD)
-async def test_what_is_no_subject_never_reaches_the_server(bad: str, substrate: JetStream) -> None:
+async def test_a_malformed_subject_never_reaches_the_server(bad: str, substrate: JetStream) -> None:
     """The server takes wildcards where it should not, and a line end would be a command."""
     log, wire = substrate.log, substrate.wire
 
@@ -350,7 +350,7 @@ async def test_a_deployment_has_a_plain_name(name: str, server: Server) -> None:
 # ---- what is not there ---------------------------------------------------------------------------------------
 
 
-async def test_what_is_not_there_is_empty_and_never_awaited(substrate: JetStream) -> None:
+async def test_reading_a_missing_log_is_empty_and_never_waits(substrate: JetStream) -> None:
     log = substrate.log
     async with asyncio.timeout(WAIT_S):
         assert await log.read("a.none") == []

@@ -295,7 +295,7 @@ async def test_an_unknown_outcome_is_repeated_and_what_is_stored_twice_counts_on
     assert [item async for item in iter_parts(log, SUBJECT, refs)] == items
 
 
-async def test_what_a_broken_writer_left_is_not_taken_for_the_parts_of_the_next_one(log: Log) -> None:
+async def test_parts_of_a_broken_writer_are_not_taken_for_those_of_the_next_one(log: Log) -> None:
     """It had the same data, subject and numbers: only the references say which are meant."""
     items = [b"a" * 100, b"b" * 100, b"c" * 100]
     with pytest.raises(StoreFull, match="disk"):

@@ -143,7 +143,7 @@ async def test_the_sync_setting_is_the_servers(tmp_path: Path) -> None:
         assert json.loads((lazy.folder / "server.conf").read_text())["jetstream"]["sync_interval"] == "2m"
 
 
-async def test_what_a_crash_left_in_the_folder_does_not_matter(tmp_path: Path) -> None:
+async def test_leftovers_of_a_crash_in_the_folder_do_not_matter(tmp_path: Path) -> None:
     """An empty credential, half a configuration, the ports file of a server long gone."""
     (tmp_path / "credential").write_text("")
     (tmp_path / "credential").chmod(0o600)
@@ -261,7 +261,7 @@ def test_a_program_is_the_given_the_bundled_or_the_one_on_path(tmp_path: Path, m
     assert (found.path, found.origin) == (other, "PATH")
 
 
-async def test_a_program_that_is_none_is_named(tmp_path: Path) -> None:
+async def test_a_path_that_is_not_a_program_is_named(tmp_path: Path) -> None:
     text = tmp_path / "text"
     text.write_text("no program")
     for path in (tmp_path / "none", tmp_path, text):
@@ -274,7 +274,7 @@ async def test_a_program_that_is_none_is_named(tmp_path: Path) -> None:
     ("script", "said"),
     [("#!/bin/sh\necho it broke >&2\nexit 3\n", "it broke"), ("neither script nor program\x00", ""), ("#!/none\n", "")],
 )
-async def test_a_program_that_ends_at_once_is_named_with_its_words(script: str, said: str, tmp_path: Path) -> None:
+async def test_a_program_that_ends_at_once_is_named_with_its_output(script: str, said: str, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.write_text(script)
     broken.chmod(0o755)

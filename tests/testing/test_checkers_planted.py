@@ -115,7 +115,7 @@ def test_a_process_that_writes_in_less_than_it_has_written_in_is_found() -> None
 
 
 @pytest.mark.parametrize("wrong", [committed, asked, stepped, suspended, handed_off])
-def test_what_lands_in_probation_and_is_no_verdict_is_found(wrong: Make) -> None:
+def test_a_record_in_probation_that_is_no_verdict_is_detected(wrong: Make) -> None:
     fed = Fed(NobodyRuns)
     fold = fed.story(created, handed_off)
     with pytest.raises(Violation, match="^I11: .*lands in probation"):
@@ -185,7 +185,7 @@ def test_a_journal_with_two_ends_or_a_fork_is_found() -> None:
 
 @pytest.mark.parametrize("subject", [log_subject(AGENT), inbox_subject(AGENT), journal_subject(AGENT, MIGRATION)])
 @pytest.mark.parametrize("damage", ["torn", "changed", "empty"])
-def test_what_lands_and_cannot_be_read_is_found(subject: str, damage: str) -> None:
+def test_an_unreadable_record_is_detected(subject: str, damage: str) -> None:
     good = encode_record(created(Fold(AGENT)))
     data = {"torn": good[:-3], "changed": good[:-1] + bytes([good[-1] ^ 1]), "empty": b""}[damage]
     with pytest.raises(Violation, match="^I20: node-1#1 appended to .*cannot be read"):

@@ -183,7 +183,7 @@ def test_a_killed_process_takes_no_step_not_even_in_finally() -> None:
     assert steps == []
 
 
-def test_who_waits_for_a_killed_process_is_told() -> None:
+def test_waiting_for_a_killed_process_raises_killed() -> None:
     async def main() -> None:
         process = Process(loop_of(), "p")
         assert await process.run(asyncio.sleep(1, "result")) == "result"

@@ -19,7 +19,7 @@ def series(values: list[float], slack: float = 0.0) -> Series:
     return found
 
 
-def test_what_is_larger_at_the_end_than_in_the_middle_grows() -> None:
+def test_a_series_that_is_larger_at_its_end_than_in_its_middle_grows() -> None:
     assert series([1, 5, 10, 10, 10, 10, 10, 11, 10]).growing() == []
     assert series([1, 2, 3, 4, 5, 6, 7, 8, 9]).growing() == ["x grows: 5 in the middle of the run, 8 at its end"]
     assert series([1, 2, 3, 4, 5, 6, 7, 8, 9], slack=4).growing() == []

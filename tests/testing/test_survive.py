@@ -59,7 +59,7 @@ def test_a_harm_is_found_and_its_seed_tells_it_again(monkeypatch: pytest.MonkeyP
     assert str(again.value) == found
 
 
-def test_what_a_story_or_an_invariant_raises_is_told_with_the_seed() -> None:
+def test_an_error_of_a_story_or_an_invariant_is_reported_with_the_seed() -> None:
     async def wrong(world: Play) -> None:
         raise ValueError("of my own")
 

@@ -58,7 +58,7 @@ async def test_whole_numbers_and_agent_ids_become_their_declared_type_at_the_end
         assert await normal.look() == "(1.0, [1.0, 2.5], {'side': 3}, [<class 'str'>])"
 
 
-def test_what_is_normalised_is_stored_as_what_it_has_become() -> None:
+def test_a_value_that_encoding_normalises_is_stored_normalised() -> None:
     for kind, given, become in (
         (list[float], [1, 2.5], [1.0, 2.5]),
         (float, 1, 1.0),

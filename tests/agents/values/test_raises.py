@@ -136,7 +136,7 @@ async def test_a_declared_error_arrives_as_it_was_raised(
     assert "raised" not in caplog.text, "it is an answer like any"
 
 
-async def test_what_os_errors_keep_beside_their_arguments_arrives_too() -> None:
+async def test_attributes_of_os_errors_beside_their_arguments_arrive_too() -> None:
     async with cells.local() as cluster:
         shop = await cluster.spawn(TicketStall, "s")
         with pytest.raises(FileNotFoundError) as raised:
@@ -203,7 +203,7 @@ async def test_a_declared_error_of_a_tell_is_a_dead_letter_at_once() -> None:
         assert (letter.tries, letter.cause) == (1, "SoldOut: tea is sold out")
 
 
-async def test_who_does_not_know_the_class_is_told_its_name_and_text() -> None:
+async def test_a_caller_without_the_error_class_gets_its_name_and_text() -> None:
     async with cells.local() as cluster:
         assert isinstance(cluster, Client)
         await cluster.spawn(TicketStall, "s")

@@ -116,7 +116,7 @@ def test_nan_is_kept() -> None:
     assert math.isnan(carried(float, math.nan))
 
 
-def test_what_aliases_shared_is_two_values_after_loading() -> None:
+def test_aliases_become_two_values_after_loading() -> None:
     shared = [1]
     one, two = carried(tuple[list[int], list[int]], (shared, shared))
     one.append(2)
@@ -223,7 +223,7 @@ class Picky:
             raise KeyError(f"no {self.n}")
 
 
-def test_whatever_a_users_type_raises_is_reported_with_its_path() -> None:
+def test_an_exception_of_a_users_type_is_reported_with_its_path() -> None:
     bad = Picky(1)
     bad.n = -1
     spec = spec_of(agent_with(list[Picky]))
@@ -237,7 +237,7 @@ def test_whatever_a_users_type_raises_is_reported_with_its_path() -> None:
 
 
 @pytest.mark.parametrize(("kind", "value"), [(cells.AgentId, ""), (Person, {"name": "x", "age": -1}), (Peer, "p")])
-def test_what_does_not_fit_a_hooked_type_is_reported_with_its_path(kind: Any, value: Any) -> None:
+def test_a_value_that_does_not_fit_a_hooked_type_is_reported_with_its_path(kind: Any, value: Any) -> None:
     with pytest.raises(cells.BadArguments, match=r"Holder\.x: "):
         carried(kind, value)
 

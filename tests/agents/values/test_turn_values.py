@@ -116,7 +116,7 @@ AS_MADE = "([1], [[1]], Shape(name='a'), {'a'}, bytearray(b'a'), [1])"
 
 @pytest.mark.parametrize("how", ["keep", "keep_new", "keep_changed"])
 @pytest.mark.parametrize("where", ["outside", "in another turn", "in another turn that touches it"])
-async def test_what_is_kept_of_an_earlier_turn_changes_nothing(how: str, where: str) -> None:
+async def test_objects_kept_from_an_earlier_turn_change_nothing(how: str, where: str) -> None:
     async with cells.local(nodes=2) as cluster:
         agent = await cluster.spawn(AliasKeeper, "a")
         await getattr(agent, how)()
@@ -129,7 +129,7 @@ async def test_what_is_kept_of_an_earlier_turn_changes_nothing(how: str, where: 
         assert await agent.look() == AS_MADE
 
 
-async def test_what_is_kept_of_a_failed_turn_changes_nothing() -> None:
+async def test_objects_kept_from_a_failed_turn_change_nothing() -> None:
     async with cells.local() as cluster:
         agent = await cluster.spawn(AliasKeeper, "a")
         with pytest.raises(cells.HandlerFailed):

@@ -284,7 +284,7 @@ async def test_state_arguments_results_tables_and_steps_are_what_they_were(kind:
 
 
 @pytest.mark.parametrize(("kind", "value", "says"), REFUSED, ids=shown)
-async def test_what_a_load_would_change_is_refused_where_it_is_set_or_sent(kind: Any, value: Any, says: str) -> None:
+async def test_a_value_that_loading_would_change_is_refused(kind: Any, value: Any, says: str) -> None:
     async def nothing() -> kind:
         return value
 

@@ -147,7 +147,7 @@ async def test_an_agents_messages_and_a_timers_wait_behind_theirs_too() -> None:
 
 
 @pytest.mark.parametrize("how", ["move", "crash", "restart of the activation", "stop and resume"])
-async def test_what_waits_is_lost_by_nothing_that_happens_to_its_agent_and_keeps_its_order(how: str) -> None:
+async def test_waiting_messages_survive_everything_that_happens_to_their_agent_and_keep_their_order(how: str) -> None:
     async with nodes("node-1", "node-2", settings=LATE) as (one, two, running):
         notary = await one.on("node-1").spawn(Notary, "n")
         broken.add("a1")
@@ -204,7 +204,7 @@ async def test_nobody_passes_a_turn_with_recorded_asks_and_steps_which_must_find
         assert await other.add() == 3, "each ask was made once"
 
 
-async def test_what_waits_outlives_its_process_and_is_then_a_dead_letter_in_its_order(tmp_path: Path) -> None:
+async def test_waiting_messages_survive_their_process_and_become_dead_letters_in_order(tmp_path: Path) -> None:
     path = tmp_path / "store.db"
     broken.update(("a1", "a2"))
     async with cells.local(path=path, settings=LATE) as cluster:

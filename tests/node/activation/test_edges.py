@@ -385,7 +385,7 @@ class Caller(cells.Agent):
         raise ValueError("no")
 
 
-async def test_a_label_of_a_call_is_in_what_is_told_of_it() -> None:
+async def test_the_label_of_a_call_is_in_its_errors() -> None:
     async with cells.local() as cluster:
         racer, caller = await cluster.spawn(Racer, "r"), await cluster.spawn(Caller, "c")
         await cluster.suspend(racer)

@@ -72,7 +72,7 @@ async def test_a_held_message_whose_predecessor_is_committed_runs_at_the_next_ow
     await store.close()
 
 
-async def test_what_is_repeated_beside_a_recorded_turn_stays_behind_what_was_sent_before_it(tmp_path: Path) -> None:
+async def test_repeats_beside_a_recorded_turn_stay_behind_earlier_messages(tmp_path: Path) -> None:
     """Calls 1, 2 and 3 of a client are put off, and so is an entry that repeats 1 and 3.  The owner is lost after a step of 1."""
     path, sender = tmp_path / "store.db", client_sender("session")
     async with cells.local(path=path) as cluster:

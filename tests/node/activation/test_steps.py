@@ -128,7 +128,7 @@ async def with_a_long_tail(log: Log) -> int:
 
 
 @pytest.mark.parametrize(("turns", "rows"), [(700, 1), (40, 400)])
-async def test_what_is_replayed_over_a_snapshot_is_bounded_by_step_too(
+async def test_replays_over_a_snapshot_are_bounded_also_with_steps(
     turns: int, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = cells.Settings(snapshot_records=100_000, snapshot_bytes=1 << 40)

@@ -58,7 +58,7 @@ async def test_an_agent_moves_under_load_and_nothing_is_lost_or_doubled() -> Non
         assert await counter.add(0) == 600
 
 
-async def test_a_report_tells_phases_pause_and_bytes() -> None:
+async def test_a_report_has_phases_pause_and_bytes() -> None:
     async with cells.local(nodes=2) as cluster:
         counter = await cluster.spawn(Counter, "c")
         report = await cluster.migrate(counter, to="node-2")
@@ -94,7 +94,7 @@ async def test_a_stopped_target_rolls_back_and_the_agent_runs_on() -> None:
         assert await counter.add(1) == 1
 
 
-async def test_two_moves_at_once_one_wins_and_the_other_is_told() -> None:
+async def test_of_two_moves_at_once_one_wins_and_the_other_is_refused() -> None:
     async with cells.local(nodes=3) as cluster:
         counter = await cluster.spawn(Counter, "c")
         busy = asyncio.create_task(counter.slow(0.2))

@@ -84,7 +84,7 @@ async def test_a_node_that_refused_in_a_passing_way_is_asked_again_after_its_del
         assert asked[1] - asked[0] >= EXCLUDED_DELAYS * delay_s
 
 
-async def test_a_named_target_that_refuses_is_told_at_once_with_every_reason() -> None:
+async def test_a_named_target_that_refuses_is_reported_at_once_with_every_reason() -> None:
     faults = Faults(0, Fault("prepare", Kind.REFUSE, node="node-2"))
     async with nodes("node-1", "node-2", "node-3", faults=faults) as (client, _):
         kiosk = await client.on("node-1").spawn(Kiosk, "t")
@@ -150,7 +150,7 @@ async def test_a_copy_that_was_made_in_another_epoch_is_made_anew() -> None:
             assert node.copies.by_agent["t"].migration == attempt
 
 
-async def test_when_retries_are_used_up_the_agent_is_where_it_was_and_all_is_told() -> None:
+async def test_when_retries_are_used_up_the_agent_is_back_and_the_report_is_complete() -> None:
     async with nodes("node-1", "node-2", faults=Faults(0, Fault("probe", Kind.REFUSE))) as (client, _):
         kiosk = await client.on("node-1").spawn(Kiosk, "t")
         await kiosk.add(5)
@@ -247,7 +247,7 @@ async def test_whoever_owns_the_agent_ends_the_migration_of_a_source_that_died()
         assert (fold.owner, fold.phase) == ("node-2", Phase.RUN)
 
 
-async def test_of_two_that_are_asked_for_at_once_one_begins_and_the_other_is_told_which() -> None:
+async def test_of_two_migrations_at_once_one_begins_and_the_other_names_it() -> None:
     async with nodes("node-1", "node-2", "node-3") as (client, _):
         kiosk = await client.on("node-1").spawn(Kiosk, "t")
         busy = asyncio.create_task(kiosk.slow(0.1))
@@ -454,7 +454,7 @@ def test_a_node_of_an_architecture_that_the_agent_does_not_run_on_is_not_chosen(
 # ---- what is told --------------------------------------------------------------------------------------------
 
 
-async def test_audit_and_progress_are_told_by_the_running_system_in_order() -> None:
+async def test_the_running_system_reports_audit_and_progress_in_order() -> None:
     collected = CollectingCallback()
     async with nodes("node-1", "node-2") as (client, running):
         running["node-1"].migrations.watchers.add(collected)

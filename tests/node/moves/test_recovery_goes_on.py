@@ -70,7 +70,7 @@ SLOW = "Returned Timeout"
         ("Ended", 1, 0.0, [SLOW], 2),
     ],
 )
-def test_a_source_that_ends_at_any_moment_has_an_heir(
+def test_a_migration_survives_its_source_at_any_moment(
     at: str, nth: int, after_s: float, failed: list[str], tried: int, heir: str
 ) -> None:
     then = "restart" if heir == "node-1" else f"claim {heir}"
@@ -95,7 +95,7 @@ def test_two_sources_in_a_row(at: str) -> None:
     assert [number for number, _, _ in attempts(found)] == list(range(1, len(attempts(found)) + 1))
 
 
-def test_the_heir_of_the_heir() -> None:
+def test_a_migration_survives_two_lost_owners() -> None:
     found, report, story = told(
         Strike("Attempted", 1, 0.0, "claim node-3"), Strike("Attempted", 2, 0.0, "restart"), to="node-2"
     )
@@ -119,7 +119,7 @@ def test_a_retry_that_was_decided_and_not_made_is_made_when_it_is_due_and_costs_
     assert found.attempts[1].at >= made.at + made.delay_s
 
 
-def test_what_the_target_said_counts_though_the_source_did_not_hear_it() -> None:
+def test_the_targets_reason_counts_even_if_the_source_did_not_hear_it() -> None:
     found, _, _ = told(Strike("HandedOff"), to="node-2", faults=unfit())
     assert failures(found) == ["Returned IncompatibleTarget"]
     assert attempts(found) == [(1, "node-1", "node-2"), (2, "node-1", "node-3")]
@@ -210,7 +210,7 @@ def test_a_clock_that_is_wrong_ends_a_recovery_early_or_not_at_all_but_harms_not
     assert found.end.outcome == outcome
 
 
-def test_a_cancel_outlives_the_source_that_it_was_told() -> None:
+def test_a_cancel_outlives_the_source_that_recorded_it() -> None:
     async def cancels(story: Story) -> None:
         while not story.seen["Decided"]:
             await asyncio.sleep(0.05)
@@ -229,7 +229,7 @@ def test_a_cancel_outlives_the_source_that_it_was_told() -> None:
 
 
 @pytest.mark.parametrize("at", ["Attempted", "HandedOff", "Failed", "Decided"])
-def test_a_source_that_was_only_asleep_finds_its_migration_gone_on_with(at: str) -> None:
+def test_a_source_that_was_only_asleep_finds_its_migration_continued(at: str) -> None:
     """It is claimed away while it is stopped; when it wakes both are alive, and one of them coordinates."""
     found, report, story = told(Strike(at, then="pause node-3"), to="node-2", faults=slow())
     assert story.struck == 1
@@ -265,7 +265,7 @@ def test_operators_see_one_story_of_all_who_had_a_part_in_it() -> None:
     assert case.failures == {"Timeout": 1, "NetworkTransient": 1}
 
 
-def test_the_heir_tells_progress_and_can_be_told_to_cancel() -> None:
+def test_the_next_owner_shows_progress_and_can_cancel() -> None:
     async def cancels(story: Story) -> None:
         while not any(record.startswith("node-3") for record in story.owners):
             await asyncio.sleep(0.05)

@@ -167,7 +167,7 @@ class Kettle(cells.Agent):
         return self.boiled
 
 
-async def test_an_agent_that_breaks_where_it_is_to_go_on_is_told_and_not_waited_for() -> None:
+async def test_an_agent_that_breaks_on_its_next_node_is_reported_and_not_waited_for() -> None:
     async with nodes({"node-1": 1, "node-2": 1}) as (client, running):
         for node in running.values():
             node.activations._classes = {"Kettle": Kettle}.get
@@ -232,7 +232,7 @@ async def test_a_dry_run_tells_what_would_be_and_does_nothing() -> None:
         assert await till.get() == 20
 
 
-async def test_what_cannot_be_undone_is_refused_and_the_agent_goes_on() -> None:
+async def test_an_undo_that_is_not_possible_is_refused_and_the_agent_keeps_running() -> None:
     async with nodes({"node-1": 1, "node-2": 1}) as (client, running):
         till, _ = await till_at(client, "node-1")
         with pytest.raises(cells.errors.NoSuchMigration):
@@ -392,7 +392,7 @@ async def test_the_journal_and_the_snapshot_tell_of_it() -> None:
         assert fold.seal_digest() == activation.fold.seal_digest()
 
 
-async def test_a_log_that_is_not_kept_that_far_back_is_told_as_expired() -> None:
+async def test_an_undo_to_before_the_kept_log_is_reported_as_expired() -> None:
     settings = cells.Settings(reconcile_s=0.2, snapshot_records=4, retention_s=0)
     async with nodes({"node-1": 1, "node-2": 1}, settings) as (client, running):
         till, _ = await till_at(client, "node-1")
