@@ -30,7 +30,7 @@ class Config:
     settings: Settings = field(default_factory=Settings)
     recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
     classes: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """By agent class, what its recovery has otherwise."""
+    """Changes to the recovery configuration, by agent class."""
 
 
 def find(path: Path | None, directory: Path | None = None) -> Config:

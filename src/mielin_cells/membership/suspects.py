@@ -21,7 +21,7 @@ class Roster:
     members: dict[str, Entered] = field(default_factory=dict)
     read_at: float = LONG_AGO
     unknown: set[str] = field(default_factory=set)
-    """Names that were heard and had not entered: a name on the wire need not be a node's."""
+    """Names that were heard but have not entered: a name on the wire may not be a node's."""
     former: set[str] = field(default_factory=set)
     """Nodes that had entered before this one began to listen, and that it has not heard."""
 
@@ -89,6 +89,6 @@ class Schedule:
         self._tried, self._at = frozenset(gone), now + self._first_s
 
     def ended(self, now: float, *, is_over: bool) -> None:
-        """`is_over`: the nodes that are gone own nothing any more."""
+        """`is_over`: the nodes that are gone own nothing now."""
         self._at = now + self._wait_s
         self._wait_s = min(self._wait_s * 2, RETRY_S_MAX) if is_over else self._first_s

@@ -1,4 +1,4 @@
-"""Moving every agent off a node that is to stop: quiet agents first, some at a time, each to a node that has room.
+"""Moves every agent off a node that is about to stop: quiet agents first, some at a time, each to a node that has room.
 
 The agents are moved as by `migrate`, so each is safe whatever happens.  An agent that has not gone by the deadline stays claimable.
 """
@@ -29,16 +29,16 @@ MOVES = 16
 """Moves at the same time: they share round trips, and the agents that wait for their move go on working."""
 
 ROUND_S = 0.5
-"""Between two rounds; each offers the agents again that have not gone."""
+"""Wait between two rounds; each round offers the remaining agents again."""
 
 END_S = 1.0
-"""After the deadline, for moves to be cancelled; a move that has handed over goes forward by itself."""
+"""Time after the deadline for moves to be cancelled; a move that has handed over completes by itself."""
 
 PROBES = 64
 """Agents of a dry run that are offered at the same time."""
 
 NAMES_MAX = 64
-"""Drains that a node still answers for."""
+"""Ended drains whose progress a node still reports."""
 
 
 ABORTED = "its move was aborted, and is not begun again"
@@ -69,7 +69,7 @@ class Drain:
     # ---- steering --------------------------------------------------------------------------------------------
 
     def stop(self) -> None:
-        """Begins no further move; those that run go on."""
+        """Begins no further move; running ones continue."""
         if self.state == RUNNING:
             self.state = STOPPED
             self._ending.set()
@@ -173,7 +173,7 @@ class Drain:
         return selection.Spread(other for other in nodes if other.name != self._activations.name)
 
     async def _move(self, activation: Activation) -> None:
-        """Offers the agent to one node after the other; its row says in the end what keeps it."""
+        """Offers the agent to one node after the other; its row then says why it stays."""
         activations, agent = self._activations, activation.fold.agent
         row, refused = self._rows[agent], {activations.name, *self._migrations.unfit()}
         row.blocker = ""
@@ -225,7 +225,7 @@ class Drain:
         return report.ok
 
     def _recovery(self) -> dict[str, float]:
-        """Retries soon and within the time that is left, and rolls back rather than give up: then the agent runs on."""
+        """Quick retries within the remaining time, and a rollback rather than giving up, so that the agent keeps running."""
         seconds_left = max(1.0, self._until - self._activations.clock())
         return {
             "max_retries": 2.0, "initial_retry_delay_secs": min(0.25, seconds_left), "max_retry_delay_secs": min(2.0, seconds_left),

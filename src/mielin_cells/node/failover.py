@@ -1,4 +1,4 @@
-"""Failover: the agents of a node that is not heard any more are claimed by other nodes.
+"""Failover: other nodes claim the agents of a node whose heartbeats have stopped.
 
 Every node listens; one of them, the leader, acts.  Its name is in a log of its own, to which nodes append conditionally.  Two leaders
 at once, or a suspicion that was wrong, cost time and nothing else: a leader only asks nodes to claim, and the agent's log decides.
@@ -31,7 +31,7 @@ FORGET_STOPPED_S = 600.0
 pay for old ones."""
 
 FORGET_SILENT_S = 3600.0
-"""A node that fell silent and owns nothing is given up after this: told to stop, in case its process lives, and then forgotten."""
+"""A silent node that owns nothing is marked as left after this, so that its process stops if it still lives; then it is forgotten."""
 
 
 @dataclass(slots=True)
@@ -211,7 +211,7 @@ class Failover:
         suspects.announced |= suspects.names
 
     async def _take(self, gone: frozenset[str], members: dict[str, table.Entered]) -> None:
-        """Has the agents of all nodes that are gone taken over, also of those that owned none: what they had sent may land late."""
+        """Takes over the agents of all nodes that are gone, also of those that owned none: records they had sent may land late."""
         try:
             taken = await self._takeover.take(gone, members, strays=True)
         except RetryError as error:
@@ -222,7 +222,7 @@ class Failover:
         self._schedule.ended(self._clock(), is_over=not taken.owners)
 
     async def _forget(self, now: float) -> None:
-        """Removes nodes that have left for good; not one that is cordoned: an operator's word outlives a node's processes."""
+        """Removes nodes that have left for good, except cordoned ones: a cordon outlives the node's processes."""
         since = self._suspects.empty_since
         for name, at in list(since.items()):
             entered = self._roster.members[name]

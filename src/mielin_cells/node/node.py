@@ -1,4 +1,4 @@
-"""A node: puts its rooms together, enters the table of members, and answers requests."""
+"""A node: assembles its parts, enters the table of members, and answers requests."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Node:
         self._waits_for_room = waits_for_room
         self._is_listening = heard is not None
         self.is_starting = True
-        """It has entered, and still takes over the agents that the log gives it."""
+        """True while the node, having entered, takes over the agents that the log gives it."""
         self.failures: Counter[str] = Counter()
         """Failures of loops that are started again, by name."""
         self._subscriptions: list[Subscription] = []
@@ -167,7 +167,7 @@ class Node:
         self.home.begin(supervised(f"node {self.name}: {name}", loop, failures=self.failures))
 
     async def _again(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Until the store answers: a node that starts before its store waits for it."""
+        """Waits until the store answers, since a node may start before its store."""
 
         def failed(error: Exception) -> None:
             if isinstance(error, StoreFull) and not self._waits_for_room:
@@ -240,7 +240,7 @@ class Node:
         self.migrations.close()
 
     def leave(self) -> None:
-        """The node is about to stop: it takes no agents any more."""
+        """Notes that the node is about to stop: it takes no more agents."""
         self._is_leaving = True
 
     def kill(self) -> None:
@@ -254,7 +254,7 @@ class Node:
                 task.cancel()
 
     async def _reconcile_for_ever(self) -> None:
-        """Several duties, of which none keeps the others from being done."""
+        """Runs several duties; one that fails does not stop the others."""
         duties = Duties(self.name, self.failures)
         while not self.is_stopping:
             await asyncio.sleep(self.settings.reconcile_s)

@@ -45,7 +45,7 @@ class _IsThere(Declined):
 
 
 class _BetweenTurns:
-    """A block that runs while no turn does, and with all that ran committed.  Raises `AskTimeout` if the turn does not end.
+    """Runs a block while no turn runs and all turns are committed.  Raises `AskTimeout` if the running turn does not end.
 
     It is no generator: one of a process that was killed would be closed by the garbage collector, without an event loop.
     """
@@ -155,7 +155,7 @@ class Orders:
         return fold.lifecycle.state.value
 
     async def _quarantine(self, agent: str, reason: str) -> str:
-        """A client remembers more of the agent than the store has.  No state of the agent forbids this."""
+        """Quarantines the agent, because a client remembers more than the store has.  No state of the agent forbids this."""
         activation = self._activations.running(agent)
         async with self._between_turns(activation, "be quarantined"):
             if not quarantine.is_quarantined(activation.fold):
@@ -198,7 +198,7 @@ class Orders:
         return True
 
     async def stand_by(self, activation: Activation, copies: int) -> None:
-        """From now on so many nodes keep a copy of the agent, as far as there are nodes."""
+        """Sets how many nodes keep a copy of the agent; fewer do if there are not enough nodes."""
         if not 0 <= copies <= STANDBY_MAX:
             raise UsageError(f"{copies} copies of an agent are out of range; wanted: 0 to {STANDBY_MAX}.")
         async with self._between_turns(activation, "be kept in copies"):

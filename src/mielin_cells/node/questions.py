@@ -1,4 +1,4 @@
-"""Requests that only ask: answered from what the node has at hand, without any change to an agent."""
+"""Requests that only read: answered from the node's memory, without any change to an agent."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class Questions:
         return self._orders.info(activation) if activation is not None else self._activations.unloadable.get(agent)
 
     def reminded(self, reminder: requests.Remind) -> answers.AskStatus:
-        """Answers again what has taken effect, now or with the commit that may hold it.
+        """Sends stored answers again, now or with the commit that may hold them.
 
         Raises `NoSuchAgent` if it is not here, or why it cannot answer before somebody does something about it.
         """
@@ -121,7 +121,7 @@ class Questions:
         return answers.AskStatus(missing if activation.is_idle else [], why)
 
     def cause(self, agent: str) -> CellError | None:
-        """Why an agent that is this node's cannot answer before somebody does something about it; None if it can."""
+        """Why an agent of this node cannot answer before somebody intervenes; None if it can."""
         activation = self._activations.live.get(agent)
         if activation is None:
             unloadable = self._activations.unloadable.get(agent)
@@ -140,7 +140,7 @@ class Questions:
         return activation.error
 
     def doing(self, agent: str, sender: str) -> str:
-        """What keeps an agent of this node from answering a sender now, for people; "" if nothing is known."""
+        """Why an agent of this node has not answered a sender yet, for people; "" if no reason is known."""
         activation = self._activations.live.get(agent)
         if activation is None:
             unloadable = self._activations.unloadable.get(agent)

@@ -30,7 +30,7 @@ DECIDED_BY_THE_LOG = (TargetPhase.PROBATION, TargetPhase.ACCEPTING, TargetPhase.
 
 
 class Room(NamedTuple):
-    """What is free for agents now; None where it is not known or not limited."""
+    """What is free for agents now; None if it is unknown or unlimited."""
 
     memory_bytes: int | None = None
     storage_bytes: int | None = None
@@ -59,7 +59,7 @@ async def ask_offer(activations: Activations, target: str, fold: Fold, timeout_s
 
 
 class Copies:
-    """The copies that this node keeps of agents which are about to move here, and which offers it takes."""
+    """The copies of agents that are about to move to this node, and the check of offers."""
 
     def __init__(
         self, activations: Activations, settling: Settling, *,
@@ -75,7 +75,7 @@ class Copies:
         self.by_agent: dict[str, Copy] = {}
 
     def prepare(self, request: requests.Prepare) -> answers.Preparation:
-        """Every reason against taking the agent; none: room for it is reserved until its copy ends or expires.
+        """Every reason against taking the agent; if there is none, room is reserved until its copy ends or expires.
 
         A request that is repeated meets its own reservation and changes nothing.  The next attempt of a migration takes over what
         the one before has copied here.
@@ -144,19 +144,19 @@ class Copies:
         return await copy.reach(request.seq)
 
     def release(self, agent: str, migration: str) -> None:
-        """The source does not want the copy any more."""
+        """Drops a copy that the source no longer needs."""
         copy = self.by_agent.get(agent)
         if copy is not None and copy.migration == migration:
             copy.expire()
 
     def claimed(self, agent: str) -> None:
-        """This node claims the agent: no move brings it here any more."""
+        """Drops the copy of an agent that this node claims: no move brings the agent here."""
         copy = self.by_agent.pop(agent, None)
         if copy is not None:
             copy.expire()
 
     async def verify(self, fold: Fold, handed: HandedOff | None) -> None:
-        """The log gives this node an agent in probation, of which there is no copy here."""
+        """Verifies an agent that the log gives this node in probation and of which it has no copy."""
         copy = self._new(fold.agent, fold.migration, self._activations.spec(fold.cls))
         try:
             await copy.resume_probation(fold, handed)

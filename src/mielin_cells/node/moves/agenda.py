@@ -1,4 +1,4 @@
-"""What the open migrations of a node have due: the node's recovery manager decides it, one alarm wakes them."""
+"""Wakes a node's open migrations when something is due: the recovery manager decides what, and one alarm wakes them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Agenda:
             self._alarm.cancel()
 
     def settle(self, migration: Scheduled, outcome: RecoveryOutcome) -> None:
-        """It ends here; its place, if it has one, is another's."""
+        """Ends the migration in the manager, and frees its place with the target."""
         if self._open.get(migration.agent) is migration:
             self.manager.settle(migration.agent, self.activations.clock(), outcome)
             self.keep_time()

@@ -37,7 +37,7 @@ class Attempts:
         return move
 
     async def run(self, move: Move) -> MigrationReport:
-        """Runs an attempt to its end; what became of it is always what the agent's log says."""
+        """Runs an attempt to its end; the agent's log always decides the outcome."""
         agent, activations = move.activation.fold.agent, self._activations
         try:
             await move.run()

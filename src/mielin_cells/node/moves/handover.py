@@ -41,12 +41,12 @@ class Handover:
         self.is_sent = False
         """`HandedOff` may be in the log."""
         self.is_handed = False
-        """It is."""
+        """`HandedOff` is in the log."""
         self.restored: dict[str, str] = {}
-        """After a rollback behind the seal: what the agent goes on with, verified."""
+        """After a rollback that follows the seal: the verified state in which the agent continues."""
 
     def follow(self) -> None:
-        """From here on the log is followed, so that what is behind the handover is seen at once."""
+        """Follows the log from here on, so that the records after the handover are seen at once."""
         self._follower = LogFollower(self.activations.home.log, self.activation.fold)
 
     def close(self) -> None:
@@ -83,7 +83,7 @@ class Handover:
         return m.HandedOver()
 
     async def claim_back(self, *, is_in_doubt: bool) -> m.Event:
-        """`is_in_doubt`: what is met may be this side's own handover."""
+        """`is_in_doubt`: a record that is in the way may be this side's own handover."""
         activation = self.activation
         try:
             cause = f"claimed back from {self.target}"
@@ -97,7 +97,7 @@ class Handover:
         return await self._overtaken()
 
     async def _overtaken(self) -> m.Event:
-        """What took the place of an append of this side: its own handover, which had landed, or another node's claim.
+        """The event for the record that took the place of this side's append: its own handover, which had landed, or a claim.
 
         Raises `LogGap` if that is trimmed already: then only the whole log tells the outcome.
         """
@@ -118,7 +118,7 @@ class Handover:
         return m.Overtaken(True)
 
     async def _taken(self) -> Entry:
-        """What is behind the last record folded: something is, a conditional append has met it.  A replica may lag."""
+        """The record after the last one folded.  There is one, since a conditional append met it; a replica may lag."""
         fold, backoff = self.activation.fold, Backoff()
         while True:
             with contextlib.suppress(RetryError):
@@ -128,7 +128,7 @@ class Handover:
             await backoff.wait()
 
     async def watch(self) -> m.Event:
-        """Waits for the record behind the handover; silence for the length of a probation ends in a claim."""
+        """Waits for the record after the handover; silence for the length of a probation leads to a claim."""
         try:
             async with asyncio.timeout(self.activations.settings.probation_s):
                 return await self._next()
@@ -154,7 +154,7 @@ class Handover:
         return Manifest(checksum=fold.seal_digest(), size=fold.state.size_bytes)
 
     def undo(self) -> None:
-        """The agent is this node's again.  Raises `DigestMismatch` if it is not as it was sealed: then it is read from its log."""
+        """Resumes an agent that is this node's again.  Raises `DigestMismatch` if it differs from the seal; it is then read again."""
         if self.is_handed:
             self.activation.deliver()
         elif self.is_sent:

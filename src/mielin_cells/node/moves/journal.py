@@ -33,7 +33,7 @@ logger = logging.getLogger("mielin_cells.migration")
 
 
 class JournalTaken(Fenced):
-    """Another process has gone on with the migration, or ended it.  Facts: migration."""
+    """Another process has continued or ended the migration.  Facts: migration."""
 
 
 class _WentBack(Exception):
@@ -55,7 +55,7 @@ class JournalWriter:
         self._behind: deque[Callable[[dict[str, Any]], AnyRecord]] = deque()
 
     def later(self, compose: Callable[[dict[str, Any]], AnyRecord]) -> None:
-        """Writes it before whatever is written next; a process that dies before has lost only progress."""
+        """Writes the record before the next one that is awaited; a process that dies first loses only progress."""
         self._behind.append(compose)
 
     async def write(self, compose: Callable[[dict[str, Any]], R]) -> R:

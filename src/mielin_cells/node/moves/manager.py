@@ -1,4 +1,4 @@
-"""The migrations of one node: those that leave it, those that it goes on with for others, and what it knows of those that ended."""
+"""The migrations of one node: those that leave it, those that it continues for lost sources, and reports of ended ones."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ class Migrations:
         self.activations = activations
         self.config = config
         self.classes = classes
-        """By agent class, what its recovery has otherwise."""
+        """Changes to the recovery configuration, by agent class."""
         self.manager = MigrationRecoveryManager(
             config, targets=Targets(BreakerConfig.of(config)), attempt_timeout_secs=math.inf
         )
-        """Decides about what fails, and keeps the time of what is due; a move has deadlines of its own phases."""
+        """Decides about failures and keeps the times of recoveries; a move has deadlines for its phases."""
         self.watchers = Watchers(activations, self.manager.validator)
         self.attempts = Attempts(activations, self.manager.validator)
         self.open: dict[str, Recovery] = {}
@@ -69,7 +69,7 @@ class Migrations:
     # ---- asked for -------------------------------------------------------------------------------------------
 
     async def start(self, request: requests.Migrate) -> answers.Progress:
-        """Begins the migration, or asks after it.  Raises what keeps it from beginning: then nothing has."""
+        """Begins the migration, or returns its progress if it is open.  Raises if it cannot begin; then nothing has begun."""
         report = self.reports.get(request.migration)
         if report is None:
             recovery = self._running(request) or await self._begun(request)
@@ -87,7 +87,7 @@ class Migrations:
         return answers.Progress.of(report)
 
     async def to_its_end(self, request: requests.Migrate) -> MigrationReport | None:
-        """As `start`, and waits; None if another process goes on with the migration."""
+        """As `start`, but waits for the end; None if another process continues the migration."""
         recovery = self._running(request) or await self._begun(request)
         if recovery is None:
             return self.reports[request.migration]
@@ -105,7 +105,7 @@ class Migrations:
         return recovery
 
     async def _begun(self, request: requests.Migrate) -> Recovery | None:
-        """Begins it.  None if it was open already, had lost its source, and has ended just now."""
+        """Begins the migration.  None if it was open, had lost its source, and has just been ended here."""
         agent, activations = request.agent, self.activations
         await self.settling.one_due(agent)  # one that was claimed may have an open migration, which goes on first
         if request.migration in self.reports:
@@ -153,16 +153,16 @@ class Migrations:
         return activation
 
     def unfit(self) -> frozenset[str]:
-        """Nodes that no agent is to be moved to now."""
+        """Nodes to which no agent is moved now."""
         targets = self.manager.targets
         return targets.unfit(self.activations.clock()) if targets is not None else frozenset()
 
     def config_of(self, cls: type[Agent], changes: dict[str, Any] | None = None) -> RecoveryConfig:
-        """Of moves of the class's agents.  Raises `ConfigError` naming what cannot be."""
+        """The recovery configuration for moves of the class's agents.  Raises `ConfigError` naming the invalid setting."""
         return of_class(cls, self.config, self.classes.get(cls.__mielin_name__), changes)
 
     async def _run(self, recovery: Recovery, is_new: bool) -> None:
-        """To its end, or to where another process has to go on: as the journal has it, nothing is guessed."""
+        """Runs the recovery to its end, or until another process has to continue it from the journal."""
         self._observe(recovery, is_new)
         try:
             await recovery.run()
@@ -178,7 +178,7 @@ class Migrations:
         self._ended(recovery)
 
     def _taken_over(self, recovery: Recovery, goes_on: bool) -> None:
-        """A migration that another process began was ended, or goes on here."""
+        """Notes that a migration of another process was ended here, or continues here."""
         logger.warning(
             "migration %s of agent %s, whose source was lost, %s", recovery.migration, recovery.agent,
             "continues on this node" if goes_on else "was settled",
@@ -215,7 +215,7 @@ class Migrations:
             )
 
     async def abort(self, agent: str) -> str:
-        """Cancels; the migration's id.  Raises `NoSuchMigration`, `TooLateToCancel`."""
+        """Cancels the agent's migration and returns its id.  Raises `NoSuchMigration`, `TooLateToCancel`."""
         await self.settling.one_due(agent)
         recovery = self.open.get(agent)
         if recovery is None:
@@ -224,7 +224,7 @@ class Migrations:
         return recovery.migration
 
     async def give_up(self, agent: str) -> None:
-        """Before the agent ends: what is open of its migrations gets its end first, since nobody comes after this owner.
+        """Ends the agent's open migrations before the agent itself ends, since no later owner will.
 
         Best effort: a migration that does not stop in time learns from the log that the agent has ended.
         """
@@ -239,7 +239,7 @@ class Migrations:
     # ---- settling --------------------------------------------------------------------------------------------
 
     def settle_soon(self, agent: str, within_s: float) -> None:
-        """The agent came here: if the node that moved it is gone, this node ends its migration or goes on with it."""
+        """Notes that the agent came here: if the node that moved it is gone, this node ends its migration or continues it."""
         self.settling.soon(agent, within_s)
 
     async def settle_due(self) -> None:

@@ -1,4 +1,4 @@
-"""What a migration does, as it happens and in the seed's words: audit entries with their outcome, and progress events.
+"""Reports a migration as it happens, in the seed's words: audit entries with their outcome, and progress events.
 
 Nothing here can harm a move: events are delivered from the event loop beside it, and a watcher that raises is only logged.
 """
@@ -28,7 +28,7 @@ FAILED_IN = {
     MigrationPhase.IN_DOUBT: AuditEvent.SNAPSHOT_CAPTURED,
     MigrationPhase.VERIFYING: AuditEvent.VERIFICATION_COMPLETED,
 }
-"""What has not come about if an attempt ends in a phase."""
+"""The audit event that an attempt which ends in this phase has failed to reach."""
 
 
 class Watchers:
@@ -52,7 +52,7 @@ class Observer:
     def __init__(
         self, watchers: Watchers, migration: str, agent: str, state_bytes: int, *, is_new: bool = True
     ) -> None:
-        """`is_new` False: another node has noted that it began."""
+        """`is_new` is False if another node has already noted the beginning."""
         self._watchers = watchers
         self._activations = watchers.activations
         self._migration = migration
@@ -63,7 +63,7 @@ class Observer:
             self._note(AuditEvent.MIGRATION_STARTED)
 
     def entered(self, target: str, phase: MigrationPhase, read: int) -> None:
-        """An attempt has come to a phase; its target has read so many bytes."""
+        """Notes that an attempt has reached a phase, and how many bytes its target has read."""
         tracker, now = self._tracker, self._activations.clock()
         match phase:
             case MigrationPhase.COPYING:
@@ -83,7 +83,7 @@ class Observer:
         self._deliver()
 
     def failed(self, target: str, phase: MigrationPhase, reason: str) -> None:
-        """An attempt ended in `phase`: the agent goes back, or never left."""
+        """Notes that an attempt ended in `phase`: the agent goes back, or never left."""
         self._note(FAILED_IN[phase], target=target, details=reason, success=False)
 
     def ended(self, report: MigrationReport) -> None:

@@ -1,4 +1,4 @@
-"""What a move would take, asked before it is made: nothing is reserved, and nothing begins."""
+"""Predicts what a move would cost: nothing is reserved, and nothing begins."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mielin_cells.node.moves.manager import Migrations
 
 REPORTS = 32
-"""Moves of late whose pauses say what the next will be."""
+"""Recent moves from whose pauses the next is predicted."""
 
 READS = 4
 """A pause is two appends, one after the other, each about as long as two reads by the leader."""

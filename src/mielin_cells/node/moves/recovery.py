@@ -56,7 +56,7 @@ OUTCOMES = {
 
 
 class Recovery:
-    """One open migration.  `done` gives its report, once the journal has its end; None if that is for another to write."""
+    """One open migration.  `done` gives its report once the end is in the journal; None if another process writes the end."""
 
     def __init__(
         self, agenda: Agenda, attempts: Attempts, request: requests.Migrate, case: Case, target: str,
@@ -70,14 +70,14 @@ class Recovery:
         self.agent = request.agent
         self.migration = request.migration
         self.case = case
-        """What the journal says of the migration: as the manager has it."""
+        """The fold of the migration's journal, which the manager holds too."""
         self._request = request
         self.journal = JournalWriter(self._activations.home, request.agent, request.migration, journal)
         self.done: asyncio.Future[MigrationReport | None] = asyncio.get_running_loop().create_future()
         self.observer: Observer | None = None
         self.move: Move | None = None
         self._ticket: asyncio.Future[Ticket] = asyncio.get_running_loop().create_future()
-        """Of the attempt that is due: the agenda begins it."""
+        """The ticket of the attempt that is due, once the agenda has begun it."""
         self.report = MigrationReport(
             migration=request.migration, agent=request.agent, source=self._activations.name, target=target,
             outcome="rolled_back", attempts=0,
@@ -88,12 +88,12 @@ class Recovery:
         self._cancelled = asyncio.Event()
         self._has_run_out = False
         self._why = "Cancelled", "cancelled"
-        """Code and reason of a cancelled one's report."""
+        """Code and reason for the report if the migration is cancelled."""
 
     # ---- steering --------------------------------------------------------------------------------------------
 
     async def abort(self, code: str = "Cancelled", why: str = "cancelled") -> None:
-        """Cancels an attempt before its handover, or what was to follow; the agent's next owner reads it in the journal.
+        """Cancels the running attempt before its handover, or the next one; the agent's next owner reads this in the journal.
 
         Raises `TooLateToCancel`, and `JournalTaken` if another process goes on with the migration.
         """
@@ -124,7 +124,7 @@ class Recovery:
 
     @property
     def target(self) -> str:
-        """Of the attempt that runs, or was the last; before the first, where the agent is to go."""
+        """The target of the running or last attempt; before the first attempt, the requested one."""
         return self.move.target if self.move is not None else self.report.target
 
     @property
@@ -142,7 +142,7 @@ class Recovery:
             self._ticket.set_result(ticket)
 
     def run_out(self) -> None:
-        """The time of the attempt is over.  Behind its handover its own deadlines end it."""
+        """The time of the attempt is over: it is cancelled, unless it has handed over and ends by the deadlines of its phases."""
         self._has_run_out = True
         if self.move is not None:
             with contextlib.suppress(TooLateToCancel):
@@ -151,7 +151,7 @@ class Recovery:
     # ---- the way ---------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """To the end.  Whatever fails is classified, decided on, and written down.
+        """Runs the migration to its end.  Every failure is classified, decided on, and written to the journal.
 
         Leaves the migration open, without a report, for the agent's next owner, and for this node's own settling if this raises: the
         agent's log then says what became of it.
@@ -173,7 +173,7 @@ class Recovery:
             self.close(None)
 
     async def _is_planned(self) -> bool:
-        """Writes the plan; False if the agent had another owner by then: it has ended, and nothing was begun.
+        """Writes the plan; False if the agent had another owner by then: the migration has ended, and nothing was begun.
 
         The agent's log is read after the plan is there: so a client that finds no journal, and the agent in a later epoch, may be
         sure that nothing will move it.
@@ -212,7 +212,7 @@ class Recovery:
                 return None
 
     async def _is_over(self, ticket: Ticket, activation: Activation, target: str) -> bool:
-        """Makes an attempt; True: that was the end of the migration, False: it has failed, and something else follows."""
+        """Makes an attempt; True if the migration has ended with it, False if it failed and a decision follows."""
         move = await self._attempt(ticket, activation, target)
         report = self.report
         if move is None:
@@ -230,7 +230,7 @@ class Recovery:
         return True
 
     def _is_refused_outright(self, report: MigrationReport) -> bool:
-        """The node that was named said no before anything began: the caller who named it decides what to do."""
+        """True if the node that the caller named refused at the first attempt: then the caller decides what to do."""
         return bool(self._request.to) and self.case.attempts == 1 and report.code == "MigrationRefused"
 
     # ---- what is next ----------------------------------------------------------------------------------------
@@ -269,7 +269,7 @@ class Recovery:
         return activation
 
     async def _last_resort(self, strategy: RecoveryStrategy) -> None:
-        """Rolls back, which the agent's log has done already, or gives up."""
+        """Ends the migration as rolled back, as the agent's log says already, or as given up."""
         case = self.case
         code, reason = case.code, case.error.message if case.error is not None else ""
         if case.decisions[-1].is_retry:
@@ -282,7 +282,7 @@ class Recovery:
             await self.end(Verdict("gave_up", code, reason))
 
     async def _without_agent(self) -> None:
-        """This node does not run the agent any more.  Its new owner goes on, unless there is none, or it is still this node."""
+        """This node no longer runs the agent: leaves the migration to the new owner, or ends it if there is no other owner."""
         owner = await evidence.owner_of(self._log, self.agent)
         if not owner:
             await self.end(Verdict("rolled_back", "AgentTerminated", "the agent has ended"))
@@ -296,7 +296,7 @@ class Recovery:
     # ---- one attempt -----------------------------------------------------------------------------------------
 
     async def _attempt(self, ticket: Ticket, activation: Activation, target: str) -> Move | None:
-        """A move; its beginning is in the journal before it, its phases behind it.  None: it was cancelled before it began."""
+        """Makes a move; the journal gets its beginning first, and its phases after it.  None if it was cancelled before it began."""
         number, strategy = self.case.attempts, ticket.strategy.value if ticket.strategy is not None else ""
         name = attempt_id(self.migration, number)
         self._has_run_out = False
@@ -340,7 +340,7 @@ class Recovery:
     # ---- decisions -------------------------------------------------------------------------------------------
 
     async def fail(self, target: str, happened: Happened, code: str, message: str) -> None:
-        """Classifies the failure and decides; both are written before anything is done about it."""
+        """Classifies the failure and decides; both are in the journal before anything is done about them."""
         kind, number = classify(happened), self.case.attempts
         await self.journal.write(
             lambda head: Failed(**head, number=number, target=target, kind=kind.value, code=code, message=message)
@@ -364,7 +364,7 @@ class Recovery:
     # ---- the end ---------------------------------------------------------------------------------------------
 
     async def end(self, end: Verdict) -> None:
-        """Writes the end, then tells it."""
+        """Writes the end to the journal, then completes `done`."""
         if end.outcome == "gave_up":
             reason = f"migration {self.migration} gave up: {end.reason}; `mielin recover {self.migration}`"
             await suspend_agent(self._activations, self.agent, reason)

@@ -73,10 +73,10 @@ class Move:
         self._departed = self._stopped = False
         self._refusals: tuple[Refusal, ...] = ()
         self.happened: Happened = Coded("")
-        """How it ended: what is classified if it failed."""
+        """The value that is classified if the move failed."""
         self.observer: Observer | None = None
         self.target_has_copy = False
-        """The target may still hold what it has copied: a retry there goes on from it, else it is to be released."""
+        """The target may still hold its copy: a retry there continues from it; otherwise the copy must be released."""
 
     @property
     def migration(self) -> str:
@@ -84,7 +84,7 @@ class Move:
 
     @property
     def restored(self) -> dict[str, str]:
-        """After a rollback behind the seal: what the agent goes on with, verified."""
+        """After a rollback that follows the seal: the verified state in which the agent continues."""
         return self._handover.restored
 
     def progress(self, attempts: int, failures: list[str]) -> answers.Progress:
@@ -191,7 +191,7 @@ class Move:
         return max(0.001, self.activations.settings.migration_s - (self._now() - self._begun))
 
     async def _unless_cancelled(self, work: Any, timeout: float) -> m.Event:
-        """The event that `work` ends with, or what came first: an operator's cancel or the deadline."""
+        """The event with which `work` ends, unless an operator's cancel or the deadline comes first."""
         task = asyncio.get_running_loop().create_task(work)  # its error is an event, and no bug to be logged
         self.activations.home.tasks.add(task)
         task.add_done_callback(self.activations.home.tasks.discard)
@@ -211,7 +211,7 @@ class Move:
                     await task
 
     def _broken(self, error: CellError) -> m.Event:
-        """What an error means to the move: that of its phase, or that this activation may not go on."""
+        """The event for an error: the phase has failed, or another node owns the agent."""
         fold = self.activation.fold
         if fold.phase is Phase.TERMINATED:
             return m.Broken("AgentTerminated", f"agent {fold.agent!r} was terminated while it was moved")
@@ -252,7 +252,7 @@ class Move:
         return m.Copied(activation.writer.appended_records - records, activation.writer.appended_bytes - appended)
 
     async def _slow_down(self) -> None:
-        """Lets the agent rest a moment.  One that is in a long turn appends nothing meanwhile, and needs no rest."""
+        """Pauses the agent's intake for a moment.  An agent in a long turn appends nothing meanwhile, and is not paused."""
         try:
             await self.activation.intake.stop(self.activations.settings.pause_s)
         except TimeoutError:
@@ -308,7 +308,7 @@ class Move:
             activation.resume_intake()
 
     async def release(self) -> None:
-        """Tells the target that what it has copied is not wanted any more."""
+        """Tells the target to drop its copy."""
         self.target_has_copy = False
         request = requests.Release(self.activation.fold.agent, self.migration)
         with contextlib.suppress(RetryError):  # a hint: the target's reservation expires by itself

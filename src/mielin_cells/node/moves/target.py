@@ -39,14 +39,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger("mielin_cells.migration")
 
 READS = 3
-"""How often a log is read from its snapshot on before bytes that cannot be used fail the copy."""
+"""How often a log is read from its snapshot before unusable bytes fail the copy."""
 
 
 class Ends(Protocol):
     """Learns how a copy ends."""
 
     def closed(self, copy: Copy) -> None:
-        """It follows no log any more."""
+        """The copy has stopped following its log."""
 
     def served(self, agent: str) -> None:
         """It has become the agent's owner."""
@@ -73,7 +73,7 @@ class Copy:
         self.epoch = epoch
         """The agent's, when the reservation was made."""
         self.reserved_bytes = reserved_bytes
-        """Memory and storage that no other agent is promised while this copy is among the node's `Copies`."""
+        """Memory and storage that are promised to no other agent while this copy is among the node's `Copies`."""
         self.agent = agent
         self.spec = spec
         self.machine = m.Target(migration)
@@ -86,7 +86,7 @@ class Copy:
         self._activation: Activation | None = None
         self._error: CellError | None = None
         self._refused: CellError | None = None
-        """What the store refused the verdict with: the agent is looked at again with a back-off of its own."""
+        """The error with which the store refused the verdict: the agent is read again after a back-off."""
         # A reservation that no copy follows is dropped soon: its request may have come late.
         self._expiry = asyncio.get_running_loop().call_later(2 * activations.settings.prepare_s, self.expire)
 
@@ -162,7 +162,7 @@ class Copy:
     # ---- copying ---------------------------------------------------------------------------------------------
 
     def adopt(self, attempt: str, epoch: int, state_bytes: int) -> bool:
-        """The copy serves the next attempt of its migration, if nothing has come between.  False: it does not.
+        """Lets the next attempt of the same migration use this copy.  False if the copy cannot serve it.
 
         Only before a handover, and in the epoch that it was made in: the former attempt is over then without having given the
         agent to this node, since its source has begun another (rules 6 and 7).
@@ -268,7 +268,7 @@ class Copy:
             await self.on(m.Overtaken())
 
     async def resume_probation(self, fold: Fold, handed: HandedOff | None) -> None:
-        """The log gives this node an agent in probation, of which it has no copy: it was restarted, or the copy was dropped."""
+        """Verifies an agent in probation of which this node has no copy, because it was restarted or the copy was dropped."""
         self._fold, self._handed = fold, handed
         await self.on(m.HandoverSeen())
 
@@ -318,8 +318,8 @@ class Copy:
         self._activation = activation
 
     async def _append(self, writer: Writer, back: m.Return | None) -> m.Event:
-        """What the log says of the verdict.  If the store refuses it, the agent is read again, and verified again: nothing else ends a
-        probation."""
+        """Appends the verdict and returns the event that follows.  If the store refuses it, the agent is read and verified again:
+        nothing else ends a probation."""
         migration, source = self.migration, writer.fold.source
         try:
             if back is None:

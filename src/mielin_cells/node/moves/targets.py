@@ -1,4 +1,4 @@
-"""Where an agent goes whose migration names no node, or whose node has failed it."""
+"""Chooses the target of a migration that names no node, or whose node has failed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def choose_first(activations: Activations, activation: Activation, unfit: 
 
 
 async def choose_next(activations: Activations, manager: MigrationRecoveryManager, ticket: Ticket) -> str:
-    """A node that the ticket does not exclude, and that admits an attempt; "" if there is none now."""
+    """Chooses a node that the ticket does not exclude and that admits an attempt; "" if there is none now."""
     activation, excluded = activations.live.get(ticket.agent_id), {*ticket.excluded}
     if activation is None:
         return ""
