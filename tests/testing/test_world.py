@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
+from random import Random
 from typing import Any, cast
 
 import pytest
@@ -371,3 +372,52 @@ def test_a_story_leaves_the_logs_of_its_process_as_they_were() -> None:
     with Bugs(cast(Scenario, None)):
         assert not below.isEnabledFor(logging.WARNING)
     assert below.isEnabledFor(logging.WARNING) is before
+
+
+def test_the_index_of_owners_is_late_and_names_former_owners() -> None:
+    async def main() -> None:
+        world = World(31, Faults(index_s=2.0))
+        view = world.connect("n")
+        seqs_of = dict[str, int]()
+        for owner in ("one", "two"):
+            outcome = await view.log.append("log.a", b"", None, owner)
+            assert isinstance(outcome, Appended)
+            seqs_of[owner] = outcome.seq
+        at_once = [await view.log.owned("two") for _ in range(20)]
+        assert [] in at_once
+        await asyncio.sleep(3.0)
+        assert [await view.log.owned(owner) for owner in seqs_of] == [[("log.a", seq)] for seq in seqs_of.values()]
+        await view.log.forget_owned("one", "log.a", seqs_of["two"])
+        assert await view.log.owned("one") == [("log.a", seqs_of["one"])]
+        await view.log.forget_owned("one", "log.a", seqs_of["one"])
+        assert await view.log.owned("one") == []
+
+    run(main())
+
+
+def test_the_index_of_owners_loses_entries_only_if_a_test_asks_for_it() -> None:
+    async def main() -> None:
+        world = World(32, Faults(index_lost=1.0, index_s=0.0))
+        view = world.connect("n")
+        assert isinstance(await view.log.append("log.a", b"", 0, "one"), Appended)
+        await asyncio.sleep(1.0)
+        assert await view.log.owned("one") == []
+        assert len(await view.log.read("log.a")) == 1
+
+    run(main())
+    assert all(Faults.drawn(Random(seed)).index_lost == 0.0 for seed in range(50))
+
+
+def test_a_power_cut_takes_the_index_back_with_the_logs() -> None:
+    async def main() -> None:
+        world = World(33, Faults(index_s=0.0))
+        view = world.connect("n")
+        kept = await view.log.append("log.a", b"", 0, "one")
+        assert isinstance(kept, Appended)
+        await asyncio.sleep(5.0)
+        await view.log.append("log.b", b"", 0, "one")
+        world.cut_power(2.0)
+        again = world.connect("n")
+        assert await again.log.owned("one") == [("log.a", kept.seq)]
+
+    run(main())
