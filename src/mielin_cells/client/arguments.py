@@ -45,7 +45,7 @@ def node_name(given: Any, what: str) -> str:
 
 
 def numbers(recovery: Mapping[str, float] | None) -> dict[str, float] | None:
-    """The settings as they are sent; the source checks what they mean.  Raises `ConfigError` for a value that is no number."""
+    """The recovery settings to send; the source checks their ranges.  Raises `ConfigError` for a value that is not a number."""
     for name, value in (recovery or {}).items():
         if not isinstance(value, (int, float)):
             raise ConfigError(f"{name} = {value!r} is out of range (a number).", field=name, range="a number")

@@ -63,9 +63,9 @@ class Client(Requester):
     ) -> None:
         super().__init__(log, wire, settings, rng)
         self._sessions: dict[str, Session] = {}
-        """By agent, the one for its next call."""
+        """By agent, the session for its next call."""
         self._senders: dict[str, Session] = {}
-        """By sender, all that answers may come for."""
+        """By sender, every session that may still get answers."""
         self._placing = Placing(self)
         self._subscription: Subscription | None = None
         self.opening: object = None
@@ -281,7 +281,7 @@ class Client(Requester):
 
 
 class _Closed:
-    """In place of the log and the wire of a client that is closed."""
+    """Stands in for the log and the wire of a closed client."""
 
     def __getattr__(self, name: str) -> Any:
         raise closed()

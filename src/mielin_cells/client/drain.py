@@ -1,4 +1,4 @@
-"""A node is drained: its agents are moved off it, or, if it is dead already, claimed by others."""
+"""Drains a node: its agents are moved away or, if the node is dead, claimed by other nodes."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from mielin_cells.rpc.answers import DONE, OVER, ROWS_MAX, RUNNING, DrainProgres
 from mielin_cells.store.reader import list_agents, read_ends, read_record
 
 POLL_S = 0.2
-"""Between two questions about a drain."""
+"""Wait between two requests for a drain's progress."""
 
 PATIENCE_S = 5.0
-"""A node that has been silent for so long during its drain counts as dead."""
+"""A node that is silent for this long during its drain counts as dead."""
 
 ASK_S = 3.0
 
 
 async def plan_drain(client: Requester, node: str) -> DrainProgress:
-    """Where each agent would go, and what would keep it; nothing is changed.  Raises as `drain_node`."""
+    """Says where each agent would go, or why it would stay; nothing is changed.  Raises as `drain_node`."""
     await _check_listed(client, node)
     if await client.ping(node) is None:
         agents = await _list_owned(client, node)
@@ -86,7 +86,7 @@ async def _check_targets(client: Requester, node: str, agents: int) -> None:
 
 
 async def _claim_all(client: Requester, node: str, moved: int, seconds: float) -> DrainReport:
-    """The node does not answer: its agents are claimed by others."""
+    """Has other nodes claim the agents of a node that does not answer."""
     clock = asyncio.get_running_loop().time
     began = clock()
     taken = await Takeover(client.log, client.wire, clock).take({node}, await table.read_members(client.log))

@@ -1,4 +1,4 @@
-"""Moves of agents as a client has them done: planned, begun at the source, and watched until their end is known."""
+"""Moves an agent for a client: plans the move, begins it at the source, and watches it until its end is known."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def plan_move(client: Requester, agent: Reference | str, to: str | None) -
 async def watch_move(
     client: Requester, request: requests.Migrate, source: str, seen: Callable[[Progress], None] | None = None
 ) -> MigrationReport:
-    """The report: from the source; if that is gone, from the agent's next owner, which goes on; or what the logs say (rule 7).
+    """Returns the report: from the source, from the agent's next owner if the source is gone, or from the logs (rule 7).
 
     `seen` is called with each answer, one every `request.wait` seconds.  Raises what kept both from answering for as long as a
     migration may take, and `AskTimeout` if they answer and nothing moves for so long: `mielin show` tells its end then.
@@ -94,7 +94,7 @@ async def watch_move(
 async def _read_logs(
     client: Requester, request: requests.Migrate, source: str
 ) -> tuple[str, MigrationReport | None]:  # fmt: skip
-    """The agent's owner, and the end of the migration as journal and log have it; None while it is open."""
+    """The agent's owner, and the migration's end according to journal and log; None while it is open."""
     outcome: str | None
     reason, code, target = "", "", request.to
     fold = await load(client.log, request.agent)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def check_opening(settings: Any, recovery: Any = None, progress: Any = None) -> None:
-    """Raises `UsageError` for an argument of a wrong type, which would otherwise show later and elsewhere."""
+    """Raises `UsageError` for an argument of a wrong type, which would otherwise fail later and elsewhere."""
     if settings is not None and not isinstance(settings, Settings):
         raise UsageError(f"settings must be a cells.Settings(...), not {settings!r}.")
     if recovery is not None and not hasattr(recovery, "validate"):
@@ -68,7 +68,7 @@ class Opening:
         return await inside.__aexit__(kind, error, trace)
 
     def _forget(self, client: Client) -> None:
-        """References that come from nowhere do not go to this cluster any more."""
+        """References without a cluster of their own no longer use this cluster."""
         try:
             if self._token is not None:
                 current.reset(self._token)

@@ -1,4 +1,4 @@
-"""What an operator does to a deployment without its classes at hand: by names, ids and words."""
+"""Operations on a deployment without its classes at hand, by names, ids and words."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ READS_MAX = 64
 """Logs read at the same time."""
 
 WATCH_S = 0.1
-"""Between two questions about a shown migration."""
+"""Wait between two reads of a shown migration."""
 
 READ_RECORDS = 256
 
@@ -87,7 +87,7 @@ class Operator:
     # ---- calls -----------------------------------------------------------------------------------------------
 
     async def spawn(self, cls: str, id: str, words: list[str], on: str | None = None) -> tuple[str, bool]:
-        """Creates the agent; its node, and whether it is new.  An existing one of this class stays as it is.
+        """Creates the agent; returns its node, and whether it is new.  An existing agent of this class is not changed.
 
         Raises `WrongClass`, `AgentTerminated`, `UnknownClass`, `UnknownNode`, `BadArguments`.
         """
@@ -102,7 +102,7 @@ class Operator:
         return place, True
 
     async def _place_for(self, cls: str) -> str:
-        """Of the nodes that know the class, the one with the fewest agents."""
+        """The node with the fewest agents among those that know the class."""
         nodes = await self.client.nodes()
         able = [node for node in nodes if cls in node.classes and not node.is_cordoned]
         if not nodes:
@@ -179,7 +179,7 @@ class Operator:
         return [answers[name] or describe_silent(settings, name, entered[name], beats) for name in entered]
 
     async def show(self, thing: str) -> AgentInfo | NodeInfo:
-        """An agent or a node.  Raises `NoSuchAgent`, or `NoSuchMigration` for what looks like one, if it is neither."""
+        """The agent or node of this name.  If there is neither, raises `NoSuchMigration` for a migration's id, else `NoSuchAgent`."""
         if _is_id(thing) and await self.client.last_entry(thing) is not None:
             return await self._agent(thing)
         for node in await self.nodes():
@@ -236,7 +236,7 @@ class Operator:
         return await self._request(source, requests.Predict(str(AgentId(agent)), to or ""))
 
     async def predicted(self, agent: str, to: str | None) -> Prediction | None:
-        """As `predict`, for a comparison that nobody waits for: None if it cannot be made."""
+        """As `predict`, for an optional comparison: None if the prediction fails."""
         try:
             return await self.predict(agent, to)
         except CellError:
@@ -249,7 +249,7 @@ class Operator:
     async def begin(
         self, agent: str, to: str | None, recovery: dict[str, float] | None = None
     ) -> tuple[requests.Migrate, str, str]:
-        """Has the source begin the move, and does not wait for its end: the move, source and target.
+        """Has the source begin the move without waiting for its end; returns the move, source and target.
 
         Raises what keeps it from beginning.
         """
@@ -258,7 +258,7 @@ class Operator:
         return request, source, (await self._request(source, request)).target
 
     async def claim(self, agent: str, to: str, force: bool) -> str:
-        """Node `to` takes the agent over; its former owner.  Raises `ClaimRefused` while that answers, unless forced."""
+        """Has node `to` take the agent over; returns the former owner.  Raises `ClaimRefused` while that answers, unless forced."""
         owner, epoch = await self.client.owner(agent)
         await self.client.check_node(to)
         if not force and owner != to:
@@ -287,7 +287,7 @@ class Operator:
     # ---- timers and dead letters -----------------------------------------------------------------------------
 
     async def timers(self, agent: str) -> list[TimerInfo]:
-        """The agent's timers, the next first.  Of an agent that no node runs, as its log tells."""
+        """The agent's timers, the next first; from its log if no node runs it."""
         agent = str(AgentId(agent))
         try:
             owner, _ = await self.client.owner(agent)
@@ -312,7 +312,7 @@ class Operator:
         return [describe_letter(agent, number, letter) for number, letter in enumerate(dead, 1)]
 
     def letter(self, agent: str, which: str, among: list[Letter]) -> Letter:
-        """The one of this number or id.  Raises `UsageError`."""
+        """The dead letter with this number or id.  Raises `UsageError`."""
         return among[_index(agent, which, [one.id for one in among])]
 
     async def replay(self, agent: str, which: str) -> Letter:
@@ -334,7 +334,7 @@ class Operator:
         return describe_letter(agent, index + 1, letter)
 
     async def purge(self, agent: str, which: str | None) -> int:
-        """Removes one dead letter, or all of them; how many."""
+        """Removes one dead letter, or all of them; returns how many."""
         fold, dead = await read_letters(self.log, str(AgentId(agent)))
         if fold.phase is Phase.TERMINATED:
             raise AgentTerminated(f"Agent {agent!r} has ended: its letters can be read, not purged.", agent=agent)

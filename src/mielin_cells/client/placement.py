@@ -33,7 +33,7 @@ class Placing:
         self._until = 0.0
 
     def room(self) -> contextlib.AbstractAsyncContextManager[None]:
-        """Entered for each spawn.  A turn does not wait here: another spawn may wait for that turn."""
+        """Limits concurrent spawns.  A turn does not wait here, because another spawn may wait for that turn."""
         return contextlib.nullcontext() if turn.get() is not None else self._room
 
     async def place(self, request: requests.Spawn) -> bool:

@@ -141,8 +141,8 @@ async def list_moves(client: Client, agent: str | None = None, *, failed: bool =
 
 
 async def read_case(client: Client, own: Journal) -> Case:
-    """As `case_of`, and with what the agent's log says: an undo of an earlier migration undoes the later ones too, and a journal
-    that could not be written does not tell of its own."""
+    """As `case_of`, completed from the agent's log: an undo of an earlier migration also undoes later ones, and an undo may be
+    missing in a journal that could not be written."""
     case = case_of(own)
     if case.outcome != "completed":
         return case

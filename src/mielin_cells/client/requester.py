@@ -1,4 +1,4 @@
-"""What a client has of its deployment: log, wire and settings, and requests to nodes and to the owners of agents."""
+"""A client's access to its deployment: log, wire and settings, and requests to nodes and to the owners of agents."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Requester:
             logger.error("a client task failed: %r", error, exc_info=error)
 
     def check_loop(self) -> None:
-        """Raises `UsageError` in another event loop than the cluster's own: what it waits for there would never come."""
+        """Raises `UsageError` in an event loop other than the cluster's own, where a call would wait for ever."""
         if self.loop is not None and asyncio.get_running_loop() is not self.loop:
             raise foreign_loop()
 

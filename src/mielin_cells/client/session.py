@@ -60,7 +60,7 @@ class Call(msgspec.Struct, eq=False):  # a struct is made in a third of the time
     future: asyncio.Future[bytes]
     deadline: float
     is_stored: bool = False
-    """It is in the inbox, and not on its way there (again)."""
+    """The message is in the inbox, and is not being stored again."""
     is_repeated: bool = False
     """It was stored more than once."""
 
@@ -93,13 +93,13 @@ class Session:
         self._repeat_s = client.settings.ask_repeat_s
         self._next = 1
         self._open: dict[int, Call] = {}
-        """In order of number: the first is the lowest without an outcome."""
+        """By number, in order; the first is the lowest without an outcome."""
         self._queue: list[Call] = []
         self._given_up: set[int] = set()
-        """Numbers that could not be stored for certain, and may land late: behind later ones they must not take effect."""
+        """Numbers whose storing is uncertain and which may land late: after later numbers they must not take effect."""
         self._sending = False
         self._sent = Signal()
-        """The queue is empty: all of it is stored, or was refused."""
+        """Set while the queue is empty: all of it is stored or was refused."""
         self._window = Window(
             agent, client.settings.inbox_max, lambda: self._next - 1, self._count_waiting, client.start
         )
@@ -114,7 +114,7 @@ class Session:
         self._silence = 0.0
         """Seconds after `_heard` until the owner is reminded.  It grows while nothing is heard."""
         self._why = ""
-        """What is known of why there are no answers."""
+        """Why there are no answers, if it is known."""
 
     async def ask(
         self, cls: str, handler: Codec, args: tuple[Any, ...], kwargs: dict[str, Any],
@@ -237,7 +237,7 @@ class Session:
             self._watch(first)
 
     async def _repeat(self, silent: list[Call], is_early: bool) -> None:
-        """No answer has come for long: reminds the owner, and stores again what the owner has never seen.
+        """Reminds the owner after a long silence, and stores again the messages that it has never seen.
 
         `is_early`: the owner is only asked why.
         """
@@ -330,7 +330,7 @@ class Session:
         self._is_started = True
 
     def _give_up(self, calls: list[Call], error: RetryError) -> bool:
-        """An entry is not stored yet: tells past their deadline fail.  True if nobody waits for any of the calls."""
+        """Fails the tells of an unstored entry that are past their deadline.  True if no caller waits for the entry any more."""
         now = self._loop.time()
         for call in calls:
             if not call.message.ask and call.deadline <= now:
@@ -361,7 +361,7 @@ class Session:
         )  # fmt: skip
 
     async def _went_back(self, seq: int) -> EpochRegression:
-        """The inbox gave a sequence again, so acknowledged messages may be gone: the agent is quarantined, whatever its log says."""
+        """Quarantines the agent: its inbox assigned a sequence again, so acknowledged messages may be gone."""
         before, self._stored = self._stored, seq
         self._expired(self)
         error = EpochRegression(

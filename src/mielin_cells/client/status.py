@@ -1,4 +1,4 @@
-"""Agents that no node runs, and nodes that do not answer: what the logs and other nodes tell of them."""
+"""Describes agents that no node runs, and nodes that do not answer, from the logs and from other nodes."""
 
 from __future__ import annotations
 

@@ -19,12 +19,12 @@ from mielin_cells.store import journal
 from mielin_cells.store.reader import load
 
 UNDO_S = 60.0
-"""For the owner, which reads the agent's log and waits for a turn to end."""
+"""Timeout of a request to the owner, which reads the agent's log and waits for a turn to end."""
 
 LOOK_S = 0.05
 
 STOPPED_S = 2.0
-"""An agent that takes no messages is waited for only as long as an operator needs who resumes it at the same time."""
+"""How long to wait for an agent that takes no messages: long enough for an operator who resumes it at the same time."""
 
 
 async def undo_move(
@@ -63,7 +63,7 @@ async def undo_move(
 async def _watch_replay(
     client: Requester, plan: UndoPlan, seen: Callable[[ReplayProgress], None] | None
 ) -> RollbackReport:
-    """Waits until the messages have been taken again, as long as there is progress, and the agent takes any."""
+    """Waits until the messages have been taken again, as long as there is progress and the agent takes messages."""
     clock, dead = asyncio.get_running_loop().time, -1
     progress, since = ReplayProgress(plan.messages, ReplayCounts(), 0), clock()
     while not plan.trouble and clock() < since + client.settings.turn_deadline_s:
@@ -90,7 +90,7 @@ async def _watch_replay(
 
 
 def _plan_of_log(migration: str, owner: str, fold: Fold) -> UndoPlan:
-    """Of an undo whose answer was lost.  The log does not tell what the undone messages had sent and answered."""
+    """The report of an undo whose answer was lost.  The log does not say what the undone messages had sent and answered."""
     return UndoPlan(
         agent=fold.agent, migration=migration, node=owner, goes_to=fold.goes_to or fold.owner, record=fold.undone[-1][0],
         version=fold.version, version_then=fold.version, messages=len(fold.ledger.replays), sent=0, steps=0, answered=0,

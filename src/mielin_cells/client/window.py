@@ -36,14 +36,14 @@ class Window:
         self.free = self._share
         """Numbers up to this one are sent without a look at the inbox."""
         self.held = 0
-        """Calls that wait, or have not gone on yet.  Later calls wait behind them: messages are sent in the order of the calls."""
+        """Calls that wait or have not continued yet.  Later calls wait behind them, so messages are sent in the order of the calls."""
         self._queue: deque[asyncio.Future[None]] = deque()
         self._released = 0
-        """Calls that may go on, and have not yet."""
+        """Calls that may continue and have not yet."""
         self._is_running = False
 
     def passed(self, n: int) -> None:
-        """Message `n` has left the inbox, and with it all before it: an inbox is worked off in order."""
+        """Notes that message `n` and all before it have left the inbox, which is processed in order."""
         self.free = max(self.free, n + self._share)
 
     def close(self) -> None:

@@ -42,7 +42,7 @@ class Roster:
 
 @dataclass(slots=True)
 class Suspects:
-    """The members that are silent, and what is known of each."""
+    """The silent members, and what is known about each."""
 
     names: set[str] = field(default_factory=set)
     """Those of the last round."""

@@ -25,7 +25,7 @@ logger = logging.getLogger("mielin_cells.node")
 
 
 class Announcement(msgspec.Struct, frozen=True, kw_only=True):
-    """What a process says of itself when it enters; operators see it, and targets of moves are chosen by it."""
+    """What a process says about itself when it enters; shown to operators and used to choose targets of moves."""
 
     classes: dict[str, int] = {}
     """Agent classes that it knows, with their versions."""
@@ -139,7 +139,7 @@ async def _read_own(log: Log, name: str, entry: Entry) -> Entered | None:
 
 
 async def cordon(log: Log, name: str, is_cordoned: bool, nonce: Callable[[], bytes]) -> Entered:
-    """Notes that the node takes no agents, or takes some again; returns what its log says then.
+    """Records that the node takes no agents, or takes agents again; returns the record.
 
     Raises `UnknownNode` if no such node ever entered, `RecordInvalid`, and a `RetryError` while the store does not answer.
     """
@@ -162,7 +162,7 @@ async def cordon(log: Log, name: str, is_cordoned: bool, nonce: Callable[[], byt
 
 
 async def leave(log: Log, name: str, incarnation: int, nonce: bytes) -> None:
-    """Notes that the process has ended cleanly.  A hint: nothing is decided by it, so one try is enough."""
+    """Records that the process has ended cleanly.  Nothing is decided by this hint, so it is tried once."""
     try:
         last = await log.last(node_log_subject(name))
         entered = await _entered(log, name, last) if last is not None else None
@@ -175,7 +175,7 @@ async def leave(log: Log, name: str, incarnation: int, nonce: bytes) -> None:
 
 
 async def is_known(log: Log, name: str) -> bool:
-    """Whether such a node ever entered, for certain."""
+    """True if a node of this name ever entered; the answer is certain."""
     subject = node_log_subject(name)
     return await log.last(subject) is not None or await log.settled(subject) is not None
 
@@ -225,5 +225,5 @@ async def read_members(log: Log) -> dict[str, Entered]:
 
 
 async def read_present(log: Log) -> dict[str, Entered]:
-    """The members that have not noted that they leave."""
+    """The members that have not recorded their stop."""
     return {name: entered for name, entered in (await read_members(log)).items() if not entered.has_stopped}

@@ -1,4 +1,4 @@
-"""A takeover has the agents of nodes that are gone claimed by other nodes, spread by load.
+"""A takeover lets other nodes claim the agents of nodes that are gone, spread by load.
 
 The leader of failover begins one, or an operator does.  It decides nothing: it asks nodes to claim, and each agent's log decides.
 """

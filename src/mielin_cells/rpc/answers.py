@@ -1,4 +1,4 @@
-"""What nodes answer to the requests of `rpc.requests`, where no other room has a type for it."""
+"""Answers of nodes to the requests of `rpc.requests`, as far as no other room has a type for them."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ class Progress(msgspec.Struct, array_like=True, frozen=True):
     phase: str
     report: MigrationReport | None = None
     passed: list[tuple[str, float]] = []
-    """Phases that are over, with their seconds."""
+    """Finished phases with their seconds."""
     rounds: int = 0
     bytes: int = 0
     """Log and state bytes that the target has read."""
     attempts: int = 1
     target: str = ""
     failures: list[str] = []
-    """Class and reason of each attempt that failed before."""
+    """Type and reason of each failed attempt."""
     next_s: float = 0.0
     """Between attempts: the seconds until the next one."""
 
@@ -103,11 +103,11 @@ class UndoPlan(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     state_then: str
     reasons: list[str] = []
     trouble: str = ""
-    """The undo is done, but the node that is to go on has not claimed the agent for this reason."""
+    """Why the chosen node has not claimed the agent, although the undo is done."""
 
 
 class ReplayProgress(msgspec.Struct, array_like=True, frozen=True):
-    """How far an agent is with the messages that it takes again after an undo."""
+    """Progress of an agent that takes messages again after an undo."""
 
     left: int
     replayed: ReplayCounts
@@ -122,7 +122,7 @@ class AskStatus(msgspec.Struct, array_like=True, frozen=True):
     missing: list[int] | None
     """Numbers that the owner, which is idle, has never seen; None if no owner can be asked now."""
     why: str
-    """What is known of why there is no answer, for people."""
+    """Why there is no answer, as far as it is known; for people."""
 
 
 class Row(msgspec.Struct, kw_only=True):
@@ -135,7 +135,7 @@ class Row(msgspec.Struct, kw_only=True):
     blocker: str = ""
     """Why it has not left."""
     messages: int = 0
-    """In its inbox."""
+    """Messages in its inbox."""
     bytes: int = 0
 
 

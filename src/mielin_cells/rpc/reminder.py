@@ -1,4 +1,4 @@
-"""Asks without an answer: the sender reminds the owner of them.
+"""Reminds an agent's owner of asks without an answer.
 
 A stored ask is not stored again merely because it has no answer yet: where many asks wait, more appends would make all of them wait
 longer.  The owner sends again the answers that it has.  An ask that the owner has never seen, although it is idle, has passed it by

@@ -142,7 +142,7 @@ class CancelTimer(Request[bool], frozen=True):
 
 
 class Migrate(Request[Progress], frozen=True):
-    """Start (or ask after) migration `migration` of the agent, planned in `epoch`."""
+    """Start migration `migration` of the agent, planned in `epoch`, or answer its progress."""
 
     agent: str
     migration: str
@@ -223,7 +223,7 @@ class Claim(Request[bool], frozen=True):
     agent: str
     cause: str
     force: bool = False
-    """Also an agent that was rolled back to go on at another node."""
+    """Claims also an agent that an undo sends to another node."""
     of: str = ""
     """Only while this node owns it; "": any owner."""
     seen: Seen | None = None
@@ -249,7 +249,7 @@ class Undo(Request[UndoPlan], frozen=True):
     migration: str
     epoch: int
     to: str
-    """Where it is to go on; "": chosen, `prefer` before others."""
+    """The node on which the agent continues; "": one is chosen, `prefer` first."""
     prefer: str
     corrects: bool
     is_dry: bool
@@ -285,7 +285,7 @@ class PlanDrain(Request[DrainProgress], frozen=True):
 
 
 class Drain(Request[DrainProgress], frozen=True):
-    """Move all agents off this node.  A request with the name of a drain that runs only asks how far it is."""
+    """Move all agents off this node.  A request with the name of a running drain only reads its progress."""
 
     name: str
     deadline_s: float
@@ -359,6 +359,6 @@ def decode_response(request: Request[R], data: bytes, node: str) -> R:
 
 @functools.cache
 def _result_decoder(request: type[Request[Any]]) -> msgspec.msgpack.Decoder[Any]:
-    """Of `class Ping(Request[NodeInfo])`, a decoder of `NodeInfo`."""
+    """The decoder of a request's answer: of `NodeInfo` for `class Ping(Request[NodeInfo])`."""
     (base,) = request.__orig_bases__  # type: ignore[attr-defined]
     return msgspec.msgpack.Decoder(typing.get_args(base)[0])

@@ -1,4 +1,4 @@
-"""A node's side of requests: one table from request type to handler, and the one place where requests are answered."""
+"""Answers requests on a node: one table from request type to handler."""
 
 from __future__ import annotations
 

@@ -21,16 +21,16 @@ logger = logging.getLogger("mielin_cells.migration")
 
 READ_RECORDS = 256
 READS = 3
-"""Bytes may be damaged on their way."""
+"""How often a journal is read before it counts as damaged, since bytes may be damaged on their way."""
 
 READS_MAX = 32
 """Journals read at the same time."""
 
 
 async def read(log: Log, agent: str, migration: str) -> Journal:
-    """Raises `NoSuchMigration`, and the `RecordInvalid` that says why a journal cannot be used, however often it is read.
+    """Reads a journal.  Raises `NoSuchMigration`, or a `RecordInvalid` if the journal is unusable each time it is read.
 
-    What is not readable behind its end is passed over with a warning: the migration has ended, and nothing else depends on it.
+    Unreadable records after its end are skipped with a warning: the migration has ended, and nothing depends on them.
     """
     for _ in range(READS - 1):
         try:

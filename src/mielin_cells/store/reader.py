@@ -38,7 +38,7 @@ READ_RECORDS_SMALL = 512
 
 SLICE_RECORDS = 64
 SLICE_BYTES = 512 * 1024
-"""The loop gets its turn after this many records or bytes: folding takes about 0.1 ms a record and 10 ms a MiB."""
+"""Other tasks run after this many records or bytes: folding takes about 0.1 ms a record and 10 ms a MiB."""
 
 
 class Seen(NamedTuple):
@@ -142,7 +142,7 @@ async def _load(log: Log, agent: str, seen: Seen | None) -> Fold:
 
 
 async def load_at(log: Log, now: Fold, seq: int) -> Fold:
-    """The agent of `now` as of an earlier record of its log.  Raises `RollbackExpired` if that is not all there any more."""
+    """The agent as of an earlier record of its log.  Raises `RollbackExpired` if the log is no longer kept that far back."""
     agent = now.agent
     fold = await _newest_usable(log, agent, [kept.seq for kept in now.snapshots if kept.seq <= seq]) or Fold(agent)
     try:
@@ -170,7 +170,7 @@ async def read_on(log: Log, fold: Fold) -> int:
 
 
 async def next_record(log: Log, fold: Fold, entry: Entry) -> AnyRecord:
-    """The record that is to be folded next.  The loop gets its turn before it, now and then, never after it."""
+    """The next record to fold.  Other tasks may run before it is returned, never after."""
     size = fold.behind_bytes + len(entry.data)
     if (
         size // SLICE_BYTES > fold.behind_bytes // SLICE_BYTES

@@ -1,4 +1,4 @@
-"""A NATS server's address, and what it takes to be let in, as they are given: checked before anything connects."""
+"""A NATS server's address and credentials, checked before anything connects."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def check_url(url: str, where: str = "") -> str:
 
 
 def _credentials(path: str) -> str:
-    """The path.  Raises `ConfigError` for what is no credentials file: the library would read it for ever."""
+    """The path.  Raises `ConfigError` for a file without credentials, which the library would read for ever."""
     try:
         with open(path, "rb") as file:
             text = file.read(CREDENTIALS_BYTES)

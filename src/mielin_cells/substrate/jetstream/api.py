@@ -63,7 +63,7 @@ _QUOTA: Final = {
 _REPLICAS: Final = 10074
 _NO_PEERS: Final = 10005
 REPLICAS_REFUSED: Final = frozenset((_REPLICAS, _NO_PEERS))
-"""There are not so many servers."""
+"""The cluster has too few servers."""
 _OVERLAP: Final = 10065
 _TOO_LARGE: Final = 10054
 _WORDS: Final = re.compile(r"[A-Za-z0-9_=-]+(\.[A-Za-z0-9_=-]+)*")
@@ -72,11 +72,11 @@ _VERSION: Final = re.compile(r"v?(\d+)\.(\d+)\.(\d+)")
 _FORBIDDEN: Final = re.compile(r"permissions violation for (publish|subscription) to \"([^\"]*)\"", re.IGNORECASE)
 PUBLISH: Final = "publish"
 OFFLINE: Final = "offline"
-"""In the words of a refusal: there would be servers enough, and not all are there now."""
+"""Text of a refusal when the cluster has enough servers but not all of them are up."""
 
 
 class Unanswered(Exception):
-    """A request that was sent has no answer, and will have none: it may or may not have been acted on."""
+    """A request was sent and will get no answer: it may or may not have been acted on."""
 
 
 class ApiError(msgspec.Struct):
@@ -209,7 +209,7 @@ def missing(stream: str) -> StreamMissing:
 
 
 def version_of(text: str) -> tuple[int, int, int]:
-    """(0, 0, 0) for what is no version."""
+    """The version as numbers; (0, 0, 0) for malformed text."""
     match = _VERSION.match(text)
     return (int(match[1]), int(match[2]), int(match[3])) if match is not None else (0, 0, 0)
 

@@ -58,10 +58,10 @@ class _Insecure(nats.errors.Error):
 
 
 class _Client(Client):
-    """The library's client, made proof against what others send."""
+    """The library's client, hardened against malformed messages of others."""
 
     async def drop(self, seconds: float = DROP_S) -> None:
-        """Closes it, also one that did not come about: the library leaves its socket open, and its tasks."""
+        """Closes the connection, also one that failed to open: the library leaves its socket open and its tasks running."""
         if self._flush_queue is not None:
             with contextlib.suppress(OSError, nats.errors.Error):
                 async with asyncio.timeout(seconds):  # it waits for ever for the end of a TLS that did not begin
@@ -156,7 +156,7 @@ class Connection:
         self.url = redacted(url)
         self._options = {**options, "servers": [url], **_OPTIONS}
         self.back: Callable[[], None] | None = None
-        """Called when the connection is there again: what came meanwhile was missed."""
+        """Called after a reconnect: messages sent meanwhile were missed."""
         self._nc = _Client()
         self._waiters = Waiters()
         self._inbox = f"{api.INBOX}{secrets.token_hex(11)}."
@@ -172,7 +172,7 @@ class Connection:
     # ---- life ------------------------------------------------------------------------------------------------
 
     async def open(self) -> None:
-        """Raises what keeps the server from being used, by name."""
+        """Raises a named error if the server cannot be used."""
         nc = _Client()
         self._deaf = None
         try:
@@ -373,7 +373,7 @@ class Connection:
             self.back()
 
     async def _closed(self) -> None:
-        """The library gives up after some errors; we do not."""
+        """Keeps reconnecting after errors on which the library gives up."""
         if not self._is_closing and self._reopening is None:
             self._reopening = asyncio.get_running_loop().create_task(self._reopen())
 

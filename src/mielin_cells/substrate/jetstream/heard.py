@@ -1,4 +1,4 @@
-"""Messages as they come from the server, and the requests that wait for them."""
+"""Messages from the server, and the requests that wait for them."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Heard:
         return _number(words[1]) if len(words) > 1 else 0
 
     def _number(self, name: str) -> int:
-        """0 where there is none: anybody may send anything."""
+        """The number in a header; 0 if there is none or it is malformed, since anybody may send anything."""
         return _number(self._headers.get(name, ""))
 
 
@@ -115,6 +115,6 @@ class Waiters:
         return list(self._waiters.values())
 
     def lose(self, why: str) -> None:
-        """No answer will come: the connection that was to bring it is gone."""
+        """Fails every request that waits, because the connection for its answer is gone."""
         for waiter in self._waiters.values():
             waiter.fail(api.Unanswered(why))

@@ -1,4 +1,4 @@
-"""Where a subject's entries are on the server: in which stream, under which names, and behind which one filter.
+"""Says where a subject's entries are on the server: in which stream, under which names, and under which filter.
 
 Entries of an agent's log have two kinds of name, `log.<agent>.own.<node>` for ownership records and `log.<agent>.rec` for all others,
 so that the server can index the first kind.  Every append of either kind expects by the one filter `log.<agent>.>`.  The server does

@@ -1,4 +1,4 @@
-"""A deployment's streams: made once, and never in the place of what was lost."""
+"""A deployment's streams: they are made once, and a lost one is never made again."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ LED_S: Final = 10.0
 """A stream whose copies change may be without a leader for a moment."""
 LOOK_S: Final = 0.1
 HEADERS_BYTES: Final = 4096
-"""Room that a server must leave for headers above the largest entry."""
+"""Bytes that a server must allow for headers on top of the largest entry."""
 SHARDS_MAX: Final = 64
 REPLICAS_MAX: Final = 5
 """The server's own limit."""
 REPLICAS_IN_CLUSTER: Final = 3
-"""Of a new deployment on a cluster: one server may be lost."""
+"""Replicas of a new deployment on a cluster, which may then lose one server."""
 _NAME: Final = re.compile(r"[A-Za-z0-9_]{1,32}")
 
 

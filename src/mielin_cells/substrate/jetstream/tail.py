@@ -17,7 +17,7 @@ from mielin_cells.substrate.tail import BufferedTail
 logger = logging.getLogger("mielin_cells.jetstream")
 
 RETRY_S = 0.25
-"""A tail that cannot read its stream tries again after this."""
+"""Seconds after which a tail that cannot read its stream tries again."""
 
 
 class JetTail(BufferedTail):
