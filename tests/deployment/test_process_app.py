@@ -103,5 +103,5 @@ def test_a_class_whose_recovery_settings_cannot_be_is_named_before_the_node_conn
         (tmp_path / "app.py").write_text(text.format(setting))
         done = node(tmp_path, "app.py", "--config", str(config))
         assert (done.returncode, done.stdout) == (2, "")
-        assert done.stderr.startswith("mielin: The recovery settings of class A cannot be: ")
+        assert done.stderr.startswith("mielin: The recovery settings of class A are invalid: ")
         assert says in done.stderr
