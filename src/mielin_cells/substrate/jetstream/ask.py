@@ -31,6 +31,16 @@ async def ask(connection: Connection, what: str, data: bytes = b"", kind: Any = 
     return api.decode(heard.data, kind, what)
 
 
+async def find_stream(connection: Connection, name: str) -> api.StreamAnswer | None:
+    """None if there is no stream of this name.  Raises any other error that the answer carries."""
+    answer: api.StreamAnswer = await ask(connection, f"STREAM.INFO.{name}")
+    if answer.error is None:
+        return answer
+    if answer.error.err_code == api.STREAM_MISSING:
+        return None
+    raise api.error_of(answer.error, name)
+
+
 async def stream(connection: Connection, name: str) -> api.StreamAnswer:
     """Raises the error that the answer carries."""
     answer: api.StreamAnswer = await ask(connection, f"STREAM.INFO.{name}")

@@ -15,7 +15,7 @@ from mielin_cells.errors import InternalError, StreamMissing
 from mielin_cells.log.ids import LOGS, is_agents_log
 from mielin_cells.substrate.format import FORMAT
 from mielin_cells.substrate.jetstream import api
-from mielin_cells.substrate.jetstream.ask import ask, raw_stream
+from mielin_cells.substrate.jetstream.ask import ask, find_stream, raw_stream
 from mielin_cells.substrate.jetstream.asking import Asking
 from mielin_cells.substrate.jetstream.connection import Connection
 from mielin_cells.substrate.jetstream.places import OWN, head_of, node_word
@@ -61,7 +61,7 @@ async def make_index(connection: Connection, deployment: str) -> str | None:
     first = api.stream_name(deployment, "log", 0)
     config = (await raw_stream(connection, first))["config"]
     generation = generation_of(config)
-    if generation and await _is_there(connection, index_name(deployment, generation)):
+    if generation and await find_stream(connection, index_name(deployment, generation)) is not None:
         return None
     shards, replicas = int(config["metadata"]["mielin.shards"]), int(config.get("num_replicas", 1))
     wanted = _config(deployment, generation + 1, shards, replicas)
@@ -79,15 +79,6 @@ async def find_index(connection: Connection, deployment: str) -> str:
     """The name of the deployment's index, as the first log stream says."""
     first = api.stream_name(deployment, "log", 0)
     return index_name(deployment, generation_of((await raw_stream(connection, first))["config"]))
-
-
-async def _is_there(connection: Connection, name: str) -> bool:
-    answer: api.StreamAnswer = await ask(connection, f"STREAM.INFO.{name}")
-    if answer.error is None:
-        return True
-    if answer.error.err_code != api.STREAM_MISSING:
-        raise api.error_of(answer.error, name)
-    return False
 
 
 class Index(Asking):

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 from mielin_cells.errors import ConfigError, NotConnected, ServerTooOld
 from mielin_cells.substrate.format import FORMAT, check_format
 from mielin_cells.substrate.jetstream import api
-from mielin_cells.substrate.jetstream.ask import ask, raw_stream, stream
+from mielin_cells.substrate.jetstream.ask import ask, find_stream, raw_stream, stream
 from mielin_cells.substrate.jetstream.connection import Connection
 from mielin_cells.substrate.jetstream.index import GENERATION, find_index, make_index
 from mielin_cells.substrate.ports import ENTRY_BYTES_MAX
@@ -79,10 +79,8 @@ def check_options(deployment: str, options: StreamOptions) -> None:
 async def streams(connection: Connection, deployment: str, options: StreamOptions) -> Layout:
     """What the deployment has; a missing one is created.  Raises `ConfigError` if it differs from `options`."""
     first = api.stream_name(deployment, "log", 0)
-    answer = await ask(connection, f"STREAM.INFO.{first}")
-    if answer.error is not None:
-        if answer.error.err_code != api.STREAM_MISSING:
-            raise api.error_of(answer.error, first)
+    answer = await find_stream(connection, first)
+    if answer is None:
         if not options.makes:
             raise NotConnected(
                 f"There is no deployment {deployment!r} on the server {connection.url}; its first node makes it (`mielin up`, "

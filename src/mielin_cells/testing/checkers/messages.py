@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 
 from mielin_cells.log.commit import Commit, Out, Timer
 from mielin_cells.log.message import Replies, decode_answer, is_client
@@ -138,6 +139,14 @@ class SentOnce(Checker):
                     self.fails(f"{agent} sent {count} transfers to {to}, which got {got}")
 
 
+def list_taken(replies: Replies) -> Iterator[tuple[int, bytes]]:
+    """The answers to calls that the agent has taken, by number."""
+    for n, answer in replies.answers.items():
+        error = decode_answer(answer).error
+        if error is None or error[0] not in UNTAKEN:
+            yield n, answer
+
+
 class AcknowledgedIsKept(Checker):
     """I6: what was acknowledged is in the log, and stays.
 
@@ -158,10 +167,7 @@ class AcknowledgedIsKept(Checker):
                 self._answers.setdefault((step.agent, one.sender, one.n), one.answer)
 
     def answers(self, replies: Replies, author: Author) -> None:
-        for n, answer in replies.answers.items():
-            error = decode_answer(answer).error
-            if error is not None and error[0] in UNTAKEN:
-                continue
+        for n, answer in list_taken(replies):
             if self._answers.get((replies.agent, replies.sender, n)) != answer:
                 self.fails(
                     f"{author.label} answers number {n} of {replies.sender} to {replies.agent}, but this answer is not in the log"
@@ -187,10 +193,7 @@ class InOrder(Checker):
         self._given: dict[tuple[str, str, int], bytes] = {}
 
     def answers(self, replies: Replies, author: Author) -> None:
-        for n, answer in replies.answers.items():
-            error = decode_answer(answer).error
-            if error is not None and error[0] in UNTAKEN:
-                continue
+        for n, answer in list_taken(replies):
             if self._given.setdefault((replies.agent, replies.sender, n), answer) != answer:
                 self.fails(f"{author.label} answers number {n} of {replies.sender} to {replies.agent} in two ways")
 

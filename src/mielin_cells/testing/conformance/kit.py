@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeAlias, TypeVar
 
-from mielin_cells.substrate.ports import Appended, Entry, Log, Substrate
+from mielin_cells.substrate.ports import Appended, Conflict, Entry, Log, Substrate
 
 T = TypeVar("T")
 Check: TypeAlias = Callable[[Substrate], Awaitable[None]]
@@ -15,6 +15,8 @@ REGISTERED: list[Check] = []
 
 WAIT_S = 10.0
 """What does not come within it, does not come."""
+
+CONTENDERS = 12
 
 
 def check(function: Check) -> Check:
@@ -57,6 +59,27 @@ async def store(log: Log, subject: str, data: bytes, expect: int | None = None) 
     if not isinstance(outcome, Appended):
         raise AssertionError(f"An append to {subject} was answered {outcome}.")
     return outcome.seq
+
+
+async def contend(log: Log, subjects: list[str], rounds: int, owner_of: Callable[[int], str | None]) -> None:
+    """In each round, contenders append to a subject at once: exactly one gets `Appended`, the others `Conflict`.
+
+    `owner_of` says what the n-th contender appends: an ownership record of this node, or another record (None).
+    """
+    last = dict.fromkeys(subjects, 0)
+    for _ in range(rounds):
+        for subject, expect in last.items():
+            outcomes = await asyncio.gather(
+                *(log.append(subject, b"%d" % n, expect, owner_of(n)) for n in range(CONTENDERS))
+            )
+            won = [outcome.seq for outcome in outcomes if isinstance(outcome, Appended)]
+            lost = [outcome for outcome in outcomes if isinstance(outcome, Conflict)]
+            must((len(won), len(lost)) == (1, CONTENDERS - 1), f"{len(won)} contenders won a place.")
+            last[subject] = won[0]
+    for subject, seq in last.items():
+        must(len(await log.read(subject)) == rounds, "A loser's entry was stored, or a winner's was not.")
+        entry = require(await log.last(subject), "`last` does not see an acknowledged append.")
+        must(entry.seq == seq, "`last` is not the winner's entry.")
 
 
 async def fill(log: Log, subject: str, count: int) -> list[Entry]:

@@ -7,9 +7,7 @@ import asyncio
 from mielin_cells.errors import MessageTooLarge, PartMisplaced, PartMissing
 from mielin_cells.substrate.parts import get_parts, put_parts
 from mielin_cells.substrate.ports import ENTRY_BYTES_MAX, Appended, Conflict, Entry, Log, Outcome, Substrate, Unknown
-from mielin_cells.testing.conformance.kit import check, fails, fill, must, read_tail, require, store
-
-CONTENDERS, SUBJECTS = 12, 60
+from mielin_cells.testing.conformance.kit import check, contend, fails, fill, must, read_tail, store
 
 
 @check
@@ -62,20 +60,7 @@ async def subjects_do_not_touch_each_other(substrate: Substrate) -> None:
 @check
 async def one_contender_wins_each_place(substrate: Substrate) -> None:
     """Twelve at once on sixty subjects, twice: exactly one `Appended` each, the others `Conflict`."""
-    log = substrate.log
-    last = dict.fromkeys(range(SUBJECTS), 0)
-    for _ in range(2):
-        for subject in range(SUBJECTS):
-            calls = [log.append(f"c.{subject}", b"%d" % n, last[subject]) for n in range(CONTENDERS)]
-            outcomes = await asyncio.gather(*calls)
-            won = [outcome.seq for outcome in outcomes if isinstance(outcome, Appended)]
-            lost = [outcome for outcome in outcomes if isinstance(outcome, Conflict)]
-            must((len(won), len(lost)) == (1, CONTENDERS - 1), f"{len(won)} contenders won a place.")
-            last[subject] = won[0]
-    for subject, seq in last.items():
-        must(len(await log.read(f"c.{subject}")) == 2, "A loser's entry was stored, or a winner's was not.")
-        entry = require(await log.last(f"c.{subject}"), "`last` does not see an acknowledged append.")
-        must(entry.seq == seq, "`last` is not the winner's entry.")
+    await contend(substrate.log, [f"c.{n}" for n in range(60)], 2, lambda n: None)
 
 
 @check

@@ -6,9 +6,8 @@ import asyncio
 
 from mielin_cells.substrate.ports import Appended, Conflict, Entry, Log, Substrate
 from mielin_cells.testing.conformance import kit
-from mielin_cells.testing.conformance.kit import check, must, read_tail, require, store
+from mielin_cells.testing.conformance.kit import check, contend, must, read_tail, store
 
-CONTENDERS, LOGS, ROUNDS = 12, 20, 3
 POLL_S = 0.01
 
 
@@ -78,21 +77,7 @@ async def a_live_tail_gives_both_kinds_without_gap(substrate: Substrate) -> None
 @check
 async def one_contender_wins_each_place_whatever_it_appends(substrate: Substrate) -> None:
     """Ownership records of several nodes and other records contend under one expectation: one `Appended` each."""
-    log = substrate.log
-    last = {f"log.c{n}": 0 for n in range(LOGS)}
-    for _ in range(ROUNDS):
-        for subject, expect in last.items():
-            outcomes = await asyncio.gather(
-                *(log.append(subject, b"%d" % n, expect, None if n % 3 == 0 else f"n{n}") for n in range(CONTENDERS))
-            )
-            won = [outcome.seq for outcome in outcomes if isinstance(outcome, Appended)]
-            lost = [outcome for outcome in outcomes if isinstance(outcome, Conflict)]
-            must((len(won), len(lost)) == (1, CONTENDERS - 1), f"{len(won)} contenders of both kinds won a place.")
-            last[subject] = won[0]
-    for subject, seq in last.items():
-        must(len(await log.read(subject)) == ROUNDS, "A loser's entry was stored, or a winner's was not.")
-        entry = require(await log.last(subject), "`last` does not see an acknowledged append.")
-        must(entry.seq == seq, "`last` is not the winner's entry.")
+    await contend(substrate.log, [f"log.c{n}" for n in range(20)], 3, lambda n: None if n % 3 == 0 else f"n{n}")
 
 
 @check
