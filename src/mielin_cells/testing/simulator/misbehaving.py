@@ -41,6 +41,8 @@ class Moods:
         """How likely a hook raises."""
         self.slow_s = slow_s
         """How long one takes at most."""
+        self.raised = 0
+        """How often one has raised."""
         self._rng = rng
         _moods[asyncio.get_running_loop()] = self
 
@@ -51,6 +53,7 @@ class Moods:
         if self.slow_s:
             await asyncio.sleep(self.slow_s * self._rng.random())
         if self._rng.random() < self.raises:
+            self.raised += 1
             raise Refused("this hook raises now and then")
 
 

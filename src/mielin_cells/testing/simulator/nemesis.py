@@ -106,9 +106,14 @@ class Nemesis:
         await asyncio.sleep(seconds)
         await self._ordered("resume", lambda: self._scenario.operator.resume(agent))
 
+    def _count_harms(self) -> int:
+        """Faults, and hooks of agents that have raised."""
+        moods = self._scenario.moods
+        return self._scenario.scene.harms + (moods.raised if moods is not None else 0)
+
     async def _move(self, agent: str, to: str | None) -> None:
         scenario, scene = self._scenario, self._scenario.scene
-        harms, began = scene.harms, self._world.loop.time()
+        harms, began = self._count_harms(), self._world.loop.time()
         is_there = to is None or not self._world.views[to].process.is_dead
         try:
             view, client = scenario.asker
@@ -121,7 +126,9 @@ class Nemesis:
             return
         self._counts[f"migrations {report.outcome}"] += 1
         self._world.note(f"report {report.migration} {agent} {report.outcome} {report.reason}")
-        quiet = is_there and harms == scene.harms and not self._world.pending and self._world.troubled_until < began
+        quiet = (
+            is_there and harms == self._count_harms() and not self._world.pending and self._world.troubled_until < began
+        )
         scene.reports.append(Reported(report, self._world.loop.time(), quiet))
         self._counts["migrations without a fault"] += quiet
         if report.ok and self._world.loop.time() - began > 1.0:
