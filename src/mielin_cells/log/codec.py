@@ -26,9 +26,9 @@ _MAGIC = b"mc"
 _HEAD = len(_MAGIC) + 1 + 4 + 32
 
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-"""What msgspec raises for bytes that it cannot decode: nesting deeper than the interpreter's limit is the last."""
+"""Exceptions of msgspec for bytes that it cannot decode; the last is for nesting deeper than the interpreter's limit."""
 UNWRITABLE = (TypeError, ValueError, OverflowError, RecursionError)
-"""What encoding raises: for a value of a type that has no encoding, for text that is not UTF-8, for what is too large."""
+"""Exceptions of encoding: a type without an encoding, text that is not UTF-8, a value that is too large."""
 
 T = TypeVar("T")
 
@@ -42,7 +42,7 @@ class Codec(Generic[T]):
     __slots__ = ("_decode", "_noun", "_tags")
 
     def __init__(self, kind: Any, noun: str, base: type[msgspec.Struct] | None = None) -> None:
-        """`noun` is what a value is called in errors; `base` is the class that the structs of a union have in common."""
+        """`noun` names a value in errors; `base` is the common base class of a union's structs."""
         self._decode = msgspec.msgpack.Decoder(kind).decode
         self._noun = noun
         self._tags = frozenset() if base is None else frozenset(cls.__name__ for cls in base.__subclasses__())

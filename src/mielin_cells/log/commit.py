@@ -1,4 +1,4 @@
-"""What a commit holds: inputs that took effect, messages sent, calls of turns, timers, dead letters, and a change of state."""
+"""Commits: inputs that took effect, messages sent, calls of turns, timers, dead letters, and a change of state."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from blake3 import blake3
 from mielin_cells.log.delta import StateDelta
 
 LetterKey: TypeAlias = tuple[int, str, int]
-"""What tells one dead letter of an agent from its others: inbox sequence, sender, number."""
+"""Identifies one dead letter of an agent: inbox sequence, sender, number."""
 Place: TypeAlias = tuple[str, bool, int]
-"""Of a message among those of its input: receiver, whether it asks, and how many such went before it."""
+"""Identifies a message among those of its input: receiver, whether it is an ask, and how many such came before it."""
 
 
 class Out(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -31,7 +31,7 @@ class Out(msgspec.Struct, array_like=True, frozen=True, gc=False):
     corrects: int = 0
     """After an undo: the number of the message that this one replaces."""
     chain: tuple[str, ...] = ()
-    """Of an ask: the agents that wait for its answer, each for the next, and its sender last."""
+    """For an ask: the chain of agents that wait for its answer, its sender last."""
 
 
 class Input(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -41,10 +41,10 @@ class Input(msgspec.Struct, array_like=True, frozen=True, gc=False):
     n: int
     low: int
     start: int
-    """Of a client's session: where this log ended when it began."""
+    """For a client's session: where this log ended when the session began."""
     answer: bytes | None
     given_up: list[int] = []
-    """Of a client: earlier numbers that take no effect from here on."""
+    """For a client: earlier numbers that take no effect from here on."""
 
 
 class DeadLetter(msgspec.Struct, array_like=True, frozen=True):
@@ -59,7 +59,7 @@ class DeadLetter(msgspec.Struct, array_like=True, frozen=True):
     asks: list[str]
     args: bytes
     at: float = 0.0
-    """When it became one, in wall seconds; for people."""
+    """When it became a dead letter, in wall seconds; for people."""
 
     @property
     def key(self) -> LetterKey:
@@ -119,7 +119,7 @@ class Timer(msgspec.Struct, array_like=True, frozen=True):
     due: float
     """Wall seconds, by the clock of the node that wrote this."""
     wait: float
-    """Seconds from when it was set, or between two times of a repeating one: a node that takes it over waits no longer."""
+    """Seconds until it is due, or between two times of a repeating timer: a node that takes it over waits no longer."""
     every: float
     """Seconds; 0: once."""
     catch_up: str
@@ -158,35 +158,35 @@ class Sent(msgspec.Struct, array_like=True, frozen=True):
     body: bytes
     ask: bool
     answer: bytes | None = None
-    """Of an ask: its outcome, if it had one."""
+    """For an ask: its outcome, if it had one."""
 
 
 class ReplayInput(msgspec.Struct, array_like=True, frozen=True):
-    """An input that is to be run again after an undo, and what it has done before."""
+    """An input that is run again after an undo, and what its earlier runs have done."""
 
     sender: str
     n: int
     taken: bool
-    """It had taken effect; if it was an ask, its stored answer stays (rule 17)."""
+    """The input had taken effect; if it was an ask, its stored answer stays (rule 17)."""
     sent: list[Sent]
     timers: dict[int, Timer | None]
-    """The timers that it set, due when they were due; None: the timer's message is in the inbox."""
+    """The timers that it set, with their due times; None if the timer's message is in the inbox."""
     steps: list[StepCall]
-    """Latest outcomes, by name and then in order: no finished step is called again."""
+    """The latest outcomes, by name and then in order, so that no finished step is called again."""
 
 
 class ReplayCounts(msgspec.Struct, array_like=True):
-    """What replayed turns have done with the messages that their first runs had sent."""
+    """Counts what replayed turns did with the messages that their first runs had sent."""
 
     inputs: int = 0
     same: int = 0
-    """Would have been sent again unchanged, and were not."""
+    """Messages that would have been sent again unchanged; they were not sent."""
     differing: int = 0
-    """Would have been sent otherwise, and were not."""
+    """Messages that would now differ; the first ones stand."""
     corrected: int = 0
-    """Were sent otherwise, each naming the message that it replaces."""
+    """Messages that differ and were sent, each naming the message that it replaces."""
     missing: int = 0
-    """Were not made again; they stay sent."""
+    """Messages that were not made again; the first ones stay sent."""
 
     def add(self, other: ReplayCounts) -> None:
         self.inputs += other.inputs
@@ -197,7 +197,7 @@ class ReplayCounts(msgspec.Struct, array_like=True):
 
 
 class Commit(msgspec.Struct, array_like=True, frozen=True):
-    """What one or many turns changed: all of it takes effect with the record that holds it, or none."""
+    """The changes of one or more turns: either all take effect, with the record that holds them, or none."""
 
     cursor: int
     """Inbox entries up to this sequence are done."""
@@ -218,7 +218,7 @@ class Commit(msgspec.Struct, array_like=True, frozen=True):
     ended: list[EndedTurn] = []
     replayed: ReplayCounts | None = None
     timers: list[Timer] = []
-    """Set, or gone on to their next time."""
+    """Timers that were set, or that moved on to their next time."""
     gone: list[str] = []
     """Timers that were cancelled, or have fired."""
     fired: list[Fired] = []
@@ -263,15 +263,15 @@ class Batch:
     def __init__(self) -> None:
         self.turns = 0
         self.touched = False
-        """Something is to be committed, though no turn ran."""
+        """True if something must be committed although no turn ran."""
         self.moved = False
-        """The cursor has passed repeats: worth no commit of its own, but part of a seal."""
+        """True if the cursor has passed repeats: this needs no commit of its own, but is part of a seal."""
         self.inputs: list[Input] = []
         self.outs: list[Out] = []
         self.ended: list[EndedTurn] = []
         self.replayed: ReplayCounts | None = None
         self.timers: dict[str, Timer | None] = {}
-        """Set, gone on, or gone (None)."""
+        """Timers that were set or moved on; None for those that are gone."""
         self.fired: list[Fired] = []
         self.dead: list[DeadLetter] = []
         self.forgot: list[str] = []

@@ -18,7 +18,7 @@ PAGE_BYTES = 16 * 1024
 """Page of a buffer: hashed in about 3 us, and the least that a changed byte costs in a commit."""
 
 BUFFER_BYTES_MAX = 1 << 40
-"""A size above it is a damaged record or a slip, not a buffer."""
+"""Largest size of a buffer; a larger one is a damaged record or a mistake."""
 
 
 class TableDelta(msgspec.Struct, array_like=True, frozen=True):
@@ -43,7 +43,7 @@ class BufferDelta(msgspec.Struct, array_like=True, frozen=True):
     size: int
     pages: dict[int, bytes]
     low: int | None = None
-    """The smallest size in between, if it was below `size`: what was from there on is zero now, unless in `pages`."""
+    """The smallest size in between, if it was below `size`: bytes from there on are zero now, unless they are in `pages`."""
 
     def then(self, later: BufferDelta) -> BufferDelta:
         """One delta with the effect of this one and a later one."""
@@ -109,7 +109,7 @@ _decode = msgspec.msgpack.Decoder().decode
 
 
 def born(state: StateDelta) -> bytes:
-    """16 bytes over an initial state.  The order in what a field holds does not count: that of a set differs by process."""
+    """16 bytes over an initial state, regardless of order inside a field, because the order of a set differs by process."""
     fields = [(name, _unordered(_decode(data))) for name, data in state.plain.items()]
     for name, table in state.tables.items():
         fields.append((name, b"".join(sorted(_pair(key, value) for key, value in table.sets.items()))))

@@ -1,4 +1,4 @@
-"""Digests that are kept up by each change, and not read from all there is: of numbered leaves, and of named ones."""
+"""Digests that each change updates, instead of hashing everything again: of numbered leaves, and of named contents."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class DigestTree:
         self._root = _root_of(0, b"")
 
     def set(self, index: int, digest: bytes | None) -> None:
-        """Puts a leaf of 32 bytes at `index`; None takes it away."""
+        """Puts a leaf of 32 bytes at `index`; None removes it."""
         if index < 0 or (digest is not None and len(digest) != DIGEST_BYTES):
             raise ValueError(f"leaf {index} needs an index from 0 and {DIGEST_BYTES} bytes")
         self._put(0, index, _NONE if digest is None else digest)
@@ -81,7 +81,7 @@ class DigestTree:
         return changed
 
     def _shrink(self) -> None:
-        """Takes off the levels that the largest index no longer needs."""
+        """Removes the levels that the largest index no longer needs."""
         levels = self._levels
         while len(levels) > 1 and not any(levels[-2]):
             levels.pop()

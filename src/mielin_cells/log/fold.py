@@ -44,7 +44,7 @@ from mielin_cells.log.rules import RULES, commit_of, next_lifecycle
 from mielin_cells.log.state import StoredState
 
 OUTCOMES_MAX = 64
-"""Migrations whose outcome the fold still tells; older ones are in the log until it is trimmed."""
+"""Migrations whose outcome the fold keeps; older outcomes are in the log until it is trimmed."""
 
 
 class Fold(Image):
@@ -77,7 +77,7 @@ class Fold(Image):
         rules.check(self, seq, record)
 
     def settled(self, seq: int, record: AnyRecord) -> None:
-        """Takes a checked record whose commit is in ledger and state already: the owner's own, now acknowledged."""
+        """Takes a checked record whose commit is already in ledger and state, as the owner's own is once it is acknowledged."""
         self.lifecycle = next_lifecycle(self.lifecycle, record, RULES[type(record)])
         self.seq, self.written = seq, record.written
         self.behind_records += 1

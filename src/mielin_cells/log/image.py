@@ -1,4 +1,4 @@
-"""An agent as its log tells it up to one record: the fields that the fold changes and everybody else reads."""
+"""An agent as of one record of its log: the fields that the fold changes and all others read."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Image:
         self.born = b""
         """Digest of the initial state; empty if that is not known."""
         self.wish: Wish | None = None
-        """What the agent has ordered for itself in its last turn, until it has taken effect."""
+        """The order that the agent's last turn gave for the agent itself, until it has taken effect."""
         self.ledger = Ledger()
         self.state = StoredState()
         self.last_digest: bytes | None = None
@@ -63,9 +63,9 @@ class Image:
         before it came to the message, does not count against it."""
         self.outcomes: dict[str, str] = {}
         self.handed: dict[str, int] = {}
-        """Of the same migrations: where they handed over."""
+        """The sequence at which each of these migrations handed over."""
         self.undone: list[tuple[int, int]] = []
-        """Stretches of the log that were undone: the record gone back to, and the one that says so."""
+        """Undone parts of the log: the record gone back to, and the `Undone` record."""
         self.goes_to = ""
         """After an undo: the node that is to run the agent, until one has claimed it."""
         self.snapshots: list[SnapshotRef] = []
@@ -77,7 +77,7 @@ class Image:
 
     @property
     def status(self) -> AgentState:
-        """What users see: `Migrating` is derived from the phase (rule 20 keeps the flags apart from ownership)."""
+        """The state that users see; `Migrating` is derived from the phase (rule 20 keeps the flags apart from ownership)."""
         return AgentState.MIGRATING if self.phase is Phase.PROBATION else self.lifecycle.state
 
     @property
@@ -95,12 +95,12 @@ class Image:
         return max(self.floor, 1) <= seq <= self.seq and not any(to < seq < by for to, by in self.undone)
 
     def seal_digest(self) -> bytes:
-        """What a handover seals: the state as stored, the whole ledger, and the policy."""
+        """Digest that a handover seals: of the stored state, the whole ledger, and the policy."""
         return blake3(self.state.digest() + self.ledger.digest() + pack(self.policy)).digest()
 
     @property
     def size_bytes(self) -> int:
-        """What a move carries: state, and what is kept of messages."""
+        """Bytes that a move carries: state and ledger."""
         return self.state.size_bytes + self.ledger.size_bytes
 
     def verify(self) -> None:
@@ -119,7 +119,7 @@ class Image:
 
     @property
     def inbox_kept_from(self) -> int:
-        """What is before it in the inbox may be trimmed; nothing from which on the agent can be loaded needs it."""
+        """Inbox entries before this position may be trimmed: no snapshot from which the agent can be loaded needs them."""
         return min((one.inbox for one in self.snapshots), default=0)
 
     def calls_before(self, record: Asked | Stepped) -> list[TurnCall]:

@@ -29,15 +29,15 @@ DROPPED = encode_answer(
 """Takes the place of a dropped answer: a repeated ask gets this error, and nothing runs twice."""
 
 FLAT_MAX = 1024
-"""Senders and receivers up to which the ledger's digest is taken of all of it at once, which takes 2 ms then."""
+"""Senders and receivers up to which the ledger's digest is computed from all of it at once, in up to 2 ms."""
 
 HASHED_AT_ONCE = 64
 HASH_SLICE = 256
-"""What takes a millisecond."""
+"""Number of names that are hashed in about a millisecond."""
 
 PEER_BYTES = 64
 _TO = "\x02"
-"""Before a receiver's name where senders are named, too: no id holds it."""
+"""Prefix of a receiver's name among names of senders; no id holds it."""
 
 
 class Verdict(Enum):
@@ -49,13 +49,13 @@ class Verdict(Enum):
     HOLD = "hold"
     """An earlier number of this sender is still missing."""
     CLOSED = "closed"
-    """The sender itself has closed this number: `AnswerExpired`."""
+    """The sender has closed this number itself: `AnswerExpired`."""
     EXPIRED = "expired"
-    """Perhaps of a session that was forgotten: `SessionExpired`."""
+    """It may belong to a forgotten session: `SessionExpired`."""
 
 
 _APPLY, _HOLD, _REPEAT, _CLOSED = Verdict.APPLY, Verdict.HOLD, Verdict.REPEAT, Verdict.CLOSED
-"""Reading a member of an enumeration costs as much as all other checks of most messages."""
+"""Module names for the members, since reading one from the enumeration costs as much as all other checks of a message."""
 
 
 class Peer(msgspec.Struct, array_like=True):
@@ -75,15 +75,15 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
     cursor: int = 0
     held: list[int] = []
     peers: dict[str, Peer] = {}
-    """Quiet for longest first, among clients and agents that had an answer."""
+    """Senders; among clients and agents that had an answer, the one that has been quiet for longest comes first."""
     numbers: dict[str, int] = {}
     released: dict[str, int] = {}
     pending: dict[str, dict[int, Out]] = {}
     dead: list[DeadLetter] = []
     horizon: int = 0
-    """Every session that was forgotten began when the log ended here, or before (rule 15)."""
+    """Every forgotten session began when the log ended at this position or earlier (rule 15)."""
     replays: dict[tuple[str, int], ReplayInput] = {}
-    """After an undo: inputs that are to be run once more, and what they have sent (rules 17 and 18)."""
+    """After an undo: inputs that are run once more, and what they have sent (rules 17 and 18)."""
     replayed: ReplayCounts = msgspec.field(default_factory=ReplayCounts)
     corrects: bool = False
     timers: dict[str, Timer] = {}
@@ -94,9 +94,9 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
 
     # No fields, and not there in most ledgers:
     _marks = cast("NamedDigests | None", None)
-    """With many senders and receivers: their digests."""
+    """Digests by name, if there are many senders and receivers."""
     _open_before = tuple[ReplayInput, ...]()
-    """Of the replays: those whose turn had begun and not ended."""
+    """The replays whose turn had begun but not ended."""
 
     def __post_init__(self) -> None:
         self.clients = sum(peer.is_client for peer in self.peers.values())
@@ -190,13 +190,13 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
                 self._changed(sender)
 
     def excess(self) -> list[str]:
-        """The client sessions that are too many, quiet for longest first."""
+        """The client sessions above the limit, quiet for longest first."""
         if self.clients <= SESSIONS_MAX:
             return []
         return [s for s, peer in self.peers.items() if peer.is_client][: self.clients - SESSIONS_MAX]
 
     def _make_room(self) -> None:
-        """Drops answers, those of the quietest first, down to three quarters of what may be kept."""
+        """Drops answers, those of the quietest senders first, down to three quarters of the limit."""
         for sender, peer in self.peers.items():
             for n, answer in peer.answers.items():
                 if self.answer_bytes <= ANSWERS_BYTES_MAX * 3 // 4:
@@ -236,7 +236,7 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
         replays: list[ReplayInput],
         corrects: bool,
     ) -> None:
-        """Back to what had been taken at an earlier record.  What was sent and answered since stays (rules 16 and 17)."""
+        """Goes back to the inputs taken at an earlier record.  Messages sent and answers given since stay (rules 16 and 17)."""
         self.cursor, self.held = cursor, sorted(held)
         for sender, mark in marks.items():
             self.peers[sender].mark = mark
@@ -295,12 +295,12 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
 
     @property
     def size_bytes(self) -> int:
-        """About what it adds to snapshots and to what a move carries."""
+        """Roughly the bytes that the ledger adds to snapshots and to a move."""
         names = len(self.peers) + len(self.numbers)
         return self.answer_bytes + self.pending_bytes + self.letter_bytes + PEER_BYTES * names
 
     def _changed(self, name: str) -> None:
-        """With many names, a few are hashed at each change, so that no seal has to hash them all."""
+        """Notes that a name changed.  If there are many, some are hashed at each change, so that no seal hashes them all."""
         if self._marks is None and len(self.peers) + len(self.numbers) <= FLAT_MAX:
             return
         marks = self._named()
@@ -325,7 +325,7 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
         return self._marks is not None and self._marks.some(limit)
 
     def digest(self) -> bytes:
-        """Depends on what the ledger holds alone, and not on how it came there."""
+        """Depends on the contents of the ledger alone, not on their history."""
         if len(self.peers) + len(self.numbers) <= FLAT_MAX:
             peers = [_of_peer(name, peer) for name, peer in sorted(self.peers.items())]
             return self._digest((peers, sorted(self.numbers.items()), sorted(self.released.items())))

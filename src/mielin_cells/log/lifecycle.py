@@ -33,7 +33,7 @@ class AgentState(Enum):
     CREATED = "Created"
     RUNNING = "Running"
     PAUSED = "Paused"
-    """Its own order or its user's."""
+    """By its own order or its user's."""
     SUSPENDED = "Suspended"
     """By the system or an operator."""
     MIGRATING = "Migrating"
@@ -86,9 +86,9 @@ class Lifecycle(msgspec.Struct, frozen=True, kw_only=True):
     came_from: AgentState | None = None
     """While MIGRATING: the state to go back to."""
     left: AgentError | None = None
-    """The error in which it was suspended, and maybe paused: a resume has to mend that all the same."""
+    """The error in which it was suspended or paused, which a resume must still clear."""
     history: tuple[AgentState, ...] = ()
-    """The states left, newest last; at most `HISTORY_MAX`."""
+    """Earlier states, newest last; at most `HISTORY_MAX`."""
 
     def to(self, state: AgentState, error: AgentError | None = None) -> Lifecycle:
         """The lifecycle after this edge.  Raises `InvalidTransition` if there is no such edge from here."""

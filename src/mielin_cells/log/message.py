@@ -19,7 +19,7 @@ class Message(msgspec.Struct, array_like=True, frozen=True, gc=False):
     corrects: int = 0
     """The sender was rolled back: this replaces its earlier message of this number."""
     chain: tuple[str, ...] = ()
-    """Of an ask: the agents that wait for its answer, each for the next, and its sender last."""
+    """For an ask: the chain of agents that wait for its answer, its sender last."""
 
 
 class Mail(msgspec.Struct, array_like=True, frozen=True):
@@ -56,7 +56,7 @@ class Answer(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 _CLIENT = "\x01"
-"""No agent id holds a control character, so a client is never taken for an agent."""
+"""Begins a client's name.  No agent id holds a control character, so a client is never taken for an agent."""
 
 
 def client_sender(session: str) -> str:
@@ -68,7 +68,7 @@ def is_client(sender: str) -> bool:
 
 
 def sender_text(sender: str) -> str:
-    """The sender for people."""
+    """The sender as text for people."""
     return f"client {sender[len(_CLIENT) :]}" if is_client(sender) else sender
 
 

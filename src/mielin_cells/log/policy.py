@@ -1,4 +1,4 @@
-"""What an agent asks of the nodes that run it: a value that travels in its log."""
+"""The policy of an agent for the nodes that run it: a value that travels in its log."""
 
 from __future__ import annotations
 

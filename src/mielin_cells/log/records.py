@@ -48,7 +48,7 @@ class Record(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     prev: int
     snap: int
     written: float = 0.0
-    """When its writer made it, in wall seconds.  For people: nothing is decided by it."""
+    """When the record was made, in wall seconds by its writer's clock; for people only."""
 
 
 class Created(Record, tag="Created", frozen=True, kw_only=True):
@@ -66,7 +66,7 @@ class Committed(Record, tag="Committed", frozen=True, kw_only=True):
 
 
 class Asked(Record, tag="Asked", frozen=True, kw_only=True):
-    """What a nested ask will send, before it is sent."""
+    """A nested ask, recorded before it is sent."""
 
     sender: str
     input: int
@@ -74,11 +74,11 @@ class Asked(Record, tag="Asked", frozen=True, kw_only=True):
     at: int
     """The log has the outcomes of the turn's first `at` asks and steps already: no outcome is written twice."""
     calls: list[TurnCall]
-    """Those from `at` on, the newest last."""
+    """The calls from `at` on, the newest last."""
 
 
 class Stepped(Record, tag="Stepped", frozen=True, kw_only=True):
-    """What a durable step returned; `at` and `calls` as in `Asked`."""
+    """The outcome of a durable step; `at` and `calls` as in `Asked`."""
 
     sender: str
     input: int
@@ -99,7 +99,7 @@ class Snapshot(Record, tag="Snapshot", frozen=True, kw_only=True):
     since: int
     digest: bytes
     snapshots: list[SnapshotRef]
-    """Itself excluded: the earlier ones that are kept."""
+    """The earlier snapshots that are kept, without this one."""
     outcomes: dict[str, str]
     turn: OpenTurn | None
     claims: int
@@ -139,7 +139,7 @@ class Cleared(Record, tag="Cleared", frozen=True, kw_only=True):
 
 
 class StandbySet(Record, tag="StandbySet", frozen=True, kw_only=True):
-    """An operator's wish: so many nodes keep a copy of the agent.  Appended between turns, with everything committed."""
+    """An operator has set how many nodes keep a copy of the agent.  Appended between turns, with everything committed."""
 
     copies: int
 
@@ -151,7 +151,7 @@ class HandedOff(Record, tag="HandedOff", frozen=True, kw_only=True):
     migration: str
     seal: Commit | None
     digest: bytes
-    """Of the state and the ledger after the seal: what the target must have before it accepts."""
+    """Digest of state and ledger after the seal; the target must have the same before it accepts."""
 
 
 class Undone(Record, tag="Undone", frozen=True, kw_only=True):
@@ -163,7 +163,7 @@ class Undone(Record, tag="Undone", frozen=True, kw_only=True):
 
     to: int
     goes_to: str
-    """The node that is to run it from here."""
+    """The node that claims and runs the agent from here on."""
     migration: str
     """The migration that is undone."""
     version: int
@@ -198,7 +198,7 @@ class Returned(Record, tag="Returned", frozen=True, kw_only=True):
 class Claimed(Record, tag="Claimed", frozen=True, kw_only=True):
     cause: str
     waits: bool = True
-    """A message was waiting that the former owner may have died of; without one, no message is suspected."""
+    """True if a message was waiting that may have killed the former owner; otherwise no message is suspected."""
 
 
 class Spilled(Record, tag="Spilled", frozen=True, kw_only=True):

@@ -46,11 +46,11 @@ class Rule(NamedTuple):
     takes_over: bool = False
     """Any node may write it, and its epoch is the next one; every other record is its owner's, in the owner's epoch."""
     starts: bool = False
-    """An agent that was only created is running from here on."""
+    """True if the record makes an agent that was only created a running one."""
     state: AgentState | None = None
     """The lifecycle after it; None: unchanged."""
     may_wait: bool = True
-    """It may stand between an undo and the claim that the undo calls for (rule 16)."""
+    """True if the record may stand between an undo and the claim that the undo calls for (rule 16)."""
 
 
 RULES: Final[dict[type[Record], Rule]] = {
@@ -76,7 +76,7 @@ RULES: Final[dict[type[Record], Rule]] = {
 
 
 def check(image: Image, seq: int, record: AnyRecord) -> None:
-    """Raises what is wrong with `record` as the record at `seq`, after the last one folded."""
+    """Raises a `RecordInvalid` if `record` cannot be the one at `seq`, after the last one folded."""
     where = f"The log of agent {image.agent!r} at {seq}"
     facts: dict[str, object] = {"subject": image.agent, "seq": seq}
     if record.agent != image.agent:

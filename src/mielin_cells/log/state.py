@@ -17,7 +17,7 @@ from mielin_cells.log.delta import PAGE_BYTES, BufferDelta, StateDelta, TableDel
 from mielin_cells.log.stores import BUCKETS, BufferStore, TableStore
 
 SLICE_BYTES = 128 * 1024
-"""Well below what a broker takes."""
+"""Size of a slice: well below the largest message of a broker."""
 
 
 class Piece(msgspec.Struct, array_like=True, frozen=True):
@@ -121,7 +121,7 @@ _decode_delta = msgspec.msgpack.Decoder(StateDelta).decode
 
 
 class StoredState:
-    """Everything an agent keeps, as bytes.  Change it through `apply` alone: the digest follows what passes there."""
+    """All state of an agent as bytes.  It is changed by `apply` alone, which updates the digest."""
 
     __slots__ = ("_digest", "_leaves", "_pieces", "buffers", "plain", "tables")
 
@@ -163,7 +163,7 @@ class StoredState:
         self._digest = None
 
     def put(self, plain: dict[str, bytes]) -> None:
-        """Takes new values of plain fields: what almost every turn does."""
+        """Takes new values of plain fields, as almost every turn does."""
         mine, leaves = self.plain, self._leaves
         for name, value in plain.items():
             if name not in mine:
@@ -173,7 +173,7 @@ class StoredState:
         self._digest = None
 
     def delta_to(self, other: StoredState) -> StateDelta:
-        """What makes this state equal to `other`: for going back.  Costs a look at all of it, and the size of what differs."""
+        """The delta that makes this state equal to `other`, for an undo.  Reads all of both, and costs the size of the difference."""
         plain = {name: value for name, value in other.plain.items() if self.plain.get(name) != value}
         tables = {name: self.tables.get(name, TableStore()).delta_to(table) for name, table in other.tables.items()}
         buffers = {name: self.buffers.get(name, BufferStore()).delta_to(it) for name, it in other.buffers.items()}

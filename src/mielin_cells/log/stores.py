@@ -85,7 +85,7 @@ class TableStore:
         self._dirty.add(number)
 
     def delete(self, key: bytes) -> None:
-        """Takes the key away; one that is not there changes nothing."""
+        """Removes the key; a missing key changes nothing."""
         number = self.bucket_of(key)
         bucket = self._buckets.get(number)
         old = None if bucket is None else bucket.entries.pop(key, None)
@@ -106,7 +106,7 @@ class TableStore:
             self.set(key, value)
 
     def delta_to(self, other: TableStore) -> TableDelta:
-        """What makes this table equal to `other`.  Looks into the buckets that differ alone."""
+        """The delta that makes this table equal to `other`.  Reads only the buckets that differ."""
         delta, nothing = TableDelta({}, []), _Bucket()
         for number in self._buckets.keys() | other._buckets.keys():
             mine, wanted = self._buckets.get(number, nothing), other._buckets.get(number, nothing)
@@ -145,7 +145,7 @@ class BufferStore:
         return self.stripped(number).ljust(max(min(self.size - number * PAGE_BYTES, PAGE_BYTES), 0), b"\0")
 
     def stripped(self, number: int) -> bytes:
-        """A page as it is kept: without the zeros at its end, so b"" if it is zero or past the end."""
+        """A page as it is stored: without the zeros at its end, so b"" if it is zero or past the end."""
         return self._pages.get(number, b"")
 
     def pages_from(self, first: int) -> list[int]:
@@ -166,7 +166,7 @@ class BufferStore:
             self._set(number, page)
 
     def delta_to(self, other: BufferStore) -> BufferDelta:
-        """What makes this buffer equal to `other`."""
+        """The delta that makes this buffer equal to `other`."""
         numbers = [number for number in self._pages.keys() | other._pages.keys() if number < page_count(other.size)]
         pages = {
             number: other.stripped(number) for number in numbers if self.stripped(number) != other.stripped(number)

@@ -1,4 +1,4 @@
-"""Going back on purpose: what an `Undone` record must say, computed from the agent's log (rules 16 to 18).
+"""Undo: computes the contents of an `Undone` record from the agent's log (rules 16 to 18).
 
 `Undoing` takes the fold as of the record to go back to, then every later record, undone stretches included: a message that
 was sent stays sent.  It is pure; `node.ownership.undo` reads and appends.
@@ -33,19 +33,19 @@ Key: TypeAlias = tuple[str, int]
 
 
 class _Past:
-    """What one input has done, over all runs of its turn."""
+    """The effects of one input, over all runs of its turn."""
 
     __slots__ = ("calls", "sent", "steps", "taken", "timers")
 
     def __init__(self) -> None:
         self.taken = False
         self.sent: dict[Place, Sent] = {}
-        """The latest of each place."""
+        """The latest message of each place."""
         self.steps: dict[tuple[str, int], StepCall] = {}
-        """By name and how many of the name went before it in its run."""
+        """By name and number of earlier steps with that name in the run."""
         self.timers: dict[int, Timer | None] = {}
         self.calls: list[TurnCall] = []
-        """Of the last run in the log."""
+        """The calls of the last run in the log."""
 
     @classmethod
     def of(cls, replay: ReplayInput) -> _Past:
@@ -61,7 +61,7 @@ class _Past:
         self.sent[place_of(out)] = Sent(out.to, out.k, out.n, out.handler, body_of(out), False)
 
     def learn(self, at: int, calls: list[TurnCall]) -> None:
-        """Asks and steps of the run that goes on; a new run begins at 0."""
+        """Takes asks and steps of a run from position `at` on; a new run begins at 0."""
         self.calls = [*self.calls[:at], *calls]
         steps, asks = Counter[str](), Counter[str]()
         for one in self.calls:
@@ -87,12 +87,12 @@ def _origin(timer: Timer | Fired) -> tuple[str, int, int]:
 
 
 class Extent(NamedTuple):
-    """What going back means, in numbers."""
+    """The size of an undo, in numbers."""
 
     messages: int
-    """Will be taken again."""
+    """Messages that are taken again."""
     sent: int
-    """Messages that they sent, and that are not sent again."""
+    """Messages that those have sent, which are not sent again."""
     steps: int
     """Finished steps that are not called again."""
     answered: int
@@ -107,9 +107,9 @@ class Undoing:
         self.seq = back.seq
         self._answered = 0
         self._fired: set[str] = set()
-        """Of the timers of `back`."""
+        """Timers of `back` that have fired since."""
         self._went_on: dict[str, Timer] = {}
-        """Repeating timers of `back` as they were last, also if they were cancelled later."""
+        """Repeating timers of `back` in their latest form, also if they were cancelled later."""
         self._pasts: dict[Key, _Past] = {key: _Past.of(known) for key, known in back.ledger.replays.items()}
         if back.turn is not None:
             self._past(back.turn.sender, back.turn.n).learn(0, back.turn.calls)
@@ -150,7 +150,7 @@ class Undoing:
         )  # fmt: skip
 
     def fields(self, now: Fold) -> dict[str, Any]:
-        """Of the `Undone` record that follows the last record of `now`, which must be the last one seen."""
+        """The fields of the `Undone` record that follows the last record of `now`, which must be the last one seen."""
         if now.seq != self.seq:
             raise never("now.seq == self.seq does not hold")
         back, ledger = self.back, now.ledger
