@@ -10,7 +10,7 @@ from mielin_cells.errors import RecordInvalid
 from mielin_cells.log.ids import log_subject
 from mielin_cells.log.records import Created, HandedOff, Snapshot, named_owner
 from mielin_cells.membership import table
-from mielin_cells.store.reader import End, Seen, list_agents, read_ends, read_record
+from mielin_cells.store.reader import End, Seen, list_agents, list_owned, read_ends, read_record
 from mielin_cells.substrate.ports import Log
 from mielin_cells.tasks.together import together
 
@@ -40,14 +40,24 @@ class Orphan:
 
 
 async def find_orphans(
-    log: Log, gone: Collection[str], known: Mapping[str, table.Entered], *, strays: bool, reads_classes: bool
+    log: Log,
+    gone: Collection[str],
+    known: Mapping[str, table.Entered],
+    *,
+    by_index: bool,
+    strays: bool,
+    reads_classes: bool,
 ) -> list[Orphan]:
     """Agents whose logs name a node that is gone, first those that were at work when it was lost: their callers wait.
 
-    `strays`: also those that name a node which was forgotten.  `reads_classes`: the nodes do not all have the same classes.  The logs
-    may be read late: the node that claims an agent reads its log again.
+    `by_index`: only those that the store's index gives to one of them, which may be late or incomplete; otherwise the logs of all
+    agents are read.  `strays`: also those that name a node which was forgotten, which no list by index finds.  `reads_classes`: the
+    nodes do not all have the same classes.  The logs may be read late: the node that claims an agent reads its log again.
     """
-    last = await read_ends(log, [agent for agent, _ in await list_agents(log)])
+    if by_index:
+        last = await read_ends(log, {agent for node in gone for agent, _ in await list_owned(log, node)})
+    else:
+        last = await read_ends(log, [agent for agent, _ in await list_agents(log)])
     if strays:
         gone = {*gone, *await _list_forgotten(log, last, {*gone, *known})}
     orphans = [Orphan.of(end) for end in last if _is_orphan(end, gone, known)]

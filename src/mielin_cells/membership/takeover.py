@@ -48,17 +48,24 @@ class Takeover:
         self._clock = clock
 
     async def take(
-        self, gone: Collection[str], known: Mapping[str, table.Entered], *, force: bool = False, strays: bool = False
+        self,
+        gone: Collection[str],
+        known: Mapping[str, table.Entered],
+        *,
+        force: bool = False,
+        by_index: bool = False,
+        strays: bool = False,
     ) -> Taken:
         """Has the agents of the nodes that are gone claimed by other known nodes.
 
-        `force`: also those that were rolled back to go on at one of the nodes that are gone.  `strays`: also those of nodes that
-        were forgotten.  Raises a `RetryError` while the store does not answer.
+        `force`: also those that were rolled back to go on at one of the nodes that are gone.  `by_index`: only
+        those that the store's index names, which may be late; otherwise it reads the logs of all agents.  `strays`: also those of
+        nodes that were forgotten.  Raises a `RetryError` while the store does not answer.
         """
         began = self._clock()
         alive = await _ask_nodes(self._wire, gone, known)
         differ = len({frozenset(node.classes) for node in alive.nodes}) > 1
-        orphans = await self._find_orphans(gone, known, strays=strays, reads_classes=differ)
+        orphans = await self._find_orphans(gone, known, by_index=by_index, strays=strays, reads_classes=differ)
         if not orphans:
             return Taken(0, {}, frozenset())
         failed = await Claims(self._wire, alive, known.keys(), force).run(orphans)
@@ -74,9 +81,15 @@ class Takeover:
         return taken
 
     async def _find_orphans(
-        self, gone: Collection[str], known: Mapping[str, table.Entered], *, strays: bool, reads_classes: bool
+        self,
+        gone: Collection[str],
+        known: Mapping[str, table.Entered],
+        *,
+        by_index: bool,
+        strays: bool,
+        reads_classes: bool,
     ) -> list[Orphan]:
-        return await find_orphans(self._log, gone, known, strays=strays, reads_classes=reads_classes)
+        return await find_orphans(self._log, gone, known, by_index=by_index, strays=strays, reads_classes=reads_classes)
 
 
 async def _ask_nodes(wire: Wire, gone: Collection[str], known: Mapping[str, table.Entered]) -> Alive:

@@ -70,6 +70,9 @@ class Failover:
         self._limit_s = settings.heartbeat_s * settings.heartbeat_misses
         self._detector = FailureDetector(home.name, activations.clock, self._limit_s)
         self._takeover = Takeover(home.log, home.wire, activations.clock)
+        self._listed: frozenset[str] = frozenset()
+        """Nodes whose agents the last takeover has listed."""
+        self._compared_at = -1e9
         self._takeover_task: asyncio.Task[None] | None = None
         self._schedule = Schedule(settings.reconcile_s)
         self._roster = Roster()
@@ -211,13 +214,21 @@ class Failover:
         suspects.announced |= suspects.names
 
     async def _take(self, gone: frozenset[str], members: dict[str, table.Entered]) -> None:
-        """Takes over the agents of all nodes that are gone, also of those that owned none: records they had sent may land late."""
+        """Takes over the agents of all nodes that are gone, also of those that owned none: records they had sent may land late.
+
+        The index names the agents of a node that has just gone.  Now and then all logs are compared: the index may have missed some.
+        """
+        is_due = self._clock() - self._compared_at >= self._activations.settings.compare_s
+        compares = is_due and gone <= self._listed
         try:
-            taken = await self._takeover.take(gone, members, strays=True)
+            taken = await self._takeover.take(gone, members, by_index=not compares, strays=compares)
         except RetryError as error:
             logger.info("node %s: failover waits for the store: %s", self._home.name, error)
             return
         self.taken += taken.claimed
+        self._listed = gone
+        if compares:
+            self._compared_at = self._clock()
         self._suspects.empty.update({name: members[name].incarnation for name in gone - taken.owners})
         self._schedule.ended(self._clock(), is_over=not taken.owners)
 

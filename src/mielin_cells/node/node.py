@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Coroutine
+from functools import partial
 from random import Random
 from typing import Any, TypeVar
 
@@ -158,7 +159,7 @@ class Node:
         entered()
         if self._is_listening:
             home.begin(self.failover.run())
-        await self._again(lambda: self.adoption.round(every=True))
+        await self._again(self.adoption.begin)
         self.is_starting = False
         self.for_ever("reconciling", self._reconcile_for_ever)
 
@@ -255,11 +256,12 @@ class Node:
 
     async def _reconcile_for_ever(self) -> None:
         """Runs several duties; one that fails does not stop the others."""
-        duties = Duties(self.name, self.failures)
+        duties, every = Duties(self.name, self.failures), True
         while not self.is_stopping:
             await asyncio.sleep(self.settings.reconcile_s)
             await duties.do("looking for turns that take too long", self.activations.log_overdue)
-            await duties.do("the search for agents that the log gives this node", self.adoption.round)
+            await duties.do("the search for agents that the log gives this node", partial(self.adoption.round, every))
+            every = False
             await duties.do("settling migrations", self.migrations.settle_due)
             await duties.do("dropping copies that nobody asks for", self.standbys.expire)
 

@@ -50,8 +50,17 @@ class Seen(NamedTuple):
 
 async def list_agents(log: Log) -> list[tuple[str, int]]:
     """Every agent that has a log, with the log's last sequence; agents that have ended are among them."""
+    return _agents_of(await log.subjects(LOGS))
+
+
+async def list_owned(log: Log, node: str) -> list[tuple[str, int]]:
+    """Agents that the store's index gives to the node, with the sequence of the record that names it: a hint (`Log.owned`)."""
+    return _agents_of(await log.owned(node))
+
+
+def _agents_of(subjects: list[tuple[str, int]]) -> list[tuple[str, int]]:
     agents = []
-    for subject, seq in await log.subjects(LOGS):
+    for subject, seq in subjects:
         with contextlib.suppress(UnicodeDecodeError):  # else nobody's log: no agent id makes this subject
             agents.append((agent_of(subject), seq))
     return agents

@@ -26,7 +26,7 @@ from mielin_cells.log.fold import Fold
 from mielin_cells.log.ids import log_subject
 from mielin_cells.log.lifecycle import Phase
 from mielin_cells.log.records import AnyRecord, HandedOff, Spilled, Terminated, decode_record, named_owner
-from mielin_cells.store.reader import list_agents, load, read_record
+from mielin_cells.store.reader import list_agents, list_owned, load, read_record
 
 if TYPE_CHECKING:
     from mielin_cells.node.activation.activation import Activation, Activations
@@ -135,12 +135,28 @@ class Adoption:
 
     # ---- rounds ----------------------------------------------------------------------------------------------
 
+    async def begin(self) -> None:
+        """Takes the agents that the store's index gives to this node; the first round finds those that the index has missed."""
+        owned = dict(await list_owned(self._home.log, self._home.name))
+        agents = list(owned)
+        for start in range(0, len(agents), LOOK_SUBJECTS):
+            await self._take_all(await self._without_others(agents[start : start + LOOK_SUBJECTS]))
+        self._home.begin(self._forget_former({agent: seq for agent, seq in owned.items() if agent in self.quiet}))
+
+    async def _forget_former(self, owned: dict[str, int]) -> None:
+        """Removes the index's entries of agents whose logs have named another node since."""
+        try:
+            for agent, seq in owned.items():
+                await self._home.log.forget_owned(self._home.name, log_subject(agent), seq)
+        except CellError as error:
+            logger.info("node %s leaves old entries in the index: %s", self._home.name, error)
+
     async def round(self, every: bool = False) -> None:
         """Takes the agents that their logs give to this node, and drops those that they give to others.
 
         A log that has moved since the last round has an owner that appends: it is read once it has been still for a round.
-        `every`: reads all of them, as at the start.  Listing all logs costs by the agents of the whole deployment; while nothing is
-        written anywhere, it is done every `compare_s` only.
+        `every`: reads all of them, as in the first round.  Listing all logs costs by the agents of the whole deployment; while
+        nothing is written anywhere, it is done every `compare_s` only.
         """
         if await self._is_calm() and not every:
             return

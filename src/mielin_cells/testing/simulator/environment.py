@@ -57,7 +57,7 @@ class Faults:
     slow: float = 0.0
     """A step takes up to `slow_s` instead of `delay_s`."""
     index_lost: float = 0.0
-    """The index of owners (`Log.owned`) never gets the entry.  Drawn for no environment: a test asks for it."""
+    """The index of owners (`Log.owned`) never gets the entry."""
     delay_s: float = 0.003
     slow_s: float = 0.3
     late_s: float = 5.0
@@ -73,7 +73,7 @@ class Faults:
         """An environment: each fault is off in half of them, so that no fault always hides another."""
         chances = {
             f.name: rng.random() * most for f in fields(cls)
-            if f.default == 0.0 and f.name not in (*WIDER, *ON_REQUEST) and rng.random() < 0.5
+            if f.default == 0.0 and f.name not in WIDER and rng.random() < 0.5
         }  # fmt: skip
         return cls(**chances, delay_s=rng.choice((0.001, 0.003, 0.02)), late_s=rng.choice((0.5, 5.0, 15.0)))
 
@@ -94,12 +94,8 @@ class Faults:
         return {name: chance for name in CHANCES if (chance := getattr(self, name)) > 0}
 
 
-WIDER = ("last_stale", "tail_late", "look_torn", "refused")
+WIDER = ("last_stale", "tail_late", "look_torn", "refused", "index_lost")
 """Faults that were added later than the others."""
-
-ON_REQUEST = ("index_lost",)
-"""Faults that are in no environment that is drawn."""
-
 CHANCES = tuple(f.name for f in fields(Faults) if f.default == 0.0)
 """Names of the faults that are drawn per call or message."""
 

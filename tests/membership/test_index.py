@@ -1,0 +1,104 @@
+"""The index of owners: what it names is found by it alone, and what it has missed by a comparison of all logs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from support.failing import Gauge, die, nodes
+from support.logs import SLOW, HeldLog, Score
+from support.moving import nodes as slow_nodes
+from support.waiting import until
+
+from mielin_cells.log.ids import LOGS, log_subject
+from mielin_cells.membership import table
+from mielin_cells.membership.takeover import Taken, Takeover
+from mielin_cells.substrate.ports import Entry, Log
+
+
+class IndexedLog(HeldLog):
+    """A log that notes which agents' logs are read, and whose index may have lost its entries."""
+
+    def __init__(self, inner: Log, *, has_index: bool = True) -> None:
+        super().__init__(inner)
+        self.go.set()
+        self.has_index = has_index
+        self.read_subjects = set[str]()
+
+    def called(self, what: str, subject: str) -> None:
+        if subject.startswith(LOGS) and what != "append":
+            self.read_subjects.add(subject)
+
+    async def lasts(self, subjects: Sequence[str]) -> dict[str, Entry]:
+        self.read_subjects.update(subject for subject in subjects if subject.startswith(LOGS))
+        return await super().lasts(subjects)
+
+    async def owned(self, owner: str) -> list[tuple[str, int]]:
+        return await super().owned(owner) if self.has_index else []
+
+
+async def test_a_takeover_by_the_index_reads_no_log_of_other_nodes() -> None:
+    async with slow_nodes("node-1", "node-2", "node-3", settings=SLOW) as (client, running):
+        for number in range(12):
+            await client.on(f"node-{number % 3 + 1}").spawn(Score, f"s{number}")
+        running["node-2"].kill()
+        log = IndexedLog(client.log)
+        takeover = Takeover(log, client.wire, asyncio.get_running_loop().time)
+        taken = await takeover.take({"node-2"}, await table.read_members(client.log), by_index=True)
+        assert (taken.claimed, taken.failed) == (4, {})
+        assert log.read_subjects == {log_subject(f"s{number}") for number in range(1, 12, 3)}
+
+
+async def test_what_the_index_has_missed_is_found_by_a_comparison() -> None:
+    async with slow_nodes("node-1", "node-2", settings=SLOW) as (client, running):
+        for number in range(4):
+            await client.on("node-2").spawn(Score, f"s{number}")
+        running["node-2"].kill()
+        takeover = Takeover(IndexedLog(client.log, has_index=False), client.wire, asyncio.get_running_loop().time)
+        members = await table.read_members(client.log)
+        assert (await takeover.take({"node-2"}, members, by_index=True)).claimed == 0
+        assert (await takeover.take({"node-2"}, members)).claimed == 4
+
+
+async def test_failover_finds_an_agent_that_the_index_has_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    take, by_index = Takeover.take, list[bool]()
+
+    async def noted(self: Takeover, *args: Any, **how: Any) -> Taken:
+        by_index.append(how["by_index"])
+        return await take(self, *args, **how)
+
+    monkeypatch.setattr(Takeover, "take", noted)
+    async with nodes("node-1", "node-2") as (client, running, keepers, air):
+        gauge = await client.on("node-2").spawn(Gauge, "g")
+        assert await gauge.add() == 1
+        for name, keeper in keepers.items():
+            keeper._takeover._log = IndexedLog(running[name].home.log, has_index=False)
+        die(running["node-2"], air)
+        assert await gauge.add() == 2
+        assert await gauge.where() == "node-1"
+        assert by_index[:2] == [True, False]
+        await until(lambda: len(by_index) > 2)
+        assert all(by_index[2:])  # the next comparison is due after `compare_s`
+
+
+async def test_a_node_that_starts_reads_its_own_agents_logs_alone() -> None:
+    async with slow_nodes("node-1", "node-2", settings=SLOW) as (client, running):
+        for number in range(12):
+            await client.on(f"node-{number % 2 + 1}").spawn(Score, f"s{number}")
+        moved = client.get(Score, "s1")
+        assert (await client.migrate(moved, to="node-1")).ok
+        second = running["node-2"]
+        for name in ("s3", "s5"):
+            second.activations.drop(second.activations.live[name])
+        log = second.home.log = IndexedLog(second.home.log)
+        await second.adoption.begin()
+        assert {"s3", "s5"} <= second.activations.live.keys()
+        assert log.read_subjects <= {log_subject(f"s{number}") for number in range(1, 12, 2)}
+
+        async def former() -> bool:
+            return log_subject("s1") in dict(await log.owned("node-2"))
+
+        while await former():  # the entry of the agent that has moved away is removed
+            await asyncio.sleep(0.01)
