@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from support.commands import run
-from support.nats_servers import WAIT_S, NatsServer, nats_cluster, opened, raw_client
+from support.nats_servers import WAIT_S, NatsServer, list_streams, nats_cluster, opened, raw_client
 from support.processes import APP, deployment
 
 import mielin_cells as cells
@@ -22,9 +22,7 @@ from mielin_cells.substrate.jetstream.server import Server
 async def streams_of(url: str) -> dict[str, int]:
     """The copies that the server keeps, by stream."""
     async with raw_client(url) as client:
-        return {
-            str(found.config.name): found.config.num_replicas or 0 for found in await client.jetstream().streams_info()
-        }
+        return {str(found.config.name): found.config.num_replicas or 0 for found in await list_streams(client)}
 
 
 async def elected(servers: list[NatsServer]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from support.commands import run
-from support.nats_servers import raw_client, refused
+from support.nats_servers import list_streams, raw_client, refused
 
 import mielin_cells as cells
 from mielin_cells.errors import StoreIncompatible
@@ -96,7 +96,7 @@ async def test_streams_of_the_version_before_are_refused_and_not_changed(
             store, "another deployment (--deployment)",
         )  # fmt: skip
         async with raw_client(server.url) as other:
-            kept = {info.config.name: info.config.metadata or {} for info in await other.jetstream().streams_info()}
+            kept = {info.config.name: info.config.metadata or {} for info in await list_streams(other)}
         assert {name: metadata["mielin.format"] for name, metadata in kept.items()} == {f"old-{n}": "1" for n in there}
         async with cells.connect(server.url, deployment="new") as cluster:
             assert await cluster.nodes() == []

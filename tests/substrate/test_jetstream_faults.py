@@ -15,6 +15,7 @@ from support.nats_servers import (
     WAIT_S,
     followed,
     insisted,
+    list_streams,
     listening,
     nats_server,
     opened,
@@ -275,7 +276,7 @@ async def test_a_deleted_stream_is_named_and_never_made_again(tmp_path: Path, ca
                 await stored(log, name, b"2")
             await other.jetstream().delete_stream("a-part-0")
             await refused(JetStream.open(server.url, deployment="a"), StreamMissing)
-            found = [info.config.name for info in await other.jetstream().streams_info()]
+            found = [info.config.name for info in await list_streams(other)]
             assert sorted(map(str, found)) == ["a-log-0", "a-own-1", "a-part-1"]
 
 

@@ -8,7 +8,7 @@ from itertools import count
 from typing import Any
 
 import pytest
-from support.nats_servers import opened, raw_client, stored
+from support.nats_servers import list_streams, opened, raw_client, stored
 
 from mielin_cells.errors import InternalError
 from mielin_cells.substrate.health import WARNING, judged
@@ -89,7 +89,7 @@ async def test_a_deleted_index_is_made_anew_in_the_next_generation(by: str, serv
         elif by == "doctor --fix":
             await JetStream.replicated(server.url, deployment=name)
         await shown(log, "node-1", wanted)
-        streams = [info.config.name or "" for info in await client.jetstream().streams_info()]
+        streams = [info.config.name or "" for info in await list_streams(client)]
         assert [one for one in streams if one.startswith(f"{name}-own-")] == [f"{name}-own-2"]
         facts = await JetStream.inspected(server.url, deployment=name)
         assert facts.missing == []

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import nats
 import pytest
 from nats.aio.client import Client
+from nats.js.api import StreamInfo
 
 from mielin_cells.errors import CellError, RetryError
 from mielin_cells.substrate.jetstream import JetStream
@@ -146,6 +147,14 @@ async def opened(url: str, **options: Any) -> AsyncIterator[JetStream]:
         yield substrate
     finally:
         await substrate.close()
+
+
+async def list_streams(client: Client) -> list[StreamInfo]:
+    """All streams of a server.  It lists 256 at a time, and the tests of a session share one server."""
+    found = list[StreamInfo]()
+    while page := await client.jetstream().streams_info(offset=len(found)):
+        found += page
+    return found
 
 
 @contextlib.asynccontextmanager
