@@ -1,4 +1,4 @@
-"""What the parts of an activation work with: the agent's log and fold, the batch, and the commits.
+"""The shared core of an activation's parts: the agent's log and fold, the batch, and the commits.
 
 Order of things (rules 1, 9, 10, 11): a message is judged by the ledger; its turn changes state and ledger in memory; a commit
 carries any number of turns; answers and outputs leave only once the commit is acknowledged.  If another node has taken the log over,
@@ -64,11 +64,11 @@ class Core:
         self.snapshots = Snapshots(self)
         self.is_open = False
         self.lost: Exception | None = None
-        """Why this node runs the agent no longer, if the activation found that out itself."""
+        """Why this node no longer runs the agent, if the activation noticed it itself."""
         self.stops = 0
         """How many callers want no new turn to begin."""
         self.records_first_turn = False
-        """The agent was claimed with a message waiting: a record says that its first turn begins."""
+        """The agent was claimed while a message waited, so a record notes when its first turn begins."""
         self.asks: Sequence[TurnCall] = ()
         """The asks and steps of the turn that waits."""
         self.inflight: Batch | None = None
@@ -128,7 +128,7 @@ class Core:
 
     @property
     def error(self) -> CellError | None:
-        """Of an agent in ERROR: what keeps asks from being answered until the agent is resumed."""
+        """The error with which asks of an agent in ERROR fail until the agent is resumed."""
         agent, error = self.fold.agent, self.fold.lifecycle.error
         if error is None:
             return None
@@ -145,7 +145,7 @@ class Core:
 
     @property
     def batch(self) -> Batch:
-        """What the next commit will hold.  It is made when it is first asked for: a batch takes 700 bytes."""
+        """The batch of the next commit.  It is created on first use, since a batch takes 700 bytes."""
         batch = self._batch
         if batch is None:
             batch = self._batch = Batch()
@@ -206,7 +206,7 @@ class Core:
             self._is_renewing = False
 
     def touch(self) -> None:
-        """Makes sure that there is a next commit."""
+        """Makes sure that another commit follows."""
         self.batch.touched = True
 
     async def append(self, compose: Callable[[dict[str, Any]], R], *, at_once: bool = False) -> R:
@@ -280,7 +280,7 @@ class Core:
         return commit
 
     async def _acknowledged(self) -> None:
-        """The commit is in the log: its outputs and answers may leave."""
+        """Lets the outputs and answers of a commit leave, now that it is in the log."""
         batch, self.inflight = self.inflight, None
         if batch is None:
             return
@@ -327,7 +327,7 @@ class Core:
                     )
 
     def answer_again(self, sender: str, n: int, verdict: Verdict) -> bytes | None:
-        """The answer to an ask of which `verdict` says that it has taken effect, or never will; None if it was no ask."""
+        """The stored answer, or the error, for an ask that has taken effect or never will (`verdict`); None for a tell."""
         if verdict is Verdict.REPEAT:
             return self.fold.ledger.answer(sender, n)
         agent = self.fold.agent

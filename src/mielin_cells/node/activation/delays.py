@@ -19,17 +19,17 @@ from mielin_cells.tasks.supervision import Backoff
 
 
 class Fate(Enum):
-    """What has become of a message whose turn did not end at its first step."""
+    """The result of a message whose turn did not end at its first step."""
 
     TAKEN = "taken"
     PUT_OFF = "put off"
-    """It is run again later, and others go on."""
+    """It runs again later, and messages of other senders continue."""
     STOPPED = "stopped"
     """It stays first: the intake was stopped, or the agent was lost."""
 
 
 def stays_first(fold: Fold, sender: str, n: int) -> bool:
-    """True if no other message may pass one that failed.
+    """True if no other message may overtake one that failed.
 
     A run that goes on behind recorded asks and steps must find the state in which they were made (rule 13).  So must a message that
     is taken again after an undo, because what it sent stands (rule 17).  While claims count against the first message, no other
@@ -51,7 +51,7 @@ def turn_is_open(fold: Fold) -> bool:
 
 class Intake(Protocol):
     def kick(self) -> None:
-        """A message has waited long enough."""
+        """Notes that a message has waited long enough."""
 
 
 class _Sender:
@@ -65,7 +65,7 @@ class _Sender:
         """The message that failed last."""
         self.ran = 0
         self.passes = False
-        """The store was at fault."""
+        """True if the store was at fault."""
         self.why = ""
         """A sentence for people about the last failure."""
         self.backoff = Backoff()
@@ -89,7 +89,7 @@ class Delays:
         self.count = 0
         """How often a message was put off."""
         self.due: tuple[str, ...] = ()
-        """Senders whose first message has waited long enough; the intake takes them when it comes to that."""
+        """Senders whose first message has waited long enough; the intake takes these messages next."""
         self.early: list[Arrival] | tuple[()] = ()
         """After an undo: entries that wait for others which had been taken before them."""
 

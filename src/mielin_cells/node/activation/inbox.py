@@ -23,7 +23,7 @@ from mielin_cells.tasks.supervision import persist
 logger = logging.getLogger("mielin_cells.inbox")
 
 ASIDE_MAX = 512
-"""Entries that may be put off at a time.  Each commit that puts one off lists them all, and a new owner reads them one by one."""
+"""Limit of postponed entries.  Each commit that postpones one lists them all, and a new owner reads them one by one."""
 
 
 class Arrival:
@@ -59,11 +59,11 @@ class Owner(Protocol):
     def fold(self) -> Fold: ...
 
     def kick(self) -> None:
-        """There are messages to be taken."""
+        """Notes that there are messages to take."""
 
 
 class Inbox:
-    """What has arrived and is not done.  The owner's `kick` is called when there is work."""
+    """The entries that have arrived and are not done.  The owner's `kick` is called when there is work."""
 
     __slots__ = ("_fold", "_held", "_home", "_owner", "_room", "_tail", "arrived", "aside", "queue", "waiting")
 
@@ -145,7 +145,7 @@ class Inbox:
         return ()
 
     def _failed(self, error: Exception) -> None:
-        """Whatever the store raises, nothing may be passed over: the order of messages depends on it."""
+        """Logs an error of the store, after which the inbox is read again.  Raises a `RecordInvalid`: no entry may be skipped."""
         if isinstance(error, RecordInvalid):
             raise error
         logger.info("agent %s: reading its inbox failed; trying again: %s", self._fold.agent, described(error))
@@ -183,7 +183,7 @@ class Inbox:
             self.queue.append(arrival)
 
     def rest(self) -> None:
-        """Frees the queue, which is empty and in no use."""
+        """Frees the queue, which is empty and unused."""
         self.queue = ()
 
     async def _arrival(self, entry: Entry) -> Arrival:
@@ -209,7 +209,7 @@ class Inbox:
         return self._fold.ledger.judge(mail.sender, message.n, mail.start)
 
     def done(self, arrival: Arrival, batch: Batch) -> None:
-        """The first entry is done: the cursor passes it, and entries that were held for it come next."""
+        """Removes the first entry, which is done: the cursor passes it, and entries that were held for it come next."""
         if isinstance(self.queue, tuple):
             raise never("an entry is done that is not in the queue")
         self.queue.popleft()

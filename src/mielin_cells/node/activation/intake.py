@@ -54,11 +54,11 @@ class Intake:
         self._timers = timers
         self.delays = Delays(core, inbox, self)
         self._lock = asyncio.Lock()
-        """Held while turns run, and by whoever has stopped them."""
+        """Held while turns run, and by the caller that has stopped them."""
         self._pump: asyncio.Task[None] | None = None
         """The task that runs turns, while there are messages."""
         self._alone = NOBODY
-        """Sender and number of a failed message that no other may pass, and how often it has run."""
+        """Sender and number of a failed message that no other message may overtake, and how often it has run."""
         self._backoff: Backoff | None = None
         """Of that message's runs."""
         self._is_closed = False
@@ -227,7 +227,7 @@ class Intake:
         return max(self.delays.times_run(sender, n), alone[2] if alone[:2] == (sender, n) else 0)
 
     async def _wait_first(self, sender: str, n: int, ran: int) -> None:
-        """Waits, and lets no other message pass.  A stop ends the wait."""
+        """Waits, and lets no other message overtake.  A stop ends the wait."""
         if self._alone[:2] != (sender, n) or self._backoff is None:
             self._backoff = Backoff(self._core.home.settings.retry_first_s)
         self._alone = (sender, n, ran)
@@ -237,7 +237,7 @@ class Intake:
     # ---- messages that are not run ---------------------------------------------------------------------------
 
     def _repeat(self, arrival: Arrival, mail: Mail, message: Message, verdict: Verdict) -> None:
-        """Closes a message that has taken effect before, or never will: an ask is answered, a tell of a forgotten session buried."""
+        """Closes a message that has taken effect or never will.  An ask is answered; a tell of a forgotten session is buried."""
         if message.ask:
             answer = self._core.answer_again(mail.sender, message.n, verdict)
             if answer is not None:
@@ -334,7 +334,7 @@ class Intake:
     # ---- stopping --------------------------------------------------------------------------------------------
 
     async def stop_at_once(self) -> bool:
-        """As `stop`, without waiting: False if a turn runs, and then the intake goes on."""
+        """As `stop`, but without waiting: False if a turn runs, and then the intake continues."""
         if self._lock.locked() or self._is_closed:
             return False
         self._core.stops += 1

@@ -1,4 +1,4 @@
-"""Delivers what an agent has sent: in order per receiver, each message only after the one before is stored (rules 10 and 11)."""
+"""Delivers an agent's messages: in order per receiver, each only after the one before is stored (rules 10 and 11)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ logger = logging.getLogger("mielin_cells.outbox")
 
 
 SHARE = 10
-"""After a tenth of what an inbox may hold is sent, the outbox asks how many messages wait there."""
+"""After sending a tenth of the inbox limit, the outbox asks how many messages wait in the inbox."""
 
 
 class Owner(Protocol):
@@ -50,13 +50,13 @@ class _Receiver:
         self.queue: deque[Out] | tuple[()] = ()
         """A deque takes 760 bytes: there is one while messages wait."""
         self.task: asyncio.Task[None] | None = None
-        """Delivers what is in the queue; None while there is nothing."""
+        """The task that delivers the queue; None while it is empty."""
         self.stored = 0
         """The highest number stored together with all lower ones (rule 11)."""
         self.ahead: set[int] | None = None
-        """Numbers that are stored above one that is not."""
+        """Stored numbers above one that is not stored yet."""
         self.refused = ""
-        """Why the store does not take what is first in the queue."""
+        """Why the store refuses the first message of the queue."""
         self.counted = first
         """The number before which the receiver's inbox was last looked at."""
 
@@ -91,7 +91,7 @@ class Outbox:
             receiver.task = self._owner.start(self._deliver(out.to, receiver, receiver.queue))
 
     def check_room(self, to: str) -> None:
-        """Raises `InboxFull` if as much waits here for this receiver as may wait in its inbox."""
+        """Raises `InboxFull` if a full inbox's worth of messages waits here for this receiver."""
         receiver, limit = self._receivers.get(to), self._owner.home.settings.inbox_max
         if receiver is not None and len(receiver.queue) >= limit:
             raise InboxFull(
@@ -111,14 +111,14 @@ class Outbox:
         return receiver.refused if receiver is not None else ""
 
     def push_missing(self, outs: list[Out]) -> None:
-        """Delivers those that are neither stored nor on their way."""
+        """Delivers the outputs that are neither stored nor on their way."""
         for out in outs:
             receiver = self._receivers.get(out.to)
             if (receiver is None or out.n > receiver.stored) and not self.holds(out):
                 self.push(out)
 
     def take_stored(self) -> dict[str, int]:
-        """Per receiver that has news since the last call: the highest number stored together with all lower ones."""
+        """For each receiver that changed since the last call, the highest number stored together with all lower ones."""
         stored, self._stored = self._stored, NOTHING_STORED
         return stored
 

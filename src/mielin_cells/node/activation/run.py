@@ -1,4 +1,4 @@
-"""One run of a turn: whose it is, what it has made so far, and whether it may go on (rules 9, 12 and 13)."""
+"""One run of a turn: its message, the calls it has made so far, and whether it may continue (rules 9, 12 and 13)."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class TurnStopped(BaseException):
 
 
 class Run:
-    """What a turn knows of itself, whatever it does next."""
+    """The state of one run of a turn."""
 
     # On the class, because most turns never touch them, and a turn is made for every message.
     broken: CellError | None = None
@@ -57,7 +57,7 @@ class Run:
     recorded: Sequence[TurnCall] = ()
     """The asks and steps of an earlier run of this turn."""
     stopped = False
-    """It was stopped between steps and is to be run again, even if the handler catches `TurnStopped`."""
+    """The run was stopped between steps; the turn runs again, even if the handler catches `TurnStopped`."""
     is_reported_late = False
     in_step = False
     """A step's call is running, or its outcome is being recorded: the outcome must not be lost."""
@@ -74,14 +74,14 @@ class Run:
     chain: tuple[str, ...] = ()
     """The agents that wait for this turn, each asked by the one before it; the first was told, or asked by a client."""
     why = ""
-    """What is known of why the ask that waits has no answer."""
+    """Why the waiting ask has no answer, if it is known."""
     _order: asyncio.Lock | None = None
     _places: dict[tuple[str, bool], int] | None = None
     """How many messages of each kind went to each receiver."""
     _abandoned = ""
     """A step whose call the handler has cancelled."""
     _in_log = 0
-    """Of `made`, so many from the first on have their outcomes in the log."""
+    """How many of the first calls in `made` have their outcomes in the log."""
     _recording: asyncio.Task[Any] | None = None
 
     def __init__(self, core: Core, sender: str, n: int, message: str) -> None:
@@ -191,7 +191,7 @@ class Run:
         return self._order
 
     def _may_go_on(self) -> None:
-        """Raises what keeps this run from making another ask or step."""
+        """Raises if this run may not make another ask or step."""
         self._open()
         if self.stopped:
             raise TurnStopped
@@ -233,7 +233,7 @@ class Run:
 
     @property
     def waits_for_store(self) -> bool:
-        """A record of this turn is on its way, or waits for those before it."""
+        """True while a record of this turn is on its way, or waits for earlier ones."""
         return self._recording is not None and not self._recording.done()
 
     async def settled(self) -> None:
@@ -243,7 +243,7 @@ class Run:
 
 
 class Replay:
-    """An input that is run again after an undo: which of its messages stand as they were sent (rule 17).
+    """The replay of an input after an undo: decides which of its messages stand as they were sent (rule 17).
 
     If it corrects, messages that differ now are sent.
     """
@@ -253,7 +253,7 @@ class Replay:
         self._corrects = corrects
         self._sent: dict[Place, Sent] = {place_of(sent): sent for sent in again.sent}
         self._met: dict[Place, str] = {}
-        """What became of each message that was there before."""
+        """What became of each earlier message, by its place."""
         self.steps: dict[tuple[str, int], StepCall] = {}
         """Finished steps, by name and how many of the name went before them."""
         for step in again.steps:
@@ -268,7 +268,7 @@ class Replay:
         return None if earlier is None else msgspec.structs.replace(timer, due=min(earlier.due, timer.due))
 
     def known(self, out: Out) -> Sent | None:
-        """What was sent in this place before."""
+        """The message that an earlier run sent in this place."""
         return self._sent.get(place_of(out))
 
     def stands(self, out: Out) -> bool:
@@ -295,7 +295,7 @@ class Replay:
         self._met[place_of(out)] = fate
 
     def to_send(self, tells: list[Out]) -> list[Out]:
-        """Those of an ended run's tells that are to be sent."""
+        """The tells of an ended run that are sent."""
         for out in tells:
             self.met(out)
         return [self.corrected(out) for out in tells if not self.stands(out)]
@@ -322,7 +322,7 @@ class Started:
         self.is_closed = False
         """The awaiting coroutine was closed: a `GeneratorExit` then is not the handler's own."""
         self.is_abandoned = False
-        """At the next cancellation the coroutine, which has caught earlier ones, is run no further."""
+        """True if the coroutine, which has caught earlier cancellations, is abandoned at the next one."""
         self.went_on: Callable[[], None] | None = None
         """Called when the coroutine was cancelled and waits again."""
 

@@ -1,4 +1,4 @@
-"""Finding the agents that the log gives to this node and that do not run here, and taking them (rule 4).
+"""Finds agents that the log gives to this node and that do not run here, and takes them (rule 4).
 
 An agent that cannot be taken is in `Activations.unloadable` with its reason.  It keeps neither the node from starting nor other
 agents from running.
@@ -40,13 +40,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger("mielin_cells.node")
 
 LOOK_SUBJECTS = 256
-"""Subjects looked at before the loop gets its turn."""
+"""Subjects processed before other tasks run."""
 
 ADOPTIONS_MAX = 32
 """Agents that a round takes at the same time."""
 
 SLOW_S = 10.0
-"""An adoption that takes longer, because a hook hangs say, goes on and no longer keeps others waiting."""
+"""After this time an adoption, whose hook may hang, continues but no longer delays others."""
 
 REST_S_MAX = 300.0
 """The longest wait before an adoption that raised is tried again."""
@@ -72,7 +72,7 @@ class Adoption:
         self._undoes = undoes
         self._returns = returns
         self._taking: dict[str, asyncio.Future[None]] = {}
-        """Agents whose logs are read or that are taken over; done once that is over, or has proved slow."""
+        """Agents that are being read or taken over; the future is done once that is over or has proved slow."""
         self._slots = asyncio.Semaphore(ADOPTIONS_MAX)
         self.quiet: dict[str, int] = {}
         """Logs that name another owner, with their last sequence when they were read."""
@@ -85,14 +85,14 @@ class Adoption:
         """Agents whose adoption failed unexpectedly: how long rounds leave them alone, and until when."""
 
     def look(self, agent: str, error: Exception | None = None) -> None:
-        """Reads who owns the agent, soon: the log may name this node.  After an error of the store it waits longer each time."""
+        """Reads soon who owns the agent, since the log may name this node; waits longer after each error of the store."""
         if error is not None:
             self._returns.failed(agent, error)
         if not self._activations.is_stopping and agent not in self._taking:
             self._begin(agent, self._take_until_known, contextlib.nullcontext())
 
     async def _take_until_known(self, agent: str) -> None:
-        """Tries until the store has told who owns the agent, and has taken the claim if this node does."""
+        """Tries until the store says who owns the agent and, if this node does, has accepted the claim."""
         await self._returns.rest(agent)
         while not await self.take_named(agent) and not self._activations.is_stopping:
             self._release_waiters(agent)
@@ -129,7 +129,7 @@ class Adoption:
             del self._taking[agent]
 
     def _release_waiters(self, agent: str) -> None:
-        """No round waits for the agent any more."""
+        """Lets rounds continue without this agent."""
         if not self._taking[agent].done():
             self._taking[agent].set_result(None)
 
@@ -192,7 +192,7 @@ class Adoption:
         return self._calm >= CALM_ROUNDS and not is_due
 
     async def _take_all(self, agents: list[str]) -> None:
-        """Takes some at a time.  Returns when each is taken, has failed, or has proved slow."""
+        """Takes agents, some at a time.  Returns when each is taken, has failed, or has proved slow."""
         for agent in agents:
             if agent not in self._taking and not self._activations.is_stopping and not self._is_resting(agent):
                 self._begin(agent, self.take_named, self._slots)

@@ -1,4 +1,4 @@
-"""Agents whose logs say less than they had acknowledged are quarantined.
+"""Quarantines agents whose logs have lost acknowledged records.
 
 A log only grows, and a trim never takes its last record.  So if a log ends before a sequence that a node has seen, or lacks an
 acknowledged record above its oldest one, the store lost its tail or was put back to an older copy.  The node that remembers more
@@ -78,7 +78,7 @@ class Quarantine:
         """By agent, the last sequence of its log that this node has seen."""
         self._checking: set[str] = set()
         self._went_back = False
-        """The store has gone back once while this node lived."""
+        """True once the store has gone back during this node's life."""
 
     def __contains__(self, agent: object) -> bool:
         """True while the agent's log is checked: this node does not take the agent meanwhile."""
@@ -91,14 +91,14 @@ class Quarantine:
         return positions
 
     def is_behind(self, agent: str, seq: int, acknowledged: int = 0) -> bool:
-        """True if the log says less than this node has seen of it; then the agent is checked."""
+        """True if the log ends before what this node has seen; then the agent is checked."""
         seen = max(self.seen.get(agent, 0), acknowledged)
         if seq < seen:
             self.suspect(agent, seen)
         return seq < seen
 
     async def check_all(self, listed: Container[str], acknowledged: dict[str, int]) -> None:
-        """Checks agents whose logs are not listed any more.
+        """Checks agents whose logs are missing from the list.
 
         Once the store has gone back, it checks inboxes too: one that ends before what its agent has taken would have new messages
         passed over.
@@ -148,7 +148,7 @@ class Quarantine:
         activations.look(agent)
 
     async def _confirm(self, find: Find) -> EpochRegression | None:
-        """The error, if it stays: a cluster's leader that was cut off may answer for some seconds with what it had."""
+        """The error, if it persists for `regression_s`: a leader that was cut off may serve old data for some seconds."""
         loop, limit = asyncio.get_running_loop(), self._activations.settings.regression_s
         since: float | None = None
         unheard = Backoff(RETRY_S_MAX / 10)
@@ -173,7 +173,7 @@ class Quarantine:
                 await asyncio.sleep(min(limit / 4, RETRY_S_MAX))
 
     async def _quarantine(self, agent: str, error: EpochRegression) -> None:
-        """Tries until the log says so, or until this node shows operators why it cannot."""
+        """Writes the quarantine to the log; tries again until that succeeds, or shows operators why it cannot."""
         activations, backoff = self._activations, Backoff()
         while True:
             try:
@@ -216,7 +216,7 @@ def is_quarantined(fold: Fold) -> bool:
 
 
 async def _find_passed_over(activation: Activation) -> EpochRegression | None:
-    """As its cursor is now: an operator may have accepted the loss meanwhile."""
+    """Compares with the present cursor, since an operator may have accepted the loss meanwhile."""
     return await find_inbox_regression(activation.home.log, activation.fold.agent, activation.fold.ledger.cursor)
 
 

@@ -15,7 +15,7 @@ from mielin_cells.settings import RETRY_S_MIN
 from mielin_cells.tasks.supervision import STEADY_S, Backoff
 
 PROBES_S = 100
-"""At most so many agents are tried again in a second, of all that wait: a store that is away must not be kept busy by that."""
+"""Agents that are tried again per second, at most, so that an unreachable store is not kept busy."""
 
 WOKEN = 16
 """Agents that are tried at once after one could be taken: the store has recovered."""
@@ -62,12 +62,12 @@ class Returns:
             self._waits[agent].wake()
 
     def taken(self, agent: str) -> None:
-        """The store has let this node take the agent: some that wait are tried at once."""
+        """Notes that the store works again, since an agent could be taken; some waiting agents are tried at once."""
         if agent in self._waits:
             for other in [*islice(self._resting, WOKEN)]:
                 self._resting.pop(other).wake()
 
     def gone(self, agent: str) -> None:
-        """Another node owns the agent now."""
+        """Forgets an agent that another node owns now."""
         self._waits.pop(agent, None)
         self._since.pop(agent, None)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("mielin_cells.standby")
 
 BATCH = 500
-"""Agents in one request."""
+"""Agents in one request for copies."""
 
 ROUNDS_KEPT = 12
 """Rounds without a request of the owner before a copy is dropped: longer than any failover."""
@@ -51,7 +51,7 @@ class StandbyCopy:
         return self._follower.fold if self._follower is not None else None
 
     async def run(self) -> None:
-        """Follows until the copy is closed or the agent has ended; after an error the log is read anew."""
+        """Follows the log until the copy is closed or the agent has ended; after an error it reads the log again."""
         backoff = Backoff()
         while not self._is_closed:
             try:
@@ -140,7 +140,7 @@ class Standbys:
         return copy.detach() if copy is not None else None
 
     def expire(self) -> None:
-        """Drops copies that nobody has asked for in a long time, and those of agents that run here by now."""
+        """Drops copies that no owner has requested for a long time, and those of agents that run here now."""
         activations = self._activations
         limit_s = ROUNDS_KEPT * activations.settings.reconcile_s
         for agent, copy in list(self.copies.items()):
@@ -158,7 +158,7 @@ class Standbys:
                 self._activations.home.begin(self._run())
 
     def followers_of(self, activation: Activation) -> list[str]:
-        """The nodes that keep a copy of this node's agent, and are to go on."""
+        """The nodes that keep a copy of this node's agent, up to the wanted number."""
         return self._followers.get(activation.fold.agent, [])[: copies_wanted(activation)]
 
     async def _run(self) -> None:
@@ -177,7 +177,7 @@ class Standbys:
                 await asyncio.wait_for(self._wake.wait(), activations.settings.reconcile_s)
 
     async def _round(self) -> None:
-        """Asks the nodes that follow to go on, and chooses another one for each that does not."""
+        """Asks the followers to continue, and chooses another node for each one that does not."""
         activations = self._activations
         backed = [activation for activation in activations.live.values() if copies_wanted(activation)]
         self._followers = {activation.fold.agent: self.followers_of(activation) for activation in backed}
@@ -228,6 +228,6 @@ class Standbys:
 
 
 def copies_wanted(activation: Activation) -> int:
-    """How many nodes are to keep a copy of the agent: as was ordered for it, else as its class says."""
+    """The wanted number of copies: as ordered for the agent, else as its class says."""
     fold = activation.fold
     return activation.spec.cls.__mielin_standby__ if fold.standby is None else fold.standby

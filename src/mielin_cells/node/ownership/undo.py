@@ -50,13 +50,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger("mielin_cells.migration")
 
 CLAIM_S = 2.0
-"""For one request to the node that is to go on.  The request is repeated for as long as the probation of a move."""
+"""Timeout of one request to the chosen node.  The request is repeated for as long as a move's probation lasts."""
 
 RETRY_S = 0.1
 
 
 class _Moved(Declined):
-    """A record was appended after the log was read: it is read on."""
+    """A record was appended after the log was read, so the log is read further."""
 
 
 class Undoes:
@@ -147,7 +147,7 @@ class Undoes:
             raise
 
     async def _chosen(self, back: Fold, request: requests.Undo) -> tuple[str, list[str]]:
-        """The node that is to go on, and its reasons against that.
+        """Chooses the node on which the agent continues; returns it with its reasons against the agent.
 
         It is the node that the request names; else one that has the class as it was and takes the agent, preferably the migration's
         source; if none takes it, the first of them.
@@ -211,7 +211,7 @@ class Undoes:
             await asyncio.sleep(RETRY_S)
 
     async def pass_on(self, fold: Fold) -> None:
-        """Asks the node at which an undone agent is to go on to claim it: the log still gives the agent to this node.
+        """Asks the chosen node to claim an undone agent, which the log still gives to this node.
 
         Raises `ClaimRefused`, which says what an operator can do, while the node does not.
         """
