@@ -145,7 +145,7 @@ def _check_standby(cls: type[Agent], standby: Any) -> None:
 
 
 def _check_class(cls: type[Agent], version: Any, name: Any, fields: list[str]) -> None:
-    """Raises `FieldRefused` for what would silently go wrong later."""
+    """Raises `FieldRefused` for definitions that would silently fail later."""
     own = cls.__dict__
     if "__init__" in own:
         raise FieldRefused.at(cls.__name__, " defines __init__; give fields defaults, and open clients in `on_arrive`.")

@@ -122,7 +122,7 @@ class Buffer:
     # ---- a turn, as the class machinery drives it ----
 
     def _delta(self) -> BufferDelta | None:
-        """What the turn changed against the store, None for nothing.  Leaves the store as it is."""
+        """The turn's changes to the store; None if there are none.  Does not change the store."""
         store, size = self._store, len(self)
         pages: dict[int, bytes] = {}
         for number, page in self._pages.items():

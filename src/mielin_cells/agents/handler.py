@@ -15,7 +15,7 @@ from mielin_cells.errors import FieldRefused, NotConnected, UsageError
 from mielin_cells.settings import check_timeout
 
 LABEL_CHARS_MAX = 128
-"""Of a call's label: it is in the log with the ask."""
+"""Longest label of a call, which is stored in the log with the ask."""
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -127,7 +127,7 @@ class Cell:
         return turn.get() is self.owner
 
     def load(self, name: str) -> Any:
-        """The value of a field that an earlier turn has touched, decoded anew."""
+        """The value of a field that an earlier turn has touched, decoded again."""
         value = self.agent.__dict__[name] = self._load(self._fields[name])
         return value
 
@@ -247,7 +247,7 @@ class Cell:
         return changed
 
     def _close(self) -> None:
-        """Lets go of values that the turn may have kept; they are decoded anew when they are used."""
+        """Drops values that the turn may have kept; they are decoded again when they are used."""
         self.owner = _NOBODY
         if not self.touched:
             return
@@ -266,7 +266,7 @@ class Cell:
         self._size = len(values)
 
     def _undeclared(self, *, remove: bool) -> list[str]:
-        """Attributes of the live agent that are no state, and would be lost when it moves."""
+        """Attributes of the live agent that are not state and would be lost when it moves."""
         values = self.agent.__dict__
         names = [
             name for name in values

@@ -81,7 +81,7 @@ class TimerInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MigrationReport:
-    """What one migration did."""
+    """The result of one migration."""
 
     migration: str
     agent: str
@@ -143,7 +143,7 @@ class MigrationReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RollbackReport:
-    """What undoing a completed migration did; for a dry run, what it would do."""
+    """The result of undoing a completed migration or, for a dry run, the expected result."""
 
     migration: str
     agent: str
@@ -189,7 +189,7 @@ class RollbackReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrainReport:
-    """What draining a node did."""
+    """The result of draining a node."""
 
     node: str
     state: str
@@ -202,7 +202,7 @@ class DrainReport:
     left: int = 0
     """Agents that are still on the node.  They keep running while it runs, and can be claimed once it stops."""
     blocked: tuple[tuple[str, str], ...] = ()
-    """Agents that are left, each with what kept it."""
+    """Agents that stayed, each with the reason."""
     seconds: float = 0.0
 
     @property

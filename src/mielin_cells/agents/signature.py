@@ -40,7 +40,7 @@ class HandlerSpec:
     _params: type[msgspec.Struct]
     _args: Codec
     _parts: tuple[dict[type, Proof], ...]
-    """Of each parameter; a default needs no proof."""
+    """Proofs of each parameter; a default needs none."""
     _result: Codec
     _proved: frozenset[tuple[type, ...]]
     """Types of positional arguments that a load gives as they were.  They cover most calls."""

@@ -38,14 +38,14 @@ class FieldSpec:
     kind: str
     type: Any
     codec: Codec
-    """Of a plain field, and of a table's values."""
+    """The codec of a plain field, or of a table's values."""
     key_codec: Codec
-    """Of a table's keys; the codec of any other field."""
+    """The codec of a table's keys; of any other field, its codec."""
     has_default: bool
     default: bytes | None
-    """Of a plain field: encoded, so that every agent gets a fresh copy."""
+    """The default of a plain field, encoded so that every agent gets a fresh copy."""
     content: Any = None
-    """Of a table or buffer: what the class gives it first, encoded anew for every agent."""
+    """The initial content of a table or buffer, encoded again for every agent."""
 
 
 class Spec:
@@ -70,7 +70,7 @@ class Spec:
                 self.handlers[name] = self._handler(member)
 
     def _upgrades(self) -> dict[int, Upgrade]:
-        """By the version that they lead from.  The upgrade of a derived class replaces an inherited one."""
+        """Upgrades by the version that they start from.  The upgrade of a derived class replaces an inherited one."""
         upgrades: dict[int, Upgrade] = {}
         for base in reversed(self.cls.__mro__):
             own = [member for member in vars(base).values() if isinstance(member, Upgrade)]

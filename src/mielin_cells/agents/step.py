@@ -29,7 +29,7 @@ R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
 
 NAME_CHARS_MAX = 128
-"""Of a step's name: it is in the log with each outcome."""
+"""Longest name of a step, which is stored in the log with each outcome."""
 
 
 ONCE_MORE = Retry()

@@ -21,7 +21,7 @@ _NAME_CHARS = 60
 """How many bytes of a key that does not load are shown."""
 
 _UNFIT = (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError, msgspec.MsgspecError)
-"""What codecs raise for a key that is not of the declared type."""
+"""Exceptions of codecs for a key that is not of the declared type."""
 
 
 class Table(MutableMapping[K, V]):

@@ -18,7 +18,7 @@ def _items(table: TableStore) -> list[tuple[bytes, bytes]]:
 
 
 def upgrade_state(spec: Spec, state: StoredState, version: int) -> StateDelta | None:
-    """What brings a stored state of class version `version` to the class's own; None if it is that already.
+    """The delta from a stored state of class version `version` to the class's own version; None if the versions are equal.
 
     Raises `StateTooNew` with both versions, or `StateUpgradeFailed` naming the step; `state` is not changed.
     """
@@ -53,7 +53,7 @@ def upgrade_state(spec: Spec, state: StoredState, version: int) -> StateDelta | 
 
 
 def _typed(field: FieldSpec | None, value: Any) -> Any:
-    """The value of a field that an upgrade has given as plain data, or as it is."""
+    """The value of a field that an upgrade returned, as plain data or as a value of its type."""
     if field is None or field.kind == "buffer":
         return value
     try:

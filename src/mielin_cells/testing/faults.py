@@ -33,7 +33,7 @@ from mielin_cells.substrate.ports import Entry, Log, Outcome, Subscription, Subs
 DEFAULT = (
     "prepare:refuse:0.2,read:corrupt:0.1,handed_off:lose_answer:0.1,node-2:unreachable:10s,probe:refuse:1:25@node-3"
 )
-"""What `mielin demo --faults default` injects."""
+"""The faults that `mielin demo --faults default` injects."""
 
 
 class Kind(Enum):

@@ -24,10 +24,10 @@ from mielin_cells.testing.simulator.workload import Workload
 A = TypeVar("A", bound=Agent)
 
 ASK_S = 60.0
-"""A call's patience, virtual: longer than most of what goes wrong."""
+"""Timeout of a call in virtual seconds, longer than most faults last."""
 
 HAPPENS = frozenset({"move", "stop", *HARMS}) - {"clock step"}
-"""What is done while a story runs.  Clocks are right, lest timers come when a clock says so, and not when they are due."""
+"""The interference while a story runs.  Clocks are right, so that timers fire when they are due."""
 
 
 class Play:
@@ -41,13 +41,13 @@ class Play:
         self.acknowledged = 0
         """Calls by `call` that have taken effect."""
         self.unknown = 0
-        """Calls of which it is not known: they may have taken effect, or do so later, or never."""
+        """Calls with an unknown outcome: they may have taken effect, may do so later, or never."""
         self.agents: list[str] = []
         """Those that `spawn` has made; the world moves them about."""
         self._scenario = scenario
 
     async def spawn(self, cls: type[A], id: str) -> A:
-        """A new agent of the class, or the one of this id; tried until it is there."""
+        """Spawns an agent of the class, or returns the one of this id; tries until it exists."""
         await self._scenario.until_done(lambda: self._scenario.operator.spawn(cls, id))
         if id not in self.agents:
             self.agents.append(id)

@@ -59,9 +59,9 @@ class Codec:
         )
         """As `decode`, for a value that is to be stored: it must load again, also where less stack is left."""
         self.proofs = proofs.proofs(info)
-        """By the exact type of a value, whether a load gives it as it was."""
+        """Proofs by the exact type of a value that a load gives it as it was."""
         self.scalars = frozenset(kind for kind, proof in self.proofs.items() if proof is None)
-        """A value of exactly one of these types is loaded as it was."""
+        """Values of exactly these types load as they were."""
         self.flat = proofs.flat(info)
         """The proofs of values that only a holder of the value itself can change."""
         self.evolves = shape.has_classes and not shape.has_any
@@ -70,7 +70,7 @@ class Codec:
         self.is_immutable = shape.is_immutable
 
     def is_unchanged(self, value: Any, data: bytes, stored: bytes | None) -> bool:
-        """True if the value, encoded as `data`, is what is stored, also if only the order within a set is another."""
+        """True if the value, encoded as `data`, equals the stored one, also if only the order within a set differs."""
         if data == stored:
             return True
         if not self.has_sets or stored is None or len(data) != len(stored):
@@ -101,7 +101,7 @@ class Codec:
         return (data, value) if type(value) in self.scalars else self.settle(value, data)
 
     def settle(self, value: Any, data: bytes) -> tuple[bytes, Any]:
-        """As `keep`, of bytes that are made already."""
+        """As `keep`, for bytes that are already encoded."""
         proof = self.proofs.get(type(value), proofs.no)
         if proof is None or proof(value):
             return data, value

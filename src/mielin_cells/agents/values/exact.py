@@ -96,7 +96,7 @@ def _decimal(value: decimal.Decimal, loaded: decimal.Decimal, place: Place, todo
 
 
 def _time(value: Any, loaded: Any, place: Place, todo: Todo) -> bool:
-    """Of `datetime` and `time`: the reading of the clock, the zone, and which of two equal readings it is."""
+    """Compares `datetime` and `time`: the clock reading, the zone, and `fold`."""
     zone, other = value.tzinfo, loaded.tzinfo
     if zone is not other and not (
         type(zone) is type(other) is datetime.timezone and zone == other and zone.tzname(None) == other.tzname(None)
@@ -198,7 +198,7 @@ _kept_members: dict[type, tuple[tuple[str, Any], ...]] = {}
 
 
 def _members(kind: type) -> tuple[tuple[str, Any], ...]:
-    """What instances keep beside `__dict__`: of `__slots__`, and of a msgspec struct."""
+    """The attributes that instances keep beside `__dict__`: those of `__slots__`, and of a msgspec struct."""
     remembered = _kept_members.get(kind)
     if remembered is not None:
         return remembered
@@ -252,7 +252,7 @@ def _attributes(value: Any, loaded: Any, place: Place, todo: Todo) -> bool:
 
 
 def _based_on(base: Callable[[Any, Any, Place, Todo], bool]) -> Callable[[Any, Any, Place, Todo], bool]:
-    """Of a subclass of a built-in type: what the base holds, and its own attributes."""
+    """Compares instances of a subclass of a built-in type: the base's content, and their own attributes."""
 
     def compare(value: Any, loaded: Any, place: Place, todo: Todo) -> bool:
         return base(value, loaded, place, todo) and _attributes(value, loaded, place, todo)
@@ -265,7 +265,7 @@ def _text(value: Any, loaded: Any, place: Place, todo: Todo) -> bool:
 
 
 def _reduced(value: Any, loaded: Any, place: Place, todo: Todo) -> bool:
-    """By what `copy` would make it anew from.  Raises `ValueChangedError` for a type that says nothing of that."""
+    """Compares by the parts from which `copy` would rebuild the value.  Raises `ValueChangedError` for a type without them."""
     if getattr(value, "maxlen", None) != getattr(loaded, "maxlen", None):
         raise ValueChangedError(place, "the maxlen of a deque would be lost; use a deque without one")
     try:
@@ -303,7 +303,7 @@ _COMPARE: dict[type, Callable[[Any, Any, Place, Todo], bool]] = {
 
 _known: dict[type, Callable[[Any, Any, Place, Todo], bool]] = {}
 CLASSES_MAX = 1024
-"""Of users' classes so many are remembered; a program has a few dozen."""
+"""Users' classes that are remembered; a program has a few dozen."""
 
 
 def _remembered(kind: type) -> Callable[[Any, Any, Place, Todo], bool]:

@@ -12,7 +12,7 @@ import sys
 from typing import Any
 
 UNSET = "\0unset"
-"""In a stored model: the names of the fields that nobody has set."""
+"""Key in a stored model for the names of the fields that were not set."""
 
 
 def is_model(kind: type) -> bool:

@@ -87,7 +87,7 @@ def _why_not(cls: Any) -> str:
 
 
 class Declared:
-    """The declared errors of one handler, with codecs for what they hold."""
+    """The declared errors of one handler, with codecs for their arguments and attributes."""
 
     def __init__(self, classes: tuple[type[Exception], ...], path: str, resolve: Resolve) -> None:
         """Raises `FieldRefused` for a parameter of an `__init__` whose type cannot be sent."""
@@ -211,7 +211,7 @@ def _args(error: BaseException) -> tuple[Any, ...]:
 # ---- plain values, as they are -------------------------------------------------------------------------------------
 
 _Kind: TypeAlias = tuple[str, Callable[[Any], list[Any]], Callable[[list[Any]], Any]]
-"""A name, what a value is made of, and how it is made again."""
+"""The name of a type, the parts of a value, and how the value is rebuilt from them."""
 
 
 def _time_kind(kind: Any) -> _Kind:
@@ -264,7 +264,7 @@ def pack(value: Any) -> Any:
 
 
 def unpack(packed: Any) -> Any:
-    """What was packed, if all of it is plain."""
+    """The packed value, if all of it is plain."""
     return _unpacked(packed, {})
 
 

@@ -1,4 +1,4 @@
-"""What a declared type holds: one walk over msgspec's description of it, which refuses what cannot be stored."""
+"""Walks over msgspec's description of a declared type, and refuses types that cannot be stored."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ class Shape:
         self.has_refs = bool(refs or pydantic)
         """A value can hold references."""
         self.has_classes = self._has(_CLASSES) or not all(map(models.reads_other_data, pydantic))
-        """It names classes, which another version of the code may declare otherwise."""
+        """True if it names classes, which another version of the code may declare differently."""
         self.is_immutable = not self.nests and all(
             isinstance(part, (*_IMMUTABLE, kinds.CustomType)) for part in self._types
         )
-        """Its values cannot change in the hands of a turn."""
+        """True if a turn cannot change its values in place."""
 
     def _has(self, wanted: type | tuple[type, ...]) -> bool:
         return any(isinstance(part, wanted) for part in self._types)
@@ -97,7 +97,7 @@ _REMEDIES = {
     "more than one dict-like": "these are stored alike: declare one of them, or a tagged msgspec.Struct for each",
     "more than one dataclass": "declare one class, or a tagged msgspec.Struct for each",
 }
-"""By a part of msgspec's sentence: what to declare instead."""
+"""What to declare instead, by a part of msgspec's error text."""
 
 
 def unsupported(error: Exception) -> str:

@@ -11,7 +11,7 @@ OF_LOGS: tuple[type[Checker], ...] = (
     o.SameState, o.OneServes, o.EpochsGrow, o.CurrentWrites, m.TakenOnce, m.SentOnce, m.AcknowledgedIsKept, m.InOrder, g.OneOutcome,
     o.GoesBackByRecord, o.NobodyRuns, g.RecoveredOnce, g.ValidPath, o.OwnerRegister, g.Classified, m.Conserved, o.StoreTells,
 )  # fmt: skip
-"""Those that need only what has landed and what clients recorded, so that real processes can be checked, too."""
+"""Checkers that need only the stored entries and the clients' records, so that they can check real processes too."""
 
 CHECKERS: tuple[type[Checker], ...] = (
     *OF_LOGS, g.ComesToRest, g.WithinBudget, m.TimersOnce, Till, g.NothingLeft, o.NothingUnverified, g.SameAgain, NothingOfIt,

@@ -79,7 +79,7 @@ class Step(NamedTuple):
     at: float
     before: Owned
     clocks: Mapping[str, int]
-    """How many seconds each process's clock was off then; a process that is not named had the right time."""
+    """How many seconds each process's clock was off at that time; a process that is not named had the right time."""
 
     @property
     def what(self) -> str:

@@ -56,7 +56,7 @@ class Reported:
 
 @dataclass(slots=True)
 class Observed:
-    """What an agent of the workload says of itself at rest."""
+    """The state that an agent of the workload reports at rest."""
 
     tokens: int = 0
     heard: list[tuple[str, int]] = field(default_factory=list)
@@ -83,7 +83,7 @@ class Scene:
         self.nodes: dict[str, Node] = {}
         """The newest incarnation of each name."""
         self.counts: Counter[str] = Counter()
-        """What happened besides faults."""
+        """Counts of events other than faults."""
         self.calls: list[Call] = []
         self.reports: list[Reported] = []
         self.observed: dict[str, Observed] = {}

@@ -1,4 +1,4 @@
-"""What the checks of the ports have in common."""
+"""Helpers of the checks of the ports."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Check: TypeAlias = Callable[[Substrate], Awaitable[None]]
 REGISTERED: list[Check] = []
 
 WAIT_S = 10.0
-"""What does not come within it, does not come."""
+"""Seconds after which an awaited event counts as missing."""
 
 CONTENDERS = 12
 

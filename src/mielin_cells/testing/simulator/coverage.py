@@ -79,7 +79,7 @@ DEEDS = (
 )  # fmt: skip
 
 WORLD_FAULTS = (*CHANCES, *DEEDS)
-"""Kinds of faults, as `World.counts` has them."""
+"""Kinds of faults, as `World.counts` names them."""
 
 SOMETIMES = (
     "abort", "agents taken from the dead", "call acknowledged", "call: AskTimeout", "claim", "messages taken again",
@@ -87,7 +87,7 @@ SOMETIMES = (
     "migration's asker died", "recover", "resume", "steps called", "steps called again", "struck", "suspend",
     "suspected wrongly", "taken over by failover", "undo",
 )  # fmt: skip
-"""What must have happened besides faults, as `Scene.counts` has it."""
+"""Events other than faults that must have happened, as `Scene.counts` names them."""
 
 EVERY_CELL_SEEDS = 5000
 """The rarest cells, a fault in the milliseconds of a handover, are met once in a thousand seeds."""

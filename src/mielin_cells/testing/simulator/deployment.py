@@ -51,7 +51,7 @@ OPERATOR = "operator"
 TRY_AGAIN = (
     NoSuchAgent, InvalidTransition, Fenced, RecordInvalid, NodeCordoned, SessionExpired, StateTooNew
 )  # fmt: skip
-"""What an operator in a broken world tries again, besides what says so itself."""
+"""Errors after which the simulated operator tries again, besides those that ask for it."""
 
 
 class Deployment:
@@ -81,7 +81,7 @@ class Deployment:
         self._is_over = False
         self._jobs: dict[asyncio.Task[Any], None] = {}
         self._listeners: dict[str, Listener] = {}
-        """By node, what its newest process hears."""
+        """The listener of each node's newest process."""
 
     def violate(self, sentence: str) -> None:
         """Notes a violation.  After the story nothing counts: dead processes are being torn down."""

@@ -49,7 +49,7 @@ class Engine:
         self.counts = self.history.faults
         """Faults that happened, by kind."""
         self.troubled_until = 0.0
-        """What was done to processes and links has consequences until about then."""
+        """Until about when faults of processes and links have consequences."""
         self.calls = 0
         self.pending = 0
         """Effects that are late and still to come."""
@@ -58,7 +58,7 @@ class Engine:
         self.refuses: tuple[str, float] = ("", 0.0)
         """How the store refuses everybody, and until when."""
         self.torn: set[bytes] = set()
-        """Bytes that reads have brought instead of what is stored."""
+        """Damaged bytes that reads returned instead of the stored ones."""
         self.errors: dict[int, CellError] = {}
         """Errors that refusals have raised, by `id`."""
         self.links: dict[tuple[str, str], float] = {}
