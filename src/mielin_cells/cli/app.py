@@ -22,11 +22,11 @@ HELP = {
     "Run": {
         "up.up": """Start a server and nodes here, show them, and stop them all on Ctrl-C.
 
-With --connect, no server is started.  The agents' state is kept, and the next `up` goes on with it.""",
+With --connect, no server is started.  The agents' state is kept, and the next `up` continues from it.""",
         "node.node": """Run one node in this process until SIGTERM or Ctrl-C.
 
 On SIGTERM the node first moves its agents to other nodes, as `drain` does, within the setting drain_s.  On Ctrl-C it moves nothing.
-In both cases running turns end, commits land, and other nodes can claim the agents that are left.""",
+In both cases running turns end, commits land, and other nodes can claim the agents that stay.""",
         "demo": """Run the main job: a month of real flights through thousands of agents that move while they work.
 
 A server and node processes are started for it.  Each aircraft is an agent, and so is each destination airport.  At the end every
@@ -57,18 +57,18 @@ Exits with 1 if something is wrong.""",
 
 A move that fails is retried, on the same node or another, or rolled back.  Exits with 4 if it was rolled back or gave up: the agent
 is safe.""",
-        "recovery.recover": "Decide about a migration that gave up; its agent is safe, and suspended until then.",
+        "recovery.recover": "Decide about a migration that gave up; until then its agent is safe and suspended.",
         "recovery.rollback": """Undo a completed migration.
 
-The agent goes back to the state it had, and takes the messages that came since then again.  Nothing that was sent is sent again, asks
-keep their answers, and other agents are not undone.""",
+The agent goes back to the state it had before the move, and takes the messages that arrived since then again.  Messages that it
+sent are not sent again, asks keep their answers, and other agents are not undone.""",
         "steer.standby": """Let other nodes follow an agent's log.
 
-When the agent's node is lost, one of them goes on with it without loading it first.""",
-        "drain.drain": """Move every agent off a node, so that it can be taken away; the agents of a dead node are claimed by others.
+When the agent's node is lost, one of them takes the agent over without loading it first.""",
+        "drain.drain": """Move every agent off a node, so that it can be removed; other nodes claim the agents of a dead node.
 
-The node stays cordoned.  Agents that are left at the deadline are listed with the reason; they run on, and other nodes claim them once
-the node has stopped.""",
+The node stays cordoned.  Agents that are still there at the deadline are listed with the reason; they keep running, and other nodes
+claim them once the node has stopped.""",
         "drain.cordon": "Let a node keep its agents and take no others, also after a restart.",
         "drain.uncordon": "Let a node take agents again; this also stops a drain of the node.",
         "steer.cancel": "Cancel one of an agent's timers.",

@@ -70,7 +70,7 @@ async def drain(
     /,
     *,
     deadline: Annotated[str, Parameter(help="How long to try: 30s, 2m, ...")] = "30s",
-    dry_run: Annotated[bool, Parameter(help="Print where each agent would go, and what would keep it.")] = False,
+    dry_run: Annotated[bool, Parameter(help="Print where each agent would go, or why it would stay.")] = False,
 ) -> int:
     """Exits with 1 if agents stay, and with 3 from a dry run if some would."""
     deadline_s = seconds_of("deadline", deadline)

@@ -96,7 +96,7 @@ Words = Annotated[
     ),
 ]
 Fields = Annotated[
-    str, Parameter(validator=_check_text, help="field=value of the first state: JSON if that fits, else text.")
+    str, Parameter(validator=_check_text, help="field=value of the initial state: JSON if that fits, else text.")
 ]
 Reason = Annotated[str, Parameter(help="A reason, kept in the agent's log.")]
 Timeout = Annotated[

@@ -28,7 +28,7 @@ async def log(
     /,
     *,
     after: Annotated[int, Parameter(validator=Number(gte=0), help="Only the records after this sequence.")] = 0,
-    follow: Annotated[bool, Parameter(help="Go on with new records as they are appended.")] = False,
+    follow: Annotated[bool, Parameter(help="Keep printing new records as they are appended.")] = False,
 ) -> int:
     if follow:  # say so while the store does not answer, instead of waiting silently
         logging.getLogger("mielin_cells.jetstream").setLevel(logging.WARNING)

@@ -32,9 +32,9 @@ async def recover(
     ] = None,
     /,
     *,
-    retry: Annotated[bool, Parameter(group=ONE, help="Move the agent after all.")] = False,
+    retry: Annotated[bool, Parameter(group=ONE, help="Try the move again.")] = False,
     to: Annotated[str | None, Parameter(help="With --retry: the target node.")] = None,
-    rollback: Annotated[bool, Parameter(group=ONE, help="Let the agent run where it is.")] = False,
+    rollback: Annotated[bool, Parameter(group=ONE, help="Resume the agent where it is.")] = False,
 ) -> int:
     if to is not None and not retry:
         raise ConfigError("--to needs --retry.", field="to", range="with --retry")
@@ -73,11 +73,12 @@ async def rollback(
     /,
     *,
     to: Annotated[
-        str | None, Parameter(help="The node where the agent goes on (default: one with the class as it was).")
+        str | None,
+        Parameter(help="The node where the agent continues (default: one with the old version of the class)."),
     ] = None,
     dry_run: Annotated[bool, Parameter(help="Print what would be taken again, and change nothing.")] = False,
     correct: Annotated[
-        bool, Parameter(help="Send messages that now differ as corrections (default: what was sent stands).")
+        bool, Parameter(help="Send messages that now differ as corrections (default: the first ones stand).")
     ] = False,
 ) -> int:
     """Exits with 4 while the agent waits for the node that is to go on with it."""

@@ -56,7 +56,7 @@ async def claim(
     /,
     *,
     to: Annotated[str, Parameter(help="The node that takes the agent over.")],
-    force: Annotated[bool, Parameter(help="Also if the owner answers; it is fenced.")] = False,
+    force: Annotated[bool, Parameter(help="Claim even if the owner answers; the owner is then fenced.")] = False,
 ) -> int:
     former = await operator.claim(agent, to, force)
     fenced = f"; {former} is fenced" if former != to else ""
