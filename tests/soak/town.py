@@ -20,7 +20,7 @@ from mielin_cells.errors import CellError
 from mielin_cells.log import ledger
 from mielin_cells.log.codec import pack
 from mielin_cells.log.ids import BEATS, JOURNALS, LOGS, agent_of
-from mielin_cells.membership import detector, heartbeat
+from mielin_cells.membership import detector, heartbeat, suspects
 from mielin_cells.membership.heartbeat import Listener, encode_beat
 from mielin_cells.membership.table import Announcement
 from mielin_cells.migration.audit import MigrationAuditLog
@@ -52,7 +52,8 @@ BOUNDS: dict[ModuleType, dict[str, float]] = {
     ledger: {"ANSWERS_BYTES_MAX": 300_000, "SESSIONS_MAX": 40},
     manager: {"REPORTS_MAX": 8},
     settling: {"JOURNALS_KEPT": 3},
-    failover: {"FORGET_STOPPED_S": 10.0, "FORGET_SILENT_S": 15.0, "RETRY_S_MAX": 5.0},
+    failover: {"FORGET_STOPPED_S": 10.0, "FORGET_SILENT_S": 15.0},
+    suspects: {"RETRY_S_MAX": 5.0},
     detector: {"LATE_KEPT_S": 5.0},
     heartbeat: {"FORGET_S": 10.0},
 }

@@ -134,7 +134,8 @@ def source(phase: MigrationPhase, *, is_stopping: bool) -> SimpleNamespace:
     activation = SimpleNamespace(is_open=True, is_stopping=is_stopping)
     move = SimpleNamespace(machine=SimpleNamespace(phase=phase), activation=activation, migration="m-1.1")
     live = SimpleNamespace(live={AGENT: activation})
-    return SimpleNamespace(migrations=SimpleNamespace(moves={AGENT: move}), activations=live)
+    attempts = SimpleNamespace(moves={AGENT: move})
+    return SimpleNamespace(migrations=SimpleNamespace(attempts=attempts), activations=live)
 
 
 UNDECIDED = (MigrationPhase.HANDING_OVER, MigrationPhase.IN_DOUBT, MigrationPhase.VERIFYING)
