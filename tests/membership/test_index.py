@@ -26,6 +26,7 @@ class IndexedLog(HeldLog):
         self.go.set()
         self.has_index = has_index
         self.read_subjects = set[str]()
+        self.stale = dict[str, Entry]()
 
     def called(self, what: str, subject: str) -> None:
         if subject.startswith(LOGS) and what != "append":
@@ -34,6 +35,9 @@ class IndexedLog(HeldLog):
     async def lasts(self, subjects: Sequence[str]) -> dict[str, Entry]:
         self.read_subjects.update(subject for subject in subjects if subject.startswith(LOGS))
         return await super().lasts(subjects)
+
+    async def last(self, subject: str) -> Entry | None:
+        return self.stale.get(subject) or await super().last(subject)
 
     async def owned(self, owner: str) -> list[tuple[str, int]]:
         return await super().owned(owner) if self.has_index else []
@@ -102,3 +106,21 @@ async def test_a_node_that_starts_reads_its_own_agents_logs_alone() -> None:
 
         while await former():  # the entry of the agent that has moved away is removed
             await asyncio.sleep(0.01)
+
+
+async def test_an_entry_of_the_index_is_not_removed_for_a_late_answer() -> None:
+    """A leader that was cut off answers with the record before the one that the index has."""
+    async with slow_nodes("node-1", "node-2", settings=SLOW) as (client, running):
+        score = await client.on("node-1").spawn(Score, "s")
+        before = await client.log.last(log_subject("s"))
+        assert before is not None
+        assert (await client.migrate(score, to="node-2")).ok
+        second = running["node-2"]
+        second.activations.drop(second.activations.live["s"])
+        log = second.home.log = IndexedLog(second.home.log)
+        log.stale[log_subject("s")] = before
+        await second.adoption.begin()
+        assert second.adoption.quiet["s"] == before.seq
+        forgets = [task for task in second.home.tasks if "_forget_former" in repr(task.get_coro())]
+        await asyncio.gather(*forgets)
+        assert log_subject("s") in dict(await log.owned("node-2"))

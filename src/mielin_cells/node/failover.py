@@ -219,7 +219,7 @@ class Failover:
         The index names the agents of a node that has just gone.  Now and then all logs are compared: the index may have missed some.
         """
         is_due = self._clock() - self._compared_at >= self._activations.settings.compare_s
-        compares = is_due and gone <= self._listed
+        compares = gone <= self._listed and (is_due or not gone <= self._suspects.empty.keys())
         try:
             taken = await self._takeover.take(gone, members, by_index=not compares, strays=compares)
         except RetryError as error:
@@ -227,9 +227,9 @@ class Failover:
             return
         self.taken += taken.claimed
         self._listed = gone
-        if compares:
+        if compares:  # only that shows that a node owns nothing
             self._compared_at = self._clock()
-        self._suspects.empty.update({name: members[name].incarnation for name in gone - taken.owners})
+            self._suspects.empty.update({name: members[name].incarnation for name in gone - taken.owners})
         self._schedule.ended(self._clock(), is_over=not taken.owners)
 
     async def _forget(self, now: float) -> None:
@@ -246,7 +246,7 @@ class Failover:
         """Gives up a node that fell silent, so that it stops if it lives; forgets one that has stopped."""
         home = self._home
         if not entered.has_stopped:
-            logger.warning("node %s was silent for %g s, and owns nothing: it is forgotten", name, silent_s)
+            logger.warning("node %s was silent for %g s, and owns nothing: it is noted as stopped", name, silent_s)
             await table.leave(home.log, name, entered.incarnation, home.rng.randbytes(12))
         elif await table.forget(home.log, name, entered, self._me, lambda: home.rng.randbytes(12)):
             logger.info("node %s has left and owns nothing: it is forgotten", name)

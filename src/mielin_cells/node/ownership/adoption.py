@@ -141,10 +141,12 @@ class Adoption:
         agents = list(owned)
         for start in range(0, len(agents), LOOK_SUBJECTS):
             await self._take_all(await self._without_others(agents[start : start + LOOK_SUBJECTS]))
-        self._home.begin(self._forget_former({agent: seq for agent, seq in owned.items() if agent in self.quiet}))
+        self._home.begin(
+            self._forget_former({agent: seq for agent, seq in owned.items() if self.quiet.get(agent, 0) > seq})
+        )
 
     async def _forget_former(self, owned: dict[str, int]) -> None:
-        """Removes the index's entries of agents whose logs have named another node since."""
+        """Removes the index's entries of agents whose logs named another node in a later record."""
         try:
             for agent, seq in owned.items():
                 await self._home.log.forget_owned(self._home.name, log_subject(agent), seq)
