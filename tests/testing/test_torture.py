@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from support.nats_servers import nats_server, opened, proxied
+from support.nats_servers import nats_server, opened, proxied, stored
 from torture.agents import TOKENS, Purse
 from torture.check import Check, Read, Recording, Report, Timed, entries_of, has_arrived, outages
+from torture.stores import store
+from torture.tape import Tape
 
 import mielin_cells as cells
 from mielin_cells.client.client import Client
 from mielin_cells.log.ids import inbox_subject, log_subject
 from mielin_cells.log.message import decode_mail
+from mielin_cells.substrate.jetstream.places import place_of
 from mielin_cells.substrate.ports import Appended, Entry
 from mielin_cells.testing.checkers.scene import Call, Observed
 
@@ -123,6 +126,36 @@ def test_an_outage_is_the_time_in_which_calls_wait_long() -> None:
     times = [(0.0, 0.1), (1.0, 3.0), (2.0, 5.0), (9.0, 10.0)]
     calls = [Timed(Call("a", "me", n, True), *some) for n, some in enumerate(times)]
     assert outages(calls, 0.5) == [1.0, 4.0]
+
+
+async def test_a_tape_of_several_shards_has_what_landed_in_its_order(tmp_path: Path) -> None:
+    """Also what has been trimmed by the time it is looked at."""
+    agents = [f"a{number}" for number in range(6)]
+    async with nats_server(tmp_path / "s") as server, opened(server.url, shards=4) as substrate:
+        tape, landed, ends = Tape(substrate), list[tuple[str, bytes]](), dict[str, int]()
+        for number in range(120):
+            agent = agents[number * 7 % 6]
+            subject = (log_subject if number % 5 else inbox_subject)(agent)
+            landed.append((subject, b"%d" % number))
+            ends[subject] = await stored(substrate.log, subject, landed[-1][1])
+        assert len({place_of("mielin", 4, subject).stream for subject in ends}) == 4
+        taping = asyncio.create_task(tape.run())
+        async with asyncio.timeout(10.0):
+            await tape.reaches(ends.items())
+        taping.cancel()
+        for subject, end in ends.items():
+            await substrate.log.trim(subject, end)
+        assert [(subject, entry.data) for subject, entry in tape.taken(agents)] == landed
+        assert tape.taken(agents) == []
+
+
+async def test_an_index_of_owners_that_is_deleted_in_a_store_is_made_under_the_next_generation(tmp_path: Path) -> None:
+    async with store(tmp_path, 1, 2) as under, opened(under.servers[0].url) as substrate:
+        assert await under.generation() == 1
+        assert await under.delete_index()
+        assert not await under.delete_index()
+        await substrate.log.owned("node-1")
+        assert await under.generation() == 2
 
 
 async def test_a_link_cut_in_one_direction_delivers_late_what_was_sent(tmp_path: Path) -> None:

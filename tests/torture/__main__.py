@@ -1,4 +1,5 @@
-"""`python -m torture --minutes N`: the half of the time on one server, the other half on a cluster of three with three copies.
+"""`python -m torture --minutes N`: the half of the time on one server, the other half on a cluster of three with
+three copies and four shards.
 
 Each set-up goes through rounds: the load with everything going wrong, then everything is healed and must come to rest; then what
 clients recorded and what the store holds is judged.  The agents of a round are looked at one round later, when each of
@@ -12,6 +13,7 @@ import asyncio
 import contextlib
 import json
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -26,10 +28,12 @@ from support.nats_servers import opened, proxied
 
 from mielin_cells.client.client import Client
 from mielin_cells.deployment.connect import Address, connected
-from mielin_cells.errors import CellError
-from mielin_cells.log.ids import journal_subject, log_subject
+from mielin_cells.errors import CellError, RetryError
+from mielin_cells.log.ids import inbox_subject, journal_subject, log_subject
+from mielin_cells.membership import leader
 from mielin_cells.settings import Settings
 from mielin_cells.store import journal
+from mielin_cells.store.reader import load as load_agent
 from mielin_cells.testing.checkers.scene import Observed
 from torture.agents import TOKENS
 from torture.check import Check, outages
@@ -72,7 +76,10 @@ COUNTED = (
     "kill server",
     "stop server",
     "kill leader",
+    "kill index leader",
+    "kill failover leader",
     "kill all servers",
+    "delete index",
 )
 BUG = "Traceback (most recent call last)"
 
@@ -83,6 +90,7 @@ class Figures:
 
     name: str
     nodes: int
+    shards: int
     seconds: float = 0.0
     rounds: int = 0
     events: Counter[str] = field(default_factory=Counter)
@@ -94,6 +102,8 @@ class Figures:
     landed: Counter[str] = field(default_factory=Counter)
     outages: list[float] = field(default_factory=list)
     rests: list[float] = field(default_factory=list)
+    indexes: int = 0
+    """How many times the index of owners was made."""
     ended: Counter[str] = field(default_factory=Counter)
     violations: list[str] = field(default_factory=list)
 
@@ -101,11 +111,12 @@ class Figures:
         """As a JSON-like value."""
         counted = sum(count for what, count in self.events.items() if what.startswith(COUNTED))
         return {
-            "store": self.name, "nodes": self.nodes, "seconds": round(self.seconds), "rounds": self.rounds,
+            "store": self.name, "nodes": self.nodes, "shards": self.shards, "seconds": round(self.seconds), "rounds": self.rounds,
             "kill_stop_cut_events": counted, "events": dict(sorted(self.events.items())),
             "calls": self.calls, "acknowledged": self.acknowledged, "owner_reads": self.reads,
             "migrations": dict(sorted(self.migrations.items())), "landed": dict(sorted(self.landed.items())),
             "told_clients": dict(sorted(self.errors.items())), "nodes_ended_by_themselves": dict(self.ended),
+            "indexes_made": self.indexes,
             "unavailable_s": _spread(self.outages), "rest_after_healing_s": _spread(self.rests),
             "violations": self.violations,
         }  # fmt: skip
@@ -133,6 +144,7 @@ class Setup:
     def __init__(
         self, under: Store, nodes: list[NodeProcess], nemesis: Nemesis, client: Client, tape: Tape, quiet: asyncio.Event
     ) -> None:  # fmt: skip
+        self._under = under
         self._nodes = nodes
         self._tape = tape
         self._nemesis = nemesis
@@ -141,7 +153,7 @@ class Setup:
         self.load: Load | None = None
         self._quiet = quiet
         """Set when nothing goes wrong any more, and only the last migrations' ends are waited for."""
-        self.figures = Figures(under.name, len(nodes))
+        self.figures = Figures(under.name, len(nodes), len(under.streams))
 
     async def run(self, seconds: float, rng: Random) -> Figures:
         figures, begun = self.figures, time.monotonic()
@@ -155,6 +167,7 @@ class Setup:
         except TimeoutError:
             figures.violations.append(f"I15: it did not come to rest: {traceback.format_exc()}")
         figures.seconds = time.monotonic() - begun
+        figures.indexes = await self._under.generation()
         figures.events, figures.ended = self._nemesis.events, self._nemesis.ended
         figures.violations += [f"I15: a deed could not be undone: {one}" for one in self._nemesis.broken]
         for node in self._nodes:
@@ -172,6 +185,7 @@ class Setup:
         healed = time.monotonic()
         await load.end()
         shown = await load.rest()
+        await self._indexed(load)
         self.figures.rests.append(time.monotonic() - healed)
         await self._judged()
         self._before = Rested(load, shown)
@@ -189,14 +203,34 @@ class Setup:
         log, subjects = self._client.log, [log_subject(agent) for agent in load.recording.agents]
         for agent in load.recording.agents:  # their ends may have landed just now
             subjects += [journal_subject(agent, migration) for _, migration in await journal.listed(log, agent)]
-        ends = [await log.last(subject) for subject in subjects]
+        subjects += [inbox_subject(agent) for agent in load.recording.agents]
+        ends = [(subject, await log.last(subject)) for subject in subjects]
         async with asyncio.timeout(REST_S):
-            await self._tape.reaches(max(end.seq for end in ends if end is not None))
+            await self._tape.reaches((subject, end.seq) for subject, end in ends if end is not None)
         check = Check(load.recording, TOKENS)
         await check.look(self._client.log, self._before.shown, self._tape.taken(load.recording.agents))
         self._before = None
         await load.leave()
         self._add(load, check)
+
+    async def _indexed(self, load: Load) -> None:
+        """The index of owners, which may have been deleted, names every agent again at the node that its log names."""
+        log, missing = self._client.log, set[str]()
+        until = time.monotonic() + REST_S
+        while time.monotonic() < until:
+            with contextlib.suppress(RetryError):
+                lists = [await log.owned(node.name) for node in self._nodes]
+                owned = {
+                    (node.name, subject) for node, some in zip(self._nodes, lists, strict=True) for subject, _ in some
+                }
+                loaded = [(agent, await load_agent(log, agent)) for agent in load.recording.agents]
+                missing = {agent for agent, fold in loaded if (fold.owner, log_subject(agent)) not in owned}
+                if not missing:
+                    return
+            await asyncio.sleep(0.2)
+        load.found.append(
+            f"I15: the index of owners does not name {sorted(missing)} {REST_S:g} s after everything was healed"
+        )
 
     async def _settled(self, agents: list[str]) -> None:
         """Returns when no journal is open, or when that has taken too long, which the check then tells."""
@@ -229,13 +263,13 @@ def _config(folder: Path) -> Path:
 
 
 async def tortured(
-    folder: Path, servers: int, nodes: int, seconds: float, rng: Random, quiet: asyncio.Event
+    folder: Path, servers: int, nodes: int, shards: int, seconds: float, rng: Random, quiet: asyncio.Event
 ) -> Figures:
     """One set-up from its start to its figures.  `quiet` is set when the next may begin."""
     config = _config(folder)
     settings = Settings(migration_s=20.0, probation_s=4.0, ask_timeout_s=20.0)
     async with contextlib.AsyncExitStack() as stack:
-        under = await stack.enter_async_context(store(folder, servers))
+        under = await stack.enter_async_context(store(folder, servers, shards))
         own = await stack.enter_async_context(proxied(*under.servers))
         client = await stack.enter_async_context(connected(Address(own.url), settings))
         links = {}
@@ -252,7 +286,15 @@ async def tortured(
                 async with asyncio.timeout(5.0):
                     await client.claim(rng.choice(agents), to=node)
 
-        nemesis = Nemesis(under, processes, links, rng, claim, folder / "events.log")
+        async def leading() -> str:
+            """The node that leads failover."""
+            with contextlib.suppress(CellError, TimeoutError):
+                async with asyncio.timeout(2.0):
+                    last = await leader.read_term(client.log, await client.log.last(leader.SUBJECT))
+                    return last.term.node if last.term is not None else ""
+            return ""
+
+        nemesis = Nemesis(under, processes, links, rng, claim, leading, folder / "events.log")
         tape = Tape(await stack.enter_async_context(opened(own.url, replicas=under.replicas)))
         taping = asyncio.create_task(tape.run())
         setup = Setup(under, processes, nemesis, client, tape, quiet)
@@ -270,23 +312,36 @@ def _say(line: str) -> None:
     print(time.strftime("%H:%M:%S"), line, file=sys.stderr, flush=True)
 
 
-async def main(minutes: float, seed: int, folder: Path, setups: list[tuple[int, int]]) -> bool:
-    """Prints the figures.  True if nothing was violated."""
+async def main(
+    minutes: float, seed: int, folder: Path, setups: list[tuple[int, int, int]], record: Path | None, commit: str
+) -> bool:
+    """Prints the figures, and adds them to the record as one line.  True if nothing was violated."""
     works = []
-    for servers, nodes in setups:
+    for servers, nodes, shards in setups:
         rng, quiet, place = Random(f"torture {seed} {servers}"), asyncio.Event(), folder / f"servers-{servers}"
-        work = asyncio.create_task(tortured(place, servers, nodes, minutes * 60 / len(setups), rng, quiet))
+        work = asyncio.create_task(tortured(place, servers, nodes, shards, minutes * 60 / len(setups), rng, quiet))
         works.append(work)
         await asyncio.wait((work, asyncio.create_task(quiet.wait())), return_when=asyncio.FIRST_COMPLETED)
     told = [figures.told() for figures in await asyncio.gather(*works)]
     total = {
+        "commit": commit,
         "seed": seed,
         "kill_stop_cut_events": sum(one["kill_stop_cut_events"] for one in told),
         "violations": sum(len(one["violations"]) for one in told),
         "setups": told,
     }
     print(json.dumps(total, indent=2))
+    if record is not None:
+        with record.open("a") as file:
+            file.write(json.dumps(total) + "\n")
     return not total["violations"]
+
+
+def _commit() -> str:
+    """What runs, if git can tell."""
+    command = ["git", "describe", "--always", "--dirty"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
+    return found.stdout.strip()
 
 
 def _arguments() -> argparse.Namespace:
@@ -295,16 +350,18 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="0: a new one, which is printed")
     parser.add_argument("--folder", type=Path, help="keep data and logs here")
     parser.add_argument("--only", choices=("single", "cluster"), help="one of the two set-ups")
+    parser.add_argument("--shards", type=int, help="streams of logs (default: 1 on one server, 4 on the cluster)")
+    parser.add_argument("--record", type=Path, help="add the figures to this file, as one line of JSON")
     return parser.parse_args()
 
 
 if __name__ == "__main__":
     given = _arguments()
-    chosen = [(1, 4), (3, 3)]
+    chosen = [(1, 4, given.shards or 1), (3, 3, given.shards or 4)]
     if given.only is not None:
         chosen = [chosen[given.only == "cluster"]]
     place = given.folder or Path(tempfile.mkdtemp(prefix="torture-")) / "run"
-    good = asyncio.run(main(given.minutes, given.seed or int(time.time()), place, chosen))
+    good = asyncio.run(main(given.minutes, given.seed or int(time.time()), place, chosen, given.record, _commit()))
     if good and given.folder is None:
         shutil.rmtree(place.parent)
     else:

@@ -1,6 +1,6 @@
 """What must hold of a run with real processes: the simulator's checkers, fed with what the store holds when all has come to rest.
 
-Logs, inboxes and journals are in one stream, so its sequences are the order in which everything landed.  The author of a record is
+Entries are given in the order in which they landed; of several streams, `torture.tape` finds it.  The author of a record is
 who the record says: that it was really that process is not checked here, since the store does not know; the simulator does.
 Neither are answers on the wire seen before they arrive, nor instances in memory.
 """
@@ -112,7 +112,7 @@ class Check:
         self.recording = recording
         self.verdict = Verdict()
         self._at = 0
-        """The sequence of what has just landed stands for the time."""
+        """How much has landed stands for the time."""
         self._history = History(lambda: self._at)
         self._scenes: list[Scene] = []
         self._checkers: list[Checkers] = []
@@ -137,8 +137,7 @@ class Check:
             self._guarded(partial(self._judge, checkers, entries))
 
     def _judge(self, checkers: Checkers, entries: list[tuple[str, Entry]]) -> None:
-        for subject, entry in entries:
-            self._at = entry.seq
+        for self._at, (subject, entry) in enumerate(entries, 1):
             author = Author("?", "a client")
             if subject.startswith(LOGS):
                 record: Any = decode_record(entry.data, subject)

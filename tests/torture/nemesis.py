@@ -1,4 +1,5 @@
-"""What goes wrong: processes are killed and stopped, links are cut in one direction, servers die and fill up.
+"""What goes wrong: processes are killed and stopped, links are cut in one direction, servers die and fill up, and the index of
+owners is deleted.
 
 A node has one trouble at a time, and so has the store; two troubles of different ones may overlap.  Every deed undoes itself, and
 `heal` undoes what is left.
@@ -27,11 +28,17 @@ LEASE_S = 2.5
 """After so long a silence a node counts as gone, by default."""
 
 NODE_DEEDS = {"kill": 8, "stop": 3, "stop past the lease": 4, "cut": 8, "claim": 1}
+LEADER_DEEDS = {"kill": 1, "stop past the lease": 1}
+"""To the node that leads failover, on purpose."""
+LEADER_SHARE = 0.15
+
 STORE_DEEDS = {
     "kill server": 3,
     "stop server": 3,
-    "kill leader": 3,
+    "kill leader": 2,
+    "kill index leader": 2,
     "kill all servers": 1,
+    "delete index": 3,
     "stream full": 2,
     "disk full": 1,
 }
@@ -49,13 +56,15 @@ class Nemesis:
 
     def __init__(
         self, store: Store, nodes: list[NodeProcess], links: dict[str, Proxy], rng: Random,
-        claim: Callable[[str], Awaitable[None]], diary: Path,
+        claim: Callable[[str], Awaitable[None]], leading: Callable[[], Awaitable[str]], diary: Path,
     ) -> None:  # fmt: skip
         self._store = store
         self._nodes = nodes
         self._links = links
         self._rng = rng
         self._claim = claim
+        self._leading = leading
+        """Which node leads failover; "" if nobody says."""
         self._diary = diary
         """A line is added for each event."""
         self.events: Counter[str] = Counter()
@@ -83,10 +92,15 @@ class Nemesis:
             if "store" not in self._harmed and self._rng.random() < STORE_SHARE:
                 self._harm("store", self._store_deed())
                 continue
+            if len(self._harmed.keys() - {"store"}) >= HARMED_MAX:
+                continue
+            leader = await self._leading() if self._rng.random() < LEADER_SHARE else ""
             fit = [node for node in self._nodes if node.name not in self._harmed and node.is_serving]
-            if fit and len(self._harmed.keys() - {"store"}) < HARMED_MAX:
+            if leading := [node for node in fit if node.name == leader]:
+                self._harm(leader, self._node_deed(leading[0], LEADER_DEEDS, " failover leader"))
+            elif fit:
                 node = self._rng.choice(fit)
-                self._harm(node.name, self._node_deed(node))
+                self._harm(node.name, self._node_deed(node, NODE_DEEDS))
 
     def _harm(self, who: str, deed: Awaitable[None]) -> None:
         async def harm() -> None:
@@ -111,11 +125,11 @@ class Nemesis:
 
     # ---- nodes -----------------------------------------------------------------------------------------------
 
-    async def _node_deed(self, node: NodeProcess) -> None:
+    async def _node_deed(self, node: NodeProcess, deeds: dict[str, int], who: str = "") -> None:
         rng = self._rng
-        match rng.choices([*NODE_DEEDS], [*NODE_DEEDS.values()])[0]:
+        match rng.choices([*deeds], [*deeds.values()])[0]:
             case "kill":
-                self._told("kill", node.name)
+                self._told(f"kill{who}", node.name)
                 self._dead.add(node.name)
                 try:
                     await node.kill()
@@ -125,7 +139,7 @@ class Nemesis:
             case "stop":
                 await self._stop(node, "stop", rng.random() * LEASE_S)
             case "stop past the lease":
-                await self._stop(node, "stop past the lease", LEASE_S * (1 + rng.random() * 2))
+                await self._stop(node, f"stop{who} past the lease", LEASE_S * (1 + rng.random() * 2))
             case "claim":
                 await self._claim(node.name)
             case _:
@@ -156,12 +170,17 @@ class Nemesis:
 
     async def _store_deed(self) -> None:
         rng, store = self._rng, self._store
-        number = rng.randrange(len(store.servers))
+        number, stream = rng.randrange(len(store.servers)), rng.choice(store.streams)
         match rng.choices([*STORE_DEEDS], [*STORE_DEEDS.values()])[0]:
-            case "kill leader" | "kill server" | "kill all servers" if len(store.servers) == 1:
+            case "kill leader" | "kill index leader" | "kill server" | "kill all servers" if len(store.servers) == 1:
                 await self._kill("kill server", [0])
             case "kill leader":
-                await self._kill("kill leader", [await store.leader()])
+                await self._kill("kill leader", [await store.leader(stream)])
+            case "kill index leader":
+                await self._kill("kill index leader", [await store.leader(await store.index())])
+            case "delete index":
+                if await store.delete_index():
+                    self._told("delete index", store.name)
             case "kill server":
                 await self._kill("kill server", [number])
             case "kill all servers":
@@ -174,7 +193,7 @@ class Nemesis:
                 finally:
                     store.servers[number].signal(signal.SIGCONT)
             case "stream full":
-                await self._fill()
+                await self._fill(stream)
             case _:
                 self._told("disk full", f"s{number}")
                 self._sick.add(number)
@@ -196,12 +215,12 @@ class Nemesis:
         for number in numbers:
             await self._store.start(number)
 
-    async def _fill(self) -> None:
-        if await self._store.fill():
-            self._told("stream full", self._store.name)
+    async def _fill(self, stream: str) -> None:
+        if await self._store.fill(stream):
+            self._told("stream full", stream)
             await asyncio.sleep(self._rng.random() * 2)
         for _ in range(20):
-            if await self._store.empty():
+            if await self._store.empty(stream):
                 return
             await asyncio.sleep(0.2)
 

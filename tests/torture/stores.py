@@ -1,9 +1,13 @@
-"""What the nodes store in: one server, or a cluster of three that keeps three copies; and how it is harmed and healed."""
+"""What the nodes store in: one server, or a cluster of three that keeps three copies; and how it is harmed and healed.
+
+A harm to one stream of logs is done to any of its shards.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import resource
 import signal
@@ -16,15 +20,16 @@ import nats
 from support.nats_servers import NatsServer, raw_client
 
 from mielin_cells.errors import CellError
-from mielin_cells.substrate.jetstream import JetStream
+from mielin_cells.substrate.jetstream import DEPLOYMENT, JetStream
+from mielin_cells.substrate.jetstream.api import stream_name
+from mielin_cells.substrate.jetstream.index import generation_of, index_name
+from mielin_cells.substrate.jetstream.places import place_of
 from mielin_cells.substrate.ports import Appended
 
 HEALTHY_S = 90.0
 """A store that takes no append this long after it was healed has failed."""
 
 ASKED_S = 2.0
-STREAM = "mielin-log-0"
-PROBE = "torture.probe"
 
 SMALL_FILE_BYTES = 4096
 """A server that may write no larger file can append to none that it has."""
@@ -33,9 +38,11 @@ SMALL_FILE_BYTES = 4096
 class Store:
     """Whatever is done to it is undone by `heal`."""
 
-    def __init__(self, name: str, servers: list[NatsServer]) -> None:
+    def __init__(self, name: str, servers: list[NatsServer], shards: int) -> None:
         self.name = name
         self.servers = servers
+        self.streams = [stream_name(DEPLOYMENT, "log", shard) for shard in range(shards)]
+        self._probes = [_probe_in(stream, shards) for stream in self.streams]
 
     @property
     def replicas(self) -> int:
@@ -50,25 +57,38 @@ class Store:
         if not self.servers[number].is_running:
             await self.servers[number].start()
 
-    async def leader(self) -> int:
-        """The number of the server that leads the stream of all logs; of any if nobody says."""
-        info = await self._asked(f"STREAM.INFO.{STREAM}", {})
+    async def leader(self, stream: str) -> int:
+        """The number of the server that leads the stream; of any if nobody says."""
+        info = await self._asked(f"STREAM.INFO.{stream}", {})
         leader = (info.get("cluster") or {}).get("leader", "")
         names = [server.name for server in self.servers]
         return names.index(leader) if leader in names else 0
 
-    async def fill(self) -> bool:
+    async def generation(self) -> int:
+        """Of the index of owners: how many times it was made.  0 if nobody says."""
+        info = await self._asked(f"STREAM.INFO.{self.streams[0]}", {})
+        return generation_of(info.get("config", {}))
+
+    async def index(self) -> str:
+        """The stream that is the index of owners now."""
+        return index_name(DEPLOYMENT, await self.generation())
+
+    async def delete_index(self) -> bool:
+        """False if it could not be done."""
+        return bool((await self._asked(f"STREAM.DELETE.{await self.index()}", {})).get("success"))
+
+    async def fill(self, stream: str) -> bool:
         """The stream takes no more: every append is refused, until `empty`.  False if it could not be done."""
-        return await self._limited(1)
+        return await self._limited(stream, 1)
 
-    async def empty(self) -> bool:
-        return await self._limited(-1)
+    async def empty(self, stream: str) -> bool:
+        return await self._limited(stream, -1)
 
-    async def _limited(self, max_bytes: int) -> bool:
-        config = (await self._asked(f"STREAM.INFO.{STREAM}", {})).get("config")
+    async def _limited(self, stream: str, max_bytes: int) -> bool:
+        config = (await self._asked(f"STREAM.INFO.{stream}", {})).get("config")
         if config is None:
             return False
-        answer = await self._asked(f"STREAM.UPDATE.{STREAM}", {**config, "max_bytes": max_bytes})
+        answer = await self._asked(f"STREAM.UPDATE.{stream}", {**config, "max_bytes": max_bytes})
         return "config" in answer
 
     def limit_files(self, number: int) -> None:
@@ -96,15 +116,19 @@ class Store:
         for number in range(len(self.servers)):
             await self.start(number)
         async with asyncio.timeout(HEALTHY_S):
-            while not (await self.empty() and await self._takes()):
+            for stream in self.streams:
+                while not await self.empty(stream):
+                    await asyncio.sleep(0.2)
+            while not await self._takes():
                 await asyncio.sleep(0.2)
 
     async def _takes(self) -> bool:
+        """True if every shard takes an append."""
         with contextlib.suppress(CellError, TimeoutError):
             async with asyncio.timeout(2 * ASKED_S):
-                substrate = await JetStream.open(self.servers[0].url, replicas=self.replicas)
+                substrate = await JetStream.open(self.servers[0].url, replicas=self.replicas, shards=len(self.streams))
                 try:
-                    return isinstance(await substrate.log.append(PROBE, b""), Appended)
+                    return all([isinstance(await substrate.log.append(probe, b""), Appended) for probe in self._probes])
                 finally:
                     await substrate.close()
         return False
@@ -116,8 +140,14 @@ class Store:
                 await asyncio.sleep(0.2)
 
 
+def _probe_in(stream: str, shards: int) -> str:
+    """A subject of this stream that nobody else uses."""
+    subjects = (f"torture.probe{number}" for number in itertools.count())
+    return next(subject for subject in subjects if place_of(DEPLOYMENT, shards, subject).stream == stream)
+
+
 @contextlib.asynccontextmanager
-async def store(folder: Path, count: int) -> AsyncIterator[Store]:
+async def store(folder: Path, count: int, shards: int) -> AsyncIterator[Store]:
     """One server, or a cluster; it has its streams when this is entered."""
     with contextlib.ExitStack() as held:
         ports = [held.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(count)]
@@ -131,7 +161,7 @@ async def store(folder: Path, count: int) -> AsyncIterator[Store]:
                 "name": "torture", "host": "127.0.0.1", "port": ports[number], "routes": routes, "no_advertise": True,
             }  # fmt: skip
         servers.append(NatsServer(folder / f"s{number}", settings))
-    made = Store("single server" if count == 1 else f"cluster of {count}", servers)
+    made = Store("single server" if count == 1 else f"cluster of {count}", servers, shards)
     try:
         await asyncio.gather(*(server.start() for server in servers))
         await made.make()
