@@ -2,6 +2,7 @@
 #   make test   what every change must pass; at most 4 minutes on 2 cores that do nothing else
 #   make ci     test, and the longer checks; at most 20 minutes on 2 cores that do nothing else
 #   make sim SEEDS=2000 START=1
+#   make sim-scale   the simulator with 10, 100 and 1,000 nodes of 100 agents: what each costs, and that none is lost
 #   make long          the tests that take minutes: guards, nth, and all cells of both fault matrices
 #   make guards        each guard of the protocol taken away: the simulator must find the harm
 #   make nth           one migration, with each of its substrate calls failing, timing out and crashing its process
@@ -27,7 +28,7 @@ LOCKS := requirements/dev.lock requirements/runtime.lock
 PEERS := build/peers/installed
 PEERS_OR_NOT := $(MAKE) peers || echo "the peers could not be installed: they are left out, and the page says so" >&2
 
-.PHONY: pythons demo test lint types unit sim long guards nth torture soak ci bench bench-scale bench-quick bench-smoke peers wheel-check lock clean
+.PHONY: pythons demo test lint types unit sim sim-scale long guards nth torture soak ci bench bench-scale bench-quick bench-smoke peers wheel-check lock clean
 
 # The stamp is written last, so an installation that broke half-way is done again.
 .venv: $(STAMP)
@@ -67,6 +68,9 @@ unit: $(STAMP)
 sim: $(STAMP)
 	$(BIN)/python -m mielin_cells.testing.simulate --replay tests/seeds.txt
 	$(BIN)/python -m mielin_cells.testing.simulate --seeds $(SEEDS) --start $(START) --shrink $(SIM)
+
+sim-scale: $(STAMP)
+	$(BIN)/python -m mielin_cells.testing.scale --out build/scale/sim.json $(ARGS)
 
 guards: $(STAMP)
 	GUARDS=all $(LONG) tests/testing/test_guards.py

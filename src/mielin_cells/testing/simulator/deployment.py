@@ -59,7 +59,7 @@ class Deployment:
 
     def __init__(self, swarm: Swarm, kinds: tuple[type[Checker], ...]) -> None:
         self.swarm = swarm
-        self.world = World(swarm.seed, swarm.faults, budget=swarm.budget)
+        self.world = self.make_world()
         self.scene = Scene(self.world.history)
         self.scene.violate = self.violate
         self.checkers = Checkers(self.scene, kinds)
@@ -82,6 +82,9 @@ class Deployment:
         self._jobs: dict[asyncio.Task[Any], None] = {}
         self._listeners: dict[str, Listener] = {}
         """The listener of each node's newest process."""
+
+    def make_world(self) -> World:
+        return World(self.swarm.seed, self.swarm.faults, budget=self.swarm.budget)
 
     def violate(self, sentence: str) -> None:
         """Notes a violation.  After the story nothing counts: dead processes are being torn down."""

@@ -5,7 +5,7 @@ It is the truth under the simulated world, and a second opinion on what the port
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right, insort
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from operator import attrgetter
 from typing import TypeAlias
@@ -27,7 +27,8 @@ class Store:
         self._removed: dict[str, list[Entry]] = {}
         """By subject, what was trimmed: a leader that was cut off has it yet."""
         self._names: list[str] = []
-        """Of the subjects, in order."""
+        """Of the subjects, in order; those that came since the last listing are not yet among them."""
+        self._new_names: list[str] = []
         self._owners: dict[str, dict[str, list[int]]] = {}
         """By owner and subject, the sequences of the ownership records that name it, also of those that were trimmed."""
         self._owned_last: dict[str, int] = {}
@@ -46,7 +47,7 @@ class Store:
         self.seq += 1
         if subject not in self._subjects:
             self._subjects[subject] = []
-            insort(self._names, subject)
+            self._new_names.append(subject)
         self._subjects[subject].append(Entry(self.seq, data))
         self.changes.append((subject, data, owner))
         if owner is not None:
@@ -116,6 +117,10 @@ class Store:
 
     def subjects(self, prefix: str) -> list[tuple[str, int]]:
         names, subjects, listed = self._names, self._subjects, list[tuple[str, int]]()
+        if self._new_names:
+            names += self._new_names
+            names.sort()  # nearly sorted already, which costs little
+            self._new_names.clear()
         for index in range(bisect_left(names, prefix), len(names)):
             name = names[index]
             if not name.startswith(prefix):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from blake3 import blake3
 
@@ -50,6 +50,8 @@ class _Sent(NamedTuple):
 
 class View(Link):
     """What one incarnation of one process sees.  Calls of a dead process hang for ever without effect."""
+
+    tail_type: ClassVar[type[Tail]] = Tail
 
     @property
     def log(self) -> Log:
@@ -104,7 +106,7 @@ class View(Link):
     # ---- log -------------------------------------------------------------------------------------------------
 
     async def append(self, subject: str, data: bytes, expect: int | None = None, owner: str | None = None) -> Outcome:
-        if not subject.startswith(LOGS):
+        if not subject.startswith(LOGS) or not self.world.records:
             return await self._append(subject, data, expect, owner, None)
         loop = self.world.loop
         operation = Operation(self.label, False, loop.time(), expect=expect)
@@ -205,7 +207,7 @@ class View(Link):
 
     async def _newest(self, what: str, subject: str) -> Entry | None:
         store, loop = self.world.store, self.world.loop
-        if not subject.startswith(LOGS):
+        if not subject.startswith(LOGS) or not self.world.records:
             entry: Entry | None = await self._look(what, subject, lambda: store.last(subject))
             return entry
         operation = Operation(self.label, True, loop.time())
@@ -265,7 +267,7 @@ class View(Link):
         return None
 
     def tail(self, subject: str, after: int = 0) -> Tail:
-        tail = Tail(self, subject, after)
+        tail = self.tail_type(self, subject, after)
         if not self.process.is_dead:
             self.tails[tail] = None
             self.network.tails.setdefault(subject, {})[tail] = None
@@ -303,7 +305,8 @@ class View(Link):
     def _deliver(self, wired: Wired, data: bytes) -> None:
         view, world = wired.view, self.world
         if wired.is_open and world.loop.time() >= view.deaf_until:
-            world.note(f"deliver {wired.subject} {view.label} {blake3(data).hexdigest(8)}")
+            if world.records:
+                world.note(f"deliver {wired.subject} {view.label} {blake3(data).hexdigest(8)}")
             world.loop.call_soon(wired.receive, data, context=view.process.context.copy())
 
     async def subscribe(self, subject: str, receive: Callable[[bytes], None]) -> Subscription:
@@ -334,7 +337,8 @@ class View(Link):
         view, world = wired.view, self.world
         if not wired.is_open or world.loop.time() < view.deaf_until:
             return
-        world.note(f"ask {wired.subject} {view.label} {blake3(data).hexdigest(8)}")
+        if world.records:
+            world.note(f"ask {wired.subject} {view.label} {blake3(data).hexdigest(8)}")
 
         async def serve() -> None:
             result = await wired.receive(data)

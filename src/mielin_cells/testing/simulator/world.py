@@ -12,6 +12,7 @@ Not simulated: bytes that are damaged where they are stored, and clocks that run
 from __future__ import annotations
 
 from random import Random
+from typing import ClassVar
 
 from mielin_cells.testing.simulator.engine import AFTERMATH_S, Engine
 from mielin_cells.testing.simulator.environment import Faults
@@ -23,8 +24,12 @@ from mielin_cells.testing.simulator.view import View
 class World(Engine):
     """`connect` gives a process its view; `crash`, `pause`, `cut`, ... harm it."""
 
-    def __init__(self, seed: int = 0, faults: Faults | None = None, *, budget: int = 1_000_000) -> None:
-        super().__init__(seed, faults, budget=budget)
+    view_type: ClassVar[type[View]] = View
+
+    def __init__(
+        self, seed: int = 0, faults: Faults | None = None, *, budget: int = 1_000_000, records: bool = True
+    ) -> None:
+        super().__init__(seed, faults, budget=budget, records=records)
         self.network = Network()
         self.views: dict[str, View] = {}
         """The newest incarnation of each name."""
@@ -37,7 +42,7 @@ class World(Engine):
         if before is not None:
             self.crash(name)
         number = before.number + 1 if before is not None else 1
-        view = View(self, self.network, name, number, Process(self.loop, f"{name}#{number}"))
+        view = self.view_type(self, self.network, name, number, Process(self.loop, f"{name}#{number}"))
         self.views[name] = view
         self.note(f"connect {view.label}")
         return view
