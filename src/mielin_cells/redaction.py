@@ -14,8 +14,21 @@ _IN_TEXT: Final = re.compile(r"(\w+://)(?:[^\s'\"<>]|['\"](?![\s,;:.)\]}]|$))*@"
 """A quote may be in a password; one with a separator behind it ends the address."""
 
 
+_NEXT: Final = re.compile(r"\s*,\s*(?=\w+://)")
+"""Between two addresses."""
+
+
+def split_addresses(url: str) -> list[str]:
+    """Each of the addresses that have commas between them.  A comma without a scheme behind it may be in a password."""
+    return _NEXT.split(url)
+
+
 def redacted(url: str) -> str:
     """The address without user, password or token, which may hold any character.  Nothing else shows an address."""
+    return ",".join(_redacted(one) for one in split_addresses(url))
+
+
+def _redacted(url: str) -> str:
     return _NO_PORT.sub(r"\1...", _BEHIND.sub(r"\1...", _LETS_IN.sub(r"\1", url)))
 
 

@@ -126,7 +126,9 @@ async def nats_server(folder: Path, **settings: Any) -> AsyncIterator[NatsServer
 
 
 @contextlib.asynccontextmanager
-async def nats_cluster(folder: Path, count: int = 3) -> AsyncIterator[list[NatsServer]]:
+async def nats_cluster(
+    folder: Path, count: int = 3, advertise: bool = True, **settings: Any
+) -> AsyncIterator[list[NatsServer]]:
     async with contextlib.AsyncExitStack() as stack:
         with contextlib.ExitStack() as held:
             sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
@@ -134,8 +136,8 @@ async def nats_cluster(folder: Path, count: int = 3) -> AsyncIterator[list[NatsS
         routes = [f"nats://127.0.0.1:{port}" for port in ports]
         servers = []
         for n, port in enumerate(ports):
-            cluster = {"name": "c", "host": "127.0.0.1", "port": port, "routes": routes}
-            made = nats_server(folder / str(n), server_name=f"s{n}", cluster=cluster)
+            cluster = {"name": "c", "host": "127.0.0.1", "port": port, "routes": routes, "no_advertise": not advertise}
+            made = nats_server(folder / str(n), server_name=f"s{n}", cluster=cluster, **settings)
             servers.append(await stack.enter_async_context(made))
         yield servers
 

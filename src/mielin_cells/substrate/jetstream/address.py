@@ -10,7 +10,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from mielin_cells.errors import ConfigError
-from mielin_cells.redaction import redacted
+from mielin_cells.redaction import redacted, split_addresses
 
 CREDENTIALS_BYTES: Final = 64 * 1024
 _NO_SUCH_HOST: Final = frozenset((socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)))
@@ -34,10 +34,17 @@ def options_of(creds: str | os.PathLike[str] | None, tls_ca: str | os.PathLike[s
 
 
 def check_url(url: str, where: str = "") -> str:
-    """The address, with its scheme in lower case.  `where` says what names the address.
+    """The address of a server, or of several with commas between, with schemes in lower case.  `where` says what names the address.
 
-    Raises `ConfigError`.  A name alone needs a scheme or a port to be an address.
+    Raises `ConfigError`.  A name alone needs a scheme or a port to be an address; one behind a comma needs its scheme, since a comma
+    may be in a password.
     """
+    checked = ",".join(_check_one(one, where) for one in split_addresses(url))
+    servers_of(checked)
+    return checked
+
+
+def _check_one(url: str, where: str) -> str:
     parts, is_address = urlsplit(""), False
     with contextlib.suppress(ValueError):
         parts = urlsplit(url if "://" in url else f"nats://{url}")
@@ -56,6 +63,32 @@ def check_url(url: str, where: str = "") -> str:
         scheme, sign, rest = url.partition("://")
         return f"{scheme.lower()}://{rest}" if sign else url
     raise ConfigError(f"{what}.", field="connect", range="nats://HOST:PORT")
+
+
+def servers_of(url: str) -> tuple[list[str], dict[str, str]]:
+    """The servers of a checked address, and the credential in it as options of the library.
+
+    The library shows a credential that is in one server's address to that server alone, and not to others of its cluster, which it
+    learns of without one.  Raises `ConfigError` if there are two of them.
+    """
+    servers, found = list[str](), list[dict[str, str]]()
+    for one in split_addresses(url):
+        parts = urlsplit(one if "://" in one else f"nats://{one}")
+        servers.append(parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl())
+        option: dict[str, str] = {}
+        if parts.username is not None:
+            option = {"token": parts.username}
+            if parts.password is not None:
+                option = {"user": parts.username, "password": parts.password}
+        if option and option not in found:
+            found.append(option)
+    if len(found) > 1:
+        raise ConfigError(
+            f"{redacted(url)!r} has two credentials; servers of one cluster take the same one.",
+            field="connect",
+            range="one credential",
+        )
+    return servers, found[0] if found else {}
 
 
 def _credentials(path: str) -> str:

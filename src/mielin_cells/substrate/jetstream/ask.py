@@ -17,7 +17,7 @@ API_S: Final = 5.0
 async def ask(connection: Connection, what: str, data: bytes = b"", kind: Any = api.StreamAnswer) -> Any:
     """The decoded answer.  Raises `StoreUnreachable` if there is none, `JetStreamDisabled` if nobody serves the API."""
     try:
-        heard = await connection.call(f"$JS.API.{what}", data, API_S)
+        heard = await connection.call(f"{connection.api}{what}", data, API_S)
     except Unanswered as error:
         connection.check()
         raise StoreUnreachable(

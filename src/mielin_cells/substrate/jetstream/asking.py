@@ -36,7 +36,7 @@ class Asking:
 
     async def _one(self, stream: str, wanted: dict[str, object], subject: str) -> Heard | None:
         """One entry by a direct get, which any replica may answer."""
-        heard = await self._request(f"$JS.API.DIRECT.GET.{stream}", msgspec.json.encode(wanted), subject)
+        heard = await self._request(f"{self._connection.api}DIRECT.GET.{stream}", msgspec.json.encode(wanted), subject)
         if heard.status == api.NOT_FOUND:
             return None
         await self._check(heard.status, stream, subject)
@@ -78,7 +78,7 @@ class Asking:
         return [one for one in heard if not one.status]
 
     async def _asked(self, what: str, stream: str, data: bytes, subject: str) -> Heard:
-        heard = await self._request(f"$JS.API.{what}.{stream}", data, subject)
+        heard = await self._request(f"{self._connection.api}{what}.{stream}", data, subject)
         if heard.status == api.NO_RESPONDERS:
             raise await self._gone(stream)
         return heard
@@ -104,7 +104,9 @@ class Asking:
 
     async def _collect(self, stream: str, wanted: dict[str, object], subject: str) -> list[Heard]:
         try:
-            heard = await self._connection.collect(f"$JS.API.DIRECT.GET.{stream}", msgspec.json.encode(wanted), READ_S)
+            heard = await self._connection.collect(
+                f"{self._connection.api}DIRECT.GET.{stream}", msgspec.json.encode(wanted), READ_S
+            )
         except Unanswered as error:
             raise StoreUnreachable(f"The server did not answer about {subject}: {error}.", subject=subject) from None
         status = heard[-1].status
@@ -121,7 +123,7 @@ class Asking:
     async def _gone(self, stream: str) -> CellError:
         """Nobody took a request: is the stream gone, or only without a leader for a moment?"""
         try:
-            heard = await self._connection.call(f"$JS.API.STREAM.INFO.{stream}", b"", READ_S)
+            heard = await self._connection.call(f"{self._connection.api}STREAM.INFO.{stream}", b"", READ_S)
         except (Unanswered, RetryError) as error:
             return StoreUnreachable(
                 f"The server did not take a request for the stream {stream} ({error}); nothing was written. Try again.",

@@ -1,4 +1,4 @@
-"""One connection to a NATS server as the rest uses it.  The only module that imports nats.
+"""One connection to a NATS server as the rest uses it.  It and `library` alone import nats.
 
 Requests have one answer or a batch, listeners need no task each, and a lost connection is opened again for ever.
 """
@@ -8,13 +8,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 import secrets
 import ssl
 from collections.abc import Callable
 from typing import Any, Final
 
 import nats
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
@@ -28,14 +28,14 @@ from mielin_cells.errors import (
 )
 from mielin_cells.redaction import redacted, scrubbed
 from mielin_cells.substrate.jetstream import api
-from mielin_cells.substrate.jetstream.address import is_unknown_host
+from mielin_cells.substrate.jetstream.address import is_unknown_host, servers_of
 from mielin_cells.substrate.jetstream.api import Unanswered
 from mielin_cells.substrate.jetstream.heard import Heard, Waiters
+from mielin_cells.substrate.jetstream.library import Insecure, LibraryClient
 
 logger = logging.getLogger("mielin_cells.jetstream")
 
 CONNECT_S: Final = 5.0
-DROP_S: Final = 0.25
 RECONNECT_S: Final = 0.25
 """Between two tries; for ever."""
 PING_S: Final = 2.0
@@ -51,61 +51,6 @@ _OPTIONS: Final[dict[str, Any]] = {
     "pending_size": 0,  # nothing is kept back while disconnected and sent later
     "skip_subject_validation": True,  # ours are made of checked words
 }
-
-
-class _Insecure(nats.errors.Error):
-    """TLS was asked for, and the server does not have it."""
-
-
-class _Client(Client):
-    """The library's client, hardened against malformed messages of others."""
-
-    async def drop(self, seconds: float = DROP_S) -> None:
-        """Closes the connection, also one that failed to open: the library leaves its socket open and its tasks running."""
-        if self._flush_queue is not None:
-            with contextlib.suppress(OSError, nats.errors.Error):
-                async with asyncio.timeout(seconds):  # it waits for ever for the end of a TLS that did not begin
-                    await self._close(Client.CLOSED, do_cbs=False)
-
-    async def _process_connect_init(self) -> None:
-        try:
-            await super()._process_connect_init()
-        except BaseException as error:
-            if self._transport is not None:
-                # The library forgets it when it tries again.
-                self._transport.close()  # type: ignore[no-untyped-call]  # it has no annotations
-            is_nonsense = isinstance(error, (ValueError, LookupError, TypeError, AttributeError))
-            if is_nonsense and not isinstance(error, OSError):  # a wrong certificate is both
-                raise nats.errors.Error(f"it does not speak NATS: {error}") from error  # else it would not try again
-            raise
-
-    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
-        if initial_connection:
-            if not isinstance(info["version"], str) or not isinstance(info["max_payload"], int):
-                raise TypeError("its greeting has values of other types")
-            server = self._current_server
-            wants_tls = "tls" in self.options or (server is not None and server.uri.scheme == "tls")
-            if wants_tls and not info.get("tls_required"):  # else the library goes on without, and shows the password
-                raise _Insecure("it does not ask for TLS")
-        await super()._process_info(info, initial_connection)
-
-    @staticmethod
-    def _parse_header_lines(raw: bytes) -> dict[str, str]:
-        """The library looks at each character of each name, which is a tenth of what a load of an agent takes."""
-        headers: dict[str, str] = {}
-        for line in raw.decode("utf-8", "replace").split("\r\n"):
-            name, sign, value = line.partition(":")
-            name = name.strip()
-            if sign and name.isascii() and len(name.split()) == 1:
-                headers[name] = value.strip()
-        return headers
-
-    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
-        # An exception would end the reader, which is only replaced seconds later.
-        try:
-            await super()._process_msg(sid, subject, reply, data, headers)
-        except (ValueError, LookupError) as error:  # bytes that are no text, headers that are none
-            logger.warning("A message on %r cannot be read and is dropped: %s.", subject, error)
 
 
 class Listener(Subscription):
@@ -152,12 +97,15 @@ class Listener(Subscription):
 class Connection:
     """One connection to a server.  A request that was sent and lost its connection is `Unanswered`, never sent again."""
 
-    def __init__(self, url: str, options: dict[str, Any]) -> None:
+    def __init__(self, url: str, options: dict[str, Any], domain: str | None = None) -> None:
         self.url = redacted(url)
-        self._options = {**options, "servers": [url], **_OPTIONS}
+        self.api = f"$JS.{domain}.API." if domain else "$JS.API."
+        """What stands before all subjects of JetStream's API."""
+        self._servers, credential = servers_of(url)
+        self._options = {**options, **credential, **_OPTIONS}
         self.back: Callable[[], None] | None = None
         """Called after a reconnect: messages sent meanwhile were missed."""
-        self._nc = _Client()
+        self._nc = LibraryClient()
         self._waiters = Waiters()
         self._inbox = f"{api.INBOX}{secrets.token_hex(11)}."
         self._listeners: set[Listener] = set()
@@ -172,11 +120,23 @@ class Connection:
     # ---- life ------------------------------------------------------------------------------------------------
 
     async def open(self) -> None:
-        """Raises a named error if the server cannot be used."""
-        nc = _Client()
+        """Raises a named error if no server can be used.  Of several each is the first to be tried once, beginning with any."""
         self._deaf = None
+        servers = random.sample(self._servers, len(self._servers))
+        for _ in servers[1:]:
+            with contextlib.suppress(StoreUnreachable):
+                await self._open(servers)
+                return
+            servers.append(servers.pop(0))
+        await self._open(servers)
+
+    async def _open(self, servers: list[str]) -> None:
+        """At the first of these that takes a connection; what it then says is not tried again elsewhere."""
+        nc = LibraryClient()
         try:
             await nc.connect(
+                servers=servers,
+                dont_randomize=True,
                 # For this try alone: the caller decides about the next.  "For ever" would hold for it, too.
                 **{**self._options, "max_reconnect_attempts": 1},
                 allow_reconnect=False,
@@ -194,7 +154,11 @@ class Connection:
         except BaseException:
             await nc.drop()
             raise
-        nc.options.update(allow_reconnect=True, max_reconnect_attempts=self._options["max_reconnect_attempts"])
+        nc.options.update(
+            allow_reconnect=True,
+            dont_randomize=False,
+            max_reconnect_attempts=self._options["max_reconnect_attempts"],
+        )
         self._nc = nc
         for listener in self._listeners:
             self._register(listener)
@@ -206,7 +170,7 @@ class Connection:
                 f"The server {self.url} refuses this user ({text}); check the credential in the URL, or --creds.",
                 url=self.url,
             )
-        if isinstance(error, _Insecure):
+        if isinstance(error, Insecure):
             return AuthFailed(
                 f"The server {self.url} does not use TLS ({text}), and nothing was shown to it; enable TLS there, or leave "
                 "out --tls-ca and use nats:// in the URL.",
@@ -375,6 +339,8 @@ class Connection:
     async def _closed(self) -> None:
         """Keeps reconnecting after errors on which the library gives up."""
         if not self._is_closing and self._reopening is None:
+            found = [uri.geturl() for uri in self._nc.discovered_servers]
+            self._servers += [server for server in found if server not in self._servers]
             self._reopening = asyncio.get_running_loop().create_task(self._reopen())
 
     async def _reopen(self) -> None:
