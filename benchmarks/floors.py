@@ -18,6 +18,7 @@ import uvloop
 
 from benchmarks.peer import Peer, of_ours
 from benchmarks.peers.serve import serve_async
+from mielin_cells.log.ids import log_subject
 from mielin_cells.substrate.jetstream import JetStream
 from mielin_cells.substrate.parts import put_parts
 from mielin_cells.substrate.ports import Appended
@@ -31,7 +32,9 @@ GROUP = 64
 
 
 class Floor:
-    def __init__(self, writer: JetStream, reader: JetStream) -> None:
+    def __init__(self, writer: JetStream, reader: JetStream, logs: JetStream) -> None:
+        """`logs`: a deployment of its own on the same server, for agents' logs that no node shall look at."""
+        self._logs = logs.log
         self._writer = writer
         self._reader = reader
         self._heard: dict[bytes, asyncio.Future[None]] = {}
@@ -102,16 +105,19 @@ class Floor:
         return count // window * window / (time.perf_counter() - at)
 
     async def takeovers(self, agents: list[str]) -> float:
-        """Seconds to take over so many agents barely: each two reads, a claim, a commit and a subscription."""
-        log, open_ones = self._writer.log, asyncio.Semaphore(GROUP)
+        """Seconds to take over so many agents barely: each two reads, a claim, a commit and a subscription.
+
+        Created and claimed by ownership records, which the server puts into the index of owners as well.
+        """
+        log, open_ones = self._logs, asyncio.Semaphore(GROUP)
 
         async def one(agent: str) -> None:
             async with open_ones:
-                subject = f"floor.agent-{agent}"
+                subject = log_subject(agent)
                 last = await log.last(subject)
                 assert last is not None
                 await log.read(subject, last.seq - 1, 1)
-                claimed = await log.append(subject, RECORD, last.seq)
+                claimed = await log.append(subject, RECORD, last.seq, "after")
                 assert isinstance(claimed, Appended)
                 committed = await log.append(subject, RECORD, claimed.seq)
                 assert isinstance(committed, Appended)
@@ -119,7 +125,7 @@ class Floor:
 
         async def made(agent: str) -> None:
             async with open_ones:
-                await log.append(f"floor.agent-{agent}", RECORD)
+                await log.append(log_subject(agent), RECORD, 0, "before")
 
         subscriptions: list[Any] = []
         await asyncio.gather(*(made(agent) for agent in agents))
@@ -144,7 +150,8 @@ class Floor:
 async def main() -> None:
     url = os.environ[URL]
     writer, reader = await JetStream.open(url), await JetStream.open(url)
-    floor = Floor(writer, reader)
+    logs = await JetStream.open(url, deployment="floor", shards=writer.shards)
+    floor = Floor(writer, reader, logs)
     await floor.open()
     does: dict[str, Any] = {
         "dependent": floor.dependent, "owns": floor.owns, "between": floor.between, "pipelined": floor.pipelined,
@@ -153,6 +160,7 @@ async def main() -> None:
     await serve_async(does, {"uvloop": True})
     await writer.close()
     await reader.close()
+    await logs.close()
 
 
 @asynccontextmanager

@@ -369,22 +369,25 @@ class TrimLeavesNothing(Broken):
 
 
 class OwnedIsEmpty(Broken):
-    async def owned(self, owner: str) -> list[tuple[str, int]]:
+    async def owned(self, owner: str) -> list[str]:
         return []
 
 
-class OwnedIsACountOfItsOwn(Broken):
-    async def owned(self, owner: str) -> list[tuple[str, int]]:
-        return [(subject, n) for n, (subject, _) in enumerate(await super().owned(owner), 1)]
+class OwnedIsForgottenWhatever(Broken):
+    async def forget_owned(self, owner: str, subject: str, seq: int) -> None:
+        self.seen[f"{owner} {subject}"] = 1
+
+    async def owned(self, owner: str) -> list[str]:
+        return [subject for subject in await super().owned(owner) if f"{owner} {subject}" not in self.seen]
 
 
 class OwnedIsOfEverybody(Broken):
-    async def owned(self, owner: str) -> list[tuple[str, int]]:
-        return await self.log.subjects("log.")
+    async def owned(self, owner: str) -> list[str]:
+        return [subject for subject, _ in await self.log.subjects("log.")]
 
 
 class OwnedHasOnePage(Broken):
-    async def owned(self, owner: str) -> list[tuple[str, int]]:
+    async def owned(self, owner: str) -> list[str]:
         return (await super().owned(owner))[:1000]
 
 

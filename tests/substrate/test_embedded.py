@@ -446,7 +446,7 @@ async def answers_of(path: Path) -> list[list[Entry]] | CellError:
     except CellError as error:
         return error
     try:
-        owned = [Entry(seq, subject.encode()) for subject, seq in await store.log.owned("node-1")]
+        owned = [Entry(1, subject.encode()) for subject in await store.log.owned("node-1")]
         return [*[await everything(store.log, f"s.{n}") for n in range(3)], owned]
     except CellError as error:
         return error

@@ -221,7 +221,7 @@ class Setup:
             with contextlib.suppress(RetryError):
                 lists = [await log.owned(node.name) for node in self._nodes]
                 owned = {
-                    (node.name, subject) for node, some in zip(self._nodes, lists, strict=True) for subject, _ in some
+                    (node.name, subject) for node, some in zip(self._nodes, lists, strict=True) for subject in some
                 }
                 loaded = [(agent, await load_agent(log, agent)) for agent in load.recording.agents]
                 missing = {agent for agent, fold in loaded if (fold.owner, log_subject(agent)) not in owned}

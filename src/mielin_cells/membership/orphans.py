@@ -55,7 +55,7 @@ async def find_orphans(
     nodes do not all have the same classes.  The logs may be read late: the node that claims an agent reads its log again.
     """
     if by_index:
-        last = await read_ends(log, {agent for node in gone for agent, _ in await list_owned(log, node)})
+        last = await read_ends(log, {agent for node in gone for agent in await list_owned(log, node)})
     else:
         last = await read_ends(log, [agent for agent, _ in await list_agents(log)])
     if strays:

@@ -53,12 +53,12 @@ async def list_agents(log: Log) -> list[tuple[str, int]]:
     return _agents_of(await log.subjects(LOGS))
 
 
-async def list_owned(log: Log, node: str) -> list[tuple[str, int]]:
-    """Agents that the store's index gives to the node, with the sequence of the record that names it: a hint (`Log.owned`)."""
-    return _agents_of(await log.owned(node))
+async def list_owned(log: Log, node: str) -> list[str]:
+    """Agents that the store's index gives to the node: a hint (`Log.owned`)."""
+    return [agent for agent, _ in _agents_of((subject, 0) for subject in await log.owned(node))]
 
 
-def _agents_of(subjects: list[tuple[str, int]]) -> list[tuple[str, int]]:
+def _agents_of(subjects: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
     agents = []
     for subject, seq in subjects:
         with contextlib.suppress(UnicodeDecodeError):  # else nobody's log: no agent id makes this subject

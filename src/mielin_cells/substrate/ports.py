@@ -120,17 +120,17 @@ class Log(Protocol):
         yet (`STALE_S`).  Different after a connection was lost, and after the store was put back to an older copy.
         """
 
-    async def owned(self, owner: str) -> list[tuple[str, int]]:
-        """Agents' logs in which an ownership record names `owner`, with that record's sequence in the log; in order of name.
+    async def owned(self, owner: str) -> list[str]:
+        """Agents' logs in which an ownership record names `owner`, in order of name.
 
         A hint: it costs by what `owner` owns, not by all agents, but it may be late, may lack logs, and may hold logs
         that have named another node since.  Only the log itself says who owns the agent.
         """
 
     async def forget_owned(self, owner: str, subject: str, seq: int) -> None:
-        """Removes the hint that `owned(owner)` gives for `subject` if it still says `seq`; a newer one stays.
+        """Removes `subject` from `owned(owner)` if the record that put it there is before `seq`; otherwise it stays.
 
-        Only node `owner` itself calls this, after the log has named another node.  May be lost without harm.
+        Only node `owner` itself calls this, after its log's record `seq` has named another node.  May be lost without harm.
         """
 
 

@@ -264,7 +264,7 @@ class ForwardedLog:
         self.called("position", "")
         return await self.log.position()
 
-    async def owned(self, owner: str) -> list[tuple[str, int]]:
+    async def owned(self, owner: str) -> list[str]:
         self.called("owned", owner)
         return await self.log.owned(owner)
 

@@ -137,19 +137,17 @@ class Adoption:
 
     async def begin(self) -> None:
         """Takes the agents that the store's index gives to this node; the first round finds those that the index has missed."""
-        owned = dict(await list_owned(self._home.log, self._home.name))
-        agents = list(owned)
+        agents = await list_owned(self._home.log, self._home.name)
         for start in range(0, len(agents), LOOK_SUBJECTS):
             await self._take_all(await self._without_others(agents[start : start + LOOK_SUBJECTS]))
-        self._home.begin(
-            self._forget_former({agent: seq for agent, seq in owned.items() if self.quiet.get(agent, 0) > seq})
-        )
+        self._home.begin(self._forget_former([agent for agent in agents if agent in self.quiet]))
 
-    async def _forget_former(self, owned: dict[str, int]) -> None:
-        """Removes the index's entries of agents whose logs named another node in a later record."""
+    async def _forget_former(self, agents: list[str]) -> None:
+        """Removes agents from the index whose logs have named another node in a later record than the one that put them there."""
         try:
-            for agent, seq in owned.items():
-                await self._home.log.forget_owned(self._home.name, log_subject(agent), seq)
+            for agent in agents:
+                if (seq := self.quiet.get(agent)) is not None:
+                    await self._home.log.forget_owned(self._home.name, log_subject(agent), seq)
         except CellError as error:
             logger.info("node %s leaves old entries in the index: %s", self._home.name, error)
 

@@ -164,13 +164,13 @@ class EmbeddedLog:
         self._check()
         return (self._position,)
 
-    async def owned(self, owner: str) -> list[tuple[str, int]]:
+    async def owned(self, owner: str) -> list[str]:
         """Never late here, and without former owners: read from the entries themselves."""
         self._check()
-        owned: list[tuple[str, int]] = []
+        owned: list[str] = []
         page = self._store.owned(owner, 0, PAGE_ROWS)
         while page:
-            owned += ((subject, seq) for seq, subject in page)
+            owned += (subject for _, subject in page)
             await asyncio.sleep(0)
             self._check()
             page = self._store.owned(owner, page[-1][0], PAGE_ROWS) if len(page) == PAGE_ROWS else []

@@ -77,6 +77,18 @@ class Asking:
             raise TooMany
         return [one for one in heard if not one.status]
 
+    async def _names(self, stream: str, matching: str) -> list[str]:
+        """The names in the stream that this matches, by its leader's list of them."""
+        names: list[str] = []
+        while True:
+            answer = await self._stream(
+                "STREAM.INFO", stream, {"subjects_filter": matching, "offset": len(names)}, stream
+            )
+            there = answer.state.subjects or {}
+            names += there
+            if not there or len(names) >= answer.total:
+                return names
+
     async def _asked(self, what: str, stream: str, data: bytes, subject: str) -> Heard:
         heard = await self._request(f"{self._connection.api}{what}.{stream}", data, subject)
         if heard.status == api.NO_RESPONDERS:

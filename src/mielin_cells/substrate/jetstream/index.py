@@ -22,9 +22,6 @@ from mielin_cells.substrate.jetstream.places import OWN, head_of, node_word
 
 GENERATION: Final = "mielin.own"
 """Which index is the deployment's, in the metadata of its first log stream; 0: it has not been made yet."""
-BATCH: Final = 1000
-BATCH_BYTES: Final = 4 * 1024 * 1024
-"""Entries come with their records, so a page ends by size, too."""
 
 
 def index_name(deployment: str, generation: int) -> str:
@@ -39,8 +36,11 @@ def _config(deployment: str, generation: int, shards: int, replicas: int) -> dic
         }
         return {"name": api.stream_name(deployment, "log", shard), "subject_transforms": [moved]}
 
+    # It can be made anew from the logs, and a server that stops takes in again what it had not written: so of one copy it writes
+    # without waiting for the disk.  With a sync for each, a synced server spent as much on an index entry as on the record itself.
+    persist = {"persist_mode": "async"} if replicas == 1 else {}
     return {
-        "name": index_name(deployment, generation), "sources": [source(shard) for shard in range(shards)],
+        "name": index_name(deployment, generation), **persist, "sources": [source(shard) for shard in range(shards)],
         "storage": "file", "retention": "limits", "discard": "old", "max_msgs_per_subject": 1,
         "max_consumers": -1, "max_msgs": -1, "max_bytes": -1, "max_age": 0, "max_msg_size": -1, "num_replicas": replicas,
         "allow_direct": True, "deny_delete": True, "duplicate_window": 1_000_000_000,
@@ -53,17 +53,18 @@ def generation_of(config: dict[str, Any]) -> int:
     return int(text) if text.isdecimal() else 0
 
 
-async def make_index(connection: Connection, deployment: str) -> str | None:
-    """Makes the index if it is not there, under the next generation.  Returns its name if this call made it.
+async def make_index(connection: Connection, deployment: str, replicas: int | None = None) -> str | None:
+    """Makes the index if it is not there, or does not have so many `replicas`, under the next generation.
 
-    Of several that make it at once all make the same one.
+    Returns its name if this call made it.  Of several that make it at once all make the same one.  `replicas` None: those of the logs.
     """
     first = api.stream_name(deployment, "log", 0)
     config = (await raw_stream(connection, first))["config"]
     generation = generation_of(config)
-    if generation and await find_stream(connection, index_name(deployment, generation)) is not None:
+    there = await find_stream(connection, index_name(deployment, generation)) if generation else None
+    if there is not None and replicas in (None, there.config.num_replicas):
         return None
-    shards, replicas = int(config["metadata"]["mielin.shards"]), int(config.get("num_replicas", 1))
+    shards, replicas = int(config["metadata"]["mielin.shards"]), replicas or int(config.get("num_replicas", 1))
     wanted = _config(deployment, generation + 1, shards, replicas)
     answer = await ask(connection, f"STREAM.CREATE.{wanted['name']}", json.dumps(wanted).encode())
     if answer.error is not None and answer.error.err_code != api.NAME_IN_USE:
@@ -89,7 +90,7 @@ class Index(Asking):
         self._deployment = deployment
         self._name = ""
 
-    async def owned(self, owner: str) -> list[tuple[str, int]]:
+    async def owned(self, owner: str) -> list[str]:
         """Made anew first if it was deleted: then the answer is partial for a while, as it may be at any time."""
         try:
             return await self._list(owner)
@@ -98,20 +99,17 @@ class Index(Asking):
             await make_index(self._connection, self._deployment)
             return await self._list(owner)
 
-    async def _list(self, owner: str) -> list[tuple[str, int]]:
-        """By batched direct gets: they give the log's sequences, which a list of the index's names would not."""
-        name, head = await self._found(), f"{self._deployment}.{OWN}.{node_word(owner)}."
-        owned: list[tuple[str, int]] = []
-        after, more = 0, True
-        while more:
-            wanted = {"seq": after + 1, "next_by_subj": f"{head}*", "batch": BATCH, "max_bytes": BATCH_BYTES}
-            page, more = await self._batch(name, wanted, after, name)
-            owned += [(LOGS + one.subject.removeprefix(head), one.source) for one in page]
-            after = page[-1].seq if page else after
-        return sorted(dict(owned).items())
+    async def _list(self, owner: str) -> list[str]:
+        """From the stream's own list of names: 3 µs each, however many others there are.
+
+        Batched direct gets would give the records, too, and cost more for each entry the more there are: 64 µs of 2,000 entries.
+        """
+        head = f"{self._deployment}.{OWN}.{node_word(owner)}."
+        names = await self._names(await self._found(), f"{head}*")
+        return sorted(LOGS + name.removeprefix(head) for name in names)
 
     async def forget(self, owner: str, subject: str, seq: int) -> None:
-        """By the entry's own sequence in this very index: an entry that comes meanwhile is behind it, and stays."""
+        """By the entry's own sequence in this very index: an entry that comes meanwhile is behind that, and stays."""
         if not is_agents_log(subject):
             raise InternalError(f"{subject!r} is no agent's log; nobody owns it.")
         entry = f"{self._deployment}.{OWN}.{node_word(owner)}.{subject.removeprefix(LOGS)}"
@@ -121,7 +119,7 @@ class Index(Asking):
         except StreamMissing:
             self._name = ""
             return
-        if found is not None and found.source == seq:
+        if found is not None and found.source < seq:
             await self._purge(name, entry, found.seq + 1, subject)
 
     async def _found(self) -> str:

@@ -297,14 +297,16 @@ class JetLog(Asking):
         for kind in kinds:
             for shard in range(self._shards):
                 stream, head = api.stream_name(self._deployment, kind, shard), head_of(self._deployment, kind, shard)
-                names = [name for name in await self._names(stream, head, prefix) if name.startswith(head + prefix)]
+                words = prefix.rpartition(".")[0]
+                names = await self._names(stream, f"{head}{words + '.' if words else ''}>")
+                names = [name for name in names if name.startswith(head + prefix)]
                 for start in range(0, len(names), LASTS):
                     for one in await self._lasts(stream, names[start : start + LASTS]):
                         subject = subject_of(one.subject.removeprefix(head))
                         ends[subject] = max(one.seq, ends.get(subject, 0))
         return sorted(ends.items())
 
-    async def owned(self, owner: str) -> list[tuple[str, int]]:
+    async def owned(self, owner: str) -> list[str]:
         return await self._index.owned(owner)
 
     async def forget_owned(self, owner: str, subject: str, seq: int) -> None:
@@ -317,14 +319,3 @@ class JetLog(Asking):
         return reconnects, *[
             (await self._stream("STREAM.INFO", stream, {}, stream)).state.last_seq for stream in streams
         ]
-
-    async def _names(self, stream: str, head: str, prefix: str) -> list[str]:
-        words = prefix.rpartition(".")[0]
-        names: list[str] = []
-        while True:
-            wanted = {"subjects_filter": f"{head}{words + '.' if words else ''}>", "offset": len(names)}
-            answer = await self._stream("STREAM.INFO", stream, wanted, stream)
-            there = answer.state.subjects or {}
-            names += there
-            if not there or len(names) >= answer.total:
-                return names

@@ -196,8 +196,7 @@ async def with_replicas(connection: Connection, deployment: str, replicas: int |
     changed: dict[str, tuple[int, int]] = {}
     answer = await stream(connection, first)
     shards = shards_of(answer, first, None)
-    await make_index(connection, deployment)
-    for name in [await find_index(connection, deployment), *names(deployment, shards)]:
+    for name in names(deployment, shards):
         config = (await raw_stream(connection, name))["config"]  # all of it, also what this version does not know
         have = int(config.get("num_replicas", 1))
         if have == wanted or (replicas is None and have > wanted):
@@ -211,7 +210,20 @@ async def with_replicas(connection: Connection, deployment: str, replicas: int |
         changed[name] = have, wanted
     for name in changed:
         await _led(connection, name)
+    await _match_index(connection, deployment, changed)
     return changed
+
+
+async def _match_index(connection: Connection, deployment: str, changed: dict[str, tuple[int, int]]) -> None:
+    """Makes an index with as many copies as the logs have: the server refuses to change those of one that it writes unsynced."""
+    before = await make_index(connection, deployment) or await find_index(connection, deployment)
+    had = int((await raw_stream(connection, before))["config"].get("num_replicas", 1))
+    have = int((await raw_stream(connection, api.stream_name(deployment, "log", 0)))["config"].get("num_replicas", 1))
+    made = await make_index(connection, deployment, have)
+    if made is not None:
+        await _led(connection, made)
+        await ask(connection, f"STREAM.DELETE.{before}")
+        changed[made] = had, have
 
 
 async def _led(connection: Connection, name: str) -> None:

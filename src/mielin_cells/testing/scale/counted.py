@@ -98,7 +98,7 @@ class CountedView(View):
         _tally(self.world).entries["subjects", kind_of(prefix)] += len(listed)
         return listed
 
-    async def owned(self, owner: str) -> list[tuple[str, int]]:
+    async def owned(self, owner: str) -> list[str]:
         owned = await super().owned(owner)
         _tally(self.world).entries["owned", AGENTS] += len(owned)
         return owned

@@ -101,18 +101,16 @@ class Store:
             self.changes.append((subject, before, None))
         return len(gone)
 
-    def owned(self, owner: str, upto: int) -> list[tuple[str, int]]:
+    def owned(self, owner: str, upto: int) -> list[str]:
         """As the index of a server: what came in up to `upto`, former owners included, without what it has lost."""
-        owned = list[tuple[str, int]]()
-        for subject, seqs in self._owners.get(owner, {}).items():
-            there = [seq for seq in seqs if seq <= upto and (subject, seq) not in self.lost]
-            if there:
-                owned.append((subject, there[-1]))
-        return sorted(owned)
+        return sorted(
+            subject for subject, seqs in self._owners.get(owner, {}).items()
+            if any(seq <= upto and (subject, seq) not in self.lost for seq in seqs)
+        )  # fmt: skip
 
     def forget_owned(self, owner: str, subject: str, seq: int) -> None:
         seqs = self._owners.get(owner, {}).get(subject, [])
-        if seqs and seqs[-1] == seq:
+        if seqs and seqs[-1] < seq:
             seqs.clear()
 
     def subjects(self, prefix: str) -> list[tuple[str, int]]:

@@ -232,11 +232,11 @@ class View(Link):
         upto = self._horizon()
         return answer if upto is None else (answer[0], min(answer[1], upto))
 
-    async def owned(self, owner: str) -> list[tuple[str, int]]:
+    async def owned(self, owner: str) -> list[str]:
         """The index is always late, by up to `index_s`, and names former owners."""
         world = self.world
         upto = world.known_before(world.faults.index_s * world.rng.random())
-        owned: list[tuple[str, int]] = await self._look("owned", owner, lambda: world.store.owned(owner, upto))
+        owned: list[str] = await self._look("owned", owner, lambda: world.store.owned(owner, upto))
         return owned
 
     async def forget_owned(self, owner: str, subject: str, seq: int) -> None:
