@@ -12,13 +12,14 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, dataclass_transform
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, dataclass_transform
 
 from mielin_cells.agents import definition
-from mielin_cells.agents.context import turn
+from mielin_cells.agents.context import caller_of, turn
 from mielin_cells.agents.handler import Handler
 from mielin_cells.agents.reference import Reference, classes
+from mielin_cells.agents.shared.watched import Watched
 from mielin_cells.agents.values.annotations import annotations_of
 from mielin_cells.errors import FieldRefused, IsReference, UsageError
 from mielin_cells.log.policy import DEFAULT, Policy
@@ -260,6 +261,17 @@ class Agent(Reference):
     async def healthy(self) -> bool:
         """The probe of a move's probation: False returns the agent to the source."""
         return True
+
+    def watch(self, *, after: int = 0) -> AsyncIterator[Watched[Self]]:
+        """The agent's committed states with their revisions, from now on: `async for seen in ref.watch(): seen.state.total`.
+
+        The first is the state of now.  The newest wins: who is slow misses states in between, and never sees an older one after a
+        newer one.  With `after`, the revision of a state that was seen before, it goes on behind that one.  It ends when the agent
+        does, and goes on while the agent moves or its node is down.  The agent does not notice it.
+        Raises `NoSuchAgent`, `AgentTerminated`, `WrongClass`; `StateUnloadable` if the agent runs another version of the class;
+        `UsageError` inside a turn.  A class with a handler or field of the name `watch` has that instead.
+        """
+        return caller_of(self).watch(self, after)
 
     def __dir__(self) -> list[str]:
         names = [name for name in object.__dir__(self) if not name.startswith("__mielin_")]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from contextvars import ContextVar
 from typing import Any, Protocol
 
 from mielin_cells.agents.cluster import Cluster
 from mielin_cells.agents.reference import Reference
 from mielin_cells.agents.retry import Retry
-from mielin_cells.errors import NotInTurn
+from mielin_cells.errors import NotConnected, NotInTurn
 
 
 class Caller(Protocol):
@@ -24,6 +24,15 @@ class Caller(Protocol):
     def tell(
         self, ref: Reference, handler: str, args: tuple[Any, ...], kwargs: dict[str, Any], label: str | None
     ) -> Coroutine[Any, Any, None]: ...
+
+    def read(
+        self, ref: Reference, handler: str, args: tuple[Any, ...], kwargs: dict[str, Any],
+        timeout: float | None, is_linearizable: bool,
+    ) -> Coroutine[Any, Any, Any]:  # fmt: skip
+        """Runs a shared handler on committed state."""
+
+    def watch(self, ref: Reference, after: int) -> AsyncIterator[Any]:
+        """Committed states, the newest at each time."""
 
 
 class Turn(Protocol):
@@ -103,6 +112,19 @@ class Turn(Protocol):
 
 turn: ContextVar[Turn | None] = ContextVar("mielin_cells_turn", default=None)
 current: ContextVar[Caller | None] = ContextVar("mielin_cells_caller", default=None)
+
+
+def caller_of(ref: Reference) -> Caller:
+    """The cluster that gave the reference; inside a turn the turn, unless that is another deployment's cluster."""
+    running, own = turn.get(), ref.__dict__["__mielin_caller__"]
+    if running is not None and (own is None or running.shares(own)):
+        return running.caller
+    caller: Caller | None = own or current.get()
+    if caller is None:
+        raise NotConnected(
+            f"{ref!r} was called outside a turn and outside `async with cells.local()` or `cells.connect()`."
+        )
+    return caller
 
 
 def this() -> Turn:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, Protocol, Self, TypeVar, overload
 
-from mielin_cells.agents.context import Caller, current, turn
+from mielin_cells.agents.context import Caller, caller_of
 from mielin_cells.agents.reference import Reference
+from mielin_cells.agents.shared.bound import SharedBound
 from mielin_cells.agents.values.annotations import read_signature
 from mielin_cells.agents.values.raises import check_declared
-from mielin_cells.errors import FieldRefused, NotConnected, UsageError
+from mielin_cells.errors import FieldRefused, UsageError
 from mielin_cells.settings import check_timeout
 
 LABEL_CHARS_MAX = 128
@@ -79,16 +80,7 @@ class Bound(Generic[P, R_co]):
         await self._caller().tell(obj, self._handler.name, args, kwargs, self._id)
 
     def _caller(self) -> Caller:
-        """The cluster that gave the reference; inside a turn the turn, unless that is another deployment's cluster."""
-        running, own = turn.get(), self._obj.__dict__["__mielin_caller__"]
-        if running is not None and (own is None or running.shares(own)):
-            return running.caller
-        caller: Caller | None = own or current.get()
-        if caller is None:
-            raise NotConnected(
-                f"{self._obj!r} was called outside a turn and outside `async with cells.local()` or `cells.connect()`."
-            )
-        return caller
+        return caller_of(self._obj)
 
     def __repr__(self) -> str:
         return f"{self._obj!r}.{self._handler.name}"
@@ -123,6 +115,9 @@ def _bound(obj: Reference, name: str, timeout: float | None, id: str | None) -> 
 
 class Handler(Generic[P, R_co]):
     """A method that messages reach; made by `@handler`."""
+
+    shared = False
+    """It reads committed state beside the turn that runs, and writes nothing."""
 
     def __init__(
         self, fn: Callable[..., Coroutine[Any, Any, R_co]], cancellable: bool, tries: int | None,
@@ -173,6 +168,24 @@ class Handler(Generic[P, R_co]):
         return self if obj is None else Bound(self, obj)
 
 
+class SharedHandler(Handler[P, R_co]):
+    """A method that reads committed state; made by `@handler(shared=True)`."""
+
+    shared = True
+
+    def __call__(self, obj: Any, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R_co]:
+        return SharedBound[P, R_co](self, obj)(*args, **kwargs)
+
+    @overload  # type: ignore[override]
+    def __get__(self, obj: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, obj: Reference, owner: type) -> SharedBound[P, R_co]: ...
+    def __get__(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, obj: Reference | None, owner: type
+    ) -> Self | SharedBound[P, R_co]:
+        return self if obj is None else SharedBound(self, obj)
+
+
 def _why_not(fn: Any) -> str:
     """Why a callable cannot be a handler, and what to write."""
     if isinstance(fn, Handler):
@@ -192,23 +205,36 @@ class _MakesHandler(Protocol):
     def __call__(self, fn: Callable[Concatenate[A, P], Coroutine[Any, Any, R]], /) -> Handler[P, R]: ...
 
 
+class _MakesShared(Protocol):
+    def __call__(self, fn: Callable[Concatenate[A, P], Coroutine[Any, Any, R]], /) -> SharedHandler[P, R]: ...
+
+
 @overload
 def handler(fn: Callable[Concatenate[A, P], Coroutine[Any, Any, R]], /) -> Handler[P, R]: ...
+@overload
+def handler(*, shared: Literal[True], raises: tuple[type[Exception], ...] = ()) -> _MakesShared: ...
 @overload
 def handler(
     *, cancellable: bool = False, tries: int | None = None, raises: tuple[type[Exception], ...] = ()
 ) -> _MakesHandler: ...
 def handler(
-    fn: Any = None, /, *, cancellable: bool = False, tries: int | None = None, raises: tuple[type[Exception], ...] = ()
-) -> Any:
+    fn: Any = None, /, *, cancellable: bool = False, tries: int | None = None, raises: tuple[type[Exception], ...] = (),
+    shared: bool = False,
+) -> Any:  # fmt: skip
     """Makes an async method a handler.
 
     `cancellable`: a move may cancel a turn of this handler and run it again on the target.
     `raises`: exceptions that reach the asker as that class, with their arguments; all others arrive as `HandlerFailed`.
     `tries`: how often a message is run while the handler raises, before an ask is answered with the error or a tell becomes a dead
     letter (default: the deployment's settings, 1 and 5).  A message whose error is in `raises` is not run again.
-    Raises `FieldRefused` for a plain `def`, for `tries` below 1, and for a class in `raises` that cannot be rebuilt.
+    `shared`: the handler reads the last committed state, at once, also while a turn runs.  It may not write, send, make steps or set
+    timers (`ReadOnly`), and what `on_arrive` has opened is not there: it may run where a copy of the agent is kept.
+    Raises `FieldRefused` for a plain `def`, for `tries` below 1, and for a class in `raises` that cannot be rebuilt; `UsageError` for
+    a shared handler with `tries` or `cancellable`.
     """
+    if shared and (cancellable or tries is not None):
+        raise UsageError("A shared handler runs no turn, so it has no `tries` and is not `cancellable`.")
+    kind = SharedHandler if shared else Handler
     if fn is None:
-        return lambda fn: Handler(fn, cancellable, tries, raises)
-    return Handler(fn, cancellable, tries, raises)
+        return lambda fn: kind(fn, cancellable, tries, raises)
+    return kind(fn, cancellable, tries, raises)

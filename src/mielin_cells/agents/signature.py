@@ -44,6 +44,8 @@ class HandlerSpec:
     _result: Codec
     _proved: frozenset[tuple[type, ...]]
     """Types of positional arguments that a load gives as they were.  They cover most calls."""
+    shared: bool = False
+    """It reads committed state and writes nothing."""
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -166,4 +168,5 @@ def signature_of(member: Handler[Any, Any], path: str, hints: dict[str, Any], ra
     return HandlerSpec(
         member.name, path, member.fn, member.cancellable, member.tries, raises, params, args, tuple(part.proofs for part in parts),
         Codec(hints["return"], f"{path} -> result"), frozenset(itertools.islice(calls, PROVED_MAX)),
+        member.shared,
     )  # fmt: skip

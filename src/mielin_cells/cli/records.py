@@ -1,4 +1,4 @@
-"""`mielin log`: the records of an agent's log, a line each."""
+"""`mielin log`: the records of an agent's log, a line each; and `mielin watch`: its committed states."""
 
 from __future__ import annotations
 
@@ -8,15 +8,20 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
+from mielin_cells.agents.values.wire import plain
 from mielin_cells.cli.command import command
 from mielin_cells.cli.options import Agent
-from mielin_cells.cli.show import Printer, clock, counted
+from mielin_cells.cli.show import Printer, as_json, clock, counted
 from mielin_cells.client.operator import Operator
+from mielin_cells.client.watch import watch_log
 from mielin_cells.deployment.codes import DONE
 from mielin_cells.errors import RecordInvalid
 from mielin_cells.log import records
 from mielin_cells.log.commit import Commit
+from mielin_cells.log.ids import AgentId
 from mielin_cells.log.message import sender_text
+from mielin_cells.log.state import StoredState
+from mielin_cells.log.stores import BUCKETS
 from mielin_cells.redaction import scrubbed
 
 
@@ -45,6 +50,38 @@ async def log(
         }  # fmt: skip
         printer.show(value, lambda: _line(value))  # noqa: B023 - called at once
     return DONE
+
+
+@command
+async def watch(
+    operator: Operator,
+    printer: Printer,
+    agent: Agent,
+    /,
+    *,
+    after: Annotated[int, Parameter(validator=Number(gte=0), help="Only states newer than this revision.")] = 0,
+) -> int:
+    logging.getLogger("mielin_cells.client").setLevel(logging.INFO)  # says so while the store does not answer
+    async for stored in watch_log(operator.log, str(AgentId(agent)), after):
+        value: dict[str, Any] = {"revision": stored.revision, "at": stored.at, "state": plain_state(stored.state)}
+        printer.show(value, lambda: f"{value['revision']:>8}  {clock(value['at']):<23}  {as_json(value['state'])}")  # noqa: B023 - called at once
+    return DONE
+
+
+def plain_state(state: StoredState) -> dict[str, Any]:
+    """The fields as plain data; a buffer as the number of its bytes."""
+    fields: dict[str, Any] = {name: plain(data) for name, data in state.plain.items()}
+    for name, table in state.tables.items():
+        fields[name] = {
+            _key(key): plain(data) for number in range(BUCKETS) for key, data in sorted(table.items_in(number))
+        }
+    fields.update({name: f"{counted(buffer.size, 'byte')}" for name, buffer in state.buffers.items()})
+    return fields
+
+
+def _key(data: bytes) -> Any:
+    key = plain(data)
+    return key if isinstance(key, (str, int, float, bool)) else repr(key)
 
 
 def _line(value: dict[str, Any]) -> str:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from random import Random
 from typing import Any, ParamSpec, TypeVar, cast
 
 import msgspec
 
 from mielin_cells.agents.context import turn as current_turn
-from mielin_cells.agents.reference import Reference, make_ref
+from mielin_cells.agents.reference import Reference, agent_id, make_ref
 from mielin_cells.agents.reports import AgentInfo, DrainReport, MigrationReport, RollbackReport
+from mielin_cells.agents.shared.watched import Watched
 from mielin_cells.agents.spec import Spec, check_is_agent, route, spec_of
 from mielin_cells.client.arguments import check_copies, check_deadline, id_of, node_name, numbers, warn_of_other_state
 from mielin_cells.client.drain import drain_node
@@ -22,9 +23,11 @@ from mielin_cells.client.placement import Placing
 from mielin_cells.client.requester import REQUEST_S, Requester
 from mielin_cells.client.session import Session
 from mielin_cells.client.undo import undo_move
+from mielin_cells.client.watch import watch_agent
 from mielin_cells.client.window import closed
 from mielin_cells.errors import (
     AgentTerminated,
+    MessageTooLarge,
     MigrationRefused,
     NoResponder,
     RecordInvalid,
@@ -36,11 +39,12 @@ from mielin_cells.errors import (
 from mielin_cells.log.delta import born
 from mielin_cells.log.ids import AgentId, log_subject
 from mielin_cells.log.lifecycle import Phase
-from mielin_cells.log.message import decode_replies
+from mielin_cells.log.message import decode_answer, decode_replies
 from mielin_cells.membership import table
+from mielin_cells.membership.reads import read_shared
 from mielin_cells.rpc import requests
 from mielin_cells.rpc.call import call_pages
-from mielin_cells.settings import Settings
+from mielin_cells.settings import MESSAGE_BYTES_MAX, Settings
 from mielin_cells.store.reader import load
 from mielin_cells.substrate.ports import Log, Subscription, Wire
 
@@ -67,6 +71,10 @@ class Client(Requester):
         self._senders: dict[str, Session] = {}
         """By sender, every session that may still get answers."""
         self._placing = Placing(self)
+        self._seen: dict[str, int] = {}
+        """By agent, the highest revision that an answer or a read has shown: no later read may show less."""
+        self._owners: dict[str, str] = {}
+        """Where reads found agents last.  Only a place to try first."""
         self._subscription: Subscription | None = None
         self.opening: object = None
         """Closes the client when it is collected, so it is kept for as long as the client."""
@@ -98,6 +106,7 @@ class Client(Requester):
         for reply in replies:
             session = self._senders.get(reply.sender)
             if session is not None:
+                self._saw(reply.agent, reply.revision)
                 session.receive(reply.answers)
 
     # ---- calls -----------------------------------------------------------------------------------------------
@@ -117,6 +126,36 @@ class Client(Requester):
         data = called.encode_args(args, kwargs)
         session = self._sessions.get(agent) or self.session(agent)
         await session.tell(spec.name, handler, data)
+
+    async def read(
+        self, ref: Reference, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float | None,
+        is_linearizable: bool,
+    ) -> Any:  # fmt: skip
+        """The result of a shared handler on a state that holds all that this client has seen of the agent."""
+        agent, spec, handler = route(ref, name)
+        self.check_loop()
+        data = handler.encode_args(args, kwargs)
+        if len(data) > MESSAGE_BYTES_MAX:
+            raise MessageTooLarge(
+                f"A read of {agent!r} has {len(data)} bytes of arguments; the limit is {MESSAGE_BYTES_MAX}.",
+                limit=MESSAGE_BYTES_MAX, size=len(data),
+            )  # fmt: skip
+        request = requests.Read(agent, spec.name, handler.name, data, self._seen.get(agent, 0), is_linearizable, 0.0)
+        seconds = self.settings.ask_timeout_s if timeout is None else timeout
+        reading = await read_shared(self.log, self.wire, request, seconds, self._owners)
+        self._saw(agent, reading.revision)
+        answer = decode_answer(reading.answer)
+        if answer.error is not None:
+            raise handler.error_of(answer)
+        return handler.decode_result(answer.result or b"", self)
+
+    def _saw(self, agent: str, revision: int) -> None:
+        if revision > self._seen.get(agent, 0):
+            self._seen[agent] = revision
+
+    def watch(self, ref: Reference, after: int) -> AsyncIterator[Watched[Any]]:
+        self.check_loop()
+        return watch_agent(self.log, spec_of(type(ref)), agent_id(ref), after)
 
     def session(self, agent: str, name: str = "") -> Session:
         """The session with this agent.  It is made at the first call, without waiting, so that calls keep their order.

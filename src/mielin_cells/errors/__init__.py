@@ -26,7 +26,7 @@ __all__ = [
     "MigrationError", "MigrationFailed", "MigrationInProgress", "MigrationRefused", "NoResponder", "NoSuchAgent",
     "NoSuchHandler", "NoSuchMigration", "NodeCordoned", "NodeStopping", "NonDeterministicTurn", "NotConnected",
     "NotInTurn", "NotTheOwner", "PartMisplaced", "PartMissing", "PermissionDenied", "QuotaExceeded",
-    "RecordInvalid", "RecordTruncated", "RecoveryNotDue", "RetryError", "RollbackExpired", "SelfAsk",
+    "ReadOnly", "RecordInvalid", "RecordTruncated", "RecoveryNotDue", "RetryError", "RollbackExpired", "SelfAsk",
     "ServerTooOld", "SessionExpired", "StateInvalid", "StateTooNew", "StateUnloadable", "StateUpgradeFailed",
     "StepFailed", "StepInvalid", "StoreBusy", "StoreCorrupt", "StoreFull", "StoreInUse", "StoreIncompatible", "StoreReadOnly",
     "StoreUnreachable", "StreamMissing", "TooLateToCancel", "TrailingData", "TurnDeadlineExceeded", "UnknownClass",

@@ -64,6 +64,10 @@ class NotInTurn(UsageError):
     """State is set only inside a turn (a handler or a hook)."""
 
 
+class ReadOnly(UsageError):
+    """A shared handler, or who watches an agent, tried to write, to send, to make a step or to set a timer.  Facts: agent."""
+
+
 class IsReference(UsageError, AttributeError):
     """A reference has handlers, not state: ask the agent for the value instead.
 

@@ -46,6 +46,23 @@ class Replies(msgspec.Struct, array_like=True, frozen=True):
     agent: str
     sender: str
     answers: dict[int, bytes]
+    revision: int = 0
+    """How far the agent's log went when they left: what they say was committed up to there."""
+
+
+def fitting(answers: dict[int, bytes], limit: int) -> list[dict[int, bytes]]:
+    """Cuts the answers into lots of at most `limit` bytes, of which each fits one message of the wire."""
+    size = sum(map(len, answers.values()))
+    if size <= limit:
+        return [answers]
+    lots: list[dict[int, bytes]] = []
+    for n, answer in answers.items():
+        size += len(answer)
+        if not lots or size > limit:
+            lots.append({})
+            size = len(answer)
+        lots[-1][n] = answer
+    return lots
 
 
 class Answer(msgspec.Struct, array_like=True, frozen=True, gc=False):

@@ -172,6 +172,17 @@ class StoredState:
             leaves.pop(name, None)
         self._digest = None
 
+    def frozen(self) -> StoredState:
+        """The state of now, to be read only: what is applied to this one later does not change it.
+
+        Costs the number of fields, of a table's buckets and of a buffer's pages: no value is copied.
+        """
+        frozen = StoredState()
+        frozen.plain = dict(self.plain)
+        frozen.tables = {name: table.frozen() for name, table in self.tables.items()}
+        frozen.buffers = {name: buffer.frozen() for name, buffer in self.buffers.items()}
+        return frozen
+
     def delta_to(self, other: StoredState) -> StateDelta:
         """The delta that makes this state equal to `other`, for an undo.  Reads all of both, and costs the size of the difference."""
         plain = {name: value for name, value in other.plain.items() if self.plain.get(name) != value}

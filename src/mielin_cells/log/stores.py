@@ -22,6 +22,11 @@ class _Bucket:
         self.entries: dict[bytes, bytes] = {}
         self.marks = bytearray()
 
+    def copy(self) -> _Bucket:
+        copied = _Bucket()
+        copied.entries, copied.marks = dict(self.entries), bytearray(self.marks)
+        return copied
+
     def find(self, mark: bytes) -> int:
         """Where `mark` is, or belongs, in `marks`."""
         marks, size = self.marks, DIGEST_BYTES
@@ -32,10 +37,12 @@ class _Bucket:
 class TableStore:
     """Encoded key to encoded value, in buckets by the hash of the key.  Its digest covers the set of entries alone."""
 
-    __slots__ = ("_buckets", "_count", "_dirty", "_tree", "size_bytes")
+    __slots__ = ("_buckets", "_count", "_dirty", "_shared", "_tree", "size_bytes")
 
     def __init__(self) -> None:
         self._buckets: dict[int, _Bucket] = {}  # empty buckets take no memory: most tables are small
+        self._shared: set[int] | None = None
+        """Buckets that a frozen copy has as well: one is copied before it is changed."""
         self._dirty: set[int] = set()
         self._tree = DigestTree()
         self._count = 0
@@ -63,6 +70,20 @@ class TableStore:
         bucket = self._buckets.get(number)
         return [] if bucket is None else list(bucket.entries.items())
 
+    def frozen(self) -> TableStore:
+        """A table with the entries of now, to be read only.  Costs the number of buckets, not of entries."""
+        frozen = TableStore()
+        frozen._buckets, frozen._count, frozen.size_bytes = dict(self._buckets), self._count, self.size_bytes
+        self._shared = set(self._buckets)
+        return frozen
+
+    def _own(self, number: int, bucket: _Bucket) -> _Bucket:
+        """The bucket, to be changed."""
+        if self._shared is not None and number in self._shared:
+            self._shared.discard(number)
+            bucket = self._buckets[number] = bucket.copy()
+        return bucket
+
     def set(self, key: bytes, value: bytes) -> None:
         number = self.bucket_of(key)
         bucket = self._buckets.get(number)
@@ -71,6 +92,7 @@ class TableStore:
         old = bucket.entries.get(key)
         if old == value:
             return
+        bucket = self._own(number, bucket)
         if old is None:
             self._count += 1
             self.size_bytes += len(key) + len(value)
@@ -88,9 +110,10 @@ class TableStore:
         """Removes the key; a missing key changes nothing."""
         number = self.bucket_of(key)
         bucket = self._buckets.get(number)
-        old = None if bucket is None else bucket.entries.pop(key, None)
-        if bucket is None or old is None:
+        if bucket is None or key not in bucket.entries:
             return
+        bucket = self._own(number, bucket)
+        old = bucket.entries.pop(key)
         at = bucket.find(_mark(key, old))
         del bucket.marks[at : at + DIGEST_BYTES]
         self._count -= 1
@@ -139,6 +162,12 @@ class BufferStore:
         self._pages: dict[int, bytes] = {}
         self._tree = DigestTree()
         self.size = 0
+
+    def frozen(self) -> BufferStore:
+        """A buffer with the bytes of now, to be read only."""
+        frozen = BufferStore()
+        frozen._pages, frozen.size = dict(self._pages), self.size
+        return frozen
 
     def page(self, number: int) -> bytes:
         """A page whole, the last one as long as the size says; b"" past the end."""

@@ -42,6 +42,7 @@ from mielin_cells.node.ownership.returns import Returns
 from mielin_cells.node.ownership.standby import Standbys
 from mielin_cells.node.ownership.undo import Undoes
 from mielin_cells.node.questions import Questions
+from mielin_cells.node.reads import Reads
 from mielin_cells.rpc import answers, requests
 from mielin_cells.rpc.answers import Beat
 from mielin_cells.rpc.serve import Handlers, Server
@@ -114,6 +115,7 @@ class Node:
         self._questions = Questions(
             self.activations, self.orders, self.migrations, self.standbys, self.drains, heard or list, self._info
         )
+        self._reads = Reads(self.activations, self.standbys)
         self.server = Server(name, self._handlers(), self._check)
 
     # ---- asked by its rooms ----------------------------------------------------------------------------------
@@ -295,6 +297,7 @@ class Node:
         return {
             **self._questions.handlers,
             **self.orders.handlers,
+            **self._reads.handlers,
             requests.Spawn: self.creation.spawn,
             requests.Migrate: self.migrations.start,
             requests.Predict: lambda request: preview.predict(self.migrations, request.agent, request.to),

@@ -116,6 +116,13 @@ class ReplayProgress(msgspec.Struct, array_like=True, frozen=True):
     """Why the agent takes no messages now."""
 
 
+class Reading(msgspec.Struct, array_like=True, frozen=True):
+    """What a shared handler returned (an `Answer` in msgpack), on the state as of the record `revision` of the agent's log."""
+
+    answer: bytes
+    revision: int
+
+
 class AskStatus(msgspec.Struct, array_like=True, frozen=True):
     """The state of asks without an answer at their receiver."""
 

@@ -20,6 +20,7 @@ from mielin_cells.log.commit import LetterKey
 from mielin_cells.log.delta import StateDelta
 from mielin_cells.log.fold import Fold
 from mielin_cells.migration.audit import AuditEntry
+from mielin_cells.rpc import answers
 from mielin_cells.rpc.answers import (
     AskStatus,
     Beat,
@@ -102,6 +103,21 @@ class Remind(Request[AskStatus], frozen=True):
     start: int
     reply_to: str
     numbers: list[int]
+
+
+class Read(Request[answers.Reading], frozen=True):
+    """Run a shared handler on the agent's committed state.  The owner answers, or a node that keeps a copy of the agent."""
+
+    agent: str
+    cls: str
+    handler: str
+    args: bytes
+    seen: int
+    """The state must be that of this record of the agent's log, or of a later one."""
+    is_linearizable: bool
+    """It must hold everything that was acknowledged when the request came."""
+    wait_s: float
+    """The node gives up after so many seconds."""
 
 
 class ReadArguments(Request[bytes], frozen=True):
@@ -300,7 +316,7 @@ class ReadDrain(Request[DrainProgress], frozen=True):
 AnyRequest: TypeAlias = (
     Ping | ListBeats | Spawn | ListAgents | ShowAgent | Order | CountWaiting | Remind | ReadArguments | ReadState | PurgeLetters
     | ListTimers | CancelTimer | Migrate | Abort | Predict | ReadAudit | Prepare | Copy | Release | Claim | Claims | Look | Undo
-    | ReadReplay | SetCopies | Follow | ListCopies | PlanDrain | Drain | ReadDrain
+    | Read | ReadReplay | SetCopies | Follow | ListCopies | PlanDrain | Drain | ReadDrain
 )  # fmt: skip
 
 

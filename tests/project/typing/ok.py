@@ -29,6 +29,10 @@ class Counter(cells.Agent, version=2):
         await other.add.tell(n=3)
         return f"{total} {cells.this().node}"
 
+    @cells.handler(shared=True)
+    async def look(self, name: str, deep: bool = False) -> list[int]:
+        return self.visits.get(name, []) if deep else []
+
     @cells.handler
     async def think(self, about: str) -> int:
         text: str = await cells.step("answer", answer, about, retry=cells.Retry(tries=2, first_s=0.5), timeout=40)
@@ -79,5 +83,10 @@ async def main() -> None:
         text: str = await counter.meet(placed, name="b")
         await counter.add.options(timeout=1.0).tell(total)
         found: Counter = cluster.get(Counter, "c1")
+        days: list[int] = await found.look("x", deep=True)
+        days = await found.look.options(timeout=2, consistency="linearizable")("x")
+        async for seen in found.watch(after=3):
+            names: list[str] = seen.state.names
+            print(seen.revision + 1, names, days)
         report: cells.MigrationReport = await cluster.migrate(found, to="node-2")
         print(text, report.pause_ms, [info.node for info in await cluster.agents()])

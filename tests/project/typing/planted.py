@@ -24,6 +24,14 @@ class Counter(cells.Agent):
     def plain(self, n: int) -> int:
         return n
 
+    @cells.handler(shared=True)
+    async def look(self, name: str) -> int:
+        return self.count
+
+    @cells.handler(shared=True, tries=2)  # ERROR: a shared handler runs no turn
+    async def peek(self) -> int:
+        return self.count
+
 
 class SoldOut(Exception): ...
 
@@ -60,6 +68,11 @@ async def main() -> None:
         await counter.meet(other)  # ERROR: another class
         await counter.add.tell("two")  # ERROR: wrong argument to tell
         await counter.subtract(1)  # ERROR: unknown handler
+        await counter.look(1)  # ERROR: wrong argument of a shared handler
+        await counter.look.tell("x")  # ERROR: a shared handler is not told
+        await counter.look.options(consistency="some")("x")  # ERROR: no such consistency
+        async for seen in counter.watch():
+            print(seen.state.cuont)  # ERROR: no such field
         await other.buy("two")  # ERROR: wrong argument of a handler with declared errors
         bought: int = await other.buy(1)  # ERROR: its result is a str
         text: str = await counter.add(1)  # ERROR: wrong result

@@ -117,10 +117,14 @@ class Activation(Core):
             if self._batch:
                 raise never("not self.batch")
             self._batch = batch
+            if self.readers is not None:
+                self.readers.unsealed()
 
     def handed_over(self) -> None:
         """The seal is in the log: its answers may leave.  The next owner sends its outputs."""
         batch, self.inflight = self.inflight, None
+        if self.readers is not None:
+            self.readers.acknowledged(self._batch)
         if batch is not None and batch.answers:
             self.home.begin(self._let_out(batch.answers))
 

@@ -18,6 +18,7 @@ from mielin_cells.errors import (
     AgentInError,
     AnswerExpired,
     CellError,
+    Fenced,
     InternalError,
     SessionExpired,
     StoreFull,
@@ -28,10 +29,12 @@ from mielin_cells.errors import (
 from mielin_cells.log.commit import Answers, AskCall, Batch, Commit, TurnCall, Wish
 from mielin_cells.log.fold import Fold
 from mielin_cells.log.ledger import Verdict
-from mielin_cells.log.message import Answer, Replies, encode_answer, encode_replies
+from mielin_cells.log.message import Answer, Replies, encode_answer, encode_replies, fitting
 from mielin_cells.log.records import Committed
 from mielin_cells.node.activation.context import NodeContext
 from mielin_cells.node.activation.outbox import Outbox
+from mielin_cells.node.activation.readers import Committed as CommittedState
+from mielin_cells.node.activation.readers import Readers
 from mielin_cells.node.activation.snapshots import Snapshots
 from mielin_cells.node.activation.writer import R, Writer, append_failed
 from mielin_cells.redaction import scrubbed
@@ -51,7 +54,7 @@ class Core:
 
     __slots__ = (
         "_answers", "_batch", "_committing", "_is_failing", "_is_renewing", "_sealing", "_settled", "asks", "fold", "home",
-        "inflight", "is_open", "loop", "lost", "outbox", "records_first_turn", "snapshots", "spec", "stops", "writer",
+        "inflight", "is_open", "loop", "lost", "outbox", "readers", "records_first_turn", "snapshots", "spec", "stops", "writer",
     )  # fmt: skip
 
     def __init__(self, home: NodeContext, spec: Spec, writer: Writer) -> None:
@@ -74,6 +77,8 @@ class Core:
         self.inflight: Batch | None = None
         """The batch of the commit that is being appended."""
         self._batch: Batch | None = None
+        self.readers: Readers | None = None
+        """Made at the first read that waits."""
         self._is_failing = self._is_renewing = False
         self._sealing = False
         self._committing: asyncio.Task[Any] | None = None
@@ -101,6 +106,8 @@ class Core:
         self.snapshots.close()
         for future in (self._answers or {}).values():
             future.cancel()
+        if self.readers is not None:
+            self.readers.close()
         self._settled.set()
 
     def lose(self, error: Exception) -> None:
@@ -277,6 +284,8 @@ class Core:
             ledger.forget(excess)
         commit = batch.commit(ledger.cursor, ledger.held, self.spec.version, self.fold.state.digest())
         self.snapshots.capture(commit)
+        if self.readers is not None:
+            self.readers.sealed()
         return commit
 
     async def _acknowledged(self) -> None:
@@ -286,6 +295,8 @@ class Core:
             return
         for out in batch.outs:
             self.outbox.push(out)
+        if self.readers is not None:
+            self.readers.acknowledged(self._batch)
         self._settled.set()
         if batch.answers:
             await self._let_out(batch.answers)
@@ -313,14 +324,24 @@ class Core:
         if self.lost is not None:
             raise self.lost
 
+    async def committed(self) -> CommittedState:
+        """The state as of the last acknowledged record, beside the turn that runs.  Raises `Fenced`."""
+        if not self.is_open:
+            raise Fenced(f"Node {self.home.name} no longer runs agent {self.fold.agent!r}.", agent=self.fold.agent)
+        if self.readers is None:
+            self.readers = Readers(self.fold)
+        return await self.readers.committed(self._batch, self.inflight)
+
     # ---- answers ---------------------------------------------------------------------------------------------
 
     async def _let_out(self, answers: Answers) -> None:
         """Sends answers, best effort: a caller that hears nothing reminds this agent, and gets the stored answer."""
+        fold = self.fold
         for (reply_to, sender), numbers in answers.items():
-            for some in _fitting(numbers):
+            for some in fitting(numbers, MAIL_BYTES_MAX):
                 try:
-                    await self.home.wire.publish(reply_to, encode_replies([Replies(self.fold.agent, sender, some)]))
+                    replies = Replies(fold.agent, sender, some, fold.seq)
+                    await self.home.wire.publish(reply_to, encode_replies([replies]))
                 except Exception as error:  # whatever the wire raises, what it carries is in the log
                     logger.info(
                         "agent %s: an answer for %s was not sent: %s", self.fold.agent, sender, described(error)
@@ -376,18 +397,3 @@ class Core:
             future = answers.get((replies.agent, n))
             if future is not None and not future.done():
                 future.set_result(answer)
-
-
-def _fitting(answers: dict[int, bytes]) -> list[dict[int, bytes]]:
-    """Cuts the answers into lots of which each fits one message of the wire."""
-    size = sum(map(len, answers.values()))
-    if size <= MAIL_BYTES_MAX:
-        return [answers]
-    lots: list[dict[int, bytes]] = []
-    for n, answer in answers.items():
-        size += len(answer)
-        if not lots or size > MAIL_BYTES_MAX:
-            lots.append({})
-            size = len(answer)
-        lots[-1][n] = answer
-    return lots

@@ -18,6 +18,7 @@ from mielin_cells.errors import (
     MessageTooLarge,
     NonDeterministicTurn,
     NotInTurn,
+    ReadOnly,
     UsageError,
     never,
 )
@@ -54,6 +55,8 @@ class Run:
     broken: CellError | None = None
     """Fails the turn even if the handler catches the exception."""
     closed = False
+    is_read_only = False
+    """A message to a shared handler: the turn writes and sends nothing."""
     recorded: Sequence[TurnCall] = ()
     """The asks and steps of an earlier run of this turn."""
     stopped = False
@@ -151,6 +154,11 @@ class Run:
     def _open(self) -> None:
         if self.closed:
             raise NotInTurn(f"The turn of agent {self.id!r} that made this call has ended; call from a new turn.")
+        if self.is_read_only:
+            raise ReadOnly(
+                f"Handler {self.message} of agent {self.id!r} is shared: it reads, and sends, orders and records nothing. Do that in "
+                "a handler without shared=True.", agent=self.id,
+            )  # fmt: skip
         step = within.get()
         if step is not None and step.turn is self:
             raise UsageError(

@@ -8,8 +8,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+from mielin_cells.agents.agent import Agent
 from mielin_cells.agents.context import turn as current_turn
 from mielin_cells.agents.live import Cell
+from mielin_cells.agents.shared.frozen import Frozen
 from mielin_cells.agents.signature import HandlerSpec
 from mielin_cells.errors import CellError, Fenced, HandlerFailed, StoreBusy, TurnDeadlineExceeded, described
 from mielin_cells.log.message import Mail, Message
@@ -63,7 +65,8 @@ class Runner:
             turn.chain = message.chain
         try:
             cell.begin(turn)
-            result = self._first(turn, handler.fn, handler.decode_args(message.args))
+            fn = self._reading(turn, handler) if handler.shared else handler.fn
+            result = self._first(turn, fn, handler.decode_args(message.args))
             if type(result) is Started:
                 return Unfinished(turn, handler, None, result)
             self._effects.end(mail, message, turn, handler, result)
@@ -130,6 +133,18 @@ class Runner:
             if self._is_cancellable and not turn.in_step and turn.task is not None:
                 self.cancels += 1
                 turn.task.cancel()
+
+    def _reading(self, turn: Turn, handler: HandlerSpec) -> Callable[..., Any]:
+        """A message to a shared handler, such as a command line sends, is a turn that writes nothing."""
+        turn.is_read_only = True
+        frozen = Frozen(self._core.spec, self._core.fold.state.frozen(), turn.id, handler.path)
+
+        async def run(_: Agent, /, **args: Any) -> Any:
+            result = await handler.fn(frozen.agent, **args)
+            frozen.check()
+            return result
+
+        return run
 
     def _first(self, turn: Turn, fn: Callable[..., Any], args: dict[str, Any]) -> Any:
         """Takes the first step of `fn`.  Returns its result, or `Started` if it waits."""

@@ -14,6 +14,7 @@ from blake3 import blake3
 from mielin_cells.agents.reference import Reference
 from mielin_cells.agents.signature import HandlerSpec
 from mielin_cells.agents.spec import Spec, route
+from mielin_cells.agents.step import ONCE_MORE
 from mielin_cells.errors import (
     AgentTerminated,
     AskCycle,
@@ -31,12 +32,16 @@ from mielin_cells.log.commit import AskCall, Out, Timer, Wish, body_of
 from mielin_cells.log.ids import log_subject
 from mielin_cells.log.message import Answer, decode_answer, encode_answer
 from mielin_cells.log.records import Asked
+from mielin_cells.membership.reads import read_shared
 from mielin_cells.node.activation.run import Replay, Run
 from mielin_cells.node.activation.steps import Steps
 from mielin_cells.node.activation.timers import check_room
 from mielin_cells.rpc import requests
 from mielin_cells.rpc.reminder import read_last_answer, remind
 from mielin_cells.settings import ASK_REPEAT_S_MAX, TIMERS_MAX
+
+READ_SLACK_S = 1.0
+"""A read ends by itself before the step that it is."""
 
 CHAIN_MAX = 64
 """Of the agents that wait for each other.  A longer cycle is not noticed, and ends by the deadline of one of its asks."""
@@ -255,6 +260,41 @@ class Turn(Asks, Steps):
         self._core.outbox.check_room(agent)
         k = self._next_place(agent, False)
         self.tells.append(Out(agent, spec.name, 0, handler, data, False, self.sender, self.n, k))
+
+    async def read(
+        self, ref: Reference, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float | None,
+        is_linearizable: bool,
+    ) -> Any:  # fmt: skip
+        """Reads another agent by a shared handler, as a durable step: a turn that runs again gets the same.
+
+        A turn has no session that says what it has seen before, so each read is linearizable.
+        """
+        agent, spec, handler = route(ref, name)
+        data = handler.encode_args(args, kwargs)
+        self._fits(agent, data)
+        if agent == self.id:
+            raise SelfAsk(f"Agent {agent!r} reads itself inside a turn; call self.{handler.name}(...) plainly.")
+        home = self._core.home
+        seconds = home.settings.ask_timeout_s if timeout is None else timeout
+        request = requests.Read(agent, spec.name, handler.name, data, 0, True, 0.0)
+
+        async def reading() -> bytes:
+            try:
+                return (await read_shared(home.log, home.wire, request, seconds, {})).answer
+            except CellError as error:
+                return encode_answer(Answer(None, error.to_wire()))
+
+        label = f"read {handler.name} {blake3(agent.encode() + data).hexdigest(8)}"
+        outcome: bytes = await self.run_step(label, reading, (), ONCE_MORE, seconds + READ_SLACK_S)
+        answer = decode_answer(outcome)
+        if answer.error is not None:
+            raise handler.error_of(answer)
+        return handler.decode_result(answer.result or b"")
+
+    def watch(self, ref: Reference, after: int) -> Any:
+        raise UsageError(
+            f"Agent {self.id!r} cannot watch {ref!r} inside a turn: what a turn sees is recorded, and a watch has no end. Ask or read."
+        )
 
     # ---- orders for the agent itself -------------------------------------------------------------------------
 
