@@ -18,7 +18,7 @@ from mielin_cells.client.client import Client
 from mielin_cells.client.operator import Operator
 from mielin_cells.errors import AgentInError, PermissionDenied
 from mielin_cells.log.ids import inbox_subject, log_subject
-from mielin_cells.testing.faults import ForwardedLog
+from mielin_cells.testing.forwarded import ForwardedLog
 
 SHORT_S = 0.4
 LONG_S = 600.0

@@ -21,7 +21,7 @@ from mielin_cells.settings import SESSIONS_MAX
 from mielin_cells.store.mail import store_mail
 from mielin_cells.store.reader import load
 from mielin_cells.substrate.ports import Log, Outcome, Unknown
-from mielin_cells.testing.faults import ForwardedLog
+from mielin_cells.testing.forwarded import ForwardedLog
 
 YEAR_S = 365 * 86400.0
 

@@ -21,7 +21,7 @@ FUNCTION_LINES_MAX = 60
 MODULES_MAX = 16
 """In one folder."""
 
-PORTS = {f"substrate.{name}" for name in ("ports", "parts", "retry", "tail", "lock", "health", "format")}
+PORTS = {f"substrate.{name}" for name in ("ports", "parts", "patterns", "retry", "tail", "lock", "health", "format")}
 GROUND = {"errors", "settings", "redaction"}
 LOG = GROUND | {"log"}
 AGENTS = LOG | {"agents"}

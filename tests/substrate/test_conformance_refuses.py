@@ -15,7 +15,7 @@ from mielin_cells.substrate.embedded import Embedded
 from mielin_cells.substrate.ports import Appended, Conflict, Entry, Log, Outcome
 from mielin_cells.testing import conformance
 from mielin_cells.testing.conformance import kit
-from mielin_cells.testing.faults import ForwardedLog
+from mielin_cells.testing.forwarded import ForwardedLog
 
 
 class Broken(ForwardedLog):

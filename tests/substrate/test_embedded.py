@@ -447,7 +447,8 @@ async def answers_of(path: Path) -> list[list[Entry]] | CellError:
         return error
     try:
         owned = [Entry(1, subject.encode()) for subject in await store.log.owned("node-1")]
-        return [*[await everything(store.log, f"s.{n}") for n in range(3)], owned]
+        of_topics = [Entry(one.seq, one.data) for one in await store.log.scan("topic.>", 0)]
+        return [*[await everything(store.log, f"s.{n}") for n in range(3)], owned, of_topics]
     except CellError as error:
         return error
     finally:

@@ -8,7 +8,7 @@ import mielin_cells as cells
 from mielin_cells.errors import RecordInvalid
 from mielin_cells.log.records import Claimed, Record, decode_record
 from mielin_cells.substrate.ports import Log, Outcome
-from mielin_cells.testing.faults import ForwardedLog
+from mielin_cells.testing.forwarded import ForwardedLog
 
 SLOW = cells.Settings(reconcile_s=600.0, probation_s=30.0, ask_repeat_s=0.2, pause_s=0.5)
 """No node looks at its logs by itself."""

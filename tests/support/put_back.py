@@ -17,7 +17,7 @@ from mielin_cells.client.client import Client
 from mielin_cells.node.node import Node
 from mielin_cells.substrate.embedded import Embedded
 from mielin_cells.substrate.ports import Entry, Log, Tail
-from mielin_cells.testing.faults import ForwardedLog
+from mielin_cells.testing.forwarded import ForwardedLog
 
 QUICK = cells.Settings(reconcile_s=0.1, ask_repeat_s=0.1, regression_s=0.1)
 WAIT_S = 20.0

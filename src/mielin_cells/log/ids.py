@@ -53,6 +53,9 @@ def decoded(word: str) -> str:
 LOGS = "log."
 """Prefix of all agents' logs."""
 
+TOPICS = "topic."
+"""Prefix of all entries of topics (`log.topics`)."""
+
 
 def log_subject(agent: str) -> str:
     return LOGS + encoded(agent)
@@ -60,6 +63,11 @@ def log_subject(agent: str) -> str:
 
 def is_agents_log(subject: str) -> bool:
     return subject.startswith(LOGS) and "." not in subject[len(LOGS) :]
+
+
+def keeps_last(subject: str) -> bool:
+    """True for subjects whose last entry no trim removes: it is what the next append expects."""
+    return is_agents_log(subject) or subject.startswith(TOPICS)
 
 
 def inbox_subject(agent: str) -> str:

@@ -30,6 +30,14 @@ class Entry(NamedTuple):
     data: bytes
 
 
+class Found(NamedTuple):
+    """An entry that a pattern has found, and its subject."""
+
+    subject: str
+    seq: int
+    data: bytes
+
+
 @dataclass(frozen=True, slots=True)
 class Appended:
     """The entry is stored, durably as the store's sync setting says, at `seq`."""
@@ -107,7 +115,8 @@ class Log(Protocol):
         """Removes entries with `seq < before`.  May be repeated, late, or lost without harm.  Sequences are not reused.
 
         Of an agent's log the last entry and the last ownership record always stay: they say where the log ends and who owns it.
-        So an ownership record may stand alone before the oldest entry that is kept, with a gap behind it.
+        So an ownership record may stand alone before the oldest entry that is kept, with a gap behind it.  Of a topic's subject the
+        last entry always stays, too (`log.ids.keeps_last`).
         """
 
     async def subjects(self, prefix: str) -> list[tuple[str, int]]:
@@ -131,6 +140,27 @@ class Log(Protocol):
         """Removes `subject` from `owned(owner)` if the record that put it there is before `seq`; otherwise it stays.
 
         Only node `owner` itself calls this, after its log's record `seq` has named another node.  May be lost without harm.
+        """
+
+    # Topics (`log.topics`): each subject lies in one of several shards, and each shard keeps the entries of all its topics in
+    # one order, which is the order of their sequences.
+
+    async def topic_ends(self) -> tuple[int, ...]:
+        """By shard, the sequence up to which entries of topics are stored.
+
+        May be stale: every entry that is appended after the call has a higher sequence than its shard's.
+        """
+
+    async def scan(self, pattern: str, shard: int, after: int = 0, limit: int = 1000) -> list[Found]:
+        """Up to `limit` entries of topics in this shard with `seq > after` whose subjects match, in the order of the shard.
+
+        In the pattern `*` stands for one word, and `>` at the end for one word or more.  May miss the newest, never skips inside.
+        """
+
+    def watch(self, pattern: str, wake: Callable[[], None]) -> Subscription:
+        """Calls `wake`, on the event loop, after an entry was stored whose subject matches.  A hint: some calls may be lost.
+
+        `wake` is also called after a connection was lost, when nobody knows what was missed.
         """
 
 

@@ -17,7 +17,7 @@ import os
 import re
 import signal
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import Enum
 from random import Random
@@ -28,7 +28,8 @@ from mielin_cells.log.codec import UNREADABLE
 from mielin_cells.log.ids import LOGS
 from mielin_cells.log.records import Record, decode_record
 from mielin_cells.rpc import requests
-from mielin_cells.substrate.ports import Entry, Log, Outcome, Subscription, Substrate, Tail, Unknown, Wire
+from mielin_cells.substrate.ports import Entry, Log, Outcome, Subscription, Substrate, Unknown, Wire
+from mielin_cells.testing.forwarded import ForwardedLog
 
 DEFAULT = (
     "prepare:refuse:0.2,read:corrupt:0.1,handed_off:lose_answer:0.1,node-2:unreachable:10s,probe:refuse:1:25@node-3"
@@ -68,7 +69,7 @@ STEPS = frozenset(
     {
         *(_snake(record) for record in Record.__subclasses__()),
         *(f"ask_{request.__name__.lower()}" for request in requests.Request.__subclasses__()),
-        *("log", "inbox", "journal", "node", "leader", "part", "read", "reply", "beat", "ask_other"),
+        *("log", "inbox", "journal", "node", "leader", "part", "topic", "read", "reply", "beat", "ask_other"),
         *("prepare", "copy", "probe", "pause"),
     }
 )
@@ -217,60 +218,6 @@ class FaultySubstrate:
 
     async def close(self) -> None:
         await self._inner.close()
-
-
-class ForwardedLog:
-    """Passes every call on to `log`, after `called`: the base of logs that do some calls in another way."""
-
-    def __init__(self, log: Log) -> None:
-        self.log = log
-
-    def called(self, what: str, subject: str) -> None:
-        """For a subclass that counts calls or raises."""
-
-    async def append(self, subject: str, data: bytes, expect: int | None = None, owner: str | None = None) -> Outcome:
-        self.called("append", subject)
-        return await self.log.append(subject, data, expect, owner)
-
-    async def read(self, subject: str, after: int = 0, limit: int = 1000) -> list[Entry]:
-        self.called("read", subject)
-        return await self.log.read(subject, after, limit)
-
-    async def last(self, subject: str) -> Entry | None:
-        self.called("last", subject)
-        return await self.log.last(subject)
-
-    async def settled(self, subject: str) -> Entry | None:
-        self.called("settled", subject)
-        return await self.log.settled(subject)
-
-    async def lasts(self, subjects: Sequence[str]) -> dict[str, Entry]:
-        self.called("lasts", "")
-        return await self.log.lasts(subjects)
-
-    def tail(self, subject: str, after: int = 0) -> Tail:
-        self.called("tail", subject)
-        return self.log.tail(subject, after)
-
-    async def trim(self, subject: str, before: int) -> None:
-        self.called("trim", subject)
-        await self.log.trim(subject, before)
-
-    async def subjects(self, prefix: str) -> list[tuple[str, int]]:
-        self.called("subjects", prefix)
-        return await self.log.subjects(prefix)
-
-    async def position(self) -> tuple[int, ...]:
-        self.called("position", "")
-        return await self.log.position()
-
-    async def owned(self, owner: str) -> list[str]:
-        self.called("owned", owner)
-        return await self.log.owned(owner)
-
-    async def forget_owned(self, owner: str, subject: str, seq: int) -> None:
-        self.called("forget_owned", subject)
-        await self.log.forget_owned(owner, subject, seq)
 
 
 class FaultyLog(ForwardedLog):

@@ -38,7 +38,7 @@ from mielin_cells.settings import Settings
 from mielin_cells.store.reader import load
 from mielin_cells.substrate.embedded import Embedded
 from mielin_cells.substrate.ports import Entry, Log, Outcome, Tail
-from mielin_cells.testing.faults import ForwardedLog
+from mielin_cells.testing.forwarded import ForwardedLog
 from mielin_cells.testing.simulator.loop import run
 
 ERRORS: list[Exception] = [

@@ -13,7 +13,7 @@ from mielin_cells.client.client import Client
 from mielin_cells.log.ids import log_subject
 from mielin_cells.log.records import Accepted, HandedOff, decode_record
 from mielin_cells.substrate.ports import Log, Outcome, Wire
-from mielin_cells.testing.faults import ForwardedLog
+from mielin_cells.testing.forwarded import ForwardedLog
 
 
 class Counted(cells.Agent):

@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
-from mielin_cells.errors import CellError, MessageTooLarge, StoreUnreachable, described
-from mielin_cells.log.ids import is_agents_log
+from mielin_cells.errors import MessageTooLarge, StoreUnreachable, described
+from mielin_cells.log.ids import keeps_last
 from mielin_cells.substrate.embedded.store import PAGE_ROWS, ROW, Store, Trim, WriteFailed
+from mielin_cells.substrate.embedded.topics import TopicReads, again
 from mielin_cells.substrate.embedded.writer import Batch, Writer
 from mielin_cells.substrate.ports import ENTRY_BYTES_MAX, Appended, Conflict, Entry, Outcome, Unknown
 from mielin_cells.substrate.tail import BufferedTail, Cut
@@ -36,7 +37,7 @@ _Queued: TypeAlias = (
 )
 
 
-class EmbeddedLog:
+class EmbeddedLog(TopicReads):
     """`Log` on one SQLite database.
 
     Errors of a write (`StoreFull`, `StoreReadOnly`, `StoreBusy`, ...) reach every append of its transaction, and nothing
@@ -45,13 +46,12 @@ class EmbeddedLog:
     """
 
     def __init__(self, store: Store) -> None:
-        self._store = store
+        super().__init__(store)
         self._loop = asyncio.get_running_loop()
         # The store is nobody's: a node of a simulation that dies takes its own calls along, not the others' answers.
         self._context = contextvars.Context()
         self._writer: Writer | None = None
         self._index: dict[str, int] = {}  # last sequence of each subject, as of the last decision
-        self._seq = store.seq_max()
         self._position = self._seq  # grows when a transaction with entries has ended, whatever came of it
         self._queue: deque[_Queued] = deque()
         self._is_flushing = False
@@ -59,7 +59,6 @@ class EmbeddedLog:
         self._trims = 0
         self._tails: dict[str, list[BufferedTail]] = {}
         self._drained: asyncio.Future[None] | None = None
-        self._refusal: CellError | None = None
         self._has_ended = False
 
     async def load(self) -> None:
@@ -75,7 +74,7 @@ class EmbeddedLog:
 
     async def append(self, subject: str, data: bytes, expect: int | None = None, owner: str | None = None) -> Outcome:
         if self._refusal is not None:
-            raise _again(self._refusal)
+            raise again(self._refusal)
         if len(data) > ENTRY_BYTES_MAX:
             raise MessageTooLarge(
                 f"An entry of {len(data)} bytes for {subject!r} is above the limit of {ENTRY_BYTES_MAX}; nothing was "
@@ -143,7 +142,7 @@ class EmbeddedLog:
             before = trim.before
             if not trim.has_more:
                 break
-        if self._index.get(subject, before) < before and not is_agents_log(subject):
+        if self._index.get(subject, before) < before and not keeps_last(subject):
             await self._trim(Trim(subject, before, 1, is_final=True))
 
     async def subjects(self, prefix: str) -> list[tuple[str, int]]:
@@ -276,6 +275,8 @@ class EmbeddedLog:
                     trimmed.set_result(trim)
             if self._tails:
                 self._feed(batch.rows)
+            if self._watches:
+                self._wake(batch.rows)
         else:
             self._fail(batch, failure)
         if self._queue:
@@ -339,29 +340,20 @@ class EmbeddedLog:
             if future.done():
                 continue
             if known is not None:
-                future.set_exception(_again(known))
+                future.set_exception(again(known))
             else:
                 future.set_result(Unknown(str(failure)))
         error = known or StoreUnreachable(f"The trim may not have happened: {failure}", path=self._store.path)
         for trimmed, _ in batch.trimmed:
             if not trimmed.done():
-                trimmed.set_exception(_again(error))
+                trimmed.set_exception(again(error))
 
     # ---- small things ----------------------------------------------------------------------------------------
-
-    def _check(self) -> None:
-        if self._refusal is not None:
-            raise _again(self._refusal)
 
     def _forget(self, subject: str, tail: BufferedTail) -> None:
         (there := self._tails[subject]).remove(tail)
         if not there:
             del self._tails[subject]
-
-
-def _again(error: CellError) -> CellError:
-    """A copy: one exception raised in many tasks would gather all their tracebacks."""
-    return type(error)(error.message, **error.facts)
 
 
 def _closed(store: Store) -> StoreUnreachable:

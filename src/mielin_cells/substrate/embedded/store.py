@@ -23,9 +23,10 @@ from mielin_cells.errors import (
     StoreUnreachable,
 )
 from mielin_cells.log.ids import is_agents_log
+from mielin_cells.substrate.embedded import schema
 from mielin_cells.substrate.embedded.place import READ_ONLY, FileLock, check_place, check_writable, has_bytes
 from mielin_cells.substrate.format import FORMAT, check_format
-from mielin_cells.substrate.ports import Entry
+from mielin_cells.substrate.ports import Entry, Found
 
 APPLICATION_ID: Final = 0x6D63656C  # "mcel": tells our files from other SQLite databases
 BUSY_S: Final = 5.0
@@ -42,38 +43,6 @@ CHECKPOINT_PAGES: Final = 4000  # 16 MiB of WAL: fewer fsyncs than SQLite's 1000
 EXACT_ROWS: Final = 64
 CHUNK_ROWS: Final = (1024, 512, 256, 128, 64)
 
-_SCHEMA: Final = (
-    "CREATE TABLE meta(key TEXT PRIMARY KEY, value) WITHOUT ROWID",
-    # An index on subject alone ends in the rowid, which is seq: it is an index on (subject, seq).
-    # `owner` is set in the ownership records of agents' logs only; the last two indexes have only those.
-    "CREATE TABLE entries(seq INTEGER PRIMARY KEY, subject TEXT NOT NULL, data BLOB NOT NULL, owner TEXT)",
-    "CREATE INDEX entries_by_subject ON entries(subject)",
-    "CREATE INDEX entries_by_owner ON entries(owner) WHERE owner IS NOT NULL",
-    "CREATE INDEX entries_owned ON entries(subject) WHERE owner IS NOT NULL",
-)
-_PAGE: Final = "SELECT seq, data FROM entries WHERE subject = ? AND seq > ? ORDER BY seq LIMIT ?"
-_LAST: Final = "SELECT seq, data FROM entries WHERE subject = ? ORDER BY seq DESC LIMIT 1"
-_LAST_SEQ: Final = "SELECT max(seq) FROM entries WHERE subject = ?"
-# A loose scan: one index search per subject, however many entries it has.
-_SUBJECTS: Final = """
-WITH RECURSIVE names(name) AS (
-  SELECT min(subject) FROM entries WHERE subject >= ?
-  UNION ALL
-  SELECT (SELECT min(subject) FROM entries WHERE subject > name) FROM names WHERE name IS NOT NULL
-)
-SELECT name, (SELECT max(seq) FROM entries WHERE subject = name) FROM names
-WHERE name IS NOT NULL LIMIT ?
-"""
-_OWNED_LAST: Final = "SELECT max(seq) FROM entries WHERE subject = ? AND owner IS NOT NULL"
-_OWNED: Final = """
-SELECT seq, subject FROM entries AS e WHERE owner = ? AND seq > ?
-AND seq = (SELECT max(seq) FROM entries WHERE subject = e.subject AND owner IS NOT NULL) ORDER BY seq LIMIT ?
-"""
-# The size of a value is in its row's header: what is behind it is not read.
-_TRIM_SIZES: Final = (
-    "SELECT seq, length(data) FROM entries WHERE subject = ? AND seq < ? AND seq <> ? ORDER BY seq LIMIT ?"
-)
-_TRIM: Final = "DELETE FROM entries WHERE seq IN (SELECT seq FROM entries WHERE subject = ? AND seq <= ?) AND seq <> ?"
 ROW: Final = 4
 """Values of one entry in the flat list of a batch: seq, subject, data, owner."""
 _FULL, _IOERR = 13, 10
@@ -252,12 +221,13 @@ class Store:
         run = self._write.execute
         run("BEGIN IMMEDIATE")
         if not run("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-            for statement in _SCHEMA:
+            for statement in schema.SCHEMA:
                 run(statement)
             run(f"PRAGMA application_id = {APPLICATION_ID}")
             made = (("format", FORMAT), ("deployment", secrets.token_hex(16)), ("seq", 0))
             for row in made:
                 run("INSERT INTO meta VALUES (?, ?)", row)
+        run(schema.TOPICS_INDEX)
         meta: dict[str, Any] = dict(run("SELECT key, value FROM meta").fetchall())
         run("COMMIT")
         self.deployment = str(meta["deployment"])
@@ -322,15 +292,15 @@ class Store:
     def _remove(self, trim: Trim) -> None:
         keeps = 0
         if is_agents_log(trim.subject):
-            keeps = self._write.execute(_OWNED_LAST, (trim.subject,)).fetchone()[0] or 0
-        sizes = self._write.execute(_TRIM_SIZES, (trim.subject, trim.reach, keeps, trim.rows)).fetchall()
+            keeps = self._write.execute(schema.OWNED_LAST, (trim.subject,)).fetchone()[0] or 0
+        sizes = self._write.execute(schema.TRIM_SIZES, (trim.subject, trim.reach, keeps, trim.rows)).fetchall()
         upto = size = 0
         for upto, length in sizes:  # noqa: B007 - the last one is what the loop is for
             size += length
             if size >= TRIM_BYTES:
                 break
         trim.has_more = size >= TRIM_BYTES or len(sizes) == trim.rows
-        self._write.execute(_TRIM, (trim.subject, upto, keeps))
+        self._write.execute(schema.TRIM, (trim.subject, upto, keeps))
 
     # ---- reading ---------------------------------------------------------------------------------------------
 
@@ -340,7 +310,7 @@ class Store:
         size = 0
         make = Entry._make
         with self._translating():
-            cursor = self._read.execute(_PAGE, (subject, after, rows))
+            cursor = self._read.execute(schema.PAGE, (subject, after, rows))
             try:
                 for row in cursor:
                     entries.append(make(row))
@@ -353,22 +323,38 @@ class Store:
 
     def last(self, subject: str) -> Entry | None:
         with self._translating():
-            row = self._read.execute(_LAST, (subject,)).fetchone()
+            row = self._read.execute(schema.LAST, (subject,)).fetchone()
         return None if row is None else Entry._make(row)
 
     def last_seq(self, subject: str) -> int:
         with self._translating():
-            return self._read.execute(_LAST_SEQ, (subject,)).fetchone()[0] or 0
+            return self._read.execute(schema.LAST_SEQ, (subject,)).fetchone()[0] or 0
 
     def subjects(self, start: str, rows: int) -> list[tuple[str, int]]:
         """Up to `rows` subjects from `start` on, in order of name, each with its last seq."""
         with self._translating():
-            return self._read.execute(_SUBJECTS, (start, rows)).fetchall()
+            return self._read.execute(schema.SUBJECTS, (start, rows)).fetchall()
 
     def owned(self, owner: str, after: int, rows: int) -> list[tuple[int, str]]:
         """Up to `rows` ownership records behind `after` that name `owner` and are their log's last ones: seq and subject."""
         with self._translating():
-            return self._read.execute(_OWNED, (owner, after, rows)).fetchall()
+            return self._read.execute(schema.OWNED, (owner, after, rows)).fetchall()
+
+    def scan(self, glob: str, after: int, rows: int) -> list[Found]:
+        """Up to `rows` entries of topics whose subjects match the glob, in order of seq, fewer if they are large."""
+        found: list[Found] = []
+        size = 0
+        with self._translating():
+            cursor = self._read.execute(schema.SCAN, (after, glob, rows))
+            try:
+                for row in cursor:
+                    found.append(Found._make(row))
+                    size += len(row[2])
+                    if size >= PAGE_BYTES:
+                        break
+            finally:
+                cursor.close()
+        return found
 
     def seq_max(self) -> int:
         """The highest seq that was ever given."""

@@ -17,6 +17,8 @@ from mielin_cells.substrate.jetstream.api import Unanswered
 from mielin_cells.substrate.jetstream.ask import ask
 from mielin_cells.substrate.jetstream.connection import Connection
 from mielin_cells.substrate.jetstream.index import generation_of, index_name
+from mielin_cells.substrate.jetstream.places import TOPIC
+from mielin_cells.substrate.jetstream.topics import MADE
 
 SYSTEM_S: Final = 0.3
 """Only a system account is answered; any other hears nothing at all."""
@@ -28,7 +30,8 @@ async def facts(connection: Connection, deployment: str, sync: str, named_by: st
     clock_s = 0.0
     streams: list[StreamFacts] = []
     missing: list[str] = []
-    names = [api.stream_name(deployment, kind, 0) for kind in ("log", "part")]
+    kinds: tuple[str, ...] = ("log", "part")
+    names = [api.stream_name(deployment, kind, 0) for kind in kinds]
     for name in names:  # the first one says how many there are
         answer, seconds = await _ask(connection, f"STREAM.INFO.{name}")
         if answer.get("error"):
@@ -44,7 +47,10 @@ async def facts(connection: Connection, deployment: str, sync: str, named_by: st
             check_format(f"The stream {name}", int(metadata["mielin.format"]), "another deployment (--deployment)")
         shards = str(metadata.get("mielin.shards", "1"))
         if len(streams) == 1 and shards.isdecimal():
-            names += [api.stream_name(deployment, kind, n) for n in range(1, int(shards)) for kind in ("log", "part")]
+            if metadata.get(MADE):
+                kinds = (*kinds, TOPIC)
+                names.append(api.stream_name(deployment, TOPIC, 0))
+            names += [api.stream_name(deployment, kind, n) for n in range(1, int(shards)) for kind in kinds]
             names.append(index_name(deployment, generation_of(streams[0].config) or 1))
     sync_s, sync_from = await _sync(connection)
     if sync_s is None and sync:

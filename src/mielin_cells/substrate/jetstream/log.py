@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -16,9 +16,10 @@ from mielin_cells.substrate.jetstream.asking import READ_S, Asking, TooMany
 from mielin_cells.substrate.jetstream.connection import Connection, Listener
 from mielin_cells.substrate.jetstream.heard import Heard
 from mielin_cells.substrate.jetstream.index import Index
-from mielin_cells.substrate.jetstream.places import PARTS, Place, head_of, place_of, subject_of
+from mielin_cells.substrate.jetstream.places import TOPIC, Place, head_of, kind_of, place_of, subject_of
 from mielin_cells.substrate.jetstream.tail import JetTail
-from mielin_cells.substrate.ports import ENTRY_BYTES_MAX, Appended, Conflict, Entry, Outcome, Unknown
+from mielin_cells.substrate.jetstream.topics import Topics, Watching
+from mielin_cells.substrate.ports import ENTRY_BYTES_MAX, Appended, Conflict, Entry, Found, Outcome, Unknown
 from mielin_cells.substrate.tail import Cut
 
 APPEND_S: Final = 5.0
@@ -55,6 +56,7 @@ class JetLog(Asking):
         self._deployment = deployment
         self._shards = shards
         self._index = Index(connection, deployment)
+        self._topics = Topics(connection, deployment, shards)
         self._tails: dict[JetTail, Listener] = {}
         self._marks = 0
         self._reconnects = 0
@@ -250,13 +252,14 @@ class JetLog(Asking):
         def receive(heard: Heard) -> None:
             self._saw(place.stream, heard.seq)
             previous = heard.expected if place.is_log else heard.previous
-            if previous is None:  # the server says what was before of this name only, and the log has several
+            # The bodies of topics' entries are not sent once more.  Of an agent's log, which has several names, the server says only
+            # what was before of this name.
+            if place.is_topic or previous is None:
                 tail.look_again()
             else:
                 tail.push(Entry(heard.seq, heard.data), previous)
 
-        prefix = f"{self._deployment}.log."
-        self._tails[tail] = connection.listen(f"{self._deployment}.live.{place.filter.removeprefix(prefix)}", receive)
+        self._tails[tail] = connection.listen(f"{self._deployment}.{place.live}", receive)
         return tail
 
     def _forget(self, tail: JetTail) -> None:
@@ -267,16 +270,21 @@ class JetLog(Asking):
         self._reconnects += 1
         for tail in tuple(self._tails):
             tail.look_again()
+        self._topics.wake_all()
 
     def close(self) -> None:
         for tail in tuple(self._tails):
             tail.close()
+        self._topics.close()
 
     async def trim(self, subject: str, before: int) -> None:
         """Of an agent's log each kind is trimmed by itself.  A leader that was cut off may answer what was last before; then less is
         removed.  A trim of both kinds by one filter would remove the last ownership record; one of all other records could take
         away the last entry, and so move the place that appends expect back to where it was before."""
         place = self.place(subject)
+        if place.is_topic:
+            end = await self._led(place, place.filter)
+            before = min(before, end.seq) if end is not None else 0
         if not place.is_log:
             await self._purge(place.stream, place.filter, before, subject)
             return
@@ -291,8 +299,7 @@ class JetLog(Asking):
         """Names from the stream's state, last sequences by batched direct gets."""
         if prefix:
             api.checked_subject(prefix.removesuffix("."))
-        kind = "part" if prefix.startswith(PARTS) else "log"
-        kinds = (kind,) if prefix.partition(".")[1] else ("log", "part")
+        kinds = (kind_of(prefix),) if prefix.partition(".")[1] else ("log", "part", TOPIC)
         ends: dict[str, int] = {}
         for kind in kinds:
             for shard in range(self._shards):
@@ -311,6 +318,15 @@ class JetLog(Asking):
 
     async def forget_owned(self, owner: str, subject: str, seq: int) -> None:
         await self._index.forget(owner, subject, seq)
+
+    async def topic_ends(self) -> tuple[int, ...]:
+        return await self._topics.ends()
+
+    async def scan(self, pattern: str, shard: int, after: int = 0, limit: int = 1000) -> list[Found]:
+        return await self._topics.scan(pattern, shard, after, limit)
+
+    def watch(self, pattern: str, wake: Callable[[], None]) -> Watching:
+        return self._topics.watch(pattern, wake)
 
     async def position(self) -> tuple[int, ...]:
         """Of each stream its last sequence, as its leader answers."""

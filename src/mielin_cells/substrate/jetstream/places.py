@@ -10,11 +10,13 @@ from __future__ import annotations
 import zlib
 from typing import Final, NamedTuple
 
-from mielin_cells.log.ids import LOGS, encoded, is_agents_log
+from mielin_cells.log.ids import LOGS, TOPICS, encoded, is_agents_log
 from mielin_cells.substrate.jetstream import api
 
 PARTS: Final = "part."
 """Subjects of parts: in a stream of their own, which is not republished."""
+TOPIC: Final = "topic"
+"""Streams of topics' entries."""
 RECORDS: Final = "rec"
 OWN: Final = "own"
 NOBODY: Final = "="
@@ -28,6 +30,15 @@ class Place(NamedTuple):
     filter: str
     """What all names of the subject's entries match, and those of no other subject.  Most subjects have only one name: this."""
     subject: str
+
+    @property
+    def live(self) -> str:
+        """Where its entries are heard as they are stored, without the deployment's name."""
+        return f"live.{self.stream.rpartition('-')[2]}.{self.filter.removeprefix(self.head)}"
+
+    @property
+    def is_topic(self) -> bool:
+        return self.subject.startswith(TOPICS)
 
     @property
     def is_log(self) -> bool:
@@ -56,11 +67,16 @@ class Place(NamedTuple):
 
 
 def place_of(deployment: str, shards: int, subject: str) -> Place:
-    kind = "part" if subject.startswith(PARTS) else "log"
+    kind = kind_of(subject)
     shard = zlib.crc32(api.checked_subject(subject).encode()) % shards
     head = head_of(deployment, kind, shard)
     names = f"{head}{subject}.>" if is_agents_log(subject) else head + subject
     return Place(api.stream_name(deployment, kind, shard), head, names, subject)
+
+
+def kind_of(subject: str) -> str:
+    """The kind of streams that entries of this subject, or of subjects with this prefix, are in."""
+    return "part" if subject.startswith(PARTS) else TOPIC if subject.startswith(TOPICS) else "log"
 
 
 def head_of(deployment: str, kind: str, shard: int) -> str:

@@ -13,6 +13,8 @@ from mielin_cells.substrate.jetstream import api
 from mielin_cells.substrate.jetstream.ask import ask, find_stream, raw_stream, stream
 from mielin_cells.substrate.jetstream.connection import Connection
 from mielin_cells.substrate.jetstream.index import GENERATION, find_index, make_index
+from mielin_cells.substrate.jetstream.places import TOPIC
+from mielin_cells.substrate.jetstream.topics import MADE, make_topics
 from mielin_cells.substrate.ports import ENTRY_BYTES_MAX
 
 LED_S: Final = 10.0
@@ -88,11 +90,20 @@ async def streams(connection: Connection, deployment: str, options: StreamOption
             )  # fmt: skip
         return await _make(connection, deployment, options)
     have, replicas = shards_of(answer, first, options.shards), _replicas_of(answer, first, options.replicas)
-    for name in names(deployment, have)[:-1]:
+    if options.makes:
+        await _make_topics(connection, deployment, have, replicas)
+        answer = await stream(connection, first)
+    for name in _kept(answer, deployment, have)[:-1]:
         replicas = min(replicas, _replicas_of(await stream(connection, name), name, options.replicas))
     if options.makes:
         await make_index(connection, deployment)
     return Layout(have, replicas)
+
+
+def _kept(answer: api.StreamAnswer, deployment: str, shards: int) -> list[str]:
+    """The names of the streams that the deployment was made with."""
+    has_topics = answer.config.metadata.get(MADE)
+    return [name for name in names(deployment, shards) if has_topics or f"-{TOPIC}-" not in name]
 
 
 async def _make(connection: Connection, deployment: str, options: StreamOptions) -> Layout:
@@ -124,6 +135,10 @@ async def _make(connection: Connection, deployment: str, options: StreamOptions)
     return Layout(count, min(kept))
 
 
+async def _make_topics(connection: Connection, deployment: str, shards: int, replicas: int) -> None:
+    await make_topics(connection, deployment, lambda name: _create(connection, deployment, name, shards, replicas))
+
+
 async def _create(connection: Connection, deployment: str, name: str, shards: int, replicas: int) -> api.StreamAnswer:
     answer: api.StreamAnswer = await ask(
         connection, f"STREAM.CREATE.{name}", _config(deployment, name, shards, replicas)
@@ -137,7 +152,7 @@ def _is_too_few(error: api.ApiError) -> bool:
 
 def names(deployment: str, shards: int) -> list[str]:
     """In the order in which they are made: the first stream is the last, so once it is there, all are."""
-    return [api.stream_name(deployment, kind, n) for n in reversed(range(shards)) for kind in ("part", "log")]
+    return [api.stream_name(deployment, kind, n) for n in reversed(range(shards)) for kind in ("part", TOPIC, "log")]
 
 
 def shards_of(answer: api.StreamAnswer, name: str, wanted: int | None) -> int:
@@ -184,8 +199,10 @@ def _config(deployment: str, name: str, shards: int, replicas: int) -> bytes:
     }  # fmt: skip
     if kind == "log":
         if shard == "0":
-            config["metadata"][GENERATION] = "0"
+            config["metadata"] |= {GENERATION: "0", MADE: "1"}
         config["republish"] = {"src": subjects, "dest": f"{deployment}.live.{shard}.>"}
+    if kind == TOPIC:
+        config["republish"] = {"src": subjects, "dest": f"{deployment}.live.{shard}.>", "headers_only": True}
     return json.dumps(config).encode()
 
 
@@ -196,6 +213,7 @@ async def with_replicas(connection: Connection, deployment: str, replicas: int |
     changed: dict[str, tuple[int, int]] = {}
     answer = await stream(connection, first)
     shards = shards_of(answer, first, None)
+    await _make_topics(connection, deployment, shards, int(answer.config.num_replicas))
     for name in names(deployment, shards):
         config = (await raw_stream(connection, name))["config"]  # all of it, also what this version does not know
         have = int(config.get("num_replicas", 1))

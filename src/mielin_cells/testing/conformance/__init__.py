@@ -7,9 +7,9 @@ Each check raises `AssertionError` with a sentence, also under `python -O`.  Not
 which depends on the adapter.
 """
 
-from mielin_cells.testing.conformance import log, owners, tails, wire
+from mielin_cells.testing.conformance import log, owners, tails, topics, wire
 from mielin_cells.testing.conformance.kit import REGISTERED, Check
 
 CHECKS = tuple(REGISTERED)
 
-__all__ = ["CHECKS", "Check", "log", "owners", "tails", "wire"]
+__all__ = ["CHECKS", "Check", "log", "owners", "tails", "topics", "wire"]

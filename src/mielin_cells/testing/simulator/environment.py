@@ -101,7 +101,18 @@ CHANCES = tuple(f.name for f in fields(Faults) if f.default == 0.0)
 
 
 WRITES = frozenset({"append", "trim"})
-STORE_CALLS = WRITES | {"read", "last", "settled", "lasts", "subjects", "position", "owned", "forget_owned"}
+STORE_CALLS = WRITES | {
+    "read",
+    "last",
+    "settled",
+    "lasts",
+    "subjects",
+    "position",
+    "owned",
+    "forget_owned",
+    "topic_ends",
+    "scan",
+}
 
 
 class Refusal(NamedTuple):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from mielin_cells.substrate.patterns import Watch
 from mielin_cells.substrate.ports import Entry
 from mielin_cells.testing.simulator.engine import Engine
 from mielin_cells.testing.simulator.loop import Process
@@ -19,6 +20,7 @@ class Network:
     tails: dict[str, dict[Tail, None]] = field(default_factory=dict)
     subscriptions: dict[str, dict[Wired, None]] = field(default_factory=dict)
     servers: dict[str, dict[Wired, None]] = field(default_factory=dict)
+    watches: dict[Watch, None] = field(default_factory=dict)
     on_call: Callable[[Link, str, str], str] | None = None
     """Called with process, call and subject at each call of the substrate; returns one of `view.FATES`, or "" for chance."""
 
@@ -48,6 +50,7 @@ class Link:
         self.subscriptions: dict[Wired, None] = {}
         self.servers: dict[Wired, None] = {}
         self.tails: dict[Tail, None] = {}
+        self.watches: dict[Watch, None] = {}
         self.sync = "power"
         self._in_flight: dict[asyncio.Future[Any], None] = {}
         self._lanes: dict[str, float] = {}
@@ -74,6 +77,12 @@ class Link:
             wired.close()
         for tail in [*self.tails]:
             tail.close()
+        for watch in [*self.watches]:
+            watch.close()
+
+    def _unwatch(self, watch: Watch) -> None:
+        self.watches.pop(watch, None)
+        self.network.watches.pop(watch, None)
 
     def crash(self) -> None:
         """As `kill -9` (`World.crash`)."""

@@ -308,6 +308,7 @@ class Scenario(Deployment):
                 continue
             remains = [str(getattr(task.get_coro(), "__qualname__", "a task")) for task in view.process.tasks()]
             remains += [repr(tail) for tail in view.tails]
+            remains += ["<a watch of a topic>" for _ in view.watches]
             remains += [f"<service of {wired.subject}>" for wired in (*view.subscriptions, *view.servers)]
             if remains:
                 return f"{view.label} was stopped and left {remains}"

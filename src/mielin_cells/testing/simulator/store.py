@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from operator import attrgetter
 from typing import TypeAlias
 
-from mielin_cells.log.ids import is_agents_log
-from mielin_cells.substrate.ports import Appended, Conflict, Entry
+from mielin_cells.log.ids import TOPICS, is_agents_log, keeps_last
+from mielin_cells.substrate.patterns import matcher
+from mielin_cells.substrate.ports import Appended, Conflict, Entry, Found
 
 _seq = attrgetter("seq")
 
@@ -89,8 +90,9 @@ class Store:
         entries = self._subjects.get(subject, [])
         count = bisect_left(entries, before, key=_seq)
         kept = list[Entry]()
-        if is_agents_log(subject):
+        if keeps_last(subject):
             count = min(count, max(len(entries) - 1, 0))
+        if is_agents_log(subject):
             kept = [entry for entry in entries[:count] if entry.seq == self._owned_last.get(subject)]
         gone = [entry for entry in entries[:count] if entry not in kept]
         if gone:
@@ -127,6 +129,14 @@ class Store:
             if entries:
                 listed.append((name, entries[-1].seq))
         return listed
+
+    def scan(self, pattern: str, after: int, limit: int, upto: int | None = None) -> list[Found]:
+        """Entries of topics with `after < seq <= upto` whose subjects match, in order of seq."""
+        matches, found = matcher(pattern), list[Found]()
+        for subject, _ in self.subjects(TOPICS):
+            if matches(subject):
+                found += [Found(subject, *entry) for entry in self.read(subject, after, limit, upto)]
+        return sorted(found, key=_seq)[:limit]
 
     def forget(self, kept: int) -> None:
         """As a power cut: only the first `kept` of all `changes` were on the disk.  Sequences are given again from there."""

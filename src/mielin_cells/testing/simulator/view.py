@@ -9,12 +9,14 @@ from typing import Any, ClassVar, NamedTuple
 from blake3 import blake3
 
 from mielin_cells.errors import MessageTooLarge, NoResponder, StoreBusy, StoreUnreachable, WireTimeout
-from mielin_cells.log.ids import LOGS
+from mielin_cells.log.ids import LOGS, TOPICS
+from mielin_cells.substrate.patterns import Watch
 from mielin_cells.substrate.ports import (
     ENTRY_BYTES_MAX,
     Appended,
     Conflict,
     Entry,
+    Found,
     Log,
     Outcome,
     Subscription,
@@ -178,6 +180,10 @@ class View(Link):
             world.has_landed(subject, Entry(outcome.seq, sent.data), self)
             for tail in self.network.tails.get(subject, ()):
                 tail.reveal_soon(outcome.seq)
+            if subject.startswith(TOPICS):
+                for watch in [*self.network.watches]:
+                    if watch.matches(subject):
+                        watch.wake()
         if answer is None:
             return
         if fate == "lose the answer" or not self.hears_store or world.happens("append_lost", self):
@@ -241,6 +247,39 @@ class View(Link):
 
     async def forget_owned(self, owner: str, subject: str, seq: int) -> None:
         await self._look("forget_owned", subject, lambda: self.world.store.forget_owned(owner, subject, seq))
+
+    async def topic_ends(self) -> tuple[int, ...]:
+        ends: tuple[int, ...] = await self._look("topic_ends", "", lambda: (self._known(self._horizon()),))
+        return ends
+
+    def _known(self, upto: int | None) -> int:
+        return self.world.store.seq if upto is None else min(upto, self.world.store.seq)
+
+    async def scan(self, pattern: str, shard: int, after: int = 0, limit: int = 1000) -> list[Found]:
+        store = self.world.store
+        found: list[Found] = await self._look(
+            "scan", pattern, lambda: store.scan(pattern, after, limit, self._horizon())
+        )
+        if found and self.world.happens("read_torn", self):
+            found[-1] = found[-1]._replace(data=self.tear(found[-1].data))
+        return found
+
+    def watch(self, pattern: str, wake: Callable[[], None]) -> Watch:
+        """Wakes come late, and some never."""
+
+        def wake_soon() -> None:
+            if self.process.is_dead or not self.hears_store or self.world.happens("wire_drop", self):
+                return
+            self.world.later(self.delay(), awake)
+
+        def awake() -> None:
+            if watch in self.watches and not self.process.is_dead:
+                self.world.loop.call_soon(wake, context=self.process.context.copy())
+
+        watch = Watch(pattern, wake_soon, self._unwatch)
+        if not self.process.is_dead:
+            self.watches[watch] = self.network.watches[watch] = None
+        return watch
 
     async def _look(self, what: str, subject: str, find: Callable[[], Any]) -> Any:
         """A call that reads: `find` is asked half-way, where the store is."""

@@ -1,0 +1,45 @@
+"""The tables of the embedded store, and what is asked of them."""
+
+from __future__ import annotations
+
+from typing import Final
+
+SCHEMA: Final = (
+    "CREATE TABLE meta(key TEXT PRIMARY KEY, value) WITHOUT ROWID",
+    # An index on subject alone ends in the rowid, which is seq: it is an index on (subject, seq).
+    # `owner` is set in the ownership records of agents' logs only; the last two indexes have only those.
+    "CREATE TABLE entries(seq INTEGER PRIMARY KEY, subject TEXT NOT NULL, data BLOB NOT NULL, owner TEXT)",
+    "CREATE INDEX entries_by_subject ON entries(subject)",
+    "CREATE INDEX entries_by_owner ON entries(owner) WHERE owner IS NOT NULL",
+    "CREATE INDEX entries_owned ON entries(subject) WHERE owner IS NOT NULL",
+)
+OF_TOPICS: Final = "subject >= 'topic.' AND subject < 'topic/'"
+# Older files of this format have no such index: it is made when one is opened.
+TOPICS_INDEX: Final = f"CREATE INDEX IF NOT EXISTS entries_topics ON entries(seq) WHERE {OF_TOPICS}"
+SCAN: Final = f"""
+SELECT subject, seq, data FROM entries INDEXED BY entries_topics
+WHERE {OF_TOPICS} AND seq > ? AND subject GLOB ? ORDER BY seq LIMIT ?
+"""
+PAGE: Final = "SELECT seq, data FROM entries WHERE subject = ? AND seq > ? ORDER BY seq LIMIT ?"
+LAST: Final = "SELECT seq, data FROM entries WHERE subject = ? ORDER BY seq DESC LIMIT 1"
+LAST_SEQ: Final = "SELECT max(seq) FROM entries WHERE subject = ?"
+# A loose scan: one index search per subject, however many entries it has.
+SUBJECTS: Final = """
+WITH RECURSIVE names(name) AS (
+  SELECT min(subject) FROM entries WHERE subject >= ?
+  UNION ALL
+  SELECT (SELECT min(subject) FROM entries WHERE subject > name) FROM names WHERE name IS NOT NULL
+)
+SELECT name, (SELECT max(seq) FROM entries WHERE subject = name) FROM names
+WHERE name IS NOT NULL LIMIT ?
+"""
+OWNED_LAST: Final = "SELECT max(seq) FROM entries WHERE subject = ? AND owner IS NOT NULL"
+OWNED: Final = """
+SELECT seq, subject FROM entries AS e WHERE owner = ? AND seq > ?
+AND seq = (SELECT max(seq) FROM entries WHERE subject = e.subject AND owner IS NOT NULL) ORDER BY seq LIMIT ?
+"""
+# The size of a value is in its row's header: what is behind it is not read.
+TRIM_SIZES: Final = (
+    "SELECT seq, length(data) FROM entries WHERE subject = ? AND seq < ? AND seq <> ? ORDER BY seq LIMIT ?"
+)
+TRIM: Final = "DELETE FROM entries WHERE seq IN (SELECT seq FROM entries WHERE subject = ? AND seq <= ?) AND seq <> ?"
