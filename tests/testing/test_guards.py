@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace as replace_field
 from support.guards import GUARDS, Guard, Patch, guard
 from support.paths import ROOT
 
@@ -25,11 +26,12 @@ from mielin_cells.log.fold import Fold
 from mielin_cells.log.ids import log_subject
 from mielin_cells.log.message import Mail, Message
 from mielin_cells.log.records import Claimed
+from mielin_cells.log.state import StoredState
 from mielin_cells.migration import case
 from mielin_cells.migration import source as machine
 from mielin_cells.migration.failure import MigrationError
 from mielin_cells.migration.recovery import RecoveryConfig, RecoveryStrategy, explain
-from mielin_cells.node.activation import effects, intake
+from mielin_cells.node.activation import effects, intake, readers
 from mielin_cells.node.activation.effects import Effects
 from mielin_cells.node.activation.inbox import Arrival, Inbox
 from mielin_cells.node.activation.outbox import Outbox
@@ -38,6 +40,9 @@ from mielin_cells.node.activation.writer import Writer
 from mielin_cells.node.moves.handover import Handover
 from mielin_cells.node.moves.target import Copy
 from mielin_cells.node.ownership.adoption import Adoption
+from mielin_cells.node.reads import Reads
+from mielin_cells.rpc import requests
+from mielin_cells.rpc.answers import Reading
 from mielin_cells.substrate import retry
 from mielin_cells.substrate.ports import Entry, Outcome
 from mielin_cells.testing.checkers.checker import INVARIANTS
@@ -293,6 +298,40 @@ def logs_are_listed_after_news(patch: Patch) -> None:
         return self._compared_at > 0
 
     patch.setattr(Adoption, "_is_calm", at_rest)
+
+
+@guard(within=40)
+def reads_are_acknowledged(patch: Patch) -> None:
+    """A read is given the state in memory, which a commit under way may be about to make true."""
+    patch.setattr(readers, "is_ahead", lambda *batches: False)
+
+
+@guard(within=20)
+def a_read_sees_one_state(patch: Patch) -> None:
+    """A read that waits in the middle goes on with whatever the agent has become."""
+    patch.setattr(StoredState, "frozen", lambda self: self)
+
+
+@guard(within=200)
+def a_read_sees_what_was_seen(patch: Patch) -> None:
+    """Who is asked to read answers with what it has, whatever its reader has seen of the agent."""
+    read = Reads.read
+
+    async def at_once(self: Reads, request: requests.Read) -> Reading:
+        return await read(self, replace_field(request, seen=0))
+
+    patch.setattr(Reads, "read", at_once)
+
+
+@guard(within=40)
+def a_linearizable_read_asks_the_log(patch: Patch) -> None:
+    """Who takes itself for the owner answers a linearizable read without a look at the log's end."""
+    read = Reads.read
+
+    async def at_once(self: Reads, request: requests.Read) -> Reading:
+        return await read(self, replace_field(request, is_linearizable=False))
+
+    patch.setattr(Reads, "read", at_once)
 
 
 SOON = 40

@@ -71,7 +71,7 @@ class Client(Requester):
         self._senders: dict[str, Session] = {}
         """By sender, every session that may still get answers."""
         self._placing = Placing(self)
-        self._seen: dict[str, int] = {}
+        self.revisions: dict[str, int] = {}
         """By agent, the highest revision that an answer or a read has shown: no later read may show less."""
         self._owners: dict[str, str] = {}
         """Where reads found agents last.  Only a place to try first."""
@@ -140,7 +140,9 @@ class Client(Requester):
                 f"A read of {agent!r} has {len(data)} bytes of arguments; the limit is {MESSAGE_BYTES_MAX}.",
                 limit=MESSAGE_BYTES_MAX, size=len(data),
             )  # fmt: skip
-        request = requests.Read(agent, spec.name, handler.name, data, self._seen.get(agent, 0), is_linearizable, 0.0)
+        request = requests.Read(
+            agent, spec.name, handler.name, data, self.revisions.get(agent, 0), is_linearizable, 0.0
+        )
         seconds = self.settings.ask_timeout_s if timeout is None else timeout
         reading = await read_shared(self.log, self.wire, request, seconds, self._owners)
         self._saw(agent, reading.revision)
@@ -150,8 +152,8 @@ class Client(Requester):
         return handler.decode_result(answer.result or b"", self)
 
     def _saw(self, agent: str, revision: int) -> None:
-        if revision > self._seen.get(agent, 0):
-            self._seen[agent] = revision
+        if revision > self.revisions.get(agent, 0):
+            self.revisions[agent] = revision
 
     def watch(self, ref: Reference, after: int) -> AsyncIterator[Watched[Any]]:
         self.check_loop()

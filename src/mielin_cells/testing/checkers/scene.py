@@ -46,6 +46,18 @@ class Call:
 
 
 @dataclass(slots=True)
+class Read:
+    """A read of committed state that was answered."""
+
+    agent: str
+    least: int
+    """The record that its answer had to be of, or a later one."""
+    revision: int
+    shown: tuple[int, int]
+    at: float
+
+
+@dataclass(slots=True)
 class Reported:
     """The report of a migration that a client got, and when; `quiet`: no fault has happened since the client asked for it."""
 
@@ -85,6 +97,7 @@ class Scene:
         self.counts: Counter[str] = Counter()
         """Counts of events other than faults."""
         self.calls: list[Call] = []
+        self.reads: list[Read] = []
         self.reports: list[Reported] = []
         self.observed: dict[str, Observed] = {}
         """At rest."""

@@ -15,11 +15,16 @@ from typing import Any
 
 import mielin_cells as cells
 from mielin_cells.agents.agent import Agent
+from mielin_cells.agents.spec import spec_of
 from mielin_cells.client.client import Client
 from mielin_cells.errors import AgentTerminated, CellError
 from mielin_cells.log.lifecycle import Phase
+from mielin_cells.log.message import decode_answer
+from mielin_cells.membership.reads import read_shared
+from mielin_cells.rpc.requests import Read
 from mielin_cells.testing.checkers.failed_turns import DOOMED
 from mielin_cells.testing.checkers.scene import Call, Observed
+from mielin_cells.testing.checkers.scene import Read as Seen
 from mielin_cells.testing.checkers.till import Receipt, pay
 from mielin_cells.testing.simulator.deployment import Deployment
 from mielin_cells.testing.simulator.loop import Killed
@@ -34,6 +39,12 @@ ASK_S = 4.0
 
 TRIES = 20
 """Of a turn that gives tokens away by an ask: what has left arrives, so the giver runs until it is without them."""
+
+READING = 0.4
+"""The share of the worlds in which clients read committed state."""
+
+LINEARIZABLE = 0.3
+"""The share of these reads that must see everything."""
 
 RETRY = cells.Retry(tries=4, first_s=0.1, max_s=1.0)
 """An account's patience with the till."""
@@ -120,6 +131,14 @@ class Account(cells.Agent, name="SimAccount"):
         self.tokens += amount
         return self.tokens
 
+    @cells.handler(shared=True)
+    async def look(self, waits_s: float) -> tuple[int, int]:
+        """Reads in two halves, between which the agent goes on."""
+        tokens = self.tokens
+        if waits_s:
+            await asyncio.sleep(waits_s)
+        return tokens, len(self.heard)
+
     @cells.handler
     async def show(
         self,
@@ -184,6 +203,7 @@ class Accounts(Workload):
                 works = [
                     self._work(scenario, client, f"{life.name}.{number}.{w}", p) for w, p in enumerate(life.workers)
                 ]
+                works += self._readers(scenario, client, f"{life.name}.{number}")
                 await view.process.run(_all(works))
                 await view.process.run(client.close())
                 return
@@ -233,6 +253,38 @@ class Accounts(Workload):
                 counts["call: NoSuchAgent"] += 1  # its creation was forgotten, too, and it is created again
                 return
             scenario.violate(f"I4: {call.sender} called {call.agent}.{plan.kind} and got {error.code}: {error}")
+
+    def _readers(self, scenario: Deployment, client: Client, name: str) -> list[Coroutine[Any, Any, None]]:
+        """In some worlds a client reads committed state beside its calls."""
+        rng = Random(f"reads {scenario.swarm.seed} {name}")
+        if Random(f"reads {scenario.swarm.seed}").random() > READING:
+            return []
+        return [self._read(scenario, client, rng) for _ in range(rng.choice((1, 2)))]
+
+    async def _read(self, scenario: Deployment, client: Client, rng: Random) -> None:
+        scene, clock = scenario.scene, scenario.world.loop.time
+        spec, owners, seen = spec_of(Account), dict[str, str](), client.revisions
+        for _ in range(rng.randint(4, 16)):
+            await asyncio.sleep(rng.choice((0.0, 0.05, 0.3, 1.0)) * rng.random())
+            agent, wants_all = rng.choice(scenario.swarm.agents), rng.random() < LINEARIZABLE
+            args = spec.handler("look").encode_args((rng.choice((0.0, 0.0, 0.1)),), {})
+            least = max(seen.get(agent, 0), scene.folds[agent].seq if wants_all and agent in scene.folds else 0)
+            request = Read(agent, spec.name, "look", args, seen.get(agent, 0), wants_all, 0.0)
+            try:
+                reading = await read_shared(client.log, client.wire, request, ASK_S, owners)
+            except CellError as error:
+                if not scenario.is_passing(error) and not scenario.is_torn(error) and error.code != "NoSuchAgent":
+                    scenario.violate(f"I26: a read of {agent} got {error.code}: {error}")
+                scene.counts[f"read: {error.code}"] += 1
+                continue
+            answer = decode_answer(reading.answer)
+            if answer.result is None:
+                scenario.violate(f"I26: a read of {agent} was answered with {answer.error}")
+                continue
+            seen[agent] = max(seen.get(agent, 0), reading.revision)
+            shown = spec.handler("look").decode_result(answer.result)
+            scene.counts["read of everything" if wants_all else "read"] += 1
+            scene.reads.append(Seen(agent, least, reading.revision, shown, clock()))
 
     async def has_arrived(self, scenario: Deployment) -> bool:
         observed = scenario.scene.observed
