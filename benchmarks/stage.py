@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import socket
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -20,7 +23,7 @@ from mielin_cells.client.client import Client
 from mielin_cells.deployment.connect import Address, connect, open_substrate
 from mielin_cells.deployment.fleet import Fleet
 from mielin_cells.errors import CellError
-from mielin_cells.substrate.jetstream.server import Server
+from mielin_cells.substrate.jetstream.server import Server, find_program
 
 APP = "benchmarks.agents"
 
@@ -44,10 +47,18 @@ class Stage:
     """Its version."""
     lines: list[tuple[float, str]]
     """What nodes have logged, and when it was read."""
+    monitor: str = ""
+    """The address of the server's own counters."""
 
     def heard(self, words: str) -> float:
         """When a node first said so.  Raises `LookupError`."""
         return next(at for at, line in self.lines if words in line)
+
+    def sent_bytes(self) -> int:
+        """What the server has sent to all connections since it started, as it counts."""
+        with urllib.request.urlopen(f"{self.monitor}/varz") as answer:
+            count: int = json.load(answer)["out_bytes"]
+        return count
 
     def processes(self) -> dict[str, psutil.Process]:
         """The nodes that run, the server, and this client."""
@@ -69,7 +80,8 @@ class Stage:
 async def staged(nodes: int, sync: Sync, settings: str = "") -> AsyncIterator[Stage]:
     """Up and serving; ended with the block, and what it has stored is gone."""
     with tempfile.TemporaryDirectory(prefix="mielin-bench-") as folder:
-        server = await Server.start(Path(folder) / "server", sync=sync)
+        port = _free_port()
+        server = await Server.start(Path(folder) / "server", sync=sync, program=_monitored(Path(folder), port))
         try:
             address = Address(server.url, sync=server.sync)
             substrate = await open_substrate(address)  # makes the streams before the nodes all want to
@@ -85,11 +97,27 @@ async def staged(nodes: int, sync: Sync, settings: str = "") -> AsyncIterator[St
                     raise CellError(f"{child.name} could not start: {child.last_line}.")
                 async with connect(address.url) as cluster, floor_beside(address.url) as floor:
                     assert isinstance(cluster, Client)
-                    yield Stage(cluster, fleet, floor, address.url, version, lines)
+                    yield Stage(cluster, fleet, floor, address.url, version, lines, f"http://127.0.0.1:{port}")
             finally:
                 await fleet.stop()
         finally:
             await server.stop()
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+        return port
+
+
+def _monitored(folder: Path, port: int) -> Path:
+    """A program that is the server with its own counters, which the loopback's are no substitute for: others use that, too."""
+    path = folder / "monitored" / "nats-server"  # its ports file bears this name
+    path.parent.mkdir()
+    path.write_text(f'#!/bin/sh\nexec "{find_program().path}" "$@" --addr 127.0.0.1 --http_port {port}\n')
+    path.chmod(0o700)
+    return path
 
 
 def _configured(folder: Path, settings: str) -> Sequence[str]:

@@ -1,4 +1,7 @@
-"""What a deployment costs that does nothing, and what a spawn and an ask cost, as agents and known members grow."""
+"""What grows with a deployment: its cost at rest, the restart of a node, a spawn and an ask as agents and known members grow.
+
+Besides, what the failover of an agent costs all processes together.
+"""
 
 from __future__ import annotations
 
@@ -7,26 +10,35 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
-import psutil
-
 from benchmarks.agents import Counter
-from benchmarks.figures import Found, Size, percentile, ratio
+from benchmarks.figures import SYNCS, Found, Size, percentile, ratio
 from benchmarks.harness import run, say
+from benchmarks.parts import failover
 from benchmarks.stage import Stage, staged
 from mielin_cells.membership import table
 
 NODES = 3
 AT_ONCE = 256
 AGENTS: dict[Size, tuple[int, int]] = {"smoke": (100, 300), "quick": (1_000, 20_000), "full": (1_000, 100_000)}
+OWN: dict[Size, int] = {"smoke": 60, "quick": 2_000, "full": 10_000}
+"""Agents of the node that is started again: first there are no others but the few, and then all."""
+
 MEMBERS: dict[Size, int] = {"smoke": 20, "quick": 997, "full": 997}
 """Nodes that have entered and are gone."""
 
-REST_S: dict[Size, float] = {"smoke": 0.2, "quick": 45.0, "full": 60.0}
+REST_S: dict[Size, float] = {"smoke": 0.2, "quick": 45.0, "full": 50.0}
 """Until nodes have compared their logs for the last time."""
 
-WATCH_S: dict[Size, float] = {"smoke": 0.2, "quick": 20.0, "full": 60.0}
+WATCH_S: dict[Size, float] = {"smoke": 0.2, "quick": 20.0, "full": 45.0}
+AFTER_S: dict[Size, float] = {"smoke": 0.2, "quick": 12.0, "full": 12.0}
+"""A node that has started looks once more for agents that are its own; that counts as part of its restart."""
+
 SAMPLES: dict[Size, int] = {"smoke": 20, "quick": 300, "full": 1_000}
+FAILED: dict[Size, int] = {"smoke": 10, "quick": 1_000, "full": 3_000}
+PROBES = 32
 CPU_PERCENT, KB_PER_S, GROWTH = 2.0, 50.0, 1.2
+FIRST_S, FLOORS = 1.0, 3.0
+FAILOVER_MS = 1.0
 SAME = 1.1
 
 
@@ -42,18 +54,12 @@ def _cpu_s(stage: Stage) -> float:
     )  # fmt: skip
 
 
-def _loopback_bytes() -> int:
-    """What all connections on this machine have carried."""
-    counters = psutil.net_io_counters(pernic=True)
-    return sum(counters[name].bytes_sent for name in ("lo", "lo0") if name in counters)
-
-
 async def _idle(stage: Stage, size: Size) -> Idle:
     await asyncio.sleep(REST_S[size])
-    cpu, sent, at = _cpu_s(stage), _loopback_bytes(), time.perf_counter()
+    cpu, sent, at = _cpu_s(stage), stage.sent_bytes(), time.perf_counter()
     await asyncio.sleep(WATCH_S[size])
     took = time.perf_counter() - at
-    return Idle(round(100 * (_cpu_s(stage) - cpu) / took, 2), round((_loopback_bytes() - sent) / took / 1000, 1))
+    return Idle(round(100 * (_cpu_s(stage) - cpu) / took, 2), round((stage.sent_bytes() - sent) / took / 1000, 1))
 
 
 async def _median_ms(work: Callable[[int], Awaitable[object]], count: int) -> float:
@@ -77,45 +83,158 @@ async def _costs(stage: Stage, size: Size, tag: str) -> tuple[float, float]:
     return await _median_ms(spawn, count), await _median_ms(lambda _: some.add(), count)
 
 
+class Restart(NamedTuple):
+    """Seconds since the node answers requests again."""
+
+    agents: int
+    others: int
+    first_s: float
+    """Until the first of its agents has answered."""
+    probes_s: float
+    """Until the median of `PROBES` of them has, which are asked from the kill on."""
+    all_s: float
+    """Until it has taken all of them."""
+    floor_s: float
+    kb: float
+    """That the server has sent from the kill on."""
+
+
+async def _answers(stage: Stage, node: str, before: int) -> float:
+    """When a new process of the node has answered its first request."""
+    while True:
+        info = await stage.cluster.ping(node)
+        if info is not None and info.incarnation > before:
+            return time.perf_counter()
+        await asyncio.sleep(0.005)
+
+
+async def _restart(stage: Stage, names: list[str], others: int, size: Size) -> Restart:
+    """Kills node-1, which has these agents, and lets it be started again."""
+    child = next(child for child in stage.fleet.children if child.name == "node-1")
+    assert child.process is not None
+    floor = await stage.floor.do("takeovers", agents=[f"{others}-{name}" for name in names])
+    await asyncio.sleep(1.0)
+    incarnation, sent, answered = child.incarnation, stage.sent_bytes(), list[float]()
+    child.process.kill()
+
+    async def probe(name: str) -> None:
+        await stage.cluster.get(Counter, name).add()
+        answered.append(time.perf_counter())
+
+    probes = asyncio.gather(*(probe(name) for name in names[:: max(1, len(names) // PROBES)][:PROBES]))
+    serves = await _answers(stage, "node-1", incarnation)
+    while child.incarnation == incarnation:
+        await asyncio.sleep(0.005)
+    everything = time.perf_counter() - serves
+    await probes
+    await asyncio.sleep(AFTER_S[size])
+    (node,) = [info for info in await stage.cluster.nodes() if info.name == "node-1"]
+    assert node.agents >= len(names), f"node-1 has {node.agents} of its {len(names)} agents"
+    return Restart(
+        len(names), others, round(max(0.0, min(answered) - serves), 3), round(max(0.0, percentile(answered, 0.5) - serves), 3),
+        round(everything, 3), round(floor, 3), round((stage.sent_bytes() - sent) / 1000, 1),
+    )  # fmt: skip
+
+
+async def _failover(size: Size, found: Found) -> None:
+    for sync in SYNCS:
+        async with staged(NODES, sync) as stage:
+            if size != "smoke":
+                await asyncio.sleep(failover.KNOWN_S)
+            one = await failover.one(stage, f"node-{NODES}", FAILED[size])
+        found.figures[f"failover_{sync}"] = one
+        spent: dict[str, float] = one["processor_ms"]
+        each = round(sum(spent.values()), 2)
+        parts = ", ".join(f"{who} {ms:.2f}" for who, ms in spent.items())
+        found.row("scale-failover-cpu", sync, f"{each} ms", each <= FAILOVER_MS, f"{FAILED[size]:,} agents; {parts} ms")
+
+
+async def _spawn_until(stage: Stage, made: int, count: int, nodes: tuple[str, ...], prefix: str) -> None:
+    """Creates agents number `made` to `count`, on these nodes in turn."""
+    numbers = iter(range(made, count))
+
+    async def worker() -> None:
+        for number in numbers:
+            await stage.cluster.on(nodes[number % len(nodes)]).spawn(Counter, f"{prefix}-{number}")
+
+    await asyncio.gather(*(worker() for _ in range(AT_ONCE)))
+
+
+async def _former_members(stage: Stage, count: int) -> None:
+    for number in range(count):
+        place = await table.enter(stage.cluster.log, f"former-{number}", table.Announcement(), lambda: b"x" * 12)
+        await table.leave(stage.cluster.log, f"former-{number}", place.incarnation, b"y" * 12)
+
+
 async def measure(size: Size, found: Found) -> None:
-    async with staged(NODES, "lazy") as stage:
-        cluster, idle, numbers = stage.cluster, list[Idle](), iter(range(AGENTS[size][1]))
-        costs = list[tuple[float, float]]()
-
-        async def spawn_until(count: int) -> None:
-            for number in numbers:
-                await cluster.on(f"node-{number % NODES + 1}").spawn(Counter, f"idle-{number}")
-                if number >= count - AT_ONCE:
-                    return
-
-        for agents in AGENTS[size]:
-            await asyncio.gather(*(spawn_until(agents) for _ in range(AT_ONCE)))
-            idle.append(await _idle(stage, size))
-            costs.append(await _costs(stage, size, f"with-{agents}"))
-            say(f"scale: {agents} agents: {idle[-1]}, spawn and ask {costs[-1]} ms")
-        for number in range(MEMBERS[size]):
-            place = await table.enter(cluster.log, f"former-{number}", table.Announcement(), lambda: b"x" * 12)
-            await table.leave(cluster.log, f"former-{number}", place.incarnation, b"y" * 12)
-        costs.append(await _costs(stage, size, "with-members"))
-        say(f"scale: {MEMBERS[size]} members that are gone: spawn and ask {costs[-1]} ms")
+    idle, costs, restarts = list[Idle](), list[tuple[float, float]](), list[Restart]()
     few, many = AGENTS[size]
-    found.figures |= {"idle": [one._asdict() for one in idle], "costs_ms": costs, "server": stage.server}
+    own = [f"own-{number}" for number in range(OWN[size])]
+    async with staged(NODES, "lazy") as stage:
+
+        async def at_rest(tag: str) -> None:
+            idle.append(await _idle(stage, size))
+            costs.append(await _costs(stage, size, tag))
+            say(f"scale: {tag}: {idle[-1]}, spawn and ask {costs[-1]} ms")
+
+        await _spawn_until(stage, 0, few, ("node-1", "node-2", "node-3"), "idle")
+        await at_rest(f"{few} agents")
+        await _spawn_until(stage, 0, len(own), ("node-1",), "own")
+        restarts.append(await _restart(stage, own, 0, size))
+        say(f"scale: {restarts[-1]}")
+        await _spawn_until(stage, few, many - len(own), ("node-2", "node-3"), "idle")
+        await at_rest(f"{many} agents")
+        restarts.append(await _restart(stage, own, many - len(own), size))
+        say(f"scale: {restarts[-1]}")
+        await asyncio.sleep(REST_S[size])
+        costs.append(await _costs(stage, size, "again"))
+        await _former_members(stage, MEMBERS[size])
+        costs.append(await _costs(stage, size, "with members"))
+        say(f"scale: {MEMBERS[size]} members that are gone: spawn and ask {costs[-1]} ms, before them {costs[-2]} ms")
+    found.figures |= {
+        "idle": [one._asdict() for one in idle], "costs_ms": costs, "restarts": [one._asdict() for one in restarts],
+        "server": stage.server,
+    }  # fmt: skip
+    _tell_idle(found, idle, few, many)
+    _tell_restarts(found, restarts)
+    _tell_costs(found, costs, size)
+    await _failover(size, found)
+
+
+def _tell_idle(found: Found, idle: list[Idle], few: int, many: int) -> None:
     says = f"{many:,} agents on {NODES} nodes"
     found.row("scale-idle-cpu", "lazy", f"{idle[1].cpu_percent} % of a core", idle[1].cpu_percent <= CPU_PERCENT,
               f"{says}; server and nodes; with {few:,} agents {idle[0].cpu_percent} %")  # fmt: skip
     found.row("scale-idle-bytes", "lazy", f"{idle[1].kb_per_s} KB/s", idle[1].kb_per_s <= KB_PER_S,
-              f"{says}; all connections; with {few:,} agents {idle[0].kb_per_s} KB/s")  # fmt: skip
-    grown = ratio(idle[1].kb_per_s, idle[0].kb_per_s)
-    found.row(
-        "scale-idle-growth", "lazy", f"{grown} times", grown <= GROWTH, f"KB/s with {many:,} and with {few:,} agents"
-    )
+              f"{says}; out of the server; with {few:,} agents {idle[0].kb_per_s} KB/s")  # fmt: skip
+    grown, spent = ratio(idle[1].kb_per_s, idle[0].kb_per_s), ratio(idle[1].cpu_percent, idle[0].cpu_percent)
+    found.row("scale-idle-growth", "lazy", f"{grown} times the bytes, {spent} times the processor time",
+              max(grown, spent) <= GROWTH, f"with {many:,} and with {few:,} agents")  # fmt: skip
+
+
+def _tell_restarts(found: Found, restarts: list[Restart]) -> None:
+    alone, among = restarts
+    says = f"{among.agents:,} agents of {among.agents + among.others:,}"
+    times = ratio(among.kb, alone.kb)
+    found.row("scale-restart-reads", "lazy", f"{times} times", times <= GROWTH,
+              f"{says}: {among.kb:,.0f} KB out of the server, without the others {alone.kb:,.0f} KB")  # fmt: skip
+    found.row("scale-restart-first", "lazy", f"{among.first_s} s", among.first_s <= FIRST_S,
+              f"{says}; the median of {PROBES} that were asked from the kill on {among.probes_s} s")  # fmt: skip
+    times = ratio(among.all_s, among.floor_s)
+    found.row("scale-restart-all", "lazy", f"{times} times ({among.all_s} s, floor {among.floor_s} s)", times <= FLOORS,
+              f"{says}; without the others {alone.all_s} s, floor {alone.floor_s} s")  # fmt: skip
+
+
+def _tell_costs(found: Found, costs: list[tuple[float, float]], size: Size) -> None:
+    few, many = AGENTS[size]
     for key, before, after, how in (
         ("scale-agents", costs[0], costs[1], f"with {many:,} and with {few:,} agents"),
-        ("scale-members", costs[1], costs[2], f"with {MEMBERS[size] + NODES:,} known members and with {NODES}"),
+        ("scale-members", costs[2], costs[3], f"with {MEMBERS[size] + NODES:,} known members and with {NODES}"),
     ):
         spawn, ask = ratio(after[0], before[0]), ratio(after[1], before[1])
+        says = f"spawn {before[0]:.2f} and {after[0]:.2f} ms, ask {before[1]:.2f} and {after[1]:.2f} ms"
         found.row(key, "lazy", f"spawn {spawn} times, ask {ask} times", max(spawn, ask) <= SAME,
-                  f"{how}: medians of {SAMPLES[size]}")  # fmt: skip
+                  f"{how}: medians of {SAMPLES[size]}; {says}")  # fmt: skip
 
 
 if __name__ == "__main__":
