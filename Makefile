@@ -10,7 +10,7 @@
 #   make torture MINUTES=30   real processes killed, stopped and cut off, on one server and on a cluster of three
 #   make soak MINUTES=30   sessions, timers, agents and nodes come and go, and nothing may grow
 #   make bench         all figures of docs/benchmarks.md, beside the peers; 30 minutes, on a machine that does nothing else
-#   make bench-scale   its part about cost as agents and nodes grow, in 4 minutes
+#   make bench-scale   its part about cost as agents and nodes grow, in 10 minutes; ARGS="--size quick" in 5
 #   make bench-quick   the same with less patience, in 6 minutes; it leaves the page alone
 #   make lock   resolve requirements/*.lock again (needs uv; nothing else does)
 
@@ -103,7 +103,7 @@ pythons: $(STAMP)
 	.ci/pythons
 
 bench-scale: $(STAMP)
-	$(BIN)/python -m benchmarks --size quick --only scale $(ARGS)
+	$(BIN)/python -m benchmarks --size full --only scale $(ARGS)
 
 bench: $(STAMP)
 	$(PEERS_OR_NOT)
