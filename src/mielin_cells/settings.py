@@ -70,11 +70,11 @@ REGRESSION_S = 12.0
 """The leader of a replicated stream that was cut off notices it within 10 s, and answers until then with what it had."""
 
 
-def check_timeout(seconds: float | None, what: str) -> None:
+def check_timeout(seconds: float | None, what: str, name: str = "timeout") -> None:
     """Raises `UsageError` for a time that nobody can wait.  None says nothing, and passes."""
     is_number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
     if seconds is not None and not (is_number and 0 < seconds <= TIMEOUT_S_MAX):
-        raise UsageError(f"{what}: timeout={seconds!r} cannot be; give seconds above 0, to {TIMEOUT_S_MAX:g}.")
+        raise UsageError(f"{what}: {name}={seconds!r} cannot be; give seconds above 0, to {TIMEOUT_S_MAX:g}.")
 
 
 def check_ranges(record: Any, form: str = "{field} = {value!r}") -> None:

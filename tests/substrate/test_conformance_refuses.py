@@ -391,6 +391,16 @@ class OwnedHasOnePage(Broken):
         return (await super().owned(owner))[:1000]
 
 
+class TimeStandsStill(Broken):
+    async def now(self) -> float:
+        return 1e9
+
+
+class TimeRuns(Broken):
+    async def now(self) -> float:
+        return 3 * await super().now()
+
+
 SLOW = (
     "many_logs_of_one_owner_are_all_found",
     "one_contender_wins_each_place_whatever_it_appends",

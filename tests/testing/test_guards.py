@@ -6,6 +6,7 @@ seeds are clean with all guards in place.  `make test` takes away those that are
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 from collections import deque
@@ -24,6 +25,7 @@ from mielin_cells.log import codec
 from mielin_cells.log.commit import Batch, Out, StepCall
 from mielin_cells.log.fold import Fold
 from mielin_cells.log.ids import log_subject
+from mielin_cells.log.ledger import Ledger
 from mielin_cells.log.message import Mail, Message
 from mielin_cells.log.records import Claimed
 from mielin_cells.log.state import StoredState
@@ -32,6 +34,7 @@ from mielin_cells.migration import source as machine
 from mielin_cells.migration.failure import MigrationError
 from mielin_cells.migration.recovery import RecoveryConfig, RecoveryStrategy, explain
 from mielin_cells.node.activation import effects, intake, readers
+from mielin_cells.node.activation.context import NodeContext
 from mielin_cells.node.activation.effects import Effects
 from mielin_cells.node.activation.inbox import Arrival, Inbox
 from mielin_cells.node.activation.outbox import Outbox
@@ -43,9 +46,11 @@ from mielin_cells.node.ownership.adoption import Adoption
 from mielin_cells.node.reads import Reads
 from mielin_cells.rpc import requests
 from mielin_cells.rpc.answers import Reading
+from mielin_cells.store.clock import StoreClock
 from mielin_cells.substrate import retry
 from mielin_cells.substrate.ports import Entry, Outcome
 from mielin_cells.testing.checkers.checker import INVARIANTS
+from mielin_cells.testing.checkers.scene import WALL_S
 from mielin_cells.testing.simulate import Result, simulate
 from mielin_cells.testing.simulator.view import View
 
@@ -332,6 +337,30 @@ def a_linearizable_read_asks_the_log(patch: Patch) -> None:
         return await read(self, replace_field(request, is_linearizable=False))
 
     patch.setattr(Reads, "read", at_once)
+
+
+@guard(within=40)
+def deadlines_are_kept(patch: Patch) -> None:
+    """A message runs however late it is."""
+    patch.setattr(Ledger, "why_unrun", lambda *_: "")
+
+
+@guard(within=200)
+def deadlines_by_the_stores_clock(patch: Patch) -> None:
+    """A node judges deadlines by its own wall clock, which may be wrong."""
+
+    class Wall(StoreClock):
+        def __init__(self, home: NodeContext) -> None:
+            super().__init__(home.log)
+            self._wall = home.wall
+
+        def now(self) -> float:
+            return super().now() + self._wall() - (WALL_S + asyncio.get_running_loop().time())
+
+    def made(self: NodeContext) -> None:
+        self.clock = Wall(self)
+
+    patch.setattr(NodeContext, "__post_init__", made)
 
 
 SOON = 40

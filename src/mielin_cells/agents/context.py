@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Coroutine
 from contextvars import ContextVar
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from mielin_cells.agents.cluster import Cluster
 from mielin_cells.agents.reference import Reference
@@ -12,18 +12,26 @@ from mielin_cells.agents.retry import Retry
 from mielin_cells.errors import NotConnected, NotInTurn
 
 
+class CallOptions(NamedTuple):
+    """What a call asks for besides its timeout and label (`Bound.options`)."""
+
+    deadline: float | None = None
+    """Seconds from the call within which its turn must begin."""
+
+
 class Caller(Protocol):
     """Carries the calls of references: a client outside of turns, the turn inside."""
 
     def ask(
         self, ref: Reference, handler: str, args: tuple[Any, ...], kwargs: dict[str, Any],
-        timeout: float | None, label: str | None,
+        timeout: float | None, label: str | None, options: CallOptions | None = None,
     ) -> Coroutine[Any, Any, Any]:  # fmt: skip
         """Encodes the call, sends it, waits and decodes the answer, in one coroutine: every nested coroutine costs."""
 
     def tell(
-        self, ref: Reference, handler: str, args: tuple[Any, ...], kwargs: dict[str, Any], label: str | None
-    ) -> Coroutine[Any, Any, None]: ...
+        self, ref: Reference, handler: str, args: tuple[Any, ...], kwargs: dict[str, Any], label: str | None,
+        options: CallOptions | None = None,
+    ) -> Coroutine[Any, Any, None]: ...  # fmt: skip
 
     def read(
         self, ref: Reference, handler: str, args: tuple[Any, ...], kwargs: dict[str, Any],

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, Protocol, Self, TypeVar, overload
 
-from mielin_cells.agents.context import Caller, caller_of
+from mielin_cells.agents.context import Caller, CallOptions, caller_of
 from mielin_cells.agents.reference import Reference
 from mielin_cells.agents.shared.bound import SharedBound
 from mielin_cells.agents.values.annotations import read_signature
@@ -27,15 +27,17 @@ A = TypeVar("A", bound=Reference)
 class Bound(Generic[P, R_co]):
     """A handler of one agent.  Calling it asks and waits for the answer; `tell` sends durably without waiting."""
 
-    __slots__ = ("_handler", "_id", "_obj", "_timeout")
+    __slots__ = ("_handler", "_id", "_obj", "_options", "_timeout")
 
     def __init__(
-        self, handler: Handler[P, R_co], obj: Reference, timeout: float | None = None, id: str | None = None
-    ) -> None:
+        self, handler: Handler[P, R_co], obj: Reference, timeout: float | None = None, id: str | None = None,
+        options: CallOptions | None = None,
+    ) -> None:  # fmt: skip
         self._handler = handler
         self._obj = obj
         self._timeout = timeout
         self._id = id
+        self._options = options
 
     @property
     def name(self) -> str:
@@ -46,18 +48,25 @@ class Bound(Generic[P, R_co]):
         """The agent that it is a handler of."""
         return self._obj
 
-    def options(self, *, timeout: float | None = None, id: str | None = None) -> Bound[P, R_co]:
-        """The same handler with options: seconds to wait for an answer, and a label.
+    def options(
+        self, *, timeout: float | None = None, id: str | None = None, deadline: float | None = None
+    ) -> Bound[P, R_co]:
+        """The same handler with options.
 
-        The label is shown in the error of an ask without an answer and in the asks of a dead letter; it changes nothing else.
-        Raises `UsageError` for a timeout that is not above 0, and for a label that is empty, too long or not printable.
+        `timeout`: seconds to wait for an answer; the ask may still take effect later.
+        `deadline`: seconds from the call within which its turn must begin.  After that it never begins: an ask raises `Expired`, and
+        the message is a dead letter.  The store's clock decides, and a turn that has begun goes on.
+        `id`: a label, shown in the error of an ask without an answer and in the asks of a dead letter; it changes nothing else.
+        Raises `UsageError` for a timeout or deadline that is not above 0, and for a label that is empty, too long or not printable.
         """
         check_timeout(timeout, f"A call of {self._handler.name}")
+        check_timeout(deadline, f"A call of {self._handler.name}", "deadline")
         if id is not None and (type(id) is not str or not 0 < len(id) <= LABEL_CHARS_MAX or not id.isprintable()):
             raise UsageError(
                 f"A call of {self._handler.name} has a label that is not allowed; give 1 to {LABEL_CHARS_MAX} printable characters."
             )
-        return Bound(self._handler, self._obj, timeout, id)
+        options = None if deadline is None else CallOptions(float(deadline))
+        return Bound(self._handler, self._obj, timeout, id, options)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R_co]:
         """Asks, and returns the handler's result.
@@ -69,7 +78,7 @@ class Bound(Generic[P, R_co]):
         obj = self._obj
         if obj.__dict__["__mielin_cell__"] is not None:  # inside the agent itself: a plain call
             return self._handler.fn(obj, *args, **kwargs)
-        return self._caller().ask(obj, self._handler.name, args, kwargs, self._timeout, self._id)
+        return self._caller().ask(obj, self._handler.name, args, kwargs, self._timeout, self._id, self._options)
 
     async def tell(self, *args: P.args, **kwargs: P.kwargs) -> None:
         """Sends durably, without waiting for the handler.  Outside a turn it returns when the message is stored; a message sent inside
@@ -77,7 +86,7 @@ class Bound(Generic[P, R_co]):
         obj = self._obj
         if obj.__dict__["__mielin_cell__"] is not None:
             raise UsageError(f"Agent {obj!r} cannot tell itself with .tell; call the method.")
-        await self._caller().tell(obj, self._handler.name, args, kwargs, self._id)
+        await self._caller().tell(obj, self._handler.name, args, kwargs, self._id, self._options)
 
     def _caller(self) -> Caller:
         return caller_of(self._obj)
@@ -92,10 +101,10 @@ class Bound(Generic[P, R_co]):
         return hash(self._key())
 
     def _key(self) -> tuple[Any, ...]:
-        return self._handler, self._obj, self._timeout, self._id
+        return self._handler, self._obj, self._timeout, self._id, self._options
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _bound, (self._obj, self._handler.name, self._timeout, self._id)
+        return _bound, (self._obj, self._handler.name, self._timeout, self._id, self._options)
 
     if not TYPE_CHECKING:
 
@@ -109,8 +118,10 @@ class Bound(Generic[P, R_co]):
             raise AttributeError(f"{self!r} has no {name!r}; it is a handler: call it, or use .tell and .options.")
 
 
-def _bound(obj: Reference, name: str, timeout: float | None, id: str | None) -> Bound[Any, Any]:
-    return Bound(getattr(type(obj), name), obj, timeout, id)
+def _bound(
+    obj: Reference, name: str, timeout: float | None, id: str | None, options: CallOptions | None = None
+) -> Bound[Any, Any]:
+    return Bound(getattr(type(obj), name), obj, timeout, id, options)
 
 
 class Handler(Generic[P, R_co]):

@@ -8,7 +8,7 @@ import msgspec
 from cyclopts import Parameter
 
 from mielin_cells.cli.command import command, confirm, operate
-from mielin_cells.cli.options import HERE, Agent, Fields, Handler, Server, Timeout, Words, Yes, choose_one
+from mielin_cells.cli.options import HERE, Agent, Deadline, Fields, Handler, Server, Timeout, Words, Yes, choose_one
 from mielin_cells.cli.show import Printer, counted, record, table, when
 from mielin_cells.client.operator import Operator
 from mielin_cells.deployment.codes import DONE
@@ -39,15 +39,24 @@ async def spawn(
 
 @command
 async def ask(
-    operator: Operator, printer: Printer, agent: Agent, handler: Handler, /, *words: Words, timeout: Timeout = None
+    operator: Operator,
+    printer: Printer,
+    agent: Agent,
+    handler: Handler,
+    /,
+    *words: Words,
+    timeout: Timeout = None,
+    deadline: Deadline = None,
 ) -> int:
-    printer.show(await operator.ask(agent, handler, list(words), timeout))
+    printer.show(await operator.ask(agent, handler, list(words), timeout, deadline))
     return DONE
 
 
 @command
-async def tell(operator: Operator, printer: Printer, agent: Agent, handler: Handler, /, *words: Words) -> int:
-    await operator.tell(agent, handler, list(words))
+async def tell(
+    operator: Operator, printer: Printer, agent: Agent, handler: Handler, /, *words: Words, deadline: Deadline = None
+) -> int:
+    await operator.tell(agent, handler, list(words), deadline)
     printer.show({"agent": agent, "handler": handler, "stored": True}, lambda: f"stored in the inbox of {agent}")
     return DONE
 

@@ -99,6 +99,12 @@ Fields = Annotated[
     str, Parameter(validator=_check_text, help="field=value of the initial state: JSON if that fits, else text.")
 ]
 Reason = Annotated[str, Parameter(help="A reason, kept in the agent's log.")]
+Deadline = Annotated[
+    float | None,
+    Parameter(
+        validator=Number(gt=0, lte=1e9), help="Seconds within which its turn must begin; after that it never runs."
+    ),
+]
 Timeout = Annotated[
     float | None, Parameter(validator=Number(gt=0, lte=1e9), help="Seconds to wait for the answer (default: 30).")
 ]

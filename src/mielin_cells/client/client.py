@@ -11,6 +11,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 import msgspec
 
+from mielin_cells.agents.context import CallOptions
 from mielin_cells.agents.context import turn as current_turn
 from mielin_cells.agents.reference import Reference, agent_id, make_ref
 from mielin_cells.agents.reports import AgentInfo, DrainReport, MigrationReport, RollbackReport
@@ -113,19 +114,20 @@ class Client(Requester):
 
     def ask(
         self, ref: Reference, handler: str, args: tuple[Any, ...], kwargs: dict[str, Any],
-        timeout: float | None, label: str | None,
+        timeout: float | None, label: str | None, options: CallOptions | None = None,
     ) -> Coroutine[Any, Any, Any]:  # fmt: skip
         agent, spec, called = route(ref, handler)
         session = self._sessions.get(agent) or self.session(agent)
-        return session.ask(spec.name, called, args, kwargs, timeout, label)
+        return session.ask(spec.name, called, args, kwargs, timeout, label, options)
 
     async def tell(
-        self, ref: Reference, handler: str, args: tuple[Any, ...], kwargs: dict[str, Any], label: str | None
-    ) -> None:
+        self, ref: Reference, handler: str, args: tuple[Any, ...], kwargs: dict[str, Any], label: str | None,
+        options: CallOptions | None = None,
+    ) -> None:  # fmt: skip
         agent, spec, called = route(ref, handler)
         data = called.encode_args(args, kwargs)
         session = self._sessions.get(agent) or self.session(agent)
-        await session.tell(spec.name, handler, data)
+        await session.tell(spec.name, handler, data, options)
 
     async def read(
         self, ref: Reference, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float | None,

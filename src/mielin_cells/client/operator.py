@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from mielin_cells.agents.context import Caller
+from mielin_cells.agents.context import Caller, CallOptions
 from mielin_cells.agents.reports import AgentInfo, MigrationReport, NodeInfo, TimerInfo
 from mielin_cells.agents.values.models import readable
 from mielin_cells.client.client import Client
@@ -123,15 +123,20 @@ class Operator:
             await self.client.check_node(node)
             raise NoResponder(f"Node {node} does not answer; see `mielin nodes`.", node=node) from error
 
-    async def ask(self, agent: str, handler: str, words: list[str], timeout: float | None = None) -> Any:
+    async def ask(
+        self, agent: str, handler: str, words: list[str], timeout: float | None = None,
+        deadline: float | None = None,
+    ) -> Any:  # fmt: skip
         """The handler's result, as plain data."""
         cls, args = await self._encode(agent, handler, words)
-        return await self.client.session(agent).ask(cls, _Words(handler, args), (), {}, timeout)
+        return await self.client.session(agent).ask(
+            cls, _Words(handler, args), (), {}, timeout, None, _options(deadline)
+        )
 
-    async def tell(self, agent: str, handler: str, words: list[str]) -> None:
+    async def tell(self, agent: str, handler: str, words: list[str], deadline: float | None = None) -> None:
         """Returns when the message is stored."""
         cls, args = await self._encode(agent, handler, words)
-        await self.client.session(agent).tell(cls, handler, args)
+        await self.client.session(agent).tell(cls, handler, args, _options(deadline))
 
     async def _encode(self, agent: str, handler: str, words: list[str]) -> tuple[str, bytes]:
         """The agent's class, and the words as arguments: its owner encodes them, or another node that knows the class."""
@@ -343,6 +348,10 @@ class Operator:
         if not dead:
             return 0
         return await self.client.send_to_owner(agent, requests.PurgeLetters(agent, [one.key for one in dead]))
+
+
+def _options(deadline: float | None) -> CallOptions | None:
+    return None if deadline is None else CallOptions(deadline)
 
 
 def _index(agent: str, which: str, ids: list[str]) -> int:

@@ -27,6 +27,7 @@ from mielin_cells.membership import selection, table
 from mielin_cells.rpc.call import call
 from mielin_cells.rpc.requests import Request
 from mielin_cells.settings import Settings
+from mielin_cells.store.clock import StoreClock
 from mielin_cells.substrate.ports import Entry, Log, Wire
 from mielin_cells.substrate.retry import whole
 from mielin_cells.tasks.supervision import Backoff
@@ -62,6 +63,7 @@ class Requester:
         self.rng = rng or Random()
         self.name = self.rng.randbytes(8).hex()
         self.reply_to = reply_subject(self.name)
+        self.clock = StoreClock(log)
         self.loop: asyncio.AbstractEventLoop | None = None
         """The event loop that the client was opened in, and runs in."""
         self._tasks: set[asyncio.Task[Any]] = set()

@@ -7,11 +7,10 @@ import logging
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
-import msgspec
-
-from mielin_cells.agents.context import Caller
+from mielin_cells.agents.context import Caller, CallOptions
+from mielin_cells.client.calls import Call, Codec, Late
 from mielin_cells.client.requester import Requester, foreign_loop
 from mielin_cells.client.window import Window, closed
 from mielin_cells.errors import (
@@ -24,12 +23,13 @@ from mielin_cells.errors import (
     SessionExpired,
     StoreFull,
 )
-from mielin_cells.log.message import Answer, Mail, Message, client_sender, decode_answer
+from mielin_cells.log.message import Mail, Message, client_sender, decode_answer
 from mielin_cells.rpc import requests
 from mielin_cells.rpc.reminder import count_waiting, read_last_answer, remind
 from mielin_cells.settings import ASK_REPEAT_S_MAX, MAIL_BYTES_MAX, MESSAGE_BYTES_MAX
 from mielin_cells.store.mail import store_mail
 from mielin_cells.tasks.signal import Signal
+from mielin_cells.tasks.supervision import Backoff
 
 logger = logging.getLogger("mielin_cells.client")
 
@@ -37,41 +37,6 @@ FIRST_S = 0.1
 """After so long without an answer to a session's first ask, the owner is asked why: the agent may be unable to answer."""
 
 running_loop = asyncio.get_running_loop
-
-
-class Codec(Protocol):
-    """How a call of a handler is encoded, and its result decoded."""
-
-    @property
-    def name(self) -> str: ...
-
-    def encode_args(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes: ...
-
-    def decode_result(self, data: bytes, caller: Caller | None = None) -> Any: ...
-
-    def error_of(self, answer: Answer) -> Exception: ...
-
-
-class Call(msgspec.Struct, eq=False):  # a struct is made in a third of the time of a dataclass, and each call makes one
-    """A number without an outcome: an ask waits for its answer, a tell for being stored."""
-
-    message: Message
-    cls: str
-    future: asyncio.Future[bytes]
-    deadline: float
-    is_stored: bool = False
-    """The message is in the inbox, and is not being stored again."""
-    is_repeated: bool = False
-    """It was stored more than once."""
-
-    @property
-    def is_silent(self) -> bool:
-        """It is an ask without an answer."""
-        return self.message.ask and not self.future.done()
-
-    def fail(self, error: BaseException) -> None:
-        if not self.future.done():
-            self.future.set_exception(error)
 
 
 class Session:
@@ -95,6 +60,7 @@ class Session:
         self._open: dict[int, Call] = {}
         """By number, in order; the first is the lowest without an outcome."""
         self._queue: list[Call] = []
+        self._late = Late(agent, client.clock)
         self._given_up: set[int] = set()
         """Numbers whose storing is uncertain and which may land late: after later numbers they must not take effect."""
         self._sending = False
@@ -118,7 +84,7 @@ class Session:
 
     async def ask(
         self, cls: str, handler: Codec, args: tuple[Any, ...], kwargs: dict[str, Any],
-        timeout: float | None, id: str | None = None,
+        timeout: float | None, id: str | None = None, options: CallOptions | None = None,
     ) -> Any:  # fmt: skip
         """The result.  Raises the answer's error, or `AskTimeout`: then the ask may still take effect."""
         if running_loop() is not self._loop:
@@ -126,13 +92,13 @@ class Session:
         data = handler.encode_args(args, kwargs)
         if len(data) > MESSAGE_BYTES_MAX:
             raise self._too_large(data)
-        window = self._window
+        since, window = self._loop.time() if options is not None else 0.0, self._window
         if self._next > window.free or window.held:
             await window.enter()
         if timeout is None:
             timeout = self._timeout_s
         deadline = self._loop.time() + timeout
-        call = self._send(handler.name, data, True, cls, deadline)
+        call = self._send(handler.name, data, True, cls, deadline, options, since)
         if deadline < self._due:
             self._watch(deadline)
         try:
@@ -152,15 +118,16 @@ class Session:
             raise error
         return handler.decode_result(answer.result or b"", self._caller)
 
-    async def tell(self, cls: str, handler: str, args: bytes) -> None:
+    async def tell(self, cls: str, handler: str, args: bytes, options: CallOptions | None = None) -> None:
         """Returns when the message is stored in the inbox.  Raises what kept it from being stored for `ask_timeout_s`."""
         if running_loop() is not self._loop:
             raise foreign_loop()
         if len(args) > MESSAGE_BYTES_MAX:
             raise self._too_large(args)
+        since = self._loop.time()
         if self._next > self._window.free or self._window.held:
             await self._window.enter()
-        call = self._send(handler, args, False, cls, self._loop.time() + self._timeout_s)
+        call = self._send(handler, args, False, cls, self._loop.time() + self._timeout_s, options, since)
         try:
             await asyncio.shield(call.future)
         finally:
@@ -273,10 +240,14 @@ class Session:
 
     # ---- storing ---------------------------------------------------------------------------------------------
 
-    def _send(self, handler: str, args: bytes, ask: bool, cls: str, deadline: float) -> Call:
+    def _send(
+        self, handler: str, args: bytes, ask: bool, cls: str, deadline: float, options: CallOptions | None, since: float
+    ) -> Call:
         n = self._next
         self._next = n + 1
         call = self._open[n] = Call(Message(n, handler, args, ask), cls, self._loop.create_future(), deadline)
+        if options is not None:
+            self._late.add(n, options, since)
         self._put(call)
         return call
 
@@ -294,6 +265,8 @@ class Session:
                 await self._find_agent()
             while self._queue:
                 calls = self._take_entry()
+                if self._late and not (calls := await self._in_time(calls)):
+                    continue
                 cls, messages = calls[0].cls, [call.message for call in calls]
                 low = min(next(iter(self._open), self._next), messages[0].n)
                 self._given_up = {n for n in self._given_up if n >= low}
@@ -310,6 +283,7 @@ class Session:
                         call.future.set_result(b"")
         except Exception as error:
             self._queue.clear()
+            self._late.clear()
             self._given_up.update(call.message.n for call in calls)
             is_of_all = isinstance(error, EpochRegression) or not self._is_started
             for call in self._open.values():
@@ -328,6 +302,17 @@ class Session:
             self._expired(self)
             raise
         self._is_started = True
+
+    async def _in_time(self, calls: list[Call]) -> list[Call]:
+        """Those that may be sent.  Waits for the store while it does not answer, and while somebody waits for the calls."""
+        backoff = Backoff()
+        while True:
+            try:
+                return await self._late.in_time(calls)
+            except RetryError as error:
+                if self._give_up(calls, error):
+                    raise
+            await backoff.wait()
 
     def _give_up(self, calls: list[Call], error: RetryError) -> bool:
         """Fails the tells of an unstored entry that are past their deadline.  True if no caller waits for the entry any more."""

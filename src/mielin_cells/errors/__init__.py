@@ -21,7 +21,7 @@ from mielin_cells.errors.usage import *
 __all__ = [
     "AgentInError", "AgentTerminated", "AlreadyThere", "AnswerExpired", "AskCycle", "AskTimeout", "AuthFailed",
     "BadArguments", "CellError", "ClaimRefused", "ConfigError", "DigestMismatch", "EpochOutOfOrder",
-    "EpochRegression", "Fenced", "FieldRefused", "HandlerFailed", "InboxFull", "InternalError", "InvalidAgentId",
+    "EpochRegression", "Expired", "Fenced", "FieldRefused", "HandlerFailed", "InboxFull", "InternalError", "InvalidAgentId",
     "InvalidTransition", "IsReference", "JetStreamDisabled", "JournalGap", "LogGap", "LostError", "MessageTooLarge",
     "MigrationError", "MigrationFailed", "MigrationInProgress", "MigrationRefused", "NoResponder", "NoSuchAgent",
     "NoSuchHandler", "NoSuchMigration", "NodeCordoned", "NodeStopping", "NonDeterministicTurn", "NotConnected",

@@ -139,6 +139,10 @@ class AnswerExpired(UsageError):
     """The caller had already closed this ask; its stored answer is gone."""
 
 
+class Expired(UsageError):
+    """The message's deadline passed before its turn began: the handler did not run for it, and will not.  Facts: agent, handler."""
+
+
 class SessionExpired(UsageError):
     """The agent has forgotten this client's session; open a new one.  The call may have taken effect before."""
 

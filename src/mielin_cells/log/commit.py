@@ -8,11 +8,16 @@ import msgspec
 from blake3 import blake3
 
 from mielin_cells.log.delta import StateDelta
+from mielin_cells.log.message import Terms
 
 LetterKey: TypeAlias = tuple[int, str, int]
 """Identifies one dead letter of an agent: inbox sequence, sender, number."""
 Place: TypeAlias = tuple[str, bool, int]
 """Identifies a message among those of its input: receiver, whether it is an ask, and how many such came before it."""
+
+
+EXPIRED = "expired"
+"""`Input.unrun`: the message's deadline had passed (rule T2)."""
 
 
 class Out(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -32,6 +37,7 @@ class Out(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """After an undo: the number of the message that this one replaces."""
     chain: tuple[str, ...] = ()
     """For an ask: the chain of agents that wait for its answer, its sender last."""
+    terms: Terms | None = None
 
 
 class Input(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -45,6 +51,8 @@ class Input(msgspec.Struct, array_like=True, frozen=True, gc=False):
     answer: bytes | None
     given_up: list[int] = []
     """For a client: earlier numbers that take no effect from here on."""
+    unrun: str = ""
+    """Why it was taken without a run, if it was: `EXPIRED`.  A replay after an undo takes it in the same way."""
 
 
 class DeadLetter(msgspec.Struct, array_like=True, frozen=True):
@@ -173,6 +181,8 @@ class ReplayInput(msgspec.Struct, array_like=True, frozen=True):
     """The timers that it set, with their due times; None if the timer's message is in the inbox."""
     steps: list[StepCall]
     """The latest outcomes, by name and then in order, so that no finished step is called again."""
+    unrun: str = ""
+    """Why it was taken without a run, if it was (`Input.unrun`)."""
 
 
 class ReplayCounts(msgspec.Struct, array_like=True):

@@ -15,9 +15,9 @@ from blake3 import blake3
 
 from mielin_cells.errors import AnswerExpired
 from mielin_cells.log.codec import pack
-from mielin_cells.log.commit import Commit, DeadLetter, LetterKey, Out, ReplayCounts, ReplayInput, Timer
+from mielin_cells.log.commit import EXPIRED, Commit, DeadLetter, LetterKey, Out, ReplayCounts, ReplayInput, Timer
 from mielin_cells.log.digest import NamedDigests
-from mielin_cells.log.message import Answer, encode_answer, is_client
+from mielin_cells.log.message import Answer, Terms, encode_answer, is_client
 from mielin_cells.settings import ANSWERS_BYTES_MAX, DEAD_LETTERS_MAX, LETTERS_BYTES_MAX, SESSIONS_MAX
 
 DROPPED = encode_answer(
@@ -130,6 +130,17 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
         if n == peer.mark + 1:
             return _APPLY
         return _REPEAT if n in peer.answers or n >= peer.low else _CLOSED
+
+    def why_unrun(self, sender: str, n: int, terms: Terms, now: float, has_begun: bool) -> str:
+        """Why the message, which is to take effect now, is taken without a run (rule T2); "" if its turn begins.
+
+        `now` is the store's time.  `has_begun`: the log has calls of its turn.  An undo changes nothing: what ran, runs again, however
+        late, and what did not run does not run now.
+        """
+        replay = self.replays.get((sender, n)) if self.replays else None
+        if replay is not None:
+            return replay.unrun
+        return EXPIRED if 0 < terms.expires <= now and not has_begun else ""
 
     def has_taken(self, sender: str, n: int) -> bool:
         """True if the number has taken effect."""

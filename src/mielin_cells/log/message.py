@@ -9,6 +9,13 @@ from mielin_cells.log.codec import Codec, framed, pack
 # `gc=False`: these hold no cycles, and thousands are made in a second; the collector need not look through them.
 
 
+class Terms(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """What a sender asks for besides the call.  Most messages have none."""
+
+    expires: float = 0.0
+    """The store's time from which on no turn may begin for it (rule T2); 0: never."""
+
+
 class Message(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """One message of a sender: number `n` in that sender's count to this receiver."""
 
@@ -20,6 +27,7 @@ class Message(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """The sender was rolled back: this replaces its earlier message of this number."""
     chain: tuple[str, ...] = ()
     """For an ask: the chain of agents that wait for its answer, its sender last."""
+    terms: Terms | None = None
 
 
 class Mail(msgspec.Struct, array_like=True, frozen=True):

@@ -35,10 +35,11 @@ Key: TypeAlias = tuple[str, int]
 class _Past:
     """The effects of one input, over all runs of its turn."""
 
-    __slots__ = ("calls", "sent", "steps", "taken", "timers")
+    __slots__ = ("calls", "sent", "steps", "taken", "timers", "unrun")
 
     def __init__(self) -> None:
         self.taken = False
+        self.unrun = ""
         self.sent: dict[Place, Sent] = {}
         """The latest message of each place."""
         self.steps: dict[tuple[str, int], StepCall] = {}
@@ -50,7 +51,7 @@ class _Past:
     @classmethod
     def of(cls, replay: ReplayInput) -> _Past:
         past = cls()
-        past.taken = replay.taken
+        past.taken, past.unrun = replay.taken, replay.unrun
         past.sent = {place_of(sent): sent for sent in replay.sent}
         past.timers = dict(replay.timers)
         past.learn(0, list(replay.steps))
@@ -79,7 +80,7 @@ class _Past:
 
     def replay(self, sender: str, n: int) -> ReplayInput:
         steps = [self.steps[key] for key in sorted(self.steps)]
-        return ReplayInput(sender, n, self.taken, list(self.sent.values()), self.timers, steps)
+        return ReplayInput(sender, n, self.taken, list(self.sent.values()), self.timers, steps, self.unrun)
 
 
 def _origin(timer: Timer | Fired) -> tuple[str, int, int]:
@@ -128,6 +129,7 @@ class Undoing:
                     past = self._past(one.sender, one.n)
                     if not past.taken:  # to the end: they are taken again in the order in which they were taken
                         self._pasts[one.sender, one.n] = self._pasts.pop((one.sender, one.n))
+                        past.unrun = one.unrun
                     past.taken, past.calls = True, []
                     self._answered += one.answer is not None
                 for timer in commit.timers:

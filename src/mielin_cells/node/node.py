@@ -159,6 +159,7 @@ class Node:
         ]
         self.for_ever("the watch over the node's name", self._watch_name)
         entered()
+        home.begin(self._again(home.clock.refresh))
         if self._is_listening:
             home.begin(self.failover.run())
         await self._again(self.adoption.begin)

@@ -129,6 +129,12 @@ class Log(Protocol):
         yet (`STALE_S`).  Different after a connection was lost, and after the store was put back to an older copy.
         """
 
+    async def now(self) -> float:
+        """The store's time, in seconds since 1970: one clock for all that use the store, and for all its logs.
+
+        The answer was right at some time during the call, so it is never ahead.  It does not go back while the store runs.
+        """
+
     async def owned(self, owner: str) -> list[str]:
         """Agents' logs in which an ownership record names `owner`, in order of name.
 

@@ -52,6 +52,10 @@ class ForwardedLog:
         self.called("position", "")
         return await self.log.position()
 
+    async def now(self) -> float:
+        self.called("now", "")
+        return await self.log.now()
+
     async def owned(self, owner: str) -> list[str]:
         self.called("owned", owner)
         return await self.log.owned(owner)

@@ -67,6 +67,11 @@ async def main() -> None:
         await counter.meet()  # ERROR: missing argument
         await counter.meet(other)  # ERROR: another class
         await counter.add.tell("two")  # ERROR: wrong argument to tell
+        await counter.add.options(deadline=1)("two")  # ERROR: wrong argument behind options
+        await counter.add.options(deadline=1).tell(m=2)  # ERROR: no such argument of a tell behind options
+        await counter.add.options(deadline="soon")(1)  # ERROR: a deadline is a number
+        await counter.add.options(priorities="high")(1)  # ERROR: no such option
+        given: str = await counter.add.options(deadline=1)(1)  # ERROR: wrong result behind options
         await counter.subtract(1)  # ERROR: unknown handler
         await counter.look(1)  # ERROR: wrong argument of a shared handler
         await counter.look.tell("x")  # ERROR: a shared handler is not told
@@ -87,4 +92,4 @@ async def main() -> None:
         half: int = await cells.step("half", text.upper)  # ERROR: wrong result of a step
         await cells.step("wait", asyncio.sleep, "long")  # ERROR: wrong argument of a step's call
         await cells.step("wait", asyncio.sleep(1))  # ERROR: not a function but what it returned
-        print(text, later, wrong, half, bought)
+        print(given, text, later, wrong, half, bought)

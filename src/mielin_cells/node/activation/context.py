@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from mielin_cells.errors import OF_STORE, Fenced, InternalError, NotInTurn
 from mielin_cells.log.fold import Fold
 from mielin_cells.settings import Settings
+from mielin_cells.store.clock import StoreClock
 from mielin_cells.substrate.ports import Log, Wire
 
 if TYPE_CHECKING:
@@ -52,8 +53,13 @@ class NodeContext:
     obey: Callable[[str, str, str], Awaitable[object]] | None = None
     """Carries out an order for an agent that runs here: agent, order, reason."""
     tasks: set[asyncio.Task[Any]] = field(default_factory=set)
+    clock: StoreClock = field(init=False)
+    """The store's time."""
     _context: Context = field(default_factory=copy_context)
     """What runs at the end of a task runs in this context: one copy of a context for each task would take 64 bytes an agent."""
+
+    def __post_init__(self) -> None:
+        self.clock = StoreClock(self.log)
 
     async def at(self, step: str) -> None:
         """A named step of a move begins: prepare, copy and probe on the target, pause on the source."""

@@ -15,6 +15,7 @@ from mielin_cells.errors import (
     PASSING,
     CellError,
     EpochRegression,
+    Expired,
     HandlerFailed,
     MessageTooLarge,
     NoSuchHandler,
@@ -28,7 +29,7 @@ from mielin_cells.errors import (
     storable,
 )
 from mielin_cells.log.commit import DeadLetter, EndedTurn, Input, ReplayCounts
-from mielin_cells.log.message import Answer, Mail, Message, encode_answer, sender_text
+from mielin_cells.log.message import Answer, Mail, Message, Terms, encode_answer, sender_text
 from mielin_cells.node.activation.core import Core
 from mielin_cells.node.activation.inbox import Arrival
 from mielin_cells.node.activation.timers import Timers
@@ -80,8 +81,8 @@ class Effects:
         if turn.moves or turn.wish is not None:
             self._order(turn)
 
-    def take(self, mail: Mail, message: Message, turn: Turn | None, answer: bytes | None) -> None:
-        """The message has taken effect in memory; the next commit makes that durable."""
+    def take(self, mail: Mail, message: Message, turn: Turn | None, answer: bytes | None, unrun: str = "") -> None:
+        """The message has taken effect in memory; the next commit makes that durable.  `unrun`: why it was not run."""
         batch, ledger, sender, n = self._core.batch, self._core.fold.ledger, mail.sender, message.n
         batch.turns += 1
         if turn is not None and turn.calls:
@@ -92,7 +93,7 @@ class Effects:
         if is_again:
             answer = self._take_again(mail, message, turn, answer)
         else:
-            batch.inputs.append(Input(sender, n, mail.low, mail.start, answer, mail.given_up))
+            batch.inputs.append(Input(sender, n, mail.low, mail.start, answer, mail.given_up, unrun))
         ledger.take(sender, n, mail.low, mail.start, answer, mail.given_up)
         if is_again and not ledger.replays:
             self._timers.kick()  # timers wait until all inputs are taken again
@@ -112,7 +113,8 @@ class Effects:
         batch.replayed.add(counts)
         ledger.replayed.add(counts)
         stored = ledger.answer(sender, n) if again.taken else answer
-        batch.inputs.append(Input(sender, n, mail.low, mail.start, None if again.taken else answer, mail.given_up))
+        kept = None if again.taken else answer
+        batch.inputs.append(Input(sender, n, mail.low, mail.start, kept, mail.given_up, again.unrun))
         return stored if message.ask else None
 
     def send(self, turn: Turn) -> None:
@@ -143,6 +145,28 @@ class Effects:
             await cluster.migrate(self._core.fold.agent, to=to)
         except CellError as error:
             logger.warning("agent %s ordered its own move, which failed; it stays: %s", self._core.fold.agent, error)
+
+    # ---- messages that are not run ---------------------------------------------------------------------------
+
+    def closes(self, arrival: Arrival, mail: Mail, message: Message, terms: Terms) -> bool:
+        """Takes the message without a run if its terms say so (rule T2)."""
+        fold, agent = self._core.fold, self._core.fold.agent
+        opened = fold.turn
+        has_begun = opened is not None and (opened.sender, opened.n) == (mail.sender, message.n) and bool(opened.calls)
+        unrun = fold.ledger.why_unrun(mail.sender, message.n, terms, self._core.home.clock.now(), has_begun)
+        if not unrun:
+            return False
+        error = Expired(
+            f"{self._core.spec.name}.{message.handler} of agent {agent!r} did not run: the message's deadline passed before its turn "
+            "began.", agent=agent, handler=message.handler,
+        )  # fmt: skip
+        logger.info("agent %s: %s of %s has expired", agent, message.handler, sender_text(mail.sender))
+        self.bury(
+            DeadLetter(arrival.seq, mail.sender, message.n, message.handler, described(error), 0, [], message.args)
+        )
+        answer = encode_answer(Answer(None, error.to_wire())) if message.ask else None
+        self.take(mail, message, None, answer, unrun)
+        return True
 
     # ---- turns that fail, and messages that are not run ------------------------------------------------------
 

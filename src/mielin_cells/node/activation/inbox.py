@@ -190,13 +190,16 @@ class Inbox:
         """Decodes an entry.  One that does not decode is read again, since its bytes may have been damaged on their way."""
         decode = partial(self._mail, entry.seq)
         try:
-            return Arrival(entry.seq, decode(entry.data))
+            mail = decode(entry.data)
         except RecordInvalid:
-            pass
-        try:
-            mail = await persist(lambda: whole(self._home.log, self._subject, entry, decode), failed=self._failed)
-        except RecordInvalid as damaged:
-            return Arrival(entry.seq, damaged)
+            try:
+                mail = await persist(lambda: whole(self._home.log, self._subject, entry, decode), failed=self._failed)
+            except RecordInvalid as damaged:
+                return Arrival(entry.seq, damaged)
+        for message in mail.messages:
+            if message.terms is not None:  # its deadline is judged without a wait
+                await persist(self._home.clock.refresh, failed=self._failed)
+                break
         return Arrival(entry.seq, mail)
 
     def _mail(self, seq: int, data: bytes) -> Mail:

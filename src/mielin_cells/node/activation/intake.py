@@ -181,6 +181,8 @@ class Intake:
             )
             self._effects.bury_failed(arrival, mail, message, turn, lost, 0)
             return None
+        if message.terms is not None and self._effects.closes(arrival, mail, message, message.terms):
+            return None
         return self._runner.begin(mail, message, handler)
 
     def _is_poison(self) -> bool:

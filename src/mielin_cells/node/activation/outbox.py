@@ -183,7 +183,7 @@ class Outbox:
                 size += len(out.args) + 64
                 if messages and (out.cls != cls or size > MAIL_BYTES_MAX or out.n != messages[-1].n + 1):
                     break
-                messages.append(Message(out.n, out.handler, out.args, out.ask, out.corrects, out.chain))
+                messages.append(Message(out.n, out.handler, out.args, out.ask, out.corrects, out.chain, out.terms))
             await self._store(Mail(to, cls, sender, 0, owner.low(to), reply_to, messages), receiver)
             for _ in messages:
                 queue.popleft()

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 from blake3 import blake3
 
+from mielin_cells.agents.context import CallOptions
 from mielin_cells.agents.reference import Reference
 from mielin_cells.agents.signature import HandlerSpec
 from mielin_cells.agents.spec import Spec, route
@@ -30,7 +31,7 @@ from mielin_cells.errors import (
 )
 from mielin_cells.log.commit import AskCall, Out, Timer, Wish, body_of
 from mielin_cells.log.ids import log_subject
-from mielin_cells.log.message import Answer, decode_answer, encode_answer
+from mielin_cells.log.message import Answer, Terms, decode_answer, encode_answer
 from mielin_cells.log.records import Asked
 from mielin_cells.membership.reads import read_shared
 from mielin_cells.node.activation.run import Replay, Run
@@ -52,7 +53,7 @@ class Asks(Run):
 
     async def ask(
         self, ref: Reference, name: str, args: tuple[Any, ...], kwargs: dict[str, Any],
-        timeout: float | None, label: str | None,
+        timeout: float | None, label: str | None, options: CallOptions | None = None,
     ) -> Any:  # fmt: skip
         """Returns the result.  Asks of one turn are made one after the other, also from tasks of its handler."""
         agent, spec, handler = route(ref, name)
@@ -70,10 +71,20 @@ class Asks(Run):
         self._core.outbox.check_room(agent)
         async with self._in_order():
             self._may_go_on()
-            answer = decode_answer(await self._answer(agent, spec, handler, data, timeout, label))
+            terms = None if options is None else await self._terms(options)
+            answer = decode_answer(await self._answer(agent, spec, handler, data, timeout, label, terms))
         if answer.error is not None:
             raise handler.error_of(answer)
         return handler.decode_result(answer.result or b"")
+
+    async def _terms(self, options: CallOptions) -> Terms:
+        """The options of a call as they go with its message."""
+        if options.deadline is None:
+            return Terms()
+        clock = self._core.home.clock
+        if not clock.is_known:  # the node asks when it starts
+            await clock.refresh()
+        return Terms(clock.now() + options.deadline)
 
     def _cycle(self, agent: str, handler: str) -> AskCycle:
         """Each ask carries who waits for its answer, so that agents that would wait for each other are refused before they do."""
@@ -85,13 +96,14 @@ class Asks(Run):
         )  # fmt: skip
 
     async def _answer(
-        self, agent: str, spec: Spec, handler: HandlerSpec, args: bytes, timeout: float | None, id: str | None
-    ) -> bytes:
+        self, agent: str, spec: Spec, handler: HandlerSpec, args: bytes, timeout: float | None, id: str | None,
+        terms: Terms | None,
+    ) -> bytes:  # fmt: skip
         core, index = self._core, len(self.calls)
         label = f"{agent}.{handler.name}" + (f" ({id})" if id else "")
         k = (self._places or {}).get((agent, True), 0)
         chain = (*self.chain[1 - CHAIN_MAX :], self.id)
-        out = Out(agent, spec.name, 0, handler.name, args, True, self.sender, self.n, k, chain=chain)
+        out = Out(agent, spec.name, 0, handler.name, args, True, self.sender, self.n, k, chain=chain, terms=terms)
         body = body_of(out)
         made: AskCall | None = None
         if index < len(self.recorded):
@@ -250,16 +262,18 @@ class Turn(Asks, Steps):
     wish: Wish | None = None
 
     async def tell(
-        self, ref: Reference, handler: str, args: tuple[Any, ...], kwargs: dict[str, Any], label: str | None
-    ) -> None:
+        self, ref: Reference, handler: str, args: tuple[Any, ...], kwargs: dict[str, Any], label: str | None,
+        options: CallOptions | None = None,
+    ) -> None:  # fmt: skip
         """Notes a message that is sent, and numbered, once the turn has ended."""
         agent, spec, called = route(ref, handler)
         data = called.encode_args(args, kwargs)
         self._open()
         self._fits(agent, data)
         self._core.outbox.check_room(agent)
+        terms = None if options is None else await self._terms(options)
         k = self._next_place(agent, False)
-        self.tells.append(Out(agent, spec.name, 0, handler, data, False, self.sender, self.n, k))
+        self.tells.append(Out(agent, spec.name, 0, handler, data, False, self.sender, self.n, k, terms=terms))
 
     async def read(
         self, ref: Reference, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float | None,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import time
 from collections import deque
 from collections.abc import Sequence
 from functools import partial
@@ -52,6 +53,7 @@ class EmbeddedLog(TopicReads):
         self._context = contextvars.Context()
         self._writer: Writer | None = None
         self._index: dict[str, int] = {}  # last sequence of each subject, as of the last decision
+        self._opened = time.time() - time.monotonic()
         self._position = self._seq  # grows when a transaction with entries has ended, whatever came of it
         self._queue: deque[_Queued] = deque()
         self._is_flushing = False
@@ -162,6 +164,11 @@ class EmbeddedLog(TopicReads):
     async def position(self) -> tuple[int, ...]:
         self._check()
         return (self._position,)
+
+    async def now(self) -> float:
+        """The time of the machine when the store was opened, and what has passed since: a clock that is set later changes nothing."""
+        self._check()
+        return self._opened + time.monotonic()
 
     async def owned(self, owner: str) -> list[str]:
         """Never late here, and without former owners: read from the entries themselves."""

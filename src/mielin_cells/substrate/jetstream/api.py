@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import re
 from typing import Any, Final
 
@@ -121,6 +122,8 @@ class StreamAnswer(msgspec.Struct):
     state: StreamState = msgspec.field(default_factory=StreamState)
     total: int = 0
     error: ApiError | None = None
+    ts: datetime.datetime | None = None
+    """The time of the server that answers, the stream's leader."""
 
 
 def stream_name(deployment: str, kind: str, shard: int) -> str:

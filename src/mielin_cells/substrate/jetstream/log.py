@@ -335,3 +335,13 @@ class JetLog(Asking):
         return reconnects, *[
             (await self._stream("STREAM.INFO", stream, {}, stream)).state.last_seq for stream in streams
         ]
+
+    async def now(self) -> float:
+        """The time of the leader of the first stream."""
+        stream = api.stream_name(self._deployment, "log", 0)
+        said = (await self._stream("STREAM.INFO", stream, {}, stream)).ts
+        if said is None:
+            raise StoreUnreachable(
+                f"The server did not tell its time with the stream {stream}; try again.", subject=stream
+            )
+        return said.timestamp()

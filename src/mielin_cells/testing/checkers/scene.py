@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 WALL_S = 1_700_000_000.0
 """True wall time when a run begins."""
 
+STORE_WALL_S = 1_600_000_000.0
+"""The store's time when a run begins: no process's wall clock shows it."""
+
 CLOCK_ERROR_S = 60
 """A clock that is off by more makes timers wait longer than a run."""
 
@@ -43,6 +46,8 @@ class Call:
     """When it was acknowledged."""
     doomed: str = ""
     """Set for a call whose turn always fails: "stored" once its message is, "failed" once its caller knows why."""
+    timely: str = ""
+    """Of a call with a deadline: "stored" once its message is (a tell), "expired" once its caller knows that (an ask)."""
 
 
 @dataclass(slots=True)
@@ -83,6 +88,8 @@ class Observed:
     """Timers that it has set."""
     rung: list[str] = field(default_factory=list)
     """Timers that have fired, in order."""
+    late: list[str] = field(default_factory=list)
+    """Turns that began too late."""
     book: dict[str, Any] | None = None
     """For an agent that misbehaves: its other fields."""
 

@@ -9,6 +9,9 @@ from mielin_cells.substrate.parts import get_parts, put_parts
 from mielin_cells.substrate.ports import ENTRY_BYTES_MAX, Appended, Conflict, Entry, Log, Outcome, Substrate, Unknown
 from mielin_cells.testing.conformance.kit import check, contend, fails, fill, must, read_tail, store
 
+SLACK_S = 0.05
+"""Between two clocks of one machine, one of which may be slewed."""
+
 
 @check
 async def entries_come_back_in_order(substrate: Substrate) -> None:
@@ -192,6 +195,16 @@ async def the_last_entries_of_many_subjects_are_read_at_once(substrate: Substrat
     must(lasts.keys() == {*seqs, names[1]}, "There are entries of subjects that have none, or some are missing.")
     must((await log.lasts(names)).keys() == set(names), "Of many, some are missing.")
     must(await log.lasts([]) == {}, "There are last entries of no subjects.")
+
+
+@check
+async def the_store_has_one_time_that_goes_on(substrate: Substrate) -> None:
+    """The time is never ahead of what passes here, so a later answer is later by what has passed, or by what two answers took."""
+    log, clock = substrate.log, asyncio.get_running_loop().time
+    began, first, heard = clock(), await log.now(), clock()
+    await asyncio.sleep(0.2)
+    asked, second, ended = clock(), await log.now(), clock()
+    must(asked - heard - SLACK_S <= second - first <= ended - began + SLACK_S, "The store's time goes at another pace.")
 
 
 @check

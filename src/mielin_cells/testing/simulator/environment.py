@@ -108,6 +108,7 @@ STORE_CALLS = WRITES | {
     "lasts",
     "subjects",
     "position",
+    "now",
     "owned",
     "forget_owned",
     "topic_ends",

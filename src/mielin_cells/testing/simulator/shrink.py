@@ -17,7 +17,7 @@ RUNS_MAX = 400
 """Stories that are tried for one seed."""
 
 KINDS = (
-    "wider", "crowd", "versions", "starve", "keepers", "refusal", "odd", "deaths", "strikes", "dead clients", "power cut",
+    "wider", "crowd", "versions", "starve", "keepers", "refusal", "odd", "terms", "deaths", "strikes", "dead clients", "power cut",
     *HARMS, *ORDERS, *CHANCES,
 )  # fmt: skip
 

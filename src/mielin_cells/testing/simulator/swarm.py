@@ -73,6 +73,8 @@ class CallPlan(NamedTuple):
     to: str
     amount: int
     tells: bool
+    deadline_s: float = 0.0
+    """Within which its turn must begin; 0: whenever."""
 
 
 class Life(NamedTuple):
@@ -89,7 +91,7 @@ class Cut:
 
     without: frozenset[str] = frozenset()
     """Faults, kinds of operations, and "strikes", "deaths", "dead clients", "keepers", "wider", "odd", "crowd",
-    "versions"."""
+    "versions", "terms"."""
     ops: frozenset[int] | None = None
     """Those that are done, by their places; None: all."""
     calls: frozenset[int] | None = None
@@ -248,6 +250,8 @@ def _widen(swarm: Swarm, without: frozenset[str]) -> None:
     swarm.faults = swarm.faults.wider(rng)
     if "odd" not in without:
         _add_odd(swarm, Random(f"odd {swarm.seed}"))
+    if "terms" not in without:
+        _add_terms(swarm, Random(f"terms {swarm.seed}"))
     if rng.random() < 0.4:
         for _ in range(rng.choice((1, 2, 4))):
             at, who = round(rng.random() * OPS_S, 3), rng.choice((*swarm.nodes, *swarm.nodes, ""))
@@ -258,6 +262,21 @@ def _widen(swarm: Swarm, without: frozenset[str]) -> None:
     for name in swarm.dead:
         if rng.random() < 0.25:
             swarm.dead[name] = REFUSED
+
+
+def _add_terms(swarm: Swarm, rng: Random) -> None:
+    """In two thirds of all worlds some calls have a deadline."""
+    share, longest_s = rng.choice((0.0, 0.3, 0.8)), rng.choice((0.02, 0.3, 3.0))
+
+    def with_terms(call: CallPlan) -> CallPlan:
+        if call.kind != "note" or rng.random() >= share:
+            return call
+        return call._replace(kind="timely", deadline_s=longest_s * (0.1 + rng.random()))
+
+    swarm.lives = [
+        life._replace(workers=[[with_terms(call) for call in worker] for worker in life.workers])
+        for life in swarm.lives
+    ]
 
 
 def _add_odd(swarm: Swarm, rng: Random) -> None:

@@ -24,6 +24,7 @@ from mielin_cells.substrate.ports import (
     Wire,
 )
 from mielin_cells.testing.checkers.history import Operation
+from mielin_cells.testing.checkers.scene import STORE_WALL_S
 from mielin_cells.testing.simulator.environment import STORE_CALLS
 from mielin_cells.testing.simulator.link import Link, Tail, Wired, fail_with, resolve
 
@@ -237,6 +238,10 @@ class View(Link):
         answer: tuple[int, ...] = await self._look("position", "", lambda: (world.power, world.store.seq))
         upto = self._horizon()
         return answer if upto is None else (answer[0], min(answer[1], upto))
+
+    async def now(self) -> float:
+        answer: float = await self._look("now", "", lambda: STORE_WALL_S + self.world.loop.time())
+        return answer
 
     async def owned(self, owner: str) -> list[str]:
         """The index is always late, by up to `index_s`, and names former owners."""

@@ -46,6 +46,9 @@ READING = 0.4
 LINEARIZABLE = 0.3
 """The share of these reads that must see everything."""
 
+LATE_S = 2.0
+"""What a node may know less of the store's time: an answer of the store may be on its way for so long."""
+
 RETRY = cells.Retry(tries=4, first_s=0.1, max_s=1.0)
 """An account's patience with the till."""
 
@@ -59,6 +62,7 @@ class Account(cells.Agent, name="SimAccount"):
     arrivals: int = 0
     alarms: list[str] = []  # noqa: RUF012
     rung: list[str] = []  # noqa: RUF012
+    late: list[str] = []  # noqa: RUF012
 
     async def on_arrive(self) -> None:
         self.arrivals += 1
@@ -78,6 +82,14 @@ class Account(cells.Agent, name="SimAccount"):
 
     @cells.handler
     async def note(self, sender: str, n: int) -> int:
+        return self._heard(sender, n)
+
+    @cells.handler
+    async def timely(self, sender: str, n: int, until: float) -> int:
+        """As `note`, called with a deadline: `until`, by the time of the world."""
+        turn, now = cells.this(), asyncio.get_running_loop().time()
+        if now > until + LATE_S and getattr(turn, "replay", None) is None:
+            self.late.append(f"({sender}, {n}), {now - until:.3f} s late")
         return self._heard(sender, n)
 
     @cells.handler
@@ -143,9 +155,9 @@ class Account(cells.Agent, name="SimAccount"):
     async def show(
         self,
     ) -> tuple[
-        int, list[tuple[str, int]], dict[str, list[int]], dict[str, int], list[Receipt], list[str], list[str]
+        int, list[tuple[str, int]], dict[str, list[int]], dict[str, int], list[Receipt], list[str], list[str], list[str]
     ]:  # fmt: skip
-        return self.tokens, self.heard, self.got, self.sent, self.receipts, self.alarms, self.rung
+        return self.tokens, self.heard, self.got, self.sent, self.receipts, self.alarms, self.rung, self.late
 
 
 class Workload:
@@ -228,6 +240,9 @@ class Accounts(Workload):
             args = *args, plan.to, plan.amount
         elif plan.kind == "alarm":
             args = *args, plan.amount**2
+        elif plan.deadline_s:
+            args = *args, scenario.world.loop.time() + plan.deadline_s
+            bound = bound.options(deadline=plan.deadline_s)
         try:
             answer = await (bound.tell(*args) if plan.tells else bound(*args))
             if call.doomed:
@@ -235,12 +250,20 @@ class Accounts(Workload):
                 call.at = scenario.world.loop.time()
                 counts["doomed tell stored"] += plan.tells
                 return
+            if plan.deadline_s and plan.tells:
+                call.timely, call.at = "stored", scenario.world.loop.time()
+                counts["timely tell stored"] += 1
+                return
             call.acked, call.at = True, scenario.world.loop.time()
             call.answer = None if plan.tells else answer
             counts["call acknowledged"] += 1
         except CellError as error:
             if scenario.is_passing(error) or scenario.is_torn(error):
                 counts[f"call: {error.code}"] += 1
+                return
+            if plan.deadline_s and error.code == "Expired":
+                call.timely, call.at = "expired", scenario.world.loop.time()
+                counts["call: Expired"] += 1
                 return
             if call.doomed and error.code in ("HandlerFailed", "TurnDeadlineExceeded"):
                 call.doomed = "failed"
