@@ -148,7 +148,8 @@ async def test_a_cluster_keeps_three_copies_unless_other_ones_are_asked_for(tmp_
             )
             fixed, health = (json.loads(line) for line in done.stdout.splitlines())
             assert fixed["replicas"] == {
-                name: {"from": 1, "to": 3} for name in ("single-own-2", "single-part-0", "single-log-0")
+                name: {"from": 1, "to": 3}
+                for name in ("single-own-2", "single-topic-0", "single-part-0", "single-log-0")
             }
             assert (health["replicas"], health["servers"]) == (3, 3)
             assert set((await streams_of(url)).values()) == {3}

@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -127,19 +127,24 @@ async def nats_server(folder: Path, **settings: Any) -> AsyncIterator[NatsServer
 
 @contextlib.asynccontextmanager
 async def nats_cluster(
-    folder: Path, count: int = 3, advertise: bool = True, **settings: Any
+    folder: Path, count: int = 3, advertise: bool = True, leafs: Sequence[int] = (), **settings: Any
 ) -> AsyncIterator[list[NatsServer]]:
+    """`leafs`: the ports at which its servers listen for leaf servers, one each."""
     async with contextlib.AsyncExitStack() as stack:
-        with contextlib.ExitStack() as held:
-            sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-            ports = [one.getsockname()[1] for one in sockets]
+        ports = free_ports(count)
         routes = [f"nats://127.0.0.1:{port}" for port in ports]
         servers = []
         for n, port in enumerate(ports):
             cluster = {"name": "c", "host": "127.0.0.1", "port": port, "routes": routes, "no_advertise": not advertise}
-            made = nats_server(folder / str(n), server_name=f"s{n}", cluster=cluster, **settings)
+            own = {"leafnodes": {"host": "127.0.0.1", "port": leafs[n]}} if leafs else {}
+            made = nats_server(folder / str(n), server_name=f"s{n}", cluster=cluster, **own, **settings)
             servers.append(await stack.enter_async_context(made))
         yield servers
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as held:
+        return [held.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(count)]
 
 
 @contextlib.asynccontextmanager

@@ -62,6 +62,11 @@ def _check(path: Path | None, fix: bool, streams: Streams) -> None:
         raise ConfigError(
             "--fix changes a server's streams; a file has none. Leave --path out.", field="fix", range="without --path"
         )
+    if streams.placement_tag:
+        raise ConfigError(
+            "Where a deployment's streams are is chosen when it is made; make another deployment with --deployment and "
+            "--placement-tag.", field="placement_tags", range="of a new deployment",
+        )  # fmt: skip
     if streams.replicas is not None and not fix:
         raise ConfigError("--replicas needs --fix, which changes their number.", field="replicas", range="with --fix")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
@@ -51,7 +50,7 @@ def node(
         return process.run(
             process.Options(
                 name=_check_name(name), app=app, labels=dict(map(_label, label or [])), follows_stdin=stop_with_stdin,
-                address=replace(server.address(), replicas=streams.replicas, shards=streams.shards),
+                address=streams.of(server.address()),
                 config=configs.find(config), faults=_injector(faults) if faults is not None else None,
                 wait_s=math.inf if wait is None else wait, package=__version__,
                 say=lambda event: printer.show(event, lambda: _text(event)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -49,11 +49,18 @@ class Server:
     deployment: Annotated[
         str | None, Parameter(group=CONNECTION, help="The deployment's name (default: MIELIN_DEPLOYMENT, or mielin).")
     ] = None
+    domain: Annotated[
+        str | None,
+        Parameter(
+            group=CONNECTION,
+            help="The JetStream domain of the deployment, for a leaf server with a JetStream of its own (default: MIELIN_DOMAIN).",
+        ),
+    ] = None
     json: Annotated[bool, Parameter(help="Print JSON, one value a line.")] = False
 
     def address(self) -> Address:
         """Raises `NotConnected` or `ConfigError`."""
-        return find_address(self.connect, self.creds, self.tls_ca, self.deployment)
+        return find_address(self.connect, self.creds, self.tls_ca, self.deployment, self.domain)
 
 
 @Parameter(name="*")
@@ -70,6 +77,15 @@ class Streams:
             group=CONNECTION, help="Streams that agents are spread over (default: 4 with `--sync always`, else 1)."
         ),
     ] = None
+
+    placement_tag: Annotated[
+        tuple[str, ...],
+        Parameter(group=CONNECTION, help="Only servers with this tag keep the streams; may be given several times."),
+    ] = ()
+
+    def of(self, address: Address) -> Address:
+        """The address, for a deployment that is made or must be like this."""
+        return replace(address, replicas=self.replicas, shards=self.shards, placement_tags=self.placement_tag)
 
 
 HERE = Server()

@@ -9,7 +9,7 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -72,9 +72,8 @@ async def _run(options: Options, printer: Printer) -> int:
 @asynccontextmanager
 async def _serve(options: Options) -> AsyncIterator[Served]:
     """The server that --connect names, or one that is started here."""
-    replicas, shards = options.streams.replicas, options.streams.shards
     if options.server.connect is not None:
-        address = replace(options.server.address(), replicas=replicas, shards=shards)
+        address = options.streams.of(options.server.address())
         facts: dict[str, Any] = {"url": address.shown, "ours": False, "deployment": address.deployment}
         with contextlib.suppress(StoreUnreachable):  # the nodes wait for it, and say so
             facts.update(await _make_streams(address))
@@ -84,7 +83,7 @@ async def _serve(options: Options) -> AsyncIterator[Served]:
     ended: asyncio.Task[int] | None = None
     try:
         deployment = options.server.deployment or os.environ.get(DEPLOYMENT_VARIABLE) or DEPLOYMENT
-        address = Address(server.url, sync=server.sync, deployment=deployment, replicas=replicas, shards=shards)
+        address = options.streams.of(Address(server.url, sync=server.sync, deployment=deployment))
         facts = {
             "url": address.shown, "ours": True, "deployment": deployment, **await _make_streams(address), "sync": options.sync,
             "process": server.process.pid, "folder": str(options.dir),

@@ -26,6 +26,7 @@ FOLDER = ".mielin"
 ADDRESS_FILE = "address.json"
 URL_VARIABLE = "MIELIN_URL"
 DEPLOYMENT_VARIABLE = "MIELIN_DEPLOYMENT"
+DOMAIN_VARIABLE = "MIELIN_DOMAIN"
 
 LOCKS_VARIABLE = "MIELIN_LOCKS"
 """For a node's process: descriptors of locks, which its parent holds until both processes have ended."""
@@ -33,7 +34,7 @@ LOCKS_VARIABLE = "MIELIN_LOCKS"
 DEPLOYMENT = "mielin"
 """The name of a deployment that is given none."""
 
-WRITTEN = ("url", "creds", "tls_ca", "sync", "deployment")
+WRITTEN = ("url", "creds", "tls_ca", "sync", "deployment", "domain")
 """The fields of an address that `mielin up` leaves for later commands."""
 
 
@@ -48,9 +49,13 @@ class Address:
     sync: str = "process"
     """What an acknowledged append survives: "power", or "process" if more is not known."""
     deployment: str = DEPLOYMENT
+    domain: str | None = None
+    """The JetStream domain of the servers that have the deployment; None: that of the server at `url`."""
     shards: int | None = None
     replicas: int | None = None
     """What a new deployment is made with and an existing one must have; None: the default, or what it has."""
+    placement_tags: tuple[str, ...] = ()
+    """Likewise; (): any servers, or what it has."""
 
     @property
     def shown(self) -> str:
@@ -63,7 +68,7 @@ class Address:
     @property
     def existing(self) -> Address:
         """The same, for a deployment that exists, whose copies an operator may change."""
-        return replace(self, shards=None, replicas=None)
+        return replace(self, shards=None, replicas=None, placement_tags=())
 
     @property
     def is_ours(self) -> bool:
@@ -72,7 +77,7 @@ class Address:
 
     @property
     def access(self) -> dict[str, Any]:
-        return {"creds": self.creds, "tls_ca": self.tls_ca, "deployment": self.deployment}
+        return {"creds": self.creds, "tls_ca": self.tls_ca, "deployment": self.deployment, "domain": self.domain}
 
     def write(self, folder: Path) -> None:
         """Leaves the address for later commands in this directory.  Only the owner can read it: the URL may hold a password."""
@@ -88,11 +93,13 @@ def find_address(
     creds: str | os.PathLike[str] | None = None,
     tls_ca: str | os.PathLike[str] | None = None,
     deployment: str | None = None,
+    domain: str | None = None,
     *,
     environment: Mapping[str, str] | None = None,
     directory: Path | None = None,
 ) -> Address:
-    """The address in the argument, or in `MIELIN_URL`, or the one that `mielin up` left here; likewise the deployment's name.
+    """The address in the argument, or in `MIELIN_URL`, or the one that `mielin up` left here; likewise the deployment's name
+    and the JetStream domain.
 
     Raises `NotConnected` if nothing names a server, `ConfigError` if what names one cannot be used.
     """
@@ -101,6 +108,7 @@ def find_address(
         if file is not None and not Path(file).is_file():
             raise ConfigError(f"{option} = {os.fspath(file)}: the file does not exist.", field=option, range="a file")
     name = deployment if deployment is not None else environment.get(DEPLOYMENT_VARIABLE) or None
+    area = domain if domain is not None else environment.get(DOMAIN_VARIABLE) or None
     if url is not None:
         address = Address(_check(url, "the argument"))
     elif environment.get(URL_VARIABLE):
@@ -109,7 +117,7 @@ def find_address(
         address = _read((directory or Path.cwd()) / FOLDER / ADDRESS_FILE)
     return replace(
         address, creds=os.fspath(creds) if creds else address.creds, tls_ca=os.fspath(tls_ca) if tls_ca else address.tls_ca,
-        deployment=address.deployment if name is None else name,
+        deployment=address.deployment if name is None else name, domain=address.domain if area is None else area,
     )  # fmt: skip
 
 
@@ -121,7 +129,7 @@ def _check(url: Any, where: str) -> str:
 
 def _read(path: Path) -> Address:
     try:
-        facts: dict[str, Any] = {"deployment": DEPLOYMENT, **json.loads(path.read_text())}
+        facts: dict[str, Any] = {"deployment": DEPLOYMENT, "domain": None, **json.loads(path.read_text())}
         return Address(**{name: facts[name] for name in WRITTEN}, named_by=str(path))
     except FileNotFoundError:
         raise NotConnected(
@@ -148,6 +156,7 @@ async def open_substrate(address: Address, makes: bool = True) -> JetStream:
             sync=address.sync,
             shards=address.shards,
             replicas=address.replicas,
+            placement_tags=address.placement_tags,
             makes=makes,
         )
     except StoreUnreachable as error:
@@ -180,23 +189,32 @@ def connect(
     creds: str | os.PathLike[str] | None = None,
     tls_ca: str | os.PathLike[str] | None = None,
     deployment: str | None = None,
+    domain: str | None = None,
     replicas: int | None = None,
     shards: int | None = None,
+    placement_tags: tuple[str, ...] = (),
     settings: Settings | None = None,
 ) -> Opening:
     """The deployment on the server at `url`, or at `MIELIN_URL`, or the one that `mielin up` runs in this directory.
 
     `creds` and `tls_ca` are files: a NATS credentials file, and the certificates to trust.  A server holds several deployments if each
-    has its own name.  `replicas` (copies of each stream; default 3 on a cluster, else 1) and `shards` (streams that agents are spread
-    over; default 4 if `mielin up` started the server with `--sync always`, else 1) are for a new deployment; an existing one refuses
-    values other than its own.  Leaving the block closes the
-    connection; agents live on at their nodes.  Raises `NotConnected`, `ConfigError`, `StoreUnreachable`, and whatever else keeps the
-    server from being used.
+    has its own name.  `domain` is the JetStream domain that has the deployment, if `url` names a leaf server with a JetStream of its
+    own.  `replicas` (copies of each stream; default 3 on a cluster, else 1), `shards` (streams that agents are spread over; default 4
+    if `mielin up` started the server with `--sync always`, else 1) and `placement_tags` (only servers with all of these tags keep the
+    streams) are for a new deployment; an existing one refuses values other than its own.
+
+    Leaving the block closes the connection; agents live on at their nodes.  Raises `NotConnected`, `ConfigError`, `StoreUnreachable`,
+    and whatever else keeps the server from being used.
     """
     check_opening(settings)
 
     def find() -> Address:
-        return replace(find_address(url, creds, tls_ca, deployment), replicas=replicas, shards=shards)
+        return replace(
+            find_address(url, creds, tls_ca, deployment, domain),
+            replicas=replicas,
+            shards=shards,
+            placement_tags=placement_tags,
+        )
 
     return Opening("cells.connect()", lambda: connected(find(), settings))
 

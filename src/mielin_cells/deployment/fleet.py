@@ -211,6 +211,10 @@ class Fleet:
             command += ["--creds", address.creds]
         if address.tls_ca is not None:
             command += ["--tls-ca", address.tls_ca]
+        if address.domain is not None:
+            command += ["--domain", address.domain]
+        for tag in address.placement_tags:
+            command += ["--placement-tag", tag]
         for option, value in (("--replicas", address.replicas), ("--shards", address.shards)):
             if value is not None:
                 command += [option, str(value)]

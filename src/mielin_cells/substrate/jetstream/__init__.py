@@ -6,7 +6,7 @@ import os
 from typing import Final, TypeAlias
 
 from mielin_cells.substrate.health import Facts
-from mielin_cells.substrate.jetstream.address import check_url, options_of
+from mielin_cells.substrate.jetstream.address import check_domain, check_url, options_of
 from mielin_cells.substrate.jetstream.connection import Connection
 from mielin_cells.substrate.jetstream.health import facts
 from mielin_cells.substrate.jetstream.log import JetLog
@@ -32,10 +32,10 @@ Path: TypeAlias = str | os.PathLike[str]
 
 
 async def _opened(
-    url: str, creds: Path | None, tls_ca: Path | None, deployment: str, options: StreamOptions
+    url: str, creds: Path | None, tls_ca: Path | None, domain: str | None, deployment: str, options: StreamOptions
 ) -> Connection:
     check_options(deployment, options)
-    connection = Connection(check_url(url), options_of(creds, tls_ca))
+    connection = Connection(check_url(url), options_of(creds, tls_ca), check_domain(domain))
     try:
         await connection.open()
     except BaseException:
@@ -52,7 +52,7 @@ class JetStream:
         self.log = log
         self.wire = wire
         self.sync = sync
-        self.shards, self.replicas = layout
+        self.shards, self.replicas, _ = layout
 
     @property
     def server_version(self) -> str:
@@ -70,25 +70,31 @@ class JetStream:
         replicas: int | None = None,
         makes: bool = True,
         sync: str = "process",
+        domain: str | None = None,
+        placement_tags: tuple[str, ...] = (),
     ) -> JetStream:
         """Connects, and creates the deployment's streams if they are missing and `makes` is true.
 
         `shards`: the streams that logs and inboxes are spread over, fixed when the deployment is created; the default is 4 if
         `sync` says that the server syncs each write ("power"), else 1.  `replicas`: copies of each stream (default: 3 on a cluster
-        of at least 3 servers, else 1).  Values other than the deployment's own are refused.
+        of at least 3 servers, else 1).  `placement_tags`: only servers that have all of these keep the streams (default: those of the
+        cluster that is connected to).  Values other than the deployment's own are refused.
+
+        `domain`: the JetStream domain of the servers that have the streams, if the URL is that of a leaf server with a JetStream of
+        its own.
 
         Raises `StoreUnreachable`, `AuthFailed`, `JetStreamDisabled`, `ServerTooOld`,
         `PermissionDenied`, `ConfigError`, `NotConnected`, `StreamMissing`, `QuotaExceeded`.
         """
-        options = StreamOptions(shards, replicas, makes, SHARDS_IF_SYNCED if sync == "power" else 1)
-        connection = await _opened(url, creds, tls_ca, deployment, options)
+        options = StreamOptions(shards, replicas, makes, SHARDS_IF_SYNCED if sync == "power" else 1, placement_tags)
+        connection = await _opened(url, creds, tls_ca, domain, deployment, options)
         try:
             check_server(connection)
             layout = await streams(connection, deployment, options)
         except BaseException:
             await connection.close()
             raise
-        log = JetLog(connection, deployment, layout.shards)
+        log = JetLog(connection, deployment, layout.shards, layout.is_clustered)
         connection.back = log.reconnected
         return cls(connection, log, JetWire(connection, deployment), sync, layout)
 
@@ -102,9 +108,10 @@ class JetStream:
         deployment: str = DEPLOYMENT,
         sync: str = "",
         named_by: str = "",
+        domain: str | None = None,
     ) -> Facts:
         """What the server says of itself and of the deployment's streams; makes nothing.  Raises as `open`."""
-        connection = await _opened(url, creds, tls_ca, deployment, StreamOptions())
+        connection = await _opened(url, creds, tls_ca, domain, deployment, StreamOptions())
         try:
             return await facts(connection, deployment, sync, named_by)
         finally:
@@ -119,12 +126,13 @@ class JetStream:
         tls_ca: Path | None = None,
         deployment: str = DEPLOYMENT,
         replicas: int | None = None,
+        domain: str | None = None,
     ) -> dict[str, tuple[int, int]]:
         """Changes how many copies the servers keep (default: as for a new deployment); before and after, by changed stream.
 
         Returns when the servers have accepted the change; new copies are filled after that.  Raises as `open`.
         """
-        connection = await _opened(url, creds, tls_ca, deployment, StreamOptions(replicas=replicas))
+        connection = await _opened(url, creds, tls_ca, domain, deployment, StreamOptions(replicas=replicas))
         try:
             return await with_replicas(connection, deployment, replicas)
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import ssl
 from typing import Any, Final
@@ -13,6 +14,7 @@ from mielin_cells.errors import ConfigError
 from mielin_cells.redaction import redacted, split_addresses
 
 CREDENTIALS_BYTES: Final = 64 * 1024
+_DOMAIN: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _NO_SUCH_HOST: Final = frozenset((socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)))
 
 
@@ -63,6 +65,17 @@ def _check_one(url: str, where: str) -> str:
         scheme, sign, rest = url.partition("://")
         return f"{scheme.lower()}://{rest}" if sign else url
     raise ConfigError(f"{what}.", field="connect", range="nats://HOST:PORT")
+
+
+def check_domain(domain: str | None) -> str | None:
+    """Raises `ConfigError` for what no JetStream domain can be called."""
+    if domain is not None and (type(domain) is not str or _DOMAIN.fullmatch(domain) is None):
+        raise ConfigError(
+            f"domain is {domain!r}; wanted: the name of a JetStream domain, letters, digits, - and _.",
+            field="domain",
+            range="a name",
+        )
+    return domain
 
 
 def servers_of(url: str) -> tuple[list[str], dict[str, str]]:

@@ -72,6 +72,7 @@ _DIGITS: Final = re.compile(r"(\d+)\s*$")
 _VERSION: Final = re.compile(r"v?(\d+)\.(\d+)\.(\d+)")
 _FORBIDDEN: Final = re.compile(r"permissions violation for (publish|subscription) to \"([^\"]*)\"", re.IGNORECASE)
 PUBLISH: Final = "publish"
+_TAGS: Final = "tags not matched"
 OFFLINE: Final = "offline"
 """Text of a refusal when the cluster has enough servers but not all of them are up."""
 
@@ -103,9 +104,14 @@ class GetAnswer(msgspec.Struct):
     error: ApiError | None = None
 
 
+class Placement(msgspec.Struct):
+    tags: list[str] = []
+
+
 class StreamConfig(msgspec.Struct):
     name: str = ""
     num_replicas: int = 1
+    placement: Placement | None = None
     metadata: dict[str, str] = {}
 
 
@@ -120,10 +126,21 @@ class StreamAnswer(msgspec.Struct):
 
     config: StreamConfig = msgspec.field(default_factory=StreamConfig)
     state: StreamState = msgspec.field(default_factory=StreamState)
+    cluster: dict[str, Any] | None = None
+    """Which servers have a copy."""
     total: int = 0
     error: ApiError | None = None
     ts: datetime.datetime | None = None
     """The time of the server that answers, the stream's leader."""
+
+    @property
+    def is_clustered(self) -> bool:
+        return is_clustered(self.cluster)
+
+
+def is_clustered(cluster: dict[str, Any] | None) -> bool:
+    """By what STREAM.INFO says of it: a server alone names itself as the leader, and no cluster."""
+    return bool(cluster and cluster.get("name"))
 
 
 def stream_name(deployment: str, kind: str, shard: int) -> str:
@@ -180,6 +197,11 @@ def error_of(error: ApiError, where: str, stream: str = "") -> CellError:
         )  # fmt: skip
     if code == _REPLICAS:
         return ConfigError(f"replicas: {words}; a server alone keeps one copy.", field="replicas", range="1")
+    if code == _NO_PEERS and _TAGS in words:
+        return ConfigError(
+            f"placement_tags: no server has all of these tags ({words}); give tags that are in the server_tags of servers that run.",
+            field="placement_tags", range="tags of servers",
+        )  # fmt: skip
     if code == _NO_PEERS and OFFLINE not in words:
         return ConfigError(
             f"replicas: the cluster has too few servers with JetStream ({words}); add servers, or ask for fewer copies.",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from typing import Any, Final
 
 import msgspec
@@ -12,6 +14,9 @@ from mielin_cells.substrate.jetstream.api import Unanswered
 from mielin_cells.substrate.jetstream.connection import Connection
 
 API_S: Final = 5.0
+LEAF_S: Final = 1.0
+"""A leaf server that has just started has no JetStream until it has found its hub."""
+LOOK_S: Final = 0.05
 
 
 async def ask(connection: Connection, what: str, data: bytes = b"", kind: Any = api.StreamAnswer) -> Any:
@@ -26,9 +31,21 @@ async def ask(connection: Connection, what: str, data: bytes = b"", kind: Any = 
         ) from None
     if heard.status == api.NO_RESPONDERS:
         raise JetStreamDisabled(
-            f"The server {connection.url} has no JetStream; start it with `nats-server -js`.", url=connection.url
-        )
+            f"The server {connection.url} has no JetStream; start it with `nats-server -js`. If it is a leaf server, see to its hub, "
+            "and give the hub's JetStream domain with --domain.",
+            url=connection.url,
+        )  # fmt: skip
     return api.decode(heard.data, kind, what)
+
+
+async def find_first(connection: Connection, name: str) -> api.StreamAnswer | None:
+    """As `find_stream`, on a connection that is new."""
+    until = asyncio.get_running_loop().time() + LEAF_S
+    while asyncio.get_running_loop().time() < until:
+        with contextlib.suppress(JetStreamDisabled):
+            return await find_stream(connection, name)
+        await asyncio.sleep(LOOK_S)
+    return await find_stream(connection, name)
 
 
 async def find_stream(connection: Connection, name: str) -> api.StreamAnswer | None:

@@ -141,8 +141,11 @@ class Asking:
                 f"The server did not take a request for the stream {stream} ({error}); nothing was written. Try again.",
                 stream=stream,
             )
-        if heard.status == api.NO_RESPONDERS:
-            return api.disabled("nobody answers on $JS.API")
+        if heard.status == api.NO_RESPONDERS:  # there was somebody when this was opened: a leaf server has lost its hub
+            return StoreUnreachable(
+                f"Nobody answers for JetStream at the server {self._connection.url} now; nothing was written. If it is a leaf server, "
+                "its hub is away; if it was started without JetStream, start it with `nats-server -js`.", stream=stream,
+            )  # fmt: skip
         answer = api.decode(heard.data, api.StreamAnswer, stream)
         if answer.error is not None:
             return api.error_of(answer.error, stream)

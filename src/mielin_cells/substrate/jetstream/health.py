@@ -58,7 +58,8 @@ async def facts(connection: Connection, deployment: str, sync: str, named_by: st
     return Facts(
         kind="nats", where=connection.url, deployment=deployment, servers=connection.servers, version=connection.version,
         sync_s=sync_s, sync_from=sync_from,
-        in_cluster=connection.in_cluster, payload_max=connection.payload_max, streams=streams, missing=missing,
+        in_cluster=any(api.is_clustered(one.cluster) for one in streams),
+        payload_max=connection.payload_max, streams=streams, missing=missing,
         account=account, clock_s=clock_s,
     )  # fmt: skip
 

@@ -28,7 +28,10 @@ def index_name(deployment: str, generation: int) -> str:
     return api.stream_name(deployment, OWN, generation)
 
 
-def _config(deployment: str, generation: int, shards: int, replicas: int) -> dict[str, Any]:
+def _config(deployment: str, generation: int, log: dict[str, Any], replicas: int) -> dict[str, Any]:
+    """For a deployment whose first log stream is configured like this."""
+    shards = int(log["metadata"]["mielin.shards"])
+
     def source(shard: int) -> dict[str, Any]:
         moved = {
             "src": f"{head_of(deployment, 'log', shard)}{LOGS}*.{OWN}.*",
@@ -42,7 +45,8 @@ def _config(deployment: str, generation: int, shards: int, replicas: int) -> dic
     return {
         "name": index_name(deployment, generation), **persist, "sources": [source(shard) for shard in range(shards)],
         "storage": "file", "retention": "limits", "discard": "old", "max_msgs_per_subject": 1,
-        "max_consumers": -1, "max_msgs": -1, "max_bytes": -1, "max_age": 0, "max_msg_size": -1, "num_replicas": replicas,
+        "max_consumers": -1, "max_msgs": -1, "max_bytes": -1, "max_age": 0, "max_msg_size": -1,
+        "num_replicas": replicas, "placement": log.get("placement"),
         "allow_direct": True, "deny_delete": True, "duplicate_window": 1_000_000_000,
         "metadata": {"mielin.shards": str(shards), "mielin.format": str(FORMAT)},
     }  # fmt: skip
@@ -64,8 +68,7 @@ async def make_index(connection: Connection, deployment: str, replicas: int | No
     there = await find_stream(connection, index_name(deployment, generation)) if generation else None
     if there is not None and replicas in (None, there.config.num_replicas):
         return None
-    shards, replicas = int(config["metadata"]["mielin.shards"]), replicas or int(config.get("num_replicas", 1))
-    wanted = _config(deployment, generation + 1, shards, replicas)
+    wanted = _config(deployment, generation + 1, config, replicas or int(config.get("num_replicas", 1)))
     answer = await ask(connection, f"STREAM.CREATE.{wanted['name']}", json.dumps(wanted).encode())
     if answer.error is not None and answer.error.err_code != api.NAME_IN_USE:
         raise api.error_of(answer.error, wanted["name"])

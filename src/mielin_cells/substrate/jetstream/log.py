@@ -51,10 +51,11 @@ MARKS_MAX: Final = 100
 class JetLog(Asking):
     """Subjects are spread over `shards` streams by their hash; parts over as many others."""
 
-    def __init__(self, connection: Connection, deployment: str, shards: int) -> None:
+    def __init__(self, connection: Connection, deployment: str, shards: int, is_clustered: bool) -> None:
         super().__init__(connection)
         self._deployment = deployment
         self._shards = shards
+        self._is_clustered = is_clustered
         self._index = Index(connection, deployment)
         self._topics = Topics(connection, deployment, shards)
         self._tails: dict[JetTail, Listener] = {}
@@ -65,6 +66,11 @@ class JetLog(Asking):
 
     def place(self, subject: str) -> Place:
         return place_of(self._deployment, self._shards, subject)
+
+    @property
+    def _has_replicas(self) -> bool:
+        """Or may have some later: several servers have the streams, or could."""
+        return self._is_clustered or self._connection.in_cluster
 
     # ---- the port --------------------------------------------------------------------------------------------
 
@@ -171,7 +177,7 @@ class JetLog(Asking):
 
         A replica that has the mark has all of that, too: of the one that answers, both are asked for at once.
         """
-        if not self._connection.in_cluster:
+        if not self._has_replicas:
             return await self.last(subject)
         place = self.place(subject)
         mark = place.head + MARK
@@ -246,7 +252,7 @@ class JetLog(Asking):
         connection = self._connection
         connection.check()
         place = self.place(subject)
-        check_at = asyncio.get_running_loop().time() + CLUSTER_CHECK_S if connection.in_cluster else None
+        check_at = asyncio.get_running_loop().time() + CLUSTER_CHECK_S if self._has_replicas else None
         tail = JetTail(subject, after, self.read, self._forget, check_at)
 
         def receive(heard: Heard) -> None:

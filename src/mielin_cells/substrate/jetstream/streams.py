@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 from mielin_cells.errors import ConfigError, NotConnected, ServerTooOld
 from mielin_cells.substrate.format import FORMAT, check_format
 from mielin_cells.substrate.jetstream import api
-from mielin_cells.substrate.jetstream.ask import ask, find_stream, raw_stream, stream
+from mielin_cells.substrate.jetstream.ask import ask, find_first, raw_stream, stream
 from mielin_cells.substrate.jetstream.connection import Connection
 from mielin_cells.substrate.jetstream.index import GENERATION, find_index, make_index
 from mielin_cells.substrate.jetstream.places import TOPIC
@@ -25,8 +25,9 @@ HEADERS_BYTES: Final = 4096
 SHARDS_MAX: Final = 64
 REPLICAS_MAX: Final = 5
 """The server's own limit."""
-REPLICAS_IN_CLUSTER: Final = 3
-"""Replicas of a new deployment on a cluster, which may then lose one server."""
+REPLICAS_WANTED: Final = 3
+"""Replicas of a new deployment where there are enough servers, of which one may then be lost."""
+_TAG: Final = re.compile(r"[^\s,!]{1,255}")
 _NAME: Final = re.compile(r"[A-Za-z0-9_]{1,32}")
 
 
@@ -58,6 +59,8 @@ class StreamOptions(NamedTuple):
     """A deployment that is not there is made."""
     default_shards: int = 1
     """Of a deployment that is made."""
+    tags: tuple[str, ...] = ()
+    """Servers that have all of these keep the streams; (): any."""
 
 
 class Layout(NamedTuple):
@@ -65,6 +68,8 @@ class Layout(NamedTuple):
 
     shards: int
     replicas: int
+    is_clustered: bool
+    """Several servers may have its streams, whatever the server of this connection says: a leaf server calls itself a cluster."""
 
 
 def check_options(deployment: str, options: StreamOptions) -> None:
@@ -76,12 +81,18 @@ def check_options(deployment: str, options: StreamOptions) -> None:
     for field, value, most in (("shards", options.shards, SHARDS_MAX), ("replicas", options.replicas, REPLICAS_MAX)):
         if value is not None and not (type(value) is int and 1 <= value <= most):
             raise ConfigError(f"{field} is {value!r}; it is 1 to {most}.", field=field, range=f"1 to {most}")
+    for tag in options.tags:
+        if type(tag) is not str or _TAG.fullmatch(tag) is None:
+            raise ConfigError(
+                f"placement_tags: {tag!r} is no tag of a server; wanted: a text without spaces, as in its server_tags.",
+                field="placement_tags", range="tags of servers",
+            )  # fmt: skip
 
 
 async def streams(connection: Connection, deployment: str, options: StreamOptions) -> Layout:
     """What the deployment has; a missing one is created.  Raises `ConfigError` if it differs from `options`."""
     first = api.stream_name(deployment, "log", 0)
-    answer = await find_stream(connection, first)
+    answer = await find_first(connection, first)
     if answer is None:
         if not options.makes:
             raise NotConnected(
@@ -90,14 +101,15 @@ async def streams(connection: Connection, deployment: str, options: StreamOption
             )  # fmt: skip
         return await _make(connection, deployment, options)
     have, replicas = shards_of(answer, first, options.shards), _replicas_of(answer, first, options.replicas)
+    _check_tags(answer, first, options.tags)
     if options.makes:
-        await _make_topics(connection, deployment, have, replicas)
+        await _make_topics(connection, deployment, have, replicas, _tags_of(answer))
         answer = await stream(connection, first)
     for name in _kept(answer, deployment, have)[:-1]:
         replicas = min(replicas, _replicas_of(await stream(connection, name), name, options.replicas))
     if options.makes:
         await make_index(connection, deployment)
-    return Layout(have, replicas)
+    return Layout(have, replicas, answer.is_clustered)
 
 
 def _kept(answer: api.StreamAnswer, deployment: str, shards: int) -> list[str]:
@@ -109,15 +121,15 @@ def _kept(answer: api.StreamAnswer, deployment: str, shards: int) -> list[str]:
 async def _make(connection: Connection, deployment: str, options: StreamOptions) -> Layout:
     count, replicas = (
         options.shards or options.default_shards,
-        options.replicas or (REPLICAS_IN_CLUSTER if connection.in_cluster else 1),
+        options.replicas or REPLICAS_WANTED,
     )
-    kept = []
+    kept, is_clustered = [], False
     wanted = names(deployment, count)
     for name in wanted:
-        answer = await _create(connection, deployment, name, count, replicas)
-        if answer.error is not None and options.replicas is None and _is_too_few(answer.error):
-            replicas = 1  # a cluster of two, or of which only some have JetStream
-            answer = await _create(connection, deployment, name, count, replicas)
+        answer = await _create(connection, deployment, name, count, replicas, options.tags)
+        if answer.error is not None and options.replicas is None and replicas > 1 and _is_too_few(answer.error):
+            replicas = 1  # a server alone, a cluster of two, or one of which only some have JetStream
+            answer = await _create(connection, deployment, name, count, replicas, options.tags)
         if answer.error is not None:
             if answer.error.err_code != api.NAME_IN_USE:
                 raise api.error_of(answer.error, name)
@@ -125,24 +137,31 @@ async def _make(connection: Connection, deployment: str, options: StreamOptions)
             answer = await stream(connection, name)
             have = shards_of(answer, name, options.shards)
             replicas = _replicas_of(answer, name, options.replicas)
+            _check_tags(answer, name, options.tags)
             if have != count:
-                return await _make(connection, deployment, StreamOptions(have, replicas))
+                return await _make(connection, deployment, options._replace(shards=have, replicas=replicas))
+        is_clustered = is_clustered or answer.is_clustered
         kept.append(answer.config.num_replicas)
         if name != wanted[-1] and answer.state.messages:
             # Nothing is written before the first stream is there: somebody has just made it, or it was deleted.
             await stream(connection, wanted[-1])
     await make_index(connection, deployment)
-    return Layout(count, min(kept))
+    return Layout(count, min(kept), is_clustered)
 
 
-async def _make_topics(connection: Connection, deployment: str, shards: int, replicas: int) -> None:
-    await make_topics(connection, deployment, lambda name: _create(connection, deployment, name, shards, replicas))
-
-
-async def _create(connection: Connection, deployment: str, name: str, shards: int, replicas: int) -> api.StreamAnswer:
-    answer: api.StreamAnswer = await ask(
-        connection, f"STREAM.CREATE.{name}", _config(deployment, name, shards, replicas)
+async def _make_topics(
+    connection: Connection, deployment: str, shards: int, replicas: int, tags: tuple[str, ...]
+) -> None:
+    await make_topics(
+        connection, deployment, lambda name: _create(connection, deployment, name, shards, replicas, tags)
     )
+
+
+async def _create(
+    connection: Connection, deployment: str, name: str, shards: int, replicas: int, tags: tuple[str, ...]
+) -> api.StreamAnswer:
+    config = _config(deployment, name, shards, replicas, tags)
+    answer: api.StreamAnswer = await ask(connection, f"STREAM.CREATE.{name}", config)
     return answer
 
 
@@ -187,7 +206,22 @@ def _replicas_of(answer: api.StreamAnswer, name: str, wanted: int | None) -> int
     return have
 
 
-def _config(deployment: str, name: str, shards: int, replicas: int) -> bytes:
+def _tags_of(answer: api.StreamAnswer) -> tuple[str, ...]:
+    return tuple(answer.config.placement.tags) if answer.config.placement is not None else ()
+
+
+def _check_tags(answer: api.StreamAnswer, name: str, wanted: tuple[str, ...]) -> None:
+    """Raises `ConfigError` if the stream is placed by others than these tags."""
+    have = _tags_of(answer)
+    if wanted and {tag.lower() for tag in have} != {tag.lower() for tag in wanted}:
+        is_so = f"by the tags {', '.join(have)}" if have else "without tags"
+        raise ConfigError(
+            f"This deployment is placed {is_so} (stream {name}), and {', '.join(wanted)} were asked for; leave them out, "
+            "or use another deployment name.", field="placement_tags", range=", ".join(have),
+        )  # fmt: skip
+
+
+def _config(deployment: str, name: str, shards: int, replicas: int, tags: tuple[str, ...]) -> bytes:
     _, kind, shard = name.split("-")
     subjects = f"{deployment}.{kind}.{shard}.>"
     config: dict[str, Any] = {
@@ -197,6 +231,8 @@ def _config(deployment: str, name: str, shards: int, replicas: int) -> bytes:
         "allow_direct": True, "deny_delete": True, "duplicate_window": 1_000_000_000,
         "metadata": {"mielin.shards": str(shards), "mielin.format": str(FORMAT)},
     }  # fmt: skip
+    if tags:
+        config["placement"] = {"tags": [*tags]}
     if kind == "log":
         if shard == "0":
             config["metadata"] |= {GENERATION: "0", MADE: "1"}
@@ -209,11 +245,11 @@ def _config(deployment: str, name: str, shards: int, replicas: int) -> bytes:
 async def with_replicas(connection: Connection, deployment: str, replicas: int | None) -> dict[str, tuple[int, int]]:
     """Changes the copies of each stream; before and after, by stream that changed."""
     first = api.stream_name(deployment, "log", 0)
-    wanted = replicas or (REPLICAS_IN_CLUSTER if connection.in_cluster else 1)
+    wanted = replicas or REPLICAS_WANTED
     changed: dict[str, tuple[int, int]] = {}
     answer = await stream(connection, first)
     shards = shards_of(answer, first, None)
-    await _make_topics(connection, deployment, shards, int(answer.config.num_replicas))
+    await _make_topics(connection, deployment, shards, answer.config.num_replicas, _tags_of(answer))
     for name in names(deployment, shards):
         config = (await raw_stream(connection, name))["config"]  # all of it, also what this version does not know
         have = int(config.get("num_replicas", 1))
