@@ -34,6 +34,7 @@ from mielin_cells.agents.retry import Retry
 from mielin_cells.agents.step import step
 from mielin_cells.agents.table import Table
 from mielin_cells.agents.timer import CatchUp, after, cancel, every
+from mielin_cells.agents.topics.calls import Published, TopicGap, publish, subscribe, unsubscribe
 from mielin_cells.deployment.connect import connect
 from mielin_cells.deployment.local import local
 from mielin_cells.errors import (
@@ -66,8 +67,9 @@ __all__ = [
     "Agent", "AgentId", "AgentInfo", "AgentState", "AgentTerminated", "AskTimeout", "BadArguments", "Buffer", "CatchUp",
     "CellError", "Cluster", "ConfigError", "DrainReport", "FieldRefused", "HandlerFailed", "InboxFull", "LostError",
     "MigrationError", "MigrationFailed", "MigrationRefused", "MigrationReport", "NoSuchAgent", "NodeInfo", "NotInTurn",
-    "Policy", "Retry", "RetryError", "RollbackReport", "Settings", "StepFailed", "Table", "UsageError", "after", "cancel",
-    "connect", "errors", "every", "handler", "local", "step", "this", "upgrade",
+    "Policy", "Published", "Retry", "RetryError", "RollbackReport", "Settings", "StepFailed", "Table", "TopicGap",
+    "UsageError", "after", "cancel",
+    "connect", "errors", "every", "handler", "local", "publish", "step", "subscribe", "this", "unsubscribe", "upgrade",
 ]  # fmt: skip
 
 if not TYPE_CHECKING:  # type checkers are to see, and to suggest, the names above alone

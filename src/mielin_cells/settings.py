@@ -173,6 +173,8 @@ class Settings:
     """A node looks for agents that the log gives it and that it does not run; if nothing was written anywhere, it need not."""
     compare_s: Seconds = 600.0
     """Even then it compares all logs with what it runs this often."""
+    topic_poll_s: Seconds = 10.0
+    """A node reads the topics that its agents have subscribed to this often if nothing wakes it: live messages may be lost."""
     regression_s: Seconds = REGRESSION_S
     """A log that says less than it had acknowledged must go on saying so for this long, before its agent is quarantined."""
 

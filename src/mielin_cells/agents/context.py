@@ -111,6 +111,15 @@ class Turn(Protocol):
     def cancel_timer(self, id: str) -> bool:
         """What `cells.cancel` does."""
 
+    def publish(self, topic: str, value: bytes) -> None:
+        """What `cells.publish` does."""
+
+    async def subscribe(self, pattern: str, handler: str, since: Any, on_gap: str) -> None:
+        """What `cells.subscribe` does."""
+
+    def unsubscribe(self, pattern: str, handler: str) -> bool:
+        """What `cells.unsubscribe` does."""
+
     def is_here(self) -> bool:
         """False in a thread that the turn was not handed to."""
 

@@ -52,6 +52,11 @@ class HandlerSpec:
         """Names and types, in order."""
         return {field.name: field.type for field in msgspec.structs.fields(self._params)}
 
+    @property
+    def required(self) -> frozenset[str]:
+        """Names of the parameters without a default."""
+        return frozenset(field.name for field in msgspec.structs.fields(self._params) if field.required)
+
     def encode_args(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         """Raises `BadArguments` before anything is sent."""
         given: Any = None

@@ -47,6 +47,10 @@ class HandlerFailed(UsageError):
     """
 
 
+class TopicInvalid(UsageError):
+    """Not the name of a topic, or not a pattern.  Facts: topic."""
+
+
 class FieldRefused(UsageError):
     """A state field or a handler's signature has a type that cannot be stored.  Facts: path."""
 

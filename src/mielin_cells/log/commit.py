@@ -9,6 +9,7 @@ from blake3 import blake3
 
 from mielin_cells.log.delta import StateDelta
 from mielin_cells.log.message import Terms
+from mielin_cells.log.topics.subs import TopicChange
 
 LetterKey: TypeAlias = tuple[int, str, int]
 """Identifies one dead letter of an agent: inbox sequence, sender, number."""
@@ -233,6 +234,8 @@ class Commit(msgspec.Struct, array_like=True, frozen=True):
     """Timers that were cancelled, or have fired."""
     fired: list[Fired] = []
     wish: Wish | None = None
+    topics: list[TopicChange] = []
+    """What was subscribed, ended, and taken of topics."""
 
 
 def place_of(message: Out | Sent) -> Place:
@@ -265,6 +268,7 @@ class Batch:
         "released",
         "replayed",
         "timers",
+        "topics",
         "touched",
         "turns",
         "wish",
@@ -290,6 +294,7 @@ class Batch:
         self.delta: StateDelta | None = None
         self.answers: Answers = {}
         self.wish: Wish | None = None
+        self.topics: list[TopicChange] = []
 
     def __bool__(self) -> bool:
         return self.turns > 0 or self.touched
@@ -320,4 +325,5 @@ class Batch:
             self.delta, version, digest, self.ended, self.replayed,
             [timer for timer in self.timers.values() if timer is not None],
             [name for name, timer in self.timers.items() if timer is None], self.fired, self.wish,
+            self.topics,
         )  # fmt: skip

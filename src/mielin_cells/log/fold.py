@@ -148,7 +148,14 @@ class Fold(Image):
     def _went_back(self, record: Undone) -> None:
         self.state.apply(record.state)
         self.ledger.undo(
-            record.cursor, record.held, record.marks, record.unburied, record.timers, record.replays, record.corrects
+            record.cursor,
+            record.held,
+            record.marks,
+            record.unburied,
+            record.timers,
+            record.replays,
+            record.corrects,
+            record.subs,
         )
         self.version, self.last_digest = record.version, record.digest
         self.turn, self.claims, self.goes_to, self.wish = None, 0, record.goes_to, None

@@ -7,7 +7,6 @@ hold the same.  Rules 10, 11, 14, 15 and 18 of the protocol live here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import Enum
 from typing import cast
 
 import msgspec
@@ -17,7 +16,8 @@ from mielin_cells.errors import AnswerExpired
 from mielin_cells.log.codec import pack
 from mielin_cells.log.commit import EXPIRED, Commit, DeadLetter, LetterKey, Out, ReplayCounts, ReplayInput, Timer
 from mielin_cells.log.digest import NamedDigests
-from mielin_cells.log.message import Answer, Terms, encode_answer, is_client
+from mielin_cells.log.message import Answer, Peer, Terms, Verdict, encode_answer, is_client
+from mielin_cells.log.topics.subs import Sub, Subs
 from mielin_cells.settings import ANSWERS_BYTES_MAX, DEAD_LETTERS_MAX, LETTERS_BYTES_MAX, SESSIONS_MAX
 
 DROPPED = encode_answer(
@@ -40,33 +40,8 @@ _TO = "\x02"
 """Prefix of a receiver's name among names of senders; no id holds it."""
 
 
-class Verdict(Enum):
-    """What to do with a message that has arrived."""
-
-    APPLY = "apply"
-    REPEAT = "repeat"
-    """It has taken effect: answer from the stored reply, run nothing."""
-    HOLD = "hold"
-    """An earlier number of this sender is still missing."""
-    CLOSED = "closed"
-    """The sender has closed this number itself: `AnswerExpired`."""
-    EXPIRED = "expired"
-    """It may belong to a forgotten session: `SessionExpired`."""
-
-
 _APPLY, _HOLD, _REPEAT, _CLOSED = Verdict.APPLY, Verdict.HOLD, Verdict.REPEAT, Verdict.CLOSED
 """Module names for the members, since reading one from the enumeration costs as much as all other checks of a message."""
-
-
-class Peer(msgspec.Struct, array_like=True):
-    """One sender.  For an agent `mark` is the highest number applied; a client's numbers are remembered one by one."""
-
-    is_client: bool
-    mark: int = 0
-    low: int = 0
-    start: int = 0
-    answers: dict[int, bytes] = {}
-    """Of an agent: answers to its asks.  Of a client: every number taken at or above `low`, with its answer or b""."""
 
 
 class Ledger(msgspec.Struct, array_like=True, dict=True):
@@ -91,6 +66,8 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
     answer_bytes: int = 0
     pending_bytes: int = 0
     letter_bytes: int = 0
+    topics: Subs | None = None
+    """The agent's subscriptions; None until it has one."""
 
     # No fields, and not there in most ledgers:
     _marks = cast("NamedDigests | None", None)
@@ -246,6 +223,7 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
         timers: list[Timer],
         replays: list[ReplayInput],
         corrects: bool,
+        subs: list[Sub] | None,
     ) -> None:
         """Goes back to the inputs taken at an earlier record.  Messages sent and answers given since stay (rules 16 and 17)."""
         self.cursor, self.held = cursor, sorted(held)
@@ -257,6 +235,9 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
         self.replays = {(one.sender, one.n): one for one in replays}
         self._open_before = tuple(one for one in replays if not one.taken)
         self.corrects, self.replayed = corrects, ReplayCounts()
+        if subs is not None:
+            self.topics = Subs({sub.key: sub.copy() for sub in subs})
+        self.tidy_topics()
 
     def next_replay(self) -> tuple[str, int] | None:
         """After an undo: the input to take next, in the order in which inputs were taken before; None once all are."""
@@ -272,6 +253,19 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
             if sent.ask and sent.to == to and sent.answer is None
         ]
         return min(asks, default=None)
+
+    # ---- topics ----------------------------------------------------------------------------------------------
+
+    def subscriptions(self) -> Subs:
+        """Made if there are none yet."""
+        if self.topics is None:
+            self.topics = Subs()
+        return self.topics
+
+    def tidy_topics(self) -> None:
+        """After each commit: once all inputs are taken again after an undo, what was not subscribed again is over."""
+        if self.topics is not None and not self.replays:
+            self.topics.replayed()
 
     # ---- outputs ---------------------------------------------------------------------------------------------
 
@@ -346,7 +340,9 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
         pending = [[out for _, out in sorted(outs.items())] for _, outs in sorted(self.pending.items())]
         replays = sorted(self.replays.values(), key=lambda one: (one.sender, one.n))
         timers = [timer for _, timer in sorted(self.timers.items())]
-        rest = (pending, self.dead, self.horizon, replays, self.replayed, self.corrects, timers)
+        rest: tuple[object, ...] = (pending, self.dead, self.horizon, replays, self.replayed, self.corrects, timers)
+        if self.topics is not None:
+            rest = (*rest, self.topics.content())
         return blake3(pack((self.cursor, sorted(self.held), names, rest))).digest()
 
     # ---- as a whole ------------------------------------------------------------------------------------------
@@ -371,6 +367,9 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
             self.timers[timer.id] = timer
         for name in commit.gone:
             self.timers.pop(name, None)
+        for change in commit.topics:
+            self.subscriptions().apply(change)
+        self.tidy_topics()
 
 
 _decode = msgspec.msgpack.Decoder(Ledger).decode

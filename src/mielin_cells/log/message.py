@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from enum import Enum
+
 import msgspec
 
 from mielin_cells.log.codec import Codec, framed, pack
@@ -95,6 +97,31 @@ def is_client(sender: str) -> bool:
 def sender_text(sender: str) -> str:
     """The sender as text for people."""
     return f"client {sender[len(_CLIENT) :]}" if is_client(sender) else sender
+
+
+class Verdict(Enum):
+    """What to do with a message that has arrived."""
+
+    APPLY = "apply"
+    REPEAT = "repeat"
+    """It has taken effect: answer from the stored reply, run nothing."""
+    HOLD = "hold"
+    """An earlier number of this sender is still missing."""
+    CLOSED = "closed"
+    """The sender has closed this number itself: `AnswerExpired`."""
+    EXPIRED = "expired"
+    """It may belong to a forgotten session: `SessionExpired`."""
+
+
+class Peer(msgspec.Struct, array_like=True):
+    """One sender.  For an agent `mark` is the highest number applied; a client's numbers are remembered one by one."""
+
+    is_client: bool
+    mark: int = 0
+    low: int = 0
+    start: int = 0
+    answers: dict[int, bytes] = {}
+    """Of an agent: answers to its asks.  Of a client: every number taken at or above `low`, with its answer or b""."""
 
 
 _mail = Codec[Mail](Mail, "mail")

@@ -17,6 +17,7 @@ from mielin_cells.log.delta import StateDelta
 from mielin_cells.log.ledger import Ledger
 from mielin_cells.log.lifecycle import AgentError, Lifecycle
 from mielin_cells.log.policy import DEFAULT, Policy
+from mielin_cells.log.topics.subs import Sub
 
 
 class PartRef(msgspec.Struct, array_like=True, frozen=True):
@@ -181,6 +182,8 @@ class Undone(Record, tag="Undone", frozen=True, kw_only=True):
     replays: list[ReplayInput]
     corrects: bool
     """A message that now differs is sent as a correction of the first; otherwise the first stands."""
+    subs: list[Sub] | None = None
+    """All subscriptions.  Their positions do not go back: what was taken is in the inbox."""
 
 
 class Accepted(Record, tag="Accepted", frozen=True, kw_only=True):

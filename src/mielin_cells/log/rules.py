@@ -38,6 +38,7 @@ from mielin_cells.log.records import (
     Terminated,
     Undone,
 )
+from mielin_cells.log.topics.subs import Subs, Subscribed, TopicChange, Unsubscribed
 
 
 class Rule(NamedTuple):
@@ -212,6 +213,7 @@ def wrong_commit(ledger: Ledger, turn: OpenTurn | None, commit: Commit, seq: int
         or (wrong_outs(ledger, commit.outs) if commit.outs else "")
         or (_wrong_released(ledger, commit.released) if commit.released else "")
         or (_wrong_held(ledger, commit.held, commit.cursor) if commit.held else "")
+        or (wrong_topics(ledger.topics, commit.topics) if commit.topics else "")
         or (
             _wrong_rest(ledger, turn, commit)
             if commit.forgot or commit.ended or commit.replayed or commit.fired
@@ -283,6 +285,26 @@ def _wrong_held(ledger: Ledger, held: list[int], cursor: int) -> str:
         return (
             f"it holds {sorted(held)} with its cursor at {cursor}, after {sorted(before)} at {ledger.cursor} (rule 10)"
         )
+    return ""
+
+
+def wrong_topics(subs: Subs | None, changes: list[TopicChange]) -> str:
+    """Rule T8: of a topic only what a subscription has not had, in order."""
+    cursors = {sub.key: [*sub.cursor] for sub in subs.live()} if subs is not None else {}
+    for change in changes:
+        if isinstance(change, Subscribed):
+            before = subs.by_key.get(change.sub.key) if subs is not None else None
+            known = before is not None and before.parked != "ended"
+            cursors[change.sub.key] = [*(before.cursor if before is not None and known else change.sub.cursor)]
+        elif isinstance(change, Unsubscribed):
+            cursors.pop(change.key, None)
+        else:
+            cursor = cursors.get(change.key)
+            if cursor is None or not 0 <= change.shard < len(cursor):
+                return f"it takes a message for subscription {change.key!r}, which is not there (rule T8)"
+            if change.seq <= cursor[change.shard]:
+                return f"subscription {change.key!r} takes entry {change.seq} after {cursor[change.shard]} (rule T8)"
+            cursor[change.shard] = change.seq
     return ""
 
 

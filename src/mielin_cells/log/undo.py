@@ -26,7 +26,8 @@ from mielin_cells.log.commit import (
     place_of,
 )
 from mielin_cells.log.fold import Fold
-from mielin_cells.log.records import AnyRecord, Asked, Committed, HandedOff, Stepped
+from mielin_cells.log.records import AnyRecord, Asked, Committed, HandedOff, Stepped, Undone
+from mielin_cells.log.topics.subs import Sub, Subs, TopicChange, Unsubscribed, after_undo
 
 Key: TypeAlias = tuple[str, int]
 """Sender and number."""
@@ -112,6 +113,9 @@ class Undoing:
         self._went_on: dict[str, Timer] = {}
         """Repeating timers of `back` in their latest form, also if they were cancelled later."""
         self._pasts: dict[Key, _Past] = {key: _Past.of(known) for key, known in back.ledger.replays.items()}
+        self._subs = back.ledger.topics.copy() if back.ledger.topics is not None else Subs()
+        self._ended_subs: dict[str, Sub] = {}
+        """Subscriptions that have ended since, as they were then."""
         if back.turn is not None:
             self._past(back.turn.sender, back.turn.n).learn(0, back.turn.calls)
 
@@ -138,6 +142,10 @@ class Undoing:
                         self._went_on[timer.id] = timer
                 for fired in commit.fired:
                     self._has_fired(fired)
+                for change in commit.topics:
+                    self._saw_topic(change)
+            case Undone(subs=subs) if subs is not None:
+                self._subs = Subs({one.key: one.copy() for one in subs})
             case Asked() | Stepped():
                 self._past(record.sender, record.input).learn(record.at, record.calls)
             case _:
@@ -169,6 +177,7 @@ class Undoing:
             "marks": {s: before.get(s, 0) for s, peer in peers.items() if peer.mark != before.get(s, 0)},
             "unburied": sorted(letter.key for letter in ledger.dead if letter.key not in buried),
             "timers": self._timers(),
+            "subs": after_undo(back.ledger.topics, ledger.topics, self._ended_subs) or None,
             "replays": [past.replay(*key) for key, past in self._pasts.items()],
         }
 
@@ -190,6 +199,11 @@ class Undoing:
         """Timers pending at that record, minus those that have fired since; a repeating one goes on after its last time."""
         pending = self.back.ledger.timers
         return [self._went_on.get(name, timer) for name, timer in pending.items() if name not in self._fired]
+
+    def _saw_topic(self, change: TopicChange) -> None:
+        if isinstance(change, Unsubscribed) and (ended := self._subs.by_key.get(change.key)) is not None:
+            self._ended_subs[change.key] = ended.copy()
+        self._subs.apply(change)
 
     def _past(self, sender: str, n: int) -> _Past:
         return self._pasts.setdefault((sender, n), _Past())

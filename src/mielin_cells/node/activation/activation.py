@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from random import Random
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -29,8 +29,10 @@ from mielin_cells.node.activation.run import is_failure
 from mielin_cells.node.activation.runner import Runner
 from mielin_cells.node.activation.timers import Timers
 from mielin_cells.node.activation.writer import Writer
+from mielin_cells.node.topics.reader import Reader
 from mielin_cells.settings import Settings
 from mielin_cells.substrate.ports import Log, Wire
+from mielin_cells.tasks.supervision import supervised
 from mielin_cells.tasks.together import together
 
 logger = logging.getLogger("mielin_cells.node")
@@ -63,6 +65,7 @@ class Activation(Core):
         self.deliver()
         self._reader = self.start(self.inbox.read())
         self.timers.open()
+        self.topics.open()
         self.commit_soon()
         if self.fold.wish is not None:  # its former owner did not carry the order out
             self.fulfil()
@@ -182,6 +185,7 @@ class Activations:
         self._classes = classes
         self._ownership = ownership
         self.home = NodeContext(name, 0, log, wire, rng, wall, settings, "", self._lost, cluster=cluster)
+        self.home.topics = Reader(lambda: self.home.log, self._read_topic, settings.topic_poll_s)
         self.home.resolve = lambda name: self._classes(name)  # noqa: PLW0108 - a test may give the node other ones
         self.live: dict[str, Activation] = {}
         self._starting: set[str] = set()
@@ -216,6 +220,9 @@ class Activations:
 
     def look(self, agent: str, error: Exception | None = None) -> None:
         self._ownership.look(agent, error)
+
+    def _read_topic(self, pattern: str, loop: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self.home.begin(supervised(f"node {self.name}: reading topics {pattern}", loop))
 
     def log_overdue(self) -> None:
         for activation in self.live.values():

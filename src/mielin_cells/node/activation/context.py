@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from mielin_cells.errors import OF_STORE, Fenced, InternalError, NotInTurn
 from mielin_cells.log.fold import Fold
+from mielin_cells.node.topics.reader import Reader
 from mielin_cells.settings import Settings
 from mielin_cells.store.clock import StoreClock
 from mielin_cells.substrate.ports import Log, Wire
@@ -52,6 +53,8 @@ class NodeContext:
     """The class of a name, as it was defined last in this process."""
     obey: Callable[[str, str, str], Awaitable[object]] | None = None
     """Carries out an order for an agent that runs here: agent, order, reason."""
+    topics: Reader | None = None
+    """Reads topics for all agents of the node."""
     tasks: set[asyncio.Task[Any]] = field(default_factory=set)
     clock: StoreClock = field(init=False)
     """The store's time."""

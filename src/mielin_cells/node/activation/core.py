@@ -25,7 +25,7 @@ from mielin_cells.errors import (
     StoreUnreachable,
     described,
     from_wire,
-)
+)  # fmt: skip
 from mielin_cells.log.commit import Answers, AskCall, Batch, Commit, TurnCall, Wish
 from mielin_cells.log.fold import Fold
 from mielin_cells.log.ledger import Verdict
@@ -37,13 +37,13 @@ from mielin_cells.node.activation.readers import Committed as CommittedState
 from mielin_cells.node.activation.readers import Readers
 from mielin_cells.node.activation.snapshots import Snapshots
 from mielin_cells.node.activation.writer import R, Writer, append_failed
+from mielin_cells.node.topics.subscriptions import Subscriptions
 from mielin_cells.redaction import scrubbed
 from mielin_cells.settings import MAIL_BYTES_MAX
 from mielin_cells.tasks.signal import Signal
 from mielin_cells.tasks.supervision import Backoff
 
 logger = logging.getLogger("mielin_cells.activation")
-
 
 LATER = "Your message waits, and may still take effect"
 """The end of a refusal that is no stored answer."""
@@ -54,7 +54,8 @@ class Core:
 
     __slots__ = (
         "_answers", "_batch", "_committing", "_is_failing", "_is_renewing", "_sealing", "_settled", "asks", "fold", "home",
-        "inflight", "is_open", "loop", "lost", "outbox", "readers", "records_first_turn", "snapshots", "spec", "stops", "writer",
+        "inflight", "is_open", "loop", "lost", "outbox", "readers", "records_first_turn", "snapshots", "spec", "stops", "topics",
+        "writer",
     )  # fmt: skip
 
     def __init__(self, home: NodeContext, spec: Spec, writer: Writer) -> None:
@@ -65,6 +66,7 @@ class Core:
         self.fold: Fold = writer.fold
         self.outbox = Outbox(self)
         self.snapshots = Snapshots(self)
+        self.topics = Subscriptions(self)
         self.is_open = False
         self.lost: Exception | None = None
         """Why this node no longer runs the agent, if the activation noticed it itself."""
@@ -79,8 +81,7 @@ class Core:
         self._batch: Batch | None = None
         self.readers: Readers | None = None
         """Made at the first read that waits."""
-        self._is_failing = self._is_renewing = False
-        self._sealing = False
+        self._is_failing = self._is_renewing = self._sealing = False
         self._committing: asyncio.Task[Any] | None = None
         self._settled = Signal()
         writer.refused = self._settled
@@ -104,6 +105,7 @@ class Core:
             self._committing.cancel()
         self.outbox.close()
         self.snapshots.close()
+        self.topics.close()
         for future in (self._answers or {}).values():
             future.cancel()
         if self.readers is not None:
@@ -186,10 +188,8 @@ class Core:
                 if type(error).__name__ not in logged:
                     logged.add(type(error).__name__)
                     logger.warning(
-                        "agent %s: an order of the agent about itself failed; trying again: %s",
-                        self.fold.agent,
-                        described(error),
-                    )
+                        "agent %s: an order of the agent about itself failed; trying again: %s", self.fold.agent, described(error)
+                    )  # fmt: skip
             await backoff.wait()
 
     @property
@@ -282,6 +282,7 @@ class Core:
         if excess:
             batch.forgot.extend(excess)
             ledger.forget(excess)
+        ledger.tidy_topics()
         commit = batch.commit(ledger.cursor, ledger.held, self.spec.version, self.fold.state.digest())
         self.snapshots.capture(commit)
         if self.readers is not None:

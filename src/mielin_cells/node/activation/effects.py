@@ -76,7 +76,7 @@ class Effects:
         if turn.replay is not None:
             turn.tells = turn.replay.to_send(turn.tells)
         self.take(mail, message, turn, answer)
-        if turn.tells or turn.timers:
+        if turn.tells or turn.timers or turn.topics:
             self.send(turn)
         if turn.moves or turn.wish is not None:
             self._order(turn)
@@ -96,7 +96,8 @@ class Effects:
             batch.inputs.append(Input(sender, n, mail.low, mail.start, answer, mail.given_up, unrun))
         ledger.take(sender, n, mail.low, mail.start, answer, mail.given_up)
         if is_again and not ledger.replays:
-            self._timers.kick()  # timers wait until all inputs are taken again
+            self._timers.kick()  # timers wait until all inputs are taken again, and so do topics
+            self._core.topics.kick()
         if answer is not None:
             batch.answer(mail.reply_to, sender, n, answer)
 
@@ -127,6 +128,8 @@ class Effects:
         turn.tells.clear()
         if turn.timers and turn.seconds is not None:
             self._timers.take(turn.timers, turn.seconds)
+        if turn.topics:
+            self._core.topics.change(turn.topics)
 
     def _order(self, turn: Turn) -> None:
         """Carries out what the turn has ordered for its own agent, once the turn is committed."""

@@ -394,5 +394,6 @@ class Intake:
         if is_held:
             self._lock.release()
         self._timers.kick()
+        self._core.topics.kick()
         self._core.commit_soon()
         self.kick()

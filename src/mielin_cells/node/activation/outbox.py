@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any, Protocol
 
 from mielin_cells.errors import InboxFull, RetryError, described
@@ -13,7 +13,9 @@ from mielin_cells.log.commit import Out
 from mielin_cells.log.fold import Fold
 from mielin_cells.log.ids import inbox_subject
 from mielin_cells.log.message import Mail, Message, encode_mail
+from mielin_cells.log.topics.names import is_topic, receiver_text, topic_named
 from mielin_cells.node.activation.context import NodeContext
+from mielin_cells.node.topics.publishing import Publishing
 from mielin_cells.rpc.reminder import count_waiting
 from mielin_cells.settings import MAIL_BYTES_MAX
 from mielin_cells.substrate.ports import Appended
@@ -44,7 +46,7 @@ class Owner(Protocol):
 class _Receiver:
     """The messages on their way to one receiver."""
 
-    __slots__ = ("ahead", "counted", "queue", "refused", "stored", "task")
+    __slots__ = ("ahead", "counted", "publishing", "queue", "refused", "stored", "task")
 
     def __init__(self, first: int) -> None:
         self.queue: deque[Out] | tuple[()] = ()
@@ -59,6 +61,8 @@ class _Receiver:
         """Why the store refuses the first message of the queue."""
         self.counted = first
         """The number before which the receiver's inbox was last looked at."""
+        self.publishing: Publishing | None = None
+        """Of a topic: what is known of the store's last entry."""
 
 
 NO_RECEIVERS: dict[str, _Receiver] = {}
@@ -88,11 +92,18 @@ class Outbox:
             receiver.queue.append(out)
         else:
             receiver.queue = deque((out,))
-            receiver.task = self._owner.start(self._deliver(out.to, receiver, receiver.queue))
+            deliver = self._publish if is_topic(out.to) else self._deliver
+            receiver.task = self._owner.start(deliver(out.to, receiver, receiver.queue))
 
     def check_room(self, to: str) -> None:
         """Raises `InboxFull` if a full inbox's worth of messages waits here for this receiver."""
         receiver, limit = self._receivers.get(to), self._owner.home.settings.inbox_max
+        if receiver is not None and len(receiver.queue) >= limit and is_topic(to):
+            raise InboxFull(
+                f"Agent {self._owner.fold.agent!r} has published {len(receiver.queue)} messages to {receiver_text(to)} that are not "
+                f"stored yet (limit {limit}). This one was not published; the earlier ones are. Publish less, or wait.",
+                agent=self._owner.fold.agent, waiting=len(receiver.queue), limit=limit,
+            )  # fmt: skip
         if receiver is not None and len(receiver.queue) >= limit:
             raise InboxFull(
                 f"Agent {self._owner.fold.agent!r} has {len(receiver.queue)} messages for {to!r}, whose inbox has no room for "
@@ -132,7 +143,7 @@ class Outbox:
         while tasks := [receiver.task for receiver in self._receivers.values() if receiver.task is not None]:
             await asyncio.wait(tasks)
 
-    def _note_stored(self, to: str, receiver: _Receiver, messages: list[Message]) -> None:
+    def _note_stored(self, to: str, receiver: _Receiver, messages: Sequence[Message | Out]) -> None:
         mark = max(receiver.stored, self._owner.fold.ledger.released.get(to, 0))
         ahead = receiver.ahead or set[int]()
         ahead.update(message.n for message in messages if message.n > mark)
@@ -164,6 +175,22 @@ class Outbox:
                         receiver.refused,
                     )
             await backoff.wait()
+
+    async def _publish(self, to: str, receiver: _Receiver, queue: deque[Out]) -> None:
+        """Stores what was published to one topic."""
+        home = self._owner.home
+
+        def refused(why: str) -> bool:
+            is_new, receiver.refused = receiver.refused != why, why
+            return is_new
+
+        publishing = receiver.publishing
+        if publishing is None:
+            publishing = receiver.publishing = Publishing(
+                home.log, self._owner.fold.agent, topic_named(to), home.wall, lambda: home.rng.randbytes(8), refused
+            )
+        await publishing.deliver(queue, lambda outs: self._note_stored(to, receiver, outs))
+        receiver.queue, receiver.task = (), None
 
     async def _has_room(self, to: str) -> None:
         """Waits until the receiver's inbox has room.  An inbox whose owner does not answer counts as one with room."""

@@ -28,7 +28,7 @@ from mielin_cells.errors import (
     UsageError,
     never,
     storable,
-)
+)  # fmt: skip
 from mielin_cells.log.commit import AskCall, Out, Timer, Wish, body_of
 from mielin_cells.log.ids import log_subject
 from mielin_cells.log.message import Answer, Terms, decode_answer, encode_answer
@@ -37,6 +37,7 @@ from mielin_cells.membership.reads import read_shared
 from mielin_cells.node.activation.run import Replay, Run
 from mielin_cells.node.activation.steps import Steps
 from mielin_cells.node.activation.timers import check_room
+from mielin_cells.node.topics.turning import TopicCalls
 from mielin_cells.rpc import requests
 from mielin_cells.rpc.reminder import read_last_answer, remind
 from mielin_cells.settings import ASK_REPEAT_S_MAX, TIMERS_MAX
@@ -244,7 +245,7 @@ class Asks(Run):
         return None
 
 
-class Turn(Asks, Steps):
+class Turn(Asks, Steps, TopicCalls):
     """What `cells.this()` gives inside a turn, and the caller of every reference used in it.
 
     What a turn tells, sets and orders takes effect once the turn is committed.
