@@ -15,7 +15,7 @@ from support.waiting import until
 from mielin_cells.log.ids import LOGS, log_subject
 from mielin_cells.membership import table
 from mielin_cells.membership.takeover import Taken, Takeover
-from mielin_cells.substrate.ports import Entry, Log
+from mielin_cells.substrate.ports import Entry, Log, Source
 
 
 class IndexedLog(HeldLog):
@@ -43,8 +43,10 @@ class IndexedLog(HeldLog):
     async def last(self, subject: str) -> Entry | None:
         return self.stale.get(subject) or await super().last(subject)
 
-    async def owned(self, owner: str) -> list[str]:
-        return sorted([*await super().owned(owner), *self.former]) if self.has_index else []
+    async def owned(self, owner: str, source: Source = "index") -> list[str]:
+        if source == "logs":
+            return await super().owned(owner, source)
+        return sorted([*await super().owned(owner, source), *self.former]) if self.has_index else []
 
     async def forget_owned(self, owner: str, subject: str, seq: int) -> None:
         self.removed[subject] = seq
@@ -105,7 +107,7 @@ async def test_a_node_that_starts_reads_its_own_agents_logs_alone() -> None:
             second.activations.drop(second.activations.live[name])
         log = second.home.log = IndexedLog(second.home.log)
         log.former = [log_subject("s1")]
-        await second.adoption.begin()
+        await second.rounds.begin()
         assert {"s3", "s5"} <= second.activations.live.keys()
         assert log.read_subjects <= {log_subject(f"s{number}") for number in range(1, 12, 2)}
         await until(lambda: list(log.removed) == [log_subject("s1")])
@@ -124,7 +126,7 @@ async def test_an_entry_of_the_index_is_not_removed_for_a_late_answer() -> None:
         log = second.home.log = IndexedLog(second.home.log)
         log.stale[log_subject("late")] = before
         log.former = [log_subject("moved")]
-        await second.adoption.begin()
+        await second.rounds.begin()
         assert second.adoption.quiet["late"] == before.seq
         await until(lambda: log_subject("moved") in log.removed)
         assert log.removed.get(log_subject("late"), 0) <= before.seq  # the index has it by a later record

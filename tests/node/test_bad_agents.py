@@ -60,7 +60,7 @@ async def test_a_node_starts_serves_drains_and_stops_with_an_agent_that_cannot_r
 
         node = await at.start("node-1", known=having(bad_class(what)))
         assert [await agent.add() for agent in sound] == [2] * 3
-        await node.adoption.round()
+        await node.rounds.round()
         assert {f"s{n}" for n in range(3)} <= node.activations.live.keys()
 
         other = await at.start("node-2", known=having(bad_class(what)))
@@ -91,7 +91,7 @@ async def test_an_adoption_that_failed_unexpectedly_is_not_tried_again_in_every_
             patched.setattr(Claims, "take", raises)
             node = await at.start("node-1", known=having(good))
             for _ in range(10):
-                await node.adoption.round(every=True)
+                await node.rounds.round(every=True)
             assert tries == 1
             assert "KeyError" in node.activations.unloadable["bad"].error
             assert len([record for record in caplog.records if record.exc_info]) == 1

@@ -39,7 +39,7 @@ async def test_a_node_does_not_ask_after_each_agent_of_the_others() -> None:
         second = running["node-2"]
         far = second.home.log = FarLog(second.home.log)
         scores = [await client.on("node-1").spawn(Score, f"g{n}") for n in range(20)]
-        await second.adoption.round(every=True)
+        await second.rounds.round(every=True)
         assert [name for name in far.asked_for if name.startswith(LOGS)] == []
         assert await scores[3].add() == 1
         subject = log_subject("g3")
@@ -49,7 +49,7 @@ async def test_a_node_does_not_ask_after_each_agent_of_the_others() -> None:
         report = await client.migrate(scores[3], to="node-2")
         assert report.ok
         second.activations.drop(second.activations.live["g3"])  # as after a restart: only the log says that it is here
-        await second.adoption.round(every=True)
+        await second.rounds.round(every=True)
         assert [name for name in far.asked_for if name.startswith(LOGS)][-1] == subject  # a late answer is no answer
         assert second.activations.live["g3"].fold.owner == "node-2"
         assert await scores[3].add() == 2
@@ -90,7 +90,7 @@ async def test_parts_of_anothers_agent_do_not_keep_a_node_from_its_own(error: ty
         second.activations.drop(second.activations.live["mine"])
         away = second.home.log = PartsAway(second.home.log)
         away.error = error
-        await second.adoption.round(every=True)
+        await second.rounds.round(every=True)
         assert await mine.add() == 2
 
 
@@ -131,9 +131,8 @@ class LateLasts(HeldLog):
             await self.go.wait()
         return found
 
-    async def subjects(self, prefix: str) -> list[tuple[str, int]]:
-        self.rounds += prefix == LOGS
-        return await super().subjects(prefix)
+    def called(self, what: str, subject: str) -> None:
+        self.rounds += what == "owned"
 
 
 async def test_an_unreadable_log_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -141,5 +140,5 @@ async def test_an_unreadable_log_is_logged_once(caplog: pytest.LogCaptureFixture
         node = running["node-1"]
         await node.home.log.append(log_subject("bad"), b"rubbish", 0)
         for _ in range(5):
-            await node.adoption.round(every=True)
+            await node.rounds.round(every=True)
     assert len([record for record in caplog.records if "'bad'" in record.getMessage()]) == 1

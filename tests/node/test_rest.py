@@ -7,9 +7,8 @@ from dataclasses import replace
 from support.logs import SLOW, HeldLog, Score
 from support.moving import nodes
 
-from mielin_cells.log.ids import LOGS
 from mielin_cells.node.node import Node
-from mielin_cells.node.ownership.adoption import CALM_ROUNDS
+from mielin_cells.node.ownership.rounds import CALM_ROUNDS
 from mielin_cells.substrate.ports import Log
 
 
@@ -20,14 +19,14 @@ class CountingLog(HeldLog):
         self.lists = 0
 
     def called(self, what: str, subject: str) -> None:
-        self.lists += what == "subjects" and subject == LOGS
+        self.lists += what == "owned"
 
 
 async def lists_in(node: Node, rounds: int) -> int:
-    """How many of the rounds listed all logs."""
+    """How many of the rounds listed the node's agents."""
     counting = node.home.log = CountingLog(node.home.log)
     for _ in range(rounds):
-        await node.adoption.round()
+        await node.rounds.round()
     node.home.log = counting.log
     return counting.lists
 
@@ -55,7 +54,7 @@ async def test_an_agent_that_is_missing_is_looked_for_although_nothing_was_writt
         assert node.activations.live["s"].fold.owner == "node-1"
 
 
-async def test_all_logs_are_compared_now_and_then() -> None:
+async def test_what_a_node_runs_is_compared_with_the_logs_now_and_then() -> None:
     async with nodes("node-1", settings=replace(SLOW, compare_s=60.0)) as (client, running):
         node = running["node-1"]
         await client.spawn(Score, "s")

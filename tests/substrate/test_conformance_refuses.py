@@ -12,7 +12,7 @@ import pytest
 
 from mielin_cells.errors import CellError
 from mielin_cells.substrate.embedded import Embedded
-from mielin_cells.substrate.ports import Appended, Conflict, Entry, Log, Outcome
+from mielin_cells.substrate.ports import Appended, Conflict, Entry, Log, Outcome, Source
 from mielin_cells.testing import conformance
 from mielin_cells.testing.conformance import kit
 from mielin_cells.testing.forwarded import ForwardedLog
@@ -369,7 +369,7 @@ class TrimLeavesNothing(Broken):
 
 
 class OwnedIsEmpty(Broken):
-    async def owned(self, owner: str) -> list[str]:
+    async def owned(self, owner: str, source: Source = "index") -> list[str]:
         return []
 
 
@@ -377,18 +377,18 @@ class OwnedIsForgottenWhatever(Broken):
     async def forget_owned(self, owner: str, subject: str, seq: int) -> None:
         self.seen[f"{owner} {subject}"] = 1
 
-    async def owned(self, owner: str) -> list[str]:
-        return [subject for subject in await super().owned(owner) if f"{owner} {subject}" not in self.seen]
+    async def owned(self, owner: str, source: Source = "index") -> list[str]:
+        return [subject for subject in await super().owned(owner, source) if f"{owner} {subject}" not in self.seen]
 
 
 class OwnedIsOfEverybody(Broken):
-    async def owned(self, owner: str) -> list[str]:
+    async def owned(self, owner: str, source: Source = "index") -> list[str]:
         return [subject for subject, _ in await self.log.subjects("log.")]
 
 
 class OwnedHasOnePage(Broken):
-    async def owned(self, owner: str) -> list[str]:
-        return (await super().owned(owner))[:1000]
+    async def owned(self, owner: str, source: Source = "index") -> list[str]:
+        return (await super().owned(owner, source))[:1000]
 
 
 class TimeStandsStill(Broken):

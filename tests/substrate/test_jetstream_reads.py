@@ -12,8 +12,9 @@ from support.nats_servers import followed, opened, stored
 from mielin_cells.errors import StoreUnreachable
 from mielin_cells.substrate.jetstream import JetStream
 from mielin_cells.substrate.jetstream import log as jetstream_log
+from mielin_cells.substrate.jetstream.asking import MARKS_MAX
 from mielin_cells.substrate.jetstream.heard import Heard
-from mielin_cells.substrate.jetstream.log import BACK_MIN, BATCH, FEW, MARK, MARKS_MAX, NEAR
+from mielin_cells.substrate.jetstream.log import BACK_MIN, BATCH, FEW, MARK, NEAR
 from mielin_cells.substrate.jetstream.server import Server
 from mielin_cells.substrate.ports import Entry
 

@@ -42,13 +42,14 @@ from mielin_cells.node.activation.turn import Turn
 from mielin_cells.node.activation.writer import Writer
 from mielin_cells.node.moves.handover import Handover
 from mielin_cells.node.moves.target import Copy
-from mielin_cells.node.ownership.adoption import Adoption
+from mielin_cells.node.ownership import rounds
+from mielin_cells.node.ownership.rounds import Rounds
 from mielin_cells.node.reads import Reads
 from mielin_cells.rpc import requests
 from mielin_cells.rpc.answers import Reading
 from mielin_cells.store.clock import StoreClock
 from mielin_cells.substrate import retry
-from mielin_cells.substrate.ports import Entry, Outcome
+from mielin_cells.substrate.ports import Entry, Log, Outcome, Source
 from mielin_cells.testing.checkers.checker import INVARIANTS
 from mielin_cells.testing.checkers.scene import WALL_S
 from mielin_cells.testing.simulate import Result, simulate
@@ -299,10 +300,27 @@ def steps_recorded_before_a_stop(patch: Patch) -> None:
 def logs_are_listed_after_news(patch: Patch) -> None:
     """Once a node has listed all logs it counts as at rest, whatever is written after that."""
 
-    async def at_rest(self: Adoption) -> bool:
+    async def at_rest(self: Rounds) -> bool:
         return self._compared_at > 0
 
-    patch.setattr(Adoption, "_is_calm", at_rest)
+    patch.setattr(Rounds, "_is_calm", at_rest)
+
+
+@guard(within=20)
+def own_agents_are_listed(patch: Patch) -> None:
+    """A node takes what it is asked to take, and looks for no other agents."""
+
+    async def nothing(log: Log, node: str, source: Source = "index") -> list[str]:
+        return []
+
+    patch.setattr(rounds, "list_owned", nothing)
+    patch.setattr(Rounds, "hear", lambda self, subject: None)
+
+
+@guard(within=100)
+def logs_are_compared(patch: Patch) -> None:
+    """After its first round a node goes by the index and by hints alone, which may both have lost a record."""
+    patch.setattr(Rounds, "_is_due", lambda self: False)
 
 
 @guard(within=40)

@@ -82,6 +82,11 @@ class Failover:
         self.taken = 0
         """Agents that other nodes took over at this node's request."""
 
+    @property
+    def is_leader(self) -> bool:
+        """True while this node leads, as it last read."""
+        return self._leader.node == self._home.name
+
     def refused_s(self) -> float:
         """For how long the store has refused this node, or has not answered.  May be called from any thread."""
         since = self._trouble.since

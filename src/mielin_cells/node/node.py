@@ -39,6 +39,7 @@ from mielin_cells.node.ownership.claims import Claims
 from mielin_cells.node.ownership.creation import Creation
 from mielin_cells.node.ownership.quarantine import Quarantine
 from mielin_cells.node.ownership.returns import Returns
+from mielin_cells.node.ownership.rounds import Rounds
 from mielin_cells.node.ownership.standby import Standbys
 from mielin_cells.node.ownership.undo import Undoes
 from mielin_cells.node.questions import Questions
@@ -107,6 +108,10 @@ class Node:
         self.adoption = Adoption(
             self.activations, self.copies, self.migrations, self.quarantine, self.claims, self.undoes, returns
         )
+        self.rounds = Rounds(
+            self.activations, self.copies, self.migrations, self.quarantine, self.adoption,
+            lambda: self.failover.is_leader if self._is_listening else True,
+        )  # fmt: skip
         self.creation = Creation(self.activations, self.migrations, self.quarantine, lambda: self.is_cordoned)
         self.orders = Orders(self.activations, self.migrations, self.standbys, self.adoption)
         self.home.obey = self.orders.obey
@@ -156,14 +161,16 @@ class Node:
         self._subscriptions = [
             await home.wire.subscribe(home.reply_to, self._replied),
             await home.wire.serve(control_subject(self.name), self.server.answer),
+            home.log.hear_owned(self.name, self.rounds.hear),
         ]
         self.for_ever("the watch over the node's name", self._watch_name)
         entered()
         home.begin(self._again(home.clock.refresh))
         if self._is_listening:
             home.begin(self.failover.run())
-        await self._again(self.adoption.begin)
+        await self._again(self.rounds.begin)
         self.is_starting = False
+        self.for_ever("listing this node's agents", self.rounds.relist)
         self.for_ever("reconciling", self._reconcile_for_ever)
 
     def for_ever(self, name: str, loop: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -263,7 +270,7 @@ class Node:
         while not self.is_stopping:
             await asyncio.sleep(self.settings.reconcile_s)
             await duties.do("looking for turns that take too long", self.activations.log_overdue)
-            await duties.do("the search for agents that the log gives this node", partial(self.adoption.round, every))
+            await duties.do("the search for agents that the log gives this node", partial(self.rounds.round, every))
             every = False
             await duties.do("settling migrations", self.migrations.settle_due)
             await duties.do("dropping copies that nobody asks for", self.standbys.expire)

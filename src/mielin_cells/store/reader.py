@@ -22,7 +22,7 @@ from mielin_cells.log.ids import LOGS, agent_of, log_subject, part_subject
 from mielin_cells.log.records import AnyRecord, Committed, HandedOff, Snapshot, Spilled, decode_record
 from mielin_cells.log.state import StoredState
 from mielin_cells.substrate import parts
-from mielin_cells.substrate.ports import Entry, Log
+from mielin_cells.substrate.ports import Entry, Log, Source
 from mielin_cells.substrate.retry import whole
 
 logger = logging.getLogger("mielin_cells.reader")
@@ -53,9 +53,13 @@ async def list_agents(log: Log) -> list[tuple[str, int]]:
     return _agents_of(await log.subjects(LOGS))
 
 
-async def list_owned(log: Log, node: str) -> list[str]:
-    """Agents that the store's index gives to the node: a hint (`Log.owned`)."""
-    return [agent for agent, _ in _agents_of((subject, 0) for subject in await log.owned(node))]
+async def list_owned(log: Log, node: str, source: Source = "index") -> list[str]:
+    """Agents that have a record that names the node: a hint (`Log.owned`).
+
+    With "settled index" it has all that the logs had at the call, unless the index has lost an entry: the list that must show
+    nothing before a node's name may be given up.
+    """
+    return [agent for agent, _ in _agents_of((subject, 0) for subject in await log.owned(node, source))]
 
 
 def _agents_of(subjects: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 ENTRY_BYTES_MAX = 768 * 1024
 """The largest entry an adapter must take.  NATS allows 1 MiB for headers and body together by default; above it a
@@ -62,6 +62,11 @@ class Unknown:
 
 Outcome: TypeAlias = Appended | Conflict | Unknown
 
+Source: TypeAlias = Literal["index", "settled index", "logs"]
+"""What `Log.owned` reads.  "index": the index as it is, which may be late; it costs by what the owner owns.  "settled index":
+the same, once the index has come to where the logs are at the call; it may cost an append.  "logs": the logs themselves, which
+lack nothing that `last` has; it may cost the store by all agents."""
+
 
 class Tail(Protocol):
     """Entries of one subject, in order, in batches: first those stored, then live ones as they come."""
@@ -73,6 +78,11 @@ class Tail(Protocol):
 
     def close(self) -> None:
         """Ends the iteration, also one that waits.  Repeating it is harmless."""
+
+
+class Subscription(Protocol):
+    def close(self) -> None:
+        """No call is made after it.  Repeating it is harmless."""
 
 
 class Log(Protocol):
@@ -135,11 +145,17 @@ class Log(Protocol):
         The answer was right at some time during the call, so it is never ahead.  It does not go back while the store runs.
         """
 
-    async def owned(self, owner: str) -> list[str]:
-        """Agents' logs in which an ownership record names `owner`, in order of name.
+    async def owned(self, owner: str, source: Source = "index") -> list[str]:
+        """Agents' logs in which an ownership record names `owner`, in order of name.  Raises a `RetryError` if it was not found out.
 
-        A hint: it costs by what `owner` owns, not by all agents, but it may be late, may lack logs, and may hold logs
-        that have named another node since.  Only the log itself says who owns the agent.
+        A hint: it may be late, may lack logs, and may hold logs that have named another node since.  Only the log itself says who
+        owns the agent.
+        """
+
+    def hear_owned(self, owner: str, receive: Callable[[str | None], None]) -> Subscription:
+        """Calls `receive` with an agent's log soon after an ownership record in it has named `owner`; on the event loop.
+
+        A hint: it may be late, lost, repeated or wrong.  `receive(None)`: some may have been lost just now, with a connection.
         """
 
     async def forget_owned(self, owner: str, subject: str, seq: int) -> None:
@@ -168,11 +184,6 @@ class Log(Protocol):
 
         `wake` is also called after a connection was lost, when nobody knows what was missed.
         """
-
-
-class Subscription(Protocol):
-    def close(self) -> None:
-        """No call is made after it.  Repeating it is harmless."""
 
 
 class Wire(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from mielin_cells.substrate.ports import Entry, Found, Log, Outcome, Subscription, Tail
+from mielin_cells.substrate.ports import Entry, Found, Log, Outcome, Source, Subscription, Tail
 
 
 class ForwardedLog:
@@ -56,9 +56,13 @@ class ForwardedLog:
         self.called("now", "")
         return await self.log.now()
 
-    async def owned(self, owner: str) -> list[str]:
+    async def owned(self, owner: str, source: Source = "index") -> list[str]:
         self.called("owned", owner)
-        return await self.log.owned(owner)
+        return await self.log.owned(owner, source)
+
+    def hear_owned(self, owner: str, receive: Callable[[str | None], None]) -> Subscription:
+        self.called("hear_owned", owner)
+        return self.log.hear_owned(owner, receive)
 
     async def forget_owned(self, owner: str, subject: str, seq: int) -> None:
         self.called("forget_owned", subject)

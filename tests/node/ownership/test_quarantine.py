@@ -228,8 +228,8 @@ async def test_a_store_that_comes_back_as_it_was_quarantines_nobody(tmp_path: Pa
         await at.put_back(at.copied())
         assert await asyncio.gather(*(purse.add(1) for purse in purses)) == [2] * 4
         await at.client.migrate(purses[0], to="node-2")
-        await at.nodes["node-1"].adoption.round()
-        await at.nodes["node-2"].adoption.round()
+        await at.nodes["node-1"].rounds.round()
+        await at.nodes["node-2"].rounds.round()
         assert [info.state for info in await at.client.agents()] == ["Running"] * 4
 
 

@@ -337,7 +337,7 @@ async def test_nobody_runs_an_agent_that_waits_for_a_dead_node_until_an_operator
         assert "about to stop" in report.trouble
         chosen._close_all()
         chosen.kill()
-        await running["node-2"].adoption.round(every=True)
+        await running["node-2"].rounds.round(every=True)
         assert "node-1, which has not claimed it" in running["node-2"].activations.unloadable["till"].error
         with pytest.raises(cells.errors.ClaimRefused, match="--force"):
             await client.claim(till, "node-2", force=False)

@@ -1,4 +1,4 @@
-"""Finds agents that the log gives to this node and that do not run here, and takes them (rule 4).
+"""Takes agents that the log gives to this node and that do not run here (rule 4); `rounds` finds them.
 
 An agent that cannot be taken is in `Activations.unloadable` with its reason.  It keeps neither the node from starting nor other
 agents from running.
@@ -26,7 +26,7 @@ from mielin_cells.log.fold import Fold
 from mielin_cells.log.ids import log_subject
 from mielin_cells.log.lifecycle import Phase
 from mielin_cells.log.records import AnyRecord, HandedOff, Spilled, Terminated, decode_record, named_owner
-from mielin_cells.store.reader import list_agents, list_owned, load, read_record
+from mielin_cells.store.reader import load, read_record
 
 if TYPE_CHECKING:
     from mielin_cells.node.activation.activation import Activation, Activations
@@ -51,13 +51,9 @@ SLOW_S = 10.0
 REST_S_MAX = 300.0
 """The longest wait before an adoption that raised is tried again."""
 
-CALM_ROUNDS = 3
-"""Rounds that must have found nothing to do at one position of the logs, before the next ones are left out: a replica that is
-behind may have answered one of them."""
-
 
 class Adoption:
-    """`round` reads all logs, `look` one."""
+    """`look` at one log, `take_all` those that do not name another node."""
 
     def __init__(
         self, activations: Activations, copies: Copies, migrations: Migrations, quarantine: Quarantine, claims: Claims,
@@ -76,11 +72,6 @@ class Adoption:
         self._slots = asyncio.Semaphore(ADOPTIONS_MAX)
         self.quiet: dict[str, int] = {}
         """Logs that name another owner, with their last sequence when they were read."""
-        self._calm = 0
-        """Rounds in a row that found nothing to do, with the logs at `_position` and the agents of `_here` on this node."""
-        self._position: tuple[int, ...] = ()
-        self._here: set[str] = set()
-        self._compared_at = -1e9
         self._rests: dict[str, tuple[float, float]] = {}
         """Agents whose adoption failed unexpectedly: how long rounds leave them alone, and until when."""
 
@@ -90,6 +81,17 @@ class Adoption:
             self._returns.failed(agent, error)
         if not self._activations.is_stopping and agent not in self._taking:
             self._begin(agent, self._take_until_known, contextlib.nullcontext())
+
+    def take_hinted(self, agent: str) -> None:
+        """A record in the agent's log may name this node: its log is read when there is a place.
+
+        An agent that cannot run here, or whose adoption failed, is left to the rounds: this node's own claim is a hint, too, and
+        would have it claimed without end.
+        """
+        is_known = self.is_here(agent) or agent in self._taking or self._claims.is_underway(agent)
+        is_failing = agent in self._rests or agent in self._activations.unloadable
+        if not (is_known or is_failing or self._activations.is_stopping):
+            self._begin(agent, self._take_until_known, self._slots)
 
     async def _take_until_known(self, agent: str) -> None:
         """Tries until the store says who owns the agent and, if this node does, has accepted the claim."""
@@ -133,66 +135,17 @@ class Adoption:
         if not self._taking[agent].done():
             self._taking[agent].set_result(None)
 
-    # ---- rounds ----------------------------------------------------------------------------------------------
+    # ---- several agents ---------------------------------------------------------------------------------------
 
-    async def begin(self) -> None:
-        """Takes the agents that the store's index gives to this node; the first round finds those that the index has missed."""
-        agents = await list_owned(self._home.log, self._home.name)
-        for start in range(0, len(agents), LOOK_SUBJECTS):
-            await self._take_all(await self._without_others(agents[start : start + LOOK_SUBJECTS]))
-        self._home.begin(self._forget_former([agent for agent in agents if agent in self.quiet]))
+    async def take_all(self, agents: list[str]) -> None:
+        """Takes agents, some at a time, without those whose logs name another node.
 
-    async def _forget_former(self, agents: list[str]) -> None:
-        """Removes agents from the index whose logs have named another node in a later record than the one that put them there."""
-        try:
-            for agent in agents:
-                if (seq := self.quiet.get(agent)) is not None:
-                    await self._home.log.forget_owned(self._home.name, log_subject(agent), seq)
-        except CellError as error:
-            logger.info("node %s leaves old entries in the index: %s", self._home.name, error)
-
-    async def round(self, every: bool = False) -> None:
-        """Takes the agents that their logs give to this node, and drops those that they give to others.
-
-        A log that has moved since the last round has an owner that appends: it is read once it has been still for a round.
-        `every`: reads all of them, as in the first round.  Listing all logs costs by the agents of the whole deployment; while
-        nothing is written anywhere, it is done every `compare_s` only.
+        Returns when each is taken, has failed, or has proved slow.
         """
-        if await self._is_calm() and not every:
-            return
-        still, quarantine = list[str](), self._quarantine
-        acknowledged = quarantine.acknowledged()
-        listed = await list_agents(self._home.log)
-        await quarantine.check_all(dict(listed), acknowledged)
-        for count, (agent, seq) in enumerate(listed, 1):
-            if quarantine.is_behind(agent, seq, acknowledged.get(agent, 0)):
-                self._position = ()
-                continue
-            has_moved, quarantine.seen[agent] = quarantine.seen.get(agent) != seq, seq
-            activation = self._activations.live.get(agent)
-            if activation is not None:
-                if agent not in self._migrations.attempts.moves and seq > activation.fold.seq:
-                    await self._drop_if_lost(activation)
-            elif agent not in self._copies.by_agent and self.quiet.get(agent) != seq and (every or not has_moved):
-                still.append(agent)
-            if count % LOOK_SUBJECTS == 0:
-                await asyncio.sleep(0)
-        for start in range(0, len(still), LOOK_SUBJECTS):
-            await self._take_all(await self._without_others(still[start : start + LOOK_SUBJECTS]))
-        self._calm = 0 if still else self._calm + 1
-        self._compared_at = self._activations.clock()
+        for start in range(0, len(agents), LOOK_SUBJECTS):
+            await self._take_some(await self._without_others(agents[start : start + LOOK_SUBJECTS]))
 
-    async def _is_calm(self) -> bool:
-        """True if the last rounds found nothing to do, and neither the logs nor the agents here have changed since."""
-        position = await self._home.log.position()
-        here = {*self._activations.live, *self._copies.by_agent}
-        if position != self._position or here != self._here:
-            self._position, self._here, self._calm = position, here, 0
-        is_due = self._activations.clock() - self._compared_at >= self._activations.settings.compare_s
-        return self._calm >= CALM_ROUNDS and not is_due
-
-    async def _take_all(self, agents: list[str]) -> None:
-        """Takes agents, some at a time.  Returns when each is taken, has failed, or has proved slow."""
+    async def _take_some(self, agents: list[str]) -> None:
         for agent in agents:
             if agent not in self._taking and not self._activations.is_stopping and not self._is_resting(agent):
                 self._begin(agent, self.take_named, self._slots)
@@ -238,7 +191,7 @@ class Adoption:
         self._returns.gone(agent)
         self._activations.can_run(agent)
 
-    async def _drop_if_lost(self, activation: Activation) -> None:
+    async def drop_if_lost(self, activation: Activation) -> None:
         """The log is ahead of an activation: either its own append is just landing, or it has lost the agent."""
         home, agent = self._home, activation.fold.agent
         last = await home.log.last(log_subject(agent))
@@ -259,8 +212,12 @@ class Adoption:
 
     # ---- one agent -------------------------------------------------------------------------------------------
 
-    def _is_here(self, agent: str) -> bool:
+    def is_here(self, agent: str) -> bool:
         return agent in self._activations.live or agent in self._copies.by_agent
+
+    def may_be_here(self, agent: str, seq: int) -> bool:
+        """True unless the agent is here, or its log named another node in its last record, `seq`."""
+        return not self.is_here(agent) and self.quiet.get(agent) != seq
 
     async def take_named(self, agent: str) -> bool:
         """Takes the agent if its log names this node: by a claim, or in probation by verifying (rules 4, 5, 8).
@@ -269,7 +226,7 @@ class Adoption:
         agent from running concerns this agent alone.
         """
         home = self._home
-        if self._is_here(agent) or self._claims.is_underway(agent) or self._activations.is_stopping:
+        if self.is_here(agent) or self._claims.is_underway(agent) or self._activations.is_stopping:
             return True
         fold: Fold | None = None
         try:
@@ -281,7 +238,7 @@ class Adoption:
                 self._note_other(agent, last.seq, record)
                 return True
             fold = await load(home.log, agent)
-            if fold.owner != home.name or self._is_here(agent) or self._activations.is_starting(agent):
+            if fold.owner != home.name or self.is_here(agent) or self._activations.is_starting(agent):
                 return True
             if fold.phase is Phase.PROBATION:
                 await self._copies.verify(fold, record if isinstance(record, HandedOff) else None)

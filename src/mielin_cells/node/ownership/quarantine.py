@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Container
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -97,8 +97,8 @@ class Quarantine:
             self.suspect(agent, seen)
         return seq < seen
 
-    async def check_all(self, listed: Container[str], acknowledged: dict[str, int]) -> None:
-        """Checks agents whose logs are missing from the list.
+    async def check_all(self, missing: Mapping[str, int]) -> None:
+        """Checks agents whose logs were not there when they were looked for; by agent, the sequence that this node knows of.
 
         Once the store has gone back, it checks inboxes too: one that ends before what its agent has taken would have new messages
         passed over.
@@ -110,12 +110,11 @@ class Quarantine:
                 if not is_quarantined(activation.fold)
             }
             taken = {subject: activation.fold.ledger.cursor for subject, activation in inboxes.items()}
-            for subject, seq in await self._activations.home.log.subjects(inbox_subject("")):
-                if seq < taken.get(subject, 0):
+            for subject, last in (await self._activations.home.log.lasts(list(inboxes))).items():
+                if last.seq < taken[subject]:
                     self.check(inboxes[subject].fold.agent, partial(_find_passed_over, inboxes[subject]))
-        for agent, known in {**self.seen, **acknowledged}.items():
-            if agent not in listed:
-                self.suspect(agent, known)
+        for agent, known in missing.items():
+            self.suspect(agent, known)
 
     def lost(self, agent: str, seq: int) -> None:
         """An activation that was at `seq` may not go on: either another node took the agent, or the log has lost records."""

@@ -12,16 +12,17 @@ import asyncio
 import contextvars
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
 from mielin_cells.errors import MessageTooLarge, StoreUnreachable, described
 from mielin_cells.log.ids import keeps_last
+from mielin_cells.substrate.embedded.hearer import Hearer
 from mielin_cells.substrate.embedded.store import PAGE_ROWS, ROW, Store, Trim, WriteFailed
 from mielin_cells.substrate.embedded.topics import TopicReads, again
 from mielin_cells.substrate.embedded.writer import Batch, Writer
-from mielin_cells.substrate.ports import ENTRY_BYTES_MAX, Appended, Conflict, Entry, Outcome, Unknown
+from mielin_cells.substrate.ports import ENTRY_BYTES_MAX, Appended, Conflict, Entry, Outcome, Source, Unknown
 from mielin_cells.substrate.tail import BufferedTail, Cut
 
 BATCH_ROWS = 2048
@@ -60,6 +61,7 @@ class EmbeddedLog(TopicReads):
         self._is_trimming = False
         self._trims = 0
         self._tails: dict[str, list[BufferedTail]] = {}
+        self._hearers: dict[str, list[Hearer]] = {}
         self._drained: asyncio.Future[None] | None = None
         self._has_ended = False
 
@@ -170,8 +172,8 @@ class EmbeddedLog(TopicReads):
         self._check()
         return self._opened + time.monotonic()
 
-    async def owned(self, owner: str) -> list[str]:
-        """Never late here, and without former owners: read from the entries themselves."""
+    async def owned(self, owner: str, source: Source = "index") -> list[str]:
+        """Never late here, whatever the source, and without former owners: read from the entries themselves."""
         self._check()
         owned: list[str] = []
         page = self._store.owned(owner, 0, PAGE_ROWS)
@@ -184,6 +186,18 @@ class EmbeddedLog(TopicReads):
 
     async def forget_owned(self, owner: str, subject: str, seq: int) -> None:
         """Nothing to do: `owned` does not name former owners."""
+
+    def hear_owned(self, owner: str, receive: Callable[[str | None], None]) -> Hearer:
+        self._check()
+
+        def leave(hearer: Hearer) -> None:
+            (there := self._hearers[owner]).remove(hearer)
+            if not there:
+                del self._hearers[owner]
+
+        hearer = Hearer(leave, receive)
+        self._hearers.setdefault(owner, []).append(hearer)
+        return hearer
 
     async def close(self) -> None:
         """Waits for the queue, then ends the tails.  New calls are refused at once."""
@@ -280,7 +294,7 @@ class EmbeddedLog(TopicReads):
             for trimmed, trim in batch.trimmed:
                 if not trimmed.done():
                     trimmed.set_result(trim)
-            if self._tails:
+            if self._tails or self._hearers:
                 self._feed(batch.rows)
             if self._watches:
                 self._wake(batch.rows)
@@ -304,6 +318,8 @@ class EmbeddedLog(TopicReads):
                 entry = Entry(rows[start], rows[start + 2])
                 for tail in there:
                     tail.push(entry)
+            for hearer in self._hearers.get(rows[start + 3], ()):
+                hearer.tell(self._loop, rows[start + 1])
 
     # ---- a batch that failed ---------------------------------------------------------------------------------
 

@@ -12,8 +12,12 @@ from mielin_cells.substrate.jetstream import api
 from mielin_cells.substrate.jetstream.api import Unanswered
 from mielin_cells.substrate.jetstream.connection import Connection
 from mielin_cells.substrate.jetstream.heard import Heard
+from mielin_cells.substrate.ports import Appended
 
 READ_S: Final = 5.0
+APPEND_S: Final = 5.0
+"""An append without an answer for this long is `Unknown`."""
+MARKS_MAX: Final = 100
 RESULTS_MAX: Final = 1024
 """A server refuses a request for last entries that has more results."""
 
@@ -27,6 +31,7 @@ class Asking:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._marks = 0
         self._newest: dict[str, int] = {}
         """By stream, the highest sequence that was heard of."""
 
@@ -77,13 +82,33 @@ class Asking:
             raise TooMany
         return [one for one in heard if not one.status]
 
-    async def _names(self, stream: str, matching: str) -> list[str]:
-        """The names in the stream that this matches, by its leader's list of them."""
+    async def _marked(self, stream: str, mark: str, subject: str) -> int:
+        """The sequence of a new entry that stands for nothing but its place in the stream; older ones are removed now and then."""
+        try:
+            heard = await self._connection.call(mark, b"", APPEND_S)
+        except Unanswered as error:
+            raise StoreUnreachable(f"The server did not answer about {subject}: {error}.", subject=subject) from None
+        if heard.status == api.NO_RESPONDERS:
+            raise await self._gone(stream)
+        outcome = api.outcome_of(heard.data, subject)
+        if not isinstance(outcome, Appended):
+            raise StoreUnreachable(f"The server did not answer about {subject}; try again.", subject=subject)
+        self._marks += 1
+        if self._marks % MARKS_MAX == 0:
+            await self._purge(stream, mark, outcome.seq, subject)
+        return outcome.seq
+
+    async def _names(self, stream: str, matching: str, at_least: int = 0) -> list[str]:
+        """The names in the stream that this matches, by its leader's list of them, which has come to `at_least` that sequence."""
         names: list[str] = []
         while True:
             answer = await self._stream(
                 "STREAM.INFO", stream, {"subjects_filter": matching, "offset": len(names)}, stream
             )
+            if answer.state.last_seq < at_least:
+                raise StoreUnreachable(
+                    f"Only a server that is behind answered about {stream}; try again.", stream=stream
+                )
             there = answer.state.subjects or {}
             names += there
             if not there or len(names) >= answer.total:

@@ -12,18 +12,26 @@ import msgspec
 from mielin_cells.errors import MessageTooLarge, StoreUnreachable
 from mielin_cells.substrate.jetstream import api
 from mielin_cells.substrate.jetstream.api import Unanswered
-from mielin_cells.substrate.jetstream.asking import READ_S, Asking, TooMany
+from mielin_cells.substrate.jetstream.asking import APPEND_S, READ_S, Asking, TooMany
 from mielin_cells.substrate.jetstream.connection import Connection, Listener
 from mielin_cells.substrate.jetstream.heard import Heard
 from mielin_cells.substrate.jetstream.index import Index
-from mielin_cells.substrate.jetstream.places import TOPIC, Place, head_of, kind_of, place_of, subject_of
+from mielin_cells.substrate.jetstream.places import TOPIC, Place, head_of, is_marker, kind_of, place_of, subject_of
 from mielin_cells.substrate.jetstream.tail import JetTail
 from mielin_cells.substrate.jetstream.topics import Topics, Watching
-from mielin_cells.substrate.ports import ENTRY_BYTES_MAX, Appended, Conflict, Entry, Found, Outcome, Unknown
+from mielin_cells.substrate.ports import (
+    ENTRY_BYTES_MAX,
+    Appended,
+    Conflict,
+    Entry,
+    Found,
+    Outcome,
+    Source,
+    Subscription,
+    Unknown,
+)
 from mielin_cells.substrate.tail import Cut
 
-APPEND_S: Final = 5.0
-"""An append without an answer for this long is `Unknown`."""
 BATCH: Final = 32
 """Entries asked for at a time.  A server holds its stream for as long as it reads: with 256 the appends of others waited 3 to 5 ms."""
 NEAR: Final = 500
@@ -45,7 +53,6 @@ CLUSTER_CHECK_S: Final = 1.0
 
 MARK: Final = "mark"
 """Of each stream, the subject behind which a settled read looks (`JetLog.settled`)."""
-MARKS_MAX: Final = 100
 
 
 class JetLog(Asking):
@@ -56,10 +63,9 @@ class JetLog(Asking):
         self._deployment = deployment
         self._shards = shards
         self._is_clustered = is_clustered
-        self._index = Index(connection, deployment)
+        self._index = Index(connection, deployment, shards)
         self._topics = Topics(connection, deployment, shards)
         self._tails: dict[JetTail, Listener] = {}
-        self._marks = 0
         self._reconnects = 0
 
     # ---- places ----------------------------------------------------------------------------------------------
@@ -181,7 +187,7 @@ class JetLog(Asking):
             return await self.last(subject)
         place = self.place(subject)
         mark = place.head + MARK
-        since = await self._marked(mark, subject)
+        since = await self._marked(place.stream, mark, subject)
         until, pause_s = asyncio.get_running_loop().time() + READ_S, 0.01
         while True:
             try:
@@ -200,22 +206,6 @@ class JetLog(Asking):
                 )
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, 0.5)
-
-    async def _marked(self, mark: str, subject: str) -> int:
-        """The sequence of a new mark; older ones are removed now and then."""
-        try:
-            heard = await self._connection.call(mark, b"", APPEND_S)
-        except Unanswered as error:
-            raise StoreUnreachable(f"The server did not answer about {subject}: {error}.", subject=subject) from None
-        if heard.status == api.NO_RESPONDERS:
-            raise await self._gone(self.place(subject).stream)
-        outcome = api.outcome_of(heard.data, subject)
-        if not isinstance(outcome, Appended):
-            raise StoreUnreachable(f"The server did not answer about {subject}; try again.", subject=subject)
-        self._marks += 1
-        if self._marks % MARKS_MAX == 0:
-            await self._purge(self.place(subject).stream, mark, outcome.seq, subject)
-        return outcome.seq
 
     async def lasts(self, subjects: Sequence[str]) -> dict[str, Entry]:
         """By batched direct gets, which any replica may answer."""
@@ -274,6 +264,7 @@ class JetLog(Asking):
 
     def reconnected(self) -> None:
         self._reconnects += 1
+        self._index.reconnected()
         for tail in tuple(self._tails):
             tail.look_again()
         self._topics.wake_all()
@@ -282,6 +273,7 @@ class JetLog(Asking):
         for tail in tuple(self._tails):
             tail.close()
         self._topics.close()
+        self._index.close()
 
     async def trim(self, subject: str, before: int) -> None:
         """Of an agent's log each kind is trimmed by itself.  A leader that was cut off may answer what was last before; then less is
@@ -312,15 +304,19 @@ class JetLog(Asking):
                 stream, head = api.stream_name(self._deployment, kind, shard), head_of(self._deployment, kind, shard)
                 words = prefix.rpartition(".")[0]
                 names = await self._names(stream, f"{head}{words + '.' if words else ''}>")
-                names = [name for name in names if name.startswith(head + prefix)]
+                names = [name for name in names if name.startswith(head + prefix) and not is_marker(head, name)]
                 for start in range(0, len(names), LASTS):
                     for one in await self._lasts(stream, names[start : start + LASTS]):
                         subject = subject_of(one.subject.removeprefix(head))
                         ends[subject] = max(one.seq, ends.get(subject, 0))
         return sorted(ends.items())
 
-    async def owned(self, owner: str) -> list[str]:
-        return await self._index.owned(owner)
+    async def owned(self, owner: str, source: Source = "index") -> list[str]:
+        return await self._index.owned(owner, source)
+
+    def hear_owned(self, owner: str, receive: Callable[[str | None], None]) -> Subscription:
+        self._connection.check()
+        return self._index.hear(owner, receive)
 
     async def forget_owned(self, owner: str, subject: str, seq: int) -> None:
         await self._index.forget(owner, subject, seq)

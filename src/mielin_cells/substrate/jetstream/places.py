@@ -21,6 +21,9 @@ RECORDS: Final = "rec"
 OWN: Final = "own"
 NOBODY: Final = "="
 """In the place of a node's name.  No encoded name is this."""
+MARKER: Final = "=m"
+"""In the place of a node's name, and with the number of the shard behind it in that of an agent's id: a log that is nobody's.  Once
+the index shows an entry of it, it has all that was stored in that shard before."""
 
 
 class Place(NamedTuple):
@@ -89,6 +92,11 @@ def subject_of(name: str) -> str:
         return name
     log, _, _ = name[len(LOGS) :].partition(".")
     return LOGS + log
+
+
+def is_marker(head: str, name: str) -> bool:
+    """True of a name that stands for no agent's log; `head` is the stream's."""
+    return name.startswith(f"{head}{LOGS}{MARKER}")
 
 
 def node_word(owner: str) -> str:

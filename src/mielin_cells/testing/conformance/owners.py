@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from mielin_cells.substrate.ports import Appended, Conflict, Entry, Log, Substrate
 from mielin_cells.testing.conformance import kit
@@ -168,3 +169,72 @@ async def an_owner_is_found_after_trims(substrate: Substrate) -> None:
     await _shows(log, "a", ["log.f"], "An owner that was forgotten is not found when it owns again.")
     await log.forget_owned("a", "log.f", handed)
     await _shows(log, "a", ["log.f"], "A newer hint was forgotten by an older sequence.")
+
+
+@check
+async def a_settled_list_lacks_nothing_that_was_acknowledged(substrate: Substrate) -> None:
+    """Asked at once after the record, each time: it is not enough that the index comes there in the end."""
+    log, owned = substrate.log, list[str]()
+    for n in range(40):
+        owned.append(f"log.s{n:02}")
+        await own(log, owned[-1], "s", 0)
+        must(await log.owned("s", "settled index") == owned, "A settled list lacks a log, or has one that is nobody's.")
+        must(await log.owned("s", "logs") == owned, "A list by the logs lacks a log, or has one that is nobody's.")
+    names = [f"log.t{n}" for n in range(120)]
+    await asyncio.gather(*(own(log, name, "t", 0) for name in names))
+    both = await asyncio.gather(*(log.owned("t", "settled index") for _ in range(4)), log.owned("t", "logs"))
+    must(all(one == sorted(names) for one in both), "A settled list lacks a log that was acknowledged before.")
+    must(
+        [name for name, _ in await log.subjects("log.")] == sorted(owned + names),
+        "`subjects` has a log that is nobody's.",
+    )
+    for nobody in ("nobody", ""):
+        must(await log.owned(nobody, "settled index") == [], "A node that no log has named owns something.")
+
+
+@check
+async def the_last_owner_is_found_by_the_logs_after_trims(substrate: Substrate) -> None:
+    log = substrate.log
+    handed = await own(log, "log.l", "b", await own(log, "log.l", "a", 0))
+    end = await store(log, "log.l", b"record", handed)
+    await log.trim("log.l", end + 1)
+    must(await log.owned("b", "logs") == ["log.l"], "After a trim the owner's log is not found by the logs.")
+    await log.forget_owned("b", "log.l", handed)
+    must(await log.owned("b", "logs") == ["log.l"], "What the index forgets is not found by the logs.")
+
+
+@check
+async def a_record_that_names_an_owner_is_heard_by_it(substrate: Substrate) -> None:
+    log = substrate.log
+    heard: dict[str, list[str | None]] = {owner: [] for owner in ("n", "n.1", "ø", "")}
+    hearing = [log.hear_owned(owner, heard[owner].append) for owner in heard]
+    again: list[str | None] = []
+    second = log.hear_owned("n", again.append)
+    await _until(lambda: True)
+    subject, after = "log.h-1", 0
+    for owner in ("n", "n.1", "ø", "", "n"):
+        before = len(heard[owner])
+        after = await own(log, subject, owner, after)
+        await _until(lambda owner=owner, before=before: heard[owner][before:] == [subject])  # type: ignore[misc]
+    await store(log, subject, b"a record", after)
+    await _until(lambda: again == [subject, subject])
+    hearing[0].close()
+    hearing[0].close()
+    await own(log, "log.h-2", "n", 0)
+    await _until(lambda: "log.h-2" in again)
+    must(
+        heard == {"n": [subject, subject], "n.1": [subject], "ø": [subject], "": [subject]},
+        "An owner heard what does not name it, or heard after it had closed.",
+    )
+    for one in (*hearing, second):
+        one.close()
+
+
+async def _until(is_so: Callable[[], bool]) -> None:
+    try:
+        async with asyncio.timeout(kit.WAIT_S):
+            await asyncio.sleep(POLL_S)
+            while not is_so():
+                await asyncio.sleep(POLL_S)
+    except TimeoutError:
+        raise AssertionError("A record that names an owner was not heard.") from None

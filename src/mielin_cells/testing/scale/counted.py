@@ -9,7 +9,7 @@ from typing import ClassVar, TypeAlias, cast
 from mielin_cells.log.ids import JOURNALS, LOGS, control_subject, inbox_subject, node_log_subject, reply_subject
 from mielin_cells.membership import leader
 from mielin_cells.rpc.requests import decode_request
-from mielin_cells.substrate.ports import Entry
+from mielin_cells.substrate.ports import Entry, Source
 from mielin_cells.testing.simulator.link import Tail, Wired
 from mielin_cells.testing.simulator.view import View
 from mielin_cells.testing.simulator.world import World
@@ -98,8 +98,8 @@ class CountedView(View):
         _tally(self.world).entries["subjects", kind_of(prefix)] += len(listed)
         return listed
 
-    async def owned(self, owner: str) -> list[str]:
-        owned = await super().owned(owner)
+    async def owned(self, owner: str, source: Source = "index") -> list[str]:
+        owned = await super().owned(owner, source)
         _tally(self.world).entries["owned", AGENTS] += len(owned)
         return owned
 

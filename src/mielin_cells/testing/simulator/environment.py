@@ -58,6 +58,14 @@ class Faults:
     """A step takes up to `slow_s` instead of `delay_s`."""
     index_lost: float = 0.0
     """The index of owners (`Log.owned`) never gets the entry."""
+    marker_late: float = 0.0
+    """The index of owners does not come to where the logs are in time: `StoreUnreachable`."""
+    hint_lost: float = 0.0
+    """Who listens for records that name it (`Log.hear_owned`) does not hear of one."""
+    hint_repeated: float = 0.0
+    """It hears of one twice, the second time up to `late_s` later."""
+    hint_made_up: float = 0.0
+    """With the hint that it was to hear it hears of another agent's log, which may not name it."""
     delay_s: float = 0.003
     slow_s: float = 0.3
     late_s: float = 5.0
@@ -94,7 +102,17 @@ class Faults:
         return {name: chance for name in CHANCES if (chance := getattr(self, name)) > 0}
 
 
-WIDER = ("last_stale", "tail_late", "look_torn", "refused", "index_lost")
+WIDER = (
+    "last_stale",
+    "tail_late",
+    "look_torn",
+    "refused",
+    "index_lost",
+    "marker_late",
+    "hint_lost",
+    "hint_repeated",
+    "hint_made_up",
+)
 """Faults that were added later than the others."""
 CHANCES = tuple(f.name for f in fields(Faults) if f.default == 0.0)
 """Names of the faults that are drawn per call or message."""

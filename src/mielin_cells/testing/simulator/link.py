@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
+from mielin_cells.log.ids import LOGS
 from mielin_cells.substrate.patterns import Watch
 from mielin_cells.substrate.ports import Entry
+from mielin_cells.testing.checkers.history import Operation
 from mielin_cells.testing.simulator.engine import Engine
 from mielin_cells.testing.simulator.loop import Process
 
@@ -18,11 +20,25 @@ class Network:
     """By subject: the tails, subscriptions and request servers of all processes."""
 
     tails: dict[str, dict[Tail, None]] = field(default_factory=dict)
+    hearers: dict[str, dict[Hearer, None]] = field(default_factory=dict)
+    """By owner."""
     subscriptions: dict[str, dict[Wired, None]] = field(default_factory=dict)
     servers: dict[str, dict[Wired, None]] = field(default_factory=dict)
     watches: dict[Watch, None] = field(default_factory=dict)
     on_call: Callable[[Link, str, str], str] | None = None
     """Called with process, call and subject at each call of the substrate; returns one of `view.FATES`, or "" for chance."""
+
+
+class Sent(NamedTuple):
+    """An append on its way to the store."""
+
+    subject: str
+    data: bytes
+    expect: int | None
+    owner: str | None
+    power: int
+    """If it was cut meanwhile, the append never comes there."""
+    operation: Operation | None
 
 
 class Link:
@@ -52,6 +68,7 @@ class Link:
         self.tails: dict[Tail, None] = {}
         self.watches: dict[Watch, None] = {}
         self.sync = "power"
+        self.hearers: dict[Hearer, None] = {}
         self._in_flight: dict[asyncio.Future[Any], None] = {}
         self._lanes: dict[str, float] = {}
         self._closed = False
@@ -79,6 +96,8 @@ class Link:
             tail.close()
         for watch in [*self.watches]:
             watch.close()
+        for hearer in [*self.hearers]:
+            hearer.close()
 
     def _unwatch(self, watch: Watch) -> None:
         self.watches.pop(watch, None)
@@ -227,3 +246,41 @@ class Tail:
         self._view.network.tails.get(self.subject, {}).pop(self, None)
         if self._waiter is not None and not self._view.process.is_dead:
             resolve(self._waiter, None)
+
+
+class Hearer:
+    """Hears of records that name one owner: once, twice, late or never, and of some that do not."""
+
+    def __init__(self, view: Link, owner: str, receive: Callable[[str | None], None]) -> None:
+        self._view = view
+        self._receive = receive
+        self._is_open = True
+        self._homes = view.hearers, view.network.hearers.setdefault(owner, {})
+        if not view.process.is_dead:
+            for home in self._homes:
+                home[self] = None
+
+    def tell(self, subject: str) -> None:
+        """A record in the log `subject` has landed."""
+        world, view = self._view.world, self._view
+        if not view.hears_store:  # it hears once its connection is back
+            self._later(max(0.0, view.no_answer_until - world.loop.time()), None)
+            return
+        if world.happens("hint_made_up", view):
+            self._later(0.0, world.rng.choice(world.store.subjects(LOGS))[0])
+        if not world.happens("hint_lost", view):
+            self._later(0.0, subject)
+        if world.happens("hint_repeated", view):
+            self._later(world.late(), subject)
+
+    def _later(self, seconds: float, subject: str | None) -> None:
+        self._view.world.later(seconds + self._view.delay(), self._pass_on, subject)
+
+    def _pass_on(self, subject: str | None) -> None:
+        if self._is_open:
+            self._view.world.loop.call_soon(self._receive, subject, context=self._view.process.context.copy())
+
+    def close(self) -> None:
+        self._is_open = False
+        for home in self._homes:
+            home.pop(self, None)

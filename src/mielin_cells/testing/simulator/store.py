@@ -103,11 +103,12 @@ class Store:
             self.changes.append((subject, before, None))
         return len(gone)
 
-    def owned(self, owner: str, upto: int) -> list[str]:
-        """As the index of a server: what came in up to `upto`, former owners included, without what it has lost."""
+    def owned(self, owner: str, upto: int | None, *, by_logs: bool = False) -> list[str]:
+        """As the index of a server: what came in up to `upto`, former owners included, without what it has lost (`by_logs`: with)."""
+        lost = set[tuple[str, int]]() if by_logs else self.lost
         return sorted(
             subject for subject, seqs in self._owners.get(owner, {}).items()
-            if any(seq <= upto and (subject, seq) not in self.lost for seq in seqs)
+            if any((upto is None or seq <= upto) and (subject, seq) not in lost for seq in seqs)
         )  # fmt: skip
 
     def forget_owned(self, owner: str, subject: str, seq: int) -> None:

@@ -205,7 +205,7 @@ def settings_of(rng: Random) -> Settings:
         pause_s=rng.choice((0.5, 5.0)), handover_s=rng.choice((0.05, 1.0)), probation_s=rng.choice((1.0, 5.0)),
         migration_s=20.0, reconcile_s=rng.choice((1.0, 3.0)), snapshot_records=rng.choice((4, 12, 512)),
         retention_s=rng.choice((0.0, 3.0, 3600.0, 3600.0)), copy_lag_records=rng.choice((1, 64)), heartbeat_s=0.5,
-        heartbeat_misses=rng.choice((3, 5)),
+        heartbeat_misses=rng.choice((3, 5)), compare_s=20.0,
     )  # fmt: skip
 
 

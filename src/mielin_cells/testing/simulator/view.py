@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 from blake3 import blake3
 
@@ -19,6 +19,7 @@ from mielin_cells.substrate.ports import (
     Found,
     Log,
     Outcome,
+    Source,
     Subscription,
     Unknown,
     Wire,
@@ -26,7 +27,7 @@ from mielin_cells.substrate.ports import (
 from mielin_cells.testing.checkers.history import Operation
 from mielin_cells.testing.checkers.scene import STORE_WALL_S
 from mielin_cells.testing.simulator.environment import STORE_CALLS
-from mielin_cells.testing.simulator.link import Link, Tail, Wired, fail_with, resolve
+from mielin_cells.testing.simulator.link import Hearer, Link, Sent, Tail, Wired, fail_with, resolve
 
 TICK_S = 1e-7
 """Between two appends of one caller to one subject, so that they land in order."""
@@ -37,18 +38,6 @@ lose the answer: it has effect, and the outcome is unknown.  land late: an appen
 other call times out.  crash before it left, after, or when its answer is there."""
 
 UNANSWERED = ("fail", "time out", "lose the answer", "land late")
-
-
-class _Sent(NamedTuple):
-    """An append on its way to the store."""
-
-    subject: str
-    data: bytes
-    expect: int | None
-    owner: str | None
-    power: int
-    """If it was cut meanwhile, the append never comes there."""
-    operation: Operation | None
 
 
 class View(Link):
@@ -134,7 +123,7 @@ class View(Link):
         answer.add_done_callback(self._in_flight.pop)
         if fate == "crash answered":
             answer.add_done_callback(lambda _: self._die())
-        way, sent = self.delay(), _Sent(subject, bytes(data), expect, owner, world.power, operation)
+        way, sent = self.delay(), Sent(subject, bytes(data), expect, owner, world.power, operation)
         if fate == "fail" or world.happens("append_busy", self):
             world.later(way, fail_with, answer, StoreBusy(f"The store did not take an entry for {subject}; try again."))
             return await answer
@@ -158,7 +147,7 @@ class View(Link):
         world = self.world
         world.later(world.faults.timeout_s * world.rng.random(), resolve, answer, Unknown("no answer in time"))
 
-    def _land(self, sent: _Sent, answer: asyncio.Future[Outcome] | None, fate: str = "") -> None:
+    def _land(self, sent: Sent, answer: asyncio.Future[Outcome] | None, fate: str = "") -> None:
         world, subject = self.world, sent.subject
         if sent.power != world.power:
             return
@@ -176,6 +165,8 @@ class View(Link):
         if isinstance(outcome, Appended):
             if sent.owner is not None and world.happens("index_lost", self):
                 world.store.lost.add((subject, outcome.seq))
+            for hearer in [*self.network.hearers.get(sent.owner, ())] if sent.owner is not None else ():
+                hearer.tell(subject)
             if sent.operation is not None:
                 world.history.places.setdefault(subject, []).append((outcome.seq, sent.operation))
             world.has_landed(subject, Entry(outcome.seq, sent.data), self)
@@ -243,12 +234,20 @@ class View(Link):
         answer: float = await self._look("now", "", lambda: STORE_WALL_S + self.world.loop.time())
         return answer
 
-    async def owned(self, owner: str) -> list[str]:
+    async def owned(self, owner: str, source: Source = "index") -> list[str]:
         """The index is always late, by up to `index_s`, and names former owners."""
         world = self.world
-        upto = world.known_before(world.faults.index_s * world.rng.random())
-        owned: list[str] = await self._look("owned", owner, lambda: world.store.owned(owner, upto))
+        upto = world.known_before(world.faults.index_s * world.rng.random()) if source == "index" else None
+        if source == "settled index":
+            await asyncio.sleep(world.faults.index_s * world.rng.random())
+            if world.happens("marker_late", self):
+                raise StoreUnreachable("The index of owners is behind; try again.")
+        by_logs = source == "logs"
+        owned: list[str] = await self._look("owned", owner, lambda: world.store.owned(owner, upto, by_logs=by_logs))
         return owned
+
+    def hear_owned(self, owner: str, receive: Callable[[str | None], None]) -> Hearer:
+        return Hearer(self, owner, receive)
 
     async def forget_owned(self, owner: str, subject: str, seq: int) -> None:
         await self._look("forget_owned", subject, lambda: self.world.store.forget_owned(owner, subject, seq))
