@@ -28,10 +28,10 @@ from mielin_cells.agents.agent import Agent, upgrade
 from mielin_cells.agents.buffer import Buffer
 from mielin_cells.agents.cluster import Cluster
 from mielin_cells.agents.context import this
-from mielin_cells.agents.handler import handler
+from mielin_cells.agents.handler import Stream, handler
 from mielin_cells.agents.reports import AgentInfo, DrainReport, MigrationReport, NodeInfo, RollbackReport
 from mielin_cells.agents.retry import Retry
-from mielin_cells.agents.step import step
+from mielin_cells.agents.step import emit, step
 from mielin_cells.agents.table import Table
 from mielin_cells.agents.timer import CatchUp, after, cancel, every
 from mielin_cells.agents.topics.calls import Published, TopicGap, publish, subscribe, unsubscribe
@@ -67,9 +67,9 @@ __all__ = [
     "Agent", "AgentId", "AgentInfo", "AgentState", "AgentTerminated", "AskTimeout", "BadArguments", "Buffer", "CatchUp",
     "CellError", "Cluster", "ConfigError", "DrainReport", "FieldRefused", "HandlerFailed", "InboxFull", "LostError",
     "MigrationError", "MigrationFailed", "MigrationRefused", "MigrationReport", "NoSuchAgent", "NodeInfo", "NotInTurn",
-    "Policy", "Published", "Retry", "RetryError", "RollbackReport", "Settings", "StepFailed", "Table", "TopicGap",
-    "UsageError", "after", "cancel",
-    "connect", "errors", "every", "handler", "local", "publish", "step", "subscribe", "this", "unsubscribe", "upgrade",
+    "Policy", "Published", "Retry", "RetryError", "RollbackReport", "Settings", "StepFailed", "Stream", "Table", "TopicGap",
+    "UsageError", "after", "cancel", "connect", "emit", "errors", "every", "handler", "local", "publish", "step", "subscribe", "this",
+    "unsubscribe", "upgrade",
 ]  # fmt: skip
 
 if not TYPE_CHECKING:  # type checkers are to see, and to suggest, the names above alone

@@ -23,6 +23,15 @@ Bytes: TypeAlias = Annotated[int, msgspec.Meta(gt=0, le=10**15)]
 MESSAGE_BYTES_MAX = 512 * 1024
 """A message with its arguments: half of what a broker takes by default, so that headers never matter."""
 
+STREAM_BYTES_MAX = 64 * 1024 * 1024
+"""Parts of one call's stream together: the owner holds what it has not stored, and an owner that runs the turn again reads all."""
+
+STREAM_AHEAD_BYTES = 1024 * 1024
+"""Parts that a handler may yield before the store has taken them; then its next part waits."""
+
+STREAM_ENTRY_PARTS = 1024
+"""Parts in one entry of a stream, at most; those that wait together travel together."""
+
 STEPS_BYTES_MAX = 8 * 1024 * 1024
 """Outcomes of one turn's steps and asks together: they are in memory, in each snapshot and in each load until the turn ends."""
 
@@ -171,6 +180,8 @@ class Settings:
     """Heartbeats that may be missed before a node counts as silent: 2.5 s outlast a slow moment of a machine."""
     reconcile_s: Seconds = 5.0
     """A node looks for agents that the log gives it and that it does not run; if nothing was written anywhere, it need not."""
+    stream_keep_s: Delay = 600.0
+    """The parts of a stream can be read for this long after its end: a reader that has lost its connection comes back within it."""
     compare_s: Seconds = 600.0
     """Even then it compares all logs with what it runs this often."""
     topic_poll_s: Seconds = 10.0

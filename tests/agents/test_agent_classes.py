@@ -121,9 +121,6 @@ def test_a_handler_is_an_async_method() -> None:
     def plain(self: Any) -> int:
         return 1
 
-    async def stream(self: Any) -> Any:
-        yield 1
-
     async def right(self: Any) -> int:
         return 1
 
@@ -135,7 +132,6 @@ def test_a_handler_is_an_async_method() -> None:
         (plain, "must be `async def`: a caller awaits it"),
         (lambda self: 1, "must be `async def`: a caller awaits it"),
         (5, "must be `async def`: a caller awaits it"),
-        (stream, "yields, and an ask has one answer; return a list"),
         (staticmethod(plain), "is a staticmethod, .* write a method with `self`"),
         (classmethod(right), "is a classmethod, .* write a method with `self`"),
         (functools.partial(plain, 1), "is a functools.partial; write a method"),

@@ -18,7 +18,17 @@ paid for polish on node-2
 What colour is the sky?
 The sky is blue.
 """
-ENDS = {"chat.py": CHAT, "hello.py": "3\n", "reminder.py": "tea is ready, on node-2\n", "shop.py": "left: 10\n"}
+STREAM = """The sky is blue because short waves scatter most. (1 answered on node-2)
+The sky is blue because short waves scatter most. (1 answered on node-2)
+paused for a moment: True
+"""
+ENDS = {
+    "chat.py": CHAT,
+    "hello.py": "3\n",
+    "reminder.py": "tea is ready, on node-2\n",
+    "shop.py": "left: 10\n",
+    "stream.py": STREAM,
+}
 
 
 def test_every_example_is_known() -> None:

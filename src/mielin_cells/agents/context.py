@@ -42,6 +42,20 @@ class Caller(Protocol):
     def watch(self, ref: Reference, after: int) -> AsyncIterator[Any]:
         """Committed states, the newest at each time."""
 
+    def stream(
+        self,
+        ref: Reference,
+        handler: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        timeout: float | None,
+        options: CallOptions | None,
+    ) -> Any:
+        """The `Stream` of a call whose handler yields; nothing is sent before it is read."""
+
+    def read_stream(self, ref: Reference, handler: str, id: str, after: str, timeout: float | None) -> Any:
+        """The `Stream` of a call that somebody has made."""
+
 
 class Turn(Protocol):
     """The turn that runs: what `cells.this()` gives."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, Protocol, Self, TypeVar, overload
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, Protocol, Self, TypeVar, cast, overload
 
 from mielin_cells.agents.context import Caller, CallOptions, caller_of
 from mielin_cells.agents.reference import Reference
@@ -22,6 +23,43 @@ P = ParamSpec("P")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 A = TypeVar("A", bound=Reference)
+T = TypeVar("T")
+
+
+class Stream(ABC, AsyncIterator[T]):
+    """The parts of one call, in order, as the handler yields them: `async for part in chat.say("hi")`.
+
+    The call is sent when the iteration begins.  The stream goes on while the agent moves, and after its node has died: the turn runs
+    again then, and the parts that are stored already are not sent again.  The iteration ends when the turn is committed.
+
+    Guarantees: once it has ended, the parts are exactly those of the run that was committed, each once.
+    Not guaranteed: that a part is final when it arrives.  If a step that emits parts is run again, the iteration raises
+    `StreamRestarted` with the offset from which on the parts are replaced; the same iterator goes on with the new ones.
+
+    Raises what an ask raises, and `StreamGap` if parts were removed before this reader had them (setting `stream_keep_s`).
+    """
+
+    @property
+    @abstractmethod
+    def id(self) -> str:
+        """Names the call: `chat.say.read(id)` reads its stream from elsewhere.  Raises `UsageError` before the call was sent."""
+
+    @property
+    @abstractmethod
+    def position(self) -> str:
+        """Where this reader is.  Another one goes on from there: `chat.say.read(id, after=position)`."""
+
+    @abstractmethod
+    async def start(self) -> Self:
+        """Sends the call, if that was not done yet."""
+
+    def on_restart(self, call: Callable[[int], None]) -> Self:
+        """Calls `call(offset)` where the iteration would raise `StreamRestarted`."""
+        self.restarted = call
+        return self
+
+    restarted: Callable[[int], None] | None = None
+    """What `on_restart` was given."""
 
 
 class Bound(Generic[P, R_co]):
@@ -66,7 +104,7 @@ class Bound(Generic[P, R_co]):
                 f"A call of {self._handler.name} has a label that is not allowed; give 1 to {LABEL_CHARS_MAX} printable characters."
             )
         options = None if deadline is None else CallOptions(float(deadline))
-        return Bound(self._handler, self._obj, timeout, id, options)
+        return type(self)(self._handler, self._obj, timeout, id, options)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R_co]:
         """Asks, and returns the handler's result.
@@ -78,6 +116,9 @@ class Bound(Generic[P, R_co]):
         obj = self._obj
         if obj.__dict__["__mielin_cell__"] is not None:  # inside the agent itself: a plain call
             return self._handler.fn(obj, *args, **kwargs)
+        if self._handler.yields:
+            answers: Any = self._caller().stream(obj, self._handler.name, args, kwargs, self._timeout, self._options)
+            return cast("Coroutine[Any, Any, R_co]", answers)  # `BoundStream` says what it is
         return self._caller().ask(obj, self._handler.name, args, kwargs, self._timeout, self._id, self._options)
 
     async def tell(self, *args: P.args, **kwargs: P.kwargs) -> None:
@@ -118,10 +159,36 @@ class Bound(Generic[P, R_co]):
             raise AttributeError(f"{self!r} has no {name!r}; it is a handler: call it, or use .tell and .options.")
 
 
+class BoundStream(Bound[P, R_co]):
+    """A handler of one agent that yields.  Calling it gives the stream of its parts; `tell` runs it, and nobody hears the parts."""
+
+    __slots__ = ()
+
+    if TYPE_CHECKING:
+
+        def options(
+            self, *, timeout: float | None = None, id: str | None = None, deadline: float | None = None
+        ) -> BoundStream[P, R_co]: ...
+
+        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Stream[R_co]: ...  # type: ignore[override]
+
+    def read(self, id: str, *, after: str = "") -> Stream[R_co]:
+        """The stream of a call that somebody else, or this program before it was restarted, has made: from its beginning, or on from
+        a `position`.
+
+        Guarantees: after `position` the parts follow that its reader had not been given, and replaced ones are told.
+        Raises `UsageError` for a text that is no id or position, and, while it is read, `StreamGap` for parts that are not kept
+        any more and `AnswerExpired` if the call ended and nothing tells how.
+        """
+        stream: Stream[R_co] = self._caller().read_stream(self._obj, self._handler.name, id, after, self._timeout)
+        return stream
+
+
 def _bound(
     obj: Reference, name: str, timeout: float | None, id: str | None, options: CallOptions | None = None
 ) -> Bound[Any, Any]:
-    return Bound(getattr(type(obj), name), obj, timeout, id, options)
+    handler = getattr(type(obj), name)
+    return (BoundStream if handler.yields else Bound)(handler, obj, timeout, id, options)
 
 
 class Handler(Generic[P, R_co]):
@@ -134,7 +201,9 @@ class Handler(Generic[P, R_co]):
         self, fn: Callable[..., Coroutine[Any, Any, R_co]], cancellable: bool, tries: int | None,
         raises: tuple[type[Exception], ...],
     ) -> None:  # fmt: skip
-        if not inspect.iscoroutinefunction(fn) or not hasattr(fn, "__name__"):
+        self.yields = inspect.isasyncgenfunction(fn)
+        """Its answer is a stream of parts."""
+        if not (self.yields or inspect.iscoroutinefunction(fn)) or not hasattr(fn, "__name__"):
             name = getattr(fn, "__qualname__", repr(fn))
             raise FieldRefused(f"Handler {name} {_why_not(fn)}.", path=name)
         if tries is not None and (type(tries) is not int or tries < 1):
@@ -176,7 +245,9 @@ class Handler(Generic[P, R_co]):
     @overload
     def __get__(self, obj: Reference, owner: type) -> Bound[P, R_co]: ...
     def __get__(self, obj: Reference | None, owner: type) -> Self | Bound[P, R_co]:
-        return self if obj is None else Bound(self, obj)
+        if obj is None:
+            return self
+        return BoundStream(self, obj) if self.yields else Bound(self, obj)
 
 
 class SharedHandler(Handler[P, R_co]):
@@ -203,8 +274,6 @@ def _why_not(fn: Any) -> str:
         return "is a handler already; decorate it once"
     if isinstance(fn, (staticmethod, classmethod)):
         return f"is a {type(fn).__name__}, and a message reaches one agent; write a method with `self`"
-    if inspect.isasyncgenfunction(fn):
-        return "yields, and an ask has one answer; return a list, or tell the caller each item"
     if inspect.iscoroutinefunction(inspect.unwrap(fn)) and not inspect.iscoroutinefunction(fn):
         return "is wrapped by a plain function; make the decorator's wrapper `async def`, and let it await the method"
     if isinstance(fn, functools.partial):
@@ -212,8 +281,23 @@ def _why_not(fn: Any) -> str:
     return "must be `async def`: a caller awaits it"
 
 
+class StreamHandler(Handler[P, R_co]):
+    """A method that yields, which messages reach; made by `@handler`."""
+
+    if TYPE_CHECKING:
+
+        @overload
+        def __get__(self, obj: None, owner: type) -> Self: ...
+        @overload
+        def __get__(self, obj: Reference, owner: type) -> BoundStream[P, R_co]: ...
+        def __get__(self, obj: Reference | None, owner: type) -> Self | BoundStream[P, R_co]: ...
+
+
 class _MakesHandler(Protocol):
+    @overload
     def __call__(self, fn: Callable[Concatenate[A, P], Coroutine[Any, Any, R]], /) -> Handler[P, R]: ...
+    @overload
+    def __call__(self, fn: Callable[Concatenate[A, P], AsyncIterator[R]], /) -> StreamHandler[P, R]: ...
 
 
 class _MakesShared(Protocol):
@@ -222,6 +306,8 @@ class _MakesShared(Protocol):
 
 @overload
 def handler(fn: Callable[Concatenate[A, P], Coroutine[Any, Any, R]], /) -> Handler[P, R]: ...
+@overload
+def handler(fn: Callable[Concatenate[A, P], AsyncIterator[R]], /) -> StreamHandler[P, R]: ...
 @overload
 def handler(*, shared: Literal[True], raises: tuple[type[Exception], ...] = ()) -> _MakesShared: ...
 @overload
@@ -232,7 +318,7 @@ def handler(
     fn: Any = None, /, *, cancellable: bool = False, tries: int | None = None, raises: tuple[type[Exception], ...] = (),
     shared: bool = False,
 ) -> Any:  # fmt: skip
-    """Makes an async method a handler.
+    """Makes an async method a handler.  One that yields answers with a stream: see `Stream`.
 
     `cancellable`: a move may cancel a turn of this handler and run it again on the target.
     `raises`: exceptions that reach the asker as that class, with their arguments; all others arrive as `HandlerFailed`.
@@ -245,7 +331,17 @@ def handler(
     """
     if shared and (cancellable or tries is not None):
         raise UsageError("A shared handler runs no turn, so it has no `tries` and is not `cancellable`.")
-    kind = SharedHandler if shared else Handler
     if fn is None:
-        return lambda fn: kind(fn, cancellable, tries, raises)
-    return kind(fn, cancellable, tries, raises)
+        return lambda fn: kind_of(fn, shared)(fn, cancellable, tries, raises)
+    return kind_of(fn, shared)(fn, cancellable, tries, raises)
+
+
+def kind_of(fn: Any, shared: bool) -> type[Handler[Any, Any]]:
+    if shared and inspect.isasyncgenfunction(fn):
+        path = fn.__qualname__
+        raise FieldRefused(
+            f"Handler {path} is shared and yields; a shared read has one answer: return a list.", path=path
+        )
+    if shared:
+        return SharedHandler
+    return StreamHandler if inspect.isasyncgenfunction(fn) else Handler

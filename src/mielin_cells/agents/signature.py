@@ -7,7 +7,7 @@ import inspect
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -16,6 +16,7 @@ from mielin_cells.agents.handler import Handler
 from mielin_cells.agents.values.annotations import read_signature
 from mielin_cells.agents.values.changes import LOAD_ERRORS, reason
 from mielin_cells.agents.values.codec import Codec
+from mielin_cells.agents.values.parts import PartCodec
 from mielin_cells.agents.values.proofs import Proof, no
 from mielin_cells.agents.values.raises import Declared
 from mielin_cells.agents.values.wire import encode, giver
@@ -46,6 +47,8 @@ class HandlerSpec:
     """Types of positional arguments that a load gives as they were.  They cover most calls."""
     shared: bool = False
     """It reads committed state and writes nothing."""
+    parts: PartCodec | None = None
+    """Of a handler that yields; its result is the number of parts."""
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -170,8 +173,10 @@ def signature_of(member: Handler[Any, Any], path: str, hints: dict[str, Any], ra
     parts = [codecs[field] for field in params.__struct_fields__]
     given = [part.scalars for part in parts[: len(fields)]]
     calls = (types for n in range(len(given) + 1) for types in itertools.product(*given[:n]))
+    stream = PartCodec(hints["return"], member.name, path) if member.yields else None
+    result, fn = (int, stream.runs(cast(Any, member.fn))) if stream is not None else (hints["return"], member.fn)
     return HandlerSpec(
-        member.name, path, member.fn, member.cancellable, member.tries, raises, params, args, tuple(part.proofs for part in parts),
-        Codec(hints["return"], f"{path} -> result"), frozenset(itertools.islice(calls, PROVED_MAX)),
-        member.shared,
+        member.name, path, fn, member.cancellable, member.tries, raises, params, args, tuple(part.proofs for part in parts),
+        Codec(result, f"{path} -> result"), frozenset(itertools.islice(calls, PROVED_MAX)),
+        member.shared, stream,
     )  # fmt: skip

@@ -68,6 +68,7 @@ class Spec:
                 self.fields[name] = self._field(name, hints[name], member)
             elif isinstance(member, Handler):
                 self.handlers[name] = self._handler(member)
+        self.has_streams = any(handler.parts is not None for handler in self.handlers.values())
 
     def _upgrades(self) -> dict[int, Upgrade]:
         """Upgrades by the version that they start from.  The upgrade of a derived class replaces an inherited one."""

@@ -90,12 +90,28 @@ async def step(
     return await running.run_step(name, call, args, ONCE_MORE if retry is None else retry, timeout)
 
 
+async def emit(part: object) -> None:
+    """Sends one part of the stream from inside the call of a step: `await cells.emit(token)`.
+
+    It waits while the store is behind.  If the step's call is made again, its parts replace those of the call before; readers
+    learn from which offset on.  The part is encoded as the handler's annotation says.
+
+    Raises `NotInTurn` outside a turn, `UsageError` outside the call of a step and in a turn whose handler does not yield.
+    """
+    running: Any = turn.get()
+    if running is None:
+        raise NotInTurn("emit() means something only inside the call of a step of a handler that yields.")
+    await running.emit_part(part)
+
+
 class Within(NamedTuple):
     """The step whose call is running."""
 
     turn: Any
     name: str
     key: str
+    attempt: int = 1
+    """How many calls of it this run has made, with this one."""
 
 
 TYPED = 1
@@ -187,4 +203,4 @@ def _results(kind: Any, path: str) -> Results:
     return Results(Codec(Any if is_bare else kind, path, may_be_any=True, ext_hook=_typed), is_bare)
 
 
-__all__ = ["ONCE_MORE", "Results", "Within", "results_of", "step"]
+__all__ = ["ONCE_MORE", "Results", "Within", "emit", "results_of", "step"]

@@ -23,6 +23,7 @@ from mielin_cells.client.moves import abort_move, plan_move, watch_move
 from mielin_cells.client.placement import Placing
 from mielin_cells.client.requester import REQUEST_S, Requester
 from mielin_cells.client.session import Session
+from mielin_cells.client.stream import CallName, CallStream, StreamReader, read_position
 from mielin_cells.client.undo import undo_move
 from mielin_cells.client.watch import watch_agent
 from mielin_cells.client.window import closed
@@ -41,6 +42,7 @@ from mielin_cells.log.delta import born
 from mielin_cells.log.ids import AgentId, log_subject
 from mielin_cells.log.lifecycle import Phase
 from mielin_cells.log.message import decode_answer, decode_replies
+from mielin_cells.log.streams.reading import Position
 from mielin_cells.membership import table
 from mielin_cells.membership.reads import read_shared
 from mielin_cells.rpc import requests
@@ -119,6 +121,26 @@ class Client(Requester):
         agent, spec, called = route(ref, handler)
         session = self._sessions.get(agent) or self.session(agent)
         return session.ask(spec.name, called, args, kwargs, timeout, label, options)
+
+    def stream(
+        self,
+        ref: Reference,
+        handler: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        timeout: float | None,
+        options: CallOptions | None,
+    ) -> CallStream[Any]:
+        agent, spec, called = route(ref, handler)
+        return CallStream(self, self, self.session(agent), spec.name, called, args, kwargs, timeout, options)
+
+    def read_stream(
+        self, ref: Reference, handler: str, id: str, after: str, timeout: float | None
+    ) -> StreamReader[Any]:
+        agent, _, called = route(ref, handler)
+        reader = StreamReader[Any](self, self, agent, called, timeout)
+        reader.begin(CallName.read(id), read_position(after) if after else Position())
+        return reader
 
     async def tell(
         self, ref: Reference, handler: str, args: tuple[Any, ...], kwargs: dict[str, Any], label: str | None,

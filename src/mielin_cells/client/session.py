@@ -70,6 +70,8 @@ class Session:
             agent, client.settings.inbox_max, lambda: self._next - 1, self._count_waiting, client.start
         )
         self._is_started = False
+        self.streamed = 0
+        """The last entry of the session's streams that was read."""
         self._stored = 0
         """Sequence of the last inbox entry of this session."""
         self._timer: asyncio.TimerHandle | None = None
@@ -135,6 +137,27 @@ class Session:
                 self._open.pop(call.message.n, None)
             else:  # the caller has gone; the number stays open until it is stored
                 call.future.add_done_callback(lambda _: self._open.pop(call.message.n, None))
+
+    async def begin(self, cls: str, handler: str, args: bytes, timeout: float, options: CallOptions | None) -> Call:
+        """Makes an ask whose caller waits for its future, and may move its deadline."""
+        if running_loop() is not self._loop:
+            raise foreign_loop()
+        if len(args) > MESSAGE_BYTES_MAX:
+            raise self._too_large(args)
+        since = self._loop.time()
+        if self._next > self._window.free or self._window.held:
+            await self._window.enter()
+        call = self._send(handler, args, True, cls, self._loop.time() + timeout, options, since)
+        call.future.add_done_callback(lambda _: self._open.pop(call.message.n, None))
+        if call.deadline < self._due:
+            self._watch(call.deadline)
+        return call
+
+    def timed_out(self, handler: str, timeout: float) -> AskTimeout:
+        return AskTimeout(
+            f"No answer from {self.agent!r}.{handler} in {timeout:g} s{self._why}; the ask may still take effect.",
+            agent=self.agent,
+        )
 
     def close(self) -> None:
         """Ends every call with `NotConnected`.  Messages that were sent may still take effect."""

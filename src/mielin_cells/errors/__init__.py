@@ -29,7 +29,8 @@ __all__ = [
     "ReadOnly", "RecordInvalid", "RecordTruncated", "RecoveryNotDue", "RetryError", "RollbackExpired", "SelfAsk",
     "ServerTooOld", "SessionExpired", "StateInvalid", "StateTooNew", "StateUnloadable", "StateUpgradeFailed",
     "StepFailed", "StepInvalid", "StoreBusy", "StoreCorrupt", "StoreFull", "StoreInUse", "StoreIncompatible", "StoreReadOnly",
-    "StoreUnreachable", "StreamMissing", "TooLateToCancel", "TopicInvalid", "TrailingData", "TurnDeadlineExceeded", "UnknownClass",
+    "StoreUnreachable", "StreamGap", "StreamMissing", "StreamRestarted", "TooLateToCancel", "TopicInvalid", "TrailingData",
+    "TurnDeadlineExceeded", "UnknownClass",
     "UnknownNode", "UnknownRecord", "UnsupportedFormat", "UsageError", "WireTimeout", "WrongAgent", "WrongClass",
 ]  # fmt: skip
 

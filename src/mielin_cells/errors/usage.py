@@ -189,3 +189,12 @@ class NodeCordoned(UsageError):
 
 class RollbackExpired(UsageError):
     """What a rollback would restore is older than the limit.  Facts: migration."""
+
+
+class StreamGap(UsageError):
+    """Parts of a stream were removed before this reader had them; what it has had stands.  Facts: call, offset."""
+
+
+class StreamRestarted(UsageError):
+    """Parts that the reader has had do not stand: the step that emitted them was run again.  The next parts begin at `offset`,
+    and the same iterator goes on with them.  Facts: offset."""

@@ -93,6 +93,8 @@ class StepCall(msgspec.Struct, array_like=True, frozen=True, tag="step"):
 
     name: str
     answer: bytes
+    parts: int = 0
+    """Parts of the turn's stream that its last call has sent."""
 
     @property
     def label(self) -> str:

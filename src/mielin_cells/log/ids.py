@@ -74,6 +74,15 @@ def inbox_subject(agent: str) -> str:
     return "inbox." + encoded(agent)
 
 
+STREAMS = "stream."
+"""Prefix of the streams of all calls."""
+
+
+def stream_subject(agent: str, sender: str) -> str:
+    """Where the streams of all calls of a sender to an agent are."""
+    return f"{STREAMS}{encoded(agent)}.{encoded(sender)}"
+
+
 def part_prefix(agent: str) -> str:
     return f"part.{encoded(agent)}."
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+
 import mielin_cells as cells
 
 
 async def answer(about: str, length: int = 10) -> str:
     return about * length
+
+
+async def emitted(text: str) -> str:
+    await cells.emit(text)
+    return text
 
 
 class Counter(cells.Agent, version=2):
@@ -39,6 +46,18 @@ class Counter(cells.Agent, version=2):
         size: int = await cells.step("size", len, text)
         parts: list[str] = await cells.step("parts", lambda: [text, *text])
         return size + len(parts) + len(cells.this().idempotency_key)
+
+    @cells.handler
+    async def spell(self, text: str) -> AsyncIterator[str]:
+        for letter in text:
+            yield letter
+        yield await cells.step("emitted", emitted, text)
+
+    @cells.handler(tries=2)
+    async def numbers(self, to: int) -> AsyncIterator[int]:
+        yield to
+        parts: list[str] = [letter async for letter in self.spell("own")]
+        self.names += parts
 
     async def on_arrive(self) -> None:
         self.count = 0
@@ -91,4 +110,9 @@ async def main() -> None:
             names: list[str] = seen.state.names
             print(seen.revision + 1, names, days)
         report: cells.MigrationReport = await cluster.migrate(found, to="node-2")
+        letters: list[str] = [letter async for letter in counter.spell("abc")]
+        stream: cells.Stream[int] = await counter.numbers.options(timeout=2)(3).start()
+        back: cells.Stream[int] = counter.numbers.read(stream.id, after=stream.position)
+        n: int = await anext(back.on_restart(print))
+        print(letters, n)
         print(text, report.pause_ms, [info.node for info in await cluster.agents()])

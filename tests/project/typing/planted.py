@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 
 import mielin_cells as cells
 
@@ -56,6 +57,10 @@ class Other(cells.Agent):
     @cells.handler
     async def ping(self) -> None: ...
 
+    @cells.handler
+    async def spell(self, text: str) -> AsyncIterator[str]:
+        yield text
+
 
 async def main() -> None:
     async with cells.local() as cluster:
@@ -79,6 +84,9 @@ async def main() -> None:
         async for seen in counter.watch():
             print(seen.state.cuont)  # ERROR: no such field
         await other.buy("two")  # ERROR: wrong argument of a handler with declared errors
+        letters: list[int] = [letter async for letter in other.spell("a")]  # ERROR: its parts are text
+        await other.spell("a")  # ERROR: a stream is no answer
+        _ = [letter async for letter in other.spell(1)]  # ERROR: wrong argument of a handler that yields
         bought: int = await other.buy(1)  # ERROR: its result is a str
         text: str = await counter.add(1)  # ERROR: wrong result
         later: int = counter.add(1)  # ERROR: forgotten await
@@ -92,4 +100,4 @@ async def main() -> None:
         half: int = await cells.step("half", text.upper)  # ERROR: wrong result of a step
         await cells.step("wait", asyncio.sleep, "long")  # ERROR: wrong argument of a step's call
         await cells.step("wait", asyncio.sleep(1))  # ERROR: not a function but what it returned
-        print(given, text, later, wrong, half, bought)
+        print(given, text, later, wrong, half, bought, letters)

@@ -20,7 +20,7 @@ from mielin_cells.log.delta import StateDelta
 from mielin_cells.log.fold import Fold
 from mielin_cells.log.lifecycle import AgentError, AgentState
 from mielin_cells.log.records import Failed
-from mielin_cells.node.activation.context import Hosted, NodeContext
+from mielin_cells.node.activation.context import Hosted, NodeContext, StreamOwner
 from mielin_cells.node.activation.core import Core
 from mielin_cells.node.activation.effects import Effects
 from mielin_cells.node.activation.inbox import Inbox
@@ -29,6 +29,7 @@ from mielin_cells.node.activation.run import is_failure
 from mielin_cells.node.activation.runner import Runner
 from mielin_cells.node.activation.timers import Timers
 from mielin_cells.node.activation.writer import Writer
+from mielin_cells.node.streams.ends import Ends
 from mielin_cells.node.topics.reader import Reader
 from mielin_cells.settings import Settings
 from mielin_cells.substrate.ports import Log, Wire
@@ -44,7 +45,7 @@ DEPARTURES_MAX = 32
 class Activation(Core):
     """The owner's side of one agent.  Made with a fold that is at the log's end; `open` starts it."""
 
-    __slots__ = ("__weakref__", "_reader", "cell", "inbox", "intake", "runner", "timers")
+    __slots__ = ("__weakref__", "_ending", "_reader", "cell", "inbox", "intake", "runner", "timers")
 
     def __init__(self, home: NodeContext, spec: Spec, cell: Cell, writer: Writer) -> None:
         super().__init__(home, spec, writer)
@@ -55,6 +56,9 @@ class Activation(Core):
         self.runner = Runner(self, cell, effects)
         self.intake = Intake(self, self.inbox, self.runner, effects, self.timers)
         self._reader: asyncio.Task[Any] | None = None
+        self._ending: asyncio.Task[None] | None = None
+        if spec.has_streams:
+            self.ends = Ends(StreamOwner(self), home.settings.stream_keep_s)
 
     def kick(self) -> None:
         self.intake.kick()
@@ -67,6 +71,8 @@ class Activation(Core):
         self.timers.open()
         self.topics.open()
         self.commit_soon()
+        if self.ends is not None:
+            self._ending = self.start(self.ends.resume(self.fold.ledger))
         if self.fold.wish is not None:  # its former owner did not carry the order out
             self.fulfil()
 
@@ -75,6 +81,8 @@ class Activation(Core):
         self.inbox.close()
         self.intake.close()
         self.timers.close()
+        if self.ends is not None:
+            self.ends.close()
         if self._reader is not None and self._reader is not asyncio.current_task():
             self._reader.cancel()
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Any, Protocol
 
-from mielin_cells.errors import OF_STORE, Fenced, InternalError, NotInTurn
+from mielin_cells.errors import OF_STORE, CellError, Fenced, InternalError, NotInTurn
 from mielin_cells.log.fold import Fold
 from mielin_cells.node.topics.reader import Reader
 from mielin_cells.settings import Settings
@@ -96,3 +96,57 @@ class NodeContext:
             logger.info("node %s: a task ended: %s", self.name, error)
         else:
             logger.error("node %s: a task failed: %r", self.name, error, exc_info=error)
+
+
+async def renewed(agent: str, order: Awaitable[object]) -> None:
+    """Waits for the order to load an agent again, with the newer definition of its class."""
+    try:
+        await order
+    except CellError as error:
+        logger.warning("agent %s still runs the earlier definition of its class: %s", agent, error)
+
+
+class StreamOwner:
+    """An activation as the writers of its streams know it."""
+
+    __slots__ = ("_core", "_runs")
+
+    def __init__(self, core: Any) -> None:
+        self._core = core
+        self._runs = 0
+
+    @property
+    def log(self) -> Log:
+        log: Log = self._core.home.log
+        return log
+
+    @property
+    def agent(self) -> str:
+        return str(self._core.fold.agent)
+
+    @property
+    def epoch(self) -> int:
+        return int(self._core.fold.epoch)
+
+    @property
+    def is_open(self) -> bool:
+        return bool(self._core.is_open)
+
+    def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = self._core.start(work)
+        return task
+
+    def begin(self, work: Coroutine[Any, Any, None]) -> None:
+        _ = self.start(work)
+
+    def next_run(self) -> int:
+        self._runs += 1
+        return self._runs
+
+    async def check(self) -> None:
+        """Raises `Fenced`, after closing the activation, if the log has another owner, or a `RetryError`."""
+        try:
+            await self._core.writer.reaches(self._core.fold.seq + 1)
+        except Fenced as error:
+            self._core.lose(error)
+            raise

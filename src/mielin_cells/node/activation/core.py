@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from mielin_cells.agents.spec import Spec
@@ -31,12 +31,13 @@ from mielin_cells.log.fold import Fold
 from mielin_cells.log.ledger import Verdict
 from mielin_cells.log.message import Answer, Replies, encode_answer, encode_replies, fitting
 from mielin_cells.log.records import Committed
-from mielin_cells.node.activation.context import NodeContext
+from mielin_cells.node.activation.context import NodeContext, renewed
 from mielin_cells.node.activation.outbox import Outbox
 from mielin_cells.node.activation.readers import Committed as CommittedState
 from mielin_cells.node.activation.readers import Readers
 from mielin_cells.node.activation.snapshots import Snapshots
 from mielin_cells.node.activation.writer import R, Writer, append_failed
+from mielin_cells.node.streams.ends import Ends
 from mielin_cells.node.topics.subscriptions import Subscriptions
 from mielin_cells.redaction import scrubbed
 from mielin_cells.settings import MAIL_BYTES_MAX
@@ -53,7 +54,7 @@ class Core:
     """The state that the parts of one activation share, and its commits."""
 
     __slots__ = (
-        "_answers", "_batch", "_committing", "_is_failing", "_is_renewing", "_sealing", "_settled", "asks", "fold", "home",
+        "_answers", "_batch", "_committing", "_is_failing", "_renewing", "_sealing", "_settled", "asks", "ends", "fold", "home",
         "inflight", "is_open", "loop", "lost", "outbox", "readers", "records_first_turn", "snapshots", "spec", "stops", "topics",
         "writer",
     )  # fmt: skip
@@ -66,6 +67,7 @@ class Core:
         self.fold: Fold = writer.fold
         self.outbox = Outbox(self)
         self.snapshots = Snapshots(self)
+        self.ends: Ends | None = None
         self.topics = Subscriptions(self)
         self.is_open = False
         self.lost: Exception | None = None
@@ -81,7 +83,8 @@ class Core:
         self._batch: Batch | None = None
         self.readers: Readers | None = None
         """Made at the first read that waits."""
-        self._is_failing = self._is_renewing = self._sealing = False
+        self._is_failing = self._sealing = False
+        self._renewing: asyncio.Task[None] | None = None
         self._committing: asyncio.Task[Any] | None = None
         self._settled = Signal()
         writer.refused = self._settled
@@ -200,17 +203,9 @@ class Core:
 
     def renew(self) -> None:
         """Has the agent loaded again from its log, with the newer definition."""
-        if not self._is_renewing and self.home.obey is not None:
-            self._is_renewing = True
-            self.home.begin(self._renewed(self.home.obey(self.fold.agent, "renew", "")))
-
-    async def _renewed(self, order: Awaitable[object]) -> None:
-        try:
-            await order
-        except CellError as error:
-            logger.warning("agent %s still runs the earlier definition of its class: %s", self.fold.agent, error)
-        finally:
-            self._is_renewing = False
+        if self.home.obey is not None and (self._renewing is None or self._renewing.done()):
+            agent = self.fold.agent
+            self._renewing = self.home.start(renewed(agent, self.home.obey(agent, "renew", "")))
 
     def touch(self) -> None:
         """Makes sure that another commit follows."""
@@ -300,6 +295,8 @@ class Core:
             self.readers.acknowledged(self._batch)
         self._settled.set()
         if batch.answers:
+            if self.ends is not None:
+                self.ends.committed(batch.answers)
             await self._let_out(batch.answers)
 
     async def flush_within(self, seconds: float) -> None:
@@ -344,9 +341,7 @@ class Core:
                     replies = Replies(fold.agent, sender, some, fold.seq)
                     await self.home.wire.publish(reply_to, encode_replies([replies]))
                 except Exception as error:  # whatever the wire raises, what it carries is in the log
-                    logger.info(
-                        "agent %s: an answer for %s was not sent: %s", self.fold.agent, sender, described(error)
-                    )
+                    logger.info("agent %s: an answer to %s was not sent: %s", fold.agent, sender, described(error))
 
     def answer_again(self, sender: str, n: int, verdict: Verdict) -> bytes | None:
         """The stored answer, or the error, for an ask that has taken effect or never will (`verdict`); None for a tell."""

@@ -35,6 +35,7 @@ from mielin_cells.log.commit import (
     place_of,
 )
 from mielin_cells.node.activation.core import Core
+from mielin_cells.node.streams.parts import TurnStream
 from mielin_cells.settings import MESSAGE_BYTES_MAX
 
 if TYPE_CHECKING:
@@ -76,6 +77,8 @@ class Run:
     """When it began to wait, by the loop's clock."""
     chain: tuple[str, ...] = ()
     """The agents that wait for this turn, each asked by the one before it; the first was told, or asked by a client."""
+    parts: TurnStream | None = None
+    """Of a handler that yields."""
     why = ""
     """Why the waiting ask has no answer, if it is known."""
     _order: asyncio.Lock | None = None
@@ -248,6 +251,9 @@ class Run:
         """Waits for the record that is on its way.  Another run that did not know of it would ask, or pay, a second time."""
         if self._recording is not None and self.waits_for_store:
             await asyncio.wait((self._recording,))
+        if self.parts is not None:
+            self.parts.close()
+            await self.parts.rest()
 
 
 class Replay:

@@ -63,6 +63,8 @@ class Runner:
             turn.corrects = message.corrects
         if message.chain:
             turn.chain = message.chain
+        if handler.parts is not None and self._core.ends is not None:
+            turn.streams(self._core.ends, message.ask)
         try:
             cell.begin(turn)
             fn = self._reading(turn, handler) if handler.shared else handler.fn

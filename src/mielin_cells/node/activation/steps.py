@@ -11,14 +11,27 @@ from typing import Any
 
 from blake3 import blake3
 
+from mielin_cells.agents.context import CallOptions
 from mielin_cells.agents.context import turn as current_turn
+from mielin_cells.agents.reference import Reference
 from mielin_cells.agents.retry import Retry
 from mielin_cells.agents.step import NAME_CHARS_MAX, Results, Within, results_of
-from mielin_cells.errors import CellError, MessageTooLarge, StepFailed, UsageError, described, from_wire
+from mielin_cells.errors import (
+    CellError,
+    MessageTooLarge,
+    NotInTurn,
+    StepFailed,
+    UsageError,
+    described,
+    from_wire,
+    never,
+)
 from mielin_cells.log.commit import StepCall, TurnCall
 from mielin_cells.log.message import Answer, decode_answer, encode_answer
 from mielin_cells.log.records import Stepped
 from mielin_cells.node.activation.run import Run, Started, TurnStopped, is_failure, within
+from mielin_cells.node.streams.ends import Ends
+from mielin_cells.node.streams.parts import TurnStream
 from mielin_cells.settings import STEPS_BYTES_MAX
 
 logger = logging.getLogger("mielin_cells.steps")
@@ -63,6 +76,7 @@ class Steps(Run):
             if not isinstance(made, StepCall) or made.name != name:
                 raise self._otherwise(made, f"step {name!r}")
             self.calls.append(made)
+            self._step_recorded(made)
             if self._in_log == k:
                 self._in_log += 1
             return made.answer, None
@@ -71,6 +85,7 @@ class Steps(Run):
         if finished is not None:
             await asyncio.sleep(0)
             self.calls.append(finished)
+            self._step_recorded(finished)
             return finished.answer, None
         await self._pause()
         step = Within(self, name, self._key(name, index))
@@ -83,7 +98,8 @@ class Steps(Run):
                 answer = Answer(results.encode(value))
             except StepFailed as failed:
                 error, answer = failed.__cause__, Answer(None, failed.to_wire())
-            made = StepCall(name, encode_answer(answer))
+            parts = await self.parts.step_ended(step.key) if self.parts is not None else 0
+            made = StepCall(name, encode_answer(answer), parts)
             fits_turn(self.id, self.calls, made)
             self._recording = self._core.home.start(self._record_step(made))
             await asyncio.shield(self._recording)
@@ -98,6 +114,10 @@ class Steps(Run):
             self._steps(False)
         await self._pause()
         return made.answer, error
+
+    def _step_recorded(self, made: StepCall) -> None:
+        if self.parts is not None:
+            self.parts.step_recorded(made.parts)
 
     def _key(self, name: str, index: int) -> str:
         return blake3(f"{self.id}\0{self.sender}\0{self.n}\0{name}\0{index}".encode()).hexdigest(16)
@@ -144,6 +164,77 @@ class Steps(Run):
             self._resting.set_result(None)
 
 
+class Streaming(Steps):
+    """The part of a turn that sends the parts of a handler that yields (rule T7)."""
+
+    def streams(self, ends: Ends, is_ask: bool) -> None:
+        """Begins the stream of this run.  A tell, and a message that has its answer, send no parts."""
+        is_quiet = not is_ask or (self.replay is not None and self.replay.again.taken)
+        self.parts = ends.begin(self.sender, self.n, is_quiet=is_quiet)
+
+    async def send_part(self, data: bytes) -> None:
+        """The handler has yielded a part.  It leaves once all outcomes that the handler has seen are in the log (rule T7)."""
+        self._may_go_on()
+        await self._pause()
+        await self._record_outcomes()
+        self._steps(False)  # the deadline begins anew
+        await self._streaming().send(data)
+
+    async def _record_outcomes(self) -> None:
+        core = self._core
+        if not self._streaming().offset:
+            await core.flush()  # what earlier turns have changed, this one has read
+        if all(made.answer is None for made in self.calls[self._in_log :]):
+            return
+
+        def compose(head: dict[str, Any]) -> Stepped:
+            self._may_record()
+            at, news = self.news()
+            return Stepped(**head, sender=self.sender, input=self.n, at=at, calls=news)
+
+        self._recording = core.home.start(core.append(compose))
+        await asyncio.shield(self._recording)
+
+    async def emit_part(self, part: object) -> None:
+        """What `cells.emit` says."""
+        step, handler = within.get(), self._core.spec.handlers.get(self.message)
+        if step is None or step.turn is not self:
+            raise NotInTurn(f"Agent {self.id!r}: emit() is for the call of a step; in the handler itself, yield.")
+        if self.parts is None or handler is None or handler.parts is None:
+            raise UsageError(
+                f"Step {step.name!r} of agent {self.id!r} emitted a part, but {self.message} does not yield; make it an async "
+                "generator.", agent=self.id, step=step.name,
+            )  # fmt: skip
+        await self._record_outcomes()
+        await self.parts.emit(handler.parts.encode(part), step.key, step.attempt)
+
+    async def end_parts(self) -> int:
+        """The handler has returned: all parts are stored.  Returns how many there are."""
+        return await self._streaming().settle()
+
+    def _streaming(self) -> TurnStream:
+        if self.parts is None:
+            raise never("a part of a turn that has no stream")
+        return self.parts
+
+    def stream(
+        self,
+        ref: Reference,
+        handler: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        timeout: float | None,
+        options: CallOptions | None,
+    ) -> Any:
+        raise UsageError(
+            f"Agent {self.id!r} called {handler!r} of {ref!r}, which yields: a turn that runs again could not read the same parts. "
+            "Ask a handler that returns, or let the other agent tell each part.", agent=self.id,
+        )  # fmt: skip
+
+    def read_stream(self, ref: Reference, handler: str, id: str, after: str, timeout: float | None) -> Any:
+        return self.stream(ref, handler, (), {}, timeout, None)
+
+
 async def result_of(
     step: Within,
     call: Callable[..., Any],
@@ -161,7 +252,7 @@ async def result_of(
         tried += 1
         try:
             async with asyncio.timeout(seconds):
-                return await _called(step, call, args)
+                return await _called(step._replace(attempt=tried), call, args)
         except BaseException as error:
             if not is_failure(error):
                 raise
@@ -178,6 +269,8 @@ async def result_of(
 
 async def _called(step: Within, call: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     """Makes one call in a context of its own, so that the tasks that it starts are known from the handler's others."""
+    if step.turn.parts is not None:
+        step.turn.parts.step_tries(step.key, step.attempt)
     context = contextvars.copy_context()
     context.run(within.set, step)
     context.run(current_turn.set, _InStep(step.turn))

@@ -35,7 +35,7 @@ from mielin_cells.log.message import Answer, Terms, decode_answer, encode_answer
 from mielin_cells.log.records import Asked
 from mielin_cells.membership.reads import read_shared
 from mielin_cells.node.activation.run import Replay, Run
-from mielin_cells.node.activation.steps import Steps
+from mielin_cells.node.activation.steps import Streaming
 from mielin_cells.node.activation.timers import check_room
 from mielin_cells.node.topics.turning import TopicCalls
 from mielin_cells.rpc import requests
@@ -245,7 +245,7 @@ class Asks(Run):
         return None
 
 
-class Turn(Asks, Steps, TopicCalls):
+class Turn(Asks, Streaming, TopicCalls):
     """What `cells.this()` gives inside a turn, and the caller of every reference used in it.
 
     What a turn tells, sets and orders takes effect once the turn is committed.

@@ -1,0 +1,1 @@
+"""The streams of calls: their entries, and what owners and readers make of them.  Pure."""

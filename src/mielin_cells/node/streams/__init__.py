@@ -1,0 +1,1 @@
+"""The streams of the calls that one node answers (rule T7)."""
