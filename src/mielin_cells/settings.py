@@ -57,6 +57,12 @@ ANSWERS_BYTES_MAX = 4 * 1024 * 1024
 LETTERS_BYTES_MAX = 8 * 1024 * 1024
 """Arguments of the dead letters of one agent; the oldest goes first, the newest stays."""
 
+KEYS_BYTES_MAX = 64 * 1024 * 1024
+"""What a class may let its agents keep of keyed calls."""
+
+KEYS_MAX = 10_000
+"""Keyed calls that an agent keeps: they are in its snapshots and in what a handover seals."""
+
 TIMERS_BYTES_MAX = 4 * 1024 * 1024
 """Arguments of all timers of one agent."""
 
@@ -152,6 +158,10 @@ class Settings:
     """Wait before the second run of a failed turn; doubles each time.  The agent waits too: order is kept."""
     inbox_max: Count = 10_000
     """Messages waiting per agent before senders get `InboxFull`."""
+    keys_s: Delay = 86_400.0
+    """How long an agent keeps a call that was made with a key: a client that was away for a day may repeat it."""
+    keys_bytes: Bytes = 1024 * 1024
+    """What these calls may take, with their answers: the oldest go first.  A class may set both for itself."""
     prepare_s: Seconds = 5.0
     copy_rounds: Count = 10
     copy_lag_records: Count = 64

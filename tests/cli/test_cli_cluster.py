@@ -42,6 +42,7 @@ def test_agents_are_spawned_asked_and_told_by_words(up: Deployment) -> None:
     assert up.value("tell", "words", "add", "n=5", 'label="a=b"')["stored"] is True
     assert up.value("ask", "words", "get") == [2, "a=b"]
     assert up.run("ask", "words", "add", "--", "2").stdout == "4\n"
+    assert [up.value("ask", "words", "add", "1", "--key", "once") for _ in range(2)] == [5, 5]
     assert up.value("spawn", "Counter", "words")["new"] is False
 
 
@@ -57,6 +58,8 @@ def test_agents_are_spawned_asked_and_told_by_words(up: Deployment) -> None:
         (("ask", "known", "add", "--timeout", "-1"), 2, "--timeout"),
         (("ask", "known", "add", "--deadline", "-1"), 2, "--deadline"),
         (("tell", "known", "add", "--deadline", "0"), 2, "--deadline"),
+        (("ask", "known", "add", "--key", ""), 2, "--key"),
+        (("tell", "known", "add", "--key", "x" * 129), 2, "--key"),
         (("ask", "known", "add", "--deadline", "0.000001"), 3, "deadline passed"),
         (("ask", "a\nb", "add"), 2, "control character"),
         (("tell", "nobody", "add"), 2, "no agent 'nobody'"),

@@ -22,9 +22,10 @@ from mielin_cells.agents import context
 from mielin_cells.agents.live import Cell
 from mielin_cells.errors import Fenced
 from mielin_cells.log import codec
-from mielin_cells.log.commit import Batch, Out, StepCall
+from mielin_cells.log.commit import Batch, Input, Out, StepCall
 from mielin_cells.log.fold import Fold
 from mielin_cells.log.ids import log_subject
+from mielin_cells.log.keys.kept import Keys
 from mielin_cells.log.ledger import Ledger
 from mielin_cells.log.message import Mail, Message
 from mielin_cells.log.records import Claimed
@@ -379,6 +380,18 @@ def deadlines_by_the_stores_clock(patch: Patch) -> None:
         self.clock = Wall(self)
 
     patch.setattr(NodeContext, "__post_init__", made)
+
+
+@guard(within=100)
+def known_keys_do_not_run(patch: Patch) -> None:
+    """A call runs, although one under its key has run."""
+    patch.setattr(Keys, "judge", lambda *_: "")
+
+
+@guard(within=40)
+def keys_are_in_the_log(patch: Patch) -> None:
+    """An owner remembers keyed calls, and the log does not have them."""
+    patch.setattr(Input, "kept", None)
 
 
 SOON = 40

@@ -23,6 +23,7 @@ from mielin_cells.agents.shared.watched import Watched
 from mielin_cells.agents.values.annotations import annotations_of
 from mielin_cells.errors import FieldRefused, IsReference, UsageError
 from mielin_cells.log.policy import DEFAULT, Policy
+from mielin_cells.settings import KEYS_BYTES_MAX, TIMEOUT_S_MAX
 
 
 class Cell(Protocol):
@@ -145,6 +146,17 @@ def _check_standby(cls: type[Agent], standby: Any) -> None:
         raise FieldRefused.at(cls.__name__, f": standby = {standby!r} is not a whole number from 0 to {STANDBY_MAX}.")
 
 
+def _check_keys(cls: type[Agent], seconds: Any, size: Any) -> None:
+    if seconds is not None and (type(seconds) not in (int, float) or not 0 <= seconds <= TIMEOUT_S_MAX):
+        raise FieldRefused.at(
+            cls.__name__, f": keys_s = {seconds!r} is not a number of seconds from 0 to {TIMEOUT_S_MAX:g}."
+        )
+    if size is not None and (type(size) is not int or not 0 < size <= KEYS_BYTES_MAX):
+        raise FieldRefused.at(
+            cls.__name__, f": keys_bytes = {size!r} is not a whole number from 1 to {KEYS_BYTES_MAX:,}."
+        )
+
+
 def _check_class(cls: type[Agent], version: Any, name: Any, fields: list[str]) -> None:
     """Raises `FieldRefused` for definitions that would silently fail later."""
     own = cls.__dict__
@@ -178,7 +190,8 @@ class Agent(Reference):
 
     Options of a class: `version` (of its state, from 1), `name` (on the wire; by default the class's name), `recovery` (of failed
     moves: a dict with fields of `migration.RecoveryConfig`), `policy` (`cells.Policy`: which nodes its agents may move to) and
-    `standby` (how many other nodes keep a copy of each agent, so that losing its owner costs no load).
+    `standby` (how many other nodes keep a copy of each agent, so that losing its owner costs no load), `keys_s` and `keys_bytes` (for
+    how long, and up to how many bytes, its agents keep calls that were made with a key; by default the settings of these names).
 
     Guarantees: the state and the messages of an agent survive the loss of its node; its turns run one at a time, each wholly or not
     at all.  A class raises `FieldRefused` or `UsageError` where it is defined or first used, if it cannot keep that.
@@ -198,9 +211,14 @@ class Agent(Reference):
     __mielin_standby__: ClassVar[int] = 0
     """How many other nodes keep a copy of each agent of this class."""
 
+    __mielin_keys_s__: ClassVar[float | None] = None
+    __mielin_keys_bytes__: ClassVar[int | None] = None
+    """For how long, and up to how many bytes, keyed calls are kept; None: as the settings say."""
+
     def __init_subclass__(
         cls, *, version: int = 1, name: str | None = None, recovery: dict[str, Any] | None = None,
-        policy: Policy | None = None, standby: int | None = None, **kwargs: Any,
+        policy: Policy | None = None, standby: int | None = None, keys_s: float | None = None, keys_bytes: int | None = None,
+        **kwargs: Any,
     ) -> None:  # fmt: skip
         definition.check_options(cls, kwargs)
         super().__init_subclass__(**kwargs)
@@ -217,6 +235,11 @@ class Agent(Reference):
         if standby is not None:
             _check_standby(cls, standby)
             cls.__mielin_standby__ = standby
+        _check_keys(cls, keys_s, keys_bytes)
+        if keys_s is not None:
+            cls.__mielin_keys_s__ = float(keys_s)
+        if keys_bytes is not None:
+            cls.__mielin_keys_bytes__ = keys_bytes
         fields = [field for field, kind in annotations_of(cls).items() if is_state(field, kind)]
         _check_class(cls, version, name, fields)
         wire_name = "".join(name or cls.__name__)  # plain text: it is in records

@@ -17,6 +17,8 @@ class CallOptions(NamedTuple):
 
     deadline: float | None = None
     """Seconds from the call within which its turn must begin."""
+    key: str = ""
+    """Calls under one key run once."""
 
 
 class Caller(Protocol):

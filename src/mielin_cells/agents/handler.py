@@ -17,7 +17,7 @@ from mielin_cells.errors import FieldRefused, UsageError
 from mielin_cells.settings import check_timeout
 
 LABEL_CHARS_MAX = 128
-"""Longest label of a call, which is stored in the log with the ask."""
+"""Longest label or key of a call, which are stored in the log."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -87,23 +87,38 @@ class Bound(Generic[P, R_co]):
         return self._obj
 
     def options(
-        self, *, timeout: float | None = None, id: str | None = None, deadline: float | None = None
-    ) -> Bound[P, R_co]:
+        self, *, timeout: float | None = None, id: str | None = None, deadline: float | None = None,
+        key: str | None = None,
+    ) -> Bound[P, R_co]:  # fmt: skip
         """The same handler with options.
 
         `timeout`: seconds to wait for an answer; the ask may still take effect later.
         `deadline`: seconds from the call within which its turn must begin.  After that it never begins: an ask raises `Expired`, and
         the message is a dead letter.  The store's clock decides, and a turn that has begun goes on.
+        `key`: calls of the agent under one key run once, whoever makes them, also after restarts; the others get the answer of
+        the one that ran.  Another call under the key raises `KeyConflict`.  The agent's class says how long that holds (`keys_s`).
         `id`: a label, shown in the error of an ask without an answer and in the asks of a dead letter; it changes nothing else.
-        Raises `UsageError` for a timeout or deadline that is not above 0, and for a label that is empty, too long or not printable.
+        Raises `UsageError` for a timeout or deadline that is not above 0, and for a label or key that is not 1 to 128 printable
+        characters.
         """
         check_timeout(timeout, f"A call of {self._handler.name}")
         check_timeout(deadline, f"A call of {self._handler.name}", "deadline")
-        if id is not None and (type(id) is not str or not 0 < len(id) <= LABEL_CHARS_MAX or not id.isprintable()):
+        for text, what in ((id, "label"), (key, "key")):
+            if text is not None and (
+                type(text) is not str or not 0 < len(text) <= LABEL_CHARS_MAX or not text.isprintable()
+            ):
+                raise UsageError(
+                    f"A call of {self._handler.name} has a {what} that is not allowed; give 1 to {LABEL_CHARS_MAX} printable "
+                    "characters."
+                )
+        if key is not None and self._handler.yields:
             raise UsageError(
-                f"A call of {self._handler.name} has a label that is not allowed; give 1 to {LABEL_CHARS_MAX} printable characters."
+                f"{self._handler.name} answers with a stream, whose parts are those of one call: it takes no key. To read "
+                "the stream of an earlier call, keep its id, and give that to .read()."
             )
-        options = None if deadline is None else CallOptions(float(deadline))
+        options = None
+        if deadline is not None or key is not None:
+            options = CallOptions(None if deadline is None else float(deadline), key or "")
         return type(self)(self._handler, self._obj, timeout, id, options)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R_co]:
@@ -166,7 +181,7 @@ class BoundStream(Bound[P, R_co]):
 
     if TYPE_CHECKING:
 
-        def options(
+        def options(  # type: ignore[override]  # a stream has no key
             self, *, timeout: float | None = None, id: str | None = None, deadline: float | None = None
         ) -> BoundStream[P, R_co]: ...
 

@@ -27,6 +27,7 @@ from mielin_cells.errors import (
     UsageError,
 )
 from mielin_cells.log.delta import PAGE_BYTES, BufferDelta, StateDelta, TableDelta
+from mielin_cells.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,11 @@ class Spec:
             elif isinstance(member, Handler):
                 self.handlers[name] = self._handler(member)
         self.has_streams = any(handler.parts is not None for handler in self.handlers.values())
+
+    def keeps_keys(self, settings: Settings) -> tuple[float, int]:
+        """For how many seconds, and up to how many bytes, an agent keeps keyed calls."""
+        seconds, size = self.cls.__mielin_keys_s__, self.cls.__mielin_keys_bytes__
+        return settings.keys_s if seconds is None else seconds, settings.keys_bytes if size is None else size
 
     def _upgrades(self) -> dict[int, Upgrade]:
         """Upgrades by the version that they start from.  The upgrade of a derived class replaces an inherited one."""

@@ -8,7 +8,19 @@ import msgspec
 from cyclopts import Parameter
 
 from mielin_cells.cli.command import command, confirm, operate
-from mielin_cells.cli.options import HERE, Agent, Deadline, Fields, Handler, Server, Timeout, Words, Yes, choose_one
+from mielin_cells.cli.options import (
+    HERE,
+    Agent,
+    Deadline,
+    Fields,
+    Handler,
+    Key,
+    Server,
+    Timeout,
+    Words,
+    Yes,
+    choose_one,
+)
 from mielin_cells.cli.show import Printer, counted, record, table, when
 from mielin_cells.client.operator import Operator
 from mielin_cells.deployment.codes import DONE
@@ -47,16 +59,24 @@ async def ask(
     *words: Words,
     timeout: Timeout = None,
     deadline: Deadline = None,
+    key: Key = None,
 ) -> int:
-    printer.show(await operator.ask(agent, handler, list(words), timeout, deadline))
+    printer.show(await operator.ask(agent, handler, list(words), timeout, deadline, key))
     return DONE
 
 
 @command
 async def tell(
-    operator: Operator, printer: Printer, agent: Agent, handler: Handler, /, *words: Words, deadline: Deadline = None
+    operator: Operator,
+    printer: Printer,
+    agent: Agent,
+    handler: Handler,
+    /,
+    *words: Words,
+    deadline: Deadline = None,
+    key: Key = None,
 ) -> int:
-    await operator.tell(agent, handler, list(words), deadline)
+    await operator.tell(agent, handler, list(words), deadline, key)
     printer.show({"agent": agent, "handler": handler, "stored": True}, lambda: f"stored in the inbox of {agent}")
     return DONE
 

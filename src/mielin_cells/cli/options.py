@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from cyclopts import ArgumentCollection, Group, Parameter
 from cyclopts.validators import Number
 
+from mielin_cells.agents.handler import LABEL_CHARS_MAX
 from mielin_cells.deployment.connect import Address, find_address
 
 CONNECTION = Group("Connection", sort_key=9)
@@ -33,6 +34,11 @@ def _check_text(_: object, words: str | tuple[str, ...]) -> None:
             word.encode()
         except UnicodeEncodeError:
             raise ValueError("It is not text in UTF-8.") from None
+
+
+def _check_key(_: object, key: str | None) -> None:
+    if key is not None and (not 0 < len(key) <= LABEL_CHARS_MAX or not key.isprintable()):
+        raise ValueError(f"A key has 1 to {LABEL_CHARS_MAX} printable characters.")
 
 
 @Parameter(name="*")
@@ -120,6 +126,9 @@ Deadline = Annotated[
     Parameter(
         validator=Number(gt=0, lte=1e9), help="Seconds within which its turn must begin; after that it never runs."
     ),
+]
+Key = Annotated[
+    str | None, Parameter(validator=_check_key, help="Calls under one key run once; later ones get the same answer.")
 ]
 Timeout = Annotated[
     float | None, Parameter(validator=Number(gt=0, lte=1e9), help="Seconds to wait for the answer (default: 30).")

@@ -80,7 +80,9 @@ class Late:
             until = self._until.pop(call.message.n, None)
             if until is None or until > now:
                 if until is not None:
-                    call.message = msgspec.structs.replace(call.message, terms=Terms(self._clock.now() + until - now))
+                    key = call.message.terms.key if call.message.terms is not None else ""
+                    terms = Terms(self._clock.now() + until - now, key)
+                    call.message = msgspec.structs.replace(call.message, terms=terms)
                 leave.append(call)
             else:
                 handler = call.message.handler

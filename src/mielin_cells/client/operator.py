@@ -125,18 +125,20 @@ class Operator:
 
     async def ask(
         self, agent: str, handler: str, words: list[str], timeout: float | None = None,
-        deadline: float | None = None,
+        deadline: float | None = None, key: str | None = None,
     ) -> Any:  # fmt: skip
         """The handler's result, as plain data."""
         cls, args = await self._encode(agent, handler, words)
         return await self.client.session(agent).ask(
-            cls, _Words(handler, args), (), {}, timeout, None, _options(deadline)
+            cls, _Words(handler, args), (), {}, timeout, None, _options(deadline, key)
         )
 
-    async def tell(self, agent: str, handler: str, words: list[str], deadline: float | None = None) -> None:
+    async def tell(
+        self, agent: str, handler: str, words: list[str], deadline: float | None = None, key: str | None = None
+    ) -> None:
         """Returns when the message is stored."""
         cls, args = await self._encode(agent, handler, words)
-        await self.client.session(agent).tell(cls, handler, args, _options(deadline))
+        await self.client.session(agent).tell(cls, handler, args, _options(deadline, key))
 
     async def _encode(self, agent: str, handler: str, words: list[str]) -> tuple[str, bytes]:
         """The agent's class, and the words as arguments: its owner encodes them, or another node that knows the class."""
@@ -350,8 +352,8 @@ class Operator:
         return await self.client.send_to_owner(agent, requests.PurgeLetters(agent, [one.key for one in dead]))
 
 
-def _options(deadline: float | None) -> CallOptions | None:
-    return None if deadline is None else CallOptions(deadline)
+def _options(deadline: float | None, key: str | None) -> CallOptions | None:
+    return None if deadline is None and key is None else CallOptions(deadline, key or "")
 
 
 def _index(agent: str, which: str, ids: list[str]) -> int:

@@ -23,7 +23,7 @@ from mielin_cells.errors import (
     SessionExpired,
     StoreFull,
 )
-from mielin_cells.log.message import Mail, Message, client_sender, decode_answer
+from mielin_cells.log.message import Mail, Message, Terms, client_sender, decode_answer
 from mielin_cells.rpc import requests
 from mielin_cells.rpc.reminder import count_waiting, read_last_answer, remind
 from mielin_cells.settings import ASK_REPEAT_S_MAX, MAIL_BYTES_MAX, MESSAGE_BYTES_MAX
@@ -268,7 +268,10 @@ class Session:
     ) -> Call:
         n = self._next
         self._next = n + 1
-        call = self._open[n] = Call(Message(n, handler, args, ask), cls, self._loop.create_future(), deadline)
+        terms = None if options is None else Terms(0.0, options.key)
+        call = self._open[n] = Call(
+            Message(n, handler, args, ask, terms=terms), cls, self._loop.create_future(), deadline
+        )
         if options is not None:
             self._late.add(n, options, since)
         self._put(call)

@@ -22,7 +22,7 @@ __all__ = [
     "AgentInError", "AgentTerminated", "AlreadyThere", "AnswerExpired", "AskCycle", "AskTimeout", "AuthFailed",
     "BadArguments", "CellError", "ClaimRefused", "ConfigError", "DigestMismatch", "EpochOutOfOrder",
     "EpochRegression", "Expired", "Fenced", "FieldRefused", "HandlerFailed", "InboxFull", "InternalError", "InvalidAgentId",
-    "InvalidTransition", "IsReference", "JetStreamDisabled", "JournalGap", "LogGap", "LostError", "MessageTooLarge",
+    "InvalidTransition", "IsReference", "JetStreamDisabled", "JournalGap", "KeyConflict", "LogGap", "LostError", "MessageTooLarge",
     "MigrationError", "MigrationFailed", "MigrationInProgress", "MigrationRefused", "NoResponder", "NoSuchAgent",
     "NoSuchHandler", "NoSuchMigration", "NodeCordoned", "NodeStopping", "NonDeterministicTurn", "NotConnected",
     "NotInTurn", "NotTheOwner", "PartMisplaced", "PartMissing", "PermissionDenied", "QuotaExceeded",

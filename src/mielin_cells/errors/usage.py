@@ -147,6 +147,10 @@ class Expired(UsageError):
     """The message's deadline passed before its turn began: the handler did not run for it, and will not.  Facts: agent, handler."""
 
 
+class KeyConflict(UsageError):
+    """Another call was made under the same key, and has run; this one did not.  Facts: agent, handler, key."""
+
+
 class SessionExpired(UsageError):
     """The agent has forgotten this client's session; open a new one.  The call may have taken effect before."""
 

@@ -8,6 +8,7 @@ import msgspec
 from blake3 import blake3
 
 from mielin_cells.log.delta import StateDelta
+from mielin_cells.log.keys.kept import Keyed
 from mielin_cells.log.message import Terms
 from mielin_cells.log.topics.subs import TopicChange
 
@@ -53,7 +54,17 @@ class Input(msgspec.Struct, array_like=True, frozen=True, gc=False):
     given_up: list[int] = []
     """For a client: earlier numbers that take no effect from here on."""
     unrun: str = ""
-    """Why it was taken without a run, if it was: `EXPIRED`.  A replay after an undo takes it in the same way."""
+    """`EXPIRED`, `KEYED` or `CONFLICT`: why it was taken without a run, if it was.  A replay after an undo takes it so again."""
+    keyed: Keyed | None = None
+    """The call, if it has run and had a key."""
+
+    @property
+    def kept(self) -> Keyed | None:
+        """`keyed`, with its answer."""
+        keyed = self.keyed
+        return (
+            keyed if keyed is None or keyed.answer is not None else msgspec.structs.replace(keyed, answer=self.answer)
+        )
 
 
 class DeadLetter(msgspec.Struct, array_like=True, frozen=True):
@@ -238,6 +249,8 @@ class Commit(msgspec.Struct, array_like=True, frozen=True):
     wish: Wish | None = None
     topics: list[TopicChange] = []
     """What was subscribed, ended, and taken of topics."""
+    keys_dropped: int = 0
+    """How many of the oldest keyed calls are not kept any more, once those of this commit are."""
 
 
 def place_of(message: Out | Sent) -> Place:
@@ -265,6 +278,7 @@ class Batch:
         "forgot",
         "held",
         "inputs",
+        "keys_dropped",
         "moved",
         "outs",
         "released",
@@ -297,6 +311,7 @@ class Batch:
         self.answers: Answers = {}
         self.wish: Wish | None = None
         self.topics: list[TopicChange] = []
+        self.keys_dropped = 0
 
     def __bool__(self) -> bool:
         return self.turns > 0 or self.touched
@@ -327,5 +342,5 @@ class Batch:
             self.delta, version, digest, self.ended, self.replayed,
             [timer for timer in self.timers.values() if timer is not None],
             [name for name, timer in self.timers.items() if timer is None], self.fired, self.wish,
-            self.topics,
+            self.topics, self.keys_dropped,
         )  # fmt: skip

@@ -14,9 +14,19 @@ from blake3 import blake3
 
 from mielin_cells.errors import AnswerExpired
 from mielin_cells.log.codec import pack
-from mielin_cells.log.commit import EXPIRED, Commit, DeadLetter, LetterKey, Out, ReplayCounts, ReplayInput, Timer
+from mielin_cells.log.commit import (
+    EXPIRED,
+    Commit,
+    DeadLetter,
+    LetterKey,
+    Out,
+    ReplayCounts,
+    ReplayInput,
+    Timer,
+)
 from mielin_cells.log.digest import NamedDigests
-from mielin_cells.log.message import Answer, Peer, Terms, Verdict, encode_answer, is_client
+from mielin_cells.log.keys.kept import Keyed, Keys
+from mielin_cells.log.message import Answer, Message, Peer, Terms, Verdict, encode_answer, is_client
 from mielin_cells.log.topics.subs import Sub, Subs
 from mielin_cells.settings import ANSWERS_BYTES_MAX, DEAD_LETTERS_MAX, LETTERS_BYTES_MAX, SESSIONS_MAX
 
@@ -68,6 +78,8 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
     letter_bytes: int = 0
     topics: Subs | None = None
     """The agent's subscriptions; None until it has one."""
+    keys: Keys | None = None
+    """Calls that were made with a key (rule T3); None if there never was one."""
 
     # No fields, and not there in most ledgers:
     _marks = cast("NamedDigests | None", None)
@@ -108,16 +120,18 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
             return _APPLY
         return _REPEAT if n in peer.answers or n >= peer.low else _CLOSED
 
-    def why_unrun(self, sender: str, n: int, terms: Terms, now: float, has_begun: bool) -> str:
-        """Why the message, which is to take effect now, is taken without a run (rule T2); "" if its turn begins.
+    def why_unrun(self, sender: str, message: Message, terms: Terms, now: float, has_begun: bool) -> str:
+        """Why the message, which is to take effect now, is taken without a run (rules T2 and T3); "" if its turn begins.
 
-        `now` is the store's time.  `has_begun`: the log has calls of its turn.  An undo changes nothing: what ran, runs again, however
-        late, and what did not run does not run now.
+        `now` is the store's time.  `has_begun`: the log has calls of its turn.  After an undo, it runs if it ran before.
         """
-        replay = self.replays.get((sender, n)) if self.replays else None
+        replay = self.replays.get((sender, message.n)) if self.replays else None
         if replay is not None:
             return replay.unrun
-        return EXPIRED if 0 < terms.expires <= now and not has_begun else ""
+        if has_begun:
+            return ""
+        known = self.keys.judge(terms.key, message) if self.keys is not None and terms.key else ""
+        return known or (EXPIRED if 0 < terms.expires <= now else "")
 
     def has_taken(self, sender: str, n: int) -> bool:
         """True if the number has taken effect."""
@@ -132,8 +146,9 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
         return (peer.answers.get(n) or None) if peer else None
 
     def take(
-        self, sender: str, n: int, low: int, start: int, answer: bytes | None, given_up: Sequence[int] = ()
-    ) -> None:
+        self, sender: str, n: int, low: int, start: int, answer: bytes | None, given_up: Sequence[int] = (),
+        keyed: Keyed | None = None,
+    ) -> None:  # fmt: skip
         """Number `n` of the sender has taken effect.  Answers below the sender's `low` are dropped.
 
         Numbers that a client has `given_up` are closed without an answer, unless they have taken effect before.
@@ -148,6 +163,8 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
                     peer.mark = n
                     self._changed(sender)
                 return
+        if keyed is not None:
+            self.keys = Keys.with_one(self.keys, keyed)
         if peer is None:
             peer = self.peers[sender] = Peer(is_client(sender), 0, 0, start if is_client(sender) else 0)
             self.clients += peer.is_client
@@ -302,7 +319,8 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
     def size_bytes(self) -> int:
         """Roughly the bytes that the ledger adds to snapshots and to a move."""
         names = len(self.peers) + len(self.numbers)
-        return self.answer_bytes + self.pending_bytes + self.letter_bytes + PEER_BYTES * names
+        keys = self.keys.size_bytes if self.keys is not None else 0
+        return self.answer_bytes + self.pending_bytes + self.letter_bytes + keys + PEER_BYTES * names
 
     def _changed(self, name: str) -> None:
         """Notes that a name changed.  If there are many, some are hashed at each change, so that no seal hashes them all."""
@@ -323,7 +341,7 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
             to = name[1:]
             return b"%d %d" % (self.numbers[to], self.released.get(to, 0)) if to in self.numbers else None
         peer = self.peers.get(name)
-        return pack(_of_peer(name, peer)) if peer is not None else None
+        return pack(peer.content(name)) if peer is not None else None
 
     def hash_some(self, limit: int) -> bool:
         """Ahead of a seal, in slices; True if there is more to hash."""
@@ -332,7 +350,7 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
     def digest(self) -> bytes:
         """Depends on the contents of the ledger alone, not on their history."""
         if len(self.peers) + len(self.numbers) <= FLAT_MAX:
-            peers = [_of_peer(name, peer) for name, peer in sorted(self.peers.items())]
+            peers = [peer.content(name) for name, peer in sorted(self.peers.items())]
             return self._digest((peers, sorted(self.numbers.items()), sorted(self.released.items())))
         return self._digest(self._named().root())
 
@@ -343,6 +361,8 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
         rest: tuple[object, ...] = (pending, self.dead, self.horizon, replays, self.replayed, self.corrects, timers)
         if self.topics is not None:
             rest = (*rest, self.topics.content())
+        if self.keys is not None:
+            rest = (*rest, "keys", list(self.keys.kept.values()))
         return blake3(pack((self.cursor, sorted(self.held), names, rest))).digest()
 
     # ---- as a whole ------------------------------------------------------------------------------------------
@@ -350,10 +370,12 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
     def apply(self, commit: Commit) -> None:
         """A reader's step: all that the commit says about inputs and outputs."""
         for one in commit.inputs:
-            self.take(one.sender, one.n, one.low, one.start, one.answer, one.given_up)
+            self.take(one.sender, one.n, one.low, one.start, one.answer, one.given_up, one.kept)
         self.cursor = commit.cursor
         if commit.held is not None:
             self.held = sorted(commit.held)
+        if commit.keys_dropped and self.keys is not None:
+            self.keys.drop(commit.keys_dropped)
         for letter in commit.dead:
             self.bury(letter)
         self.forget(commit.forgot)
@@ -373,10 +395,6 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
 
 
 _decode = msgspec.msgpack.Decoder(Ledger).decode
-
-
-def _of_peer(name: str, peer: Peer) -> tuple[object, ...]:
-    return name, peer.mark, peer.low, peer.start, sorted(peer.answers.items())
 
 
 __all__ = ["Ledger", "Peer", "Verdict"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import Enum
 
 import msgspec
+from blake3 import blake3
 
 from mielin_cells.log.codec import Codec, framed, pack
 
@@ -16,6 +17,8 @@ class Terms(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
     expires: float = 0.0
     """The store's time from which on no turn may begin for it (rule T2); 0: never."""
+    key: str = ""
+    """Calls under one key run once, whoever sends them (rule T3)."""
 
 
 class Message(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -30,6 +33,11 @@ class Message(msgspec.Struct, array_like=True, frozen=True, gc=False):
     chain: tuple[str, ...] = ()
     """For an ask: the chain of agents that wait for its answer, its sender last."""
     terms: Terms | None = None
+
+    @property
+    def digest(self) -> bytes:
+        """What tells one call under a key from another: BLAKE3 of handler and arguments."""
+        return blake3(f"{self.handler}\0".encode() + self.args).digest(16)
 
 
 class Mail(msgspec.Struct, array_like=True, frozen=True):
@@ -122,6 +130,10 @@ class Peer(msgspec.Struct, array_like=True):
     start: int = 0
     answers: dict[int, bytes] = {}
     """Of an agent: answers to its asks.  Of a client: every number taken at or above `low`, with its answer or b""."""
+
+    def content(self, name: str) -> tuple[object, ...]:
+        """What a digest of it holds, whatever the order in which it came to be."""
+        return name, self.mark, self.low, self.start, sorted(self.answers.items())
 
 
 _mail = Codec[Mail](Mail, "mail")

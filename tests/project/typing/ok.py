@@ -101,7 +101,7 @@ async def main() -> None:
         total: int = await counter.add(2)
         text: str = await counter.meet(placed, name="b")
         await counter.add.options(timeout=1.0).tell(total)
-        soon: int = await counter.add.options(timeout=5, deadline=1.5)(n=total)
+        soon: int = await counter.add.options(timeout=5, deadline=1.5, key="a")(n=total)
         await placed.meet.options(deadline=soon).tell(counter, name="c")
         found: Counter = cluster.get(Counter, "c1")
         days: list[int] = await found.look("x", deep=True)

@@ -75,6 +75,7 @@ async def main() -> None:
         await counter.add.options(deadline=1)("two")  # ERROR: wrong argument behind options
         await counter.add.options(deadline=1).tell(m=2)  # ERROR: no such argument of a tell behind options
         await counter.add.options(deadline="soon")(1)  # ERROR: a deadline is a number
+        await counter.add.options(key=17)(1)  # ERROR: a key is text
         await counter.add.options(priorities="high")(1)  # ERROR: no such option
         given: str = await counter.add.options(deadline=1)(1)  # ERROR: wrong result behind options
         await counter.subtract(1)  # ERROR: unknown handler

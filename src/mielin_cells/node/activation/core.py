@@ -262,6 +262,8 @@ class Core:
             self._settled.set()
 
     def _compose(self, head: dict[str, Any]) -> Committed:
+        if (keys := self.fold.ledger.keys) is not None:  # a seal drops none: its turns may come back (`unseal`)
+            self.batch.keys_dropped = keys.drop_excess(self.home.clock.now(), *self.spec.keeps_keys(self.home.settings))
         return Committed(**head, commit=self.sealed())
 
     def sealed(self) -> Commit:

@@ -17,6 +17,7 @@ from mielin_cells.errors import (
     EpochRegression,
     Expired,
     HandlerFailed,
+    KeyConflict,
     MessageTooLarge,
     NoSuchHandler,
     RetryError,
@@ -28,7 +29,14 @@ from mielin_cells.errors import (
     leaves,
     storable,
 )
-from mielin_cells.log.commit import DeadLetter, EndedTurn, Input, ReplayCounts
+from mielin_cells.log.commit import (
+    EXPIRED,
+    DeadLetter,
+    EndedTurn,
+    Input,
+    ReplayCounts,
+)
+from mielin_cells.log.keys.kept import CONFLICT, KEYED, Keyed
 from mielin_cells.log.message import Answer, Mail, Message, Terms, encode_answer, sender_text
 from mielin_cells.node.activation.core import Core
 from mielin_cells.node.activation.inbox import Arrival
@@ -62,8 +70,8 @@ class Effects:
 
     def end(self, mail: Mail, message: Message, turn: Turn, handler: HandlerSpec, result: Any) -> None:
         """Takes a turn's result.  If this raises, the turn has no effect, and the live state must be undone."""
-        answer = None
-        if message.ask:
+        answer, has_key = None, message.terms is not None and bool(message.terms.key)
+        if message.ask or has_key:
             answer = encode_answer(Answer(handler.encode_result(result)))
             if len(answer) > MESSAGE_BYTES_MAX:
                 raise MessageTooLarge(
@@ -75,26 +83,39 @@ class Effects:
         batch.delta = self._cell.end(batch.delta)
         if turn.replay is not None:
             turn.tells = turn.replay.to_send(turn.tells)
-        self.take(mail, message, turn, answer)
+        if has_key:
+            self.take(mail, message, turn, answer if message.ask else None, kept=answer)
+        else:
+            self.take(mail, message, turn, answer)
         if turn.tells or turn.timers or turn.topics:
             self.send(turn)
         if turn.moves or turn.wish is not None:
             self._order(turn)
 
-    def take(self, mail: Mail, message: Message, turn: Turn | None, answer: bytes | None, unrun: str = "") -> None:
-        """The message has taken effect in memory; the next commit makes that durable.  `unrun`: why it was not run."""
+    def take(
+        self, mail: Mail, message: Message, turn: Turn | None, answer: bytes | None, unrun: str = "",
+        kept: bytes | None = None,
+    ) -> None:  # fmt: skip
+        """The message has taken effect in memory; the next commit makes that durable.
+
+        `unrun`: why it was not run.  `kept`: the answer that is kept under its key, if it has one.
+        """
         batch, ledger, sender, n = self._core.batch, self._core.fold.ledger, mail.sender, message.n
         batch.turns += 1
         if turn is not None and turn.calls:
             at, made = turn.news()
             if made:  # outcomes that no record has yet: an undo may want them (rule 13)
                 batch.ended.append(EndedTurn(turn.sender, turn.n, at, made))
+        keyed = None
+        if kept is not None and message.terms is not None and message.terms.key:
+            keyed = Keyed(message.terms.key, message.digest, self._core.home.clock.now(), kept)
         is_again = bool(ledger.replays) and (sender, n) in ledger.replays
         if is_again:
             answer = self._take_again(mail, message, turn, answer)
         else:
-            batch.inputs.append(Input(sender, n, mail.low, mail.start, answer, mail.given_up, unrun))
-        ledger.take(sender, n, mail.low, mail.start, answer, mail.given_up)
+            stored = keyed if keyed is None or answer is None else msgspec.structs.replace(keyed, answer=None)
+            batch.inputs.append(Input(sender, n, mail.low, mail.start, answer, mail.given_up, unrun, stored))
+        ledger.take(sender, n, mail.low, mail.start, answer, mail.given_up, keyed)
         if is_again and not ledger.replays:
             self._timers.kick()  # timers wait until all inputs are taken again, and so do topics
             self._core.topics.kick()
@@ -152,24 +173,36 @@ class Effects:
     # ---- messages that are not run ---------------------------------------------------------------------------
 
     def closes(self, arrival: Arrival, mail: Mail, message: Message, terms: Terms) -> bool:
-        """Takes the message without a run if its terms say so (rule T2)."""
+        """Takes the message without a run if its terms say so (rules T2 and T3)."""
         fold, agent = self._core.fold, self._core.fold.agent
         opened = fold.turn
         has_begun = opened is not None and (opened.sender, opened.n) == (mail.sender, message.n) and bool(opened.calls)
-        unrun = fold.ledger.why_unrun(mail.sender, message.n, terms, self._core.home.clock.now(), has_begun)
+        unrun = fold.ledger.why_unrun(mail.sender, message, terms, self._core.home.clock.now(), has_begun)
         if not unrun:
             return False
-        error = Expired(
-            f"{self._core.spec.name}.{message.handler} of agent {agent!r} did not run: the message's deadline passed before its turn "
-            "began.", agent=agent, handler=message.handler,
-        )  # fmt: skip
-        logger.info("agent %s: %s of %s has expired", agent, message.handler, sender_text(mail.sender))
-        self.bury(
-            DeadLetter(arrival.seq, mail.sender, message.n, message.handler, described(error), 0, [], message.args)
-        )
-        answer = encode_answer(Answer(None, error.to_wire())) if message.ask else None
-        self.take(mail, message, None, answer, unrun)
+        answer: bytes | None = None
+        if unrun == KEYED:
+            kept = fold.ledger.keys.kept.get(terms.key) if fold.ledger.keys is not None else None
+            answer = kept.answer if kept is not None else None  # dropped since: a replay, whose stored answer stands
+        else:
+            error = self._why(message, terms, unrun)
+            logger.info("agent %s: %s of %s did not run: %s", agent, message.handler, sender_text(mail.sender), error)
+            if unrun == EXPIRED or not message.ask:
+                cause = described(error)
+                self.bury(DeadLetter(arrival.seq, mail.sender, message.n, message.handler, cause, 0, [], message.args))
+            answer = encode_answer(Answer(None, error.to_wire()))
+        self.take(mail, message, None, answer if message.ask else None, unrun)
         return True
+
+    def _why(self, message: Message, terms: Terms, unrun: str) -> CellError:
+        agent, handler = self._core.fold.agent, message.handler
+        what = f"{self._core.spec.name}.{handler} of agent {agent!r} did not run: "
+        if unrun == CONFLICT:
+            return KeyConflict(
+                f"{what}another call was made under the key {terms.key!r} before. Give each call a key of its own; a call that is "
+                "repeated has the same handler and arguments.", agent=agent, handler=handler, key=terms.key,
+            )  # fmt: skip
+        return Expired(f"{what}the message's deadline passed before its turn began.", agent=agent, handler=handler)
 
     # ---- turns that fail, and messages that are not run ------------------------------------------------------
 
@@ -186,7 +219,8 @@ class Effects:
             core.fold.agent, message.handler, sender_text(mail.sender), described(error),
             exc_info=None if declared else error,
         )  # fmt: skip
-        self.take(mail, message, turn, self._answer_of(message, error, ran))
+        answer = self._answer_of(message, error, ran)
+        self.take(mail, message, turn, answer, kept=answer)
 
     def bury_failed(
         self, arrival: Arrival, mail: Mail, message: Message, turn: Turn, error: BaseException, ran: int

@@ -81,11 +81,11 @@ class Asks(Run):
     async def _terms(self, options: CallOptions) -> Terms:
         """The options of a call as they go with its message."""
         if options.deadline is None:
-            return Terms()
+            return Terms(0.0, options.key)
         clock = self._core.home.clock
         if not clock.is_known:  # the node asks when it starts
             await clock.refresh()
-        return Terms(clock.now() + options.deadline)
+        return Terms(clock.now() + options.deadline, options.key)
 
     def _cycle(self, agent: str, handler: str) -> AskCycle:
         """Each ask carries who waits for its answer, so that agents that would wait for each other are refused before they do."""

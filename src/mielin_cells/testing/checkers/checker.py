@@ -32,7 +32,7 @@ from mielin_cells.testing.checkers.scene import Scene, Violation
 INBOXES = inbox_subject("")
 REPLIES = reply_subject("")
 
-INVARIANTS = tuple(f"I{number}" for number in range(1, 28))
+INVARIANTS = tuple(f"I{number}" for number in range(1, 29))
 
 
 @dataclass(slots=True)
@@ -207,7 +207,7 @@ class Checkers:
             if call.at >= since:
                 call.acked, call.answer = False, None
                 call.doomed = call.doomed and "maybe"
-                call.timely = ""
+                call.timely, call.keyed = "", None
         scene.reads = [read for read in scene.reads if read.at < since]
         scene.reports = [reported for reported in scene.reports if reported.at < since]
         self._history = [one for one in self._history if one[1].seq <= seq]

@@ -46,6 +46,11 @@ class Call:
     """When it was acknowledged."""
     doomed: str = ""
     """Set for a call whose turn always fails: "stored" once its message is, "failed" once its caller knows why."""
+    key: str = ""
+    body: int = 0
+    """What tells calls under one key from each other."""
+    keyed: int | None = None
+    """Of a call with a key: what it was answered, 0 for a tell that was stored, -1 for `KeyConflict`."""
     timely: str = ""
     """Of a call with a deadline: "stored" once its message is (a tell), "expired" once its caller knows that (an ask)."""
 
@@ -90,6 +95,8 @@ class Observed:
     """Timers that have fired, in order."""
     late: list[str] = field(default_factory=list)
     """Turns that began too late."""
+    once_ran: list[tuple[str, int]] = field(default_factory=list)
+    """Keys and bodies of the keyed calls that have run, in order."""
     book: dict[str, Any] | None = None
     """For an agent that misbehaves: its other fields."""
 
@@ -112,6 +119,8 @@ class Scene:
         """`count_waiting_timers` at the time when each agent was observed."""
         self.purged: set[str] = set()
         """Agents whose dead letters an operator may have removed."""
+        self.keeps_keys = True
+        """No agent drops a keyed call in this run."""
         self.tokens = 0
         self.folds: dict[str, Fold] = {}
         """Production's fold of each log, as far as it has landed."""

@@ -1,6 +1,8 @@
-"""The checker of what messages ask for besides their calls: I27."""
+"""Checkers of what messages ask for besides their calls: I27, I28."""
 
 from __future__ import annotations
+
+from collections import Counter
 
 import msgspec
 
@@ -74,6 +76,32 @@ class InTime(Checker):
                     self.fails(f"{agent} has run {key}, which has expired")
                 if call.timely == "stored" and key not in heard and key not in expired:
                     self.fails(f"{agent} has lost {key}, which has neither run nor expired")
+
+
+class OnceByKey(Checker):
+    """I28: of the calls under one key one runs, and all that are equal to it get its answer; others get `KeyConflict`.
+
+    Where agents drop keyed calls in the run, a key may run again; each answer is still that of a run of this very call.
+    """
+
+    invariant = "I28"
+
+    def at_rest(self) -> None:
+        for agent, state in self.scene.observed.items():
+            ran = state.once_ran
+            often = {key: count for key, count in Counter(key for key, _ in ran).items() if count > 1}
+            if often and self.scene.keeps_keys:
+                self.fails(f"{agent} has run calls under one key more than once: {often}")
+            for call in self.scene.calls:
+                if call.agent != agent or call.keyed is None:
+                    continue
+                what = f"the call of {call.sender} under {call.key!r} with {call.body}"
+                if call.keyed > 0 and ran[call.keyed - 1 : call.keyed] != [(call.key, call.body)]:
+                    self.fails(f"{agent} has answered {what} by place {call.keyed} of {ran}")
+                if call.keyed == 0 and call.key not in dict(ran):
+                    self.fails(f"{agent} has lost {what}: none under the key has run")
+                if call.keyed < 0 and (call.key, 1 - call.body) not in ran:
+                    self.fails(f"{agent} has refused {what}, though no other call under the key has run")
 
 
 def _call_of(letter: DeadLetter) -> tuple[str, int]:

@@ -61,6 +61,7 @@ class Deployment:
         self.swarm = swarm
         self.world = self.make_world()
         self.scene = Scene(self.world.history)
+        self.scene.keeps_keys = swarm.settings.keys_bytes > 1000
         self.scene.violate = self.violate
         self.checkers = Checkers(self.scene, kinds)
         self.violations: list[str] = []

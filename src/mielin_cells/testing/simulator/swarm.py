@@ -265,18 +265,15 @@ def _widen(swarm: Swarm, without: frozenset[str]) -> None:
 
 
 def _add_terms(swarm: Swarm, rng: Random) -> None:
-    """In two thirds of all worlds some calls have a deadline."""
+    """In two thirds of all worlds some calls have a deadline or a key."""
     share, longest_s = rng.choice((0.0, 0.3, 0.8)), rng.choice((0.02, 0.3, 3.0))
-
-    def with_terms(call: CallPlan) -> CallPlan:
-        if call.kind != "note" or rng.random() >= share:
-            return call
-        return call._replace(kind="timely", deadline_s=longest_s * (0.1 + rng.random()))
-
-    swarm.lives = [
-        life._replace(workers=[[with_terms(call) for call in worker] for worker in life.workers])
-        for life in swarm.lives
-    ]
+    swarm.settings = replace(swarm.settings, keys_bytes=rng.choice((1 << 20, 1 << 20, 200)))
+    for life in swarm.lives:
+        for worker in life.workers:
+            for place, call in enumerate(worker):
+                if call.kind in ("note", "give") and rng.random() < share:
+                    timely = {"kind": "timely", "deadline_s": longest_s * (0.1 + rng.random())}
+                    worker[place] = call._replace(**({"kind": "once"} if call.kind == "give" else timely))
 
 
 def _add_odd(swarm: Swarm, rng: Random) -> None:

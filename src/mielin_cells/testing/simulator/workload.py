@@ -63,6 +63,7 @@ class Account(cells.Agent, name="SimAccount"):
     alarms: list[str] = []  # noqa: RUF012
     rung: list[str] = []  # noqa: RUF012
     late: list[str] = []  # noqa: RUF012
+    once_ran: list[tuple[str, int]] = []  # noqa: RUF012
 
     async def on_arrive(self) -> None:
         self.arrivals += 1
@@ -91,6 +92,12 @@ class Account(cells.Agent, name="SimAccount"):
         if now > until + LATE_S and getattr(turn, "replay", None) is None:
             self.late.append(f"({sender}, {n}), {now - until:.3f} s late")
         return self._heard(sender, n)
+
+    @cells.handler
+    async def once(self, key: str, body: int) -> int:
+        """Called under the key, by many."""
+        self.once_ran.append((key, body))
+        return len(self.once_ran)
 
     @cells.handler
     async def give(self, sender: str, n: int, to: str, amount: int) -> int:
@@ -155,9 +162,11 @@ class Account(cells.Agent, name="SimAccount"):
     async def show(
         self,
     ) -> tuple[
-        int, list[tuple[str, int]], dict[str, list[int]], dict[str, int], list[Receipt], list[str], list[str], list[str]
+        int, list[tuple[str, int]], dict[str, list[int]], dict[str, int], list[Receipt], list[str], list[str], list[str],
+        list[tuple[str, int]],
     ]:  # fmt: skip
-        return self.tokens, self.heard, self.got, self.sent, self.receipts, self.alarms, self.rung, self.late
+        told = self.alarms, self.rung, self.late, self.once_ran
+        return self.tokens, self.heard, self.got, self.sent, self.receipts, *told
 
 
 class Workload:
@@ -243,6 +252,9 @@ class Accounts(Workload):
         elif plan.deadline_s:
             args = *args, scenario.world.loop.time() + plan.deadline_s
             bound = bound.options(deadline=plan.deadline_s)
+        elif plan.kind == "once":
+            call.key, call.body = f"k{plan.amount}", int(plan.number % 5 == 0)
+            args, bound = (call.key, call.body), bound.options(key=call.key)
         try:
             answer = await (bound.tell(*args) if plan.tells else bound(*args))
             if call.doomed:
@@ -254,12 +266,20 @@ class Accounts(Workload):
                 call.timely, call.at = "stored", scenario.world.loop.time()
                 counts["timely tell stored"] += 1
                 return
+            if call.key:
+                call.keyed, call.at = 0 if plan.tells else answer, scenario.world.loop.time()
+                counts["keyed call acknowledged"] += 1
+                return
             call.acked, call.at = True, scenario.world.loop.time()
             call.answer = None if plan.tells else answer
             counts["call acknowledged"] += 1
         except CellError as error:
             if scenario.is_passing(error) or scenario.is_torn(error):
                 counts[f"call: {error.code}"] += 1
+                return
+            if call.key and error.code == "KeyConflict":
+                call.keyed, call.at = -1, scenario.world.loop.time()
+                counts["call: KeyConflict"] += 1
                 return
             if plan.deadline_s and error.code == "Expired":
                 call.timely, call.at = "expired", scenario.world.loop.time()
