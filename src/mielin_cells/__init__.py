@@ -34,7 +34,8 @@ from mielin_cells.agents.retry import Retry
 from mielin_cells.agents.step import emit, step
 from mielin_cells.agents.table import Table
 from mielin_cells.agents.timer import CatchUp, after, cancel, every
-from mielin_cells.agents.topics.calls import Published, TopicGap, publish, subscribe, unsubscribe
+from mielin_cells.agents.topics.calls import publish, subscribe, unsubscribe
+from mielin_cells.agents.topics.messages import Published, TopicGap
 from mielin_cells.deployment.connect import connect
 from mielin_cells.deployment.local import local
 from mielin_cells.errors import (

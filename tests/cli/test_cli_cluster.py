@@ -46,9 +46,30 @@ def test_agents_are_spawned_asked_and_told_by_words(up: Deployment) -> None:
     assert up.value("spawn", "Counter", "words")["new"] is False
 
 
+def test_topics_are_published_to_listed_and_read(up: Deployment) -> None:
+    assert up.value("topic", "pub", "orders.eu.new", '{"sku": 7}', "--as", "shop")["n"] == 1
+    assert (
+        up.run("topic", "pub", "orders.us.new", "plain text").stdout
+        == "stored as message 1 of client cli to orders.us.new\n"
+    )
+    listed = up.value("topic", "ls", "orders.>")
+    assert [(one["topic"], one["publisher"], one["n"]) for one in listed] == [
+        ("orders.eu.new", "client shop", 1), ("orders.us.new", "client cli", 1),
+    ]  # fmt: skip
+    read = up.run("topic", "sub", "orders.*.new", "--since", "first", "--count", "2").stdout
+    assert sorted(read.splitlines()) == [
+        'orders.eu.new client shop 1: {"sku":7}', 'orders.us.new client cli 1: "plain text"',
+    ]  # fmt: skip
+    assert "orders.us.new" in up.run("topic", "ls").stdout
+
+
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
+        (("topic", "pub", "orders.*", "1"), 2, "only patterns of subscribers have"),
+        (("topic", "pub", "orders..new", "1"), 2, "a level is empty"),
+        (("topic", "sub", "orders.>.new"), 2, "it is the last level"),
+        (("topic", "sub", "orders", "--since", "noon"), 2, "cannot be read"),
         (("ask", "known", "fail", "1"), 1, "cannot 1"),
         (("ask", "known", "slow", "marker", "9", "--timeout", "0.2"), 5, "may still take effect"),
         (("ask", "nobody", "add"), 2, "no agent 'nobody'"),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import ParamSpec, Protocol, TypeVar
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 from mielin_cells.agents.reference import Reference
 from mielin_cells.agents.reports import AgentInfo, DrainReport, MigrationReport, NodeInfo, RollbackReport
+from mielin_cells.agents.topics.messages import Published, Since, TopicGap
 
 P = ParamSpec("P")
 A = TypeVar("A", bound=Reference)
@@ -97,6 +98,22 @@ class Cluster(Spawning, Protocol):
 
     async def terminate(self, agent: Reference | str, /) -> None:
         """Ends the agent for good, after what it has sent is delivered.  Messages that it has not handled become dead letters."""
+
+    async def publish(self, topic: str, value: Any, /, *, publisher: str = "client") -> Published:
+        """Publishes a value to a topic from outside of agents, and returns when it is stored.  Inside a turn use `cells.publish`.
+
+        Messages of one publisher's name are numbered, whichever process publishes under it.
+
+        Guarantees: once it returns, the message is stored, once.  Not guaranteed: if it raises, or if its process ends meanwhile,
+        the message may be stored.  Raises `TopicInvalid`, `BadArguments`, `MessageTooLarge`, and what the store raises.
+        """
+
+    def follow(self, pattern: str, /, *, since: Since = "now") -> AsyncIterator[tuple[Published, Any] | TopicGap]:
+        """Reads what is published to the topics that match, as long as it is iterated, by the rules of `cells.subscribe`.
+
+        The values are plain: dicts, lists, text and numbers.  Nothing is kept of what was read; go on with
+        `since=about.offset`.
+        """
 
     async def show(self, agent: Reference | str, /) -> AgentInfo:
         """The agent as its owner sees it.  Raises `NoSuchAgent`, and `NoResponder` while the owner does not answer."""

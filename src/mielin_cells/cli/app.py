@@ -84,9 +84,29 @@ Its id is not used again.  At a terminal the command asks for confirmation.""",
     },
 }
 
+TOPIC_HELP = {
+    "ls": "List topics with their publishers, and when each has published last.",
+    "pub": """Publish a value to a topic.
+
+Messages of one name (--as) are numbered in the order in which they are stored, whichever process publishes under it.""",
+    "sub": """Print what is published to the topics that match, until Ctrl-C.
+
+In the pattern * stands for any one level, and > at the end for one level or more.  Quote it.""",
+}
+
 for title, commands in HELP.items():
     group = Group.create_ordered(title)
     for place, text in commands.items():
         module, _, name = place.rpartition(".")
         path = f"mielin_cells.cli.{module}" if module else "mielin_cells.demo.demo"
         app.command(f"{path}:{name or place}", name=name, group=group, help=re.sub(r"(?<!\n)\n(?!\n)", " ", text))
+    if title == "Call agents":
+        topic = App(
+            name="topic", group=group, help="List topics, publish to one, or print what is published.", help_format="plaintext",
+            default_parameter=app.default_parameter, result_action="return_value",
+        )  # fmt: skip
+        for name, text in TOPIC_HELP.items():
+            topic.command(
+                f"mielin_cells.cli.messages:topic_{name}", name=name, help=re.sub(r"(?<!\n)\n(?!\n)", " ", text)
+            )
+        app.command(topic)

@@ -1,12 +1,17 @@
-"""`mielin spawn`, `ask`, `tell` and `dead`: agents are created and called, and messages that failed are looked after."""
+"""`mielin spawn`, `ask`, `tell`, `topic` and `dead`: agents are created and called, and messages that failed are looked after."""
 
 from __future__ import annotations
 
+import datetime
+import logging
+from functools import partial
 from typing import Annotated
 
 import msgspec
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
+from mielin_cells.agents.topics.messages import Published, Since, TopicGap
 from mielin_cells.cli.command import command, confirm, operate
 from mielin_cells.cli.options import (
     HERE,
@@ -24,7 +29,8 @@ from mielin_cells.cli.options import (
 from mielin_cells.cli.show import Printer, counted, record, table, when
 from mielin_cells.client.operator import Operator
 from mielin_cells.deployment.codes import DONE
-from mielin_cells.errors import ConfigError
+from mielin_cells.errors import ConfigError, UsageError
+from mielin_cells.store.topics import list_topics
 
 ONE = choose_one()
 COLUMNS = ("number", "id", "handler", "sender", "tries", "cause")
@@ -79,6 +85,99 @@ async def tell(
     await operator.tell(agent, handler, list(words), deadline, key)
     printer.show({"agent": agent, "handler": handler, "stored": True}, lambda: f"stored in the inbox of {agent}")
     return DONE
+
+
+# ---- topics ---------------------------------------------------------------------------------------------------
+
+Topic = Annotated[str, Parameter(name="TOPIC", help="Levels joined by dots, as in orders.eu.new.")]
+Pattern = Annotated[
+    str, Parameter(name="PATTERN", help="Levels; * stands for any one, and > at the end for one or more.")
+]
+
+
+@command
+async def topic_ls(operator: Operator, printer: Printer, pattern: Pattern = ">", /) -> int:
+    infos = await list_topics(operator.client.log, pattern)
+    rows = [{"topic": one.topic, "publisher": one.publisher, "last": one.n, "at": when(one.at)} for one in infos]
+    printer.show(
+        [one._asdict() for one in infos], lambda: table(rows) if rows else f"nothing was published to {pattern}"
+    )
+    return DONE
+
+
+@command
+async def topic_pub(
+    operator: Operator,
+    printer: Printer,
+    topic: Topic,
+    value: Annotated[str, Parameter(name="VALUE", help="JSON, else text.")],
+    /,
+    *,
+    publisher: Annotated[str, Parameter(name="--as", help="The name under which it is published.")] = "cli",
+) -> int:
+    try:
+        content = msgspec.json.decode(value)
+    except msgspec.MsgspecError:
+        content = value
+    about = await operator.client.publish(topic, content, publisher=publisher)
+    printer.show(about, lambda: f"stored as message {about.n} of {about.publisher} to {topic}")
+    return DONE
+
+
+@command
+async def topic_sub(
+    operator: Operator,
+    printer: Printer,
+    pattern: Pattern,
+    /,
+    *,
+    since: Annotated[
+        str,
+        Parameter(
+            help="Where to begin: now, first, an offset, a time such as 2026-01-31T12:00Z, or -60 (seconds ago)."
+        ),
+    ] = "now",
+    count: Annotated[int | None, Parameter(validator=Number(gte=1), help="Stop after so many messages.")] = None,
+) -> int:
+    logging.getLogger("mielin_cells.jetstream").setLevel(logging.WARNING)
+    seen = 0
+    async for one in operator.client.follow(pattern, since=_since(since)):
+        if isinstance(one, TopicGap):
+            printer.show({"gap": one}, partial(_gap_text, one))
+            continue
+        about, value = one
+        printer.show({**msgspec.structs.asdict(about), "value": value}, partial(_message_text, about, value))
+        seen += 1
+        if seen == count:
+            break
+    return DONE
+
+
+def _gap_text(gap: TopicGap) -> str:
+    return (
+        f"{gap.topic}: messages {gap.first or '?'} to {gap.last} of {gap.publisher} were removed before they were read"
+    )
+
+
+def _message_text(about: Published, value: object) -> str:
+    return f"{about.topic} {about.publisher} {about.n}: {msgspec.json.encode(value, enc_hook=repr).decode()}"
+
+
+def _since(text: str) -> Since:
+    if text in ("now", "first"):
+        return "now" if text == "now" else "first"
+    try:
+        number = int(text)
+        return number if number >= 0 else datetime.timedelta(seconds=-number)
+    except ValueError:
+        pass
+    try:
+        at = datetime.datetime.fromisoformat(text)
+        return at if at.tzinfo is not None else at.astimezone()
+    except ValueError:
+        raise UsageError(
+            f"--since {text!r} cannot be read; give now, first, an offset, seconds ago as -60, or a time as 2026-01-31T12:00Z."
+        ) from None
 
 
 # ---- dead letters --------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from random import Random
 from typing import Any, ParamSpec, TypeVar, cast
@@ -17,6 +18,9 @@ from mielin_cells.agents.reference import Reference, agent_id, make_ref
 from mielin_cells.agents.reports import AgentInfo, DrainReport, MigrationReport, RollbackReport
 from mielin_cells.agents.shared.watched import Watched
 from mielin_cells.agents.spec import Spec, check_is_agent, route, spec_of
+from mielin_cells.agents.topics.calls import encoded_value
+from mielin_cells.agents.topics.messages import Published, Since, TopicGap
+from mielin_cells.agents.values.wire import plain
 from mielin_cells.client.arguments import check_copies, check_deadline, id_of, node_name, numbers, warn_of_other_state
 from mielin_cells.client.drain import drain_node
 from mielin_cells.client.moves import abort_move, plan_move, watch_move
@@ -41,13 +45,15 @@ from mielin_cells.errors import (
 from mielin_cells.log.delta import born
 from mielin_cells.log.ids import AgentId, log_subject
 from mielin_cells.log.lifecycle import Phase
-from mielin_cells.log.message import decode_answer, decode_replies
+from mielin_cells.log.message import client_sender, decode_answer, decode_replies
 from mielin_cells.log.streams.reading import Position
+from mielin_cells.log.topics.names import check_topic
 from mielin_cells.membership import table
 from mielin_cells.membership.reads import read_shared
 from mielin_cells.rpc import requests
 from mielin_cells.rpc.call import call_pages
 from mielin_cells.settings import MESSAGE_BYTES_MAX, Settings
+from mielin_cells.store import topics
 from mielin_cells.store.reader import load
 from mielin_cells.substrate.ports import Log, Subscription, Wire
 
@@ -182,6 +188,26 @@ class Client(Requester):
     def watch(self, ref: Reference, after: int) -> AsyncIterator[Watched[Any]]:
         self.check_loop()
         return watch_agent(self.log, spec_of(type(ref)), agent_id(ref), after)
+
+    async def publish(self, topic: str, value: Any, /, *, publisher: str = "client") -> Published:
+        self.check_loop()
+        if current_turn.get() is not None:
+            raise UsageError(
+                "An agent publishes with cells.publish(topic, value), as part of its turn; nothing was published."
+            )
+        check_topic(topic)
+        sender, data = client_sender(str(AgentId(publisher))), encoded_value(value)
+        if len(data) > MESSAGE_BYTES_MAX:
+            raise MessageTooLarge(
+                f"A message to topic {topic!r} has {len(data)} bytes; the limit is {MESSAGE_BYTES_MAX}.",
+                limit=MESSAGE_BYTES_MAX, size=len(data),
+            )  # fmt: skip
+        return await topics.publish(self.log, sender, topic, data, time.time, self.rng.randbytes(12))
+
+    async def follow(self, pattern: str, /, *, since: Since = "now") -> AsyncIterator[tuple[Published, Any] | TopicGap]:
+        self.check_loop()
+        async for one in topics.follow(self.log, pattern, since, time.time(), self.settings.topic_poll_s):
+            yield one if isinstance(one, TopicGap) else (one[0], plain(one[1]))
 
     def session(self, agent: str, name: str = "") -> Session:
         """The session with this agent.  It is made at the first call, without waiting, so that calls keep their order.

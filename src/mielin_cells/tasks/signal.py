@@ -26,3 +26,13 @@ class Signal:
         else:
             self._waiting.append(future)
         await future
+
+    async def within(self, seconds: float) -> None:
+        """Until the next `set`, but no longer than so many seconds."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self._waiting is None:
+            self._waiting = [future]
+        else:
+            self._waiting.append(future)
+        await asyncio.wait((future,), timeout=seconds)
+        self._waiting = [other for other in self._waiting or () if other is not future] or None

@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
-from functools import partial
 
 from mielin_cells.errors import RetryError, described
 from mielin_cells.log.commit import Out
 from mielin_cells.log.topics.names import subject_of
-from mielin_cells.log.topics.posts import End, Post, Posting, Value, decode_post, encode_post, end_of
-from mielin_cells.substrate.ports import Appended, Conflict, Entry, Log
-from mielin_cells.substrate.retry import whole
+from mielin_cells.log.topics.posts import End, Post, Posting, Value, encode_post
+from mielin_cells.store.topics import read_end
+from mielin_cells.substrate.ports import Appended, Conflict, Log
 from mielin_cells.tasks.supervision import Backoff
 
 logger = logging.getLogger("mielin_cells.outbox")
@@ -70,16 +69,10 @@ class Publishing:
         log, subject, backoff = self._log, self._subject, Backoff()
         while True:
             try:
-                entry = await (log.settled(subject) if is_settled else log.last(subject))
-                if entry is None:
-                    return End()
-                return end_of(entry.seq, await self._decoded(entry))
+                return await read_end(log, subject, is_settled=is_settled)
             except Exception as error:  # whatever the store raises: committed messages must be delivered
                 self._note(error)
             await backoff.wait()
-
-    async def _decoded(self, entry: Entry) -> Post:
-        return await whole(self._log, self._subject, entry, partial(decode_post, subject=self._subject))
 
     def _note(self, error: Exception | None) -> None:
         if self._refused("" if error is None else described(error)) and error is not None:

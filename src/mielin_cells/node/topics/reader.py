@@ -115,17 +115,10 @@ class Pattern:
                     await backoff.wait()
                     continue
                 if not self._is_woken:
-                    await self._wait(CROWDED_S if self._is_crowded else self._poll_s)
+                    await self._woken.within(CROWDED_S if self._is_crowded else self._poll_s)
         finally:
             if watch is not None:
                 watch.close()
-
-    async def _wait(self, seconds: float) -> None:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._woken.wait()
-        except TimeoutError:
-            pass
 
     async def _pass(self) -> bool:
         """Reads behind the member that is furthest back, and behind the one that is furthest on; True if there may be more."""

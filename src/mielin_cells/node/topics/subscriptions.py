@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from mielin_cells.agents.spec import Spec
-from mielin_cells.agents.topics.calls import Published, TopicGap, message_args
+from mielin_cells.agents.topics.calls import message_args
+from mielin_cells.agents.topics.messages import Published, TopicGap
 from mielin_cells.agents.values.wire import encode
 from mielin_cells.log.commit import Batch, DeadLetter, Out
 from mielin_cells.log.fold import Fold

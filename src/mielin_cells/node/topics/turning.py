@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from mielin_cells.agents.spec import Spec
-from mielin_cells.agents.topics.calls import Since, check_takes, since_s, starts
+from mielin_cells.agents.topics.calls import check_takes, since_s, starts
+from mielin_cells.agents.topics.messages import Since
 from mielin_cells.log.commit import Out
 from mielin_cells.log.fold import Fold
 from mielin_cells.log.topics.names import check_pattern, check_topic, receiver_of
