@@ -54,10 +54,15 @@ class Stage:
         """When a node first said so.  Raises `LookupError`."""
         return next(at for at, line in self.lines if words in line)
 
+    def counted(self, page: str) -> dict[str, Any]:
+        """What the server counts itself, by the name of the page."""
+        with urllib.request.urlopen(f"{self.monitor}/{page}") as answer:
+            counts: dict[str, Any] = json.load(answer)
+        return counts
+
     def sent_bytes(self) -> int:
-        """What the server has sent to all connections since it started, as it counts."""
-        with urllib.request.urlopen(f"{self.monitor}/varz") as answer:
-            count: int = json.load(answer)["out_bytes"]
+        """What the server has sent to all connections since it started."""
+        count: int = self.counted("varz")["out_bytes"]
         return count
 
     def processes(self) -> dict[str, psutil.Process]:

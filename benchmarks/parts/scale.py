@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from itertools import pairwise
 from typing import NamedTuple
 
+from benchmarks import beats
 from benchmarks.agents import Counter
 from benchmarks.figures import SYNCS, Found, Size, percentile, ratio
 from benchmarks.harness import run, say
@@ -34,8 +36,12 @@ AFTER_S: dict[Size, float] = {"smoke": 0.2, "quick": 12.0, "full": 12.0}
 """A node that has started looks once more for agents that are its own; that counts as part of its restart."""
 
 SAMPLES: dict[Size, int] = {"smoke": 20, "quick": 300, "full": 1_000}
+BEATING: dict[Size, tuple[int, ...]] = {"smoke": (10,), "quick": (100, 1_000), "full": (100, 1_000)}
 FAILED: dict[Size, int] = {"smoke": 10, "quick": 1_000, "full": 3_000}
 PROBES = 32
+PATIENT = "[settings]\nheartbeat_misses = 30\n"
+"""A node that is started again keeps its agents, also on a busy machine."""
+
 CPU_PERCENT, KB_PER_S, GROWTH = 2.0, 50.0, 1.2
 FIRST_S, FLOORS = 1.0, 3.0
 FAILOVER_MS = 1.0
@@ -45,21 +51,37 @@ SAME = 1.1
 class Idle(NamedTuple):
     cpu_percent: float
     kb_per_s: float
+    server_percent: float
+    """Of `cpu_percent`."""
+    server_mib: float
+    nodes_mib: float
+    """Resident memory of all nodes."""
+    stored_mib: float
+    """On the server's disk."""
 
 
-def _cpu_s(stage: Stage) -> float:
-    """Of the server and the nodes."""
-    return sum(
-        sum(process.cpu_times()[:2]) for name, process in stage.processes().items() if name != "client"
-    )  # fmt: skip
+def _spent(stage: Stage) -> dict[str, float]:
+    """Seconds of processor time: of the server, the nodes together, and this client."""
+    spent = {"server": 0.0, "nodes": 0.0, "client": 0.0}
+    for name, process in stage.processes().items():
+        times = process.cpu_times()
+        spent[name if name in spent else "nodes"] += times.user + times.system
+    return spent
 
 
 async def _idle(stage: Stage, size: Size) -> Idle:
     await asyncio.sleep(REST_S[size])
-    cpu, sent, at = _cpu_s(stage), stage.sent_bytes(), time.perf_counter()
+    before, sent, at = _spent(stage), stage.sent_bytes(), time.perf_counter()
     await asyncio.sleep(WATCH_S[size])
-    took = time.perf_counter() - at
-    return Idle(round(100 * (_cpu_s(stage) - cpu) / took, 2), round((stage.sent_bytes() - sent) / took / 1000, 1))
+    took, after = time.perf_counter() - at, _spent(stage)
+    percent = {who: 100 * (after[who] - before[who]) / took for who in after}
+    memory = {name: process.memory_info().rss / 2**20 for name, process in stage.processes().items()}
+    return Idle(
+        round(percent["server"] + percent["nodes"], 2), round((stage.sent_bytes() - sent) / took / 1000, 1),
+        round(percent["server"], 2), round(memory["server"], 1),
+        round(sum(mib for name, mib in memory.items() if name.startswith("node-")), 1),
+        round(stage.counted("jsz")["storage"] / 2**20, 1),
+    )  # fmt: skip
 
 
 async def _median_ms(work: Callable[[int], Awaitable[object]], count: int) -> float:
@@ -71,16 +93,38 @@ async def _median_ms(work: Callable[[int], Awaitable[object]], count: int) -> fl
     return percentile(samples, 0.5)
 
 
-async def _costs(stage: Stage, size: Size, tag: str) -> tuple[float, float]:
-    """Medians of a spawn whose node the client chooses, and of an ask, in milliseconds."""
-    cluster, count = stage.cluster, SAMPLES[size]
+class Costs(NamedTuple):
+    """Medians of a spawn whose node the client chooses and of an ask, one after another; and processor time of each, in ms."""
+
+    spawn_ms: float
+    ask_ms: float
+    spawn_spent: dict[str, float]
+    ask_spent: dict[str, float]
+
+
+async def _costs(stage: Stage, size: Size, tag: str) -> Costs:
+    cluster, count, spent = stage.cluster, SAMPLES[size], list[dict[str, float]]()
 
     async def spawn(number: int) -> None:
         await cluster.spawn(Counter, f"{tag}-{number}")
 
     some = cluster.get(Counter, "idle-0")
     await some.add()
-    return await _median_ms(spawn, count), await _median_ms(lambda _: some.add(), count)
+    spent.append(_spent(stage))
+    spawn_ms = await _median_ms(spawn, count)
+    spent.append(_spent(stage))
+    ask_ms = await _median_ms(lambda _: some.add(), count)
+    spent.append(_spent(stage))
+    each = [{who: round((b[who] - a[who]) * 1000 / count, 3) for who in b} for a, b in pairwise(spent)]
+    return Costs(round(spawn_ms, 3), round(ask_ms, 3), each[0], each[1])
+
+
+async def _beats(stage: Stage, size: Size) -> dict[int, float]:
+    """Percent of a core that the server spends on the heartbeats of so many nodes, by their number."""
+    return {
+        nodes: round(100 * await beats.spend(stage.url, nodes, WATCH_S[size] / 4, lambda: _spent(stage)["server"]), 2)
+        for nodes in BEATING[size]
+    }
 
 
 class Restart(NamedTuple):
@@ -167,10 +211,10 @@ async def _former_members(stage: Stage, count: int) -> None:
 
 
 async def measure(size: Size, found: Found) -> None:
-    idle, costs, restarts = list[Idle](), list[tuple[float, float]](), list[Restart]()
+    idle, costs, restarts = list[Idle](), list[Costs](), list[Restart]()
     few, many = AGENTS[size]
     own = [f"own-{number}" for number in range(OWN[size])]
-    async with staged(NODES, "lazy") as stage:
+    async with staged(NODES, "lazy", PATIENT) as stage:
 
         async def at_rest(tag: str) -> None:
             idle.append(await _idle(stage, size))
@@ -190,10 +234,13 @@ async def measure(size: Size, found: Found) -> None:
         costs.append(await _costs(stage, size, "again"))
         await _former_members(stage, MEMBERS[size])
         costs.append(await _costs(stage, size, "with members"))
+        heard = await _beats(stage, size)
+        say(f"scale: heartbeats of so many nodes, percent of the server's core: {heard}")
         say(f"scale: {MEMBERS[size]} members that are gone: spawn and ask {costs[-1]} ms, before them {costs[-2]} ms")
     found.figures |= {
-        "idle": [one._asdict() for one in idle], "costs_ms": costs, "restarts": [one._asdict() for one in restarts],
-        "server": stage.server,
+        "idle": [one._asdict() for one in idle], "costs": [one._asdict() for one in costs],
+        "restarts": [one._asdict() for one in restarts],
+        "beats_percent": heard, "server": stage.server,
     }  # fmt: skip
     _tell_idle(found, idle, few, many)
     _tell_restarts(found, restarts)
@@ -225,14 +272,14 @@ def _tell_restarts(found: Found, restarts: list[Restart]) -> None:
               f"{says}; without the others {alone.all_s} s, floor {alone.floor_s} s")  # fmt: skip
 
 
-def _tell_costs(found: Found, costs: list[tuple[float, float]], size: Size) -> None:
+def _tell_costs(found: Found, costs: list[Costs], size: Size) -> None:
     few, many = AGENTS[size]
     for key, before, after, how in (
         ("scale-agents", costs[0], costs[1], f"with {many:,} and with {few:,} agents"),
         ("scale-members", costs[2], costs[3], f"with {MEMBERS[size] + NODES:,} known members and with {NODES}"),
     ):
-        spawn, ask = ratio(after[0], before[0]), ratio(after[1], before[1])
-        says = f"spawn {before[0]:.2f} and {after[0]:.2f} ms, ask {before[1]:.2f} and {after[1]:.2f} ms"
+        spawn, ask = ratio(after.spawn_ms, before.spawn_ms), ratio(after.ask_ms, before.ask_ms)
+        says = f"spawn {before.spawn_ms:.2f} and {after.spawn_ms:.2f} ms, ask {before.ask_ms:.2f} and {after.ask_ms:.2f} ms"
         found.row(key, "lazy", f"spawn {spawn} times, ask {ask} times", max(spawn, ask) <= SAME,
                   f"{how}: medians of {SAMPLES[size]}; {says}")  # fmt: skip
 

@@ -6,8 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import ClassVar, TypeAlias, cast
 
-from mielin_cells.log.ids import JOURNALS, LOGS, control_subject, inbox_subject, node_log_subject, reply_subject
-from mielin_cells.membership import leader
+from mielin_cells.log.ids import JOURNALS, LOGS, control_subject, inbox_subject, reply_subject
 from mielin_cells.rpc.requests import decode_request
 from mielin_cells.substrate.ports import Entry, Source
 from mielin_cells.testing.simulator.link import Tail, Wired
@@ -21,7 +20,7 @@ BEATS, MEMBERS, AGENTS = "beats", "members", "agents"
 
 KINDS = (
     (LOGS, AGENTS), (inbox_subject(""), "inboxes"), (JOURNALS, "journals"), ("beat.", BEATS), (reply_subject(""), "replies"),
-    (control_subject(""), "requests"), (node_log_subject(""), MEMBERS), (leader.SUBJECT, MEMBERS), ("members", MEMBERS),
+    (control_subject(""), "requests"), ("node.", MEMBERS), ("leader", MEMBERS), ("members", MEMBERS),
 )  # fmt: skip
 """Beginnings of subjects, and what they are."""
 
