@@ -90,14 +90,14 @@ class ScaleScene(Deployment):
         )  # fmt: skip
 
     async def ask_for(self, seconds: float, each_s: float) -> None:
-        """Random agents are asked, `each_s` asks a second and node; returns once all have answered."""
+        """Random agents are asked, `each_s` asks a second and node, for so long and until all have answered."""
         loop, agents, asks = self.world.loop, list(self.homes), list[asyncio.Task[int | None]]()
         count = round(seconds * each_s * len(self.names))
         began = loop.time()
         for number in range(count):
             await asyncio.sleep(max(0.0, began + number * seconds / count - loop.time()))
             asks.append(asyncio.ensure_future(self.ask(self._rng.choice(agents))))
-        await asyncio.gather(*asks)
+        await asyncio.gather(*asks, asyncio.sleep(began + seconds - loop.time()))
 
     async def ask(self, agent: str, n: int = 1) -> int | None:
         """The agent's answer; None if the outcome is not known."""
