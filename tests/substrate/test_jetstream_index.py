@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
-from support.nats_servers import list_streams, opened, raw_client, stored
+from support.nats_servers import list_streams, nats_server, opened, raw_client, stored
 
-from mielin_cells.errors import InternalError
+from mielin_cells.errors import InternalError, RetryError
 from mielin_cells.substrate.health import WARNING, judged
-from mielin_cells.substrate.jetstream import JetStream
+from mielin_cells.substrate.jetstream import JetStream, index
+from mielin_cells.substrate.jetstream.ask import ask, find_stream, raw_stream
 from mielin_cells.substrate.jetstream.server import Server
-from mielin_cells.substrate.ports import Appended, Log
+from mielin_cells.substrate.ports import Appended, Entry, Log
 
 WAIT_S = 15.0
 _numbers = count()
@@ -55,7 +58,7 @@ async def test_entries_are_named_by_kind_and_the_index_by_owner(server: Server, 
             head = f"{name}.log.{shard}."
             there |= {one.removeprefix(head) for one in await names_of(client, f"{name}-log-{shard}")}
         kinds = {one for n in range(8) for one in (f"log.a{n}.own.node-1", f"log.a{n}.rec")}
-        assert there - {"mark"} == kinds | {"log.a0.own.=", "inbox.a0"}
+        assert there - {"mark", "index"} == kinds | {"log.a0.own.=", "inbox.a0"}
         index = await names_of(client, f"{name}-own-1")
         assert set(index) == {*(f"{name}.own.node-1.a{n}" for n in range(8)), f"{name}.own.=.a0"}
 
@@ -117,7 +120,7 @@ async def test_a_hint_is_forgotten_once_a_later_record_names_another_node(server
             await log.forget_owned("node-1", "inbox.a", 1)
 
 
-async def test_many_owners_of_one_log_do_not_hide_its_end(server: Server) -> None:
+async def test_many_owners_of_one_log_do_not_hide_its_end(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server gives at most 1,024 last entries for one request; a log that has had many owners has as many names."""
     name = f"index{next(_numbers)}"
     async with opened(server.url, deployment=name) as substrate:
@@ -128,5 +131,102 @@ async def test_many_owners_of_one_log_do_not_hide_its_end(server: Server) -> Non
         lasts = await log.lasts(["log.a", "log.b", "log.c"])
         assert {subject: entry.seq for subject, entry in lasts.items()} == {"log.a": seq, "log.b": other}
         assert await log.subjects("log.") == [("log.a", seq), ("log.b", other)]
+        monkeypatch.setattr(type(substrate._connection), "in_cluster", True)
+        assert await log.settled("log.a") == Entry(seq, b"")
+        later = await stored(log, "log.a", b"a record", seq)
+        assert await log.settled("log.a") == Entry(later, b"a record")
         await log.trim("log.a", seq + 1)
-        assert [entry.seq for entry in await log.read("log.a")] == [seq]
+        assert [entry.seq for entry in await log.read("log.a")] == [seq, later]
+        assert await log.settled("log.a") == Entry(later, b"a record")
+
+
+async def test_a_settled_read_by_names_is_repeated_if_a_trim_comes_between(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the log would seem to end before what was acknowledged, or not to be there at all."""
+    name = f"index{next(_numbers)}"
+    async with opened(server.url, deployment=name) as substrate:
+        log, seq = substrate.log, 0
+        for n in range(1030):
+            seq = await owns(log, "log.a", f"n{n}", seq)
+        monkeypatch.setattr(type(substrate._connection), "in_cluster", True)
+        names, lists = log._names, count()
+
+        async def then_trimmed(*args: Any) -> list[str]:
+            nonlocal seq
+            there = await names(*args)
+            if next(lists) == 0:
+                seq = await owns(log, "log.a", "late", seq)
+                await log.trim("log.a", seq)
+            return there
+
+        monkeypatch.setattr(log, "_names", then_trimmed)
+        assert await log.settled("log.a") == Entry(seq, b"")
+        assert next(lists) == 2
+
+
+async def test_an_index_that_is_made_while_the_copies_change_takes_nothing_back(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its generation was noted in the configuration of a log stream: what another had changed there meanwhile was written over."""
+    name = f"index{next(_numbers)}"
+    async with opened(server.url, deployment=name) as substrate, raw_client(server.url) as client:
+        connection, find = substrate._connection, find_stream
+        await client.jetstream().delete_stream(f"{name}-own-1")
+
+        async def then_changed(*args: Any) -> Any:
+            found = await find(*args)
+            config = (await raw_stream(connection, f"{name}-log-0"))["config"]
+            changed = json.dumps({**config, "description": "changed by another"}).encode()
+            assert (await ask(connection, f"STREAM.UPDATE.{name}-log-0", changed)).error is None
+            return found
+
+        monkeypatch.setattr("mielin_cells.substrate.jetstream.index.find_stream", then_changed)
+        assert await index.make_index(connection, name) == f"{name}-own-2"
+        assert (await raw_stream(connection, f"{name}-log-0"))["config"]["description"] == "changed by another"
+
+
+async def test_of_many_that_make_an_index_with_other_copies_one_is_noted_and_no_other_is_left(server: Server) -> None:
+    name = f"index{next(_numbers)}"
+    async with opened(server.url, deployment=name) as substrate, raw_client(server.url) as client:
+        await owns(substrate.log, "log.a", "node-1", 0)
+        for _ in range(5):
+            await client.jetstream().delete_stream(await index.find_index(substrate._connection, name))
+            made = await asyncio.gather(*(index.make_index(substrate._connection, name) for _ in range(8)))
+            assert {one for one in made if one} == {await index.find_index(substrate._connection, name)}
+            there = [info.config.name or "" for info in await list_streams(client)]
+            assert [one for one in there if one.startswith(f"{name}-own-")] == [one for one in made if one]
+            await shown(substrate.log, "node-1", ["log.a"])
+
+
+async def test_after_a_kill_of_the_server_the_index_has_all_owners_and_perhaps_former_ones(tmp_path: Path) -> None:
+    """What was removed may come back, as what it was before; what was written just before the kill is taken in again."""
+    async with nats_server(tmp_path / "s") as server, opened(server.url, shards=2) as substrate:
+        log, seqs = substrate.log, dict[str, int]()
+        former, own = [f"log.f{n}" for n in range(40)], [f"log.m{n}" for n in range(40)]
+        for subject in (*former, *own):
+            seqs[subject] = await owns(log, subject, "node-1", 0)
+        for subject in former:
+            seqs[subject] = await owns(log, subject, "node-2", seqs[subject])
+        await shown(log, "node-2", sorted(former))
+        for subject in former:
+            await log.forget_owned("node-1", subject, seqs[subject])
+        assert await log.owned("node-1") == sorted(own)
+        late = [f"log.l{n}" for n in range(20)]
+        for subject in late:
+            seqs[subject] = await owns(log, subject, "node-1", 0)
+        server.kill()
+        await server.start()
+        async with asyncio.timeout(WAIT_S):
+            while True:
+                with contextlib.suppress(RetryError):
+                    owned = await log.owned("node-1", "settled index")
+                    break
+                await asyncio.sleep(0.01)
+        assert {*own, *late} <= {*owned} <= {*own, *late, *former}
+        for subject in former:  # whoever finds one reads its log, and removes it again
+            last = await log.settled(subject)
+            assert last is not None
+            assert last.seq == seqs[subject]
+            await log.forget_owned("node-1", subject, last.seq)
+        assert await log.owned("node-1") == sorted([*own, *late])

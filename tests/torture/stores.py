@@ -6,6 +6,7 @@ A harm to one stream of logs is done to any of its shards.
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import itertools
 import json
@@ -22,8 +23,8 @@ from support.nats_servers import NatsServer, raw_client
 from mielin_cells.errors import CellError
 from mielin_cells.substrate.jetstream import DEPLOYMENT, JetStream
 from mielin_cells.substrate.jetstream.api import stream_name
-from mielin_cells.substrate.jetstream.index import generation_of, index_name
-from mielin_cells.substrate.jetstream.places import place_of
+from mielin_cells.substrate.jetstream.index import index_name
+from mielin_cells.substrate.jetstream.places import NOTE, place_of
 from mielin_cells.substrate.ports import Appended
 
 HEALTHY_S = 90.0
@@ -66,8 +67,9 @@ class Store:
 
     async def generation(self) -> int:
         """Of the index of owners: how many times it was made.  0 if nobody says."""
-        info = await self._asked(f"STREAM.INFO.{self.streams[0]}", {})
-        return generation_of(info.get("config", {}))
+        wanted = {"last_by_subj": f"{DEPLOYMENT}.log.0.{NOTE}"}
+        said = await self._asked(f"STREAM.MSG.GET.{stream_name(DEPLOYMENT, 'log', 0)}", wanted)
+        return int(base64.b64decode((said.get("message") or {}).get("data", "")) or 0)
 
     async def index(self) -> str:
         """The stream that is the index of owners now."""

@@ -16,7 +16,7 @@ from mielin_cells.substrate.jetstream import api
 from mielin_cells.substrate.jetstream.api import Unanswered
 from mielin_cells.substrate.jetstream.ask import ask
 from mielin_cells.substrate.jetstream.connection import Connection
-from mielin_cells.substrate.jetstream.index import generation_of, index_name
+from mielin_cells.substrate.jetstream.index import index_name, read_generation
 from mielin_cells.substrate.jetstream.places import TOPIC
 from mielin_cells.substrate.jetstream.topics import MADE
 
@@ -51,7 +51,7 @@ async def facts(connection: Connection, deployment: str, sync: str, named_by: st
                 kinds = (*kinds, TOPIC)
                 names.append(api.stream_name(deployment, TOPIC, 0))
             names += [api.stream_name(deployment, kind, n) for n in range(1, int(shards)) for kind in kinds]
-            names.append(index_name(deployment, generation_of(streams[0].config) or 1))
+            names.append(index_name(deployment, (await read_generation(connection, deployment))[0] or 1))
     sync_s, sync_from = await _sync(connection)
     if sync_s is None and sync:
         sync_s, sync_from = (0.0 if sync == "power" else 120.0), named_by

@@ -2,7 +2,7 @@
 
 Its entries are named `<deployment>.own.<node>.<agent>`, the newest record of each pair.  No client can publish to it.  It is a copy
 that comes after: late by milliseconds, or by seconds while servers restart, and entries of former owners stay in it.  Its name has a
-generation, which the first log stream's metadata says.  A deleted index is made anew under the next one, so that a purge that was
+generation, which an entry of the first log stream says.  A deleted index is made anew under the next one, so that a purge that was
 meant for the old one finds nothing.
 """
 
@@ -17,17 +17,17 @@ from mielin_cells.errors import InternalError, StoreUnreachable, StreamMissing
 from mielin_cells.log.ids import LOGS, is_agents_log
 from mielin_cells.substrate.format import FORMAT
 from mielin_cells.substrate.jetstream import api
+from mielin_cells.substrate.jetstream.api import Unanswered
 from mielin_cells.substrate.jetstream.ask import ask, find_stream, raw_stream
-from mielin_cells.substrate.jetstream.asking import READ_S, Asking
+from mielin_cells.substrate.jetstream.asking import APPEND_S, READ_S, Asking
 from mielin_cells.substrate.jetstream.connection import Connection, Listener
 from mielin_cells.substrate.jetstream.heard import Heard
-from mielin_cells.substrate.jetstream.places import MARKER, OWN, head_of, node_word
-from mielin_cells.substrate.ports import Source
+from mielin_cells.substrate.jetstream.places import MARKER, NOTE, OWN, head_of, node_word
+from mielin_cells.substrate.ports import Appended, Source
 
 WORDS: Final = 6
 """Dots in `<deployment>.live.<shard>.log.<agent>.own.<node>`."""
-GENERATION: Final = "mielin.own"
-"""Which index is the deployment's, in the metadata of its first log stream; 0: it has not been made yet."""
+TRIES: Final = 5
 
 
 def index_name(deployment: str, generation: int) -> str:
@@ -58,37 +58,74 @@ def _config(deployment: str, generation: int, log: dict[str, Any], replicas: int
     }  # fmt: skip
 
 
-def generation_of(config: dict[str, Any]) -> int:
-    text = str(config.get("metadata", {}).get(GENERATION, ""))
-    return int(text) if text.isdecimal() else 0
+def _note(deployment: str) -> str:
+    return head_of(deployment, "log", 0) + NOTE
+
+
+class _Notes(Asking):
+    async def newest(self, deployment: str) -> tuple[int, int]:
+        first = api.stream_name(deployment, "log", 0)
+        one = await self._one(first, {"last_by_subj": _note(deployment)}, first)
+        return (int(one.data), one.seq) if one is not None else (0, 0)
+
+
+async def read_generation(connection: Connection, deployment: str) -> tuple[int, int]:
+    """The generation of the deployment's index (0: it has not been made), and the sequence of the entry that says so.
+
+    Any replica may answer, so it may be stale; the append of the next generation is conditional.
+    """
+    return await _Notes(connection).newest(deployment)
 
 
 async def make_index(connection: Connection, deployment: str, replicas: int | None = None) -> str | None:
     """Makes the index if it is not there, or does not have so many `replicas`, under the next generation.
 
-    Returns its name if this call made it.  Of several that make it at once all make the same one.  `replicas` None: those of the logs.
+    Returns its name if this call made it.  Of several that make it at once, one notes its generation, by a conditional append.  The
+    streams' own metadata would not do: a server takes it from whoever writes last, with all that others have changed meanwhile.
+    `replicas` None: those of the logs.
     """
     first = api.stream_name(deployment, "log", 0)
-    config = (await raw_stream(connection, first))["config"]
-    generation = generation_of(config)
-    there = await find_stream(connection, index_name(deployment, generation)) if generation else None
-    if there is not None and replicas in (None, there.config.num_replicas):
-        return None
-    wanted = _config(deployment, generation + 1, config, replicas or int(config.get("num_replicas", 1)))
-    answer = await ask(connection, f"STREAM.CREATE.{wanted['name']}", json.dumps(wanted).encode())
-    if answer.error is not None and answer.error.err_code != api.NAME_IN_USE:
-        raise api.error_of(answer.error, wanted["name"])
-    changed = {**config, "metadata": {**config["metadata"], GENERATION: str(generation + 1)}}
-    answer = await ask(connection, f"STREAM.UPDATE.{first}", json.dumps(changed).encode())
-    if answer.error is not None:
-        raise api.error_of(answer.error, first)
-    return str(wanted["name"])
+    for _ in range(TRIES):
+        generation, seq = await read_generation(connection, deployment)
+        there = await find_stream(connection, index_name(deployment, generation)) if generation else None
+        if there is not None and replicas in (None, there.config.num_replicas):
+            return None
+        config = (await raw_stream(connection, first))["config"]
+        number = await _create(
+            connection, deployment, generation + 1, config, replicas or int(config.get("num_replicas", 1))
+        )
+        try:
+            heard = await connection.call(_note(deployment), str(number).encode(), APPEND_S, {api.EXPECT: str(seq)})
+        except Unanswered:
+            continue  # the next look at it shows what became of it
+        outcome = api.outcome_of(heard.data, first)
+        if isinstance(outcome, Appended):
+            before = json.dumps({"filter": _note(deployment), "seq": outcome.seq}).encode()
+            await ask(connection, f"STREAM.PURGE.{first}", before)
+            return index_name(deployment, number)
+        if (await read_generation(connection, deployment))[0] != number:  # nobody can note it any more
+            await ask(connection, f"STREAM.DELETE.{index_name(deployment, number)}")
+    raise StoreUnreachable(f"The index of owners of {deployment} is being made by others; try again.")
+
+
+async def _create(connection: Connection, deployment: str, number: int, log: dict[str, Any], replicas: int) -> int:
+    """Creates an index under this generation, or the next one that is free; somebody else may have made the same just now."""
+    while True:
+        wanted = _config(deployment, number, log, replicas)
+        answer = await ask(connection, f"STREAM.CREATE.{wanted['name']}", json.dumps(wanted).encode())
+        if answer.error is None:
+            return number
+        if answer.error.err_code != api.NAME_IN_USE:
+            raise api.error_of(answer.error, wanted["name"])
+        there = await find_stream(connection, wanted["name"])
+        if there is not None and there.config.num_replicas == replicas:
+            return number
+        number += 1
 
 
 async def find_index(connection: Connection, deployment: str) -> str:
-    """The name of the deployment's index, as the first log stream says."""
-    first = api.stream_name(deployment, "log", 0)
-    return index_name(deployment, generation_of((await raw_stream(connection, first))["config"]))
+    """The name of the deployment's index."""
+    return index_name(deployment, (await read_generation(connection, deployment))[0])
 
 
 class Hearer:

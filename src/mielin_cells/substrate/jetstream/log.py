@@ -16,7 +16,7 @@ from mielin_cells.substrate.jetstream.asking import APPEND_S, READ_S, Asking, To
 from mielin_cells.substrate.jetstream.connection import Connection, Listener
 from mielin_cells.substrate.jetstream.heard import Heard
 from mielin_cells.substrate.jetstream.index import Index
-from mielin_cells.substrate.jetstream.places import TOPIC, Place, head_of, is_marker, kind_of, place_of, subject_of
+from mielin_cells.substrate.jetstream.places import TOPIC, Place, head_of, is_own, kind_of, place_of, subject_of
 from mielin_cells.substrate.jetstream.tail import JetTail
 from mielin_cells.substrate.jetstream.topics import Topics, Watching
 from mielin_cells.substrate.ports import (
@@ -189,17 +189,23 @@ class JetLog(Asking):
         mark = place.head + MARK
         since = await self._marked(place.stream, mark, subject)
         until, pause_s = asyncio.get_running_loop().time() + READ_S, 0.01
+        names = [place.filter]
         while True:
             try:
-                heard = await self._lasts(place.stream, [mark, place.filter])
-            except TooMany:
-                raise StoreUnreachable(
-                    f"{subject} has ownership records of more nodes than a server gives at once; its next snapshot trims them.",
-                    subject=subject,
-                ) from None
-            if any(one.subject == mark and one.seq >= since for one in heard):
-                there = [Entry(one.seq, one.data) for one in heard if place.has(one.subject)]
-                return max(there, default=None)
+                lists = [
+                    await self._lasts(place.stream, [mark, *names[start : start + LASTS]])
+                    for start in range(0, len(names), LASTS)
+                ]
+            except TooMany:  # ownership records of so many nodes: by name, from a list that has come to the mark
+                names = await self._names(place.stream, place.filter, since)
+                continue
+            if all(any(one.subject == mark and one.seq >= since for one in heard) for heard in lists):
+                there = {
+                    one.subject: Entry(one.seq, one.data) for heard in lists for one in heard if one.subject != mark
+                }
+                if names == [place.filter] or there.keys() >= {*names}:
+                    return max(there.values(), default=None)
+                names = await self._names(place.stream, place.filter, since)  # a trim came between
             if asyncio.get_running_loop().time() > until:
                 raise StoreUnreachable(
                     f"Only replicas that are behind answered about {subject}; try again.", subject=subject
@@ -304,7 +310,7 @@ class JetLog(Asking):
                 stream, head = api.stream_name(self._deployment, kind, shard), head_of(self._deployment, kind, shard)
                 words = prefix.rpartition(".")[0]
                 names = await self._names(stream, f"{head}{words + '.' if words else ''}>")
-                names = [name for name in names if name.startswith(head + prefix) and not is_marker(head, name)]
+                names = [name for name in names if name.startswith(head + prefix) and not is_own(head, name)]
                 for start in range(0, len(names), LASTS):
                     for one in await self._lasts(stream, names[start : start + LASTS]):
                         subject = subject_of(one.subject.removeprefix(head))

@@ -94,9 +94,13 @@ def subject_of(name: str) -> str:
     return LOGS + log
 
 
-def is_marker(head: str, name: str) -> bool:
-    """True of a name that stands for no agent's log; `head` is the stream's."""
-    return name.startswith(f"{head}{LOGS}{MARKER}")
+NOTE: Final = "index"
+"""Of the first log stream, the name whose last entry says which generation of the index is the deployment's."""
+
+
+def is_own(head: str, name: str) -> bool:
+    """True of a name that this adapter uses for itself; `head` is the stream's."""
+    return name.startswith(f"{head}{LOGS}{MARKER}") or name == head + NOTE
 
 
 def node_word(owner: str) -> str:

@@ -12,7 +12,7 @@ from mielin_cells.substrate.format import FORMAT, check_format
 from mielin_cells.substrate.jetstream import api
 from mielin_cells.substrate.jetstream.ask import ask, find_first, raw_stream, stream
 from mielin_cells.substrate.jetstream.connection import Connection
-from mielin_cells.substrate.jetstream.index import GENERATION, find_index, make_index
+from mielin_cells.substrate.jetstream.index import find_index, make_index
 from mielin_cells.substrate.jetstream.places import TOPIC
 from mielin_cells.substrate.jetstream.topics import MADE, make_topics
 from mielin_cells.substrate.ports import ENTRY_BYTES_MAX
@@ -235,7 +235,7 @@ def _config(deployment: str, name: str, shards: int, replicas: int, tags: tuple[
         config["placement"] = {"tags": [*tags]}
     if kind == "log":
         if shard == "0":
-            config["metadata"] |= {GENERATION: "0", MADE: "1"}
+            config["metadata"][MADE] = "1"
         config["republish"] = {"src": subjects, "dest": f"{deployment}.live.{shard}.>"}
     if kind == TOPIC:
         config["republish"] = {"src": subjects, "dest": f"{deployment}.live.{shard}.>", "headers_only": True}
