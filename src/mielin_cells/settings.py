@@ -183,6 +183,10 @@ class Settings:
     """Records since the last snapshot before the next one is written: bounds a load to about 30 ms."""
     snapshot_bytes: Bytes = 4 * 1024 * 1024
     """Or bytes, once they also exceed the state itself."""
+    idle_s: Delay = 900.0
+    """An agent without work for so long leaves memory until a message, a timer or an order wakes it; 0: never.  A quarter of an
+    hour: whoever talks with an agent does not wait for its log between two messages, and an agent that nobody talks to takes its
+    memory no longer than that."""
     drain_s: Seconds = 30.0
     """How long a stopping node waits for its turns."""
     heartbeat_s: Seconds = 0.5

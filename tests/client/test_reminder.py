@@ -159,6 +159,9 @@ class _Deaf:
             batch = await anext(self.inner)
         return batch
 
+    def watch(self, come: Callable[[], None]) -> bool:
+        return self.inner.watch(come)
+
     def close(self) -> None:
         self.inner.close()
 

@@ -41,6 +41,10 @@ class ChangedTail:
             if batch:
                 return batch
 
+    def watch(self, come: Callable[[], None]) -> bool:
+        watched: bool = self.tail.watch(come)
+        return watched
+
     def close(self) -> None:
         if self.closes:
             self.tail.close()
@@ -101,6 +105,22 @@ class TailIsNeverLive(Broken):
 class TailDoesNotEnd(Broken):
     def tail(self, subject: str, after: int = 0) -> Any:
         return ChangedTail(self.log.tail(subject, after), lambda batch: batch, closes=False)
+
+
+class TailIsWatchedForNothing(Broken):
+    """What comes while it is watched wakes nobody."""
+
+    def tail(self, subject: str, after: int = 0) -> Any:
+        tail = ChangedTail(self.log.tail(subject, after), lambda batch: batch)
+        tail.watch = lambda come: ChangedTail.watch(tail, lambda: None)  # type: ignore[method-assign]
+        return tail
+
+
+class TailIsWatchedAnyhow(Broken):
+    def tail(self, subject: str, after: int = 0) -> Any:
+        tail = ChangedTail(self.log.tail(subject, after), lambda batch: batch)
+        tail.watch = lambda come: ChangedTail.watch(tail, come) or True  # type: ignore[method-assign]
+        return tail
 
 
 class EmptyFirst(ChangedTail):

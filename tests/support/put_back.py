@@ -6,7 +6,7 @@ import asyncio
 import shutil
 import sqlite3
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -51,6 +51,9 @@ class LastingTail:
             self._seen = batch[-1].seq
             return batch
         raise StopAsyncIteration
+
+    def watch(self, come: Callable[[], None]) -> bool:
+        return False  # so an agent that reads it stays in memory
 
     def close(self) -> None:
         self._is_closed = True

@@ -10,6 +10,7 @@ import asyncio
 import os
 import re
 from collections import deque
+from contextvars import Context
 from dataclasses import replace
 from typing import Any
 
@@ -35,15 +36,18 @@ from mielin_cells.migration import source as machine
 from mielin_cells.migration.failure import MigrationError
 from mielin_cells.migration.recovery import RecoveryConfig, RecoveryStrategy, explain
 from mielin_cells.node.activation import effects, intake, readers
+from mielin_cells.node.activation.activation import Activation
 from mielin_cells.node.activation.context import NodeContext
 from mielin_cells.node.activation.effects import Effects
 from mielin_cells.node.activation.inbox import Arrival, Inbox
 from mielin_cells.node.activation.outbox import Outbox
+from mielin_cells.node.activation.presence.sleeper import Sleeper
 from mielin_cells.node.activation.turn import Turn
 from mielin_cells.node.activation.writer import Writer
 from mielin_cells.node.moves.handover import Handover
 from mielin_cells.node.moves.target import Copy
 from mielin_cells.node.ownership import rounds
+from mielin_cells.node.ownership.idling import Idling
 from mielin_cells.node.ownership.rounds import Rounds
 from mielin_cells.node.reads import Reads
 from mielin_cells.rpc import requests
@@ -51,6 +55,7 @@ from mielin_cells.rpc.answers import Reading
 from mielin_cells.store.clock import StoreClock
 from mielin_cells.substrate import retry
 from mielin_cells.substrate.ports import Entry, Log, Outcome, Source
+from mielin_cells.substrate.ports import Tail as TailPort
 from mielin_cells.testing.checkers.checker import INVARIANTS
 from mielin_cells.testing.checkers.scene import WALL_S
 from mielin_cells.testing.simulate import Result, simulate
@@ -392,6 +397,38 @@ def known_keys_do_not_run(patch: Patch) -> None:
 def keys_are_in_the_log(patch: Patch) -> None:
     """An owner remembers keyed calls, and the log does not have them."""
     patch.setattr(Input, "kept", None)
+
+
+@guard(within=200)
+def the_next_timer_wakes(patch: Patch) -> None:
+    """An agent that leaves memory is woken by messages alone."""
+    begin = Sleeper.begin
+
+    def without_alarm(self: Sleeper, tail: TailPort | None, due: float | None, context: Context) -> None:
+        begin(self, tail, None, context)
+
+    patch.setattr(Sleeper, "begin", without_alarm)
+
+
+@guard(within=200)
+def an_agent_leaves_with_its_commits(patch: Patch) -> None:
+    """An agent leaves memory before the commit of its last turns is there, and its inbox is read on behind their messages."""
+
+    async def unsaved(self: Idling, activation: Activation) -> None:
+        return None
+
+    def quiet(self: Activation) -> bool:
+        return self.is_open and self.fold.may_run and not self.inbox.queue and self.stops == 1 and self._batch is None
+
+    def anyhow(self: Sleeper, cursor: int) -> TailPort | None:
+        tail, self._tail = self._tail, None
+        return tail
+
+    patch.setattr(Idling, "_save", unsaved)
+    patch.setattr(Idling, "_make_short", unsaved)
+    patch.setattr(Activation, "is_idle", property(lambda self: not self.inbox.queue and self.is_open))
+    patch.setattr(Activation, "may_sleep", property(quiet))
+    patch.setattr(Sleeper, "take_tail", anyhow)
 
 
 SOON = 40

@@ -157,6 +157,14 @@ def _check_keys(cls: type[Agent], seconds: Any, size: Any) -> None:
         )
 
 
+def _check_idle(cls: type[Agent], idle_s: Any) -> None:
+    is_number = isinstance(idle_s, (int, float)) and not isinstance(idle_s, bool)
+    if not is_number or not 0 <= idle_s <= TIMEOUT_S_MAX:
+        raise FieldRefused.at(
+            cls.__name__, f": idle_s = {idle_s!r} is no number of seconds from 0 (never) to {TIMEOUT_S_MAX:g}."
+        )
+
+
 def _check_class(cls: type[Agent], version: Any, name: Any, fields: list[str]) -> None:
     """Raises `FieldRefused` for definitions that would silently fail later."""
     own = cls.__dict__
@@ -189,9 +197,11 @@ class Agent(Reference):
     """A stateful agent.  Annotated attributes are its state; others call its `@handler` methods.
 
     Options of a class: `version` (of its state, from 1), `name` (on the wire; by default the class's name), `recovery` (of failed
-    moves: a dict with fields of `migration.RecoveryConfig`), `policy` (`cells.Policy`: which nodes its agents may move to) and
+    moves: a dict with fields of `migration.RecoveryConfig`), `policy` (`cells.Policy`: which nodes its agents may move to),
     `standby` (how many other nodes keep a copy of each agent, so that losing its owner costs no load), `keys_s` and `keys_bytes` (for
-    how long, and up to how many bytes, its agents keep calls that were made with a key; by default the settings of these names).
+    how long, and up to how many bytes, its agents keep calls that were made with a key), and `idle_s` (after so many seconds without
+    work an agent leaves memory until a message, a timer or an order wakes it; 0: never).  The last three are by default as the
+    settings of these names.
 
     Guarantees: the state and the messages of an agent survive the loss of its node; its turns run one at a time, each wholly or not
     at all.  A class raises `FieldRefused` or `UsageError` where it is defined or first used, if it cannot keep that.
@@ -211,6 +221,9 @@ class Agent(Reference):
     __mielin_standby__: ClassVar[int] = 0
     """How many other nodes keep a copy of each agent of this class."""
 
+    __mielin_idle__: ClassVar[float | None] = None
+    """Seconds without work after which an agent of this class leaves memory; 0: never; None: as the node is set."""
+
     __mielin_keys_s__: ClassVar[float | None] = None
     __mielin_keys_bytes__: ClassVar[int | None] = None
     """For how long, and up to how many bytes, keyed calls are kept; None: as the settings say."""
@@ -218,7 +231,7 @@ class Agent(Reference):
     def __init_subclass__(
         cls, *, version: int = 1, name: str | None = None, recovery: dict[str, Any] | None = None,
         policy: Policy | None = None, standby: int | None = None, keys_s: float | None = None, keys_bytes: int | None = None,
-        **kwargs: Any,
+        idle_s: float | None = None, **kwargs: Any,
     ) -> None:  # fmt: skip
         definition.check_options(cls, kwargs)
         super().__init_subclass__(**kwargs)
@@ -240,6 +253,9 @@ class Agent(Reference):
             cls.__mielin_keys_s__ = float(keys_s)
         if keys_bytes is not None:
             cls.__mielin_keys_bytes__ = keys_bytes
+        if idle_s is not None:
+            _check_idle(cls, idle_s)
+            cls.__mielin_idle__ = idle_s
         fields = [field for field, kind in annotations_of(cls).items() if is_state(field, kind)]
         _check_class(cls, version, name, fields)
         wire_name = "".join(name or cls.__name__)  # plain text: it is in records
@@ -270,13 +286,16 @@ class Agent(Reference):
         """Runs once, at creation, as a turn after the first `on_arrive`.  Raising puts the agent in ERROR."""
 
     async def on_arrive(self) -> None:
-        """Runs each time the agent becomes active on a node: start, move, claim, restart.  Open clients and sockets here.
+        """Runs each time the agent becomes active on a node: start, move, claim, restart, and waking.  Open clients and sockets here.
 
         After a move it runs in probation: raising returns the agent to the source.
         """
 
     async def on_depart(self) -> None:
-        """Runs before the agent leaves a node, or its node stops.  Raising fails the move, and the agent stays."""
+        """Runs before the agent leaves a node or, having no work, its node's memory, and before its node stops.
+
+        Raising fails the move, and the agent stays, as it stays in memory.
+        """
 
     async def on_stop(self) -> None:
         """Runs at termination, before the last commit."""

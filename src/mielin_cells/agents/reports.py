@@ -64,6 +64,8 @@ class AgentInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds since it began."""
     at: float = 0.0
     """When the last record of its log was made, in wall-clock seconds; 0 if that is not known."""
+    is_idle: bool = False
+    """It had nothing to do for `idle_s` and has left its node's memory, until a message, a timer or an order wakes it."""
 
 
 class TimerInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -18,7 +18,8 @@ from mielin_cells.rpc.answers import DONE, OVER, ROWS_MAX, RUNNING, STOPPED, Dra
 from mielin_cells.tasks.together import together
 
 if TYPE_CHECKING:
-    from mielin_cells.node.activation.activation import Activation, Activations
+    from mielin_cells.node.activation.activation import Activations
+    from mielin_cells.node.activation.presence.sleeper import Owned
     from mielin_cells.node.moves.admission import Copies
     from mielin_cells.node.moves.manager import Migrations
     from mielin_cells.node.moves.recovery import Recovery
@@ -81,7 +82,7 @@ class Drain:
     async def run(self) -> None:
         """Moves the agents, and ends by the deadline and `END_S`."""
         activations = self._activations
-        logger.info("node %s: the drain begins, with %d agents to move", activations.name, len(activations.live))
+        logger.info("node %s: the drain begins, with %d agents to move", activations.name, activations.count)
         rounds = asyncio.create_task(self._rounds())
         clock = asyncio.create_task(self._watch_the_clock())
         try:
@@ -100,7 +101,7 @@ class Drain:
             self.state = OVER if errors else DONE
         for row in self._rows.values():
             if row.state == "moving":
-                self.moved += row.agent not in activations.live  # it has gone just as its move was no longer waited for
+                self.moved += not activations.owns(row.agent)  # it has gone just as its move was no longer waited for
                 row.state, row.blocker = "blocked", f"the deadline came while it was moved to {row.target}"
         self._ended_at = activations.clock()
         progress = self.progress()
@@ -142,48 +143,48 @@ class Drain:
         activations = self._activations
         self._spread = await self._others()
         todo = sorted(
-            (activation for agent, activation in activations.live.items() if agent not in self._kept),
-            key=lambda activation: (activation.inbox.waiting, activation.fold.size_bytes, activation.fold.agent),
+            (owned for owned in activations.owned() if owned.agent not in self._kept),
+            key=lambda owned: (owned.waiting, owned.size_bytes, owned.agent),
         )
-        for activation in todo:
-            self._rows.setdefault(activation.fold.agent, Row(agent=activation.fold.agent))
+        for owned in todo:
+            self._rows.setdefault(owned.agent, Row(agent=owned.agent))
         queue = iter(todo)
 
         async def worker() -> None:
-            for activation in queue:
+            for owned in queue:
                 if self._ending.is_set():
                     return
                 try:
-                    await self._move(activation)
+                    await self._move(owned)
                 except RetryError:
                     raise
                 except Exception as error:  # a bug, of ours or of the agent's class: the other agents go on
-                    logger.exception("node %s: moving agent %s away failed", activations.name, activation.fold.agent)
-                    row = self._rows.setdefault(activation.fold.agent, Row(agent=activation.fold.agent))
+                    logger.exception("node %s: moving agent %s away failed", activations.name, owned.agent)
+                    row = self._rows.setdefault(owned.agent, Row(agent=owned.agent))
                     row.state, row.blocker = "blocked", f"its move raised {described(error)}"
 
         await together(worker() for _ in range(MOVES))
-        self._rows = {agent: row for agent, row in self._rows.items() if agent in activations.live}
+        self._rows = {agent: row for agent, row in self._rows.items() if activations.owns(agent)}
         if not self._is_patient and not self._spread:
             return False
-        return self._copies.is_deciding or any(agent not in self._kept for agent in activations.live)
+        return self._copies.is_deciding or any(owned.agent not in self._kept for owned in activations.owned())
 
     async def _others(self) -> selection.Spread:
         nodes = await selection.list_alive(self._activations.home.log, self._activations.home.wire)
         return selection.Spread(other for other in nodes if other.name != self._activations.name)
 
-    async def _move(self, activation: Activation) -> None:
+    async def _move(self, owned: Owned) -> None:
         """Offers the agent to one node after the other; its row then says why it stays."""
-        activations, agent = self._activations, activation.fold.agent
+        activations, agent = self._activations, owned.agent
         row, refused = self._rows[agent], {activations.name, *self._migrations.unfit()}
         row.blocker = ""
-        while not self._ending.is_set() and activations.live.get(agent) is activation:
-            target = self._spread.choose(refused, activation.fold.cls, activation.fold.policy.preferred_architectures)
+        while not self._ending.is_set() and activations.owns(agent):
+            target = self._spread.choose(refused, owned.cls, owned.policy.preferred_architectures)
             if target is None:
                 row.blocker = row.blocker or NOWHERE
                 break
             row.state, row.target = "moving", target
-            if await self._has_gone(activation, row, target):
+            if await self._has_gone(owned, row, target):
                 self.moved += 1
                 del self._rows[agent]
                 return
@@ -193,10 +194,10 @@ class Drain:
             refused.add(target)
         row.state = "blocked" if row.blocker else "waiting"
 
-    async def _has_gone(self, activation: Activation, row: Row, target: str) -> bool:
-        activations, agent = self._activations, activation.fold.agent
+    async def _has_gone(self, owned: Owned, row: Row, target: str) -> bool:
+        activations, agent = self._activations, owned.agent
         request = requests.Migrate(
-            agent, f"m-{activations.home.rng.randbytes(8).hex()}", activation.fold.epoch, target, 0.0, self._recovery()
+            agent, f"m-{activations.home.rng.randbytes(8).hex()}", owned.epoch, target, 0.0, self._recovery()
         )
         try:
             report = await self._migrations.to_its_end(request)
@@ -205,14 +206,14 @@ class Drain:
             if move is not None:
                 row.blocker = f"{move.migration} moves it"
                 await asyncio.wait((move.done,))
-            return agent not in activations.live
+            return not activations.owns(agent)
         except (NoSuchAgent, Fenced):
-            return agent not in activations.live
+            return not activations.owns(agent)
         except CellError as error:
             row.blocker = error.message
             return False
         if report is None:
-            return agent not in activations.live
+            return not activations.owns(agent)
         if report.code == "Cancelled":
             if self.state == OVER:
                 row.blocker = f"the deadline came while it was moved to {target}"
@@ -236,9 +237,9 @@ class Drain:
 
     def progress(self) -> DrainProgress:
         activations, now = self._activations, self._ended_at or self._activations.clock()
-        seconds, agents_left = now - self._begun, len(activations.live) + len(activations.unloadable)
-        eta_s = seconds / self.moved * len(activations.live) if self.moved and self.state == RUNNING else 0.0
-        here = [row for row in self._rows.values() if row.agent in activations.live]
+        seconds, agents_left = now - self._begun, activations.count + len(activations.unloadable)
+        eta_s = seconds / self.moved * activations.count if self.moved and self.state == RUNNING else 0.0
+        here = [row for row in self._rows.values() if activations.owns(row.agent)]
         rows = sorted(here, key=lambda row: ("moving", "blocked", "waiting").index(_shown(row)))
         shown = [self._row(row) for row in rows[:ROWS_MAX]]
         shown += [_unloadable(agent, info.error) for agent, info in sorted(activations.unloadable.items())[:ROWS_MAX]]
@@ -249,11 +250,12 @@ class Drain:
 
     def _row(self, row: Row) -> Row:
         activation, recovery = self._activations.live.get(row.agent), self._migrations.open.get(row.agent)
+        sleeper = self._activations.asleep.get(row.agent)
         return Row(
             agent=row.agent, state=_shown(row), target=row.target,
             phase=recovery.progress().phase if recovery is not None else "", blocker=row.blocker,
             messages=activation.inbox.waiting if activation is not None else 0,
-            bytes=activation.fold.size_bytes if activation is not None else 0,
+            bytes=activation.fold.size_bytes if activation is not None else sleeper.size_bytes if sleeper is not None else 0,
         )  # fmt: skip
 
 
@@ -270,12 +272,12 @@ def _unloadable(agent: str, error: str) -> Row:
     return Row(agent=agent, state="blocked", blocker=f"it cannot be loaded: {error}")
 
 
-async def _planned(activations: Activations, spread: selection.Spread, activation: Activation) -> Row:
-    fold, refused, blocker = activation.fold, {activations.name}, NOWHERE
-    row = Row(agent=fold.agent, messages=activation.inbox.waiting, bytes=fold.size_bytes)
-    while (target := spread.choose(refused, fold.cls, fold.policy.preferred_architectures)) is not None:
+async def _planned(activations: Activations, spread: selection.Spread, owned: Owned) -> Row:
+    refused, blocker = {activations.name}, NOWHERE
+    row = Row(agent=owned.agent, messages=owned.waiting, bytes=owned.size_bytes)
+    while (target := spread.choose(refused, owned.cls, owned.policy.preferred_architectures)) is not None:
         try:
-            reasons = await ask_offer(activations, target, fold, activations.settings.prepare_s)
+            reasons = await ask_offer(activations, target, owned, activations.settings.prepare_s)
         except CellError as error:
             reasons = [error.message]
         if not reasons:
@@ -338,11 +340,11 @@ class Drains:
         spread = selection.Spread(other for other in nodes if other.name != activations.name)
         limit = asyncio.Semaphore(PROBES)
 
-        async def one(activation: Activation) -> Row:
+        async def one(owned: Owned) -> Row:
             async with limit:
-                return await _planned(activations, spread, activation)
+                return await _planned(activations, spread, owned)
 
-        rows = await together(one(activation) for activation in list(activations.live.values()))
+        rows = await together(one(owned) for owned in activations.owned())
         rows += [_unloadable(agent, info.error) for agent, info in activations.unloadable.items()]
         rows.sort(key=lambda row: (row.state != "blocked", row.messages, row.bytes, row.agent))
         left = sum(row.state == "blocked" for row in rows)

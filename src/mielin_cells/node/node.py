@@ -28,6 +28,7 @@ from mielin_cells.migration.recovery import RecoveryConfig
 from mielin_cells.migration.refusal import as_refusal
 from mielin_cells.node.activation.activation import Activation, Activations, loop_time
 from mielin_cells.node.activation.context import Hosted
+from mielin_cells.node.activation.presence.departures import depart
 from mielin_cells.node.drain import Drains
 from mielin_cells.node.failover import Failover
 from mielin_cells.node.moves import preview
@@ -37,6 +38,7 @@ from mielin_cells.node.orders import Orders
 from mielin_cells.node.ownership.adoption import Adoption
 from mielin_cells.node.ownership.claims import Claims
 from mielin_cells.node.ownership.creation import Creation
+from mielin_cells.node.ownership.idling import Idling
 from mielin_cells.node.ownership.quarantine import Quarantine
 from mielin_cells.node.ownership.returns import Returns
 from mielin_cells.node.ownership.rounds import Rounds
@@ -89,7 +91,6 @@ class Node:
         self.failures: Counter[str] = Counter()
         """Failures of loops that are started again, by name."""
         self._subscriptions: list[Subscription] = []
-
         self.activations = Activations(
             name, log, wire, classes, self, settings=self.settings, rng=rng or Random(), wall=wall, clock=clock,
             cluster=cluster,
@@ -115,6 +116,7 @@ class Node:
         self.creation = Creation(self.activations, self.migrations, self.quarantine, lambda: self.is_cordoned)
         self.orders = Orders(self.activations, self.migrations, self.standbys, self.adoption)
         self.home.obey = self.orders.obey
+        self.idling = Idling(self.activations, self.migrations, self.claims, self.adoption, self.quarantine)
         self.drains = Drains(self.activations, self.migrations, self.copies)
         self.failover = Failover(self.activations, heard or list, self.failures)
         self._questions = Questions(
@@ -130,6 +132,7 @@ class Node:
 
     def served(self, activation: Activation) -> None:
         self.standbys.served(activation)
+        self.idling.served(activation)
 
     def lost(self, activation: Hosted, error: Exception | None) -> None:
         if error is not None:
@@ -172,6 +175,7 @@ class Node:
         self.is_starting = False
         self.for_ever("listing this node's agents", self.rounds.relist)
         self.for_ever("reconciling", self._reconcile_for_ever)
+        self.for_ever("agents without work", self.idling.run)
 
     def for_ever(self, name: str, loop: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Runs a loop that lasts as long as this node; if it raises, it is started again (`failures` counts)."""
@@ -230,7 +234,7 @@ class Node:
         now = asyncio.get_running_loop().time()
         until = now + turns_s + self.settings.pause_s if until is None else until
         turns_s = max(0.0, min(turns_s, until - now))
-        await self.activations.depart(turns_s, until)
+        await depart(self.activations, turns_s, until)
         self._close_all()
         if self._place.seq:
             with contextlib.suppress(TimeoutError):
@@ -280,7 +284,7 @@ class Node:
         announced = {name: getattr(about, name) for name in about.__struct_fields__}
         since_s = max(0.0, self.home.wall() - about.at) if about.at else 0.0
         return NodeInfo(
-            name=self.name, incarnation=self.home.incarnation, agents=len(self.activations.live), since_s=since_s,
+            name=self.name, incarnation=self.home.incarnation, agents=self.activations.count, since_s=since_s,
             state="starting" if self.is_starting else "alive", is_cordoned=self.is_cordoned, **announced,
         )  # fmt: skip
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mielin_cells.agents.agent import STANDBY_MAX
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from mielin_cells.node.ownership.standby import Standbys
 
 R = TypeVar("R", bound=Record)
+T = TypeVar("T")
 
 logger = logging.getLogger("mielin_cells.orders")
 
@@ -93,20 +95,38 @@ class Orders:
             id=fold.agent, cls=fold.cls, version=fold.version, node=self._activations.name, epoch=fold.epoch, state=fold.status.value,
             waiting=activation.inbox.waiting, bytes=fold.size_bytes, migration=move.migration if move is not None else "",
             dead=len(fold.ledger.dead), error=scrubbed(error.message) if error is not None else "",
-            code=error.code if error is not None else "", policy=fold.policy, standby=self._standbys.followers_of(activation),
+            code=error.code if error is not None else "", policy=fold.policy, standby=self._standbys.followers_of(fold.agent),
             running=running[0], running_s=running[1],
             at=fold.written,
         )  # fmt: skip
 
+    def info_of(self, agent: str) -> AgentInfo | None:
+        """An agent that runs here, in memory or not."""
+        activation, sleeper = self._activations.live.get(agent), self._activations.asleep.get(agent)
+        if activation is not None:
+            return self.info(activation)
+        return sleeper.info(self._activations.name, self._standbys.followers_of(agent)) if sleeper is not None else None
+
     @property
     def handlers(self) -> Handlers:
-        activation = self._activations.running
         return {
             requests.Order: lambda request: self.obey(request.agent, request.order, request.reason),
-            requests.PurgeLetters: lambda request: self.purge(activation(request.agent), request.letters),
-            requests.CancelTimer: lambda request: self.cancel_timer(activation(request.agent), request.timer),
-            requests.SetCopies: lambda request: self.stand_by(activation(request.agent), request.copies),
+            requests.PurgeLetters: lambda request: self._with(
+                request.agent, lambda one: self.purge(one, request.letters)
+            ),
+            requests.CancelTimer: lambda request: self._with(
+                request.agent, lambda one: self.cancel_timer(one, request.timer)
+            ),
+            requests.SetCopies: lambda request: self._with(
+                request.agent, lambda one: self.stand_by(one, request.copies)
+            ),
         }
+
+    async def _with(self, agent: str, work: Callable[[Activation], Awaitable[T]]) -> T:
+        """Carries an order out to the agent, which is woken for it, and stays in memory meanwhile."""
+        activation = await self._activations.awake(agent)
+        with activation.kept():
+            return await work(activation)
 
     async def obey(self, agent: str, order: str, reason: str) -> str:
         """Suspends, pauses, resumes or terminates the agent, and returns its state.  An order for the present state does nothing.
@@ -127,8 +147,10 @@ class Orders:
             raise UsageError(f"There is no order {order!r}; there are suspend, pause, resume and terminate.")
         if wanted is AgentState.RUNNING and agent in self._activations.unloadable:
             return await self._adoption.take_again(agent)
-        activation = self._activations.running(agent)
-        fold = activation.fold
+        return await self._with(agent, partial(self._enter, order, reason, wanted))
+
+    async def _enter(self, order: str, reason: str, wanted: AgentState, activation: Activation) -> str:
+        fold, agent = activation.fold, activation.fold.agent
         if fold.lifecycle.state is wanted:
             return wanted.value
         is_reread = False
@@ -156,7 +178,7 @@ class Orders:
 
     async def _quarantine(self, agent: str, reason: str) -> str:
         """Quarantines the agent, because a client remembers more than the store has.  No state of the agent forbids this."""
-        activation = self._activations.running(agent)
+        activation = await self._activations.awake(agent)
         async with self._between_turns(activation, "be quarantined"):
             if not quarantine.is_quarantined(activation.fold):
                 try:

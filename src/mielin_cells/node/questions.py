@@ -52,7 +52,7 @@ class Questions:
             requests.ListAgents: self._list_agents,
             requests.ListCopies: lambda request: page_of(self._standbys.copies, request.after),
             requests.ListTimers: lambda request: self._list_timers(request.agent),
-            requests.CountWaiting: lambda request: self._activations.running(request.agent).inbox.waiting,
+            requests.CountWaiting: lambda request: self._count_waiting(request.agent),
             requests.Remind: self.reminded,
             requests.ReadArguments: lambda request: words.arguments(
                 self._activations.spec(request.cls), request.handler, request.words
@@ -66,11 +66,17 @@ class Questions:
         }
 
     def _list_agents(self, request: requests.ListAgents) -> list[AgentInfo | None]:
-        agents = self._activations.live.keys() | self._activations.unloadable.keys()
+        activations = self._activations
+        agents = activations.live.keys() | activations.asleep.keys() | activations.unloadable.keys()
         return [self.hosted(name) for name in page_of(agents, request.after)]
 
-    def _list_timers(self, agent: str) -> list[TimerInfo]:
-        activation = self._activations.running(agent)
+    def _count_waiting(self, agent: str) -> int:
+        if agent in self._activations.asleep:  # it sleeps because nothing waits; what comes wakes it by itself
+            return 0
+        return self._activations.running(agent).inbox.waiting
+
+    async def _list_timers(self, agent: str) -> list[TimerInfo]:
+        activation = await self._activations.awake(agent)
         return [
             TimerInfo(
                 id=timer.id, handler=timer.handler, due=timer.due, every=timer.every,
@@ -84,23 +90,24 @@ class Questions:
         initial = words.initial(spec, request.words)
         return requests.Spawn(request.agent, request.cls, spec.version, initial, born(initial))
 
-    def _read_replay(self, agent: str) -> answers.ReplayProgress:
-        fold = self._activations.running(agent).fold
+    async def _read_replay(self, agent: str) -> answers.ReplayProgress:
+        fold = (await self._activations.awake(agent)).fold
         state, error, ledger = fold.lifecycle.state, fold.lifecycle.error, fold.ledger
         stopped = "" if fold.may_run else f"in ERROR ({error.message})" if error else state.value.lower()
         return answers.ReplayProgress(len(ledger.replays), ledger.replayed, len(ledger.dead), stopped)
 
     def hosted(self, agent: str) -> AgentInfo | None:
         """An agent that runs here, or that the log gives this node and that it cannot run."""
-        activation = self._activations.live.get(agent)
-        return self._orders.info(activation) if activation is not None else self._activations.unloadable.get(agent)
+        return self._orders.info_of(agent) or self._activations.unloadable.get(agent)
 
-    def reminded(self, reminder: requests.Remind) -> answers.AskStatus:
+    async def reminded(self, reminder: requests.Remind) -> answers.AskStatus:
         """Sends stored answers again, now or with the commit that may hold them.
 
         Raises `NoSuchAgent` if it is not here, or why it cannot answer before somebody does something about it.
         """
         agent = reminder.agent
+        if agent in self._activations.asleep:
+            await self._activations.awake(agent)
         error, why = self.cause(agent), self.doing(agent, reminder.sender)
         if agent not in self._activations.live and (error is not None or agent in self._activations.unloadable):
             if error is not None:

@@ -25,6 +25,7 @@ from mielin_cells.log.lifecycle import Phase
 from mielin_cells.log.message import Answer, decode_answer, encode_answer
 from mielin_cells.membership.reads import read_shared
 from mielin_cells.node.activation.effects import answer_of
+from mielin_cells.node.activation.presence.resting import NO_REST
 from mielin_cells.node.activation.readers import Committed
 from mielin_cells.node.activation.run import is_failure
 from mielin_cells.rpc import requests
@@ -75,6 +76,8 @@ class Reads:
         """The committed state, at least as new as the request wants it.  A target in probation has none."""
         agent, activations = request.agent, self._activations
         least = request.seen
+        if agent in activations.asleep:
+            await activations.awake(agent)
         activation, copy = activations.live.get(agent), self._standbys.copies.get(agent)
         if activation is None and copy is None:
             raise NoSuchAgent(f"Node {activations.name} neither runs agent {agent!r} nor keeps a copy.", agent=agent)
@@ -83,7 +86,9 @@ class Reads:
             last = await activations.home.log.settled(log_subject(agent))
             least = max(least, last.seq if last is not None else 0)
         if activation is not None:
-            return Found(activation.spec, await _committed_here(activation, least))
+            with activation.kept():
+                activation.rested = NO_REST  # a read is work, too
+                return Found(activation.spec, await _committed_here(activation, least))
         return await self._committed_copy(copy, agent, least)
 
     async def _committed_copy(self, copy: StandbyCopy | None, agent: str, least: int) -> Found:

@@ -9,7 +9,7 @@ import functools
 import heapq
 import typing
 from collections.abc import Iterable
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
@@ -18,7 +18,7 @@ from mielin_cells.errors import CellError, RecordInvalid, from_wire
 from mielin_cells.log.codec import UNREADABLE
 from mielin_cells.log.commit import LetterKey
 from mielin_cells.log.delta import StateDelta
-from mielin_cells.log.fold import Fold
+from mielin_cells.log.policy import Policy
 from mielin_cells.migration.audit import AuditEntry
 from mielin_cells.rpc import answers
 from mielin_cells.rpc.answers import (
@@ -207,11 +207,28 @@ class Prepare(Request[Preparation], frozen=True):
     """Only asked: nothing is reserved."""
 
 
-def prepare(fold: Fold, source: str, migration: str = "dry run") -> Prepare:
-    """The agent of `fold` as its source describes it."""
+class Planned(Protocol):
+    """An agent as it is described to a node that may take it: a fold has these names, too."""
+
+    @property
+    def agent(self) -> str: ...
+    @property
+    def cls(self) -> str: ...
+    @property
+    def version(self) -> int: ...
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def policy(self) -> Policy: ...
+
+
+def prepare(agent: Planned, source: str, migration: str = "dry run") -> Prepare:
+    """The agent as its source describes it."""
     return Prepare(
-        fold.agent, migration, source, fold.cls, fold.version, fold.size_bytes, fold.epoch,
-        list(fold.policy.preferred_architectures), is_dry=migration == "dry run",
+        agent.agent, migration, source, agent.cls, agent.version, agent.size_bytes, agent.epoch,
+        list(agent.policy.preferred_architectures), is_dry=migration == "dry run",
     )  # fmt: skip
 
 

@@ -137,6 +137,20 @@ async def load(log: Log, agent: str, seen: Seen | None = None) -> Fold:
             ) from error
 
 
+async def load_behind(log: Log, agent: str, last: Entry) -> Fold:
+    """As `load`, of a log whose last entry was just read: a snapshot at the end is all that is read."""
+    record = await read_record(log, agent, last)
+    if isinstance(record, Snapshot):
+        fold = await _of_snapshot(log, agent, last.seq, record)
+        fold.verify()
+        return fold
+    if record.prev == 0:
+        fold = Fold(agent)
+        add_to(fold, last, record)
+        return fold
+    return await load(log, agent, _seen(last, record))
+
+
 async def _load(log: Log, agent: str, seen: Seen | None) -> Fold:
     if seen is None:
         last = await log.last(log_subject(agent)) or await log.settled(log_subject(agent))

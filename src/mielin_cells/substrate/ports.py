@@ -76,6 +76,14 @@ class Tail(Protocol):
     async def __anext__(self) -> list[Entry]:
         """The next batch, never empty.  Waits for ever if nothing comes.  Raises StopAsyncIteration after `close`."""
 
+    def watch(self, come: Callable[[], None]) -> bool:
+        """Calls `come` once, on the event loop, as soon as there may be an entry that `__anext__` has not given; it must not raise.
+
+        False if there may be such an entry already: then `come` is never called.  Nobody may wait in `__anext__` meanwhile, except
+        a task that was just cancelled.  The next `__anext__`, and `close`, end the watch.  It may be called without need, and it
+        outlasts a lost connection.
+        """
+
     def close(self) -> None:
         """Ends the iteration, also one that waits.  Repeating it is harmless."""
 

@@ -24,7 +24,8 @@ class BufferedTail:
     """No task and no timer: an idle tail is this object and its place with the log.  One reader at a time."""
 
     __slots__ = (
-        "_behind", "_bytes", "_closed", "_forget", "_previous", "_read", "_seen", "_subject", "_waiter", "_waiting",
+        "_behind", "_bytes", "_closed", "_come", "_forget", "_is_reading", "_previous", "_read", "_seen", "_subject", "_waiter",
+        "_waiting",
     )  # fmt: skip
 
     def __init__(
@@ -48,11 +49,15 @@ class BufferedTail:
         self._previous: int | None = None
         """The subject's sequence before the first entry in the buffer, if the log reports it."""
         self._waiter: asyncio.Future[None] | None = None
+        self._is_reading = False
+        """A page is being read: what it holds is neither here nor with the reader yet."""
+        self._come: Callable[[], None] | None = None
 
     def __aiter__(self) -> BufferedTail:
         return self
 
     async def __anext__(self) -> list[Entry]:
+        self._come = None
         while not self._closed:
             if self._behind:
                 batch = await self._catch_up()
@@ -68,12 +73,14 @@ class BufferedTail:
     async def _catch_up(self) -> list[Entry]:
         # Entries that arrive while the page is read are buffered: none falls between, and `_take` drops repeats.
         self._drop()
-        self._behind = False
+        self._behind, self._is_reading = False, True
         try:
             batch = await self._read(self._subject, self._seen, PAGE)
         except BaseException:  # the reader gave up waiting; it, or another, may go on
             self._behind = True
             raise
+        finally:
+            self._is_reading = False
         if len(batch) == PAGE or isinstance(batch, Cut):
             self._behind = True
         return batch
@@ -122,6 +129,12 @@ class BufferedTail:
         self._behind = True
         self._wake()
 
+    def watch(self, come: Callable[[], None]) -> bool:
+        if self._closed or self._behind or self._is_reading or self._waiting:
+            return False
+        self._come = come
+        return True
+
     def _drop(self) -> None:
         self._waiting, self._bytes = [], 0
 
@@ -129,10 +142,13 @@ class BufferedTail:
         waiter = self._waiter
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
+        come, self._come = self._come, None
+        if come is not None:
+            come()
 
     def close(self) -> None:
         if not self._closed:
-            self._closed = True
+            self._closed, self._come = True, None
             self._forget(self)
             self._drop()
             self._wake()

@@ -109,6 +109,9 @@ class FailingTail:
         self._failing.called("tail", "")
         return batch
 
+    def watch(self, come: Callable[[], None]) -> bool:
+        return self._tail.watch(come)
+
     def close(self) -> None:
         self._tail.close()
 

@@ -15,42 +15,55 @@ from mielin_cells.agents.cluster import Cluster
 from mielin_cells.agents.live import Cell
 from mielin_cells.agents.reports import AgentInfo
 from mielin_cells.agents.spec import Spec, spec_of
-from mielin_cells.errors import CellError, NoSuchAgent, StateUnloadable, UnknownClass, described, never, storable
+from mielin_cells.errors import (
+    CellError,
+    NoSuchAgent,
+    StateUnloadable,
+    StoreUnreachable,
+    UnknownClass,
+    described,
+    never,
+    storable,
+)
 from mielin_cells.log.delta import StateDelta
 from mielin_cells.log.fold import Fold
 from mielin_cells.log.lifecycle import AgentError, AgentState
 from mielin_cells.log.records import Failed
 from mielin_cells.node.activation.context import Hosted, NodeContext, StreamOwner
-from mielin_cells.node.activation.core import Core
 from mielin_cells.node.activation.effects import Effects
 from mielin_cells.node.activation.inbox import Inbox
 from mielin_cells.node.activation.intake import Intake
+from mielin_cells.node.activation.presence.resting import Resting
+from mielin_cells.node.activation.presence.sleeper import Owned, Sleeper
 from mielin_cells.node.activation.run import is_failure
 from mielin_cells.node.activation.runner import Runner
-from mielin_cells.node.activation.timers import Timers
+from mielin_cells.node.activation.timers import NO_DUE, Timers
 from mielin_cells.node.activation.writer import Writer
 from mielin_cells.node.streams.ends import Ends
 from mielin_cells.node.topics.reader import Reader
 from mielin_cells.settings import Settings
-from mielin_cells.substrate.ports import Log, Wire
+from mielin_cells.substrate.ports import Log, Tail, Wire
 from mielin_cells.tasks.supervision import supervised
-from mielin_cells.tasks.together import together
 
 logger = logging.getLogger("mielin_cells.node")
 
-DEPARTURES_MAX = 32
-"""Agents that a node lets go at the same time when it stops."""
 
-
-class Activation(Core):
+class Activation(Resting):
     """The owner's side of one agent.  Made with a fold that is at the log's end; `open` starts it."""
 
-    __slots__ = ("__weakref__", "_ending", "_reader", "cell", "inbox", "intake", "runner", "timers")
+    __slots__ = (
+        "__weakref__", "_dues", "_reader", "cell", "timers",
+    )  # fmt: skip
 
-    def __init__(self, home: NodeContext, spec: Spec, cell: Cell, writer: Writer) -> None:
+    def __init__(
+        self, home: NodeContext, spec: Spec, cell: Cell, writer: Writer, *, tail: Tail | None = None,
+        dues: Mapping[str, float] = NO_DUE,
+    ) -> None:  # fmt: skip
+        """`tail`, `dues`: the tail of its inbox and the times of its timers, of an agent that left memory and comes back."""
         super().__init__(home, spec, writer)
         self.cell = cell
-        self.inbox = Inbox(self)
+        self._dues = dues
+        self.inbox = Inbox(self, tail)
         self.timers = Timers(self)
         effects = Effects(self, cell, self.timers)
         self.runner = Runner(self, cell, effects)
@@ -68,7 +81,8 @@ class Activation(Core):
         self.is_open = True
         self.deliver()
         self._reader = self.start(self.inbox.read())
-        self.timers.open()
+        self.timers.open(self._dues)
+        self._dues = NO_DUE
         self.topics.open()
         self.commit_soon()
         if self.ends is not None:
@@ -148,17 +162,6 @@ class Activation(Core):
         """Adds a change of state to the next commit: an upgrade that was made while the agent was taken over."""
         self.batch.change(delta)
 
-    @property
-    def is_idle(self) -> bool:
-        """True if every message that was read from the inbox has taken effect and is committed."""
-        waits = self.inbox.queue or self.intake.delays.senders
-        return not waits and self.inflight is None and not self._batch and self.is_open
-
-    @property
-    def has_unsealed(self) -> bool:
-        """True if state or ledger is ahead of the log."""
-        return self._batch is not None and (bool(self._batch) or self._batch.moved)
-
 
 def loop_time() -> float:
     """A clock for a node whose event loop is fine enough; a loop's own time may be in whole milliseconds."""
@@ -196,6 +199,8 @@ class Activations:
         self.home.topics = Reader(lambda: self.home.log, self._read_topic, settings.topic_poll_s)
         self.home.resolve = lambda name: self._classes(name)  # noqa: PLW0108 - a test may give the node other ones
         self.live: dict[str, Activation] = {}
+        self.asleep: dict[str, Sleeper] = {}
+        """Agents that run here, and have left memory until there is something for them to do."""
         self._starting: set[str] = set()
         self._unloadable: dict[str, AgentInfo] = {}
         self.is_stopping = False
@@ -213,6 +218,38 @@ class Activations:
                 f"Agent {agent!r} cannot run on {self.name}: {why} Fix the cause, then resume the agent.", agent=agent
             )
         raise NoSuchAgent(f"Node {self.name} does not run agent {agent!r}.", agent=agent)
+
+    def owns(self, agent: str) -> bool:
+        """True if the agent runs here, in memory or not."""
+        return agent in self.live or agent in self.asleep
+
+    @property
+    def count(self) -> int:
+        return len(self.live) + len(self.asleep)
+
+    def owned(self) -> list[Owned]:
+        here = [Owned.of(one.fold, one.inbox.waiting) for one in self.live.values()]
+        return here + [Owned.of(one, 0) for one in self.asleep.values()]
+
+    async def awake(self, agent: str) -> Activation:
+        """As `running`, after waking the agent if it has left memory."""
+        while agent not in self.live and (sleeper := self.asleep.get(agent)) is not None:
+            sleeper.stir()
+            try:
+                async with asyncio.timeout(self.settings.turn_deadline_s):
+                    await sleeper.woken.wait()
+            except TimeoutError:
+                raise StoreUnreachable(
+                    f"Agent {agent!r} had left memory, and node {self.name} cannot read its log; it is tried again.",
+                    agent=agent,
+                ) from None
+        return self.running(agent)
+
+    def forget(self, agent: str) -> None:
+        """An agent that has left memory is not this node's any more, or is to be claimed from its log."""
+        sleeper = self.asleep.pop(agent, None)
+        if sleeper is not None:
+            sleeper.end()
 
     def spec(self, name: str) -> Spec:
         cls = self._classes(name)
@@ -271,6 +308,7 @@ class Activations:
         former = self.live.get(agent)
         if former is not None and former is not activation:  # of an earlier epoch: its next append would fail
             self.drop(former)
+        self.forget(agent)
         if self.is_stopping:  # it began to stop after the claim began: the agent stays claimable
             activation.close()
             return
@@ -317,39 +355,8 @@ class Activations:
         """From now on no further agent is served."""
         self.is_stopping = True
 
-    async def depart(self, turns_s: float, until: float) -> None:
-        """Lets turns end, commits land and `on_depart` run, for all agents that are live."""
-        limit = asyncio.Semaphore(DEPARTURES_MAX)
-
-        async def depart(activation: Activation) -> None:
-            async with limit:
-                await self._depart(activation, turns_s, until)
-
-        await together(depart(activation) for activation in list(self.live.values()))
-
-    async def _depart(self, activation: Activation, turns_s: float, until: float) -> None:
-        if activation.lost is not None:
-            return
-        if activation.is_idle and not activation.spec.overrides("on_depart") and await activation.intake.stop_at_once():
-            return  # most agents: they need no task and no commit
-        try:
-            async with asyncio.timeout_at(until):
-                await activation.intake.stop(turns_s)
-                if activation.fold.may_run:
-                    await activation.runner.hook("on_depart")
-                await activation.flush()
-        except (CellError, TimeoutError) as error:
-            logger.warning(
-                "agent %s did not come to rest before node %s stopped: %s; what was acknowledged is kept, and its turn "
-                "runs again at its next owner", activation.fold.agent, self.name, described(error),
-            )  # fmt: skip
-        except BaseException as error:  # the user's hook: the node stops all the same, and what was committed stays
-            if not is_failure(error):
-                raise
-            logger.error(
-                "agent %s: on_depart raised as node %s stopped: %s", activation.fold.agent, self.name, described(error)
-            )
-
     def close(self) -> None:
         for activation in list(self.live.values()):
             self.drop(activation)
+        for agent in list(self.asleep):
+            self.forget(agent)

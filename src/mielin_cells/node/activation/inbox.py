@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -65,13 +65,28 @@ class Owner(Protocol):
 class Inbox:
     """The entries that have arrived and are not done.  The owner's `kick` is called when there is work."""
 
-    __slots__ = ("_fold", "_held", "_home", "_owner", "_room", "_tail", "arrived", "aside", "queue", "waiting")
+    __slots__ = (
+        "_fold",
+        "_held",
+        "_home",
+        "_owner",
+        "_read_to",
+        "_room",
+        "_tail",
+        "arrived",
+        "aside",
+        "queue",
+        "waiting",
+    )
 
-    def __init__(self, owner: Owner) -> None:
+    def __init__(self, owner: Owner, tail: Tail | None = None) -> None:
+        """`tail`: one that goes on behind the ledger's cursor, of an activation that left memory."""
         self._owner = owner
         self._home = owner.home
         self._fold = owner.fold
-        self._tail: Tail | None = None
+        self._tail = tail
+        self._read_to = -1
+        """Up to here entries have come from the tail; -1 until it is read."""
         self._held: dict[int, Arrival] | None = None
         self._room = Signal()
         self.queue: deque[Arrival] | tuple[()] = ()
@@ -96,9 +111,12 @@ class Inbox:
         log, ledger = self._home.log, self._fold.ledger
         behind = await self._read_held()
         self._owner.kick()
-        self._tail = tail = log.tail(self._subject, ledger.cursor)
+        if self._tail is None:
+            self._tail = log.tail(self._subject, ledger.cursor)
+        tail, self._read_to = self._tail, 0
         try:
             async for batch in tail:
+                self._read_to = batch[-1].seq
                 for entry in batch:
                     arrival = await self._arrival(entry)
                     self._push(arrival)
@@ -111,7 +129,25 @@ class Inbox:
                 while self.waiting > 2 * self._home.settings.inbox_max or self.aside > ASIDE_MAX:
                     await self._room.wait()
         finally:
-            tail.close()
+            if self._tail is tail:
+                tail.close()
+
+    @property
+    def is_done(self) -> bool:
+        """True if everything that has come from the tail has taken effect, and the tail is read on from the cursor."""
+        is_read = 0 <= self._read_to <= self._fold.ledger.cursor
+        return is_read and not (self.queue or self._held or self.aside or self._fold.ledger.held)
+
+    def release_tail(self, come: Callable[[], None]) -> Tail | None:
+        """Hands the tail over: `come` is called when the next entry has come.
+
+        None, and nothing is changed, if one has come already.
+        """
+        tail = self._tail
+        if tail is None or not tail.watch(come):
+            return None
+        self._tail = None
+        return tail
 
     async def _read_held(self) -> Sequence[Arrival]:
         """Queues the held entries that wait for no earlier number.  Returns those that belong behind the next new entry.

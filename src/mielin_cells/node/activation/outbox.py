@@ -116,6 +116,16 @@ class Outbox:
         receiver = self._receivers.get(out.to)
         return receiver is not None and any(out.n == queued.n for queued in receiver.queue)
 
+    @property
+    def is_busy(self) -> bool:
+        """True while a message is not stored at its receiver."""
+        return any(receiver.task is not None or receiver.queue for receiver in self._receivers.values())
+
+    @property
+    def has_news(self) -> bool:
+        """True if messages were stored that no commit has noted."""
+        return bool(self._stored)
+
     def refused(self, to: str) -> str:
         """Why the store does not take the first message for this receiver; "" if it does."""
         receiver = self._receivers.get(to)

@@ -111,6 +111,16 @@ class Snapshots:
         self.is_ready = False
         """The slices are written; the record can follow the next commit."""
 
+    @property
+    def is_busy(self) -> bool:
+        """True while one is written, or waits for the next commit."""
+        return self._task is not None or self.is_ready
+
+    async def written(self) -> None:
+        """Returns when the slices are written, or have failed."""
+        if self._task is not None:
+            await asyncio.wait((self._task,))
+
     def close(self) -> None:
         if self._task is not None:
             self._task.cancel()

@@ -6,6 +6,7 @@ import asyncio
 import heapq
 import logging
 import shlex
+from collections.abc import Mapping
 
 import msgspec
 
@@ -58,10 +59,23 @@ class Timers:
         self._logged: set[str] | None = None
         """Timers whose missing handler was logged."""
 
-    def open(self) -> None:
+    @property
+    def dues(self) -> dict[str, float]:
+        """By timer, when it is due by the loop's clock."""
+        return self._due
+
+    def next_due(self) -> float | None:
+        """When the first timer is due, by the loop's clock."""
+        return min(self._due.values()) if self._due else None
+
+    def open(self, dues: Mapping[str, float] = NO_DUE) -> None:
+        """Waits for the agent's timers.  `dues`: of timers that this process knows already, when they are due by the loop's clock."""
         now, wall = asyncio.get_running_loop().time(), self._core.home.wall()
         ledger, batch = self._core.fold.ledger, self._core.batch
         for timer in list(ledger.timers.values()):
+            if timer.id in dues:
+                self._at(timer.id, dues[timer.id])
+                continue
             if timer.due - wall > timer.wait:  # a clock was wrong: here, or where it was set
                 timer = msgspec.structs.replace(timer, due=wall + timer.wait)
                 ledger.timers[timer.id] = batch.timers[timer.id] = timer

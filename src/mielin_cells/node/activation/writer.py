@@ -112,6 +112,11 @@ class Writer:
         if self._backoff is not None:
             self._backoff.wake()
 
+    @property
+    def is_busy(self) -> bool:
+        """True while something is appended, or the end of the log is read."""
+        return self._lock.locked()
+
     def check(self) -> None:
         """Raises the failure, or `Fenced` once the activation is closed."""
         if self.failure is not None:

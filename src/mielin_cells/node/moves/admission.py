@@ -53,9 +53,9 @@ def room_of(file: str | None) -> Callable[[], Room]:
     return room
 
 
-async def ask_offer(activations: Activations, target: str, fold: Fold, timeout_s: float) -> list[str]:
-    """Every reason of a node against taking the agent as it is in `fold`; nothing is reserved there.  Raises as `call`."""
-    return (await call(activations.home.wire, target, requests.prepare(fold, activations.name), timeout_s)).reasons
+async def ask_offer(activations: Activations, target: str, agent: requests.Planned, timeout_s: float) -> list[str]:
+    """Every reason of a node against taking the agent as it is now; nothing is reserved there.  Raises as `call`."""
+    return (await call(activations.home.wire, target, requests.prepare(agent, activations.name), timeout_s)).reasons
 
 
 class Copies:
@@ -83,6 +83,8 @@ class Copies:
         copy = self.by_agent.get(request.agent)
         if copy is not None and copy.migration == request.migration:
             return answers.Preparation([])
+        if (sleeper := self._activations.asleep.get(request.agent)) is not None:
+            sleeper.stir()  # another node seems to own it: its log says so
         spec, error = self._spec(request.cls)
         room, activations = self._room(), self._activations
         facts = Facts(
@@ -97,7 +99,7 @@ class Copies:
             state_bytes_max=activations.settings.state_bytes_max,
             is_stopping=activations.is_stopping,
             is_cordoned=self.is_cordoned(),
-            is_hosting=request.agent in activations.live,
+            is_hosting=activations.owns(request.agent),
             verifies=copy.migration if copy is not None and copy.machine.phase in DECIDED_BY_THE_LOG else "",
         )
         offer = Offer(

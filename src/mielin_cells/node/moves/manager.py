@@ -107,6 +107,13 @@ class Migrations:
     async def _begun(self, request: requests.Migrate) -> Recovery | None:
         """Begins the migration.  None if it was open, had lost its source, and has just been ended here."""
         agent, activations = request.agent, self.activations
+        if activations.owns(agent):
+            with (await activations.awake(agent)).kept():
+                return await self._begun_awake(request)
+        return await self._begun_awake(request)
+
+    async def _begun_awake(self, request: requests.Migrate) -> Recovery | None:
+        agent, activations = request.agent, self.activations
         await self.settling.one_due(agent)  # one that was claimed may have an open migration, which goes on first
         if request.migration in self.reports:
             return None

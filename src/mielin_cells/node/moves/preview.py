@@ -24,7 +24,7 @@ READS = 4
 async def predict(migrations: Migrations, agent: str, to: str) -> Prediction:
     """Raises `NoSuchAgent` if the agent does not run here, `UnknownNode` if there is nowhere to go."""
     activations = migrations.activations
-    activation = activations.running(agent)
+    activation = await activations.awake(agent)
     fold = activation.fold
     target = to or await choose_first(activations, activation, migrations.unfit())
     try:

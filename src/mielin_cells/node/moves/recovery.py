@@ -286,7 +286,7 @@ class Recovery:
         owner = await evidence.owner_of(self._log, self.agent)
         if not owner:
             await self.end(Verdict("rolled_back", "AgentTerminated", "the agent has ended"))
-        elif owner == self._activations.name and self.agent not in self._activations.live:
+        elif owner == self._activations.name and not self._activations.owns(self.agent):
             await self.end(Verdict("rolled_back", "Fenced", f"{owner} cannot run the agent any more"))
         else:
             logger.warning(

@@ -167,7 +167,7 @@ class Settling:
     async def _fold(self, agent: str) -> Fold | None:
         """The agent, if this node owns it for certain, or if it has ended."""
         activations = self._activations
-        activation = activations.live.get(agent)
+        activation = await activations.awake(agent) if activations.owns(agent) else None
         if activation is not None:
             return (
                 activation.fold

@@ -18,7 +18,7 @@ class _StoppedAlready(Declined):
 
 async def suspend_agent(activations: Activations, agent: str, reason: str) -> None:
     """Suspends the agent.  Nothing happens if it does not run here.  Raises `AskTimeout` for a turn that does not end."""
-    activation = activations.live.get(agent)
+    activation = await activations.awake(agent) if activations.owns(agent) else None
     if activation is None or not activation.fold.may_run:
         return
     try:

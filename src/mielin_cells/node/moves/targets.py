@@ -29,8 +29,10 @@ async def choose_first(activations: Activations, activation: Activation, unfit: 
 
 async def choose_next(activations: Activations, manager: MigrationRecoveryManager, ticket: Ticket) -> str:
     """Chooses a node that the ticket does not exclude and that admits an attempt; "" if there is none now."""
-    activation, excluded = activations.live.get(ticket.agent_id), {*ticket.excluded}
-    if activation is None:
+    excluded = {*ticket.excluded}
+    try:
+        activation = await activations.awake(ticket.agent_id)
+    except CellError:  # it does not run here now
         return ""
     try:
         nodes = await selection.list_alive(activations.home.log, activations.home.wire)

@@ -79,6 +79,10 @@ class Adoption:
         """Reads soon who owns the agent, since the log may name this node; waits longer after each error of the store."""
         if error is not None:
             self._returns.failed(agent, error)
+        sleeper = self._activations.asleep.get(agent)
+        if sleeper is not None:
+            sleeper.stir()  # it reads the log, too
+            return
         if not self._activations.is_stopping and agent not in self._taking:
             self._begin(agent, self._take_until_known, contextlib.nullcontext())
 
@@ -213,7 +217,7 @@ class Adoption:
     # ---- one agent -------------------------------------------------------------------------------------------
 
     def is_here(self, agent: str) -> bool:
-        return agent in self._activations.live or agent in self._copies.by_agent
+        return self._activations.owns(agent) or agent in self._copies.by_agent
 
     def may_be_here(self, agent: str, seq: int) -> bool:
         """True unless the agent is here, or its log named another node in its last record, `seq`."""

@@ -5,6 +5,7 @@ The claim fences the agent's former owner.  Of several claims at the same place 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from mielin_cells.errors import (
     EpochRegression,
     Fenced,
     InternalError,
+    NoSuchAgent,
     StateUpgradeFailed,
     described,
 )
@@ -27,6 +29,7 @@ from mielin_cells.log.ids import inbox_subject
 from mielin_cells.log.lifecycle import Phase
 from mielin_cells.log.records import Claimed
 from mielin_cells.node.activation.activation import Activation
+from mielin_cells.node.activation.presence.sleeper import Sleeper
 from mielin_cells.node.activation.run import is_failure
 from mielin_cells.rpc import requests
 from mielin_cells.store.reader import load
@@ -67,6 +70,9 @@ class Claims:
         Raises `ClaimRefused` for one that was rolled back to go on elsewhere, `Fenced` if another node was first.
         """
         agent, activations = wish.agent, self._activations
+        if agent in activations.asleep:
+            with contextlib.suppress(NoSuchAgent):  # another node has claimed it since it went to sleep
+                await activations.awake(agent)
         if agent in activations.live:
             return True
         if self.is_underway(agent):  # a request may be repeated; two claims by one node would be two activations of it
@@ -125,6 +131,28 @@ class Claims:
             self._quarantine.lost(fold.agent, fold.seq)
             raise
         return activation
+
+    async def resume(self, fold: Fold, sleeper: Sleeper) -> None:
+        """Serves an agent that had left memory, in its epoch: its log ends where it ended.  Raises what keeps it from loading."""
+        activations = self._activations
+        spec = activations.spec(fold.cls)
+        delta = _upgrade(spec, fold)  # its class may have been defined again meanwhile
+        if delta is not None:
+            fold.state.apply(delta)
+        cell = Cell(spec, fold.state, fold.agent)
+        tail = sleeper.take_tail(fold.ledger.cursor)
+        activation = Activation(
+            activations.home, spec, cell, activations.writer(fold), tail=tail, dues=sleeper.dues
+        )  # fmt: skip
+        try:
+            if delta is not None:
+                activation.adopt(delta)
+            await activations.arrive(activation)
+            if activations.asleep.get(fold.agent) is sleeper:
+                activations.serve(activation)
+        finally:
+            if activations.live.get(fold.agent) is not activation:
+                activation.close()
 
     def _check(self, fold: Fold, wish: requests.Claim) -> None:
         agent = fold.agent

@@ -88,6 +88,7 @@ class Quarantine:
         """By agent, the sequence that its activation or standby copy here is at.  To be called before the logs are listed."""
         positions = {agent: copy.fold.seq for agent, copy in self._standbys.copies.items() if copy.fold is not None}
         positions.update({agent: activation.fold.seq for agent, activation in self._activations.live.items()})
+        positions.update({agent: sleeper.seq for agent, sleeper in self._activations.asleep.items()})
         return positions
 
     def is_behind(self, agent: str, seq: int, acknowledged: int = 0) -> bool:
@@ -113,6 +114,13 @@ class Quarantine:
             for subject, last in (await self._activations.home.log.lasts(list(inboxes))).items():
                 if last.seq < taken[subject]:
                     self.check(inboxes[subject].fold.agent, partial(_find_passed_over, inboxes[subject]))
+            asleep = {inbox_subject(agent): sleeper for agent, sleeper in self._activations.asleep.items()}
+            for subject, last in (await self._activations.home.log.lasts(list(asleep))).items():
+                one = asleep[subject]
+                if last.seq < one.cursor:
+                    self.check(
+                        one.agent, partial(find_inbox_regression, self._activations.home.log, one.agent, one.cursor)
+                    )
         for agent, known in missing.items():
             self.suspect(agent, known)
 
@@ -140,6 +148,7 @@ class Quarantine:
                 activation = activations.live.get(agent)
                 if activation is not None:
                     activation.lose(error)
+                activations.forget(agent)
                 self.seen.pop(agent, None)
                 await self._quarantine(agent, error)
         finally:

@@ -151,8 +151,11 @@ class Rounds:
                 self._position = ()
                 continue
             has_moved, quarantine.seen[agent] = quarantine.seen.get(agent) != seq, seq
-            activation = self._activations.live.get(agent)
-            if activation is not None:
+            activation, sleeper = self._activations.live.get(agent), self._activations.asleep.get(agent)
+            if sleeper is not None:
+                if seq > sleeper.seq:
+                    sleeper.stir()
+            elif activation is not None:
                 if agent not in self._migrations.attempts.moves and seq > activation.fold.seq:
                     await self._adoption.drop_if_lost(activation)
             elif self._adoption.may_be_here(agent, seq) and (every or agent in mine or not has_moved):
@@ -160,7 +163,7 @@ class Rounds:
             if count % LOOK_SUBJECTS == 0:
                 await asyncio.sleep(0)
         await self._adoption.take_all(still)
-        self._forget(agent for agent in mine if agent not in self._activations.live)
+        self._forget(agent for agent in mine if not self._activations.owns(agent))
         self._calm = 0 if still else self._calm + 1
 
     def _next_of(self, agents: Iterable[str]) -> set[str]:
@@ -184,7 +187,7 @@ class Rounds:
     async def _is_calm(self) -> bool:
         """True if the last rounds found nothing to do, and neither the logs nor the agents here have changed since."""
         position = await self._home.log.position()
-        here = {*self._activations.live, *self._copies.by_agent}
+        here = {*self._activations.live, *self._activations.asleep, *self._copies.by_agent}
         if position != self._position or here != self._here:
             if any(now < before for now, before in zip(position, self._position, strict=False)):
                 self._looks_at_all = True

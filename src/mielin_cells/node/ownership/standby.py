@@ -144,7 +144,7 @@ class Standbys:
         activations = self._activations
         limit_s = ROUNDS_KEPT * activations.settings.reconcile_s
         for agent, copy in list(self.copies.items()):
-            if agent in activations.live or activations.clock() - copy.asked_at > limit_s:
+            if activations.owns(agent) or activations.clock() - copy.asked_at > limit_s:
                 self.detach(agent)
 
     # ---- agents of this node ---------------------------------------------------------------------------------
@@ -157,9 +157,19 @@ class Standbys:
                 self._is_running = True
                 self._activations.home.begin(self._run())
 
-    def followers_of(self, activation: Activation) -> list[str]:
+    def followers_of(self, agent: str) -> list[str]:
         """The nodes that keep a copy of this node's agent, up to the wanted number."""
-        return self._followers.get(activation.fold.agent, [])[: copies_wanted(activation)]
+        activation, sleeper = self._activations.live.get(agent), self._activations.asleep.get(agent)
+        wanted = copies_wanted(activation) if activation is not None else sleeper.copies if sleeper is not None else 0
+        return self._followers.get(agent, [])[:wanted]
+
+    def _backed(self) -> list[tuple[requests.Planned, int]]:
+        """The agents of this node that want copies, and how many."""
+        activations = self._activations
+        backed = list[tuple[requests.Planned, int]]()
+        backed += [(one.fold, copies) for one in activations.live.values() if (copies := copies_wanted(one))]
+        backed += [(one, one.copies) for one in activations.asleep.values() if one.copies]
+        return backed
 
     async def _run(self) -> None:
         activations = self._activations
@@ -179,48 +189,46 @@ class Standbys:
     async def _round(self) -> None:
         """Asks the followers to continue, and chooses another node for each one that does not."""
         activations = self._activations
-        backed = [activation for activation in activations.live.values() if copies_wanted(activation)]
-        self._followers = {activation.fold.agent: self.followers_of(activation) for activation in backed}
+        backed = self._backed()
+        self._followers = {agent.agent: self.followers_of(agent.agent) for agent, _ in backed}
         asked: dict[str, set[str]] = {agent: set() for agent in self._followers}
         """By agent, the nodes that were asked in this round."""
         spread: selection.Spread | None = None
         while backed:
-            batches: dict[str, list[Activation]] = defaultdict(list)
-            for activation in backed:
-                agent = activation.fold.agent
+            batches: dict[str, list[requests.Planned]] = defaultdict(list)
+            for one, wanted in backed:
+                agent = one.agent
                 followers = self._followers[agent]
                 for name in followers:
                     if name not in asked[agent]:
-                        batches[name].append(activation)
-                while len(followers) < copies_wanted(activation):
+                        batches[name].append(one)
+                while len(followers) < wanted:
                     spread = spread or selection.Spread(
                         await selection.list_alive(activations.home.log, activations.home.wire)
                     )
                     but = {activations.name, *followers, *asked[agent]}
-                    chosen = spread.choose(but, activation.fold.cls, activation.fold.policy.preferred_architectures)
+                    chosen = spread.choose(but, one.cls, one.policy.preferred_architectures)
                     if chosen is None:
                         break
                     followers.append(chosen)
-                    batches[chosen].append(activation)
+                    batches[chosen].append(one)
             if not batches:
                 return
             for name, some in batches.items():
-                for activation in some:
-                    asked[activation.fold.agent].add(name)
+                for one in some:
+                    asked[one.agent].add(name)
                 await self._ask(name, some)
 
-    async def _ask(self, name: str, backed: list[Activation]) -> None:
+    async def _ask(self, name: str, backed: list[requests.Planned]) -> None:
         """Asks a node to keep copies, and strikes it off for each agent that it does not follow."""
         for at in range(0, len(backed), BATCH):
             some = backed[at : at + BATCH]
-            request = requests.Follow(
-                [requests.prepare(activation.fold, self._activations.name) for activation in some]
-            )
+            request = requests.Follow([requests.prepare(one, self._activations.name) for one in some])
             try:
                 refused = [*await call(self._activations.home.wire, name, request, selection.PING_S)]
             except CellError as error:
                 logger.info("node %s keeps no copies now: %s", name, error)
-                refused = [activation.fold.agent for activation in some]
+                refused = [one.agent for one in some]
             for agent in refused:
                 followers = self._followers.get(agent, [])
                 if name in followers:

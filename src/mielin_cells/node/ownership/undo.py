@@ -74,7 +74,11 @@ class Undoes:
         `NoSuchMigration`, `UsageError` for one that did not complete or is undone with an earlier one, `RollbackExpired`,
         `UnknownNode`, `AskTimeout` if the turn that runs does not end: then nothing was done either.
         """
-        activation = self._activations.running(request.agent)
+        activation = await self._activations.awake(request.agent)
+        with activation.kept():
+            return await self._undo(activation, request)
+
+    async def _undo(self, activation: Activation, request: requests.Undo) -> answers.UndoPlan:
         fold = activation.fold
         if fold.epoch != request.epoch or fold.phase is not Phase.RUN:
             raise Fenced(f"Agent {fold.agent!r} has changed its owner; plan the rollback again.", agent=fold.agent)

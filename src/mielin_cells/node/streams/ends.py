@@ -32,6 +32,11 @@ class Ends:
         """By sender: the last end that this activation knows of."""
         self._trims: dict[str, asyncio.TimerHandle] = {}
 
+    @property
+    def is_busy(self) -> bool:
+        """True while a stream is written, ends, or is to be trimmed."""
+        return bool(self._open or self._ended or self._trims)
+
     def close(self) -> None:
         for stream in self._open.values():
             stream.close()
@@ -51,6 +56,7 @@ class Ends:
             for n, answer in numbers.items():
                 stream = self._open.pop((sender, n), None)
                 if stream is not None and stream.writer is not None and stream.is_written:
+                    self._ended.setdefault(sender, 0)
                     self._owner.begin(self._end(sender, stream.writer, answer))
 
     async def resume(self, ledger: Ledger) -> None:

@@ -17,7 +17,7 @@ from mielin_cells.substrate.jetstream.connection import Connection, Listener
 from mielin_cells.substrate.jetstream.heard import Heard
 from mielin_cells.substrate.jetstream.index import Index
 from mielin_cells.substrate.jetstream.places import TOPIC, Place, head_of, is_own, kind_of, place_of, subject_of
-from mielin_cells.substrate.jetstream.tail import JetTail
+from mielin_cells.substrate.jetstream.tail import JetTail, Rechecks
 from mielin_cells.substrate.jetstream.topics import Topics, Watching
 from mielin_cells.substrate.ports import (
     ENTRY_BYTES_MAX,
@@ -67,6 +67,7 @@ class JetLog(Asking):
         self._topics = Topics(connection, deployment, shards)
         self._tails: dict[JetTail, Listener] = {}
         self._reconnects = 0
+        self._rechecks = Rechecks(self.lasts, lambda: CLUSTER_CHECK_S if connection.in_cluster else 0.0, LASTS)
 
     # ---- places ----------------------------------------------------------------------------------------------
 
@@ -271,11 +272,17 @@ class JetLog(Asking):
     def reconnected(self) -> None:
         self._reconnects += 1
         self._index.reconnected()
+        watched = list[JetTail]()
         for tail in tuple(self._tails):
-            tail.look_again()
+            if tail.is_watched:
+                watched.append(tail)
+            else:
+                tail.look_again()
+        self._rechecks.begin(watched)
         self._topics.wake_all()
 
     def close(self) -> None:
+        self._rechecks.close()
         for tail in tuple(self._tails):
             tail.close()
         self._topics.close()

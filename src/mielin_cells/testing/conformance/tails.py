@@ -7,6 +7,9 @@ import asyncio
 from mielin_cells.substrate.ports import Entry, Substrate
 from mielin_cells.testing.conformance.kit import check, fill, in_time, must, read_tail, store
 
+WATCHED_S = 10.0
+"""In a cluster a tail reads once more before it can be watched."""
+
 
 @check
 async def a_tail_has_no_gap_and_no_repeat(substrate: Substrate) -> None:
@@ -78,3 +81,36 @@ async def a_tail_ends_when_it_is_closed(substrate: Substrate) -> None:
         0
     ]
     must(isinstance(result, StopAsyncIteration), f"Closing does not end a tail that waits: {result!r}.")
+
+
+@check
+async def a_watched_tail_calls_when_an_entry_has_come(substrate: Substrate) -> None:
+    """Once, and what has come is given by the next read; with something unread it is not watched."""
+    log, calls, tail = substrate.log, list[int](), substrate.log.tail("w.x")
+    waiting = asyncio.ensure_future(anext(tail))
+    first = await store(log, "w.x", b"first")
+    must(await in_time(waiting, "A tail does not give what is stored.") == [Entry(first, b"first")], "Another entry.")
+    reading = asyncio.ensure_future(anext(tail))
+    watched, until = False, asyncio.get_running_loop().time() + WATCHED_S
+    while not watched and asyncio.get_running_loop().time() < until:
+        await asyncio.sleep(0.01)
+        watched = tail.watch(lambda: calls.append(1))
+    must(watched, "A tail that has given all there is cannot be watched.")
+    reading.cancel()
+    await asyncio.wait((reading,))
+    await asyncio.sleep(0.05)
+    must(not calls, "A watched tail calls although nothing has come.")
+    seqs = [await store(log, "w.x", data) for data in (b"second", b"third")]
+
+    async def called() -> None:
+        while not calls:
+            await asyncio.sleep(0.005)
+
+    await in_time(asyncio.ensure_future(called()), "A watched tail does not call when an entry has come.")
+    must(not tail.watch(lambda: calls.append(2)), "A tail with something unread is watched.")
+    entries = list[Entry]()
+    while len(entries) < 2:
+        entries += await in_time(asyncio.ensure_future(anext(tail)), "A watched tail does not give what has come.")
+    must(entries == [Entry(seqs[0], b"second"), Entry(seqs[1], b"third")], "A watched tail gives something else.")
+    must(calls == [1], "A watched tail has called more than once.")
+    tail.close()

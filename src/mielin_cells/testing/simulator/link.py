@@ -197,6 +197,7 @@ class Tail:
         self._upto = 0
         self._closed = False
         self._waiter: asyncio.Future[None] | None = None
+        self._come: Callable[[], None] | None = None
 
     def __repr__(self) -> str:
         return f"<tail of {self.subject}>"
@@ -222,12 +223,24 @@ class Tail:
         self._upto = max(self._upto, seq)
         if self._waiter is not None:
             resolve(self._waiter, None)
+        if self._come is not None and self._has_more():
+            come, self._come = self._come, None
+            come()
+
+    def _has_more(self) -> bool:
+        return bool(self._view.world.store.read(self.subject, self._after, 1, self._upto))
+
+    def watch(self, come: Callable[[], None]) -> bool:
+        if self._closed or self._has_more():
+            return False
+        self._come = come
+        return True
 
     def __aiter__(self) -> Tail:
         return self
 
     async def __anext__(self) -> list[Entry]:
-        world = self._view.world
+        world, self._come = self._view.world, None
         while not self._closed and not self._view.process.is_dead:
             limit = world.rng.choice((1, 3, 1000))
             batch = world.store.read(self.subject, self._after, limit, self._upto)
@@ -241,7 +254,7 @@ class Tail:
         raise StopAsyncIteration
 
     def close(self) -> None:
-        self._closed = True
+        self._closed, self._come = True, None
         self._view.tails.pop(self, None)
         self._view.network.tails.get(self.subject, {}).pop(self, None)
         if self._waiter is not None and not self._view.process.is_dead:

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from mielin_cells.errors import CellError, RecordInvalid, TurnDeadlineExceeded
 from mielin_cells.log.ids import inbox_subject
 from mielin_cells.log.message import decode_mail
+from mielin_cells.node.node import Node
 from mielin_cells.store.reader import load
 from mielin_cells.testing.checkers import CHECKERS
 from mielin_cells.testing.checkers.checker import Checker
@@ -213,15 +214,30 @@ class Scenario(Deployment):
             return f"{self.world.pending} late messages have not come yet"
         for agent in self.checkers.agents:
             owner = self.checkers.owner(agent)
-            if owner and owner not in self.scene.lost and agent not in self.scene.nodes[owner].activations.live:
+            if owner and owner not in self.scene.lost and not self.scene.nodes[owner].activations.owns(agent):
                 return f"{agent}, which is {owner}'s, is not served there"
             if owner in self.scene.lost:
                 return f"{agent} belongs to {owner}, which is dead for good"
         for node in self.scene.living():
+            if trouble := self._overslept(node):
+                return trouble
             if node.copies.by_agent or node.migrations.open or node.migrations.attempts.moves:
                 return f"{node.name} has {[*node.copies.by_agent, *node.migrations.open]} to move"
         journals = self.checker(ValidPath).open
         return f"migrations {journals} have no end" if journals else ""
+
+    def _overslept(self, node: Node) -> str:
+        """The agent of the node that has left memory and has something to do; "" if there is none.
+
+        The next message would wake it, so nobody who asks it would notice.
+        """
+        for agent, sleeper in node.activations.asleep.items():
+            last = self.world.store.last(inbox_subject(agent))
+            if last is not None and last.seq > sleeper.cursor:
+                return f"{agent} has left the memory of {node.name}, and a message waits for it"
+            if sleeper.dues and min(sleeper.dues.values()) < self.world.loop.time():
+                return f"{agent} has left the memory of {node.name}, and a timer of it is due"
+        return ""
 
     async def _rest(self, until: float) -> None:
         """Until everything has come to rest.  Raises a violation of I15 if it has not by `until`."""
@@ -275,15 +291,23 @@ class Scenario(Deployment):
         return has_arrived and before == self._put_off() and not any(waits for _, _, waits in before.values())
 
     def _put_off(self) -> dict[str, tuple[int, int, int]]:
-        """By agent: its activation, how often a message was put off there, and how many senders have one put off now."""
+        """By agent: its activation, how often a message was put off there, and how many senders have one put off now.
+
+        One that has put nothing off may leave memory and come back meanwhile.
+        """
         return {
             agent: (id(activation), activation.intake.delays.count, len(activation.intake.delays.senders))
             for node in self.scene.living()
             for agent, activation in node.activations.live.items()
+            if activation.intake.delays.count
         }
 
     async def _is_still(self) -> bool:
-        """Loads every agent afresh; true if nothing has moved meanwhile."""
+        """Loads every agent afresh; true if nothing has moved meanwhile.
+
+        Agents that were asked go to sleep again first, since their snapshots are records.
+        """
+        await asyncio.sleep(2 * self.swarm.settings.idle_s)
         before = {agent: fold.seq for agent, fold in self.scene.folds.items()}
         for agent in self.checkers.agents:
             self.scene.loaded[agent] = await self.as_operator(partial(load, self.operator.log, agent))

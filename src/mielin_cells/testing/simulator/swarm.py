@@ -238,6 +238,8 @@ def drawn(seed: int, cut: Cut | None = None) -> Swarm:
         _widen(swarm, cut.without if cut is not None else frozenset())
     if cut is None or "keepers" not in cut.without:
         _keep(swarm)
+    if cut is None or "idle" not in cut.without:  # drawn apart from all else
+        swarm.settings = replace(swarm.settings, idle_s=Random(f"idle {seed}").choice((0.0, 0.0, 0.1, 0.5, 3.0)))
     if cut is not None:
         less(swarm, cut)
     swarm.ops.sort()
