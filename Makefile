@@ -8,6 +8,7 @@
 #   make nth           one migration, with each of its substrate calls failing, timing out and crashing its process
 #   make pythons       the tests that depend on the interpreter, on each newer Python that is installed here
 #   make torture MINUTES=30   real processes killed, stopped and cut off, on one server and on a cluster of three
+#   make clusters      deployments of several clusters and leaf servers, and the page about them as it stands
 #   make soak MINUTES=30   sessions, timers, agents and nodes come and go, and nothing may grow
 #   make bench         all figures of docs/benchmarks.md, beside the peers; 30 minutes, on a machine that does nothing else
 #   make bench-scale   its part about cost as agents and nodes grow, in 10 minutes; ARGS="--size quick" in 5
@@ -28,7 +29,7 @@ LOCKS := requirements/dev.lock requirements/runtime.lock
 PEERS := build/peers/installed
 PEERS_OR_NOT := $(MAKE) peers || echo "the peers could not be installed: they are left out, and the page says so" >&2
 
-.PHONY: pythons demo test lint types unit sim sim-scale long guards nth torture soak ci bench bench-scale bench-quick bench-smoke peers wheel-check lock clean
+.PHONY: pythons demo test lint types unit sim sim-scale long guards nth clusters torture soak ci bench bench-scale bench-quick bench-smoke peers wheel-check lock clean
 
 # The stamp is written last, so an installation that broke half-way is done again.
 .venv: $(STAMP)
@@ -86,12 +87,16 @@ long: $(STAMP)
 torture: $(STAMP)
 	PYTHONPATH=tests $(BIN)/python -m torture --minutes $(MINUTES) $(ARGS)
 
+clusters: $(STAMP)
+	$(LONG) tests/clusters
+
 soak: $(STAMP)
 	PYTHONPATH=tests $(BIN)/python -m soak --minutes $(MINUTES) $(ARGS)
 
 ci: test
 	$(MAKE) sim SEEDS=500 START=1000 SIM=--reach
 	$(MAKE) long
+	$(MAKE) clusters
 	$(MAKE) torture
 	$(MAKE) soak MINUTES=2
 	$(MAKE) wheel-check

@@ -59,7 +59,7 @@ class Server:
         str | None,
         Parameter(
             group=CONNECTION,
-            help="The JetStream domain of the deployment, for a leaf server with a JetStream of its own (default: MIELIN_DOMAIN).",
+            help="The JetStream domain of the deployment, if the URL is that of a leaf server (default: MIELIN_DOMAIN).",
         ),
     ] = None
     json: Annotated[bool, Parameter(help="Print JSON, one value a line.")] = False

@@ -198,10 +198,10 @@ def connect(
     """The deployment on the server at `url`, or at `MIELIN_URL`, or the one that `mielin up` runs in this directory.
 
     `creds` and `tls_ca` are files: a NATS credentials file, and the certificates to trust.  A server holds several deployments if each
-    has its own name.  `domain` is the JetStream domain that has the deployment, if `url` names a leaf server with a JetStream of its
-    own.  `replicas` (copies of each stream; default 3 on a cluster, else 1), `shards` (streams that agents are spread over; default 4
-    if `mielin up` started the server with `--sync always`, else 1) and `placement_tags` (only servers with all of these tags keep the
-    streams) are for a new deployment; an existing one refuses values other than its own.
+    has its own name.  `domain` is the JetStream domain that has the deployment, if `url` names a leaf server.  `replicas` (copies of
+    each stream; default 3 on a cluster, else 1), `shards` (streams that agents are spread over; default 4 if `mielin up` started the
+    server with `--sync always`, else 1) and `placement_tags` (only servers with all of these tags keep the streams) are for a new
+    deployment; an existing one refuses values other than its own.
 
     Leaving the block closes the connection; agents live on at their nodes.  Raises `NotConnected`, `ConfigError`, `StoreUnreachable`,
     and whatever else keeps the server from being used.

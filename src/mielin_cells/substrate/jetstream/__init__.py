@@ -80,8 +80,7 @@ class JetStream:
         of at least 3 servers, else 1).  `placement_tags`: only servers that have all of these keep the streams (default: those of the
         cluster that is connected to).  Values other than the deployment's own are refused.
 
-        `domain`: the JetStream domain of the servers that have the streams, if the URL is that of a leaf server with a JetStream of
-        its own.
+        `domain`: the JetStream domain of the servers that have the streams, if the URL is that of a leaf server.
 
         Raises `StoreUnreachable`, `AuthFailed`, `JetStreamDisabled`, `ServerTooOld`,
         `PermissionDenied`, `ConfigError`, `NotConnected`, `StreamMissing`, `QuotaExceeded`.
