@@ -18,6 +18,8 @@ from benchmarks.harness import run, say
 from benchmarks.parts import failover
 from benchmarks.stage import Stage, staged
 from mielin_cells.membership import table
+from mielin_cells.membership.members import Announcement
+from mielin_cells.membership.table import Members
 
 NODES = 3
 AT_ONCE = 256
@@ -206,8 +208,9 @@ async def _spawn_until(stage: Stage, made: int, count: int, nodes: tuple[str, ..
 
 async def _former_members(stage: Stage, count: int) -> None:
     for number in range(count):
-        place = await table.enter(stage.cluster.log, f"former-{number}", table.Announcement(), lambda: b"x" * 12)
-        await table.leave(stage.cluster.log, f"former-{number}", place.incarnation, b"y" * 12)
+        members = Members(stage.cluster.log)
+        await table.enter(members, f"former-{number}", Announcement(), b"x")
+        await table.leave(members, f"former-{number}", 1)
 
 
 async def measure(size: Size, found: Found) -> None:

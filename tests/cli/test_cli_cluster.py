@@ -15,7 +15,7 @@ from support.processes import APP, Deployment, deployment, wait_for
 
 import mielin_cells as cells
 from mielin_cells.client.client import Client
-from mielin_cells.log.ids import BEATS, control_subject, inbox_subject, log_subject, node_log_subject, reply_subject
+from mielin_cells.log.ids import BEATS, MEMBERS, control_subject, inbox_subject, log_subject, reply_subject
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +247,7 @@ def test_rubbish_on_every_subject_leaves_the_nodes_alive_and_is_logged(
                 await cluster.wire.request(control_subject("node-1"), rubbish, 5.0)
                 for subject in (control_subject("node-1"), reply_subject("node-1.1"), BEATS):
                     await cluster.wire.publish(subject, rubbish)
-                for subject in (node_log_subject("node-1"), inbox_subject("steady"), log_subject("rubbish")):
+                for subject in (MEMBERS, inbox_subject("steady"), log_subject("rubbish")):
                     await cluster.log.append(subject, rubbish)
 
     asyncio.run(throw())
@@ -256,7 +256,7 @@ def test_rubbish_on_every_subject_leaves_the_nodes_alive_and_is_logged(
     assert {info["name"]: info["state"] for info in up.value("nodes")}["node-1"] == "alive"
     assert len(up.value("dead", "steady")) == 6
     assert {info["id"]: info["state"] for info in up.value("agents")}["rubbish"] == "unreadable"
-    for says in ("on the control subject", "on the reply subject", "heartbeat subject", "a record of its own log"):
+    for says in ("on the control subject", "on the reply subject", "heartbeat subject", "a record of the members"):
         up.out.wait(lambda line, says=says: says in line)  # type: ignore[misc]
     assert not [event for event in up.events() if event.get("state") == "crashed"]
 

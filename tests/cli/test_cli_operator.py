@@ -20,7 +20,7 @@ from mielin_cells.client.client import Client
 from mielin_cells.client.operator import Operator
 from mielin_cells.client.recoveries import case_of, timeline
 from mielin_cells.client.status import class_of
-from mielin_cells.log.ids import control_subject, log_subject, node_log_subject
+from mielin_cells.log.ids import MEMBERS, control_subject, log_subject
 from mielin_cells.log.records import Cleared
 from mielin_cells.rpc import words
 from mielin_cells.store.journal import find
@@ -321,14 +321,13 @@ async def test_an_agent_that_nobody_runs_is_listed_with_its_owner(operator: Oper
     assert infos["broken"].state == "unreadable"
 
 
-async def test_rubbish_in_a_nodes_log_and_on_its_subjects_leaves_it_alive(operator: Operator) -> None:
+async def test_rubbish_in_the_members_log_and_on_its_subjects_leaves_it_alive(operator: Operator) -> None:
     client = operator.client
     for rubbish in (b"", b"\xc1", b"rubbish", b"\x81" * 5000, bytes(64)):
-        await client.log.append(node_log_subject("node-1"), rubbish)
+        await client.log.append(MEMBERS, rubbish)
         await client.wire.publish(control_subject("node-1"), rubbish)
         answer = await client.wire.request(control_subject("node-1"), rubbish, 1.0)
         assert b"RecordInvalid" in answer
-    await client.log.append("node.=ZZ=FF", b"rubbish")
     await client.log.append("log.=FF", b"rubbish")
 
     assert await operator.ask("till", "add", ["2"]) == 2

@@ -192,7 +192,7 @@ def test_a_node_whose_loop_is_held_is_stuck_and_one_that_is_stopped_is_silent(sh
     def states() -> dict[str, str]:
         return {info["name"]: info["state"] for info in shared.value("nodes")}
 
-    assert states()["held"] == "stuck"
+    wait_for(lambda: states()["held"] == "stuck", "the held loop")
     wait_for(lambda: states()["mute"] == "silent", "silence")
     held.err.wait(lambda line: "has blocked the event loop" in line)
     wait_for(lambda: states()["held"] == "alive", "the end of the turn")

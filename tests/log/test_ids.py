@@ -15,7 +15,7 @@ from mielin_cells.log.ids import AgentId, decoded, encoded
 
 WORD = re.compile(r"[A-Za-z0-9_=-]+")
 SUBJECTS: list[Callable[[str], str]] = [
-    ids.log_subject, ids.inbox_subject, ids.part_prefix, ids.node_log_subject, ids.control_subject, ids.reply_subject,
+    ids.log_subject, ids.inbox_subject, ids.part_prefix, ids.control_subject, ids.reply_subject,
 ]  # fmt: skip
 TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=40)
 

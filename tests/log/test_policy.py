@@ -12,7 +12,7 @@ from support.nodes import deployment
 import mielin_cells as cells
 from mielin_cells import Policy
 from mielin_cells.client.client import Client
-from mielin_cells.membership.table import Announcement
+from mielin_cells.membership.members import Announcement
 from mielin_cells.store.reader import load
 
 ARM = Policy(preferred_architectures=("aarch64", "riscv64"))

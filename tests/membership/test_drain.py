@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from support.nodes import Deployment, deployment
 from support.processes import deployment as processes
+from support.processes import wait_for
 from support.waiting import until
 
 import mielin_cells as cells
@@ -246,6 +247,8 @@ async def test_a_dry_run_says_where_each_agent_would_go_and_changes_nothing() ->
         assert len(made.nodes["node-1"].activations.live) == 4
         made.nodes["node-2"].leave()
         made.nodes["node-3"].leave()
+        members = made.nodes["node-1"].members.table.members
+        await until(lambda: members["node-2"].is_leaving and members["node-3"].is_leaving)
         plan = await client_drain.plan_drain(client, "node-1")
         assert (plan.left, {row.blocker for row in plan.rows}) == (4, {drain.NOWHERE})
 
@@ -263,7 +266,7 @@ async def test_a_dead_node_is_drained_by_claims() -> None:
         assert [await meter.add() for meter in meters] == [2] * 6
         where = [await meter.where() for meter in meters]
         assert {where.count("node-2"), where.count("node-3")} == {3}
-        entered = (await table.read_members(client.log))["node-1"]
+        entered = (await table.read_members(client.log)).members["node-1"]
         assert entered.is_cordoned
         node = await made.start("node-1")  # a node that comes back takes nothing, and has nothing
         assert node.activations.live == {}
@@ -353,8 +356,13 @@ def test_a_node_process_is_drained_by_command_and_drains_itself_when_it_is_told_
         assert (plan["agents"], plan["left"]) == (6, 0)
         report = up.value("drain", "third", "--deadline", "20s")
         assert (report["state"], report["moved"], report["left"]) == ("done", 6, 0)
-        [node] = [node for node in up.value("nodes") if node["name"] == "third"]
-        assert (node["is_cordoned"], node["agents"]) == (True, 0)
+        wait_for(  # its next heartbeat says so
+            lambda: (
+                [(node["is_cordoned"], node["agents"]) for node in up.value("nodes") if node["name"] == "third"]
+                == [(True, 0)]
+            ),
+            "the empty node",
+        )
         refused = up.run("migrate", "c0", "--to", "third", "--json")
         assert refused.returncode == 3
         assert "third is cordoned" in refused.stdout

@@ -4,53 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import time
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import pytest
-from support.failing import LIMIT_S, QUICK, Gauge, die, enter, nodes, watching
+from support.failing import LIMIT_S, QUICK, Gauge, die, leader_of, nodes, watching
 from support.processes import deployment, wait_for
 from support.waiting import until
 
 import mielin_cells as cells
-from mielin_cells.agents.reference import classes
 from mielin_cells.agents.reports import NodeInfo
-from mielin_cells.client.client import Client
-from mielin_cells.membership.detector import find_silent
-from mielin_cells.membership.leader import SUBJECT
+from mielin_cells.membership.members import Status
 from mielin_cells.membership.selection import Spread
-from mielin_cells.node.failover import Failover
-from mielin_cells.node.node import Node
-from mielin_cells.rpc.answers import Beat
 from mielin_cells.store.reader import load
-from mielin_cells.substrate.embedded import Embedded
 
 # ---- decisions -----------------------------------------------------------------------------------------------
-
-
-def beats(**ages: float) -> list[Beat]:
-    return [Beat(name.replace("_", "-"), 1, 0.0, age) for name, age in ages.items()]
-
-
-@pytest.mark.parametrize(
-    ("heard", "listening_s", "wanted"),
-    [
-        (beats(node_1=0.1, node_2=0.1, node_3=0.1), 100, set()),
-        (beats(node_1=0.1, node_2=2.6, node_3=0.1), 100, {"node-2"}),
-        (beats(node_1=0.1, node_2=2.5, node_3=0.1), 100, set()),
-        (beats(node_1=0.1, node_3=0.1), 100, {"node-2"}),
-        (beats(node_1=0.1), 2.0, set()),  # has not listened for long enough
-        (beats(node_1=9.0, node_2=9.0, node_3=9.0), 100, set()),  # hears nothing, not even itself
-        (beats(node_2=0.1), 100, set()),
-        (beats(node_1=0.1, node_2=2.6, node_3=2.6), 2.55, {"node-2", "node-3"}),
-    ],
-)
-def test_which_members_are_silent(heard: list[Beat], listening_s: float, wanted: set[str]) -> None:
-    assert find_silent("node-1", ["node-1", "node-2", "node-3"], heard, listening_s, 2.5) == wanted
 
 
 def test_orphans_are_spread_by_load() -> None:
@@ -78,65 +48,111 @@ async def test_the_agents_of_a_dead_node_are_spread_over_the_others_and_lose_not
         assert fold.epoch == 2
 
 
-async def test_a_node_is_known_as_soon_as_it_is_heard_and_its_death_is_not_found_later_than_anothers() -> None:
+async def test_nodes_that_are_idle_read_nothing_and_append_nothing() -> None:
+    """The leader alone asks now and then whether the store still answers."""
     never = replace(QUICK, reconcile_s=1000.0)
-    async with watching("node-1", settings=never) as (opened, keepers, air):
-        client, running, reads = opened.client, opened.nodes, list[str]()
-        log, subjects = running["node-1"].home.log, running["node-1"].home.log.subjects
+    async with watching("node-1", "node-2", "node-3", "node-4", settings=never) as (opened, _, _air):
+        client, calls = opened.client, list[str]()
+        await leader_of(client)
+        await until(lambda: all(node.members.table.leader[0] for node in opened.nodes.values()))
+        await asyncio.sleep(2 * LIMIT_S)
+        log = client.log
+        for name in ("last", "lasts", "read", "settled", "append", "subjects", "position", "owned"):
+            call = getattr(log, name)
 
-        async def counted(prefix: str) -> list[tuple[str, int]]:
-            reads.append(prefix)
-            return await subjects(prefix)
+            def counted(*args: Any, call: Any = call, name: str = name, **more: Any) -> Any:
+                calls.append(name)
+                return call(*args, **more)
 
-        log.subjects = counted  # type: ignore[method-assign]
-        async with asyncio.timeout(10):
-            while await client.log.last(SUBJECT) is None:  # it has looked who is there, and keeps
-                await asyncio.sleep(0.01)
-        await enter(opened, air, "node-2", never)
-        gauge = await client.on("node-2").spawn(Gauge, "g")
-        assert await gauge.add() == 1
-        air.last["nobody"] = running["node-1"].activations.clock()
-        before = len(reads)
-        for _ in range(10):
-            await keepers["node-1"].look()
-        assert len(reads) - before <= len(running)  # no keeper asks for a name that is nobody's again and again
-
-        die(running["node-2"], air)
-
-        assert await gauge.add() == 2
-        assert await gauge.where() == "node-1"
+            setattr(log, name, counted)
+        await asyncio.sleep(5 * LIMIT_S)
+        assert calls == []
 
 
-async def test_when_the_keeper_itself_dies_another_is_elected_and_goes_on() -> None:
+async def test_only_the_leader_and_two_deputies_listen_to_all_nodes() -> None:
+    async with nodes(*(f"node-{n}" for n in range(1, 7))) as (client, running, _, _air):
+        leader = await leader_of(client)
+        watchers = running[leader].members.table.watchers
+        assert len(watchers) == 3
+
+        def listening() -> set[str]:
+            return {name for name, node in running.items() if node.failover._listener.ears.all_since is not None}
+
+        await until(lambda: listening() == set(watchers))
+        others = [node for name, node in running.items() if name not in watchers]
+        for node in others:
+            node.failover._listener._heard.clear()
+        await asyncio.sleep(4 * QUICK.heartbeat_s)
+        for node in others:
+            assert {beat.node for beat in node.failover._listener.beats()} == {leader}
+
+
+async def test_when_the_leader_itself_dies_another_is_elected_and_goes_on() -> None:
     async with nodes("node-1", "node-2", "node-3") as (client, running, _, air):
         gauges = [await client.on(f"node-{n % 3 + 1}").spawn(Gauge, f"g{n}") for n in range(9)]
-        async with asyncio.timeout(10):
-            while (last := await client.log.last(SUBJECT)) is None:
-                await asyncio.sleep(0.01)
-        keeper = next(name for name in running if name.encode() in last.data)
-        die(running[keeper], air)
+        leader = await leader_of(client)
+        die(running[leader], air)
         assert await asyncio.gather(*(gauge.add() for gauge in gauges)) == [1] * 9
-        after = await client.log.last(SUBJECT)
-        assert after is not None
-        assert keeper.encode() not in after.data
-        assert keeper not in [await gauge.where() for gauge in gauges]
+        assert await leader_of(client) != leader
+        assert leader not in [await gauge.where() for gauge in gauges]
 
 
-async def test_a_node_that_is_cut_off_suspects_nobody_and_one_that_was_only_silent_gives_way() -> None:
-    async with nodes("node-1", "node-2", "node-3") as (client, running, _, air):
+async def test_when_leader_and_both_deputies_die_at_once_another_node_leads_and_takes_over() -> None:
+    names = [f"node-{n}" for n in range(1, 7)]
+    async with nodes(*names) as (client, running, _, air), asyncio.timeout(30):
+        gauges = [await client.on(name).spawn(Gauge, f"g-{name}") for name in names]
+        leader = await leader_of(client)
+        dead = running[leader].members.table.watchers
+        for name in dead:
+            die(running[name], air)
+        assert await leader_of(client, *dead) not in dead
+        assert await asyncio.gather(*(gauge.add() for gauge in gauges)) == [1] * 6
+        assert not {await gauge.where() for gauge in gauges} & set(dead)
+
+
+async def test_the_last_of_two_nodes_doubts_the_other_first_and_then_takes_over() -> None:
+    async with nodes("node-1", "node-2") as (client, running, keepers, air):
         gauge = await client.on("node-2").spawn(Gauge, "g")
-        other = await client.on("node-1").spawn(Gauge, "o")
+        await leader_of(client)
+        die(running["node-2"], air)
+        assert await gauge.add() == 1
+        await leader_of(client, "node-2")
+        assert running["node-1"].members.table.members["node-2"].status is Status.DOUBTED
+        assert keepers["node-1"].taken == 1
+
+
+async def test_a_leader_that_does_not_hear_one_node_takes_nothing_from_it_while_a_deputy_does() -> None:
+    async with nodes("node-1", "node-2", "node-3") as (client, running, keepers, air):
+        leader = await leader_of(client)
+        other = next(name for name in running if name != leader)
+        gauge = await client.on(other).spawn(Gauge, "g")
+        air.deaf_to.add((leader, other))
+        await until(lambda: other in (keepers[leader].watch.silent or ()), limit_s=20)
+        await asyncio.sleep(4 * LIMIT_S)
+        assert running[leader].members.table.members[other].status is Status.SERVING
+        assert await gauge.where() == other
+
+
+async def test_a_node_that_lives_and_is_not_heard_says_so_and_keeps_its_agents() -> None:
+    async with nodes("node-1", "node-2", "node-3") as (client, running, keepers, air):
+        await leader_of(client)
+        gauge = await client.on("node-2").spawn(Gauge, "g")
         await gauge.add()
-        air.silent.add("node-2")  # it lives, and nobody hears it
-        async with asyncio.timeout(10):
-            while (await client.owner("g"))[0] == "node-2":
-                await asyncio.sleep(0.01)
+        suspected = list[int]()
+        table = running["node-3"].members.table
+
+        def note() -> bool:
+            member = table.members["node-2"]
+            if member.status in (Status.SUSPECTED, Status.DOUBTED) and member.seq not in suspected:
+                suspected.append(member.seq)
+            return bool(suspected) and member.status is Status.SERVING
+
+        air.silent.add("node-2")
+        await until(note, pause_s=0.0)
         assert await gauge.add() == 2
-        await until(lambda: "g" not in running["node-2"].activations.live)
-        assert await gauge.where() != "node-2"
-        air.silent.discard("node-2")
-        assert await other.add() == 1
-        assert await client.on("node-2").spawn(Gauge, "again") is not None  # it has rejoined
+        assert await gauge.where() == "node-2"
+        assert sum(keeper.taken for keeper in keepers.values()) == 0
+        assert await client.on("node-2").spawn(Gauge, "again") is not None
 
 
 async def test_an_error_that_no_retry_mends_does_not_end_failover(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,49 +224,6 @@ async def test_an_agent_in_mid_move_is_claimed_when_both_ends_are_gone() -> None
         assert await gauge.add() == 4
         assert await gauge.where() == "node-3"
         assert (await moving).outcome == "rolled_back"
-
-
-async def test_a_node_that_has_just_begun_has_time_to_be_heard() -> None:
-    substrate, now = await Embedded.open(), 0.0
-    client = Client(substrate.log, substrate.wire, settings=QUICK, rng=Random(0))
-    await client.open()
-    made = [
-        Node(
-            n,
-            substrate.log,
-            substrate.wire,
-            classes.get,
-            settings=QUICK,
-            wall=time.time,
-            clock=lambda: now,
-            cluster=client,
-        )
-        for n in ("n1", "n2")
-    ]
-    await made[0].start()
-    keeper = Failover(made[0].activations, lambda: [Beat("n1", 1, 0.0, 0.0)])
-
-    async def passes(seconds: float) -> None:
-        nonlocal now
-        until = now + seconds
-        while now < until:
-            now += LIMIT_S / 8
-            await keeper.look()
-
-    await passes(5 * LIMIT_S)
-    await made[1].start()
-    await client.on("n2").spawn(Gauge, "g")
-    await passes(QUICK.reconcile_s + LIMIT_S / 8)  # the keeper knows of it by now
-    assert keeper.taken == 0
-    await passes(LIMIT_S / 2)
-    assert keeper.taken == 0
-    await passes(LIMIT_S + QUICK.reconcile_s)
-    await until(lambda: keeper.taken)
-    assert keeper.taken == 1
-    for node in made:
-        await node.stop()
-    await client.close()
-    await substrate.close()
 
 
 # ---- processes -----------------------------------------------------------------------------------------------

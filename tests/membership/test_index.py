@@ -59,7 +59,9 @@ async def test_a_takeover_by_the_index_reads_no_log_of_other_nodes() -> None:
         running["node-2"].kill()
         log = IndexedLog(client.log)
         takeover = Takeover(log, client.wire, asyncio.get_running_loop().time)
-        taken = await takeover.take({"node-2"}, await table.read_members(client.log), by_index=True)
+        members = await table.read_members(client.log)
+        nodes = [info for info in members.infos() if info.name != "node-2"]
+        taken = await takeover.take({"node-2"}, members.members, nodes, by_index=True, on_order=True)
         assert (taken.claimed, taken.failed) == (4, {})
         assert log.read_subjects == {log_subject(f"s{number}") for number in range(1, 12, 3)}
 
@@ -71,8 +73,9 @@ async def test_what_the_index_has_missed_is_found_by_a_comparison() -> None:
         running["node-2"].kill()
         takeover = Takeover(IndexedLog(client.log, has_index=False), client.wire, asyncio.get_running_loop().time)
         members = await table.read_members(client.log)
-        assert (await takeover.take({"node-2"}, members, by_index=True)).claimed == 0
-        assert (await takeover.take({"node-2"}, members)).claimed == 4
+        nodes = [info for info in members.infos() if info.name != "node-2"]
+        assert (await takeover.take({"node-2"}, members.members, nodes, by_index=True, on_order=True)).claimed == 0
+        assert (await takeover.take({"node-2"}, members.members, nodes, on_order=True)).claimed == 4
 
 
 async def test_failover_finds_an_agent_that_the_index_has_missed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Coroutine
@@ -13,27 +12,23 @@ from random import Random
 from typing import Any
 
 import pytest
-from msgspec.structs import replace
-from support.failing import LIMIT_S, QUICK, Gauge, die, nodes
+from support.failing import LIMIT_S, QUICK, Ear, Gauge, die, leader_of, nodes, speak
 from support.waiting import until
 
 import mielin_cells as cells
 from mielin_cells.agents.reference import classes
 from mielin_cells.agents.reports import NodeInfo
 from mielin_cells.errors import PermissionDenied
-from mielin_cells.log.ids import control_subject
+from mielin_cells.log.ids import MEMBERS, control_subject
 from mielin_cells.log.records import HandedOff
-from mielin_cells.membership import claims, table
-from mielin_cells.membership.detector import LATE_KEPT_S, patience
-from mielin_cells.membership.leader import SUBJECT
+from mielin_cells.membership import claims
+from mielin_cells.membership.members import Member
 from mielin_cells.membership.orphans import Orphan
-from mielin_cells.membership.suspects import Schedule
 from mielin_cells.membership.takeover import Taken, Takeover
+from mielin_cells.membership.vacant import Schedule
 from mielin_cells.node.activation.writer import Writer
-from mielin_cells.node.failover import Failover
 from mielin_cells.node.node import Node
 from mielin_cells.rpc import requests
-from mielin_cells.rpc.answers import Beat
 from mielin_cells.store.reader import Seen, load
 from mielin_cells.substrate.embedded import Embedded
 from mielin_cells.testing.simulator.loop import VirtualLoop
@@ -70,8 +65,6 @@ class Nodes:
             raise cells.errors.WireTimeout(f"{name} did not answer.")
         await asyncio.sleep(0.01)
         match request:
-            case requests.Ping():
-                return NodeInfo(name=name, incarnation=1, agents=0, classes=self.classes[name])
             case requests.Claims(wishes=wishes):
                 if self.passing[name] > 0:
                     self.passing[name] -= 1
@@ -96,15 +89,22 @@ class Nodes:
         return Given(None, self, asyncio.get_running_loop().time)  # type: ignore[arg-type]
 
     @property
-    def known(self) -> dict[str, table.Entered]:
-        return {name: table.Entered(1, name, b"") for name in (*self.classes, "gone")}
+    def known(self) -> dict[str, Member]:
+        return {name: Member(name=name, incarnation=1) for name in (*self.classes, "gone")}
+
+    @property
+    def infos(self) -> list[NodeInfo]:
+        return [NodeInfo(name=name, incarnation=1, agents=0, classes=known) for name, known in self.classes.items()]
+
+    async def take(self, agents: list[str], *, told: bool = True, copies: Collection[str] = ()) -> Taken:
+        return await self.takeover(agents, told=told).take({"gone"}, self.known, self.infos, copies=copies)
 
 
 @pytest.mark.parametrize("told", [True, False])
 def test_nobody_is_asked_again_and_again_for_a_class_that_it_does_not_have(told: bool) -> None:
     async def story() -> None:
         there = Nodes({f"n{n}": {"C": 1} if n < 3 else {"D": 1} for n in range(40)})
-        taken = await there.takeover([f"C-{n}" for n in range(200)], told=told).take({"gone"}, there.known)
+        taken = await there.take([f"C-{n}" for n in range(200)], told=told)
         assert taken.claimed == 200
         assert there.owned.keys() == {"n0", "n1", "n2"}
         assert there.refused == 0 if told else there.refused <= 200
@@ -126,7 +126,7 @@ def test_a_frozen_node_costs_the_others_nothing_and_what_waits_for_it_goes_to_th
 
         there.answer = freezes  # type: ignore[method-assign]
         began = clock()
-        taken = await there.takeover([f"C-{n}" for n in range(900)]).take({"gone"}, there.known)
+        taken = await there.take([f"C-{n}" for n in range(900)], copies=there.classes)
         assert taken.claimed == 900
         assert there.owned.total() == 900
         assert clock() - began < claims.CLAIM_S + 2  # one request to it, not one after the other
@@ -135,13 +135,15 @@ def test_a_frozen_node_costs_the_others_nothing_and_what_waits_for_it_goes_to_th
     virtually(story())
 
 
-def test_a_node_that_is_frozen_from_the_start_is_not_waited_for() -> None:
+def test_a_node_that_does_not_say_which_copies_it_keeps_is_not_waited_for() -> None:
     async def story() -> None:
-        there = Nodes({f"n{n}": {"C": 1} for n in range(3)})
-        there.frozen = {"n2"}
+        there = Nodes({f"n{n}": {"C": 1} for n in range(4)})
+        there.frozen = {"n3"}
+        infos = [info for info in there.infos if info.name != "n3"]
         clock = asyncio.get_running_loop().time
         began = clock()
-        assert (await there.takeover([f"C-{n}" for n in range(100)]).take({"gone"}, there.known)).claimed == 100
+        takeover = there.takeover([f"C-{n}" for n in range(100)])
+        assert (await takeover.take({"gone"}, there.known, infos, copies=there.classes)).claimed == 100
         assert clock() - began < 1.0
 
     virtually(story())
@@ -151,15 +153,15 @@ def test_a_node_that_failed_in_a_passing_way_is_asked_again() -> None:
     async def story() -> None:
         there = Nodes({"n0": {"C": 1}})
         there.passing["n0"] = 3
-        orphans = there.takeover([f"C-{n}" for n in range(8)])
-        assert (await orphans.take({"gone"}, there.known)).claimed == 8
+        orphans = [f"C-{n}" for n in range(8)]
+        assert (await there.take(orphans)).claimed == 8
         there.passing["n0"] = 1000
-        taken = await orphans.take({"gone"}, there.known)
+        taken = await there.take(orphans)
         assert taken.claimed == 0
         assert taken.failed["C-0"] == "n0 has other things to do."
         assert taken.owners == {"gone"}
         there.passing["n0"] = 0
-        assert (await orphans.take({"gone"}, there.known)).claimed == 8
+        assert (await there.take(orphans)).claimed == 8
 
     virtually(story())
 
@@ -175,7 +177,7 @@ def test_an_answer_that_cannot_be_read_is_one_nodes_trouble() -> None:
             return await answer(name, request, seconds)
 
         there.answer = newer  # type: ignore[method-assign]
-        assert (await there.takeover([f"C-{n}" for n in range(20)]).take({"gone"}, there.known)).claimed == 20
+        assert (await there.take([f"C-{n}" for n in range(20)])).claimed == 20
         assert there.owned == {"n1": 20}
 
     virtually(story())
@@ -200,44 +202,6 @@ def test_agents_of_departed_nodes_are_looked_for_at_once_then_ever_more_rarely()
     assert again.is_due(now + 5, {"b"})
 
 
-def test_who_is_starved_is_more_patient_with_others() -> None:
-    assert patience(2.5, 0.0) == 2.5
-    assert patience(2.5, 1.0) == 4.5
-
-
-async def test_silence_while_a_watcher_was_stopped_means_nothing() -> None:
-    """SIGSTOP, a suspended laptop, a starved process: nobody is suspected for beats that it slept through."""
-    async with nodes("node-1", "node-2") as (_, running, keepers, _air):
-        node, keeper, now = running["node-1"], keepers["node-1"], 1000.0
-        keeper._clock = keeper._detector._clock = lambda: now
-        heard_at = {"node-1": now, "node-2": now}
-        beats = [Beat(name, 1, 0.0) for name in heard_at]
-        keeper._roster.members = {name: table.Entered(1, name, b"") for name in heard_at}
-        keeper._detector._since = now - 100
-        keeper._detector._late.clear()
-
-        def suspects() -> set[str]:
-            return keeper._detector.suspects(
-                keeper._roster.members.keys(), [replace(beat, ago_s=now - heard_at[beat.node]) for beat in beats]
-            )
-
-        now += 10 * LIMIT_S
-        heard_at["node-1"] = now  # its own beat is the first that it hears
-        assert suspects() == {"node-2"}
-        keeper._detector.woke(10 * LIMIT_S)
-        assert suspects() == set()
-        now += 2.5 * LIMIT_S
-        heard_at["node-1"] = now
-        assert suspects() == set()  # its limit is three times as long, as long as it remembers that it was so late
-        now += LIMIT_S
-        heard_at["node-1"] = now
-        assert suspects() == {"node-2"}
-        now += LATE_KEPT_S
-        keeper._detector.woke(0.0)
-        assert keeper._detector.limit_s == pytest.approx(LIMIT_S)
-        keeper._clock = keeper._detector._clock = node.activations.clock
-
-
 async def test_a_keeper_goes_on_listening_while_it_takes_over(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -246,77 +210,46 @@ async def test_a_keeper_goes_on_listening_while_it_takes_over(
         other = await client.on("node-3").spawn(Gauge, "h")
         begun, go, take = asyncio.Event(), asyncio.Event(), Takeover.take
 
-        async def slow(self: Takeover, gone: Collection[str], known: Any, **more: bool) -> Taken:
+        async def slow(self: Takeover, gone: Collection[str], known: Any, infos: Any, **more: Any) -> Taken:
             begun.set()
             await go.wait()
-            return await take(self, gone, known, **more)
+            return await take(self, gone, known, infos, **more)
 
         monkeypatch.setattr(Takeover, "take", slow)
         die(running["node-2"], air)
         async with asyncio.timeout(40):
             await begun.wait()
             die(running["node-3"], air)
-            while "node node-3 is silent" not in caplog.text:
+            while "node node-3" not in caplog.text:
                 await asyncio.sleep(0.01)
         go.set()
         assert await gauge.add() == 1
         assert await other.add() == 1
 
 
-async def test_a_takeover_names_those_that_own_something_and_nobody_that_left_long_ago(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    async with nodes("node-1") as (client, _, keepers, _air):
-        for n in range(5):
-            place = await table.enter(client.log, f"old-{n}", table.Announcement(), lambda: b"n" * 12)
-            if n % 2:
-                await table.leave(client.log, f"old-{n}", place.incarnation, b"m" * 12)
-        await until(lambda: len(keepers["node-1"]._suspects.empty) >= 5)
-        with caplog.at_level(logging.WARNING):
-            await table.enter(client.log, "fresh", table.Announcement(), lambda: b"n" * 12)
-            await until(lambda: "node fresh is silent" in caplog.text)
-        assert "taken over in" not in caplog.text
+async def test_a_leader_whose_main_loop_does_not_answer_is_followed_by_another() -> None:
+    async with nodes("node-1", "node-2", "node-3") as (client, _, _, air):
+        stuck = await leader_of(client)
+        air.stuck[stuck] = 10 * LIMIT_S
+        assert await leader_of(client, stuck) != stuck
 
 
-async def test_a_keeper_whose_main_loop_does_not_answer_is_followed_by_another() -> None:
-    async with nodes("node-1", "node-2") as (client, running, _, air):
-        async with asyncio.timeout(10):
-            while await client.log.last(SUBJECT) is None:
-                await asyncio.sleep(0.01)
-        last = await client.log.last(SUBJECT)
-        assert last is not None
-        stuck, free = ("node-1", "node-2") if b"node-1" in last.data else ("node-2", "node-1")
-        node: Node = running[free]
-
-        def heard() -> list[Beat]:
-            return [
-                Beat(beat.node, 1, 10 * LIMIT_S if beat.node == stuck else 0.0, beat.ago_s)
-                for beat in air.heard_by(free, node)
-            ]
-
-        running[stuck].kill()  # its process lives, and its loop does nothing
-        node.home.begin(Failover(node.activations, heard).run())
-        async with asyncio.timeout(10):
-            while (last := await client.log.last(SUBJECT)) is None or free.encode() not in last.data:
-                await asyncio.sleep(0.01)
-
-
-async def test_a_node_that_the_store_refuses_says_so_in_its_beats_until_the_store_answers(
+async def test_a_leader_that_the_store_refuses_says_so_in_its_beats_until_the_store_answers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A keeper that is heard and can do nothing is followed by another, as one whose loop is held (seed 40001185)."""
-    async with nodes("node-1", "node-2") as (client, running, _, _air):
-        node, looks = running["node-1"], client.log.last
+    """A leader that is heard and can do nothing is followed by another, as one whose loop is held (seed 40001185)."""
+    async with nodes("node-1", "node-2", "node-3") as (client, running, _, _air):
+        leader = await leader_of(client)
+        node, looks = running[leader], running[leader].members.read_to_end
 
-        async def refused(subject: str) -> Any:
-            if subject == SUBJECT:
-                raise PermissionDenied("The store refuses this.", subject=subject)
-            return await looks(subject)
+        async def refused() -> Any:
+            raise PermissionDenied("The store refuses this.", subject=MEMBERS)
 
         assert node.failover.refused_s() == 0.0
-        with monkeypatch.context() as patched:
-            patched.setattr(type(client.log), "last", lambda _, subject: refused(subject))
-            await until(lambda: node.failover.refused_s() > LIMIT_S, limit_s=40)
+        monkeypatch.setattr(node.members, "read_to_end", refused)
+        await until(lambda: node.failover.refused_s() > LIMIT_S, limit_s=40)
+        assert await leader_of(client, leader) != leader
+        monkeypatch.setattr(node.members, "read_to_end", looks)
         await until(lambda: node.failover.refused_s() <= 0.0, limit_s=40)
 
 
@@ -339,26 +272,19 @@ async def test_a_node_that_restarts_with_slow_agents_is_heard_at_once_and_keeps_
     async with nodes("node-1", "node-2") as (client, running, keepers, air), asyncio.timeout(20):
         agents = [await client.on("node-1").spawn(Slow, f"s{n}") for n in range(3)]
         await asyncio.gather(*(agent.add() for agent in agents))
-        while await client.log.last(SUBJECT) is None:
-            await asyncio.sleep(0.01)
+        await leader_of(client)
         die(running["node-1"], air)
+        listener = Ear("node-1", air)
         again = Node(
-            "node-1",
-            client.log,
-            client.wire,
-            classes.get,
-            settings=QUICK,
-            rng=Random(7),
-            wall=time.time,
-            cluster=client,
-        )
-
+            "node-1", client.log, client.wire, classes.get, settings=QUICK, rng=Random(7), wall=time.time, cluster=client,
+            listener=listener,
+        )  # fmt: skip
         is_in = asyncio.Event()
 
         def entered() -> None:
             is_in.set()
             air.silent.discard("node-1")
-            air.last["node-1"] = again.activations.clock()
+            again.home.begin(speak(again, listener, air))
 
         starting = asyncio.create_task(again.start(entered))
         await is_in.wait()

@@ -13,6 +13,7 @@ import pytest
 
 from mielin_cells.errors import StoreReadOnly
 from mielin_cells.membership.heartbeat import Heartbeat, Listener
+from mielin_cells.rpc.answers import Beat
 from mielin_cells.settings import Settings
 from mielin_cells.substrate.embedded import Embedded
 from mielin_cells.substrate.ports import Substrate
@@ -106,7 +107,8 @@ def test_a_failing_duty_is_logged_once_and_does_not_stop_the_others(caplog: pyte
 
 def test_a_heartbeat_that_fails_in_an_unforeseen_way_beats_again() -> None:
     async def story() -> None:
-        store, tries = await Embedded.open(), 0
+        store, tries, listener = await Embedded.open(), 0, Listener()
+        listener.wants_all = True
 
         async def connect() -> Substrate:
             nonlocal tries
@@ -115,7 +117,9 @@ def test_a_heartbeat_that_fails_in_an_unforeseen_way_beats_again() -> None:
                 raise OSError("no more files")
             return await Embedded.open()
 
-        heartbeat = Heartbeat("node-1", 3, connect, Settings(heartbeat_s=0.02), Listener())
+        heartbeat = Heartbeat(
+            "node-1", connect, Settings(heartbeat_s=0.02), listener, lambda stuck_s: (Beat("node-1", 3, stuck_s), False)
+        )
         heartbeat.start()
         try:
             async with asyncio.timeout(10):

@@ -19,16 +19,15 @@ from mielin_cells.client.operator import Operator
 from mielin_cells.errors import CellError
 from mielin_cells.log import ledger
 from mielin_cells.log.codec import pack
-from mielin_cells.log.ids import BEATS, JOURNALS, LOGS, agent_of
-from mielin_cells.membership import detector, heartbeat, suspects
-from mielin_cells.membership.heartbeat import Listener, encode_beat
-from mielin_cells.membership.table import Announcement
+from mielin_cells.log.ids import JOURNALS, LOGS, agent_of
+from mielin_cells.membership import heartbeat, vacant, watch
+from mielin_cells.membership.heartbeat import Listener, Speaker
+from mielin_cells.membership.members import Announcement
 from mielin_cells.migration.audit import MigrationAuditLog
 from mielin_cells.node import failover
 from mielin_cells.node.failover import Failover
 from mielin_cells.node.moves import manager, settling
 from mielin_cells.node.node import Node
-from mielin_cells.rpc.answers import Beat
 from mielin_cells.settings import Settings
 from mielin_cells.substrate.embedded import Embedded
 from soak.sizes import Series, resident, settled, size_of
@@ -53,8 +52,8 @@ BOUNDS: dict[ModuleType, dict[str, float]] = {
     manager: {"REPORTS_MAX": 8},
     settling: {"JOURNALS_KEPT": 3},
     failover: {"FORGET_STOPPED_S": 10.0, "FORGET_SILENT_S": 15.0},
-    suspects: {"RETRY_S_MAX": 5.0},
-    detector: {"LATE_KEPT_S": 5.0},
+    vacant: {"RETRY_S_MAX": 5.0},
+    watch: {"LATE_KEPT_S": 5.0},
     heartbeat: {"FORGET_S": 10.0},
 }
 """What is bounded by a number or a time that a short run does not come to, by a smaller one."""
@@ -134,7 +133,7 @@ class Town:
         listener = self.listeners[name] = Listener()
         node = Node(
             name, self._substrate.log, self._substrate.wire, classes.get, settings=SETTINGS, rng=Random(name),
-            wall=time.time, about=about, heard=listener.beats, cluster=self.client,
+            wall=time.time, about=about, listener=listener, cluster=self.client,
         )  # fmt: skip
         node.migrations.manager.validator.audit = MigrationAuditLog(AUDIT)
         await node.start()
@@ -143,14 +142,13 @@ class Town:
         return node
 
     async def _beat(self, node: Node, listener: Listener) -> None:
-        wire = self._substrate.wire
-        subscription = await wire.subscribe(BEATS, listener.receive)
+        speaker = Speaker(self._substrate.wire, listener)
         try:
             while not node.is_stopping:
-                await wire.publish(BEATS, encode_beat(Beat(node.name, node.home.incarnation, 0.0)))
+                await speaker.beat(node.beat(), node.leads)
                 await asyncio.sleep(SETTINGS.heartbeat_s)
         finally:
-            subscription.close()
+            speaker.close()
 
     async def leave(self, node: Node) -> None:
         await node.stop()

@@ -396,7 +396,7 @@ def _newer(path: Path) -> None:
     with sqlite3.connect(path) as other:
         other.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         other.execute("CREATE TABLE meta(key TEXT PRIMARY KEY, value) WITHOUT ROWID")
-        other.execute("INSERT INTO meta VALUES ('format', 4)")
+        other.execute("INSERT INTO meta VALUES ('format', 5)")
     other.close()
 
 
@@ -406,7 +406,7 @@ NO_STORES: dict[str, tuple[Callable[[Path], None], str]] = {
     "another program's database": (_foreign, "another program"),
     "a newer format": (
         _newer,
-        "has format 4, which another version of mielin-cells wrote; this version reads format 3",
+        "has format 5, which another version of mielin-cells wrote; this version reads format 4",
     ),
 }
 

@@ -17,7 +17,7 @@ from mielin_cells.substrate.embedded import Embedded
 from mielin_cells.substrate.jetstream import JetStream
 from mielin_cells.substrate.jetstream.server import Server
 
-SAYS = "has format 1, which mielin-cells 0.1 wrote; this version reads format 3. Nothing was changed."
+SAYS = "has format 1, which mielin-cells 0.1 wrote; this version reads format 4. Nothing was changed."
 
 
 def old_file(path: Path) -> None:
@@ -55,7 +55,7 @@ async def old_streams(url: str, deployment: str, *names: str) -> None:
 
 def check(error: cells.CellError, store: str, elsewhere: str) -> None:
     assert error.message == f"{store} {SAYS} Name {elsewhere}, or go on with mielin-cells 0.1."
-    assert error.facts == {"store": store, "have": 1, "need": 3}
+    assert error.facts == {"store": store, "have": 1, "need": 4}
 
 
 async def test_a_file_of_the_version_before_is_refused_and_not_changed(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_what_grows_takes_longer_or_is_lost_is_reported() -> None:
     few = measure(4, 2, rest_s=0.0, window_s=1.0).as_json()
     many = {**copy.deepcopy(few), "nodes": 20, "agents": 40}
     assert shortfalls([few, many], Limits()) == []
-    many["idle"]["beats_sent"], many["busy"]["logs_listed"] = 3.0, 0.4
+    many["idle"]["beats_sent"], many["busy"]["logs_listed"] = 9.0, 0.4
     many["drain_s"], many["violations"] = few["drain_s"] * 3, ["1.0 s: a000001 is served by 2 nodes"]
     missed = shortfalls([few, many], Limits())
     assert missed[0] == "20 nodes: 1.0 s: a000001 is served by 2 nodes"
@@ -83,7 +83,7 @@ def test_what_grows_takes_longer_or_is_lost_is_reported() -> None:
 @pytest.mark.parametrize(
     ("subject", "kind"),
     [
-        ("log.a", "agents"), ("inbox.a", "inboxes"), ("beat.nodes", "beats"), ("node.n", "members"), ("leader", "members"),
+        ("log.a", "agents"), ("inbox.a", "inboxes"), ("beat.nodes", "beats"), ("members", "members"),
         ("control.n", "requests"), ("part.a.x", "others"),
     ],
 )  # fmt: skip

@@ -30,7 +30,6 @@ from mielin_cells.client.client import Client
 from mielin_cells.deployment.connect import Address, connected
 from mielin_cells.errors import CellError, RetryError
 from mielin_cells.log.ids import inbox_subject, journal_subject, log_subject
-from mielin_cells.membership import leader
 from mielin_cells.settings import Settings
 from mielin_cells.store import journal
 from mielin_cells.store.reader import load as load_agent
@@ -307,8 +306,7 @@ async def tortured(
             """The node that leads failover."""
             with contextlib.suppress(CellError, TimeoutError):
                 async with asyncio.timeout(2.0):
-                    last = await leader.read_term(client.log, await client.log.last(leader.SUBJECT))
-                    return last.term.node if last.term is not None else ""
+                    return (await client.members.read()).leader[0]
             return ""
 
         nemesis = Nemesis(under, processes, links, rng, claim, leading, folder / "events.log")

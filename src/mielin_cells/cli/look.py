@@ -16,10 +16,10 @@ from mielin_cells.cli.moves import show_migration
 from mielin_cells.cli.options import Agent, Watch, choose_one
 from mielin_cells.cli.show import Printer, duration, record, size, table, when
 from mielin_cells.client.operator import Operator
-from mielin_cells.client.status import ALIVE
 from mielin_cells.deployment.codes import DONE
 from mielin_cells.errors import ConfigError, NoSuchMigration, UnknownClass, UnknownNode
 from mielin_cells.log.lifecycle import AgentState
+from mielin_cells.membership.members import ALIVE
 
 STATES: list[str] = [
     *(state.value for state in AgentState if state is not AgentState.TERMINATED),

@@ -15,7 +15,7 @@ import msgspec
 from mielin_cells.agents.context import CallOptions
 from mielin_cells.agents.context import turn as current_turn
 from mielin_cells.agents.reference import Reference, agent_id, make_ref
-from mielin_cells.agents.reports import AgentInfo, DrainReport, MigrationReport, RollbackReport
+from mielin_cells.agents.reports import AgentInfo, DrainReport, MigrationReport, NodeInfo, RollbackReport
 from mielin_cells.agents.shared.watched import Watched
 from mielin_cells.agents.spec import Spec, check_is_agent, route, spec_of
 from mielin_cells.agents.topics.calls import encoded_value
@@ -27,6 +27,7 @@ from mielin_cells.client.moves import abort_move, plan_move, watch_move
 from mielin_cells.client.placement import Placing
 from mielin_cells.client.requester import REQUEST_S, Requester
 from mielin_cells.client.session import Session
+from mielin_cells.client.status import describe_nodes
 from mielin_cells.client.stream import CallName, CallStream, StreamReader, read_position
 from mielin_cells.client.undo import undo_move
 from mielin_cells.client.watch import watch_agent
@@ -49,7 +50,9 @@ from mielin_cells.log.message import client_sender, decode_answer, decode_replie
 from mielin_cells.log.streams.reading import Position
 from mielin_cells.log.topics.names import check_topic
 from mielin_cells.membership import table
+from mielin_cells.membership.members import ALIVE, STARTING
 from mielin_cells.membership.reads import read_shared
+from mielin_cells.membership.table import Members
 from mielin_cells.rpc import requests
 from mielin_cells.rpc.call import call_pages
 from mielin_cells.settings import MESSAGE_BYTES_MAX, Settings
@@ -105,6 +108,7 @@ class Client(Requester):
         self._sessions.clear()
         self._senders.clear()
         self.log = self.wire = cast("Any", _Closed())
+        self.members = Members(self.log)
 
     def _replied(self, data: bytes) -> None:
         try:
@@ -318,8 +322,9 @@ class Client(Requester):
         raise NoResponder(f"Agent {name!r} is between owners; try again.", agent=name)
 
     async def agents(self) -> list[AgentInfo]:
+        self.check_loop()
         newest: dict[str, AgentInfo] = {}
-        for node in await self.nodes():
+        for node in (await self.members.read()).infos():
             pages = call_pages(self.wire, node.name, requests.ListAgents(), lambda info: info.id, REQUEST_S)
             with contextlib.suppress(NoResponder, WireTimeout):
                 async for page in pages:
@@ -354,11 +359,15 @@ class Client(Requester):
 
     # ---- nodes -----------------------------------------------------------------------------------------------
 
+    async def nodes(self) -> list[NodeInfo]:
+        self.check_loop()
+        return [node for node in await describe_nodes(self) if node.state in (ALIVE, STARTING)]
+
     async def cordon(self, node: str, /) -> None:
-        await table.cordon(self.log, node_name(node, "cordon"), True, lambda: self.rng.randbytes(12))
+        await table.cordon(self.log, node_name(node, "cordon"), True)
 
     async def uncordon(self, node: str, /) -> None:
-        await table.cordon(self.log, node_name(node, "uncordon"), False, lambda: self.rng.randbytes(12))
+        await table.cordon(self.log, node_name(node, "uncordon"), False)
 
     async def drain(self, node: str, /, deadline_s: float | None = None) -> DrainReport:
         check_deadline(node_name(node, "drain"), deadline_s)

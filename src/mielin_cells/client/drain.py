@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from mielin_cells.agents.reports import DrainReport
 from mielin_cells.client.requester import Requester
-from mielin_cells.errors import MigrationRefused, RetryError, UnknownNode
+from mielin_cells.errors import MigrationRefused, RetryError
 from mielin_cells.log.ids import log_subject
 from mielin_cells.log.records import named_owner
 from mielin_cells.membership import table
@@ -27,7 +27,7 @@ ASK_S = 3.0
 
 async def plan_drain(client: Requester, node: str) -> DrainProgress:
     """Says where each agent would go, or why it would stay; nothing is changed.  Raises as `drain_node`."""
-    await _check_listed(client, node)
+    await client.check_node(node)
     if await client.ping(node) is None:
         agents = await _list_owned(client, node)
         await _check_targets(client, node, len(agents))
@@ -40,10 +40,10 @@ async def drain_node(
     client: Requester, node: str, deadline_s: float, seen: Callable[[DrainProgress], None] = lambda _: None
 ) -> DrainReport:
     """See `Cluster.drain`; `seen` is called with each answer of the node."""
-    await _check_listed(client, node)
+    await client.check_node(node)
     info = await client.ping(node)
     await _check_targets(client, node, info.agents if info is not None else len(await _list_owned(client, node)))
-    await table.cordon(client.log, node, True, lambda: client.rng.randbytes(12))
+    await table.cordon(client.log, node, True)
     if info is None:
         return await _claim_all(client, node, 0, 0.0)
     clock, name = asyncio.get_running_loop().time, f"d-{client.rng.randbytes(8).hex()}"
@@ -68,17 +68,11 @@ async def drain_node(
         await asyncio.sleep(POLL_S)
 
 
-async def _check_listed(client: Requester, node: str) -> None:
-    names = await table.list_names(client.log)
-    if node not in names:
-        raise UnknownNode.of(node, names)
-
-
 async def _check_targets(client: Requester, node: str, agents: int) -> None:
     """Raises `MigrationRefused` if there are agents, and no other node that takes agents."""
-    others = [other for other in await client.nodes() if other.name != node]
+    others = [other for other in (await client.members.read()).infos() if other.name != node]
     if agents and all(other.is_cordoned for other in others):
-        reasons = [f"{other.name} is cordoned" for other in others] or ["no other node answers"]
+        reasons = [f"{other.name} is cordoned" for other in others] or ["there is no other node"]
         raise MigrationRefused(
             f"Node {node} is not drained: nobody takes its {agents} agents ({'; '.join(reasons)}). They run where they ran; start a "
             "node, or uncordon one.", node=node, reasons=reasons,
@@ -89,7 +83,9 @@ async def _claim_all(client: Requester, node: str, moved: int, seconds: float) -
     """Has other nodes claim the agents of a node that does not answer."""
     clock = asyncio.get_running_loop().time
     began = clock()
-    taken = await Takeover(client.log, client.wire, clock).take({node}, await table.read_members(client.log))
+    members = await client.members.read_to_end()
+    others = [info for info in members.infos() if info.name != node]
+    taken = await Takeover(client.log, client.wire, clock).take({node}, members.members, others, on_order=True)
     blocked = tuple(taken.failed.items())
     return DrainReport(
         node=node, state=DONE if not blocked else OVER, agents=moved + taken.claimed + len(blocked), moved=moved,

@@ -15,7 +15,7 @@ from mielin_cells.agents.values.models import readable
 from mielin_cells.client.client import Client
 from mielin_cells.client.moves import plan_move, watch_move
 from mielin_cells.client.requester import REQUEST_S
-from mielin_cells.client.status import class_of, describe_fold, describe_silent, describe_unhosted, list_beats
+from mielin_cells.client.status import class_of, describe_fold, describe_nodes, describe_unhosted
 from mielin_cells.errors import (
     AgentTerminated,
     CellError,
@@ -32,12 +32,11 @@ from mielin_cells.errors import (
     from_wire,
     never,
 )
-from mielin_cells.log.ids import BEATS, AgentId, log_subject
+from mielin_cells.log.ids import AgentId, log_subject
 from mielin_cells.log.lifecycle import Phase
 from mielin_cells.log.message import Answer
 from mielin_cells.log.records import AnyRecord, HandedOff, Record, decode_record
-from mielin_cells.membership import table
-from mielin_cells.membership.heartbeat import Listener
+from mielin_cells.membership.selection import Spread
 from mielin_cells.rpc import requests
 from mielin_cells.rpc.answers import Prediction, Progress
 from mielin_cells.store import journal
@@ -102,8 +101,8 @@ class Operator:
         return place, True
 
     async def _place_for(self, cls: str) -> str:
-        """The node with the fewest agents among those that know the class."""
-        nodes = await self.client.nodes()
+        """The node with the fewest agents among those that know the class, as the table of members says."""
+        nodes = (await self.client.members.read()).infos()
         able = [node for node in nodes if cls in node.classes and not node.is_cordoned]
         if not nodes:
             raise NoResponder("No node answers; start one with `mielin node` or `mielin up`.")
@@ -113,7 +112,7 @@ class Operator:
                 f"No node that takes agents knows the class {cls!r}; they know {', '.join(classes) or 'none'}.",
                 name=cls,
             )
-        return min(able, key=lambda node: (node.agents, node.name)).name
+        return Spread(able, self.client.rng).choose((), cls) or able[0].name
 
     async def _request(self, node: str, request: requests.Request[T]) -> T:
         """The node's answer.  Raises `UnknownNode` if there is none of this name, and what the request raises there."""
@@ -146,7 +145,7 @@ class Operator:
         cls = await class_of(self.client, agent)
         owner, _ = await self.client.owner(agent)
         error: Exception | None = None
-        for node in [owner, *(name for name in await table.list_names(self.log) if name != owner)]:
+        for node in [owner, *(one.name for one in (await self.client.members.read()).infos() if one.name != owner)]:
             try:
                 return cls, await self.client.request(node, requests.ReadArguments(cls, handler, words), REQUEST_S)
             except UnknownClass as refusal:
@@ -171,19 +170,8 @@ class Operator:
         return [infos[name] for name in sorted(infos)]
 
     async def nodes(self) -> list[NodeInfo]:
-        """Every node that has entered: as it answers, or, if it does not, as its log and other nodes describe it."""
-        entered, listener = await table.read_members(self.log), Listener()
-        subscription = await self.client.wire.subscribe(BEATS, listener.receive)
-        try:
-            answers = dict(zip(entered, await _all(list(entered), self.client.ping), strict=True))
-            beats = []
-            if any(answer is None and not entered[name].has_stopped for name, answer in answers.items()):
-                beats = await list_beats(self.client, [name for name, answer in answers.items() if answer is not None])
-                beats += listener.beats()
-        finally:
-            subscription.close()
-        settings = self.client.settings
-        return [answers[name] or describe_silent(settings, name, entered[name], beats) for name in entered]
+        """Every node of the table of members, by name, as the leader of failover hears it."""
+        return await describe_nodes(self.client)
 
     async def show(self, thing: str) -> AgentInfo | NodeInfo:
         """The agent or node of this name.  If there is neither, raises `NoSuchMigration` for a migration's id, else `NoSuchAgent`."""
@@ -209,7 +197,9 @@ class Operator:
         if name.startswith("m-"):
             names = [migration for _, migration in await journal.listed(self.log)]
         else:
-            names = [agent for agent, _ in await list_agents(self.log)] + await table.list_names(self.log)
+            names = [agent for agent, _ in await list_agents(self.log)] + sorted(
+                (await self.client.members.read()).members
+            )
         starts = [one for one in names if name and one.startswith(name)][:NEAREST]
         return starts or difflib.get_close_matches(name, names, NEAREST)
 

@@ -8,15 +8,16 @@ import contextlib
 from mielin_cells.agents.context import turn
 from mielin_cells.client.requester import Requester
 from mielin_cells.errors import CellError, NodeCordoned, NodeStopping, NoResponder, UnknownNode, WireTimeout
-from mielin_cells.membership import selection, table
+from mielin_cells.membership.members import NOBODY
+from mielin_cells.membership.selection import Spread
 from mielin_cells.rpc import requests
 from mielin_cells.tasks.supervision import Backoff
 
 SPAWNS_MAX = 512
 """Spawns that one client has outstanding.  More of them would only wait at the nodes and slow their answers."""
 
-FRESH_S_MIN, FRESH_S_MAX = 0.05, 2.0
-"""A list of the nodes is used ten times as long as it took to make, within these bounds."""
+FRESH_S = 1.0
+"""A table of the members is used for so long before its log is read on; after a refusal it is read on at once."""
 
 NOBODY_S = 10.0
 """How long a client tries again while no node answers: all of them may be busy."""
@@ -29,7 +30,7 @@ class Placing:
         self._client = client
         self._room = asyncio.Semaphore(SPAWNS_MAX)
         self._lock = asyncio.Lock()
-        self._spread: selection.Spread | None = None
+        self._spread = Spread()
         self._until = 0.0
 
     def room(self) -> contextlib.AbstractAsyncContextManager[None]:
@@ -50,7 +51,7 @@ class Placing:
                 passed
             )  # a node that does not know the class says so
             if node is None:
-                if not spread and not await table.read_present(self._client.log):
+                if not any(member.is_present for member in self._client.members.table):
                     raise UnknownNode("No node answers; start one.", node="", nodes=[])
                 if clock() - began > (settings.turn_deadline_s if error is not None and spread else NOBODY_S):
                     raise error or NoResponder("No node answers; they may be busy. Try again, and see `mielin nodes`.")
@@ -59,20 +60,31 @@ class Placing:
                 self._until = 0.0
                 continue
             try:
-                return await self._client.request(node, request, settings.turn_deadline_s)
+                return await self._ask(node, request)
             except (NodeCordoned, NodeStopping, NoResponder, WireTimeout) as refusal:
-                error = refusal
+                error, self._until = refusal, 0.0
                 spread.gives_back(node)
                 passed.add(node)
 
-    async def _nodes(self) -> selection.Spread:
-        """The nodes that answered a moment ago, with the agents they were given since, so that many spawns ask them once."""
+    async def _ask(self, node: str, request: requests.Spawn) -> bool:
+        """The node's answer.  Raises `NoResponder` once the table says that the node does not serve any more: it may be frozen."""
+        asking = asyncio.ensure_future(self._client.request(node, request, self._client.settings.turn_deadline_s))
+        try:
+            while True:
+                await asyncio.wait((asking,), timeout=FRESH_S)
+                if asking.done():
+                    return asking.result()
+                if node not in (await self._nodes()).names:
+                    raise NoResponder(f"Node {node} does not answer and does not serve any more.", node=node)
+        finally:
+            asking.cancel()
+
+    async def _nodes(self) -> Spread:
+        """The nodes of the table, with the agents that this client has given them since it was read."""
         clock = asyncio.get_running_loop().time
         async with self._lock:
-            if self._spread is None or clock() >= self._until:
-                began = clock()
-                nodes = await selection.list_alive(self._client.log, self._client.wire, selection.PATIENCE_S)
-                self._spread = selection.Spread(nodes)
-                took = clock() - began
-                self._until = clock() + min(max(10 * took, FRESH_S_MIN), FRESH_S_MAX)
+            if clock() >= self._until:
+                table = await self._client.members.read()
+                self._spread.update(table.infos(), None if table.leader == NOBODY else self._client.rng)
+                self._until = clock() + FRESH_S
             return self._spread

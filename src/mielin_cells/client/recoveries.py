@@ -159,7 +159,7 @@ async def read_case(client: Client, own: Journal) -> Case:
 async def read_audit(client: Client, migration: str) -> list[AuditEntry]:
     """The audit entries of the nodes that answer, since their start."""
     entries: list[AuditEntry] = []
-    for node in await client.nodes():
+    for node in (await client.members.read()).infos():
         with contextlib.suppress(RetryError):
             entries += await client.request(node.name, requests.ReadAudit(migration), REQUEST_S)
     return entries

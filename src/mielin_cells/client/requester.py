@@ -23,9 +23,9 @@ from mielin_cells.errors import (
 )
 from mielin_cells.log.ids import log_subject, reply_subject
 from mielin_cells.log.records import AnyRecord, decode_record, named_owner
-from mielin_cells.membership import selection, table
+from mielin_cells.membership.table import Members
 from mielin_cells.rpc.call import call
-from mielin_cells.rpc.requests import Request
+from mielin_cells.rpc.requests import Ping, Request
 from mielin_cells.settings import Settings
 from mielin_cells.store.clock import StoreClock
 from mielin_cells.substrate.ports import Entry, Log, Wire
@@ -61,6 +61,7 @@ class Requester:
         self.wire = wire
         self.settings = settings or Settings()
         self.rng = rng or Random()
+        self.members = Members(log)
         self.name = self.rng.randbytes(8).hex()
         self.reply_to = reply_subject(self.name)
         self.clock = StoreClock(log)
@@ -126,7 +127,7 @@ class Requester:
                         raise
                     except (NoResponder, WireTimeout, NoSuchAgent, Fenced) as error:
                         last = error
-                        if isinstance(error, NoResponder) and not await table.is_known(self.log, node):
+                        if isinstance(error, NoResponder) and (await self.members.read_to_end()).get(node) is None:
                             raise UnknownNode(f"There is no node {node!r}.", node=node) from error
                     await backoff.wait()
         except TimeoutError:
@@ -167,19 +168,18 @@ class Requester:
         where = f"The log of agent {agent!r}"
         return await whole(self.log, log_subject(agent), last, lambda data: decode_record(data, where))
 
-    async def nodes(self) -> list[NodeInfo]:
-        self.check_loop()
-        return await selection.list_alive(self.log, self.wire)
-
     async def ping(self, node: str) -> NodeInfo | None:
         """The node's description of itself; None if it does not answer."""
-        return await selection.ping(self.wire, node)
+        try:
+            return await self.request(node, Ping(), REQUEST_S)
+        except CellError:
+            return None
 
     async def check_node(self, node: str) -> None:
         """Raises `UnknownNode` with the nodes that there are."""
-        if not await table.is_known(self.log, node):
-            names = await table.list_names(self.log)
-            raise UnknownNode.of(node, names)
+        table = self.members.table
+        if table.get(node) is None and (table := await self.members.read_to_end()).get(node) is None:
+            raise UnknownNode.of(node, sorted(table.members))
 
     # ---- callers ---------------------------------------------------------------------------------------------
 

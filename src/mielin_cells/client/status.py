@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
+
+from msgspec.structs import replace
 
 from mielin_cells.agents.reports import AgentInfo, NodeInfo
 from mielin_cells.client.requester import REQUEST_S, Requester
@@ -11,14 +15,17 @@ from mielin_cells.log.fold import Fold
 from mielin_cells.log.ids import log_subject
 from mielin_cells.log.lifecycle import Phase
 from mielin_cells.log.records import Created, HandedOff, Snapshot, Terminated, named_owner
-from mielin_cells.membership.selection import STARTING
-from mielin_cells.membership.table import Entered
+from mielin_cells.membership.members import ALIVE, SILENT, STARTING, Member, Status
 from mielin_cells.rpc import requests
 from mielin_cells.rpc.answers import Beat
 from mielin_cells.settings import Settings
 from mielin_cells.store.reader import load, read_record
+from mielin_cells.tasks.together import together
 
-ALIVE, STUCK, SILENT, STOPPED = "alive", "stuck", "silent", "stopped"
+STUCK = "stuck"
+
+ASKED_MAX = 64
+"""Nodes asked at the same time."""
 
 
 async def class_of(client: Requester, agent: str) -> str:
@@ -65,29 +72,43 @@ def describe_fold(fold: Fold) -> AgentInfo:
     )  # fmt: skip
 
 
-async def list_beats(client: Requester, nodes: list[str]) -> list[Beat]:
+async def describe_nodes(client: Requester) -> list[NodeInfo]:
+    """Every node of the table of members, by name, as a node that listens to all hears it.
+
+    One node is asked what it hears.  Only those that it does not hear are asked themselves, and all if nobody listens.
+    """
+    table, now = await client.members.read(), time.time()
+    heard = {beat.node: beat for beat in await _list_beats(client, table.watchers)}
+    limit = asyncio.Semaphore(ASKED_MAX)
+
+    async def describe(member: Member) -> NodeInfo:
+        beat = heard.get(member.name)
+        info = _as_heard(client.settings, member, beat, now)
+        if info.state != SILENT:
+            return info
+        async with limit:
+            return await client.ping(member.name) or info
+
+    infos = await together(describe(member) for member in table)
+    return sorted(infos, key=lambda info: info.name)
+
+
+async def _list_beats(client: Requester, nodes: list[str]) -> list[Beat]:
     """The last heartbeats that one of these nodes has received."""
     for node in nodes:
-        try:
+        with contextlib.suppress(RetryError):
             return await client.request(node, requests.ListBeats(), REQUEST_S)
-        except RetryError:
-            continue
     return []
 
 
-def describe_silent(settings: Settings, name: str, entered: Entered, beats: list[Beat]) -> NodeInfo:
-    """A node that does not answer."""
-    about = entered.about
-    own = [beat for beat in beats if beat.node == name and beat.incarnation >= entered.incarnation]
-    beat = min(own, key=lambda beat: beat.ago_s, default=None)
-    state, since_s = SILENT, beat.ago_s if beat is not None else 0.0
-    if entered.has_stopped:
-        state, since_s = STOPPED, max(0.0, time.time() - about.at) if about.at else 0.0
-    elif beat is None or beat.ago_s > settings.heartbeat_s * settings.heartbeat_misses:
-        pass
-    elif beat.is_starting or beat.stuck_s:  # else its process has just died: its last heartbeat knew nothing of it
-        state, since_s = (STARTING if beat.is_starting else STUCK), beat.stuck_s
-    return NodeInfo(
-        name=name, incarnation=entered.incarnation, agents=0, state=state, since_s=since_s, is_cordoned=entered.is_cordoned,
-        **{field: getattr(about, field) for field in about.__struct_fields__},
-    )  # fmt: skip
+def _as_heard(settings: Settings, member: Member, beat: Beat | None, now: float) -> NodeInfo:
+    info = replace(member.info(now), agents=0)
+    if member.status is Status.LEFT:
+        return info
+    if beat is None or beat.incarnation < member.incarnation:
+        return replace(info, state=SILENT, since_s=0.0)
+    if beat.ago_s > settings.heartbeat_s * settings.heartbeat_misses:
+        return replace(info, state=SILENT, since_s=beat.ago_s)
+    if beat.stuck_s > settings.heartbeat_s:
+        return replace(info, state=STUCK, since_s=beat.stuck_s, agents=beat.agents)
+    return replace(info, state=STARTING if beat.is_starting else ALIVE, agents=beat.agents)

@@ -64,13 +64,14 @@ def local(
 
 async def _take_what_is_left(client: Client, names: list[str]) -> None:
     """Takes over agents of nodes that this process does not have; no other process can have them."""
-    from mielin_cells.membership import table
     from mielin_cells.membership.takeover import Takeover
 
-    members = await table.read_members(client.log)
-    gone = members.keys() - set(names)
+    table = await client.members.read_to_end()
+    gone = table.members.keys() - set(names)
     if gone:
-        await Takeover(client.log, client.wire, time.monotonic).take(gone, members, force=True)
+        nodes = [info for info in table.infos() if info.name not in gone]
+        takeover = Takeover(client.log, client.wire, time.monotonic)
+        await takeover.take(gone, table.members, nodes, on_order=True, force=True)
 
 
 @asynccontextmanager
@@ -82,7 +83,7 @@ async def _opened(
     import asyncio
 
     from mielin_cells.client.client import Client
-    from mielin_cells.membership.table import Announcement
+    from mielin_cells.membership.members import Announcement
     from mielin_cells.node.moves.admission import room_of
     from mielin_cells.node.node import Node
     from mielin_cells.substrate.embedded import Embedded

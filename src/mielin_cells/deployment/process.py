@@ -31,7 +31,7 @@ from mielin_cells.deployment.connect import LOCKS_VARIABLE, Address, open_substr
 from mielin_cells.deployment.ending import GRACE_S, ORPHAN_S, Ending
 from mielin_cells.errors import Fenced, StoreUnreachable
 from mielin_cells.membership.heartbeat import Heartbeat, Listener
-from mielin_cells.membership.table import Announcement
+from mielin_cells.membership.members import Announcement
 from mielin_cells.node.moves.admission import room_of
 from mielin_cells.node.node import Node
 from mielin_cells.substrate.ports import Substrate
@@ -159,7 +159,7 @@ async def _run_node(options: Options, ending: Ending, substrate: Substrate, clie
     node = Node(
         options.name, substrate.log, substrate.wire, classes.get, settings=settings, wall=time.time, clock=time.monotonic,
         about=announcement(options.labels, options.package), room=room_of(None), recovery=config.recovery,
-        recovery_of=config.classes, heard=listener.beats, replaced=replaced,
+        recovery_of=config.classes, listener=listener, replaced=replaced,
         cluster=client,
     )  # fmt: skip
     if options.faults is not None:
@@ -169,8 +169,8 @@ async def _run_node(options: Options, ending: Ending, substrate: Substrate, clie
     def entered() -> None:
         nonlocal heartbeat
         heartbeat = Heartbeat(
-            node.name, node.home.incarnation, lambda: open_substrate(options.address.existing), settings, listener,
-            lambda: node.is_starting, node.failover.refused_s,
+            node.name, lambda: open_substrate(options.address.existing), settings, listener,
+            lambda stuck_s: (node.beat(stuck_s), node.leads),
         )  # fmt: skip
         heartbeat.start()
 

@@ -91,12 +91,14 @@ def part_subject(agent: str, name: str) -> str:
     return part_prefix(agent) + name
 
 
-def node_log_subject(node: str) -> str:
-    return "node." + encoded(node)
-
+MEMBERS = "members"
+"""The log of who is there."""
 
 BEATS = "beat.nodes"
-"""Where every node's heartbeat is heard on the wire."""
+"""Where every node's heartbeat is heard on the wire, by those that watch."""
+
+LEADER_BEATS = "beat.leader"
+"""Where every node hears the leader's heartbeat."""
 
 
 def control_subject(node: str) -> str:

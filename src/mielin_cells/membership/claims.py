@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
@@ -39,10 +39,10 @@ Answer: TypeAlias = asyncio.Task[list[CellError | None]]
 """Of one request: for each agent, in order, why the node did not claim it."""
 
 
-class Alive(NamedTuple):
-    """The nodes that answer."""
+class Nodes(NamedTuple):
+    """Those that can be asked to claim."""
 
-    nodes: list[NodeInfo]
+    infos: Sequence[NodeInfo]
     copies: Mapping[str, list[str]]
     """By agent, those that keep a standby copy of it."""
 
@@ -71,13 +71,14 @@ class Lot(NamedTuple):
 
 
 class Claims:
-    """The requests of one takeover.  `known`: all nodes, alive or not.  `force`: as in `Takeover.take`."""
+    """The requests of one takeover.  `known`: all nodes, alive or not.  `force`, `on_order`: as in `Takeover.take`."""
 
-    def __init__(self, wire: Wire, alive: Alive, known: Collection[str], force: bool) -> None:
+    def __init__(self, wire: Wire, there: Nodes, known: Collection[str], *, force: bool, on_order: bool) -> None:
         self._force = force
+        self._on_order = on_order
         self._wire = wire
-        self._spread = spread = Spread(alive.nodes)
-        self._copies = alive.copies
+        self._spread = spread = Spread(there.infos)
+        self._copies = there.copies
         self._known = known
         self._takers: dict[str, Taker] = {name: Taker(name) for name in spread.names}
         self._lots: dict[Answer, Lot] = {}
@@ -149,7 +150,12 @@ class Claims:
         """Asks a node to claim the agents; returns for each, in order, why it did not."""
         wishes = [
             requests.Claim(
-                orphan.agent, f"{FAILOVER}: {orphan.owner} is silent", self._force, of=orphan.owner, seen=orphan.seen
+                orphan.agent,
+                f"{FAILOVER}: {orphan.owner} is silent",
+                self._force,
+                orphan.owner,
+                orphan.seen,
+                self._on_order,
             )
             for orphan in orphans
         ]

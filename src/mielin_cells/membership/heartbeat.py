@@ -1,7 +1,7 @@
 """A node's heartbeat, on a thread with an event loop and a connection of its own.
 
 It says that the process lives, however long a handler holds the main loop, and for how long that loop has not answered.
-It also hears the other nodes'.  A heartbeat is a hint: nobody gains or loses an agent by it.
+Every node hears the leader's; only those that watch hear all.  A heartbeat is a hint: nobody gains or loses an agent by it.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ import msgspec
 
 from mielin_cells.errors import CellError, RecordInvalid, never
 from mielin_cells.log.codec import UNREADABLE
-from mielin_cells.log.ids import BEATS
+from mielin_cells.log.ids import BEATS, LEADER_BEATS
+from mielin_cells.membership.watch import Ears
 from mielin_cells.rpc.answers import Beat
 from mielin_cells.settings import Settings
-from mielin_cells.substrate.ports import Substrate
+from mielin_cells.substrate.ports import Subscription, Substrate, Wire
 from mielin_cells.tasks.supervision import supervised
 
 logger = logging.getLogger("mielin_cells.heartbeat")
@@ -56,7 +57,10 @@ class Listener:
     """Remembers when each node was last heard.  `receive` may run on another thread than `beats`."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+        self.clock = clock
+        self.ears = Ears()
+        self.wants_all = False
+        """The node watches: the heartbeats of all nodes are to be heard."""
         self._heard: dict[str, tuple[Beat, float]] = {}
         self._has_complained = False
 
@@ -68,14 +72,14 @@ class Listener:
                 self._has_complained = True
                 logger.warning("%s", error)
             return
-        self._heard[beat.node] = beat, self._clock()
+        self._heard[beat.node] = beat, self.clock()
         if len(self._heard) > HEARD_MAX:
             heard = list(self._heard.items())
             del self._heard[min(heard, key=lambda item: item[1][1])[0]]
 
     def beats(self) -> list[Beat]:
         """The last heartbeat of each node, with its age."""
-        now, beats = self._clock(), list[Beat]()
+        now, beats = self.clock(), list[Beat]()
         for node, (beat, at) in list(self._heard.items()):
             if now - at > FORGET_S:
                 self._heard.pop(node, None)
@@ -84,19 +88,53 @@ class Listener:
         return beats
 
 
+class Speaker:
+    """A node's heartbeats on one connection: what it sends, and what it hears there."""
+
+    def __init__(self, wire: Wire, listener: Listener) -> None:
+        self._wire = wire
+        self._listener = listener
+        self._leader: Subscription | None = None
+        self._all: Subscription | None = None
+
+    async def beat(self, beat: Beat, leads: bool) -> None:
+        """Sends a heartbeat, after it has begun or ceased to listen to all others."""
+        listener = self._listener
+        if self._leader is None:
+            self._leader = await self._wire.subscribe(LEADER_BEATS, listener.receive)
+            listener.ears.leader_since = listener.clock()
+        if listener.wants_all and self._all is None:
+            self._all = await self._wire.subscribe(BEATS, listener.receive)
+            listener.ears.all_since = listener.clock()
+        elif not listener.wants_all and self._all is not None:
+            listener.ears.all_since = None
+            self._all.close()
+            self._all = None
+        data = encode_beat(beat)
+        await self._wire.publish(BEATS, data)
+        if leads:
+            await self._wire.publish(LEADER_BEATS, data)
+
+    def close(self) -> None:
+        """It does not listen from here on: silence counts from the next connection."""
+        self._listener.ears.all_since = self._listener.ears.leader_since = None
+        for subscription in (self._leader, self._all):
+            if subscription is not None:
+                subscription.close()
+
+
 class Heartbeat:
     """`start` on the node's main loop, then `stop`."""
 
     def __init__(
-        self, node: str, incarnation: int, connect: Callable[[], Awaitable[Substrate]], settings: Settings, listener: Listener,
-        is_starting: Callable[[], bool] = lambda: False, refused_s: Callable[[], float] = lambda: 0.0,
+        self, node: str, connect: Callable[[], Awaitable[Substrate]], settings: Settings, listener: Listener,
+        beat: Callable[[float], tuple[Beat, bool]],
     ) -> None:  # fmt: skip
+        """`beat` makes a heartbeat of the node whose main loop has not answered for so long, and says whether the node leads."""
         self.listener = listener
         self.failures: Counter[str] = Counter()
-        self._is_starting = is_starting
-        self._refused_s = refused_s
+        self._make_beat = beat
         self._node = node
-        self._incarnation = incarnation
         self._connect = connect
         self._settings = settings
         self._main = asyncio.get_running_loop()
@@ -153,15 +191,13 @@ class Heartbeat:
     async def _beat(self, substrate: Substrate) -> None:
         if self._ended is None:
             raise never("self._ended is not None does not hold")
-        subscription = await substrate.wire.subscribe(BEATS, self.listener.receive)
+        speaker = Speaker(substrate.wire, self.listener)
         try:
             while not self._ended.is_set():
-                stuck_s = max(self._stuck(), self._refused_s())
-                beat = Beat(self._node, self._incarnation, stuck_s, is_starting=self._is_starting())
-                await substrate.wire.publish(BEATS, encode_beat(beat))
+                await speaker.beat(*self._make_beat(self._stuck()))
                 await self._rest()
         finally:
-            subscription.close()
+            speaker.close()
 
     def _stuck(self) -> float:
         """Asks the main loop for a sign, unless one is still out; for how long it has been."""

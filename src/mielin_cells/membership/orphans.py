@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from mielin_cells.errors import RecordInvalid
 from mielin_cells.log.ids import log_subject
 from mielin_cells.log.records import Created, HandedOff, Snapshot, named_owner
-from mielin_cells.membership import table
+from mielin_cells.membership.members import Member
+from mielin_cells.membership.table import is_known
 from mielin_cells.store.reader import End, Seen, list_agents, list_owned, read_ends, read_record
 from mielin_cells.substrate.ports import Log
 from mielin_cells.tasks.together import together
@@ -42,7 +43,7 @@ class Orphan:
 async def find_orphans(
     log: Log,
     gone: Collection[str],
-    known: Mapping[str, table.Entered],
+    known: Mapping[str, Member],
     *,
     by_index: bool,
     strays: bool,
@@ -70,10 +71,10 @@ async def find_orphans(
 async def _list_forgotten(log: Log, last: list[End], named: Collection[str]) -> list[str]:
     """Owners that are none of `named`, and that have certainly been forgotten: what they sent landed late."""
     owners = {named_owner(end.record) for end in last} - {"", *named}
-    return [owner for owner in owners if not await table.is_known(log, owner)]
+    return [owner for owner in owners if not await is_known(log, owner)]
 
 
-def _is_orphan(end: End, gone: Collection[str], known: Mapping[str, table.Entered]) -> bool:
+def _is_orphan(end: End, gone: Collection[str], known: Mapping[str, Member]) -> bool:
     record = end.record
     if named_owner(record) not in gone:
         return False

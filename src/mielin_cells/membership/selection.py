@@ -1,56 +1,39 @@
-"""Where an agent may go: who is alive, and who of them is chosen."""
+"""Where an agent may go: which of the nodes in the table of members is chosen.  No node is asked."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from random import Random
 
 from mielin_cells.agents.reports import NodeInfo
-from mielin_cells.errors import CellError
-from mielin_cells.membership import table
-from mielin_cells.rpc import requests
-from mielin_cells.rpc.call import call
-from mielin_cells.substrate.ports import Log, Wire
-from mielin_cells.tasks.together import prompt
-
-STARTING = "starting"
-
-PING_S = 1.0
-"""A node that does not answer within this is no candidate now."""
+from mielin_cells.membership.members import STARTING
 
 PATIENCE_S = 0.25
 """For who only needs some nodes: one that takes longer after the last answer is busy or frozen."""
 
 
-async def ping(wire: Wire, node: str) -> NodeInfo | None:
-    """What the node tells of itself; None if it does not answer, or is stopping."""
-    try:
-        return await call(wire, node, requests.Ping(), PING_S)
-    except CellError:
-        return None
-
-
-async def list_alive(log: Log, wire: Wire, patience_s: float = PING_S) -> list[NodeInfo]:
-    """Every node that answers, by name.  Raises a `RetryError` while the store does not.
-
-    Once some have answered, one that takes longer than `patience_s` after the last answer is left out.  Who has said that it leaves
-    is asked only if nobody else answers: the registry may be read late.
-    """
-    entered = await table.read_members(log)
-    found = list[NodeInfo]()
-    for has_stopped in (False, True):
-        names = [name for name, one in entered.items() if one.has_stopped is has_stopped]
-        found += await prompt((ping(wire, name) for name in names), patience_s)
-        if found:
-            break
-    return sorted(found, key=lambda node: node.name)
-
-
 class Spread:
-    """Chooses a node for one agent after the other: the one with fewest agents, counting those that it was just given."""
+    """Chooses a node for one agent after the other: the one with fewest agents, counting those that it was just given.
 
-    def __init__(self, nodes: Iterable[NodeInfo]) -> None:
-        self._nodes = {node.name: node for node in nodes if not node.is_cordoned}
-        self._loads = {name: node.agents for name, node in self._nodes.items()}
+    Nodes with equally many agents are chosen by name, or with `rng` in an order of chance: many clients that spawn one agent each
+    know nothing of one another.
+    """
+
+    def __init__(self, nodes: Iterable[NodeInfo] = (), rng: Random | None = None) -> None:
+        self._nodes: dict[str, NodeInfo] = {}
+        self._loads: dict[str, int] = {}
+        self._places: dict[str, float] = {}
+        self.update(nodes, rng)
+
+    def update(self, nodes: Iterable[NodeInfo], rng: Random | None = None) -> None:
+        """Takes in what is known now.  What a node was given counts until another number is known of it."""
+        before, self._nodes = self._nodes, {node.name: node for node in nodes if not node.is_cordoned}
+        for name, node in self._nodes.items():
+            known = before.get(name)
+            if known is None or (known.agents, known.incarnation) != (node.agents, node.incarnation):
+                self._loads[name] = node.agents
+            if name not in self._places:
+                self._places[name] = rng.random() if rng is not None else 0.0
 
     def __bool__(self) -> bool:
         return bool(self._nodes)
@@ -67,14 +50,16 @@ class Spread:
         return not architectures or not node.architecture or node.architecture in architectures
 
     def choose(self, but: Collection[str], cls: str = "", architectures: Collection[str] = ()) -> str | None:
-        """Of the nodes that know the class the one with fewest agents, then by name; None if there is none besides `but`.
+        """Of the nodes that know the class the one with fewest agents; None if there is none besides `but`.
 
         One that still starts is chosen only if all do.
         """
         able = [name for name in self._nodes if name not in but and self.fits(name, cls, architectures)]
         if not able:
             return None
-        chosen = min(able, key=lambda name: (self._nodes[name].state == STARTING, self._loads[name], name))
+        chosen = min(
+            able, key=lambda name: (self._nodes[name].state == STARTING, self._loads[name], self._places[name], name)
+        )
         self.takes(chosen)
         return chosen
 

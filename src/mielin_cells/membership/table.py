@@ -1,229 +1,217 @@
-"""The table of members: one log for each node, which says whether it runs and which process of its name is the newest.
+"""The table of members as a process reads it from its log, and appends to that log.
 
-A process enters by a conditional append to the log of its name.  The number in that record is its incarnation: of two processes with
-one name the later has the higher incarnation, and the earlier one sees it and stops.
+Every append expects the last record that the process has read.  After a conflict, or an outcome that is not known, it reads on and
+decides anew: of all appends that expect one record, at most one lands.
 """
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 import logging
 from collections.abc import Callable
-from typing import NamedTuple
-
-import msgspec
 
 from mielin_cells.errors import CellError, RecordInvalid, UnknownNode, described
-from mielin_cells.log.codec import UNREADABLE, framed, unframed
-from mielin_cells.log.ids import decoded, node_log_subject
-from mielin_cells.membership import leader
-from mielin_cells.substrate.ports import Appended, Entry, Log
+from mielin_cells.log.ids import MEMBERS
+from mielin_cells.membership.members import (
+    Announcement,
+    AnyRecord,
+    Cordoned,
+    Joined,
+    Left,
+    Member,
+    Status,
+    Table,
+    decode_record,
+    encode_record,
+)
+from mielin_cells.substrate.ports import Appended, Entry, Log, Tail
 from mielin_cells.substrate.retry import whole
 from mielin_cells.tasks.supervision import Backoff, persist
 
-logger = logging.getLogger("mielin_cells.node")
+logger = logging.getLogger("mielin_cells.members")
+
+READ = 256
+"""Records in one read."""
 
 
-class Announcement(msgspec.Struct, frozen=True, kw_only=True):
-    """What a process says about itself when it enters; shown to operators and used to choose targets of moves."""
+class Members:
+    """The table, as far as this process has read its log.  It is read on by `read`, `read_to_end` and `follow`."""
 
-    classes: dict[str, int] = {}
-    """Agent classes that it knows, with their versions."""
-    cores: int = 0
-    memory_bytes: int = 0
-    architecture: str = ""
-    labels: dict[str, str] = {}
-    host: str = ""
-    process: int = 0
-    python: str = ""
-    package: str = ""
-    at: float = 0.0
-    """When it entered, in wall seconds."""
+    def __init__(self, log: Log) -> None:
+        self.table = Table()
+        self._log = log
+        self._lock = asyncio.Lock()
+        """Entries are taken in order, also if two readers have them."""
+        self._tail: Tail | None = None
 
+    # ---- reading ---------------------------------------------------------------------------------------------
 
-class Entered(msgspec.Struct, array_like=True, frozen=True):
-    """A record of a node's log."""
+    async def read(self) -> Table:
+        """Reads on.  The newest records may be missing."""
+        while entries := await self._log.read(MEMBERS, self.table.seq, READ):
+            await self._take(entries)
+            if len(entries) < READ:
+                break
+        return self.table
 
-    incarnation: int
-    name: str
-    nonce: bytes
-    about: Announcement = Announcement()
-    has_stopped: bool = False
-    """The incarnation has ended cleanly; its agents stay claimable."""
-    is_cordoned: bool = False
-    """It takes no agents, in this incarnation and those that follow, until an operator uncordons it."""
+    async def read_to_end(self) -> Table:
+        """Reads on to the end of the log, and includes every record that was acknowledged before the call."""
+        table, seq = self.table, self.table.seq  # it may be read on by others meanwhile
+        last = await self._log.settled(MEMBERS)
+        if self.table is table and (last.seq if last is not None else 0) < seq:
+            self._start_over()
+        backoff = Backoff()
+        while last is not None and self.table.seq < last.seq:
+            before = self.table.seq
+            await self.read()
+            if self.table.seq == before:  # a replica that is behind
+                await backoff.wait()
+        return self.table
 
+    def _start_over(self) -> None:
+        """The store was put back to an older copy: what was read is not there any more."""
+        logger.error("the log of the members ends before what was read of it: the store was put back; it is read again")
+        self.table = Table()
+        if self._tail is not None:
+            self._tail.close()
 
-class Place(NamedTuple):
-    """The end of a node's log as its process knows it."""
-
-    incarnation: int
-    seq: int
-    is_cordoned: bool = False
-
-
-_encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(Entered)
-
-
-def decode_entered(data: bytes, where: str) -> Entered:
-    payload = unframed(data, where)
-    try:
-        return _decoder.decode(payload)
-    except UNREADABLE as error:
-        raise RecordInvalid(f"{where} holds no node's record: {error}.", subject=where) from error
-
-
-async def _entered(log: Log, name: str, entry: Entry) -> Entered:
-    where = f"The log of node {name} at {entry.seq}"
-    return await whole(log, node_log_subject(name), entry, lambda data: decode_entered(data, where))
-
-
-async def enter(log: Log, name: str, about: Announcement, nonce: Callable[[], bytes]) -> Place:
-    """Takes the next incarnation of the name.  Raises a `RetryError` while the store does not answer."""
-    subject, backoff = node_log_subject(name), Backoff()
-    while True:
-        last = await log.last(subject)
-        before, at = Entered(0, name, b""), 0
-        if last is not None:
-            at = last.seq
+    async def follow(self, changed: Callable[[Table], None]) -> None:
+        """Reads the log as it grows, and calls `changed` behind each batch.  It returns when the store is closed."""
+        while True:
+            table = self.table
+            self._tail = tail = self._log.tail(MEMBERS, table.seq)
             try:
-                before = await _entered(log, name, last)
-            except RecordInvalid as error:
-                before = Entered(at, name, b"")  # an incarnation is never above the sequence of its record
-                logger.warning("node %s: its last record cannot be read and is skipped: %s", name, error)
-        else:  # a node of this name may have been forgotten
-            before = Entered(await leader.read_floor(log), name, b"")
-        incarnation, is_cordoned = before.incarnation + 1, before.is_cordoned
-        mine = Entered(incarnation, name, nonce(), about, is_cordoned=is_cordoned)
-        outcome = await log.append(subject, framed(_encoder.encode(mine)), at)
-        if isinstance(outcome, Appended):
-            return Place(incarnation, outcome.seq, is_cordoned)
-        await backoff.wait()  # unknown or lost: whatever is there now, the next number is free or ours
+                async for batch in tail:
+                    await persist(lambda batch=batch: self._take(batch), CellError, _note_failure)  # type: ignore[misc]
+                    changed(self.table)
+            finally:
+                tail.close()
+            if self.table is table:
+                return
 
+    async def _take(self, entries: list[Entry]) -> None:
+        async with self._lock:
+            for entry in entries:
+                if entry.seq > self.table.seq:
+                    self._apply(entry.seq, await self._decode(entry))
 
-async def wait_for_newer(log: Log, name: str, place: Place, changed: Callable[[Entered, int], None]) -> int:
-    """Waits until another process enters the name, and returns its incarnation (0: the store was closed).
-
-    `changed` is called with what operators write about this one, and its sequence.
-    """
-    tail = log.tail(node_log_subject(name), place.seq)
-    try:
-        async for batch in tail:
-            for entry in batch:
-                entered = await _read_own(log, name, entry)
-                if entered is None:
-                    continue
-                if entered.incarnation > place.incarnation:
-                    return entered.incarnation
-                changed(entered, entry.seq)
-    finally:
-        tail.close()
-    return 0
-
-
-async def _read_own(log: Log, name: str, entry: Entry) -> Entered | None:
-    """The record, once the store answers; None if it is damaged where it is stored."""
-
-    def failed(error: Exception) -> None:
-        logger.info("node %s: reading its own log failed; trying again: %s", name, error)
-
-    async def read() -> Entered | None:
+    async def _decode(self, entry: Entry) -> AnyRecord | None:
+        where = f"The log of the members at {entry.seq}"
         try:
-            return await _entered(log, name, entry)
+            return await whole(self._log, MEMBERS, entry, lambda data: decode_record(data, where))
         except RecordInvalid as error:
-            logger.warning("node %s: a record of its own log cannot be read and is skipped: %s", name, error)
+            logger.warning("a record of the members cannot be read and is skipped: %s", error)
             return None
 
-    return await persist(read, CellError, failed)
+    def _apply(self, seq: int, record: AnyRecord | None) -> None:
+        try:
+            self.table.apply(seq, record)
+        except RecordInvalid as error:
+            logger.warning("an image of the members' table cannot be read and is skipped: %s", error)
+            self.table.apply(seq, None)
 
+    # ---- appending -------------------------------------------------------------------------------------------
 
-async def cordon(log: Log, name: str, is_cordoned: bool, nonce: Callable[[], bytes]) -> Entered:
-    """Records that the node takes no agents, or takes agents again; returns the record.
+    async def try_append(self, record: AnyRecord) -> int:
+        """Appends the record behind all that was read; returns its position.
 
-    Raises `UnknownNode` if no such node ever entered, `RecordInvalid`, and a `RetryError` while the store does not answer.
-    """
-    subject, backoff = node_log_subject(name), Backoff()
-    while True:
-        last = await log.last(subject)
-        if last is None and not await is_known(log, name):
-            names = await list_names(log)
-            raise UnknownNode.of(name, names)
-        if last is None:
-            continue  # it has entered, and a leader that was cut off did not know it
-        entered = await _entered(log, name, last)
-        if entered.is_cordoned == is_cordoned:
-            return entered
-        wanted = msgspec.structs.replace(entered, nonce=nonce(), is_cordoned=is_cordoned)
-        outcome = await log.append(subject, framed(_encoder.encode(wanted)), last.seq)
+        0 if somebody else was first, or if the outcome is not known: then the log is read to its end, and the caller decides anew.
+        """
+        table, data = self.table, encode_record(record)
+        outcome = await self._log.append(MEMBERS, data, table.seq)
         if isinstance(outcome, Appended):
-            return wanted
-        await backoff.wait()  # somebody was first, or it is not known: read again
+            if self.table is table:
+                await self._take([Entry(outcome.seq, data)])
+            return outcome.seq
+        await self.read_to_end()
+        return 0
+
+    async def append(self, decide: Callable[[Table], AnyRecord | None]) -> AnyRecord | None:
+        """Appends what `decide` makes of the table, which it is asked again whenever somebody else was first.
+
+        Returns the record, or None if `decide` had none.  Raises a `RetryError` while the store does not answer.
+        """
+        backoff = Backoff()
+        while (record := decide(self.table)) is not None:
+            at = self.table.seq
+            if await self.try_append(record):
+                return record
+            if self.table.seq == at:  # not known, or known to nobody yet
+                await backoff.wait()
+        return None
+
+    async def trim(self, seq: int) -> None:
+        """Removes the records before the image at `seq`."""
+        await self._log.trim(MEMBERS, seq)
 
 
-async def leave(log: Log, name: str, incarnation: int, nonce: bytes) -> None:
-    """Records that the process has ended cleanly.  Nothing is decided by this hint, so it is tried once."""
+def _note_failure(error: Exception) -> None:
+    logger.info("reading the log of the members failed; trying again: %s", error)
+
+
+async def read_members(log: Log) -> Table:
+    """The table as of now, nearly: nothing is decided by it."""
+    return await Members(log).read()
+
+
+async def enter(members: Members, name: str, about: Announcement, nonce: bytes) -> Member:
+    """Takes the next incarnation of the name.  Raises a `RetryError` while the store does not answer."""
+    tried = 0
+
+    def decide(table: Table) -> AnyRecord | None:
+        nonlocal tried
+        have = table.get(name)
+        if have is not None and have.nonce == nonce and have.incarnation == tried:
+            return None  # it had landed
+        tried = table.next_incarnation(name)
+        return Joined(name, tried, nonce, about)
+
+    await members.read_to_end()
+    await members.append(decide)
+    return members.table.members[name]
+
+
+async def leave(members: Members, name: str, incarnation: int) -> None:
+    """Notes that the process has ended cleanly, unless others suspect it.  Its agents stay claimable.
+
+    Whatever the store raises, the process ends all the same.
+    """
+
+    def decide(table: Table) -> AnyRecord | None:
+        member = table.get(name)
+        is_in = member is not None and member.status in (Status.JOINED, Status.SERVING)
+        return Left(name, incarnation) if is_in and table.is_current(name, incarnation) else None
+
     try:
-        last = await log.last(node_log_subject(name))
-        entered = await _entered(log, name, last) if last is not None else None
-        if last is None or entered is None or entered.incarnation != incarnation:
-            return
-        data = framed(_encoder.encode(msgspec.structs.replace(entered, nonce=nonce, has_stopped=True)))
-        await log.append(node_log_subject(name), data, last.seq)
-    except Exception as error:  # whatever the store raises: the process ends all the same
+        await members.read_to_end()
+        await members.append(decide)
+    except Exception as error:  # whatever the store raises
         logger.info("node %s: recording its stop failed: %s", name, described(error))
 
 
+async def cordon(log: Log, name: str, is_cordoned: bool) -> Member:
+    """Records that the node takes no agents, or takes agents again.
+
+    Raises `UnknownNode` if there is no such node, and a `RetryError` while the store does not answer.
+    """
+    members = Members(log)
+
+    def decide(table: Table) -> AnyRecord | None:
+        member = table.get(name)
+        if member is None:
+            raise UnknownNode.of(name, sorted(table.members))
+        return Cordoned(name, member.incarnation, is_cordoned) if member.is_cordoned != is_cordoned else None
+
+    await members.read_to_end()
+    await members.append(decide)
+    return members.table.members[name]
+
+
 async def is_known(log: Log, name: str) -> bool:
-    """True if a node of this name ever entered; the answer is certain."""
-    subject = node_log_subject(name)
-    return await log.last(subject) is not None or await log.settled(subject) is not None
-
-
-async def forget(
-    log: Log, name: str, entered: Entered, me: tuple[str, int], nonce: Callable[[], bytes]
-) -> bool:  # fmt: skip
-    """Removes the log of a node that has stopped, if this is still its end; the next one of its name has a higher incarnation."""
-    last = await log.last(node_log_subject(name))
-    if last is None:
-        return False
-    found = await _entered(log, name, last)
-    if not found.has_stopped or found.incarnation != entered.incarnation:
-        return False
-    if not await leader.raise_floor(log, found.incarnation, me, nonce):
-        return False
-    await log.trim(node_log_subject(name), last.seq + 1)  # what is appended behind it stays
-    return True
+    """True if a node of this name is in the table."""
+    return (await Members(log).read_to_end()).get(name) is not None
 
 
 async def list_names(log: Log) -> list[str]:
-    """Every node that ever entered, in order."""
-    prefix, found = node_log_subject(""), []
-    for subject, _ in await log.subjects(prefix):
-        with contextlib.suppress(UnicodeDecodeError):  # else nobody's log: no name makes this subject
-            found.append(decoded(subject.removeprefix(prefix)))
-    return sorted(found)
-
-
-async def read_members(log: Log) -> dict[str, Entered]:
-    """The last record of every node that ever entered, by name; with incarnation 0 where it cannot be read.
-
-    It may be a little old: nothing is decided by it.
-    """
-    known = await list_names(log)
-    last = await log.lasts([node_log_subject(name) for name in known])
-    found = dict[str, Entered]()
-    for name in known:
-        found[name] = Entered(0, name, b"")
-        entry = last.get(node_log_subject(name))
-        if entry is not None:
-            try:
-                found[name] = await _entered(log, name, entry)
-            except RecordInvalid as error:
-                logger.warning("%s", error)
-    return found
-
-
-async def read_present(log: Log) -> dict[str, Entered]:
-    """The members that have not recorded their stop."""
-    return {name: entered for name, entered in (await read_members(log)).items() if not entered.has_stopped}
+    """Every node of the table, in order."""
+    return sorted((await read_members(log)).members)

@@ -10,6 +10,7 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING
 
+from mielin_cells.agents.reports import NodeInfo
 from mielin_cells.errors import CellError, Fenced, MigrationInProgress, NoSuchAgent, RetryError, described
 from mielin_cells.membership import selection
 from mielin_cells.node.moves.admission import ask_offer
@@ -141,7 +142,7 @@ class Drain:
     async def _round(self) -> bool:
         """Offers every agent that is here once; True if another round is due."""
         activations = self._activations
-        self._spread = await self._others()
+        self._spread.update(self._others())
         todo = sorted(
             (owned for owned in activations.owned() if owned.agent not in self._kept),
             key=lambda owned: (owned.waiting, owned.size_bytes, owned.agent),
@@ -169,9 +170,8 @@ class Drain:
             return False
         return self._copies.is_deciding or any(owned.agent not in self._kept for owned in activations.owned())
 
-    async def _others(self) -> selection.Spread:
-        nodes = await selection.list_alive(self._activations.home.log, self._activations.home.wire)
-        return selection.Spread(other for other in nodes if other.name != self._activations.name)
+    def _others(self) -> list[NodeInfo]:
+        return [other for other in self._activations.members.table.infos() if other.name != self._activations.name]
 
     async def _move(self, owned: Owned) -> None:
         """Offers the agent to one node after the other; its row then says why it stays."""
@@ -336,7 +336,7 @@ class Drains:
     async def planned(self) -> DrainProgress:
         """Where each agent would go, or what would keep it here; nothing is changed."""
         activations = self._activations
-        nodes = await selection.list_alive(activations.home.log, activations.home.wire)
+        nodes = activations.members.table.infos()
         spread = selection.Spread(other for other in nodes if other.name != activations.name)
         limit = asyncio.Semaphore(PROBES)
 

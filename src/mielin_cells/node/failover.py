@@ -1,7 +1,8 @@
 """Failover: other nodes claim the agents of a node whose heartbeats have stopped.
 
-Every node listens; one of them, the leader, acts.  Its name is in a log of its own, to which nodes append conditionally.  Two leaders
-at once, or a suspicion that was wrong, cost time and nothing else: a leader only asks nodes to claim, and the agent's log decides.
+The leader and two deputies listen to all nodes, and every node listens to the leader.  `membership.watch` decides who is silent and
+who leads; this module appends that to the log of the members, and the leader takes over from those that are gone.  A suspicion that
+was wrong costs time and nothing else: a leader only asks nodes to claim, and each agent's log decides.
 """
 
 from __future__ import annotations
@@ -9,15 +10,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from mielin_cells.errors import CellError, RetryError
-from mielin_cells.membership import leader, table
-from mielin_cells.membership.detector import FailureDetector
-from mielin_cells.membership.suspects import LONG_AGO, Roster, Schedule, Suspects
+from mielin_cells.log.ids import BEATS
+from mielin_cells.membership.heartbeat import Listener, encode_beat
+from mielin_cells.membership.members import AnyRecord, Forgotten, Left, Loads, Member, Status, Suspected
 from mielin_cells.membership.takeover import Takeover
+from mielin_cells.membership.vacant import Schedule, Vacant
+from mielin_cells.membership.watch import LONG_AGO, Watch
 from mielin_cells.rpc.answers import Beat
 from mielin_cells.tasks.supervision import supervised
 
@@ -33,14 +38,8 @@ pay for old ones."""
 FORGET_SILENT_S = 3600.0
 """A silent node that owns nothing is marked as left after this, so that its process stops if it still lives; then it is forgotten."""
 
-
-@dataclass(slots=True)
-class LeaderRead:
-    """Which node leads, as this node last read it."""
-
-    node: str = ""
-    """"": none, or not read yet."""
-    at: float = LONG_AGO
+LOAD_CHANGE, LOAD_AGENTS = 0.25, 4
+"""The number of a node's agents is recorded again once it has changed by this share, and by as many agents."""
 
 
 @dataclass(slots=True)
@@ -57,35 +56,35 @@ class Failover:
     """Of one node that hears heartbeats.  `run` until the node stops."""
 
     def __init__(
-        self, activations: Activations, heard: Callable[[], list[Beat]], failures: Counter[str] | None = None
-    ) -> None:
+        self, activations: Activations, listener: Listener, beat: Callable[[], Beat], failures: Counter[str] | None = None
+    ) -> None:  # fmt: skip
         settings, home = activations.settings, activations.home
         self._activations = activations
         self._home = home
+        self._members = activations.members
         self._clock = activations.clock
-        self._heard = heard
+        self._listener = listener
+        self._make_beat = beat
         self._failures = failures
         """Of the loop, which is started again."""
         self._heartbeat_s, self._reconcile_s = settings.heartbeat_s, settings.reconcile_s
         self._limit_s = settings.heartbeat_s * settings.heartbeat_misses
-        self._detector = FailureDetector(home.name, activations.clock, self._limit_s)
+        self.watch = Watch(home.name, 0, self._limit_s, 0.0)
         self._takeover = Takeover(home.log, home.wire, activations.clock)
         self._listed: frozenset[str] = frozenset()
         """Nodes whose agents the last takeover has listed."""
-        self._compared_at = -1e9
+        self._compared_at = self._loads_at = self._probed_at = LONG_AGO
         self._takeover_task: asyncio.Task[None] | None = None
         self._schedule = Schedule(settings.reconcile_s)
-        self._roster = Roster()
-        self._suspects = Suspects()
-        self._leader = LeaderRead()
+        self.vacant = Vacant()
         self._trouble = StoreTrouble()
         self.taken = 0
         """Agents that other nodes took over at this node's request."""
 
     @property
     def is_leader(self) -> bool:
-        """True while this node leads, as it last read."""
-        return self._leader.node == self._home.name
+        """True while this node leads, as far as it has read."""
+        return self.watch.is_leader(self._members.table)
 
     def refused_s(self) -> float:
         """For how long the store has refused this node, or has not answered.  May be called from any thread."""
@@ -93,7 +92,7 @@ class Failover:
         return max(0.0, self._clock() - since) if since is not None else 0.0
 
     async def run(self) -> None:
-        self._detector.start()
+        self.watch = Watch(self._home.name, self._home.incarnation, self._limit_s, self._clock())
         await supervised(f"node {self._home.name}: failover", self._run, failures=self._failures)
 
     async def _run(self) -> None:
@@ -101,7 +100,7 @@ class Failover:
         while not self._activations.is_stopping:
             before = self._clock()
             await asyncio.sleep(interval)
-            self._detector.woke(self._clock() - before - interval)
+            self.watch.woke(self._clock(), self._clock() - before - interval)
             try:
                 await self.look()
             except CellError as error:
@@ -124,134 +123,123 @@ class Failover:
     def _note_round(self) -> None:
         if self._trouble.is_waiting:
             logger.info("node %s: failover works again", self._home.name)
-        self._trouble.is_waiting = False
+        self._trouble = StoreTrouble()
 
     # ---- one round -------------------------------------------------------------------------------------------
 
     async def look(self) -> None:
-        """Finds out which nodes are silent and which node leads; a leader takes over, and does not wait for that here."""
-        now = self._clock()
-        await self._read_members(now)
-        self._suspect(now)
-        suspects, owners = self._suspects.names, self._suspects.owners
-        is_due = bool(suspects) and self._schedule.is_due(now, owners)
-        acts = is_due and self._leader.node in {"", self._home.name, *suspects, *self._stuck()}
-        if now - self._leader.at < self._limit_s / 2 and not acts:
-            return
-        if not await self._leads():
-            return
-        self._announce(owners)
-        if is_due and (self._takeover_task is None or self._takeover_task.done()):
-            self._schedule.began(now, owners)
-            self._takeover_task = self._home.start(self._take(frozenset(suspects), dict(self._roster.members)))
-        await self._forget(now)
+        """Finds out which nodes are silent and which node leads; a leader takes over, and does not wait for that here.
 
-    async def _read_members(self, now: float) -> None:
-        """Reads which nodes have entered: when a new name is heard, when a node falls silent, and now and then."""
-        roster, beats = self._roster, self._heard()
-        names, silent = {beat.node for beat in beats}, self._detector.suspects(roster.members.keys(), beats)
-        is_late = now - roster.read_at > self._reconcile_s
-        if not (is_late or roster.names_new(names) or not silent <= self._suspects.names):
-            return
-        for name in roster.update(await table.read_members(self._home.log), names, now):
-            self._detector.joined(name)
-        self._detector.forget(roster.members.keys())
-
-    def _suspect(self, now: float) -> None:
-        """Finds out which members are silent now."""
-        roster, suspects, beats = self._roster, self._suspects, self._heard()
-        heard = self._note_heard(beats)
-        silent = self._detector.suspects(roster.members.keys(), beats)
-        for name in suspects.announced & heard:
-            logger.warning("node %s is heard again", name)
-        roster.former -= heard
-        suspects.update(silent, roster.members, now)
-
-    def _note_heard(self, beats: Iterable[Beat]) -> set[str]:
-        """The names that are heard.  The beats of an earlier incarnation do not end a member's time to be heard for the first time."""
-        heard = {beat.node for beat in beats if beat.ago_s < self._detector.limit_s}
-        for beat in beats:
-            member = self._roster.members.get(beat.node)
-            if beat.node in heard and member is not None and beat.incarnation >= member.incarnation:
-                self._detector.heard(beat.node)
-        return heard
-
-    def _stuck(self) -> set[str]:
-        """Nodes whose processes live, but whose main loops do not, or that the store refuses: they lead nothing."""
-        return {beat.node for beat in self._heard() if beat.stuck_s > self._detector.limit_s}
+        An idle round reads nothing from the store, except that a leader asks now and then whether it still answers.
+        """
+        now, watch, table = self._clock(), self.watch, self._members.table
+        if self._trouble.since is not None or (self.is_leader and now - self._probed_at > self._reconcile_s):
+            self._probed_at = now
+            table = await self._members.read_to_end()
+        before = watch.silent
+        beats = watch.observe(now, table, self._listener.beats(), self._listener.ears)
+        self._listener.wants_all = watch.wants_all
+        if watch.silent and watch.silent != before:  # the leader waits for a second witness
+            await self._home.wire.publish(BEATS, encode_beat(self._make_beat()))
+        leads = watch.elect(now, table, beats, self._listener.ears)
+        if leads is not None and (term := await self._members.try_append(leads)):
+            logger.info("node %s leads failover, term %d", self._home.name, term)
+        while (suspicion := watch.suspect(now, self._members.table, beats)) is not None:
+            if not await self._members.try_append(suspicion):
+                return  # somebody was first, or the outcome is not known: the next round decides anew
+            says = "is silent: its agents are taken over" if isinstance(suspicion, Suspected) else "may be silent"
+            logger.warning("node %s %s", suspicion.name, says)
+        if self.is_leader:
+            await self._lead(now, beats)
 
     # ---- the leader ------------------------------------------------------------------------------------------
 
-    @property
-    def _me(self) -> tuple[str, int]:
-        return self._home.name, self._home.incarnation
+    async def _lead(self, now: float, beats: Mapping[str, Beat]) -> None:
+        gone = self._list_gone(now)
+        self.vacant.keep(gone)
+        owners = {member.name for member in gone if member not in self.vacant}
+        if gone and self._schedule.is_due(now, owners) and (self._takeover_task is None or self._takeover_task.done()):
+            self._schedule.began(now, owners)
+            self._takeover_task = self._home.start(self._take(gone, dict(beats)))
+        for member in gone:
+            if member in self.vacant:
+                await self._forget(now, member)
+        if now - self._loads_at >= self._reconcile_s:
+            await self._note_loads(now, beats)
+        if self._members.table.is_long and (seq := await self._members.try_append(self._members.table.image())):
+            await self._members.trim(seq)
 
-    async def _leads(self) -> bool:
-        """True if the log names this incarnation, or does so now because it names no node that is heard and can act."""
-        home = self._home
-        last = await leader.read_term(home.log, await home.log.last(leader.SUBJECT))
-        term, self._leader = last.term, LeaderRead(last.term.node if last.term is not None else "", self._clock())
-        self._trouble.since = None
-        if term is not None and (term.node, term.incarnation) == self._me:
-            return True
-        if term is not None and self._can_lead(term.node):
-            return False
-        if not self._detector.has_listened:
-            return False  # this node may only not have heard the leader yet
-        number = term.number + 1 if term is not None else 1
-        mine = leader.Term(home.name, home.incarnation, number, home.rng.randbytes(12), last.floor)
-        if not await leader.append_term(home.log, mine, last.seq):
-            return False  # another node was first, or the outcome is not known: the next round reads it
-        self._leader.node = home.name
-        logger.info("node %s leads failover, term %d", home.name, number)
-        return True
+    def _list_gone(self, now: float) -> list[Member]:
+        """Whose agents are claimed.  A node that has left has a moment to be started again."""
+        table, watch = self._members.table, self.watch
+        return [
+            member for member in table
+            if member.status is Status.SUSPECTED
+            or (member.status is Status.LEFT and watch.stood_s(now, member.name, table) > watch.limit_s)
+            or watch.is_overdue(now, member.name, table)
+        ]  # fmt: skip
 
-    def _can_lead(self, node: str) -> bool:
-        """True of another member that is heard and not stuck."""
-        return node in self._roster.members and node not in {self._home.name, *self._suspects.names, *self._stuck()}
-
-    def _announce(self, owners: set[str]) -> None:
-        """Logs the new suspects that may own agents, but not those that had gone before this node began to listen, or that stopped."""
-        suspects, roster = self._suspects, self._roster
-        for name in sorted(owners - suspects.announced - roster.former):
-            if not roster.members[name].has_stopped:
-                logger.warning("node %s is silent: its agents are taken over", name)
-        suspects.announced |= suspects.names
-
-    async def _take(self, gone: frozenset[str], members: dict[str, table.Entered]) -> None:
+    async def _take(self, gone: list[Member], beats: dict[str, Beat]) -> None:
         """Takes over the agents of all nodes that are gone, also of those that owned none: records they had sent may land late.
 
         The index names the agents of a node that has just gone.  Now and then all logs are compared: the index may have missed some.
         """
+        names = frozenset(member.name for member in gone)
         is_due = self._clock() - self._compared_at >= self._activations.settings.compare_s
-        compares = gone <= self._listed and (is_due or not gone <= self._suspects.empty.keys())
+        compares = names <= self._listed and (is_due or any(member not in self.vacant for member in gone))
+        known = dict(self._members.table.members)
+        nodes = [
+            replace(info, agents=beats[info.name].agents)
+            for info in self._members.table.infos()
+            if info.name in beats and beats[info.name].ago_s < self.watch.limit_s / 2 and info.name not in names
+        ]
+        copies = [node.name for node in nodes if beats[node.name].has_copies]
         try:
-            taken = await self._takeover.take(gone, members, by_index=not compares, strays=compares)
+            taken = await self._takeover.take(
+                names, known, nodes, copies=copies, by_index=not compares, strays=compares
+            )
         except RetryError as error:
             logger.info("node %s: failover waits for the store: %s", self._home.name, error)
             return
         self.taken += taken.claimed
-        self._listed = gone
+        self._listed = names
         if compares:  # only that shows that a node owns nothing
             self._compared_at = self._clock()
-            self._suspects.empty.update({name: members[name].incarnation for name in gone - taken.owners})
+            self.vacant.note([member for member in gone if member.name not in taken.owners], self._clock())
         self._schedule.ended(self._clock(), is_over=not taken.owners)
 
-    async def _forget(self, now: float) -> None:
-        """Removes nodes that have left for good, except cordoned ones: a cordon outlives the node's processes."""
-        since = self._suspects.empty_since
-        for name, at in list(since.items()):
-            entered = self._roster.members[name]
-            if entered.is_cordoned or now - at <= (FORGET_STOPPED_S if entered.has_stopped else FORGET_SILENT_S):
-                continue
-            since[name] = now  # whatever comes of this, it is not tried again at once
-            await self._remove(name, entered, now - at)
+    async def _forget(self, now: float, member: Member) -> None:
+        """Gives up a node that fell silent, so that it stops if it lives; forgets one that has left.
 
-    async def _remove(self, name: str, entered: table.Entered, silent_s: float) -> None:
-        """Gives up a node that fell silent, so that it stops if it lives; forgets one that has stopped."""
-        home = self._home
-        if not entered.has_stopped:
-            logger.warning("node %s was silent for %g s, and owns nothing: it is noted as stopped", name, silent_s)
-            await table.leave(home.log, name, entered.incarnation, home.rng.randbytes(12))
-        elif await table.forget(home.log, name, entered, self._me, lambda: home.rng.randbytes(12)):
-            logger.info("node %s has left and owns nothing: it is forgotten", name)
+        Not a cordoned one: a cordon outlives the node's processes.
+        """
+        has_left = member.status is Status.LEFT
+        since_s, term = now - self.vacant.since(member), self._members.table.term
+        if member.is_cordoned or since_s <= (FORGET_STOPPED_S if has_left else FORGET_SILENT_S):
+            return
+        self.vacant.touch(member, now)  # whatever comes of this, it is not tried again at once
+        record: AnyRecord = (
+            Forgotten(member.name, member.incarnation, term)
+            if has_left
+            else Left(member.name, member.incarnation, term)
+        )
+        if not await self._members.try_append(record):
+            return
+        if has_left:
+            logger.info("node %s has left and owns nothing: it is forgotten", member.name)
+        else:
+            logger.warning(
+                "node %s was silent for %g s, and owns nothing: it is noted as stopped", member.name, since_s
+            )
+
+    async def _note_loads(self, now: float, beats: Mapping[str, Beat]) -> None:
+        """Records how many agents the nodes have, where that has changed noticeably."""
+        self._loads_at, table = now, self._members.table
+        changed = dict[str, int]()
+        for name, beat in beats.items():
+            member = table.get(name)
+            change = abs(beat.agents - member.agents) if member is not None else 0
+            if member is not None and change >= max(LOAD_AGENTS, LOAD_CHANGE * member.agents):
+                changed[name] = beat.agents
+        if changed:
+            await self._members.try_append(Loads(*table.leader, table.term, changed))

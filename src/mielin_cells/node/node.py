@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Coroutine
@@ -23,7 +22,8 @@ from mielin_cells.errors import (
 )
 from mielin_cells.log.ids import control_subject, reply_subject
 from mielin_cells.log.message import decode_replies
-from mielin_cells.membership import table
+from mielin_cells.membership.heartbeat import Listener
+from mielin_cells.membership.members import Announcement
 from mielin_cells.migration.recovery import RecoveryConfig
 from mielin_cells.migration.refusal import as_refusal
 from mielin_cells.node.activation.activation import Activation, Activations, loop_time
@@ -44,6 +44,7 @@ from mielin_cells.node.ownership.returns import Returns
 from mielin_cells.node.ownership.rounds import Rounds
 from mielin_cells.node.ownership.standby import Standbys
 from mielin_cells.node.ownership.undo import Undoes
+from mielin_cells.node.presence import LEAVE_S, Presence
 from mielin_cells.node.questions import Questions
 from mielin_cells.node.reads import Reads
 from mielin_cells.rpc import answers, requests
@@ -57,9 +58,6 @@ T = TypeVar("T")
 
 logger = logging.getLogger("mielin_cells.node")
 
-LEAVE_S = 1.0
-"""A stopping node's note in its own log is a hint, and does not wait longer for the store."""
-
 
 class Node:
     """One incarnation of a node.  `start`, then `stop`; `kill` ends it as a crash would."""
@@ -67,27 +65,23 @@ class Node:
     def __init__(
         self, name: str, log: Log, wire: Wire, classes: Callable[[str], type[Agent] | None], *,
         settings: Settings | None = None, rng: Random | None = None, wall: Callable[[], float],
-        clock: Callable[[], float] = loop_time, about: table.Announcement | None = None,
-        room: Callable[[], Room] = Room, heard: Callable[[], list[Beat]] | None = None,
+        clock: Callable[[], float] = loop_time, about: Announcement | None = None,
+        room: Callable[[], Room] = Room, listener: Listener | None = None,
         replaced: Callable[[int], None] = lambda incarnation: None, waits_for_room: bool = True,
         recovery: RecoveryConfig | None = None, recovery_of: dict[str, dict[str, Any]] | None = None,
         cluster: Cluster | None = None,
     ) -> None:  # fmt: skip
-        """`room` tells what is free for agents that move here.  `heard` tells whose heartbeats this node hears; without it, it does
-        not look for nodes that fail.  `replaced` is called once this process has stopped for a newer one of its name, with the newer
-        incarnation, or because the others gave it up, with its own.  `waits_for_room` False: `StoreFull` is raised at the start.
+        """`room` tells what is free for agents that move here.  `listener` hears the other nodes' heartbeats; without it, this node
+        does not look for nodes that fail.  `replaced` is called once this process has stopped for a newer one of its name, with the
+        newer incarnation, or because the others gave it up, with its own.  `waits_for_room` False: `StoreFull` is raised at the start.
         `cluster` is what the handlers of its agents call other agents by.
         """
         self.name = name
         self.settings = settings or Settings()
-        self.about = about or table.Announcement()
-        self._place = table.Place(0, 0)
-        self._is_leaving = False
+        self.about = about or Announcement()
         self._replaced = replaced
         self._waits_for_room = waits_for_room
-        self._is_listening = heard is not None
-        self.is_starting = True
-        """True while the node, having entered, takes over the agents that the log gives it."""
+        self._is_listening = listener is not None
         self.failures: Counter[str] = Counter()
         """Failures of loops that are started again, by name."""
         self._subscriptions: list[Subscription] = []
@@ -95,7 +89,7 @@ class Node:
             name, log, wire, classes, self, settings=self.settings, rng=rng or Random(), wall=wall, clock=clock,
             cluster=cluster,
         )  # fmt: skip
-        self.home = self.activations.home
+        self.home, self.members = self.activations.home, self.activations.members
         self.migrations = Migrations(self.activations, recovery or RecoveryConfig(), recovery_of or {})
         self.copies = Copies(
             self.activations, self.migrations.settling, architecture=self.about.architecture, room=room,
@@ -118,9 +112,11 @@ class Node:
         self.home.obey = self.orders.obey
         self.idling = Idling(self.activations, self.migrations, self.claims, self.adoption, self.quarantine)
         self.drains = Drains(self.activations, self.migrations, self.copies)
-        self.failover = Failover(self.activations, heard or list, self.failures)
+        self.presence = Presence(self.activations, self._again, self._end, self.drains.stop)
+        listener = listener or Listener(clock)
+        self.failover = Failover(self.activations, listener, self.beat, self.failures)
         self._questions = Questions(
-            self.activations, self.orders, self.migrations, self.standbys, self.drains, heard or list, self._info
+            self.activations, self.orders, self.migrations, self.standbys, self.drains, listener, self._info
         )
         self._reads = Reads(self.activations, self.standbys)
         self.server = Server(name, self._handlers(), self._check)
@@ -142,7 +138,12 @@ class Node:
     @property
     def is_cordoned(self) -> bool:
         """True while the node keeps the agents that it has, and takes no others."""
-        return self._place.is_cordoned or self._is_leaving
+        return self.presence.is_cordoned
+
+    @property
+    def is_starting(self) -> bool:
+        """True while the node, having entered, takes over the agents that the log gives it."""
+        return self.presence.is_starting
 
     @property
     def is_stopping(self) -> bool:
@@ -156,23 +157,21 @@ class Node:
         `entered` is called before the agents are taken, which may last: a node that says nothing meanwhile counts as dead.
         """
         home = self.home
-        self._place = await self._again(
-            lambda: table.enter(home.log, self.name, self.about, lambda: home.rng.randbytes(12))
-        )
-        home.incarnation = self._place.incarnation
+        nonce = home.rng.randbytes(12)
+        await self._again(lambda: self.presence.join(self.about, nonce))
         home.reply_to = reply_subject(f"{self.name}.{home.incarnation}")
         self._subscriptions = [
             await home.wire.subscribe(home.reply_to, self._replied),
             await home.wire.serve(control_subject(self.name), self.server.answer),
             home.log.hear_owned(self.name, self.rounds.hear),
         ]
-        self.for_ever("the watch over the node's name", self._watch_name)
+        self.for_ever("following the log of members", self.presence.follow)
         entered()
         home.begin(self._again(home.clock.refresh))
         if self._is_listening:
             home.begin(self.failover.run())
         await self._again(self.rounds.begin)
-        self.is_starting = False
+        await self.presence.serve()
         self.for_ever("listing this node's agents", self.rounds.relist)
         self.for_ever("reconciling", self._reconcile_for_ever)
         self.for_ever("agents without work", self.idling.run)
@@ -191,36 +190,11 @@ class Node:
 
         return await persist(work, RetryError, failed)
 
-    async def _watch_name(self) -> None:
-        """A newer process of this name takes the agents over: this one stops at once, and says so once."""
-        newer = await table.wait_for_newer(self.home.log, self.name, self._place, self._changed)
-        if newer and not self.is_stopping:
-            logger.error(
-                "node %s was started again as incarnation %d: this process, incarnation %d, stops at once; "
-                "nothing that was acknowledged is lost", self.name, newer, self.home.incarnation,
-            )  # fmt: skip
-            self._end(newer)
-
     def _end(self, incarnation: int) -> None:
         """This incarnation may not go on."""
         self._close_all()
         self.kill()
         self._replaced(incarnation)
-
-    def _changed(self, entered: table.Entered, seq: int) -> None:
-        """An operator has cordoned or uncordoned this node."""
-        before, self._place = self._place, self._place._replace(is_cordoned=entered.is_cordoned, seq=seq)
-        if entered.has_stopped and not self.is_stopping:
-            logger.error(
-                "node %s, incarnation %d, was silent for so long that the other nodes forgot it: this process stops at once; start "
-                "it again, and nothing that was acknowledged is lost", self.name, self.home.incarnation,
-            )  # fmt: skip
-            self._end(self.home.incarnation)
-            return
-        if entered.is_cordoned != before.is_cordoned:
-            logger.info("node %s is %s", self.name, "cordoned" if entered.is_cordoned else "not cordoned any more")
-        if not entered.is_cordoned:
-            self.drains.stop()
 
     async def stop(self, turns_s: float | None = None, until: float | None = None) -> None:
         """Turns end, commits land, `on_depart` runs; the agents stay claimable.  Their inboxes keep what comes.
@@ -236,10 +210,7 @@ class Node:
         turns_s = max(0.0, min(turns_s, until - now))
         await depart(self.activations, turns_s, until)
         self._close_all()
-        if self._place.seq:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LEAVE_S):
-                    await table.leave(self.home.log, self.name, self._place.incarnation, self.home.rng.randbytes(12))
+        await self.presence.stop()
         self.kill()
         if self.home.tasks:
             _, unfinished = await asyncio.wait(self.home.tasks, timeout=self.settings.pause_s + LEAVE_S)
@@ -255,8 +226,8 @@ class Node:
         self.migrations.close()
 
     def leave(self) -> None:
-        """Notes that the node is about to stop: it takes no more agents."""
-        self._is_leaving = True
+        """The node is about to stop: it takes no more agents, and says so in the log of members."""
+        self.presence.leave()
 
     def kill(self) -> None:
         """Ends this incarnation without any farewell."""
@@ -278,6 +249,18 @@ class Node:
             every = False
             await duties.do("settling migrations", self.migrations.settle_due)
             await duties.do("dropping copies that nobody asks for", self.standbys.expire)
+
+    def beat(self, stuck_s: float = 0.0) -> Beat:
+        """This node's heartbeat, if its main loop has not answered for `stuck_s`.  May be called from any thread."""
+        return Beat(
+            self.name, self.home.incarnation, max(stuck_s, self.failover.refused_s()), is_starting=self.is_starting,
+            silent=self.failover.watch.silent, agents=self.activations.count, has_copies=bool(self.standbys.copies),
+        )  # fmt: skip
+
+    @property
+    def leads(self) -> bool:
+        """True while this node leads failover, as far as it knows.  May be called from any thread."""
+        return self.failover.is_leader
 
     def _info(self) -> NodeInfo:
         about = self.about

@@ -10,10 +10,10 @@ from mielin_cells.errors import UNLOADABLE, UNUSABLE, CellError, StoreFull, from
 from mielin_cells.log.delta import born
 from mielin_cells.log.ledger import Verdict
 from mielin_cells.log.lifecycle import AgentState
+from mielin_cells.membership.heartbeat import Listener
 from mielin_cells.node.activation.core import LATER
 from mielin_cells.redaction import scrubbed
 from mielin_cells.rpc import answers, requests, words
-from mielin_cells.rpc.answers import Beat
 from mielin_cells.rpc.requests import page_of
 from mielin_cells.rpc.serve import Handlers
 
@@ -33,21 +33,21 @@ class Questions:
 
     def __init__(
         self, activations: Activations, orders: Orders, migrations: Migrations, standbys: Standbys, drains: Drains,
-        heard: Callable[[], list[Beat]], info: Callable[[], NodeInfo],
+        listener: Listener, info: Callable[[], NodeInfo],
     ) -> None:  # fmt: skip
         self._activations = activations
         self._orders = orders
         self._migrations = migrations
         self._standbys = standbys
         self._drains = drains
-        self._heard = heard
+        self._listener = listener
         self._info = info
 
     @property
     def handlers(self) -> Handlers:
         return {
             requests.Ping: lambda _: self._info(),
-            requests.ListBeats: lambda _: self._heard(),
+            requests.ListBeats: lambda _: self._listener.beats(),
             requests.ShowAgent: lambda request: self.hosted(request.agent),
             requests.ListAgents: self._list_agents,
             requests.ListCopies: lambda request: page_of(self._standbys.copies, request.after),

@@ -26,6 +26,11 @@ class Beat(msgspec.Struct, array_like=True, frozen=True):
     """In an answer about other nodes: the seconds since this heartbeat was received."""
     is_starting: bool = False
     """The node still takes over the agents that the log gives it."""
+    silent: list[str] | None = None
+    """Of a node that listens to all: the members that it does not hear.  None: it is no witness of anybody's silence."""
+    agents: int = 0
+    has_copies: bool = False
+    """It keeps standby copies."""
 
 
 class Preparation(msgspec.Struct, array_like=True, frozen=True):

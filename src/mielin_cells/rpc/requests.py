@@ -261,6 +261,8 @@ class Claim(Request[bool], frozen=True):
     """Only while this node owns it; "": any owner."""
     seen: Seen | None = None
     """Where the agent's log ended when the sender read it, so that the node need not ask again."""
+    on_order: bool = False
+    """An operator says that `of` is gone; otherwise the node claims only if the table of members says so."""
 
 
 class Claims(Request[list[WireError | None]], frozen=True):

@@ -6,8 +6,9 @@ from typing import Any, Final
 
 from mielin_cells.errors import StoreIncompatible
 
-FORMAT: Final = 3
-WRITTEN_BY: Final = {1: "mielin-cells 0.1", 2: "mielin-cells 0.2 before its release", 3: "mielin-cells 0.2"}
+FORMAT: Final = 4
+_EARLY: Final = "mielin-cells 0.2 before its release"
+WRITTEN_BY: Final = {1: "mielin-cells 0.1", 2: _EARLY, 3: _EARLY, 4: "mielin-cells 0.2"}
 
 
 def check_format(store: str, have: Any, elsewhere: str) -> None:

@@ -6,7 +6,7 @@ A `Fault` says what goes wrong at which step, how likely, and how often at most;
     faults = Faults(7, Fault("handed_off", Kind.LOSE_ANSWER, 0.1), Fault("read", Kind.CORRUPT, 0.1, most=50))
 
 Steps on the log: the kinds of an agent's records in snake case (`committed`, `handed_off`, `accepted`, `claimed`, ...), and
-`inbox`, `journal`, `node`, `leader`, `part`, `stream`, `read`.  On the wire: `reply`, `beat`, and requests as `ask_prepare`,
+`inbox`, `journal`, `members`, `part`, `stream`, `read`.  On the wire: `reply`, `beat`, and requests as `ask_prepare`,
 `ask_copy`, `ask_ping`, ...
 In a node (`NodeContext.step`): `prepare`, `copy` and `probe` on a target, `pause` on a source.
 """
@@ -70,7 +70,7 @@ STEPS = frozenset(
     {
         *(_snake(record) for record in Record.__subclasses__()),
         *(f"ask_{request.__name__.lower()}" for request in requests.Request.__subclasses__()),
-        *("log", "inbox", "journal", "node", "leader", "part", "stream", "topic", "read", "reply", "beat", "ask_other"),
+        *("log", "inbox", "journal", "members", "part", "stream", "topic", "read", "reply", "beat", "ask_other"),
         *("prepare", "copy", "probe", "pause"),
     }
 )

@@ -29,6 +29,7 @@ from mielin_cells.log.delta import StateDelta
 from mielin_cells.log.fold import Fold
 from mielin_cells.log.lifecycle import AgentError, AgentState
 from mielin_cells.log.records import Failed
+from mielin_cells.membership.table import Members
 from mielin_cells.node.activation.context import Hosted, NodeContext, StreamOwner
 from mielin_cells.node.activation.effects import Effects
 from mielin_cells.node.activation.inbox import Inbox
@@ -197,6 +198,8 @@ class Activations:
         self._ownership = ownership
         self.home = NodeContext(name, 0, log, wire, rng, wall, settings, "", self._lost, cluster=cluster)
         self.home.topics = Reader(lambda: self.home.log, self._read_topic, settings.topic_poll_s)
+        self.members = Members(log)
+        """The nodes that there are, as this one has read."""
         self.home.resolve = lambda name: self._classes(name)  # noqa: PLW0108 - a test may give the node other ones
         self.live: dict[str, Activation] = {}
         self.asleep: dict[str, Sleeper] = {}

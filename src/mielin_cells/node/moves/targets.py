@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
@@ -14,15 +13,13 @@ from mielin_cells.migration.manager import MigrationRecoveryManager
 if TYPE_CHECKING:
     from mielin_cells.node.activation.activation import Activation, Activations
 
-logger = logging.getLogger("mielin_cells.migration")
-
 
 async def choose_first(activations: Activations, activation: Activation, unfit: Collection[str]) -> str:
     """The first target of a migration that names none.  Raises `UnknownNode` if there is nobody to ask."""
-    nodes = await selection.list_alive(activations.home.log, activations.home.wire)
+    nodes = activations.members.table.infos()
     others = [other for other in nodes if other.name != activations.name]
     if not others:
-        raise UnknownNode("No other node answers; start one.", node="", nodes=[other.name for other in nodes])
+        raise UnknownNode("There is no other node; start one.", node="", nodes=[other.name for other in nodes])
     fit = selection.choose(others, activation.fold.cls, unfit, activation.fold.policy.preferred_architectures)
     return fit or min(others, key=lambda other: (other.agents, other.name)).name  # which says why not
 
@@ -34,13 +31,8 @@ async def choose_next(activations: Activations, manager: MigrationRecoveryManage
         activation = await activations.awake(ticket.agent_id)
     except CellError:  # it does not run here now
         return ""
-    try:
-        nodes = await selection.list_alive(activations.home.log, activations.home.wire)
-    except CellError as error:
-        logger.warning("migration %s: listing the live nodes failed: %s", ticket.migration, error)
-        return ""
     architectures = activation.fold.policy.preferred_architectures
-    while name := selection.choose(nodes, activation.fold.cls, excluded, architectures):
+    while name := selection.choose(activations.members.table.infos(), activation.fold.cls, excluded, architectures):
         if manager.assign(ticket.token, name, activations.clock()):
             return name
         excluded.add(name)

@@ -28,6 +28,7 @@ from mielin_cells.log.fold import Fold
 from mielin_cells.log.ids import inbox_subject
 from mielin_cells.log.lifecycle import Phase
 from mielin_cells.log.records import Claimed
+from mielin_cells.membership.standing import Standing
 from mielin_cells.node.activation.activation import Activation
 from mielin_cells.node.activation.presence.sleeper import Sleeper
 from mielin_cells.node.activation.run import is_failure
@@ -59,6 +60,7 @@ class Claims:
         self._standbys = standbys
         self._quarantine = quarantine
         self._returns = returns
+        self._standing = Standing(activations.name, activations.members, activations.clock)
 
     def is_underway(self, agent: str) -> bool:
         """True while the agent is being created, claimed or checked here: no second one of these may begin."""
@@ -67,9 +69,12 @@ class Claims:
     async def claim(self, wish: requests.Claim) -> bool:
         """Takes the agent over.
 
-        Raises `ClaimRefused` for one that was rolled back to go on elsewhere, `Fenced` if another node was first.
+        Raises `ClaimRefused` for one that was rolled back to go on elsewhere, `Fenced` if another node was first, or if the owner
+        that it is to be claimed from serves.
         """
         agent, activations = wish.agent, self._activations
+        if wish.of and not wish.on_order:
+            await self._standing.check(wish.of)
         if agent in activations.asleep:
             with contextlib.suppress(NoSuchAgent):  # another node has claimed it since it went to sleep
                 await activations.awake(agent)

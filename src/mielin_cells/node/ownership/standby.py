@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("mielin_cells.standby")
 
+ASK_S = 1.0
+"""For a node to say which copies it keeps."""
+
 BATCH = 500
 """Agents in one request for copies."""
 
@@ -203,9 +206,7 @@ class Standbys:
                     if name not in asked[agent]:
                         batches[name].append(one)
                 while len(followers) < wanted:
-                    spread = spread or selection.Spread(
-                        await selection.list_alive(activations.home.log, activations.home.wire)
-                    )
+                    spread = spread or selection.Spread(activations.members.table.infos())
                     but = {activations.name, *followers, *asked[agent]}
                     chosen = spread.choose(but, one.cls, one.policy.preferred_architectures)
                     if chosen is None:
@@ -225,7 +226,7 @@ class Standbys:
             some = backed[at : at + BATCH]
             request = requests.Follow([requests.prepare(one, self._activations.name) for one in some])
             try:
-                refused = [*await call(self._activations.home.wire, name, request, selection.PING_S)]
+                refused = [*await call(self._activations.home.wire, name, request, ASK_S)]
             except CellError as error:
                 logger.info("node %s keeps no copies now: %s", name, error)
                 refused = [one.agent for one in some]

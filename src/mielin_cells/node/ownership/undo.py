@@ -31,7 +31,6 @@ from mielin_cells.log.ids import log_subject
 from mielin_cells.log.lifecycle import Phase
 from mielin_cells.log.records import Undone
 from mielin_cells.log.undo import Undoing
-from mielin_cells.membership import selection
 from mielin_cells.migration.journal import TakenBack
 from mielin_cells.node.activation.writer import Declined
 from mielin_cells.node.moves.admission import ask_offer
@@ -160,7 +159,7 @@ class Undoes:
         """
         if request.to:
             return request.to, await self._refusals(request.to, back)
-        nodes = await selection.list_alive(self._activations.home.log, self._activations.home.wire)
+        nodes = self._activations.members.table.infos()
 
         def fits(info: NodeInfo) -> bool:
             return not info.classes or info.classes.get(back.cls) == back.version
@@ -171,7 +170,7 @@ class Undoes:
         )
         if not able:
             raise UnknownNode(
-                f"No node that answers has {back.cls} as of version {back.version}, which agent {back.agent!r} ran at that time. "
+                f"No node that serves has {back.cls} as of version {back.version}, which agent {back.agent!r} ran at that time. "
                 "Start one with that code, or name a node: a newer one takes the messages with its own code.",
                 node="", nodes=[info.name for info in nodes],
             )  # fmt: skip

@@ -20,7 +20,7 @@ BEATS, MEMBERS, AGENTS = "beats", "members", "agents"
 
 KINDS = (
     (LOGS, AGENTS), (inbox_subject(""), "inboxes"), (JOURNALS, "journals"), ("beat.", BEATS), (reply_subject(""), "replies"),
-    (control_subject(""), "requests"), ("node.", MEMBERS), ("leader", MEMBERS), ("members", MEMBERS),
+    (control_subject(""), "requests"), ("members", MEMBERS),
 )  # fmt: skip
 """Beginnings of subjects, and what they are."""
 

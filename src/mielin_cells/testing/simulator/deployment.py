@@ -26,13 +26,12 @@ from mielin_cells.errors import (
     SessionExpired,
     StateTooNew,
 )
-from mielin_cells.log.ids import BEATS, LOGS, agent_of
+from mielin_cells.log.ids import LOGS, agent_of
 from mielin_cells.log.lifecycle import Phase
 from mielin_cells.log.records import Claimed, decode_record
 from mielin_cells.membership.claims import FAILOVER
-from mielin_cells.membership.heartbeat import Listener, encode_beat
+from mielin_cells.membership.heartbeat import Listener, Speaker
 from mielin_cells.node.node import Node
-from mielin_cells.rpc.answers import Beat
 from mielin_cells.substrate.ports import Entry
 from mielin_cells.testing.checkers.checker import Checker, Checkers
 from mielin_cells.testing.checkers.history import Author
@@ -124,7 +123,7 @@ class Deployment:
             listener = Listener(self.world.loop.time) if self.swarm.keepers else None
             node = Node(
                 name, view.log, view.wire, misbehaving.classes_of(name in self.old), settings=settings, rng=rng, wall=wall,
-                recovery=self.swarm.recovery, heard=listener.beats if listener is not None else None,
+                recovery=self.swarm.recovery, listener=listener,
                 cluster=Client(view.log, view.wire, settings=settings, rng=rng),
             )  # fmt: skip
             self.scene.nodes[name] = node
@@ -244,14 +243,13 @@ class Deployment:
         node.home.begin(self._beat(node, view, self._listeners[node.name]))
 
     async def _beat(self, node: Node, view: View, listener: Listener) -> None:
-        subscription = await view.subscribe(BEATS, listener.receive)
+        speaker = Speaker(view.wire, listener)
         try:
             while not node.is_stopping:
-                beat = Beat(node.name, node.home.incarnation, node.failover.refused_s(), is_starting=node.is_starting)
-                await view.publish(BEATS, encode_beat(beat))
+                await speaker.beat(node.beat(), node.leads)
                 await asyncio.sleep(node.settings.heartbeat_s)
         finally:
-            subscription.close()
+            speaker.close()
 
     def count_failovers(self, subject: str, entry: Entry, author: Author) -> None:
         """Counts claims by failover.  An observer that must see an entry before the checkers do."""
