@@ -5,7 +5,7 @@ from __future__ import annotations
 import typing
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 
@@ -19,6 +19,9 @@ Delay: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=TIMEOUT_S_MAX)]
 """Seconds; 0: none."""
 Count: TypeAlias = Annotated[int, msgspec.Meta(gt=0, le=10**9)]
 Bytes: TypeAlias = Annotated[int, msgspec.Meta(gt=0, le=10**15)]
+
+WhenFull: TypeAlias = Literal["refuse", "wait", "drop_oldest"]
+WHEN_FULL: tuple[WhenFull, ...] = typing.get_args(WhenFull)
 
 MESSAGE_BYTES_MAX = 512 * 1024
 """A message with its arguments: half of what a broker takes by default, so that headers never matter."""
@@ -56,6 +59,8 @@ ANSWERS_BYTES_MAX = 4 * 1024 * 1024
 
 LETTERS_BYTES_MAX = 8 * 1024 * 1024
 """Arguments of the dead letters of one agent; the oldest goes first, the newest stays."""
+
+INBOX_MAX_MAX = 10**9
 
 KEYS_BYTES_MAX = 64 * 1024 * 1024
 """What a class may let its agents keep of keyed calls."""
@@ -157,7 +162,9 @@ class Settings:
     retry_first_s: Delay = 0.01
     """Wait before the second run of a failed turn; doubles each time.  The agent waits too: order is kept."""
     inbox_max: Count = 10_000
-    """Messages waiting per agent before senders get `InboxFull`."""
+    """Messages waiting per agent before its inbox is full.  A class may set both this and the next for itself."""
+    when_full: Annotated[WhenFull, msgspec.Meta(description='"refuse", "wait" or "drop_oldest"')] = "refuse"
+    """What a full inbox means to senders: `InboxFull` at once, or after a wait; or the oldest messages become dead letters."""
     keys_s: Delay = 86_400.0
     """How long an agent keeps a call that was made with a key: a client that was away for a day may repeat it."""
     keys_bytes: Bytes = 1024 * 1024

@@ -14,6 +14,7 @@ from mielin_cells.agents.reports import NodeInfo
 from mielin_cells.errors import NodeStopping, RecordInvalid, WireTimeout
 from mielin_cells.log.ids import control_subject
 from mielin_cells.rpc import requests
+from mielin_cells.rpc.answers import InboxRoom
 from mielin_cells.rpc.call import call, call_pages
 from mielin_cells.rpc.serve import Handlers, Server
 from mielin_cells.substrate.embedded.wire import EmbeddedWire
@@ -33,12 +34,12 @@ async def wire_of(handlers: Handlers) -> EmbeddedWire:
 
 
 async def test_an_answer_has_the_type_that_its_request_names() -> None:
-    async def waiting(request: requests.CountWaiting) -> int:
-        return len(request.agent)
+    async def waiting(request: requests.CountWaiting) -> InboxRoom:
+        return InboxRoom(len(request.agent), 5, "wait")
 
     wire = await wire_of(handlers(Ping=lambda _: INFO, CountWaiting=waiting))
     assert await call(wire, "n", requests.Ping(), 1.0) == INFO
-    assert await call(wire, "n", requests.CountWaiting("abc"), 1.0) == 3
+    assert await call(wire, "n", requests.CountWaiting("abc"), 1.0) == InboxRoom(3, 5, "wait")
     await call(wire, "n", requests.Release("a", "m-1"), 1.0)
 
 

@@ -23,7 +23,7 @@ from mielin_cells.agents import context
 from mielin_cells.agents.live import Cell
 from mielin_cells.errors import Fenced
 from mielin_cells.log import codec
-from mielin_cells.log.commit import Batch, Input, Out, StepCall
+from mielin_cells.log.commit import Batch, DeadLetter, Input, Out, StepCall
 from mielin_cells.log.fold import Fold
 from mielin_cells.log.ids import log_subject
 from mielin_cells.log.keys.kept import Keys
@@ -429,6 +429,18 @@ def an_agent_leaves_with_its_commits(patch: Patch) -> None:
     patch.setattr(Activation, "is_idle", property(lambda self: not self.inbox.queue and self.is_open))
     patch.setattr(Activation, "may_sleep", property(quiet))
     patch.setattr(Sleeper, "take_tail", anyhow)
+
+
+@guard(within=40)
+def dropped_messages_are_dead_letters(patch: Patch) -> None:
+    """What a full inbox drops is gone."""
+    bury = Effects.bury
+
+    def unless_full(self: Effects, letter: DeadLetter) -> None:
+        if not letter.cause.startswith("InboxFull"):
+            bury(self, letter)
+
+    patch.setattr(Effects, "bury", unless_full)
 
 
 SOON = 40

@@ -23,7 +23,7 @@ from mielin_cells.agents.shared.watched import Watched
 from mielin_cells.agents.values.annotations import annotations_of
 from mielin_cells.errors import FieldRefused, IsReference, UsageError
 from mielin_cells.log.policy import DEFAULT, Policy
-from mielin_cells.settings import KEYS_BYTES_MAX, TIMEOUT_S_MAX
+from mielin_cells.settings import INBOX_MAX_MAX, KEYS_BYTES_MAX, TIMEOUT_S_MAX, WHEN_FULL, WhenFull
 
 
 class Cell(Protocol):
@@ -146,7 +146,7 @@ def _check_standby(cls: type[Agent], standby: Any) -> None:
         raise FieldRefused.at(cls.__name__, f": standby = {standby!r} is not a whole number from 0 to {STANDBY_MAX}.")
 
 
-def _check_keys(cls: type[Agent], seconds: Any, size: Any) -> None:
+def _set_keys(cls: type[Agent], seconds: Any, size: Any) -> None:
     if seconds is not None and (type(seconds) not in (int, float) or not 0 <= seconds <= TIMEOUT_S_MAX):
         raise FieldRefused.at(
             cls.__name__, f": keys_s = {seconds!r} is not a number of seconds from 0 to {TIMEOUT_S_MAX:g}."
@@ -155,6 +155,21 @@ def _check_keys(cls: type[Agent], seconds: Any, size: Any) -> None:
         raise FieldRefused.at(
             cls.__name__, f": keys_bytes = {size!r} is not a whole number from 1 to {KEYS_BYTES_MAX:,}."
         )
+    cls.__mielin_keys_s__ = cls.__mielin_keys_s__ if seconds is None else float(seconds)
+    cls.__mielin_keys_bytes__ = cls.__mielin_keys_bytes__ if size is None else size
+
+
+def _set_inbox(cls: type[Agent], inbox_max: Any, when_full: Any) -> None:
+    if inbox_max is not None and (type(inbox_max) is not int or not 0 < inbox_max <= INBOX_MAX_MAX):
+        raise FieldRefused.at(
+            cls.__name__, f": inbox_max = {inbox_max!r} is not a whole number from 1 to {INBOX_MAX_MAX:,}."
+        )
+    if when_full is not None and when_full not in WHEN_FULL:
+        raise FieldRefused.at(
+            cls.__name__, f": when_full = {when_full!r}; there are {', '.join(map(repr, WHEN_FULL))}."
+        )
+    cls.__mielin_inbox_max__ = cls.__mielin_inbox_max__ if inbox_max is None else inbox_max
+    cls.__mielin_when_full__ = cls.__mielin_when_full__ if when_full is None else when_full
 
 
 def _check_idle(cls: type[Agent], idle_s: Any) -> None:
@@ -199,9 +214,9 @@ class Agent(Reference):
     Options of a class: `version` (of its state, from 1), `name` (on the wire; by default the class's name), `recovery` (of failed
     moves: a dict with fields of `migration.RecoveryConfig`), `policy` (`cells.Policy`: which nodes its agents may move to),
     `standby` (how many other nodes keep a copy of each agent, so that losing its owner costs no load), `keys_s` and `keys_bytes` (for
-    how long, and up to how many bytes, its agents keep calls that were made with a key), and `idle_s` (after so many seconds without
-    work an agent leaves memory until a message, a timer or an order wakes it; 0: never).  The last three are by default as the
-    settings of these names.
+    how long, and up to how many bytes, its agents keep calls that were made with a key), `inbox_max` and `when_full` (how many
+    messages may wait, and what more mean to senders), and `idle_s` (after so many seconds without work an agent leaves memory
+    until a message, a timer or an order wakes it; 0: never).  The last five are by default as the settings of these names.
 
     Guarantees: the state and the messages of an agent survive the loss of its node; its turns run one at a time, each wholly or not
     at all.  A class raises `FieldRefused` or `UsageError` where it is defined or first used, if it cannot keep that.
@@ -228,10 +243,14 @@ class Agent(Reference):
     __mielin_keys_bytes__: ClassVar[int | None] = None
     """For how long, and up to how many bytes, keyed calls are kept; None: as the settings say."""
 
+    __mielin_inbox_max__: ClassVar[int | None] = None
+    __mielin_when_full__: ClassVar[WhenFull | None] = None
+    """How many messages may wait, and what becomes of more; None: as the settings say."""
+
     def __init_subclass__(
         cls, *, version: int = 1, name: str | None = None, recovery: dict[str, Any] | None = None,
         policy: Policy | None = None, standby: int | None = None, keys_s: float | None = None, keys_bytes: int | None = None,
-        idle_s: float | None = None, **kwargs: Any,
+        inbox_max: int | None = None, when_full: WhenFull | None = None, idle_s: float | None = None, **kwargs: Any,
     ) -> None:  # fmt: skip
         definition.check_options(cls, kwargs)
         super().__init_subclass__(**kwargs)
@@ -248,11 +267,8 @@ class Agent(Reference):
         if standby is not None:
             _check_standby(cls, standby)
             cls.__mielin_standby__ = standby
-        _check_keys(cls, keys_s, keys_bytes)
-        if keys_s is not None:
-            cls.__mielin_keys_s__ = float(keys_s)
-        if keys_bytes is not None:
-            cls.__mielin_keys_bytes__ = keys_bytes
+        _set_inbox(cls, inbox_max, when_full)
+        _set_keys(cls, keys_s, keys_bytes)
         if idle_s is not None:
             _check_idle(cls, idle_s)
             cls.__mielin_idle__ = idle_s

@@ -14,7 +14,18 @@ from mielin_cells.agents.handler import Handler
 from mielin_cells.agents.values.annotations import annotations_of
 from mielin_cells.errors import FieldRefused, UsageError
 
-OPTIONS = ("version", "name", "recovery", "policy", "standby", "keys_s", "keys_bytes", "idle_s")
+OPTIONS = (
+    "version",
+    "name",
+    "recovery",
+    "policy",
+    "standby",
+    "keys_s",
+    "keys_bytes",
+    "inbox_max",
+    "when_full",
+    "idle_s",
+)
 
 
 def check_options(cls: type, others: dict[str, Any]) -> None:

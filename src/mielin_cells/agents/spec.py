@@ -27,7 +27,7 @@ from mielin_cells.errors import (
     UsageError,
 )
 from mielin_cells.log.delta import PAGE_BYTES, BufferDelta, StateDelta, TableDelta
-from mielin_cells.settings import Settings
+from mielin_cells.settings import Settings, WhenFull
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +75,14 @@ class Spec:
         """For how many seconds, and up to how many bytes, an agent keeps keyed calls."""
         seconds, size = self.cls.__mielin_keys_s__, self.cls.__mielin_keys_bytes__
         return settings.keys_s if seconds is None else seconds, settings.keys_bytes if size is None else size
+
+    def inbox_limit(self, settings: Settings) -> int:
+        """How many messages may wait in the inbox of an agent."""
+        return self.cls.__mielin_inbox_max__ or settings.inbox_max
+
+    def when_full(self, settings: Settings) -> WhenFull:
+        """What a full inbox means to senders."""
+        return self.cls.__mielin_when_full__ or settings.when_full
 
     def _upgrades(self) -> dict[int, Upgrade]:
         """Upgrades by the version that they start from.  The upgrade of a derived class replaces an inherited one."""

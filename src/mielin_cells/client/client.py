@@ -129,7 +129,7 @@ class Client(Requester):
         timeout: float | None, label: str | None, options: CallOptions | None = None,
     ) -> Coroutine[Any, Any, Any]:  # fmt: skip
         agent, spec, called = route(ref, handler)
-        session = self._sessions.get(agent) or self.session(agent)
+        session = self._sessions.get(agent) or self.session(agent, inbox_max=spec.cls.__mielin_inbox_max__)
         return session.ask(spec.name, called, args, kwargs, timeout, label, options)
 
     def stream(
@@ -158,7 +158,7 @@ class Client(Requester):
     ) -> None:  # fmt: skip
         agent, spec, called = route(ref, handler)
         data = called.encode_args(args, kwargs)
-        session = self._sessions.get(agent) or self.session(agent)
+        session = self._sessions.get(agent) or self.session(agent, inbox_max=spec.cls.__mielin_inbox_max__)
         await session.tell(spec.name, handler, data, options)
 
     async def read(
@@ -213,7 +213,7 @@ class Client(Requester):
         async for one in topics.follow(self.log, pattern, since, time.time(), self.settings.topic_poll_s):
             yield one if isinstance(one, TopicGap) else (one[0], plain(one[1]))
 
-    def session(self, agent: str, name: str = "") -> Session:
+    def session(self, agent: str, name: str = "", inbox_max: int | None = None) -> Session:
         """The session with this agent.  It is made at the first call, without waiting, so that calls keep their order.
 
         With a `name` it is a session of its own: the agent drops what it has handled already of an earlier one of this name.
@@ -222,7 +222,8 @@ class Client(Requester):
             return self._sessions[agent]
         if isinstance(self.log, _Closed):
             raise closed()
-        session = Session(self, self, agent, name or f"{self.name}.{self.rng.randbytes(4).hex()}", self.forget)
+        name_in_log = name or f"{self.name}.{self.rng.randbytes(4).hex()}"
+        session = Session(self, self, agent, name_in_log, self.forget, inbox_max)
         self._senders[session.sender] = session
         if not name:
             self._sessions[agent] = session

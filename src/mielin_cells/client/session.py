@@ -25,6 +25,7 @@ from mielin_cells.errors import (
 )
 from mielin_cells.log.message import Mail, Message, Terms, client_sender, decode_answer
 from mielin_cells.rpc import requests
+from mielin_cells.rpc.answers import InboxRoom
 from mielin_cells.rpc.reminder import count_waiting, read_last_answer, remind
 from mielin_cells.settings import ASK_REPEAT_S_MAX, MAIL_BYTES_MAX, MESSAGE_BYTES_MAX
 from mielin_cells.store.mail import store_mail
@@ -43,9 +44,13 @@ class Session:
     """The numbered calls of one client to one agent."""
 
     def __init__(
-        self, client: Requester, caller: Caller, agent: str, name: str, expired: Callable[[Session], None]
-    ) -> None:
-        """`expired` is called when the next call to the agent needs another session.  `caller` is for references in results."""
+        self, client: Requester, caller: Caller, agent: str, name: str, expired: Callable[[Session], None],
+        inbox_max: int | None = None,
+    ) -> None:  # fmt: skip
+        """`expired` is called when the next call to the agent needs another session.  `caller` is for references in results.
+
+        `inbox_max`: how many messages may wait, if the agent's class says so.
+        """
         self.agent = agent
         self.sender = client_sender(name)
         self.start = 0
@@ -67,8 +72,9 @@ class Session:
         self._sent = Signal()
         """Set while the queue is empty: all of it is stored or was refused."""
         self._window = Window(
-            agent, client.settings.inbox_max, lambda: self._next - 1, self._count_waiting, client.start
-        )
+            agent, inbox_max or client.settings.inbox_max, lambda: self._next - 1, self._count_waiting, client.start,
+            self._timeout_s,
+        )  # fmt: skip
         self._is_started = False
         self.streamed = 0
         """The last entry of the session's streams that was read."""
@@ -359,7 +365,7 @@ class Session:
         calls, self._queue = self._queue[:count], self._queue[count:]
         return calls
 
-    async def _count_waiting(self) -> int | None:
+    async def _count_waiting(self) -> InboxRoom | None:
         """Messages in the inbox, those of this session among them; None if it is not known."""
         while self._sending:
             await self._sent.wait()

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from mielin_cells.errors import InboxFull, NotConnected
+from mielin_cells.rpc.answers import InboxRoom
+from mielin_cells.tasks.supervision import Backoff
 
 SHARE = 10
 """Once a session may have a tenth of the inbox limit outstanding, it checks the inbox length before it sends more."""
@@ -23,10 +27,14 @@ class Window:
     """Of one session.  Calls that may not be sent yet wait here, and go on in their order."""
 
     def __init__(
-        self, agent: str, limit: int, last: Callable[[], int], count: Callable[[], Awaitable[int | None]],
-        start: Callable[[Coroutine[Any, Any, None]], None],
+        self, agent: str, limit: int, last: Callable[[], int], count: Callable[[], Awaitable[InboxRoom | None]],
+        start: Callable[[Coroutine[Any, Any, None]], None], patience_s: float,
     ) -> None:  # fmt: skip
-        """`last` gives the last number sent.  `count` gives the length of the inbox (None: not known) with all numbers sent in it."""
+        """`last` gives the last number sent.  `count` tells of the inbox (None: not known) with all numbers sent in it.
+
+        `limit` is what its class or the settings say; what the owner says counts.  `patience_s`: how long a call waits for an inbox
+        whose senders are to wait.
+        """
         self._agent = agent
         self._limit = limit
         self._last = last
@@ -37,7 +45,10 @@ class Window:
         """Numbers up to this one are sent without a look at the inbox."""
         self.held = 0
         """Calls that wait or have not continued yet.  Later calls wait behind them, so messages are sent in the order of the calls."""
-        self._queue: deque[asyncio.Future[None]] = deque()
+        self._patience_s = patience_s
+        self._backoff = Backoff()
+        self._queue: deque[tuple[asyncio.Future[None], float]] = deque()
+        """The calls that wait, and until when."""
         self._released = 0
         """Calls that may continue and have not yet."""
         self._is_running = False
@@ -52,8 +63,9 @@ class Window:
 
     async def enter(self) -> None:
         """Returns when the call may send.  Raises `InboxFull`: nothing was sent."""
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue.append(turn)
+        loop = asyncio.get_running_loop()
+        turn: asyncio.Future[None] = loop.create_future()
+        self._queue.append((turn, loop.time() + self._patience_s))
         self.held += 1
         if not self._is_running:
             self._is_running = True
@@ -71,7 +83,7 @@ class Window:
                 if self._last() >= self.free:
                     await self._look()
                 for _ in range(min(len(self._queue), self.free - self._last())):
-                    turn = self._queue.popleft()
+                    turn, _ = self._queue.popleft()
                     if not turn.done():
                         turn.set_result(None)
                         self._released += 1
@@ -82,23 +94,33 @@ class Window:
             self.close()
 
     async def _look(self) -> None:
-        waiting, last = await self._count(), self._last()
-        if waiting is None:  # as many as this session knows of
-            waiting = last - self.free + self._share
-        if waiting >= self._limit:
-            self._fail(lambda: self._full(waiting))
+        room, last = await self._count(), self._last()
+        if room is None:  # as many as this session knows of
+            room = InboxRoom(last - self.free + self._share, self._limit, "refuse")
+        elif room.limit != self._limit:
+            self._limit, self._share = room.limit, -(-room.limit // SHARE)
+        if room.is_full and room.when_full == "wait":
+            self._fail(partial(self._full, room), asyncio.get_running_loop().time())
+            await self._backoff.wait()
             return
-        self.passed(last - waiting)
-        self.free = max(self.free, last + max(1, (self._limit - waiting) // SHARE))
+        if room.is_full:
+            self._fail(partial(self._full, room))
+            return
+        self._backoff.reset()
+        self.passed(last - room.waiting)
+        more = room.limit if room.when_full == "drop_oldest" else (room.limit - room.waiting) // SHARE
+        self.free = max(self.free, last + max(1, more))
 
-    def _full(self, waiting: int) -> InboxFull:
+    def _full(self, room: InboxRoom) -> InboxFull:
+        waited = f" for {self._patience_s:g} s" if room.when_full == "wait" else ""
         return InboxFull(
-            f"Agent {self._agent!r} has {waiting} messages waiting (limit {self._limit}); this one was not sent. Try again later.",
-            agent=self._agent, waiting=waiting, limit=self._limit,
+            f"Agent {self._agent!r} has {room.waiting} messages waiting{waited} (limit {room.limit}); this one was not sent. Try "
+            "again later.", agent=self._agent, waiting=room.waiting, limit=room.limit,
         )  # fmt: skip
 
-    def _fail(self, error: Callable[[], Exception]) -> None:
-        while self._queue:
-            turn = self._queue.popleft()
+    def _fail(self, error: Callable[[], Exception], now: float = math.inf) -> None:
+        """Ends the calls that may wait no longer than until `now`."""
+        while self._queue and self._queue[0][1] <= now:
+            turn, _ = self._queue.popleft()
             if not turn.done():
                 turn.set_exception(error())

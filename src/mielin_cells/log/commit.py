@@ -20,6 +20,8 @@ Place: TypeAlias = tuple[str, bool, int]
 
 EXPIRED = "expired"
 """`Input.unrun`: the message's deadline had passed (rule T2)."""
+FULL = "full"
+"""`Input.unrun`: it was the oldest of too many."""
 
 
 class Out(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -54,7 +56,7 @@ class Input(msgspec.Struct, array_like=True, frozen=True, gc=False):
     given_up: list[int] = []
     """For a client: earlier numbers that take no effect from here on."""
     unrun: str = ""
-    """`EXPIRED`, `KEYED` or `CONFLICT`: why it was taken without a run, if it was.  A replay after an undo takes it so again."""
+    """`EXPIRED`, `FULL`, `KEYED` or `CONFLICT`: why it was taken without a run, if it was.  A replay after an undo takes it so."""
     keyed: Keyed | None = None
     """The call, if it has run and had a key."""
 

@@ -16,6 +16,7 @@ from mielin_cells.errors import AnswerExpired
 from mielin_cells.log.codec import pack
 from mielin_cells.log.commit import (
     EXPIRED,
+    FULL,
     Commit,
     DeadLetter,
     LetterKey,
@@ -26,7 +27,7 @@ from mielin_cells.log.commit import (
 )
 from mielin_cells.log.digest import NamedDigests
 from mielin_cells.log.keys.kept import Keyed, Keys
-from mielin_cells.log.message import Answer, Message, Peer, Terms, Verdict, encode_answer, is_client
+from mielin_cells.log.message import Answer, Message, Peer, Verdict, encode_answer, is_client
 from mielin_cells.log.topics.subs import Sub, Subs
 from mielin_cells.settings import ANSWERS_BYTES_MAX, DEAD_LETTERS_MAX, LETTERS_BYTES_MAX, SESSIONS_MAX
 
@@ -120,18 +121,17 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
             return _APPLY
         return _REPEAT if n in peer.answers or n >= peer.low else _CLOSED
 
-    def why_unrun(self, sender: str, message: Message, terms: Terms, now: float, has_begun: bool) -> str:
+    def why_unrun(self, sender: str, message: Message, now: float, has_begun: bool, is_over: bool) -> str:
         """Why the message, which is to take effect now, is taken without a run (rules T2 and T3); "" if its turn begins.
 
-        `now` is the store's time.  `has_begun`: the log has calls of its turn.  After an undo, it runs if it ran before.
+        `now`: the store's time.  `has_begun`: the log has calls of its turn.  `is_over`: it is the oldest of too many.
+        After an undo, it runs if it ran before.
         """
         replay = self.replays.get((sender, message.n)) if self.replays else None
-        if replay is not None:
-            return replay.unrun
-        if has_begun:
-            return ""
-        known = self.keys.judge(terms.key, message) if self.keys is not None and terms.key else ""
-        return known or (EXPIRED if 0 < terms.expires <= now else "")
+        if replay is not None or has_begun:
+            return replay.unrun if replay is not None else ""
+        known = self.keys.judge(message) if self.keys is not None else ""
+        return known or (EXPIRED if message.has_expired(now) else FULL if is_over else "")
 
     def has_taken(self, sender: str, n: int) -> bool:
         """True if the number has taken effect."""

@@ -34,6 +34,10 @@ class Message(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """For an ask: the chain of agents that wait for its answer, its sender last."""
     terms: Terms | None = None
 
+    def has_expired(self, now: float) -> bool:
+        """True if no turn may begin for it any more (rule T2).  `now` is the store's time."""
+        return self.terms is not None and 0 < self.terms.expires <= now
+
     @property
     def digest(self) -> bytes:
         """What tells one call under a key from another: BLAKE3 of handler and arguments."""

@@ -14,6 +14,7 @@ from mielin_cells.membership.heartbeat import Listener
 from mielin_cells.node.activation.core import LATER
 from mielin_cells.redaction import scrubbed
 from mielin_cells.rpc import answers, requests, words
+from mielin_cells.rpc.answers import InboxRoom
 from mielin_cells.rpc.requests import page_of
 from mielin_cells.rpc.serve import Handlers
 
@@ -70,10 +71,12 @@ class Questions:
         agents = activations.live.keys() | activations.asleep.keys() | activations.unloadable.keys()
         return [self.hosted(name) for name in page_of(agents, request.after)]
 
-    def _count_waiting(self, agent: str) -> int:
-        if agent in self._activations.asleep:  # it sleeps because nothing waits; what comes wakes it by itself
-            return 0
-        return self._activations.running(agent).inbox.waiting
+    def _count_waiting(self, agent: str) -> InboxRoom:
+        sleeper = self._activations.asleep.get(agent)
+        if sleeper is not None:  # it sleeps because nothing waits; what comes wakes it by itself
+            spec, settings = self._activations.spec(sleeper.cls), self._activations.home.settings
+            return InboxRoom(0, spec.inbox_limit(settings), spec.when_full(settings))
+        return self._activations.running(agent).room()
 
     async def _list_timers(self, agent: str) -> list[TimerInfo]:
         activation = await self._activations.awake(agent)

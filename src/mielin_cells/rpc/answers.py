@@ -7,6 +7,7 @@ import msgspec
 from mielin_cells.agents.reports import MigrationReport
 from mielin_cells.log.commit import ReplayCounts
 from mielin_cells.migration import refusal
+from mielin_cells.settings import WhenFull
 
 RUNNING, DONE, STOPPED, OVER = "running", "done", "stopped", "over"
 """States of a drain.  OVER: its deadline has passed; STOPPED: an operator has uncordoned the node."""
@@ -31,6 +32,19 @@ class Beat(msgspec.Struct, array_like=True, frozen=True):
     agents: int = 0
     has_copies: bool = False
     """It keeps standby copies."""
+
+
+class InboxRoom(msgspec.Struct, array_like=True, frozen=True):
+    """How many messages wait in an agent's inbox, how many may, and what becomes of more."""
+
+    waiting: int
+    limit: int
+    when_full: WhenFull
+
+    @property
+    def is_full(self) -> bool:
+        """True if no more may be sent now.  An inbox that drops its oldest messages takes every new one."""
+        return self.waiting >= self.limit and self.when_full != "drop_oldest"
 
 
 class Preparation(msgspec.Struct, array_like=True, frozen=True):

@@ -26,7 +26,7 @@ from mielin_cells.log.lifecycle import Phase
 from mielin_cells.log.message import Answer, encode_answer
 from mielin_cells.log.records import Terminated, decode_record, named_owner
 from mielin_cells.rpc import requests
-from mielin_cells.rpc.answers import AskStatus
+from mielin_cells.rpc.answers import AskStatus, InboxRoom
 from mielin_cells.rpc.call import call
 from mielin_cells.store.reader import load
 from mielin_cells.substrate.ports import Log, Wire
@@ -60,8 +60,8 @@ async def remind(log: Log, wire: Wire, reminder: requests.Remind, left_s: float 
         return AskStatus(None, f"its node {node} does not answer; {later}" if away else "")
 
 
-async def count_waiting(log: Log, wire: Wire, agent: str) -> int | None:
-    """Messages in the agent's inbox, as its owner counts them; None if the owner does not answer."""
+async def count_waiting(log: Log, wire: Wire, agent: str) -> InboxRoom | None:
+    """What is in the agent's inbox, as its owner counts it; None if the owner does not answer."""
     try:
         last = await log.last(log_subject(agent))
         owner = named_owner(decode_record(last.data, f"The log of agent {agent!r}")) if last is not None else ""

@@ -26,6 +26,7 @@ from mielin_cells.rpc.answers import (
     Beat,
     CopyReport,
     DrainProgress,
+    InboxRoom,
     Prediction,
     Preparation,
     Progress,
@@ -89,8 +90,8 @@ class Order(Request[str], frozen=True):
     reason: str = ""
 
 
-class CountWaiting(Request[int], frozen=True):
-    """The messages in the agent's inbox."""
+class CountWaiting(Request[InboxRoom], frozen=True):
+    """The messages in the agent's inbox, and how many may be there."""
 
     agent: str
 

@@ -28,7 +28,6 @@ from mielin_cells.substrate.ports import Log
 from mielin_cells.testing.forwarded import ForwardedLog
 
 SOON_S = 0.2
-CALL = Message(1, "say", b"")
 YEAR_S = 365 * 86400.0
 
 gates: dict[str, asyncio.Event] = {}
@@ -308,5 +307,5 @@ def test_options_are_part_of_what_a_handler_of_a_reference_is() -> None:
 def test_the_stores_time_decides_and_a_turn_that_has_begun_does_not_expire(
     now: float, has_begun: bool, unrun: str
 ) -> None:
-    assert Ledger().why_unrun("a", CALL, Terms(10.0), now, has_begun) == unrun
-    assert Ledger().why_unrun("a", CALL, Terms(), now, has_begun) == ""
+    assert Ledger().why_unrun("a", Message(1, "say", b"", terms=Terms(10.0)), now, has_begun, False) == unrun
+    assert Ledger().why_unrun("a", Message(1, "say", b"", terms=Terms()), now, has_begun, False) == ""

@@ -12,6 +12,7 @@ from mielin_cells.agents.reference import classes, make_ref
 from mielin_cells.client import session
 from mielin_cells.client.client import Client
 from mielin_cells.log.codec import FORMAT
+from mielin_cells.rpc.answers import InboxRoom
 from mielin_cells.rpc.reminder import count_waiting
 from mielin_cells.store.reader import load
 from mielin_cells.substrate.ports import Log, Wire
@@ -304,7 +305,7 @@ async def test_tells_that_wait_for_room_are_not_overtaken_by_later_ones() -> Non
 async def test_asks_that_are_answered_are_never_held_up_to_count_the_inbox(monkeypatch: pytest.MonkeyPatch) -> None:
     counted = 0
 
-    async def counting(log: Log, wire: Wire, agent: str) -> int | None:
+    async def counting(log: Log, wire: Wire, agent: str) -> InboxRoom | None:
         nonlocal counted
         counted += 1
         return await count_waiting(log, wire, agent)

@@ -262,9 +262,9 @@ def test_a_ledgers_digest_and_size_tell_its_keys() -> None:
     assert one.digest() != other.digest()
     assert one.size_bytes > other.size_bytes
     assert one.copy().digest() == one.digest()
-    call = Message(1, "say", b"")
-    assert one.why_unrun("b", call, Terms(0.0, "k"), 0.0, False) == "conflict"
-    assert one.why_unrun("b", call, Terms(0.0, "k"), 0.0, True) == "", "what has begun goes on"
+    call = Message(1, "say", b"", terms=Terms(0.0, "k"))
+    assert one.why_unrun("b", call, 0.0, False, False) == "conflict"
+    assert one.why_unrun("b", call, 0.0, True, False) == "", "what has begun goes on"
 
 
 @pytest.mark.parametrize("key", ["", "x" * 129, "a\nb", 1, b"a"])

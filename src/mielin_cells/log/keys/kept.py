@@ -46,9 +46,9 @@ class Keys(msgspec.Struct, array_like=True):
             keys.size_bytes += keyed.size_bytes
         return keys
 
-    def judge(self, key: str, message: Message) -> str:
-        """`KEYED` if this very call has run under the key, `CONFLICT` if another has; "" if none is kept."""
-        kept = self.kept.get(key)
+    def judge(self, message: Message) -> str:
+        """`KEYED` if this very call has run under the message's key, `CONFLICT` if another has; "" if none is kept."""
+        kept = self.kept.get(message.terms.key) if message.terms is not None else None
         if kept is None:
             return ""
         return KEYED if kept.body == message.digest else CONFLICT

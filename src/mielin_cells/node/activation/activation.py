@@ -42,11 +42,15 @@ from mielin_cells.node.activation.timers import NO_DUE, Timers
 from mielin_cells.node.activation.writer import Writer
 from mielin_cells.node.streams.ends import Ends
 from mielin_cells.node.topics.reader import Reader
+from mielin_cells.rpc.answers import InboxRoom
 from mielin_cells.settings import Settings
 from mielin_cells.substrate.ports import Log, Tail, Wire
 from mielin_cells.tasks.supervision import supervised
 
 logger = logging.getLogger("mielin_cells.node")
+
+OVERFLOW = 10
+"""An inbox that drops its oldest messages takes up to so many times its limit while a turn runs."""
 
 
 class Activation(Resting):
@@ -65,6 +69,8 @@ class Activation(Resting):
         self.cell = cell
         self._dues = dues
         self.inbox = Inbox(self, tail)
+        if spec.when_full(home.settings) == "drop_oldest":
+            self.inbox.drops_from = spec.inbox_limit(home.settings)
         self.timers = Timers(self)
         effects = Effects(self, cell, self.timers)
         self.runner = Runner(self, cell, effects)
@@ -73,6 +79,16 @@ class Activation(Resting):
         self._ending: asyncio.Task[None] | None = None
         if spec.has_streams:
             self.ends = Ends(StreamOwner(self), home.settings.stream_keep_s)
+
+    def room(self) -> InboxRoom:
+        """What is in the inbox, for senders.  While no turn runs nothing can be dropped: then a full inbox refuses, and so does
+        one that has many times what it may, behind a turn that lasts.
+        """
+        settings, waiting = self.home.settings, self.inbox.waiting
+        limit, when_full = self.spec.inbox_limit(settings), self.spec.when_full(settings)
+        if when_full == "drop_oldest" and (not self.fold.may_run or waiting >= OVERFLOW * limit):
+            when_full = "refuse"
+        return InboxRoom(waiting, limit, when_full)
 
     def kick(self) -> None:
         self.intake.kick()

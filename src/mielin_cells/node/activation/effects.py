@@ -17,6 +17,7 @@ from mielin_cells.errors import (
     EpochRegression,
     Expired,
     HandlerFailed,
+    InboxFull,
     KeyConflict,
     MessageTooLarge,
     NoSuchHandler,
@@ -31,13 +32,14 @@ from mielin_cells.errors import (
 )
 from mielin_cells.log.commit import (
     EXPIRED,
+    FULL,
     DeadLetter,
     EndedTurn,
     Input,
     ReplayCounts,
 )
 from mielin_cells.log.keys.kept import CONFLICT, KEYED, Keyed
-from mielin_cells.log.message import Answer, Mail, Message, Terms, encode_answer, sender_text
+from mielin_cells.log.message import Answer, Mail, Message, encode_answer, sender_text
 from mielin_cells.node.activation.core import Core
 from mielin_cells.node.activation.inbox import Arrival
 from mielin_cells.node.activation.timers import Timers
@@ -172,35 +174,45 @@ class Effects:
 
     # ---- messages that are not run ---------------------------------------------------------------------------
 
-    def closes(self, arrival: Arrival, mail: Mail, message: Message, terms: Terms) -> bool:
-        """Takes the message without a run if its terms say so (rules T2 and T3)."""
+    def closes(self, arrival: Arrival, mail: Mail, message: Message, is_over: bool) -> bool:
+        """Takes the message without a run if its terms say so (rules T2 and T3), or if it is the oldest of too many."""
         fold, agent = self._core.fold, self._core.fold.agent
         opened = fold.turn
         has_begun = opened is not None and (opened.sender, opened.n) == (mail.sender, message.n) and bool(opened.calls)
-        unrun = fold.ledger.why_unrun(mail.sender, message, terms, self._core.home.clock.now(), has_begun)
+        unrun = fold.ledger.why_unrun(mail.sender, message, self._core.home.clock.now(), has_begun, is_over)
         if not unrun:
             return False
         answer: bytes | None = None
         if unrun == KEYED:
-            kept = fold.ledger.keys.kept.get(terms.key) if fold.ledger.keys is not None else None
+            key, keys = message.terms.key if message.terms is not None else "", fold.ledger.keys
+            kept = keys.kept.get(key) if keys is not None else None
             answer = kept.answer if kept is not None else None  # dropped since: a replay, whose stored answer stands
         else:
-            error = self._why(message, terms, unrun)
+            error = self._why(message, unrun)
             logger.info("agent %s: %s of %s did not run: %s", agent, message.handler, sender_text(mail.sender), error)
-            if unrun == EXPIRED or not message.ask:
+            if unrun in (EXPIRED, FULL) or not message.ask:
                 cause = described(error)
                 self.bury(DeadLetter(arrival.seq, mail.sender, message.n, message.handler, cause, 0, [], message.args))
             answer = encode_answer(Answer(None, error.to_wire()))
         self.take(mail, message, None, answer if message.ask else None, unrun)
         return True
 
-    def _why(self, message: Message, terms: Terms, unrun: str) -> CellError:
+    def _why(self, message: Message, unrun: str) -> CellError:
         agent, handler = self._core.fold.agent, message.handler
         what = f"{self._core.spec.name}.{handler} of agent {agent!r} did not run: "
+        if unrun == FULL:
+            limit = self._core.spec.inbox_limit(self._core.home.settings)
+            return InboxFull(
+                f"{what}more than {limit} messages waited, and the oldest were dropped.",
+                agent=agent,
+                waiting=limit,
+                limit=limit,
+            )
         if unrun == CONFLICT:
+            key = message.terms.key if message.terms is not None else ""
             return KeyConflict(
-                f"{what}another call was made under the key {terms.key!r} before. Give each call a key of its own; a call that is "
-                "repeated has the same handler and arguments.", agent=agent, handler=handler, key=terms.key,
+                f"{what}another call was made under the key {key!r} before. Give each call a key of its own; a call that is "
+                "repeated has the same handler and arguments.", agent=agent, handler=handler, key=key,
             )  # fmt: skip
         return Expired(f"{what}the message's deadline passed before its turn began.", agent=agent, handler=handler)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -75,6 +76,7 @@ class Inbox:
         "_tail",
         "arrived",
         "aside",
+        "drops_from",
         "queue",
         "waiting",
     )
@@ -94,6 +96,8 @@ class Inbox:
         self.arrived = 0
         """Messages that have come since the inbox was opened."""
         self.waiting = 0
+        self.drops_from = sys.maxsize
+        """While more messages wait than this, the first ones are dropped."""
         self.aside = 0
         """Entries that were put off, until their senders' first messages are run again."""
 

@@ -5,14 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from mielin_cells.errors import (
-    CellError,
-    Fenced,
-    HandlerFailed,
-    RecordInvalid,
-    RetryError,
-    described,
-)
+from mielin_cells.errors import CellError, Fenced, HandlerFailed, RecordInvalid, RetryError, described
 from mielin_cells.log.commit import DeadLetter
 from mielin_cells.log.ledger import Verdict
 from mielin_cells.log.message import Answer, Mail, Message, encode_answer, sender_text
@@ -181,7 +174,9 @@ class Intake:
             )
             self._effects.bury_failed(arrival, mail, message, turn, lost, 0)
             return None
-        if message.terms is not None and self._effects.closes(arrival, mail, message, message.terms):
+        is_over = self._inbox.waiting > self._inbox.drops_from and mail.sender != self._fold.agent
+        asks_more = is_over or message.terms is not None or self._fold.ledger.replays
+        if asks_more and self._effects.closes(arrival, mail, message, is_over):
             return None
         return self._runner.begin(mail, message, handler)
 

@@ -202,23 +202,33 @@ class Outbox:
         await publishing.deliver(queue, lambda outs: self._note_stored(to, receiver, outs))
         receiver.queue, receiver.task = (), None
 
-    async def _has_room(self, to: str) -> None:
-        """Waits until the receiver's inbox has room.  An inbox whose owner does not answer counts as one with room."""
+    def _share_of(self, cls: str) -> int:
+        """How many messages may be sent to an agent of the class before its inbox is looked at."""
+        home = self._owner.home
+        known = home.resolve(cls) if home.resolve is not None else None
+        return max(((known.__mielin_inbox_max__ if known is not None else None) or home.settings.inbox_max) // SHARE, 1)
+
+    async def _has_room(self, to: str) -> int | None:
+        """Waits until the receiver's inbox has room.  Returns how many may be sent before it is looked at again; None if its owner
+        does not answer: then it counts as one with room."""
         home, backoff = self._owner.home, Backoff()
-        while ((await count_waiting(home.log, home.wire, to)) or 0) >= home.settings.inbox_max:
+        while (room := await count_waiting(home.log, home.wire, to)) is not None and room.is_full:
             await backoff.wait()
+        return None if room is None else max(room.limit // SHARE, 1)
 
     async def _deliver(self, to: str, receiver: _Receiver, queue: deque[Out]) -> None:
         owner = self._owner
-        sender, reply_to, share = owner.fold.agent, owner.home.reply_to, owner.home.settings.inbox_max // SHARE
+        sender, reply_to, share = owner.fold.agent, owner.home.reply_to, self._share_of(queue[0].cls)
         while queue:
             if queue[0].n - receiver.counted >= share:
-                await self._has_room(to)
+                share = await self._has_room(to) or share
                 receiver.counted = queue[0].n
             cls, size, messages = queue[0].cls, 0, list[Message]()
             for out in queue:
                 size += len(out.args) + 64
-                if messages and (out.cls != cls or size > MAIL_BYTES_MAX or out.n != messages[-1].n + 1):
+                if messages and (
+                    len(messages) >= share or out.cls != cls or size > MAIL_BYTES_MAX or out.n != messages[-1].n + 1
+                ):
                     break
                 messages.append(Message(out.n, out.handler, out.args, out.ask, out.corrects, out.chain, out.terms))
             await self._store(Mail(to, cls, sender, 0, owner.low(to), reply_to, messages), receiver)

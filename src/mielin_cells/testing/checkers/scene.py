@@ -52,7 +52,7 @@ class Call:
     keyed: int | None = None
     """Of a call with a key: what it was answered, 0 for a tell that was stored, -1 for `KeyConflict`."""
     timely: str = ""
-    """Of a call with a deadline: "stored" once its message is (a tell), "expired" once its caller knows that (an ask)."""
+    """Of a call with a deadline: "stored" once its message is (a tell), "expired" once its caller knows that it does not run."""
 
 
 @dataclass(slots=True)

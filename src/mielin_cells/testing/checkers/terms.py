@@ -6,12 +6,15 @@ from collections import Counter
 
 import msgspec
 
-from mielin_cells.log.commit import EXPIRED, DeadLetter
+from mielin_cells.log.commit import EXPIRED, FULL, DeadLetter
 from mielin_cells.log.message import Terms, decode_answer
 from mielin_cells.log.records import Undone
 from mielin_cells.testing.checkers.checker import Checker, Letter, Step
 from mielin_cells.testing.checkers.messages import commit_of
 from mielin_cells.testing.checkers.scene import STORE_WALL_S, Scene
+
+CAUSES = {EXPIRED: "Expired", FULL: "InboxFull"}
+"""By why a message was not run: the error that says so."""
 
 TIMELY = "timely"
 """The handler of the workload that is called with a deadline."""
@@ -22,7 +25,7 @@ class InTime(Checker):
 
     One that has expired is a dead letter, and its asker gets `Expired`.  At rest no turn has begun after its message's deadline,
     except to go on with what the log already had of it.  Each message with a deadline whose fate its sender knows has run or expired,
-    and not both.
+    and not both.  The same holds of messages that a full inbox has dropped.
     """
 
     invariant = "I27"
@@ -47,19 +50,19 @@ class InTime(Checker):
         commit = commit_of(step)
         if commit is None:
             return
-        letters = {(letter.sender, letter.n): letter for letter in commit.dead if letter.cause.startswith("Expired:")}
+        letters = {(letter.sender, letter.n): letter for letter in commit.dead}
         for one in commit.inputs:
-            if one.unrun != EXPIRED:
+            if one.unrun not in CAUSES:
                 continue
             what, terms = f"number {one.n} of {one.sender}", self._terms.get((step.agent, one.sender, one.n), Terms())
-            now = STORE_WALL_S + self.scene.history.now()
-            if not 0 < terms.expires <= now:
+            now, cause = STORE_WALL_S + self.scene.history.now(), CAUSES[one.unrun]
+            if one.unrun == EXPIRED and not 0 < terms.expires <= now:
                 self.fails(f"{step.what} lets {what} expire {terms.expires - now:.3f} s before its deadline")
-            if one.answer is not None and (decode_answer(one.answer).error or ("",))[0] != "Expired":
-                self.fails(f"{step.what} lets {what} expire and answers something else")
+            if one.answer is not None and (decode_answer(one.answer).error or ("",))[0] != cause:
+                self.fails(f"{step.what} does not run {what}, and answers something else than {cause}")
             letter = letters.get((one.sender, one.n))
-            if letter is None:
-                self.fails(f"{step.what} lets {what} expire without a dead letter")
+            if letter is None or not letter.cause.startswith(cause):
+                self.fails(f"{step.what} does not run {what}, and there is no dead letter with {cause}")
             if letter.handler == TIMELY:
                 expired[_call_of(letter)] = step.seq
 
@@ -73,7 +76,7 @@ class InTime(Checker):
                 if call.agent != agent or not call.timely:
                     continue
                 if key in heard and (key in expired or call.timely == "expired"):
-                    self.fails(f"{agent} has run {key}, which has expired")
+                    self.fails(f"{agent} has run {key}, which was not to run: it has expired, or was dropped")
                 if call.timely == "stored" and key not in heard and key not in expired:
                     self.fails(f"{agent} has lost {key}, which has neither run nor expired")
 

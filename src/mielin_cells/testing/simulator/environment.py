@@ -17,6 +17,8 @@ from mielin_cells.errors import (
     StoreReadOnly,
     StreamMissing,
 )
+from mielin_cells.migration.recovery import RecoveryConfig
+from mielin_cells.settings import Settings
 from mielin_cells.substrate.ports import STALE_S
 
 
@@ -177,3 +179,20 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
         waiting += [one.__cause__, one.__context__]
         if isinstance(one, BaseExceptionGroup):
             waiting += one.exceptions
+
+
+def settings_of(rng: Random) -> Settings:
+    return Settings(
+        ask_timeout_s=rng.choice((3.0, 10.0)), ask_repeat_s=0.5, turn_deadline_s=20.0, tries=20, prepare_s=3.0,
+        pause_s=rng.choice((0.5, 5.0)), handover_s=rng.choice((0.05, 1.0)), probation_s=rng.choice((1.0, 5.0)),
+        migration_s=20.0, reconcile_s=rng.choice((1.0, 3.0)), snapshot_records=rng.choice((4, 12, 512)),
+        retention_s=rng.choice((0.0, 3.0, 3600.0, 3600.0)), copy_lag_records=rng.choice((1, 64)), heartbeat_s=0.5,
+        heartbeat_misses=rng.choice((3, 5)), compare_s=20.0,
+    )  # fmt: skip
+
+
+def recovery_of(rng: Random) -> RecoveryConfig:
+    return RecoveryConfig(
+        max_retries=rng.choice((0, 1, 3)), initial_retry_delay_secs=rng.choice((0.1, 1.0)), max_retry_delay_secs=2.0,
+        recovery_timeout_secs=30.0, auto_rollback=rng.random() < 0.9,
+    )  # fmt: skip

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from mielin_cells.migration.recovery import RecoveryConfig
 from mielin_cells.settings import Settings
 from mielin_cells.testing.simulator import misbehaving
-from mielin_cells.testing.simulator.environment import CHANCES, Faults
+from mielin_cells.testing.simulator.environment import CHANCES, Faults, recovery_of, settings_of
 
 OPS_S = 16.0
 """Virtual seconds in which an operator and a nemesis do what they do."""
@@ -48,6 +48,9 @@ CALLS = {"note": 4.0, "give": 3.0, "hand": 2.0, "roam": 0.5, "settle": 1.5, "ala
 
 ODD_FROM = 1000
 """The number of the first call of an agent that misbehaves."""
+
+SPILL_FROM = 2000
+"""The number of the first call of the agent whose inbox drops its oldest messages."""
 
 ODD_ORDERS = ("move", "move", "suspend", "stand by", "replay", "purge", "order pause", "terminate", "stop")
 
@@ -199,23 +202,6 @@ class Swarm:
         return [call for life in self.lives for worker in life.workers for call in worker]
 
 
-def settings_of(rng: Random) -> Settings:
-    return Settings(
-        ask_timeout_s=rng.choice((3.0, 10.0)), ask_repeat_s=0.5, turn_deadline_s=20.0, tries=20, prepare_s=3.0,
-        pause_s=rng.choice((0.5, 5.0)), handover_s=rng.choice((0.05, 1.0)), probation_s=rng.choice((1.0, 5.0)),
-        migration_s=20.0, reconcile_s=rng.choice((1.0, 3.0)), snapshot_records=rng.choice((4, 12, 512)),
-        retention_s=rng.choice((0.0, 3.0, 3600.0, 3600.0)), copy_lag_records=rng.choice((1, 64)), heartbeat_s=0.5,
-        heartbeat_misses=rng.choice((3, 5)), compare_s=20.0,
-    )  # fmt: skip
-
-
-def recovery_of(rng: Random) -> RecoveryConfig:
-    return RecoveryConfig(
-        max_retries=rng.choice((0, 1, 3)), initial_retry_delay_secs=rng.choice((0.1, 1.0)), max_retry_delay_secs=2.0,
-        recovery_timeout_secs=30.0, auto_rollback=rng.random() < 0.9,
-    )  # fmt: skip
-
-
 def drawn(seed: int, cut: Cut | None = None) -> Swarm:
     """What the seed draws, less what is cut."""
     rng = Random(f"swarm {seed}")
@@ -270,6 +256,15 @@ def _add_terms(swarm: Swarm, rng: Random) -> None:
     """In two thirds of all worlds some calls have a deadline or a key."""
     share, longest_s = rng.choice((0.0, 0.3, 0.8)), rng.choice((0.02, 0.3, 3.0))
     swarm.settings = replace(swarm.settings, keys_bytes=rng.choice((1 << 20, 1 << 20, 200)))
+    if rng.random() < share:
+        swarm.agents = *swarm.agents, "c0"
+        plans = [
+            CallPlan(SPILL_FROM + n, 0.02 * rng.random(), "c0", "timely", "", 0, n % 3 > 0, 1000.0) for n in range(40)
+        ]
+        swarm.lives.append(Life("client-spill", [plans[n::4] for n in range(4)], None))
+        swarm.ops += [
+            Op(round(rng.random() * 2, 3), "move", rng.choice(swarm.nodes), "c0", rng.getrandbits(32)) for _ in range(2)
+        ]
     for life in swarm.lives:
         for worker in life.workers:
             for place, call in enumerate(worker):

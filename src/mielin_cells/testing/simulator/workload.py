@@ -169,6 +169,10 @@ class Account(cells.Agent, name="SimAccount"):
         return self.tokens, self.heard, self.got, self.sent, self.receipts, *told
 
 
+class Spill(Account, name="SimSpill", inbox_max=2, when_full="drop_oldest"):
+    """An account whose inbox is soon full, and then drops its oldest messages."""
+
+
 class Workload:
     """Base: agents of its own, and nothing more.  A scenario calls `begin`, then `lives`, then `has_arrived` until it is true."""
 
@@ -281,9 +285,9 @@ class Accounts(Workload):
                 call.keyed, call.at = -1, scenario.world.loop.time()
                 counts["call: KeyConflict"] += 1
                 return
-            if plan.deadline_s and error.code == "Expired":
+            if plan.deadline_s and error.code in ("Expired", "InboxFull"):
                 call.timely, call.at = "expired", scenario.world.loop.time()
-                counts["call: Expired"] += 1
+                counts[f"call: {error.code}"] += 1
                 return
             if call.doomed and error.code in ("HandlerFailed", "TurnDeadlineExceeded"):
                 call.doomed = "failed"
@@ -312,7 +316,7 @@ class Accounts(Workload):
             agent, wants_all = rng.choice(scenario.swarm.agents), rng.random() < LINEARIZABLE
             args = spec.handler("look").encode_args((rng.choice((0.0, 0.0, 0.1)),), {})
             least = max(seen.get(agent, 0), scene.folds[agent].seq if wants_all and agent in scene.folds else 0)
-            request = Read(agent, spec.name, "look", args, seen.get(agent, 0), wants_all, 0.0)
+            request = Read(agent, spec_of(class_of(agent)).name, "look", args, seen.get(agent, 0), wants_all, 0.0)
             try:
                 reading = await read_shared(client.log, client.wire, request, ASK_S, owners)
             except CellError as error:
@@ -343,7 +347,7 @@ class Accounts(Workload):
                 return False
             observed[agent] = Observed(heard=heard, book={"marks": marks, "book": book, "stray": stray})
         for agent in scenario.swarm.agents:
-            ref = scenario.operator.get(Account, agent)
+            ref = scenario.operator.get(Spill if class_of(agent) is Spill else Account, agent)
             observed[agent] = Observed(*await scenario.until_done(ref.show))
         transfers = all(len(observed[to].got.get(a, [])) >= n for a, s in observed.items() for to, n in s.sent.items())
         waiting = scenario.scene.waiting = scenario.scene.count_waiting_timers()
@@ -351,8 +355,8 @@ class Accounts(Workload):
 
 
 def class_of(agent: str) -> type[Agent]:
-    """The names of those that misbehave begin with b."""
-    return Odd if agent.startswith("b") else Account
+    """The names of those that misbehave begin with b, that of the one with a small inbox with c."""
+    return Odd if agent.startswith("b") else Spill if agent.startswith("c") else Account
 
 
 async def _all(works: list[Coroutine[Any, Any, None]]) -> None:
