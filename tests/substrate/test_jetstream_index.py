@@ -99,6 +99,32 @@ async def test_a_deleted_index_is_made_anew_in_the_next_generation(by: str, serv
         assert not [one for one in judged(facts).findings if "own" in one.what]
 
 
+async def test_what_an_index_has_lost_is_said_and_it_is_made_anew(server: Server) -> None:
+    """A server may lose entries for good when others of its cluster die.  Former owners and agents that have ended are no loss."""
+    name = f"index{next(_numbers)}"
+    async with opened(server.url, deployment=name, shards=2) as substrate, raw_client(server.url) as client:
+        log = substrate.log
+        for n in range(8):
+            seq = await owns(log, f"log.a{n}", "node-1", 0)
+            if n % 2:
+                seq = await owns(log, f"log.a{n}", "node-2", seq)
+                await log.forget_owned("node-1", f"log.a{n}", seq)
+            if n == 5:
+                await owns(log, f"log.a{n}", "", seq)
+        await log.owned("node-1", "settled index")
+        assert (await JetStream.inspected(server.url, deployment=name)).lost == []
+        for entry in ("node-1.a0", "node-2.a1", "node-2.a5", "node-1.a3"):
+            asked = json.dumps({"filter": f"{name}.own.{entry}"}).encode()
+            await client.request(f"$JS.API.STREAM.PURGE.{name}-own-1", asked)
+        facts = await JetStream.inspected(server.url, deployment=name)
+        assert facts.lost == ["a0", "a1"]
+        assert [one.level for one in judged(facts).findings if "a0, a1" in one.what] == [WARNING]
+        assert await JetStream.replicated(server.url, deployment=name) == {f"{name}-own-2": (1, 1)}
+        await shown(log, "node-2", ["log.a1", "log.a3", "log.a5", "log.a7"])
+        assert (await JetStream.inspected(server.url, deployment=name)).lost == []
+        assert await JetStream.replicated(server.url, deployment=name) == {}
+
+
 async def _open(url: str, deployment: str) -> None:
     async with opened(url, deployment=deployment):
         pass

@@ -22,7 +22,10 @@ def doctor(
     *,
     path: Annotated[Path | None, Parameter(help="Look at this SQLite file, and at no server.")] = None,
     fix: Annotated[
-        bool, Parameter(help="First change the streams' replicas to --replicas, or to the default.")
+        bool,
+        Parameter(
+            help="First change the streams' replicas to --replicas, or to the default, and make a bad index of owners anew."
+        ),
     ] = False,
     streams: Streams = ANY,
     server: Server = HERE,
@@ -73,8 +76,11 @@ def _check(path: Path | None, fix: bool, streams: Streams) -> None:
 
 def _changes(changed: dict[str, tuple[int, int]]) -> str:
     if not changed:
-        return "nothing was changed: the number of replicas is already right\n"
-    lines = [f"{name}: {before} -> {after} replicas" for name, (before, after) in changed.items()]
+        return "nothing was changed: the number of replicas is right, and the index of owners is whole\n"
+    lines = [
+        f"{name}: {f'{before} -> {after} replicas' if before != after else 'made anew'}"
+        for name, (before, after) in changed.items()
+    ]
     return "\n".join([*lines, "the server fills new copies now; `mielin doctor` shows those that are behind", ""])
 
 

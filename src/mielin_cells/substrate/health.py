@@ -57,6 +57,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     streams: list[StreamFacts] = []
     missing: list[str] = []
     """Streams of the deployment that are not there."""
+    lost: list[str] = []
+    """Agents that the index of owners does not name at their owners."""
     account: dict[str, Any] = {}
     clock_s: float = 0.0
     """By how much the server's clock is ahead of this machine's, as far as the way there allows to say."""
@@ -187,6 +189,12 @@ def _of_server(facts: Facts) -> list[Finding]:
         findings.append(Finding(
             WARNING, "The index of which node owns which agent is gone. It holds nothing of its own: the next node that starts makes "
             "it anew, or `mielin doctor --fix` does.",
+        ))  # fmt: skip
+    if facts.lost:
+        some = ", ".join([*facts.lost[:3], *(["..."] if len(facts.lost) > 3 else [])])
+        findings.append(Finding(
+            WARNING, f"The index of which node owns which agent has lost {len(facts.lost)} agents ({some}). Failover and nodes that "
+            "start find them later than others, by comparing all logs. `mielin doctor --fix` makes the index anew.",
         ))  # fmt: skip
     if lost and facts.streams:
         names = ", ".join(lost)

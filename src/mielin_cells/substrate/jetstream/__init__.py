@@ -8,7 +8,7 @@ from typing import Final, TypeAlias
 from mielin_cells.substrate.health import Facts
 from mielin_cells.substrate.jetstream.address import check_domain, check_url, options_of
 from mielin_cells.substrate.jetstream.connection import Connection
-from mielin_cells.substrate.jetstream.health import facts
+from mielin_cells.substrate.jetstream.health import facts, mend_index
 from mielin_cells.substrate.jetstream.log import JetLog
 from mielin_cells.substrate.jetstream.streams import (
     Layout,
@@ -129,11 +129,14 @@ class JetStream:
     ) -> dict[str, tuple[int, int]]:
         """Changes how many copies the servers keep (default: as for a new deployment); before and after, by changed stream.
 
+        Also makes the index of owners anew if it has lost agents: its copies are the same before and after.
+
         Returns when the servers have accepted the change; new copies are filled after that.  Raises as `open`.
         """
         connection = await _opened(url, creds, tls_ca, domain, deployment, StreamOptions(replicas=replicas))
         try:
-            return await with_replicas(connection, deployment, replicas)
+            changed = await with_replicas(connection, deployment, replicas)
+            return changed | await mend_index(connection, deployment)
         finally:
             await connection.close()
 

@@ -1,7 +1,9 @@
-"""What a NATS server and a deployment's streams say of themselves; nothing is made or changed."""
+"""What a NATS server and a deployment's streams say of themselves, and what the index of owners has lost."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import datetime
 import json
 import time
@@ -9,17 +11,24 @@ from typing import Any, Final
 
 import msgspec
 
-from mielin_cells.errors import CellError
+from mielin_cells.errors import CellError, RetryError
+from mielin_cells.log.ids import LOGS, agent_of
 from mielin_cells.substrate.format import check_format
 from mielin_cells.substrate.health import Facts, StreamFacts
 from mielin_cells.substrate.jetstream import api
 from mielin_cells.substrate.jetstream.api import Unanswered
-from mielin_cells.substrate.jetstream.ask import ask
+from mielin_cells.substrate.jetstream.ask import ask, stream
+from mielin_cells.substrate.jetstream.asking import Asking
 from mielin_cells.substrate.jetstream.connection import Connection
-from mielin_cells.substrate.jetstream.index import index_name, read_generation
-from mielin_cells.substrate.jetstream.places import TOPIC
+from mielin_cells.substrate.jetstream.index import find_index, index_name, make_index, read_generation
+from mielin_cells.substrate.jetstream.places import MARKER, NOBODY, OWN, TOPIC, head_of
 from mielin_cells.substrate.jetstream.topics import MADE
 
+LASTS: Final = 500
+"""Names in one request for their last entries."""
+LATE_S: Final = 3.0
+"""What the index does not name for so long counts as lost."""
+LOOK_S: Final = 0.3
 SYSTEM_S: Final = 0.3
 """Only a system account is answered; any other hears nothing at all."""
 
@@ -52,6 +61,10 @@ async def facts(connection: Connection, deployment: str, sync: str, named_by: st
                 names.append(api.stream_name(deployment, TOPIC, 0))
             names += [api.stream_name(deployment, kind, n) for n in range(1, int(shards)) for kind in kinds]
             names.append(index_name(deployment, (await read_generation(connection, deployment))[0] or 1))
+    lost: list[str] = []
+    if streams and not missing:
+        with contextlib.suppress(RetryError):  # what keeps the streams from answering is seen by itself
+            lost = await find_lost(connection, deployment)
     sync_s, sync_from = await _sync(connection)
     if sync_s is None and sync:
         sync_s, sync_from = (0.0 if sync == "power" else 120.0), named_by
@@ -59,7 +72,7 @@ async def facts(connection: Connection, deployment: str, sync: str, named_by: st
         kind="nats", where=connection.url, deployment=deployment, servers=connection.servers, version=connection.version,
         sync_s=sync_s, sync_from=sync_from,
         in_cluster=any(api.is_clustered(one.cluster) for one in streams),
-        payload_max=connection.payload_max, streams=streams, missing=missing,
+        payload_max=connection.payload_max, streams=streams, missing=missing, lost=lost,
         account=account, clock_s=clock_s,
     )  # fmt: skip
 
@@ -85,3 +98,64 @@ async def _sync(connection: Connection) -> tuple[float | None, str]:
         return (0.0 if config.get("sync_always") else config.get("sync_interval", 0) / 1e9 or 120.0), "the server"
     except (Unanswered, CellError, LookupError, TypeError):
         return None, ""
+
+
+class _Owners(Asking):
+    """Compares the index of owners with the logs, by the names that their streams have."""
+
+    def __init__(self, connection: Connection, deployment: str) -> None:
+        super().__init__(connection)
+        self._deployment = deployment
+
+    async def find_lost(self) -> set[tuple[str, str]]:
+        """Node and agent, as names in subjects, of each agent that the index does not name at its owner now."""
+        first = await stream(self._connection, api.stream_name(self._deployment, "log", 0))
+        owners = set[tuple[str, str]]()
+        for shard in range(int(first.config.metadata["mielin.shards"])):
+            owners |= await self._owners(shard)
+        index, head = await find_index(self._connection, self._deployment), f"{self._deployment}.{OWN}."
+        there = {name.removeprefix(head) for name in await self._names(index, f"{head}>")}
+        return {(node, agent) for node, agent in owners if f"{node}.{agent}" not in there}
+
+    async def _owners(self, shard: int) -> set[tuple[str, str]]:
+        """By the newest ownership record of each log, without those of agents that have ended."""
+        name, head = api.stream_name(self._deployment, "log", shard), head_of(self._deployment, "log", shard) + LOGS
+        by_agent = dict[str, list[str]]()
+        for one in await self._names(name, f"{head}*.{OWN}.*"):
+            agent, _, node = one.removeprefix(head).partition(f".{OWN}.")
+            if not agent.startswith(MARKER):
+                by_agent.setdefault(agent, []).append(node)
+        newest = {agent: (0, nodes[0]) for agent, nodes in by_agent.items() if len(nodes) == 1}
+        several = [
+            f"{head}{agent}.{OWN}.{node}" for agent, nodes in by_agent.items() if len(nodes) > 1 for node in nodes
+        ]
+        for start in range(0, len(several), LASTS):
+            for heard in await self._lasts(name, several[start : start + LASTS]):
+                agent, _, node = heard.subject.removeprefix(head).partition(f".{OWN}.")
+                newest[agent] = max(newest.get(agent, (0, "")), (heard.seq, node))
+        return {(node, agent) for agent, (_, node) in newest.items() if node != NOBODY}
+
+
+async def find_lost(connection: Connection, deployment: str) -> list[str]:
+    """Agents that the index does not name at their owners, and has not for some time: it is only late otherwise."""
+    owners, lost = _Owners(connection, deployment), set[tuple[str, str]]()
+    until = time.monotonic() + LATE_S
+    while found := await owners.find_lost():
+        lost = found if not lost else lost & found
+        if not lost or time.monotonic() > until:
+            break
+        await asyncio.sleep(LOOK_S)
+    else:
+        return []
+    return sorted(agent_of(LOGS + agent) for _, agent in lost)
+
+
+async def mend_index(connection: Connection, deployment: str) -> dict[str, tuple[int, int]]:
+    """Makes the index anew if it has lost agents; its name with its copies before and after."""
+    if not await find_lost(connection, deployment):
+        return {}
+    before = await find_index(connection, deployment)
+    copies = (await stream(connection, before)).config.num_replicas
+    await ask(connection, f"STREAM.DELETE.{before}")
+    await make_index(connection, deployment)
+    return {await find_index(connection, deployment): (copies, copies)}
