@@ -139,7 +139,17 @@ def test_a_doubt_is_a_suspicion_once_another_watcher_confirms_it() -> None:
     assert {one.status for one in leader.table if one.name != A} == {Status.DOUBTED}
     leader.says = {B: [C]}
     append(leader.table, Serving(B, 1))
-    assert leader.look(4.1, [A, B]) == Suspected(C, 1, leader.table.term)
+    assert leader.until(15.0, [A, B], 4.1) == [(4.1, Suspected(C, 1, leader.table.term))]  # and once
+
+
+def test_what_is_appended_in_a_round_is_not_appended_again_in_it() -> None:
+    """The leader appended its suspicion twice, where a doubt had come long before (seed 58)."""
+    leader = Node(A, table_of(A, B, C))
+    leader.until(4.0, [A])
+    beats = {B: Beat(B, 1, 0.0, 0.0, silent=[C])}
+    assert leader.watch.suspect(20.0, leader.table, beats) == Suspected(C, 1, leader.table.term)
+    append(leader.table, Suspected(C, 1, leader.table.term))
+    assert leader.watch.suspect(20.0, leader.table, beats) is None
 
 
 def test_a_deputy_that_does_not_hear_itself_is_no_witness() -> None:

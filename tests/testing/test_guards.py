@@ -25,12 +25,14 @@ from mielin_cells.errors import Fenced
 from mielin_cells.log import codec
 from mielin_cells.log.commit import Batch, DeadLetter, Input, Out, StepCall
 from mielin_cells.log.fold import Fold
-from mielin_cells.log.ids import log_subject
+from mielin_cells.log.ids import MEMBERS, log_subject
 from mielin_cells.log.keys.kept import Keys
 from mielin_cells.log.ledger import Ledger
 from mielin_cells.log.message import Mail, Message
 from mielin_cells.log.records import Claimed
 from mielin_cells.log.state import StoredState
+from mielin_cells.membership.members import AnyRecord as AnyMember
+from mielin_cells.membership.table import Members
 from mielin_cells.migration import case
 from mielin_cells.migration import source as machine
 from mielin_cells.migration.failure import MigrationError
@@ -361,6 +363,30 @@ def a_linearizable_read_asks_the_log(patch: Patch) -> None:
         return await read(self, replace_field(request, is_linearizable=False))
 
     patch.setattr(Reads, "read", at_once)
+
+
+@guard(within=40)
+def members_expect_the_last_record(patch: Patch) -> None:
+    """What is appended to the log of the members is stored, whatever has been read of it."""
+    append = View.append
+
+    async def anyhow(
+        self: View, subject: str, data: bytes, expect: int | None = None, owner: str | None = None
+    ) -> Outcome:
+        return await append(self, subject, data, None if subject == MEMBERS else expect, owner)
+
+    patch.setattr(View, "append", anyhow)
+
+
+@guard(within=20)
+def members_are_decided_anew(patch: Patch) -> None:
+    """A record of the members that lost against another one is appended again behind it."""
+    append = Members.try_append
+
+    async def again(self: Members, record: AnyMember) -> int:
+        return await append(self, record) or await append(self, record)
+
+    patch.setattr(Members, "try_append", again)
 
 
 @guard(within=40)

@@ -216,7 +216,7 @@ class Watch:
         ]  # fmt: skip
         for name in self.silent:
             member = table.get(name)
-            if member is None:
+            if member is None or not member.is_present:  # what was appended in this round counts
                 continue
             asked = [beat for beat in witnesses if beat.node != name]
             confirmed = any(name in (beat.silent or ()) for beat in asked)

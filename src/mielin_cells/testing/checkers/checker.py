@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, NoReturn
 
 from mielin_cells.errors import CellError
-from mielin_cells.log.ids import JOURNALS, LOGS, agent_of, inbox_subject, migration_of, reply_subject
+from mielin_cells.log.ids import JOURNALS, LOGS, MEMBERS, agent_of, inbox_subject, migration_of, reply_subject
 from mielin_cells.log.message import Mail, Replies, decode_mail, decode_replies
 from mielin_cells.log.records import (
     Accepted,
@@ -24,6 +24,8 @@ from mielin_cells.log.records import (
     Terminated,
     decode_record,
 )
+from mielin_cells.membership.members import AnyRecord as AnyMember
+from mielin_cells.membership.members import decode_record as decode_member
 from mielin_cells.migration import journal as journals
 from mielin_cells.substrate.ports import Entry
 from mielin_cells.testing.checkers.history import Author
@@ -32,7 +34,7 @@ from mielin_cells.testing.checkers.scene import Scene, Violation
 INBOXES = inbox_subject("")
 REPLIES = reply_subject("")
 
-INVARIANTS = tuple(f"I{number}" for number in range(1, 29))
+INVARIANTS = tuple(f"I{number}" for number in range(1, 30))
 
 
 @dataclass(slots=True)
@@ -105,6 +107,14 @@ class Line(NamedTuple):
     at: float
 
 
+class MemberStep(NamedTuple):
+    """A record of the log of the members at the instant it lands."""
+
+    seq: int
+    record: AnyMember
+    author: Author
+
+
 class Checker:
     """Base of all checkers.  A class defines what it looks at."""
 
@@ -121,6 +131,9 @@ class Checker:
 
     def journal(self, line: Line) -> None:
         """A record of a migration's journal has landed."""
+
+    def member(self, step: MemberStep) -> None:
+        """A record of the log of the members has landed."""
 
     def answers(self, replies: Replies, author: Author) -> None:
         """Answers are given to the wire."""
@@ -147,6 +160,7 @@ class Checkers:
         self._records = [c.record for c in self.all if _has(c, "record")]
         self._mails = [c.mail for c in self.all if _has(c, "mail")]
         self._journals = [c.journal for c in self.all if _has(c, "journal")]
+        self._members = [c.member for c in self.all if _has(c, "member")]
         self._answers = [c.answers for c in self.all if _has(c, "answers")]
 
     def landed(self, subject: str, entry: Entry, author: Author) -> None:
@@ -162,6 +176,10 @@ class Checkers:
                 letter = Letter(decode_mail(entry.data, subject), entry.seq, author)
                 for see in self._mails:
                     see(letter)
+            elif subject == MEMBERS:
+                step = MemberStep(entry.seq, decode_member(entry.data, subject), author)
+                for see_member in self._members:
+                    see_member(step)
             elif subject.startswith(JOURNALS):
                 agent, migration = migration_of(subject)
                 line = Line(agent, migration, entry.seq, journals.decode(entry.data, subject), author, at)

@@ -200,6 +200,8 @@ class Nemesis:
             case "crash":
                 world.crash(who)
                 self._again(who, rng)
+            case "crash leader" | "crash watchers":
+                self._crash_watchers(what == "crash leader", rng)
             case "crash at call":
                 how = rng.choice(("crash before", "crash after", "crash answered"))
                 world.crash_at_call(who, rng.randint(1, 60), how)
@@ -228,6 +230,14 @@ class Nemesis:
                 self._swizzle(rng)
             case _:
                 self._part(who, seconds, rng, one_way=what == "partition one way")
+
+    def _crash_watchers(self, leader_alone: bool, rng: Random) -> None:
+        """The leader of failover dies, or all that listen to all nodes do."""
+        tables = [node.members.table for node in self._scenario.scene.nodes.values()]
+        watchers = max(tables, key=lambda table: table.seq).watchers if tables else []
+        for who in watchers[:1] if leader_alone else watchers:
+            self._scenario.world.crash(who)
+            self._again(who, rng, rng.choice((0.0, 4.0, 10.0)))
 
     def _again(self, who: str, rng: Random, after_s: float = 0.0) -> None:
         """Starts a process again that has died."""

@@ -327,6 +327,9 @@ def _keep(swarm: Swarm) -> None:
         swarm.settings = replace(
             swarm.settings, heartbeat_s=rng.choice((0.5, 1.0)), heartbeat_misses=rng.choice((3, 5))
         )
+        for what in ("crash leader", "crash watchers"):
+            if rng.random() < 0.25:
+                swarm.ops.append(Op(round(rng.random() * OPS_S, 3), what, "", swarm.agents[0], rng.getrandbits(32)))
 
 
 def _lives(rng: Random, agents: tuple[str, ...]) -> list[Life]:
