@@ -80,6 +80,16 @@ CATCH_UP_MAX = 10_000
 DEAD_LETTERS_MAX = 1000
 """Dead letters kept per agent; the oldest goes first."""
 
+TAKES_MAX = 32
+"""Agents that a node takes at the same time, by adoption or for a takeover: with more, asks of the agents that it has wait too long.
+Copies of agents that move to it have as many places of their own."""
+
+FOLLOWS_MAX = 8
+"""Agents that a node loads at the same time for standby copies, which nobody waits for."""
+
+LOADS_BYTES_MAX = 64 * 1024 * 1024
+"""State of the agents that are in such places of one kind together.  An agent with more is loaded alone."""
+
 SNAPSHOTS_KEPT = 2
 """The newest and the one before it, so that a reader that is slow by one snapshot does not start over."""
 

@@ -20,6 +20,7 @@ from mielin_cells.node.ownership.undo import handover_of
 from mielin_cells.rpc import requests
 from mielin_cells.store.reader import load, load_at
 from mielin_cells.substrate.ports import Entry, Log, Outcome, Tail, Unknown
+from mielin_cells.tasks.limit import Limit
 
 
 def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -252,7 +253,7 @@ async def test_a_copy_that_is_closed_while_it_loads_leaves_nobody_listening(kind
         copy = (
             node.copies._new("t", "m-1.1", spec_of(Score), epoch=1)
             if kind == "a move's"
-            else StandbyCopy(node.activations, "t")
+            else StandbyCopy(node.activations, "t", Limit(1, 1, 1.0))
         )
         following = asyncio.create_task(copy._follow())
         await watched.asked.wait()

@@ -16,6 +16,8 @@ from mielin_cells.log.ids import LOGS, log_subject
 from mielin_cells.node.activation.activation import Activation
 from mielin_cells.node.node import Node
 from mielin_cells.node.ownership import rounds
+from mielin_cells.rpc import requests
+from mielin_cells.settings import TAKES_MAX
 from mielin_cells.store.reader import load
 from mielin_cells.substrate.ports import Entry, Log, Source
 
@@ -165,3 +167,55 @@ async def test_each_agent_of_a_node_is_looked_at_within_some_rounds(monkeypatch:
             sizes.append(len(log.lasts_of) - before)
         assert len(log.lasts_of) == 30
         assert max(sizes) <= 3
+
+
+async def test_a_node_that_starts_takes_the_agents_with_the_newest_messages_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with nodes("node-1", settings=SLOW) as (client, running):
+        for number in range(10):
+            await client.spawn(Score, f"s{number}")
+        for name in ("s7", "s2", "s5"):
+            await client.get(Score, name).add()
+        node, taken = running["node-1"], list[str]()
+        for number in range(10):
+            forget(node, f"s{number}")
+        take = node.claims.take
+
+        async def noted(fold: Fold, cause: str) -> Activation:
+            taken.append(fold.agent)
+            return await take(fold, cause)
+
+        monkeypatch.setattr(node.claims, "take", noted)
+        await node.rounds.begin()
+        assert taken[:3] == ["s5", "s2", "s7"]
+        assert len(taken) == 10
+
+
+async def test_a_node_takes_so_many_agents_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that it is asked to claim, and those that it finds itself, together."""
+    async with nodes("node-1", "node-2", settings=SLOW) as (client, running):
+        for number in range(60):
+            await client.on("node-1").spawn(Score, f"a{number}")
+            await client.on("node-2").spawn(Score, f"b{number}")
+        first, second = running["node-1"], running["node-2"]
+        first.kill()
+        for number in range(60):
+            forget(second, f"b{number}")
+        under_way, most, take = 0, 0, second.claims.take
+
+        async def noted(fold: Fold, cause: str) -> Activation:
+            nonlocal under_way, most
+            under_way += 1
+            most = max(most, under_way)
+            for _ in range(20):
+                await asyncio.sleep(0)
+            under_way -= 1
+            return await take(fold, cause)
+
+        monkeypatch.setattr(second.claims, "take", noted)
+        wishes = [requests.Claim(f"a{number}", "by order") for number in range(60)]
+        refusals, _ = await asyncio.gather(second.claims.claim_all(wishes), second.rounds.begin())
+        assert refusals == [None] * 60
+        assert len(second.activations.live) == 120
+        assert most == TAKES_MAX

@@ -19,11 +19,16 @@ from mielin_cells.node.moves.settling import SETTLE_S, Settling
 from mielin_cells.node.moves.target import Copy
 from mielin_cells.rpc import answers, requests
 from mielin_cells.rpc.call import call
+from mielin_cells.settings import LOADS_BYTES_MAX, TAKES_MAX
+from mielin_cells.tasks.limit import Limit
 
 if TYPE_CHECKING:
     from mielin_cells.node.activation.activation import Activations
 
 logger = logging.getLogger("mielin_cells.node")
+
+SLOW_S = 10.0
+"""A load that lasts longer goes on, and no longer delays others."""
 
 DECIDED_BY_THE_LOG = (TargetPhase.PROBATION, TargetPhase.ACCEPTING, TargetPhase.RETURNING)
 """A copy in these phases may own the agent: no later migration takes its place."""
@@ -73,6 +78,8 @@ class Copies:
         self.is_cordoned = is_cordoned
         """The node keeps the agents that it has, and takes no others."""
         self.by_agent: dict[str, Copy] = {}
+        self.places = Limit(TAKES_MAX, LOADS_BYTES_MAX, SLOW_S)
+        """For copies that are being loaded."""
 
     def prepare(self, request: requests.Prepare) -> answers.Preparation:
         """Every reason against taking the agent; if there is none, room is reserved until its copy ends or expires.

@@ -32,6 +32,7 @@ from mielin_cells.node.activation.writer import Writer
 from mielin_cells.rpc import answers
 from mielin_cells.store.follower import LogFollower
 from mielin_cells.store.reader import load
+from mielin_cells.tasks.limit import Limit
 
 if TYPE_CHECKING:
     from mielin_cells.node.activation.activation import Activations
@@ -43,7 +44,9 @@ READS = 3
 
 
 class Ends(Protocol):
-    """Learns how a copy ends."""
+    """Learns how a copy ends, and has the places for those that are loaded."""
+
+    places: Limit
 
     def closed(self, copy: Copy) -> None:
         """The copy has stopped following its log."""
@@ -231,7 +234,8 @@ class Copy:
 
     async def _fold_and_tail(self) -> None:
         log = self.activations.home.log
-        fold = await load(log, self.agent)
+        async with self._ends.places.place() as place:
+            fold = await load(log, self.agent, hold=place.hold)
         if fold.epoch != self.epoch:  # handed over while it was read again: the node finds that in the log
             await self.on(m.Overtaken())
             return

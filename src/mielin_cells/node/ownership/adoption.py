@@ -26,7 +26,9 @@ from mielin_cells.log.fold import Fold
 from mielin_cells.log.ids import log_subject
 from mielin_cells.log.lifecycle import Phase
 from mielin_cells.log.records import AnyRecord, HandedOff, Spilled, Terminated, decode_record, named_owner
-from mielin_cells.store.reader import load, read_record
+from mielin_cells.node.ownership.claims import SLOW_S
+from mielin_cells.settings import TAKES_MAX
+from mielin_cells.store.reader import Hold, load, read_record
 
 if TYPE_CHECKING:
     from mielin_cells.node.activation.activation import Activation, Activations
@@ -41,12 +43,6 @@ logger = logging.getLogger("mielin_cells.node")
 
 LOOK_SUBJECTS = 256
 """Subjects processed before other tasks run."""
-
-ADOPTIONS_MAX = 32
-"""Agents that a round takes at the same time."""
-
-SLOW_S = 10.0
-"""After this time an adoption, whose hook may hang, continues but no longer delays others."""
 
 REST_S_MAX = 300.0
 """The longest wait before an adoption that raised is tried again."""
@@ -69,7 +65,7 @@ class Adoption:
         self._returns = returns
         self._taking: dict[str, asyncio.Future[None]] = {}
         """Agents that are being read or taken over; the future is done once that is over or has proved slow."""
-        self._slots = asyncio.Semaphore(ADOPTIONS_MAX)
+        self._slots = asyncio.Semaphore(TAKES_MAX)
         self.quiet: dict[str, int] = {}
         """Logs that name another owner, with their last sequence when they were read."""
         self._rests: dict[str, tuple[float, float]] = {}
@@ -229,10 +225,15 @@ class Adoption:
         False if the store did not let this be found out or done: it is to be tried again.  Raises nothing: whatever else keeps the
         agent from running concerns this agent alone.
         """
-        home = self._home
         if self.is_here(agent) or self._claims.is_underway(agent) or self._activations.is_stopping:
             return True
-        fold: Fold | None = None
+        async with self._claims.places.place() as place:
+            if self.is_here(agent) or self._claims.is_underway(agent) or self._activations.is_stopping:
+                return True  # meanwhile
+            return await self._take_named(agent, place.hold)
+
+    async def _take_named(self, agent: str, hold: Hold) -> bool:
+        home, fold = self._home, None
         try:
             last = await home.log.last(log_subject(agent))
             if last is None or self._quarantine.is_behind(agent, last.seq):
@@ -241,7 +242,7 @@ class Adoption:
             if named_owner(record) != home.name:
                 self._note_other(agent, last.seq, record)
                 return True
-            fold = await load(home.log, agent)
+            fold = await load(home.log, agent, hold=hold)
             if fold.owner != home.name or self.is_here(agent) or self._activations.is_starting(agent):
                 return True
             if fold.phase is Phase.PROBATION:

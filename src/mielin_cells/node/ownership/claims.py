@@ -33,7 +33,9 @@ from mielin_cells.node.activation.activation import Activation
 from mielin_cells.node.activation.presence.sleeper import Sleeper
 from mielin_cells.node.activation.run import is_failure
 from mielin_cells.rpc import requests
-from mielin_cells.store.reader import load
+from mielin_cells.settings import LOADS_BYTES_MAX, TAKES_MAX
+from mielin_cells.store.reader import Hold, load
+from mielin_cells.tasks.limit import Limit
 from mielin_cells.tasks.together import together
 
 if TYPE_CHECKING:
@@ -45,6 +47,9 @@ if TYPE_CHECKING:
     from mielin_cells.node.ownership.standby import Standbys
 
 logger = logging.getLogger("mielin_cells.node")
+
+SLOW_S = 10.0
+"""After this time taking an agent, whose hook may hang, continues but no longer delays others."""
 
 
 class Claims:
@@ -61,6 +66,8 @@ class Claims:
         self._quarantine = quarantine
         self._returns = returns
         self._standing = Standing(activations.name, activations.members, activations.clock)
+        self.places = Limit(TAKES_MAX, LOADS_BYTES_MAX, SLOW_S)
+        """For agents that are being taken, by adoption, too."""
 
     def is_underway(self, agent: str) -> bool:
         """True while the agent is being created, claimed or checked here: no second one of these may begin."""
@@ -73,8 +80,6 @@ class Claims:
         that it is to be claimed from serves.
         """
         agent, activations = wish.agent, self._activations
-        if wish.of and not wish.on_order:
-            await self._standing.check(wish.of)
         if agent in activations.asleep:
             with contextlib.suppress(NoSuchAgent):  # another node has claimed it since it went to sleep
                 await activations.awake(agent)
@@ -83,18 +88,25 @@ class Claims:
         if self.is_underway(agent):  # a request may be repeated; two claims by one node would be two activations of it
             raise Fenced(f"Agent {agent!r} is being taken over by {activations.name}; ask again.", agent=agent)
         with activations.starting(agent):
-            followed = self._standbys.detach(agent)
-            fold = followed or await load(activations.home.log, agent, wish.seen)
-            self._check(fold, wish)
-            self._copies.claimed(agent)
-            try:
-                await self.take(fold, wish.cause)
-            except Fenced:
-                now = await load(activations.home.log, agent)
-                if now.epoch != fold.epoch:
-                    raise  # another node was first
-                self._check(now, wish)
-                await self.take(now, wish.cause)  # the copy, or what had been seen, was a little behind
+            async with self.places.place() as place:
+                return await self._claim(wish, place.hold)
+
+    async def _claim(self, wish: requests.Claim, hold: Hold) -> bool:
+        agent, activations = wish.agent, self._activations
+        if wish.of and not wish.on_order:
+            await self._standing.check(wish.of)  # not before it has its place: it may have waited
+        followed = self._standbys.detach(agent)
+        fold = followed or await load(activations.home.log, agent, wish.seen, hold)
+        self._check(fold, wish)
+        self._copies.claimed(agent)
+        try:
+            await self.take(fold, wish.cause)
+        except Fenced:
+            now = await load(activations.home.log, agent, hold=hold)
+            if now.epoch != fold.epoch:
+                raise  # another node was first
+            self._check(now, wish)
+            await self.take(now, wish.cause)  # the copy, or what had been seen, was a little behind
         return True
 
     async def claim_all(self, wishes: list[requests.Claim]) -> list[requests.WireError | None]:

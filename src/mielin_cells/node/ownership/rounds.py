@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from mielin_cells.errors import CellError, RetryError
-from mielin_cells.log.ids import agent_of, log_subject
+from mielin_cells.log.ids import agent_of, inbox_subject, log_subject
 from mielin_cells.node.ownership.adoption import LOOK_SUBJECTS
 from mielin_cells.store.reader import list_agents, list_owned
 from mielin_cells.tasks.supervision import persist
@@ -66,8 +66,16 @@ class Rounds:
 
     async def begin(self) -> None:
         """Takes the agents that the index gives to this node; a list behind a marker finds those that it did not have yet."""
-        await self._take(await list_owned(self._home.log, self._home.name))
+        await self._take(await self._newest_first(await list_owned(self._home.log, self._home.name)))
         self._missed.set()
+
+    async def _newest_first(self, agents: list[str]) -> list[str]:
+        """Those that got a message last come first: their callers may still wait."""
+        ends = dict[str, int]()
+        for start in range(0, len(agents), LOOK_SUBJECTS):
+            inboxes = {inbox_subject(agent): agent for agent in agents[start : start + LOOK_SUBJECTS]}
+            ends |= {inboxes[name]: last.seq for name, last in (await self._home.log.lasts(list(inboxes))).items()}
+        return sorted(agents, key=lambda agent: -ends.get(agent, 0))
 
     def hear(self, subject: str | None) -> None:
         """A hint (`Log.hear_owned`)."""

@@ -18,8 +18,10 @@ from mielin_cells.log.lifecycle import Phase
 from mielin_cells.membership import selection
 from mielin_cells.rpc import requests
 from mielin_cells.rpc.call import call
+from mielin_cells.settings import FOLLOWS_MAX, LOADS_BYTES_MAX, RETRY_S_MAX
 from mielin_cells.store.follower import LogFollower
 from mielin_cells.store.reader import load
+from mielin_cells.tasks.limit import Limit
 from mielin_cells.tasks.supervision import Backoff
 
 if TYPE_CHECKING:
@@ -41,8 +43,9 @@ ROUNDS_KEPT = 12
 class StandbyCopy:
     """An agent of another node whose log is followed here."""
 
-    def __init__(self, activations: Activations, agent: str) -> None:
+    def __init__(self, activations: Activations, agent: str, places: Limit) -> None:
         self.agent = agent
+        self._places = places
         self.asked_at = activations.clock()
         self._activations = activations
         self._follower: LogFollower | None = None
@@ -75,7 +78,8 @@ class StandbyCopy:
 
     async def _follow(self) -> None:
         log = self._activations.home.log
-        fold = await load(log, self.agent)
+        async with self._places.place() as place:
+            fold = await load(log, self.agent, hold=place.hold)
         if self._is_closed:
             return
         self._follower = follower = LogFollower(log, fold)
@@ -103,6 +107,7 @@ class Standbys:
         self._activations = activations
         self._offers = offers
         self.copies: dict[str, StandbyCopy] = {}
+        self._places = Limit(FOLLOWS_MAX, LOADS_BYTES_MAX, RETRY_S_MAX * 10)
         self._followers: dict[str, list[str]] = {}
         """By agent of this node that wants copies, the nodes that keep one."""
         self._wake = asyncio.Event()
@@ -128,7 +133,7 @@ class Standbys:
                 refused[agent] = "; ".join(reasons)
                 self.detach(agent)
             else:
-                copy = self.copies[agent] = StandbyCopy(activations, agent)
+                copy = self.copies[agent] = StandbyCopy(activations, agent, self._places)
                 activations.home.begin(self._keep(copy))
         return refused
 
