@@ -75,6 +75,10 @@ class Booth(cells.Agent, name="DeadlineBooth"):
             return error.code
 
     @cells.handler
+    async def insist(self, other: Booth, what: str) -> int:
+        return await other.say.options(deadline=SOON_S)(what)
+
+    @cells.handler
     async def all(self) -> list[str]:
         return self.said
 
@@ -158,6 +162,22 @@ async def test_a_message_between_agents_expires_like_one_of_a_client(asks: bool)
         assert await booth.say("after") == 2
         assert await booth.all() == ["b", "after"]
         assert await dead(c, "b") == [("say", "Expired")]
+
+
+async def test_a_handler_that_does_not_catch_the_lapse_of_its_own_ask_has_failed_and_its_asker_is_not_misled() -> None:
+    async with cells.local() as c:
+        booth, sender = await c.spawn(Booth, "b"), await c.spawn(Booth, "s")
+        async with held(booth):
+            insisting = asyncio.create_task(_insist(sender, booth))
+            await waiting(c, booth, 1)
+            await passed()
+        with pytest.raises(cells.HandlerFailed, match="raised Expired") as raised:
+            await insisting
+        assert raised.value.facts["kind"] == "Expired"
+
+
+async def _insist(sender: Booth, booth: Booth) -> int:
+    return await sender.insist(booth, "late")
 
 
 async def _pass_on(sender: Booth, booth: Booth, asks: bool) -> str:

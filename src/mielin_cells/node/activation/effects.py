@@ -54,6 +54,9 @@ FAILED_BYTES_MAX = 64 * 1024
 CAUSE_CHARS_MAX = 2000
 """Of a cause, in the sentence that names it; the facts have all of it."""
 
+OF_ANOTHER_CALL = (RetryError, HandlerFailed, Expired, KeyConflict)
+"""Raised by a handler, these are about a call that it made."""
+
 CAUSES_MAX = 10
 """Of the exceptions of a group, so many are described one by one."""
 
@@ -318,10 +321,11 @@ def answer_of(agent: str, path: str, handler: str, spec: HandlerSpec | None, err
 def _is_ours(error: BaseException) -> TypeGuard[CellError]:
     """True for an error of this package that is about the call itself.
 
-    An error that means "try again" is about another call, which the handler made; so is the failure of another agent's handler.
+    An error that means "try again" is about another call, which the handler made; so is the failure of another agent's handler, or
+    that a message to it did not run.
     """
     return (
         isinstance(error, CellError)
         and is_ours(type(error))
-        and (isinstance(error, TurnDeadlineExceeded) or not isinstance(error, (RetryError, HandlerFailed)))
+        and (isinstance(error, TurnDeadlineExceeded) or not isinstance(error, OF_ANOTHER_CALL))
     )
