@@ -58,6 +58,7 @@ PARTS = (
     Part("drain", _limits(30, 60, 180)),
     Part("failover", _limits(40, 60, 240)),
     Part("idle", _limits(30, 40, 240)),
+    Part("asleep", _limits(60, 120, 400)),
     Part("scale", _limits(60, 360, 900)),
     Part("sizes", _limits(40, 90, 600)),
 )

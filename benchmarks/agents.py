@@ -19,6 +19,18 @@ class Counter(cells.Agent, name="BenchCounter"):
         return self.count
 
 
+class Sleepy(cells.Agent, name="BenchSleepy", idle_s=2):
+    """As `Counter`, and soon out of memory."""
+
+    count: int = 0
+    pad: bytes = b""
+
+    @cells.handler
+    async def add(self, n: int = 1) -> int:
+        self.count += n
+        return self.count
+
+
 class Tally(cells.Agent, name="BenchTally"):
     """Told 1, 2, 3, ... by one sender; it counts what came out of turn, too."""
 
