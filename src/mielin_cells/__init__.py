@@ -33,7 +33,7 @@ from mielin_cells.agents.reports import AgentInfo, DrainReport, MigrationReport,
 from mielin_cells.agents.retry import Retry
 from mielin_cells.agents.step import emit, step
 from mielin_cells.agents.table import Table
-from mielin_cells.agents.timer import CatchUp, after, cancel, every
+from mielin_cells.agents.timer import CatchUp, after, cancel, cron, every
 from mielin_cells.agents.topics.calls import publish, subscribe, unsubscribe
 from mielin_cells.agents.topics.messages import Published, TopicGap
 from mielin_cells.deployment.connect import connect
@@ -69,8 +69,8 @@ __all__ = [
     "CellError", "Cluster", "ConfigError", "DrainReport", "FieldRefused", "HandlerFailed", "InboxFull", "LostError",
     "MigrationError", "MigrationFailed", "MigrationRefused", "MigrationReport", "NoSuchAgent", "NodeInfo", "NotInTurn",
     "Policy", "Published", "Retry", "RetryError", "RollbackReport", "Settings", "StepFailed", "Stream", "Table", "TopicGap",
-    "UsageError", "after", "cancel", "connect", "emit", "errors", "every", "handler", "local", "publish", "step", "subscribe", "this",
-    "unsubscribe", "upgrade",
+    "UsageError", "after", "cancel", "connect", "cron", "emit", "errors", "every", "handler", "local", "publish", "step", "subscribe",
+    "this", "unsubscribe", "upgrade",
 ]  # fmt: skip
 
 if not TYPE_CHECKING:  # type checkers are to see, and to suggest, the names above alone

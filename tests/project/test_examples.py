@@ -26,6 +26,7 @@ ENDS = {
     "chat.py": CHAT,
     "hello.py": "3\n",
     "reminder.py": "tea is ready, on node-2\n",
+    "report.py": "report 1: 1 sold\nreport 2: 1 sold\nreport 3: 1 sold\n",
     "shop.py": "left: 10\n",
     "stream.py": STREAM,
 }

@@ -70,6 +70,7 @@ PURE_IMPORTS = {
     "typing", "uuid", "warnings", "weakref",
 }  # fmt: skip
 PURE_USES = {
+    "agents.times.cron": {"importlib"},  # the library of cron expressions and the time zones, when they are first used
     "migration": {"importlib"},  # its public names are imported when they are first used
     "agents.live": {"sys"},  # counts who holds a value
     "agents.values.models": {"sys"},  # whether pydantic is there

@@ -120,9 +120,9 @@ class Turn(Protocol):
 
     def set_timer(
         self, handler: str, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float, period: float, catch_up: str,
-        id: str | None,
+        id: str | None, cron: str = "", zone: str = "",
     ) -> str:  # fmt: skip
-        """What `cells.after` and `cells.every` do."""
+        """What `cells.after`, `cells.every` and `cells.cron` do."""
 
     def cancel_timer(self, id: str) -> bool:
         """What `cells.cancel` does."""

@@ -79,6 +79,8 @@ class TimerInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds between two firings; 0 for a timer that fires once."""
     is_known: bool = True
     """The class on the owner's node has this handler.  While it has not, a repeating timer sends nothing."""
+    cron: str = ""
+    """The expression and the time zone of a timer that repeats by them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ from typing import Any, Literal, ParamSpec, TypeAlias, overload
 from mielin_cells.agents.context import Turn, turn
 from mielin_cells.agents.handler import Bound
 from mielin_cells.agents.reference import agent_id
+from mielin_cells.agents.times.cron import check_cron
 from mielin_cells.errors import NotInTurn, UsageError
 
 P = ParamSpec("P")
@@ -72,9 +73,49 @@ def every(
     Firings are `seconds` apart, however long the turns take.  `catch_up` says what is sent for the firings that were missed while no
     node ran the agent: "one" message for all of them, "all" of them (at most 10,000), or "none".
     """
-    if catch_up not in ("one", "all", "none"):
-        raise UsageError(f'catch_up = {catch_up!r}; there are "one", "all" and "none".')
+    _check_catch_up(catch_up)
     return _later(seconds, True, "".join(catch_up), id, handler)  # plain text: it is in a record
+
+
+@overload
+def cron(expression: str, /, *, tz: str = "UTC", id: str | None = None, catch_up: CatchUp = "one") -> Any: ...
+@overload
+def cron(
+    expression: str, handler: Bound[P, Any], /, *, tz: str = "UTC", id: str | None = None, catch_up: CatchUp = "one"
+) -> Callable[P, str]: ...
+def cron(
+    expression: str,
+    handler: Bound[P, Any] | None = None,
+    /,
+    *,
+    tz: str = "UTC",
+    id: str | None = None,
+    catch_up: CatchUp = "one",
+) -> Any:
+    """As `every`, at the times of a cron expression in a time zone: `cells.cron("0 6 * * *", tz="Europe/Zurich").report()`.
+
+    The five fields are minute, hour, day of the month, month, and day of the week; with six, the first is the second.  Lists, ranges,
+    steps, names (MON, JAN), `L` for the last day and `MON#2` for the second Monday are understood.  A hook may set it each time
+    the agent arrives: while it is set the same, it keeps its next time, so that what was missed meanwhile is made up for.
+
+    When clocks are put forward, a time that does not exist is taken right after the gap.  When they are put back, a time of a fixed
+    hour comes once, the first time; with a star in the minute or the hour, all of them come, as time passes.
+
+    Raises `CronInvalid` with the column of what is wrong, or for an unknown time zone, and what `after` raises.
+    """
+    _check_catch_up(catch_up)
+    running = _running()
+    check_cron(expression, tz)
+    _check_id(running, id)
+    if handler is not None:
+        _own(running, handler)
+
+    def set_timer(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        return running.set_timer(name, args, kwargs, 0.0, 0.0, "".join(catch_up), id, "".join(expression), "".join(tz))
+
+    if handler is None:
+        return Later(set_timer)
+    return lambda *args, **kwargs: set_timer(handler.name, args, kwargs)
 
 
 def cancel(id: str, /) -> bool:
@@ -92,9 +133,7 @@ def _later(seconds: float, repeats: bool, catch_up: str, id: str | None, handler
         raise UsageError(
             f"A timer of agent {running.id!r} in {seconds!r} seconds is out of range: {first:g} to {SECONDS_MAX:g}."
         )
-    if id is not None and (type(id) is not str or not 0 < len(id) <= ID_CHARS_MAX or not id.isprintable()):
-        raise UsageError(f"A timer of agent {running.id!r} has no id of 1 to {ID_CHARS_MAX} printable characters.")
-
+    _check_id(running, id)
     if handler is not None:
         _own(running, handler)
 
@@ -104,6 +143,16 @@ def _later(seconds: float, repeats: bool, catch_up: str, id: str | None, handler
     if handler is None:
         return Later(set_timer)
     return lambda *args, **kwargs: set_timer(handler.name, args, kwargs)
+
+
+def _check_catch_up(catch_up: str) -> None:
+    if catch_up not in ("one", "all", "none"):
+        raise UsageError(f'catch_up = {catch_up!r}; there are "one", "all" and "none".')
+
+
+def _check_id(running: Turn, id: str | None) -> None:
+    if id is not None and (type(id) is not str or not 0 < len(id) <= ID_CHARS_MAX or not id.isprintable()):
+        raise UsageError(f"A timer of agent {running.id!r} has no id of 1 to {ID_CHARS_MAX} printable characters.")
 
 
 def _own(running: Turn, handler: Any) -> None:

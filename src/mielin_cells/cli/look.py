@@ -162,7 +162,7 @@ async def timers(operator: Operator, printer: Printer, agent: Agent, /) -> int:
     rows = [
         {
             "timer": timer.id, "handler": timer.handler + ("" if timer.is_known else " (gone)"), "due": when(timer.due),
-            "every": f"{timer.every:g} s" if timer.every else "once",
+            "every": f"{timer.every:g} s" if timer.every else timer.cron or "once",
         }
         for timer in infos
     ]  # fmt: skip

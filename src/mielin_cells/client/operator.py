@@ -291,7 +291,12 @@ class Operator:
             return await self.client.request(owner, requests.ListTimers(agent), REQUEST_S)
         except (RetryError, AgentTerminated):
             timers = (await load(self.log, agent)).ledger.timers.values()
-        plain = [TimerInfo(id=one.id, handler=one.handler, due=one.due, every=one.every) for one in timers]
+        plain = [
+            TimerInfo(
+                id=one.id, handler=one.handler, due=one.due, every=one.every, cron=f"{one.cron} {one.zone}".strip()
+            )
+            for one in timers
+        ]
         return sorted(plain, key=lambda one: one.due)
 
     async def cancel_timer(self, agent: str, timer: str) -> None:

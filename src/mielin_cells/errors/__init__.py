@@ -20,7 +20,7 @@ from mielin_cells.errors.usage import *
 
 __all__ = [
     "AgentInError", "AgentTerminated", "AlreadyThere", "AnswerExpired", "AskCycle", "AskTimeout", "AuthFailed",
-    "BadArguments", "CellError", "ClaimRefused", "ConfigError", "DigestMismatch", "EpochOutOfOrder",
+    "BadArguments", "CellError", "ClaimRefused", "ConfigError", "CronInvalid", "DigestMismatch", "EpochOutOfOrder",
     "EpochRegression", "Expired", "Fenced", "FieldRefused", "HandlerFailed", "InboxFull", "InternalError", "InvalidAgentId",
     "InvalidTransition", "IsReference", "JetStreamDisabled", "JournalGap", "KeyConflict", "LogGap", "LostError", "MessageTooLarge",
     "MigrationError", "MigrationFailed", "MigrationInProgress", "MigrationRefused", "NoResponder", "NoSuchAgent",

@@ -47,6 +47,10 @@ class HandlerFailed(UsageError):
     """
 
 
+class CronInvalid(UsageError):
+    """A cron expression that is none, or a time zone that this node does not know.  Facts: expression, column (from 1); or zone."""
+
+
 class TopicInvalid(UsageError):
     """Not the name of a topic, or not a pattern.  Facts: topic."""
 

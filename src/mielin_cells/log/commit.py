@@ -150,6 +150,19 @@ class Timer(msgspec.Struct, array_like=True, frozen=True):
     sender: str
     input: int
     k: int
+    cron: str = ""
+    """The expression of a timer that repeats by it."""
+    zone: str = ""
+
+    @property
+    def repeats(self) -> bool:
+        return bool(self.every or self.cron)
+
+    def is_set_as(self, other: Timer) -> bool:
+        """True if setting `other` in its place would only change when it is due next."""
+        mine = self.handler, self.args, self.every, self.catch_up, self.cron, self.zone
+        theirs = other.handler, other.args, other.every, other.catch_up, other.cron, other.zone
+        return mine == theirs and (bool(self.cron) or self.wait == other.wait)
 
 
 class Fired(msgspec.Struct, array_like=True, frozen=True):

@@ -82,7 +82,7 @@ class Questions:
         activation = await self._activations.awake(agent)
         return [
             TimerInfo(
-                id=timer.id, handler=timer.handler, due=timer.due, every=timer.every,
+                id=timer.id, handler=timer.handler, due=timer.due, every=timer.every, cron=f"{timer.cron} {timer.zone}".strip(),
                 is_known=timer.handler in activation.spec.handlers,
             )
             for timer in sorted(activation.fold.ledger.timers.values(), key=lambda timer: timer.due)

@@ -55,8 +55,8 @@ class Core:
 
     __slots__ = (
         "_answers", "_batch", "_committing", "_is_failing", "_renewing", "_sealing", "_settled", "asks", "ends", "fold", "home",
-        "inflight", "is_open", "loop", "lost", "outbox", "readers", "records_first_turn", "snapshots", "spec", "stops", "topics",
-        "writer",
+        "inflight", "is_open", "is_waking", "loop", "lost", "outbox", "readers", "records_first_turn", "snapshots", "spec", "stops",
+        "topics", "writer",
     )  # fmt: skip
 
     def __init__(self, home: NodeContext, spec: Spec, writer: Writer) -> None:
@@ -69,7 +69,7 @@ class Core:
         self.snapshots = Snapshots(self)
         self.ends: Ends | None = None
         self.topics = Subscriptions(self)
-        self.is_open = False
+        self.is_open = self.is_waking = False
         self.lost: Exception | None = None
         """Why this node no longer runs the agent, if the activation noticed it itself."""
         self.stops = 0

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 
 import msgspec
 
-from mielin_cells.errors import UsageError
+from mielin_cells.agents.times.cron import newest_times, next_time
+from mielin_cells.errors import CronInvalid, UsageError
 from mielin_cells.log.commit import Fired, Out, Timer
 from mielin_cells.node.activation.core import Core
 from mielin_cells.settings import CATCH_UP_MAX, TIMERS_BYTES_MAX
@@ -37,6 +38,16 @@ def check_room(agent: str, timers: dict[str, Timer], changes: dict[str, Timer | 
         )
 
 
+EARLY_S = 0.001
+"""Less than this is the rounding of two clocks."""
+
+ZONE_S = 3600.0
+"""A node that does not know a timer's time zone looks again after this."""
+
+DAY_S = 86400.0
+CATCH_UP_S = 7 * DAY_S
+"""What is older is first counted back from now, since there may be more than `CATCH_UP_MAX` times."""
+
 NO_HEAP: list[tuple[float, str]] = []
 NO_DUE: dict[str, float] = {}
 """Shared by agents that have no timer.  Both stay empty."""
@@ -57,7 +68,7 @@ class Timers:
         self._due = NO_DUE
         self._handle: asyncio.TimerHandle | None = None
         self._logged: set[str] | None = None
-        """Timers whose missing handler was logged."""
+        """Timers of which it was logged why they send nothing."""
 
     @property
     def dues(self) -> dict[str, float]:
@@ -76,7 +87,9 @@ class Timers:
             if timer.id in dues:
                 self._at(timer.id, dues[timer.id])
                 continue
-            if timer.due - wall > timer.wait:  # a clock was wrong: here, or where it was set
+            if timer.cron:
+                timer = self._cron_as_of(timer, wall)
+            elif timer.due - wall > timer.wait:  # a clock was wrong: here, or where it was set
                 timer = msgspec.structs.replace(timer, due=wall + timer.wait)
                 ledger.timers[timer.id] = batch.timers[timer.id] = timer
                 batch.touched = True
@@ -144,22 +157,28 @@ class Timers:
         self.kick()
 
     def _fire(self, timer: Timer, due: float, now: float) -> None:
-        core = self._core
+        core, wall = self._core, self._core.home.wall()
         ledger, batch = core.fold.ledger, core.batch
-        if timer.every and timer.handler not in core.spec.handlers:
-            self._at(timer.id, due + timer.every * (int((now - due) / timer.every) + 1))
-            self._log_unknown(timer)
+        if timer.cron and timer.due > wall + EARLY_S:  # the wall clock was put back: it is not time yet
+            self._at(timer.id, now + (timer.due - wall))
             return
-        batch.touched = True
-        if timer.every:
-            passed = int((now - due) / timer.every)
-            steps = 1 + max(0, passed - CATCH_UP_MAX) if timer.catch_up == "all" else passed + 1
-            later = msgspec.structs.replace(timer, due=timer.due + steps * timer.every)
+        if timer.repeats:
+            try:
+                later, has_passed = _next(timer, now - due, wall)
+            except CronInvalid as error:
+                self._at(timer.id, now + ZONE_S)
+                self._log_once(timer, f"has no next time that is known here: {error.message}")
+                return
+            self._at(timer.id, now + (later.due - wall) if timer.cron else due + (later.due - timer.due))
+            if timer.handler not in core.spec.handlers:
+                self._log_unknown(timer)
+                return
             ledger.timers[timer.id] = batch.timers[timer.id] = later
-            self._at(timer.id, due + steps * timer.every)
-            if timer.catch_up == "none" and passed:
+            batch.touched = True
+            if timer.catch_up == "none" and has_passed:
                 return
         else:
+            batch.touched = True
             del ledger.timers[timer.id], self._due[timer.id]
             batch.timers[timer.id] = None
             batch.fired.append(Fired(timer.id, timer.sender, timer.input, timer.k))
@@ -168,16 +187,48 @@ class Timers:
         ledger.send(out)
         batch.outs.append(out)
 
+    def _cron_as_of(self, timer: Timer, wall: float) -> Timer:
+        """A timer that comes here: due again within what one wait and a day may be, if a clock was years ahead where it was set."""
+        if timer.due - wall <= timer.wait + DAY_S:
+            return timer
+        try:
+            due = next_time(timer.cron, timer.zone, wall)
+        except CronInvalid as error:
+            self._log_once(timer, f"has no next time that is known here: {error.message}")
+            return timer
+        ledger, batch = self._core.fold.ledger, self._core.batch
+        timer = msgspec.structs.replace(timer, due=due, wait=due - wall)
+        ledger.timers[timer.id] = batch.timers[timer.id] = timer
+        batch.touched = True
+        return timer
+
     def _log_unknown(self, timer: Timer) -> None:
-        """Logs once that the handler is missing.  The timer stays, for a node that has the handler or until an operator cancels it."""
+        """The timer stays, for a node that has the handler or until an operator cancels it."""
+        agent, cls = self._core.fold.agent, self._core.spec.name
+        often = f"every {timer.every:g} s" if timer.every else f"by {timer.cron!r}"
+        self._log_once(
+            timer, f"is due {often}, and class {cls} has no handler {timer.handler!r} here: it sends nothing until it has; "
+            f"`mielin cancel {shlex.quote(agent)} {shlex.quote(timer.id)}` removes it",
+        )  # fmt: skip
+
+    def _log_once(self, timer: Timer, what: str) -> None:
         if self._logged is None:
             self._logged = set()
-        if timer.id in self._logged:
-            return
-        self._logged.add(timer.id)
-        agent, cls = self._core.fold.agent, self._core.spec.name
-        logger.warning(
-            "agent %s: timer %r is due every %g s, and class %s has no handler %r here: it sends nothing until it has; "
-            "`mielin cancel %s %s` removes it", agent, timer.id, timer.every, cls, timer.handler, shlex.quote(agent),
-            shlex.quote(timer.id),
-        )  # fmt: skip
+        if timer.id not in self._logged:
+            self._logged.add(timer.id)
+            logger.warning("agent %s: timer %r %s", self._core.fold.agent, timer.id, what)
+
+
+def _next(timer: Timer, late_s: float, wall: float) -> tuple[Timer, bool]:
+    """The timer after it has fired, and whether its next time has passed as well; it is `late_s` late, by the loop's clock."""
+    if timer.cron:
+        due = next_time(timer.cron, timer.zone, timer.due)
+        has_passed = due <= wall
+        if has_passed and timer.catch_up != "all":
+            due = next_time(timer.cron, timer.zone, wall)
+        elif wall - due > CATCH_UP_S:
+            due = max(due, newest_times(timer.cron, timer.zone, wall, CATCH_UP_MAX))
+        return msgspec.structs.replace(timer, due=due, wait=max(0.0, due - wall)), has_passed
+    passed = int(late_s / timer.every)
+    steps = 1 + max(0, passed - CATCH_UP_MAX) if timer.catch_up == "all" else passed + 1
+    return msgspec.structs.replace(timer, due=timer.due + steps * timer.every), passed > 0

@@ -16,6 +16,7 @@ from mielin_cells.agents.reference import Reference
 from mielin_cells.agents.signature import HandlerSpec
 from mielin_cells.agents.spec import Spec, route
 from mielin_cells.agents.step import ONCE_MORE
+from mielin_cells.agents.times.cron import next_time
 from mielin_cells.errors import (
     AgentTerminated,
     AskCycle,
@@ -345,10 +346,10 @@ class Turn(Asks, Streaming, TopicCalls):
 
     def set_timer(
         self, handler: str, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float, period: float, catch_up: str,
-        id: str | None,
+        id: str | None, cron: str = "", zone: str = "",
     ) -> str:  # fmt: skip
         self._open()
-        core = self._core
+        core, wall = self._core, self._core.home.wall()
         ledger = core.fold.ledger
         body = core.spec.handler(handler).encode_args(args, kwargs)
         self._fits(self.id, body)
@@ -365,8 +366,13 @@ class Turn(Asks, Streaming, TopicCalls):
             raise UsageError(
                 f"Agent {self.id!r} has {TIMERS_MAX} timers, which is the limit; cancel some, or set fewer."
             )
-        due = core.home.wall() + seconds
-        timer = Timer(name, handler, body, due, seconds, period, catch_up, self.sender, self.n, k)
+        if cron:
+            seconds = next_time(cron, zone, wall) - wall
+        due = wall + seconds
+        timer = Timer(name, handler, body, due, seconds, period, catch_up, self.sender, self.n, k, cron, zone)
+        before = None if self.sender or name in self.timers or not (cron or core.is_waking) else ledger.timers.get(name)
+        if before is not None and before.is_set_as(timer):
+            return name  # a hook that sets it each time: it keeps its time, which may be now
         set_anew = self.replay.timer(timer) if self.replay is not None else timer
         if set_anew is not None:
             self.timers[name], self.seconds[name] = set_anew, seconds + (set_anew.due - due)

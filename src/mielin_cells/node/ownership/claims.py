@@ -164,7 +164,9 @@ class Claims:
         try:
             if delta is not None:
                 activation.adopt(delta)
+            activation.is_waking = True
             await activations.arrive(activation)
+            activation.is_waking = False
             if activations.asleep.get(fold.agent) is sleeper:
                 activations.serve(activation)
         finally:
