@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from torture.nodes import NodeProcess
 from mielin_cells.client.client import Client
 from mielin_cells.deployment.connect import Address, connected
 from mielin_cells.errors import CellError, RetryError
+from mielin_cells.log.ids import log_subject
 
 SOON_S = 45.0
 """Time for whatever must happen; a busy machine takes a good part of it."""
@@ -34,12 +36,20 @@ class Places(NamedTuple):
     far: NatsServer
     domain: str | None
     """To be given at the far place."""
+    round_trip_s: float = 0.0
+    """Between the two, at least."""
 
 
 @asynccontextmanager
 async def two_clusters(folder: Path) -> AsyncIterator[Places]:
     async with supercluster(folder) as clusters:
         yield Places(clusters["east"], clusters["west"][0], None)
+
+
+@asynccontextmanager
+async def distant_clusters(folder: Path) -> AsyncIterator[Places]:
+    async with supercluster(folder, distance_s=0.04) as clusters:
+        yield Places(clusters["east"], clusters["west"][0], None, 0.08)
 
 
 @asynccontextmanager
@@ -133,7 +143,7 @@ async def move_and_pay(story: Story, here: Client, there: Client) -> None:
 
 
 @pytest.mark.timeout(280)
-@pytest.mark.parametrize("places", [two_clusters, hub_and_leaf])
+@pytest.mark.parametrize("places", [two_clusters, distant_clusters, hub_and_leaf])
 async def test_agents_live_at_two_places_and_outlive_a_node_and_the_far_server(
     places: Callable[[Path], contextlib.AbstractAsyncContextManager[Places]], tmp_path: Path
 ) -> None:
@@ -146,6 +156,9 @@ async def test_agents_live_at_two_places_and_outlive_a_node_and_the_far_server(
         await story.all_answer(here, "here", 1)
         await story.all_answer(there, "there", 1)
         assert await owners(here) == await owners(there)
+        began = time.monotonic()
+        await there.log.last(log_subject(AGENTS[0]))
+        assert time.monotonic() - began >= at.round_trip_s
         await move_and_pay(story, here, there)
 
         # A node of the far place is killed: its agents go on elsewhere.

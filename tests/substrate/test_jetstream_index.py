@@ -125,6 +125,22 @@ async def test_what_an_index_has_lost_is_said_and_it_is_made_anew(server: Server
         assert await JetStream.replicated(server.url, deployment=name) == {}
 
 
+async def test_an_index_of_several_shards_that_is_made_anew_is_whole_after_moves_to_and_fro(server: Server) -> None:
+    """While it is filled, later records of a pair replace earlier ones: then NATS 2.15.1 filled it from one of the shards alone."""
+    name = f"index{next(_numbers)}"
+    async with opened(server.url, deployment=name, shards=4) as substrate, raw_client(server.url) as client:
+        log, agents = substrate.log, [f"log.a{n}" for n in range(24)]
+        for subject in agents:
+            seq = 0
+            for move in range(9):
+                seq = await owns(log, subject, f"node-{move % 3}", seq)
+        await shown(log, "node-2", sorted(agents))
+        for generation in (1, 2):
+            await client.jetstream().delete_stream(f"{name}-own-{generation}")
+            for node in ("node-0", "node-1", "node-2"):
+                await shown(log, node, sorted(agents))
+
+
 async def _open(url: str, deployment: str) -> None:
     async with opened(url, deployment=deployment):
         pass

@@ -222,8 +222,7 @@ class Setup:
     async def _indexed(self, load: Load) -> None:
         """The index of owners names every agent again at the node that its log names.
 
-        The server may lose entries of it for good when servers die, and once lost most of one that had just been made anew.  That is
-        no violation, since the index is only a hint, but it is counted; and making it anew must mend it in the end.
+        One that is lacking is no violation, since the index is only a hint, but it is counted; and making it anew must mend it.
         """
         missing = await self._missing(load, INDEX_S)
         for _ in range(MENDS):

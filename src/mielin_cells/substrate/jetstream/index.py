@@ -43,7 +43,9 @@ def _config(deployment: str, generation: int, log: dict[str, Any], replicas: int
             "src": f"{head_of(deployment, 'log', shard)}{LOGS}*.{OWN}.*",
             "dest": f"{deployment}.{OWN}.{{{{wildcard(2)}}}}.{{{{wildcard(1)}}}}",
         }
-        return {"name": api.stream_name(deployment, "log", shard), "subject_transforms": [moved]}
+        # Without a start, the server fills a new index from the first source that answers, and of the others takes only what comes
+        # later: it does so as soon as one entry replaces another.
+        return {"name": api.stream_name(deployment, "log", shard), "opt_start_seq": 1, "subject_transforms": [moved]}
 
     # It can be made anew from the logs, and a server that stops takes in again what it had not written: so of one copy it writes
     # without waiting for the disk.  With a sync for each, a synced server spent as much on an index entry as on the record itself.
