@@ -122,6 +122,8 @@ class Store:
                 while not await self.empty(stream):
                     await asyncio.sleep(0.2)
             while not await self._takes():
+                for number in range(len(self.servers)):  # one may have been killed just when all were started
+                    await self.start(number)
                 await asyncio.sleep(0.2)
 
     async def _takes(self) -> bool:
