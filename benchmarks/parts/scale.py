@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from itertools import pairwise
 from typing import NamedTuple
 
-from benchmarks import beats
+from benchmarks import beats, beside
 from benchmarks.agents import Counter
 from benchmarks.figures import SYNCS, Found, Size, percentile, ratio
 from benchmarks.harness import run, say
@@ -249,6 +249,7 @@ async def measure(size: Size, found: Found) -> None:
     _tell_restarts(found, restarts)
     _tell_costs(found, costs, size)
     await _failover(size, found)
+    await beside.takeover(size, found)
 
 
 def _tell_idle(found: Found, idle: list[Idle], few: int, many: int) -> None:

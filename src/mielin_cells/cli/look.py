@@ -53,7 +53,7 @@ async def agents(
     state = _state(state)
 
     async def look() -> View:
-        every = await operator.agents()
+        every = await operator.agents(node)
         matching = [
             info for info in every
             if node in (None, info.node) and cls in (None, info.cls) and state in (None, info.state)

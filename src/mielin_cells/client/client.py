@@ -322,11 +322,11 @@ class Client(Requester):
             await asyncio.sleep(0.05)
         raise NoResponder(f"Agent {name!r} is between owners; try again.", agent=name)
 
-    async def agents(self) -> list[AgentInfo]:
+    async def agents(self, node: str | None = None) -> list[AgentInfo]:
         self.check_loop()
         newest: dict[str, AgentInfo] = {}
-        for node in (await self.members.read()).infos():
-            pages = call_pages(self.wire, node.name, requests.ListAgents(), lambda info: info.id, REQUEST_S)
+        for member in [one for one in (await self.members.read()).infos() if node in (None, one.name)]:
+            pages = call_pages(self.wire, member.name, requests.ListAgents(), lambda info: info.id, REQUEST_S)
             with contextlib.suppress(NoResponder, WireTimeout):
                 async for page in pages:
                     for info in page:

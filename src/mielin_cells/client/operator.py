@@ -41,7 +41,7 @@ from mielin_cells.rpc import requests
 from mielin_cells.rpc.answers import Prediction, Progress
 from mielin_cells.store import journal
 from mielin_cells.store.letters import Letter, describe_letter, letter_id, read_letters
-from mielin_cells.store.reader import list_agents, load, read_record
+from mielin_cells.store.reader import list_agents, list_owned, load, read_record
 from mielin_cells.tasks.together import together
 
 T = TypeVar("T")
@@ -160,12 +160,20 @@ class Operator:
 
     # ---- what there is ---------------------------------------------------------------------------------------
 
-    async def agents(self) -> list[AgentInfo]:
-        """Every agent that has not ended: as its node describes it, or, if none runs it, as its log does."""
-        infos = {info.id: info for info in await self.client.agents()}
-        missing = [agent for agent, _ in await list_agents(self.log) if agent not in infos]
+    async def agents(self, node: str | None = None) -> list[AgentInfo]:
+        """Every agent that has not ended: as its node describes it, or, if none runs it, as its log does.
+
+        `node`: only the agents of that node.  Those that do not run there are found by the index of owners, so that the cost is that
+        of this node's agents.
+        """
+        infos = {info.id: info for info in await self.client.agents(node)}
+        if node is None:
+            there = [agent for agent, _ in await list_agents(self.log)]
+        else:
+            there = await list_owned(self.log, node)
+        missing = [agent for agent in there if agent not in infos]
         for info in await _all(missing, lambda agent: describe_unhosted(self.client, agent)):
-            if info is not None:
+            if info is not None and node in (None, info.node):
                 infos[info.id] = info
         return [infos[name] for name in sorted(infos)]
 
