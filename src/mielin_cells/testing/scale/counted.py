@@ -60,6 +60,22 @@ class Tally:
 
 
 class CountedTail(Tail):
+    """Brings everything that has landed by then, so that a log that all nodes follow is not brought entry by entry to each."""
+
+    limits: ClassVar[tuple[int, ...]] = (1000,)
+    _is_coming = False
+
+    def reveal_soon(self, seq: int) -> None:
+        if not self._is_coming:
+            self._is_coming = True
+            self._view.world.later(self._view.delay(), self._reveal_all)
+
+    def _reveal_all(self) -> None:
+        self._is_coming = False
+        last = self._view.world.store.last(self.subject)
+        if last is not None:
+            self.reveal(last.seq)
+
     async def __anext__(self) -> list[Entry]:
         batch = await super().__anext__()
         _tally(self._view.world).add_entries("tail", kind_of(self.subject), batch)

@@ -92,8 +92,8 @@ class Result:
     moved: int = 0
     asks: int = 0
     unknown: int = 0
-    wall_s: dict[str, float] = field(default_factory=dict)
-    """By phase, what it took really."""
+    cpu_s: dict[str, float] = field(default_factory=dict)
+    """By phase: what the simulation took of a processor."""
     violations: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
@@ -110,11 +110,11 @@ class Run:
 
     async def _phase(self, name: str, work: Awaitable[T]) -> tuple[T, Window]:
         scene, result = self._scene, self.result
-        before, began, at = scene.counted.tally.copy(), scene.world.loop.time(), time.perf_counter()
+        before, began, at = scene.counted.tally.copy(), scene.world.loop.time(), time.process_time()
         value = await work
         seconds = scene.world.loop.time() - began
-        result.wall_s[name] = round(time.perf_counter() - at, 2)
-        self._say(f"{result.nodes} nodes: {name}: {seconds:.1f} virtual s in {result.wall_s[name]:.1f} s")
+        result.cpu_s[name] = round(time.process_time() - at, 2)
+        self._say(f"{result.nodes} nodes: {name}: {seconds:.1f} virtual s in {result.cpu_s[name]:.1f} s of a processor")
         return value, Window.of(scene.counted.tally.since(before), result.nodes, seconds or 1.0)
 
     async def play(self, *, moves: bool = True, rest_s: float = REST_S, window_s: float = WINDOW_S) -> None:

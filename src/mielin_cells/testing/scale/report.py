@@ -76,5 +76,5 @@ def render(results: Sequence[dict[str, Any]]) -> str:
     zeros = [f"{len(result['violations'])} of {result['agents']:,}" for result in results]
     lines.append("| agents lost, doubled or without a living owner | " + " | ".join(zeros) + " |")
     lines.append("| processor time of the simulation | " + " | ".join(
-        f"{sum(result['wall_s'].values()):.0f} s" for result in results) + " |")  # fmt: skip
+        f"{sum(result['cpu_s'].values()):.0f} s" for result in results) + " |")  # fmt: skip
     return "\n".join(lines)

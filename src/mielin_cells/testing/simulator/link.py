@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from mielin_cells.log.ids import LOGS
 from mielin_cells.substrate.patterns import Watch
@@ -190,6 +190,9 @@ class Wired:
 class Tail:
     """Shows entries up to the sequence that was revealed to it, which grows a while after the entries have landed."""
 
+    limits: ClassVar[tuple[int, ...]] = (1, 3, 1000)
+    """Entries in one batch, at most; one of these is drawn for each."""
+
     def __init__(self, view: Link, subject: str, after: int) -> None:
         self.subject = subject
         self._view = view
@@ -242,7 +245,7 @@ class Tail:
     async def __anext__(self) -> list[Entry]:
         world, self._come = self._view.world, None
         while not self._closed and not self._view.process.is_dead:
-            limit = world.rng.choice((1, 3, 1000))
+            limit = world.rng.choice(self.limits)
             batch = world.store.read(self.subject, self._after, limit, self._upto)
             if batch:
                 self._after = batch[-1].seq
