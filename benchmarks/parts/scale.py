@@ -207,8 +207,8 @@ async def _spawn_until(stage: Stage, made: int, count: int, nodes: tuple[str, ..
 
 
 async def _former_members(stage: Stage, count: int) -> None:
+    members = Members(stage.cluster.log)
     for number in range(count):
-        members = Members(stage.cluster.log)
         await table.enter(members, f"former-{number}", Announcement(), b"x")
         await table.leave(members, f"former-{number}", 1)
 

@@ -255,3 +255,34 @@ def test_a_lost_election_is_tried_again_after_ever_longer_waits() -> None:
         now = round(now + 0.1, 3)
     waits = [later - earlier for earlier, later in itertools.pairwise(tries)]
     assert waits[:3] == pytest.approx([LIMIT_S, 2 * LIMIT_S, 4 * LIMIT_S], abs=0.3)
+
+
+def test_rounds_may_be_rare_while_all_are_heard_and_never_pass_by_a_decision() -> None:
+    """`calm_s` after a round: a watcher that sleeps for so long decides at the same time as one that looks all the time."""
+    table = table_of(A, B, C, D)
+    leader, other = Node(A, table), Node(D, table, listens=False)
+    for node in (leader, other):
+        node.until(3.0, (A, B, C, D))
+    assert other.watch.calm_s == pytest.approx(LIMIT_S / 2), "it hears the leader, and watches nobody else"
+    assert leader.watch.calm_s == pytest.approx(LIMIT_S / 2)
+    other.look(3.4, ())
+    assert other.watch.calm_s == pytest.approx(2.9 + LIMIT_S / 2 - 3.4), (
+        "then it listens to all, since it may have to lead"
+    )
+    leader.look(3.5, (A, B, D))
+    assert leader.watch.calm_s == pytest.approx(LIMIT_S / 2)
+    leader.look(5.0, (A, B, D))
+    assert leader.watch.calm_s == pytest.approx(2.9 + LIMIT_S - 5.0), "C was heard at 2.9 for the last time"
+    leader.look(5.5, (A, B, D))
+    assert leader.watch.silent == [C]
+    assert leader.watch.calm_s <= 0
+
+
+def test_a_node_that_has_not_listened_for_long_enough_looks_often() -> None:
+    node = Node(B, table_of(A, B, C))
+    node.look(1.0, (A, B, C))
+    assert node.watch.silent is None
+    assert node.watch.calm_s == 0.0
+    alone = Node(D, table_of(A, D, leader=""), listens=False)
+    alone.look(1.0, (A, D))
+    assert alone.watch.calm_s == 0.0, "nobody leads"

@@ -100,6 +100,8 @@ class Watch:
         hear itself."""
         self.wants_all = False
         """It is to listen to the heartbeats of all nodes."""
+        self.calm_s = 0.0
+        """For so long nothing new can be decided, unless the table changes: every node that is watched was heard a moment ago."""
 
     def woke(self, now: float, late_s: float) -> None:
         """The node's own loop was `late_s` late: if it was stopped it has not listened, and if it is starved it waits longer."""
@@ -153,18 +155,25 @@ class Watch:
         return table.term if table.leader != NOBODY else 0
 
     def _listen(self, now: float, table: Table, fresh: dict[str, Beat], ears: Ears) -> None:
-        lost = self._leader_silence(now, table, fresh, ears) > self.limit_s / 2
+        leader_s = self._leader_silence(now, table, fresh, ears)
+        lost = leader_s > self.limit_s / 2
         self.wants_all = lost or self._name in table.watchers
         self.silent = None
+        self.calm_s = 0.0 if self.wants_all or table.leader == NOBODY else self.limit_s / 2 - leader_s
         if ears.all_since is None:
             return
         since, me = max(self._since, ears.all_since), fresh.get(self._name)
         if now - since <= self.limit_s or me is None or me.ago_s >= self.limit_s:
             return
-        self.silent = [
-            member.name for member in table
-            if member.is_present and member.name != self._name and self._silence(now, member.name, fresh, since) > self.limit_s
-        ]  # fmt: skip
+        silences = [
+            (self._silence(now, member.name, fresh, since), member.name)
+            for member in table
+            if member.is_present and member.name != self._name
+        ]
+        self.silent = [name for seconds, name in silences if seconds > self.limit_s]
+        longest = max((seconds for seconds, _ in silences), default=0.0)
+        if self.wants_all and not lost and table.leader != NOBODY:
+            self.calm_s = min(self.limit_s - longest, self.limit_s / 2 - leader_s)
 
     def _silence(self, now: float, name: str, fresh: dict[str, Beat], since: float) -> float:
         beat = fresh.get(name)

@@ -96,11 +96,10 @@ class Failover:
         await supervised(f"node {self._home.name}: failover", self._run, failures=self._failures)
 
     async def _run(self) -> None:
-        interval = self._heartbeat_s / 5
         while not self._activations.is_stopping:
-            before = self._clock()
-            await asyncio.sleep(interval)
-            self.watch.woke(self._clock(), self._clock() - before - interval)
+            before, rest_s = self._clock(), self._rest_s()
+            await asyncio.sleep(rest_s)
+            self.watch.woke(self._clock(), self._clock() - before - rest_s)
             try:
                 await self.look()
             except CellError as error:
@@ -109,6 +108,14 @@ class Failover:
                     raise
             else:
                 self._note_round()
+
+    def _rest_s(self) -> float:
+        """Until the next round.  Rounds are ten a second while something is under way, and two while all nodes are heard."""
+        shortest = self._heartbeat_s / 5
+        table, is_waiting = self._members.table, self._trouble.since is not None
+        if is_waiting or (self.is_leader and any(member.status is not Status.SERVING for member in table)):
+            return shortest
+        return max(shortest, min(self._heartbeat_s, self.watch.calm_s))
 
     def _note_trouble(self, error: CellError) -> None:
         """A round failed.  This node's heartbeats say since when, so that another node leads."""
