@@ -30,10 +30,10 @@ OWN: dict[Size, int] = {"smoke": 60, "quick": 2_000, "full": 10_000}
 MEMBERS: dict[Size, int] = {"smoke": 20, "quick": 997, "full": 997}
 """Nodes that have entered and are gone."""
 
-REST_S: dict[Size, float] = {"smoke": 0.2, "quick": 45.0, "full": 50.0}
+REST_S: dict[Size, float] = {"smoke": 0.2, "quick": 45.0, "full": 40.0}
 """Until nodes have compared their logs for the last time."""
 
-WATCH_S: dict[Size, float] = {"smoke": 0.2, "quick": 20.0, "full": 45.0}
+WATCH_S: dict[Size, float] = {"smoke": 0.2, "quick": 20.0, "full": 40.0}
 AFTER_S: dict[Size, float] = {"smoke": 0.2, "quick": 12.0, "full": 12.0}
 """A node that has started looks once more for agents that are its own; that counts as part of its restart."""
 
