@@ -16,6 +16,7 @@ from benchmarks.agents import Counter
 from benchmarks.figures import SYNCS, Found, Size, percentile, ratio
 from benchmarks.harness import run, say
 from benchmarks.parts import failover
+from benchmarks.reads import spent_on_reads
 from benchmarks.stage import Stage, staged
 from mielin_cells.membership import table
 from mielin_cells.membership.members import Announcement
@@ -239,11 +240,13 @@ async def measure(size: Size, found: Found) -> None:
         costs.append(await _costs(stage, size, "with members"))
         heard = await _beats(stage, size)
         say(f"scale: heartbeats of so many nodes, percent of the server's core: {heard}")
+        reads = await spent_on_reads(stage, "node-1", 3)
+        say(f"scale: {reads}")
         say(f"scale: {MEMBERS[size]} members that are gone: spawn and ask {costs[-1]} ms, before them {costs[-2]} ms")
     found.figures |= {
         "idle": [one._asdict() for one in idle], "costs": [one._asdict() for one in costs],
         "restarts": [one._asdict() for one in restarts],
-        "beats_percent": heard, "server": stage.server,
+        "beats_percent": heard, "reads": reads, "server": stage.server,
     }  # fmt: skip
     _tell_idle(found, idle, few, many)
     _tell_restarts(found, restarts)

@@ -152,7 +152,7 @@ async def test_a_round_of_a_busy_deployment_looks_at_the_nodes_own_agents_alone(
 
 
 async def test_each_agent_of_a_node_is_looked_at_within_some_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rounds, "LOOK_SUBJECTS", 1)
+    monkeypatch.setattr(rounds, "LOOKS_MIN", 1)
     async with nodes("node-1", settings=SLOW) as (client, running):
         for number in range(30):
             await client.spawn(Score, f"s{number}")

@@ -34,6 +34,10 @@ behind may have answered one of them."""
 ROUNDS_FOR_ALL = 12
 """Within so many rounds the log of each agent of this node is looked at."""
 
+LOOKS_MIN = 16
+"""Logs of running agents that a round looks at, if there are as many: a store that is written to all the time pays for these in each
+round of each node."""
+
 
 class Rounds:
     """`begin` once; then `hear` hints, `relist` for ever, and `round` now and then."""
@@ -179,7 +183,7 @@ class Rounds:
         there = set(agents)
         if not self._unlooked:
             self._unlooked = sorted(there)
-        count = max(LOOK_SUBJECTS, len(there) // ROUNDS_FOR_ALL + 1)
+        count = max(LOOKS_MIN, len(there) // ROUNDS_FOR_ALL + 1)
         some, self._unlooked = self._unlooked[:count], self._unlooked[count:]
         return there.intersection(some)
 

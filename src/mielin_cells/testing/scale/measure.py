@@ -47,6 +47,8 @@ class Window:
     logs_listed: float
     """Names that came back from listings of agents' logs."""
     log_reads: float
+    log_entries: float
+    """Records that these brought."""
     log_appends: float
     inbox_calls: float
 
@@ -70,6 +72,7 @@ class Window:
             index_entries=per(entries["owned", AGENTS]),
             logs_listed=per(entries["subjects", AGENTS]),
             log_reads=per(sum(calls[what, AGENTS] for what in reads)),
+            log_entries=per(sum(entries[what, AGENTS] for what in reads)),
             log_appends=per(calls["append", AGENTS]),
             inbox_calls=per(sum(count for (what, kind), count in calls.items() if kind == "inboxes" and what != "deliver")),
         )  # fmt: skip

@@ -17,6 +17,7 @@ ROWS = (
     ("index_entries", "entries of the index that were read"),
     ("logs_listed", "agents' logs listed"),
     ("log_reads", "calls that read agents' logs"),
+    ("log_entries", "records of agents' logs that were read"),
     ("log_appends", "appends to agents' logs"),
     ("inbox_calls", "calls to agents' inboxes"),
 )
