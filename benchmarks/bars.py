@@ -51,7 +51,7 @@ BARS = (
     Bar("scale-idle-bytes", "scale", "what the server of an idle deployment sends", "under 50 KB/s", ("lazy",)),
     Bar("scale-idle-growth", "scale", "cost of an idle deployment, against one with 1,000 agents", "at most 1.2 times",
         ("lazy",)),
-    Bar("scale-restart-reads", "scale", "what the server sends for the restart of a node, with others' agents against without",
+    Bar("scale-restart-reads", "scale", "what the server sends to a node that starts again, with others' agents against without",
         "at most 1.2 times", ("lazy",)),
     Bar("scale-restart-first", "scale", "restart of a node, from its first answer to that of one of its agents",
         "at most 1 s", ("lazy",)),

@@ -65,6 +65,10 @@ class Stage:
         count: int = self.counted("varz")["out_bytes"]
         return count
 
+    def sent_to(self) -> dict[int, int]:
+        """By connection that is open, what the server has sent to it."""
+        return {one["cid"]: one["out_bytes"] for one in self.counted("connz?limit=10000")["connections"]}
+
     def processes(self) -> dict[str, psutil.Process]:
         """The nodes that run, the server, and this client."""
         running = [child for child in self.fleet.children if child.process is not None]

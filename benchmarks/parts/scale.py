@@ -143,7 +143,7 @@ class Restart(NamedTuple):
     """Until it has taken all of them."""
     floor_s: float
     kb: float
-    """That the server has sent from the kill on."""
+    """That the server has sent to the new process."""
 
 
 async def _answers(stage: Stage, node: str, before: int) -> float:
@@ -161,7 +161,7 @@ async def _restart(stage: Stage, names: list[str], others: int, size: Size) -> R
     assert child.process is not None
     floor = await stage.floor.do("takeovers", agents=[f"{others}-{name}" for name in names])
     await asyncio.sleep(1.0)
-    incarnation, sent, answered = child.incarnation, stage.sent_bytes(), list[float]()
+    incarnation, before, answered = child.incarnation, stage.sent_to(), list[float]()
     child.process.kill()
 
     async def probe(name: str) -> None:
@@ -177,9 +177,10 @@ async def _restart(stage: Stage, names: list[str], others: int, size: Size) -> R
     await asyncio.sleep(AFTER_S[size])
     (node,) = [info for info in await stage.cluster.nodes() if info.name == "node-1"]
     assert node.agents >= len(names), f"node-1 has {node.agents} of its {len(names)} agents"
+    kb = sum(sent for connection, sent in stage.sent_to().items() if connection not in before) / 1000
     return Restart(
         len(names), others, round(max(0.0, min(answered) - serves), 3), round(max(0.0, percentile(answered, 0.5) - serves), 3),
-        round(everything, 3), round(floor, 3), round((stage.sent_bytes() - sent) / 1000, 1),
+        round(everything, 3), round(floor, 3), round(kb, 1),
     )  # fmt: skip
 
 
@@ -225,6 +226,8 @@ async def measure(size: Size, found: Found) -> None:
             costs.append(await _costs(stage, size, tag))
             say(f"scale: {tag}: {idle[-1]}, spawn and ask {costs[-1]} ms")
 
+        heard = await _beats(stage, size)
+        say(f"scale: heartbeats of so many nodes, percent of the server's core: {heard}")
         await _spawn_until(stage, 0, few, ("node-1", "node-2", "node-3"), "idle")
         await at_rest(f"{few} agents")
         await _spawn_until(stage, 0, len(own), ("node-1",), "own")
@@ -238,8 +241,6 @@ async def measure(size: Size, found: Found) -> None:
         costs.append(await _costs(stage, size, "again"))
         await _former_members(stage, MEMBERS[size])
         costs.append(await _costs(stage, size, "with members"))
-        heard = await _beats(stage, size)
-        say(f"scale: heartbeats of so many nodes, percent of the server's core: {heard}")
         reads = await spent_on_reads(stage, "node-1", 3)
         say(f"scale: {reads}")
         say(f"scale: {MEMBERS[size]} members that are gone: spawn and ask {costs[-1]} ms, before them {costs[-2]} ms")
@@ -271,7 +272,7 @@ def _tell_restarts(found: Found, restarts: list[Restart]) -> None:
     says = f"{among.agents:,} agents of {among.agents + among.others:,}"
     times = ratio(among.kb, alone.kb)
     found.row("scale-restart-reads", "lazy", f"{times} times", times <= GROWTH,
-              f"{says}: {among.kb:,.0f} KB out of the server, without the others {alone.kb:,.0f} KB")  # fmt: skip
+              f"{says}: {among.kb:,.0f} KB to its connections, without the others {alone.kb:,.0f} KB")  # fmt: skip
     found.row("scale-restart-first", "lazy", f"{among.first_s} s", among.first_s <= FIRST_S,
               f"{says}; the median of {PROBES} that were asked from the kill on {among.probes_s} s")  # fmt: skip
     times = ratio(among.all_s, among.floor_s)

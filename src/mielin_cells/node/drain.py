@@ -33,6 +33,9 @@ MOVES = 16
 ROUND_S = 0.5
 """Wait between two rounds; each round offers the remaining agents again."""
 
+SOON_S = 0.05
+"""Wait before a round that offers agents which have only just come: other nodes are drained at the same time."""
+
 END_S = 1.0
 """Time after the deadline for moves to be cancelled; a move that has handed over completes by itself."""
 
@@ -65,6 +68,8 @@ class Drain:
         self._rows: dict[str, Row] = {}
         self._kept: set[str] = set()
         """Agents whose move an operator has aborted."""
+        self._offered: set[str] = set()
+        """Agents that the last round has offered."""
         self._spread = selection.Spread(())
         self._ending = asyncio.Event()
 
@@ -123,7 +128,12 @@ class Drain:
             if not goes_on:
                 break
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._ending.wait(), ROUND_S)
+                await asyncio.wait_for(self._ending.wait(), SOON_S if self._has_new() else ROUND_S)
+
+    def _has_new(self) -> bool:
+        """True if agents have come since the round began, or may be coming: they were sent before this node was cordoned."""
+        known, activations = self._offered | self._kept, self._activations
+        return self._copies.is_deciding or not known.issuperset((*activations.live, *activations.asleep))
 
     async def _watch_the_clock(self) -> None:
         """Returns when the deadline has come, after cancelling the moves that have not handed over."""
@@ -147,6 +157,7 @@ class Drain:
             (owned for owned in activations.owned() if owned.agent not in self._kept),
             key=lambda owned: (owned.waiting, owned.size_bytes, owned.agent),
         )
+        self._offered = {owned.agent for owned in todo}
         for owned in todo:
             self._rows.setdefault(owned.agent, Row(agent=owned.agent))
         queue = iter(todo)

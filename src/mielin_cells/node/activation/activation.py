@@ -217,6 +217,8 @@ class Activations:
         self.members = Members(log)
         """The nodes that there are, as this one has read."""
         self.home.resolve = lambda name: self._classes(name)  # noqa: PLW0108 - a test may give the node other ones
+        self._looked_at = -1e9
+        """When turns that take too long were looked for."""
         self.live: dict[str, Activation] = {}
         self.asleep: dict[str, Sleeper] = {}
         """Agents that run here, and have left memory until there is something for them to do."""
@@ -289,6 +291,11 @@ class Activations:
         self.home.begin(supervised(f"node {self.name}: reading topics {pattern}", loop))
 
     def log_overdue(self) -> None:
+        """To be called often: it looks at all agents of this node, and does so a few times within the deadline of a turn."""
+        now = self.clock()
+        if now - self._looked_at < self.settings.turn_deadline_s / 4:
+            return
+        self._looked_at = now
         for activation in self.live.values():
             activation.runner.log_overdue()
 

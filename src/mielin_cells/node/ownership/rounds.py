@@ -199,6 +199,9 @@ class Rounds:
     async def _is_calm(self) -> bool:
         """True if the last rounds found nothing to do, and neither the logs nor the agents here have changed since."""
         position = await self._home.log.position()
+        count = self._activations.count + len(self._copies.by_agent)
+        if position == self._position and self._calm >= CALM_ROUNDS and count == len(self._here):
+            return not self._is_due()  # an agent can only have come by a record, so these are the same agents
         here = {*self._activations.live, *self._activations.asleep, *self._copies.by_agent}
         if position != self._position or here != self._here:
             if any(now < before for now, before in zip(position, self._position, strict=False)):
