@@ -1,7 +1,7 @@
 """`python -m mielin_cells.testing.scale`: what a node costs, as nodes and agents grow, counted in simulated deployments.
 
 Prints a table and writes the figures as JSON.  The exit code is 1 if an agent was lost or doubled, if a count for each node grows
-with the number of nodes, or if drains or failovers take longer.
+with the number of nodes, or if drains or failovers take longer.  See docs/scale.md.
 """
 
 from __future__ import annotations
