@@ -59,6 +59,7 @@ PARTS = (
     Part("failover", _limits(40, 60, 240)),
     Part("idle", _limits(30, 40, 240)),
     Part("asleep", _limits(60, 120, 400)),
+    Part("timers", _limits(20, 60, 120)),
     Part("scale", _limits(60, 360, 900)),
     Part("sizes", _limits(40, 90, 600)),
 )

@@ -43,6 +43,8 @@ BARS = (
     Bar("spawn", "idle", "agents created per second, on one node", "at least 2,000", ("lazy",)),
     Bar("asleep-memory", "asleep", "memory of a node for each agent that has left memory", "at most half of one in memory", ("lazy",)),
     Bar("asleep-wake", "asleep", "ask that wakes an agent of 1 KiB, against a durable ask", "at most 2 times", ("lazy",)),
+    Bar("timers-many", "timers", "a timer that is set and fires, with 90,000 others on the node against 100",
+        "at most 2 times"),
     Bar("drain-always", "drain", "agents of 1 KiB moved off a node per second, all of them", "at least 150", ("always",)),
     Bar("drain-lazy", "drain", "agents of 1 KiB moved off a node per second, all of them", "at least 300", ("lazy",)),
     Bar("failover", "failover", "failover of 3,000 agents, from detection to the last one's answer",

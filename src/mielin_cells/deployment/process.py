@@ -181,7 +181,7 @@ async def _run_node(options: Options, ending: Ending, substrate: Substrate, clie
     try:
         if await ending.unless(start()):
             options.say({
-                "event": "serving", "node": node.name, "incarnation": node.home.incarnation, "agents": len(node.activations.live),
+                "event": "serving", "node": node.name, "incarnation": node.home.incarnation, "agents": node.activations.count,
                 "classes": node.about.classes, "process": os.getpid(),
             })  # fmt: skip
             await ending.wait()
@@ -207,9 +207,9 @@ async def _stop(node: Node, ending: Ending, options: Options) -> int:
     """Drains the node on SIGTERM, and stops it: cleanly if there is time, else as a crash would, which loses nothing acknowledged."""
     facts = {"node": node.name, "reason": ending.reason}
     if ending.reason == signal.SIGTERM.name:
-        options.say({"event": "draining", "node": node.name, "agents": len(node.activations.live)})
+        options.say({"event": "draining", "node": node.name, "agents": node.activations.count})
         await _drain(node, ending)
-    options.say({"event": "stopping", **facts, "agents": len(node.activations.live)})
+    options.say({"event": "stopping", **facts, "agents": node.activations.count})
     within_s = ending.left_s
     is_clean = True
     try:
