@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -22,6 +23,12 @@ MOVERS = 3
 READERS = 2
 REST_S = 90.0
 """From healing until every agent answers and everything that was sent has arrived (I15)."""
+
+TRIES = 5
+"""Of a call with a key, while no answer comes: it must run once."""
+
+DEADLINE_S = 3600.0
+"""Of such a call: whatever clocks do, none lapses."""
 
 KINDS, WEIGHTS = ("note", "give", "hand"), (5, 3, 2)
 
@@ -80,18 +87,26 @@ class Load:
             if kind != "note":
                 args += [to, rng.randint(1, 5)]
             bound: Any = getattr(self._client.get(Purse, agent), kind)
-            await self._call(Timed(call, time.monotonic()), bound.tell(*args) if tells else bound(*args))
+            has_key = kind == "note" and not tells
+            if has_key:
+                bound = bound.options(key=f"{sender}-{call.n}", deadline=DEADLINE_S)
+            made = partial(bound.tell if tells else bound, *args)
+            await self._call(Timed(call, time.monotonic()), made, TRIES if has_key else 1)
 
-    async def _call(self, timed: Timed, sent: Coroutine[Any, Any, Any]) -> None:
+    async def _call(self, timed: Timed, made: Callable[[], Coroutine[Any, Any, Any]], tries: int) -> None:
+        """Makes the call, and again while it is not known whether it has taken effect: it has a key then."""
         call = timed.call
         self.recording.calls.append(timed)
         self._busy[call.agent] += 1
         try:
-            answer = await sent
-            call.acked = True
-            call.answer = answer if call.ask else None
-        except RetryError as error:
-            self.recording.errors[error.code] += 1
+            while tries and not call.acked:
+                tries -= 1
+                try:
+                    answer = await made()
+                    call.acked = True
+                    call.answer = answer if call.ask else None
+                except RetryError as error:
+                    self.recording.errors[error.code] += 1
         except CellError as error:
             self.found.append(f"I4: {call.sender} called {call.agent} and was told {error.code}: {error}")
         finally:
