@@ -8,7 +8,6 @@ import contextlib
 from mielin_cells.agents.context import turn
 from mielin_cells.client.requester import Requester
 from mielin_cells.errors import CellError, NodeCordoned, NodeStopping, NoResponder, UnknownNode, WireTimeout
-from mielin_cells.membership.members import NOBODY
 from mielin_cells.membership.selection import Spread
 from mielin_cells.rpc import requests
 from mielin_cells.tasks.supervision import Backoff
@@ -84,7 +83,6 @@ class Placing:
         clock = asyncio.get_running_loop().time
         async with self._lock:
             if clock() >= self._until:
-                table = await self._client.members.read()
-                self._spread.update(table.infos(), None if table.leader == NOBODY else self._client.rng)
+                self._spread.follow(await self._client.members.read(), self._client.rng)
                 self._until = clock() + FRESH_S
             return self._spread

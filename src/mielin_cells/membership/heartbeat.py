@@ -62,6 +62,8 @@ class Listener:
         self.wants_all = False
         """The node watches: the heartbeats of all nodes are to be heard."""
         self._heard: dict[str, tuple[Beat, float]] = {}
+        self._leader = ""
+        """Who was last heard on the leader's subject."""
         self._has_complained = False
 
     def receive(self, data: bytes) -> None:
@@ -76,6 +78,16 @@ class Listener:
         if len(self._heard) > HEARD_MAX:
             heard = list(self._heard.items())
             del self._heard[min(heard, key=lambda item: item[1][1])[0]]
+
+    def receive_leader(self, data: bytes) -> None:
+        """As `receive`, of what came on the leader's own subject."""
+        with contextlib.suppress(RecordInvalid):  # `receive` says so
+            self._leader = decode_beat(data).node
+        self.receive(data)
+
+    def forget_others(self) -> None:
+        """The other nodes are not listened to any more: a round of a node that does not watch costs the same with any number."""
+        self._heard = {node: heard for node, heard in self._heard.items() if node == self._leader}
 
     def beats(self) -> list[Beat]:
         """The last heartbeat of each node, with its age."""
@@ -101,7 +113,7 @@ class Speaker:
         """Sends a heartbeat, after it has begun or ceased to listen to all others."""
         listener = self._listener
         if self._leader is None:
-            self._leader = await self._wire.subscribe(LEADER_BEATS, listener.receive)
+            self._leader = await self._wire.subscribe(LEADER_BEATS, listener.receive_leader)
             listener.ears.leader_since = listener.clock()
         if listener.wants_all and self._all is None:
             self._all = await self._wire.subscribe(BEATS, listener.receive)
@@ -110,6 +122,7 @@ class Speaker:
             listener.ears.all_since = None
             self._all.close()
             self._all = None
+            listener.forget_others()
         data = encode_beat(beat)
         await self._wire.publish(BEATS, data)
         if leads:

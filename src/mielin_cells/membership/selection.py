@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 from random import Random
 
 from mielin_cells.agents.reports import NodeInfo
-from mielin_cells.membership.members import STARTING
+from mielin_cells.membership.members import NOBODY, STARTING, Table
 
 PATIENCE_S = 0.25
 """For who only needs some nodes: one that takes longer after the last answer is busy or frozen."""
@@ -34,6 +34,12 @@ class Spread:
                 self._loads[name] = node.agents
             if name not in self._places:
                 self._places[name] = rng.random() if rng is not None else 0.0
+
+    def follow(self, table: Table, rng: Random, but: str = "") -> Spread:
+        """Takes in the nodes of the table besides `but`, in an order of chance where others choose too."""
+        nodes = (info for info in table.infos() if info.name != but)
+        self.update(nodes, None if table.leader == NOBODY else rng)  # without a leader all are in one process
+        return self
 
     def __bool__(self) -> bool:
         return bool(self._nodes)

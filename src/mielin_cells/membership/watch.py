@@ -127,6 +127,11 @@ class Watch:
             return False
         return self.stood_s(now, name, table) > self.limit_s
 
+    def has_read(self, name: str, table: Table) -> bool:
+        """True from the round on that follows the one in which the member's status was appended: it may have refuted it by then."""
+        member, known = table.get(name), self._known.get(name)
+        return member is not None and known is not None and known.seq == member.seq
+
     def stood_s(self, now: float, name: str, table: Table) -> float:
         """For how long this node has known the member's status."""
         member = table.get(name)

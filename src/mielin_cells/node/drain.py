@@ -10,7 +10,6 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING
 
-from mielin_cells.agents.reports import NodeInfo
 from mielin_cells.errors import CellError, Fenced, MigrationInProgress, NoSuchAgent, RetryError, described
 from mielin_cells.membership import selection
 from mielin_cells.node.moves.admission import ask_offer
@@ -152,7 +151,7 @@ class Drain:
     async def _round(self) -> bool:
         """Offers every agent that is here once; True if another round is due."""
         activations = self._activations
-        self._spread.update(self._others())
+        self._spread.follow(activations.members.table, activations.home.rng, activations.name)
         todo = sorted(
             (owned for owned in activations.owned() if owned.agent not in self._kept),
             key=lambda owned: (owned.waiting, owned.size_bytes, owned.agent),
@@ -180,9 +179,6 @@ class Drain:
         if not self._is_patient and not self._spread:
             return False
         return self._copies.is_deciding or any(owned.agent not in self._kept for owned in activations.owned())
-
-    def _others(self) -> list[NodeInfo]:
-        return [other for other in self._activations.members.table.infos() if other.name != self._activations.name]
 
     async def _move(self, owned: Owned) -> None:
         """Offers the agent to one node after the other; its row then says why it stays."""
@@ -347,8 +343,7 @@ class Drains:
     async def planned(self) -> DrainProgress:
         """Where each agent would go, or what would keep it here; nothing is changed."""
         activations = self._activations
-        nodes = activations.members.table.infos()
-        spread = selection.Spread(other for other in nodes if other.name != activations.name)
+        spread = selection.Spread().follow(activations.members.table, activations.home.rng, activations.name)
         limit = asyncio.Semaphore(PROBES)
 
         async def one(owned: Owned) -> Row:

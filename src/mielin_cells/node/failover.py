@@ -181,7 +181,7 @@ class Failover:
         table, watch = self._members.table, self.watch
         return [
             member for member in table
-            if member.status is Status.SUSPECTED
+            if (member.status is Status.SUSPECTED and watch.has_read(member.name, table))
             or (member.status is Status.LEFT and watch.stood_s(now, member.name, table) > watch.limit_s)
             or watch.is_overdue(now, member.name, table)
         ]  # fmt: skip

@@ -29,6 +29,7 @@ from mielin_cells.log.delta import StateDelta
 from mielin_cells.log.fold import Fold
 from mielin_cells.log.lifecycle import AgentError, AgentState
 from mielin_cells.log.records import Failed
+from mielin_cells.membership.selection import Spread
 from mielin_cells.membership.table import Members
 from mielin_cells.node.activation.context import Hosted, NodeContext, StreamOwner
 from mielin_cells.node.activation.effects import Effects
@@ -216,6 +217,8 @@ class Activations:
         self.home.topics = Reader(lambda: self.home.log, self._read_topic, settings.topic_poll_s)
         self.members = Members(log)
         """The nodes that there are, as this one has read."""
+        self.spread = Spread()
+        """Where agents of this node go that are moved without a target."""
         self.home.resolve = lambda name: self._classes(name)  # noqa: PLW0108 - a test may give the node other ones
         self._looked_at = -1e9
         """When turns that take too long were looked for."""

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from mielin_cells.errors import CellError, UnknownNode
-from mielin_cells.membership import selection
+from mielin_cells.membership.selection import Spread
 from mielin_cells.migration.case import Ticket
 from mielin_cells.migration.manager import MigrationRecoveryManager
 
@@ -16,11 +16,10 @@ if TYPE_CHECKING:
 
 async def choose_first(activations: Activations, activation: Activation, unfit: Collection[str]) -> str:
     """The first target of a migration that names none.  Raises `UnknownNode` if there is nobody to ask."""
-    nodes = activations.members.table.infos()
-    others = [other for other in nodes if other.name != activations.name]
+    others = [other for other in activations.members.table.infos() if other.name != activations.name]
     if not others:
-        raise UnknownNode("There is no other node; start one.", node="", nodes=[other.name for other in nodes])
-    fit = selection.choose(others, activation.fold.cls, unfit, activation.fold.policy.preferred_architectures)
+        raise UnknownNode("There is no other node; start one.", node="", nodes=[activations.name])
+    fit = _spread(activations).choose(unfit, activation.fold.cls, activation.fold.policy.preferred_architectures)
     return fit or min(others, key=lambda other: (other.agents, other.name)).name  # which says why not
 
 
@@ -32,8 +31,15 @@ async def choose_next(activations: Activations, manager: MigrationRecoveryManage
     except CellError:  # it does not run here now
         return ""
     architectures = activation.fold.policy.preferred_architectures
-    while name := selection.choose(activations.members.table.infos(), activation.fold.cls, excluded, architectures):
+    spread = _spread(activations)
+    while name := spread.choose(excluded, activation.fold.cls, architectures):
         if manager.assign(ticket.token, name, activations.clock()):
             return name
+        spread.gives_back(name)
         excluded.add(name)
     return ""
+
+
+def _spread(activations: Activations) -> Spread:
+    """The other nodes, with the agents that this one has sent to each since their numbers were known."""
+    return activations.spread.follow(activations.members.table, activations.home.rng, activations.name)
