@@ -90,3 +90,34 @@ class Store(cells.Agent, name="BenchStore"):
     @cells.handler
     async def found(self) -> tuple[int, int]:
         return self.last, self.gaps
+
+
+class Speaker(cells.Agent, name="BenchSpeaker"):
+    """Publishes, and answers."""
+
+    said: int = 0
+
+    @cells.handler
+    async def say(self, topic: str, count: int) -> int:
+        self.said += count
+        for _ in range(count if topic else 0):
+            cells.publish(topic, 1)
+        return self.said
+
+
+class Listener(cells.Agent, name="BenchListener"):
+    """Counts what comes."""
+
+    count: int = 0
+
+    @cells.handler
+    async def listen(self, pattern: str) -> None:
+        await cells.subscribe(pattern, self.on_message)
+
+    @cells.handler
+    async def on_message(self, one: int) -> None:
+        self.count += one
+
+    @cells.handler
+    async def heard(self) -> int:
+        return self.count

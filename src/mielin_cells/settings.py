@@ -215,6 +215,10 @@ class Settings:
     """The parts of a stream can be read for this long after its end: a reader that has lost its connection comes back within it."""
     compare_s: Seconds = 600.0
     """Even then it compares all logs with what it runs this often."""
+    topic_keep_s: Seconds = 7 * 86400.0
+    """Messages of topics are kept for so long, ..."""
+    topic_keep: Count = 100_000
+    """... and at most so many of one publisher and topic.  Publishers remove older ones while they publish; the last one stays."""
     topic_poll_s: Seconds = 10.0
     """A node reads the topics that its agents have subscribed to this often if nothing wakes it: live messages may be lost."""
     regression_s: Seconds = REGRESSION_S

@@ -18,6 +18,7 @@ import pytest
 from msgspec.structs import replace as replace_field
 from support.guards import GUARDS, Guard, Patch, guard
 from support.paths import ROOT
+from support.topic_guards import numbers_say_what_is_stored
 
 from mielin_cells.agents import context
 from mielin_cells.agents.live import Cell
@@ -468,6 +469,8 @@ def dropped_messages_are_dead_letters(patch: Patch) -> None:
 
     patch.setattr(Effects, "bury", unless_full)
 
+
+assert Guard(numbers_say_what_is_stored, 100) in GUARDS, "the guards of topics are among them"
 
 SOON = 40
 """What is found within so many seeds is taken away in `make test`, too."""

@@ -38,7 +38,7 @@ from mielin_cells.log.records import (
     Terminated,
     Undone,
 )
-from mielin_cells.log.topics.subs import Subs, Subscribed, TopicChange, Unsubscribed
+from mielin_cells.log.topics.subs import Subs, Took, TopicChange
 
 
 class Rule(NamedTuple):
@@ -290,21 +290,24 @@ def _wrong_held(ledger: Ledger, held: list[int], cursor: int) -> str:
 
 def wrong_topics(subs: Subs | None, changes: list[TopicChange]) -> str:
     """Rule T8: of a topic only what a subscription has not had, in order."""
-    cursors = {sub.key: [*sub.cursor] for sub in subs.live()} if subs is not None else {}
+    after = subs if subs is not None else Subs()
+    if not all(isinstance(change, Took) for change in changes):
+        after = after.copy()
+    cursors: dict[str, list[int]] = {}
     for change in changes:
-        if isinstance(change, Subscribed):
-            before = subs.by_key.get(change.sub.key) if subs is not None else None
-            known = before is not None and before.parked != "ended"
-            cursors[change.sub.key] = [*(before.cursor if before is not None and known else change.sub.cursor)]
-        elif isinstance(change, Unsubscribed):
-            cursors.pop(change.key, None)
-        else:
-            cursor = cursors.get(change.key)
-            if cursor is None or not 0 <= change.shard < len(cursor):
-                return f"it takes a message for subscription {change.key!r}, which is not there (rule T8)"
-            if change.seq <= cursor[change.shard]:
-                return f"subscription {change.key!r} takes entry {change.seq} after {cursor[change.shard]} (rule T8)"
-            cursor[change.shard] = change.seq
+        if not isinstance(change, Took):
+            after.apply(change)
+            cursors = {}
+            continue
+        sub = after.by_key.get(change.key)
+        if sub is None or sub.parked or not 0 <= change.shard < len(sub.cursor):
+            return f"it takes a message for subscription {change.key!r}, which is not there (rule T8)"
+        cursor = cursors.setdefault(change.key, [*sub.cursor])
+        if change.seq <= cursor[change.shard]:
+            return f"subscription {change.key!r} takes entry {change.seq} after {cursor[change.shard]} (rule T8)"
+        cursor[change.shard] = change.seq
+        if after is not subs:
+            after.apply(change)
     return ""
 
 

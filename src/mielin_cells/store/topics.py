@@ -12,7 +12,7 @@ from mielin_cells.errors import RecordInvalid, StoreUnreachable
 from mielin_cells.log.ids import TOPICS
 from mielin_cells.log.message import sender_text
 from mielin_cells.log.topics.names import check_pattern, matches, scan_pattern, subject_of, topic_of
-from mielin_cells.log.topics.posts import End, Post, Posting, Value, decode_post, encode_post, end_of
+from mielin_cells.log.topics.posts import End, Post, Posting, Value, decode_post, encode_post, end_of, is_kept
 from mielin_cells.log.topics.subs import Sub, Subs
 from mielin_cells.substrate.ports import Appended, Entry, Found, Log, Unknown
 from mielin_cells.substrate.retry import whole
@@ -77,6 +77,17 @@ async def _landed(log: Log, subject: str, post: Post) -> int:
         f"It is not known whether a message to topic {post.topic!r} is stored: what stands in its place was removed already.",
         subject=subject,
     )
+
+
+async def remove_old(log: Log, subject: str, end: End, now: float, keep: int, keep_s: float) -> None:
+    """Trims the subject below the first entry that is kept."""
+    after = 0
+    while entries := await log.read(subject, after, PAGE):
+        for entry in entries:
+            if is_kept(await read_post(log, subject, entry), end, now, keep, keep_s):
+                await log.trim(subject, min(entry.seq, end.seq))
+                return
+        after = entries[-1].seq
 
 
 class TopicInfo(NamedTuple):

@@ -76,6 +76,11 @@ def end_of(seq: int, post: Post) -> End:
     return End(seq, post.last, post.at)
 
 
+def is_kept(post: Post, end: End, now: float, keep: int, keep_s: float) -> bool:
+    """True for an entry that is young enough, and among the newest of its subject.  The last entry always is."""
+    return post.last == end.n or (post.last > end.n - keep and post.at >= now - keep_s)
+
+
 class Posting:
     """One publisher and one topic."""
 

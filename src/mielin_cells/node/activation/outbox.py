@@ -197,7 +197,13 @@ class Outbox:
         publishing = receiver.publishing
         if publishing is None:
             publishing = receiver.publishing = Publishing(
-                home.log, self._owner.fold.agent, topic_named(to), home.wall, lambda: home.rng.randbytes(8), refused
+                home.log,
+                self._owner.fold.agent,
+                topic_named(to),
+                home.wall,
+                lambda: home.rng.randbytes(8),
+                refused,
+                home.settings,
             )
         await publishing.deliver(queue, lambda outs: self._note_stored(to, receiver, outs))
         receiver.queue, receiver.task = (), None

@@ -6,15 +6,19 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from mielin_cells.errors import RetryError, described
+from mielin_cells.errors import CellError, RetryError, described
 from mielin_cells.log.commit import Out
 from mielin_cells.log.topics.names import subject_of
 from mielin_cells.log.topics.posts import End, Post, Posting, Value, encode_post
-from mielin_cells.store.topics import read_end
+from mielin_cells.settings import Settings
+from mielin_cells.store.topics import read_end, remove_old
 from mielin_cells.substrate.ports import Appended, Conflict, Log
 from mielin_cells.tasks.supervision import Backoff
 
 logger = logging.getLogger("mielin_cells.outbox")
+
+TRIM_EVERY = 64
+"""Entries after which a publisher looks for old ones."""
 
 
 class Publishing:
@@ -22,7 +26,7 @@ class Publishing:
 
     def __init__(
         self, log: Log, agent: str, topic: str, wall: Callable[[], float], nonce: Callable[[], bytes],
-        refused: Callable[[str], bool],
+        refused: Callable[[str], bool], settings: Settings,
     ) -> None:  # fmt: skip
         """`refused` notes why the store does not take them ("" once it does), and says if that is news."""
         self._log = log
@@ -31,6 +35,8 @@ class Publishing:
         self._refused = refused
         self._subject = subject_of(topic, agent)
         self._posting = Posting(agent, topic)
+        self._settings = settings
+        self._appended = 0
 
     async def deliver(self, queue: deque[Out], stored: Callable[[Sequence[Out]], None]) -> None:
         """Stores what the queue holds and what comes into it; `stored` is given what is, in order."""
@@ -46,6 +52,20 @@ class Publishing:
             if queue:
                 values = (Value(out.args, out.corrects) for out in queue)
                 await self._append(posting.compose(queue[0].n, values, self._wall(), self._nonce()))
+                self._appended += 1
+        if self._appended >= TRIM_EVERY:
+            self._appended = 0
+            await self._remove_old()
+
+    async def _remove_old(self) -> None:
+        """It may fail, and is done again after more entries: nobody waits for it."""
+        settings, end = self._settings, self._posting.end
+        if end is None:
+            return
+        try:
+            await remove_old(self._log, self._subject, end, self._wall(), settings.topic_keep, settings.topic_keep_s)
+        except CellError as error:
+            logger.info("old messages of %s are not removed yet: %s", self._subject, described(error))
 
     async def _append(self, post: Post) -> None:
         """Appends the entry until it is known what became of it, whatever the store raises."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, NoReturn
 
 from mielin_cells.errors import CellError
-from mielin_cells.log.ids import JOURNALS, LOGS, MEMBERS, agent_of, inbox_subject, migration_of, reply_subject
+from mielin_cells.log.ids import JOURNALS, LOGS, MEMBERS, TOPICS, agent_of, inbox_subject, migration_of, reply_subject
 from mielin_cells.log.message import Mail, Replies, decode_mail, decode_replies
 from mielin_cells.log.records import (
     Accepted,
@@ -24,6 +24,7 @@ from mielin_cells.log.records import (
     Terminated,
     decode_record,
 )
+from mielin_cells.log.topics.posts import Post, decode_post
 from mielin_cells.membership.members import AnyRecord as AnyMember
 from mielin_cells.membership.members import decode_record as decode_member
 from mielin_cells.migration import journal as journals
@@ -34,7 +35,7 @@ from mielin_cells.testing.checkers.scene import Scene, Violation
 INBOXES = inbox_subject("")
 REPLIES = reply_subject("")
 
-INVARIANTS = tuple(f"I{number}" for number in range(1, 30))
+INVARIANTS = tuple(f"I{number}" for number in range(1, 31))
 
 
 @dataclass(slots=True)
@@ -96,6 +97,15 @@ class Letter(NamedTuple):
     author: Author
 
 
+class Posted(NamedTuple):
+    """An entry of a topic at the instant it lands."""
+
+    subject: str
+    post: Post
+    seq: int
+    author: Author
+
+
 class Line(NamedTuple):
     """A record of a migration's journal at the instant it lands."""
 
@@ -129,6 +139,9 @@ class Checker:
     def mail(self, letter: Letter) -> None:
         """Mail has landed in an inbox."""
 
+    def post(self, posted: Posted) -> None:
+        """An entry of a topic has landed."""
+
     def journal(self, line: Line) -> None:
         """A record of a migration's journal has landed."""
 
@@ -159,6 +172,7 @@ class Checkers:
         self._owned: dict[str, Owned] = {}
         self._records = [c.record for c in self.all if _has(c, "record")]
         self._mails = [c.mail for c in self.all if _has(c, "mail")]
+        self._posts = [c.post for c in self.all if _has(c, "post")]
         self._journals = [c.journal for c in self.all if _has(c, "journal")]
         self._members = [c.member for c in self.all if _has(c, "member")]
         self._answers = [c.answers for c in self.all if _has(c, "answers")]
@@ -180,6 +194,10 @@ class Checkers:
                 step = MemberStep(entry.seq, decode_member(entry.data, subject), author)
                 for see_member in self._members:
                     see_member(step)
+            elif subject.startswith(TOPICS):
+                posted = Posted(subject, decode_post(entry.data, subject), entry.seq, author)
+                for see_post in self._posts:
+                    see_post(posted)
             elif subject.startswith(JOURNALS):
                 agent, migration = migration_of(subject)
                 line = Line(agent, migration, entry.seq, journals.decode(entry.data, subject), author, at)

@@ -49,6 +49,8 @@ class History:
     """By name of a process, how many seconds its wall clock is off now."""
     clock_error_max: int = 0
     """The largest clock error so far, seconds."""
+    trimmed: dict[str, int] = field(default_factory=dict)
+    """By subject of a topic, the sequence below which its entries were removed."""
     operations: dict[str, list[Operation]] = field(default_factory=dict)
     """By agent log: appends, and reads of its end, as their callers saw them."""
     places: dict[str, list[tuple[int, Operation | None]]] = field(default_factory=dict)

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from mielin_cells.log.commit import Commit, Out, Timer
 from mielin_cells.log.message import Replies, decode_answer, is_client
 from mielin_cells.log.records import Asked, Committed, HandedOff, Undone
-from mielin_cells.testing.checkers.checker import Checker, Letter, Step
+from mielin_cells.log.topics.names import receiver_of
+from mielin_cells.testing.checkers.checker import Checker, Letter, Posted, Step
 from mielin_cells.testing.checkers.history import Author
 from mielin_cells.testing.checkers.scene import Call, Scene
 
@@ -130,6 +131,20 @@ class SentOnce(Checker):
                 self.fails(f"{letter.author.label} sent number {message.n} of {pair}, which is not in the log")
             if message.n == self._stored.get(pair, 0) + 1:
                 self._stored[pair] = message.n
+
+    def post(self, posted: Posted) -> None:
+        """As mail: of a topic, too, only what the log of its publisher holds is stored, in order."""
+        post = posted.post
+        if is_client(post.publisher):
+            return
+        pair = post.publisher, receiver_of(post.topic)
+        outs = self._outs.get(pair, [])
+        if outs[post.n - 1 : post.last] != [value.data for value in post.values]:
+            self.fails(
+                f"{posted.author.label} published number {post.n} to {post.last} of {pair}, which is not in the log"
+            )
+        if post.n == self._stored.get(pair, 0) + 1:
+            self._stored[pair] = post.last
 
     def at_rest(self) -> None:
         for agent, state in self.scene.observed.items():

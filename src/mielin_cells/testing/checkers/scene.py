@@ -97,6 +97,10 @@ class Observed:
     """Turns that began too late."""
     once_ran: list[tuple[str, int]] = field(default_factory=list)
     """Keys and bodies of the keyed calls that have run, in order."""
+    came: list[tuple[str, str, int]] = field(default_factory=list)
+    """Messages of topics: topic, publisher and number, in the order in which they were handled."""
+    gaps: int = 0
+    """Gaps in topics that it was told of."""
     book: dict[str, Any] | None = None
     """For an agent that misbehaves: its other fields."""
 

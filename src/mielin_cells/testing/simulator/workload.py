@@ -26,6 +26,7 @@ from mielin_cells.testing.checkers.failed_turns import DOOMED
 from mielin_cells.testing.checkers.scene import Call, Observed
 from mielin_cells.testing.checkers.scene import Read as Seen
 from mielin_cells.testing.checkers.till import Receipt, pay
+from mielin_cells.testing.checkers.topics import Market, TopicsOnce, deals
 from mielin_cells.testing.simulator.deployment import Deployment
 from mielin_cells.testing.simulator.loop import Killed
 from mielin_cells.testing.simulator.misbehaving import Moods, Odd, OddBefore
@@ -43,6 +44,9 @@ TRIES = 20
 READING = 0.4
 """The share of the worlds in which clients read committed state."""
 
+TRIMS = 0.08
+"""How often, after a call about topics, the store removes the oldest entries of one."""
+
 LINEARIZABLE = 0.3
 """The share of these reads that must see everything."""
 
@@ -53,7 +57,7 @@ RETRY = cells.Retry(tries=4, first_s=0.1, max_s=1.0)
 """An account's patience with the till."""
 
 
-class Account(cells.Agent, name="SimAccount"):
+class Account(Market, name="SimAccount"):
     tokens: int = TOKENS
     heard: list[tuple[str, int]] = []  # noqa: RUF012 - a mutable default is copied for each agent
     got: dict[str, list[int]] = {}  # noqa: RUF012
@@ -228,6 +232,7 @@ class Accounts(Workload):
                 works = [
                     self._work(scenario, client, f"{life.name}.{number}.{w}", p) for w, p in enumerate(life.workers)
                 ]
+                works.append(self._deal(scenario, client, f"{life.name}.{number}.t"))
                 works += self._readers(scenario, client, f"{life.name}.{number}")
                 await view.process.run(_all(works))
                 await view.process.run(client.close())
@@ -246,10 +251,29 @@ class Accounts(Workload):
             scenario.scene.calls.append(call)
             await self._called(scenario, plan, call, ref)
 
+    async def _deal(self, scenario: Deployment, client: Client, sender: str) -> None:
+        """In some worlds a client has agents publish and subscribe, and the store removes what it has of topics."""
+        numbers, rng, world = Counter[str](), Random(f"trims {scenario.swarm.seed} {sender}"), scenario.world
+        agents = [agent for agent in scenario.swarm.agents if class_of(agent) is Account]  # another one drops messages
+        for number, deal in enumerate(deals(scenario.swarm.seed, sender, agents)):
+            await asyncio.sleep(deal.rest_s)
+            numbers[deal.agent] += 1
+            call = Call(deal.agent, sender, numbers[deal.agent], True)
+            scenario.scene.calls.append(call)
+            plan = CallPlan(number, 0.0, deal.agent, deal.kind, deal.topic, deal.size, False)
+            await self._called(scenario, plan, call, client.get(Account, deal.agent))
+            topics = world.store.subjects("topic.")
+            if topics and rng.random() < TRIMS:
+                subject, last = rng.choice(topics)
+                before = rng.choice([entry.seq for entry in world.store.read(subject, 0, 1000)])
+                trimmed = world.history.trimmed
+                trimmed[subject] = max(trimmed.get(subject, 0), min(before, last))
+                world.store.trim(subject, before)
+
     async def _called(self, scenario: Deployment, plan: CallPlan, call: Call, ref: Agent) -> None:
         counts, bound = scenario.scene.counts, getattr(ref, plan.kind)
         args: tuple[Any, ...] = (call.sender, call.n)
-        if plan.kind in ("give", "hand", "settle"):
+        if plan.kind in ("give", "hand", "settle", "post", "attend", "depart"):
             args = *args, plan.to, plan.amount
         elif plan.kind == "alarm":
             args = *args, plan.amount**2
@@ -349,6 +373,9 @@ class Accounts(Workload):
         for agent in scenario.swarm.agents:
             ref = scenario.operator.get(Spill if class_of(agent) is Spill else Account, agent)
             observed[agent] = Observed(*await scenario.until_done(ref.show))
+            observed[agent].came, observed[agent].gaps = await scenario.until_done(ref.attended)
+        if any(isinstance(checker, TopicsOnce) and checker.behind() for checker in scenario.checkers.all):
+            return False
         transfers = all(len(observed[to].got.get(a, [])) >= n for a, s in observed.items() for to, n in s.sent.items())
         waiting = scenario.scene.waiting = scenario.scene.count_waiting_timers()
         return transfers and all(len(one.rung) + waiting[a] >= len(one.alarms) for a, one in observed.items())
