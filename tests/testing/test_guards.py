@@ -32,6 +32,7 @@ from mielin_cells.log.ledger import Ledger
 from mielin_cells.log.message import Mail, Message
 from mielin_cells.log.records import Claimed
 from mielin_cells.log.state import StoredState
+from mielin_cells.log.streams.entries import StreamView
 from mielin_cells.membership.members import AnyRecord as AnyMember
 from mielin_cells.membership.table import Members
 from mielin_cells.migration import case
@@ -53,6 +54,7 @@ from mielin_cells.node.ownership import rounds
 from mielin_cells.node.ownership.idling import Idling
 from mielin_cells.node.ownership.rounds import Rounds
 from mielin_cells.node.reads import Reads
+from mielin_cells.node.streams.writer import StreamWriter
 from mielin_cells.rpc import requests
 from mielin_cells.rpc.answers import Reading
 from mielin_cells.store.clock import StoreClock
@@ -468,6 +470,28 @@ def dropped_messages_are_dead_letters(patch: Patch) -> None:
             bury(self, letter)
 
     patch.setattr(Effects, "bury", unless_full)
+
+
+@guard(within=20)
+def a_step_that_emits_again_restarts_its_parts(patch: Patch) -> None:
+    """Parts of a call that failed stand in front of those of the next one."""
+
+    async def goes_on(self: StreamWriter, at: int, attempt: int) -> None:
+        self.view.parts = self.view.parts[:at]
+
+    patch.setattr(StreamWriter, "restart", goes_on)
+
+
+@guard(within=100)
+def a_stream_is_read_before_it_is_written(patch: Patch) -> None:
+    """An owner that runs a turn again sends all parts, and does not look which are there."""
+
+    async def blind(self: StreamWriter, ended: int = 0) -> StreamView:
+        last = await self._owner.log.last(self._subject)
+        self.view.last = last.seq if last is not None else 0
+        return self.view
+
+    patch.setattr(StreamWriter, "open", blind)
 
 
 assert Guard(numbers_say_what_is_stored, 100) in GUARDS, "the guards of topics are among them"

@@ -53,6 +53,10 @@ class Stream(ABC, AsyncIterator[T]):
     async def start(self) -> Self:
         """Sends the call, if that was not done yet."""
 
+    @abstractmethod
+    def close(self) -> None:
+        """Reads no more; the call goes on.  Done by itself at the end of the iteration, and when nothing refers to the stream."""
+
     def on_restart(self, call: Callable[[int], None]) -> Self:
         """Calls `call(offset)` where the iteration would raise `StreamRestarted`."""
         self.restarted = call

@@ -103,8 +103,8 @@ class Client(Requester):
             task.cancel()
         if self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
-        for session in list(self._senders.values()):
-            session.close()
+        for one in (*self.closing, *self._senders.values()):
+            one.close()
         self._sessions.clear()
         self._senders.clear()
         self.log = self.wire = cast("Any", _Closed())

@@ -6,7 +6,8 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from random import Random
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
+from weakref import WeakSet
 
 from mielin_cells.agents.context import turn as current_turn
 from mielin_cells.agents.reports import NodeInfo
@@ -55,6 +56,10 @@ def foreign_loop() -> UsageError:
     )
 
 
+class Closed(Protocol):
+    def close(self) -> None: ...
+
+
 class Requester:
     def __init__(self, log: Log, wire: Wire, settings: Settings | None = None, rng: Random | None = None) -> None:
         self.log = log
@@ -68,6 +73,8 @@ class Requester:
         self.loop: asyncio.AbstractEventLoop | None = None
         """The event loop that the client was opened in, and runs in."""
         self._tasks: set[asyncio.Task[Any]] = set()
+        self.closing: WeakSet[Closed] = WeakSet()
+        """What is closed with the client, if it is there still."""
 
     def start(self, work: Coroutine[Any, Any, Any]) -> None:
         """Runs a task that ends with the client."""

@@ -154,10 +154,16 @@ class Session:
         if self._next > self._window.free or self._window.held:
             await self._window.enter()
         call = self._send(handler, args, True, cls, self._loop.time() + timeout, options, since)
-        call.future.add_done_callback(lambda _: self._open.pop(call.message.n, None))
+        call.future.add_done_callback(lambda future: self._close(call, future))
         if call.deadline < self._due:
             self._watch(call.deadline)
         return call
+
+    def _close(self, call: Call, future: asyncio.Future[bytes]) -> None:
+        """The call has an outcome; perhaps nobody waits for it any more."""
+        self._open.pop(call.message.n, None)
+        if not future.cancelled():
+            future.exception()
 
     def timed_out(self, handler: str, timeout: float) -> AskTimeout:
         return AskTimeout(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from typing import Any, NamedTuple, Self, TypeVar
 
@@ -54,6 +55,12 @@ def read_position(text: str) -> Position:
     return Position(*map(int, words))
 
 
+def _close(tail: Tail, batch: asyncio.Task[list[Entry]] | None) -> None:
+    if batch is not None:
+        batch.cancel()
+    tail.close()
+
+
 class StreamReader(Stream[T]):
     """Reads the stream of one call from what the store has; `call` is there if this client has made the call."""
 
@@ -87,6 +94,9 @@ class StreamReader(Stream[T]):
         self._silence_s = client.settings.ask_repeat_s
         self._end: BaseException | None = None
         """What the iteration raises once all parts are given out."""
+        self._is_closed = False
+        self._loop = asyncio.get_running_loop()
+        client.closing.add(self)
 
     # ---- what its user sees ----------------------------------------------------------------------------------
 
@@ -135,12 +145,16 @@ class StreamReader(Stream[T]):
         self.restarted(news.offset)
 
     def close(self) -> None:
-        """Reads no more.  The call goes on."""
-        if self._batch is not None:
-            self._batch.cancel()
-            self._batch = None
+        self._is_closed = True
         if self._tail is not None:
-            self._tail.close()
+            _close(self._tail, self._batch)
+            self._batch = None
+
+    def __del__(self) -> None:
+        """Closes the tail of a stream that was not read to its end, but not here: the collector may run at any place."""
+        if not self._is_closed and self._tail is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(_close, self._tail, self._batch)
 
     # ---- reading ---------------------------------------------------------------------------------------------
 

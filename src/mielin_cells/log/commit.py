@@ -123,6 +123,13 @@ class OpenTurn(msgspec.Struct, array_like=True, frozen=True):
     sender: str
     n: int
     calls: list[TurnCall]
+    sends: bool = False
+    """Parts of its stream may have left."""
+
+    @property
+    def is_bound(self) -> bool:
+        """True if it must go on before any other turn, on the state in which it began: what it has sent or asked follows from that."""
+        return bool(self.calls) or self.sends
 
 
 class EndedTurn(msgspec.Struct, array_like=True, frozen=True):

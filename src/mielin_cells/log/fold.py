@@ -90,7 +90,7 @@ class Fold(Image):
                 self._ran(record.commit)
             case Asked() | Stepped():
                 calls = [*self.calls_before(record)[: record.at], *record.calls]
-                self.turn = OpenTurn(record.sender, record.input, calls)
+                self.turn = OpenTurn(record.sender, record.input, calls, self.has_sent(record))
                 if record.calls:
                     self.claims = 0
             case Snapshot():

@@ -127,6 +127,12 @@ class Image:
         turn = self.turn
         return turn.calls if turn is not None and (turn.sender, turn.n) == (record.sender, record.input) else []
 
+    def has_sent(self, record: Asked | Stepped) -> bool:
+        """True if parts of that turn's stream may have left, once the record has landed."""
+        turn = self.turn
+        is_same = turn is not None and (turn.sender, turn.n) == (record.sender, record.input)
+        return (isinstance(record, Stepped) and record.sends) or (is_same and turn is not None and turn.sends)
+
 
 def first_needed(cursor: int, held: list[int]) -> int:
     return min([cursor + 1, *held])

@@ -85,6 +85,8 @@ class Stepped(Record, tag="Stepped", frozen=True, kw_only=True):
     input: int
     at: int
     calls: list[TurnCall]
+    sends: bool = False
+    """From here on parts of the turn's stream may leave."""
 
 
 class Snapshot(Record, tag="Snapshot", frozen=True, kw_only=True):

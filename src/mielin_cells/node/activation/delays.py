@@ -31,22 +31,22 @@ class Fate(Enum):
 def stays_first(fold: Fold, sender: str, n: int) -> bool:
     """True if no other message may overtake one that failed.
 
-    A run that goes on behind recorded asks and steps must find the state in which they were made (rule 13).  So must a message that
-    is taken again after an undo, because what it sent stands (rule 17).  While claims count against the first message, no other
+    A run that goes on behind recorded asks, steps and parts must find the state in which they were made (rule 13).  So must a message
+    that is taken again after an undo, because what it sent stands (rule 17).  While claims count against the first message, no other
     message that ends the process may come between (rule 5).
     """
     opened = fold.turn
     return (
         fold.claims > 0
         or bool(fold.ledger.replays)
-        or (opened is not None and (opened.sender, opened.n) == (sender, n) and bool(opened.calls))
+        or (opened is not None and (opened.sender, opened.n) == (sender, n) and opened.is_bound)
     )
 
 
 def turn_is_open(fold: Fold) -> bool:
-    """True while a turn with recorded asks or steps has not taken effect: no message may come before its own."""
+    """True while a turn with recorded asks, steps or parts has not taken effect: no message may come before its own."""
     opened = fold.turn
-    return opened is not None and bool(opened.calls) and not fold.ledger.has_taken(opened.sender, opened.n)
+    return opened is not None and opened.is_bound and not fold.ledger.has_taken(opened.sender, opened.n)
 
 
 class Intake(Protocol):

@@ -181,7 +181,7 @@ class Effects:
         """Takes the message without a run if its terms say so (rules T2 and T3), or if it is the oldest of too many."""
         fold, agent = self._core.fold, self._core.fold.agent
         opened = fold.turn
-        has_begun = opened is not None and (opened.sender, opened.n) == (mail.sender, message.n) and bool(opened.calls)
+        has_begun = opened is not None and (opened.sender, opened.n) == (mail.sender, message.n) and opened.is_bound
         unrun = fold.ledger.why_unrun(mail.sender, message, self._core.home.clock.now(), has_begun, is_over)
         if not unrun:
             return False

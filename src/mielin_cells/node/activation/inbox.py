@@ -160,7 +160,7 @@ class Inbox:
         If it is not among the held entries, it is the first that the tail gives: the held ones were put off before it ran.
         """
         fold, ready = self._fold, deque[Arrival]()
-        opened = fold.turn if fold.turn is not None and fold.turn.calls else None
+        opened = fold.turn if fold.turn is not None and fold.turn.is_bound else None
         is_found = opened is None
         for seq in sorted(fold.ledger.held):
             arrival = await self._read_at(seq)

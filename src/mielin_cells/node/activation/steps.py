@@ -18,6 +18,7 @@ from mielin_cells.agents.retry import Retry
 from mielin_cells.agents.step import NAME_CHARS_MAX, Results, Within, results_of
 from mielin_cells.errors import (
     CellError,
+    Fenced,
     MessageTooLarge,
     NotInTurn,
     StepFailed,
@@ -125,8 +126,8 @@ class Steps(Run):
     def _steps(self, begins: bool) -> None:
         """Stops the turn's deadline when a step begins, and sets it anew when the step ends: it is for the handler alone."""
         self.in_step = begins
-        if self.deadline is not None and not self.deadline.expired():
-            now, seconds = asyncio.get_running_loop().time(), self._core.home.settings.turn_deadline_s
+        if self.deadline is not None and not self.deadline.expired() and self.is_here():
+            now, seconds = self._core.loop.time(), self._core.home.settings.turn_deadline_s
             self.deadline.reschedule(None if begins else now + seconds)
 
     async def _record_step(self, made: StepCall) -> None:
@@ -181,16 +182,24 @@ class Streaming(Steps):
         await self._streaming().send(data)
 
     async def _record_outcomes(self) -> None:
+        """Records that the turn has begun, and all outcomes that it has seen.
+
+        A new owner then runs this turn before any other, and on the state that the parts came from.
+        """
         core = self._core
-        if not self._streaming().offset:
+        if self._streaming().writer is None:
+            return
+        opened = core.fold.turn
+        if opened is None or (opened.sender, opened.n) != (self.sender, self.n) or not opened.is_bound:
             await core.flush()  # what earlier turns have changed, this one has read
-        if all(made.answer is None for made in self.calls[self._in_log :]):
+        elif all(made.answer is None for made in self.calls[self._in_log :]):
             return
 
         def compose(head: dict[str, Any]) -> Stepped:
-            self._may_record()
+            if not core.is_open or self.closed:
+                raise Fenced(f"Agent {self.id!r} is not run by this process any more.", agent=self.id)
             at, news = self.news()
-            return Stepped(**head, sender=self.sender, input=self.n, at=at, calls=news)
+            return Stepped(**head, sender=self.sender, input=self.n, at=at, calls=news, sends=True)
 
         self._recording = core.home.start(core.append(compose))
         await asyncio.shield(self._recording)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mielin_cells.errors import MessageTooLarge, NonDeterministicTurn, UsageError
+from mielin_cells.errors import MessageTooLarge, NonDeterministicTurn, NotInTurn, UsageError
 from mielin_cells.node.streams.writer import Owner, StreamWriter
 from mielin_cells.settings import STREAM_BYTES_MAX
 
@@ -64,6 +64,11 @@ class TurnStream:
     async def emit(self, data: bytes, step: str, attempt: int) -> None:
         """A part that the call of a step sends, in its `attempt`-th try."""
         writer = await self._opened()
+        if self._tries.get(step) != attempt:
+            raise NotInTurn(
+                f"The call of a step of agent {self._owner.agent!r} emitted a part after it was given up; it is not sent.",
+                agent=self._owner.agent,
+            )
         if self._step not in ("", step):
             raise UsageError(
                 f"Two steps of a turn of agent {self._owner.agent!r} emit at the same time; let one follow the other.",

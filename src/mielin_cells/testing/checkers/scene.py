@@ -68,6 +68,25 @@ class Read:
 
 
 @dataclass(slots=True)
+class Recital:
+    """What one reader has of one stream."""
+
+    agent: str
+    length: int
+    """Parts that the handler yields before its step, and that the step emits."""
+    sender: str = ""
+    n: int = 0
+    parts: list[str] = field(default_factory=list)
+    restarts: int = 0
+    at: float = 0.0
+    """When it had ended."""
+
+    def restarted(self, offset: int) -> None:
+        del self.parts[offset:]
+        self.restarts += 1
+
+
+@dataclass(slots=True)
 class Reported:
     """The report of a migration that a client got, and when; `quiet`: no fault has happened since the client asked for it."""
 
@@ -116,6 +135,8 @@ class Scene:
         """Counts of events other than faults."""
         self.calls: list[Call] = []
         self.reads: list[Read] = []
+        self.recitals: list[Recital] = []
+        """Of streams that have ended."""
         self.reports: list[Reported] = []
         self.observed: dict[str, Observed] = {}
         """At rest."""

@@ -21,6 +21,9 @@ from mielin_cells.log.records import HandedOff, Returned, Stepped
 from mielin_cells.testing.checkers.checker import Checker, Step
 from mielin_cells.testing.checkers.scene import Scene
 
+PAY = "pay"
+"""The step whose call pays."""
+
 Receipt: TypeAlias = tuple[str, int]
 """Idempotency key, and the till's own number."""
 
@@ -88,7 +91,8 @@ class Till(Checker):
         if not isinstance(record, Stepped):
             return
         for made in record.calls:
-            answer = decode_answer(made.answer).result if isinstance(made, StepCall) else None
+            is_paid = isinstance(made, StepCall) and made.name == PAY
+            answer = decode_answer(made.answer).result if is_paid and made.answer is not None else None
             if answer is not None:
                 key, number = msgspec.msgpack.decode(answer, type=Receipt)
                 if self._logged.setdefault(key, number) != number:

@@ -9,24 +9,22 @@ import asyncio
 import contextlib
 import itertools
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from random import Random
 from typing import Any
 
 import mielin_cells as cells
 from mielin_cells.agents.agent import Agent
-from mielin_cells.agents.spec import spec_of
 from mielin_cells.client.client import Client
 from mielin_cells.errors import AgentTerminated, CellError
 from mielin_cells.log.lifecycle import Phase
-from mielin_cells.log.message import decode_answer
-from mielin_cells.membership.reads import read_shared
-from mielin_cells.rpc.requests import Read
 from mielin_cells.testing.checkers.failed_turns import DOOMED
 from mielin_cells.testing.checkers.scene import Call, Observed
-from mielin_cells.testing.checkers.scene import Read as Seen
-from mielin_cells.testing.checkers.till import Receipt, pay
+from mielin_cells.testing.checkers.streams import FAILED, REHEARSE, rehearse
+from mielin_cells.testing.checkers.till import PAY, Receipt, pay
 from mielin_cells.testing.checkers.topics import Market, TopicsOnce, deals
+from mielin_cells.testing.simulator.clients.listeners import listeners
+from mielin_cells.testing.simulator.clients.readers import readers
 from mielin_cells.testing.simulator.deployment import Deployment
 from mielin_cells.testing.simulator.loop import Killed
 from mielin_cells.testing.simulator.misbehaving import Moods, Odd, OddBefore
@@ -41,14 +39,8 @@ ASK_S = 4.0
 TRIES = 20
 """Of a turn that gives tokens away by an ask: what has left arrives, so the giver runs until it is without them."""
 
-READING = 0.4
-"""The share of the worlds in which clients read committed state."""
-
 TRIMS = 0.08
 """How often, after a call about topics, the store removes the oldest entries of one."""
-
-LINEARIZABLE = 0.3
-"""The share of these reads that must see everything."""
 
 LATE_S = 2.0
 """What a node may know less of the store's time: an answer of the store may be on its way for so long."""
@@ -83,7 +75,7 @@ class Account(Market, name="SimAccount"):
 
     async def _pay(self) -> None:
         with contextlib.suppress(cells.StepFailed):
-            self.receipts.append(await cells.step("pay", pay, retry=RETRY))
+            self.receipts.append(await cells.step(PAY, pay, retry=RETRY))
 
     @cells.handler
     async def note(self, sender: str, n: int) -> int:
@@ -163,6 +155,18 @@ class Account(Market, name="SimAccount"):
         return tokens, len(self.heard)
 
     @cells.handler
+    async def recite(self, length: int) -> AsyncIterator[str]:
+        """Yields what follows from the state, then has a step emit what is another thing each time, and says what stands."""
+        for k in range(length):
+            yield f"{len(self.heard)} {k}"
+            if k % 4 == 3:
+                await asyncio.sleep(0.05)
+        try:
+            yield "|".join(await cells.step(REHEARSE, rehearse, length, retry=RETRY))
+        except cells.StepFailed:
+            yield FAILED
+
+    @cells.handler
     async def show(
         self,
     ) -> tuple[
@@ -224,6 +228,7 @@ class Accounts(Workload):
         return [self._life(scenario, life) for life in scenario.swarm.lives]
 
     async def _life(self, scenario: Deployment, life: Life) -> None:
+        accounts = [agent for agent in scenario.swarm.agents if class_of(agent) is Account]
         for number in range(3):
             try:
                 view, client = await scenario.client(life.name)
@@ -233,7 +238,8 @@ class Accounts(Workload):
                     self._work(scenario, client, f"{life.name}.{number}.{w}", p) for w, p in enumerate(life.workers)
                 ]
                 works.append(self._deal(scenario, client, f"{life.name}.{number}.t"))
-                works += self._readers(scenario, client, f"{life.name}.{number}")
+                works += readers(scenario, client, class_of, f"{life.name}.{number}")
+                works += listeners(scenario, client, Account, accounts, f"{life.name}.{number}")
                 await view.process.run(_all(works))
                 await view.process.run(client.close())
                 return
@@ -324,38 +330,6 @@ class Accounts(Workload):
                 counts["call: NoSuchAgent"] += 1  # its creation was forgotten, too, and it is created again
                 return
             scenario.violate(f"I4: {call.sender} called {call.agent}.{plan.kind} and got {error.code}: {error}")
-
-    def _readers(self, scenario: Deployment, client: Client, name: str) -> list[Coroutine[Any, Any, None]]:
-        """In some worlds a client reads committed state beside its calls."""
-        rng = Random(f"reads {scenario.swarm.seed} {name}")
-        if Random(f"reads {scenario.swarm.seed}").random() > READING:
-            return []
-        return [self._read(scenario, client, rng) for _ in range(rng.choice((1, 2)))]
-
-    async def _read(self, scenario: Deployment, client: Client, rng: Random) -> None:
-        scene, clock = scenario.scene, scenario.world.loop.time
-        spec, owners, seen = spec_of(Account), dict[str, str](), client.revisions
-        for _ in range(rng.randint(4, 16)):
-            await asyncio.sleep(rng.choice((0.0, 0.05, 0.3, 1.0)) * rng.random())
-            agent, wants_all = rng.choice(scenario.swarm.agents), rng.random() < LINEARIZABLE
-            args = spec.handler("look").encode_args((rng.choice((0.0, 0.0, 0.1)),), {})
-            least = max(seen.get(agent, 0), scene.folds[agent].seq if wants_all and agent in scene.folds else 0)
-            request = Read(agent, spec_of(class_of(agent)).name, "look", args, seen.get(agent, 0), wants_all, 0.0)
-            try:
-                reading = await read_shared(client.log, client.wire, request, ASK_S, owners)
-            except CellError as error:
-                if not scenario.is_passing(error) and not scenario.is_torn(error) and error.code != "NoSuchAgent":
-                    scenario.violate(f"I26: a read of {agent} got {error.code}: {error}")
-                scene.counts[f"read: {error.code}"] += 1
-                continue
-            answer = decode_answer(reading.answer)
-            if answer.result is None:
-                scenario.violate(f"I26: a read of {agent} was answered with {answer.error}")
-                continue
-            seen[agent] = max(seen.get(agent, 0), reading.revision)
-            shown = spec.handler("look").decode_result(answer.result)
-            scene.counts["read of everything" if wants_all else "read"] += 1
-            scene.reads.append(Seen(agent, least, reading.revision, shown, clock()))
 
     async def has_arrived(self, scenario: Deployment) -> bool:
         observed = scenario.scene.observed
