@@ -55,7 +55,7 @@ async def test_an_author_may_keep_anything_under_any_private_name() -> None:
 
 
 def test_names_that_the_package_adds_to_an_agent_class_collide_with_no_authors_names() -> None:
-    public = {"on_start", "on_arrive", "on_depart", "on_stop", "healthy"}
+    public = {"on_start", "on_arrive", "on_depart", "on_stop", "healthy", "watch"}
     ours = {name for name in vars(Agent) if name not in vars(type("Bare", (), {})) and name not in public}
     assert {name for name in ours if not (name.startswith("__") and name.endswith("__"))} == set()
 
