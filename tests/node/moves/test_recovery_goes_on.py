@@ -9,9 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from support.crash_story import RECOVERY, Story, Strike, told
+from support.failed_moves import Kiosk
+from support.nodes import deployment
 
 from mielin_cells.client.recoveries import case_of
 from mielin_cells.errors import MigrationInProgress, NoSuchMigration
@@ -280,3 +284,27 @@ def test_the_next_owner_shows_progress_and_can_cancel() -> None:
     assert (found.end.code, found.end.node) == ("Cancelled", "node-3")
     assert report is not None
     assert (report.code, report.attempts) == ("Cancelled", 1)
+
+
+async def test_a_migration_that_ends_while_its_journal_is_read_is_not_settled_by_what_was_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What was read says that it is open: another recovery of it would be begun, and decide anew."""
+    async with deployment("node-1") as at:
+        await at.client.on("node-1").spawn(Kiosk, "r")
+        settling, settled = at.nodes["node-1"].migrations.settling, list[str]()
+        running: Any = SimpleNamespace(migration="m-1")
+        settling._open["r"] = running
+
+        async def read_before_its_end(name: str) -> list[Journal]:
+            del settling._open[name]
+            return [Journal("m-1")]
+
+        async def settle(found: Journal, *_: object) -> bool:
+            settled.append(found.migration)
+            return True
+
+        monkeypatch.setattr(settling, "_journals", read_before_its_end)
+        monkeypatch.setattr(settling, "_settle", settle)
+        assert await settling.settle("r")
+        assert settled == []

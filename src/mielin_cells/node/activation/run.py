@@ -375,7 +375,10 @@ def is_failure(error: BaseException) -> bool:
 
     Such code may raise what is no `Exception`: it calls `sys.exit`, or it waited for a task of its own that was cancelled.
     """
-    task = asyncio.current_task()
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # the event loop has ended, and what is left of it is closed
+        return False
     if isinstance(error, asyncio.CancelledError):
         return task is None or not task.cancelling()
     if isinstance(error, GeneratorExit):

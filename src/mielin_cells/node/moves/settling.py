@@ -145,13 +145,17 @@ class Settling:
         if fold is None:
             self.unfinished.pop(agent, None)
             return True
+        before = self._open.get(agent)
         journals = await self._journals(agent)
         if journals is None:
             return False
         is_done = True
         for journal in journals:
             running = self._open.get(agent)
-            if journal.end is not None or (running is not None and running.migration == journal.migration):
+            if journal.end is not None:
+                continue
+            # One that ran here when its journal was read may have ended since: then what was read is old.
+            if any(one is not None and one.migration == journal.migration for one in (before, running)):
                 continue
             try:
                 is_settled = await self._settle(journal, fold, journal is journals[-1] and running is None)
