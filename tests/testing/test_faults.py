@@ -169,7 +169,7 @@ async def test_every_step_that_a_move_passes_is_known() -> None:
         assert (await cluster.migrate(counter, to="node-2")).ok
 
     assert passed - STEPS == set()
-    assert {"node", "created", "committed", "handed_off", "journal", "ask_prepare", "ask_copy"} <= passed
+    assert {"members", "created", "committed", "handed_off", "journal", "ask_prepare", "ask_copy"} <= passed
 
 
 def test_the_job_with_faults_ends_with_zeros_and_tells_what_failed(tmp_path: Path) -> None:

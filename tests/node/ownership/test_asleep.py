@@ -50,7 +50,7 @@ class Lodger(cells.Agent):
         await asyncio.sleep(seconds)
 
 
-class Hooked(cells.Agent, idle_s=0.2):
+class HookedSleeper(cells.Agent, idle_s=0.2):
     arrivals: int = 0
     departures: int = 0
     refuses: bool = False
@@ -226,7 +226,7 @@ async def test_a_class_says_its_own_time_and_zero_says_never() -> None:
         await asleep(node, "a")
         assert "w" in node.activations.live
     async with deployment("node-1", settings=NEVER) as at:
-        await at.client.spawn(Hooked, "h")
+        await at.client.spawn(HookedSleeper, "h")
         await at.client.spawn(Lodger, "a")
         node = at.nodes["node-1"]
         await asleep(node, "h")
@@ -238,7 +238,7 @@ async def test_a_class_says_its_own_time_and_zero_says_never() -> None:
 
 async def test_on_depart_runs_before_it_leaves_and_on_arrive_when_it_is_back() -> None:
     async with deployment("node-1", settings=NEVER) as at:
-        agent, node = await at.client.spawn(Hooked, "h"), at.nodes["node-1"]
+        agent, node = await at.client.spawn(HookedSleeper, "h"), at.nodes["node-1"]
         assert await agent.seen() == (1, 0)
         await asleep(node, "h")
         assert await agent.seen() == (2, 1)
@@ -246,7 +246,7 @@ async def test_on_depart_runs_before_it_leaves_and_on_arrive_when_it_is_back() -
 
 async def test_an_agent_whose_on_depart_raises_stays_and_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     async with deployment("node-1", settings=NEVER) as at:
-        agent, node = await at.client.spawn(Hooked, "h"), at.nodes["node-1"]
+        agent, node = await at.client.spawn(HookedSleeper, "h"), at.nodes["node-1"]
         with caplog.at_level(logging.WARNING, "mielin_cells.node"):
             await agent.refuse(True)
             activation = node.activations.live["h"]

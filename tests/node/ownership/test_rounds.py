@@ -76,7 +76,7 @@ async def test_a_hint_of_anothers_agent_changes_nothing() -> None:
         assert (await load(client.log, "s")).epoch == before.epoch
 
 
-class Stubborn(cells.Agent):
+class StubbornLog(cells.Agent):
     @cells.handler
     async def ask(self) -> None: ...
 
@@ -84,7 +84,7 @@ class Stubborn(cells.Agent):
 async def test_a_nodes_own_claim_is_no_reason_to_claim_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each claim is a hint to its own node.  An agent whose adoption fails behind the claim would be claimed without end."""
     async with nodes("node-1", settings=SLOW) as (client, running):
-        await client.spawn(Stubborn, "s")
+        await client.spawn(StubbornLog, "s")
         node, claims = running["node-1"], list[str]()
         hears, take = list[str | None](), node.claims.take
 
