@@ -104,7 +104,8 @@ def test_an_owner_that_settles_its_own_records_has_what_readers_have(history: li
         if change is not None:
             owner.state.apply(change)
         if isinstance(record, Asked):
-            owner.ledger.send(record.out)
+            for out in record.outs:
+                owner.ledger.send(out)
         owner.settled(seq, record)
     assert everything(owner) == everything(folded(history))
 

@@ -26,6 +26,7 @@ ENDS = {
     "chat.py": CHAT,
     "hello.py": "3\n",
     "market.py": "process ended with 9\norders and pieces: 200 19900 in the EU: 100 10000\n",
+    "quotes.py": "process ended with 9\naudited shop-4\nbest: 40\n",
     "reminder.py": "tea is ready, on node-2\n",
     "report.py": "report 1: 1 sold\nreport 2: 1 sold\nreport 3: 1 sold\n",
     "shop.py": "left: 10\n",

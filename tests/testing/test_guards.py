@@ -41,6 +41,8 @@ from mielin_cells.migration.failure import MigrationError
 from mielin_cells.migration.recovery import RecoveryConfig, RecoveryStrategy, explain
 from mielin_cells.node.activation import effects, intake, readers
 from mielin_cells.node.activation.activation import Activation
+from mielin_cells.node.activation.calls import order, pending
+from mielin_cells.node.activation.calls.tasks import Branch
 from mielin_cells.node.activation.context import NodeContext
 from mielin_cells.node.activation.effects import Effects
 from mielin_cells.node.activation.inbox import Arrival, Inbox
@@ -182,7 +184,7 @@ def output_rule_for_tells(patch: Patch) -> None:
     patch.setattr(Effects, "send", send_at_once)
 
 
-@guard(within=10)
+@guard(within=60)
 def recorded_turn_is_first(patch: Patch) -> None:
     """While a turn with recorded asks and steps waits for its next run, others go on and change the state that it was made in."""
     patch.setattr(intake, "stays_first", lambda fold, sender, n: False)
@@ -470,6 +472,27 @@ def dropped_messages_are_dead_letters(patch: Patch) -> None:
             bury(self, letter)
 
     patch.setattr(Effects, "bury", unless_full)
+
+
+@guard(within=60)
+def branches_are_told_apart(patch: Patch) -> None:
+    """Calls of one turn are known by name and number alone, whichever branch makes them."""
+    make = pending.Pending.__init__
+
+    def alike(self: pending.Pending, branch: Branch, *args: Any) -> None:
+        make(self, Branch(), *args)
+
+    patch.setattr(pending.Pending, "__init__", alike)
+
+
+@guard(within=40)
+def recorded_calls_come_first(patch: Patch) -> None:
+    """A turn with branches that runs again makes its calls at once, whatever is recorded."""
+
+    async def at_once(self: order.Branches) -> None:
+        self._turn.calls.clear()
+
+    patch.setattr(order.Branches, "_replay", at_once)
 
 
 @guard(within=20)

@@ -74,12 +74,12 @@ async def step(
     A call that raises, or takes longer than `timeout` seconds (default: the setting `step_timeout_s`), is made again as
     `retry` says (default: 3 calls).  After the last call the failure is stored like a result, and `StepFailed` is raised.
     The call must not use the agent: no state, no ask, no other step.
-    The steps of one turn are made one after the other, even under `asyncio.gather`.
+    Steps and asks of several tasks of a turn (`asyncio.gather`) are made at the same time, and a turn that runs again gets their
+    outcomes in the same order.
 
     Raises `StepFailed`; `NotInTurn` outside a turn; `UsageError` in a hook or in another step, and for invalid options;
     `FieldRefused`, before the call, for a return type that cannot be stored; `StepInvalid` or `MessageTooLarge` for a result that
-    cannot be stored, which fails the turn; `NonDeterministicTurn` if a turn that runs again does not make the same steps and asks in
-    the same order.
+    cannot be stored, which fails the turn; `NonDeterministicTurn` if a turn that runs again does not make the same steps and asks.
     """
     running = turn.get()
     if running is None:

@@ -88,6 +88,27 @@ class DeadLetter(msgspec.Struct, array_like=True, frozen=True):
         return self.seq, self.sender, self.n
 
 
+class InBranch(msgspec.Struct, array_like=True, frozen=True):
+    """Where a call belongs in a turn that makes calls at the same time.
+
+    `path` with the call's name, and how many of the name its branch has made before, tell one call from all others of the turn.
+    Outcomes are given to the handler one at a time; a run that goes on behind recorded ones gets them in the same order.
+    """
+
+    path: tuple[int, ...]
+    """Of the branch: a task is numbered by the one that creates it."""
+    n: int
+    """How many calls of its kind and name the branch has made before."""
+    after: int
+    """How many outcomes had been given when the call was recorded."""
+    given: int = -1
+    """Its outcome was the one after so many others; -1 while it has none."""
+    k: int = 0
+    """Of an ask: the `k` of its message."""
+    body: bytes = b""
+    """Of a step: the digest of its arguments, if they have one."""
+
+
 class AskCall(msgspec.Struct, array_like=True, frozen=True, tag="ask"):
     """An ask of a turn.  `n` is 0 for one that was refused before it was sent."""
 
@@ -99,6 +120,12 @@ class AskCall(msgspec.Struct, array_like=True, frozen=True, tag="ask"):
     label: str
     answer: bytes | None = None
     """Its outcome (msgpack of `message.Answer`), None while there is none."""
+    branch: InBranch | None = None
+    """None while the turn makes one call after the other."""
+
+
+TIMER = "\ttimer"
+"""The name of a `StepCall` that is a timer of a branch; its outcome is that it fires.  No step has such a name."""
 
 
 class StepCall(msgspec.Struct, array_like=True, frozen=True, tag="step"):
@@ -108,10 +135,11 @@ class StepCall(msgspec.Struct, array_like=True, frozen=True, tag="step"):
     answer: bytes
     parts: int = 0
     """Parts of the turn's stream that its last call has sent."""
+    branch: InBranch | None = None
 
     @property
     def label(self) -> str:
-        return f"step {self.name!r}"
+        return "a timer" if self.name == TIMER else f"step {self.name!r}"
 
 
 TurnCall: TypeAlias = AskCall | StepCall
@@ -273,6 +301,10 @@ class Commit(msgspec.Struct, array_like=True, frozen=True):
     """What was subscribed, ended, and taken of topics."""
     keys_dropped: int = 0
     """How many of the oldest keyed calls are not kept any more, once those of this commit are."""
+
+
+def path_of(call: TurnCall) -> tuple[int, ...]:
+    return () if call.branch is None else call.branch.path
 
 
 def place_of(message: Out | Sent) -> Place:

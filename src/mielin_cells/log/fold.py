@@ -67,7 +67,8 @@ class Fold(Image):
         if commit is not None:
             self._commit(commit)
         elif isinstance(record, Asked):
-            self.ledger.send(record.out)
+            for out in record.outs:
+                self.ledger.send(out)
         elif isinstance(record, Created):
             self.state.apply(record.state)
         self.settled(seq, record)

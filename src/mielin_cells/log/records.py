@@ -76,6 +76,12 @@ class Asked(Record, tag="Asked", frozen=True, kw_only=True):
     """The log has the outcomes of the turn's first `at` asks and steps already: no outcome is written twice."""
     calls: list[TurnCall]
     """The calls from `at` on, the newest last."""
+    more: list[Out] = []
+    """What other branches of the turn ask at the same time."""
+
+    @property
+    def outs(self) -> list[Out]:
+        return [self.out, *self.more]
 
 
 class Stepped(Record, tag="Stepped", frozen=True, kw_only=True):

@@ -342,12 +342,13 @@ def wrong_turn(ledger: Ledger, record: Asked | Stepped) -> str:
         return f"it is of a turn for number {n} of {sender_text(sender)}, which was taken (rule 15)"
     if not isinstance(record, Asked):
         return ""
-    out, call = record.out, record.calls[-1] if record.calls else None
-    if not out.ask or (out.sender, out.input) != (sender, n):
+    outs = record.outs
+    made = [(call.to, call.n) if isinstance(call, AskCall) else None for call in record.calls[-len(outs) :]]
+    if any(not out.ask or (out.sender, out.input) != (sender, n) for out in outs):
         return "what it sends is no ask of its turn (rule 12)"
-    if not isinstance(call, AskCall) or (call.to, call.n) != (out.to, out.n):
+    if made != [(out.to, out.n) for out in outs]:
         return "what it sends is not the last that its turn has made (rule 12)"
-    return wrong_outs(ledger, [out])
+    return wrong_outs(ledger, outs)
 
 
 def wrong_undone(ledger: Ledger, record: Undone) -> str:

@@ -13,6 +13,7 @@ import msgspec
 
 from mielin_cells.errors import never
 from mielin_cells.log.commit import (
+    TIMER,
     EndedTurn,
     Fired,
     Out,
@@ -23,6 +24,7 @@ from mielin_cells.log.commit import (
     Timer,
     TurnCall,
     body_of,
+    path_of,
     place_of,
 )
 from mielin_cells.log.fold import Fold
@@ -31,6 +33,8 @@ from mielin_cells.log.topics.subs import Sub, Subs, TopicChange, Unsubscribed, a
 
 Key: TypeAlias = tuple[str, int]
 """Sender and number."""
+StepKey: TypeAlias = tuple[tuple[int, ...], str, int]
+"""Branch, name, and how many steps of the name the branch has made before."""
 
 
 class _Past:
@@ -43,8 +47,8 @@ class _Past:
         self.unrun = ""
         self.sent: dict[Place, Sent] = {}
         """The latest message of each place."""
-        self.steps: dict[tuple[str, int], StepCall] = {}
-        """By name and number of earlier steps with that name in the run."""
+        self.steps: dict[StepKey, StepCall] = {}
+        """By branch, name and number of earlier steps with that name in the branch."""
         self.timers: dict[int, Timer | None] = {}
         self.calls: list[TurnCall] = []
         """The calls of the last run in the log."""
@@ -65,13 +69,17 @@ class _Past:
     def learn(self, at: int, calls: list[TurnCall]) -> None:
         """Takes asks and steps of a run from position `at` on; a new run begins at 0."""
         self.calls = [*self.calls[:at], *calls]
-        steps, asks = Counter[str](), Counter[str]()
+        steps, asks = Counter[tuple[tuple[int, ...], str]](), Counter[str]()
         for one in self.calls:
             if isinstance(one, StepCall):
-                self.steps[one.name, steps[one.name]] = one
-                steps[one.name] += 1
+                if one.name == TIMER:  # it is waited for again
+                    continue
+                key = path_of(one), one.name
+                self.steps[*key, steps[key]] = one
+                steps[key] += 1
             elif one.n:
-                sent = Sent(one.to, asks[one.to], one.n, one.handler, one.body, True, one.answer)
+                k = asks[one.to] if one.branch is None else one.branch.k
+                sent = Sent(one.to, k, one.n, one.handler, one.body, True, one.answer)
                 asks[one.to] += 1
                 earlier = self.sent.get(place_of(sent))
                 if earlier is None or earlier.n != sent.n:

@@ -27,6 +27,7 @@ from mielin_cells.membership.members import Announcement
 from mielin_cells.migration.recovery import RecoveryConfig
 from mielin_cells.migration.refusal import as_refusal
 from mielin_cells.node.activation.activation import Activation, Activations, loop_time
+from mielin_cells.node.activation.calls.tasks import install
 from mielin_cells.node.activation.context import Hosted
 from mielin_cells.node.activation.presence.departures import depart
 from mielin_cells.node.drain import Drains
@@ -157,6 +158,7 @@ class Node:
         `entered` is called before the agents are taken, which may last: a node that says nothing meanwhile counts as dead.
         """
         home = self.home
+        install(asyncio.get_running_loop())
         nonce = home.rng.randbytes(12)
         await self._again(lambda: self.presence.join(self.about, nonce))
         home.reply_to = reply_subject(f"{self.name}.{home.incarnation}")

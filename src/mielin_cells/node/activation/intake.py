@@ -10,11 +10,11 @@ from mielin_cells.log.commit import DeadLetter
 from mielin_cells.log.ledger import Verdict
 from mielin_cells.log.message import Answer, Mail, Message, encode_answer, sender_text
 from mielin_cells.log.records import Stepped
+from mielin_cells.node.activation.calls.tasks import TurnStopped
 from mielin_cells.node.activation.core import Core
 from mielin_cells.node.activation.delays import Delays, Fate, stays_first, turn_is_open
 from mielin_cells.node.activation.effects import Effects, is_final, is_of_store
 from mielin_cells.node.activation.inbox import Arrival, Inbox
-from mielin_cells.node.activation.run import TurnStopped
 from mielin_cells.node.activation.runner import Runner, Unfinished
 from mielin_cells.node.activation.timers import Timers
 from mielin_cells.node.activation.turn import Turn

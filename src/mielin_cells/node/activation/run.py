@@ -8,8 +8,6 @@ from collections.abc import Callable, Generator, Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from mielin_cells.agents.context import turn as current_turn
 from mielin_cells.agents.step import Within
 from mielin_cells.errors import (
@@ -22,18 +20,10 @@ from mielin_cells.errors import (
     UsageError,
     never,
 )
-from mielin_cells.log.commit import (
-    Out,
-    Place,
-    ReplayCounts,
-    ReplayInput,
-    Sent,
-    StepCall,
-    Timer,
-    TurnCall,
-    body_of,
-    place_of,
-)
+from mielin_cells.log.commit import Out, TurnCall
+from mielin_cells.node.activation.calls.order import Branches
+from mielin_cells.node.activation.calls.replay import Replay
+from mielin_cells.node.activation.calls.tasks import Branch, BranchTask, Timer, TurnStopped, resumes
 from mielin_cells.node.activation.core import Core
 from mielin_cells.node.streams.parts import TurnStream
 from mielin_cells.settings import MESSAGE_BYTES_MAX
@@ -43,10 +33,6 @@ if TYPE_CHECKING:
 
 within: ContextVar[Within | None] = ContextVar("mielin_cells_step", default=None)
 """Set only in the call of a step and in the tasks that the call starts."""
-
-
-class TurnStopped(BaseException):
-    """The turn was stopped to be run again elsewhere, or its owner lost the agent.  No handler can catch it as an Exception."""
 
 
 class Run:
@@ -81,6 +67,19 @@ class Run:
     """Of a handler that yields."""
     why = ""
     """Why the waiting ask has no answer, if it is known."""
+    may_branch = True
+    """Its handler's tasks and timers are branches of it (`branches.tasks`)."""
+    branches: Branches | None = None
+    """Its calls, once it has several branches or calls while a timer runs."""
+    steps = 0
+    busy = 0
+    """Branches that are in the middle of making a call: the turn does not stand still."""
+    born = 0
+    open_timers: tuple[Timer, ...] = ()
+    """Timers of a turn without branches."""
+    _root: Branch | None = None
+    _is_calling = False
+    """Code of this package runs for the turn, whose tasks and timers are none of its branches."""
     _order: asyncio.Lock | None = None
     _places: dict[tuple[str, bool], int] | None = None
     """How many messages of each kind went to each receiver."""
@@ -221,13 +220,24 @@ class Run:
         await asyncio.sleep(0)
         return self.recorded[k]
 
-    def _otherwise(self, made: TurnCall, label: str) -> NonDeterministicTurn:
+    def otherwise(self, made: TurnCall, label: str) -> NonDeterministicTurn:
         self.broken = NonDeterministicTurn(
             f"A turn of agent {self.id!r} ran again and came to {label} where it had come to {made.label}; "
             "the message goes to the dead letters, and the agent goes on.",
             agent=self.id, asks=[made.label for made in self.recorded],
         )  # fmt: skip
         return self.broken
+
+    def skip_known(self) -> None:
+        """What an earlier run has recorded is in the log already."""
+        for made in self.recorded[self._in_log : len(self.calls)]:
+            if made.answer is None:
+                return
+            self._in_log += 1
+
+    def met(self, out: Out) -> None:
+        if self.replay is not None:
+            self.replay.met(out, out.n)
 
     def news(self) -> tuple[int, list[TurnCall]]:
         """For the record that is being composed: how many outcomes the log has, and those that follow them."""
@@ -255,71 +265,51 @@ class Run:
             self.parts.close()
             await self.parts.rest()
 
+    # ---- branches (rule T6) ----------------------------------------------------------------------------------
 
-class Replay:
-    """The replay of an input after an undo: decides which of its messages stand as they were sent (rule 17).
+    @property
+    def root(self) -> Branch:
+        if self._root is None:
+            self._root = Branch()
+        return self._root
 
-    If it corrects, messages that differ now are sent.
-    """
+    @property
+    def makes_branches(self) -> bool:
+        """A handler that yields makes one call after the other: its parts and those of its steps are one sequence."""
+        if self.parts is not None or self.is_read_only or not self.sender:
+            return False
+        return not (self._is_calling or self.closed)
 
-    def __init__(self, again: ReplayInput, corrects: bool) -> None:
-        self.again = again
-        self._corrects = corrects
-        self._sent: dict[Place, Sent] = {place_of(sent): sent for sent in again.sent}
-        self._met: dict[Place, str] = {}
-        """What became of each earlier message, by its place."""
-        self.steps: dict[tuple[str, int], StepCall] = {}
-        """Finished steps, by name and how many of the name went before them."""
-        for step in again.steps:
-            index = sum(name == step.name for name, _ in self.steps)
-            self.steps[step.name, index] = step
+    def started(self, task: BranchTask) -> None:
+        self._branch_out().started(task)
 
-    def timer(self, timer: Timer) -> Timer | None:
-        """The timer as it is set: due when it was, and no later than if it were set now; None if its message is in the inbox."""
-        if timer.k not in self.again.timers:
-            return timer
-        earlier = self.again.timers[timer.k]
-        return None if earlier is None else msgspec.structs.replace(timer, due=min(earlier.due, timer.due))
-
-    def known(self, out: Out) -> Sent | None:
-        """The message that an earlier run sent in this place."""
-        return self._sent.get(place_of(out))
-
-    def stands(self, out: Out) -> bool:
-        """True if the message is not sent: the one that was sent in its place stands."""
-        earlier = self.known(out)
-        return earlier is not None and (not self._corrects or earlier.body == body_of(out))
-
-    def corrected(self, out: Out) -> Out:
-        """The message to send, with the number of the message that it replaces, if there is one."""
-        earlier = self.known(out)
-        return out if earlier is None else msgspec.structs.replace(out, corrects=earlier.n)
-
-    def met(self, out: Out, n: int | None = None) -> None:
-        """Notes that the run has come to a message; `n` is its number if it has one already."""
-        earlier = self.known(out)
-        if earlier is None:
-            return
-        if earlier.body == body_of(out):
-            fate = "same"
-        elif self._corrects if n is None else n != earlier.n:
-            fate = "corrected"
+    def timer(self, timer: Timer) -> None:
+        if self.branches is not None:
+            self.branches.timer(timer)
         else:
-            fate = "differing"
-        self._met[place_of(out)] = fate
+            self.open_timers = (*(one for one in self.open_timers if one.is_open), timer)
 
-    def to_send(self, tells: list[Out]) -> list[Out]:
-        """The tells of an ended run that are sent."""
-        for out in tells:
-            self.met(out)
-        return [self.corrected(out) for out in tells if not self.stands(out)]
+    def _branches(self) -> Branches | None:
+        """The turn's branches, if what it calls now must be told from what else goes on in it."""
+        if self.branches is None and any(timer.is_open for timer in self.open_timers):
+            return self._branch_out()
+        return self.branches
 
-    def counts(self) -> ReplayCounts:
-        """Counts what became of the messages, at the end of the run."""
-        fates = list(self._met.values())
-        return ReplayCounts(
-            1, fates.count("same"), fates.count("differing"), fates.count("corrected"), len(self._sent) - len(self._met)
-        )
+    def _branch_out(self) -> Branches:
+        if self.branches is None:
+            was, self._is_calling = self._is_calling, True
+            try:
+                turn: Any = self
+                self.branches = Branches(turn, self.recorded[len(self.calls) :], self.open_timers)
+            finally:
+                self._is_calling = was
+        return self.branches
+
+    def close(self) -> None:
+        """The handler has returned, or its turn has failed."""
+        if self.branches is not None:
+            self.branches.close()
+        self.closed = True
 
 
 class Started:
@@ -328,7 +318,7 @@ class Started:
     Most handlers never wait; taking their first step by hand spares them a timer and the loop a task.
     """
 
-    __slots__ = ("_coroutine", "_first", "is_abandoned", "is_closed", "went_on")
+    __slots__ = ("_coroutine", "_first", "is_abandoned", "is_closed", "turn", "went_on")
 
     def __init__(self, coroutine: Any, first: Any) -> None:
         self._coroutine = coroutine
@@ -337,20 +327,27 @@ class Started:
         """The awaiting coroutine was closed: a `GeneratorExit` then is not the handler's own."""
         self.is_abandoned = False
         """True if the coroutine, which has caught earlier cancellations, is abandoned at the next one."""
+        self.turn: Run | None = None
+        """Whose handler it is."""
         self.went_on: Callable[[], None] | None = None
         """Called when the coroutine was cancelled and waits again."""
 
+    @resumes
     def __await__(self) -> Generator[Any, Any, Any]:
         waits_for = self._first
         while True:
             try:
                 sent = yield waits_for
+                if self.turn is not None:
+                    self.turn.steps += 1
             except GeneratorExit:
                 self.is_closed = True
                 self._coroutine.close()
                 raise
             except BaseException as error:
                 is_cancelled = isinstance(error, asyncio.CancelledError)
+                if self.turn is not None:
+                    self.turn.steps += 1
                 if is_cancelled and self.is_abandoned:
                     # Kept for ever: to be freed it would be closed, which it catches as well, and without a loop it then never waits.
                     ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._coroutine))

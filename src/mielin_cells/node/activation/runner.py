@@ -15,9 +15,10 @@ from mielin_cells.agents.shared.frozen import Frozen
 from mielin_cells.agents.signature import HandlerSpec
 from mielin_cells.errors import CellError, Fenced, HandlerFailed, StoreBusy, TurnDeadlineExceeded, described
 from mielin_cells.log.message import Mail, Message
+from mielin_cells.node.activation.calls.tasks import TurnStopped, resumes
 from mielin_cells.node.activation.core import Core
 from mielin_cells.node.activation.effects import Effects
-from mielin_cells.node.activation.run import Started, TurnStopped, is_failure
+from mielin_cells.node.activation.run import Started, is_failure
 from mielin_cells.node.activation.turn import Turn
 
 logger = logging.getLogger("mielin_cells.intake")
@@ -74,11 +75,11 @@ class Runner:
             self._effects.end(mail, message, turn, handler, result)
         except BaseException as error:
             cell.undo()
-            turn.closed = True
+            turn.close()
             if ends_task(error):
                 raise
             return Unfinished(turn, handler, error)
-        turn.closed = True
+        turn.close()
         return None
 
     async def finish(self, mail: Mail, message: Message, unfinished: Unfinished) -> BaseException | None:
@@ -99,7 +100,7 @@ class Runner:
                 raise
             return raised
         finally:
-            turn.closed = True
+            turn.close()
 
     async def hook(self, name: str) -> None:
         """Runs a hook of the class, if the class has it, as a turn without a message.  Its changes join the next commit."""
@@ -122,7 +123,7 @@ class Runner:
                 raise
             raise HandlerFailed(f"{name} of agent {turn.id!r} raised {described(error)}.", agent=turn.id) from error
         finally:
-            turn.closed = True
+            turn.close()
         if turn.tells:
             core.touch()
         self._effects.send(turn)
@@ -148,6 +149,7 @@ class Runner:
 
         return run
 
+    @resumes
     def _first(self, turn: Turn, fn: Callable[..., Any], args: dict[str, Any]) -> Any:
         """Takes the first step of `fn`.  Returns its result, or `Started` if it waits."""
         token = current_turn.set(turn)
@@ -168,10 +170,12 @@ class Runner:
         self.turn, self._is_cancellable, turn.since, core.asks = turn, is_cancellable, core.loop.time(), turn.calls
         token = current_turn.set(turn)
         core.commit_soon()
-        started.went_on = partial(self._caught_cancellation, turn, started)
+        started.went_on, started.turn = partial(self._caught_cancellation, turn, started), turn
         try:
             limit = None if turn.in_step else core.home.settings.turn_deadline_s
+            was, turn._is_calling = turn._is_calling, True  # the deadline is no timer of the handler's
             async with asyncio.timeout(limit) as turn.deadline:
+                turn._is_calling = was
                 result = await started
         except asyncio.CancelledError as error:
             if (turn.stopped and is_failure(error)) or (self.cancels and core.is_open):
@@ -184,6 +188,9 @@ class Runner:
                 raise self._too_long(turn) from (error.__cause__ or error)
             raise
         finally:
+            turn._is_calling = False
+            if turn.branches is not None:
+                turn.branches.close()
             current_turn.reset(token)
             self.turn, self._is_cancellable, turn.deadline, core.asks = None, False, None, ()
             self._uncancel()
@@ -219,8 +226,9 @@ class Runner:
 
     def _caught_cancellation(self, turn: Turn, started: Started) -> None:
         """The handler was cancelled and waits again.  It has the time of a pause to put things in order."""
-        core = self._core
+        core, was, turn._is_calling = self._core, turn._is_calling, True
         core.loop.call_later(core.home.settings.pause_s, self._abandon, turn, started, asyncio.current_task())
+        turn._is_calling = was
 
     def _abandon(self, turn: Turn, started: Started, task: asyncio.Task[Any] | None) -> None:
         """Runs the handler no further, unless it was a time limit of its own that has cancelled it."""

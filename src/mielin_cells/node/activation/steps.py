@@ -11,28 +11,25 @@ from typing import Any
 
 from blake3 import blake3
 
-from mielin_cells.agents.context import CallOptions
 from mielin_cells.agents.context import turn as current_turn
-from mielin_cells.agents.reference import Reference
 from mielin_cells.agents.retry import Retry
 from mielin_cells.agents.step import NAME_CHARS_MAX, Results, Within, results_of
+from mielin_cells.agents.values.changes import LOAD_ERRORS
+from mielin_cells.agents.values.wire import encode
 from mielin_cells.errors import (
     CellError,
-    Fenced,
     MessageTooLarge,
-    NotInTurn,
     StepFailed,
     UsageError,
     described,
     from_wire,
-    never,
 )
 from mielin_cells.log.commit import StepCall, TurnCall
 from mielin_cells.log.message import Answer, decode_answer, encode_answer
 from mielin_cells.log.records import Stepped
-from mielin_cells.node.activation.run import Run, Started, TurnStopped, is_failure, within
-from mielin_cells.node.streams.ends import Ends
-from mielin_cells.node.streams.parts import TurnStream
+from mielin_cells.node.activation.calls.pending import PendingStep
+from mielin_cells.node.activation.calls.tasks import TurnStopped, branch_of
+from mielin_cells.node.activation.run import Run, Started, is_failure, within
 from mielin_cells.settings import STEPS_BYTES_MAX
 
 logger = logging.getLogger("mielin_cells.steps")
@@ -43,6 +40,8 @@ class Steps(Run):
 
     _resting: asyncio.Future[None] | None = None
     """Done when a wait between two calls is to end."""
+    _restings: tuple[asyncio.Future[None], ...] = ()
+    """The same, of branches."""
 
     async def run_step(self, name: str, call: Any, args: tuple[Any, ...], retry: Retry, timeout: float | None) -> Any:
         """What `cells.step` says."""
@@ -59,9 +58,21 @@ class Steps(Run):
                 "as step(name, function, argument)."
             )
         results = results_of(call)
-        async with self._in_order():
+        branches, error = self._branches(), None
+        if branches is not None:
             self._may_go_on()
-            answer, error = await self._outcome(name, results, call, args, retry, timeout)
+            seconds = self._core.home.settings.step_timeout_s if timeout is None else timeout
+            step = PendingStep(branch_of(self), name, body_of_args(args), results, call, args, retry, seconds)
+            answer = await branches.outcome(step)
+            error = step.error
+        else:
+            async with self._in_order():
+                self._may_go_on()
+                self._is_calling = True
+                try:
+                    answer, error = await self._outcome(name, results, call, args, retry, timeout)
+                finally:
+                    self._is_calling = False
         outcome = decode_answer(answer)
         if outcome.error is not None:
             raise from_wire(*outcome.error) from error
@@ -74,24 +85,28 @@ class Steps(Run):
         k = len(self.calls)
         if k < len(self.recorded):
             made = await self._again(k)
-            if not isinstance(made, StepCall) or made.name != name:
-                raise self._otherwise(made, f"step {name!r}")
+            if not isinstance(made, StepCall) or made.name != name or made.branch is not None:
+                raise self.otherwise(made, f"step {name!r}")
             self.calls.append(made)
             self._step_recorded(made)
             if self._in_log == k:
                 self._in_log += 1
             return made.answer, None
         index = sum(isinstance(made, StepCall) and made.name == name for made in self.calls)
-        finished = self.replay.steps.get((name, index)) if self.replay is not None else None
+        finished = self.finished_step((), name, index)
         if finished is not None:
             await asyncio.sleep(0)
             self.calls.append(finished)
             self._step_recorded(finished)
             return finished.answer, None
         await self._pause()
-        step = Within(self, name, self._key(name, index))
+        if self.has_news:
+            self._recording = self._core.home.start(self._record_given())
+            await asyncio.shield(self._recording)
+            await self._pause()
+        step = Within(self, name, self.step_key(name, index, ()))
         seconds = self._core.home.settings.step_timeout_s if timeout is None else timeout
-        self._steps(True)
+        self.rest_deadline(True)
         error: BaseException | None = None
         try:
             try:
@@ -112,7 +127,7 @@ class Steps(Run):
             self.broken = refused
             raise
         finally:
-            self._steps(False)
+            self.rest_deadline(False)
         await self._pause()
         return made.answer, error
 
@@ -120,15 +135,46 @@ class Steps(Run):
         if self.parts is not None:
             self.parts.step_recorded(made.parts)
 
-    def _key(self, name: str, index: int) -> str:
-        return blake3(f"{self.id}\0{self.sender}\0{self.n}\0{name}\0{index}".encode()).hexdigest(16)
+    def step_key(self, name: str, n: int, path: tuple[int, ...]) -> str:
+        branch = "".join(f"\0{part}" for part in path)
+        return blake3(f"{self.id}\0{self.sender}\0{self.n}\0{name}\0{n}{branch}".encode()).hexdigest(16)
 
-    def _steps(self, begins: bool) -> None:
+    def finished_step(self, path: tuple[int, ...], name: str, n: int) -> StepCall | None:
+        """After an undo: the outcome that this step had."""
+        return self.replay.steps.get((path, name, n)) if self.replay is not None else None
+
+    async def step_result(self, step: Within, pending: PendingStep) -> Any:
+        """What the step of a branch comes to."""
+        return await result_of(step, pending.call, pending.args, pending.retry, pending.seconds, self._rest_in_branch)
+
+    def check_size(self, made: StepCall) -> None:
+        fits_turn(self.id, self.calls, made)
+
+    def stop_error(self) -> BaseException:
+        return TurnStopped()
+
+    def rest_deadline(self, begins: bool) -> None:
         """Stops the turn's deadline when a step begins, and sets it anew when the step ends: it is for the handler alone."""
         self.in_step = begins
         if self.deadline is not None and not self.deadline.expired() and self.is_here():
             now, seconds = self._core.loop.time(), self._core.home.settings.turn_deadline_s
             self.deadline.reschedule(None if begins else now + seconds)
+
+    @property
+    def has_news(self) -> bool:
+        """The handler has had an outcome that is not in the log: what a step does may depend on it (rule 13)."""
+        return any(made.answer is not None for made in self.calls[self._in_log :])
+
+    async def _record_given(self) -> None:
+        core = self._core
+        await core.flush()
+
+        def compose(head: dict[str, Any]) -> Stepped:
+            self._may_record()
+            at, news = self.news()
+            return Stepped(**head, sender=self.sender, input=self.n, at=at, calls=news)
+
+        await core.append(compose)
 
     async def _record_step(self, made: StepCall) -> None:
         """Records the outcome before the handler gets it, after all earlier turns are committed."""
@@ -159,89 +205,23 @@ class Steps(Run):
             self._resting = None
         await self._pause()
 
+    async def _rest_in_branch(self, seconds: float) -> None:
+        resting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._restings = (*self._restings, resting)
+        try:
+            await asyncio.wait((resting,), timeout=seconds)
+        finally:
+            self._restings = tuple(one for one in self._restings if one is not resting)
+        if self._core.is_stopping:
+            raise TurnStopped
+
     def wake(self) -> None:
         """The intake is being stopped: a wait between two calls ends."""
-        if self._resting is not None and not self._resting.done():
-            self._resting.set_result(None)
-
-
-class Streaming(Steps):
-    """The part of a turn that sends the parts of a handler that yields (rule T7)."""
-
-    def streams(self, ends: Ends, is_ask: bool) -> None:
-        """Begins the stream of this run.  A tell, and a message that has its answer, send no parts."""
-        is_quiet = not is_ask or (self.replay is not None and self.replay.again.taken)
-        self.parts = ends.begin(self.sender, self.n, is_quiet=is_quiet)
-
-    async def send_part(self, data: bytes) -> None:
-        """The handler has yielded a part.  It leaves once all outcomes that the handler has seen are in the log (rule T7)."""
-        self._may_go_on()
-        await self._pause()
-        await self._record_outcomes()
-        self._steps(False)  # the deadline begins anew
-        await self._streaming().send(data)
-
-    async def _record_outcomes(self) -> None:
-        """Records that the turn has begun, and all outcomes that it has seen.
-
-        A new owner then runs this turn before any other, and on the state that the parts came from.
-        """
-        core = self._core
-        if self._streaming().writer is None:
-            return
-        opened = core.fold.turn
-        if opened is None or (opened.sender, opened.n) != (self.sender, self.n) or not opened.is_bound:
-            await core.flush()  # what earlier turns have changed, this one has read
-        elif all(made.answer is None for made in self.calls[self._in_log :]):
-            return
-
-        def compose(head: dict[str, Any]) -> Stepped:
-            if not core.is_open or self.closed:
-                raise Fenced(f"Agent {self.id!r} is not run by this process any more.", agent=self.id)
-            at, news = self.news()
-            return Stepped(**head, sender=self.sender, input=self.n, at=at, calls=news, sends=True)
-
-        self._recording = core.home.start(core.append(compose))
-        await asyncio.shield(self._recording)
-
-    async def emit_part(self, part: object) -> None:
-        """What `cells.emit` says."""
-        step, handler = within.get(), self._core.spec.handlers.get(self.message)
-        if step is None or step.turn is not self:
-            raise NotInTurn(f"Agent {self.id!r}: emit() is for the call of a step; in the handler itself, yield.")
-        if self.parts is None or handler is None or handler.parts is None:
-            raise UsageError(
-                f"Step {step.name!r} of agent {self.id!r} emitted a part, but {self.message} does not yield; make it an async "
-                "generator.", agent=self.id, step=step.name,
-            )  # fmt: skip
-        await self._record_outcomes()
-        await self.parts.emit(handler.parts.encode(part), step.key, step.attempt)
-
-    async def end_parts(self) -> int:
-        """The handler has returned: all parts are stored.  Returns how many there are."""
-        return await self._streaming().settle()
-
-    def _streaming(self) -> TurnStream:
-        if self.parts is None:
-            raise never("a part of a turn that has no stream")
-        return self.parts
-
-    def stream(
-        self,
-        ref: Reference,
-        handler: str,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        timeout: float | None,
-        options: CallOptions | None,
-    ) -> Any:
-        raise UsageError(
-            f"Agent {self.id!r} called {handler!r} of {ref!r}, which yields: a turn that runs again could not read the same parts. "
-            "Ask a handler that returns, or let the other agent tell each part.", agent=self.id,
-        )  # fmt: skip
-
-    def read_stream(self, ref: Reference, handler: str, id: str, after: str, timeout: float | None) -> Any:
-        return self.stream(ref, handler, (), {}, timeout, None)
+        for resting in (self._resting, *self._restings):
+            if resting is not None and not resting.done():
+                resting.set_result(None)
+        if self.branches is not None:
+            self.branches.wake()
 
 
 async def result_of(
@@ -352,6 +332,14 @@ class _Call:
             task.cancel()
         if not left.done():
             left.set_result(None)
+
+
+def body_of_args(args: tuple[Any, ...]) -> bytes:
+    """A digest of a step's arguments, by which branches are told apart; empty for what cannot be stored."""
+    try:
+        return blake3(encode(args)).digest(8)
+    except LOAD_ERRORS:
+        return b""
 
 
 def fits_turn(agent: str, before: Sequence[TurnCall], made: StepCall) -> None:

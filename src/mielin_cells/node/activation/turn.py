@@ -15,7 +15,6 @@ from mielin_cells.agents.context import CallOptions
 from mielin_cells.agents.reference import Reference
 from mielin_cells.agents.signature import HandlerSpec
 from mielin_cells.agents.spec import Spec, route
-from mielin_cells.agents.step import ONCE_MORE
 from mielin_cells.agents.times.cron import next_time
 from mielin_cells.errors import (
     AgentTerminated,
@@ -30,21 +29,21 @@ from mielin_cells.errors import (
     never,
     storable,
 )  # fmt: skip
-from mielin_cells.log.commit import AskCall, Out, Timer, Wish, body_of
+from mielin_cells.log.commit import AskCall, Out, Sent, Timer, Wish, body_of
 from mielin_cells.log.ids import log_subject
 from mielin_cells.log.message import Answer, Terms, decode_answer, encode_answer
 from mielin_cells.log.records import Asked
-from mielin_cells.membership.reads import read_shared
-from mielin_cells.node.activation.run import Replay, Run
-from mielin_cells.node.activation.steps import Streaming
+from mielin_cells.node.activation.calls.pending import PendingAsk, label_of
+from mielin_cells.node.activation.calls.reads import Reads
+from mielin_cells.node.activation.calls.replay import Replay
+from mielin_cells.node.activation.calls.streaming import Streaming
+from mielin_cells.node.activation.calls.tasks import branch_of
+from mielin_cells.node.activation.run import Run
 from mielin_cells.node.activation.timers import check_room
 from mielin_cells.node.topics.turning import TopicCalls
 from mielin_cells.rpc import requests
 from mielin_cells.rpc.reminder import read_last_answer, remind
 from mielin_cells.settings import ASK_REPEAT_S_MAX, TIMERS_MAX
-
-READ_SLACK_S = 1.0
-"""A read ends by itself before the step that it is."""
 
 CHAIN_MAX = 64
 """Of the agents that wait for each other.  A longer cycle is not noticed, and ends by the deadline of one of its asks."""
@@ -57,7 +56,7 @@ class Asks(Run):
         self, ref: Reference, name: str, args: tuple[Any, ...], kwargs: dict[str, Any],
         timeout: float | None, label: str | None, options: CallOptions | None = None,
     ) -> Any:  # fmt: skip
-        """Returns the result.  Asks of one turn are made one after the other, also from tasks of its handler."""
+        """Returns the result.  Asks of several tasks of the handler are made at the same time."""
         agent, spec, handler = route(ref, name)
         data = handler.encode_args(args, kwargs)
         self._open()
@@ -71,10 +70,25 @@ class Asks(Run):
             raise UsageError(f"A hook of agent {self.id!r} cannot ask; tell, or ask from a handler.")
         self._fits(agent, data)
         self._core.outbox.check_room(agent)
-        async with self._in_order():
+        branches = self._branches()
+        if branches is not None:
             self._may_go_on()
-            terms = None if options is None else await self._terms(options)
-            answer = decode_answer(await self._answer(agent, spec, handler, data, timeout, label, terms))
+            self.busy += 1
+            try:
+                terms = None if options is None else await self._terms(options)
+            finally:
+                self.busy -= 1
+            pending = self._pending_ask(agent, spec, handler, data, timeout, label, terms)
+            answer = decode_answer(await branches.outcome(pending))
+        else:
+            async with self._in_order():
+                self._may_go_on()
+                self._is_calling = True
+                try:
+                    terms = None if options is None else await self._terms(options)
+                    answer = decode_answer(await self._answer(agent, spec, handler, data, timeout, label, terms))
+                finally:
+                    self._is_calling = False
         if answer.error is not None:
             raise handler.error_of(answer)
         return handler.decode_result(answer.result or b"")
@@ -97,21 +111,41 @@ class Asks(Run):
             agents=cycle,
         )  # fmt: skip
 
+    def _out_of(self, agent: str, spec: Spec, handler: HandlerSpec, args: bytes, k: int, terms: Terms | None) -> Out:
+        chain = (*self.chain[1 - CHAIN_MAX :], self.id)
+        return Out(agent, spec.name, 0, handler.name, args, True, self.sender, self.n, k, chain=chain, terms=terms)
+
+    def _pending_ask(
+        self, agent: str, spec: Spec, handler: HandlerSpec, args: bytes, timeout: float | None, id: str | None,
+        terms: Terms | None,
+    ) -> PendingAsk:  # fmt: skip
+        out = self._out_of(agent, spec, handler, args, 0, terms)
+        return PendingAsk(branch_of(self), out, body_of(out), label_of(agent, handler.name, id), timeout)
+
+    def standing_ask(self, out: Out, body: bytes) -> Sent | None:
+        """After an undo: the ask that stands for this one of a branch."""
+        return self.replay.standing(out, body) if self.replay is not None else None
+
+    def free_place(self, to: str) -> int:
+        """A place for an ask of a branch, which no ask that was undone has."""
+        k = self._next_place(to, True)
+        while self.replay is not None and self.replay.has_place(to, k):
+            k = self._next_place(to, True)
+        return k
+
     async def _answer(
         self, agent: str, spec: Spec, handler: HandlerSpec, args: bytes, timeout: float | None, id: str | None,
         terms: Terms | None,
     ) -> bytes:  # fmt: skip
         core, index = self._core, len(self.calls)
-        label = f"{agent}.{handler.name}" + (f" ({id})" if id else "")
-        k = (self._places or {}).get((agent, True), 0)
-        chain = (*self.chain[1 - CHAIN_MAX :], self.id)
-        out = Out(agent, spec.name, 0, handler.name, args, True, self.sender, self.n, k, chain=chain, terms=terms)
+        label = label_of(agent, handler.name, id)
+        out = self._out_of(agent, spec, handler, args, (self._places or {}).get((agent, True), 0), terms)
         body = body_of(out)
         made: AskCall | None = None
         if index < len(self.recorded):
             recorded = await self._again(index)
-            if not isinstance(recorded, AskCall) or recorded.body != body:
-                raise self._otherwise(recorded, label)
+            if not isinstance(recorded, AskCall) or recorded.body != body or recorded.branch is not None:
+                raise self.otherwise(recorded, label)
             made = recorded
         elif self.replay is not None:
             made = await self._stands(self.replay, out, label)
@@ -125,7 +159,7 @@ class Asks(Run):
                 return made.answer
             pending = core.fold.ledger.pending.get(agent, {}).get(made.n)
             return await self._wait(pending or msgspec.structs.replace(out, n=made.n), made, timeout)
-        refusal = await self._refused(agent)
+        refusal = await self.refusal_of(agent)
         if refusal is not None:
             self.calls.append(AskCall(agent, 0, handler.name, body, label, refusal))
             return refusal
@@ -154,7 +188,7 @@ class Asks(Run):
         await asyncio.sleep(0)
         return AskCall(out.to, earlier.n, out.handler, body_of(out), label, earlier.answer)
 
-    async def _refused(self, agent: str) -> bytes | None:
+    async def refusal_of(self, agent: str) -> bytes | None:
         """The outcome of an ask to an agent that does not exist; None if the agent exists.  Nothing is sent to it."""
         log, subject = self._core.home.log, log_subject(agent)
         if await log.last(subject) is not None or await log.settled(subject) is not None:
@@ -193,6 +227,11 @@ class Asks(Run):
             self._core.forget(out.to, out.n)
 
     async def _wait(self, out: Out, made: AskCall, seconds: float | None, is_sent: bool = False) -> bytes:
+        answer = await self.await_answer(out, seconds, is_sent)
+        self.calls[self.calls.index(made)] = msgspec.structs.replace(made, answer=answer)
+        return answer
+
+    async def await_answer(self, out: Out, seconds: float | None, is_sent: bool) -> bytes:
         """Sends the ask, again while there is no answer, until its deadline: a timeout is an outcome (rule 13)."""
         core = self._core
         timeout = core.home.settings.ask_timeout_s if seconds is None else seconds
@@ -222,7 +261,6 @@ class Asks(Run):
             answer = encode_answer(Answer(None, error.to_wire()))
         finally:
             core.forget(out.to, out.n)
-        self.calls[self.calls.index(made)] = msgspec.structs.replace(made, answer=answer)
         return answer
 
     async def _reminded(self, out: Out, is_again: bool, left_s: float) -> bytes | None:
@@ -246,7 +284,7 @@ class Asks(Run):
         return None
 
 
-class Turn(Asks, Streaming, TopicCalls):
+class Turn(Asks, Reads, Streaming, TopicCalls):
     """What `cells.this()` gives inside a turn, and the caller of every reference used in it.
 
     What a turn tells, sets and orders takes effect once the turn is committed.
@@ -276,41 +314,6 @@ class Turn(Asks, Streaming, TopicCalls):
         terms = None if options is None else await self._terms(options)
         k = self._next_place(agent, False)
         self.tells.append(Out(agent, spec.name, 0, handler, data, False, self.sender, self.n, k, terms=terms))
-
-    async def read(
-        self, ref: Reference, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float | None,
-        is_linearizable: bool,
-    ) -> Any:  # fmt: skip
-        """Reads another agent by a shared handler, as a durable step: a turn that runs again gets the same.
-
-        A turn has no session that says what it has seen before, so each read is linearizable.
-        """
-        agent, spec, handler = route(ref, name)
-        data = handler.encode_args(args, kwargs)
-        self._fits(agent, data)
-        if agent == self.id:
-            raise SelfAsk(f"Agent {agent!r} reads itself inside a turn; call self.{handler.name}(...) plainly.")
-        home = self._core.home
-        seconds = home.settings.ask_timeout_s if timeout is None else timeout
-        request = requests.Read(agent, spec.name, handler.name, data, 0, True, 0.0)
-
-        async def reading() -> bytes:
-            try:
-                return (await read_shared(home.log, home.wire, request, seconds, {})).answer
-            except CellError as error:
-                return encode_answer(Answer(None, error.to_wire()))
-
-        label = f"read {handler.name} {blake3(agent.encode() + data).hexdigest(8)}"
-        outcome: bytes = await self.run_step(label, reading, (), ONCE_MORE, seconds + READ_SLACK_S)
-        answer = decode_answer(outcome)
-        if answer.error is not None:
-            raise handler.error_of(answer)
-        return handler.decode_result(answer.result or b"")
-
-    def watch(self, ref: Reference, after: int) -> Any:
-        raise UsageError(
-            f"Agent {self.id!r} cannot watch {ref!r} inside a turn: what a turn sees is recorded, and a watch has no end. Ask or read."
-        )
 
     # ---- orders for the agent itself -------------------------------------------------------------------------
 

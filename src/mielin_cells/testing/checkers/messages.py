@@ -104,7 +104,8 @@ class SentOnce(Checker):
 
     def record(self, step: Step) -> None:
         if isinstance(step.record, Asked):
-            self._out(step, step.record.out)
+            for out in step.record.outs:
+                self._out(step, out)
         commit = commit_of(step)
         if commit is None:
             return

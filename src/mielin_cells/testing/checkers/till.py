@@ -17,7 +17,7 @@ import msgspec
 import mielin_cells as cells
 from mielin_cells.log.commit import StepCall
 from mielin_cells.log.message import decode_answer
-from mielin_cells.log.records import HandedOff, Returned, Stepped
+from mielin_cells.log.records import Asked, HandedOff, Returned, Stepped
 from mielin_cells.testing.checkers.checker import Checker, Step
 from mielin_cells.testing.checkers.scene import Scene
 
@@ -31,9 +31,9 @@ _tills: dict[asyncio.AbstractEventLoop, Till] = {}
 """One for each simulated world."""
 
 
-async def pay() -> Receipt:
+async def pay(is_alone: bool = True) -> Receipt:
     """Pays at the till of this world, inside the call of a step."""
-    return await _tills[asyncio.get_running_loop()].pay()
+    return await _tills[asyncio.get_running_loop()].pay(is_alone)
 
 
 class Till(Checker):
@@ -60,8 +60,12 @@ class Till(Checker):
         """Forgets the till of this world."""
         _tills.pop(asyncio.get_running_loop(), None)
 
-    async def pay(self) -> Receipt:
-        """Takes a while, and sometimes fails: both depend on the key and on how often it has come."""
+    async def pay(self, is_alone: bool) -> Receipt:
+        """Takes a while, and sometimes fails: both depend on the key and on how often it has come.
+
+        `is_alone`: the turn waits for this payment.  One of several branches may be cancelled when it has just been made; then it
+        counts as not made, and is made again.
+        """
         this = cells.this()
         key, agent, node = this.idempotency_key, this.id, this.node
         self._calls[key] += 1
@@ -74,7 +78,7 @@ class Till(Checker):
             raise ConnectionError("the till is closed")
         self._numbers += 1
         epoch = self._epoch(node, agent)
-        if (key, epoch) in self._given and epoch >= 0:
+        if (key, epoch) in self._given and epoch >= 0 and is_alone:
             self.scene.violate(f"I18: {node} was given a receipt for {key} of {agent} already, in the same epoch")
         self._given.add((key, epoch))
         return key, self._numbers
@@ -88,7 +92,7 @@ class Till(Checker):
     def record(self, step: Step) -> None:
         record, agent = step.record, step.agent
         self._epochs[agent] = record.epoch + isinstance(record, (HandedOff, Returned))
-        if not isinstance(record, Stepped):
+        if not isinstance(record, (Asked, Stepped)):
             return
         for made in record.calls:
             is_paid = isinstance(made, StepCall) and made.name == PAY

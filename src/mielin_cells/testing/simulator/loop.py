@@ -162,9 +162,10 @@ class _Task(asyncio.Task[Any]):
     def __hash__(self) -> int:
         return self._number
 
-    def quiet(self) -> None:
-        """No report that it was freed before it was done."""
-        self._log_destroy_pending = False
+
+def _quiet(task: Any) -> None:
+    """No report that it was freed before it was done."""
+    task._log_destroy_pending = False
 
 
 class VirtualLoop(BaseEventLoop):
@@ -190,6 +191,7 @@ class VirtualLoop(BaseEventLoop):
         """What nobody has caught: exceptions of callbacks, and of tasks whose result nobody has asked for."""
         self._generators: list[tuple[Any, Process | None]] = []
         self.set_exception_handler(self._collect)
+        self.set_task_factory(self.make_task)
 
     def time(self) -> float:
         """Virtual seconds since the loop was made."""
@@ -210,11 +212,18 @@ class VirtualLoop(BaseEventLoop):
 
     def create_task(self, coro: Any, *, name: Any = None, context: contextvars.Context | None = None) -> Any:
         self._check_closed()  # type: ignore[attr-defined]
-        task = _Task(coro, loop=self, name=name, context=context)
+        # A turn's tasks are made by what the nodes have hooked into the loop; for all others it comes back to `make_task`.
+        task: Any = (self.get_task_factory() or self.make_task)(self, coro, name=name, context=context)  # type: ignore[call-arg]
         task.process = _process.get() if context is None else context.get(_process)
         self.tasks[task] = None
         task.add_done_callback(self._forget, context=_outside)
         return task
+
+    @staticmethod
+    def make_task(
+        loop: Any, coro: Any, *, name: Any = None, context: contextvars.Context | None = None
+    ) -> asyncio.Future[Any]:
+        return _Task(coro, loop=loop, name=name, context=context)
 
     def create_future(self) -> asyncio.Future[Any]:
         future = _Future(loop=self)
@@ -340,7 +349,7 @@ class VirtualLoop(BaseEventLoop):
             self.run_until_complete(asyncio.wait(tasks, timeout=1))
         if tasks := self._living():
             for task in tasks:
-                task.quiet()
+                _quiet(task)
             raise RuntimeError(f"Tasks that do not end when they are cancelled: {tasks!r}")
 
     async def _bury(self) -> None:
@@ -348,7 +357,7 @@ class VirtualLoop(BaseEventLoop):
         while dead := [task for task in self.tasks if task.process is not None and task.process.is_dead]:
             for task in dead:
                 self._forget(task)
-                task.quiet()
+                _quiet(task)
                 if task.process is None:
                     raise never("task.process is not None does not hold")
                 context, coro = task.process.context.copy(), task.get_coro()

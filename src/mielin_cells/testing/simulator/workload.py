@@ -45,6 +45,9 @@ TRIMS = 0.08
 LATE_S = 2.0
 """What a node may know less of the store's time: an answer of the store may be on its way for so long."""
 
+HURRY_S = 0.5
+"""An account's patience with a payment that it can do without."""
+
 RETRY = cells.Retry(tries=4, first_s=0.1, max_s=1.0)
 """An account's patience with the till."""
 
@@ -73,9 +76,13 @@ class Account(Market, name="SimAccount"):
         self.sent[to] = self.sent.get(to, 0) + 1
         return self.sent[to]
 
-    async def _pay(self) -> None:
+    async def _pay(self, is_alone: bool = True) -> None:
         with contextlib.suppress(cells.StepFailed):
-            self.receipts.append(await cells.step(PAY, pay, retry=RETRY))
+            self.receipts.append(await cells.step(PAY, pay, is_alone, retry=RETRY))
+
+    async def _pay_later(self) -> None:
+        await asyncio.sleep(HURRY_S)
+        await self._pay(False)
 
     @cells.handler
     async def note(self, sender: str, n: int) -> int:
@@ -115,7 +122,12 @@ class Account(Market, name="SimAccount"):
 
     @cells.handler(tries=TRIES)
     async def settle(self, sender: str, n: int, to: str, amount: int) -> int:
-        """As `hand`, between two payments at the till, each a durable step."""
+        """As `hand`, between two payments at the till, each a durable step; or all of it at the same time."""
+        if amount % 2:
+            hand = asyncio.create_task(self.hand(sender, n, to, amount))
+            hurried = asyncio.wait_for(self._pay(False), HURRY_S)
+            _ = await asyncio.gather(self._pay(False), hand, self._pay_later(), hurried, return_exceptions=True)
+            return hand.result()
         await self._pay()
         place = await self.hand(sender, n, to, amount)
         await self._pay()
