@@ -17,13 +17,14 @@ from mielin_cells.agents.signature import HandlerSpec
 from mielin_cells.agents.spec import Spec, route
 from mielin_cells.agents.times.cron import next_time
 from mielin_cells.errors import (
+    PASSING,
     AgentTerminated,
     AskCycle,
     AskTimeout,
     CellError,
+    EpochRegression,
     NonDeterministicTurn,
     NoSuchAgent,
-    RetryError,
     SelfAsk,
     UsageError,
     never,
@@ -275,8 +276,8 @@ class Asks(Run):
         except AgentTerminated:
             return await read_last_answer(core.home.log, out.to, self.id, out.n)
         except CellError as error:
-            if isinstance(error, RetryError):
-                raise
+            if isinstance(error, PASSING) and not isinstance(error, EpochRegression):
+                raise  # the store's word, and not the receiver's: as an outcome it would fail each run of this turn
             return encode_answer(Answer(None, error.to_wire()))
         self.why = f": {standing.why}" if standing.why else ""
         if standing.missing or (standing.missing is None and not is_again):
