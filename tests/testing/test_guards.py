@@ -330,12 +330,6 @@ def own_agents_are_listed(patch: Patch) -> None:
     patch.setattr(Rounds, "hear", lambda self, subject: None)
 
 
-@guard(within=100)
-def logs_are_compared(patch: Patch) -> None:
-    """After its first round a node goes by the index and by hints alone, which may both have lost a record."""
-    patch.setattr(Rounds, "_is_due", lambda self: False)
-
-
 @guard(within=40)
 def reads_are_acknowledged(patch: Patch) -> None:
     """A read is given the state in memory, which a commit under way may be about to make true."""
@@ -348,7 +342,7 @@ def a_read_sees_one_state(patch: Patch) -> None:
     patch.setattr(StoredState, "frozen", lambda self: self)
 
 
-@guard(within=200)
+@guard(within=400)
 def a_read_sees_what_was_seen(patch: Patch) -> None:
     """Who is asked to read answers with what it has, whatever its reader has seen of the agent."""
     read = Reads.read
