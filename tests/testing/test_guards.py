@@ -342,17 +342,6 @@ def a_read_sees_one_state(patch: Patch) -> None:
     patch.setattr(StoredState, "frozen", lambda self: self)
 
 
-@guard(within=400)
-def a_read_sees_what_was_seen(patch: Patch) -> None:
-    """Who is asked to read answers with what it has, whatever its reader has seen of the agent."""
-    read = Reads.read
-
-    async def at_once(self: Reads, request: requests.Read) -> Reading:
-        return await read(self, replace_field(request, seen=0))
-
-    patch.setattr(Reads, "read", at_once)
-
-
 @guard(within=40)
 def a_linearizable_read_asks_the_log(patch: Patch) -> None:
     """Who takes itself for the owner answers a linearizable read without a look at the log's end."""
