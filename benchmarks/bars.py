@@ -60,6 +60,8 @@ BARS = (
     Bar("scale-restart-all", "scale", "restart of a node, until it has taken all of its agents",
         "at most 3 times the bare takeover floor", ("lazy",)),
     Bar("scale-failover-cpu", "scale", "processor time of all processes for the failover of an agent", "at most 1 ms", BOTH),
+    Bar("scale-takeover-asks", "scale", "p99 of asks to nodes that take over the agents of another one, against before",
+        "at most 3 times", ("lazy",)),
     Bar("scale-agents", "scale", "spawn and ask, as agents grow", "at most 1.1 times", ("lazy",)),
     Bar("scale-members", "scale", "spawn and ask, as known members grow", "at most 1.1 times", ("lazy",)),
     Bar("topics-deliveries", "topics", "messages published to 10,000 subscribers on 3 nodes, deliveries per second",

@@ -35,6 +35,8 @@ REST_S: dict[Size, float] = {"smoke": 0.2, "quick": 45.0, "full": 40.0}
 """Until nodes have compared their logs for the last time."""
 
 WATCH_S: dict[Size, float] = {"smoke": 0.2, "quick": 20.0, "full": 40.0}
+LOADS_S = 60.0
+"""For the leader to hear how many agents a node has, and to say so."""
 AFTER_S: dict[Size, float] = {"smoke": 0.2, "quick": 12.0, "full": 12.0}
 """A node that has started looks once more for agents that are its own; that counts as part of its restart."""
 
@@ -175,13 +177,24 @@ async def _restart(stage: Stage, names: list[str], others: int, size: Size) -> R
     everything = time.perf_counter() - serves
     await probes
     await asyncio.sleep(AFTER_S[size])
-    (node,) = [info for info in await stage.cluster.nodes() if info.name == "node-1"]
-    assert node.agents >= len(names), f"node-1 has {node.agents} of its {len(names)} agents"
+    await _has_all(stage, len(names))
     kb = sum(sent for connection, sent in stage.sent_to().items() if connection not in before) / 1000
     return Restart(
         len(names), others, round(max(0.0, min(answered) - serves), 3), round(max(0.0, percentile(answered, 0.5) - serves), 3),
         round(everything, 3), round(floor, 3), round(kb, 1),
     )  # fmt: skip
+
+
+async def _has_all(stage: Stage, count: int) -> None:
+    """Waits until the table of members says that node-1 has so many agents: it hears of loads with a delay."""
+    agents = 0
+    try:
+        async with asyncio.timeout(LOADS_S):
+            while agents < count:
+                agents = next(info.agents for info in await stage.cluster.nodes() if info.name == "node-1")
+                await asyncio.sleep(0.1)
+    except TimeoutError:
+        raise AssertionError(f"node-1 has {agents} of its {count} agents") from None
 
 
 async def _failover(size: Size, found: Found) -> None:
