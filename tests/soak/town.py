@@ -30,6 +30,7 @@ from mielin_cells.node.moves import manager, settling
 from mielin_cells.node.node import Node
 from mielin_cells.settings import Settings
 from mielin_cells.substrate.embedded import Embedded
+from mielin_cells.tasks import recent
 from soak.sizes import Series, resident, settled, size_of
 
 SETTINGS = Settings(
@@ -50,6 +51,7 @@ AUDIT = 40
 BOUNDS: dict[ModuleType, dict[str, float]] = {
     ledger: {"ANSWERS_BYTES_MAX": 300_000, "SESSIONS_MAX": 40},
     manager: {"REPORTS_MAX": 8},
+    recent: {"AGENTS_MAX": 40},
     settling: {"JOURNALS_KEPT": 3},
     failover: {"FORGET_STOPPED_S": 10.0, "FORGET_SILENT_S": 15.0},
     vacant: {"RETRY_S_MAX": 5.0},

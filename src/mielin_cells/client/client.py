@@ -59,6 +59,7 @@ from mielin_cells.settings import MESSAGE_BYTES_MAX, Settings
 from mielin_cells.store import topics
 from mielin_cells.store.reader import load
 from mielin_cells.substrate.ports import Log, Subscription, Wire
+from mielin_cells.tasks.recent import Recent
 
 P = ParamSpec("P")
 A = TypeVar("A", bound=Reference)
@@ -83,9 +84,9 @@ class Client(Requester):
         self._senders: dict[str, Session] = {}
         """By sender, every session that may still get answers."""
         self._placing = Placing(self)
-        self.revisions: dict[str, int] = {}
+        self.revisions = Recent[int]()
         """By agent, the highest revision that an answer or a read has shown: no later read may show less."""
-        self._owners: dict[str, str] = {}
+        self._owners = Recent[str]()
         """Where reads found agents last.  Only a place to try first."""
         self._subscription: Subscription | None = None
         self.opening: object = None
