@@ -1,5 +1,5 @@
 # make .venv, make demo, make test need only Python 3.11+ and make.
-#   make test   what every change must pass; at most 4 minutes on 2 cores that do nothing else
+#   make test   what every change must pass; at most 6 minutes on 2 cores that do nothing else
 #   make ci     test, and the longer checks; at most 20 minutes on 2 cores that do nothing else
 #   make sim SEEDS=2000 START=1
 #   make sim-scale   the simulator with 10, 100 and 1,000 nodes of 100 agents: what each costs, and that none is lost

@@ -80,6 +80,8 @@ class Settling:
         self._due: dict[str, tuple[float, bool]] = {}
         """Agents whose journals are to be read: when, and whether to read them once more after `SETTLE_S`."""
         self._is_looking = False
+        self._settling: set[str] = set()
+        """Agents whose journals are being read and acted upon."""
         self.unfinished: dict[str, set[str]] = {}
         """By agent, migrations that this process began and did not end: a replica that is behind may not list them yet."""
         self.broken: dict[str, str] = {}
@@ -140,7 +142,19 @@ class Settling:
             self.soon(agent, SETTLE_S)
 
     async def settle(self, agent: str) -> bool:
-        """True once no migration of an agent of this node is open, except one that this node itself runs."""
+        """True once no migration of an agent of this node is open, except one that this node itself runs.
+
+        False while another call settles the agent: what this one would read may be old before it acts.
+        """
+        if agent in self._settling:
+            return False
+        self._settling.add(agent)
+        try:
+            return await self._settle_all(agent)
+        finally:
+            self._settling.discard(agent)
+
+    async def _settle_all(self, agent: str) -> bool:
         fold = await self._fold(agent)
         if fold is None:
             self.unfinished.pop(agent, None)
