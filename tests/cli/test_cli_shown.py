@@ -190,7 +190,7 @@ async def test_agents_are_filtered_counted_and_paged(operator: Operator, capsys:
     assert await listed(limit=2) == ["a", "b"]
     assert await listed(limit=2, after="b") == ["c", "stand"]
     assert await look.agents.work(operator, Printer(as_json=False), limit=3) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "1 more: --after c"
+    assert capsys.readouterr().out.splitlines()[-1] == "more: --after c"
     for form, says in ((True, {"count": 3}), (False, 3)):
         await look.agents.work(operator, Printer(form), node="node-2", count=True)
         assert json.loads(capsys.readouterr().out) == says

@@ -16,6 +16,7 @@ from mielin_cells.log.ids import control_subject
 from mielin_cells.rpc import requests
 from mielin_cells.rpc.answers import InboxRoom
 from mielin_cells.rpc.call import call, call_pages
+from mielin_cells.rpc.pages import PAGE_MAX, page_of
 from mielin_cells.rpc.serve import Handlers, Server
 from mielin_cells.substrate.embedded.wire import EmbeddedWire
 
@@ -72,13 +73,13 @@ async def test_a_node_that_does_not_answer_in_time_is_named() -> None:
         await call(wire, "n", requests.Ping(), 0.05)
 
 
-@pytest.mark.parametrize("count", [0, 1, requests.PAGE_MAX, 2 * requests.PAGE_MAX + 1])
+@pytest.mark.parametrize("count", [0, 1, PAGE_MAX, 2 * PAGE_MAX + 1])
 async def test_pages_hold_every_item_once_and_in_order(count: int) -> None:
     ids = [f"a{n:06}" for n in range(count)]
-    wire = await wire_of(handlers(ListCopies=lambda request: requests.page_of(reversed(ids), request.after)))
+    wire = await wire_of(handlers(ListCopies=lambda request: page_of(reversed(ids), request.after)))
     pages = [page async for page in call_pages(wire, "n", requests.ListCopies(), str, 1.0)]
     assert [one for page in pages for one in page] == ids
-    assert all(len(page) <= requests.PAGE_MAX for page in pages)
+    assert all(len(page) <= PAGE_MAX for page in pages)
 
 
 def test_a_node_without_a_handler_for_some_request_does_not_start() -> None:

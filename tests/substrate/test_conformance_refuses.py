@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from typing import Any, TypeAlias
 
 import pytest
@@ -409,6 +409,26 @@ class OwnedIsOfEverybody(Broken):
 class OwnedHasOnePage(Broken):
     async def owned(self, owner: str, source: Source = "index") -> list[str]:
         return (await super().owned(owner, source))[:1000]
+
+
+class OthersAreEverybody(Broken):
+    async def owned_by_others(self, nodes: Collection[str]) -> list[str]:
+        return await super().owned_by_others([])
+
+
+class OthersAreNobody(Broken):
+    async def owned_by_others(self, nodes: Collection[str]) -> list[str]:
+        return []
+
+
+class OthersAreForgotten(Broken):
+    """As if read from an index, and not from the logs."""
+
+    async def forget_owned(self, owner: str, subject: str, seq: int) -> None:
+        self.seen[subject] = 1
+
+    async def owned_by_others(self, nodes: Collection[str]) -> list[str]:
+        return [subject for subject in await super().owned_by_others(nodes) if subject not in self.seen]
 
 
 class TimeStandsStill(Broken):

@@ -20,6 +20,7 @@ from mielin_cells.deployment.codes import DONE
 from mielin_cells.errors import ConfigError, NoSuchMigration, UnknownClass, UnknownNode
 from mielin_cells.log.lifecycle import AgentState
 from mielin_cells.membership.members import ALIVE
+from mielin_cells.rpc.pages import Which
 
 STATES: list[str] = [
     *(state.value for state in AgentState if state is not AgentState.TERMINATED),
@@ -53,17 +54,13 @@ async def agents(
     state = _state(state)
 
     async def look() -> View:
-        every = await operator.agents(node)
-        matching = [
-            info for info in every
-            if node in (None, info.node) and cls in (None, info.cls) and state in (None, info.state)
-        ]  # fmt: skip
-        if not matching and (node is not None or cls is not None):
-            await _check_filter(operator, node, cls, every)
+        which = Which(cls or "", state or "")
+        infos = await operator.agents(node, which, after, limit + 1 if limit is not None else None)
+        if not infos and not after and (node is not None or cls is not None):
+            await _check_filter(operator, node, cls)
         if count:
-            return View({"count": len(matching)}, lambda: str(len(matching)), len(matching))
-        behind = [info for info in matching if info.id > after]
-        return View(behind[:limit], lambda: _agents_text(behind[:limit], len(behind)), behind)
+            return View({"count": len(infos)}, lambda: str(len(infos)), len(infos))
+        return View(infos[:limit], lambda: _agents_text(infos[:limit], has_more=len(infos) > len(infos[:limit])), infos)
 
     return await show_view(printer, look, watch)
 
@@ -78,19 +75,19 @@ def _state(word: str | None) -> str | None:
     raise ConfigError(f"--state {word!r} is not a state of an agent; wanted: {wanted}.", field="state", range=wanted)
 
 
-async def _check_filter(operator: Operator, node: str | None, cls: str | None, every: list[AgentInfo]) -> None:
+async def _check_filter(operator: Operator, node: str | None, cls: str | None) -> None:
     nodes = await operator.nodes()
     names = [info.name for info in nodes]
     if node is not None and node not in names:
         raise UnknownNode.of(node, names)
-    classes = sorted({name for info in nodes for name in info.classes} | {info.cls for info in every if info.cls})
+    classes = sorted({name for info in nodes for name in info.classes})
     if cls is not None and cls not in classes:
         raise UnknownClass(
             f"There is no class {cls!r} on any node; there are {', '.join(classes) or 'none'}.", name=cls
         )
 
 
-def _agents_text(page: list[AgentInfo], total: int) -> str:
+def _agents_text(page: list[AgentInfo], *, has_more: bool) -> str:
     rows = [
         {
             "agent": info.id, "class": info.cls, "node": info.node, "state": info.state, "epoch": info.epoch,
@@ -99,7 +96,7 @@ def _agents_text(page: list[AgentInfo], total: int) -> str:
         }
         for info in page
     ]  # fmt: skip
-    more = f"\n{total - len(page)} more: --after {shlex.quote(page[-1].id)}" if len(page) < total else ""
+    more = f"\nmore: --after {shlex.quote(page[-1].id)}" if has_more else ""
     return table(rows) + more if rows else "no agents"
 
 

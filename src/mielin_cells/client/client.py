@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
@@ -27,7 +26,7 @@ from mielin_cells.client.moves import abort_move, plan_move, watch_move
 from mielin_cells.client.placement import Placing
 from mielin_cells.client.requester import REQUEST_S, Requester
 from mielin_cells.client.session import Session
-from mielin_cells.client.status import describe_nodes
+from mielin_cells.client.status import describe_nodes, list_hosted
 from mielin_cells.client.stream import CallName, CallStream, StreamReader, read_position
 from mielin_cells.client.undo import undo_move
 from mielin_cells.client.watch import watch_agent
@@ -39,7 +38,6 @@ from mielin_cells.errors import (
     NoResponder,
     RecordInvalid,
     UsageError,
-    WireTimeout,
     WrongClass,
     storable,
 )
@@ -54,7 +52,6 @@ from mielin_cells.membership.members import ALIVE, STARTING
 from mielin_cells.membership.reads import read_shared
 from mielin_cells.membership.table import Members
 from mielin_cells.rpc import requests
-from mielin_cells.rpc.call import call_pages
 from mielin_cells.settings import MESSAGE_BYTES_MAX, Settings
 from mielin_cells.store import topics
 from mielin_cells.store.reader import load
@@ -325,15 +322,7 @@ class Client(Requester):
 
     async def agents(self, node: str | None = None) -> list[AgentInfo]:
         self.check_loop()
-        newest: dict[str, AgentInfo] = {}
-        for member in [one for one in (await self.members.read()).infos() if node in (None, one.name)]:
-            pages = call_pages(self.wire, member.name, requests.ListAgents(), lambda info: info.id, REQUEST_S)
-            with contextlib.suppress(NoResponder, WireTimeout):
-                async for page in pages:
-                    for info in page:
-                        if info.id not in newest or info.epoch > newest[info.id].epoch:
-                            newest[info.id] = info
-        return [newest[name] for name in sorted(newest)]
+        return await list_hosted(self, node)
 
     # ---- moves -----------------------------------------------------------------------------------------------
 

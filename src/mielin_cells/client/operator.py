@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import difflib
 from collections.abc import AsyncIterator, Callable
 from typing import Any, NamedTuple, TypeVar
@@ -15,7 +14,12 @@ from mielin_cells.agents.values.models import readable
 from mielin_cells.client.client import Client
 from mielin_cells.client.moves import plan_move, watch_move
 from mielin_cells.client.requester import REQUEST_S
-from mielin_cells.client.status import class_of, describe_fold, describe_nodes, describe_unhosted
+from mielin_cells.client.status import (
+    class_of,
+    describe_agents,
+    describe_fold,
+    describe_nodes,
+)
 from mielin_cells.errors import (
     AgentTerminated,
     CellError,
@@ -39,15 +43,12 @@ from mielin_cells.log.records import AnyRecord, HandedOff, Record, decode_record
 from mielin_cells.membership.selection import Spread
 from mielin_cells.rpc import requests
 from mielin_cells.rpc.answers import Prediction, Progress
+from mielin_cells.rpc.pages import EVERY, Which
 from mielin_cells.store import journal
 from mielin_cells.store.letters import Letter, describe_letter, letter_id, read_letters
-from mielin_cells.store.reader import list_agents, list_owned, load, read_record
-from mielin_cells.tasks.together import together
+from mielin_cells.store.reader import list_owned_by_others, load, read_record
 
 T = TypeVar("T")
-
-READS_MAX = 64
-"""Logs read at the same time."""
 
 WATCH_S = 0.1
 """Wait between two reads of a shown migration."""
@@ -160,22 +161,14 @@ class Operator:
 
     # ---- what there is ---------------------------------------------------------------------------------------
 
-    async def agents(self, node: str | None = None) -> list[AgentInfo]:
-        """Every agent that has not ended: as its node describes it, or, if none runs it, as its log does.
+    async def agents(
+        self, node: str | None = None, which: Which = EVERY, after: str = "", limit: int | None = None
+    ) -> list[AgentInfo]:
+        """The agents that have not ended, by id: as their nodes describe them, or, if none runs one, as its log does.
 
-        `node`: only the agents of that node.  Those that do not run there are found by the index of owners, so that the cost is that
-        of this node's agents.
+        `node`: only the agents of that node.  `after`, `limit`: only the first of those whose ids come after it.
         """
-        infos = {info.id: info for info in await self.client.agents(node)}
-        if node is None:
-            there = [agent for agent, _ in await list_agents(self.log)]
-        else:
-            there = await list_owned(self.log, node)
-        missing = [agent for agent in there if agent not in infos]
-        for info in await _all(missing, lambda agent: describe_unhosted(self.client, agent)):
-            if info is not None and node in (None, info.node):
-                infos[info.id] = info
-        return [infos[name] for name in sorted(infos)]
+        return await describe_agents(self.client, self.log, node, which, after, limit)
 
     async def nodes(self) -> list[NodeInfo]:
         """Every node of the table of members, by name, as the leader of failover hears it."""
@@ -205,9 +198,7 @@ class Operator:
         if name.startswith("m-"):
             names = [migration for _, migration in await journal.listed(self.log)]
         else:
-            names = [agent for agent, _ in await list_agents(self.log)] + sorted(
-                (await self.client.members.read()).members
-            )
+            names = await list_owned_by_others(self.log, ()) + sorted((await self.client.members.read()).members)
         starts = [one for one in names if name and one.startswith(name)][:NEAREST]
         return starts or difflib.get_close_matches(name, names, NEAREST)
 
@@ -382,13 +373,3 @@ def _record(agent: str, seq: int, data: bytes) -> AnyRecord | RecordInvalid:
         return decode_record(data, f"The log of agent {agent!r} at {seq}")
     except RecordInvalid as error:
         return error
-
-
-async def _all(items: list[str], work: Callable[[str], Any]) -> list[Any]:
-    limit = asyncio.Semaphore(READS_MAX)
-
-    async def one(item: str) -> Any:
-        async with limit:
-            return await work(item)
-
-    return await together(one(item) for item in items)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Awaitable, Callable
 
 from msgspec.structs import replace
 
 from mielin_cells.agents.reports import AgentInfo, NodeInfo
 from mielin_cells.client.requester import REQUEST_S, Requester
-from mielin_cells.errors import NoSuchAgent, RecordInvalid, RetryError
+from mielin_cells.errors import NoResponder, NoSuchAgent, RecordInvalid, RetryError, WireTimeout
 from mielin_cells.log.fold import Fold
 from mielin_cells.log.ids import log_subject
 from mielin_cells.log.lifecycle import Phase
@@ -18,14 +19,23 @@ from mielin_cells.log.records import Created, HandedOff, Snapshot, Terminated, n
 from mielin_cells.membership.members import ALIVE, SILENT, STARTING, Member, Status
 from mielin_cells.rpc import requests
 from mielin_cells.rpc.answers import Beat
+from mielin_cells.rpc.call import call_pages
+from mielin_cells.rpc.pages import EVERY, PAGE_MAX, Which
 from mielin_cells.settings import Settings
-from mielin_cells.store.reader import load, read_record
+from mielin_cells.store.reader import list_owned, list_owned_by_others, load, read_record
+from mielin_cells.substrate.ports import Log
 from mielin_cells.tasks.together import together
 
 STUCK = "stuck"
 
+UNHOSTED = ("Migrating", "unreachable", "unreadable")
+"""The states of agents that no node runs."""
+
 ASKED_MAX = 64
 """Nodes asked at the same time."""
+
+READS_MAX = 64
+"""Logs read at the same time."""
 
 
 async def class_of(client: Requester, agent: str) -> str:
@@ -40,6 +50,82 @@ async def class_of(client: Requester, agent: str) -> str:
     if isinstance(record, (Created, Snapshot)):
         return record.cls
     return (await load(client.log, agent)).cls  # trimmed in between
+
+
+async def list_hosted(
+    client: Requester, node: str | None = None, which: Which = EVERY, after: str = "", limit: int | None = None
+) -> list[AgentInfo]:
+    """The agents that nodes run, by id, at most the first `limit` after `after`; `node`: only those of this node.
+
+    Of two nodes that run one agent, the one of the newer epoch; a former owner may still describe it for a few seconds.
+    """
+    newest, size = dict[str, AgentInfo](), PAGE_MAX if limit is None else min(limit, PAGE_MAX)
+
+    async def ask(name: str) -> None:
+        request, count = requests.ListAgents(after, which, size), 0
+        async for page in call_pages(client.wire, name, request, lambda info: info.id, REQUEST_S, size):
+            for info in page:
+                if which.has(info) and (info.id not in newest or info.epoch > newest[info.id].epoch):
+                    newest[info.id] = info
+            count += len(page)
+            if limit is not None and count >= limit:
+                return
+
+    await _ask_nodes(client, node, ask)
+    return [newest[name] for name in sorted(newest)][:limit]
+
+
+async def list_hosted_ids(client: Requester, node: str | None, after: str, upto: str | None) -> set[str]:
+    """The ids of the agents that nodes run, those up to `upto` at least (None: all) that come after `after`."""
+    ids = set[str]()
+
+    async def ask(name: str) -> None:
+        async for page in call_pages(client.wire, name, requests.ListIds(after), str, REQUEST_S):
+            ids.update(page)
+            if upto is not None and page and page[-1] >= upto:
+                return
+
+    await _ask_nodes(client, node, ask)
+    return ids
+
+
+async def _ask_nodes(client: Requester, node: str | None, ask: Callable[[str], Awaitable[None]]) -> None:
+    """Asks all nodes, or one, some at the same time; a node that does not answer is left out."""
+    limit = asyncio.Semaphore(ASKED_MAX)
+
+    async def one(name: str) -> None:
+        async with limit:
+            with contextlib.suppress(NoResponder, WireTimeout):
+                await ask(name)
+
+    table = await client.members.read()
+    await together(one(info.name) for info in table.infos() if node in (None, info.name))
+
+
+async def describe_agents(
+    client: Requester, log: Log, node: str | None, which: Which, after: str, limit: int | None
+) -> list[AgentInfo]:
+    """The agents that have not ended, by id (`Operator.agents`).
+
+    Nodes look for what is wanted, and send that alone.  Those that no node runs are found by the names of all logs, or by the index of
+    owners if one node's are wanted, without those that nodes run; only their logs are read.
+    """
+    infos = await list_hosted(client, node, which, after, limit)
+    if which.state not in ("", *UNHOSTED):
+        return infos
+    upto = infos[-1].id if limit is not None and len(infos) == limit else None
+    there = await (list_owned_by_others(log, ()) if node is None else list_owned(log, node))
+    hosted = {info.id for info in infos}
+    if which != EVERY:
+        hosted |= await list_hosted_ids(client, node, after, upto)
+    missing = [name for name in there if after < name and (upto is None or name < upto) and name not in hosted]
+    unhosted = list[AgentInfo]()
+    for start in range(0, len(missing), READS_MAX):
+        some = await together(describe_unhosted(client, agent) for agent in missing[start : start + READS_MAX])
+        unhosted += [info for info in some if info is not None and node in (None, info.node) and which.has(info)]
+        if limit is not None and len(unhosted) >= limit:
+            break
+    return sorted((*infos, *unhosted), key=lambda info: info.id)[:limit]
 
 
 async def describe_unhosted(client: Requester, agent: str) -> AgentInfo | None:

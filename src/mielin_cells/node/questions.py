@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from mielin_cells.node.activation.core import LATER
 from mielin_cells.redaction import scrubbed
 from mielin_cells.rpc import answers, requests, words
 from mielin_cells.rpc.answers import InboxRoom
-from mielin_cells.rpc.requests import page_of
+from mielin_cells.rpc.pages import PAGE_MAX, page_of
 from mielin_cells.rpc.serve import Handlers
 
 WHY_CHARS_MAX = 500
@@ -51,6 +52,7 @@ class Questions:
             requests.ListBeats: lambda _: self._listener.beats(),
             requests.ShowAgent: lambda request: self.hosted(request.agent),
             requests.ListAgents: self._list_agents,
+            requests.ListIds: lambda request: page_of(self._names(), request.after),
             requests.ListCopies: lambda request: page_of(self._standbys.copies, request.after),
             requests.ListTimers: lambda request: self._list_timers(request.agent),
             requests.CountWaiting: lambda request: self._count_waiting(request.agent),
@@ -66,10 +68,32 @@ class Questions:
             ),
         }
 
-    def _list_agents(self, request: requests.ListAgents) -> list[AgentInfo | None]:
+    def _names(self) -> set[str]:
         activations = self._activations
-        agents = activations.live.keys() | activations.asleep.keys() | activations.unloadable.keys()
-        return [self.hosted(name) for name in page_of(agents, request.after)]
+        return activations.live.keys() | activations.asleep.keys() | activations.unloadable.keys()
+
+    async def _list_agents(self, request: requests.ListAgents) -> list[AgentInfo]:
+        """Describes no more agents at a time than one page may have, and lets others run in between."""
+        infos, names, after = list[AgentInfo](), self._names(), request.after
+        while len(infos) < request.limit:
+            page = page_of(names, after)
+            for name in page:
+                info = self.hosted(name) if request.which.may_have_class(self._class_of(name)) else None
+                if info is not None and request.which.has(info):
+                    infos.append(info)
+                    if len(infos) == request.limit:
+                        break
+            if len(page) < PAGE_MAX:
+                break
+            after = page[-1]
+            await asyncio.sleep(0)
+        return infos
+
+    def _class_of(self, agent: str) -> str:
+        activations = self._activations
+        activation = activations.live.get(agent)
+        other = activations.asleep.get(agent) or activations.unloadable.get(agent)
+        return activation.fold.cls if activation is not None else other.cls if other is not None else ""
 
     def _count_waiting(self, agent: str) -> InboxRoom:
         sleeper = self._activations.asleep.get(agent)

@@ -9,7 +9,8 @@ import msgspec
 
 from mielin_cells.errors import WireTimeout
 from mielin_cells.log.ids import control_subject
-from mielin_cells.rpc.requests import PAGE_MAX, Request, decode_response, encode_request
+from mielin_cells.rpc.pages import PAGE_MAX
+from mielin_cells.rpc.requests import Request, decode_response, encode_request
 from mielin_cells.substrate.ports import Wire
 
 R = TypeVar("R")
@@ -31,12 +32,15 @@ async def call(wire: Wire, node: str, request: Request[R], timeout_s: float) -> 
 
 
 async def call_pages(
-    wire: Wire, node: str, request: Request[list[T]], key: Callable[[T], str], timeout_s: float
+    wire: Wire, node: str, request: Request[list[T]], key: Callable[[T], str], timeout_s: float, size: int = PAGE_MAX
 ) -> AsyncIterator[list[T]]:
-    """The answers to `ListAgents` or `ListCopies`, page by page; `key` gives the id of an item.  Raises as `call`."""
+    """The answers to `ListAgents`, `ListIds` or `ListCopies`, page by page; `key` gives the id of an item.  Raises as `call`.
+
+    `size`: of a page that has others behind it.
+    """
     while True:
         page = await call(wire, node, request, timeout_s)
         yield page
-        if len(page) < PAGE_MAX:
+        if len(page) < size:
             return
         request = msgspec.structs.replace(request, after=key(page[-1]))

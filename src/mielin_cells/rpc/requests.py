@@ -6,9 +6,7 @@ A request may be lost, repeated or late, so each is idempotent or carries an id,
 from __future__ import annotations
 
 import functools
-import heapq
 import typing
-from collections.abc import Iterable
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 import msgspec
@@ -33,13 +31,11 @@ from mielin_cells.rpc.answers import (
     ReplayProgress,
     UndoPlan,
 )
+from mielin_cells.rpc.pages import PAGE_MAX, Which
 from mielin_cells.store.reader import Seen
 
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
-
-PAGE_MAX = 1000
-"""Items in one answer to `ListAgents` or `ListCopies`: a message on the wire has a limit."""
 
 WireError: TypeAlias = tuple[str, str, dict[str, str | int | float | bool | list[str] | None]]
 """An error as `CellError.to_wire` writes it and `errors.from_wire` reads it."""
@@ -71,7 +67,15 @@ class Spawn(Request[bool], frozen=True):
 
 
 class ListAgents(Request[list[AgentInfo]], frozen=True):
-    """The agents that the node runs, by id: at most `PAGE_MAX` of those after `after`."""
+    """The agents that the node runs, by id: at most `limit`, which is at most `PAGE_MAX`, of those after `after`."""
+
+    after: str = ""
+    which: Which = Which()
+    limit: int = PAGE_MAX
+
+
+class ListIds(Request[list[str]], frozen=True):
+    """The ids of all agents that the node runs, in order: at most `PAGE_MAX` of those after `after`."""
 
     after: str = ""
 
@@ -334,15 +338,10 @@ class ReadDrain(Request[DrainProgress], frozen=True):
 
 
 AnyRequest: TypeAlias = (
-    Ping | ListBeats | Spawn | ListAgents | ShowAgent | Order | CountWaiting | Remind | ReadArguments | ReadState | PurgeLetters
-    | ListTimers | CancelTimer | Migrate | Abort | Predict | ReadAudit | Prepare | Copy | Release | Claim | Claims | Look | Undo
-    | Read | ReadReplay | SetCopies | Follow | ListCopies | PlanDrain | Drain | ReadDrain
+    Ping | ListBeats | Spawn | ListAgents | ListIds | ShowAgent | Order | CountWaiting | Remind | ReadArguments | ReadState
+    | PurgeLetters | ListTimers | CancelTimer | Migrate | Abort | Predict | ReadAudit | Prepare | Copy | Release | Claim | Claims
+    | Look | Undo | Read | ReadReplay | SetCopies | Follow | ListCopies | PlanDrain | Drain | ReadDrain
 )  # fmt: skip
-
-
-def page_of(ids: Iterable[str], after: str) -> list[str]:
-    """The ids of one answer to `ListAgents` or `ListCopies`."""
-    return heapq.nsmallest(PAGE_MAX, (one for one in ids if one > after))
 
 
 # ---- encoding ------------------------------------------------------------------------------------------------

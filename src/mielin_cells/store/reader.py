@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from typing import NamedTuple, TypeAlias
 
 from mielin_cells.errors import (
@@ -64,6 +64,11 @@ async def list_owned(log: Log, node: str, source: Source = "index") -> list[str]
     nothing before a node's name may be given up.
     """
     return [agent for agent, _ in _agents_of((subject, 0) for subject in await log.owned(node, source))]
+
+
+async def list_owned_by_others(log: Log, nodes: Collection[str]) -> list[str]:
+    """Agents that have a record that names another node than these, by the logs' names; in order (`Log.owned_by_others`)."""
+    return sorted(agent for agent, _ in _agents_of((subject, 0) for subject in await log.owned_by_others(nodes)))
 
 
 def _agents_of(subjects: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:

@@ -9,7 +9,7 @@ An adapter is right when `testing.conformance` passes against it.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
@@ -158,6 +158,13 @@ class Log(Protocol):
 
         A hint: it may be late, may lack logs, and may hold logs that have named another node since.  Only the log itself says who
         owns the agent.
+        """
+
+    async def owned_by_others(self, nodes: Collection[str]) -> list[str]:
+        """Agents' logs in which an ownership record names a node that is none of `nodes`, in order of name.
+
+        A hint as `owned` gives, but by the logs' names and not by the index: it lacks nothing that `last` has.  It may cost the
+        store by all agents; no record is read, and memory is needed for what is returned.
         """
 
     def hear_owned(self, owner: str, receive: Callable[[str | None], None]) -> Subscription:

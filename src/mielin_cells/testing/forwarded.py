@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from mielin_cells.substrate.ports import Entry, Found, Log, Outcome, Source, Subscription, Tail
 
@@ -59,6 +59,10 @@ class ForwardedLog:
     async def owned(self, owner: str, source: Source = "index") -> list[str]:
         self.called("owned", owner)
         return await self.log.owned(owner, source)
+
+    async def owned_by_others(self, nodes: Collection[str]) -> list[str]:
+        self.called("owned_by_others", "")
+        return await self.log.owned_by_others(nodes)
 
     def hear_owned(self, owner: str, receive: Callable[[str | None], None]) -> Subscription:
         self.called("hear_owned", owner)

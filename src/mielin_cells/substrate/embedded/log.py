@@ -12,7 +12,7 @@ import asyncio
 import contextvars
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -183,6 +183,10 @@ class EmbeddedLog(TopicReads):
             self._check()
             page = self._store.owned(owner, page[-1][0], PAGE_ROWS) if len(page) == PAGE_ROWS else []
         return sorted(owned)
+
+    async def owned_by_others(self, nodes: Collection[str]) -> list[str]:
+        others = sorted({*self._store.owners()} - {"", *nodes})
+        return sorted([subject for owner in others for subject in await self.owned(owner)])
 
     async def forget_owned(self, owner: str, subject: str, seq: int) -> None:
         """Nothing to do: `owned` does not name former owners."""

@@ -38,6 +38,14 @@ OWNED: Final = """
 SELECT seq, subject FROM entries AS e WHERE owner = ? AND seq > ?
 AND seq = (SELECT max(seq) FROM entries WHERE subject = e.subject AND owner IS NOT NULL) ORDER BY seq LIMIT ?
 """
+OWNERS: Final = """
+WITH RECURSIVE names(name) AS (
+  SELECT min(owner) FROM entries WHERE owner IS NOT NULL
+  UNION ALL
+  SELECT (SELECT min(owner) FROM entries WHERE owner > name AND owner IS NOT NULL) FROM names WHERE name IS NOT NULL
+)
+SELECT name FROM names WHERE name IS NOT NULL
+"""
 # The size of a value is in its row's header: what is behind it is not read.
 TRIM_SIZES: Final = (
     "SELECT seq, length(data) FROM entries WHERE subject = ? AND seq < ? AND seq <> ? ORDER BY seq LIMIT ?"

@@ -340,6 +340,11 @@ class Store:
         with self._translating():
             return self._read.execute(schema.OWNED, (owner, after, rows)).fetchall()
 
+    def owners(self) -> list[str]:
+        """All that ownership records name."""
+        with self._translating():
+            return [owner for (owner,) in self._read.execute(schema.OWNERS)]
+
     def scan(self, glob: str, after: int, rows: int) -> list[Found]:
         """Up to `rows` entries of topics whose subjects match the glob, in order of seq, fewer if they are large."""
         found: list[Found] = []

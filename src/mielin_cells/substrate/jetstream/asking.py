@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Final
 
 import msgspec
@@ -100,19 +100,21 @@ class Asking:
 
     async def _names(self, stream: str, matching: str, at_least: int = 0) -> list[str]:
         """The names in the stream that this matches, by its leader's list of them, which has come to `at_least` that sequence."""
-        names: list[str] = []
+        return [name async for page in self._name_pages(stream, matching, at_least) for name in page]
+
+    async def _name_pages(self, stream: str, matching: str, at_least: int = 0) -> AsyncIterator[Collection[str]]:
+        count = 0
         while True:
-            answer = await self._stream(
-                "STREAM.INFO", stream, {"subjects_filter": matching, "offset": len(names)}, stream
-            )
+            answer = await self._stream("STREAM.INFO", stream, {"subjects_filter": matching, "offset": count}, stream)
             if answer.state.last_seq < at_least:
                 raise StoreUnreachable(
                     f"Only a server that is behind answered about {stream}; try again.", stream=stream
                 )
             there = answer.state.subjects or {}
-            names += there
-            if not there or len(names) >= answer.total:
-                return names
+            yield there.keys()
+            count += len(there)
+            if not there or count >= answer.total:
+                return
 
     async def _asked(self, what: str, stream: str, data: bytes, subject: str) -> Heard:
         heard = await self._request(f"{self._connection.api}{what}.{stream}", data, subject)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Final
 
 from mielin_cells.errors import InternalError, StoreUnreachable, StreamMissing
@@ -22,7 +22,7 @@ from mielin_cells.substrate.jetstream.ask import ask, find_stream, raw_stream
 from mielin_cells.substrate.jetstream.asking import APPEND_S, READ_S, Asking
 from mielin_cells.substrate.jetstream.connection import Connection, Listener
 from mielin_cells.substrate.jetstream.heard import Heard
-from mielin_cells.substrate.jetstream.places import MARKER, NOTE, OWN, head_of, node_word
+from mielin_cells.substrate.jetstream.places import MARKER, NOBODY, NOTE, OWN, head_of, is_own, node_word
 from mielin_cells.substrate.ports import Appended, Source
 
 WORDS: Final = 6
@@ -174,6 +174,19 @@ class Index(Asking):
             owned |= {
                 name.removeprefix(head).removesuffix(tail) for name in await self._names(stream, f"{head}{LOGS}*{tail}")
             }
+        return sorted(owned)
+
+    async def owned_by_others(self, nodes: Collection[str]) -> list[str]:
+        """By the names in the logs' streams, page by page: 1 to 2 µs and 70 bytes for each ownership record that is kept."""
+        words, owned = {NOBODY, *map(node_word, nodes)}, set[str]()
+        for shard in range(self._shards):
+            head = head_of(self._deployment, "log", shard)
+            stream = api.stream_name(self._deployment, "log", shard)
+            async for page in self._name_pages(stream, f"{head}{LOGS}*.{OWN}.*"):
+                for name in page:
+                    subject, _, word = name.rpartition(f".{OWN}.")
+                    if word not in words and not is_own(head, name):
+                        owned.add(subject.removeprefix(head))
         return sorted(owned)
 
     async def _mark(self, shard: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 import msgspec
@@ -326,6 +326,9 @@ class JetLog(Asking):
 
     async def owned(self, owner: str, source: Source = "index") -> list[str]:
         return await self._index.owned(owner, source)
+
+    async def owned_by_others(self, nodes: Collection[str]) -> list[str]:
+        return await self._index.owned_by_others(nodes)
 
     def hear_owned(self, owner: str, receive: Callable[[str | None], None]) -> Subscription:
         self._connection.check()

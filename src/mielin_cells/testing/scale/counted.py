@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import ClassVar, TypeAlias, cast
 
 from mielin_cells.log.ids import JOURNALS, LOGS, control_subject, inbox_subject, reply_subject
@@ -115,6 +115,11 @@ class CountedView(View):
 
     async def owned(self, owner: str, source: Source = "index") -> list[str]:
         owned = await super().owned(owner, source)
+        _tally(self.world).entries["owned", AGENTS] += len(owned)
+        return owned
+
+    async def owned_by_others(self, nodes: Collection[str]) -> list[str]:
+        owned = await super().owned_by_others(nodes)
         _tally(self.world).entries["owned", AGENTS] += len(owned)
         return owned
 

@@ -130,6 +130,7 @@ STORE_CALLS = WRITES | {
     "position",
     "now",
     "owned",
+    "owned_by_others",
     "forget_owned",
     "topic_ends",
     "scan",

@@ -6,7 +6,7 @@ It is the truth under the simulated world, and a second opinion on what the port
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from operator import attrgetter
 from typing import TypeAlias
 
@@ -111,10 +111,15 @@ class Store:
             if any((upto is None or seq <= upto) and (subject, seq) not in lost for seq in seqs)
         )  # fmt: skip
 
+    def owned_by_others(self, nodes: Collection[str]) -> list[str]:
+        """By the logs: former owners included."""
+        others = self._owners.keys() - {"", *nodes}
+        return sorted({subject for owner in others for subject in self.owned(owner, None, by_logs=True)})
+
     def forget_owned(self, owner: str, subject: str, seq: int) -> None:
         seqs = self._owners.get(owner, {}).get(subject, [])
         if seqs and seqs[-1] < seq:
-            seqs.clear()
+            self.lost.update((subject, one) for one in seqs)
 
     def subjects(self, prefix: str) -> list[tuple[str, int]]:
         names, subjects, listed = self._names, self._subjects, list[tuple[str, int]]()

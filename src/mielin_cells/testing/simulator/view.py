@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, ClassVar
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from typing import Any, ClassVar, TypeVar
 
 from blake3 import blake3
 
@@ -28,6 +28,8 @@ from mielin_cells.testing.checkers.history import Operation
 from mielin_cells.testing.checkers.scene import STORE_WALL_S
 from mielin_cells.testing.simulator.environment import STORE_CALLS
 from mielin_cells.testing.simulator.link import Hearer, Link, Sent, Tail, Wired, fail_with, resolve
+
+T = TypeVar("T")
 
 TICK_S = 1e-7
 """Between two appends of one caller to one subject, so that they land in order."""
@@ -206,8 +208,7 @@ class View(Link):
     async def _newest(self, what: str, subject: str) -> Entry | None:
         store, loop = self.world.store, self.world.loop
         if not subject.startswith(LOGS) or not self.world.records:
-            entry: Entry | None = await self._look(what, subject, lambda: store.last(subject))
-            return entry
+            return await self._look(what, subject, lambda: store.last(subject))
         operation = Operation(self.label, True, loop.time())
         self.world.history.operations.setdefault(subject, []).append(operation)
         entry = await self._look(what, subject, lambda: store.last(subject))
@@ -231,8 +232,7 @@ class View(Link):
         return answer if upto is None else (answer[0], min(answer[1], upto))
 
     async def now(self) -> float:
-        answer: float = await self._look("now", "", lambda: STORE_WALL_S + self.world.loop.time())
-        return answer
+        return await self._look("now", "", lambda: STORE_WALL_S + self.world.loop.time())
 
     async def owned(self, owner: str, source: Source = "index") -> list[str]:
         """The index is always late, by up to `index_s`, and names former owners."""
@@ -243,8 +243,10 @@ class View(Link):
             if world.happens("marker_late", self):
                 raise StoreUnreachable("The index of owners is behind; try again.")
         by_logs = source == "logs"
-        owned: list[str] = await self._look("owned", owner, lambda: world.store.owned(owner, upto, by_logs=by_logs))
-        return owned
+        return await self._look("owned", owner, lambda: world.store.owned(owner, upto, by_logs=by_logs))
+
+    async def owned_by_others(self, nodes: Collection[str]) -> list[str]:
+        return await self._look("owned_by_others", "", lambda: self.world.store.owned_by_others(nodes))
 
     def hear_owned(self, owner: str, receive: Callable[[str | None], None]) -> Hearer:
         return Hearer(self, owner, receive)
@@ -253,8 +255,7 @@ class View(Link):
         await self._look("forget_owned", subject, lambda: self.world.store.forget_owned(owner, subject, seq))
 
     async def topic_ends(self) -> tuple[int, ...]:
-        ends: tuple[int, ...] = await self._look("topic_ends", "", lambda: (self._known(self._horizon()),))
-        return ends
+        return await self._look("topic_ends", "", lambda: (self._known(self._horizon()),))
 
     def _known(self, upto: int | None) -> int:
         return self.world.store.seq if upto is None else min(upto, self.world.store.seq)
@@ -285,11 +286,11 @@ class View(Link):
             self.watches[watch] = self.network.watches[watch] = None
         return watch
 
-    async def _look(self, what: str, subject: str, find: Callable[[], Any]) -> Any:
+    async def _look(self, what: str, subject: str, find: Callable[[], T]) -> T:
         """A call that reads: `find` is asked half-way, where the store is."""
         fate = await self._enter(what, subject)
         world = self.world
-        answer: asyncio.Future[Any] = world.loop.create_future()
+        answer: asyncio.Future[T] = world.loop.create_future()
         if fate == "crash answered":
             answer.add_done_callback(lambda _: self._die())
         world.later(self.delay(), self._answer_read, answer, what, find, fate)
