@@ -15,6 +15,7 @@ from support.waiting import until
 from mielin_cells.log.ids import LOGS, log_subject
 from mielin_cells.membership import table
 from mielin_cells.membership.takeover import Taken, Takeover
+from mielin_cells.node.failover import Failover
 from mielin_cells.substrate.ports import Entry, Log, Source
 
 
@@ -61,31 +62,49 @@ async def test_a_takeover_by_the_index_reads_no_log_of_other_nodes() -> None:
         takeover = Takeover(log, client.wire, asyncio.get_running_loop().time)
         members = await table.read_members(client.log)
         nodes = [info for info in members.infos() if info.name != "node-2"]
-        taken = await takeover.take({"node-2"}, members.members, nodes, by_index=True, on_order=True)
+        taken = await takeover.take({"node-2"}, members.members, nodes, source="index", on_order=True)
         assert (taken.claimed, taken.failed) == (4, {})
         assert log.read_subjects == {log_subject(f"s{number}") for number in range(1, 12, 3)}
 
 
-async def test_what_the_index_has_missed_is_found_by_a_comparison() -> None:
-    async with slow_nodes("node-1", "node-2", settings=SLOW) as (client, running):
-        for number in range(4):
-            await client.on("node-2").spawn(Score, f"s{number}")
+@pytest.mark.parametrize("source", ["logs", None])
+async def test_what_the_index_has_missed_is_found_by_the_names_of_the_logs(source: Source | None) -> None:
+    """And no log is read of which no name says that it may be an agent of the node."""
+    async with slow_nodes("node-1", "node-2", "node-3", settings=SLOW) as (client, running):
+        for number in range(12):
+            await client.on(f"node-{number % 3 + 1}").spawn(Score, f"s{number}")
         running["node-2"].kill()
-        takeover = Takeover(IndexedLog(client.log, has_index=False), client.wire, asyncio.get_running_loop().time)
+        log = IndexedLog(client.log, has_index=False)
+        takeover = Takeover(log, client.wire, asyncio.get_running_loop().time)
         members = await table.read_members(client.log)
         nodes = [info for info in members.infos() if info.name != "node-2"]
-        assert (await takeover.take({"node-2"}, members.members, nodes, by_index=True, on_order=True)).claimed == 0
-        assert (await takeover.take({"node-2"}, members.members, nodes, on_order=True)).claimed == 4
+        for late in ("index", "settled index"):
+            assert (await takeover.take({"node-2"}, members.members, nodes, source=late, on_order=True)) == Taken(
+                frozenset(), 0, {}, frozenset()
+            )
+        taken = await takeover.take({"node-2"}, members.members, nodes, source=source, on_order=True)
+        assert taken == Taken(frozenset({"node-2"}), 4, {}, frozenset())
+        assert log.read_subjects == {log_subject(f"s{number}") for number in range(1, 12, 3)}
 
 
-async def test_failover_finds_an_agent_that_the_index_has_missed(monkeypatch: pytest.MonkeyPatch) -> None:
-    take, by_index = Takeover.take, list[bool]()
+def is_vacant(keeper: Failover, name: str) -> bool:
+    member = keeper._members.table.get(name)
+    return member is not None and member in keeper.vacant
 
-    async def noted(self: Takeover, *args: Any, **how: Any) -> Taken:
-        by_index.append(how["by_index"])
-        return await take(self, *args, **how)
+
+def noted_sources(monkeypatch: pytest.MonkeyPatch) -> list[tuple[frozenset[str], Source | None]]:
+    """Of each takeover, from whom and by which list."""
+    take, sources = Takeover.take, list[tuple[frozenset[str], Source | None]]()
+
+    async def noted(self: Takeover, gone: frozenset[str], *args: Any, **how: Any) -> Taken:
+        sources.append((gone, how["source"]))
+        return await take(self, gone, *args, **how)
 
     monkeypatch.setattr(Takeover, "take", noted)
+    return sources
+
+
+async def test_failover_finds_an_agent_that_the_index_has_missed() -> None:
     async with nodes("node-1", "node-2") as (client, running, keepers, air):
         gauge = await client.on("node-2").spawn(Gauge, "g")
         assert await gauge.add() == 1
@@ -94,9 +113,47 @@ async def test_failover_finds_an_agent_that_the_index_has_missed(monkeypatch: py
         die(running["node-2"], air)
         assert await gauge.add() == 2
         assert await gauge.where() == "node-1"
-        assert by_index[:2] == [True, False]
-        await until(lambda: len(by_index) > 2)
-        assert all(by_index[2:])  # the next comparison is due after `compare_s`
+
+
+async def test_a_node_counts_as_empty_after_a_list_behind_a_marker_that_does_not_name_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not after one that came to nothing before the marker, nor after one whose agents were only just claimed."""
+    sources = noted_sources(monkeypatch)
+    async with nodes("node-1", "node-2") as (client, running, keepers, air):
+        await until(lambda: (frozenset(), None) in sources)  # the leader compares all logs once it leads
+        await (await client.on("node-2").spawn(Gauge, "g")).add()
+        sources.clear()
+        die(running["node-2"], air)
+        keeper = keepers["node-1"]
+        await until(lambda: is_vacant(keeper, "node-2"))
+        gone = frozenset({"node-2"})
+        assert sources[:3] == [(gone, "index"), (gone, "logs"), (gone, "settled index")]
+        count = len(sources)
+        await until(lambda: len(sources) > count)
+        assert sources[count:] == [(gone, "index")]  # what it had sent may land late
+        assert (gone, None) not in sources  # the next comparison is due after `compare_s`
+
+
+async def test_a_node_that_the_marker_finds_an_agent_of_is_not_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with nodes("node-1", "node-2") as (client, running, keepers, air):
+        gauge = await client.on("node-2").spawn(Gauge, "g")
+        keeper = keepers["node-1"]
+        take, found = Takeover.take, list[frozenset[str]]()
+
+        async def late(self: Takeover, *args: Any, **how: Any) -> Taken:
+            """Of what the dead node wrote, no list has anything but the one behind the marker."""
+            if how["source"] != "settled index":
+                return Taken(frozenset(), 0, {}, frozenset())
+            found.append((taken := await take(self, *args, **how)).found)
+            assert not is_vacant(keeper, "node-2")
+            return taken
+
+        monkeypatch.setattr(Takeover, "take", late)
+        die(running["node-2"], air)
+        assert await gauge.add() == 1
+        await until(lambda: is_vacant(keeper, "node-2"))
+        assert found[:2] == [frozenset({"node-2"}), frozenset()]
 
 
 async def test_a_node_that_starts_reads_its_own_agents_logs_alone() -> None:

@@ -14,7 +14,7 @@ from mielin_cells.membership import table
 from mielin_cells.membership.takeover import Takeover
 from mielin_cells.rpc import requests
 from mielin_cells.rpc.answers import DONE, OVER, ROWS_MAX, RUNNING, DrainProgress, Row
-from mielin_cells.store.reader import list_agents, read_ends, read_record
+from mielin_cells.store.reader import list_owned, read_ends, read_record
 
 POLL_S = 0.2
 """Wait between two requests for a drain's progress."""
@@ -95,7 +95,7 @@ async def _claim_all(client: Requester, node: str, moved: int, seconds: float) -
 
 async def _list_owned(client: Requester, node: str) -> list[str]:
     """The agents that the log gives to a node."""
-    agents = [agent for agent, _ in await list_agents(client.log)]
+    agents = await list_owned(client.log, node, "logs")
     maybe = [agent for agent, record, _ in await read_ends(client.log, agents) if named_owner(record) == node]
     owned = list[str]()
     for agent in maybe:  # few, and what was read of them may be old

@@ -8,15 +8,18 @@ from dataclasses import dataclass, field
 
 from mielin_cells.errors import RecordInvalid
 from mielin_cells.log.ids import log_subject
-from mielin_cells.log.records import Created, HandedOff, Snapshot, named_owner
+from mielin_cells.log.records import AnyRecord, Created, HandedOff, Snapshot, named_owner
 from mielin_cells.membership.members import Member
 from mielin_cells.membership.table import is_known
-from mielin_cells.store.reader import End, Seen, list_agents, list_owned, read_ends, read_record
-from mielin_cells.substrate.ports import Log
+from mielin_cells.store.reader import End, Seen, list_owned, list_owned_by_others, read_ends, read_record
+from mielin_cells.substrate.ports import Log, Source
 from mielin_cells.tasks.together import together
 
 READS = 64
 """Logs read at the same time."""
+
+ENDS = 1024
+"""Ends of logs that are in memory at the same time."""
 
 
 @dataclass(slots=True)
@@ -41,46 +44,41 @@ class Orphan:
 
 
 async def find_orphans(
-    log: Log,
-    gone: Collection[str],
-    known: Mapping[str, Member],
-    *,
-    by_index: bool,
-    strays: bool,
-    reads_classes: bool,
+    log: Log, gone: Collection[str], known: Mapping[str, Member], *, source: Source | None, reads_classes: bool
 ) -> list[Orphan]:
     """Agents whose logs name a node that is gone, first those that were at work when it was lost: their callers wait.
 
-    `by_index`: only those that the store's index gives to one of them, which may be late or incomplete; otherwise the logs of all
-    agents are read.  `strays`: also those that name a node which was forgotten, which no list by index finds.  `reads_classes`: the
-    nodes do not all have the same classes.  The logs may be read late: the node that claims an agent reads its log again.
+    `source`: the list in which they are looked for (`Log.owned`).  None: the names of all logs, where also those are found that name a
+    node which was forgotten, since what it had sent landed late.  Only the logs of agents that such a list names are read.
+    `reads_classes`: the nodes do not all have the same classes.  The logs may be read late: the node that claims an agent reads its
+    log again.
     """
-    if by_index:
-        last = await read_ends(log, {agent for node in gone for agent in await list_owned(log, node)})
+    if source is None:
+        there = await list_owned_by_others(log, known.keys() - gone)
     else:
-        last = await read_ends(log, [agent for agent, _ in await list_agents(log)])
-    if strays:
-        gone = {*gone, *await _list_forgotten(log, last, {*gone, *known})}
-    orphans = [Orphan.of(end) for end in last if _is_orphan(end, gone, known)]
+        there = sorted({agent for node in gone for agent in await list_owned(log, node, source)})
+    orphans, forgotten = list[Orphan](), dict[str, bool]()
+    for start in range(0, len(there), ENDS):
+        for end in await read_ends(log, there[start : start + ENDS]):
+            owner = named_owner(end.record)
+            if source is None and owner and owner not in known and owner not in gone:
+                if owner not in forgotten:
+                    forgotten[owner] = not await is_known(log, owner)
+                is_gone = forgotten[owner]
+            else:
+                is_gone = owner in gone
+            if is_gone and not _is_returned(end.record, gone, known):
+                orphans.append(Orphan.of(end))
     if reads_classes:
         await _read_classes(log, [orphan for orphan in orphans if not orphan.cls])
     orphans.sort(key=lambda orphan: -orphan.seen.seq)
     return orphans
 
 
-async def _list_forgotten(log: Log, last: list[End], named: Collection[str]) -> list[str]:
-    """Owners that are none of `named`, and that have certainly been forgotten: what they sent landed late."""
-    owners = {named_owner(end.record) for end in last} - {"", *named}
-    return [owner for owner in owners if not await is_known(log, owner)]
-
-
-def _is_orphan(end: End, gone: Collection[str], known: Mapping[str, Member]) -> bool:
-    record = end.record
-    if named_owner(record) not in gone:
-        return False
+def _is_returned(record: AnyRecord, gone: Collection[str], known: Mapping[str, Member]) -> bool:
+    """True if a process that lives has handed the agent over to a node that is gone: it claims it back itself."""
     source = known.get(record.node) if isinstance(record, HandedOff) else None
-    # A process that lives has handed it over, and claims it back itself.
-    return source is None or record.node in gone or source.incarnation > record.incarnation
+    return source is not None and record.node not in gone and source.incarnation <= record.incarnation
 
 
 async def _read_classes(log: Log, orphans: list[Orphan]) -> None:

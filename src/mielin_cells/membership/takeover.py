@@ -18,7 +18,7 @@ from mielin_cells.membership.orphans import Orphan, find_orphans
 from mielin_cells.membership.selection import PATIENCE_S
 from mielin_cells.rpc import requests
 from mielin_cells.rpc.call import call_pages
-from mielin_cells.substrate.ports import Log, Wire
+from mielin_cells.substrate.ports import Log, Source, Wire
 from mielin_cells.tasks.together import prompt
 
 logger = logging.getLogger("mielin_cells.failover")
@@ -30,6 +30,8 @@ ASK_S = 2.0
 class Taken(NamedTuple):
     """What became of one takeover."""
 
+    found: frozenset[str]
+    """The nodes that are gone and owned agents."""
     claimed: int
     """Agents that were claimed."""
     failed: dict[str, str]
@@ -55,25 +57,23 @@ class Takeover:
         copies: Iterable[str] = (),
         on_order: bool = False,
         force: bool = False,
-        by_index: bool = False,
-        strays: bool = False,
+        source: Source | None = "logs",
     ) -> Taken:
         """Has the agents of the nodes that are gone claimed by `nodes`, of which `copies` keep standby copies.
 
-        `on_order`: an operator says that the nodes are gone, whatever the table of members says.  `force`: also agents that
-        were rolled back to go on at one of the nodes that are gone.  `by_index`: only
-        those that the store's index names, which may be late; otherwise it reads the logs of all agents.  `strays`: also those of
-        nodes that were forgotten.  Raises a `RetryError` while the store does not answer.
+        `on_order`: an operator says that the nodes are gone, whatever the table of members says.  `force`: also agents that were
+        rolled back to go on at one of the nodes that are gone.  `source`: where their agents are looked for (`find_orphans`).  Raises
+        a `RetryError` while the store does not answer.
         """
         began = self._clock()
         differ = len({frozenset(node.classes) for node in nodes}) > 1
-        orphans = await self._find_orphans(gone, known, by_index=by_index, strays=strays, reads_classes=differ)
+        orphans = await self._find_orphans(gone, known, source=source, reads_classes=differ)
         if not orphans:
-            return Taken(0, {}, frozenset())
+            return Taken(frozenset(), 0, {}, frozenset())
         there = Nodes(nodes, await _list_copies(self._wire, copies))
         failed = await Claims(self._wire, there, known.keys(), force=force, on_order=on_order).run(orphans)
         taken = Taken(
-            len(orphans) - len(failed), {orphan.agent: orphan.why for orphan in failed},
+            frozenset(orphan.owner for orphan in orphans), len(orphans) - len(failed), {orphan.agent: orphan.why for orphan in failed},
             frozenset(orphan.owner for orphan in failed),
         )  # fmt: skip
         logger.warning(
@@ -84,15 +84,9 @@ class Takeover:
         return taken
 
     async def _find_orphans(
-        self,
-        gone: Collection[str],
-        known: Mapping[str, Member],
-        *,
-        by_index: bool,
-        strays: bool,
-        reads_classes: bool,
+        self, gone: Collection[str], known: Mapping[str, Member], *, source: Source | None, reads_classes: bool
     ) -> list[Orphan]:
-        return await find_orphans(self._log, gone, known, by_index=by_index, strays=strays, reads_classes=reads_classes)
+        return await find_orphans(self._log, gone, known, source=source, reads_classes=reads_classes)
 
 
 async def _list_copies(wire: Wire, nodes: Iterable[str]) -> dict[str, list[str]]:

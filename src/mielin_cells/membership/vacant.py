@@ -23,7 +23,7 @@ class Vacant:
         return self._known.get(member.name, (-1, 0.0))[0] == member.seq
 
     def note(self, members: Iterable[Member], now: float) -> None:
-        """A comparison of all logs that began after the last record of each of these has found no agent of it."""
+        """A list behind a marker, which was appended after the last record of each of these, has found no agent of it."""
         for member in members:
             if member not in self:
                 self._known[member.name] = member.seq, now

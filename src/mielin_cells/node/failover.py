@@ -20,10 +20,11 @@ from mielin_cells.errors import CellError, RetryError
 from mielin_cells.log.ids import BEATS
 from mielin_cells.membership.heartbeat import Listener, encode_beat
 from mielin_cells.membership.members import AnyRecord, Forgotten, Left, Loads, Member, Status, Suspected
-from mielin_cells.membership.takeover import Takeover
+from mielin_cells.membership.takeover import Taken, Takeover
 from mielin_cells.membership.vacant import Schedule, Vacant
 from mielin_cells.membership.watch import LONG_AGO, Watch
 from mielin_cells.rpc.answers import Beat
+from mielin_cells.substrate.ports import Source
 from mielin_cells.tasks.supervision import supervised
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class Failover:
         self._takeover = Takeover(home.log, home.wire, activations.clock)
         self._listed: frozenset[str] = frozenset()
         """Nodes whose agents the last takeover has listed."""
-        self._compared_at = self._loads_at = self._probed_at = LONG_AGO
+        self._compare_at = self._loads_at = self._probed_at = LONG_AGO
         self._takeover_task: asyncio.Task[None] | None = None
         self._schedule = Schedule(settings.reconcile_s)
         self.vacant = Vacant()
@@ -165,9 +166,13 @@ class Failover:
         gone = self._list_gone(now)
         self.vacant.keep(gone)
         owners = {member.name for member in gone if member not in self.vacant}
-        if gone and self._schedule.is_due(now, owners) and (self._takeover_task is None or self._takeover_task.done()):
+        compares = now >= self._compare_at
+        is_due = compares or (gone and self._schedule.is_due(now, owners))
+        if is_due and (self._takeover_task is None or self._takeover_task.done()):
             self._schedule.began(now, owners)
-            self._takeover_task = self._home.start(self._take(gone, dict(beats)))
+            if compares:
+                self._compare_at = now + self._reconcile_s  # unless it succeeds
+            self._takeover_task = self._home.start(self._take(gone, dict(beats), compares=compares))
         for member in gone:
             if member in self.vacant:
                 await self._forget(now, member)
@@ -186,34 +191,43 @@ class Failover:
             or watch.is_overdue(now, member.name, table)
         ]  # fmt: skip
 
-    async def _take(self, gone: list[Member], beats: dict[str, Beat]) -> None:
+    async def _take(self, gone: list[Member], beats: dict[str, Beat], *, compares: bool) -> None:
         """Takes over the agents of all nodes that are gone, also of those that owned none: records they had sent may land late.
 
-        The index names the agents of a node that has just gone.  Now and then all logs are compared: the index may have missed some.
+        The index names the agents of a node that has just gone.  After that its name is looked for in the logs themselves, which finds
+        what the index has lost, and then behind a marker: only a list that certainly lacks nothing shows that it owns nothing.
         """
         names = frozenset(member.name for member in gone)
-        is_due = self._clock() - self._compared_at >= self._activations.settings.compare_s
-        compares = names <= self._listed and (is_due or any(member not in self.vacant for member in gone))
-        known = dict(self._members.table.members)
-        nodes = [
-            replace(info, agents=beats[info.name].agents)
-            for info in self._members.table.infos()
-            if info.name in beats and beats[info.name].ago_s < self.watch.limit_s / 2 and info.name not in names
-        ]
-        copies = [node.name for node in nodes if beats[node.name].has_copies]
+        sources: list[Source | None] = ["index"]
+        if names <= self._listed and any(member not in self.vacant for member in gone):
+            sources = ["logs", "settled index"]
+        taken = list[Taken]()
         try:
-            taken = await self._takeover.take(
-                names, known, nodes, copies=copies, by_index=not compares, strays=compares
-            )
+            for source in [*sources, None] if compares else sources:
+                taken.append(await self._take_listed(names, beats, source))
         except RetryError as error:
             logger.info("node %s: failover waits for the store: %s", self._home.name, error)
             return
-        self.taken += taken.claimed
         self._listed = names
-        if compares:  # only that shows that a node owns nothing
-            self._compared_at = self._clock()
-            self.vacant.note([member for member in gone if member.name not in taken.owners], self._clock())
-        self._schedule.ended(self._clock(), is_over=not taken.owners)
+        if compares:
+            self._compare_at = self._clock() + self._activations.settings.compare_s
+        if "settled index" in sources:
+            found = {name for one in taken for name in one.found}
+            self.vacant.note([member for member in gone if member.name not in found], self._clock())
+        self._schedule.ended(self._clock(), is_over=not any(one.owners for one in taken))
+
+    async def _take_listed(self, gone: frozenset[str], beats: Mapping[str, Beat], source: Source | None) -> Taken:
+        """As the table of the members says now: a node may have gone, or come, since the last list."""
+        table = self._members.table
+        nodes = [
+            replace(info, agents=beats[info.name].agents)
+            for info in table.infos()
+            if info.name in beats and beats[info.name].ago_s < self.watch.limit_s / 2 and info.name not in gone
+        ]
+        copies = [node.name for node in nodes if beats[node.name].has_copies]
+        taken = await self._takeover.take(gone, dict(table.members), nodes, copies=copies, source=source)
+        self.taken += taken.claimed
+        return taken
 
     async def _forget(self, now: float, member: Member) -> None:
         """Gives up a node that fell silent, so that it stops if it lives; forgets one that has left.

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from mielin_cells.errors import CellError, RetryError
 from mielin_cells.log.ids import agent_of, inbox_subject, log_subject
@@ -39,6 +39,20 @@ LOOKS_MIN = 16
 round of each node."""
 
 
+COMPARISONS = 2
+"""At one position of the logs.  The second one takes logs that have not moved since the first."""
+
+
+class Compared(NamedTuple):
+    """How often this node has gone by the logs themselves, and found nothing to do, while they stood at one position."""
+
+    position: tuple[int, ...] = ()
+    times: int = 0
+
+    def at(self, position: tuple[int, ...]) -> Compared:
+        return Compared(position, self.times + 1 if position == self.position else 1)
+
+
 class Rounds:
     """`begin` once; then `hear` hints, `relist` for ever, and `round` now and then."""
 
@@ -65,6 +79,7 @@ class Rounds:
         self._position: tuple[int, ...] = ()
         self._here: set[str] = set()
         self._compared_at = -1e9
+        self._compared = Compared()
         self._former: set[str] = set()
         """Agents whose entries in the index are being removed."""
 
@@ -131,14 +146,16 @@ class Rounds:
         """Takes the agents that their logs give to this node, and drops those that they give to others.
 
         It lists this node's agents by the index, and looks at the logs of those that do not run here, and of some that do.  While
-        nothing is written anywhere it does nothing.  Every `compare_s` it goes by the logs themselves, and looks at all; one node
-        looks at the agents of all nodes then, but not at logs that have moved since it last did, since these have an owner.
+        nothing is written anywhere it does nothing.  Every `compare_s` it goes by the logs themselves and looks at all, unless they
+        stand where it has done that twice; one node looks at the agents of all nodes then, but not at logs that have moved since it
+        last did, since these have an owner.
         `every`: also at those, and by the logs themselves, as in the first round.
         """
         if await self._is_calm() and not every:
             return
         is_due = every or self._is_due()
         looks_at_all, self._looks_at_all = is_due or self._looks_at_all, False
+        position = self._position
         try:
             await self._look(every=every, is_due=is_due, looks_at_all=looks_at_all)
         except BaseException:
@@ -146,6 +163,7 @@ class Rounds:
             raise
         if is_due:
             self._compared_at = self._activations.clock()
+            self._compared = self._compared.at(position) if self._calm else Compared()
 
     async def _look(self, *, every: bool, is_due: bool, looks_at_all: bool) -> None:
         still, quarantine = list[str](), self._quarantine
@@ -206,8 +224,11 @@ class Rounds:
         if position != self._position or here != self._here:
             if any(now < before for now, before in zip(position, self._position, strict=False)):
                 self._looks_at_all = True
-            self._position, self._here, self._calm = position, here, 0
+            self._position, self._here, self._calm, self._compared = position, here, 0, Compared()
         return self._calm >= CALM_ROUNDS and not self._is_due()
 
     def _is_due(self) -> bool:
+        """Not while the logs stand where they have been compared already."""
+        if self._compared.times >= COMPARISONS and self._compared.position == self._position:
+            return False
         return self._activations.clock() - self._compared_at >= self._activations.settings.compare_s
