@@ -28,6 +28,7 @@ from mielin_cells.agents.agent import Agent, upgrade
 from mielin_cells.agents.buffer import Buffer
 from mielin_cells.agents.cluster import Cluster
 from mielin_cells.agents.context import this
+from mielin_cells.agents.family.calls import child, link, monitor, spawn, unmonitor
 from mielin_cells.agents.handler import Stream, handler
 from mielin_cells.agents.reports import AgentInfo, DrainReport, MigrationReport, NodeInfo, RollbackReport
 from mielin_cells.agents.retry import Retry
@@ -57,6 +58,8 @@ from mielin_cells.errors import (
     StepFailed,
     UsageError,
 )
+from mielin_cells.log.family.supervise import Supervision
+from mielin_cells.log.family.tree import Down
 from mielin_cells.log.ids import AgentId
 from mielin_cells.log.lifecycle import AgentState
 from mielin_cells.log.policy import Policy
@@ -66,11 +69,11 @@ __version__ = "0.2.0"
 
 __all__ = [
     "Agent", "AgentId", "AgentInfo", "AgentState", "AgentTerminated", "AskTimeout", "BadArguments", "Buffer", "CatchUp",
-    "CellError", "Cluster", "ConfigError", "DrainReport", "FieldRefused", "HandlerFailed", "InboxFull", "LostError",
+    "CellError", "Cluster", "ConfigError", "Down", "DrainReport", "FieldRefused", "HandlerFailed", "InboxFull", "LostError",
     "MigrationError", "MigrationFailed", "MigrationRefused", "MigrationReport", "NoSuchAgent", "NodeInfo", "NotInTurn",
-    "Policy", "Published", "Retry", "RetryError", "RollbackReport", "Settings", "StepFailed", "Stream", "Table", "TopicGap",
-    "UsageError", "after", "cancel", "connect", "cron", "emit", "errors", "every", "handler", "local", "publish", "step", "subscribe",
-    "this", "unsubscribe", "upgrade",
+    "Policy", "Published", "Retry", "RetryError", "RollbackReport", "Settings", "StepFailed", "Stream", "Supervision", "Table",
+    "TopicGap", "UsageError", "after", "cancel", "child", "connect", "cron", "emit", "errors", "every", "handler", "link",
+    "local", "monitor", "publish", "spawn", "step", "subscribe", "this", "unmonitor", "unsubscribe", "upgrade",
 ]  # fmt: skip
 
 if not TYPE_CHECKING:  # type checkers are to see, and to suggest, the names above alone

@@ -15,8 +15,8 @@ from mielin_cells.errors import AnswerExpired
 from mielin_cells.log import ledger as module
 from mielin_cells.log.digest import NamedDigests
 from mielin_cells.log.fold import Fold
-from mielin_cells.log.ledger import DROPPED, Ledger, Verdict
-from mielin_cells.log.message import client_sender, decode_answer
+from mielin_cells.log.ledger import Ledger, Verdict
+from mielin_cells.log.message import DROPPED, client_sender, decode_answer
 from mielin_cells.settings import ANSWERS_BYTES_MAX
 from mielin_cells.store.reader import load
 

@@ -72,7 +72,7 @@ def a_commit_moves_the_cursor(patch: Patch) -> None:
     commit = Batch.commit
 
     def without(self: Batch, cursor: int, held: list[int], version: int, digest: bytes) -> Commit:
-        self.topics = []
+        self.changes = []
         return commit(self, cursor, held, version, digest)
 
     patch.setattr(Batch, "commit", without)

@@ -22,6 +22,7 @@ from mielin_cells.agents.reference import Reference, classes
 from mielin_cells.agents.shared.watched import Watched
 from mielin_cells.agents.values.annotations import annotations_of
 from mielin_cells.errors import FieldRefused, IsReference, UsageError
+from mielin_cells.log.family.supervise import Supervision
 from mielin_cells.log.policy import DEFAULT, Policy
 from mielin_cells.settings import INBOX_MAX_MAX, KEYS_BYTES_MAX, TIMEOUT_S_MAX, WHEN_FULL, WhenFull
 
@@ -180,6 +181,12 @@ def _check_idle(cls: type[Agent], idle_s: Any) -> None:
         )
 
 
+def _check_supervision(cls: type[Agent], given: Any) -> None:
+    wrong = given.wrong if isinstance(given, Supervision) else f"{given!r} is no cells.Supervision(...)"
+    if wrong:
+        raise FieldRefused.at(cls.__name__, f": supervision: {wrong}.")
+
+
 def _check_class(cls: type[Agent], version: Any, name: Any, fields: list[str]) -> None:
     """Raises `FieldRefused` for definitions that would silently fail later."""
     own = cls.__dict__
@@ -215,8 +222,9 @@ class Agent(Reference):
     moves: a dict with fields of `migration.RecoveryConfig`), `policy` (`cells.Policy`: which nodes its agents may move to),
     `standby` (how many other nodes keep a copy of each agent, so that losing its owner costs no load), `keys_s` and `keys_bytes` (for
     how long, and up to how many bytes, its agents keep calls that were made with a key), `inbox_max` and `when_full` (how many
-    messages may wait, and what more mean to senders), and `idle_s` (after so many seconds without work an agent leaves memory
-    until a message, a timer or an order wakes it; 0: never).  The last five are by default as the settings of these names.
+    messages may wait, and what more mean to senders), `idle_s` (after so many seconds without work an agent leaves memory
+    until a message, a timer or an order wakes it; 0: never), which are by default as the settings of these names; and `supervision`
+    (`cells.Supervision`: what its agents do about children that fail).
 
     Guarantees: the state and the messages of an agent survive the loss of its node; its turns run one at a time, each wholly or not
     at all.  A class raises `FieldRefused` or `UsageError` where it is defined or first used, if it cannot keep that.
@@ -247,10 +255,14 @@ class Agent(Reference):
     __mielin_when_full__: ClassVar[WhenFull | None] = None
     """How many messages may wait, and what becomes of more; None: as the settings say."""
 
+    __mielin_supervision__: ClassVar[Supervision] = Supervision()
+    """How agents of this class supervise their children."""
+
     def __init_subclass__(
         cls, *, version: int = 1, name: str | None = None, recovery: dict[str, Any] | None = None,
         policy: Policy | None = None, standby: int | None = None, keys_s: float | None = None, keys_bytes: int | None = None,
-        inbox_max: int | None = None, when_full: WhenFull | None = None, idle_s: float | None = None, **kwargs: Any,
+        inbox_max: int | None = None, when_full: WhenFull | None = None, idle_s: float | None = None,
+        supervision: Supervision | None = None, **kwargs: Any,
     ) -> None:  # fmt: skip
         definition.check_options(cls, kwargs)
         super().__init_subclass__(**kwargs)
@@ -269,6 +281,9 @@ class Agent(Reference):
             cls.__mielin_standby__ = standby
         _set_inbox(cls, inbox_max, when_full)
         _set_keys(cls, keys_s, keys_bytes)
+        if supervision is not None:
+            _check_supervision(cls, supervision)
+            cls.__mielin_supervision__ = supervision
         if idle_s is not None:
             _check_idle(cls, idle_s)
             cls.__mielin_idle__ = idle_s

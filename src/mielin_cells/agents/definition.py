@@ -15,17 +15,8 @@ from mielin_cells.agents.values.annotations import annotations_of
 from mielin_cells.errors import FieldRefused, UsageError
 
 OPTIONS = (
-    "version",
-    "name",
-    "recovery",
-    "policy",
-    "standby",
-    "keys_s",
-    "keys_bytes",
-    "inbox_max",
-    "when_full",
-    "idle_s",
-)
+    "version", "name", "recovery", "policy", "standby", "keys_s", "keys_bytes", "inbox_max", "when_full", "idle_s", "supervision",
+)  # fmt: skip
 
 
 def check_options(cls: type, others: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from mielin_cells.agents.agent import NO_DEFAULT, Agent, Field, Upgrade, is_state
 from mielin_cells.agents.buffer import Buffer
 from mielin_cells.agents.definition import check_default
+from mielin_cells.agents.family.system import system_handler
 from mielin_cells.agents.handler import Handler
 from mielin_cells.agents.reference import Reference, classes
 from mielin_cells.agents.signature import HandlerSpec, encoded_default, signature_of
@@ -171,7 +172,7 @@ class Spec:
 
     def handler(self, name: str) -> HandlerSpec:
         """Raises `NoSuchHandler`, naming the handlers that exist."""
-        handler = self.handlers.get(name)
+        handler = self.handlers.get(name) or system_handler(name)
         if handler is None:
             raise NoSuchHandler(
                 f"{self.name} has no handler {name!r}; it has {', '.join(sorted(self.handlers)) or 'none'}. A handler that the "

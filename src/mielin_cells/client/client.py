@@ -23,8 +23,8 @@ from mielin_cells.agents.values.wire import plain
 from mielin_cells.client.arguments import check_copies, check_deadline, id_of, node_name, numbers, warn_of_other_state
 from mielin_cells.client.drain import drain_node
 from mielin_cells.client.moves import abort_move, plan_move, watch_move
-from mielin_cells.client.placement import Placing
-from mielin_cells.client.requester import REQUEST_S, Requester
+from mielin_cells.client.placement import Kin, Placing
+from mielin_cells.client.requester import REQUEST_S
 from mielin_cells.client.session import Session
 from mielin_cells.client.status import describe_nodes, list_hosted
 from mielin_cells.client.stream import CallName, CallStream, StreamReader, read_position
@@ -64,7 +64,7 @@ A = TypeVar("A", bound=Reference)
 logger = logging.getLogger("mielin_cells.client")
 
 
-class Client(Requester):
+class Client(Kin):
     """`Cluster` over a log and a wire.  `open` before use, `close` after; also the caller behind references."""
 
     def __init__(

@@ -86,3 +86,17 @@ class Placing:
                 self._spread.follow(await self._client.members.read(), self._client.rng)
                 self._until = clock() + FRESH_S
             return self._spread
+
+
+class Kin(Requester):
+    """What nodes do with agents of others for a parent: make children, and carry out what was decided about them."""
+
+    _placing: Placing
+
+    async def make(self, request: requests.Spawn, node: str) -> bool:
+        """Makes a child.  Raises `NameTaken` if another call has made an agent of this id."""
+        return await (self.send_to(node, request) if node else self._placing.place(request))
+
+    async def order(self, agent: str, order: str, reason: str) -> None:
+        """Restarts, reloads or suspends a child.  Raises as `Cluster.suspend`."""
+        await self.send_to_owner(agent, requests.Order(agent, order, reason))

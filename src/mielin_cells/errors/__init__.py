@@ -23,14 +23,14 @@ __all__ = [
     "BadArguments", "CellError", "ClaimRefused", "ConfigError", "CronInvalid", "DigestMismatch", "EpochOutOfOrder",
     "EpochRegression", "Expired", "Fenced", "FieldRefused", "HandlerFailed", "InboxFull", "InternalError", "InvalidAgentId",
     "InvalidTransition", "IsReference", "JetStreamDisabled", "JournalGap", "KeyConflict", "LogGap", "LostError", "MessageTooLarge",
-    "MigrationError", "MigrationFailed", "MigrationInProgress", "MigrationRefused", "NoResponder", "NoSuchAgent",
-    "NoSuchHandler", "NoSuchMigration", "NodeCordoned", "NodeStopping", "NonDeterministicTurn", "NotConnected",
+    "MigrationError", "MigrationFailed", "MigrationInProgress", "MigrationRefused", "NameTaken", "NoResponder",
+    "NoSuchAgent", "NoSuchHandler", "NoSuchMigration", "NodeCordoned", "NodeStopping", "NonDeterministicTurn", "NotConnected",
     "NotInTurn", "NotTheOwner", "PartMisplaced", "PartMissing", "PermissionDenied", "QuotaExceeded",
     "ReadOnly", "RecordInvalid", "RecordTruncated", "RecoveryNotDue", "RetryError", "RollbackExpired", "SelfAsk",
     "ServerTooOld", "SessionExpired", "StateInvalid", "StateTooNew", "StateUnloadable", "StateUpgradeFailed",
     "StepFailed", "StepInvalid", "StoreBusy", "StoreCorrupt", "StoreFull", "StoreInUse", "StoreIncompatible", "StoreReadOnly",
-    "StoreUnreachable", "StreamGap", "StreamMissing", "StreamRestarted", "TooLateToCancel", "TopicInvalid", "TrailingData",
-    "TurnDeadlineExceeded", "UnknownClass",
+    "StoreUnreachable", "StreamGap", "StreamMissing", "StreamRestarted", "SupervisionFailed", "TooLateToCancel", "TopicInvalid",
+    "TrailingData", "TurnDeadlineExceeded", "UnknownClass",
     "UnknownNode", "UnknownRecord", "UnsupportedFormat", "UsageError", "WireTimeout", "WrongAgent", "WrongClass",
 ]  # fmt: skip
 

@@ -15,6 +15,14 @@ class WrongClass(UsageError):
     """The id belongs to an agent of another class.  Facts: agent, have, need."""
 
 
+class NameTaken(UsageError):
+    """A child was to be spawned under the id of an agent that exists, or existed.  Facts: agent, parent."""
+
+
+class SupervisionFailed(UsageError):
+    """The agent went into ERROR because of a child or of a linked agent.  Facts: agent."""
+
+
 class NoSuchAgent(UsageError):
     """No agent of this id was ever spawned in this deployment.  Facts: agent."""
 

@@ -8,6 +8,7 @@ import msgspec
 from blake3 import blake3
 
 from mielin_cells.log.delta import StateDelta
+from mielin_cells.log.family.tree import FamilyChange
 from mielin_cells.log.keys.kept import Keyed
 from mielin_cells.log.message import Terms
 from mielin_cells.log.topics.subs import TopicChange
@@ -139,7 +140,7 @@ class StepCall(msgspec.Struct, array_like=True, frozen=True, tag="step"):
 
     @property
     def label(self) -> str:
-        return "a timer" if self.name == TIMER else f"step {self.name!r}"
+        return "a timer" if self.name == TIMER else f"step {self.name.strip()!r}"
 
 
 TurnCall: TypeAlias = AskCall | StepCall
@@ -216,7 +217,7 @@ class Wish(msgspec.Struct, array_like=True, frozen=True):
     """
 
     order: str
-    """suspend, pause or terminate."""
+    """suspend, pause, terminate or fail; end: terminate, and everybody has been told."""
     reason: str = ""
 
 
@@ -297,8 +298,8 @@ class Commit(msgspec.Struct, array_like=True, frozen=True):
     """Timers that were cancelled, or have fired."""
     fired: list[Fired] = []
     wish: Wish | None = None
-    topics: list[TopicChange] = []
-    """What was subscribed, ended, and taken of topics."""
+    changes: list[TopicChange | FamilyChange] = []
+    """What was subscribed, ended, and taken of topics; and what changed between the agent and its parent, children and watchers."""
     keys_dropped: int = 0
     """How many of the oldest keyed calls are not kept any more, once those of this commit are."""
 
@@ -324,24 +325,8 @@ class Batch:
     """The turns that one commit will hold.  `answers` leave when it is acknowledged (rule 9), and only then."""
 
     __slots__ = (
-        "answers",
-        "dead",
-        "delta",
-        "ended",
-        "fired",
-        "forgot",
-        "held",
-        "inputs",
-        "keys_dropped",
-        "moved",
-        "outs",
-        "released",
-        "replayed",
-        "timers",
-        "topics",
-        "touched",
-        "turns",
-        "wish",
+        "answers", "changes", "dead", "delta", "ended", "fired", "forgot", "held", "inputs", "keys_dropped", "moved", "outs",
+        "released", "replayed", "timers", "touched", "turns", "wish",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -364,7 +349,7 @@ class Batch:
         self.delta: StateDelta | None = None
         self.answers: Answers = {}
         self.wish: Wish | None = None
-        self.topics: list[TopicChange] = []
+        self.changes: list[TopicChange | FamilyChange] = []
         self.keys_dropped = 0
 
     def __bool__(self) -> bool:
@@ -396,5 +381,5 @@ class Batch:
             self.delta, version, digest, self.ended, self.replayed,
             [timer for timer in self.timers.values() if timer is not None],
             [name for name, timer in self.timers.items() if timer is None], self.fired, self.wish,
-            self.topics, self.keys_dropped,
+            self.changes, self.keys_dropped,
         )  # fmt: skip

@@ -18,6 +18,7 @@ from mielin_cells.errors import (
 )
 from mielin_cells.log import rules
 from mielin_cells.log.commit import Commit, OpenTurn
+from mielin_cells.log.family.tree import Family
 from mielin_cells.log.image import IN_SNAPSHOT, Image, first_needed
 from mielin_cells.log.lifecycle import Phase
 from mielin_cells.log.records import (
@@ -28,6 +29,7 @@ from mielin_cells.log.records import (
     Cleared,
     Committed,
     Created,
+    Failed,
     HandedOff,
     Paused,
     Resumed,
@@ -86,6 +88,7 @@ class Fold(Image):
             case Created():
                 self.cls, self.version, self.born = record.cls, record.version, record.born
                 self.policy = record.policy
+                self.ledger.family = Family(record.parent) if record.parent is not None else None
                 self._owns(record.node, record.incarnation, record.epoch)
             case Committed():
                 self._ran(record.commit)
@@ -94,6 +97,7 @@ class Fold(Image):
                 self.turn = OpenTurn(record.sender, record.input, calls, self.has_sent(record))
                 if record.calls:
                     self.claims = 0
+                    self.ledger.learn(record.calls)
             case Snapshot():
                 self.snap, self.snapshots = seq, _snapshots(seq, record)
                 self.behind_records = self.behind_bytes = 0
@@ -121,11 +125,22 @@ class Fold(Image):
                 self.standby = record.copies
             case Undone():
                 self._went_back(record)
-            case Suspended() | Paused() | Resumed():
-                if self.wish is not None and self.wish.order != "terminate":  # which stands until it is done
-                    self.wish = None
+            case Failed() | Suspended() | Paused() | Resumed():
+                self._fared(record)
             case Terminated():
                 self.phase, self.wish = Phase.TERMINATED, None
+
+    def _fared(self, record: Failed | Suspended | Paused | Resumed) -> None:
+        ends = (
+            ("fail",) if isinstance(record, Failed) else ("suspend", "pause")
+        )  # other orders stand until they are done
+        if self.wish is not None and self.wish.order in ends:
+            self.wish = None
+        family = self.ledger.family
+        if family is not None and isinstance(record, Failed):
+            family.has_failed()
+        elif family is not None and isinstance(record, Resumed):
+            family.was_resumed()
 
     def _ran(self, commit: Commit) -> None:
         """An open turn ends with the commit that takes its input: other commits may come between an ask and its turn's end.

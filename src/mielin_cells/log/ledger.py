@@ -12,7 +12,6 @@ from typing import cast
 import msgspec
 from blake3 import blake3
 
-from mielin_cells.errors import AnswerExpired
 from mielin_cells.log.codec import pack
 from mielin_cells.log.commit import (
     EXPIRED,
@@ -24,20 +23,15 @@ from mielin_cells.log.commit import (
     ReplayCounts,
     ReplayInput,
     Timer,
-)
+    TurnCall,
+)  # fmt: skip
 from mielin_cells.log.digest import NamedDigests
+from mielin_cells.log.family import made
+from mielin_cells.log.family.tree import Family, FamilyChange
 from mielin_cells.log.keys.kept import Keyed, Keys
-from mielin_cells.log.message import Answer, Message, Peer, Verdict, encode_answer, is_client
-from mielin_cells.log.topics.subs import Sub, Subs
+from mielin_cells.log.message import DROPPED, Message, Peer, Verdict, is_client
+from mielin_cells.log.topics.subs import Sub, Subs, Subscribed, Took, TopicChange, Unsubscribed
 from mielin_cells.settings import ANSWERS_BYTES_MAX, DEAD_LETTERS_MAX, LETTERS_BYTES_MAX, SESSIONS_MAX
-
-DROPPED = encode_answer(
-    Answer(
-        None,
-        AnswerExpired("This answer was dropped: nobody had acknowledged it, and later ones took its place.").to_wire(),
-    )
-)
-"""Takes the place of a dropped answer: a repeated ask gets this error, and nothing runs twice."""
 
 FLAT_MAX = 1024
 """Senders and receivers up to which the ledger's digest is computed from all of it at once, in up to 2 ms."""
@@ -81,6 +75,8 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
     """The agent's subscriptions; None until it has one."""
     keys: Keys | None = None
     """Calls that were made with a key (rule T3); None if there never was one."""
+    family: Family | None = None
+    """Its parent, children and watchers; None if it never had one."""
 
     # No fields, and not there in most ledgers:
     _marks = cast("NamedDigests | None", None)
@@ -223,6 +219,8 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
     def bury(self, letter: DeadLetter) -> None:
         self.dead.append(letter)
         self.letter_bytes += len(letter.args)
+        if self.family is not None:
+            self.family.letters += 1
         while len(self.dead) > DEAD_LETTERS_MAX or (self.letter_bytes > LETTERS_BYTES_MAX and len(self.dead) > 1):
             self.letter_bytes -= len(self.dead.pop(0).args)
 
@@ -232,16 +230,9 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
         self.letter_bytes = sum(len(letter.args) for letter in self.dead)
 
     def undo(
-        self,
-        cursor: int,
-        held: list[int],
-        marks: dict[str, int],
-        unburied: list[LetterKey],
-        timers: list[Timer],
-        replays: list[ReplayInput],
-        corrects: bool,
-        subs: list[Sub] | None,
-    ) -> None:
+        self, cursor: int, held: list[int], marks: dict[str, int], unburied: list[LetterKey], timers: list[Timer],
+        replays: list[ReplayInput], corrects: bool, subs: list[Sub] | None,
+    ) -> None:  # fmt: skip
         """Goes back to the inputs taken at an earlier record.  Messages sent and answers given since stay (rules 16 and 17)."""
         self.cursor, self.held = cursor, sorted(held)
         for sender, mark in marks.items():
@@ -262,14 +253,8 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
 
     def unanswered(self, to: str) -> int | None:
         """The lowest ask to `to` that has no outcome and whose turn is to be run once more: its answer is still wanted."""
-        asks = [
-            sent.n
-            for one in self._open_before
-            if (one.sender, one.n) in self.replays
-            for sent in one.sent
-            if sent.ask and sent.to == to and sent.answer is None
-        ]
-        return min(asks, default=None)
+        again = [sent for one in self._open_before if (one.sender, one.n) in self.replays for sent in one.sent]
+        return min((sent.n for sent in again if sent.ask and sent.to == to and sent.answer is None), default=None)
 
     # ---- topics ----------------------------------------------------------------------------------------------
 
@@ -283,6 +268,17 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
         """After each commit: once all inputs are taken again after an undo, what was not subscribed again is over."""
         if self.topics is not None and not self.replays:
             self.topics.replayed()
+
+    def change(self, change: TopicChange | FamilyChange) -> None:
+        if isinstance(change, (Took, Subscribed, Unsubscribed)):
+            self.subscriptions().apply(change)
+        else:
+            self.family = self.family or Family()
+            self.family.apply(change)
+
+    def learn(self, calls: list[TurnCall]) -> None:
+        """Takes what steps of a turn say about children."""
+        self.family = made.learn(self.family, calls)
 
     # ---- outputs ---------------------------------------------------------------------------------------------
 
@@ -319,8 +315,8 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
     def size_bytes(self) -> int:
         """Roughly the bytes that the ledger adds to snapshots and to a move."""
         names = len(self.peers) + len(self.numbers)
-        keys = self.keys.size_bytes if self.keys is not None else 0
-        return self.answer_bytes + self.pending_bytes + self.letter_bytes + keys + PEER_BYTES * names
+        parts = sum(part.size_bytes for part in (self.keys, self.family) if part is not None)
+        return self.answer_bytes + self.pending_bytes + self.letter_bytes + parts + PEER_BYTES * names
 
     def _changed(self, name: str) -> None:
         """Notes that a name changed.  If there are many, some are hashed at each change, so that no seal hashes them all."""
@@ -363,6 +359,8 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
             rest = (*rest, self.topics.content())
         if self.keys is not None:
             rest = (*rest, "keys", list(self.keys.kept.values()))
+        if self.family is not None:
+            rest = (*rest, "family", self.family.content())
         return blake3(pack((self.cursor, sorted(self.held), names, rest))).digest()
 
     # ---- as a whole ------------------------------------------------------------------------------------------
@@ -389,8 +387,10 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
             self.timers[timer.id] = timer
         for name in commit.gone:
             self.timers.pop(name, None)
-        for change in commit.topics:
-            self.subscriptions().apply(change)
+        for ended in commit.ended:
+            self.learn(ended.calls)
+        for change in commit.changes:
+            self.change(change)
         self.tidy_topics()
 
 

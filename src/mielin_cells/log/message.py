@@ -7,6 +7,7 @@ from enum import Enum
 import msgspec
 from blake3 import blake3
 
+from mielin_cells.errors import AnswerExpired
 from mielin_cells.log.codec import Codec, framed, pack
 
 # `gc=False`: these hold no cycles, and thousands are made in a second; the collector need not look through them.
@@ -162,3 +163,8 @@ def decode_replies(data: bytes) -> list[Replies]:
 
 def decode_answer(data: bytes) -> Answer:
     return _answer.decode(data, "A stored answer")
+
+
+_SAID = "This answer was dropped: nobody had acknowledged it, and later ones took its place."
+DROPPED = encode_answer(Answer(None, AnswerExpired(_SAID).to_wire()))
+"""Takes the place of a dropped answer: a repeated ask gets this error, and nothing runs twice."""

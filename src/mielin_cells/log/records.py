@@ -14,6 +14,7 @@ from mielin_cells.errors import InternalError, described
 from mielin_cells.log.codec import UNWRITABLE, Codec, framed, pack
 from mielin_cells.log.commit import Commit, LetterKey, OpenTurn, Out, ReplayInput, Timer, TurnCall, Wish
 from mielin_cells.log.delta import StateDelta
+from mielin_cells.log.family.tree import Parent
 from mielin_cells.log.ledger import Ledger
 from mielin_cells.log.lifecycle import AgentError, Lifecycle
 from mielin_cells.log.policy import DEFAULT, Policy
@@ -60,6 +61,7 @@ class Created(Record, tag="Created", frozen=True, kw_only=True):
     policy: Policy = DEFAULT
     born: bytes = b""
     """Digest of `state` as its spawner gave it (`log.delta.born`)."""
+    parent: Parent | None = None
 
 
 class Committed(Record, tag="Committed", frozen=True, kw_only=True):

@@ -13,6 +13,8 @@ import msgspec
 
 from mielin_cells.errors import EpochOutOfOrder, InvalidTransition, LogGap, NotTheOwner, RecordInvalid, WrongAgent
 from mielin_cells.log.commit import AskCall, Commit, Input, OpenTurn, Out
+from mielin_cells.log.family.rules import wrong_family
+from mielin_cells.log.family.tree import Family, FamilyChange
 from mielin_cells.log.image import IN_SNAPSHOT, Image
 from mielin_cells.log.ledger import Ledger
 from mielin_cells.log.lifecycle import AgentState, Lifecycle, Phase
@@ -38,7 +40,7 @@ from mielin_cells.log.records import (
     Terminated,
     Undone,
 )
-from mielin_cells.log.topics.subs import Subs, Took, TopicChange
+from mielin_cells.log.topics.subs import Subs, Subscribed, Took, TopicChange, Unsubscribed
 
 
 class Rule(NamedTuple):
@@ -213,7 +215,7 @@ def wrong_commit(ledger: Ledger, turn: OpenTurn | None, commit: Commit, seq: int
         or (wrong_outs(ledger, commit.outs) if commit.outs else "")
         or (_wrong_released(ledger, commit.released) if commit.released else "")
         or (_wrong_held(ledger, commit.held, commit.cursor) if commit.held else "")
-        or (wrong_topics(ledger.topics, commit.topics) if commit.topics else "")
+        or (_wrong_changes(ledger, commit.changes) if commit.changes else "")
         or (
             _wrong_rest(ledger, turn, commit)
             if commit.forgot or commit.ended or commit.replayed or commit.fired
@@ -286,6 +288,13 @@ def _wrong_held(ledger: Ledger, held: list[int], cursor: int) -> str:
             f"it holds {sorted(held)} with its cursor at {cursor}, after {sorted(before)} at {ledger.cursor} (rule 10)"
         )
     return ""
+
+
+def _wrong_changes(ledger: Ledger, changes: list[TopicChange | FamilyChange]) -> str:
+    topics = [change for change in changes if isinstance(change, (Took, Subscribed, Unsubscribed))]
+    return wrong_topics(ledger.topics, topics) or (
+        wrong_family(ledger.family or Family(), changes) if len(topics) < len(changes) else ""
+    )
 
 
 def wrong_topics(subs: Subs | None, changes: list[TopicChange]) -> str:

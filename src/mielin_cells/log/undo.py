@@ -29,7 +29,7 @@ from mielin_cells.log.commit import (
 )
 from mielin_cells.log.fold import Fold
 from mielin_cells.log.records import AnyRecord, Asked, Committed, HandedOff, Stepped, Undone
-from mielin_cells.log.topics.subs import Sub, Subs, TopicChange, Unsubscribed, after_undo
+from mielin_cells.log.topics.subs import Sub, Subs, Subscribed, Took, TopicChange, Unsubscribed, after_undo
 
 Key: TypeAlias = tuple[str, int]
 """Sender and number."""
@@ -150,8 +150,9 @@ class Undoing:
                         self._went_on[timer.id] = timer
                 for fired in commit.fired:
                     self._has_fired(fired)
-                for change in commit.topics:
-                    self._saw_topic(change)
+                for change in commit.changes:
+                    if isinstance(change, (Took, Subscribed, Unsubscribed)):
+                        self._saw_topic(change)
             case Undone(subs=subs) if subs is not None:
                 self._subs = Subs({one.key: one.copy() for one in subs})
             case Asked() | Stepped():

@@ -18,6 +18,7 @@ from mielin_cells.errors import (
     InvalidTransition,
     RecordInvalid,
     StoreUnreachable,
+    SupervisionFailed,
     UsageError,
     described,
 )
@@ -25,6 +26,7 @@ from mielin_cells.log.commit import LetterKey
 from mielin_cells.log.lifecycle import AgentState
 from mielin_cells.log.records import Cleared, Paused, Record, Resumed, StandbySet, Suspended, Terminated
 from mielin_cells.node.activation.writer import Declined, append_failed
+from mielin_cells.node.family.kinship import END, kinship_of
 from mielin_cells.node.ownership import quarantine
 from mielin_cells.redaction import scrubbed
 from mielin_cells.rpc import requests
@@ -138,9 +140,17 @@ class Orders:
             "pause": AgentState.PAUSED,
             "resume": AgentState.RUNNING,
             "terminate": AgentState.TERMINATED,
+            END: AgentState.TERMINATED,
         }.get(order)
         if order == "quarantine":
             return await self._quarantine(agent, reason)
+        if order == "restart":
+            return await self._with(agent, partial(self._restart, int(reason)))
+        if order == "fail":
+            return await self._with(agent, partial(self._fail, reason))
+        if order == "reload":
+            activation = await self._activations.awake(agent)
+            return await self._renew(agent) if activation.fold.may_run else activation.fold.lifecycle.state.value
         if order == "renew":
             return await self._renew(agent)
         if wanted is None:
@@ -168,13 +178,35 @@ class Orders:
                         await _resume(activation)
                         activation.fulfil()
                     case _:
-                        await self._terminate(activation)
+                        try:
+                            await self._terminate(activation)
+                        except BaseException:
+                            if activation.is_open and is_ending(activation):  # everybody was told that it ends
+                                activation.fulfil()
+                            raise
         if wanted is AgentState.TERMINATED:
             self._activations.drop(activation)
         elif is_reread:
             self._activations.drop(activation)
             self._activations.look(agent)
         return fold.lifecycle.state.value
+
+    async def _restart(self, failure: int, activation: Activation) -> str:
+        """By its parent: resumes an agent that is in ERROR by its failure of this number.  A late or repeated order does nothing."""
+        fold = activation.fold
+        async with self._between_turns(activation, "restart"):
+            family = fold.ledger.family
+            if fold.lifecycle.state is AgentState.ERROR and family is not None and family.failed == failure:
+                await _resume(activation)
+        return fold.lifecycle.state.value
+
+    async def _fail(self, reason: str, activation: Activation) -> str:
+        """Puts the agent in ERROR, as its last turn has ordered."""
+        async with self._between_turns(activation, "fail"):
+            wish = activation.fold.wish
+            if wish is not None and wish.order == "fail":
+                await activation.failed(SupervisionFailed(reason, agent=activation.fold.agent))
+        return activation.fold.lifecycle.state.value
 
     async def _quarantine(self, agent: str, reason: str) -> str:
         """Quarantines the agent, because a client remembers more than the store has.  No state of the agent forbids this."""
@@ -186,6 +218,8 @@ class Orders:
                 except BaseException:
                     await activation.unappended()
                     raise
+                if activation.fold.ledger.family is not None:
+                    kinship_of(activation).tell()
         return activation.fold.lifecycle.state.value
 
     async def _renew(self, agent: str) -> str:
@@ -235,7 +269,7 @@ class Orders:
 
     async def _terminate(self, activation: Activation) -> None:
         """Terminates once all that the agent sent is stored (rule 20).  Raises `StoreUnreachable` if that takes too long."""
-        if activation.fold.may_run:
+        if activation.fold.may_run and not is_ending(activation):
             try:
                 await activation.runner.hook("on_stop")
             except (
@@ -247,6 +281,8 @@ class Orders:
                     f"on_stop of agent {agent!r} raised {described(error)}; the agent is in ERROR and was not terminated. Resume "
                     "it, or terminate it again, which skips the hook.", agent=agent, handler="on_stop",
                 ) from error  # fmt: skip
+        if activation.fold.ledger.family is not None and not is_ending(activation):
+            kinship_of(activation).end()
         await self._flush(activation)
         try:
             async with asyncio.timeout(self._activations.settings.turn_deadline_s):
@@ -260,6 +296,11 @@ class Orders:
         activation.touch()
         await self._flush(activation)
         await _enter(activation, AgentState.TERMINATED, lambda head: Terminated(**head))
+
+
+def is_ending(activation: Activation) -> bool:
+    wish = activation.fold.wish
+    return wish is not None and wish.order == END
 
 
 async def _enter(activation: Activation, wanted: AgentState, compose: Callable[[dict[str, Any]], R]) -> None:
@@ -294,4 +335,6 @@ async def _resume(activation: Activation) -> None:
         await activation.failed(raised, has_started=has_started)
         return
     await _enter(activation, AgentState.RUNNING, lambda head: Resumed(**head))
+    if fold.ledger.family is not None:
+        kinship_of(activation).open()
     await activation.flush()

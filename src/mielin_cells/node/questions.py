@@ -12,7 +12,7 @@ from mielin_cells.log.delta import born
 from mielin_cells.log.ledger import Verdict
 from mielin_cells.log.lifecycle import AgentState
 from mielin_cells.membership.heartbeat import Listener
-from mielin_cells.node.activation.core import LATER
+from mielin_cells.node.activation.context import LATER
 from mielin_cells.redaction import scrubbed
 from mielin_cells.rpc import answers, requests, words
 from mielin_cells.rpc.answers import InboxRoom

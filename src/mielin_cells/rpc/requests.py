@@ -16,6 +16,7 @@ from mielin_cells.errors import CellError, RecordInvalid, from_wire
 from mielin_cells.log.codec import UNREADABLE
 from mielin_cells.log.commit import LetterKey
 from mielin_cells.log.delta import StateDelta
+from mielin_cells.log.family.tree import Parent
 from mielin_cells.log.policy import Policy
 from mielin_cells.migration.audit import AuditEntry
 from mielin_cells.rpc import answers
@@ -25,8 +26,6 @@ from mielin_cells.rpc.answers import (
     CopyReport,
     DrainProgress,
     InboxRoom,
-    Prediction,
-    Preparation,
     Progress,
     ReplayProgress,
     UndoPlan,
@@ -64,6 +63,7 @@ class Spawn(Request[bool], frozen=True):
     version: int
     state: StateDelta
     born: bytes = b""
+    parent: Parent | None = None
 
 
 class ListAgents(Request[list[AgentInfo]], frozen=True):
@@ -184,7 +184,7 @@ class Abort(Request[str], frozen=True):
     agent: str
 
 
-class Predict(Request[Prediction], frozen=True):
+class Predict(Request[answers.Prediction], frozen=True):
     """What would a move take?  Sent to the owner."""
 
     agent: str
@@ -197,7 +197,7 @@ class ReadAudit(Request[list[AuditEntry]], frozen=True):
     migration: str
 
 
-class Prepare(Request[Preparation], frozen=True):
+class Prepare(Request[answers.Preparation], frozen=True):
     """From the source: could you take the agent?"""
 
     agent: str

@@ -41,6 +41,7 @@ from mielin_cells.node.activation.run import is_failure
 from mielin_cells.node.activation.runner import Runner
 from mielin_cells.node.activation.timers import NO_DUE, Timers
 from mielin_cells.node.activation.writer import Writer
+from mielin_cells.node.family.kinship import kinship_of
 from mielin_cells.node.streams.ends import Ends
 from mielin_cells.node.topics.reader import Reader
 from mielin_cells.rpc.answers import InboxRoom
@@ -102,6 +103,8 @@ class Activation(Resting):
         self.timers.open(self._dues)
         self._dues = NO_DUE
         self.topics.open()
+        if self.fold.ledger.family is not None:
+            kinship_of(self).open()
         self.commit_soon()
         if self.ends is not None:
             self._ending = self.start(self.ends.resume(self.fold.ledger))
@@ -133,6 +136,9 @@ class Activation(Resting):
         if self.fold.lifecycle.state is not AgentState.PAUSED:
             found = AgentError(message=message, code=code, has_started=has_started)
             await self.append(lambda head: Failed(**head, error=found))
+            if self.fold.ledger.family is not None:
+                kinship_of(self).tell()
+                self.commit_soon()
 
     def seal_at_once(self) -> bool:
         """Commits no more, once the intake has stopped: the handover will seal what has run.  False if a commit is in flight."""

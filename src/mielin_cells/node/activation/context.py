@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Any, Protocol
 
-from mielin_cells.errors import OF_STORE, CellError, Fenced, InternalError, NotInTurn
+from mielin_cells.errors import OF_STORE, UNUSABLE, AgentInError, CellError, Fenced, InternalError, NotInTurn, from_wire
 from mielin_cells.log.fold import Fold
 from mielin_cells.node.topics.reader import Reader
+from mielin_cells.redaction import scrubbed
 from mielin_cells.settings import Settings
 from mielin_cells.store.clock import StoreClock
 from mielin_cells.substrate.ports import Log, Wire
@@ -96,6 +97,25 @@ class NodeContext:
             logger.info("node %s: a task ended: %s", self.name, error)
         else:
             logger.error("node %s: a task failed: %r", self.name, error, exc_info=error)
+
+
+LATER = "Your message waits, and may still take effect"
+"""The end of a refusal that is no stored answer."""
+
+
+def error_of(fold: Fold, node: str) -> CellError | None:
+    """The error with which asks of an agent fail that is in ERROR on this node; None if it is not."""
+    agent, error = fold.agent, fold.lifecycle.error
+    if error is None:
+        return None
+    cause = scrubbed(error.message)
+    if error.code in UNUSABLE:
+        return from_wire(error.code, cause, {"agent": agent})
+    return AgentInError(
+        f"Agent {agent!r} is in ERROR on {node} and runs nothing: {cause.rstrip('.')}. {LATER}, once it is "
+        f"resumed: `mielin resume {agent}`.",
+        agent=agent, node=node, cause=cause,
+    )  # fmt: skip
 
 
 async def renewed(agent: str, order: Awaitable[object]) -> None:

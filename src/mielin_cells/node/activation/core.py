@@ -14,8 +14,6 @@ from typing import Any
 
 from mielin_cells.agents.spec import Spec
 from mielin_cells.errors import (
-    UNUSABLE,
-    AgentInError,
     AnswerExpired,
     CellError,
     Fenced,
@@ -24,39 +22,35 @@ from mielin_cells.errors import (
     StoreFull,
     StoreUnreachable,
     described,
-    from_wire,
 )  # fmt: skip
 from mielin_cells.log.commit import Answers, AskCall, Batch, Commit, TurnCall, Wish
 from mielin_cells.log.fold import Fold
 from mielin_cells.log.ledger import Verdict
 from mielin_cells.log.message import Answer, Replies, encode_answer, encode_replies, fitting
 from mielin_cells.log.records import Committed
-from mielin_cells.node.activation.context import NodeContext, renewed
+from mielin_cells.node.activation.context import NodeContext, error_of, renewed
 from mielin_cells.node.activation.outbox import Outbox
 from mielin_cells.node.activation.readers import Committed as CommittedState
 from mielin_cells.node.activation.readers import Readers
 from mielin_cells.node.activation.snapshots import Snapshots
 from mielin_cells.node.activation.writer import R, Writer, append_failed
+from mielin_cells.node.family.kinship import END, Kinship, close
 from mielin_cells.node.streams.ends import Ends
 from mielin_cells.node.topics.subscriptions import Subscriptions
-from mielin_cells.redaction import scrubbed
 from mielin_cells.settings import MAIL_BYTES_MAX
 from mielin_cells.tasks.signal import Signal
 from mielin_cells.tasks.supervision import Backoff
 
 logger = logging.getLogger("mielin_cells.activation")
 
-LATER = "Your message waits, and may still take effect"
-"""The end of a refusal that is no stored answer."""
-
 
 class Core:
-    """The state that the parts of one activation share, and its commits."""
+    """What the parts of one activation share, and its commits."""
 
     __slots__ = (
         "_answers", "_batch", "_committing", "_is_failing", "_renewing", "_sealing", "_settled", "asks", "ends", "fold", "home",
-        "inflight", "is_open", "is_waking", "loop", "lost", "outbox", "readers", "records_first_turn", "snapshots", "spec", "stops",
-        "topics", "writer",
+        "inflight", "is_open", "is_waking", "kinship", "loop", "lost", "outbox", "readers", "records_first_turn", "snapshots", "spec",
+        "stops", "topics", "writer",
     )  # fmt: skip
 
     def __init__(self, home: NodeContext, spec: Spec, writer: Writer) -> None:
@@ -69,6 +63,7 @@ class Core:
         self.snapshots = Snapshots(self)
         self.ends: Ends | None = None
         self.topics = Subscriptions(self)
+        self.kinship: Kinship | None = None
         self.is_open = self.is_waking = False
         self.lost: Exception | None = None
         """Why this node no longer runs the agent, if the activation noticed it itself."""
@@ -98,7 +93,12 @@ class Core:
     @property
     def may_send(self) -> bool:
         """True unless the agent may not run, or its intake is being stopped: then nothing is added to what it commits."""
-        return self.fold.may_run and not self._sealing and not self.is_stopping
+        return self.fold.may_run and self.may_add
+
+    @property
+    def may_add(self) -> bool:
+        """True unless its intake is being stopped.  Notices and orders of an agent in ERROR are committed, too."""
+        return not self._sealing and not self.is_stopping and not self.fold.goes_to
 
     def close(self) -> None:
         """Stops at once.  What is not committed is dropped; what is committed will be sent again by the next owner."""
@@ -109,6 +109,7 @@ class Core:
         self.outbox.close()
         self.snapshots.close()
         self.topics.close()
+        close(self.kinship)
         for future in (self._answers or {}).values():
             future.cancel()
         if self.readers is not None:
@@ -141,17 +142,7 @@ class Core:
     @property
     def error(self) -> CellError | None:
         """The error with which asks of an agent in ERROR fail until the agent is resumed."""
-        agent, error = self.fold.agent, self.fold.lifecycle.error
-        if error is None:
-            return None
-        cause = scrubbed(error.message)
-        if error.code in UNUSABLE:
-            return from_wire(error.code, cause, {"agent": agent})
-        return AgentInError(
-            f"Agent {agent!r} is in ERROR on {self.home.name} and runs nothing: {cause.rstrip('.')}. {LATER}, once it is "
-            f"resumed: `mielin resume {agent}`.",
-            agent=agent, node=self.home.name, cause=cause,
-        )  # fmt: skip
+        return error_of(self.fold, self.home.name)
 
     # ---- committing ------------------------------------------------------------------------------------------
 
@@ -180,7 +171,9 @@ class Core:
         An agent that an operator has suspended, or whose `on_stop` raised, is left to the operator: it goes on when it is resumed.
         """
         backoff, logged = Backoff(), set[str]()
-        while self.is_open and self.wish is not None and self.home.obey is not None and self.fold.may_run:
+        while self.is_open and (wish := self.wish) is not None and self.home.obey is not None:
+            if not self.fold.may_run and wish.order != END:
+                return
             try:
                 await self.flush()
                 wish = self.fold.wish

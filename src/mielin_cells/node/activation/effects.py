@@ -44,6 +44,7 @@ from mielin_cells.node.activation.core import Core
 from mielin_cells.node.activation.inbox import Arrival
 from mielin_cells.node.activation.timers import Timers
 from mielin_cells.node.activation.turn import Turn
+from mielin_cells.node.family.kinship import kinship_of
 from mielin_cells.settings import MESSAGE_BYTES_MAX
 
 logger = logging.getLogger("mielin_cells.intake")
@@ -92,7 +93,7 @@ class Effects:
             self.take(mail, message, turn, answer if message.ask else None, kept=answer)
         else:
             self.take(mail, message, turn, answer)
-        if turn.tells or turn.timers or turn.topics:
+        if turn.tells or turn.timers or turn.topics or turn.changes:
             self.send(turn)
         if turn.moves or turn.wish is not None:
             self._order(turn)
@@ -111,6 +112,9 @@ class Effects:
             at, made = turn.news()
             if made:  # outcomes that no record has yet: an undo may want them (rule 13)
                 batch.ended.append(EndedTurn(turn.sender, turn.n, at, made))
+                ledger.learn(made)
+            if ledger.family is not None:
+                kinship_of(self._core).kick()
         keyed = None
         if kept is not None and message.terms is not None and message.terms.key:
             keyed = Keyed(message.terms.key, message.digest, self._core.home.clock.now(), kept)
@@ -156,6 +160,8 @@ class Effects:
             self._timers.take(turn.timers, turn.seconds)
         if turn.topics:
             self._core.topics.change(turn.topics)
+        if turn.changes:
+            kinship_of(self._core).change(turn.changes)
 
     def _order(self, turn: Turn) -> None:
         """Carries out what the turn has ordered for its own agent, once the turn is committed."""
@@ -272,6 +278,8 @@ class Effects:
         core.batch.dead.append(letter)
         core.touch()
         core.fold.ledger.bury(letter)
+        if core.fold.ledger.family is not None:
+            kinship_of(core).tell()
 
     def _answer_of(self, message: Message, error: BaseException, ran: int) -> bytes:
         spec, name = self._core.spec, message.handler

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from mielin_cells.agents.family.system import system_handler
 from mielin_cells.errors import CellError, Fenced, HandlerFailed, RecordInvalid, RetryError, described
 from mielin_cells.log.commit import DeadLetter
 from mielin_cells.log.ledger import Verdict
@@ -163,7 +164,7 @@ class Intake:
     def _begin(self, arrival: Arrival, mail: Mail, message: Message) -> Unfinished | None:
         """Runs a message's turn up to its first wait or error.  None if the message has taken effect."""
         core = self._core
-        handler = self._handlers.get(message.handler)
+        handler = self._handlers.get(message.handler) or system_handler(message.handler)
         if handler is None or (mail.cls != core.spec.name and mail.cls):
             self._effects.refuse(mail, message)
             return None

@@ -57,6 +57,10 @@ class Steps(Run):
                 f"Step {name!r} of agent {self.id!r} was given a {type(call).__name__}; give the function and its arguments, "
                 "as step(name, function, argument)."
             )
+        return await self.make_step(name, call, args, retry, timeout)
+
+    async def make_step(self, name: str, call: Any, args: tuple[Any, ...], retry: Retry, timeout: float | None) -> Any:
+        """As `run_step`, for what was checked."""
         results = results_of(call)
         branches, error = self._branches(), None
         if branches is not None:

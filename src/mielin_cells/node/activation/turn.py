@@ -41,6 +41,7 @@ from mielin_cells.node.activation.calls.streaming import Streaming
 from mielin_cells.node.activation.calls.tasks import branch_of
 from mielin_cells.node.activation.run import Run
 from mielin_cells.node.activation.timers import check_room
+from mielin_cells.node.family.turning import FamilyCalls
 from mielin_cells.node.topics.turning import TopicCalls
 from mielin_cells.rpc import requests
 from mielin_cells.rpc.reminder import read_last_answer, remind
@@ -285,7 +286,7 @@ class Asks(Run):
         return None
 
 
-class Turn(Asks, Reads, Streaming, TopicCalls):
+class Turn(Asks, FamilyCalls, Reads, Streaming, TopicCalls):
     """What `cells.this()` gives inside a turn, and the caller of every reference used in it.
 
     What a turn tells, sets and orders takes effect once the turn is committed.

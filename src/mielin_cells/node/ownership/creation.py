@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from mielin_cells.agents.live import Cell
 from mielin_cells.agents.spec import Spec
-from mielin_cells.errors import AgentTerminated, Fenced, NodeCordoned, StateTooNew, WrongClass
+from mielin_cells.errors import AgentTerminated, Fenced, NameTaken, NodeCordoned, StateTooNew, WrongClass
+from mielin_cells.log.family.tree import Parent
 from mielin_cells.log.fold import Fold
 from mielin_cells.log.ids import log_subject
 from mielin_cells.log.lifecycle import Phase
@@ -41,16 +42,18 @@ class Creation:
                     f"{spec.version}.", agent=agent, have=request.version, need=spec.version,
                 )  # fmt: skip
             activation = await self._create(request, spec)
-        fold = activation.fold if activation is not None else await self._load(agent)
+        fold = activation.fold if activation is not None else await self._load(agent, request.parent)
+        if request.parent is not None:
+            return is_child(fold, request.parent)
         if fold.cls != request.cls:
             raise WrongClass(
                 f"Agent {agent!r} exists and is a {fold.cls}.", agent=agent, have=fold.cls, need=request.cls
             )
         return not fold.born or fold.born == request.born
 
-    async def _load(self, agent: str) -> Fold:
+    async def _load(self, agent: str, parent: Parent | None) -> Fold:
         fold = await load(self._activations.home.log, agent)
-        if fold.phase is Phase.TERMINATED:
+        if fold.phase is Phase.TERMINATED and parent is None:
             raise AgentTerminated.of(agent)
         if fold.owner == self._activations.name:
             self._activations.look(agent)
@@ -79,7 +82,7 @@ class Creation:
             await writer.append(
                 lambda head: Created(
                     **head, cls=spec.name, version=spec.version, state=request.state, born=request.born,
-                    at=activations.home.wall(), policy=policy,
+                    at=activations.home.wall(), policy=policy, parent=request.parent,
                 ),
                 claim=True, at_once=True,
             )  # fmt: skip
@@ -90,3 +93,16 @@ class Creation:
         activations.serve(activation)
         await activation.flush_within(activations.settings.turn_deadline_s)
         return activation
+
+
+def is_child(fold: Fold, parent: Parent) -> bool:
+    """True if the agent was made by this very call of `cells.spawn`.  Raises `NameTaken` if it was not."""
+    family = fold.ledger.family
+    known = family.parent if family is not None else None
+    if known is not None and known.key == parent.key:
+        return True
+    raise NameTaken(
+        f"Agent {parent.agent!r} cannot spawn {fold.agent!r} as a child: that is the id of an agent of class {fold.cls} already, "
+        "which another call has made. Choose another id, or call that agent by its reference. Nothing was made.",
+        agent=fold.agent, parent=parent.agent,
+    )  # fmt: skip

@@ -105,7 +105,7 @@ class Member:
         if taking.is_wanted:
             self._send_all(sub, seq, post)
         subs.apply(taking.took)
-        batch.topics.append(taking.took)
+        batch.changes.append(taking.took)
         batch.touched = True
         owner.commit_soon()
 
@@ -176,7 +176,7 @@ class Subscriptions:
         subs = ledger.subscriptions()
         for change in changes:
             subs.apply(change)
-            batch.topics.append(change)
+            batch.changes.append(change)
             if isinstance(change, Subscribed):
                 self._join(subs.by_key[change.sub.key])
             elif isinstance(change, Unsubscribed):

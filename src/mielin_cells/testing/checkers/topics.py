@@ -13,7 +13,7 @@ from mielin_cells.log.commit import Commit
 from mielin_cells.log.records import Committed, HandedOff, Undone
 from mielin_cells.log.topics.names import is_topic, matches, topic_named, topic_of
 from mielin_cells.log.topics.posts import Post
-from mielin_cells.log.topics.subs import Sub, Subscribed, Took
+from mielin_cells.log.topics.subs import Sub, Subscribed, Took, Unsubscribed
 from mielin_cells.testing.checkers.checker import Checker, Posted, Step
 from mielin_cells.testing.checkers.scene import Scene
 
@@ -136,13 +136,13 @@ class TopicsOnce(Checker):
             self._undone(step, step.record.subs or [])
             return
         commit = _commit_of(step)
-        for change in commit.topics if commit is not None else ():
+        for change in commit.changes if commit is not None else ():
             lives = self._lives.setdefault(step.agent, {})
             if isinstance(change, Took):
                 self._took(step, change, lives)
             elif isinstance(change, Subscribed):
                 self._subscribed(step.agent, change.sub, lives)
-            elif change.key in lives:
+            elif isinstance(change, Unsubscribed) and change.key in lives:
                 self._ended(change.key, lives)
 
     def _subscribed(self, agent: str, sub: Sub, lives: dict[str, _Life]) -> None:
