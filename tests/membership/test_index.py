@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
-from support.failing import Gauge, die, nodes
+from support.failing import QUICK, Gauge, die, nodes
 from support.logs import SLOW, HeldLog, Score
 from support.moving import nodes as slow_nodes
 from support.waiting import until
@@ -154,6 +156,31 @@ async def test_a_node_that_the_marker_finds_an_agent_of_is_not_empty(monkeypatch
         assert await gauge.add() == 1
         await until(lambda: is_vacant(keeper, "node-2"))
         assert found[:2] == [frozenset({"node-2"}), frozenset()]
+
+
+class MendedLog(IndexedLog):
+    """Its index loses its entries again and again."""
+
+    def __init__(self, inner: Log) -> None:
+        super().__init__(inner, has_index=False)
+        self.mended = list[float]()
+
+    async def mend_owned(self) -> int:
+        self.mended.append(asyncio.get_running_loop().time())
+        return 3
+
+
+async def test_the_leader_has_an_index_made_anew_that_has_lost_agents_but_not_again_and_again() -> None:
+    often = replace(QUICK, compare_s=0.2)
+    async with nodes("node-1", "node-2", settings=often) as (_, running, keepers, _air):
+        log = running["node-1"].home.log = MendedLog(running["node-1"].home.log)
+        other = running["node-2"].home.log = MendedLog(running["node-2"].home.log)
+        assert keepers["node-1"].is_leader
+        await until(lambda: len(log.mended) >= 4)
+        waits = [after - before for before, after in pairwise(log.mended)]
+        assert waits[1] > 1.5 * often.compare_s  # it is compared five times a second
+        assert waits[2] > 3.5 * often.compare_s
+        assert other.mended == []
 
 
 async def test_a_node_that_starts_reads_its_own_agents_logs_alone() -> None:

@@ -125,6 +125,25 @@ async def test_what_an_index_has_lost_is_said_and_it_is_made_anew(server: Server
         assert await JetStream.replicated(server.url, deployment=name) == {}
 
 
+async def test_of_several_that_mend_an_index_none_deletes_what_another_has_made(server: Server) -> None:
+    name = f"index{next(_numbers)}"
+    async with opened(server.url, deployment=name, shards=2) as substrate, raw_client(server.url) as client:
+        log = substrate.log
+        wanted = [f"log.a{n}" for n in range(6)]
+        for subject in wanted:
+            await owns(log, subject, "node-1", 0)
+        await shown(log, "node-1", wanted)
+        assert await log.mend_owned() == 0
+        asked = json.dumps({"filter": f"{name}.own.node-1.a3"}).encode()
+        await client.request(f"$JS.API.STREAM.PURGE.{name}-own-1", asked)
+        async with opened(server.url, deployment=name) as other:
+            assert max(await asyncio.gather(log.mend_owned(), other.log.mend_owned())) == 1
+        await shown(log, "node-1", wanted)
+        streams = [info.config.name or "" for info in await list_streams(client)]
+        assert [one for one in streams if one.startswith(f"{name}-own-")] == [f"{name}-own-2"]
+        assert await log.mend_owned() == 0
+
+
 async def test_an_index_of_several_shards_that_is_made_anew_is_whole_after_moves_to_and_fro(server: Server) -> None:
     """While it is filled, later records of a pair replace earlier ones: then NATS 2.15.1 filled it from one of the shards alone."""
     name = f"index{next(_numbers)}"

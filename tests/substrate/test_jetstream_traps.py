@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import re
+import sys
 from collections.abc import AsyncIterator, Awaitable
 from itertools import count
 from pathlib import Path
@@ -39,7 +40,7 @@ from mielin_cells.substrate.jetstream import JetStream, api
 from mielin_cells.substrate.jetstream import log as jetstream_log
 from mielin_cells.substrate.jetstream.heard import Heard
 from mielin_cells.substrate.jetstream.server import Server
-from mielin_cells.substrate.jetstream.streams import HEADERS_BYTES
+from mielin_cells.substrate.jetstream.streams import HEADERS_BYTES, _create
 from mielin_cells.substrate.ports import ENTRY_BYTES_MAX, Appended, Conflict, Outcome, Unknown
 from mielin_cells.testing.conformance import CHECKS
 from mielin_cells.testing.conformance import owners as owners_checks
@@ -528,8 +529,52 @@ async def test_a_deployment_of_an_earlier_version_gets_its_streams_of_topics_onc
             seq = await stored(substrate.log, "topic.a.=.p", b"1", 0)
             shards = len(await substrate.log.topic_ends())
             assert [one.seq for n in range(shards) for one in await substrate.log.scan("topic.>", n)] == [seq]
+            assert not [subject for subject, _ in await substrate.log.subjects("") if subject != "topic.a.=.p"]
+        facts = await JetStream.inspected(server.url, deployment=name)
+        assert {one.name for one in facts.streams} >= {f"{name}-topic-0", f"{name}-topic-1"}
         await js.delete_stream(f"{name}-topic-1")
         await refused(JetStream.open(server.url, deployment=name), StreamMissing)
+
+
+async def test_making_the_streams_of_topics_takes_back_nothing_that_others_change_meanwhile(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The configuration of a stream is that of whoever wrote it last, with all that it had when that one read it."""
+    name = "meanwhile"
+    async with opened(server.url, deployment=name):
+        pass
+    async with raw_client(server.url) as other:
+        js = other.jetstream()
+
+        async def change(description: str, *without: str) -> None:
+            config = (await js.stream_info(f"{name}-log-0")).config
+            config.metadata = {k: v for k, v in (config.metadata or {}).items() if k not in without}
+            config.description = description
+            await js.update_stream(config)
+
+        await js.delete_stream(f"{name}-topic-0")
+        await change("before", "mielin.topics")
+        create, count = _create, 0
+
+        async def slow(*args: Any) -> Any:
+            nonlocal count
+            count += 1
+            answer = await create(*args)
+            await change("an operator's")
+            return answer
+
+        monkeypatch.setattr(sys.modules[_create.__module__], "_create", slow)
+        await asyncio.gather(*(_close_at_once(server.url, name) for _ in range(3)))
+        assert count >= 1
+        assert (await js.stream_info(f"{name}-log-0")).config.description == "an operator's"
+        count = 0
+        await _close_at_once(server.url, name)
+        assert count == 0
+
+
+async def _close_at_once(url: str, name: str) -> None:
+    async with opened(url, deployment=name):
+        pass
 
 
 async def test_a_deployment_that_does_not_fit_the_server_is_refused(server: Server) -> None:

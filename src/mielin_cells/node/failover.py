@@ -22,7 +22,7 @@ from mielin_cells.membership.heartbeat import Listener, encode_beat
 from mielin_cells.membership.members import AnyRecord, Forgotten, Left, Loads, Member, Status, Suspected
 from mielin_cells.membership.takeover import Taken, Takeover
 from mielin_cells.membership.vacant import Schedule, Vacant
-from mielin_cells.membership.watch import LONG_AGO, Watch
+from mielin_cells.membership.watch import LONG_AGO, Repeated, Watch
 from mielin_cells.rpc.answers import Beat
 from mielin_cells.substrate.ports import Source
 from mielin_cells.tasks.supervision import supervised
@@ -76,6 +76,8 @@ class Failover:
         """Nodes whose agents the last takeover has listed."""
         self._compare_at = self._loads_at = self._probed_at = LONG_AGO
         self._takeover_task: asyncio.Task[None] | None = None
+        self._mending: asyncio.Task[None] | None = None
+        self._mended = Repeated()
         self._schedule = Schedule(settings.reconcile_s)
         self.vacant = Vacant()
         self._trouble = StoreTrouble()
@@ -211,10 +213,26 @@ class Failover:
         self._listed = names
         if compares:
             self._compare_at = self._clock() + self._activations.settings.compare_s
+            if self._mending is None or self._mending.done():
+                self._mending = self._home.start(self._mend())
         if "settled index" in sources:
             found = {name for one in taken for name in one.found}
             self.vacant.note([member for member in gone if member.name not in found], self._clock())
         self._schedule.ended(self._clock(), is_over=not any(one.owners for one in taken))
+
+    async def _mend(self) -> None:
+        """Makes the index of owners anew if it has lost agents; after that less and less often, since somebody has to see to it."""
+        now, compare_s = self._clock(), self._activations.settings.compare_s
+        if not self._mended.is_due(now, compare_s / 2):
+            return
+        try:
+            lost = await self._home.log.mend_owned()
+        except CellError as error:
+            logger.info("node %s: the index of owners was not compared with the logs: %s", self._home.name, error)
+            return
+        if lost:
+            self._mended.note(now, 4 * compare_s)
+            logger.warning("the index of owners had lost %d agents, and was made anew; nothing else was lost", lost)
 
     async def _take_listed(self, gone: frozenset[str], beats: Mapping[str, Beat], source: Source | None) -> Taken:
         """As the table of the members says now: a node may have gone, or come, since the last list."""

@@ -179,6 +179,13 @@ class Log(Protocol):
         Only node `owner` itself calls this, after its log's record `seq` has named another node.  May be lost without harm.
         """
 
+    async def mend_owned(self) -> int:
+        """Makes the index of `owned` anew if it does not name agents' logs at their owners, and has not for some time; how many.
+
+        After that it may be partial for a while.  It may cost the store by all agents, as `owned_by_others` does.  Several may call
+        it at the same time.
+        """
+
     # Topics (`log.topics`): each subject lies in one of several shards, and each shard keeps the entries of all its topics in
     # one order, which is the order of their sequences.
 

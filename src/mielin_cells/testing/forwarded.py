@@ -72,6 +72,10 @@ class ForwardedLog:
         self.called("forget_owned", subject)
         await self.log.forget_owned(owner, subject, seq)
 
+    async def mend_owned(self) -> int:
+        self.called("mend_owned", "")
+        return await self.log.mend_owned()
+
     async def topic_ends(self) -> tuple[int, ...]:
         self.called("topic_ends", "")
         return await self.log.topic_ends()

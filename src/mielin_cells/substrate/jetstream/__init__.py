@@ -136,7 +136,8 @@ class JetStream:
         connection = await _opened(url, creds, tls_ca, domain, deployment, StreamOptions(replicas=replicas))
         try:
             changed = await with_replicas(connection, deployment, replicas)
-            return changed | await mend_index(connection, deployment)
+            mended = await mend_index(connection, deployment)
+            return changed | ({mended.name: (mended.copies, mended.copies)} if mended.lost else {})
         finally:
             await connection.close()
 

@@ -7,11 +7,11 @@ import contextlib
 import datetime
 import json
 import time
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from mielin_cells.errors import CellError, RetryError
+from mielin_cells.errors import CellError, RetryError, StreamMissing
 from mielin_cells.log.ids import LOGS, agent_of
 from mielin_cells.substrate.format import check_format
 from mielin_cells.substrate.health import Facts, StreamFacts
@@ -22,7 +22,7 @@ from mielin_cells.substrate.jetstream.asking import Asking
 from mielin_cells.substrate.jetstream.connection import Connection
 from mielin_cells.substrate.jetstream.index import find_index, index_name, make_index, read_generation
 from mielin_cells.substrate.jetstream.places import MARKER, NOBODY, OWN, TOPIC, head_of
-from mielin_cells.substrate.jetstream.topics import MADE
+from mielin_cells.substrate.jetstream.topics import has_topics
 
 LASTS: Final = 500
 """Names in one request for their last entries."""
@@ -56,7 +56,7 @@ async def facts(connection: Connection, deployment: str, sync: str, named_by: st
             check_format(f"The stream {name}", int(metadata["mielin.format"]), "another deployment (--deployment)")
         shards = str(metadata.get("mielin.shards", "1"))
         if len(streams) == 1 and shards.isdecimal():
-            if metadata.get(MADE):
+            if await has_topics(connection, deployment, metadata):
                 kinds = (*kinds, TOPIC)
                 names.append(api.stream_name(deployment, TOPIC, 0))
             names += [api.stream_name(deployment, kind, n) for n in range(1, int(shards)) for kind in kinds]
@@ -107,13 +107,13 @@ class _Owners(Asking):
         super().__init__(connection)
         self._deployment = deployment
 
-    async def find_lost(self) -> set[tuple[str, str]]:
+    async def find_lost(self, index: str) -> set[tuple[str, str]]:
         """Node and agent, as names in subjects, of each agent that the index does not name at its owner now."""
         first = await stream(self._connection, api.stream_name(self._deployment, "log", 0))
         owners = set[tuple[str, str]]()
         for shard in range(int(first.config.metadata["mielin.shards"])):
             owners |= await self._owners(shard)
-        index, head = await find_index(self._connection, self._deployment), f"{self._deployment}.{OWN}."
+        head = f"{self._deployment}.{OWN}."
         there = {name.removeprefix(head) for name in await self._names(index, f"{head}>")}
         return {(node, agent) for node, agent in owners if f"{node}.{agent}" not in there}
 
@@ -136,11 +136,24 @@ class _Owners(Asking):
         return {(node, agent) for agent, (_, node) in newest.items() if node != NOBODY}
 
 
-async def find_lost(connection: Connection, deployment: str) -> list[str]:
-    """Agents that the index does not name at their owners, and has not for some time: it is only late otherwise."""
+class Mended(NamedTuple):
+    """An index that was made anew; "": it had lost nothing."""
+
+    name: str
+    copies: int
+    lost: int
+    """Agents that the one before did not name at their owners."""
+
+
+async def find_lost(connection: Connection, deployment: str, index: str = "") -> list[str]:
+    """Agents that the index does not name at their owners, and has not for some time: it is only late otherwise.
+
+    `index`: its name, if that is known.
+    """
+    index = index or await find_index(connection, deployment)
     owners, lost = _Owners(connection, deployment), set[tuple[str, str]]()
     until = time.monotonic() + LATE_S
-    while found := await owners.find_lost():
+    while found := await owners.find_lost(index):
         lost = found if not lost else lost & found
         if not lost or time.monotonic() > until:
             break
@@ -150,12 +163,17 @@ async def find_lost(connection: Connection, deployment: str) -> list[str]:
     return sorted(agent_of(LOGS + agent) for _, agent in lost)
 
 
-async def mend_index(connection: Connection, deployment: str) -> dict[str, tuple[int, int]]:
-    """Makes the index anew if it has lost agents; its name with its copies before and after."""
-    if not await find_lost(connection, deployment):
-        return {}
+async def mend_index(connection: Connection, deployment: str) -> Mended:
+    """Makes the index anew if it has lost agents.  Of several that do so at once, none deletes what another has just made."""
+    if made := await make_index(connection, deployment):
+        return Mended(made, 0, 0)
     before = await find_index(connection, deployment)
-    copies = (await stream(connection, before)).config.num_replicas
+    try:
+        if not (lost := await find_lost(connection, deployment, before)):
+            return Mended("", 0, 0)
+        copies = (await stream(connection, before)).config.num_replicas
+    except StreamMissing:  # another one was first
+        return Mended("", 0, 0)
     await ask(connection, f"STREAM.DELETE.{before}")
     await make_index(connection, deployment)
-    return {await find_index(connection, deployment): (copies, copies)}
+    return Mended(await find_index(connection, deployment), copies, len(lost))

@@ -14,6 +14,7 @@ from mielin_cells.substrate.jetstream import api
 from mielin_cells.substrate.jetstream.api import Unanswered
 from mielin_cells.substrate.jetstream.asking import APPEND_S, READ_S, Asking, TooMany
 from mielin_cells.substrate.jetstream.connection import Connection, Listener
+from mielin_cells.substrate.jetstream.health import mend_index
 from mielin_cells.substrate.jetstream.heard import Heard
 from mielin_cells.substrate.jetstream.index import Index
 from mielin_cells.substrate.jetstream.places import TOPIC, Place, head_of, is_own, kind_of, place_of, subject_of
@@ -336,6 +337,9 @@ class JetLog(Asking):
 
     async def forget_owned(self, owner: str, subject: str, seq: int) -> None:
         await self._index.forget(owner, subject, seq)
+
+    async def mend_owned(self) -> int:
+        return (await mend_index(self._connection, self._deployment)).lost
 
     async def topic_ends(self) -> tuple[int, ...]:
         return await self._topics.ends()

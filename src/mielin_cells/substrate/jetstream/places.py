@@ -98,9 +98,13 @@ NOTE: Final = "index"
 """Of the first log stream, the name whose last entry says which generation of the index is the deployment's."""
 
 
+TOPICS_NOTE: Final = "topics"
+"""Of the first log stream, the name of the entry which says that the streams of topics have been made."""
+
+
 def is_own(head: str, name: str) -> bool:
     """True of a name that this adapter uses for itself; `head` is the stream's."""
-    return name.startswith(f"{head}{LOGS}{MARKER}") or name == head + NOTE
+    return name.startswith(f"{head}{LOGS}{MARKER}") or name in (head + NOTE, head + TOPICS_NOTE)
 
 
 def node_word(owner: str) -> str:

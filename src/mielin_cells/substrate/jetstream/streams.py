@@ -14,7 +14,7 @@ from mielin_cells.substrate.jetstream.ask import ask, find_first, raw_stream, st
 from mielin_cells.substrate.jetstream.connection import Connection
 from mielin_cells.substrate.jetstream.index import find_index, make_index
 from mielin_cells.substrate.jetstream.places import TOPIC
-from mielin_cells.substrate.jetstream.topics import MADE, make_topics
+from mielin_cells.substrate.jetstream.topics import MADE, has_topics, make_topics
 from mielin_cells.substrate.ports import ENTRY_BYTES_MAX
 
 LED_S: Final = 10.0
@@ -104,18 +104,17 @@ async def streams(connection: Connection, deployment: str, options: StreamOption
     _check_tags(answer, first, options.tags)
     if options.makes:
         await _make_topics(connection, deployment, have, replicas, _tags_of(answer))
-        answer = await stream(connection, first)
-    for name in _kept(answer, deployment, have)[:-1]:
+    for name in (await _kept(connection, answer, deployment, have))[:-1]:
         replicas = min(replicas, _replicas_of(await stream(connection, name), name, options.replicas))
     if options.makes:
         await make_index(connection, deployment)
     return Layout(have, replicas, answer.is_clustered)
 
 
-def _kept(answer: api.StreamAnswer, deployment: str, shards: int) -> list[str]:
-    """The names of the streams that the deployment was made with."""
-    has_topics = answer.config.metadata.get(MADE)
-    return [name for name in names(deployment, shards) if has_topics or f"-{TOPIC}-" not in name]
+async def _kept(connection: Connection, answer: api.StreamAnswer, deployment: str, shards: int) -> list[str]:
+    """The names of the streams that the deployment has."""
+    has = await has_topics(connection, deployment, answer.config.metadata)
+    return [name for name in names(deployment, shards) if has or f"-{TOPIC}-" not in name]
 
 
 async def _make(connection: Connection, deployment: str, options: StreamOptions) -> Layout:

@@ -6,39 +6,58 @@ entry of a subject, and then an old message, sent again, would be stored a secon
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from mielin_cells.substrate.jetstream import api
+from mielin_cells.substrate.jetstream.api import Unanswered
 from mielin_cells.substrate.jetstream.ask import ask, raw_stream
-from mielin_cells.substrate.jetstream.asking import Asking
+from mielin_cells.substrate.jetstream.asking import APPEND_S, Asking
 from mielin_cells.substrate.jetstream.connection import Connection, Listener
 from mielin_cells.substrate.jetstream.heard import Heard
-from mielin_cells.substrate.jetstream.places import TOPIC, head_of
+from mielin_cells.substrate.jetstream.places import TOPIC, TOPICS_NOTE, head_of
 from mielin_cells.substrate.ports import Found
 
 BATCH: Final = 256
 BATCH_BYTES: Final = 4 * 1024 * 1024
 MADE: Final = "mielin.topics"
-"""In the metadata of the first log stream: the streams of topics have been made.  A lost one is not made again."""
+"""In the metadata of the first log stream of a new deployment: the streams of topics have been made.  A lost one is not made again."""
+
+
+async def has_topics(connection: Connection, deployment: str, metadata: Mapping[str, str]) -> bool:
+    """True if the streams of topics have been made: so says the first log stream's metadata, or a note, which its leader reads."""
+    if metadata.get(MADE):
+        return True
+    first = api.stream_name(deployment, "log", 0)
+    wanted = json.dumps({"last_by_subj": _note(deployment)}).encode()
+    answer: api.GetAnswer = await ask(connection, f"STREAM.MSG.GET.{first}", wanted, api.GetAnswer)
+    if answer.error is not None and answer.error.err_code != api.NO_MESSAGE:
+        raise api.error_of(answer.error, first)
+    return answer.message is not None
 
 
 async def make_topics(connection: Connection, deployment: str, make: Callable[[str], Any]) -> None:
-    """Makes the streams of a deployment that an earlier version made.  `make` creates the stream of a name."""
+    """Makes the streams of a deployment that an earlier version made.  `make` creates the stream of a name.
+
+    That they are made is then noted by a conditional append, and not in the metadata of the stream: a server takes a stream's
+    configuration from whoever writes last, and so would take back what somebody else changes meanwhile, such as its copies.  If the
+    outcome of the append is not known, the next look at the note shows it.
+    """
     first = api.stream_name(deployment, "log", 0)
-    config = (await raw_stream(connection, first))["config"]
-    metadata = config.get("metadata", {})
-    if metadata.get(MADE):
-        return
-    for shard in range(int(metadata["mielin.shards"])):
-        answer = await make(api.stream_name(deployment, TOPIC, shard))
-        if answer.error is not None and answer.error.err_code != api.NAME_IN_USE:
-            raise api.error_of(answer.error, api.stream_name(deployment, TOPIC, shard))
-    changed = {**config, "metadata": {**metadata, MADE: "1"}}
-    answer = await ask(connection, f"STREAM.UPDATE.{first}", json.dumps(changed).encode())
-    if answer.error is not None:
-        raise api.error_of(answer.error, first)
+    metadata = (await raw_stream(connection, first))["config"].get("metadata", {})
+    while not await has_topics(connection, deployment, metadata):
+        for shard in range(int(metadata["mielin.shards"])):
+            answer = await make(api.stream_name(deployment, TOPIC, shard))
+            if answer.error is not None and answer.error.err_code != api.NAME_IN_USE:
+                raise api.error_of(answer.error, api.stream_name(deployment, TOPIC, shard))
+        with contextlib.suppress(Unanswered):
+            await connection.call(_note(deployment), b"1", APPEND_S, {api.EXPECT: "0"})
+
+
+def _note(deployment: str) -> str:
+    return head_of(deployment, "log", 0) + TOPICS_NOTE
 
 
 class Watching:

@@ -17,7 +17,7 @@ from blake3 import blake3
 from mielin_cells.errors import CellError, never
 from mielin_cells.substrate.ports import Entry
 from mielin_cells.testing.checkers.history import Author, History
-from mielin_cells.testing.simulator.environment import CHANCES, REFUSALS, Faults, make_refusal
+from mielin_cells.testing.simulator.environment import CHANCES, INDEX_FILLS_S, REFUSALS, Faults, make_refusal
 from mielin_cells.testing.simulator.loop import VirtualLoop
 from mielin_cells.testing.simulator.store import Store
 
@@ -49,6 +49,7 @@ class Engine:
         """One for each fault, so that a world without one of them is otherwise much the same."""
         self.use(faults if faults is not None else Faults())
         self.store = Store()
+        self._index_anew_at = -INDEX_FILLS_S
         self.history = History(loop.time, seed)
         self.counts = self.history.faults
         """Faults that happened, by kind."""
@@ -170,6 +171,16 @@ class Engine:
             if at <= horizon:
                 return seq
         return 0
+
+    def remake_index(self) -> None:
+        """Makes the index of owners anew: what it had lost comes back, and former owners too, but not at once."""
+        self.store.lost.clear()
+        self._index_anew_at = self.loop.time()
+
+    @property
+    def index_fills_s(self) -> float:
+        """For how long yet the index of owners is partial."""
+        return max(0.0, self._index_anew_at + INDEX_FILLS_S - self.loop.time())
 
     def note(self, line: str) -> None:
         if not self.records:

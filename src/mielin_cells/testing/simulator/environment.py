@@ -60,6 +60,8 @@ class Faults:
     """A step takes up to `slow_s` instead of `delay_s`."""
     index_lost: float = 0.0
     """The index of owners (`Log.owned`) never gets the entry."""
+    index_anew: float = 0.0
+    """When an ownership record lands, the index is deleted and made anew: it is partial for `INDEX_FILLS_S`."""
     marker_late: float = 0.0
     """The index of owners does not come to where the logs are in time: `StoreUnreachable`."""
     hint_lost: float = 0.0
@@ -83,13 +85,15 @@ class Faults:
         """An environment: each fault is off in half of them, so that no fault always hides another."""
         chances = {
             f.name: rng.random() * most for f in fields(cls)
-            if f.default == 0.0 and f.name not in WIDER and rng.random() < 0.5
+            if f.default == 0.0 and f.name not in WIDER + LATER and rng.random() < 0.5
         }  # fmt: skip
         return cls(**chances, delay_s=rng.choice((0.001, 0.003, 0.02)), late_s=rng.choice((0.5, 5.0, 15.0)))
 
     def wider(self, rng: Random, most: float = 0.12) -> Faults:
         """With the faults in `WIDER`, drawn apart, so that a seed without them tells the same story as before they were added."""
         chances = {name: rng.random() * most for name in WIDER if rng.random() < 0.5}
+        later = Random(f"later {sorted(chances.items())}")
+        chances |= {name: later.random() * most for name in LATER if later.random() < 0.5}
         return replace(self, **chances, cut_off_s=rng.choice((0.5, 3.0, STALE_S)))
 
     def without(self, *names: str) -> Faults:
@@ -116,6 +120,10 @@ WIDER = (
     "hint_made_up",
 )
 """Faults that were added later than the others."""
+LATER = ("index_anew",)
+"""And later than those."""
+INDEX_FILLS_S = 2.0
+"""How long an index of owners that is made anew takes until it is whole."""
 CHANCES = tuple(f.name for f in fields(Faults) if f.default == 0.0)
 """Names of the faults that are drawn per call or message."""
 
@@ -132,6 +140,7 @@ STORE_CALLS = WRITES | {
     "owned",
     "owned_by_others",
     "forget_owned",
+    "mend_owned",
     "topic_ends",
     "scan",
 }

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
+from mielin_cells.errors import StoreUnreachable
 from mielin_cells.log.ids import LOGS
 from mielin_cells.substrate.patterns import Watch
-from mielin_cells.substrate.ports import Entry
+from mielin_cells.substrate.ports import Entry, Source
 from mielin_cells.testing.checkers.history import Operation
 from mielin_cells.testing.simulator.engine import Engine
+from mielin_cells.testing.simulator.environment import INDEX_FILLS_S
 from mielin_cells.testing.simulator.loop import Process
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -300,3 +304,51 @@ class Hearer:
         self._is_open = False
         for home in self._homes:
             home.pop(self, None)
+
+
+class Indexed(Link):
+    """The index of owners as a process sees it: always late, by up to `index_s`, with former owners, and without what it has lost."""
+
+    async def _look(self, what: str, subject: str, find: Callable[[], T]) -> T:
+        """A call that reads."""
+        raise NotImplementedError
+
+    def has_owner(self, subject: str, seq: int, owner: str) -> None:
+        """An ownership record has landed."""
+        if self.world.happens("index_lost", self):
+            self.world.store.lost.add((subject, seq))
+        if self.world.happens("index_anew", self):
+            self.world.remake_index()
+        for hearer in [*self.network.hearers.get(owner, ())]:
+            hearer.tell(subject)
+
+    async def owned(self, owner: str, source: Source = "index") -> list[str]:
+        """An index that was made anew is filled from the oldest record on."""
+        world = self.world
+        upto = world.known_before(world.faults.index_s * world.rng.random()) if source == "index" else None
+        if source == "settled index":
+            await asyncio.sleep(world.faults.index_s * world.rng.random() + world.index_fills_s)
+            if world.happens("marker_late", self):
+                raise StoreUnreachable("The index of owners is behind; try again.")
+        if upto is not None and world.index_fills_s:
+            upto = min(upto, round(world.store.seq * (1 - world.index_fills_s / INDEX_FILLS_S)))
+        by_logs = source == "logs"
+        return await self._look("owned", owner, lambda: world.store.owned(owner, upto, by_logs=by_logs))
+
+    async def owned_by_others(self, nodes: Collection[str]) -> list[str]:
+        return await self._look("owned_by_others", "", lambda: self.world.store.owned_by_others(nodes))
+
+    def hear_owned(self, owner: str, receive: Callable[[str | None], None]) -> Hearer:
+        return Hearer(self, owner, receive)
+
+    async def forget_owned(self, owner: str, subject: str, seq: int) -> None:
+        await self._look("forget_owned", subject, lambda: self.world.store.forget_owned(owner, subject, seq))
+
+    async def mend_owned(self) -> int:
+        return await self._look("mend_owned", "", self._mend)
+
+    def _mend(self) -> int:
+        if lacks := self.world.store.lacks_owned():
+            self.world.counts["index mended"] += 1
+            self.world.remake_index()
+        return lacks

@@ -116,6 +116,13 @@ class Store:
         others = self._owners.keys() - {"", *nodes}
         return sorted({subject for owner in others for subject in self.owned(owner, None, by_logs=True)})
 
+    def lacks_owned(self) -> int:
+        """Logs whose owner the index does not name at it."""
+        return sum(
+            1 for owner, logs in self._owners.items() if owner for subject, seqs in logs.items()
+            if seqs and seqs[-1] == self._owned_last[subject] and all((subject, seq) in self.lost for seq in seqs)
+        )  # fmt: skip
+
     def forget_owned(self, owner: str, subject: str, seq: int) -> None:
         seqs = self._owners.get(owner, {}).get(subject, [])
         if seqs and seqs[-1] < seq:

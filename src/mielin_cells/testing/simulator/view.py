@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, ClassVar, TypeVar
 
 from blake3 import blake3
@@ -19,7 +19,6 @@ from mielin_cells.substrate.ports import (
     Found,
     Log,
     Outcome,
-    Source,
     Subscription,
     Unknown,
     Wire,
@@ -27,7 +26,7 @@ from mielin_cells.substrate.ports import (
 from mielin_cells.testing.checkers.history import Operation
 from mielin_cells.testing.checkers.scene import STORE_WALL_S
 from mielin_cells.testing.simulator.environment import STORE_CALLS
-from mielin_cells.testing.simulator.link import Hearer, Link, Sent, Tail, Wired, fail_with, resolve
+from mielin_cells.testing.simulator.link import Indexed, Sent, Tail, Wired, fail_with, resolve
 
 T = TypeVar("T")
 
@@ -42,7 +41,7 @@ other call times out.  crash before it left, after, or when its answer is there.
 UNANSWERED = ("fail", "time out", "lose the answer", "land late")
 
 
-class View(Link):
+class View(Indexed):
     """What one incarnation of one process sees.  Calls of a dead process hang for ever without effect."""
 
     tail_type: ClassVar[type[Tail]] = Tail
@@ -165,10 +164,8 @@ class View(Link):
                 return
         outcome = world.store.append(subject, sent.data, sent.expect, sent.owner)
         if isinstance(outcome, Appended):
-            if sent.owner is not None and world.happens("index_lost", self):
-                world.store.lost.add((subject, outcome.seq))
-            for hearer in [*self.network.hearers.get(sent.owner, ())] if sent.owner is not None else ():
-                hearer.tell(subject)
+            if sent.owner is not None:
+                self.has_owner(subject, outcome.seq, sent.owner)
             if sent.operation is not None:
                 world.history.places.setdefault(subject, []).append((outcome.seq, sent.operation))
             world.has_landed(subject, Entry(outcome.seq, sent.data), self)
@@ -233,26 +230,6 @@ class View(Link):
 
     async def now(self) -> float:
         return await self._look("now", "", lambda: STORE_WALL_S + self.world.loop.time())
-
-    async def owned(self, owner: str, source: Source = "index") -> list[str]:
-        """The index is always late, by up to `index_s`, and names former owners."""
-        world = self.world
-        upto = world.known_before(world.faults.index_s * world.rng.random()) if source == "index" else None
-        if source == "settled index":
-            await asyncio.sleep(world.faults.index_s * world.rng.random())
-            if world.happens("marker_late", self):
-                raise StoreUnreachable("The index of owners is behind; try again.")
-        by_logs = source == "logs"
-        return await self._look("owned", owner, lambda: world.store.owned(owner, upto, by_logs=by_logs))
-
-    async def owned_by_others(self, nodes: Collection[str]) -> list[str]:
-        return await self._look("owned_by_others", "", lambda: self.world.store.owned_by_others(nodes))
-
-    def hear_owned(self, owner: str, receive: Callable[[str | None], None]) -> Hearer:
-        return Hearer(self, owner, receive)
-
-    async def forget_owned(self, owner: str, subject: str, seq: int) -> None:
-        await self._look("forget_owned", subject, lambda: self.world.store.forget_owned(owner, subject, seq))
 
     async def topic_ends(self) -> tuple[int, ...]:
         return await self._look("topic_ends", "", lambda: (self._known(self._horizon()),))
