@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from support.agent_log import taken
 
-from mielin_cells.log.commit import Batch
 from mielin_cells.log.delta import PAGE_BYTES, BufferDelta, StateDelta, TableDelta
 from mielin_cells.log.state import StoredState
+from mielin_cells.log.turns.batch import Batch
 
 QUICK = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 NAMES = st.sampled_from("abc")

@@ -9,9 +9,10 @@ from support.agent_log import commit, out, taken
 from support.letters import letter
 
 from mielin_cells.log import ledger as module
-from mielin_cells.log.commit import Batch, Input, Out, ReplayInput
+from mielin_cells.log.commit import Input, Out, ReplayInput
 from mielin_cells.log.ledger import Ledger, Verdict
 from mielin_cells.log.message import client_sender
+from mielin_cells.log.turns.batch import Batch
 
 QUICK = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 ALICE = "alice"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from mielin_cells.log.commit import Batch, Commit
+from mielin_cells.log.commit import Commit
 from mielin_cells.log.ids import TOPICS
 from mielin_cells.log.topics.posts import End, Post, Posting
 from mielin_cells.log.topics.subs import Sub, Subs, Taking, after_undo
+from mielin_cells.log.turns.batch import Batch
 from mielin_cells.store.topics import read_end
 from mielin_cells.substrate.ports import Log, Outcome
 from mielin_cells.testing.simulator import store

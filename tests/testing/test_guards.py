@@ -10,6 +10,7 @@ import asyncio
 import os
 import re
 from collections import deque
+from collections.abc import Sequence
 from contextvars import Context
 from dataclasses import replace
 from typing import Any
@@ -18,13 +19,14 @@ import pytest
 from msgspec.structs import replace as replace_field
 from support.guards import GUARDS, Guard, Patch, guard
 from support.paths import ROOT
+from support.priority_guards import inboxes_are_opened
 from support.topic_guards import numbers_say_what_is_stored
 
 from mielin_cells.agents import context
 from mielin_cells.agents.live import Cell
 from mielin_cells.errors import Fenced
 from mielin_cells.log import codec
-from mielin_cells.log.commit import Batch, DeadLetter, Input, Out, StepCall
+from mielin_cells.log.commit import DeadLetter, Input, Out, StepCall
 from mielin_cells.log.fold import Fold
 from mielin_cells.log.ids import MEMBERS, log_subject
 from mielin_cells.log.keys.kept import Keys
@@ -33,6 +35,7 @@ from mielin_cells.log.message import Mail, Message
 from mielin_cells.log.records import Claimed
 from mielin_cells.log.state import StoredState
 from mielin_cells.log.streams.entries import StreamView
+from mielin_cells.log.turns.batch import Batch
 from mielin_cells.membership.members import AnyRecord as AnyMember
 from mielin_cells.membership.table import Members
 from mielin_cells.migration import case
@@ -418,8 +421,10 @@ def the_next_timer_wakes(patch: Patch) -> None:
     """An agent that leaves memory is woken by messages alone."""
     begin = Sleeper.begin
 
-    def without_alarm(self: Sleeper, tail: TailPort | None, due: float | None, context: Context) -> None:
-        begin(self, tail, None, context)
+    def without_alarm(
+        self: Sleeper, tail: TailPort | None, others: Sequence[TailPort], due: float | None, context: Context
+    ) -> None:
+        begin(self, tail, others, None, context)
 
     patch.setattr(Sleeper, "begin", without_alarm)
 
@@ -501,6 +506,7 @@ def a_stream_is_read_before_it_is_written(patch: Patch) -> None:
 
 
 assert Guard(numbers_say_what_is_stored, 100) in GUARDS, "the guards of topics are among them"
+assert Guard(inboxes_are_opened, 20) in GUARDS, "and those of priorities"
 
 SOON = 40
 """What is found within so many seeds is taken away in `make test`, too."""

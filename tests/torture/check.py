@@ -16,14 +16,14 @@ from typing import Any, NamedTuple
 
 from mielin_cells.agents.reports import MigrationReport
 from mielin_cells.errors import CellError
-from mielin_cells.log.ids import JOURNALS, LOGS, inbox_subject, journal_subject, log_subject
+from mielin_cells.log.ids import INBOXES, JOURNALS, LOGS, inbox_subject, journal_subject, log_subject
 from mielin_cells.log.records import Accepted, decode_record
 from mielin_cells.migration import journal as journals
 from mielin_cells.store import journal
 from mielin_cells.store.reader import load
 from mielin_cells.substrate.ports import Entry, Log
 from mielin_cells.testing.checkers import OF_LOGS
-from mielin_cells.testing.checkers.checker import INBOXES, Checkers
+from mielin_cells.testing.checkers.checker import Checkers
 from mielin_cells.testing.checkers.history import History, Operation
 from mielin_cells.testing.checkers.ownership import SameState, StoreTells
 from mielin_cells.testing.checkers.scene import Call, Observed, Reported, Scene, Violation

@@ -10,6 +10,7 @@ from mielin_cells.agents.cluster import Cluster
 from mielin_cells.agents.reference import Reference
 from mielin_cells.agents.retry import Retry
 from mielin_cells.errors import NotConnected, NotInTurn
+from mielin_cells.log.inboxes.lines import NORMAL
 
 
 class CallOptions(NamedTuple):
@@ -19,6 +20,8 @@ class CallOptions(NamedTuple):
     """Seconds from the call within which its turn must begin."""
     key: str = ""
     """Calls under one key run once."""
+    priority: str = NORMAL
+    """What its message goes before, of those that wait (rule T1)."""
 
 
 class Caller(Protocol):

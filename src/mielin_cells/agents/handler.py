@@ -14,6 +14,7 @@ from mielin_cells.agents.shared.bound import SharedBound
 from mielin_cells.agents.values.annotations import read_signature
 from mielin_cells.agents.values.raises import check_declared
 from mielin_cells.errors import FieldRefused, UsageError
+from mielin_cells.log.inboxes.lines import NORMAL, Priority, check_priority
 from mielin_cells.settings import check_timeout
 
 LABEL_CHARS_MAX = 128
@@ -92,7 +93,7 @@ class Bound(Generic[P, R_co]):
 
     def options(
         self, *, timeout: float | None = None, id: str | None = None, deadline: float | None = None,
-        key: str | None = None,
+        key: str | None = None, priority: Priority = NORMAL,
     ) -> Bound[P, R_co]:  # fmt: skip
         """The same handler with options.
 
@@ -101,9 +102,11 @@ class Bound(Generic[P, R_co]):
         the message is a dead letter.  The store's clock decides, and a turn that has begun goes on.
         `key`: calls of the agent under one key run once, whoever makes them, also after restarts; the others get the answer of
         the one that ran.  Another call under the key raises `KeyConflict`.  The agent's class says how long that holds (`keys_s`).
+        `priority`: "low", "normal", "high" or "critical".  Of the messages that wait, those of a higher priority are taken first;
+        after 16 of them, one that has waited that long.  A sender's messages keep their order among those of one priority.
         `id`: a label, shown in the error of an ask without an answer and in the asks of a dead letter; it changes nothing else.
-        Raises `UsageError` for a timeout or deadline that is not above 0, and for a label or key that is not 1 to 128 printable
-        characters.
+        Raises `UsageError` for a timeout or deadline that is not above 0, for a label or key that is not 1 to 128 printable
+        characters, and for another priority.
         """
         check_timeout(timeout, f"A call of {self._handler.name}")
         check_timeout(deadline, f"A call of {self._handler.name}", "deadline")
@@ -121,8 +124,9 @@ class Bound(Generic[P, R_co]):
                 "the stream of an earlier call, keep its id, and give that to .read()."
             )
         options = None
-        if deadline is not None or key is not None:
-            options = CallOptions(None if deadline is None else float(deadline), key or "")
+        check_priority(priority, f"A call of {self._handler.name}")
+        if deadline is not None or key is not None or priority != NORMAL:
+            options = CallOptions(None if deadline is None else float(deadline), key or "", priority)
         return type(self)(self._handler, self._obj, timeout, id, options)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R_co]:
@@ -186,7 +190,12 @@ class BoundStream(Bound[P, R_co]):
     if TYPE_CHECKING:
 
         def options(  # type: ignore[override]  # a stream has no key
-            self, *, timeout: float | None = None, id: str | None = None, deadline: float | None = None
+            self,
+            *,
+            timeout: float | None = None,
+            id: str | None = None,
+            deadline: float | None = None,
+            priority: Priority = NORMAL,
         ) -> BoundStream[P, R_co]: ...
 
         def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Stream[R_co]: ...  # type: ignore[override]

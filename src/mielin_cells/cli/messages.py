@@ -22,6 +22,7 @@ from mielin_cells.cli.options import (
     Key,
     Server,
     Timeout,
+    Urgency,
     Words,
     Yes,
     choose_one,
@@ -66,8 +67,9 @@ async def ask(
     timeout: Timeout = None,
     deadline: Deadline = None,
     key: Key = None,
+    priority: Urgency = "normal",
 ) -> int:
-    printer.show(await operator.ask(agent, handler, list(words), timeout, deadline, key))
+    printer.show(await operator.ask(agent, handler, list(words), timeout, deadline, key, priority))
     return DONE
 
 
@@ -81,8 +83,9 @@ async def tell(
     *words: Words,
     deadline: Deadline = None,
     key: Key = None,
+    priority: Urgency = "normal",
 ) -> int:
-    await operator.tell(agent, handler, list(words), deadline, key)
+    await operator.tell(agent, handler, list(words), deadline, key, priority)
     printer.show({"agent": agent, "handler": handler, "stored": True}, lambda: f"stored in the inbox of {agent}")
     return DONE
 

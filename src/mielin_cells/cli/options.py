@@ -11,6 +11,7 @@ from cyclopts.validators import Number
 
 from mielin_cells.agents.handler import LABEL_CHARS_MAX
 from mielin_cells.deployment.connect import Address, find_address
+from mielin_cells.log.inboxes.lines import Priority
 
 CONNECTION = Group("Connection", sort_key=9)
 NODES_MAX = 64
@@ -133,3 +134,4 @@ Key = Annotated[
 Timeout = Annotated[
     float | None, Parameter(validator=Number(gt=0, lte=1e9), help="Seconds to wait for the answer (default: 30).")
 ]
+Urgency = Annotated[Priority, Parameter(help="Of the messages that wait, those of a higher priority are taken first.")]

@@ -19,6 +19,7 @@ from mielin_cells.errors import RecordInvalid
 from mielin_cells.log import records
 from mielin_cells.log.commit import Commit
 from mielin_cells.log.ids import AgentId
+from mielin_cells.log.inboxes.lines import line_text
 from mielin_cells.log.message import sender_text
 from mielin_cells.log.state import StoredState
 from mielin_cells.log.stores import BUCKETS
@@ -97,7 +98,9 @@ def describe(record: Any) -> str:
         case records.Committed():
             return _describe_commit(record.commit)
         case records.Asked():
-            return f"asks {record.out.to}.{record.out.handler} ({record.at + len(record.calls)} in this turn)"
+            return (
+                f"asks {line_text(record.out.to)}.{record.out.handler} ({record.at + len(record.calls)} in this turn)"
+            )
         case records.Stepped(calls=[]):
             return f"begins message {record.input} of {sender_text(record.sender)}"
         case records.Stepped():

@@ -8,8 +8,9 @@ from typing import Any, Protocol
 import msgspec
 
 from mielin_cells.agents.context import Caller, CallOptions
-from mielin_cells.errors import Expired
+from mielin_cells.errors import Expired, MessageTooLarge
 from mielin_cells.log.message import Answer, Message, Terms
+from mielin_cells.settings import MESSAGE_BYTES_MAX
 from mielin_cells.store.clock import StoreClock
 
 
@@ -93,3 +94,10 @@ class Late:
                     )
                 )  # fmt: skip
         return leave
+
+
+def too_large(agent: str, args: bytes) -> MessageTooLarge:
+    return MessageTooLarge(
+        f"A message to {agent!r} has {len(args)} bytes; the limit is {MESSAGE_BYTES_MAX}.",
+        limit=MESSAGE_BYTES_MAX, size=len(args),
+    )  # fmt: skip

@@ -43,6 +43,7 @@ from mielin_cells.errors import (
 )
 from mielin_cells.log.delta import born
 from mielin_cells.log.ids import AgentId, log_subject
+from mielin_cells.log.inboxes.lines import NORMAL, line, priority_of
 from mielin_cells.log.lifecycle import Phase
 from mielin_cells.log.message import client_sender, decode_answer, decode_replies
 from mielin_cells.log.streams.reading import Position
@@ -67,17 +68,10 @@ logger = logging.getLogger("mielin_cells.client")
 class Client(Kin):
     """`Cluster` over a log and a wire.  `open` before use, `close` after; also the caller behind references."""
 
-    def __init__(
-        self,
-        log: Log,
-        wire: Wire,
-        *,
-        settings: Settings | None = None,
-        rng: Random | None = None,
-    ) -> None:
+    def __init__(self, log: Log, wire: Wire, *, settings: Settings | None = None, rng: Random | None = None) -> None:
         super().__init__(log, wire, settings, rng)
         self._sessions: dict[str, Session] = {}
-        """By agent, the session for its next call."""
+        """By agent and priority (`line`), the session for the next call."""
         self._senders: dict[str, Session] = {}
         """By sender, every session that may still get answers."""
         self._placing = Placing(self)
@@ -127,20 +121,18 @@ class Client(Kin):
         timeout: float | None, label: str | None, options: CallOptions | None = None,
     ) -> Coroutine[Any, Any, Any]:  # fmt: skip
         agent, spec, called = route(ref, handler)
-        session = self._sessions.get(agent) or self.session(agent, inbox_max=spec.cls.__mielin_inbox_max__)
+        session = self._sessions.get(agent) if options is None else None
+        session = session or self.session(agent, inbox_max=spec.cls.__mielin_inbox_max__, options=options)
         return session.ask(spec.name, called, args, kwargs, timeout, label, options)
 
     def stream(
-        self,
-        ref: Reference,
-        handler: str,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        timeout: float | None,
+        self, ref: Reference, handler: str, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float | None,
         options: CallOptions | None,
-    ) -> CallStream[Any]:
+    ) -> CallStream[Any]:  # fmt: skip
         agent, spec, called = route(ref, handler)
-        return CallStream(self, self, self.session(agent), spec.name, called, args, kwargs, timeout, options)
+        return CallStream(
+            self, self, self.session(agent, options=options), spec.name, called, args, kwargs, timeout, options
+        )
 
     def read_stream(
         self, ref: Reference, handler: str, id: str, after: str, timeout: float | None
@@ -156,7 +148,8 @@ class Client(Kin):
     ) -> None:  # fmt: skip
         agent, spec, called = route(ref, handler)
         data = called.encode_args(args, kwargs)
-        session = self._sessions.get(agent) or self.session(agent, inbox_max=spec.cls.__mielin_inbox_max__)
+        session = self._sessions.get(agent) if options is None else None
+        session = session or self.session(agent, inbox_max=spec.cls.__mielin_inbox_max__, options=options)
         await session.tell(spec.name, handler, data, options)
 
     async def read(
@@ -211,27 +204,32 @@ class Client(Kin):
         async for one in topics.follow(self.log, pattern, since, time.time(), self.settings.topic_poll_s):
             yield one if isinstance(one, TopicGap) else (one[0], plain(one[1]))
 
-    def session(self, agent: str, name: str = "", inbox_max: int | None = None) -> Session:
-        """The session with this agent.  It is made at the first call, without waiting, so that calls keep their order.
+    def session(
+        self, agent: str, name: str = "", inbox_max: int | None = None, options: CallOptions | None = None
+    ) -> Session:
+        """The session with this agent, by the options' priority.  It is made at the first call, without waiting.
 
         With a `name` it is a session of its own: the agent drops what it has handled already of an earlier one of this name.
         """
-        if not name and agent in self._sessions:
-            return self._sessions[agent]
+        priority = NORMAL if options is None else options.priority
+        key = line(agent, priority)
+        if not name and key in self._sessions:
+            return self._sessions[key]
         if isinstance(self.log, _Closed):
             raise closed()
         name_in_log = name or f"{self.name}.{self.rng.randbytes(4).hex()}"
-        session = Session(self, self, agent, name_in_log, self.forget, inbox_max)
+        session = Session(self, self, agent, line(name_in_log, priority), self.forget, inbox_max)
         self._senders[session.sender] = session
         if not name:
-            self._sessions[agent] = session
+            self._sessions[key] = session
         return session
 
     def forget(self, session: Session) -> None:
         """The next call to the agent begins a new session."""
         self._senders.pop(session.sender, None)
-        if self._sessions.get(session.agent) is session:
-            del self._sessions[session.agent]
+        key = line(session.agent, priority_of(session.sender))
+        if self._sessions.get(key) is session:
+            del self._sessions[key]
 
     # ---- agents ----------------------------------------------------------------------------------------------
 

@@ -37,6 +37,7 @@ from mielin_cells.errors import (
     never,
 )
 from mielin_cells.log.ids import AgentId, log_subject
+from mielin_cells.log.inboxes.lines import NORMAL
 from mielin_cells.log.lifecycle import Phase
 from mielin_cells.log.message import Answer
 from mielin_cells.log.records import AnyRecord, HandedOff, Record, decode_record
@@ -125,20 +126,22 @@ class Operator:
 
     async def ask(
         self, agent: str, handler: str, words: list[str], timeout: float | None = None,
-        deadline: float | None = None, key: str | None = None,
+        deadline: float | None = None, key: str | None = None, priority: str = NORMAL,
     ) -> Any:  # fmt: skip
         """The handler's result, as plain data."""
         cls, args = await self._encode(agent, handler, words)
-        return await self.client.session(agent).ask(
-            cls, _Words(handler, args), (), {}, timeout, None, _options(deadline, key)
-        )
+        options = _options(deadline, key, priority)
+        session = self.client.session(agent, options=options)
+        return await session.ask(cls, _Words(handler, args), (), {}, timeout, None, options)
 
     async def tell(
-        self, agent: str, handler: str, words: list[str], deadline: float | None = None, key: str | None = None
-    ) -> None:
+        self, agent: str, handler: str, words: list[str], deadline: float | None = None, key: str | None = None,
+        priority: str = NORMAL,
+    ) -> None:  # fmt: skip
         """Returns when the message is stored."""
         cls, args = await self._encode(agent, handler, words)
-        await self.client.session(agent).tell(cls, handler, args, _options(deadline, key))
+        options = _options(deadline, key, priority)
+        await self.client.session(agent, options=options).tell(cls, handler, args, options)
 
     async def _encode(self, agent: str, handler: str, words: list[str]) -> tuple[str, bytes]:
         """The agent's class, and the words as arguments: its owner encodes them, or another node that knows the class."""
@@ -346,8 +349,9 @@ class Operator:
         return await self.client.send_to_owner(agent, requests.PurgeLetters(agent, [one.key for one in dead]))
 
 
-def _options(deadline: float | None, key: str | None) -> CallOptions | None:
-    return None if deadline is None and key is None else CallOptions(deadline, key or "")
+def _options(deadline: float | None, key: str | None, priority: str) -> CallOptions | None:
+    has_none = deadline is None and key is None and priority == NORMAL
+    return None if has_none else CallOptions(deadline, key or "", priority)
 
 
 def _index(agent: str, which: str, ids: list[str]) -> int:

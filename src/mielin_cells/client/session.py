@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from mielin_cells.agents.context import Caller, CallOptions
-from mielin_cells.client.calls import Call, Codec, Late
+from mielin_cells.client.calls import Call, Codec, Late, too_large
 from mielin_cells.client.requester import Requester, foreign_loop
 from mielin_cells.client.window import Window, closed
 from mielin_cells.errors import (
@@ -18,17 +18,17 @@ from mielin_cells.errors import (
     AskTimeout,
     CellError,
     EpochRegression,
-    MessageTooLarge,
     RetryError,
     SessionExpired,
     StoreFull,
 )
+from mielin_cells.log.inboxes.lines import priority_of
 from mielin_cells.log.message import Mail, Message, Terms, client_sender, decode_answer
 from mielin_cells.rpc import requests
 from mielin_cells.rpc.answers import InboxRoom
 from mielin_cells.rpc.reminder import count_waiting, read_last_answer, remind
 from mielin_cells.settings import ASK_REPEAT_S_MAX, MAIL_BYTES_MAX, MESSAGE_BYTES_MAX
-from mielin_cells.store.mail import store_mail
+from mielin_cells.store.mail import Posting
 from mielin_cells.tasks.signal import Signal
 from mielin_cells.tasks.supervision import Backoff
 
@@ -71,6 +71,7 @@ class Session:
         self._sending = False
         self._sent = Signal()
         """Set while the queue is empty: all of it is stored or was refused."""
+        self._posting = Posting()
         self._window = Window(
             agent, inbox_max or client.settings.inbox_max, lambda: self._next - 1, self._count_waiting, client.start,
             self._timeout_s,
@@ -99,7 +100,7 @@ class Session:
             raise foreign_loop()
         data = handler.encode_args(args, kwargs)
         if len(data) > MESSAGE_BYTES_MAX:
-            raise self._too_large(data)
+            raise too_large(self.agent, data)
         since, window = self._loop.time() if options is not None else 0.0, self._window
         if self._next > window.free or window.held:
             await window.enter()
@@ -131,7 +132,7 @@ class Session:
         if running_loop() is not self._loop:
             raise foreign_loop()
         if len(args) > MESSAGE_BYTES_MAX:
-            raise self._too_large(args)
+            raise too_large(self.agent, args)
         since = self._loop.time()
         if self._next > self._window.free or self._window.held:
             await self._window.enter()
@@ -149,7 +150,7 @@ class Session:
         if running_loop() is not self._loop:
             raise foreign_loop()
         if len(args) > MESSAGE_BYTES_MAX:
-            raise self._too_large(args)
+            raise too_large(self.agent, args)
         since = self._loop.time()
         if self._next > self._window.free or self._window.held:
             await self._window.enter()
@@ -280,7 +281,7 @@ class Session:
     ) -> Call:
         n = self._next
         self._next = n + 1
-        terms = None if options is None else Terms(0.0, options.key)
+        terms = Terms(0.0, options.key) if options is not None and options.key else None
         call = self._open[n] = Call(
             Message(n, handler, args, ask, terms=terms), cls, self._loop.create_future(), deadline
         )
@@ -311,7 +312,7 @@ class Session:
                 mail = Mail(
                     self.agent, cls, self.sender, self.start, low, self._client.reply_to, messages, sorted(self._given_up)
                 )  # fmt: skip
-                seq = await store_mail(self._client.log, mail, partial(self._give_up, calls))
+                seq = await self._posting.store(self._client.log, mail, partial(self._give_up, calls))
                 if seq <= self._stored:
                     raise await self._went_back(seq)
                 self._stored = seq
@@ -375,13 +376,7 @@ class Session:
         """Messages in the inbox, those of this session among them; None if it is not known."""
         while self._sending:
             await self._sent.wait()
-        return await count_waiting(self._client.log, self._client.wire, self.agent)
-
-    def _too_large(self, args: bytes) -> MessageTooLarge:
-        return MessageTooLarge(
-            f"A message to {self.agent!r} has {len(args)} bytes; the limit is {MESSAGE_BYTES_MAX}.",
-            limit=MESSAGE_BYTES_MAX, size=len(args),
-        )  # fmt: skip
+        return await count_waiting(self._client.log, self._client.wire, self.agent, priority_of(self.sender))
 
     async def _went_back(self, seq: int) -> EpochRegression:
         """Quarantines the agent: its inbox assigned a sequence again, so acknowledged messages may be gone."""

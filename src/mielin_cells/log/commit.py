@@ -9,6 +9,7 @@ from blake3 import blake3
 
 from mielin_cells.log.delta import StateDelta
 from mielin_cells.log.family.tree import FamilyChange
+from mielin_cells.log.inboxes.places import InboxPlace
 from mielin_cells.log.keys.kept import Keyed
 from mielin_cells.log.message import Terms
 from mielin_cells.log.topics.subs import TopicChange
@@ -302,6 +303,8 @@ class Commit(msgspec.Struct, array_like=True, frozen=True):
     """What was subscribed, ended, and taken of topics; and what changed between the agent and its parent, children and watchers."""
     keys_dropped: int = 0
     """How many of the oldest keyed calls are not kept any more, once those of this commit are."""
+    inboxes: dict[str, InboxPlace] = {}
+    """By priority: the places in the inboxes besides the normal one, of those that have changed (rule T1)."""
 
 
 def path_of(call: TurnCall) -> tuple[int, ...]:
@@ -315,71 +318,3 @@ def place_of(message: Out | Sent) -> Place:
 def body_of(out: Out) -> bytes:
     """What tells one message to an agent from another (rules 13 and 17)."""
     return blake3(f"{out.to}\0{out.handler}\0".encode() + out.args).digest()
-
-
-Answers: TypeAlias = dict[tuple[str, str], dict[int, bytes]]
-"""By reply subject and sender: the answer to each number."""
-
-
-class Batch:
-    """The turns that one commit will hold.  `answers` leave when it is acknowledged (rule 9), and only then."""
-
-    __slots__ = (
-        "answers", "changes", "dead", "delta", "ended", "fired", "forgot", "held", "inputs", "keys_dropped", "moved", "outs",
-        "released", "replayed", "timers", "touched", "turns", "wish",
-    )  # fmt: skip
-
-    def __init__(self) -> None:
-        self.turns = 0
-        self.touched = False
-        """True if something must be committed although no turn ran."""
-        self.moved = False
-        """True if the cursor has passed repeats: this needs no commit of its own, but is part of a seal."""
-        self.inputs: list[Input] = []
-        self.outs: list[Out] = []
-        self.ended: list[EndedTurn] = []
-        self.replayed: ReplayCounts | None = None
-        self.timers: dict[str, Timer | None] = {}
-        """Timers that were set or moved on; None for those that are gone."""
-        self.fired: list[Fired] = []
-        self.dead: list[DeadLetter] = []
-        self.forgot: list[str] = []
-        self.held = False
-        self.released: dict[str, int] = {}
-        self.delta: StateDelta | None = None
-        self.answers: Answers = {}
-        self.wish: Wish | None = None
-        self.changes: list[TopicChange | FamilyChange] = []
-        self.keys_dropped = 0
-
-    def __bool__(self) -> bool:
-        return self.turns > 0 or self.touched
-
-    def answer(self, reply_to: str, sender: str, n: int, answer: bytes) -> None:
-        numbers = self.answers.get((reply_to, sender))
-        if numbers is None:
-            self.answers[reply_to, sender] = {n: answer}
-        else:
-            numbers[n] = answer
-
-    def change(self, delta: StateDelta | None) -> None:
-        """Adds a turn's change of state to what the commit will carry.  The batch owns `delta` from then on."""
-        if delta is None:
-            return
-        self.touched = True
-        mine = self.delta
-        if mine is None:
-            self.delta = delta
-        elif delta.tables or delta.buffers or delta.removed:
-            self.delta = mine.then(delta)
-        else:
-            mine.plain.update(delta.plain)
-
-    def commit(self, cursor: int, held: list[int], version: int, digest: bytes) -> Commit:
-        return Commit(
-            cursor, sorted(held) if self.held else None, self.inputs, self.outs, self.released, self.dead, self.forgot,
-            self.delta, version, digest, self.ended, self.replayed,
-            [timer for timer in self.timers.values() if timer is not None],
-            [name for name, timer in self.timers.items() if timer is None], self.fired, self.wish,
-            self.changes, self.keys_dropped,
-        )  # fmt: skip

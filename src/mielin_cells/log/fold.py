@@ -19,7 +19,8 @@ from mielin_cells.errors import (
 from mielin_cells.log import rules
 from mielin_cells.log.commit import Commit, OpenTurn
 from mielin_cells.log.family.tree import Family
-from mielin_cells.log.image import IN_SNAPSHOT, Image, first_needed
+from mielin_cells.log.image import IN_SNAPSHOT, Image
+from mielin_cells.log.inboxes.places import first_needed
 from mielin_cells.log.lifecycle import Phase
 from mielin_cells.log.records import (
     Accepted,
@@ -172,6 +173,7 @@ class Fold(Image):
             record.replays,
             record.corrects,
             record.subs,
+            record.inboxes,
         )
         self.version, self.last_digest = record.version, record.digest
         self.turn, self.claims, self.goes_to, self.wish = None, 0, record.goes_to, None
@@ -179,8 +181,12 @@ class Fold(Image):
         self.undone.append((record.to, self.seq))
         if self.snapshots:  # a later undo to behind this record needs the inbox from here on
             last = self.snapshots[-1]
-            inbox = min(last.inbox, first_needed(record.cursor, record.held))
-            self.snapshots = [*self.snapshots[:-1], msgspec.structs.replace(last, inbox=inbox)]
+            inbox = min(last.inbox, first_needed(self.ledger))
+            inboxes = {
+                priority: min(last.needs(priority), first_needed(place))
+                for priority, place in (self.ledger.inboxes or {}).items()
+            }
+            self.snapshots = [*self.snapshots[:-1], msgspec.structs.replace(last, inbox=inbox, inboxes=inboxes)]
 
     def _outcome(self, outcome: str) -> None:
         """Rule 7: a migration that was handed over ends with the next ownership record."""
@@ -227,5 +233,6 @@ def snapshot_fields(fold: Fold) -> dict[str, Any]:
 
 def _snapshots(seq: int, record: Snapshot) -> list[SnapshotRef]:
     """The snapshots still needed after `record`, itself the last (rule 18: its floor is what trims may reach)."""
-    inbox = first_needed(record.ledger.cursor, record.ledger.held)
-    return [*record.snapshots, SnapshotRef(seq, record.since, inbox, record.part, record.at)]
+    inbox, places = first_needed(record.ledger), record.ledger.inboxes or {}
+    inboxes = {priority: first_needed(place) for priority, place in places.items()}
+    return [*record.snapshots, SnapshotRef(seq, record.since, inbox, record.part, record.at, inboxes)]

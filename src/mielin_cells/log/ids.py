@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from mielin_cells.errors import InvalidAgentId
+from mielin_cells.log.inboxes.lines import NORMAL
 
 AGENT_ID_CHARS_MAX = 128
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
@@ -70,8 +71,13 @@ def keeps_last(subject: str) -> bool:
     return is_agents_log(subject) or subject.startswith(TOPICS)
 
 
-def inbox_subject(agent: str) -> str:
-    return "inbox." + encoded(agent)
+INBOXES = "inbox."
+"""Prefix of all inboxes."""
+
+
+def inbox_subject(agent: str, priority: str = NORMAL) -> str:
+    subject = INBOXES + encoded(agent)
+    return subject if priority == NORMAL else f"{subject}.{priority}"
 
 
 STREAMS = "stream."

@@ -7,6 +7,8 @@ from blake3 import blake3
 from mielin_cells.errors import DigestMismatch
 from mielin_cells.log.codec import pack
 from mielin_cells.log.commit import OpenTurn, TurnCall, Wish
+from mielin_cells.log.inboxes.lines import NORMAL
+from mielin_cells.log.inboxes.places import HasPlace, first_needed, gone_back
 from mielin_cells.log.ledger import Ledger
 from mielin_cells.log.lifecycle import AgentState, Lifecycle, Phase
 from mielin_cells.log.policy import DEFAULT
@@ -112,15 +114,21 @@ class Image:
                 subject=self.agent, seq=self.seq,
             )  # fmt: skip
 
-    @property
-    def inbox_from(self) -> int:
-        """The first position in the inbox that the agent as of this record still needs."""
-        return first_needed(self.ledger.cursor, self.ledger.held)
+    def inbox_kept_from(self, priority: str = NORMAL) -> int:
+        """Entries of this inbox before this position may be trimmed: no snapshot that the agent can be loaded from needs them."""
+        return min((one.needs(priority) for one in self.snapshots), default=0)
 
-    @property
-    def inbox_kept_from(self) -> int:
-        """Inbox entries before this position may be trimmed: no snapshot from which the agent can be loaded needs them."""
-        return min((one.inbox for one in self.snapshots), default=0)
+    def lost_of(self, now: Image) -> tuple[int, int, str] | None:
+        """Of an inbox that an undo from `now` back to this would read in vain: the entry that it needs, the first one that is kept,
+        and which inbox that is; None if there is none."""
+        places = now.ledger.inboxes or {}
+        before = gone_back(places, self.ledger.inboxes) or {}
+        all_places: list[tuple[str, HasPlace]] = [(NORMAL, self.ledger), *before.items()]
+        for priority, place in all_places:
+            needs, kept = first_needed(place), now.inbox_kept_from(priority)
+            if needs < kept:
+                return needs, kept, "" if priority == NORMAL else f"{priority} "
+        return None
 
     def calls_before(self, record: Asked | Stepped) -> list[TurnCall]:
         """The calls that the log has of the turn that `record` belongs to."""
@@ -132,7 +140,3 @@ class Image:
         turn = self.turn
         is_same = turn is not None and (turn.sender, turn.n) == (record.sender, record.input)
         return (isinstance(record, Stepped) and record.sends) or (is_same and turn is not None and turn.sends)
-
-
-def first_needed(cursor: int, held: list[int]) -> int:
-    return min([cursor + 1, *held])

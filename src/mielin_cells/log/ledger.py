@@ -28,9 +28,12 @@ from mielin_cells.log.commit import (
 from mielin_cells.log.digest import NamedDigests
 from mielin_cells.log.family import made
 from mielin_cells.log.family.tree import Family, FamilyChange
+from mielin_cells.log.inboxes.lines import NORMAL
+from mielin_cells.log.inboxes.places import HasPlace, InboxPlace, Places, copied
 from mielin_cells.log.keys.kept import Keyed, Keys
 from mielin_cells.log.message import DROPPED, Message, Peer, Verdict, is_client
 from mielin_cells.log.topics.subs import Sub, Subs, Subscribed, Took, TopicChange, Unsubscribed
+from mielin_cells.log.turns.contents import rest_of
 from mielin_cells.settings import ANSWERS_BYTES_MAX, DEAD_LETTERS_MAX, LETTERS_BYTES_MAX, SESSIONS_MAX
 
 FLAT_MAX = 1024
@@ -77,11 +80,13 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
     """Calls that were made with a key (rule T3); None if there never was one."""
     family: Family | None = None
     """Its parent, children and watchers; None if it never had one."""
+    inboxes: Places | None = None
+    """Places in the inboxes of other priorities than normal, as far as they are in use (rule T1)."""
 
     # No fields, and not there in most ledgers:
     _marks = cast("NamedDigests | None", None)
     """Digests by name, if there are many senders and receivers."""
-    _open_before = tuple[ReplayInput, ...]()
+    open_before = tuple[ReplayInput, ...]()
     """The replays whose turn had begun but not ended."""
 
     def __post_init__(self) -> None:
@@ -90,13 +95,23 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
         self.pending_bytes = sum(len(out.args) for out in self.unreleased())
         self.letter_bytes = sum(len(letter.args) for letter in self.dead)
         if self.replays:
-            self._open_before = tuple(one for one in self.replays.values() if not one.taken)
+            self.open_before = tuple(one for one in self.replays.values() if not one.taken)
 
     def copy(self) -> Ledger:
         self.held.sort()
+        for place in (self.inboxes or {}).values():
+            place.held.sort()
         return _decode(pack(self))
 
     # ---- inputs ----------------------------------------------------------------------------------------------
+
+    def place(self, priority: str) -> HasPlace:
+        """Of one of the inboxes.  One that was not in use is from now on."""
+        if priority == NORMAL:
+            return self
+        if self.inboxes is None:
+            self.inboxes = {}
+        return self.inboxes.setdefault(priority, InboxPlace())
 
     def judge(self, sender: str, n: int, start: int) -> Verdict:
         peer = self.peers.get(sender)
@@ -231,30 +246,22 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
 
     def undo(
         self, cursor: int, held: list[int], marks: dict[str, int], unburied: list[LetterKey], timers: list[Timer],
-        replays: list[ReplayInput], corrects: bool, subs: list[Sub] | None,
+        replays: list[ReplayInput], corrects: bool, subs: list[Sub] | None, inboxes: Places | None = None,
     ) -> None:  # fmt: skip
         """Goes back to the inputs taken at an earlier record.  Messages sent and answers given since stay (rules 16 and 17)."""
         self.cursor, self.held = cursor, sorted(held)
+        self.inboxes = copied(inboxes) if inboxes else None
         for sender, mark in marks.items():
             self.peers[sender].mark = mark
             self._changed(sender)
         self.clear(unburied)
         self.timers = {timer.id: timer for timer in timers}
         self.replays = {(one.sender, one.n): one for one in replays}
-        self._open_before = tuple(one for one in replays if not one.taken)
+        self.open_before = tuple(one for one in replays if not one.taken)
         self.corrects, self.replayed = corrects, ReplayCounts()
         if subs is not None:
             self.topics = Subs({sub.key: sub.copy() for sub in subs})
         self.tidy_topics()
-
-    def next_replay(self) -> tuple[str, int] | None:
-        """After an undo: the input to take next, in the order in which inputs were taken before; None once all are."""
-        return next((key for key, one in self.replays.items() if one.taken), None)
-
-    def unanswered(self, to: str) -> int | None:
-        """The lowest ask to `to` that has no outcome and whose turn is to be run once more: its answer is still wanted."""
-        again = [sent for one in self._open_before if (one.sender, one.n) in self.replays for sent in one.sent]
-        return min((sent.n for sent in again if sent.ask and sent.to == to and sent.answer is None), default=None)
 
     # ---- topics ----------------------------------------------------------------------------------------------
 
@@ -351,17 +358,7 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
         return self._digest(self._named().root())
 
     def _digest(self, names: object) -> bytes:
-        pending = [[out for _, out in sorted(outs.items())] for _, outs in sorted(self.pending.items())]
-        replays = sorted(self.replays.values(), key=lambda one: (one.sender, one.n))
-        timers = [timer for _, timer in sorted(self.timers.items())]
-        rest: tuple[object, ...] = (pending, self.dead, self.horizon, replays, self.replayed, self.corrects, timers)
-        if self.topics is not None:
-            rest = (*rest, self.topics.content())
-        if self.keys is not None:
-            rest = (*rest, "keys", list(self.keys.kept.values()))
-        if self.family is not None:
-            rest = (*rest, "family", self.family.content())
-        return blake3(pack((self.cursor, sorted(self.held), names, rest))).digest()
+        return blake3(pack((self.cursor, sorted(self.held), names, rest_of(self)))).digest()
 
     # ---- as a whole ------------------------------------------------------------------------------------------
 
@@ -372,6 +369,8 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
         self.cursor = commit.cursor
         if commit.held is not None:
             self.held = sorted(commit.held)
+        if commit.inboxes:
+            self.inboxes = {**(self.inboxes or {}), **copied(commit.inboxes)}
         if commit.keys_dropped and self.keys is not None:
             self.keys.drop(commit.keys_dropped)
         for letter in commit.dead:

@@ -9,6 +9,8 @@ from blake3 import blake3
 
 from mielin_cells.errors import AnswerExpired
 from mielin_cells.log.codec import Codec, framed, pack
+from mielin_cells.log.ids import inbox_subject
+from mielin_cells.log.inboxes.lines import NORMAL, line_text, priority_of
 
 # `gc=False`: these hold no cycles, and thousands are made in a second; the collector need not look through them.
 
@@ -46,10 +48,10 @@ class Message(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 class Mail(msgspec.Struct, array_like=True, frozen=True):
-    """One inbox entry: consecutive messages of one sender.
+    """One inbox entry: consecutive messages of one sender, of one priority.
 
-    `sender` is an agent id, or for a client its session (`client_sender`).  `start`: where the receiver's log ended when a
-    client's session began, 0 for an agent.  `low`: the sender has the outcome of every number below it.
+    `sender` is the name of a line: an agent's, or that of a client's session (`client_sender`).  `start`: where the receiver's log
+    ended when a client's session began, 0 for an agent.  `low`: the sender has the outcome of every number below it.
     """
 
     to: str
@@ -61,6 +63,16 @@ class Mail(msgspec.Struct, array_like=True, frozen=True):
     messages: list[Message]
     given_up: list[int] = []
     """Earlier numbers that a client has given up, although they may be stored late.  Behind this entry they take no effect."""
+
+
+def inbox_of(mail: Mail) -> str:
+    """The subject of the inbox that the mail is for.  An opening, which has no messages, is for the normal one."""
+    return inbox_subject(mail.to, priority_of(mail.sender) if mail.messages else NORMAL)
+
+
+def opening_of(mail: Mail) -> Mail:
+    """What the sender stores before its first mail of a priority: it tells the receiver's owner to read that inbox (rule T1)."""
+    return msgspec.structs.replace(mail, messages=[], given_up=[])
 
 
 class Replies(msgspec.Struct, array_like=True, frozen=True):
@@ -109,7 +121,7 @@ def is_client(sender: str) -> bool:
 
 def sender_text(sender: str) -> str:
     """The sender as text for people."""
-    return f"client {sender[len(_CLIENT) :]}" if is_client(sender) else sender
+    return line_text(f"client {sender[len(_CLIENT) :]}" if is_client(sender) else sender)
 
 
 class Verdict(Enum):

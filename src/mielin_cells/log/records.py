@@ -15,6 +15,8 @@ from mielin_cells.log.codec import UNWRITABLE, Codec, framed, pack
 from mielin_cells.log.commit import Commit, LetterKey, OpenTurn, Out, ReplayInput, Timer, TurnCall, Wish
 from mielin_cells.log.delta import StateDelta
 from mielin_cells.log.family.tree import Parent
+from mielin_cells.log.inboxes.lines import NORMAL
+from mielin_cells.log.inboxes.places import Places
 from mielin_cells.log.ledger import Ledger
 from mielin_cells.log.lifecycle import AgentError, Lifecycle
 from mielin_cells.log.policy import DEFAULT, Policy
@@ -37,6 +39,12 @@ class SnapshotRef(msgspec.Struct, array_like=True, frozen=True):
     inbox: int
     part: str
     at: float
+    inboxes: dict[str, int] = {}
+    """As `inbox`, of the inboxes of other priorities that were in use."""
+
+    def needs(self, priority: str) -> int:
+        """The first entry of this inbox that a load from here needs."""
+        return self.inbox if priority == NORMAL else self.inboxes.get(priority, 0)
 
 
 class Record(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
@@ -194,6 +202,8 @@ class Undone(Record, tag="Undone", frozen=True, kw_only=True):
     """A message that now differs is sent as a correction of the first; otherwise the first stands."""
     subs: list[Sub] | None = None
     """All subscriptions.  Their positions do not go back: what was taken is in the inbox."""
+    inboxes: Places = {}
+    """As `cursor` and `held`, for each inbox of another priority that is in use."""
 
 
 class Accepted(Record, tag="Accepted", frozen=True, kw_only=True):

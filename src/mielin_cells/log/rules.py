@@ -16,6 +16,7 @@ from mielin_cells.log.commit import AskCall, Commit, Input, OpenTurn, Out
 from mielin_cells.log.family.rules import wrong_family
 from mielin_cells.log.family.tree import Family, FamilyChange
 from mielin_cells.log.image import IN_SNAPSHOT, Image
+from mielin_cells.log.inboxes.places import wrong_held, wrong_places, wrong_way_back
 from mielin_cells.log.ledger import Ledger
 from mielin_cells.log.lifecycle import AgentState, Lifecycle, Phase
 from mielin_cells.log.message import is_client, sender_text
@@ -216,6 +217,7 @@ def wrong_commit(ledger: Ledger, turn: OpenTurn | None, commit: Commit, seq: int
         or (_wrong_released(ledger, commit.released) if commit.released else "")
         or (_wrong_held(ledger, commit.held, commit.cursor) if commit.held else "")
         or (_wrong_changes(ledger, commit.changes) if commit.changes else "")
+        or (wrong_places(ledger.inboxes, commit.inboxes) if commit.inboxes else "")
         or (
             _wrong_rest(ledger, turn, commit)
             if commit.forgot or commit.ended or commit.replayed or commit.fired
@@ -282,12 +284,8 @@ def _wrong_released(ledger: Ledger, released: dict[str, int]) -> str:
 
 
 def _wrong_held(ledger: Ledger, held: list[int], cursor: int) -> str:
-    before = set(ledger.held)
-    if len(set(held)) < len(held) or any(one > cursor or (one <= ledger.cursor and one not in before) for one in held):
-        return (
-            f"it holds {sorted(held)} with its cursor at {cursor}, after {sorted(before)} at {ledger.cursor} (rule 10)"
-        )
-    return ""
+    wrong = wrong_held(ledger.cursor, ledger.held, cursor, held)
+    return f"{wrong} (rule 10)" if wrong else ""
 
 
 def _wrong_changes(ledger: Ledger, changes: list[TopicChange | FamilyChange]) -> str:
@@ -366,6 +364,8 @@ def wrong_undone(ledger: Ledger, record: Undone) -> str:
         return "it names no node that is to go on (rule 16)"
     if record.cursor > ledger.cursor or any(one > record.cursor for one in record.held):
         return f"it goes back to position {record.cursor} of the inbox from {ledger.cursor} (rule 16)"
+    if wrong := wrong_way_back(ledger.inboxes, record.inboxes):
+        return f"{wrong} (rule 16)"
     for sender, mark in record.marks.items():
         peer = ledger.peers.get(sender)
         if peer is None or peer.is_client or not 0 <= mark <= peer.mark:

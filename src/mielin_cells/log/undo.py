@@ -28,6 +28,7 @@ from mielin_cells.log.commit import (
     place_of,
 )
 from mielin_cells.log.fold import Fold
+from mielin_cells.log.inboxes.places import gone_back
 from mielin_cells.log.records import AnyRecord, Asked, Committed, HandedOff, Stepped, Undone
 from mielin_cells.log.topics.subs import Sub, Subs, Subscribed, Took, TopicChange, Unsubscribed, after_undo
 
@@ -187,6 +188,7 @@ class Undoing:
             "unburied": sorted(letter.key for letter in ledger.dead if letter.key not in buried),
             "timers": self._timers(),
             "subs": after_undo(back.ledger.topics, ledger.topics, self._ended_subs) or None,
+            "inboxes": gone_back(ledger.inboxes, back.ledger.inboxes) or {},
             "replays": [past.replay(*key) for key, past in self._pasts.items()],
         }
 

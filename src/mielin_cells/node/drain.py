@@ -261,7 +261,7 @@ class Drain:
         return Row(
             agent=row.agent, state=_shown(row), target=row.target,
             phase=recovery.progress().phase if recovery is not None else "", blocker=row.blocker,
-            messages=activation.inbox.waiting if activation is not None else 0,
+            messages=activation.inbox.waiting_in_all if activation is not None else 0,
             bytes=activation.fold.size_bytes if activation is not None else sleeper.size_bytes if sleeper is not None else 0,
         )  # fmt: skip
 

@@ -21,6 +21,7 @@ from mielin_cells.errors import (
     StoreFull,
 )
 from mielin_cells.log.ids import control_subject, reply_subject
+from mielin_cells.log.inboxes.lines import end_of
 from mielin_cells.log.message import decode_replies
 from mielin_cells.membership.heartbeat import Listener
 from mielin_cells.membership.members import Announcement
@@ -282,7 +283,7 @@ class Node:
             logger.warning("node %s: %s", self.name, error)
             return
         for some in replies:
-            activation = self.activations.live.get(some.sender)
+            activation = self.activations.live.get(end_of(some.sender))
             if activation is not None:
                 activation.replied(some)
 

@@ -95,7 +95,7 @@ class Orders:
         error, running = fold.lifecycle.error, activation.runner.running
         return AgentInfo(
             id=fold.agent, cls=fold.cls, version=fold.version, node=self._activations.name, epoch=fold.epoch, state=fold.status.value,
-            waiting=activation.inbox.waiting, bytes=fold.size_bytes, migration=move.migration if move is not None else "",
+            waiting=activation.inbox.waiting_in_all, bytes=fold.size_bytes, migration=move.migration if move is not None else "",
             dead=len(fold.ledger.dead), error=scrubbed(error.message) if error is not None else "",
             code=error.code if error is not None else "", policy=fold.policy, standby=self._standbys.followers_of(fold.agent),
             running=running[0], running_s=running[1],

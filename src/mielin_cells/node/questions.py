@@ -55,7 +55,7 @@ class Questions:
             requests.ListIds: lambda request: page_of(self._names(), request.after),
             requests.ListCopies: lambda request: page_of(self._standbys.copies, request.after),
             requests.ListTimers: lambda request: self._list_timers(request.agent),
-            requests.CountWaiting: lambda request: self._count_waiting(request.agent),
+            requests.CountWaiting: self._count_waiting,
             requests.Remind: self.reminded,
             requests.ReadArguments: lambda request: words.arguments(
                 self._activations.spec(request.cls), request.handler, request.words
@@ -95,12 +95,13 @@ class Questions:
         other = activations.asleep.get(agent) or activations.unloadable.get(agent)
         return activation.fold.cls if activation is not None else other.cls if other is not None else ""
 
-    def _count_waiting(self, agent: str) -> InboxRoom:
+    def _count_waiting(self, request: requests.CountWaiting) -> InboxRoom:
+        agent = request.agent
         sleeper = self._activations.asleep.get(agent)
         if sleeper is not None:  # it sleeps because nothing waits; what comes wakes it by itself
             spec, settings = self._activations.spec(sleeper.cls), self._activations.home.settings
             return InboxRoom(0, spec.inbox_limit(settings), spec.when_full(settings))
-        return self._activations.running(agent).room()
+        return self._activations.running(agent).room(request.priority)
 
     async def _list_timers(self, agent: str) -> list[TimerInfo]:
         activation = await self._activations.awake(agent)

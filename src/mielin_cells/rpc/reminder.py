@@ -22,6 +22,7 @@ from mielin_cells.errors import (
     never,
 )
 from mielin_cells.log.ids import log_subject
+from mielin_cells.log.inboxes.lines import NORMAL
 from mielin_cells.log.lifecycle import Phase
 from mielin_cells.log.message import Answer, encode_answer
 from mielin_cells.log.records import Terminated, decode_record, named_owner
@@ -60,14 +61,14 @@ async def remind(log: Log, wire: Wire, reminder: requests.Remind, left_s: float 
         return AskStatus(None, f"its node {node} does not answer; {later}" if away else "")
 
 
-async def count_waiting(log: Log, wire: Wire, agent: str) -> InboxRoom | None:
-    """What is in the agent's inbox, as its owner counts it; None if the owner does not answer."""
+async def count_waiting(log: Log, wire: Wire, agent: str, priority: str = NORMAL) -> InboxRoom | None:
+    """What is in the agent's inbox of this priority, as its owner counts it; None if the owner does not answer."""
     try:
         last = await log.last(log_subject(agent))
         owner = named_owner(decode_record(last.data, f"The log of agent {agent!r}")) if last is not None else ""
         if not owner:
             return None
-        return await call(wire, owner, requests.CountWaiting(agent), REMIND_S)
+        return await call(wire, owner, requests.CountWaiting(agent, priority), REMIND_S)
     except CellError:
         return None
 

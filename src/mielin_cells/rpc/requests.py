@@ -17,6 +17,7 @@ from mielin_cells.log.codec import UNREADABLE
 from mielin_cells.log.commit import LetterKey
 from mielin_cells.log.delta import StateDelta
 from mielin_cells.log.family.tree import Parent
+from mielin_cells.log.inboxes.lines import NORMAL
 from mielin_cells.log.policy import Policy
 from mielin_cells.migration.audit import AuditEntry
 from mielin_cells.rpc import answers
@@ -27,8 +28,6 @@ from mielin_cells.rpc.answers import (
     DrainProgress,
     InboxRoom,
     Progress,
-    ReplayProgress,
-    UndoPlan,
 )
 from mielin_cells.rpc.pages import PAGE_MAX, Which
 from mielin_cells.store.reader import Seen
@@ -95,9 +94,10 @@ class Order(Request[str], frozen=True):
 
 
 class CountWaiting(Request[InboxRoom], frozen=True):
-    """The messages in the agent's inbox, and how many may be there."""
+    """The messages in the agent's inbox of this priority, and how many may be there."""
 
     agent: str
+    priority: str = NORMAL
 
 
 class Remind(Request[AskStatus], frozen=True):
@@ -282,7 +282,7 @@ class Look(Request[None], frozen=True):
     agent: str
 
 
-class Undo(Request[UndoPlan], frozen=True):
+class Undo(Request[answers.UndoPlan], frozen=True):
     """To the owner in `epoch`: take the agent back to before this migration."""
 
     agent: str
@@ -295,7 +295,7 @@ class Undo(Request[UndoPlan], frozen=True):
     is_dry: bool
 
 
-class ReadReplay(Request[ReplayProgress], frozen=True):
+class ReadReplay(Request[answers.ReplayProgress], frozen=True):
     """How far is the agent with the messages that it takes again?"""
 
     agent: str

@@ -13,6 +13,8 @@ from mielin_cells.errors import RecordInvalid
 from mielin_cells.log.commit import DeadLetter
 from mielin_cells.log.fold import Fold
 from mielin_cells.log.ids import inbox_subject
+from mielin_cells.log.inboxes.lines import NORMAL, PRIORITIES
+from mielin_cells.log.inboxes.places import InboxPlace
 from mielin_cells.log.ledger import Verdict
 from mielin_cells.log.lifecycle import Phase
 from mielin_cells.log.message import decode_mail, sender_text
@@ -74,25 +76,26 @@ async def read_letters(log: Log, agent: str) -> tuple[Fold, list[DeadLetter]]:
 
 
 async def _unread(log: Log, fold: Fold) -> AsyncIterator[DeadLetter]:
-    inbox = inbox_subject(fold.agent)
-    for seq in fold.ledger.held:
-        for entry in await log.read(inbox, seq - 1, 1):
-            if entry.seq == seq:
-                for letter in await _of(log, fold, entry):
+    for priority in reversed(PRIORITIES):
+        place = fold.ledger if priority == NORMAL else (fold.ledger.inboxes or {}).get(priority, InboxPlace())
+        inbox, at = inbox_subject(fold.agent, priority), place.cursor
+        for seq in place.held:
+            for entry in await log.read(inbox, seq - 1, 1):
+                if entry.seq == seq:
+                    for letter in await _of(log, fold, inbox, entry):
+                        yield letter
+        while entries := await log.read(inbox, at, PAGE):
+            for entry in entries:
+                for letter in await _of(log, fold, inbox, entry):
                     yield letter
-    at = fold.ledger.cursor
-    while entries := await log.read(inbox, at, PAGE):
-        for entry in entries:
-            for letter in await _of(log, fold, entry):
-                yield letter
-        at = entries[-1].seq
+            at = entries[-1].seq
 
 
-async def _of(log: Log, fold: Fold, entry: Entry) -> list[DeadLetter]:
+async def _of(log: Log, fold: Fold, inbox: str, entry: Entry) -> list[DeadLetter]:
     cause = "AgentTerminated: the agent ended before this message was handled"
     try:
         where = f"The inbox of agent {fold.agent!r} at {entry.seq}"
-        mail = await whole(log, inbox_subject(fold.agent), entry, lambda data: decode_mail(data, where))
+        mail = await whole(log, inbox, entry, lambda data: decode_mail(data, where))
     except RecordInvalid as error:
         return [DeadLetter(entry.seq, "", 0, "", error.message, 0, [], b"")]
     open_to = (Verdict.APPLY, Verdict.HOLD)

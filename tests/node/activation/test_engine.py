@@ -305,7 +305,7 @@ async def test_tells_that_wait_for_room_are_not_overtaken_by_later_ones() -> Non
 async def test_asks_that_are_answered_are_never_held_up_to_count_the_inbox(monkeypatch: pytest.MonkeyPatch) -> None:
     counted = 0
 
-    async def counting(log: Log, wire: Wire, agent: str) -> InboxRoom | None:
+    async def counting(log: Log, wire: Wire, agent: str, *rest: str) -> InboxRoom | None:
         nonlocal counted
         counted += 1
         return await count_waiting(log, wire, agent)

@@ -27,16 +27,17 @@ from mielin_cells.errors import (
 )
 from mielin_cells.log.delta import StateDelta
 from mielin_cells.log.fold import Fold
+from mielin_cells.log.inboxes.lines import NORMAL
 from mielin_cells.log.lifecycle import AgentError, AgentState
 from mielin_cells.log.records import Failed
 from mielin_cells.membership.selection import Spread
 from mielin_cells.membership.table import Members
 from mielin_cells.node.activation.context import Hosted, NodeContext, StreamOwner
 from mielin_cells.node.activation.effects import Effects
-from mielin_cells.node.activation.inbox import Inbox
 from mielin_cells.node.activation.intake import Intake
 from mielin_cells.node.activation.presence.resting import Resting
 from mielin_cells.node.activation.presence.sleeper import Owned, Sleeper
+from mielin_cells.node.activation.priorities.inboxes import Inboxes
 from mielin_cells.node.activation.run import is_failure
 from mielin_cells.node.activation.runner import Runner
 from mielin_cells.node.activation.timers import NO_DUE, Timers
@@ -70,9 +71,9 @@ class Activation(Resting):
         super().__init__(home, spec, writer)
         self.cell = cell
         self._dues = dues
-        self.inbox = Inbox(self, tail)
+        self.inbox = Inboxes(self, tail)
         if spec.when_full(home.settings) == "drop_oldest":
-            self.inbox.drops_from = spec.inbox_limit(home.settings)
+            self.inbox.limit(spec.inbox_limit(home.settings))
         self.timers = Timers(self)
         effects = Effects(self, cell, self.timers)
         self.runner = Runner(self, cell, effects)
@@ -82,11 +83,11 @@ class Activation(Resting):
         if spec.has_streams:
             self.ends = Ends(StreamOwner(self), home.settings.stream_keep_s)
 
-    def room(self) -> InboxRoom:
-        """What is in the inbox, for senders.  While no turn runs nothing can be dropped: then a full inbox refuses, and so does
-        one that has many times what it may, behind a turn that lasts.
-        """
-        settings, waiting = self.home.settings, self.inbox.waiting
+    def room(self, priority: str = NORMAL) -> InboxRoom:
+        """What is in the inbox of this priority, for senders.  While no turn runs nothing can be dropped: then a full inbox
+        refuses, and so does one that has many times what it may, behind a turn that lasts."""
+        inbox = self.inbox if priority == NORMAL else (self.inbox.others or {}).get(priority)
+        settings, waiting = self.home.settings, inbox.waiting if inbox is not None else 0
         limit, when_full = self.spec.inbox_limit(settings), self.spec.when_full(settings)
         if when_full == "drop_oldest" and (not self.fold.may_run or waiting >= OVERFLOW * limit):
             when_full = "refuse"
@@ -258,7 +259,7 @@ class Activations:
         return len(self.live) + len(self.asleep)
 
     def owned(self) -> list[Owned]:
-        here = [Owned.of(one.fold, one.inbox.waiting) for one in self.live.values()]
+        here = [Owned.of(one.fold, one.inbox.waiting_in_all) for one in self.live.values()]
         return here + [Owned.of(one, 0) for one in self.asleep.values()]
 
     async def awake(self, agent: str) -> Activation:

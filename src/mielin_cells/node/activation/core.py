@@ -23,23 +23,26 @@ from mielin_cells.errors import (
     StoreUnreachable,
     described,
 )  # fmt: skip
-from mielin_cells.log.commit import Answers, AskCall, Batch, Commit, TurnCall, Wish
+from mielin_cells.log.commit import AskCall, Commit, TurnCall, Wish
 from mielin_cells.log.fold import Fold
+from mielin_cells.log.inboxes.lines import line, priority_of
 from mielin_cells.log.ledger import Verdict
 from mielin_cells.log.message import Answer, Replies, encode_answer, encode_replies, fitting
 from mielin_cells.log.records import Committed
+from mielin_cells.log.turns.batch import Answers, Batch
+from mielin_cells.log.turns.replays import unanswered
 from mielin_cells.node.activation.context import NodeContext, error_of, renewed
 from mielin_cells.node.activation.outbox import Outbox
+from mielin_cells.node.activation.presence.wishes import fulfilled
 from mielin_cells.node.activation.readers import Committed as CommittedState
 from mielin_cells.node.activation.readers import Readers
 from mielin_cells.node.activation.snapshots import Snapshots
 from mielin_cells.node.activation.writer import R, Writer, append_failed
-from mielin_cells.node.family.kinship import END, Kinship, close
+from mielin_cells.node.family.kinship import Kinship, close
 from mielin_cells.node.streams.ends import Ends
 from mielin_cells.node.topics.subscriptions import Subscriptions
 from mielin_cells.settings import MAIL_BYTES_MAX
 from mielin_cells.tasks.signal import Signal
-from mielin_cells.tasks.supervision import Backoff
 
 logger = logging.getLogger("mielin_cells.activation")
 
@@ -163,30 +166,7 @@ class Core:
         return self.fold.wish
 
     def fulfil(self) -> None:
-        self.home.begin(self._fulfilled())
-
-    async def _fulfilled(self) -> None:
-        """Carries out the agent's order for itself, and tries again until that succeeds or another node owns the agent.
-
-        An agent that an operator has suspended, or whose `on_stop` raised, is left to the operator: it goes on when it is resumed.
-        """
-        backoff, logged = Backoff(), set[str]()
-        while self.is_open and (wish := self.wish) is not None and self.home.obey is not None:
-            if not self.fold.may_run and wish.order != END:
-                return
-            try:
-                await self.flush()
-                wish = self.fold.wish
-                if wish is not None and self.is_open:
-                    await self.home.obey(self.fold.agent, wish.order, wish.reason)
-                    return
-            except Exception as error:  # whatever the store raises, or a bug: no turn runs before it is done
-                if type(error).__name__ not in logged:
-                    logged.add(type(error).__name__)
-                    logger.warning(
-                        "agent %s: an order of the agent about itself failed; trying again: %s", self.fold.agent, described(error)
-                    )  # fmt: skip
-            await backoff.wait()
+        self.home.begin(fulfilled(self))
 
     @property
     def is_outdated(self) -> bool:
@@ -273,7 +253,7 @@ class Core:
             batch.forgot.extend(excess)
             ledger.forget(excess)
         ledger.tidy_topics()
-        commit = batch.commit(ledger.cursor, ledger.held, self.spec.version, self.fold.state.digest())
+        commit = batch.commit(ledger.cursor, ledger.held, self.spec.version, self.fold.state.digest(), ledger.inboxes)
         self.snapshots.capture(commit)
         if self.readers is not None:
             self.readers.sealed()
@@ -362,7 +342,7 @@ class Core:
     def low(self, to: str) -> int:
         """The lowest number to `to` whose outcome is not durable.  The receiver keeps the answers from there on (rule 14)."""
         ledger = self.fold.ledger
-        low = (ledger.unanswered(to) if ledger.replays else None) or ledger.next_number(to)
+        low = (unanswered(ledger, to) if ledger.replays else None) or ledger.next_number(to)
         opened = self.fold.turn
         for made in (*self.asks, *(opened.calls if opened is not None else ())):
             if isinstance(made, AskCall) and made.to == to and 0 < made.n < low:
@@ -384,7 +364,8 @@ class Core:
         answers = self._answers
         if answers is None:
             return
+        to = line(replies.agent, priority_of(replies.sender))
         for n, answer in replies.answers.items():
-            future = answers.get((replies.agent, n))
+            future = answers.get((to, n))
             if future is not None and not future.done():
                 future.set_result(answer)

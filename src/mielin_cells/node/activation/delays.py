@@ -13,8 +13,9 @@ from typing import Protocol
 
 from mielin_cells.log.fold import Fold
 from mielin_cells.log.message import Mail
+from mielin_cells.log.turns.replays import next_replay
 from mielin_cells.node.activation.core import Core
-from mielin_cells.node.activation.inbox import Arrival, Inbox
+from mielin_cells.node.activation.inbox import Arrival
 from mielin_cells.tasks.supervision import Backoff
 
 
@@ -79,11 +80,10 @@ NO_SENDERS: dict[str, _Sender] = {}
 class Delays:
     """The messages of one agent that are put off."""
 
-    __slots__ = ("_core", "_inbox", "_intake", "count", "due", "early", "senders")
+    __slots__ = ("_core", "_intake", "count", "due", "early", "senders")
 
-    def __init__(self, core: Core, inbox: Inbox, intake: Intake) -> None:
+    def __init__(self, core: Core, intake: Intake) -> None:
         self._core = core
-        self._inbox = inbox
         self._intake = intake
         self.senders = NO_SENDERS
         self.count = 0
@@ -105,7 +105,7 @@ class Delays:
 
     def queue(self, arrival: Arrival, mail: Mail) -> None:
         """Puts off the inbox's first entry, which is behind another of its sender."""
-        self._inbox.put_off(arrival, self._core.batch)
+        arrival.inbox.put_off(arrival, self._core.batch)
         self.senders[mail.sender].arrivals.append(arrival)
 
     def times_run(self, sender: str, n: int) -> int:
@@ -133,7 +133,7 @@ class Delays:
             sender.backoff = Backoff() if passes else Backoff(self._core.home.settings.retry_first_s)
         sender.ran, sender.why = ran, why
         self.count += 1
-        self._inbox.put_off(arrival, self._core.batch)
+        arrival.inbox.put_off(arrival, self._core.batch)
         sender.task = self._core.start(self._wait(mail.sender, sender))
 
     async def _wait(self, name: str, sender: _Sender) -> None:
@@ -146,7 +146,8 @@ class Delays:
         if self.early:
             self._bring_back_early()
         for name in reversed(self.due):
-            self._inbox.come_back(self.senders[name].arrivals[0])
+            first = self.senders[name].arrivals[0]
+            first.inbox.come_back(first)
         self.due = ()
 
     def is_early(self, sender: str) -> bool:
@@ -154,20 +155,20 @@ class Delays:
 
         The inbox keeps the order of one sender.
         """
-        first = self._core.fold.ledger.next_replay()
+        first = next_replay(self._core.fold.ledger)
         return first is not None and first[0] != sender
 
     def put_off_early(self, arrival: Arrival) -> None:
-        self._inbox.put_off(arrival, self._core.batch)
+        arrival.inbox.put_off(arrival, self._core.batch)
         self.early = [*self.early, arrival]
 
     def _bring_back_early(self) -> None:
         """Makes the entry first in the inbox that is next to be taken again; all that came too early, once none is."""
-        first = self._core.fold.ledger.next_replay()
+        first = next_replay(self._core.fold.ledger)
         ready = [one for one in self.early if first is None or one.is_at(*first)]
         self.early = [one for one in self.early if one not in ready]
         for arrival in sorted(ready, key=lambda one: -one.seq):
-            self._inbox.come_back(arrival)
+            arrival.inbox.come_back(arrival)
 
     def done(self, arrival: Arrival, mail: Mail) -> None:
         """An entry is done: the next entry of its sender comes first in the inbox."""
@@ -176,6 +177,6 @@ class Delays:
             return
         sender.arrivals.popleft()
         if sender.arrivals:
-            self._inbox.come_back(sender.arrivals[0])
+            sender.arrivals[0].inbox.come_back(sender.arrivals[0])
         else:
             del self.senders[mail.sender]

@@ -10,11 +10,13 @@ from functools import partial
 from typing import Protocol
 
 from mielin_cells.errors import Fenced, RecordInvalid, StoreUnreachable, described, never
-from mielin_cells.log.commit import Batch
 from mielin_cells.log.fold import Fold
 from mielin_cells.log.ids import inbox_subject
+from mielin_cells.log.inboxes.lines import NORMAL, priority_of
+from mielin_cells.log.inboxes.places import HasPlace, InboxPlace
 from mielin_cells.log.ledger import Verdict
 from mielin_cells.log.message import Mail, Message, decode_mail
+from mielin_cells.log.turns.batch import Batch
 from mielin_cells.node.activation.context import NodeContext
 from mielin_cells.substrate.ports import Entry, Tail
 from mielin_cells.substrate.retry import whole
@@ -30,9 +32,10 @@ ASIDE_MAX = 512
 class Arrival:
     """An inbox entry that is not done.  `mail` is an error if its bytes cannot be read."""
 
-    __slots__ = ("index", "is_told", "mail", "seq", "was_held")
+    __slots__ = ("inbox", "index", "is_told", "mail", "seq", "was_held")
 
-    def __init__(self, seq: int, mail: Mail | RecordInvalid) -> None:
+    def __init__(self, inbox: Inbox, seq: int, mail: Mail | RecordInvalid) -> None:
+        self.inbox = inbox
         self.seq = seq
         self.mail = mail
         self.index = 0
@@ -43,7 +46,9 @@ class Arrival:
     def is_at(self, sender: str, n: int) -> bool:
         """True if message `n` of this sender is the next of the entry."""
         mail = self.mail
-        return isinstance(mail, Mail) and mail.sender == sender and mail.messages[self.index].n == n
+        if not isinstance(mail, Mail) or mail.sender != sender or self.index >= len(mail.messages):
+            return False
+        return mail.messages[self.index].n == n
 
     @property
     def count(self) -> int:
@@ -67,23 +72,22 @@ class Inbox:
     """The entries that have arrived and are not done.  The owner's `kick` is called when there is work."""
 
     __slots__ = (
-        "_fold",
-        "_held",
-        "_home",
-        "_owner",
-        "_read_to",
-        "_room",
-        "_tail",
-        "arrived",
-        "aside",
-        "drops_from",
-        "queue",
-        "waiting",
-    )
+        "_fold", "_held", "_home", "_owner", "_read_to", "_room", "_tail", "arrived", "aside", "drops_from", "is_coming", "opened",
+        "place", "priority", "queue", "waiting",
+    )  # fmt: skip
 
-    def __init__(self, owner: Owner, tail: Tail | None = None) -> None:
-        """`tail`: one that goes on behind the ledger's cursor, of an activation that left memory."""
+    def __init__(
+        self, owner: Owner, tail: Tail | None = None, priority: str = NORMAL, place: HasPlace | None = None,
+        opened: Callable[[str], None] | None = None,
+    ) -> None:  # fmt: skip
+        """`tail`: one that goes on behind the ledger's cursor, of an activation that left memory.
+
+        `opened` is called with the priority of another inbox that comes into use.
+        """
         self._owner = owner
+        self.priority = priority
+        self.place: HasPlace = owner.fold.ledger if place is None else place
+        self.opened = opened
         self._home = owner.home
         self._fold = owner.fold
         self._tail = tail
@@ -100,10 +104,16 @@ class Inbox:
         """While more messages wait than this, the first ones are dropped."""
         self.aside = 0
         """Entries that were put off, until their senders' first messages are run again."""
+        self.is_coming = turn_goes_first(self._fold) and priority_of(self._fold.turn.sender) == priority  # type: ignore[union-attr]
+        """The message of the turn that goes first is in this inbox, and may not have been read yet."""
+
+    @property
+    def agent(self) -> str:
+        return self._fold.agent
 
     @property
     def _subject(self) -> str:
-        return inbox_subject(self._fold.agent)
+        return inbox_subject(self._fold.agent, self.priority)
 
     def close(self) -> None:
         if self._tail is not None:
@@ -112,11 +122,17 @@ class Inbox:
 
     async def read(self) -> None:
         """Reads until the inbox is closed.  Raises `Fenced` if a held entry is trimmed: another node owns the agent (rule 19)."""
-        log, ledger = self._home.log, self._fold.ledger
+        log, place = self._home.log, self.place
         behind = await self._read_held()
+        if (
+            self.is_coming
+            and self._has_others
+            and (any(self._is_first(one) for one in self.queue) or not await self._has_more())
+        ):
+            self.is_coming = False
         self._owner.kick()
         if self._tail is None:
-            self._tail = log.tail(self._subject, ledger.cursor)
+            self._tail = log.tail(self._subject, place.cursor)
         tail, self._read_to = self._tail, 0
         try:
             async for batch in tail:
@@ -126,6 +142,9 @@ class Inbox:
                     self._push(arrival)
                     self.waiting += arrival.count
                     self.arrived += arrival.count
+                    self.is_coming = False
+                    if not arrival.count and self.opened is not None and isinstance(arrival.mail, Mail):
+                        self.opened(priority_of(arrival.mail.sender))
                     if behind and self._is_new(arrival):
                         self.queue.extend(behind)  # type: ignore[union-attr]
                         behind = ()
@@ -139,8 +158,8 @@ class Inbox:
     @property
     def is_done(self) -> bool:
         """True if everything that has come from the tail has taken effect, and the tail is read on from the cursor."""
-        is_read = 0 <= self._read_to <= self._fold.ledger.cursor
-        return is_read and not (self.queue or self._held or self.aside or self._fold.ledger.held)
+        is_read = 0 <= self._read_to <= self.place.cursor
+        return is_read and not (self.queue or self._held or self.aside or self.place.held)
 
     def release_tail(self, come: Callable[[], None]) -> Tail | None:
         """Hands the tail over: `come` is called when the next entry has come.
@@ -153,6 +172,10 @@ class Inbox:
         self._tail = None
         return tail
 
+    def take_back(self, tail: Tail) -> None:
+        """Undoes `release_tail`."""
+        self._tail = tail
+
     async def _read_held(self) -> Sequence[Arrival]:
         """Queues the held entries that wait for no earlier number.  Returns those that belong behind the next new entry.
 
@@ -162,7 +185,7 @@ class Inbox:
         fold, ready = self._fold, deque[Arrival]()
         opened = fold.turn if fold.turn is not None and fold.turn.is_bound else None
         is_found = opened is None
-        for seq in sorted(fold.ledger.held):
+        for seq in sorted(self.place.held):
             arrival = await self._read_at(seq)
             arrival.was_held = True
             self.waiting += arrival.count
@@ -190,9 +213,17 @@ class Inbox:
             raise error
         logger.info("agent %s: reading its inbox failed; trying again: %s", self._fold.agent, described(error))
 
+    @property
+    def _has_others(self) -> bool:
+        return self.priority != NORMAL or self._fold.ledger.inboxes is not None
+
     async def _has_more(self) -> bool:
         last = await persist(lambda: self._home.log.settled(self._subject), failed=self._failed)
-        return last is not None and last.seq > self._fold.ledger.cursor
+        return last is not None and last.seq > self.place.cursor
+
+    def _is_first(self, arrival: Arrival) -> bool:
+        turn, mail = self._fold.turn, arrival.mail
+        return turn is None or (isinstance(mail, Mail) and _holds(mail, turn.sender, turn.n))
 
     def _is_new(self, arrival: Arrival) -> bool:
         mail = arrival.mail
@@ -235,16 +266,17 @@ class Inbox:
             try:
                 mail = await persist(lambda: whole(self._home.log, self._subject, entry, decode), failed=self._failed)
             except RecordInvalid as damaged:
-                return Arrival(entry.seq, damaged)
+                return Arrival(self, entry.seq, damaged)
         for message in mail.messages:
             if message.terms is not None:  # its deadline is judged without a wait
                 await persist(self._home.clock.refresh, failed=self._failed)
                 break
-        return Arrival(entry.seq, mail)
+        return Arrival(self, entry.seq, mail)
 
     def _mail(self, seq: int, data: bytes) -> Mail:
         mail = decode_mail(data, f"The inbox of agent {self._fold.agent!r} at {seq}")
-        if mail.to != self._fold.agent or not mail.messages:
+        is_opening = not mail.messages and self.priority == NORMAL != priority_of(mail.sender)
+        if mail.to != self._fold.agent or not (mail.messages or is_opening):
             raise RecordInvalid(f"The inbox of agent {self._fold.agent!r} holds mail for {mail.to!r}.")
         return mail
 
@@ -257,13 +289,15 @@ class Inbox:
             raise never("an entry is done that is not in the queue")
         self.queue.popleft()
         self._room.set()
-        ledger, mail = self._fold.ledger, arrival.mail
+        mail = arrival.mail
         if arrival.was_held:
-            ledger.held.remove(arrival.seq)
+            self.place.held.remove(arrival.seq)
             batch.held = batch.touched = True
         else:
-            ledger.cursor = arrival.seq
+            self.place.cursor = arrival.seq
             batch.moved = True
+        if self.priority != NORMAL:
+            self.note(batch)
         if self._held and isinstance(mail, Mail):
             for seq, held in list(self._held.items()):
                 same = isinstance(held.mail, Mail) and held.mail.sender == mail.sender
@@ -305,9 +339,26 @@ class Inbox:
         self.queue.popleft()
         if not arrival.was_held:
             arrival.was_held = True
-            self._fold.ledger.held.append(arrival.seq)
-            self._fold.ledger.cursor = arrival.seq
+            self.place.held.append(arrival.seq)
+            self.place.cursor = arrival.seq
             batch.held = batch.touched = True  # before the record of any ask that others make meanwhile
+            if self.priority != NORMAL:
+                self.note(batch)
+
+    def note(self, batch: Batch) -> None:
+        """The next commit says that this inbox, which is not the normal one, is in use, and how far it is read."""
+        ledger, place = self._fold.ledger, self.place
+        if ledger.inboxes is None:
+            ledger.inboxes = {}
+        if isinstance(place, InboxPlace):
+            ledger.inboxes[self.priority] = place
+        batch.read_in(self.priority)
+
+
+def turn_goes_first(fold: Fold) -> bool:
+    """True if the message of the turn that the log has begun is to be taken before any other (rules 5 and 13)."""
+    turn = fold.turn
+    return turn is not None and (turn.is_bound or fold.claims > 0) and not fold.ledger.has_taken(turn.sender, turn.n)
 
 
 def _holds(mail: Mail, sender: str, n: int) -> bool:

@@ -6,16 +6,18 @@ import asyncio
 import logging
 
 from mielin_cells.agents.family.system import system_handler
-from mielin_cells.errors import CellError, Fenced, HandlerFailed, RecordInvalid, RetryError, described
+from mielin_cells.errors import Fenced, HandlerFailed, RecordInvalid, RetryError, described
 from mielin_cells.log.commit import DeadLetter
 from mielin_cells.log.ledger import Verdict
-from mielin_cells.log.message import Answer, Mail, Message, encode_answer, sender_text
+from mielin_cells.log.message import Mail, Message, sender_text
 from mielin_cells.log.records import Stepped
 from mielin_cells.node.activation.calls.tasks import TurnStopped
 from mielin_cells.node.activation.core import Core
 from mielin_cells.node.activation.delays import Delays, Fate, stays_first, turn_is_open
 from mielin_cells.node.activation.effects import Effects, is_final, is_of_store
-from mielin_cells.node.activation.inbox import Arrival, Inbox
+from mielin_cells.node.activation.inbox import Arrival
+from mielin_cells.node.activation.presence.refusals import Refusals
+from mielin_cells.node.activation.priorities.inboxes import Inboxes
 from mielin_cells.node.activation.runner import Runner, Unfinished
 from mielin_cells.node.activation.timers import Timers
 from mielin_cells.node.activation.turn import Turn
@@ -34,11 +36,11 @@ class Intake:
     """Takes the messages of one agent, and runs their turns unless it is stopped."""
 
     __slots__ = (
-        "_alone", "_backoff", "_closing", "_core", "_effects", "_fold", "_handlers", "_inbox", "_is_closed", "_is_renewing",
-        "_is_telling", "_lock", "_pump", "_runner", "_timers", "delays",
+        "_alone", "_backoff", "_closing", "_core", "_effects", "_fold", "_handlers", "_inbox", "_is_closed", "_lock", "_pump",
+        "_refusals", "_runner", "_timers", "delays",
     )  # fmt: skip
 
-    def __init__(self, core: Core, inbox: Inbox, runner: Runner, effects: Effects, timers: Timers) -> None:
+    def __init__(self, core: Core, inbox: Inboxes, runner: Runner, effects: Effects, timers: Timers) -> None:
         self._core = core
         self._fold = core.fold
         self._handlers = core.spec.handlers
@@ -46,7 +48,7 @@ class Intake:
         self._runner = runner
         self._effects = effects
         self._timers = timers
-        self.delays = Delays(core, inbox, self)
+        self.delays = Delays(core, self)
         self._lock = asyncio.Lock()
         """Held while turns run, and by the caller that has stopped them."""
         self._pump: asyncio.Task[None] | None = None
@@ -56,7 +58,7 @@ class Intake:
         self._backoff: Backoff | None = None
         """Of that message's runs."""
         self._is_closed = False
-        self._is_telling = False
+        self._refusals = Refusals(core, inbox, self.delays)
         self._closing: asyncio.Future[None] | None = None
         """Made when somebody waits for the lock; done once the intake is closed."""
 
@@ -71,10 +73,14 @@ class Intake:
     def kick(self) -> None:
         """Runs turns if there are messages and nobody runs them."""
         core = self._core
-        if self._pump is None and (self._inbox.queue or self.delays.due) and core.is_open and not self._is_stopped():
+        if self._pump is None and (self._has_work() or self.delays.due) and core.is_open and not self._is_stopped():
             self._pump = core.start(self._run())
-        elif self._inbox.queue and self._fold.lifecycle.error is not None and core.is_open:
-            self._tell_error_soon()
+        elif self._fold.lifecycle.error is not None and not self._inbox.is_empty and core.is_open:
+            self._refusals.give_soon()
+
+    def _has_work(self) -> bool:
+        inbox = self._inbox
+        return bool(inbox.queue) if inbox.others is None else inbox.next(self._alone[:2]) is not None
 
     def _is_stopped(self) -> bool:
         """True if no turn may run.  It must be asked again after each wait."""
@@ -88,7 +94,7 @@ class Intake:
             core.renew()
             return
         try:
-            while (inbox.queue or self.delays.due) and core.is_open and not self._is_stopped():
+            while (self._has_work() or self.delays.due) and core.is_open and not self._is_stopped():
                 async with self._lock:
                     if not self._is_stopped():
                         await self._burst()
@@ -99,8 +105,7 @@ class Intake:
                     await asyncio.sleep(0)
         finally:
             self._pump = None
-            if not inbox.queue:
-                inbox.rest()
+            inbox.rest_all()
             core.commit_soon()
         self.kick()
 
@@ -108,19 +113,11 @@ class Intake:
         """Runs turns until the queue is empty, the commit is full, or `BURST_S` is over."""
         now = asyncio.get_running_loop().time
         until = now() + BURST_S
-        core, inbox, judge, delays, fate = self._core, self._inbox, self._fold.ledger.judge, self.delays, _TAKEN
-        while core.is_open:
-            if (delays.due or delays.early) and not turn_is_open(self._fold):
-                delays.come_back()
-            if not inbox.queue:
-                return
-            arrival = inbox.queue[0]
-            mail = arrival.mail
+        core, inboxes, judge, delays, fate = self._core, self._inbox, self._fold.ledger.judge, self.delays, _TAKEN
+        while core.is_open and (arrival := self._next_arrival()) is not None:
+            inbox, mail = arrival.inbox, arrival.mail
             if isinstance(mail, RecordInvalid):
                 self._bury_unreadable(arrival, mail)
-                continue
-            if delays.senders and delays.is_behind(arrival, mail):
-                delays.queue(arrival, mail)
                 continue
             messages = mail.messages
             if mail.start > self._fold.seq and not await self._has_begun(arrival, mail):
@@ -148,14 +145,39 @@ class Intake:
                         break
                 arrival.index += 1
                 inbox.waiting -= 1
+                if inboxes.others is not None:
+                    inboxes.took(inbox)
+                    if arrival.index < len(messages):
+                        fate = _TAKEN
+                        break
             else:
                 self._done(arrival, mail)
                 continue
             if fate is Fate.STOPPED:
                 return
 
+    def _next_arrival(self) -> Arrival | None:
+        """The entry that the next message is taken from, or that cannot be read; None if there is none now."""
+        inboxes, delays = self._inbox, self.delays
+        while True:
+            if (delays.due or delays.early) and not turn_is_open(self._fold):
+                delays.come_back()
+            inbox = inboxes if inboxes.others is None else inboxes.next(self._alone[:2])
+            if inbox is None or not inbox.queue:
+                return None
+            arrival = inbox.queue[0]
+            mail = arrival.mail
+            if isinstance(mail, RecordInvalid):
+                return arrival
+            if not mail.messages:
+                inboxes.pass_opening(arrival, mail.sender, self._core.batch)
+            elif delays.senders and delays.is_behind(arrival, mail):
+                delays.queue(arrival, mail)
+            else:
+                return arrival
+
     def _done(self, arrival: Arrival, mail: Mail) -> None:
-        self._inbox.done(arrival, self._core.batch)
+        arrival.inbox.done(arrival, self._core.batch)
         if self.delays.senders:
             self.delays.done(arrival, mail)
 
@@ -175,7 +197,7 @@ class Intake:
             )
             self._effects.bury_failed(arrival, mail, message, turn, lost, 0)
             return None
-        is_over = self._inbox.waiting > self._inbox.drops_from and mail.sender != self._fold.agent
+        is_over = arrival.inbox.waiting > arrival.inbox.drops_from and mail.sender != self._fold.agent
         asks_more = is_over or message.terms is not None or self._fold.ledger.replays
         if asks_more and self._effects.closes(arrival, mail, message, is_over):
             return None
@@ -248,8 +270,8 @@ class Intake:
 
     def _bury_unreadable(self, arrival: Arrival, error: RecordInvalid) -> None:
         self._effects.bury(DeadLetter(arrival.seq, "", 0, "", error.message, 1, [], b""))
-        self._inbox.waiting -= 1
-        self._inbox.done(arrival, self._core.batch)
+        arrival.inbox.waiting -= 1
+        arrival.inbox.done(arrival, self._core.batch)
 
     async def _has_begun(self, arrival: Arrival, mail: Mail) -> bool:
         """Checks mail whose session claims to have begun behind the last record known here (rule 15).  False: nothing more runs now.
@@ -280,54 +302,8 @@ class Intake:
         for message in mail.messages[arrival.index :]:
             self._repeat(arrival, mail, message, Verdict.EXPIRED)
             arrival.index += 1
-            self._inbox.waiting -= 1
+            arrival.inbox.waiting -= 1
         self._done(arrival, mail)
-
-    def _tell_error_soon(self) -> None:
-        if not self._is_telling:
-            self._is_telling = True
-            self._core.home.begin(self._tell_error())
-
-    async def _tell_error(self) -> None:
-        """Tells the callers that wait for an agent in ERROR about the error, if the log still names this owner.
-
-        Another node may have claimed the agent, and an operator resumed it, while this node could not reach the store.
-        """
-        core, backoff = self._core, Backoff()
-        try:
-            while core.is_open and self._fold.lifecycle.error is not None:
-                try:
-                    await core.writer.check_owner()
-                except RetryError:
-                    await backoff.wait()
-                except CellError as error:
-                    core.lose(error)
-                else:
-                    self._answer_with_error()
-                    return
-        finally:
-            self._is_telling = False
-
-    def _answer_with_error(self) -> None:
-        """Answers each waiting ask with the error, once.  The messages stay in the inbox, so this is not a stored answer."""
-        error = self._core.error
-        if error is None:
-            return
-        refusal = encode_answer(Answer(None, error.to_wire()))
-        put_off = (arrival for sender in self.delays.senders.values() for arrival in sender.arrivals)
-        for arrival in (*self._inbox.queue, *put_off):
-            mail = arrival.mail
-            if arrival.is_told or not isinstance(mail, Mail):
-                continue
-            arrival.is_told = True
-            answers = dict[int, bytes]()
-            for message in mail.messages[arrival.index :]:
-                if message.ask:
-                    verdict, n = self._inbox.verdict(mail, message), message.n
-                    is_open = verdict in (Verdict.APPLY, Verdict.HOLD)
-                    answers[n] = refusal if is_open else self._core.answer_again(mail.sender, n, verdict) or refusal
-            if answers:
-                self._core.reply(mail.reply_to, mail.sender, answers)
 
     # ---- stopping --------------------------------------------------------------------------------------------
 

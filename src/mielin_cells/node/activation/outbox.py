@@ -11,8 +11,8 @@ from typing import Any, Protocol
 from mielin_cells.errors import InboxFull, RetryError, described
 from mielin_cells.log.commit import Out
 from mielin_cells.log.fold import Fold
-from mielin_cells.log.ids import inbox_subject
-from mielin_cells.log.message import Mail, Message, encode_mail
+from mielin_cells.log.inboxes.lines import end_of, line, line_text, priority_of
+from mielin_cells.log.message import Mail, Message, encode_mail, inbox_of, opening_of
 from mielin_cells.log.topics.names import is_topic, receiver_text, topic_named
 from mielin_cells.node.activation.context import NodeContext
 from mielin_cells.node.topics.publishing import Publishing
@@ -106,9 +106,9 @@ class Outbox:
             )  # fmt: skip
         if receiver is not None and len(receiver.queue) >= limit:
             raise InboxFull(
-                f"Agent {self._owner.fold.agent!r} has {len(receiver.queue)} messages for {to!r}, whose inbox has no room for "
-                f"them yet (limit {limit}). This one was not sent; the earlier ones are delivered later. Send less, or wait.",
-                agent=to, waiting=len(receiver.queue), limit=limit,
+                f"Agent {self._owner.fold.agent!r} has {len(receiver.queue)} messages for {line_text(to)!r}, whose inbox has no room "
+                f"for them yet (limit {limit}). This one was not sent; the earlier ones are delivered later. Send less, or wait.",
+                agent=end_of(to), waiting=len(receiver.queue), limit=limit,
             )  # fmt: skip
 
     def holds(self, out: Out) -> bool:
@@ -167,7 +167,7 @@ class Outbox:
 
     async def _store(self, mail: Mail, receiver: _Receiver) -> None:
         """Stores mail, and tries until it is known to be there, whatever the store raises: committed messages must be delivered."""
-        data, subject = encode_mail(mail), inbox_subject(mail.to)
+        data, subject = encode_mail(mail), inbox_of(mail)
         backoff = Backoff()
         while True:
             try:
@@ -218,13 +218,15 @@ class Outbox:
         """Waits until the receiver's inbox has room.  Returns how many may be sent before it is looked at again; None if its owner
         does not answer: then it counts as one with room."""
         home, backoff = self._owner.home, Backoff()
-        while (room := await count_waiting(home.log, home.wire, to)) is not None and room.is_full:
+        agent, priority = end_of(to), priority_of(to)
+        while (room := await count_waiting(home.log, home.wire, agent, priority)) is not None and room.is_full:
             await backoff.wait()
         return None if room is None else max(room.limit // SHARE, 1)
 
     async def _deliver(self, to: str, receiver: _Receiver, queue: deque[Out]) -> None:
         owner = self._owner
-        sender, reply_to, share = owner.fold.agent, owner.home.reply_to, self._share_of(queue[0].cls)
+        agent, sender = end_of(to), line(owner.fold.agent, priority_of(to))
+        reply_to, share = owner.home.reply_to, self._share_of(queue[0].cls)
         while queue:
             if queue[0].n - receiver.counted >= share:
                 share = await self._has_room(to) or share
@@ -237,7 +239,10 @@ class Outbox:
                 ):
                     break
                 messages.append(Message(out.n, out.handler, out.args, out.ask, out.corrects, out.chain, out.terms))
-            await self._store(Mail(to, cls, sender, 0, owner.low(to), reply_to, messages), receiver)
+            mail = Mail(agent, cls, sender, 0, owner.low(to), reply_to, messages)
+            if agent != to and not receiver.stored and not owner.fold.ledger.released.get(to):
+                await self._store(opening_of(mail), receiver)
+            await self._store(mail, receiver)
             for _ in messages:
                 queue.popleft()
             self._note_stored(to, receiver, messages)

@@ -13,8 +13,8 @@ from mielin_cells.errors import Fenced
 from mielin_cells.log.state import StoredState
 
 if TYPE_CHECKING:
-    from mielin_cells.log.commit import Batch
     from mielin_cells.log.fold import Fold
+    from mielin_cells.log.turns.batch import Batch
 
 
 class Committed(NamedTuple):

@@ -18,6 +18,7 @@ from mielin_cells.errors import described, never
 from mielin_cells.log.commit import Commit
 from mielin_cells.log.fold import Fold, snapshot_fields
 from mielin_cells.log.ids import inbox_subject, log_subject, part_prefix, part_subject
+from mielin_cells.log.inboxes.lines import NORMAL
 from mielin_cells.log.ledger import Ledger
 from mielin_cells.log.records import PartRef, Snapshot, SnapshotRef
 from mielin_cells.node.activation.context import NodeContext
@@ -203,7 +204,8 @@ class Snapshots:
         first, log, agent = owner.fold.snapshots[0], owner.home.log, owner.fold.agent
         names = {snapshot.part for snapshot in owner.fold.snapshots}
         await log.trim(log_subject(agent), first.since + 1)
-        await log.trim(inbox_subject(agent), owner.fold.inbox_kept_from)
+        for priority in (NORMAL, *(owner.fold.ledger.inboxes or ())):
+            await log.trim(inbox_subject(agent, priority), owner.fold.inbox_kept_from(priority))
         passed_over = {part_subject(agent, part) for part in self._passed_over}
         for subject, last in await log.subjects(part_prefix(agent)):
             if subject in passed_over or (subject.removeprefix(part_prefix(agent)) not in names and last < first.since):

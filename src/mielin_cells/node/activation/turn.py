@@ -19,7 +19,6 @@ from mielin_cells.agents.times.cron import next_time
 from mielin_cells.errors import (
     PASSING,
     AgentTerminated,
-    AskCycle,
     AskTimeout,
     CellError,
     EpochRegression,
@@ -32,9 +31,10 @@ from mielin_cells.errors import (
 )  # fmt: skip
 from mielin_cells.log.commit import AskCall, Out, Sent, Timer, Wish, body_of
 from mielin_cells.log.ids import log_subject
+from mielin_cells.log.inboxes.lines import end_of, line, priority_of
 from mielin_cells.log.message import Answer, Terms, decode_answer, encode_answer
 from mielin_cells.log.records import Asked
-from mielin_cells.node.activation.calls.pending import PendingAsk, label_of
+from mielin_cells.node.activation.calls.pending import PendingAsk, ask_cycle, label_of
 from mielin_cells.node.activation.calls.reads import Reads
 from mielin_cells.node.activation.calls.replay import Replay
 from mielin_cells.node.activation.calls.streaming import Streaming
@@ -67,11 +67,12 @@ class Asks(Run):
                 f"Agent {agent!r} asks itself and would wait for ever; call self.{handler.name}(...) plainly."
             )
         if agent in self.chain:
-            raise self._cycle(agent, handler.name)
+            raise ask_cycle(self.chain, self.id, agent, handler.name)
         if not self.sender:
             raise UsageError(f"A hook of agent {self.id!r} cannot ask; tell, or ask from a handler.")
         self._fits(agent, data)
-        self._core.outbox.check_room(agent)
+        to = agent if options is None else line(agent, options.priority)
+        self._core.outbox.check_room(to)
         branches = self._branches()
         if branches is not None:
             self._may_go_on()
@@ -80,7 +81,7 @@ class Asks(Run):
                 terms = None if options is None else await self._terms(options)
             finally:
                 self.busy -= 1
-            pending = self._pending_ask(agent, spec, handler, data, timeout, label, terms)
+            pending = self._pending_ask(to, spec, handler, data, timeout, label, terms)
             answer = decode_answer(await branches.outcome(pending))
         else:
             async with self._in_order():
@@ -88,41 +89,32 @@ class Asks(Run):
                 self._is_calling = True
                 try:
                     terms = None if options is None else await self._terms(options)
-                    answer = decode_answer(await self._answer(agent, spec, handler, data, timeout, label, terms))
+                    answer = decode_answer(await self._answer(to, spec, handler, data, timeout, label, terms))
                 finally:
                     self._is_calling = False
         if answer.error is not None:
             raise handler.error_of(answer)
         return handler.decode_result(answer.result or b"")
 
-    async def _terms(self, options: CallOptions) -> Terms:
+    async def _terms(self, options: CallOptions) -> Terms | None:
         """The options of a call as they go with its message."""
         if options.deadline is None:
-            return Terms(0.0, options.key)
+            return Terms(0.0, options.key) if options.key else None
         clock = self._core.home.clock
         if not clock.is_known:  # the node asks when it starts
             await clock.refresh()
         return Terms(clock.now() + options.deadline, options.key)
 
-    def _cycle(self, agent: str, handler: str) -> AskCycle:
-        """Each ask carries who waits for its answer, so that agents that would wait for each other are refused before they do."""
-        cycle = [*self.chain[self.chain.index(agent) :], self.id, agent]
-        return AskCycle(
-            f"Agent {self.id!r} asks {agent}.{handler}, and {agent!r} waits for it: {' -> '.join(cycle)}. The ask was not sent; "
-            "tell instead, or give what is needed with the first ask.",
-            agents=cycle,
-        )  # fmt: skip
-
-    def _out_of(self, agent: str, spec: Spec, handler: HandlerSpec, args: bytes, k: int, terms: Terms | None) -> Out:
+    def _out_of(self, to: str, spec: Spec, handler: HandlerSpec, args: bytes, k: int, terms: Terms | None) -> Out:
         chain = (*self.chain[1 - CHAIN_MAX :], self.id)
-        return Out(agent, spec.name, 0, handler.name, args, True, self.sender, self.n, k, chain=chain, terms=terms)
+        return Out(to, spec.name, 0, handler.name, args, True, self.sender, self.n, k, chain=chain, terms=terms)
 
     def _pending_ask(
-        self, agent: str, spec: Spec, handler: HandlerSpec, args: bytes, timeout: float | None, id: str | None,
+        self, to: str, spec: Spec, handler: HandlerSpec, args: bytes, timeout: float | None, id: str | None,
         terms: Terms | None,
     ) -> PendingAsk:  # fmt: skip
-        out = self._out_of(agent, spec, handler, args, 0, terms)
-        return PendingAsk(branch_of(self), out, body_of(out), label_of(agent, handler.name, id), timeout)
+        out = self._out_of(to, spec, handler, args, 0, terms)
+        return PendingAsk(branch_of(self), out, body_of(out), label_of(end_of(to), handler.name, id), timeout)
 
     def standing_ask(self, out: Out, body: bytes) -> Sent | None:
         """After an undo: the ask that stands for this one of a branch."""
@@ -136,12 +128,12 @@ class Asks(Run):
         return k
 
     async def _answer(
-        self, agent: str, spec: Spec, handler: HandlerSpec, args: bytes, timeout: float | None, id: str | None,
+        self, to: str, spec: Spec, handler: HandlerSpec, args: bytes, timeout: float | None, id: str | None,
         terms: Terms | None,
     ) -> bytes:  # fmt: skip
         core, index = self._core, len(self.calls)
-        label = label_of(agent, handler.name, id)
-        out = self._out_of(agent, spec, handler, args, (self._places or {}).get((agent, True), 0), terms)
+        label = label_of(end_of(to), handler.name, id)
+        out = self._out_of(to, spec, handler, args, (self._places or {}).get((to, True), 0), terms)
         body = body_of(out)
         made: AskCall | None = None
         if index < len(self.recorded):
@@ -154,16 +146,16 @@ class Asks(Run):
         if made is not None:
             self.calls.append(made)
             if made.n:
-                self._next_place(agent, True)
+                self._next_place(to, True)
                 if self.replay is not None:
                     self.replay.met(out, made.n)
             if made.answer is not None:
                 return made.answer
-            pending = core.fold.ledger.pending.get(agent, {}).get(made.n)
+            pending = core.fold.ledger.pending.get(to, {}).get(made.n)
             return await self._wait(pending or msgspec.structs.replace(out, n=made.n), made, timeout)
-        refusal = await self.refusal_of(agent)
+        refusal = await self.refusal_of(end_of(to))
         if refusal is not None:
-            self.calls.append(AskCall(agent, 0, handler.name, body, label, refusal))
+            self.calls.append(AskCall(to, 0, handler.name, body, label, refusal))
             return refusal
         if self.replay is not None:
             out = self.replay.corrected(out)
@@ -184,7 +176,7 @@ class Asks(Run):
             self.broken = NonDeterministicTurn(
                 f"Agent {self.id!r} was rolled back, and its turn now asks {label} where it had asked {earlier.handler}, "
                 "whose answer cannot stand for this one; the message goes to the dead letters, and the agent goes on.",
-                agent=self.id, asks=[f"{sent.to}.{sent.handler}" for sent in rerun.again.sent if sent.ask],
+                agent=self.id, asks=[f"{end_of(sent.to)}.{sent.handler}" for sent in rerun.again.sent if sent.ask],
             )  # fmt: skip
             raise self.broken
         await asyncio.sleep(0)
@@ -257,8 +249,8 @@ class Asks(Run):
                         pause, is_again = min(pause * 2, ASK_REPEAT_S_MAX), True
         except TimeoutError:
             error = AskTimeout(
-                f"Agent {self.id!r} had no answer from {out.to}.{out.handler} in {timeout:g} s{self.why}; the ask may still take "
-                "effect.", agent=out.to,
+                f"Agent {self.id!r} had no answer from {end_of(out.to)}.{out.handler} in {timeout:g} s{self.why}; the ask may still "
+                "take effect.", agent=end_of(out.to),
             )  # fmt: skip
             answer = encode_answer(Answer(None, error.to_wire()))
         finally:
@@ -271,11 +263,12 @@ class Asks(Run):
         Returns the last word of an agent that has ended or cannot answer; None if an answer may still come.
         """
         core = self._core
-        asked = requests.Remind(out.to, self.id, 0, core.home.reply_to, [out.n])
+        to, sender = end_of(out.to), line(self.id, priority_of(out.to))
+        asked = requests.Remind(to, sender, 0, core.home.reply_to, [out.n])
         try:
             standing = await remind(core.home.log, core.home.wire, asked, left_s)
         except AgentTerminated:
-            return await read_last_answer(core.home.log, out.to, self.id, out.n)
+            return await read_last_answer(core.home.log, to, sender, out.n)
         except CellError as error:
             if isinstance(error, PASSING) and not isinstance(error, EpochRegression):
                 raise  # the store's word, and not the receiver's: as an outcome it would fail each run of this turn
@@ -312,10 +305,11 @@ class Turn(Asks, FamilyCalls, Reads, Streaming, TopicCalls):
         data = called.encode_args(args, kwargs)
         self._open()
         self._fits(agent, data)
-        self._core.outbox.check_room(agent)
+        to = agent if options is None else line(agent, options.priority)
+        self._core.outbox.check_room(to)
         terms = None if options is None else await self._terms(options)
-        k = self._next_place(agent, False)
-        self.tells.append(Out(agent, spec.name, 0, handler, data, False, self.sender, self.n, k, terms=terms))
+        k = self._next_place(to, False)
+        self.tells.append(Out(to, spec.name, 0, handler, data, False, self.sender, self.n, k, terms=terms))
 
     # ---- orders for the agent itself -------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from mielin_cells.errors import (
     described,
     never,
 )
-from mielin_cells.log.commit import Batch, Out, Wish
+from mielin_cells.log.commit import Out, Wish
 from mielin_cells.log.family import notices
 from mielin_cells.log.family.notices import PARENT_ENDED
 from mielin_cells.log.family.tree import (
@@ -37,6 +37,7 @@ from mielin_cells.log.family.tree import (
     Told,
 )
 from mielin_cells.log.fold import Fold
+from mielin_cells.log.turns.batch import Batch
 from mielin_cells.rpc import requests
 from mielin_cells.tasks.supervision import Backoff
 

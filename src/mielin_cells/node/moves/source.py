@@ -68,7 +68,7 @@ class Move:
         self._phases: list[tuple[str, float]] = []
         self._at = self._begun = self._now()
         self._paused_at = self._pause_s = 0.0
-        self._arrived_at = self._held_at = activation.inbox.arrived
+        self._arrived_at = self._held_at = activation.inbox.arrived_in_all
         self._copied = answers.CopyReport(0, 0, 0)
         self._departed = self._stopped = False
         self._refusals: tuple[Refusal, ...] = ()
@@ -266,7 +266,7 @@ class Move:
         """True if the agent is quiet now: most of the time no turn runs and no commit is in flight.  Never waits."""
         activation = self.activation
         self._handover.follow()
-        self._paused_at, self._held_at = self._now(), activation.inbox.arrived
+        self._paused_at, self._held_at = self._now(), activation.inbox.arrived_in_all
         self._stopped = await activation.intake.stop_at_once()
         return self._stopped and not self._departs and activation.seal_at_once()
 
@@ -320,7 +320,7 @@ class Move:
             migration=self.migration, agent=activation.fold.agent, source=self.activations.name, target=self.target,
             outcome=end.outcome, reason=end.reason, code=end.code, phases=tuple(self._phases),
             pause_ms=self._pause_s * 1000, bytes=self._copied.bytes, rounds=self.machine.rounds,
-            held=activation.inbox.arrived - self._held_at if self._paused_at else 0,
-            arrived=activation.inbox.arrived - self._arrived_at,
+            held=activation.inbox.arrived_in_all - self._held_at if self._paused_at else 0,
+            arrived=activation.inbox.arrived_in_all - self._arrived_at,
             reasons=tuple(map(str, self._refusals)), kinds=tuple(kinds(self._refusals)),
         )  # fmt: skip

@@ -26,6 +26,8 @@ from mielin_cells.errors import (
 from mielin_cells.log.delta import StateDelta
 from mielin_cells.log.fold import Fold
 from mielin_cells.log.ids import inbox_subject
+from mielin_cells.log.inboxes.lines import NORMAL
+from mielin_cells.log.inboxes.places import HasPlace
 from mielin_cells.log.lifecycle import Phase
 from mielin_cells.log.records import Claimed
 from mielin_cells.membership.standing import Standing
@@ -189,12 +191,17 @@ class Claims:
         """
         if not fold.lifecycle.state.accepts_work:
             return False
-        log, inbox, cursor = self._activations.home.log, inbox_subject(fold.agent), fold.ledger.cursor
-        last = (await log.lasts([inbox])).get(inbox)
-        if (last.seq if last is not None else 0) < cursor:
-            last = await log.last(inbox)
-            self._quarantine.check_inbox(fold, last)
-        return fold.turn is not None or bool(fold.ledger.held) or (last is not None and last.seq > cursor)
+        log, ledger = self._activations.home.log, fold.ledger
+        places: dict[str, HasPlace] = {NORMAL: ledger, **(ledger.inboxes or {})}
+        subjects = {inbox_subject(fold.agent, priority): priority for priority in places}
+        lasts, waits = await log.lasts(list(subjects)), fold.turn is not None
+        for subject, priority in subjects.items():
+            place, last = places[priority], lasts.get(subject)
+            if (last.seq if last is not None else 0) < place.cursor:
+                last = await log.last(subject)
+                self._quarantine.check_inbox(fold, last, priority)
+            waits = waits or bool(place.held) or (last is not None and last.seq > place.cursor)
+        return waits
 
 
 def _upgrade(spec: Spec, fold: Fold) -> StateDelta | None:

@@ -105,8 +105,8 @@ class Idling:
                 continue
             shortest = min(shortest, idle_s)
             seq, arrived, since = activation.rested
-            if (activation.fold.seq, activation.inbox.arrived) != (seq, arrived):
-                activation.rested = activation.fold.seq, activation.inbox.arrived, now
+            if (activation.fold.seq, activation.inbox.arrived_in_all) != (seq, arrived):
+                activation.rested = activation.fold.seq, activation.inbox.arrived_in_all, now
             elif now - since >= idle_s:
                 due.append(activation)
         for start in range(0, len(due), AT_ONCE):
@@ -172,10 +172,10 @@ class Idling:
         """The log holds everything: from here to the end nothing else runs, and what comes later wakes the agent."""
         activations, fold = self._activations, activation.fold
         sleeper = Sleeper(fold, activation.timers.dues, copies_wanted(activation), self._wake_up)
-        tail = activation.inbox.release_tail(sleeper.heard)
-        if tail is None:
+        tails = activation.inbox.release_tails(sleeper.heard)
+        if tails is None:
             return False
-        sleeper.begin(tail, activation.timers.next_due(), self._context)
+        sleeper.begin(tails[0], tails[1:], activation.timers.next_due(), self._context)
         activations.drop(activation)
         activations.asleep[fold.agent] = sleeper
         self._logged.discard(fold.agent)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from mielin_cells.errors import OF_STORE, QUARANTINED, CellError, EpochRegression, Fenced, NoSuchAgent, described
 from mielin_cells.log.fold import Fold
 from mielin_cells.log.ids import inbox_subject, log_subject
+from mielin_cells.log.inboxes.lines import NORMAL
 from mielin_cells.log.lifecycle import Phase
 from mielin_cells.log.records import Claimed
 from mielin_cells.node.activation.writer import append_failed
@@ -26,6 +27,7 @@ from mielin_cells.tasks.supervision import Backoff
 
 if TYPE_CHECKING:
     from mielin_cells.node.activation.activation import Activation, Activations
+    from mielin_cells.node.activation.inbox import Inbox
     from mielin_cells.node.ownership.standby import Standbys
 
 logger = logging.getLogger("mielin_cells.quarantine")
@@ -56,9 +58,9 @@ async def find_regression(log: Log, agent: str, seq: int) -> EpochRegression | N
     )  # fmt: skip
 
 
-async def find_inbox_regression(log: Log, agent: str, cursor: int) -> EpochRegression | None:
+async def find_inbox_regression(log: Log, agent: str, cursor: int, priority: str = NORMAL) -> EpochRegression | None:
     """The error if the agent's inbox ends before what its log has taken from it; None if not, or if it is empty (trimmed)."""
-    last = await log.last(inbox_subject(agent))
+    last = await log.last(inbox_subject(agent, priority))
     if last is None or last.seq >= cursor:
         return None
     return EpochRegression(
@@ -106,20 +108,25 @@ class Quarantine:
         """
         if self._went_back:
             inboxes = {
-                inbox_subject(agent): activation
+                inbox_subject(agent, inbox.priority): (inbox, inbox.place.cursor)
                 for agent, activation in self._activations.live.items()
                 if not is_quarantined(activation.fold)
+                for inbox in activation.inbox.all()
             }
-            taken = {subject: activation.fold.ledger.cursor for subject, activation in inboxes.items()}
             for subject, last in (await self._activations.home.log.lasts(list(inboxes))).items():
-                if last.seq < taken[subject]:
-                    self.check(inboxes[subject].fold.agent, partial(_find_passed_over, inboxes[subject]))
-            asleep = {inbox_subject(agent): sleeper for agent, sleeper in self._activations.asleep.items()}
+                inbox, cursor = inboxes[subject]
+                if last.seq < cursor:
+                    self.check(inbox.agent, partial(_find_passed_over, self._activations.home.log, inbox))
+            asleep = {
+                inbox_subject(agent, priority): (agent, cursor, priority)
+                for agent, sleeper in self._activations.asleep.items()
+                for priority, cursor in ((NORMAL, sleeper.cursor), *sleeper.cursors)
+            }
             for subject, last in (await self._activations.home.log.lasts(list(asleep))).items():
-                one = asleep[subject]
-                if last.seq < one.cursor:
+                agent, cursor, priority = asleep[subject]
+                if last.seq < cursor:
                     self.check(
-                        one.agent, partial(find_inbox_regression, self._activations.home.log, one.agent, one.cursor)
+                        agent, partial(find_inbox_regression, self._activations.home.log, agent, cursor, priority)
                     )
         for agent, known in missing.items():
             self.suspect(agent, known)
@@ -204,11 +211,11 @@ class Quarantine:
                 logger.info("agent %s: the quarantine failed; trying again: %s", agent, described(absent))
                 await backoff.wait()
 
-    def check_inbox(self, fold: Fold, last: Entry | None) -> None:
+    def check_inbox(self, fold: Fold, last: Entry | None, priority: str = NORMAL) -> None:
         """Raises `Fenced` if the inbox ends before what its agent has taken; then the agent is checked."""
-        agent, cursor = fold.agent, fold.ledger.cursor
+        agent, cursor = fold.agent, fold.ledger.place(priority).cursor
         if last is not None and last.seq < cursor:
-            self.check(agent, lambda: find_inbox_regression(self._activations.home.log, agent, cursor))
+            self.check(agent, lambda: find_inbox_regression(self._activations.home.log, agent, cursor, priority))
             raise Fenced(f"Agent {agent!r} is being checked by {self._activations.name}; ask again.", agent=agent)
 
     def check_new(self, agent: str) -> None:
@@ -223,23 +230,30 @@ def is_quarantined(fold: Fold) -> bool:
     return error is not None and error.code in QUARANTINED
 
 
-async def _find_passed_over(activation: Activation) -> EpochRegression | None:
+async def _find_passed_over(log: Log, inbox: Inbox) -> EpochRegression | None:
     """Compares with the present cursor, since an operator may have accepted the loss meanwhile."""
-    return await find_inbox_regression(activation.home.log, activation.fold.agent, activation.fold.ledger.cursor)
+    return await find_inbox_regression(log, inbox.agent, inbox.place.cursor, inbox.priority)
 
 
 async def accept_loss(activation: Activation) -> bool:
-    """Before a resume: True if the inbox ends before the cursor, and the agent must be opened anew to read it from its beginning.
+    """Before a resume: True if an inbox ends before its cursor, and the agent must be opened anew to read it from its beginning.
 
     Messages that were taken before are known by their numbers, wherever they are.
     """
-    ledger = activation.fold.ledger
-    last = await activation.home.log.settled(inbox_subject(activation.fold.agent))
-    if last is not None and last.seq >= ledger.cursor:
-        return False
-    ledger.cursor = 0
-    ledger.held.clear()
-    activation.batch.held = True
-    activation.touch()
-    await activation.flush()
-    return True
+    is_lost = False
+    for inbox in list(activation.inbox.all()):
+        last = await activation.home.log.settled(inbox_subject(inbox.agent, inbox.priority))
+        if last is not None and last.seq >= inbox.place.cursor:
+            continue
+        if inbox.priority != NORMAL and not inbox.place.cursor:
+            continue
+        inbox.place.cursor = 0
+        inbox.place.held.clear()
+        activation.batch.held = True
+        if inbox.priority != NORMAL:
+            inbox.note(activation.batch)
+        is_lost = True
+    if is_lost:
+        activation.touch()
+        await activation.flush()
+    return is_lost

@@ -89,10 +89,11 @@ class Undoes:
                 agent=fold.agent, migration=moving.migration,
             )  # fmt: skip
         back = await load_at(self._activations.home.log, fold, handover_of(fold, request.migration))
-        if back.inbox_from < fold.inbox_kept_from:
+        if lost := back.lost_of(fold):
+            needs, kept, which = lost
             raise RollbackExpired(
                 f"Migration {request.migration} of agent {fold.agent!r} cannot be undone: what it would take again begins at "
-                f"{back.inbox_from} of its inbox, which is kept from {fold.inbox_kept_from} on.",
+                f"{needs} of its {which}inbox, which is kept from {kept} on.",
                 agent=fold.agent, migration=request.migration,
             )  # fmt: skip
         undoing = Undoing(back)

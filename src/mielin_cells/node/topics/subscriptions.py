@@ -14,11 +14,12 @@ from mielin_cells.agents.spec import Spec
 from mielin_cells.agents.topics.calls import message_args
 from mielin_cells.agents.topics.messages import Published, TopicGap
 from mielin_cells.agents.values.wire import encode
-from mielin_cells.log.commit import Batch, DeadLetter, Out
+from mielin_cells.log.commit import DeadLetter, Out
 from mielin_cells.log.fold import Fold
 from mielin_cells.log.message import sender_text
 from mielin_cells.log.topics.posts import Post
 from mielin_cells.log.topics.subs import Gap, Sub, Subscribed, TopicChange, Unsubscribed
+from mielin_cells.log.turns.batch import Batch
 from mielin_cells.node.topics.reader import Reader
 
 logger = logging.getLogger("mielin_cells.topics")

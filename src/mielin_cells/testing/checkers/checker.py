@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, NoReturn
 
 from mielin_cells.errors import CellError
-from mielin_cells.log.ids import JOURNALS, LOGS, MEMBERS, TOPICS, agent_of, inbox_subject, migration_of, reply_subject
+from mielin_cells.log.ids import INBOXES, JOURNALS, LOGS, MEMBERS, TOPICS, agent_of, migration_of, reply_subject
 from mielin_cells.log.message import Mail, Replies, decode_mail, decode_replies
 from mielin_cells.log.records import (
     Accepted,
@@ -32,10 +32,9 @@ from mielin_cells.substrate.ports import Entry
 from mielin_cells.testing.checkers.history import Author
 from mielin_cells.testing.checkers.scene import Scene, Violation
 
-INBOXES = inbox_subject("")
 REPLIES = reply_subject("")
 
-INVARIANTS = tuple(f"I{number}" for number in range(1, 32))
+INVARIANTS = tuple(f"I{number}" for number in range(1, 33))
 
 
 @dataclass(slots=True)

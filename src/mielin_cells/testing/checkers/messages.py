@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from mielin_cells.log.commit import Commit, Out, Timer
+from mielin_cells.log.inboxes.lines import end_of, line, priority_of
 from mielin_cells.log.message import Replies, decode_answer, is_client
 from mielin_cells.log.records import Asked, Committed, HandedOff, Undone
 from mielin_cells.log.topics.names import receiver_of
@@ -125,7 +126,7 @@ class SentOnce(Checker):
         mail = letter.mail
         if is_client(mail.sender):
             return
-        pair = mail.sender, mail.to
+        pair = end_of(mail.sender), line(mail.to, priority_of(mail.sender))
         outs = self._outs.get(pair, [])
         for message in mail.messages:
             if message.n > len(outs) or outs[message.n - 1] != message.args:

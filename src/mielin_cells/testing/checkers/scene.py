@@ -120,6 +120,10 @@ class Observed:
     """Messages of topics: topic, publisher and number, in the order in which they were handled."""
     gaps: int = 0
     """Gaps in topics that it was told of."""
+    urged: dict[str, int] = field(default_factory=dict)
+    """Per receiving agent and priority, how many messages were sent to it."""
+    urgent: dict[str, list[int]] = field(default_factory=dict)
+    """Per sending agent and priority, the numbers of its messages in order of arrival."""
     book: dict[str, Any] | None = None
     """For an agent that misbehaves: its other fields."""
 

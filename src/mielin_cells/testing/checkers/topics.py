@@ -15,6 +15,7 @@ from mielin_cells.log.topics.names import is_topic, matches, topic_named, topic_
 from mielin_cells.log.topics.posts import Post
 from mielin_cells.log.topics.subs import Sub, Subscribed, Took, Unsubscribed
 from mielin_cells.testing.checkers.checker import Checker, Posted, Step
+from mielin_cells.testing.checkers.priorities import Urgent
 from mielin_cells.testing.checkers.scene import Scene
 
 TOPICS = ("rates.eu", "rates.us", "rates.us.day", "news")
@@ -23,15 +24,12 @@ WORLDS = 0.35
 """The share of the worlds in which agents publish and subscribe."""
 
 
-class Market(cells.Agent, name="SimMarket"):
+class Market(Urgent, name="SimMarket"):
     """What an account does with topics."""
 
     posted: int = 0
     came: list[tuple[str, str, int]] = []  # noqa: RUF012 - a mutable default is copied for each agent
     gaps: int = 0
-
-    def _heard(self, sender: str, n: int) -> int:
-        raise NotImplementedError
 
     @cells.handler
     async def post(self, sender: str, n: int, topic: str, count: int) -> int:

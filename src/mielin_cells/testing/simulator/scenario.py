@@ -18,6 +18,8 @@ from typing import Any, TypeVar
 
 from mielin_cells.errors import CellError, RecordInvalid, TurnDeadlineExceeded
 from mielin_cells.log.ids import inbox_subject
+from mielin_cells.log.inboxes.lines import NORMAL, PRIORITIES
+from mielin_cells.log.inboxes.places import InboxPlace
 from mielin_cells.log.message import decode_mail
 from mielin_cells.node.node import Node
 from mielin_cells.store.reader import load
@@ -161,10 +163,12 @@ class Scenario(Deployment):
         count = 0
         for agent, fold in self.scene.folds.items():
             unread = set[tuple[str, int]]()
-            for entry in self.world.store.read(inbox_subject(agent), fold.ledger.cursor, sys.maxsize):
-                with contextlib.suppress(RecordInvalid):
-                    mail = decode_mail(entry.data, agent)
-                    unread |= {(mail.sender, message.n) for message in mail.messages}
+            for priority in PRIORITIES:
+                place = fold.ledger if priority == NORMAL else (fold.ledger.inboxes or {}).get(priority, InboxPlace())
+                for entry in self.world.store.read(inbox_subject(agent, priority), place.cursor, sys.maxsize):
+                    with contextlib.suppress(RecordInvalid):
+                        mail = decode_mail(entry.data, agent)
+                        unread |= {(mail.sender, message.n) for message in mail.messages}
             count += len(unread)
         return count
 
@@ -232,9 +236,10 @@ class Scenario(Deployment):
         The next message would wake it, so nobody who asks it would notice.
         """
         for agent, sleeper in node.activations.asleep.items():
-            last = self.world.store.last(inbox_subject(agent))
-            if last is not None and last.seq > sleeper.cursor:
-                return f"{agent} has left the memory of {node.name}, and a message waits for it"
+            for priority, cursor in ((NORMAL, sleeper.cursor), *sleeper.cursors):
+                last = self.world.store.last(inbox_subject(agent, priority))
+                if last is not None and last.seq > cursor:
+                    return f"{agent} has left the memory of {node.name}, and a message waits for it"
             if sleeper.dues and min(sleeper.dues.values()) < self.world.loop.time():
                 return f"{agent} has left the memory of {node.name}, and a timer of it is due"
         return ""

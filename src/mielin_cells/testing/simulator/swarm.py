@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from random import Random
 from typing import NamedTuple
 
+from mielin_cells.log.inboxes.lines import Priority
 from mielin_cells.migration.recovery import RecoveryConfig
 from mielin_cells.settings import Settings
 from mielin_cells.testing.simulator import misbehaving
@@ -78,6 +79,9 @@ class CallPlan(NamedTuple):
     tells: bool
     deadline_s: float = 0.0
     """Within which its turn must begin; 0: whenever."""
+    priority: Priority = "normal"
+    inner: Priority = "normal"
+    """That of the message that the call has the agent send."""
 
 
 class Life(NamedTuple):

@@ -10,6 +10,7 @@ import contextlib
 import itertools
 from collections import Counter
 from collections.abc import AsyncIterator, Coroutine
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -19,10 +20,12 @@ from mielin_cells.client.client import Client
 from mielin_cells.errors import AgentTerminated, CellError
 from mielin_cells.log.lifecycle import Phase
 from mielin_cells.testing.checkers.failed_turns import DOOMED
+from mielin_cells.testing.checkers.priorities import PrioritiesInOrder
 from mielin_cells.testing.checkers.scene import Call, Observed
 from mielin_cells.testing.checkers.streams import FAILED, REHEARSE, rehearse
 from mielin_cells.testing.checkers.till import PAY, Receipt, pay
 from mielin_cells.testing.checkers.topics import Market, TopicsOnce, deals
+from mielin_cells.testing.simulator.clients.hurried import hurried
 from mielin_cells.testing.simulator.clients.listeners import listeners
 from mielin_cells.testing.simulator.clients.readers import readers
 from mielin_cells.testing.simulator.deployment import Deployment
@@ -250,6 +253,9 @@ class Accounts(Workload):
                     self._work(scenario, client, f"{life.name}.{number}.{w}", p) for w, p in enumerate(life.workers)
                 ]
                 works.append(self._deal(scenario, client, f"{life.name}.{number}.t"))
+                works += hurried(
+                    scenario, accounts, f"{life.name}.{number}.u", partial(self._hurried, scenario, client)
+                )
                 works += readers(scenario, client, class_of, f"{life.name}.{number}")
                 works += listeners(scenario, client, Account, accounts, f"{life.name}.{number}")
                 await view.process.run(_all(works))
@@ -288,11 +294,16 @@ class Accounts(Workload):
                 trimmed[subject] = max(trimmed.get(subject, 0), min(before, last))
                 world.store.trim(subject, before)
 
+    async def _hurried(self, scenario: Deployment, client: Client, plan: CallPlan, call: Call) -> None:
+        await self._called(scenario, plan, call, client.get(Account, plan.agent))
+
     async def _called(self, scenario: Deployment, plan: CallPlan, call: Call, ref: Agent) -> None:
         counts, bound = scenario.scene.counts, getattr(ref, plan.kind)
         args: tuple[Any, ...] = (call.sender, call.n)
         if plan.kind in ("give", "hand", "settle", "post", "attend", "depart"):
             args = *args, plan.to, plan.amount
+        elif plan.kind == "urge":
+            args = *args, plan.to, plan.inner, bool(plan.amount)
         elif plan.kind == "alarm":
             args = *args, plan.amount**2
         elif plan.deadline_s:
@@ -301,6 +312,8 @@ class Accounts(Workload):
         elif plan.kind == "once":
             call.key, call.body = f"k{plan.amount}", int(plan.number % 5 == 0)
             args, bound = (call.key, call.body), bound.options(key=call.key)
+        if plan.priority != "normal":
+            bound = bound.options(priority=plan.priority)
         try:
             answer = await (bound.tell(*args) if plan.tells else bound(*args))
             if call.doomed:
@@ -360,7 +373,10 @@ class Accounts(Workload):
             ref = scenario.operator.get(Spill if class_of(agent) is Spill else Account, agent)
             observed[agent] = Observed(*await scenario.until_done(ref.show))
             observed[agent].came, observed[agent].gaps = await scenario.until_done(ref.attended)
+            observed[agent].urged, observed[agent].urgent = await scenario.until_done(ref.urgencies)
         if any(isinstance(checker, TopicsOnce) and checker.behind() for checker in scenario.checkers.all):
+            return False
+        if any(isinstance(checker, PrioritiesInOrder) and checker.missing() for checker in scenario.checkers.all):
             return False
         transfers = all(len(observed[to].got.get(a, [])) >= n for a, s in observed.items() for to, n in s.sent.items())
         waiting = scenario.scene.waiting = scenario.scene.count_waiting_timers()

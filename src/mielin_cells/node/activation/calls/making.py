@@ -10,6 +10,7 @@ import msgspec
 from mielin_cells.agents.step import Within
 from mielin_cells.errors import CellError, StepFailed
 from mielin_cells.log.commit import AskCall
+from mielin_cells.log.inboxes.lines import end_of
 from mielin_cells.log.message import Answer, encode_answer
 from mielin_cells.node.activation.calls.pending import (
     CallingTurn,
@@ -96,7 +97,7 @@ class Making:
                     return
                 pending.answer = stands.answer
             else:
-                refusal = await self._turn.refusal_of(pending.out.to)
+                refusal = await self._turn.refusal_of(end_of(pending.out.to))
                 if refusal is None:
                     pending.is_ready = True
                     self.wake()

@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 from mielin_cells.agents.retry import Retry
 from mielin_cells.agents.step import Results, Within
+from mielin_cells.errors import AskCycle
 from mielin_cells.log.commit import TIMER, AskCall, InBranch, Out, Sent, StepCall, TurnCall
 from mielin_cells.log.message import Answer, encode_answer
 from mielin_cells.node.activation.calls.tasks import Branch, Timer
@@ -117,3 +118,13 @@ def key_of(call: TurnCall, place: InBranch) -> Key:
 def label_of(agent: str, handler: str, id: str | None) -> str:
     """An ask, for people."""
     return f"{agent}.{handler}" + (f" ({id})" if id else "")
+
+
+def ask_cycle(chain: tuple[str, ...], asker: str, agent: str, handler: str) -> AskCycle:
+    """Each ask carries who waits for its answer, so that agents that would wait for each other are refused before they do."""
+    cycle = [*chain[chain.index(agent) :], asker, agent]
+    return AskCycle(
+        f"Agent {asker!r} asks {agent}.{handler}, and {agent!r} waits for it: {' -> '.join(cycle)}. The ask was not sent; "
+        "tell instead, or give what is needed with the first ask.",
+        agents=cycle,
+    )

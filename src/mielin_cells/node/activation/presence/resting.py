@@ -11,8 +11,8 @@ from mielin_cells.agents.spec import Spec
 from mielin_cells.log.lifecycle import AgentState
 from mielin_cells.node.activation.context import NodeContext
 from mielin_cells.node.activation.core import Core
-from mielin_cells.node.activation.inbox import Inbox
 from mielin_cells.node.activation.intake import Intake
+from mielin_cells.node.activation.priorities.inboxes import Inboxes
 from mielin_cells.node.activation.runner import Runner
 from mielin_cells.node.activation.writer import Writer
 
@@ -24,7 +24,7 @@ class Resting(Core):
 
     __slots__ = ("_ending", "inbox", "intake", "keeps", "rested", "runner")
 
-    inbox: Inbox
+    inbox: Inboxes
     intake: Intake
     runner: Runner
     _ending: asyncio.Task[Any] | None
@@ -39,7 +39,7 @@ class Resting(Core):
     @property
     def is_idle(self) -> bool:
         """True if every message that was read from the inbox has taken effect and is committed."""
-        waits = self.inbox.queue or self.intake.delays.senders
+        waits = not self.inbox.is_empty or self.intake.delays.senders
         return not waits and self.inflight is None and not self._batch and self.is_open
 
     @property
@@ -56,7 +56,7 @@ class Resting(Core):
         )
         is_stored = not self.has_news and self.inflight is None and self._committing is None and not self.writer.is_busy
         is_quiet = (
-            self.inbox.is_done
+            self.inbox.are_done
             and not self.intake.delays.senders
             and not self.outbox.is_busy
             and not self.snapshots.is_busy

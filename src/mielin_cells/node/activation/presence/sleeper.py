@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import Context
 from typing import NamedTuple
 
@@ -38,8 +38,8 @@ class Sleeper:
     """
 
     __slots__ = (
-        "_alarm", "_stirred", "_tail", "_wake", "agent", "cls", "copies", "cursor", "dead", "dues", "epoch", "is_stirring", "policy",
-        "seq", "size_bytes", "version", "woken", "written",
+        "_alarm", "_others", "_stirred", "_tail", "_wake", "agent", "cls", "copies", "cursor", "cursors", "dead", "dues", "epoch",
+        "is_stirring", "policy", "seq", "size_bytes", "version", "woken", "written",
     )  # fmt: skip
 
     def __init__(self, fold: Fold, dues: dict[str, float], copies: int, wake: Callable[[Sleeper], None]) -> None:
@@ -51,6 +51,9 @@ class Sleeper:
         """The last record of its log.  If the log ends there, nobody has owned the agent since."""
         self.cursor = fold.ledger.cursor
         """Up to here its inbox is taken, and the tail goes on behind it."""
+        places = fold.ledger.inboxes
+        self.cursors = tuple((one, place.cursor) for one, place in places.items()) if places else ()
+        """The same of its inboxes of other priorities, if there are any."""
         self.size_bytes = fold.size_bytes
         self.policy = fold.policy
         self.dead = len(fold.ledger.dead)
@@ -64,12 +67,16 @@ class Sleeper:
         self.is_stirring = False
         self._wake = wake
         self._tail: Tail | None = None
+        self._others: tuple[Tail, ...] = ()
         self._alarm: asyncio.TimerHandle | None = None
         self._stirred: Context | None = None
 
-    def begin(self, tail: Tail | None, due: float | None, context: Context) -> None:
-        """Takes over the inbox's tail, which must call `stir`, and the next timer.  What wakes the agent runs in `context`."""
-        self._tail, self._stirred = tail, context
+    def begin(self, tail: Tail | None, others: Sequence[Tail], due: float | None, context: Context) -> None:
+        """Takes over the inboxes' tails, which must call `stir`, and the next timer.  What wakes the agent runs in `context`.
+
+        `others`: of the inboxes of other priorities that are in use; they are opened anew when the agent wakes.
+        """
+        self._tail, self._others, self._stirred = tail, tuple(others), context
         if due is not None:
             self._alarm = asyncio.get_running_loop().call_at(due, self.stir, context=context)
 
@@ -97,7 +104,9 @@ class Sleeper:
             self._alarm.cancel()
         if self._tail is not None:
             self._tail.close()
-        self._alarm = self._tail = None
+        for tail in self._others:
+            tail.close()
+        self._alarm, self._tail, self._others = None, None, ()
         self.woken.set()
 
     def info(self, node: str, standby: list[str]) -> AgentInfo:

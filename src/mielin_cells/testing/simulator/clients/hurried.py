@@ -1,0 +1,40 @@
+"""Clients of a simulated world whose messages have priorities."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from mielin_cells.testing.checkers.priorities import urges
+from mielin_cells.testing.checkers.scene import Call
+from mielin_cells.testing.simulator.deployment import Deployment
+from mielin_cells.testing.simulator.swarm import CallPlan
+
+
+def hurried(
+    scenario: Deployment, agents: list[str], sender: str, called: Callable[[CallPlan, Call], Coroutine[Any, Any, None]]
+) -> list[Coroutine[Any, Any, None]]:
+    """In some worlds a client calls with priorities beside its other calls, and has agents send with priorities."""
+    plans, numbers = list[tuple[CallPlan, str, int]](), Counter[tuple[str, str]]()
+    for number, urge in enumerate(urges(scenario.swarm.seed, sender, agents)):
+        numbers[urge.agent, urge.priority] += 1
+        plan = CallPlan(
+            number, urge.rest_s, urge.agent, urge.kind, urge.to, int(urge.asks), False, 0.0, urge.priority, urge.inner
+        )  # fmt: skip
+        plans.append((plan, f"{sender}.{urge.priority}", numbers[urge.agent, urge.priority]))
+    return [_hurry(scenario, plans, called)] if plans else []
+
+
+async def _hurry(
+    scenario: Deployment, plans: list[tuple[CallPlan, str, int]],
+    called: Callable[[CallPlan, Call], Coroutine[Any, Any, None]],
+) -> None:  # fmt: skip
+    """Calls without waiting for those before: else nothing would wait that others could pass."""
+    async with asyncio.TaskGroup() as group:
+        for plan, sender, n in plans:
+            await asyncio.sleep(plan.rest_s)
+            call = Call(plan.agent, sender, n, True)
+            scenario.scene.calls.append(call)
+            _ = group.create_task(called(plan, call))
