@@ -21,9 +21,11 @@ from mielin_cells.cli.drain import seconds_of
 from mielin_cells.cli.show import Printer
 from mielin_cells.client import drain as client_drain
 from mielin_cells.client.operator import Operator
+from mielin_cells.errors import WireTimeout
+from mielin_cells.log.ids import control_subject
 from mielin_cells.membership import table
 from mielin_cells.node import drain
-from mielin_cells.rpc import answers
+from mielin_cells.rpc import answers, requests
 
 QUICK = cells.Settings(reconcile_s=0.3, ask_repeat_s=0.1, pause_s=0.2)
 
@@ -253,7 +255,8 @@ async def test_a_dry_run_says_where_each_agent_would_go_and_changes_nothing() ->
         assert (plan.left, {row.blocker for row in plan.rows}) == (4, {drain.NOWHERE})
 
 
-async def test_a_dead_node_is_drained_by_claims() -> None:
+async def test_a_dead_node_is_drained_by_claims(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_drain, "PATIENCE_S", 0.3)
     async with gated("node-1", "node-2", "node-3") as made:
         client = made.client
         meters = [await client.on("node-1").spawn(Meter, f"g{n}") for n in range(6)]
@@ -271,6 +274,36 @@ async def test_a_dead_node_is_drained_by_claims() -> None:
         node = await made.start("node-1")  # a node that comes back takes nothing, and has nothing
         assert node.activations.live == {}
         assert node.is_cordoned
+
+
+async def test_a_drain_reads_who_is_there_and_pings_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node that is too busy to answer at once is not taken for a dead one, and one that has left is not asked."""
+    async with gated("node-1", "node-2", "node-3") as made:
+        client, asked = made.client, list[tuple[str, str]]()
+        request_of = client.wire.request
+
+        async def request(subject: str, data: bytes, timeout: float) -> bytes:
+            kind = type(requests.decode_request(data))
+            asked.append((subject, kind.__name__))
+            if kind is requests.Drain and len(asked) == 1:
+                raise WireTimeout("It is busy.")
+            return await request_of(subject, data, timeout)
+
+        await client.on("node-1").spawn(Meter, "m")
+        monkeypatch.setattr(client.wire, "request", request)
+        report = await client.drain("node-1")
+        assert (report.ok, report.moved, report.claimed) == (True, 1, 0)
+        control = control_subject("node-1")
+        assert asked[0] == (control, "Drain")
+        assert {kind for subject, kind in asked if subject == control} <= {"Drain", "ReadDrain"}
+
+        await client.on("node-2").spawn(Meter, "n")
+        await made.nodes["node-2"].stop()
+        asked.clear()
+        report = await client.drain("node-2")
+        assert (report.ok, report.moved) == (True, 0)
+        assert report.claimed == report.agents >= 1
+        assert control_subject("node-2") not in {subject for subject, _ in asked}
 
 
 async def test_a_node_that_dies_in_its_drain_is_drained_by_claims(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 
 from mielin_cells.agents.reports import DrainReport
 from mielin_cells.client.requester import Requester
-from mielin_cells.errors import MigrationRefused, RetryError
+from mielin_cells.errors import MigrationRefused, NoResponder, RetryError, UnknownNode, WireTimeout
 from mielin_cells.log.ids import log_subject
 from mielin_cells.log.records import named_owner
 from mielin_cells.membership import table
@@ -27,24 +28,26 @@ ASK_S = 3.0
 
 async def plan_drain(client: Requester, node: str) -> DrainProgress:
     """Says where each agent would go, or why it would stay; nothing is changed.  Raises as `drain_node`."""
-    await client.check_node(node)
-    if await client.ping(node) is None:
-        agents = await _list_owned(client, node)
-        await _check_targets(client, node, len(agents))
-        rows = [Row(agent=agent, state="fits", blocker="its node is dead: it would be claimed") for agent in agents]
-        return DrainProgress(node=node, state="dry run", agents=len(rows), rows=rows[:ROWS_MAX])
-    return await client.request(node, requests.PlanDrain(), client.settings.migration_s)
+    if not await _is_gone(client, node):
+        with contextlib.suppress(NoResponder, WireTimeout):
+            return await client.request(node, requests.PlanDrain(), client.settings.migration_s)
+    await _check_targets(client, node)
+    agents = await _list_owned(client, node)
+    rows = [Row(agent=agent, state="fits", blocker="its node is dead: it would be claimed") for agent in agents]
+    return DrainProgress(node=node, state="dry run", agents=len(rows), rows=rows[:ROWS_MAX])
 
 
 async def drain_node(
     client: Requester, node: str, deadline_s: float, seen: Callable[[DrainProgress], None] = lambda _: None
 ) -> DrainReport:
-    """See `Cluster.drain`; `seen` is called with each answer of the node."""
-    await client.check_node(node)
-    info = await client.ping(node)
-    await _check_targets(client, node, info.agents if info is not None else len(await _list_owned(client, node)))
+    """See `Cluster.drain`; `seen` is called with each answer of the node.
+
+    Whether the node is there is read from the table of members.  If it has only just died, its silence shows that.
+    """
+    is_gone = await _is_gone(client, node)
+    await _check_targets(client, node)
     await table.cordon(client.log, node, True)
-    if info is None:
+    if is_gone:
         return await _claim_all(client, node, 0, 0.0)
     clock, name = asyncio.get_running_loop().time, f"d-{client.rng.randbytes(8).hex()}"
     began = heard = clock()
@@ -68,10 +71,18 @@ async def drain_node(
         await asyncio.sleep(POLL_S)
 
 
-async def _check_targets(client: Requester, node: str, agents: int) -> None:
+async def _is_gone(client: Requester, node: str) -> bool:
+    """The other nodes know already that it does not serve.  Raises `UnknownNode`."""
+    member = (await client.members.read_to_end()).get(node)
+    if member is None:
+        raise UnknownNode.of(node, sorted(client.members.table.members))
+    return not member.is_present
+
+
+async def _check_targets(client: Requester, node: str) -> None:
     """Raises `MigrationRefused` if there are agents, and no other node that takes agents."""
-    others = [other for other in (await client.members.read()).infos() if other.name != node]
-    if agents and all(other.is_cordoned for other in others):
+    others = [other for other in client.members.table.infos() if other.name != node]
+    if all(other.is_cordoned for other in others) and (agents := len(await _list_owned(client, node))):
         reasons = [f"{other.name} is cordoned" for other in others] or ["there is no other node"]
         raise MigrationRefused(
             f"Node {node} is not drained: nobody takes its {agents} agents ({'; '.join(reasons)}). They run where they ran; start a "

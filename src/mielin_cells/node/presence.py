@@ -60,7 +60,11 @@ class Presence:
         self._home.begin(self._say())
 
     async def stop(self) -> None:
-        """The node has ended cleanly; its agents stay claimable."""
+        """The node has ended cleanly; its agents stay claimable.
+
+        It leaves although it may own agents.  They are claimed like those of a dead node, but nobody has to wait for its silence
+        first; what grants them is each agent's log.
+        """
         if self._home.incarnation:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LEAVE_S):

@@ -161,7 +161,8 @@ class Log(Protocol):
         """
 
     async def owned_by_others(self, nodes: Collection[str]) -> list[str]:
-        """Agents' logs in which an ownership record names a node that is none of `nodes`, in order of name.
+        """Agents' logs in which an ownership record names a node that is none of `nodes`, in order of name; and those that have no
+        ownership record, since nobody knows whose they are.
 
         A hint as `owned` gives, but by the logs' names and not by the index: it lacks nothing that `last` has.  It may cost the
         store by all agents; no record is read, and memory is needed for what is returned.

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from mielin_cells.errors import MessageTooLarge, StoreUnreachable, described
-from mielin_cells.log.ids import keeps_last
+from mielin_cells.log.ids import LOGS, keeps_last
 from mielin_cells.substrate.embedded.hearer import Hearer
 from mielin_cells.substrate.embedded.store import PAGE_ROWS, ROW, Store, Trim, WriteFailed
 from mielin_cells.substrate.embedded.topics import TopicReads, again
@@ -186,7 +186,13 @@ class EmbeddedLog(TopicReads):
 
     async def owned_by_others(self, nodes: Collection[str]) -> list[str]:
         others = sorted({*self._store.owners()} - {"", *nodes})
-        return sorted([subject for owner in others for subject in await self.owned(owner)])
+        owned, start = [subject for owner in others for subject in await self.owned(owner)], LOGS
+        while page := self._store.logs(start, PAGE_ROWS):
+            owned += (subject for subject, has_owner in page if not has_owner)
+            start = page[-1][0] + "\0"
+            await asyncio.sleep(0)
+            self._check()
+        return sorted(owned)
 
     async def forget_owned(self, owner: str, subject: str, seq: int) -> None:
         """Nothing to do: `owned` does not name former owners."""

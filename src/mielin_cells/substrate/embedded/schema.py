@@ -46,6 +46,15 @@ WITH RECURSIVE names(name) AS (
 )
 SELECT name FROM names WHERE name IS NOT NULL
 """
+LOGS_OWNED: Final = """
+WITH RECURSIVE names(name) AS (
+  SELECT min(subject) FROM entries WHERE subject >= ? AND subject < 'log/'
+  UNION ALL
+  SELECT (SELECT min(subject) FROM entries WHERE subject > name AND subject < 'log/') FROM names WHERE name IS NOT NULL
+)
+SELECT name, EXISTS (SELECT 1 FROM entries WHERE subject = name AND owner IS NOT NULL) FROM names
+WHERE name IS NOT NULL LIMIT ?
+"""
 # The size of a value is in its row's header: what is behind it is not read.
 TRIM_SIZES: Final = (
     "SELECT seq, length(data) FROM entries WHERE subject = ? AND seq < ? AND seq <> ? ORDER BY seq LIMIT ?"

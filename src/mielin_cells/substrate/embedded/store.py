@@ -340,6 +340,11 @@ class Store:
         with self._translating():
             return self._read.execute(schema.OWNED, (owner, after, rows)).fetchall()
 
+    def logs(self, start: str, rows: int) -> list[tuple[str, int]]:
+        """Up to `rows` agents' logs from `start` on, in order of name, each with whether it has an ownership record."""
+        with self._translating():
+            return self._read.execute(schema.LOGS_OWNED, (start, rows)).fetchall()
+
     def owners(self) -> list[str]:
         """All that ownership records name."""
         with self._translating():

@@ -22,7 +22,7 @@ from mielin_cells.substrate.jetstream.ask import ask, find_stream, raw_stream
 from mielin_cells.substrate.jetstream.asking import APPEND_S, READ_S, Asking
 from mielin_cells.substrate.jetstream.connection import Connection, Listener
 from mielin_cells.substrate.jetstream.heard import Heard
-from mielin_cells.substrate.jetstream.places import MARKER, NOBODY, NOTE, OWN, head_of, is_own, node_word
+from mielin_cells.substrate.jetstream.places import MARKER, NOBODY, NOTE, OWN, head_of, is_own, node_word, subject_of
 from mielin_cells.substrate.ports import Appended, Source
 
 WORDS: Final = 6
@@ -177,16 +177,22 @@ class Index(Asking):
         return sorted(owned)
 
     async def owned_by_others(self, nodes: Collection[str]) -> list[str]:
-        """By the names in the logs' streams, page by page: 1 to 2 µs and 70 bytes for each ownership record that is kept."""
-        words, owned = {NOBODY, *map(node_word, nodes)}, set[str]()
+        """By the names in the logs' streams, page by page: 1 to 2 µs and 70 bytes each.
+
+        They come in order of name, so those of one log stand together, its ownership records first.
+        """
+        words, owned, has_owner = {NOBODY, *map(node_word, nodes)}, set[str](), ""
         for shard in range(self._shards):
             head = head_of(self._deployment, "log", shard)
-            stream = api.stream_name(self._deployment, "log", shard)
-            async for page in self._name_pages(stream, f"{head}{LOGS}*.{OWN}.*"):
+            async for page in self._name_pages(api.stream_name(self._deployment, "log", shard), f"{head}{LOGS}>"):
                 for name in page:
-                    subject, _, word = name.rpartition(f".{OWN}.")
-                    if word not in words and not is_own(head, name):
-                        owned.add(subject.removeprefix(head))
+                    subject, _, word = name.removeprefix(head).rpartition(f".{OWN}.")
+                    if subject:
+                        has_owner = subject
+                        if word not in words and not is_own(head, name):
+                            owned.add(subject)
+                    elif (subject := subject_of(name.removeprefix(head))) != has_owner:
+                        owned.add(subject)
         return sorted(owned)
 
     async def _mark(self, shard: int) -> int:

@@ -203,7 +203,8 @@ async def the_last_owner_is_found_by_the_logs_after_trims(substrate: Substrate) 
 
 @check
 async def the_logs_that_name_others_are_found(substrate: Substrate) -> None:
-    """At once, also if the index has forgotten them; without those that name none but the nodes, or nobody."""
+    """At once, also if the index has forgotten them; without those that name none but the nodes, or nobody.  One in which no record
+    names an owner is found with any nodes."""
     log = substrate.log
     wanted = [f"log.y{number:03}" for number in range(300)]
     await asyncio.gather(*(own(log, name, f"y{number % 3}", 0) for number, name in enumerate(wanted)))
@@ -218,8 +219,10 @@ async def the_logs_that_name_others_are_found(substrate: Substrate) -> None:
         return [name for name in found if name.startswith("log.y")]
 
     must(await others("y0", "y1", "y2") == ["log.yz"], "The log that names another node is not found alone.")
+    await store(log, "log.yy", b"record", 0)
+    must(await others("y0", "y1", "y2") == ["log.yy", "log.yz"], "A log without an ownership record is not found.")
     must(
-        [name for name in await others("y0", "ø.1") if name != "log.yz"]
+        [name for name in await others("y0", "ø.1") if name[:6] not in ("log.yy", "log.yz")]
         == [name for number, name in enumerate(wanted) if number % 3],
         "Of the logs that name other nodes some are not found, or some are found that name none.",
     )

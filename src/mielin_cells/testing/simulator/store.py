@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from operator import attrgetter
 from typing import TypeAlias
 
-from mielin_cells.log.ids import TOPICS, is_agents_log, keeps_last
+from mielin_cells.log.ids import LOGS, TOPICS, is_agents_log, keeps_last
 from mielin_cells.substrate.patterns import matcher
 from mielin_cells.substrate.ports import Appended, Conflict, Entry, Found
 
@@ -114,7 +114,9 @@ class Store:
     def owned_by_others(self, nodes: Collection[str]) -> list[str]:
         """By the logs: former owners included."""
         others = self._owners.keys() - {"", *nodes}
-        return sorted({subject for owner in others for subject in self.owned(owner, None, by_logs=True)})
+        owned = {subject for owner in others for subject in self.owned(owner, None, by_logs=True)}
+        nobodys = {subject for subject, _ in self.subjects(LOGS) if subject not in self._owned_last}
+        return sorted(owned | nobodys)
 
     def lacks_owned(self) -> int:
         """Logs whose owner the index does not name at it."""
