@@ -25,6 +25,7 @@ paused for a moment: True
 ENDS = {
     "chat.py": CHAT,
     "hello.py": "3\n",
+    "pipeline.py": "process ended with 9\nwords: 180 of them the: 40\n",
     "market.py": "process ended with 9\norders and pieces: 200 19900 in the EU: 100 10000\n",
     "quotes.py": "process ended with 9\naudited shop-4\nbest: 40\n",
     "reminder.py": "tea is ready, on node-2\n",

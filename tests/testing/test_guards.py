@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from msgspec.structs import replace as replace_field
+from support.family_guards import restarts_are_counted
 from support.guards import GUARDS, Guard, Patch, guard
 from support.paths import ROOT
 from support.priority_guards import inboxes_are_opened
@@ -507,6 +508,7 @@ def a_stream_is_read_before_it_is_written(patch: Patch) -> None:
 
 assert Guard(numbers_say_what_is_stored, 100) in GUARDS, "the guards of topics are among them"
 assert Guard(inboxes_are_opened, 20) in GUARDS, "and those of priorities"
+assert Guard(restarts_are_counted, 40) in GUARDS, "and those of supervision"
 
 SOON = 40
 """What is found within so many seeds is taken away in `make test`, too."""

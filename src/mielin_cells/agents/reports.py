@@ -66,6 +66,10 @@ class AgentInfo(msgspec.Struct, frozen=True, kw_only=True):
     """When the last record of its log was made, in wall-clock seconds; 0 if that is not known."""
     is_idle: bool = False
     """It had nothing to do for `idle_s` and has left its node's memory, until a message, a timer or an order wakes it."""
+    parent: str = ""
+    """The agent that has spawned it as a child, and supervises it."""
+    children: int = 0
+    """How many agents it has spawned as children."""
 
 
 class TimerInfo(msgspec.Struct, frozen=True, kw_only=True):

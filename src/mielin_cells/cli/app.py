@@ -47,6 +47,7 @@ Exits with 5 if no answer came in time: the call may still take effect.""",
         "look.show": "Show an agent, a node or a migration.",
         "records.log": "Print the records of an agent's log.",
         "records.watch": "Print an agent's committed state, now and each time it changes, with its revision.",
+        "look.tree": "Show which agents have spawned which, and how their children fare.",
         "look.timers": "List an agent's timers, the next one first.",
         "messages.dead": "List an agent's dead letters; show, replay or purge them.",
         "doctor.doctor": """Say what a power cut would lose, and what is wrong with the store's settings.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -14,13 +15,14 @@ from mielin_cells.cli.command import command
 from mielin_cells.cli.live import View, show_view
 from mielin_cells.cli.moves import show_migration
 from mielin_cells.cli.options import Agent, Watch, choose_one
-from mielin_cells.cli.show import Printer, duration, record, size, table, when
+from mielin_cells.cli.show import Printer, counted, duration, record, size, table, when
 from mielin_cells.client.operator import Operator
 from mielin_cells.deployment.codes import DONE
 from mielin_cells.errors import ConfigError, NoSuchMigration, UnknownClass, UnknownNode
 from mielin_cells.log.lifecycle import AgentState
 from mielin_cells.membership.members import ALIVE
 from mielin_cells.rpc.pages import Which
+from mielin_cells.store.family import Branch
 
 STATES: list[str] = [
     *(state.value for state in AgentState if state is not AgentState.TERMINATED),
@@ -151,6 +153,36 @@ def _agent_record(agent: AgentInfo) -> dict[str, Any]:
         "standby": ", ".join(agent.standby), "arch": ", ".join(agent.policy.preferred_architectures) or "any",
         "running": f"{agent.running}, for {duration(agent.running_s)}" if agent.running else "",
     }  # fmt: skip
+
+
+@command
+async def tree(
+    operator: Operator,
+    printer: Printer,
+    agent: Annotated[str | None, Parameter(help="Only this agent and those below it.")] = None,
+    /,
+) -> int:
+    tops = await operator.tree(agent)
+    printer.show(
+        tops, lambda: "\n".join(line for top in tops for line in _branch_lines(top)) or "no agent has children"
+    )
+    return DONE
+
+
+def _branch_lines(top: Branch, head: str = "", below: str = "") -> Iterator[str]:
+    about = [f"on {top.node}"] if top.node else []
+    if top.status not in ("", "running"):
+        about.append(top.status)
+    if top.order:
+        about.append(f"to {top.order}")
+    if top.restarts:
+        about.append(f"restarted {counted(top.restarts, 'time')}")
+    if top.error:
+        about.append(top.error)
+    yield f"{head}{top.agent}  {top.cls}  {top.state or 'not made yet'}" + (f" ({'; '.join(about)})" if about else "")
+    for place, child in enumerate(top.children):
+        is_last = place == len(top.children) - 1
+        yield from _branch_lines(child, below + ("└─ " if is_last else "├─ "), below + ("   " if is_last else "│  "))
 
 
 @command

@@ -46,6 +46,7 @@ from mielin_cells.rpc import requests
 from mielin_cells.rpc.answers import Prediction, Progress
 from mielin_cells.rpc.pages import EVERY, Which
 from mielin_cells.store import journal
+from mielin_cells.store.family import Branch, read_tree
 from mielin_cells.store.letters import Letter, describe_letter, letter_id, read_letters
 from mielin_cells.store.reader import list_owned_by_others, load, read_record
 
@@ -172,6 +173,14 @@ class Operator:
         `node`: only the agents of that node.  `after`, `limit`: only the first of those whose ids come after it.
         """
         return await describe_agents(self.client, self.log, node, which, after, limit)
+
+    async def tree(self, agent: str | None) -> list[Branch]:
+        """The agent with all that it has spawned; without one, each agent that has children and no parent that is there."""
+        if agent is not None:
+            return [await read_tree(self.log, agent)]
+        infos = {info.id: info for info in await self.agents()}
+        tops = [info.id for info in infos.values() if info.children and info.parent not in infos]
+        return [await read_tree(self.log, one) for one in tops]
 
     async def nodes(self) -> list[NodeInfo]:
         """Every node of the table of members, by name, as the leader of failover hears it."""

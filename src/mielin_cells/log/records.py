@@ -140,7 +140,8 @@ class Paused(Record, tag="Paused", frozen=True, kw_only=True):
 
 
 class Resumed(Record, tag="Resumed", frozen=True, kw_only=True):
-    pass
+    failure: int = 0
+    """By its parent, for the agent's failure of this number; 0: by an operator."""
 
 
 class Failed(Record, tag="Failed", frozen=True, kw_only=True):

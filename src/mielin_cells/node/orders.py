@@ -92,14 +92,14 @@ class Orders:
 
     def info(self, activation: Activation) -> AgentInfo:
         fold, move = activation.fold, self._migrations.open.get(activation.fold.agent)
-        error, running = fold.lifecycle.error, activation.runner.running
+        error, running, family = fold.lifecycle.error, activation.runner.running, fold.ledger.family
         return AgentInfo(
             id=fold.agent, cls=fold.cls, version=fold.version, node=self._activations.name, epoch=fold.epoch, state=fold.status.value,
             waiting=activation.inbox.waiting_in_all, bytes=fold.size_bytes, migration=move.migration if move is not None else "",
             dead=len(fold.ledger.dead), error=scrubbed(error.message) if error is not None else "",
             code=error.code if error is not None else "", policy=fold.policy, standby=self._standbys.followers_of(fold.agent),
-            running=running[0], running_s=running[1],
-            at=fold.written,
+            running=running[0], running_s=running[1], at=fold.written, parent=family.of if family is not None else "",
+            children=len(family.children) if family is not None else 0,
         )  # fmt: skip
 
     def info_of(self, agent: str) -> AgentInfo | None:
@@ -197,7 +197,7 @@ class Orders:
         async with self._between_turns(activation, "restart"):
             family = fold.ledger.family
             if fold.lifecycle.state is AgentState.ERROR and family is not None and family.failed == failure:
-                await _resume(activation)
+                await _resume(activation, failure)
         return fold.lifecycle.state.value
 
     async def _fail(self, reason: str, activation: Activation) -> str:
@@ -322,7 +322,7 @@ async def _enter(activation: Activation, wanted: AgentState, compose: Callable[[
         raise
 
 
-async def _resume(activation: Activation) -> None:
+async def _resume(activation: Activation, failure: int = 0) -> None:
     fold = activation.fold
     fold.lifecycle.to(AgentState.RUNNING)  # refused before any hook runs
     error = fold.lifecycle.error or fold.lifecycle.left
@@ -334,7 +334,7 @@ async def _resume(activation: Activation) -> None:
     except Exception as raised:  # whatever a user's hook raises: the agent stays stopped, and its log says why
         await activation.failed(raised, has_started=has_started)
         return
-    await _enter(activation, AgentState.RUNNING, lambda head: Resumed(**head))
+    await _enter(activation, AgentState.RUNNING, lambda head: Resumed(**head, failure=failure))
     if fold.ledger.family is not None:
         kinship_of(activation).open()
     await activation.flush()

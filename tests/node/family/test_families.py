@@ -12,6 +12,7 @@ from support.nodes import Deployment, deployment
 import mielin_cells as cells
 from mielin_cells.errors import AgentInError, NameTaken, NotInTurn
 from mielin_cells.log.family.tree import Child
+from mielin_cells.node.family.kinship import Kinship
 from mielin_cells.settings import Settings
 from mielin_cells.store.reader import load
 
@@ -367,6 +368,73 @@ async def test_a_family_moves_and_outlives_the_nodes() -> None:
         await until(lambda: _is(opened, "kid", "Running"))
         assert await opened.client.get(Kid, "kid").work() == 11
         await until(lambda: _restarts(opened, "boss", "kid", 1))
+
+
+async def test_a_failure_is_told_by_the_next_owner_if_the_node_died_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with deployment("a", "b", settings=SETTINGS) as opened:
+        boss = await opened.client.on("b").spawn(Boss, "boss")
+        await boss.hire("kid", {"node": "a"})
+        with monkeypatch.context() as silent:
+            silent.setattr(Kinship, "tell", lambda self: None)
+            await breaks(opened, "kid")
+            assert await state(opened, "kid") == "Error"
+            opened.kill("a")
+        await opened.start("a")
+        await until(lambda: _restarts(opened, "boss", "kid", 1))
+        await until(lambda: _is(opened, "kid", "Running"))
+
+
+async def test_an_order_is_carried_out_by_the_next_owner_if_the_node_died_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with deployment("a", "b", settings=SETTINGS) as opened:
+        boss = await opened.client.on("b").spawn(Boss, "boss")
+        await boss.hire("kid", {"node": "a"})
+        with monkeypatch.context() as idle:
+            idle.setattr(Kinship, "kick", lambda self: None)
+            await breaks(opened, "kid")
+            await until(lambda: _ordered(opened, "boss", "kid"))
+            opened.kill("b")
+        assert await state(opened, "kid") == "Error"
+        await opened.start("b")
+        await until(lambda: _restarts(opened, "boss", "kid", 1))
+        assert await state(opened, "kid") == "Running"
+
+
+async def _ordered(opened: Deployment, boss: str, kid: str) -> bool:
+    return (await children(opened, boss))[kid].order == "restart"
+
+
+async def test_a_late_or_repeated_restart_does_nothing() -> None:
+    async with deployment("a", settings=SETTINGS) as opened:
+        boss = await opened.client.spawn(Boss, "boss")
+        await boss.hire("kid", {"on_failure": "stop"})
+        for failure in (1, 2):
+            await breaks(opened, "kid")
+            await until(lambda n=failure: _seen_by(opened, n))  # type: ignore[misc]
+            await opened.client.order("kid", "restart", str(failure - 1))
+            assert await state(opened, "kid") == "Error"
+            await opened.client.order("kid", "restart", str(failure))
+            await opened.client.order("kid", "restart", str(failure))
+            assert await state(opened, "kid") == "Running"
+
+
+async def _seen_by(opened: Deployment, failure: int) -> bool:
+    return (await children(opened, "boss"))["kid"].failure == failure
+
+
+async def test_an_undo_of_the_parent_keeps_the_child_and_takes_no_notice_twice() -> None:
+    async with deployment("a", "b", settings=SETTINGS) as opened:
+        boss = await opened.client.on("a").spawn(Boss, "boss")
+        moved = await opened.client.migrate("boss", to="b")
+        await boss.hire("kid", {"dead_letters": 1})
+        await opened.client.get(Kid, "kid").fail.tell()
+        await until(lambda: _restarts(opened, "boss", "kid", 1))
+        await opened.client.rollback(moved.migration, to="a")
+        child = (await children(opened, "boss"))["kid"]
+        assert (child.status, child.restarts, child.seen, child.order) == ("running", 1, 1, "")
+        with pytest.raises(NameTaken):
+            await boss.hire("kid")
 
 
 @pytest.mark.parametrize(

@@ -202,6 +202,11 @@ class Family(msgspec.Struct, array_like=True):
     """Keys of the last children that have ended: a turn that is replayed after an undo does not spawn them again."""
 
     @property
+    def of(self) -> str:
+        """The parent's id; "" if there is none."""
+        return self.parent.agent if self.parent is not None else ""
+
+    @property
     def is_watched(self) -> bool:
         return self.parent is not None or bool(self.watchers)
 

@@ -1,10 +1,11 @@
-"""The invariants I1 to I32 of `docs/reliability.md`, one checker each."""
+"""The invariants I1 to I35 of `docs/reliability.md`, one checker each."""
 
 from mielin_cells.testing.checkers import messages as m
 from mielin_cells.testing.checkers import migrations as g
 from mielin_cells.testing.checkers import ownership as o
 from mielin_cells.testing.checkers.checker import Checker
 from mielin_cells.testing.checkers.failed_turns import NothingOfIt
+from mielin_cells.testing.checkers.families import MadeOnce, ToldOnce, WithinIntensity
 from mielin_cells.testing.checkers.members import MembersAgree
 from mielin_cells.testing.checkers.priorities import PrioritiesInOrder
 from mielin_cells.testing.checkers.reads import ReadsCommitted
@@ -22,6 +23,6 @@ OF_LOGS: tuple[type[Checker], ...] = (
 CHECKERS: tuple[type[Checker], ...] = (
     *OF_LOGS, g.ComesToRest, g.WithinBudget, m.TimersOnce, Till, g.NothingLeft, o.NothingUnverified, g.SameAgain, NothingOfIt,
     ReadsCommitted, InTime, OnceByKey, MembersAgree, TopicsOnce, StreamsWhole,
-    PrioritiesInOrder,
+    PrioritiesInOrder, MadeOnce, ToldOnce, WithinIntensity,
 )  # fmt: skip
 """All.  `SameState` is the first: it folds the logs that others look at."""

@@ -34,7 +34,7 @@ from mielin_cells.testing.checkers.scene import Scene, Violation
 
 REPLIES = reply_subject("")
 
-INVARIANTS = tuple(f"I{number}" for number in range(1, 33))
+INVARIANTS = tuple(f"I{number}" for number in range(1, 36))
 
 
 @dataclass(slots=True)
@@ -245,6 +245,7 @@ class Checkers:
                 call.timely, call.keyed = "", None
         scene.reads = [read for read in scene.reads if read.at < since]
         scene.recitals = [recital for recital in scene.recitals if recital.at < since]
+        scene.hires, scene.downs = [], {}
         scene.reports = [reported for reported in scene.reports if reported.at < since]
         self._history = [one for one in self._history if one[1].seq <= seq]
         nodes, scene.nodes = scene.nodes, {}

@@ -56,6 +56,15 @@ class Call:
 
 
 @dataclass(slots=True)
+class Hire:
+    """A client had a supervisor spawn a child.  `is_made`: what it was answered; None if it was not."""
+
+    boss: str
+    kid: str
+    is_made: bool | None = None
+
+
+@dataclass(slots=True)
 class Read:
     """A read of committed state that was answered."""
 
@@ -141,6 +150,9 @@ class Scene:
         self.reads: list[Read] = []
         self.recitals: list[Recital] = []
         """Of streams that have ended."""
+        self.hires: list[Hire] = []
+        self.downs: dict[str, list[tuple[str, int]]] = {}
+        """At rest, by supervisor: the agents that it was told of as a watcher, with the numbers of the notices."""
         self.reports: list[Reported] = []
         self.observed: dict[str, Observed] = {}
         """At rest."""

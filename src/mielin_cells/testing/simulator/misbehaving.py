@@ -36,7 +36,9 @@ class Refused(Exception):
 class Moods:
     """Of a world: how its hooks behave."""
 
-    def __init__(self, rng: Random, raises: float, slow_s: float) -> None:
+    def __init__(self, rng: Random, raises: float, slow_s: float, children: float = 0.0) -> None:
+        self.children = children
+        """How likely the hook of a child raises."""
         self.raises = raises
         """How likely a hook raises."""
         self.slow_s = slow_s
@@ -47,14 +49,18 @@ class Moods:
         _moods[asyncio.get_running_loop()] = self
 
     def calm(self) -> None:
-        self.raises = self.slow_s = 0.0
+        self.raises = self.children = self.slow_s = 0.0
 
-    async def arrive(self) -> None:
+    async def arrive(self, is_child: bool = False) -> None:
         if self.slow_s:
             await asyncio.sleep(self.slow_s * self._rng.random())
-        if self._rng.random() < self.raises:
+        if self._rng.random() < (self.children if is_child else self.raises):
             self.raised += 1
             raise Refused("this hook raises now and then")
+
+
+async def arrive(is_child: bool = False) -> None:
+    await _moods[asyncio.get_running_loop()].arrive(is_child)
 
 
 def close() -> None:

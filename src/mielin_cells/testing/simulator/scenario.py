@@ -16,7 +16,7 @@ from functools import partial
 from random import Random
 from typing import Any, TypeVar
 
-from mielin_cells.errors import CellError, RecordInvalid, TurnDeadlineExceeded
+from mielin_cells.errors import CellError, RecordInvalid, SupervisionFailed, TurnDeadlineExceeded
 from mielin_cells.log.ids import inbox_subject
 from mielin_cells.log.inboxes.lines import NORMAL, PRIORITIES
 from mielin_cells.log.inboxes.places import InboxPlace
@@ -74,7 +74,9 @@ class Bugs(logging.Handler):
             return
         if any(id(one) in self._scenario.world.errors for one in causes(error)):
             self._scenario.scene.counts[f"said of a refusal: {error.__class__.__name__}"] += 1
-        elif any(isinstance(one, (misbehaving.Refused, TurnDeadlineExceeded)) for one in causes(error)):
+        elif any(
+            isinstance(one, (misbehaving.Refused, SupervisionFailed, TurnDeadlineExceeded)) for one in causes(error)
+        ):
             self._scenario.scene.counts["said of a handler"] += 1
         elif self._scenario.is_torn(error):
             self._scenario.scene.counts[f"stopped by {type(error).__name__}"] += 1  # it says so, and is right

@@ -25,6 +25,7 @@ from mielin_cells.testing.checkers.scene import Call, Observed
 from mielin_cells.testing.checkers.streams import FAILED, REHEARSE, rehearse
 from mielin_cells.testing.checkers.till import PAY, Receipt, pay
 from mielin_cells.testing.checkers.topics import Market, TopicsOnce, deals
+from mielin_cells.testing.simulator.clients.families import SULKS, bosses, families, observe, spawn_bosses
 from mielin_cells.testing.simulator.clients.hurried import hurried
 from mielin_cells.testing.simulator.clients.listeners import listeners
 from mielin_cells.testing.simulator.clients.readers import readers
@@ -221,9 +222,12 @@ class Accounts(Workload):
     async def begin(self, scenario: Deployment) -> None:
         rng, scene = Random(f"accounts {scenario.swarm.seed}"), scenario.scene
         scene.tokens = TOKENS * len(scenario.swarm.agents)
-        if scenario.swarm.odd or scenario.swarm.crowd:
+        has_families = bool(bosses(scenario.swarm.seed))
+        if scenario.swarm.odd or scenario.swarm.crowd or has_families:
             moods = Random(f"moods {scenario.swarm.seed}")
-            scenario.moods = Moods(moods, scenario.swarm.sulks, scenario.swarm.slow_s)
+            children = SULKS if has_families and not scenario.is_healed else 0.0
+            scenario.moods = Moods(moods, scenario.swarm.sulks, scenario.swarm.slow_s, children)
+            await spawn_bosses(scenario)
         for agent in (*scenario.swarm.agents, *scenario.swarm.odd):
             nodes = scenario.swarm.nodes
             first = nodes.index(rng.choice(nodes))
@@ -257,6 +261,7 @@ class Accounts(Workload):
                     scenario, accounts, f"{life.name}.{number}.u", partial(self._hurried, scenario, client)
                 )
                 works += readers(scenario, client, class_of, f"{life.name}.{number}")
+                works += families(scenario, client, f"{life.name}.{number}")
                 works += listeners(scenario, client, Account, accounts, f"{life.name}.{number}")
                 await view.process.run(_all(works))
                 await view.process.run(client.close())
@@ -376,7 +381,8 @@ class Accounts(Workload):
             observed[agent].urged, observed[agent].urgent = await scenario.until_done(ref.urgencies)
         if any(isinstance(checker, TopicsOnce) and checker.behind() for checker in scenario.checkers.all):
             return False
-        if any(isinstance(checker, PrioritiesInOrder) and checker.missing() for checker in scenario.checkers.all):
+        missing = any(isinstance(one, PrioritiesInOrder) and one.missing() for one in scenario.checkers.all)
+        if missing or not await observe(scenario):
             return False
         transfers = all(len(observed[to].got.get(a, [])) >= n for a, s in observed.items() for to, n in s.sent.items())
         waiting = scenario.scene.waiting = scenario.scene.count_waiting_timers()

@@ -30,6 +30,9 @@ class Owned(NamedTuple):
         return cls(one.agent, one.cls, one.version, one.epoch, one.size_bytes, one.policy, waiting)
 
 
+NO_KIN = ("", 0)
+
+
 class Sleeper:
     """Made from an activation that may sleep (`Activation.may_sleep`), right before that is closed.
 
@@ -39,7 +42,7 @@ class Sleeper:
 
     __slots__ = (
         "_alarm", "_others", "_stirred", "_tail", "_wake", "agent", "cls", "copies", "cursor", "cursors", "dead", "dues", "epoch",
-        "is_stirring", "policy", "seq", "size_bytes", "version", "woken", "written",
+        "is_stirring", "kin", "policy", "seq", "size_bytes", "version", "woken", "written",
     )  # fmt: skip
 
     def __init__(self, fold: Fold, dues: dict[str, float], copies: int, wake: Callable[[Sleeper], None]) -> None:
@@ -58,6 +61,9 @@ class Sleeper:
         self.policy = fold.policy
         self.dead = len(fold.ledger.dead)
         self.written = fold.written
+        family = fold.ledger.family
+        self.kin = NO_KIN if family is None else (family.of, len(family.children))
+        """Its parent, and how many children it has."""
         self.copies = copies
         """How many nodes are to keep a copy of it."""
         self.dues = dues
@@ -113,4 +119,5 @@ class Sleeper:
         return AgentInfo(
             id=self.agent, cls=self.cls, version=self.version, node=node, epoch=self.epoch, state="Running", waiting=0,
             bytes=self.size_bytes, dead=self.dead, policy=self.policy, standby=standby, at=self.written, is_idle=True,
+            parent=self.kin[0], children=self.kin[1],
         )  # fmt: skip
