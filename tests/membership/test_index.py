@@ -41,7 +41,7 @@ class IndexedLog(HeldLog):
 
     async def lasts(self, subjects: Sequence[str]) -> dict[str, Entry]:
         self.read_subjects.update(subject for subject in subjects if subject.startswith(LOGS))
-        return await super().lasts(subjects)
+        return await super().lasts(subjects) | {name: self.stale[name] for name in subjects if name in self.stale}
 
     async def last(self, subject: str) -> Entry | None:
         return self.stale.get(subject) or await super().last(subject)

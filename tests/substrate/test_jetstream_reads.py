@@ -183,3 +183,39 @@ async def test_a_read_of_a_server_that_has_become_slow_ends_with_what_has_come(
         assert [entry.seq for entry in await followed(log, "a.x", 3 * BATCH)] == seqs[
             1:
         ]  # a part is not taken for the end
+
+
+async def test_single_last_entries_that_are_asked_for_at_once_cost_one_request(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(server.url, deployment=f"reads{next(_numbers)}") as substrate:
+        log = substrate.log
+        made = {f"a.{n}": Entry(await stored(log, f"a.{n}", b"%d" % n), b"%d" % n) for n in range(20)}
+        reads = Reads(substrate, monkeypatch)
+        names = [*made, "a.nothing", "a.3"]
+        found = await asyncio.gather(*(log.lasts([name]) for name in names))
+        assert found == [{name: made[name]} if name in made else {} for name in names]
+        assert (reads.batches, reads.singles) == (1, 0)
+        assert await log.lasts(["a.3"]) == {"a.3": made["a.3"]}
+        assert (reads.batches, reads.singles) == (1, 1)
+
+
+async def test_a_request_that_fails_fails_all_that_it_was_made_for_and_no_later_one(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(server.url, deployment=f"reads{next(_numbers)}") as substrate:
+        log = substrate.log
+        seq = await stored(log, "a.x", b"x")
+
+        async def unreachable(*_: object) -> object:
+            raise StoreUnreachable("away")
+
+        with monkeypatch.context() as broken:
+            broken.setattr(log, "_collect", unreachable)
+            given_up = asyncio.ensure_future(log.lasts(["a.y"]))
+            asked = [asyncio.ensure_future(log.lasts([name])) for name in ("a.x", "a.z")]
+            await asyncio.sleep(0)
+            given_up.cancel()
+            failures = await asyncio.gather(*asked, given_up, return_exceptions=True)
+        assert [type(failure) for failure in failures] == [StoreUnreachable, StoreUnreachable, asyncio.CancelledError]
+        assert await log.lasts(["a.x"]) == {"a.x": Entry(seq, b"x")}

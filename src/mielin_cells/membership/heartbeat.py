@@ -123,10 +123,7 @@ class Speaker:
             self._all.close()
             self._all = None
             listener.forget_others()
-        data = encode_beat(beat)
-        await self._wire.publish(BEATS, data)
-        if leads:
-            await self._wire.publish(LEADER_BEATS, data)
+        await self._wire.publish(LEADER_BEATS if leads else BEATS, encode_beat(beat))  # who watches listens to both
 
     def close(self) -> None:
         """It does not listen from here on: silence counts from the next connection."""
@@ -199,7 +196,9 @@ class Heartbeat:
         if self._ended is None:
             raise never("self._ended is not None does not hold")
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._ended.wait(), self._settings.heartbeat_s)
+            # Unlike `wait_for`, this makes no task for each heartbeat.
+            async with asyncio.timeout(self._settings.heartbeat_s):
+                await self._ended.wait()
 
     async def _beat(self, substrate: Substrate) -> None:
         if self._ended is None:

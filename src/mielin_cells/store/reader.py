@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable
 from typing import NamedTuple, TypeAlias
 
 from mielin_cells.errors import (
+    CellError,
     JournalGap,
     LogGap,
     NoSuchAgent,
@@ -36,10 +37,16 @@ READ_RECORDS = 32
 READ_RECORDS_SMALL = 512
 """Of an agent whose state is small, all that follow a snapshot: they are read from the last one back (`Log.read`), once."""
 
+BACK_RECORDS = 3
+"""Records that are read one by one, from the end of a log back; a log with more is read in batches."""
+
 SLICE_RECORDS = 64
 SLICE_BYTES = 512 * 1024
 """Other tasks run after this many records or bytes: folding takes about 0.1 ms a record and 10 ms a MiB."""
 
+
+SMALL_END_BYTES = 16 * 1024
+"""A last entry that is kept until its agent is loaded."""
 
 Hold: TypeAlias = Callable[[int], Awaitable[None]]
 """Called with the bytes of an agent's state before they are read; returns when there is room for them."""
@@ -107,6 +114,20 @@ def _seen(last: Entry, record: AnyRecord) -> Seen:
     return Seen(last.seq, last.seq if isinstance(record, Snapshot) else record.snap)
 
 
+async def read_small_ends(log: Log, agents: Iterable[str]) -> dict[str, Entry]:
+    """The last entries of the agents' logs that are small, read together.  They may be stale, and are empty if the store fails.
+
+    They are kept until each agent is loaded, so large ones are left to be read again then.
+    """
+    by_subject = {log_subject(agent): agent for agent in agents}
+    try:
+        lasts = await log.lasts(list(by_subject))
+    except CellError as error:
+        logger.info("reading the last records of agents together failed; reading them one by one: %s", error)
+        return {}
+    return {by_subject[subject]: last for subject, last in lasts.items() if len(last.data) <= SMALL_END_BYTES}
+
+
 async def read_record(log: Log, agent: str, entry: Entry) -> AnyRecord:
     """The record that an entry holds, or stands for if it was too large for one entry."""
     where = f"The log of agent {agent!r} at {entry.seq}"
@@ -146,18 +167,40 @@ async def load(log: Log, agent: str, seen: Seen | None = None, hold: Hold | None
             ) from error
 
 
-async def load_behind(log: Log, agent: str, last: Entry) -> Fold:
-    """As `load`, of a log whose last entry was just read: a snapshot at the end is all that is read."""
+async def load_behind(log: Log, agent: str, last: Entry, hold: Hold | None = None) -> Fold:
+    """As `load`, of a log whose last entry was just read, perhaps from a replica that is behind.
+
+    A log that is short since its snapshot or its beginning is read from its end back: each record says which one was before it.
+    """
     record = await read_record(log, agent, last)
-    if isinstance(record, Snapshot):
-        fold = await _of_snapshot(log, agent, last.seq, record)
-        fold.verify()
-        return fold
-    if record.prev == 0:
-        fold = Fold(agent)
-        add_to(fold, last, record)
-        return fold
-    return await load(log, agent, _seen(last, record))
+    with contextlib.suppress(
+        LogGap, PartMissing, RecordInvalid, StateUnloadable
+    ):  # else `load` says what is wrong, or mends it
+        if (back := await _read_back(log, agent, last, record)) is not None:
+            first, begin = back.pop()
+            if isinstance(begin, Snapshot):
+                await _hold_for(begin, hold)
+                fold = await _of_snapshot(log, agent, first.seq, begin)
+            else:
+                fold = Fold(agent)
+                add_to(fold, first, begin)
+            for entry, earlier in reversed(back):
+                add_to(fold, entry, earlier)
+            fold.verify()
+            return fold
+    return await load(log, agent, _seen(last, record), hold)
+
+
+async def _read_back(log: Log, agent: str, last: Entry, record: AnyRecord) -> list[tuple[Entry, AnyRecord]] | None:
+    """The last record and those before it, as far as a snapshot or the first one; None if these are many, or one is gone."""
+    back = [(last, record)]
+    while record.prev and not isinstance(record, Snapshot):
+        entries = await log.read(log_subject(agent), record.prev - 1, 1) if len(back) <= BACK_RECORDS else []
+        if not entries or entries[0].seq != record.prev:
+            return None
+        record = await read_record(log, agent, entries[0])
+        back.append((entries[0], record))
+    return back
 
 
 async def _load(log: Log, agent: str, seen: Seen | None, hold: Hold | None) -> Fold:
@@ -230,8 +273,7 @@ async def fold_entries(log: Log, fold: Fold, entries: list[Entry]) -> None:
 async def _snapshot(log: Log, agent: str, seq: int, hold: Hold | None) -> Fold:
     """The fold as of the snapshot at `seq`, or of the newest one before it that can be used."""
     record = await _snapshot_record(log, agent, seq)
-    if hold is not None:
-        await hold(sum(part.size for part in record.parts) + len(record.small or b""))
+    await _hold_for(record, hold)
     try:
         return await _of_snapshot(log, agent, seq, record)
     except (RecordInvalid, StateUnloadable) as error:
@@ -246,6 +288,11 @@ async def _snapshot(log: Log, agent: str, seq: int, hold: Hold | None) -> Fold:
             error,
         )
         return fold
+
+
+async def _hold_for(record: Snapshot, hold: Hold | None) -> None:
+    if hold is not None:
+        await hold(sum(part.size for part in record.parts) + len(record.small or b""))
 
 
 async def _newest_usable(log: Log, agent: str, snapshots: list[int]) -> Fold | None:

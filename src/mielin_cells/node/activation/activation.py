@@ -307,7 +307,8 @@ class Activations:
             return
         self._looked_at = now
         for activation in self.live.values():
-            activation.runner.log_overdue()
+            if activation.runner.turn is not None:
+                activation.runner.log_overdue()
 
     # ---- in and out ------------------------------------------------------------------------------------------
 

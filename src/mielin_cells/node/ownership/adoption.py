@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mielin_cells.errors import (
@@ -28,7 +29,8 @@ from mielin_cells.log.lifecycle import Phase
 from mielin_cells.log.records import AnyRecord, HandedOff, Spilled, Terminated, decode_record, named_owner
 from mielin_cells.node.ownership.claims import SLOW_S
 from mielin_cells.settings import TAKES_MAX
-from mielin_cells.store.reader import Hold, load, read_record
+from mielin_cells.store.reader import Hold, load_behind, read_record, read_small_ends
+from mielin_cells.substrate.ports import Entry
 
 if TYPE_CHECKING:
     from mielin_cells.node.activation.activation import Activation, Activations
@@ -143,12 +145,15 @@ class Adoption:
         Returns when each is taken, has failed, or has proved slow.
         """
         for start in range(0, len(agents), LOOK_SUBJECTS):
-            await self._take_some(await self._without_others(agents[start : start + LOOK_SUBJECTS]))
+            some = agents[start : start + LOOK_SUBJECTS]
+            ends = await read_small_ends(self._home.log, some)
+            others = self._others(ends)
+            await self._take_some([agent for agent in some if agent not in others], ends)
 
-    async def _take_some(self, agents: list[str]) -> None:
+    async def _take_some(self, agents: list[str], ends: dict[str, Entry]) -> None:
         for agent in agents:
             if agent not in self._taking and not self._activations.is_stopping and not self._is_resting(agent):
-                self._begin(agent, self.take_named, self._slots)
+                self._begin(agent, partial(self.take_named, end=ends.get(agent)), self._slots)
         waits = [self._taking[agent] for agent in agents if agent in self._taking]
         if waits:
             await asyncio.wait(waits)
@@ -156,20 +161,10 @@ class Adoption:
     def _is_resting(self, agent: str) -> bool:
         return agent in self._rests and self._activations.clock() < self._rests[agent][1]
 
-    async def _without_others(self, agents: list[str]) -> list[str]:
-        """The agents without those whose logs name another node, read at least as far as they were listed."""
-        by_subject, others = {log_subject(agent): agent for agent in agents}, set[str]()
-        try:
-            lasts = await self._home.log.lasts(list(by_subject))
-        except CellError as error:
-            logger.info(
-                "node %s: reading the last records of agents together failed; reading them one by one: %s",
-                self._home.name,
-                error,
-            )
-            return agents
-        for subject, last in lasts.items():
-            agent = by_subject[subject]
+    def _others(self, ends: Mapping[str, Entry]) -> set[str]:
+        """Those of the agents whose last entries, read at least as far as they were listed, name another node."""
+        others = set[str]()
+        for agent, last in ends.items():
             if self._claims.is_underway(agent) or last.seq < self._quarantine.seen.get(agent, last.seq + 1):
                 continue
             with contextlib.suppress(RecordInvalid):  # taking the agent alone says so
@@ -177,7 +172,7 @@ class Adoption:
                 if not isinstance(record, Spilled) and named_owner(record) != self._home.name:
                     others.add(agent)
                     self._note_other(agent, last.seq, record)
-        return [agent for agent in agents if agent not in others]
+        return others
 
     def _note_other(self, agent: str, seq: int, record: AnyRecord) -> None:
         """The last record, at `seq`, names another node, or nobody.
@@ -219,8 +214,10 @@ class Adoption:
         """True unless the agent is here, or its log named another node in its last record, `seq`."""
         return not self.is_here(agent) and self.quiet.get(agent) != seq
 
-    async def take_named(self, agent: str) -> bool:
+    async def take_named(self, agent: str, end: Entry | None = None) -> bool:
         """Takes the agent if its log names this node: by a claim, or in probation by verifying (rules 4, 5, 8).
+
+        `end` is the last entry of its log, if it was just read, perhaps from a replica that is behind: the claim is refused then.
 
         False if the store did not let this be found out or done: it is to be tried again.  Raises nothing: whatever else keeps the
         agent from running concerns this agent alone.
@@ -230,19 +227,19 @@ class Adoption:
         async with self._claims.places.place() as place:
             if self.is_here(agent) or self._claims.is_underway(agent) or self._activations.is_stopping:
                 return True  # meanwhile
-            return await self._take_named(agent, place.hold)
+            return await self._take_named(agent, end, place.hold)
 
-    async def _take_named(self, agent: str, hold: Hold) -> bool:
+    async def _take_named(self, agent: str, end: Entry | None, hold: Hold) -> bool:
         home, fold = self._home, None
         try:
-            last = await home.log.last(log_subject(agent))
+            last = end if self._names_here(agent, end) else await home.log.last(log_subject(agent))
             if last is None or self._quarantine.is_behind(agent, last.seq):
                 return True
             record = await read_record(home.log, agent, last)  # also of a handover that is in parts
             if named_owner(record) != home.name:
                 self._note_other(agent, last.seq, record)
                 return True
-            fold = await load(home.log, agent, hold=hold)
+            fold = await load_behind(home.log, agent, last, hold)
             if fold.owner != home.name or self.is_here(agent) or self._activations.is_starting(agent):
                 return True
             if fold.phase is Phase.PROBATION:
@@ -252,7 +249,9 @@ class Adoption:
             elif fold.phase is Phase.RUN:
                 await self._claims.take(fold, "restarted")
         except (Fenced, NoSuchAgent):
-            return True
+            return end is None or await self._take_named(
+                agent, None, hold
+            )  # else it may have been fenced by what `end` hides
         except RetryError as error:
             logger.info("node %s: taking agent %s failed; trying again later: %s", home.name, agent, error)
             return not self._returns.failed(agent, error)
@@ -262,6 +261,15 @@ class Adoption:
         self._rests.pop(agent, None)
         self._returns.taken(agent)
         return True
+
+    def _names_here(self, agent: str, end: Entry | None) -> bool:
+        """True if a last entry that may be stale names this node; whatever else it says is for the leader to confirm."""
+        if end is None or end.seq < self._quarantine.seen.get(agent, 0):
+            return False
+        try:
+            return named_owner(decode_record(end.data, f"The log of agent {agent!r} at {end.seq}")) == self._home.name
+        except RecordInvalid:
+            return False
 
     def _note_failure(self, agent: str, fold: Fold | None, error: Exception) -> bool:
         """Shows why the agent does not run; False if taking it is to be tried again soon."""

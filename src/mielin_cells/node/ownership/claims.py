@@ -36,7 +36,8 @@ from mielin_cells.node.activation.presence.sleeper import Sleeper
 from mielin_cells.node.activation.run import is_failure
 from mielin_cells.rpc import requests
 from mielin_cells.settings import LOADS_BYTES_MAX, TAKES_MAX
-from mielin_cells.store.reader import Hold, load
+from mielin_cells.store.reader import Hold, load, load_behind, read_small_ends
+from mielin_cells.substrate.ports import Entry
 from mielin_cells.tasks.limit import Limit
 from mielin_cells.tasks.together import together
 
@@ -75,8 +76,8 @@ class Claims:
         """True while the agent is being created, claimed or checked here: no second one of these may begin."""
         return self._activations.is_starting(agent) or agent in self._quarantine
 
-    async def claim(self, wish: requests.Claim) -> bool:
-        """Takes the agent over.
+    async def claim(self, wish: requests.Claim, end: Entry | None = None) -> bool:
+        """Takes the agent over.  `end` is the last entry of its log, if it was just read.
 
         Raises `ClaimRefused` for one that was rolled back to go on elsewhere, `Fenced` if another node was first, or if the owner
         that it is to be claimed from serves.
@@ -91,14 +92,19 @@ class Claims:
             raise Fenced(f"Agent {agent!r} is being taken over by {activations.name}; ask again.", agent=agent)
         with activations.starting(agent):
             async with self.places.place() as place:
-                return await self._claim(wish, place.hold)
+                return await self._claim(wish, end, place.hold)
 
-    async def _claim(self, wish: requests.Claim, hold: Hold) -> bool:
+    async def _claim(self, wish: requests.Claim, end: Entry | None, hold: Hold) -> bool:
         agent, activations = wish.agent, self._activations
         if wish.of and not wish.on_order:
             await self._standing.check(wish.of)  # not before it has its place: it may have waited
         followed = self._standbys.detach(agent)
-        fold = followed or await load(activations.home.log, agent, wish.seen, hold)
+        if followed is not None:
+            fold = followed
+        elif end is not None and wish.seen is not None and end.seq >= wish.seen.seq:
+            fold = await load_behind(activations.home.log, agent, end, hold)
+        else:
+            fold = await load(activations.home.log, agent, wish.seen, hold)
         self._check(fold, wish)
         self._copies.claimed(agent)
         try:
@@ -114,9 +120,11 @@ class Claims:
     async def claim_all(self, wishes: list[requests.Claim]) -> list[requests.WireError | None]:
         """Claims all at the same time, each by itself; returns for each None, or why it was refused."""
 
+        ends = await read_small_ends(self._activations.home.log, (wish.agent for wish in wishes))
+
         async def one(wish: requests.Claim) -> requests.WireError | None:
             try:
-                await self.claim(wish)
+                await self.claim(wish, ends.pop(wish.agent, None))
             except CellError as error:
                 return error.to_wire()
             except Exception as error:  # a bug: the caller learns of it, and only this agent is concerned

@@ -73,6 +73,8 @@ class Idling:
         """Agents whose `on_depart` keeps them in memory."""
         self._pause_s = LOOK_S_MAX
         self._hurry = asyncio.Event()
+        self._has_any = False
+        """An agent that may leave memory has run here: until then no look goes through all agents."""
 
     # ---- to sleep --------------------------------------------------------------------------------------------
 
@@ -87,8 +89,10 @@ class Idling:
 
     def served(self, activation: Activation) -> None:
         """The agent runs here now: if it may leave memory sooner than all others, the next look comes sooner."""
-        idle_s = self._idle_s(activation)
-        if idle_s and max(LOOK_S_MIN, idle_s / LOOKS) < self._pause_s:
+        if not (idle_s := self._idle_s(activation)):
+            return
+        self._has_any = True
+        if max(LOOK_S_MIN, idle_s / LOOKS) < self._pause_s:
             self._hurry.set()
 
     async def round(self) -> float:
@@ -97,6 +101,8 @@ class Idling:
         An agent's work shows in the end of its log and in the messages that have come.  So a turn costs nothing more for it.
         """
         now, shortest, due = asyncio.get_running_loop().time(), LOOK_S_MAX * LOOKS, list["Activation"]()
+        if not self._has_any:
+            return LOOK_S_MAX
         for count, activation in enumerate(list(self._activations.live.values()), 1):
             if count % SLICE == 0:
                 await asyncio.sleep(0)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Sequence
-from typing import Final
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from typing import Final, TypeAlias
 
 import msgspec
 
@@ -12,7 +13,8 @@ from mielin_cells.substrate.jetstream import api
 from mielin_cells.substrate.jetstream.api import Unanswered
 from mielin_cells.substrate.jetstream.connection import Connection
 from mielin_cells.substrate.jetstream.heard import Heard
-from mielin_cells.substrate.ports import Appended
+from mielin_cells.substrate.jetstream.places import Place
+from mielin_cells.substrate.ports import Appended, Entry
 
 READ_S: Final = 5.0
 APPEND_S: Final = 5.0
@@ -20,6 +22,12 @@ APPEND_S: Final = 5.0
 MARKS_MAX: Final = 100
 RESULTS_MAX: Final = 1024
 """A server refuses a request for last entries that has more results."""
+
+
+Ask: TypeAlias = Callable[[list[Place]], Awaitable[dict[str, Entry]]]
+"""Returns the last entries of places in one stream, by subject."""
+Answer: TypeAlias = "asyncio.Future[Entry | None]"
+Waiting: TypeAlias = tuple[Place, list[Answer]]
 
 
 class TooMany(Exception):
@@ -179,3 +187,50 @@ class Asking:
         return StoreUnreachable(
             f"The stream {stream} has no leader now; nothing was written. Try again.", stream=stream
         )
+
+
+class Together:
+    """A node that takes a thousand agents looks at a thousand inboxes, and a request costs more than its answer."""
+
+    def __init__(self, ask: Ask, most: int) -> None:
+        self._ask = ask
+        self._most = most
+        self._waiting: dict[str, dict[str, Waiting]] = {}
+        """By stream and subject: who waits for the request that is about to be sent."""
+        self._tasks = set[asyncio.Task[None]]()
+
+    async def last(self, place: Place) -> Entry | None:
+        """The subject's last entry, by a request that is sent after this call.  Raises what the request raises."""
+        loop, waiting = asyncio.get_running_loop(), self._waiting.setdefault(place.stream, {})
+        if not waiting:
+            loop.call_soon(self._send, place.stream)
+        answer: Answer = loop.create_future()
+        waiting.setdefault(place.subject, (place, []))[1].append(answer)
+        if len(waiting) >= self._most:
+            self._send(place.stream)
+        return await answer
+
+    def _send(self, stream: str) -> None:
+        if waiting := self._waiting.pop(stream, None):
+            task = asyncio.get_running_loop().create_task(self._answer(list(waiting.values())))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _answer(self, waiting: list[Waiting]) -> None:
+        try:
+            lasts = await self._ask([place for place, _ in waiting])
+        except Exception as error:  # noqa: BLE001 - whatever it is, those who wait are told
+            failed = error
+            _each(waiting, lambda _, answer: answer.set_exception(failed))
+        except BaseException:
+            _each(waiting, lambda _, answer: answer.cancel())
+            raise
+        else:
+            _each(waiting, lambda subject, answer: answer.set_result(lasts.get(subject)))
+
+
+def _each(waiting: list[Waiting], do: Callable[[str, Answer], object]) -> None:
+    for place, answers in waiting:
+        for answer in answers:
+            if not answer.done():  # else its caller has given up
+                do(place.subject, answer)

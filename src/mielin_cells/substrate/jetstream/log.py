@@ -12,7 +12,7 @@ import msgspec
 from mielin_cells.errors import MessageTooLarge, StoreUnreachable
 from mielin_cells.substrate.jetstream import api
 from mielin_cells.substrate.jetstream.api import Unanswered
-from mielin_cells.substrate.jetstream.asking import APPEND_S, READ_S, Asking, TooMany
+from mielin_cells.substrate.jetstream.asking import APPEND_S, READ_S, Asking, Together, TooMany
 from mielin_cells.substrate.jetstream.connection import Connection, Listener
 from mielin_cells.substrate.jetstream.health import mend_index
 from mielin_cells.substrate.jetstream.heard import Heard
@@ -68,6 +68,7 @@ class JetLog(Asking):
         self._topics = Topics(connection, deployment, shards)
         self._tails: dict[JetTail, Listener] = {}
         self._reconnects = 0
+        self._together = Together(self._lasts_of, LASTS)
         self._rechecks = Rechecks(self.lasts, lambda: CLUSTER_CHECK_S if connection.in_cluster else 0.0, LASTS)
 
     # ---- places ----------------------------------------------------------------------------------------------
@@ -217,6 +218,9 @@ class JetLog(Asking):
 
     async def lasts(self, subjects: Sequence[str]) -> dict[str, Entry]:
         """By batched direct gets, which any replica may answer."""
+        if len(subjects) == 1:
+            entry = await self._together.last(self.place(subjects[0]))
+            return {subjects[0]: entry} if entry is not None else {}
         by_stream: dict[str, list[Place]] = {}
         for subject in subjects:
             place = self.place(subject)
