@@ -29,6 +29,8 @@ from mielin_cells.agents.buffer import Buffer
 from mielin_cells.agents.cluster import Cluster
 from mielin_cells.agents.context import this
 from mielin_cells.agents.family.calls import child, link, monitor, spawn, unmonitor
+from mielin_cells.agents.finding.calls import attributes
+from mielin_cells.agents.finding.where import attr
 from mielin_cells.agents.handler import Stream, handler
 from mielin_cells.agents.reports import AgentInfo, DrainReport, MigrationReport, NodeInfo, RollbackReport
 from mielin_cells.agents.retry import Retry
@@ -69,11 +71,12 @@ __version__ = "0.2.0"
 
 __all__ = [
     "Agent", "AgentId", "AgentInfo", "AgentState", "AgentTerminated", "AskTimeout", "BadArguments", "Buffer", "CatchUp",
-    "CellError", "Cluster", "ConfigError", "Down", "DrainReport", "FieldRefused", "HandlerFailed", "InboxFull", "LostError",
-    "MigrationError", "MigrationFailed", "MigrationRefused", "MigrationReport", "NoSuchAgent", "NodeInfo", "NotInTurn",
-    "Policy", "Published", "Retry", "RetryError", "RollbackReport", "Settings", "StepFailed", "Stream", "Supervision", "Table",
-    "TopicGap", "UsageError", "after", "cancel", "child", "connect", "cron", "emit", "errors", "every", "handler", "link",
-    "local", "monitor", "publish", "spawn", "step", "subscribe", "this", "unmonitor", "unsubscribe", "upgrade",
+    "CellError", "Cluster", "ConfigError", "Down", "DrainReport", "FieldRefused", "HandlerFailed", "InboxFull",
+    "LostError", "MigrationError", "MigrationFailed", "MigrationRefused", "MigrationReport", "NoSuchAgent", "NodeInfo",
+    "NotInTurn", "Policy", "Published", "Retry", "RetryError", "RollbackReport", "Settings", "StepFailed", "Stream",
+    "Supervision", "Table", "TopicGap", "UsageError", "after", "attr", "attributes", "cancel", "child", "connect", "cron", "emit",
+    "errors", "every", "handler", "link", "local", "monitor", "publish", "spawn", "step", "subscribe", "this", "unmonitor",
+    "unsubscribe", "upgrade",
 ]  # fmt: skip
 
 if not TYPE_CHECKING:  # type checkers are to see, and to suggest, the names above alone

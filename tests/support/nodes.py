@@ -16,7 +16,7 @@ from mielin_cells.migration.recovery import RecoveryConfig
 from mielin_cells.node.node import Node
 from mielin_cells.settings import Settings
 from mielin_cells.substrate.embedded import Embedded
-from mielin_cells.substrate.ports import Log, Wire
+from mielin_cells.substrate.ports import Log, Substrate, Wire
 from mielin_cells.testing.faults import Faults, FaultySubstrate
 
 ONCE = RecoveryConfig(max_retries=0)
@@ -26,7 +26,7 @@ ONCE = RecoveryConfig(max_retries=0)
 class Deployment:
     """What the tests start nodes in.  `nodes` are those that are stopped at the end."""
 
-    def __init__(self, substrate: Embedded, settings: Settings | None, recovery: RecoveryConfig | None) -> None:
+    def __init__(self, substrate: Substrate, settings: Settings | None, recovery: RecoveryConfig | None) -> None:
         self.substrate = substrate
         self.settings = settings
         self.recovery = recovery
@@ -65,10 +65,10 @@ class Deployment:
 
 @asynccontextmanager
 async def deployment(
-    *names: str, settings: Settings | None = None, recovery: RecoveryConfig | None = ONCE
+    *names: str, settings: Settings | None = None, recovery: RecoveryConfig | None = ONCE, on: Substrate | None = None
 ) -> AsyncIterator[Deployment]:
-    """With the nodes `names` started; its client is the current one."""
-    substrate = await Embedded.open()
+    """With the nodes `names` started; its client is the current one.  `on`: what they run on, in place of an embedded store."""
+    substrate: Substrate = on or await Embedded.open()
     opened = Deployment(substrate, settings, recovery)
     await opened.client.open()
     token = current.set(opened.client)

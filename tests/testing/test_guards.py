@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from msgspec.structs import replace as replace_field
+from support.attribute_guards import attributes_expect_the_last
 from support.family_guards import restarts_are_counted
 from support.guards import GUARDS, Guard, Patch, guard
 from support.paths import ROOT
@@ -509,6 +510,7 @@ def a_stream_is_read_before_it_is_written(patch: Patch) -> None:
 assert Guard(numbers_say_what_is_stored, 100) in GUARDS, "the guards of topics are among them"
 assert Guard(inboxes_are_opened, 20) in GUARDS, "and those of priorities"
 assert Guard(restarts_are_counted, 40) in GUARDS, "and those of supervision"
+assert Guard(attributes_expect_the_last, 100) in GUARDS, "the guards of attributes are among them"
 
 SOON = 40
 """What is found within so many seeds is taken away in `make test`, too."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, ParamSpec, Protocol, TypeVar
 
+from mielin_cells.agents.finding.found import Finding
+from mielin_cells.agents.finding.where import Where
 from mielin_cells.agents.reference import Reference
 from mielin_cells.agents.reports import AgentInfo, DrainReport, MigrationReport, NodeInfo, RollbackReport
 from mielin_cells.agents.topics.messages import Published, Since, TopicGap
@@ -120,6 +122,24 @@ class Cluster(Spawning, Protocol):
 
     async def agents(self) -> list[AgentInfo]:
         """Every agent that runs now."""
+
+    def find(
+        self, cls: type[A], /, *, where: Where | str | None = None, node: str | None = None, state: str | None = None
+    ) -> Finding[A]:
+        """Finds agents of the class: `async for found in cluster.find(Order, where=cells.attr("region") == "eu")`.
+
+        `where` is a condition on attributes (`cells.attributes`), or its text: `'region == "eu" and load < 3'`.  `node` and `state`
+        restrict the search to one node, and to one state such as "Running".
+
+        What is found is a hint, and says how fresh it is: the page when the index was read (`as_of`), and each agent up to where
+        in its log its attributes are known (`revision`).  An agent may move, change or end right after it.  A condition that needs
+        attributes costs the agents that have some; every other search, and one by state, asks each node for its agents, and those of
+        nodes that do not answer are missing (`unheard`).
+
+        In a handler, search in a step: a turn that runs again may find others.
+
+        Raises `WhereInvalid`, which names the column, `ConfigError` for a state that is none; when it is read, what the store raises.
+        """
 
     async def nodes(self) -> list[NodeInfo]:
         """The nodes that answer."""

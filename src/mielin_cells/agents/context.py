@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextvars import ContextVar
 from typing import Any, NamedTuple, Protocol
 
@@ -10,6 +10,7 @@ from mielin_cells.agents.cluster import Cluster
 from mielin_cells.agents.reference import Reference
 from mielin_cells.agents.retry import Retry
 from mielin_cells.errors import NotConnected, NotInTurn
+from mielin_cells.log.attributes.values import Value
 from mielin_cells.log.inboxes.lines import NORMAL
 
 
@@ -138,6 +139,9 @@ class Turn(Protocol):
 
     def unsubscribe(self, pattern: str, handler: str) -> bool:
         """What `cells.unsubscribe` does."""
+
+    def set_attributes(self, changes: Mapping[str, object]) -> dict[str, Value]:
+        """What `cells.attributes` does."""
 
     def is_here(self) -> bool:
         """False in a thread that the turn was not handed to."""

@@ -16,6 +16,7 @@ from mielin_cells.agents.values.codec import Codec
 from mielin_cells.agents.values.exact import is_cached_property
 from mielin_cells.agents.values.wire import encode, plain
 from mielin_cells.errors import NotInTurn, StateInvalid, StateUnloadable
+from mielin_cells.log.attributes.values import FIELD as ATTRIBUTES
 from mielin_cells.log.delta import StateDelta
 from mielin_cells.log.state import StoredState
 from mielin_cells.log.stores import BUCKETS, BufferStore, TableStore
@@ -68,7 +69,7 @@ class Cell:
         self.agent.__dict__.update(__mielin_cell__=self, __mielin_id__=agent_id, __mielin_caller__=None)
         self._values = self.agent.__dict__
         for name in [*state.plain, *state.tables, *state.buffers]:
-            if name not in self._fields:
+            if name not in self._fields and name != ATTRIBUTES:
                 raise StateUnloadable(
                     f"Agent {agent_id!r} has a stored field {name!r} that {spec.name} version {spec.version} lacks; "
                     "raise the version and write an upgrade.",

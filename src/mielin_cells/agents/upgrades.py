@@ -8,6 +8,7 @@ from mielin_cells.agents.spec import FieldSpec, Spec
 from mielin_cells.agents.values.changes import LOAD_ERRORS, reason
 from mielin_cells.agents.values.wire import encode, plain
 from mielin_cells.errors import BadArguments, StateTooNew, StateUpgradeFailed
+from mielin_cells.log.attributes.values import FIELD as ATTRIBUTES
 from mielin_cells.log.delta import PAGE_BYTES, StateDelta
 from mielin_cells.log.state import StoredState
 from mielin_cells.log.stores import BUCKETS, TableStore
@@ -30,7 +31,7 @@ def upgrade_state(spec: Spec, state: StoredState, version: int) -> StateDelta | 
             f"The state is of {spec.name} version {version}; this code has version {spec.version}. Deploy the newer code.",
             **facts,
         )
-    values: dict[str, object] = {name: plain(data) for name, data in state.plain.items()}
+    values: dict[str, object] = {name: plain(data) for name, data in state.plain.items() if name != ATTRIBUTES}
     for name, table in state.tables.items():
         values[name] = {plain(k): plain(v) for k, v in _items(table)}
     for name, buffer in state.buffers.items():
@@ -77,7 +78,7 @@ def _replaced(spec: Spec, state: StoredState, values: dict[str, object], facts: 
         if name in delta.tables:
             sets = delta.tables[name].sets
             delta.tables[name].dels.extend(key for key, _ in _items(table) if key not in sets)
-    old = [*state.plain, *state.tables, *state.buffers]
+    old = [name for name in (*state.plain, *state.tables, *state.buffers) if name != ATTRIBUTES]
     gone = [name for name in old if name not in delta.plain and name not in delta.tables and name not in delta.buffers]
     changed = [
         name for name in old if name in spec.fields and name not in getattr(state, _SHELF[spec.fields[name].kind])

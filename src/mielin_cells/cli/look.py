@@ -10,12 +10,15 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
+from mielin_cells.agents.finding.found import Found
+from mielin_cells.agents.finding.where import text_of
 from mielin_cells.agents.reports import AgentInfo, NodeInfo
 from mielin_cells.cli.command import command
 from mielin_cells.cli.live import View, show_view
 from mielin_cells.cli.moves import show_migration
 from mielin_cells.cli.options import Agent, Watch, choose_one
 from mielin_cells.cli.show import Printer, counted, duration, record, size, table, when
+from mielin_cells.client.finding.find import PAGE_MAX, Search
 from mielin_cells.client.operator import Operator
 from mielin_cells.deployment.codes import DONE
 from mielin_cells.errors import ConfigError, NoSuchMigration, UnknownClass, UnknownNode
@@ -47,6 +50,9 @@ async def agents(
     limit: Annotated[
         int | None, Parameter(group=COUNT_OR_LIMIT, validator=Number(gte=1), help="At most this many agents.")
     ] = None,
+    where: Annotated[
+        str | None, Parameter(help="Only the agents whose attributes meet this: 'region == \"eu\" and load < 3'.")
+    ] = None,
     count: Annotated[
         bool, Parameter(group=(COUNT_OR_AFTER, COUNT_OR_LIMIT), help="Print only how many there are.")
     ] = False,
@@ -54,8 +60,11 @@ async def agents(
 ) -> int:
     """Raises `UnknownNode`, `UnknownClass` or `ConfigError` for a filter that matches nothing that exists."""
     state = _state(state)
+    search = operator.client.find_named(cls, where, node, state) if where is not None else None
 
     async def look() -> View:
+        if search is not None:
+            return await found_view(search, after, limit, count=count)
         which = Which(cls or "", state or "")
         infos = await operator.agents(node, which, after, limit + 1 if limit is not None else None)
         if not infos and not after and (node is not None or cls is not None):
@@ -65,6 +74,39 @@ async def agents(
         return View(infos[:limit], lambda: _agents_text(infos[:limit], has_more=len(infos) > len(infos[:limit])), infos)
 
     return await show_view(printer, look, watch)
+
+
+async def found_view(search: Search[Any], after: str, limit: int | None, *, count: bool) -> View:
+    """What a search by attributes gives."""
+    if count:
+        number = await search.count()
+        return View({"count": number}, lambda: str(number), number)
+    items, unheard, more = list[Found[Any]](), list[str](), True
+    while more and (limit is None or len(items) < limit):
+        page = await search.page(after, PAGE_MAX if limit is None else min(limit - len(items), PAGE_MAX))
+        items, unheard, after, more = items + page.items, page.unheard, page.next, bool(page.next)
+    plain = [
+        {
+            "id": one.id, "cls": one.cls, "node": one.node, "state": one.state, "attributes": one.attributes,
+            "revision": one.revision,
+        }
+        for one in items
+    ]  # fmt: skip
+    return View(plain, lambda: _found_text(items, unheard, has_more=more), items)
+
+
+def _found_text(items: list[Found[Any]], unheard: list[str], *, has_more: bool) -> str:
+    rows = [
+        {
+            "agent": one.id, "class": one.cls, "node": one.node, "state": one.state,
+            "attributes": " ".join(f"{name}={text_of(value)}" for name, value in one.attributes.items()),
+        }
+        for one in items
+    ]  # fmt: skip
+    text = table(rows) if rows else "no agents"
+    if has_more:
+        text += f"\nmore: --after {shlex.quote(items[-1].id)}"
+    return text + (f"\nwithout the agents of {', '.join(unheard)}, which did not answer" if unheard else "")
 
 
 def _state(word: str | None) -> str | None:

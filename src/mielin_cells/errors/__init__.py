@@ -19,7 +19,7 @@ from mielin_cells.errors.retry import *
 from mielin_cells.errors.usage import *
 
 __all__ = [
-    "AgentInError", "AgentTerminated", "AlreadyThere", "AnswerExpired", "AskCycle", "AskTimeout", "AuthFailed",
+    "AgentInError", "AgentTerminated", "AlreadyThere", "AnswerExpired", "AskCycle", "AskTimeout", "AttributeInvalid", "AuthFailed",
     "BadArguments", "CellError", "ClaimRefused", "ConfigError", "CronInvalid", "DigestMismatch", "EpochOutOfOrder",
     "EpochRegression", "Expired", "Fenced", "FieldRefused", "HandlerFailed", "InboxFull", "InternalError", "InvalidAgentId",
     "InvalidTransition", "IsReference", "JetStreamDisabled", "JournalGap", "KeyConflict", "LogGap", "LostError", "MessageTooLarge",
@@ -31,7 +31,7 @@ __all__ = [
     "StepFailed", "StepInvalid", "StoreBusy", "StoreCorrupt", "StoreFull", "StoreInUse", "StoreIncompatible", "StoreReadOnly",
     "StoreUnreachable", "StreamGap", "StreamMissing", "StreamRestarted", "SupervisionFailed", "TooLateToCancel", "TopicInvalid",
     "TrailingData", "TurnDeadlineExceeded", "UnknownClass",
-    "UnknownNode", "UnknownRecord", "UnsupportedFormat", "UsageError", "WireTimeout", "WrongAgent", "WrongClass",
+    "UnknownNode", "UnknownRecord", "UnsupportedFormat", "UsageError", "WhereInvalid", "WireTimeout", "WrongAgent", "WrongClass",
 ]  # fmt: skip
 
 for _cls in (*classes(), AlreadySpawned):

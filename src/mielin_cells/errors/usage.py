@@ -63,6 +63,14 @@ class TopicInvalid(UsageError):
     """Not the name of a topic, or not a pattern.  Facts: topic."""
 
 
+class AttributeInvalid(UsageError):
+    """The name or the value of an agent's attribute cannot be, or there are too many.  Facts: attribute."""
+
+
+class WhereInvalid(UsageError):
+    """A condition on attributes that cannot be read.  Facts: text, column (from 1)."""
+
+
 class FieldRefused(UsageError):
     """A state field or a handler's signature has a type that cannot be stored.  Facts: path."""
 

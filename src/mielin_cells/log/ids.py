@@ -57,6 +57,12 @@ LOGS = "log."
 TOPICS = "topic."
 """Prefix of all entries of topics (`log.topics`)."""
 
+ATTRIBUTES = "attr."
+"""Prefix of the attributes of all agents (`log.attributes`)."""
+
+SCANNED = (TOPICS, ATTRIBUTES)
+"""Prefixes of the subjects that are read by pattern, in the order of their shard."""
+
 
 def log_subject(agent: str) -> str:
     return LOGS + encoded(agent)
@@ -68,7 +74,12 @@ def is_agents_log(subject: str) -> bool:
 
 def keeps_last(subject: str) -> bool:
     """True for subjects whose last entry no trim removes: it is what the next append expects."""
-    return is_agents_log(subject) or subject.startswith(TOPICS)
+    return is_agents_log(subject) or subject.startswith(SCANNED)
+
+
+def attributes_subject(agent: str) -> str:
+    """Where the agent's attributes are, as its owners have written them."""
+    return ATTRIBUTES + encoded(agent)
 
 
 INBOXES = "inbox."

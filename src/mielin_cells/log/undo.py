@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 import msgspec
 
 from mielin_cells.errors import never
+from mielin_cells.log.attributes.values import after_undo as after_undo_of_attributes
 from mielin_cells.log.commit import (
     TIMER,
     EndedTurn,
@@ -177,11 +178,12 @@ class Undoing:
         peers = {sender: peer for sender, peer in ledger.peers.items() if not peer.is_client}
         before = {sender: peer.mark for sender, peer in back.ledger.peers.items()}
         buried = {letter.key for letter in back.ledger.dead}
+        state = after_undo_of_attributes(now.state, back.state)
         return {
             "to": back.seq,
             "version": back.version,
-            "state": now.state.delta_to(back.state),
-            "digest": back.state.digest(),
+            "state": now.state.delta_to(state),
+            "digest": state.digest(),
             "cursor": back.ledger.cursor,
             "held": sorted(back.ledger.held),
             "marks": {s: before.get(s, 0) for s, peer in peers.items() if peer.mark != before.get(s, 0)},

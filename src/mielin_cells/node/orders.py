@@ -26,6 +26,7 @@ from mielin_cells.log.commit import LetterKey
 from mielin_cells.log.lifecycle import AgentState
 from mielin_cells.log.records import Cleared, Paused, Record, Resumed, StandbySet, Suspended, Terminated
 from mielin_cells.node.activation.writer import Declined, append_failed
+from mielin_cells.node.attributes.announcer import announce_end
 from mielin_cells.node.family.kinship import END, kinship_of
 from mielin_cells.node.ownership import quarantine
 from mielin_cells.redaction import scrubbed
@@ -185,6 +186,7 @@ class Orders:
                                 activation.fulfil()
                             raise
         if wanted is AgentState.TERMINATED:
+            announce_end(activation)
             self._activations.drop(activation)
         elif is_reread:
             self._activations.drop(activation)

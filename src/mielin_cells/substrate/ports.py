@@ -133,8 +133,8 @@ class Log(Protocol):
         """Removes entries with `seq < before`.  May be repeated, late, or lost without harm.  Sequences are not reused.
 
         Of an agent's log the last entry and the last ownership record always stay: they say where the log ends and who owns it.
-        So an ownership record may stand alone before the oldest entry that is kept, with a gap behind it.  Of a topic's subject the
-        last entry always stays, too (`log.ids.keeps_last`).
+        So an ownership record may stand alone before the oldest entry that is kept, with a gap behind it.  Of a topic's subject,
+        and of that of an agent's attributes, the last entry always stays, too (`log.ids.keeps_last`).
         """
 
     async def subjects(self, prefix: str) -> list[tuple[str, int]]:
@@ -187,8 +187,8 @@ class Log(Protocol):
         it at the same time.
         """
 
-    # Topics (`log.topics`): each subject lies in one of several shards, and each shard keeps the entries of all its topics in
-    # one order, which is the order of their sequences.
+    # Topics (`log.topics`), and attributes of agents (`log.attributes`): each subject lies in one of several shards, and each shard
+    # keeps all its entries in one order, which is the order of their sequences.
 
     async def topic_ends(self) -> tuple[int, ...]:
         """By shard, the sequence up to which entries of topics are stored.
@@ -197,7 +197,7 @@ class Log(Protocol):
         """
 
     async def scan(self, pattern: str, shard: int, after: int = 0, limit: int = 1000) -> list[Found]:
-        """Up to `limit` entries of topics in this shard with `seq > after` whose subjects match, in the order of the shard.
+        """Up to `limit` entries of topics, or of attributes, in this shard with `seq > after` whose subjects match, in its order.
 
         In the pattern `*` stands for one word, and `>` at the end for one word or more.  May miss the newest, never skips inside.
         """

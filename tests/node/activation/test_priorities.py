@@ -90,7 +90,7 @@ async def on_nats(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Dep
         nats_server(tmp_path_factory.mktemp("nats")) as server,
         opened(server.url, deployment="urgent") as substrate,
     ):
-        at = Deployment(substrate, None, ONCE)  # type: ignore[arg-type]
+        at = Deployment(substrate, None, ONCE)
         await at.client.open()
         token = current.set(at.client)
         try:

@@ -25,7 +25,6 @@ from mielin_cells.errors import (
     never,
     storable,
 )
-from mielin_cells.log.delta import StateDelta
 from mielin_cells.log.fold import Fold
 from mielin_cells.log.inboxes.lines import NORMAL
 from mielin_cells.log.lifecycle import AgentError, AgentState
@@ -42,6 +41,7 @@ from mielin_cells.node.activation.run import is_failure
 from mielin_cells.node.activation.runner import Runner
 from mielin_cells.node.activation.timers import NO_DUE, Timers
 from mielin_cells.node.activation.writer import Writer
+from mielin_cells.node.attributes.announcer import announce_held
 from mielin_cells.node.family.kinship import kinship_of
 from mielin_cells.node.streams.ends import Ends
 from mielin_cells.node.topics.reader import Reader
@@ -106,6 +106,7 @@ class Activation(Resting):
         self.topics.open()
         if self.fold.ledger.family is not None:
             kinship_of(self).open()
+        announce_held(self)
         self.commit_soon()
         if self.ends is not None:
             self._ending = self.start(self.ends.resume(self.fold.ledger))
@@ -182,10 +183,6 @@ class Activation(Resting):
         """Delivers the outputs that the log holds and does not show as stored.  Those of the batch wait for its commit (rule 9)."""
         waiting = {(out.to, out.n) for out in self._batch.outs} if self._batch else ()
         self.outbox.push_missing([out for out in self.fold.ledger.unreleased() if (out.to, out.n) not in waiting])
-
-    def adopt(self, delta: StateDelta | None) -> None:
-        """Adds a change of state to the next commit: an upgrade that was made while the agent was taken over."""
-        self.batch.change(delta)
 
 
 def loop_time() -> float:

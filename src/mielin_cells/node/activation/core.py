@@ -23,7 +23,9 @@ from mielin_cells.errors import (
     StoreUnreachable,
     described,
 )  # fmt: skip
+from mielin_cells.log.attributes.values import FIELD as ATTRIBUTES
 from mielin_cells.log.commit import AskCall, Commit, TurnCall, Wish
+from mielin_cells.log.delta import StateDelta
 from mielin_cells.log.fold import Fold
 from mielin_cells.log.inboxes.lines import line, priority_of
 from mielin_cells.log.ledger import Verdict
@@ -38,6 +40,7 @@ from mielin_cells.node.activation.readers import Committed as CommittedState
 from mielin_cells.node.activation.readers import Readers
 from mielin_cells.node.activation.snapshots import Snapshots
 from mielin_cells.node.activation.writer import R, Writer, append_failed
+from mielin_cells.node.attributes.announcer import Announcer, announce
 from mielin_cells.node.family.kinship import Kinship, close
 from mielin_cells.node.streams.ends import Ends
 from mielin_cells.node.topics.subscriptions import Subscriptions
@@ -51,9 +54,9 @@ class Core:
     """What the parts of one activation share, and its commits."""
 
     __slots__ = (
-        "_answers", "_batch", "_committing", "_is_failing", "_renewing", "_sealing", "_settled", "asks", "ends", "fold", "home",
-        "inflight", "is_open", "is_waking", "kinship", "loop", "lost", "outbox", "readers", "records_first_turn", "snapshots", "spec",
-        "stops", "topics", "writer",
+        "_answers", "_batch", "_committing", "_is_failing", "_renewing", "_sealing", "_settled", "asks", "attributes", "ends", "fold",
+        "home", "inflight", "is_open", "is_waking", "kinship", "loop", "lost", "outbox", "readers", "records_first_turn", "snapshots",
+        "spec", "stops", "topics", "writer",
     )  # fmt: skip
 
     def __init__(self, home: NodeContext, spec: Spec, writer: Writer) -> None:
@@ -65,6 +68,7 @@ class Core:
         self.outbox = Outbox(self)
         self.snapshots = Snapshots(self)
         self.ends: Ends | None = None
+        self.attributes: Announcer | None = None
         self.topics = Subscriptions(self)
         self.kinship: Kinship | None = None
         self.is_open = self.is_waking = False
@@ -180,6 +184,10 @@ class Core:
             agent = self.fold.agent
             self._renewing = self.home.start(renewed(agent, self.home.obey(agent, "renew", "")))
 
+    def adopt(self, delta: StateDelta | None) -> None:
+        """Adds a change of state to the next commit: an upgrade that was made while the agent was taken over."""
+        self.batch.change(delta)
+
     def touch(self) -> None:
         """Makes sure that another commit follows."""
         self.batch.touched = True
@@ -266,6 +274,8 @@ class Core:
             return
         for out in batch.outs:
             self.outbox.push(out)
+        if batch.delta is not None and ATTRIBUTES in batch.delta.plain:
+            announce(self, batch.delta.plain[ATTRIBUTES])
         if self.readers is not None:
             self.readers.acknowledged(self._batch)
         self._settled.set()

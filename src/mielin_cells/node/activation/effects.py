@@ -87,6 +87,8 @@ class Effects:
                 )  # fmt: skip
         batch = self._core.batch
         batch.delta = self._cell.end(batch.delta)
+        if turn.attributes is not None:
+            turn.apply_attributes(batch)
         if turn.replay is not None:
             turn.tells = turn.replay.to_send(turn.tells)
         if has_key:

@@ -25,6 +25,7 @@ from mielin_cells.node.activation.calls.order import Branches
 from mielin_cells.node.activation.calls.replay import Replay
 from mielin_cells.node.activation.calls.tasks import Branch, BranchTask, Timer, TurnStopped, resumes
 from mielin_cells.node.activation.core import Core
+from mielin_cells.node.attributes.turning import AttributeCalls
 from mielin_cells.node.streams.parts import TurnStream
 from mielin_cells.settings import MESSAGE_BYTES_MAX
 
@@ -35,7 +36,7 @@ within: ContextVar[Within | None] = ContextVar("mielin_cells_step", default=None
 """Set only in the call of a step and in the tasks that the call starts."""
 
 
-class Run:
+class Run(AttributeCalls):
     """The state of one run of a turn."""
 
     # On the class, because most turns never touch them, and a turn is made for every message.

@@ -115,6 +115,8 @@ class Runner:
                 started = result
                 await self._rest(turn, started, False)
             core.batch.change(self._cell.end())
+            if turn.attributes is not None:
+                turn.apply_attributes(core.batch)
         except BaseException as error:
             self._cell.undo()
             if isinstance(error, TurnStopped):

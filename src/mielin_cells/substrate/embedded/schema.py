@@ -13,13 +13,16 @@ SCHEMA: Final = (
     "CREATE INDEX entries_by_owner ON entries(owner) WHERE owner IS NOT NULL",
     "CREATE INDEX entries_owned ON entries(subject) WHERE owner IS NOT NULL",
 )
-OF_TOPICS: Final = "subject >= 'topic.' AND subject < 'topic/'"
-# Older files of this format have no such index: it is made when one is opened.
-TOPICS_INDEX: Final = f"CREATE INDEX IF NOT EXISTS entries_topics ON entries(seq) WHERE {OF_TOPICS}"
-SCAN: Final = f"""
-SELECT subject, seq, data FROM entries INDEXED BY entries_topics
-WHERE {OF_TOPICS} AND seq > ? AND subject GLOB ? ORDER BY seq LIMIT ?
-"""
+_SCANNED: Final = {name: f"subject >= '{name}.' AND subject < '{name}/'" for name in ("topic", "attr")}
+# Older files of this format have no such indexes: they are made when one is opened.
+SCAN_INDEXES: Final = tuple(
+    f"CREATE INDEX IF NOT EXISTS entries_{name}s ON entries(seq) WHERE {where}" for name, where in _SCANNED.items()
+)
+SCANS: Final = {
+    name: f"SELECT subject, seq, data FROM entries INDEXED BY entries_{name}s WHERE {where} "
+    "AND seq > ? AND subject GLOB ? ORDER BY seq LIMIT ?"
+    for name, where in _SCANNED.items()
+}
 PAGE: Final = "SELECT seq, data FROM entries WHERE subject = ? AND seq > ? ORDER BY seq LIMIT ?"
 LAST: Final = "SELECT seq, data FROM entries WHERE subject = ? ORDER BY seq DESC LIMIT 1"
 LAST_SEQ: Final = "SELECT max(seq) FROM entries WHERE subject = ?"

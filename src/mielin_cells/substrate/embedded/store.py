@@ -227,7 +227,8 @@ class Store:
             made = (("format", FORMAT), ("deployment", secrets.token_hex(16)), ("seq", 0))
             for row in made:
                 run("INSERT INTO meta VALUES (?, ?)", row)
-        run(schema.TOPICS_INDEX)
+        for index in schema.SCAN_INDEXES:
+            run(index)
         meta: dict[str, Any] = dict(run("SELECT key, value FROM meta").fetchall())
         run("COMMIT")
         self.deployment = str(meta["deployment"])
@@ -351,11 +352,11 @@ class Store:
             return [owner for (owner,) in self._read.execute(schema.OWNERS)]
 
     def scan(self, glob: str, after: int, rows: int) -> list[Found]:
-        """Up to `rows` entries of topics whose subjects match the glob, in order of seq, fewer if they are large."""
+        """Up to `rows` entries of topics, or attributes, whose subjects match the glob, in order of seq, fewer if they are large."""
         found: list[Found] = []
         size = 0
         with self._translating():
-            cursor = self._read.execute(schema.SCAN, (after, glob, rows))
+            cursor = self._read.execute(schema.SCANS[glob.partition(".")[0]], (after, glob, rows))
             try:
                 for row in cursor:
                     found.append(Found._make(row))

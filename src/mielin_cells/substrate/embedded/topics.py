@@ -1,4 +1,4 @@
-"""Entries of topics in the embedded store: one shard, in the order of the counter that all subjects share."""
+"""Topics, and attributes of agents, in the embedded store: one shard, in the order of the counter that all subjects share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mielin_cells.errors import CellError
-from mielin_cells.log.ids import TOPICS
+from mielin_cells.log.ids import SCANNED
 from mielin_cells.substrate.embedded.store import PAGE_ROWS, ROW, Store
 from mielin_cells.substrate.patterns import Watch, glob_of, matcher
 from mielin_cells.substrate.ports import Found
@@ -47,7 +47,7 @@ class TopicReads:
         return watch
 
     def _wake(self, rows: list[Any]) -> None:
-        subjects = {subject for subject in rows[1::ROW] if subject.startswith(TOPICS)}
+        subjects = {subject for subject in rows[1::ROW] if subject.startswith(SCANNED)}
         for watch in tuple(self._watches) if subjects else ():
             if any(watch.matches(subject) for subject in subjects):
                 watch.wake()

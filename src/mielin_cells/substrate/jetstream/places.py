@@ -10,13 +10,13 @@ from __future__ import annotations
 import zlib
 from typing import Final, NamedTuple
 
-from mielin_cells.log.ids import LOGS, TOPICS, encoded, is_agents_log
+from mielin_cells.log.ids import LOGS, SCANNED, encoded, is_agents_log
 from mielin_cells.substrate.jetstream import api
 
 PARTS: Final = "part."
 """Subjects of parts: in a stream of their own, which is not republished."""
 TOPIC: Final = "topic"
-"""Streams of topics' entries."""
+"""Streams of topics' entries, and of agents' attributes: both are read by pattern."""
 RECORDS: Final = "rec"
 OWN: Final = "own"
 NOBODY: Final = "="
@@ -41,7 +41,7 @@ class Place(NamedTuple):
 
     @property
     def is_topic(self) -> bool:
-        return self.subject.startswith(TOPICS)
+        return self.subject.startswith(SCANNED)
 
     @property
     def is_log(self) -> bool:
@@ -79,7 +79,7 @@ def place_of(deployment: str, shards: int, subject: str) -> Place:
 
 def kind_of(subject: str) -> str:
     """The kind of streams that entries of this subject, or of subjects with this prefix, are in."""
-    return "part" if subject.startswith(PARTS) else TOPIC if subject.startswith(TOPICS) else "log"
+    return "part" if subject.startswith(PARTS) else TOPIC if subject.startswith(SCANNED) else "log"
 
 
 def head_of(deployment: str, kind: str, shard: int) -> str:

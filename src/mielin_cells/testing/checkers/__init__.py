@@ -1,8 +1,9 @@
-"""The invariants I1 to I35 of `docs/reliability.md`, one checker each."""
+"""The invariants I1 to I36 of `docs/reliability.md`, one checker each."""
 
 from mielin_cells.testing.checkers import messages as m
 from mielin_cells.testing.checkers import migrations as g
 from mielin_cells.testing.checkers import ownership as o
+from mielin_cells.testing.checkers.attributes import AttributesFollow
 from mielin_cells.testing.checkers.checker import Checker
 from mielin_cells.testing.checkers.failed_turns import NothingOfIt
 from mielin_cells.testing.checkers.families import MadeOnce, ToldOnce, WithinIntensity
@@ -23,6 +24,6 @@ OF_LOGS: tuple[type[Checker], ...] = (
 CHECKERS: tuple[type[Checker], ...] = (
     *OF_LOGS, g.ComesToRest, g.WithinBudget, m.TimersOnce, Till, g.NothingLeft, o.NothingUnverified, g.SameAgain, NothingOfIt,
     ReadsCommitted, InTime, OnceByKey, MembersAgree, TopicsOnce, StreamsWhole,
-    PrioritiesInOrder, MadeOnce, ToldOnce, WithinIntensity,
+    PrioritiesInOrder, MadeOnce, ToldOnce, WithinIntensity, AttributesFollow,
 )  # fmt: skip
 """All.  `SameState` is the first: it folds the logs that others look at."""

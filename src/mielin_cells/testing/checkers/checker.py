@@ -12,7 +12,18 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, NoReturn
 
 from mielin_cells.errors import CellError
-from mielin_cells.log.ids import INBOXES, JOURNALS, LOGS, MEMBERS, TOPICS, agent_of, migration_of, reply_subject
+from mielin_cells.log.attributes.entries import Listing, decode_listing
+from mielin_cells.log.ids import (
+    ATTRIBUTES,
+    INBOXES,
+    JOURNALS,
+    LOGS,
+    MEMBERS,
+    TOPICS,
+    agent_of,
+    migration_of,
+    reply_subject,
+)
 from mielin_cells.log.message import Mail, Replies, decode_mail, decode_replies
 from mielin_cells.log.records import (
     Accepted,
@@ -34,7 +45,7 @@ from mielin_cells.testing.checkers.scene import Scene, Violation
 
 REPLIES = reply_subject("")
 
-INVARIANTS = tuple(f"I{number}" for number in range(1, 36))
+INVARIANTS = tuple(f"I{number}" for number in range(1, 37))
 
 
 @dataclass(slots=True)
@@ -105,6 +116,14 @@ class Posted(NamedTuple):
     author: Author
 
 
+class ListingStep(NamedTuple):
+    """What was written of an agent's attributes, at the instant it lands."""
+
+    listing: Listing
+    seq: int
+    author: Author
+
+
 class Line(NamedTuple):
     """A record of a migration's journal at the instant it lands."""
 
@@ -141,6 +160,9 @@ class Checker:
     def post(self, posted: Posted) -> None:
         """An entry of a topic has landed."""
 
+    def listed(self, step: ListingStep) -> None:
+        """Attributes of an agent have landed."""
+
     def journal(self, line: Line) -> None:
         """A record of a migration's journal has landed."""
 
@@ -172,6 +194,7 @@ class Checkers:
         self._records = [c.record for c in self.all if _has(c, "record")]
         self._mails = [c.mail for c in self.all if _has(c, "mail")]
         self._posts = [c.post for c in self.all if _has(c, "post")]
+        self._listings = [c.listed for c in self.all if _has(c, "listed")]
         self._journals = [c.journal for c in self.all if _has(c, "journal")]
         self._members = [c.member for c in self.all if _has(c, "member")]
         self._answers = [c.answers for c in self.all if _has(c, "answers")]
@@ -197,6 +220,10 @@ class Checkers:
                 posted = Posted(subject, decode_post(entry.data, subject), entry.seq, author)
                 for see_post in self._posts:
                     see_post(posted)
+            elif subject.startswith(ATTRIBUTES):
+                listing = ListingStep(decode_listing(entry.data, subject), entry.seq, author)
+                for see_listing in self._listings:
+                    see_listing(listing)
             elif subject.startswith(JOURNALS):
                 agent, migration = migration_of(subject)
                 line = Line(agent, migration, entry.seq, journals.decode(entry.data, subject), author, at)

@@ -96,7 +96,7 @@ class PrioritiesInOrder(Checker):
                 f"{letter.author.label} sent mail of {mail.sender!r} to {mail.to}, and has not opened that inbox"
             )
 
-    def missing(self) -> bool:
+    def behind(self) -> bool:
         """True while something that was sent has not arrived."""
         observed = self.scene.observed
         return any(

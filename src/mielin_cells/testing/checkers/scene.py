@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mielin_cells.agents.reports import MigrationReport
+from mielin_cells.log.attributes.values import Value
 from mielin_cells.log.fold import Fold
 from mielin_cells.testing.checkers.history import History
 
@@ -169,6 +170,8 @@ class Scene:
         """At rest: what loading each agent from the store gives."""
         self.violate: Callable[[str], None] = fail
         """Called with a violation that is seen while production code runs, where raising would only reach that code."""
+        self.directory: dict[str, tuple[int, dict[str, Value]]] = {}
+        """At rest: by agent, number and values of its attributes in a directory that was made anew."""
         self.lost: frozenset[str] = frozenset()
         """Names that stay dead for good."""
 

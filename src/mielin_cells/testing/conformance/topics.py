@@ -52,6 +52,29 @@ async def a_scan_gives_what_matches_in_order(substrate: Substrate) -> None:
 
 
 @check
+async def attributes_are_scanned_apart_from_topics(substrate: Substrate) -> None:
+    log = substrate.log
+    await put(log, 12)
+    first = await store(log, "attr.a", b"1")
+    await store(log, "attr.b", b"2")
+    last = await store(log, "attr.a", b"3")
+    must(
+        [one.data for one in await scanned(log, "attr.*") if one.subject == "attr.a"] == [b"1", b"3"],
+        "A scan lacks attributes.",
+    )
+    must(len(await scanned(log, "attr.*")) == 3, "A scan of attributes gives something else.")
+    must(all(one.subject in SUBJECTS for one in await scanned(log, "topic.>")), "A scan of topics gives attributes.")
+    must(await log.append("attr.a", b"4", first) == Conflict(last), "Attributes are appended behind an older entry.")
+    await log.trim("attr.a", last + 1)
+    left = [one.data for one in await scanned(log, "attr.*") if one.subject == "attr.a"]
+    must(left == [b"3"], "A trim of attributes leaves more, or less, than the last entry.")
+    must(
+        await log.append("attr.a", b"4", last) != Conflict(last),
+        "A trim of attributes moves the place that appends expect.",
+    )
+
+
+@check
 async def a_scan_goes_on_where_one_ended(substrate: Substrate) -> None:
     log = substrate.log
     await put(log, 60)

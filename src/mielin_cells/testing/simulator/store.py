@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from operator import attrgetter
 from typing import TypeAlias
 
-from mielin_cells.log.ids import LOGS, TOPICS, is_agents_log, keeps_last
+from mielin_cells.log.ids import LOGS, SCANNED, is_agents_log, keeps_last
 from mielin_cells.substrate.patterns import matcher
 from mielin_cells.substrate.ports import Appended, Conflict, Entry, Found
 
@@ -146,9 +146,10 @@ class Store:
         return listed
 
     def scan(self, pattern: str, after: int, limit: int, upto: int | None = None) -> list[Found]:
-        """Entries of topics with `after < seq <= upto` whose subjects match, in order of seq."""
+        """Entries of topics and attributes with `after < seq <= upto` whose subjects match, in order of seq."""
         matches, found = matcher(pattern), list[Found]()
-        for subject, _ in self.subjects(TOPICS):
+        prefix = next(prefix for prefix in SCANNED if pattern.startswith(prefix))
+        for subject, _ in self.subjects(prefix):
             if matches(subject):
                 found += [Found(subject, *entry) for entry in self.read(subject, after, limit, upto)]
         return sorted(found, key=_seq)[:limit]

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeVar
 from blake3 import blake3
 
 from mielin_cells.errors import MessageTooLarge, NoResponder, StoreBusy, StoreUnreachable, WireTimeout
-from mielin_cells.log.ids import LOGS, TOPICS
+from mielin_cells.log.ids import LOGS, SCANNED
 from mielin_cells.substrate.patterns import Watch
 from mielin_cells.substrate.ports import (
     ENTRY_BYTES_MAX,
@@ -171,7 +171,7 @@ class View(Indexed):
             world.has_landed(subject, Entry(outcome.seq, sent.data), self)
             for tail in self.network.tails.get(subject, ()):
                 tail.reveal_soon(outcome.seq)
-            if subject.startswith(TOPICS):
+            if subject.startswith(SCANNED):
                 for watch in [*self.network.watches]:
                     if watch.matches(subject):
                         watch.wake()

@@ -19,6 +19,7 @@ from mielin_cells.agents.agent import Agent
 from mielin_cells.client.client import Client
 from mielin_cells.errors import AgentTerminated, CellError
 from mielin_cells.log.lifecycle import Phase
+from mielin_cells.testing.checkers.attributes import AttributesFollow, Labelled
 from mielin_cells.testing.checkers.failed_turns import DOOMED
 from mielin_cells.testing.checkers.priorities import PrioritiesInOrder
 from mielin_cells.testing.checkers.scene import Call, Observed
@@ -27,6 +28,7 @@ from mielin_cells.testing.checkers.till import PAY, Receipt, pay
 from mielin_cells.testing.checkers.topics import Market, TopicsOnce, deals
 from mielin_cells.testing.simulator.clients.families import SULKS, bosses, families, observe, spawn_bosses
 from mielin_cells.testing.simulator.clients.hurried import hurried
+from mielin_cells.testing.simulator.clients.labellers import labellers, look_up
 from mielin_cells.testing.simulator.clients.listeners import listeners
 from mielin_cells.testing.simulator.clients.readers import readers
 from mielin_cells.testing.simulator.deployment import Deployment
@@ -56,7 +58,7 @@ RETRY = cells.Retry(tries=4, first_s=0.1, max_s=1.0)
 """An account's patience with the till."""
 
 
-class Account(Market, name="SimAccount"):
+class Account(Market, Labelled, name="SimAccount"):
     tokens: int = TOKENS
     heard: list[tuple[str, int]] = []  # noqa: RUF012 - a mutable default is copied for each agent
     got: dict[str, list[int]] = {}  # noqa: RUF012
@@ -253,16 +255,14 @@ class Accounts(Workload):
                 view, client = await scenario.client(life.name)
                 if number == 0 and life.dies_at is not None:
                     scenario.world.later(life.dies_at, scenario.crash, view)
-                works = [
-                    self._work(scenario, client, f"{life.name}.{number}.{w}", p) for w, p in enumerate(life.workers)
-                ]
-                works.append(self._deal(scenario, client, f"{life.name}.{number}.t"))
-                works += hurried(
-                    scenario, accounts, f"{life.name}.{number}.u", partial(self._hurried, scenario, client)
-                )
-                works += readers(scenario, client, class_of, f"{life.name}.{number}")
-                works += families(scenario, client, f"{life.name}.{number}")
-                works += listeners(scenario, client, Account, accounts, f"{life.name}.{number}")
+                name = f"{life.name}.{number}"
+                works = [self._work(scenario, client, f"{name}.{w}", p) for w, p in enumerate(life.workers)]
+                works.append(self._deal(scenario, client, f"{name}.t"))
+                works += hurried(scenario, accounts, f"{name}.u", partial(self._hurried, scenario, client))
+                works += labellers(scenario, client, Account, accounts, f"{name}.a", self._called)
+                works += readers(scenario, client, class_of, name)
+                works += families(scenario, client, name)
+                works += listeners(scenario, client, Account, accounts, name)
                 await view.process.run(_all(works))
                 await view.process.run(client.close())
                 return
@@ -305,7 +305,7 @@ class Accounts(Workload):
     async def _called(self, scenario: Deployment, plan: CallPlan, call: Call, ref: Agent) -> None:
         counts, bound = scenario.scene.counts, getattr(ref, plan.kind)
         args: tuple[Any, ...] = (call.sender, call.n)
-        if plan.kind in ("give", "hand", "settle", "post", "attend", "depart"):
+        if plan.kind in ("give", "hand", "settle", "post", "attend", "depart", "label"):
             args = *args, plan.to, plan.amount
         elif plan.kind == "urge":
             args = *args, plan.to, plan.inner, bool(plan.amount)
@@ -379,11 +379,10 @@ class Accounts(Workload):
             observed[agent] = Observed(*await scenario.until_done(ref.show))
             observed[agent].came, observed[agent].gaps = await scenario.until_done(ref.attended)
             observed[agent].urged, observed[agent].urgent = await scenario.until_done(ref.urgencies)
-        if any(isinstance(checker, TopicsOnce) and checker.behind() for checker in scenario.checkers.all):
+        late = (TopicsOnce, AttributesFollow, PrioritiesInOrder)
+        if any(isinstance(one, late) and one.behind() for one in scenario.checkers.all) or not await observe(scenario):
             return False
-        missing = any(isinstance(one, PrioritiesInOrder) and one.missing() for one in scenario.checkers.all)
-        if missing or not await observe(scenario):
-            return False
+        await look_up(scenario)
         transfers = all(len(observed[to].got.get(a, [])) >= n for a, s in observed.items() for to, n in s.sent.items())
         waiting = scenario.scene.waiting = scenario.scene.count_waiting_timers()
         return transfers and all(len(one.rung) + waiting[a] >= len(one.alarms) for a, one in observed.items())

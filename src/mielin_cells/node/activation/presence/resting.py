@@ -64,9 +64,9 @@ class Resting(Core):
         has_topics = bool(fold.ledger.topics and fold.ledger.topics.by_key)
         has_streams = self.ends is not None and (self.ends.is_busy or self._ending is None or not self._ending.done())
         has_orders = fold.ledger.family is not None and fold.ledger.family.has_orders
-        is_wanted = (
-            has_orders or has_topics or has_streams or self.keeps > 0 or self.stops > 1 or self._answers is not None
-        )
+        is_listed = self.attributes is None or not self.attributes.is_busy
+        is_kept = self.keeps > 0 or self.stops > 1 or self._answers is not None
+        is_wanted = has_orders or has_topics or has_streams or not is_listed or is_kept
         return self.is_open and runs and is_between_turns and is_stored and is_quiet and not is_wanted
 
     async def settled(self) -> None:
