@@ -23,11 +23,11 @@ This module has what an author needs first.  All exceptions are in `mielin_cells
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from mielin_cells import errors
+from mielin_cells import errors, tracing
 from mielin_cells.agents.agent import Agent, upgrade
 from mielin_cells.agents.buffer import Buffer
 from mielin_cells.agents.cluster import Cluster
-from mielin_cells.agents.context import this
+from mielin_cells.agents.context import this, trace
 from mielin_cells.agents.family.calls import child, link, monitor, spawn, unmonitor
 from mielin_cells.agents.finding.calls import attributes
 from mielin_cells.agents.finding.where import attr
@@ -75,8 +75,8 @@ __all__ = [
     "LostError", "MigrationError", "MigrationFailed", "MigrationRefused", "MigrationReport", "NoSuchAgent", "NodeInfo",
     "NotInTurn", "Policy", "Published", "Retry", "RetryError", "RollbackReport", "Settings", "StepFailed", "Stream",
     "Supervision", "Table", "TopicGap", "UsageError", "after", "attr", "attributes", "cancel", "child", "connect", "cron", "emit",
-    "errors", "every", "handler", "link", "local", "monitor", "publish", "spawn", "step", "subscribe", "this", "unmonitor",
-    "unsubscribe", "upgrade",
+    "errors", "every", "handler", "link", "local", "monitor", "publish", "spawn", "step", "subscribe", "this", "trace", "tracing",
+    "unmonitor", "unsubscribe", "upgrade",
 ]  # fmt: skip
 
 if not TYPE_CHECKING:  # type checkers are to see, and to suggest, the names above alone

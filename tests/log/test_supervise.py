@@ -126,3 +126,11 @@ def test_a_log_with_notices_out_of_order_or_taken_twice_is_refused() -> None:
     again = Decided("a", 1, 1, "running", [], [])
     assert "(rule F3)" in wrong_family(one, [again, again])
     assert not wrong_family(one, [Told(1, 1, 0), Told(2, 2, 0), again, Watched(Watcher("x", "h", "p"))])
+
+
+def test_who_gives_up_on_a_child_restarts_it_no_more() -> None:
+    """An earlier order that was not carried out yet would restart the child for the failure at which its parent gave up."""
+    one, rules = family(), Supervision(max_restarts=1)
+    takes(one, rules, down("a", 1), 0.0)
+    assert takes(one, rules, down("a", 2), 0.0)[1]
+    assert not one.has_orders

@@ -22,7 +22,7 @@ MODULES_MAX = 16
 """In one folder."""
 
 PORTS = {f"substrate.{name}" for name in ("ports", "parts", "patterns", "retry", "tail", "lock", "health", "format")}
-GROUND = {"errors", "settings", "redaction"}
+GROUND = {"errors", "settings", "redaction", "tracing"}
 LOG = GROUND | {"log"}
 AGENTS = LOG | {"agents"}
 PURE = AGENTS | {"migration"}
@@ -35,6 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": {"errors"},
     "settings": GROUND,
     "redaction": GROUND,
+    "tracing": GROUND,
     "log": LOG,
     "agents": AGENTS,
     "migration": PURE,

@@ -6,12 +6,14 @@ from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextvars import ContextVar
 from typing import Any, NamedTuple, Protocol
 
+from mielin_cells import tracing
 from mielin_cells.agents.cluster import Cluster
 from mielin_cells.agents.reference import Reference
 from mielin_cells.agents.retry import Retry
 from mielin_cells.errors import NotConnected, NotInTurn
 from mielin_cells.log.attributes.values import Value
 from mielin_cells.log.inboxes.lines import NORMAL
+from mielin_cells.tracing import Trace
 
 
 class CallOptions(NamedTuple):
@@ -149,6 +151,10 @@ class Turn(Protocol):
     async def run_step(self, name: str, call: Any, args: tuple[Any, ...], retry: Retry, timeout: float | None) -> Any:
         """What `cells.step` does."""
 
+    @property
+    def trace(self) -> Trace | None:
+        """The trace that the turn is part of."""
+
 
 turn: ContextVar[Turn | None] = ContextVar("mielin_cells_turn", default=None)
 current: ContextVar[Caller | None] = ContextVar("mielin_cells_caller", default=None)
@@ -175,3 +181,12 @@ def this() -> Turn:
     if running.closed:
         raise NotInTurn(f"The turn of agent {running.id!r} that began this task has ended; await what a turn starts.")
     return running
+
+
+def trace() -> Trace | None:
+    """The W3C trace context of the turn that runs, with `traceparent` and `tracestate`; None if it is part of none.
+
+    It came with the message, and goes with all that the turn sends.  Outside of turns: the context of `tracing.use`.
+    """
+    running = turn.get()
+    return running.trace if running is not None else tracing.outgoing()

@@ -7,9 +7,10 @@ from typing import Any, Protocol
 
 import msgspec
 
+from mielin_cells import tracing
 from mielin_cells.agents.context import Caller, CallOptions
-from mielin_cells.errors import Expired, MessageTooLarge
-from mielin_cells.log.message import Answer, Message, Terms
+from mielin_cells.errors import Expired, MessageTooLarge, described
+from mielin_cells.log.message import Answer, Message, Terms, decode_answer
 from mielin_cells.settings import MESSAGE_BYTES_MAX
 from mielin_cells.store.clock import StoreClock
 
@@ -49,6 +50,28 @@ class Call(msgspec.Struct, eq=False):  # a struct is made in a third of the time
             self.future.set_exception(error)
 
 
+def terms_of(key: str, name: str, ask: bool, future: asyncio.Future[bytes], rng: tracing.Random) -> Terms | None:
+    """What goes with a call: its key, and the trace that it is part of.  Begins its span, which ends with `future`."""
+    trace = tracing.outgoing()
+    span = tracing.begin("ask" if ask else "tell", name, trace, rng) if tracing.is_on else None
+    if span is not None:
+        trace, ended = span.trace, span.end
+        future.add_done_callback(lambda done: ended(_error_of(done, ask)))
+    if trace is not None:
+        return Terms(0.0, key, trace.text)
+    return Terms(0.0, key) if key else None
+
+
+def _error_of(done: asyncio.Future[bytes], is_ask: bool) -> str:
+    if done.cancelled():
+        return "cancelled"
+    error = done.exception()
+    if error is not None or not is_ask:
+        return described(error) if error is not None else ""
+    answer = decode_answer(done.result())
+    return f"{answer.error[0]}: {answer.error[1]}" if answer.error is not None else ""
+
+
 class Late:
     """Of the calls of one session: those that have a deadline, as they leave."""
 
@@ -81,8 +104,9 @@ class Late:
             until = self._until.pop(call.message.n, None)
             if until is None or until > now:
                 if until is not None:
-                    key = call.message.terms.key if call.message.terms is not None else ""
-                    terms = Terms(self._clock.now() + until - now, key)
+                    terms = msgspec.structs.replace(
+                        call.message.terms or Terms(), expires=self._clock.now() + until - now
+                    )
                     call.message = msgspec.structs.replace(call.message, terms=terms)
                 leave.append(call)
             else:

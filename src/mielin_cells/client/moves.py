@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from mielin_cells import tracing
 from mielin_cells.agents.reference import Reference
 from mielin_cells.agents.reports import MigrationReport
 from mielin_cells.client.arguments import id_of, node_name
@@ -47,7 +48,9 @@ async def plan_move(client: Requester, agent: Reference | str, to: str | None) -
     if to is not None:
         await client.check_node(to)
     migration = f"m-{client.rng.randbytes(8).hex()}"
-    return requests.Migrate(agent, migration, epoch, to or "", POLL_S), source
+    trace = tracing.outgoing()
+    text = trace.text if trace is not None else ""
+    return requests.Migrate(agent, migration, epoch, to or "", POLL_S, trace=text), source
 
 
 async def watch_move(

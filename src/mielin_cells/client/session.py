@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from mielin_cells.agents.context import Caller, CallOptions
-from mielin_cells.client.calls import Call, Codec, Late, too_large
+from mielin_cells.client.calls import Call, Codec, Late, terms_of, too_large
 from mielin_cells.client.requester import Requester, foreign_loop
 from mielin_cells.client.window import Window, closed
 from mielin_cells.errors import (
@@ -23,7 +23,7 @@ from mielin_cells.errors import (
     StoreFull,
 )
 from mielin_cells.log.inboxes.lines import priority_of
-from mielin_cells.log.message import Mail, Message, Terms, client_sender, decode_answer
+from mielin_cells.log.message import Mail, Message, client_sender, decode_answer
 from mielin_cells.rpc import requests
 from mielin_cells.rpc.answers import InboxRoom
 from mielin_cells.rpc.reminder import count_waiting, read_last_answer, remind
@@ -281,10 +281,10 @@ class Session:
     ) -> Call:
         n = self._next
         self._next = n + 1
-        terms = Terms(0.0, options.key) if options is not None and options.key else None
-        call = self._open[n] = Call(
-            Message(n, handler, args, ask, terms=terms), cls, self._loop.create_future(), deadline
-        )
+        key = options.key if options is not None else ""
+        future: asyncio.Future[bytes] = self._loop.create_future()
+        terms = terms_of(key, f"{self.agent}.{handler}", ask, future, self._client.rng)
+        call = self._open[n] = Call(Message(n, handler, args, ask, terms=terms), cls, future, deadline)
         if options is not None:
             self._late.add(n, options, since)
         self._put(call)

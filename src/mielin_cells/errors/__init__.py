@@ -30,7 +30,7 @@ __all__ = [
     "ServerTooOld", "SessionExpired", "StateInvalid", "StateTooNew", "StateUnloadable", "StateUpgradeFailed",
     "StepFailed", "StepInvalid", "StoreBusy", "StoreCorrupt", "StoreFull", "StoreInUse", "StoreIncompatible", "StoreReadOnly",
     "StoreUnreachable", "StreamGap", "StreamMissing", "StreamRestarted", "SupervisionFailed", "TooLateToCancel", "TopicInvalid",
-    "TrailingData", "TurnDeadlineExceeded", "UnknownClass",
+    "TraceInvalid", "TrailingData", "TurnDeadlineExceeded", "UnknownClass",
     "UnknownNode", "UnknownRecord", "UnsupportedFormat", "UsageError", "WhereInvalid", "WireTimeout", "WrongAgent", "WrongClass",
 ]  # fmt: skip
 

@@ -59,6 +59,10 @@ class CronInvalid(UsageError):
     """A cron expression that is none, or a time zone that this node does not know.  Facts: expression, column (from 1); or zone."""
 
 
+class TraceInvalid(UsageError):
+    """Not a trace context of W3C.  Facts: traceparent or tracestate, its first 80 characters."""
+
+
 class TopicInvalid(UsageError):
     """Not the name of a topic, or not a pattern.  Facts: topic."""
 

@@ -190,6 +190,8 @@ class Timer(msgspec.Struct, array_like=True, frozen=True):
     cron: str = ""
     """The expression of a timer that repeats by it."""
     zone: str = ""
+    trace: str = ""
+    """The trace context of the turn that set it."""
 
     @property
     def repeats(self) -> bool:

@@ -22,6 +22,13 @@ class Terms(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """The store's time from which on no turn may begin for it (rule T2); 0: never."""
     key: str = ""
     """Calls under one key run once, whoever sends them (rule T3)."""
+    trace: str = ""
+    """The trace context that it is part of (`tracing.Trace.text`)."""
+
+    @classmethod
+    def of_trace(cls, trace: str) -> Terms | None:
+        """Of a message that asks for nothing else."""
+        return cls(trace=trace) if trace else None
 
 
 class Message(msgspec.Struct, array_like=True, frozen=True, gc=False):

@@ -176,6 +176,7 @@ class Migrate(Request[Progress], frozen=True):
     """Fields of `RecoveryConfig` that differ from the node's."""
     parent: str = ""
     """The migration that this one retries."""
+    trace: str = ""
 
 
 class Abort(Request[str], frozen=True):

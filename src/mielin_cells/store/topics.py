@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import NamedTuple
 
+from mielin_cells import tracing
 from mielin_cells.agents.topics.calls import since_s, starts
 from mielin_cells.agents.topics.messages import Published, Since, TopicGap
 from mielin_cells.errors import RecordInvalid, StoreUnreachable
@@ -42,9 +43,10 @@ async def publish(
     nothing was stored.
     """
     subject, posting, backoff = subject_of(topic, publisher), Posting(publisher, topic), Backoff()
-    posting.end = await read_end(log, subject, is_settled=False)
+    posting.end, trace = await read_end(log, subject, is_settled=False), tracing.outgoing()
+    stored = Value.of(value, 0, trace.text if trace is not None else "")
     while True:
-        post = posting.compose(posting.stored + 1, [Value(value)], wall(), nonce)
+        post = posting.compose(posting.stored + 1, [stored], wall(), nonce)
         about = partial(Published, topic, sender_text(publisher), post.n, post.at)
         data, in_doubt = encode_post(post), False
         while posting.flying is post:

@@ -249,6 +249,8 @@ class Family(msgspec.Struct, array_like=True):
             return
         child.seen, child.failure, child.status = change.n, max(change.failure, child.failure), change.status
         self.restarts = list(change.restarts)
+        if change.status != "running":
+            child.order = ""  # an earlier one must not restart what the parent has given up
         for name, order in change.orders:
             other = self.children.get(name)
             if other is not None and (other.order != "restart" or order == "restart"):

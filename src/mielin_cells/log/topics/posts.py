@@ -21,12 +21,32 @@ POST_MESSAGES_MAX = 256
 """Messages in one entry of a topic: a subscriber takes an entry as a whole."""
 
 
+class Traced(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """What stands in place of `Value.about` for a message of a trace."""
+
+    corrects: int
+    trace: str
+
+
 class Value(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """One message of a topic: msgpack of what was published."""
 
     data: bytes
-    corrects: int = 0
-    """The publisher was rolled back: this replaces its earlier message of this number."""
+    about: int | Traced = 0
+    """`corrects`, and for a message of a trace that, too."""
+
+    @classmethod
+    def of(cls, data: bytes, corrects: int, trace: str) -> Value:
+        return cls(data, Traced(corrects, trace) if trace else corrects)
+
+    @property
+    def corrects(self) -> int:
+        """The publisher was rolled back: this replaces its earlier message of this number."""
+        return self.about if isinstance(self.about, int) else self.about.corrects
+
+    @property
+    def trace(self) -> str:
+        return "" if isinstance(self.about, int) else self.about.trace
 
 
 class Post(msgspec.Struct, array_like=True, frozen=True):

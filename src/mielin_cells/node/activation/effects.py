@@ -7,6 +7,7 @@ from typing import Any, TypeGuard
 
 import msgspec
 
+from mielin_cells import tracing
 from mielin_cells.agents.cluster import Cluster
 from mielin_cells.agents.live import Cell
 from mielin_cells.agents.signature import HandlerSpec
@@ -46,6 +47,7 @@ from mielin_cells.node.activation.timers import Timers
 from mielin_cells.node.activation.turn import Turn
 from mielin_cells.node.family.kinship import kinship_of
 from mielin_cells.settings import MESSAGE_BYTES_MAX
+from mielin_cells.tracing import Trace
 
 logger = logging.getLogger("mielin_cells.intake")
 
@@ -174,10 +176,12 @@ class Effects:
             core.batch.wish = turn.wish
             core.fulfil()
         if turn.moves and core.home.cluster is not None and (turn.wish is None or turn.wish.order != "terminate"):
-            core.home.begin(self._move(core.home.cluster, turn.move_to))
+            core.home.begin(self._move(core.home.cluster, turn.move_to, turn.trace))
 
-    async def _move(self, cluster: Cluster, to: str | None) -> None:
+    async def _move(self, cluster: Cluster, to: str | None, trace: Trace | None) -> None:
         await self._core.flush()
+        if trace is not None:
+            tracing.set_current(trace)
         try:
             await cluster.migrate(self._core.fold.agent, to=to)
         except CellError as error:

@@ -23,6 +23,7 @@ from mielin_cells.errors import (
 from mielin_cells.log.commit import Out, TurnCall
 from mielin_cells.node.activation.calls.order import Branches
 from mielin_cells.node.activation.calls.replay import Replay
+from mielin_cells.node.activation.calls.spans import Traced
 from mielin_cells.node.activation.calls.tasks import Branch, BranchTask, Timer, TurnStopped, resumes
 from mielin_cells.node.activation.core import Core
 from mielin_cells.node.attributes.turning import AttributeCalls
@@ -36,7 +37,7 @@ within: ContextVar[Within | None] = ContextVar("mielin_cells_step", default=None
 """Set only in the call of a step and in the tasks that the call starts."""
 
 
-class Run(AttributeCalls):
+class Run(AttributeCalls, Traced):
     """The state of one run of a turn."""
 
     # On the class, because most turns never touch them, and a turn is made for every message.
@@ -311,6 +312,8 @@ class Run(AttributeCalls):
         if self.branches is not None:
             self.branches.close()
         self.closed = True
+        if self.span is not None:
+            self.end_trace(None)
 
 
 class Started:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+from mielin_cells import tracing
 from mielin_cells.agents.agent import Agent
 from mielin_cells.agents.context import turn as current_turn
 from mielin_cells.agents.live import Cell
@@ -64,6 +65,8 @@ class Runner:
             turn.corrects = message.corrects
         if message.chain:
             turn.chain = message.chain
+        if message.terms is not None or tracing.is_on:
+            turn.begin_trace(message)
         if handler.parts is not None and self._core.ends is not None:
             turn.streams(self._core.ends, message.ask)
         try:
@@ -75,6 +78,8 @@ class Runner:
             self._effects.end(mail, message, turn, handler, result)
         except BaseException as error:
             cell.undo()
+            if turn.span is not None:
+                turn.end_trace(error)
             turn.close()
             if ends_task(error):
                 raise
@@ -96,6 +101,7 @@ class Runner:
             raise
         except BaseException as raised:
             self._cell.undo()
+            turn.end_trace(raised)
             if ends_task(raised) or started.is_closed:
                 raise
             return raised

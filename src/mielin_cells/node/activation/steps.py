@@ -11,6 +11,7 @@ from typing import Any
 
 from blake3 import blake3
 
+from mielin_cells import tracing
 from mielin_cells.agents.context import turn as current_turn
 from mielin_cells.agents.retry import Retry
 from mielin_cells.agents.step import NAME_CHARS_MAX, Results, Within, results_of
@@ -240,6 +241,27 @@ async def result_of(
 
     Raises `StepFailed` after the last try.
     """
+    if not tracing.is_on:
+        return await _tried(step, call, args, retry, seconds, rest)
+    span, failed = step.turn.begin_span("step", step.name.strip()), ""
+    try:
+        return await _tried(step, call, args, retry, seconds, rest)
+    except BaseException as error:
+        failed = described(error)
+        raise
+    finally:
+        if span is not None:
+            span.end(failed)
+
+
+async def _tried(
+    step: Within,
+    call: Callable[..., Any],
+    args: tuple[Any, ...],
+    retry: Retry,
+    seconds: float,
+    rest: Callable[[float], Awaitable[None]],
+) -> Any:
     tried = 0
     while True:
         tried += 1
@@ -266,6 +288,8 @@ async def _called(step: Within, call: Callable[..., Any], args: tuple[Any, ...])
         step.turn.parts.step_tries(step.key, step.attempt)
     context = contextvars.copy_context()
     context.run(within.set, step)
+    if step.turn.trace is not None:  # what it calls outside of this deployment is part of the trace
+        context.run(tracing.set_current, step.turn.trace)
     context.run(current_turn.set, _InStep(step.turn))
     value = context.run(call, *args)
     if inspect.isawaitable(value):

@@ -13,6 +13,7 @@ import msgspec
 from mielin_cells.agents.times.cron import newest_times, next_time
 from mielin_cells.errors import CronInvalid, UsageError
 from mielin_cells.log.commit import Fired, Out, Timer
+from mielin_cells.log.message import Terms
 from mielin_cells.node.activation.core import Core
 from mielin_cells.settings import CATCH_UP_MAX, TIMERS_BYTES_MAX
 
@@ -183,7 +184,10 @@ class Timers:
             batch.timers[timer.id] = None
             batch.fired.append(Fired(timer.id, timer.sender, timer.input, timer.k))
         agent = core.fold.agent
-        out = Out(agent, core.spec.name, ledger.next_number(agent), timer.handler, timer.args, False, "", 0, 0)
+        out = Out(
+            agent, core.spec.name, ledger.next_number(agent), timer.handler, timer.args, False, "", 0, 0,
+            terms=Terms.of_trace(timer.trace),
+        )  # fmt: skip
         ledger.send(out)
         batch.outs.append(out)
 

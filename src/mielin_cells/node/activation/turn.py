@@ -6,11 +6,13 @@ Each ask is a record before it leaves, and its outcome is the same whenever the 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from typing import Any
 
 import msgspec
 from blake3 import blake3
 
+from mielin_cells import tracing
 from mielin_cells.agents.context import CallOptions
 from mielin_cells.agents.reference import Reference
 from mielin_cells.agents.signature import HandlerSpec
@@ -37,6 +39,7 @@ from mielin_cells.log.records import Asked
 from mielin_cells.node.activation.calls.pending import PendingAsk, ask_cycle, label_of
 from mielin_cells.node.activation.calls.reads import Reads
 from mielin_cells.node.activation.calls.replay import Replay
+from mielin_cells.node.activation.calls.spans import with_trace
 from mielin_cells.node.activation.calls.streaming import Streaming
 from mielin_cells.node.activation.calls.tasks import branch_of
 from mielin_cells.node.activation.run import Run
@@ -46,6 +49,7 @@ from mielin_cells.node.topics.turning import TopicCalls
 from mielin_cells.rpc import requests
 from mielin_cells.rpc.reminder import read_last_answer, remind
 from mielin_cells.settings import ASK_REPEAT_S_MAX, TIMERS_MAX
+from mielin_cells.tracing import Trace
 
 CHAIN_MAX = 64
 """Of the agents that wait for each other.  A longer cycle is not noticed, and ends by the deadline of one of its asks."""
@@ -54,11 +58,19 @@ CHAIN_MAX = 64
 class Asks(Run):
     """The part of a turn that asks other agents."""
 
-    async def ask(
+    def ask(
         self, ref: Reference, name: str, args: tuple[Any, ...], kwargs: dict[str, Any],
         timeout: float | None, label: str | None, options: CallOptions | None = None,
-    ) -> Any:  # fmt: skip
+    ) -> Coroutine[Any, Any, Any]:  # fmt: skip
         """Returns the result.  Asks of several tasks of the handler are made at the same time."""
+        if not tracing.is_on:
+            return self.ask_in(self.trace, ref, name, args, kwargs, timeout, label, options)
+        return self.spanned_ask(ref, name, args, kwargs, timeout, label, options)
+
+    async def ask_in(
+        self, trace: Trace | None, ref: Reference, name: str, args: tuple[Any, ...], kwargs: dict[str, Any],
+        timeout: float | None, label: str | None, options: CallOptions | None,
+    ) -> Any:  # fmt: skip
         agent, spec, handler = route(ref, name)
         data = handler.encode_args(args, kwargs)
         self._open()
@@ -81,6 +93,7 @@ class Asks(Run):
                 terms = None if options is None else await self._terms(options)
             finally:
                 self.busy -= 1
+            terms = with_trace(terms, trace)
             pending = self._pending_ask(to, spec, handler, data, timeout, label, terms)
             answer = decode_answer(await branches.outcome(pending))
         else:
@@ -88,22 +101,13 @@ class Asks(Run):
                 self._may_go_on()
                 self._is_calling = True
                 try:
-                    terms = None if options is None else await self._terms(options)
+                    terms = with_trace(None if options is None else await self._terms(options), trace)
                     answer = decode_answer(await self._answer(to, spec, handler, data, timeout, label, terms))
                 finally:
                     self._is_calling = False
         if answer.error is not None:
             raise handler.error_of(answer)
         return handler.decode_result(answer.result or b"")
-
-    async def _terms(self, options: CallOptions) -> Terms | None:
-        """The options of a call as they go with its message."""
-        if options.deadline is None:
-            return Terms(0.0, options.key) if options.key else None
-        clock = self._core.home.clock
-        if not clock.is_known:  # the node asks when it starts
-            await clock.refresh()
-        return Terms(clock.now() + options.deadline, options.key)
 
     def _out_of(self, to: str, spec: Spec, handler: HandlerSpec, args: bytes, k: int, terms: Terms | None) -> Out:
         chain = (*self.chain[1 - CHAIN_MAX :], self.id)
@@ -308,7 +312,7 @@ class Turn(Asks, FamilyCalls, Reads, Streaming, TopicCalls):
         to = agent if options is None else line(agent, options.priority)
         self._core.outbox.check_room(to)
         terms = None if options is None else await self._terms(options)
-        k = self._next_place(to, False)
+        k, terms = self._next_place(to, False), self.traced(terms) if self.trace is not None else terms
         self.tells.append(Out(to, spec.name, 0, handler, data, False, self.sender, self.n, k, terms=terms))
 
     # ---- orders for the agent itself -------------------------------------------------------------------------
@@ -368,7 +372,8 @@ class Turn(Asks, FamilyCalls, Reads, Streaming, TopicCalls):
         if cron:
             seconds = next_time(cron, zone, wall) - wall
         due = wall + seconds
-        timer = Timer(name, handler, body, due, seconds, period, catch_up, self.sender, self.n, k, cron, zone)
+        trace = self.trace.text if self.trace is not None else ""
+        timer = Timer(name, handler, body, due, seconds, period, catch_up, self.sender, self.n, k, cron, zone, trace)
         before = None if self.sender or name in self.timers or not (cron or core.is_waking) else ledger.timers.get(name)
         if before is not None and before.is_set_as(timer):
             return name  # a hook that sets it each time: it keeps its time, which may be now

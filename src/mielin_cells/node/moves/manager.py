@@ -8,6 +8,7 @@ import logging
 import math
 from typing import TYPE_CHECKING, Any
 
+from mielin_cells import tracing
 from mielin_cells.agents.agent import Agent
 from mielin_cells.agents.reports import MigrationReport
 from mielin_cells.errors import (
@@ -147,7 +148,22 @@ class Migrations:
         recovery = self.open[agent] = Recovery(self._agenda, self.attempts, request, case, target)
         self.manager.open(recovery.case, self.activations.clock())
         activations.home.begin(self._run(recovery, is_new=True))
+        if tracing.is_on:
+            self._begin_span(request, recovery)
         return recovery
+
+    def _begin_span(self, request: requests.Migrate, recovery: Recovery) -> None:
+        """Of a move, with all its attempts, as long as this node goes on with it."""
+        home, agent = self.activations.home, request.agent
+        span = tracing.begin("move", agent, tracing.read(request.trace), home.rng, agent=agent, node=home.name)
+        if span is not None:
+            span.attributes["migration"], ended = request.migration, span.end
+
+            def end(done: asyncio.Future[MigrationReport | None]) -> None:
+                report = done.result() if not done.cancelled() and done.exception() is None else None
+                ended("" if report is not None and report.outcome == "completed" else "did not complete")
+
+            recovery.done.add_done_callback(end)
 
     def _planned_for(self, request: requests.Migrate) -> Activation:
         """The agent's activation, in the epoch that the migration was planned in.  Raises `NoSuchAgent`, `Fenced`."""

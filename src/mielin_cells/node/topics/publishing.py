@@ -50,7 +50,7 @@ class Publishing:
             if there:
                 stored(there)
             if queue:
-                values = (Value(out.args, out.corrects) for out in queue)
+                values = (_value_of(out) for out in queue)
                 await self._append(posting.compose(queue[0].n, values, self._wall(), self._nonce()))
                 self._appended += 1
         if self._appended >= TRIM_EVERY:
@@ -98,3 +98,7 @@ class Publishing:
         if self._refused("" if error is None else described(error)) and error is not None:
             say = logger.info if isinstance(error, RetryError) else logger.warning
             say("messages of %s are not stored yet; trying again: %s", self._subject, described(error))
+
+
+def _value_of(out: Out) -> Value:
+    return Value.of(out.args, out.corrects, out.terms.trace if out.terms is not None else "")

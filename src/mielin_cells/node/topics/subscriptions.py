@@ -16,7 +16,7 @@ from mielin_cells.agents.topics.messages import Published, TopicGap
 from mielin_cells.agents.values.wire import encode
 from mielin_cells.log.commit import DeadLetter, Out
 from mielin_cells.log.fold import Fold
-from mielin_cells.log.message import sender_text
+from mielin_cells.log.message import Terms, sender_text
 from mielin_cells.log.topics.posts import Post
 from mielin_cells.log.topics.subs import Gap, Sub, Subscribed, TopicChange, Unsubscribed
 from mielin_cells.log.turns.batch import Batch
@@ -114,7 +114,7 @@ class Member:
         publisher, handler = sender_text(post.publisher), self._owner.spec.handlers.get(sub.handler)
         for n, value in enumerate(post.values, post.n):
             about = Published(post.topic, publisher, n, post.at, seq, value.corrects)
-            self._send(sub.handler, message_args(handler, value.data, about))
+            self._send(sub.handler, message_args(handler, value.data, about), value.trace)
 
     def _tell_gap(self, sub: Sub, post: Post, gap: Gap) -> None:
         told = TopicGap(sub.pattern, post.topic, sender_text(post.publisher), gap.first, gap.last)
@@ -130,10 +130,11 @@ class Member:
             owner.batch.dead.append(letter)
             owner.fold.ledger.bury(letter)
 
-    def _send(self, handler: str, args: bytes) -> None:
+    def _send(self, handler: str, args: bytes, trace: str = "") -> None:
         owner = self._owner
         ledger, agent = owner.fold.ledger, owner.fold.agent
-        out = Out(agent, owner.spec.name, ledger.next_number(agent), handler, args, False, "", 0, 0)
+        terms = Terms.of_trace(trace)
+        out = Out(agent, owner.spec.name, ledger.next_number(agent), handler, args, False, "", 0, 0, terms=terms)
         ledger.send(out)
         owner.batch.outs.append(out)
 

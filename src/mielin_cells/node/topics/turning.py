@@ -10,6 +10,7 @@ from mielin_cells.agents.topics.calls import check_takes, since_s, starts
 from mielin_cells.agents.topics.messages import Since
 from mielin_cells.log.commit import Out
 from mielin_cells.log.fold import Fold
+from mielin_cells.log.message import Terms
 from mielin_cells.log.topics.names import check_pattern, check_topic, receiver_of
 from mielin_cells.log.topics.subs import Sub, Subs, Subscribed, TopicChange, Unsubscribed, key_of
 from mielin_cells.substrate.ports import Log
@@ -55,6 +56,7 @@ class Turn(Protocol):
     def _may_go_on(self) -> None: ...
     def _fits(self, agent: str, args: bytes) -> None: ...
     def _next_place(self, to: str, ask: bool) -> int: ...
+    def traced(self, terms: Terms | None) -> Terms | None: ...
 
 
 class TopicCalls:
@@ -69,7 +71,9 @@ class TopicCalls:
         self._open()
         self._fits(f"topic {topic}", value)
         self._core.outbox.check_room(to)
-        self.tells.append(Out(to, "", 0, "", value, False, self.sender, self.n, self._next_place(to, False)))
+        self.tells.append(
+            Out(to, "", 0, "", value, False, self.sender, self.n, self._next_place(to, False), terms=self.traced(None))
+        )
 
     async def subscribe(self: Turn, pattern: str, handler: str, since: Since, on_gap: str) -> None:
         self._open()
