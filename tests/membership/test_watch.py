@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
 
 import pytest
 
@@ -13,12 +14,13 @@ from mielin_cells.membership.members import (
     Doubted,
     Joined,
     Leads,
+    Member,
     Serving,
     Status,
     Suspected,
     Table,
 )
-from mielin_cells.membership.watch import LATE_KEPT_S, Ears, Watch, patience
+from mielin_cells.membership.watch import LATE_KEPT_S, Ears, Repeated, Watch, patience
 from mielin_cells.rpc.answers import Beat
 
 LIMIT_S = 2.5
@@ -286,3 +288,65 @@ def test_a_node_that_has_not_listened_for_long_enough_looks_often() -> None:
     alone = Node(D, table_of(A, D, leader=""), listens=False)
     alone.look(1.0, (A, D))
     assert alone.watch.calm_s == 0.0, "nobody leads"
+
+
+# ---- guards (N11, N12): each is taken away, and the story that watches it fails ---------------------------------------
+
+
+def only_deputies_follow(patch: pytest.MonkeyPatch) -> None:
+    elect = Watch.elect
+    patch.setattr(
+        Watch, "elect",
+        lambda self, now, table, *rest: elect(self, now, table, *rest) if self._name in table.deputies else None,
+    )  # fmt: skip
+
+
+def who_slept_believes_its_clocks(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Watch, "woke", lambda *_: None)
+
+
+def silence_counts_from_the_start(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Ears, "all_since", property(lambda _: 0.0, lambda *_: None), raising=False)
+
+
+def who_has_only_joined_is_not_watched(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Member, "is_present", property(lambda self: self.status in (Status.SERVING, Status.DOUBTED)))
+
+
+def nobody_has_to_confirm(patch: pytest.MonkeyPatch) -> None:
+    suspect = Watch.suspect
+    patch.setattr(Watch, "suspect", lambda self, now, table, _: suspect(self, now, table, {}))
+
+
+def a_doubt_counts_at_once(patch: pytest.MonkeyPatch) -> None:
+    def is_overdue(_: Watch, __: float, name: str, table: Table) -> bool:
+        member = table.get(name)
+        return member is not None and member.status is Status.DOUBTED
+
+    patch.setattr(Watch, "is_overdue", is_overdue)
+
+
+def no_wait_is_doubled(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Repeated, "is_due", lambda self, now, first_s: self.times == 0 or now - self.at >= first_s)
+
+
+WATCHED_BY: list[tuple[Callable[[pytest.MonkeyPatch], None], Callable[[], None]]] = [
+    (only_deputies_follow, partial(test_a_deputy_follows_a_lost_leader_after_the_limit_and_any_other_after_twice_that, D, 2)),
+    (who_slept_believes_its_clocks, test_a_watcher_that_was_stopped_starts_all_clocks_again),
+    (silence_counts_from_the_start, test_silence_counts_from_when_a_node_began_to_listen),
+    (who_has_only_joined_is_not_watched, test_a_node_that_has_only_joined_is_watched_too),
+    (nobody_has_to_confirm, test_a_silent_node_is_suspected_once_a_second_watcher_does_not_hear_it_either),
+    (a_doubt_counts_at_once, test_a_leader_that_is_the_only_watcher_doubts_and_that_counts_once_it_has_stood),
+    (no_wait_is_doubled, test_each_refutation_doubles_the_time_to_the_next_doubt),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("remove", "story"), WATCHED_BY, ids=[remove.__name__ for remove, _ in WATCHED_BY])
+def test_a_rule_of_watching_that_is_taken_away_is_missed_by_its_story(
+    remove: Callable[[pytest.MonkeyPatch], None], story: Callable[[], None]
+) -> None:
+    story()
+    with pytest.MonkeyPatch.context() as patch:
+        remove(patch)
+        with pytest.raises((AssertionError, ValueError)):
+            story()

@@ -29,12 +29,14 @@ from support.journals import head as journal_head
 from mielin_cells.log.fold import Fold
 from mielin_cells.log.ids import inbox_subject, journal_subject, log_subject
 from mielin_cells.log.records import AnyRecord, encode_record
+from mielin_cells.membership.members import Announcement, Joined
 from mielin_cells.migration.journal import Head, Journal
 from mielin_cells.migration.progress import MigrationPhase
 from mielin_cells.node.node import Node
 from mielin_cells.substrate.ports import Entry
-from mielin_cells.testing.checkers.checker import Checker, Checkers, Line, Owned, Step
+from mielin_cells.testing.checkers.checker import Checker, Checkers, Line, MemberStep, Owned, Step
 from mielin_cells.testing.checkers.history import Author, History
+from mielin_cells.testing.checkers.members import MembersAgree
 from mielin_cells.testing.checkers.migrations import RecoveredOnce
 from mielin_cells.testing.checkers.ownership import EpochsGrow, NobodyRuns, NothingUnverified
 from mielin_cells.testing.checkers.scene import Scene, Violation
@@ -208,3 +210,23 @@ def test_a_target_that_accepts_what_it_has_not_read_is_found(seq: int, migration
     fed = Fed(NothingUnverified, **{TARGET: target(2, "m-1")})
     fed.lands(accepted(fed.story(created, handed_off)))
     assert head(fold)["node"] == TARGET
+
+
+@pytest.mark.parametrize(("have", "is_refused"), [({"Purse": 2}, False), ({"Purse": 1}, True), ({"Other": 2}, True)])
+def test_a_process_runs_no_agent_whose_class_it_does_not_have_in_that_version(
+    have: dict[str, int], is_refused: bool
+) -> None:
+    fed = Fed(MembersAgree)
+    assert isinstance(fed.checker, MembersAgree)
+    fold = SimpleNamespace(cls="Purse", version=2)
+    fed.checker.scene.folds[AGENT] = cast("Fold", fold)
+    author = process(NODE)
+    fed.checker.member(MemberStep(1, Joined(NODE, 10, b"", Announcement(classes=have)), author))
+    made = created(Fold(AGENT))
+    fed.checker.record(Step(AGENT, 1, made, author, 0.0, Owned(), {}))
+    step = Step(AGENT, 2, claimed(after(), NODE, 10), author, 0.0, Owned(), {})
+    if is_refused:
+        with pytest.raises(Violation, match="I29"):
+            fed.checker.record(step)
+    else:
+        fed.checker.record(step)

@@ -20,6 +20,7 @@ from msgspec.structs import replace as replace_field
 from support.attribute_guards import attributes_expect_the_last
 from support.family_guards import restarts_are_counted
 from support.guards import GUARDS, Guard, Patch, guard
+from support.member_guards import the_suspected_say_that_they_live
 from support.paths import ROOT
 from support.priority_guards import inboxes_are_opened
 from support.topic_guards import numbers_say_what_is_stored
@@ -508,6 +509,7 @@ def a_stream_is_read_before_it_is_written(patch: Patch) -> None:
 
 
 assert Guard(numbers_say_what_is_stored, 100) in GUARDS, "the guards of topics are among them"
+assert Guard(the_suspected_say_that_they_live, 40) in GUARDS, "and those of the members"
 assert Guard(inboxes_are_opened, 20) in GUARDS, "and those of priorities"
 assert Guard(restarts_are_counted, 40) in GUARDS, "and those of supervision"
 assert Guard(attributes_expect_the_last, 100) in GUARDS, "the guards of attributes are among them"

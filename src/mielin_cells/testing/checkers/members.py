@@ -1,9 +1,11 @@
-"""The checker of the log of the members: I29."""
+"""The checker of the log of the members, and of what its processes may run: I29."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 
+from mielin_cells.log.records import Accepted, Claimed, Committed
 from mielin_cells.membership.members import (
     AnyRecord,
     Doubted,
@@ -18,7 +20,7 @@ from mielin_cells.membership.members import (
     Suspected,
     Table,
 )
-from mielin_cells.testing.checkers.checker import Checker, MemberStep
+from mielin_cells.testing.checkers.checker import Checker, MemberStep, Step
 from mielin_cells.testing.checkers.scene import Scene
 
 
@@ -26,7 +28,8 @@ class MembersAgree(Checker):
     """I29: a record of the members says what its author may say of the table that all records before it make.
 
     The leader of the latest term alone suspects, gives up and forgets, and only current incarnations; a node says that it serves,
-    leads or leaves only of itself, and nothing once it has left; no incarnation is given twice.
+    leads or leaves only of itself, and nothing once it has left; no incarnation is given twice.  A process claims, accepts and runs
+    only agents whose class it has said to know, in a version that is not older than that of the stored state.
     """
 
     invariant = "I29"
@@ -36,6 +39,24 @@ class MembersAgree(Checker):
         self._table = Table()
         self._given = Counter[str]()
         """By name, the highest incarnation that was ever given."""
+        self._classes: dict[tuple[str, int], dict[str, int]] = {}
+        """By name and incarnation, the classes that the process has said to know, with their versions."""
+        self._versions: dict[str, int] = {}
+        """By agent, the class version of its state."""
+
+    def record(self, step: Step) -> None:
+        record, fold = step.record, self.scene.folds.get(step.agent)
+        before = self._versions.get(step.agent, 0)
+        if fold is not None:
+            self._versions[step.agent] = fold.version
+        classes = self._classes.get((record.node, record.incarnation))
+        if fold is None or not classes or not isinstance(record, (Claimed, Accepted, Committed)):
+            return
+        have = classes.get(fold.cls)
+        if have is None or have < before:
+            self.fails(
+                f"{step.what}: the state is of {fold.cls} version {before}, and the process has said to know {have}"
+            )
 
     def member(self, step: MemberStep) -> None:
         record, what = step.record, f"{type(step.record).__name__} of {step.author.label} at {step.seq}: {step.record}"
@@ -44,6 +65,7 @@ class MembersAgree(Checker):
                 if record.incarnation <= self._given[record.name]:
                     self.fails(f"{what}: incarnation {self._given[record.name]} was given before")
                 self._given[record.name] = record.incarnation
+                self._classes[record.name, record.incarnation] = record.about.classes
             case Suspected() | Doubted():
                 self._by_leader(step, record.term, what)
                 self._of_current(record, what, but=(Status.LEFT, Status.SUSPECTED))
@@ -68,6 +90,19 @@ class MembersAgree(Checker):
             case _:
                 pass
         self._table.apply(step.seq, record)
+
+    def disagrees(self, living: Collection[str], lost: Collection[str]) -> str:
+        """What the table says of nodes that is not so, where nodes do failover; "" if nothing."""
+        table = self._table
+        for name in sorted(living):
+            member = table.get(name)
+            if member is None or member.status is not Status.SERVING:
+                return f"{name} lives, and is {member.status.value if member is not None else 'not'} in the log of the members"
+        for name in sorted(lost):
+            member = table.get(name)
+            if member is not None and member.status in (Status.JOINED, Status.SERVING):
+                return f"{name} is dead for good, and is {member.status.value} in the log of the members"
+        return f"{table.leader[0] or 'nobody'} leads failover" if table.leader[0] in {"", *lost} else ""
 
     def _by_itself(self, step: MemberStep, what: str) -> None:
         if step.author.name != step.record.name:

@@ -31,6 +31,7 @@ from mielin_cells.log.lifecycle import Phase
 from mielin_cells.log.records import Claimed, decode_record
 from mielin_cells.membership.claims import FAILOVER
 from mielin_cells.membership.heartbeat import Listener, Speaker
+from mielin_cells.membership.members import Announcement
 from mielin_cells.node.node import Node
 from mielin_cells.substrate.ports import Entry
 from mielin_cells.testing.checkers.checker import Checker, Checkers
@@ -123,7 +124,7 @@ class Deployment:
             listener = Listener(self.world.loop.time) if self.swarm.keepers else None
             node = Node(
                 name, view.log, view.wire, misbehaving.classes_of(name in self.old), settings=settings, rng=rng, wall=wall,
-                recovery=self.swarm.recovery, listener=listener,
+                recovery=self.swarm.recovery, listener=listener, about=Announcement(classes=misbehaving.versions_of(name in self.old)),
                 cluster=Client(view.log, view.wire, settings=settings, rng=rng),
             )  # fmt: skip
             self.scene.nodes[name] = node

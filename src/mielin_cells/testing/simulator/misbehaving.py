@@ -194,6 +194,12 @@ def classes_of(is_old: bool) -> Callable[[str], type[cells.Agent] | None]:
     return (lambda name: OddBefore if name == "SimOdd" else classes.get(name)) if is_old else classes.get
 
 
+def versions_of(is_old: bool) -> dict[str, int]:
+    """What such a node says of the classes that it knows."""
+    known = classes_of(is_old)
+    return {name: cls.__mielin_version__ for name in sorted(classes) if (cls := known(name)) is not None}
+
+
 _tasks: set[asyncio.Task[None]] = set()
 
 

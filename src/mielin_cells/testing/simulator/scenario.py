@@ -25,6 +25,7 @@ from mielin_cells.node.node import Node
 from mielin_cells.store.reader import load
 from mielin_cells.testing.checkers import CHECKERS
 from mielin_cells.testing.checkers.checker import Checker
+from mielin_cells.testing.checkers.members import MembersAgree
 from mielin_cells.testing.checkers.migrations import ComesToRest, NothingLeft, ValidPath
 from mielin_cells.testing.checkers.scene import Violation
 from mielin_cells.testing.checkers.till import Till
@@ -229,8 +230,15 @@ class Scenario(Deployment):
                 return trouble
             if node.copies.by_agent or node.migrations.open or node.migrations.attempts.moves:
                 return f"{node.name} has {[*node.copies.by_agent, *node.migrations.open]} to move"
+        if self.swarm.keepers and (wrong := self._members_disagree()):
+            return wrong
         journals = self.checker(ValidPath).open
         return f"migrations {journals} have no end" if journals else ""
+
+    def _members_disagree(self) -> str:
+        """A node that the store refuses for good still sends heartbeats: it may serve, and leads while it need not write."""
+        lost = {name for name in self.scene.lost if self.swarm.dead[name] != REFUSED}
+        return self.checker(MembersAgree).disagrees({node.name for node in self.scene.living()}, lost)
 
     def _overslept(self, node: Node) -> str:
         """The agent of the node that has left memory and has something to do; "" if there is none.
