@@ -9,6 +9,7 @@ from mielin_cells.agents.finding.found import Finding
 from mielin_cells.agents.finding.where import Where
 from mielin_cells.agents.reference import Reference
 from mielin_cells.agents.reports import AgentInfo, DrainReport, MigrationReport, NodeInfo, RollbackReport
+from mielin_cells.agents.services.service import Choice, Service
 from mielin_cells.agents.topics.messages import Published, Since, TopicGap
 
 P = ParamSpec("P")
@@ -143,3 +144,17 @@ class Cluster(Spawning, Protocol):
 
     async def nodes(self) -> list[NodeInfo]:
         """The nodes that answer."""
+
+    def service(
+        self, cls: type[A], /, *, where: Where | str | None = None, choose: Choice = "round_robin",
+        near: str | Mapping[str, str] | None = None,
+    ) -> Service[A]:  # fmt: skip
+        """Any one of the agents that `find` finds: `await cluster.service(Worker).call(lambda worker: worker.work(5))`.
+
+        `choose`: "round_robin"; "least_waiting": of a few that are drawn the one with the fewest messages in its inbox;
+        "nearest": those on the node `near` (in a handler by default the agent's own), else on its host, else on nodes with like
+        labels, or those on nodes with the labels `near`; "by_key": always the same one for a key, as long as it is there.  Agents
+        that fail are left out until they answer again.
+
+        In a handler, pick in a step: a turn that runs again may pick another one.  Raises as `find`, and `UsageError`.
+        """

@@ -22,7 +22,7 @@ from mielin_cells.agents.topics.messages import Published, Since, TopicGap
 from mielin_cells.agents.values.wire import plain
 from mielin_cells.client.arguments import check_copies, check_deadline, id_of, node_name, numbers, warn_of_other_state
 from mielin_cells.client.drain import drain_node
-from mielin_cells.client.finding.find import Finder
+from mielin_cells.client.finding.finder import Finder
 from mielin_cells.client.moves import abort_move, plan_move, watch_move
 from mielin_cells.client.placement import Kin, Placing
 from mielin_cells.client.requester import REQUEST_S

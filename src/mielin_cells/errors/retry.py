@@ -30,6 +30,10 @@ class NodeStopping(RetryError):
     """The node is stopping; its agents stay claimable."""
 
 
+class NoneAvailable(RetryError):
+    """A service has no agent that can be called now.  Facts: cls, failing."""
+
+
 class NoResponder(RetryError):
     """Nobody serves this subject now.  Facts: subject."""
 

@@ -13,7 +13,6 @@ from mielin_cells.agents.finding.found import Found, Page
 from mielin_cells.agents.finding.parse import parse
 from mielin_cells.agents.finding.where import Where
 from mielin_cells.agents.reference import Reference, make_ref
-from mielin_cells.agents.spec import check_is_agent, spec_of
 from mielin_cells.client.finding.merged import Merged
 from mielin_cells.client.requester import Requester
 from mielin_cells.errors import ConfigError, UsageError
@@ -152,29 +151,3 @@ def state_named(word: str | None) -> str | None:
         field="state",
         range=", ".join(states),
     )
-
-
-class Finder(Requester):
-    """The part of a client that finds agents."""
-
-    _directory: Directory | None = None
-
-    @property
-    def directory(self) -> Directory:
-        """Made at the first search."""
-        if self._directory is None or self._directory.log is not self.log:
-            self._directory = Directory(self.log)
-        return self._directory
-
-    def find(
-        self, cls: type[A], /, *, where: Where | str | None = None, node: str | None = None, state: str | None = None
-    ) -> Search[A]:
-        check_is_agent(cls)
-        wanted = Wanted(spec_of(cls).name, condition(where), node, state_named(state))
-        return Search(self, self.directory, cls, wanted)
-
-    def find_named(
-        self, cls: str | None, where: Where | str | None, node: str | None, state: str | None
-    ) -> Search[Reference]:
-        """As `find`, without the class at hand: there are no references."""
-        return Search(self, self.directory, None, Wanted(cls, condition(where), node, state_named(state)))
