@@ -28,7 +28,8 @@ TIMES = 3.0
 ANSWER_S = 60.0
 
 
-async def one(stage: Stage, victim: str, count: int) -> dict[str, Any]:
+async def one(stage: Stage, victim: str, count: int, *, asks_later: bool = False) -> dict[str, Any]:
+    """`asks_later`: what is measured ends with the takeover, and has no asks in it."""
     names = [f"{victim}-{number}" for number in range(count)]
     todo = iter(names)
 
@@ -53,9 +54,10 @@ async def one(stage: Stage, victim: str, count: int) -> dict[str, Any]:
         answered.append(time.perf_counter() - killed)
         assert total == 2, f"{name} has counted {total} of 2"
 
+    taken = await _spent_at(stage, "were taken over in") if asks_later else None
     await asyncio.gather(*(asked(name) for name in names))
     detected = stage.heard(f"{victim} is silent") - killed
-    before, after = await spending, _spent(stage)
+    before, after = await spending, taken or _spent(stage)
     spent = {who: round((after[who] - before[who]) * 1000 / count, 3) for who in after if who in before}
     seconds = max(answered)
     say(f"failover of {count}: {seconds:.2f} s, of which detection {detected:.2f}; floor {floor:.2f}")

@@ -202,12 +202,18 @@ async def _failover(size: Size, found: Found) -> None:
         async with staged(NODES, sync) as stage:
             if size != "smoke":
                 await asyncio.sleep(failover.KNOWN_S)
-            one = await failover.one(stage, f"node-{NODES}", FAILED[size])
+            one = await failover.one(stage, f"node-{NODES}", FAILED[size], asks_later=True)
         found.figures[f"failover_{sync}"] = one
         spent: dict[str, float] = one["processor_ms"]
         each = round(sum(spent.values()), 2)
         parts = ", ".join(f"{who} {ms:.2f}" for who, ms in spent.items())
-        found.row("scale-failover-cpu", sync, f"{each} ms", each <= FAILOVER_MS, f"{FAILED[size]:,} agents; {parts} ms")
+        found.row(
+            "scale-failover-cpu",
+            sync,
+            f"{each} ms",
+            each <= FAILOVER_MS,
+            f"{FAILED[size]:,} agents, until the last is owned again, and none is asked meanwhile; {parts} ms",
+        )
 
 
 async def _spawn_until(stage: Stage, made: int, count: int, nodes: tuple[str, ...], prefix: str) -> None:

@@ -8,6 +8,7 @@ not compare conditions of unlike filters: with two of them in use, two appends c
 from __future__ import annotations
 
 import zlib
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from mielin_cells.log.ids import LOGS, SCANNED, encoded, is_agents_log
@@ -69,6 +70,7 @@ class Place(NamedTuple):
         return name.startswith(self.filter[:-1]) if self.is_log else name == self.filter
 
 
+@lru_cache(maxsize=1024)
 def place_of(deployment: str, shards: int, subject: str) -> Place:
     kind = kind_of(subject)
     shard = zlib.crc32(api.checked_subject(subject).encode()) % shards
