@@ -43,7 +43,11 @@ def test_help_loads_no_broker_and_not_the_job() -> None:
 
 def test_each_command_that_is_named_exists() -> None:
     for name in app:
-        commands = [app[name][one] for one in app[name] if not one.startswith("-")] if name == "topic" else [app[name]]
+        commands = (
+            [app[name][one] for one in app[name] if not one.startswith("-")]
+            if name in ("topic", "group")
+            else [app[name]]
+        )
         assert name.startswith("-") or all(command.default_command is not None for command in commands), name
 
 

@@ -24,6 +24,7 @@ paused for a moment: True
 """
 ENDS = {
     "chat.py": CHAT,
+    "fan_out.py": "process ended with 9\ntotal: 2470 worked: {1}\n",
     "hello.py": "3\n",
     "pipeline.py": "process ended with 9\nwords: 180 of them the: 40\n",
     "market.py": "process ended with 9\norders and pieces: 200 19900 in the EU: 100 10000\n",

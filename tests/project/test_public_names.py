@@ -11,7 +11,7 @@ import pytest
 import mielin_cells as cells
 from mielin_cells import errors, migration
 
-NAMES_MAX = 60
+NAMES_MAX = 64
 FAMILIES = (errors.UsageError, errors.RetryError, errors.LostError)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 from mielin_cells.agents.finding.found import Finding
 from mielin_cells.agents.finding.where import Where
+from mielin_cells.agents.groups.report import GroupReport, Order
 from mielin_cells.agents.reference import Reference
 from mielin_cells.agents.reports import AgentInfo, DrainReport, MigrationReport, NodeInfo, RollbackReport
 from mielin_cells.agents.services.service import Choice, Service
@@ -157,4 +158,22 @@ class Cluster(Spawning, Protocol):
         that fail are left out until they answer again.
 
         In a handler, pick in a step: a turn that runs again may pick another one.  Raises as `find`, and `UsageError`.
+        """
+
+    async def order_all(
+        self,
+        agents: Iterable[Reference | str],
+        order: Order,
+        *,
+        to: str | None = None,
+        node: str | None = None,
+        reason: str = "",
+    ) -> GroupReport:
+        """One order for several agents: "suspend", "resume", "migrate" (`to` a node), "drain" (off a `node`), or "stop".
+
+        If it fails for one of them, no further one is ordered, and what was done is taken back: who was suspended is resumed, and
+        who was moved goes back to its node.  The report says what failed, what was taken back, and what could not be.  "stop"
+        suspends all and then terminates each; that cannot be taken back, and begins only once all are suspended.
+
+        Raises `UsageError` for an order that does not exist, or that lacks its node.
         """

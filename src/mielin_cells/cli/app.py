@@ -95,6 +95,32 @@ Messages of one name (--as) are numbered in the order in which they are stored, 
 In the pattern * stands for any one level, and > at the end for one level or more.  Quote it.""",
 }
 
+GROUP_HELP = {
+    "show": "List the members of a group.",
+    "add": "Add agents to a group, or change their role.",
+    "remove": "Remove agents from a group.",
+    "suspend": "Suspend all members; if that fails for one, resume those that were.",
+    "resume": "Resume all members; if that fails for one, suspend those that were.",
+    "migrate": "Move all members to a node; if that fails for one, move those back that went.",
+    "drain": "Move all members off a node; if that fails for one, move those back that went.",
+    "stop": """End all members for good.
+
+All are suspended first; if that fails for one, they are resumed, and none ends.  At a terminal the command asks for confirmation.""",
+}
+
+
+def _several(parent: Group, name: str, text: str, module: str, helps: dict[str, str]) -> None:
+    """A command with commands of its own."""
+    several = App(
+        name=name, group=parent, help=text, help_format="plaintext", default_parameter=app.default_parameter,
+        result_action="return_value",
+    )  # fmt: skip
+    for one, said in helps.items():
+        path = f"mielin_cells.cli.{module}:{name}_{one}"
+        several.command(path, name=one, help=re.sub(r"(?<!\n)\n(?!\n)", " ", said))
+    app.command(several)
+
+
 for title, commands in HELP.items():
     group = Group.create_ordered(title)
     for place, text in commands.items():
@@ -102,12 +128,8 @@ for title, commands in HELP.items():
         path = f"mielin_cells.cli.{module}" if module else "mielin_cells.demo.demo"
         app.command(f"{path}:{name or place}", name=name, group=group, help=re.sub(r"(?<!\n)\n(?!\n)", " ", text))
     if title == "Call agents":
-        topic = App(
-            name="topic", group=group, help="List topics, publish to one, or print what is published.", help_format="plaintext",
-            default_parameter=app.default_parameter, result_action="return_value",
-        )  # fmt: skip
-        for name, text in TOPIC_HELP.items():
-            topic.command(
-                f"mielin_cells.cli.messages:topic_{name}", name=name, help=re.sub(r"(?<!\n)\n(?!\n)", " ", text)
-            )
-        app.command(topic)
+        _several(group, "topic", "List topics, publish to one, or print what is published.", "messages", TOPIC_HELP)
+    if title == "Steer":
+        _several(
+            group, "group", "Show and change groups, and give an order for all members.", "groups.commands", GROUP_HELP
+        )

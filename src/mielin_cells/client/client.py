@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from random import Random
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -13,6 +13,7 @@ import msgspec
 
 from mielin_cells.agents.context import CallOptions
 from mielin_cells.agents.context import turn as current_turn
+from mielin_cells.agents.groups.report import GroupReport, Order
 from mielin_cells.agents.reference import Reference, agent_id, make_ref
 from mielin_cells.agents.reports import AgentInfo, DrainReport, MigrationReport, NodeInfo, RollbackReport
 from mielin_cells.agents.shared.watched import Watched
@@ -23,6 +24,7 @@ from mielin_cells.agents.values.wire import plain
 from mielin_cells.client.arguments import check_copies, check_deadline, id_of, node_name, numbers, warn_of_other_state
 from mielin_cells.client.drain import drain_node
 from mielin_cells.client.finding.finder import Finder
+from mielin_cells.client.groups.orders import order_members
 from mielin_cells.client.moves import abort_move, plan_move, watch_move
 from mielin_cells.client.placement import Kin, Placing
 from mielin_cells.client.requester import REQUEST_S
@@ -254,8 +256,7 @@ class Client(Kin, Finder):
         request = requests.Spawn(agent, spec.name, spec.version, initial, born(initial))
         async with self._placing.room():
             if await self.log.last(log_subject(agent)) is not None:
-                was = await self._same_class(agent, spec)
-                is_same = not was or was == request.born
+                is_same = await self._same_class(agent, spec) in (b"", request.born)
             else:
                 is_same = await (self.send_to(node, request) if node else self._placing.place(request))
         if state and not is_same:
@@ -352,6 +353,17 @@ class Client(Kin, Finder):
     async def nodes(self) -> list[NodeInfo]:
         self.check_loop()
         return [node for node in await describe_nodes(self) if node.state in (ALIVE, STARTING)]
+
+    async def order_all(
+        self,
+        agents: Iterable[Reference | str],
+        order: Order,
+        *,
+        to: str | None = None,
+        node: str | None = None,
+        reason: str = "",
+    ) -> GroupReport:
+        return await order_members(self, [id_of(agent) for agent in agents], order, to=to, node=node, reason=reason)
 
     async def cordon(self, node: str, /) -> None:
         await table.cordon(self.log, node_name(node, "cordon"), True)

@@ -71,6 +71,10 @@ class AttributeInvalid(UsageError):
     """The name or the value of an agent's attribute cannot be, or there are too many.  Facts: attribute."""
 
 
+class GroupRefused(UsageError):
+    """A group does not take a member: a limit, a role, or a group that would be in itself.  Facts: group, agent."""
+
+
 class WhereInvalid(UsageError):
     """A condition on attributes that cannot be read.  Facts: text, column (from 1)."""
 
