@@ -101,6 +101,8 @@ class Figures:
     calls: int = 0
     acknowledged: int = 0
     reads: int = 0
+    heard: Counter[str] = field(default_factory=Counter)
+    """Shared reads, streams and posts, and what became of them."""
     errors: Counter[str] = field(default_factory=Counter)
     migrations: Counter[str] = field(default_factory=Counter)
     landed: Counter[str] = field(default_factory=Counter)
@@ -120,6 +122,7 @@ class Figures:
             "store": self.name, "nodes": self.nodes, "shards": self.shards, "seconds": round(self.seconds), "rounds": self.rounds,
             "kill_stop_cut_events": counted, "events": dict(sorted(self.events.items())),
             "calls": self.calls, "acknowledged": self.acknowledged, "owner_reads": self.reads,
+            "heard": dict(sorted(self.heard.items())),
             "migrations": dict(sorted(self.migrations.items())), "landed": dict(sorted(self.landed.items())),
             "told_clients": dict(sorted(self.errors.items())), "nodes_ended_by_themselves": dict(self.ended),
             "indexes_made": self.indexes, "lost_by_the_index": self.lost,
@@ -212,7 +215,8 @@ class Setup:
         subjects += [inbox_subject(agent) for agent in load.recording.agents]
         ends = [(subject, await log.last(subject)) for subject in subjects]
         async with asyncio.timeout(REST_S):
-            await self._tape.reaches((subject, end.seq) for subject, end in ends if end is not None)
+            topics = await log.topic_ends()
+            await self._tape.reaches(((subject, end.seq) for subject, end in ends if end is not None), topics)
         check = Check(load.recording, TOKENS)
         await check.look(self._client.log, self._before.shown, self._tape.taken(load.recording.agents))
         self._before = None
@@ -265,7 +269,13 @@ class Setup:
         figures.calls += len(recording.calls)
         figures.acknowledged += sum(timed.call.acked for timed in recording.calls)
         figures.reads += len(recording.reads)
-        figures.errors += recording.errors
+        figures.errors += recording.errors + load.heard.errors
+        figures.heard += Counter(
+            {
+                "shared reads": len(load.heard.glances), "streams": len(recording.recitals), "posts": load.posts,
+                "streams restarted": sum(one.restarts for one in recording.recitals),
+            }
+        )  # fmt: skip
         figures.landed += check.verdict.landed
         figures.migrations += Counter(f"reported {one.report.outcome}" for one in recording.reports)
         figures.migrations += Counter(f"attempts {outcome}" for outcome in check.verdict.outcomes.values())

@@ -6,8 +6,10 @@ A call costs what it changes, however much was remembered before: a run makes th
 from __future__ import annotations
 
 import contextlib
+from collections.abc import AsyncIterator
 
 import mielin_cells as cells
+from mielin_cells.testing.checkers.streams import FAILED, REHEARSE, rehearse
 
 TOKENS = 100
 """What each purse begins with."""
@@ -25,6 +27,10 @@ class Purse(cells.Agent, name="TorturePurse"):
     """By sending agent, the numbers of its transfers in order of arrival."""
     sent: cells.Table[str, int] = cells.Table()
     """By receiving agent, how many transfers were sent to it."""
+    posted: int = 0
+    came: cells.Table[str, list[int]] = cells.Table()
+    """By publisher, the numbers of its posts in order of arrival."""
+    gaps: int = 0
 
     def _heard(self, sender: str, n: int) -> int:
         self.count += 1
@@ -60,6 +66,45 @@ class Purse(cells.Agent, name="TorturePurse"):
         self.got.setdefault(sender, []).append(number)
         self.tokens += amount
         return self.tokens
+
+    # ---- topics, streams and reads -------------------------------------------------------------------------------
+
+    @cells.handler
+    async def post(self, sender: str, n: int, topic: str) -> int:
+        self.posted += 1
+        cells.publish(topic, self.posted)
+        return self._heard(sender, n)
+
+    @cells.handler
+    async def attend(self, topic: str) -> None:
+        await cells.subscribe(topic, self.on_post, since="first", on_gap=self.on_gap)
+
+    @cells.handler
+    async def on_post(self, value: int, about: cells.Published) -> None:
+        self.came.setdefault(about.publisher, []).append(value)
+
+    @cells.handler
+    async def on_gap(self, gap: cells.TopicGap) -> None:
+        self.gaps += 1
+
+    @cells.handler
+    async def attended(self) -> tuple[int, dict[str, list[int]], int]:
+        return self.posted, dict(self.came), self.gaps
+
+    @cells.handler
+    async def recite(self, length: int) -> AsyncIterator[str]:
+        """Yields what follows from the state, then has a step emit what is another thing each time, and says what stands."""
+        for k in range(length):
+            yield f"{self.count} {k}"
+        try:
+            yield "|".join(await cells.step(REHEARSE, rehearse, length))
+        except cells.StepFailed:
+            yield FAILED
+
+    @cells.handler(shared=True)
+    async def glance(self) -> tuple[int, tuple[str, int]]:
+        """How many calls it has heard, and the last of them."""
+        return self.count, self.heard[self.count] if self.count else ("", 0)
 
     @cells.handler
     async def show(self) -> tuple[int, list[tuple[str, int]], dict[str, list[int]], dict[str, int]]:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from mielin_cells.agents.reports import MigrationReport
 from mielin_cells.errors import CellError
-from mielin_cells.log.ids import INBOXES, JOURNALS, LOGS, inbox_subject, journal_subject, log_subject
+from mielin_cells.log.ids import INBOXES, JOURNALS, LOGS, TOPICS, inbox_subject, journal_subject, log_subject
 from mielin_cells.log.records import Accepted, decode_record
 from mielin_cells.migration import journal as journals
 from mielin_cells.store import journal
@@ -26,9 +26,12 @@ from mielin_cells.testing.checkers import OF_LOGS
 from mielin_cells.testing.checkers.checker import Checkers
 from mielin_cells.testing.checkers.history import History, Operation
 from mielin_cells.testing.checkers.ownership import SameState, StoreTells
-from mielin_cells.testing.checkers.scene import Call, Observed, Reported, Scene, Violation
+from mielin_cells.testing.checkers.scene import Call, Observed, Recital, Reported, Scene, Violation
+from mielin_cells.testing.checkers.streams import StreamsWhole
 
 PAGE = 1000
+
+KINDS = (*OF_LOGS, StreamsWhole)
 
 
 class Read(NamedTuple):
@@ -65,6 +68,7 @@ class Recording:
     calls: list[Timed] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
     reports: list[Report] = field(default_factory=list)
+    recitals: list[Recital] = field(default_factory=list)
     errors: Counter[str] = field(default_factory=Counter)
     """What clients were told instead of an answer."""
 
@@ -100,8 +104,10 @@ async def entries_of(log: Log, agents: Iterable[str]) -> list[tuple[str, Entry]]
 
 
 def is_of(subject: str, agents: set[str]) -> bool:
-    """True for the subject of a log, an inbox or a journal of one of the agents, named as subjects name them."""
+    """True for the subject of a log, an inbox or a journal of one of the agents, or of what it publishes, as subjects name them."""
     words = subject.split(".")
+    if subject.startswith(TOPICS):
+        return words[-1] in agents
     return words[0] + "." in (LOGS, INBOXES, JOURNALS) and len(words) > 1 and words[1] in agents
 
 
@@ -116,10 +122,11 @@ class Check:
         self._history = History(lambda: self._at)
         self._scenes: list[Scene] = []
         self._checkers: list[Checkers] = []
-        for kind in OF_LOGS:  # each by itself: what one says behind its first violation follows from that
+        for kind in KINDS:  # each by itself: what one says behind its first violation follows from that
             scene = Scene(self._history)
             scene.tokens = tokens * len(recording.agents)
             scene.calls = [timed.call for timed in recording.calls]
+            scene.recitals = recording.recitals
             scene.reports = [Reported(one.report, inf, False) for one in recording.reports]
             self._scenes.append(scene)
             self._checkers.append(Checkers(scene, [kind]))
@@ -128,9 +135,9 @@ class Check:
         """Judges what has landed of these agents, in the order in which it did."""
         self._count(entries)
         self._register(entries)
-        folds = next(s for s, kind in zip(self._scenes, OF_LOGS, strict=True) if kind is SameState).folds
+        folds = next(s for s, kind in zip(self._scenes, KINDS, strict=True) if kind is SameState).folds
         loaded = {agent: await load(log, agent) for agent in self.recording.agents}
-        for scene, checkers, kind in zip(self._scenes, self._checkers, OF_LOGS, strict=True):
+        for scene, checkers, kind in zip(self._scenes, self._checkers, KINDS, strict=True):
             scene.observed = shown
             if kind is StoreTells:
                 scene.folds, scene.loaded = folds, loaded
@@ -152,7 +159,8 @@ class Check:
         open_one: dict[str, str] = {}
         for subject, entry in entries:
             if not subject.startswith(LOGS):
-                self.verdict.landed["journal" if subject.startswith(JOURNALS) else "mail"] += 1
+                kind = "journal" if subject.startswith(JOURNALS) else "post" if subject.startswith(TOPICS) else "mail"
+                self.verdict.landed[kind] += 1
                 continue
             record: Any = decode_record(entry.data, subject)
             name = type(record).__name__

@@ -17,10 +17,12 @@ from mielin_cells.log.records import decode_record
 from mielin_cells.testing.checkers.scene import Call, Observed
 from torture.agents import Purse
 from torture.check import Read, Recording, Report, Timed, has_arrived
+from torture.listen import SUBSCRIBERS, Attended, Heard, list_missing
 
 CALLERS = 16
 MOVERS = 3
 READERS = 2
+LISTENERS = 2
 REST_S = 90.0
 """From healing until every agent answers and everything that was sent has arrived (I15)."""
 
@@ -30,7 +32,7 @@ TRIES = 5
 DEADLINE_S = 3600.0
 """Of such a call: whatever clocks do, none lapses."""
 
-KINDS, WEIGHTS = ("note", "give", "hand"), (5, 3, 2)
+KINDS, WEIGHTS = ("note", "give", "hand", "post"), (5, 3, 2, 1)
 
 
 class Load:
@@ -46,6 +48,10 @@ class Load:
         self._busy: Counter[str] = Counter()
         """Calls on their way, by agent."""
         self.recording = Recording([f"{round_name}-{number}" for number in range(count)])
+        self.heard = Heard(f"torture.{round_name}", recitals=self.recording.recitals)
+        self._places: dict[str, int] = {}
+        """By agent, the highest place that an answer has named."""
+        self.posts = 0
         self.found: list[str] = []
         """Violations that need no checker: what a client must never be told."""
 
@@ -53,13 +59,21 @@ class Load:
         agents = self.recording.agents
         for number, agent in enumerate(agents):
             await self._until_done(self._spawned(self._nodes[number % len(self._nodes)], agent))
+        for agent in agents[:SUBSCRIBERS]:
+            await self._until_done(self._attends(agent))
+        heard, client = self.heard, self._client
         works = [self._calls(number) for number in range(CALLERS)]
+        works += [heard.glance(client, agents, self._places, Random(self._rng.random())) for _ in range(READERS)]
+        works += [heard.listen(client, agents, Random(self._rng.random())) for _ in range(LISTENERS)]
         works += [self._moves() for _ in range(MOVERS)]
         works += [self._reads() for _ in range(READERS)]
         self._tasks = [asyncio.create_task(work) for work in works]
 
     def _spawned(self, node: str, agent: str) -> Any:
         return lambda: self._client.on(node).spawn(Purse, agent)
+
+    def _attends(self, agent: str) -> Any:
+        return lambda: self._client.get(Purse, agent).attend(self.heard.topic)
 
     async def _until_done(self, call: Any) -> Any:
         """Again until it is done.  Raises `TimeoutError` after the time in which all must come to rest."""
@@ -84,7 +98,9 @@ class Load:
             tells, kind = rng.random() < 0.2, rng.choices(KINDS, WEIGHTS)[0]
             call = Call(agent, sender, numbers[agent], not tells)
             args: list[Any] = [sender, call.n]
-            if kind != "note":
+            if kind == "post":
+                args.append(self.heard.topic)
+            elif kind != "note":
                 args += [to, rng.randint(1, 5)]
             bound: Any = getattr(self._client.get(Purse, agent), kind)
             has_key = kind == "note" and not tells
@@ -105,6 +121,8 @@ class Load:
                     answer = await made()
                     call.acked = True
                     call.answer = answer if call.ask else None
+                    if call.ask:
+                        self._places[call.agent] = max(self._places.get(call.agent, 0), answer)
                 except RetryError as error:
                     self.recording.errors[error.code] += 1
         except CellError as error:
@@ -146,7 +164,7 @@ class Load:
 
     async def end(self) -> None:
         """No more is begun, and what was begun comes to its end.  Raises whatever broke the load itself."""
-        self._is_over = True
+        self._is_over = self.heard.is_over = True
         done, late = await asyncio.wait(self._tasks, timeout=REST_S)
         for task in late:
             task.cancel()
@@ -165,9 +183,17 @@ class Load:
                 except TimeoutError:
                     self.found.append(f"I15: {agent} does not answer {REST_S:g} s after everything was healed")
                     return shown
-            if has_arrived(shown) or time.monotonic() > until:
+            missing = await self._missing_posts() if has_arrived(shown) else []
+            if (has_arrived(shown) and not missing) or time.monotonic() > until:
+                self.found += [f"I30: {one}" for one in missing] + self.heard.list_wrong(shown) + self.heard.found
                 return shown
             await asyncio.sleep(0.2)
+
+    async def _missing_posts(self) -> list[str]:
+        agents = self.recording.agents
+        told = {agent: Attended(*await self._until_done(self._client.get(Purse, agent).attended)) for agent in agents}
+        self.posts = sum(one.posted for one in told.values())
+        return list_missing(told, agents[:SUBSCRIBERS])
 
     async def leave(self) -> None:
         """The agents of the round end: nodes need not look after them any more."""

@@ -21,7 +21,7 @@ from mielin_cells.log.ids import encoded
 from mielin_cells.substrate.jetstream import DEPLOYMENT, JetStream
 from mielin_cells.substrate.jetstream.api import Unanswered, stream_name
 from mielin_cells.substrate.jetstream.heard import Heard
-from mielin_cells.substrate.jetstream.places import head_of, place_of, subject_of
+from mielin_cells.substrate.jetstream.places import TOPIC, head_of, place_of, subject_of
 from mielin_cells.substrate.ports import Entry
 from torture.check import is_of
 
@@ -46,10 +46,10 @@ def time_of(heard: Heard) -> str:
 class Reel:
     """One stream of the tape."""
 
-    def __init__(self, substrate: JetStream, shard: int) -> None:
+    def __init__(self, substrate: JetStream, shard: int, kind: str = "log") -> None:
         self._connection = substrate._connection
-        self._head = head_of(DEPLOYMENT, "log", shard)
-        self._stream = stream_name(DEPLOYMENT, "log", shard)
+        self._head = head_of(DEPLOYMENT, kind, shard)
+        self._stream = stream_name(DEPLOYMENT, kind, shard)
         self.entries: list[Taped] = []
         self.seq = 0
         self._time = ""
@@ -84,12 +84,19 @@ class Tape:
 
     def __init__(self, substrate: JetStream) -> None:
         self._reels = [Reel(substrate, shard) for shard in range(substrate.shards)]
+        self._topics = [Reel(substrate, shard, TOPIC) for shard in range(substrate.shards)]
 
     async def run(self) -> None:
-        await asyncio.gather(*(reel.run() for reel in self._reels))
+        await asyncio.gather(*(reel.run() for reel in (*self._reels, *self._topics)))
 
-    async def reaches(self, ends: Iterable[tuple[str, int]]) -> None:
-        """Returns when everything up to there is on the tape: of each subject, up to this sequence in its stream."""
+    async def reaches(self, ends: Iterable[tuple[str, int]], topics: Iterable[int] = ()) -> None:
+        """Returns when everything up to there is on the tape: of each subject, up to this sequence in its stream.
+
+        `topics`: the ends of the streams of topics, by shard.
+        """
+        for reel, seq in zip(self._topics, topics, strict=False):
+            while reel.seq < seq:
+                await asyncio.sleep(POLL_S)
         for subject, seq in ends:
             reel = self._reels[int(place_of(DEPLOYMENT, len(self._reels), subject).stream.rpartition("-")[2])]
             while reel.seq < seq:
@@ -99,7 +106,7 @@ class Tape:
         """What there is of these agents, in the order in which it landed; it is then not kept any more."""
         names = {encoded(agent) for agent in agents}
         found: list[Taped] = []
-        for reel in self._reels:
+        for reel in (*self._reels, *self._topics):
             found += [one for one in reel.entries if is_of(one.subject, names)]
             reel.entries = [one for one in reel.entries if not is_of(one.subject, names)]
         return [(one.subject, one.entry) for one in sorted(found, key=lambda one: one.time)]
