@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.nats_servers import list_streams, nats_server, opened, raw_client, stored
+from support.nats_servers import list_streams, nats_server, opened, raw_client, refused, stored
 
-from mielin_cells.errors import InternalError, RetryError
+from mielin_cells.errors import InternalError, RetryError, StoreUnreachable, StreamMissing
 from mielin_cells.substrate.health import WARNING, judged
 from mielin_cells.substrate.jetstream import JetStream, index
+from mielin_cells.substrate.jetstream import log as jetstream_log
 from mielin_cells.substrate.jetstream.ask import ask, find_stream, raw_stream
+from mielin_cells.substrate.jetstream.heard import Heard
+from mielin_cells.substrate.jetstream.index import Index
 from mielin_cells.substrate.jetstream.server import Server
 from mielin_cells.substrate.ports import Appended, Entry, Log
 
@@ -125,7 +128,33 @@ async def test_what_an_index_has_lost_is_said_and_it_is_made_anew(server: Server
         assert await JetStream.replicated(server.url, deployment=name) == {}
 
 
-async def test_of_several_that_mend_an_index_none_deletes_what_another_has_made(server: Server) -> None:
+async def test_a_list_goes_on_while_a_server_says_that_the_index_is_gone(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that starts does not know of a stream that it has not loaded yet.  (Found by torture.)"""
+    name = f"index{next(_numbers)}"
+    async with opened(server.url, deployment=name) as substrate:
+        log, asked = substrate.log, count()
+        await owns(log, "log.a", "node-1", 0)
+        await shown(log, "node-1", ["log.a"])
+        lasts, gone_for = Index._lasts, 3
+
+        async def gone(self: Index, stream: str, names: list[str]) -> list[Heard]:
+            if next(asked) < gone_for:
+                raise StreamMissing(f"The stream {stream} is gone.", stream=stream)
+            return await lasts(self, stream, names)
+
+        monkeypatch.setattr(Index, "_lasts", gone)
+        assert await log.owned("node-1", "settled index") == ["log.a"]
+        asked, gone_for = count(), 1 << 30
+        error = await refused(log.owned("node-1", "settled index"), StoreUnreachable)
+        assert "is gone again and again" in error.message
+
+
+async def test_of_several_that_mend_an_index_none_deletes_what_another_has_made(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jetstream_log, "PATIENT_S", 1.0)
     name = f"index{next(_numbers)}"
     async with opened(server.url, deployment=name, shards=2) as substrate, raw_client(server.url) as client:
         log = substrate.log

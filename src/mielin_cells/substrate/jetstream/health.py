@@ -28,6 +28,8 @@ LASTS: Final = 500
 """Names in one request for their last entries."""
 LATE_S: Final = 3.0
 """What the index does not name for so long counts as lost."""
+PATIENT_S: Final = 60.0
+"""The same, if nobody is there to judge: after a restart, a server with many entries takes its index up again seconds later."""
 LOOK_S: Final = 0.3
 SYSTEM_S: Final = 0.3
 """Only a system account is answered; any other hears nothing at all."""
@@ -145,31 +147,32 @@ class Mended(NamedTuple):
     """Agents that the one before did not name at their owners."""
 
 
-async def find_lost(connection: Connection, deployment: str, index: str = "") -> list[str]:
-    """Agents that the index does not name at their owners, and has not for some time: it is only late otherwise.
+async def find_lost(connection: Connection, deployment: str, index: str = "", late_s: float = LATE_S) -> list[str]:
+    """Agents that the index does not name at their owners, and has not for `late_s`: it is only late otherwise.
 
     `index`: its name, if that is known.
     """
     index = index or await find_index(connection, deployment)
     owners, lost = _Owners(connection, deployment), set[tuple[str, str]]()
-    until = time.monotonic() + LATE_S
+    until, pause_s = time.monotonic() + late_s, LOOK_S
     while found := await owners.find_lost(index):
         lost = found if not lost else lost & found
         if not lost or time.monotonic() > until:
             break
-        await asyncio.sleep(LOOK_S)
+        await asyncio.sleep(pause_s)
+        pause_s = min(2 * pause_s, max(LOOK_S, late_s / 6))
     else:
         return []
     return sorted(agent_of(LOGS + agent) for _, agent in lost)
 
 
-async def mend_index(connection: Connection, deployment: str) -> Mended:
+async def mend_index(connection: Connection, deployment: str, late_s: float = LATE_S) -> Mended:
     """Makes the index anew if it has lost agents.  Of several that do so at once, none deletes what another has just made."""
     if made := await make_index(connection, deployment):
         return Mended(made, 0, 0)
     before = await find_index(connection, deployment)
     try:
-        if not (lost := await find_lost(connection, deployment, before)):
+        if not (lost := await find_lost(connection, deployment, before, late_s)):
             return Mended("", 0, 0)
         copies = (await stream(connection, before)).config.num_replicas
     except StreamMissing:  # another one was first

@@ -154,16 +154,23 @@ class Index(Asking):
         self._hearers: dict[Hearer, None] = {}
 
     async def owned(self, owner: str, source: Source) -> list[str]:
-        """An index that was deleted is made anew first: then the answer is partial for a while, as it may be at any time."""
+        """An index that was deleted is made anew first: then the answer is partial for a while, as it may be at any time.
+
+        While a server starts it may say for a moment that a stream is gone which it has not loaded yet.
+        """
         if source == "logs":
             return await self._list_logs(owner)
         marks = [await self._mark(shard) for shard in range(self._shards)] if source == "settled index" else []
-        try:
-            return await self._list(owner, await self._reached(marks))
-        except StreamMissing:
-            self._name = ""
-            await make_index(self._connection, self._deployment)
-            return await self._list(owner, await self._reached(marks))
+        pause_s = 0.02
+        for _ in range(TRIES):
+            try:
+                return await self._list(owner, await self._reached(marks))
+            except StreamMissing:
+                self._name = ""
+                await make_index(self._connection, self._deployment)
+            await asyncio.sleep(pause_s)
+            pause_s *= 2
+        raise StoreUnreachable(f"The index of owners of {self._deployment} is gone again and again; try again.")
 
     async def _list_logs(self, owner: str) -> list[str]:
         """By the names in the logs' streams, whose servers look at all of them: 100 µs for 1,000 agents."""

@@ -14,7 +14,7 @@ from mielin_cells.substrate.jetstream import api
 from mielin_cells.substrate.jetstream.api import Unanswered
 from mielin_cells.substrate.jetstream.asking import APPEND_S, READ_S, Asking, Together, TooMany
 from mielin_cells.substrate.jetstream.connection import Connection, Listener
-from mielin_cells.substrate.jetstream.health import mend_index
+from mielin_cells.substrate.jetstream.health import PATIENT_S, mend_index
 from mielin_cells.substrate.jetstream.heard import Heard
 from mielin_cells.substrate.jetstream.index import Index
 from mielin_cells.substrate.jetstream.places import TOPIC, Place, head_of, is_own, kind_of, place_of, subject_of
@@ -343,7 +343,7 @@ class JetLog(Asking):
         await self._index.forget(owner, subject, seq)
 
     async def mend_owned(self) -> int:
-        return (await mend_index(self._connection, self._deployment)).lost
+        return (await mend_index(self._connection, self._deployment, PATIENT_S)).lost
 
     async def topic_ends(self) -> tuple[int, ...]:
         return await self._topics.ends()
