@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mielin_cells.log.family.notices import due
 from mielin_cells.log.family.rules import wrong_family
 from mielin_cells.log.family.supervise import Supervision, decide
 from mielin_cells.log.family.tree import (
@@ -134,3 +135,14 @@ def test_who_gives_up_on_a_child_restarts_it_no_more() -> None:
     takes(one, rules, down("a", 1), 0.0)
     assert takes(one, rules, down("a", 2), 0.0)[1]
     assert not one.has_orders
+
+
+def test_a_watcher_is_told_nothing_of_what_happened_before_it_came() -> None:
+    one = family()
+    one.has_failed()
+    one.apply(Watched(Watcher("x", "h", "p")))
+    assert due("me", one, None) is None
+    one.has_failed()
+    told = due("me", one, None)
+    assert told is not None
+    assert (told[1].failure, told[1].n) == (2, 1)

@@ -92,6 +92,11 @@ class Boss(cells.Agent, name="FamilyBoss", supervision=cells.Supervision(max_res
         await cells.monitor(kid, self.news)
 
 
+class Hasty(cells.Agent, name="FamilyHasty"):
+    async def on_start(self) -> None:
+        await cells.spawn(Kid, "early")
+
+
 class AllBoss(Boss, name="FamilyAllBoss", supervision=cells.Supervision(strategy="one_for_all", max_restarts=5)):
     pass
 
@@ -148,6 +153,32 @@ async def test_a_name_that_is_taken_is_a_named_error_and_makes_no_child() -> Non
         assert list(await children(opened, "boss")) == ["mine"]
         with pytest.raises(NotInTurn):
             await cells.spawn(Kid, "outside")
+
+
+async def test_a_hook_spawns_nothing_and_says_so() -> None:
+    async with deployment("a", settings=SETTINGS) as opened:
+        await opened.client.spawn(Hasty, "hasty")
+        info = await opened.client.show("hasty")
+        assert "A hook of agent 'hasty' cannot spawn 'early'" in info.error
+        with pytest.raises(cells.NoSuchAgent):
+            await opened.client.show("early")
+
+
+async def test_a_child_that_no_node_can_make_yet_is_made_when_one_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The turn gives up, and the parent's owner does not."""
+    async with deployment("a", settings=Settings(reconcile_s=0.2, step_timeout_s=0.2)) as opened:
+        boss = await opened.client.spawn(Boss, "boss")
+
+        async def nobody(*_: object) -> bool:
+            raise cells.errors.UnknownClass("No node knows this class.", name="FamilyKid")
+
+        with monkeypatch.context() as away:
+            away.setattr(opened.client, "make", nobody)
+            with pytest.raises(cells.StepFailed, match="Step 'spawn kid' of agent 'boss' raised UnknownClass"):
+                await boss.hire("kid")
+            assert (await children(opened, "boss"))["kid"].status == "making"
+        await until(lambda: _status(opened, "boss", "kid", "running"))
+        assert await opened.client.get(Kid, "kid").work() == 11
 
 
 async def test_two_parents_that_spawn_one_name_at_once_have_one_child() -> None:

@@ -219,6 +219,8 @@ class Family(msgspec.Struct, array_like=True):
     def apply(self, change: FamilyChange) -> None:
         match change:
             case Watched(watcher):
+                if not self.is_watched:
+                    self.told_failed = self.failed  # what was before is no news
                 if all(one.key != watcher.key for one in self.watchers):
                     self.watchers = [*self.watchers, watcher]
             case Unwatched(agent, handler):

@@ -274,9 +274,9 @@ async def _tried(
             if tried >= retry.tries or not isinstance(error, retry.on):
                 agent, cause = step.turn.id, described(error)
                 raise StepFailed(
-                    f"Step {step.name!r} of agent {agent!r} raised {cause} (call {tried}); this is its outcome, also if "
+                    f"Step {step.name.strip()!r} of agent {agent!r} raised {cause} (call {tried}); this is its outcome, also if "
                     "the turn runs again.",
-                    agent=agent, step=step.name, cause=cause, tries=tried,
+                    agent=agent, step=step.name.strip(), cause=cause, tries=tried,
                 ) from error  # fmt: skip
             logger.info("agent %s: step %s failed, call %d: %r", step.turn.id, step.name, tried, error)
         await rest(retry.wait_s(tried))
