@@ -177,6 +177,10 @@ async def test_a_child_that_no_node_can_make_yet_is_made_when_one_can(monkeypatc
             with pytest.raises(cells.StepFailed, match="Step 'spawn kid' of agent 'boss' raised UnknownClass"):
                 await boss.hire("kid")
             assert (await children(opened, "boss"))["kid"].status == "making"
+            with pytest.raises(
+                NameTaken, match="earlier call is to make it"
+            ):  # another call would make it under another key
+                await boss.hire("kid")
         await until(lambda: _status(opened, "boss", "kid", "running"))
         assert await opened.client.get(Kid, "kid").work() == 11
 

@@ -143,6 +143,10 @@ async def _mean(turn: Turn, child: Child) -> bytes:
     if len(known) >= CHILDREN_MAX and child.agent not in known:
         said = f"Agent {turn.id!r} has {CHILDREN_MAX} children, which is the limit; {child.agent!r} was not spawned."
         return pack(Outcome(child, "UsageError", said))
+    other = known.get(child.agent)
+    if other is not None and other.key != child.key and other.make is not None:
+        said = f"Agent {turn.id!r} cannot spawn {child.agent!r} as a child: an earlier call is to make it, as soon as a node can."
+        return pack(Outcome(child, "NameTaken", said))
     log, subject = turn._core.home.log, log_subject(child.agent)
     if await log.last(subject) is not None or await log.settled(subject) is not None:
         fold = await load(log, child.agent)

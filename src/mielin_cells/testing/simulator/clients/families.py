@@ -24,6 +24,9 @@ FAMILIES = 0.4
 SULKS = 0.3
 """How likely a child fails when it arrives."""
 
+UNDONE = 0.5
+"""How likely a move of a supervisor is undone."""
+
 KIDS = ("k0", "k1", "k2")
 """Ids of children: each supervisor tries to have them."""
 
@@ -105,7 +108,11 @@ async def _life(scenario: Deployment, client: Client, some: tuple[str, ...], rng
                 case "move":
                     await client.migrate(kid)
                 case _:
-                    await client.migrate(boss)
+                    report = await client.migrate(boss)
+                    await asyncio.sleep(rng.random() * 3)
+                    if report.outcome == "completed" and rng.random() < UNDONE:
+                        await client.rollback(report.migration)
+                        scenario.scene.counts["family: undo"] += 1
             scenario.scene.counts[f"family: {what}"] += 1
         except CellError as error:
             scenario.scene.counts[f"family: {what}: {error.code}"] += 1
