@@ -29,19 +29,16 @@ from mielin_cells.deployment.codes import DONE, FAILED
 from mielin_cells.deployment.config import Config
 from mielin_cells.deployment.connect import LOCKS_VARIABLE, Address, open_substrate
 from mielin_cells.deployment.ending import GRACE_S, ORPHAN_S, Ending
+from mielin_cells.deployment.garbage import THRESHOLDS, Garbage
 from mielin_cells.errors import Fenced, StoreUnreachable
 from mielin_cells.membership.heartbeat import Heartbeat, Listener
 from mielin_cells.membership.members import Announcement
 from mielin_cells.node.moves.admission import room_of
 from mielin_cells.node.node import Node
 from mielin_cells.substrate.ports import Substrate
-from mielin_cells.tasks.supervision import Backoff
+from mielin_cells.tasks.supervision import Backoff, supervised
 
 logger = logging.getLogger("mielin_cells.process")
-
-GC_THRESHOLDS = 20_000, 20, 10
-"""Agents are thousands of objects that stay.  With Python's own threshold of 700, a node that creates agents spends most of its time
-looking for garbage among them (20,000 spawns: 900 a second instead of 2,800)."""
 
 DRAIN_SHARE = 0.8
 """The share of the time to end that goes to moving agents; the rest is for the turns of the agents that stay."""
@@ -86,7 +83,7 @@ def run(options: Options) -> int:
     _hide_locks()
     load_app(options.app, options.config)
     gc.freeze()
-    gc.set_threshold(*GC_THRESHOLDS)
+    gc.set_threshold(*THRESHOLDS)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(_serve(options))
 
@@ -178,6 +175,8 @@ async def _run_node(options: Options, ending: Ending, substrate: Substrate, clie
         await node.start(entered)
         return True
 
+    garbage = Garbage(node.activations.live.values, time.monotonic)
+    looking = asyncio.ensure_future(supervised(f"node {options.name}: looking for garbage", garbage.run))
     try:
         if await ending.unless(start()):
             options.say({
@@ -189,6 +188,7 @@ async def _run_node(options: Options, ending: Ending, substrate: Substrate, clie
             raise _fenced(node, replaced_by[0])
         return await _stop(node, ending, options)
     finally:
+        looking.cancel()
         node.kill()
         if heartbeat is not None:
             await heartbeat.stop()
