@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
+import msgspec
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
@@ -22,9 +23,11 @@ from mielin_cells.client.finding.find import PAGE_MAX, Search
 from mielin_cells.client.operator import Operator
 from mielin_cells.deployment.codes import DONE
 from mielin_cells.errors import ConfigError, NoSuchMigration, UnknownClass, UnknownNode
+from mielin_cells.log.attributes.values import Value
 from mielin_cells.log.lifecycle import AgentState
 from mielin_cells.membership.members import ALIVE
 from mielin_cells.rpc.pages import Which
+from mielin_cells.store.attributes import read_place
 from mielin_cells.store.family import Branch
 
 STATES: list[str] = [
@@ -99,7 +102,7 @@ def _found_text(items: list[Found[Any]], unheard: list[str], *, has_more: bool) 
     rows = [
         {
             "agent": one.id, "class": one.cls, "node": one.node, "state": one.state,
-            "attributes": " ".join(f"{name}={text_of(value)}" for name, value in one.attributes.items()),
+            "attributes": _attributes_text(one.attributes),
         }
         for one in items
     ]  # fmt: skip
@@ -107,6 +110,10 @@ def _found_text(items: list[Found[Any]], unheard: list[str], *, has_more: bool) 
     if has_more:
         text += f"\nmore: --after {shlex.quote(items[-1].id)}"
     return text + (f"\nwithout the agents of {', '.join(unheard)}, which did not answer" if unheard else "")
+
+
+def _attributes_text(values: Mapping[str, Value]) -> str:
+    return " ".join(f"{name}={text_of(value)}" for name, value in values.items())
 
 
 def _state(word: str | None) -> str | None:
@@ -175,9 +182,14 @@ async def show(
     if thing.startswith("m-"):
         with contextlib.suppress(NoSuchMigration):  # an agent may have such an id
             return await show_migration(operator, printer, thing)
-    info = await operator.show(thing)
+    info, shown = await operator.show(thing), None
     fields = _agent_record(info) if isinstance(info, AgentInfo) else _node_record(info)
-    printer.show(info, lambda: record({name: value for name, value in fields.items() if value != ""}))
+    if isinstance(info, AgentInfo):
+        written = (await read_place(operator.log, info.id, is_settled=False)).listing
+        if written is not None and written.values:  # as searches find them
+            fields["attributes"] = _attributes_text(written.values)
+            shown = {**msgspec.to_builtins(info), "attributes": written.values}
+    printer.show(shown or info, lambda: record({name: value for name, value in fields.items() if value != ""}))
     return DONE
 
 

@@ -17,6 +17,7 @@ from mielin_cells.client.watch import watch_log
 from mielin_cells.deployment.codes import DONE
 from mielin_cells.errors import RecordInvalid
 from mielin_cells.log import records
+from mielin_cells.log.attributes.values import FIELD, decode
 from mielin_cells.log.commit import Commit
 from mielin_cells.log.ids import AgentId
 from mielin_cells.log.inboxes.lines import line_text
@@ -71,7 +72,9 @@ async def watch(
 
 def plain_state(state: StoredState) -> dict[str, Any]:
     """The fields as plain data; a buffer as the number of its bytes."""
-    fields: dict[str, Any] = {name: plain(data) for name, data in state.plain.items()}
+    fields: dict[str, Any] = {
+        name: decode(data).values if name == FIELD else plain(data) for name, data in state.plain.items()
+    }
     for name, table in state.tables.items():
         fields[name] = {
             _key(key): plain(data) for number in range(BUCKETS) for key, data in sorted(table.items_in(number))
