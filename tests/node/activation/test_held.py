@@ -14,6 +14,8 @@ import mielin_cells as cells
 from mielin_cells.errors import StoreUnreachable
 from mielin_cells.log.commit import Commit, Input, StepCall
 from mielin_cells.log.ids import inbox_subject, log_subject
+from mielin_cells.log.inboxes.lines import line
+from mielin_cells.log.inboxes.places import InboxPlace
 from mielin_cells.log.message import Answer, Mail, Message, client_sender, encode_answer, encode_mail
 from mielin_cells.log.records import Committed, Stepped, encode_record
 from mielin_cells.rpc import requests
@@ -108,6 +110,50 @@ async def test_repeats_beside_a_recorded_turn_stay_behind_earlier_messages(tmp_p
     await store.close()
     async with cells.local(path=path) as cluster:
         assert await cluster.get(Diary, "d").all() == [1, 2, 3]
+
+
+async def test_a_recorded_turn_changes_nothing_in_the_order_of_another_inbox(tmp_path: Path) -> None:
+    """Seed 193185: calls 2 and 3 at a high priority are put off, and 3 is stored once more behind them.  The owner is lost in a
+    turn of the normal inbox.  The next one took the repetition of 3 first."""
+    path, sender = tmp_path / "store.db", client_sender("session")
+    async with cells.local(path=path) as cluster:
+        await cluster.spawn(Diary, "d")
+    store = await Embedded.open(path)
+    fold = await load(store.log, "d")
+    seqs = []
+    urgent = line(client_sender("urgent"), "high")
+    high = inbox_subject("d", "high")
+    for subject, who, n in ((inbox_subject("d"), sender, 1), (high, urgent, 2), (high, urgent, 3), (high, urgent, 3)):
+        messages = [Message(n, "think" if n == 1 else "write", msgspec.msgpack.encode({"n": n}))]
+        entry = encode_mail(Mail("d", fold.cls, who, fold.seq, 0, "reply.x", messages))
+        stored = await store.log.append(subject, entry)
+        assert isinstance(stored, Appended)
+        seqs.append(stored.seq)
+    commit = Commit(
+        cursor=0, held=None, inputs=[], outs=[], released={}, dead=[], forgot=[], state=None, version=fold.version,
+        digest=fold.state.digest(), inboxes={"high": InboxPlace(seqs[2], seqs[1:3])},
+    )  # fmt: skip
+    head: dict[str, Any] = {
+        "agent": "d",
+        "epoch": fold.epoch,
+        "node": fold.owner,
+        "incarnation": fold.incarnation,
+        "snap": fold.snap,
+    }
+    put_off = Committed(**head, nonce=bytes(12), prev=fold.seq, commit=commit)
+    place = await store.log.append(log_subject("d"), encode_record(put_off), fold.seq)
+    assert isinstance(place, Appended)
+    step = Stepped(
+        **head, nonce=b"1" * 12, prev=place.seq, sender=sender, input=1, at=0,
+        calls=[StepCall("thought", encode_answer(Answer(msgspec.msgpack.encode(1))))],
+    )  # fmt: skip
+    assert isinstance(await store.log.append(log_subject("d"), encode_record(step), place.seq), Appended)
+    await store.close()
+    async with cells.local(path=path) as cluster:
+        async with asyncio.timeout(20):
+            while len(lines := await cluster.get(Diary, "d").all()) < 3:
+                await asyncio.sleep(0.01)
+        assert lines == [1, 2, 3]
 
 
 class AwayLog(HeldLog):

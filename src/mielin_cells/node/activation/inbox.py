@@ -181,9 +181,12 @@ class Inbox:
 
         The message of a turn with recorded asks or steps goes first: its next run must find the state in which they were made.
         If it is not among the held entries, it is the first that the tail gives: the held ones were put off before it ran.
+        A message of another priority is in another inbox, and changes nothing here.
         """
         fold, ready = self._fold, deque[Arrival]()
         opened = fold.turn if fold.turn is not None and fold.turn.is_bound else None
+        if opened is not None and priority_of(opened.sender) != self.priority:
+            opened = None
         is_found = opened is None
         for seq in sorted(self.place.held):
             arrival = await self._read_at(seq)
