@@ -56,6 +56,7 @@ PARTS = (
     Part("dbos", _limits(20, 40, 180)),
     Part("turns", _limits(20, 40, 180)),
     Part("topics", _limits(60, 120, 300)),
+    Part("talk", _limits(30, 90, 240)),
     Part("drain", _limits(30, 60, 180)),
     Part("failover", _limits(40, 60, 240)),
     Part("idle", _limits(30, 40, 240)),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+from collections.abc import AsyncIterator
 
 import mielin_cells as cells
 
@@ -121,3 +123,30 @@ class Listener(cells.Agent, name="BenchListener"):
     @cells.handler
     async def heard(self) -> int:
         return self.count
+
+
+class Talker(cells.Agent, name="BenchTalker"):
+    """Answers with streams, tells another agent, is read while a turn runs."""
+
+    turns: int = 0
+
+    @cells.handler
+    async def count(self, parts: int, size: int) -> AsyncIterator[bytes]:
+        for number in range(parts):
+            yield number.to_bytes(4, "big") * (size // 4)
+
+    @cells.handler
+    async def pass_on(self, to: str, messages: int) -> None:
+        counter = cells.this().cluster.get(Counter, to)
+        for _ in range(messages):
+            await counter.add.tell()
+
+    @cells.handler
+    async def ponder(self, seconds: float) -> int:
+        await asyncio.sleep(seconds)
+        self.turns += 1
+        return self.turns
+
+    @cells.handler(shared=True)
+    async def seen(self) -> int:
+        return self.turns
