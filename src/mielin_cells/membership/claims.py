@@ -12,7 +12,16 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
 from mielin_cells.agents.reports import NodeInfo
-from mielin_cells.errors import CellError, ClaimRefused, Fenced, RecordInvalid, RetryError, UnknownClass, from_wire
+from mielin_cells.errors import (
+    CellError,
+    ClaimRefused,
+    Fenced,
+    RecordInvalid,
+    RetryError,
+    StateTooNew,
+    UnknownClass,
+    from_wire,
+)
 from mielin_cells.membership.orphans import Orphan
 from mielin_cells.membership.selection import Spread
 from mielin_cells.rpc import requests
@@ -89,7 +98,10 @@ class Claims:
         """Has each agent claimed by one node after the other, until one has it.  Returns those that no node has taken."""
         for orphan in orphans:
             copy = next(iter(self._copies.get(orphan.agent, ())), None)
-            self._give(orphan, copy or self._spread.choose((), orphan.cls))
+            chosen = copy or self._choose(orphan, ())
+            if chosen is None and orphan.cls:
+                orphan.why = f"no node that takes agents has {orphan.cls} as of version {orphan.version} or later"
+            self._give(orphan, chosen)
         try:
             while self._lots or any(taker.queue for taker in self._takers.values()):
                 self._send()
@@ -111,6 +123,9 @@ class Claims:
             await asyncio.wait(self._lots, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
         else:
             await asyncio.sleep(wait_s or 0.0)
+
+    def _choose(self, orphan: Orphan, but: Collection[str]) -> str | None:
+        return self._spread.choose(but, orphan.cls, (), orphan.version)
 
     def _give(self, orphan: Orphan, node: str | None) -> None:
         if node is None:
@@ -137,7 +152,7 @@ class Claims:
             for orphan in list(slow.queue):
                 if len(idle.queue) >= LOT:
                     return
-                if idle.name not in orphan.tried and self._spread.fits(idle.name, orphan.cls):
+                if idle.name not in orphan.tried and self._spread.fits(idle.name, orphan.cls, (), orphan.version):
                     self._pass_on(orphan, slow, idle)
 
     def _pass_on(self, orphan: Orphan, slow: Taker, idle: Taker) -> None:
@@ -202,7 +217,7 @@ class Claims:
         orphan.failures += 1
         self._spread.gives_back(taker.name)
         resting = [other.name for other in self._takers.values() if other.failures]
-        chosen = self._spread.choose((*orphan.tried, taker.name, *resting), orphan.cls)
+        chosen = self._choose(orphan, (*orphan.tried, taker.name, *resting))
         if chosen is None and orphan.failures < FAILURES_MAX:
             chosen = taker.name
             self._spread.takes(chosen)
@@ -219,4 +234,6 @@ class Claims:
             return
         if isinstance(error, UnknownClass):
             orphan.cls = orphan.cls or str(error.facts.get("name", ""))
-        self._give(orphan, self._spread.choose(orphan.tried, orphan.cls))
+        if isinstance(error, StateTooNew):
+            orphan.version = max(orphan.version, int(error.facts.get("have") or 0))
+        self._give(orphan, self._choose(orphan, orphan.tried))

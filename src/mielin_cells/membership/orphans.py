@@ -31,6 +31,8 @@ class Orphan:
     seen: Seen
     cls: str = ""
     """"": not known; either all nodes have the same classes, or a refusal names it."""
+    version: int = 0
+    """Of the class, that its state is of; at least this one."""
     tried: list[str] = field(default_factory=list)
     """Nodes that have refused it."""
     failures: int = 0
@@ -39,8 +41,8 @@ class Orphan:
 
     @classmethod
     def of(cls, end: End) -> Orphan:
-        name = end.record.cls if isinstance(end.record, (Created, Snapshot)) else ""
-        return cls(end.agent, named_owner(end.record), end.seen, name)
+        name, version = _class_of(end.record)
+        return cls(end.agent, named_owner(end.record), end.seen, name, version)
 
 
 async def find_orphans(
@@ -86,18 +88,21 @@ async def _read_classes(log: Log, orphans: list[Orphan]) -> None:
 
     async def read_one(orphan: Orphan) -> None:
         async with limit:
-            orphan.cls = await _read_class(log, orphan)
+            orphan.cls, orphan.version = await _read_class(log, orphan)
 
     await together(read_one(orphan) for orphan in orphans)
 
 
-async def _read_class(log: Log, orphan: Orphan) -> str:
-    """The agent's class; "" if its log does not say."""
+async def _read_class(log: Log, orphan: Orphan) -> tuple[str, int]:
+    """The agent's class and its version; "" if its log does not say."""
     entries = await log.read(log_subject(orphan.agent), max(orphan.seen.snap - 1, 0), 1)
     if not entries:
-        return ""
+        return "", 0
     try:
-        record = await read_record(log, orphan.agent, entries[0])
+        return _class_of(await read_record(log, orphan.agent, entries[0]))
     except RecordInvalid:  # the node that claims it says so
-        return ""
-    return record.cls if isinstance(record, (Created, Snapshot)) else ""
+        return "", 0
+
+
+def _class_of(record: AnyRecord) -> tuple[str, int]:
+    return (record.cls, record.version) if isinstance(record, (Created, Snapshot)) else ("", 0)

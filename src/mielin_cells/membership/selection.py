@@ -48,19 +48,24 @@ class Spread:
     def names(self) -> list[str]:
         return list(self._nodes)
 
-    def fits(self, name: str, cls: str = "", architectures: Collection[str] = ()) -> bool:
-        """A node that tells of no classes, or no architecture, and the class "", say nothing and pass."""
+    def fits(self, name: str, cls: str = "", architectures: Collection[str] = (), version: int = 0) -> bool:
+        """A node that tells of no classes, or no architecture, and the class "", say nothing and pass.
+
+        `version`: of the class that the stored state is of, or an earlier one: older code cannot load it.
+        """
         node = self._nodes.get(name)
-        if node is None or (cls and node.classes and cls not in node.classes):
+        if node is None or (cls and node.classes and node.classes.get(cls, -1) < version):
             return False
         return not architectures or not node.architecture or node.architecture in architectures
 
-    def choose(self, but: Collection[str], cls: str = "", architectures: Collection[str] = ()) -> str | None:
-        """Of the nodes that know the class the one with fewest agents; None if there is none besides `but`.
+    def choose(
+        self, but: Collection[str], cls: str = "", architectures: Collection[str] = (), version: int = 0
+    ) -> str | None:
+        """Of the nodes that know the class, in this version or a later one, that with fewest agents; None if there is none but `but`.
 
         One that still starts is chosen only if all do.
         """
-        able = [name for name in self._nodes if name not in but and self.fits(name, cls, architectures)]
+        able = [name for name in self._nodes if name not in but and self.fits(name, cls, architectures, version)]
         if not able:
             return None
         chosen = min(

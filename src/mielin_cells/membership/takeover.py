@@ -66,7 +66,7 @@ class Takeover:
         a `RetryError` while the store does not answer.
         """
         began = self._clock()
-        differ = len({frozenset(node.classes) for node in nodes}) > 1
+        differ = len({frozenset(node.classes.items()) for node in nodes}) > 1
         orphans = await self._find_orphans(gone, known, source=source, reads_classes=differ)
         if not orphans:
             return Taken(frozenset(), 0, {}, frozenset())

@@ -186,7 +186,7 @@ class Drain:
         row, refused = self._rows[agent], {activations.name, *self._migrations.unfit()}
         row.blocker = ""
         while not self._ending.is_set() and activations.owns(agent):
-            target = self._spread.choose(refused, owned.cls, owned.policy.preferred_architectures)
+            target = self._spread.choose(refused, owned.cls, owned.policy.preferred_architectures, owned.version)
             if target is None:
                 row.blocker = row.blocker or NOWHERE
                 break
@@ -282,7 +282,9 @@ def _unloadable(agent: str, error: str) -> Row:
 async def _planned(activations: Activations, spread: selection.Spread, owned: Owned) -> Row:
     refused, blocker = {activations.name}, NOWHERE
     row = Row(agent=owned.agent, messages=owned.waiting, bytes=owned.size_bytes)
-    while (target := spread.choose(refused, owned.cls, owned.policy.preferred_architectures)) is not None:
+    while (
+        target := spread.choose(refused, owned.cls, owned.policy.preferred_architectures, owned.version)
+    ) is not None:
         try:
             reasons = await ask_offer(activations, target, owned, activations.settings.prepare_s)
         except CellError as error:

@@ -19,7 +19,8 @@ async def choose_first(activations: Activations, activation: Activation, unfit: 
     others = [other for other in activations.members.table.infos() if other.name != activations.name]
     if not others:
         raise UnknownNode("There is no other node; start one.", node="", nodes=[activations.name])
-    fit = _spread(activations).choose(unfit, activation.fold.cls, activation.fold.policy.preferred_architectures)
+    fold = activation.fold
+    fit = _spread(activations).choose(unfit, fold.cls, fold.policy.preferred_architectures, fold.version)
     return fit or min(others, key=lambda other: (other.agents, other.name)).name  # which says why not
 
 
@@ -32,7 +33,7 @@ async def choose_next(activations: Activations, manager: MigrationRecoveryManage
         return ""
     architectures = activation.fold.policy.preferred_architectures
     spread = _spread(activations)
-    while name := spread.choose(excluded, activation.fold.cls, architectures):
+    while name := spread.choose(excluded, activation.fold.cls, architectures, activation.fold.version):
         if manager.assign(ticket.token, name, activations.clock()):
             return name
         spread.gives_back(name)
