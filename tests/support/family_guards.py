@@ -63,7 +63,7 @@ def failures_are_told(patch: Patch) -> None:
     patch.setattr(notices, "due", silent)
 
 
-@guard(within=40)
+@guard(within=100)
 def a_restart_is_for_one_failure(patch: Patch) -> None:
     """An order to restart resumes the agent, whichever failure it is for."""
 
