@@ -105,7 +105,7 @@ async def test_a_suspended_agents_timer_is_taken_away(operator: Operator) -> Non
     assert set((await load(operator.log, "broom")).ledger.timers) == {"later"}
     await operator.client.resume("broom")
     assert [timer.id for timer in await operator.timers("broom")] == ["later"]
-    with pytest.raises(cells.UsageError, match="no timer 'often'; there are 'later'"):
+    with pytest.raises(cells.UsageError, match="no timer 'often', and that is no id of a call; its timers are 'later'"):
         await operator.cancel_timer("broom", "often")
     with pytest.raises(cells.NoSuchAgent):
         await operator.timers("nobody")

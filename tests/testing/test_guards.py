@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace as replace_field
 from support.attribute_guards import attributes_expect_the_last
+from support.cancel_guards import asks_of_cancelled_turns_are_cancelled
 from support.family_guards import restarts_are_counted
 from support.guards import GUARDS, Guard, Patch, guard
 from support.member_guards import the_suspected_say_that_they_live
@@ -513,6 +514,7 @@ assert Guard(the_suspected_say_that_they_live, 40) in GUARDS, "and those of the 
 assert Guard(inboxes_are_opened, 20) in GUARDS, "and those of priorities"
 assert Guard(restarts_are_counted, 40) in GUARDS, "and those of supervision"
 assert Guard(attributes_expect_the_last, 100) in GUARDS, "the guards of attributes are among them"
+assert Guard(asks_of_cancelled_turns_are_cancelled, 40) in GUARDS, "and those of cancels"
 
 SOON = 40
 """What is found within so many seeds is taken away in `make test`, too."""

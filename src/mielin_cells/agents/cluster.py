@@ -103,6 +103,16 @@ class Cluster(Spawning, Protocol):
     async def terminate(self, agent: Reference | str, /) -> None:
         """Ends the agent for good, after what it has sent is delivered.  Messages that it has not handled become dead letters."""
 
+    async def cancel(self, agent: Reference | str, /, call: str) -> None:
+        """Cancels a call of the agent, whoever has made it, and returns when the order is stored.  `call` is its id, as `mielin calls`
+        lists it; that of a stream is `stream.id`.
+
+        Guarantees: a message that waits does not run, and the handler of one that runs gets `CancelledError` at its next await outside
+        of a step's call.  Then the call has no effect, its asker gets `Cancelled`, and so do asks that it has made.  A call that has
+        taken effect stays as it is, and nobody is told.  Finished steps stay.
+        Raises `UsageError` for a text that is no id, `NoSuchAgent`, `AgentTerminated`, and what the store raises.
+        """
+
     async def publish(self, topic: str, value: Any, /, *, publisher: str = "client") -> Published:
         """Publishes a value to a topic from outside of agents, and returns when it is stored.  Inside a turn use `cells.publish`.
 

@@ -72,6 +72,19 @@ class AgentInfo(msgspec.Struct, frozen=True, kw_only=True):
     """How many agents it has spawned as children."""
 
 
+class CallInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A call of an agent that has not taken effect, as its owner sees it."""
+
+    id: str
+    """For `cluster.cancel`."""
+    handler: str
+    sender: str
+    priority: str
+    is_ask: bool
+    state: str
+    """runs, waits, or failed (it waits to be run again)."""
+
+
 class TimerInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A timer of an agent, as its owner sees it."""
 

@@ -48,6 +48,7 @@ Exits with 5 if no answer came in time: the call may still take effect.""",
         "records.log": "Print the records of an agent's log.",
         "records.watch": "Print an agent's committed state, now and each time it changes, with its revision.",
         "look.tree": "Show which agents have spawned which, and how their children fare.",
+        "look.calls": "List an agent's calls that run, wait, or wait to be run again.",
         "look.timers": "List an agent's timers, the next one first.",
         "messages.dead": "List an agent's dead letters; show, replay or purge them.",
         "doctor.doctor": """Say what a power cut would lose, and what is wrong with the store's settings.
@@ -73,7 +74,9 @@ The node stays cordoned.  Agents that are still there at the deadline are listed
 claim them once the node has stopped.""",
         "drain.cordon": "Let a node keep its agents and take no others, also after a restart.",
         "drain.uncordon": "Let a node take agents again; this also stops a drain of the node.",
-        "steer.cancel": "Cancel one of an agent's timers.",
+        "steer.cancel": """Cancel a call of an agent, or one of its timers.
+
+A call that waits does not run; the handler of one that runs is cancelled between its steps.  What has taken effect stays.""",
         "steer.abort": "Cancel an agent's open migration; the agent stays where it is.",
         "steer.claim": "Let a node take over an agent whose owner is gone.",
         "steer.suspend": "Run no more turns of an agent until `resume`; messages wait, and the agent can still be moved.",

@@ -251,3 +251,17 @@ async def timers(operator: Operator, printer: Printer, agent: Agent, /) -> int:
     ]  # fmt: skip
     printer.show(infos, lambda: table(rows) if rows else f"{agent} has no timers")
     return DONE
+
+
+@command
+async def calls(operator: Operator, printer: Printer, agent: Agent, /) -> int:
+    infos = await operator.calls(agent)
+    rows = [
+        {
+            "call": one.id, "handler": one.handler, "state": one.state, "kind": "ask" if one.is_ask else "tell",
+            "priority": one.priority, "sender": one.sender,
+        }
+        for one in infos
+    ]  # fmt: skip
+    printer.show(infos, lambda: table(rows) if rows else f"{agent} has no calls that wait")
+    return DONE

@@ -33,11 +33,12 @@ async def cancel(
     operator: Operator,
     printer: Printer,
     agent: Agent,
-    timer: Annotated[str, Parameter(help="The timer's id: see `mielin timers`.")],
+    what: Annotated[str, Parameter(name="CALL|TIMER", help="Its id: see `mielin calls` and `mielin timers`.")],
     /,
 ) -> int:
-    await operator.cancel_timer(agent, timer)
-    printer.show({"agent": agent, "timer": timer, "cancelled": True}, lambda: f"timer {timer} of {agent} is cancelled")
+    kind = await operator.cancel(agent, what)
+    done = "is cancelled" if kind == "timer" else "is cancelled, unless it has taken effect"
+    printer.show({"agent": agent, kind: what, "cancelled": True}, lambda: f"{kind} {what} of {agent} {done}")
     return DONE
 
 

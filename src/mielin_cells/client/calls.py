@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
 from mielin_cells import tracing
 from mielin_cells.agents.context import Caller, CallOptions
-from mielin_cells.errors import Expired, MessageTooLarge, described
+from mielin_cells.agents.values.models import readable
+from mielin_cells.errors import Expired, MessageTooLarge, described, from_wire, never
+from mielin_cells.log.inboxes.cancels import Cancel
 from mielin_cells.log.message import Answer, Message, Terms, decode_answer
 from mielin_cells.settings import MESSAGE_BYTES_MAX
 from mielin_cells.store.clock import StoreClock
@@ -125,3 +127,33 @@ def too_large(agent: str, args: bytes) -> MessageTooLarge:
         f"A message to {agent!r} has {len(args)} bytes; the limit is {MESSAGE_BYTES_MAX}.",
         limit=MESSAGE_BYTES_MAX, size=len(args),
     )  # fmt: skip
+
+
+class Canceller(Protocol):
+    def cancel_soon(self, agent: str, cancel: Cancel) -> None: ...
+
+
+def cancel_call(client: Canceller, queue: list[Call], call: Call, agent: str, cancel: Cancel) -> None:
+    """Nobody waits for the ask any more: it is to have no effect, unless it has had one (rule T4)."""
+    if call in queue:  # nothing of it was sent
+        queue.remove(call)
+    elif not call.future.done() or call.future.cancelled():
+        client.cancel_soon(agent, cancel)
+
+
+class Words(NamedTuple):
+    """A call in words: a node that knows the class has encoded its arguments, and its result is shown as plain data."""
+
+    name: str
+    args: bytes
+
+    def encode_args(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+        return self.args
+
+    def decode_result(self, data: bytes, caller: Caller | None = None) -> Any:
+        return readable(msgspec.msgpack.decode(data)) if data else None
+
+    def error_of(self, answer: Answer) -> Exception:
+        if answer.error is None:
+            raise never("the answer holds an error")
+        return from_wire(*answer.error)

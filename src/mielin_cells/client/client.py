@@ -22,6 +22,7 @@ from mielin_cells.agents.topics.calls import encoded_value
 from mielin_cells.agents.topics.messages import Published, Since, TopicGap
 from mielin_cells.agents.values.wire import plain
 from mielin_cells.client.arguments import check_copies, check_deadline, id_of, node_name, numbers, warn_of_other_state
+from mielin_cells.client.cancelling.cancelling import Cancelling
 from mielin_cells.client.drain import drain_node
 from mielin_cells.client.finding.finder import Finder
 from mielin_cells.client.groups.orders import order_members
@@ -68,7 +69,7 @@ A = TypeVar("A", bound=Reference)
 logger = logging.getLogger("mielin_cells.client")
 
 
-class Client(Kin, Finder):
+class Client(Kin, Finder, Cancelling):
     """`Cluster` over a log and a wire.  `open` before use, `close` after; also the caller behind references."""
 
     def __init__(self, log: Log, wire: Wire, *, settings: Settings | None = None, rng: Random | None = None) -> None:
@@ -210,10 +211,8 @@ class Client(Kin, Finder):
     def session(
         self, agent: str, name: str = "", inbox_max: int | None = None, options: CallOptions | None = None
     ) -> Session:
-        """The session with this agent, by the options' priority.  It is made at the first call, without waiting.
-
-        With a `name` it is a session of its own: the agent drops what it has handled already of an earlier one of this name.
-        """
+        """The session with this agent, by the options' priority.  It is made at the first call, without waiting.  With a `name` it is
+        a session of its own: the agent drops what it has handled already of an earlier one of this name."""
         priority = NORMAL if options is None else options.priority
         key = line(agent, priority)
         if not name and key in self._sessions:

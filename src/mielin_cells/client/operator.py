@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import AsyncIterator, Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
-from mielin_cells.agents.context import Caller, CallOptions
-from mielin_cells.agents.reports import AgentInfo, MigrationReport, NodeInfo, TimerInfo
-from mielin_cells.agents.values.models import readable
+from mielin_cells.agents.context import CallOptions
+from mielin_cells.agents.reports import AgentInfo, CallInfo, MigrationReport, NodeInfo, TimerInfo
+from mielin_cells.client.calls import Words
 from mielin_cells.client.client import Client
 from mielin_cells.client.moves import plan_move, watch_move
 from mielin_cells.client.requester import REQUEST_S
@@ -33,13 +34,10 @@ from mielin_cells.errors import (
     UnknownClass,
     UsageError,
     WrongClass,
-    from_wire,
-    never,
 )
 from mielin_cells.log.ids import AgentId, log_subject
 from mielin_cells.log.inboxes.lines import NORMAL
 from mielin_cells.log.lifecycle import Phase
-from mielin_cells.log.message import Answer
 from mielin_cells.log.records import AnyRecord, HandedOff, Record, decode_record
 from mielin_cells.membership.selection import Spread
 from mielin_cells.rpc import requests
@@ -50,6 +48,9 @@ from mielin_cells.store.family import Branch, read_tree
 from mielin_cells.store.letters import Letter, describe_letter, letter_id, read_letters
 from mielin_cells.store.reader import list_owned_by_others, load, read_record
 
+CALL_ID = re.compile(r"[0-9]+\.\S+")
+"""What the id of a call looks like."""
+
 T = TypeVar("T")
 
 WATCH_S = 0.1
@@ -59,24 +60,6 @@ READ_RECORDS = 256
 
 NEAREST = 3
 """How many existing names are suggested for one that does not exist."""
-
-
-class _Words(NamedTuple):
-    """A call in words: a node that knows the class has encoded its arguments, and its result is shown as plain data."""
-
-    name: str
-    args: bytes
-
-    def encode_args(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
-        return self.args
-
-    def decode_result(self, data: bytes, caller: Caller | None = None) -> Any:
-        return readable(msgspec.msgpack.decode(data)) if data else None
-
-    def error_of(self, answer: Answer) -> Exception:
-        if answer.error is None:
-            raise never("the answer holds an error")
-        return from_wire(*answer.error)
 
 
 class Operator:
@@ -133,7 +116,7 @@ class Operator:
         cls, args = await self._encode(agent, handler, words)
         options = _options(deadline, key, priority)
         session = self.client.session(agent, options=options)
-        return await session.ask(cls, _Words(handler, args), (), {}, timeout, None, options)
+        return await session.ask(cls, Words(handler, args), (), {}, timeout, None, options)
 
     async def tell(
         self, agent: str, handler: str, words: list[str], deadline: float | None = None, key: str | None = None,
@@ -310,13 +293,28 @@ class Operator:
         ]
         return sorted(plain, key=lambda one: one.due)
 
+    async def calls(self, agent: str) -> list[CallInfo]:
+        """The agent's calls that have not taken effect, as its owner knows them."""
+        return await self.client.send_to_owner(str(AgentId(agent)), requests.ListCalls(agent), REQUEST_S)
+
+    async def cancel(self, agent: str, what: str) -> str:
+        """Cancels a timer or, if there is none of this id, a call; says which."""
+        if what not in [one.id for one in await self.timers(agent)] and CALL_ID.fullmatch(what):
+            await self.client.cancel(agent, what)
+            return "call"
+        await self.cancel_timer(agent, what)
+        return "timer"
+
     async def cancel_timer(self, agent: str, timer: str) -> None:
         """Raises `UsageError` if there is no such timer."""
         agent = str(AgentId(agent))
         timer_ids = [one.id for one in await self.timers(agent)]
         if timer not in timer_ids:
             shown = ", ".join(map(repr, timer_ids)) or "none"
-            raise UsageError(f"Agent {agent!r} has no timer {timer!r}; there are {shown}.", agent=agent)
+            raise UsageError(
+                f"Agent {agent!r} has no timer {timer!r}, and that is no id of a call; its timers are {shown}.",
+                agent=agent,
+            )
         request = requests.CancelTimer(agent, timer)
         await self.client.send_to_owner(agent, request, self.client.settings.turn_deadline_s)
 

@@ -23,6 +23,7 @@ from mielin_cells.errors import (
     WireTimeout,
 )
 from mielin_cells.log.ids import log_subject, reply_subject
+from mielin_cells.log.inboxes.cancels import Cancel
 from mielin_cells.log.records import AnyRecord, decode_record, named_owner
 from mielin_cells.membership.table import Members
 from mielin_cells.rpc.call import call
@@ -81,6 +82,10 @@ class Requester:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
+
+    def cancel_soon(self, agent: str, cancel: Cancel) -> None:
+        """Sends a cancel of a call, without waiting for it."""
+        raise NotImplementedError
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from mielin_cells.agents.context import Caller, CallOptions
-from mielin_cells.client.calls import Call, Codec, Late, terms_of, too_large
+from mielin_cells.client.calls import Call, Codec, Late, cancel_call, terms_of, too_large
 from mielin_cells.client.requester import Requester, foreign_loop
 from mielin_cells.client.window import Window, closed
 from mielin_cells.errors import (
@@ -22,6 +22,7 @@ from mielin_cells.errors import (
     SessionExpired,
     StoreFull,
 )
+from mielin_cells.log.inboxes.cancels import Cancel
 from mielin_cells.log.inboxes.lines import priority_of
 from mielin_cells.log.message import Mail, Message, client_sender, decode_answer
 from mielin_cells.rpc import requests
@@ -118,6 +119,9 @@ class Session:
                 f"No answer from {self.agent!r}.{handler.name}{label} in {timeout:g} s{self._why}; the ask may still take effect.",
                 agent=self.agent, id=id or "",
             ) from None  # fmt: skip
+        except asyncio.CancelledError:
+            cancel_call(self._client, self._queue, call, self.agent, Cancel(self.sender, call.message.n, self.start))
+            raise
         finally:
             del self._open[call.message.n]
         if answer.error is not None:

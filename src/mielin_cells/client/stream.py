@@ -14,8 +14,8 @@ from mielin_cells.client.calls import Call
 from mielin_cells.client.requester import Requester
 from mielin_cells.client.session import Session
 from mielin_cells.errors import AnswerExpired, AskTimeout, RetryError, StreamGap, StreamRestarted, UsageError, never
-from mielin_cells.log.ids import decoded, encoded, stream_subject
-from mielin_cells.log.message import decode_answer
+from mielin_cells.log.ids import decoded, stream_subject
+from mielin_cells.log.message import call_id, decode_answer
 from mielin_cells.log.streams.entries import AnyStreamEntry, decode_stream_entry
 from mielin_cells.log.streams.reading import Part, Position, Replaced, StreamReading, without_replaced
 from mielin_cells.settings import ASK_REPEAT_S_MAX
@@ -40,11 +40,11 @@ class CallName(NamedTuple):
         """Raises `UsageError`."""
         number, _, sender = text.partition(".")
         if not (number.isdecimal() and number.isascii() and sender):
-            raise UsageError(f"{text!r} is no id of a stream; take it from `stream.id`.")
+            raise UsageError(f"{text!r} is no id of a call; take it from `stream.id`, or from `mielin calls`.")
         return cls(decoded(sender), int(number))
 
     def __str__(self) -> str:
-        return f"{self.n}.{encoded(self.sender)}"
+        return call_id(self.sender, self.n)
 
 
 def read_position(text: str) -> Position:

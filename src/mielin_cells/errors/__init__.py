@@ -20,7 +20,8 @@ from mielin_cells.errors.usage import *
 
 __all__ = [
     "AgentInError", "AgentTerminated", "AlreadyThere", "AnswerExpired", "AskCycle", "AskTimeout", "AttributeInvalid",
-    "AuthFailed", "BadArguments", "CellError", "ClaimRefused", "ConfigError", "CronInvalid", "DigestMismatch", "EpochOutOfOrder",
+    "AuthFailed", "BadArguments",
+    "Cancelled", "CellError", "ClaimRefused", "ConfigError", "CronInvalid", "DigestMismatch", "EpochOutOfOrder",
     "EpochRegression", "Expired", "Fenced", "FieldRefused", "GroupRefused", "HandlerFailed", "InboxFull", "InternalError",
     "InvalidAgentId", "InvalidTransition", "IsReference", "JetStreamDisabled", "JournalGap", "KeyConflict", "LogGap", "LostError",
     "MessageTooLarge", "MigrationError", "MigrationFailed", "MigrationInProgress", "MigrationRefused", "NameTaken", "NoResponder",

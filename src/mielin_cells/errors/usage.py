@@ -175,6 +175,11 @@ class Expired(UsageError):
     """The message's deadline passed before its turn began: the handler did not run for it, and will not.  Facts: agent, handler."""
 
 
+class Cancelled(UsageError):
+    """The call was cancelled before its turn ended: it has no effect.  Steps and asks that it had made stay made.  Facts: agent,
+    handler."""
+
+
 class KeyConflict(UsageError):
     """Another call was made under the same key, and has run; this one did not.  Facts: agent, handler, key."""
 

@@ -58,7 +58,8 @@ class Input(msgspec.Struct, array_like=True, frozen=True, gc=False):
     given_up: list[int] = []
     """For a client: earlier numbers that take no effect from here on."""
     unrun: str = ""
-    """`EXPIRED`, `FULL`, `KEYED` or `CONFLICT`: why it was taken without a run, if it was.  A replay after an undo takes it so."""
+    """`EXPIRED`, `FULL`, `KEYED`, `CONFLICT` or `CANCELLED`: why it was taken without an effect, if it was.  So a replay after an undo
+    takes it."""
     keyed: Keyed | None = None
     """The call, if it has run and had a key."""
 
@@ -307,6 +308,8 @@ class Commit(msgspec.Struct, array_like=True, frozen=True):
     """How many of the oldest keyed calls are not kept any more, once those of this commit are."""
     inboxes: dict[str, InboxPlace] = {}
     """By priority: the places in the inboxes besides the normal one, of those that have changed (rule T1)."""
+    cancels: list[tuple[str, int]] = []
+    """Sender and number of messages that are to be taken without a run, when they come (rule T4)."""
 
 
 def path_of(call: TurnCall) -> tuple[int, ...]:

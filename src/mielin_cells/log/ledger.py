@@ -28,12 +28,13 @@ from mielin_cells.log.commit import (
 from mielin_cells.log.digest import NamedDigests
 from mielin_cells.log.family import made
 from mielin_cells.log.family.tree import Family, FamilyChange
+from mielin_cells.log.inboxes.cancels import CANCELLED, Cancels
 from mielin_cells.log.inboxes.lines import NORMAL
 from mielin_cells.log.inboxes.places import HasPlace, InboxPlace, Places, copied
 from mielin_cells.log.keys.kept import Keyed, Keys
-from mielin_cells.log.message import DROPPED, Message, Peer, Verdict, is_client
+from mielin_cells.log.message import Message, Peer, Verdict, is_client
 from mielin_cells.log.topics.subs import Sub, Subs, Subscribed, Took, TopicChange, Unsubscribed
-from mielin_cells.log.turns.contents import rest_of
+from mielin_cells.log.turns.contents import make_room, rest_of
 from mielin_cells.settings import ANSWERS_BYTES_MAX, DEAD_LETTERS_MAX, LETTERS_BYTES_MAX, SESSIONS_MAX
 
 FLAT_MAX = 1024
@@ -82,6 +83,8 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
     """Its parent, children and watchers; None if it never had one."""
     inboxes: Places | None = None
     """Places in the inboxes of other priorities than normal, as far as they are in use (rule T1)."""
+    cancels: Cancels | None = None
+    """Of messages that have not come yet (rule T4); None if there never was one."""
 
     # No fields, and not there in most ledgers:
     _marks = cast("NamedDigests | None", None)
@@ -133,12 +136,14 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
         return _REPEAT if n in peer.answers or n >= peer.low else _CLOSED
 
     def why_unrun(self, sender: str, message: Message, now: float, has_begun: bool, is_over: bool) -> str:
-        """Why the message, which is to take effect now, is taken without a run (rules T2 and T3); "" if its turn begins.
+        """Why the message, which is to take effect now, is taken without a run (rules T2 to T4); "" if its turn begins.
 
         `now`: the store's time.  `has_begun`: the log has calls of its turn.  `is_over`: it is the oldest of too many.
-        After an undo, it runs if it ran before.
+        After an undo, it runs if it ran before, and does not if it did not.
         """
         replay = self.replays.get((sender, message.n)) if self.replays else None
+        if self.cancels is not None and not (replay and replay.taken) and self.cancels.has(sender, message.n):
+            return CANCELLED
         if replay is not None or has_begun:
             return replay.unrun if replay is not None else ""
         known = self.keys.judge(message) if self.keys is not None else ""
@@ -165,6 +170,8 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
         Numbers that a client has `given_up` are closed without an answer, unless they have taken effect before.
         """
         peer = self.peers.get(sender)
+        if self.cancels is not None:
+            self.cancels.taken(sender, n, max(low, peer.low if peer is not None else 0))
         if self.replays:
             replay = self.replays.pop((sender, n), None)
             if replay is not None and replay.taken:  # its answer stays as it was, and so does a forgotten session
@@ -190,14 +197,11 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
         if given_up:
             self._close_given_up(sender, peer, given_up)
         if low > peer.low:
-            peer.low = low
-            if peer.answers:
-                for old in [k for k in peer.answers if k < low]:
-                    self.answer_bytes -= len(peer.answers.pop(old))
+            self.answer_bytes -= peer.raise_low(low)
         if self._marks is not None or len(self.peers) > FLAT_MAX:
             self._changed(sender)
         if self.answer_bytes > ANSWERS_BYTES_MAX:
-            self._make_room()
+            make_room(self, self._changed)
 
     def _close_given_up(self, sender: str, peer: Peer, given_up: Sequence[int]) -> None:
         for number in given_up:
@@ -211,20 +215,11 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
             return []
         return [s for s, peer in self.peers.items() if peer.is_client][: self.clients - SESSIONS_MAX]
 
-    def _make_room(self) -> None:
-        """Drops answers, those of the quietest senders first, down to three quarters of the limit."""
-        for sender, peer in self.peers.items():
-            for n, answer in peer.answers.items():
-                if self.answer_bytes <= ANSWERS_BYTES_MAX * 3 // 4:
-                    return
-                if len(answer) > len(DROPPED):
-                    peer.answers[n] = DROPPED
-                    self.answer_bytes += len(DROPPED) - len(answer)
-                    self._changed(sender)
-
     def forget(self, sessions: list[str]) -> None:
         for session in sessions:
             peer = self.peers.pop(session, None)
+            if self.cancels is not None:
+                self.cancels.kept.pop(session, None)
             if peer is not None:
                 self.answer_bytes -= sum(map(len, peer.answers.values()))
                 self._changed(session)
@@ -364,6 +359,8 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
 
     def apply(self, commit: Commit) -> None:
         """A reader's step: all that the commit says about inputs and outputs."""
+        for sender, n in commit.cancels:  # before their messages, which may be in the same commit
+            self.cancels = Cancels.with_one(self.cancels, sender, n)
         for one in commit.inputs:
             self.take(one.sender, one.n, one.low, one.start, one.answer, one.given_up, one.kept)
         self.cursor = commit.cursor

@@ -9,7 +9,7 @@ from blake3 import blake3
 
 from mielin_cells.errors import AnswerExpired
 from mielin_cells.log.codec import Codec, framed, pack
-from mielin_cells.log.ids import inbox_subject
+from mielin_cells.log.ids import encoded, inbox_subject
 from mielin_cells.log.inboxes.lines import NORMAL, line_text, priority_of
 
 # `gc=False`: these hold no cycles, and thousands are made in a second; the collector need not look through them.
@@ -131,6 +131,11 @@ def sender_text(sender: str) -> str:
     return line_text(f"client {sender[len(_CLIENT) :]}" if is_client(sender) else sender)
 
 
+def call_id(sender: str, n: int) -> str:
+    """A call of an agent, as text for people: message `n` of a line."""
+    return f"{n}.{encoded(sender)}"
+
+
 class Verdict(Enum):
     """What to do with a message that has arrived."""
 
@@ -154,6 +159,14 @@ class Peer(msgspec.Struct, array_like=True):
     start: int = 0
     answers: dict[int, bytes] = {}
     """Of an agent: answers to its asks.  Of a client: every number taken at or above `low`, with its answer or b""."""
+
+    def raise_low(self, low: int) -> int:
+        """Answers below `low` are not wanted any more.  Returns their size."""
+        self.low, size = low, 0
+        if self.answers:
+            for n in [n for n in self.answers if n < low]:
+                size += len(self.answers.pop(n))
+        return size
 
     def content(self, name: str) -> tuple[object, ...]:
         """What a digest of it holds, whatever the order in which it came to be."""

@@ -6,13 +6,14 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from mielin_cells.agents.reports import AgentInfo, NodeInfo, TimerInfo
+from mielin_cells.agents.reports import AgentInfo, CallInfo, NodeInfo, TimerInfo
 from mielin_cells.errors import UNLOADABLE, UNUSABLE, CellError, StoreFull, from_wire, storable
 from mielin_cells.log.delta import born
 from mielin_cells.log.ledger import Verdict
 from mielin_cells.log.lifecycle import AgentState
 from mielin_cells.membership.heartbeat import Listener
 from mielin_cells.node.activation.context import LATER
+from mielin_cells.node.activation.priorities.listing import list_calls
 from mielin_cells.redaction import scrubbed
 from mielin_cells.rpc import answers, requests, words
 from mielin_cells.rpc.answers import InboxRoom
@@ -54,6 +55,7 @@ class Questions:
             requests.ListAgents: self._list_agents,
             requests.ListIds: lambda request: page_of(self._names(), request.after),
             requests.ListCopies: lambda request: page_of(self._standbys.copies, request.after),
+            requests.ListCalls: self._list_calls,
             requests.ListTimers: lambda request: self._list_timers(request.agent),
             requests.CountWaiting: self._count_waiting,
             requests.Remind: self.reminded,
@@ -102,6 +104,9 @@ class Questions:
             spec, settings = self._activations.spec(sleeper.cls), self._activations.home.settings
             return InboxRoom(0, spec.inbox_limit(settings), spec.when_full(settings))
         return self._activations.running(agent).room(request.priority)
+
+    async def _list_calls(self, request: requests.ListCalls) -> list[CallInfo]:
+        return list_calls(await self._activations.awake(request.agent))
 
     async def _list_timers(self, agent: str) -> list[TimerInfo]:
         activation = await self._activations.awake(agent)

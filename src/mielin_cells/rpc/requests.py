@@ -11,7 +11,7 @@ from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
-from mielin_cells.agents.reports import AgentInfo, NodeInfo, TimerInfo
+from mielin_cells.agents.reports import AgentInfo, CallInfo, NodeInfo, TimerInfo
 from mielin_cells.errors import CellError, RecordInvalid, from_wire
 from mielin_cells.log.codec import UNREADABLE
 from mielin_cells.log.commit import LetterKey
@@ -91,6 +91,10 @@ class Order(Request[str], frozen=True):
     agent: str
     order: str
     reason: str = ""
+
+
+class ListCalls(Request[list[CallInfo]], frozen=True):
+    agent: str
 
 
 class CountWaiting(Request[InboxRoom], frozen=True):
@@ -339,13 +343,10 @@ class ReadDrain(Request[DrainProgress], frozen=True):
 
 
 AnyRequest: TypeAlias = (
-    Ping | ListBeats | Spawn | ListAgents | ListIds | ShowAgent | Order | CountWaiting | Remind | ReadArguments | ReadState
+    Ping | ListBeats | Spawn | ListAgents | ListIds | ShowAgent | Order | ListCalls | CountWaiting | Remind | ReadArguments | ReadState
     | PurgeLetters | ListTimers | CancelTimer | Migrate | Abort | Predict | ReadAudit | Prepare | Copy | Release | Claim | Claims
     | Look | Undo | Read | ReadReplay | SetCopies | Follow | ListCopies | PlanDrain | Drain | ReadDrain
 )  # fmt: skip
-
-
-# ---- encoding ------------------------------------------------------------------------------------------------
 
 
 class Response(msgspec.Struct, array_like=True, frozen=True):
@@ -387,9 +388,8 @@ def decode_response(request: Request[R], data: bytes, node: str) -> R:
             result: R = _result_decoder(type(request)).decode(response.result)
             return result
     except UNREADABLE as error:
-        raise RecordInvalid(
-            f"The answer of node {node} to {type(request).__name__} cannot be read: {error}."
-        ) from error
+        what = f"The answer of node {node} to {type(request).__name__}"
+        raise RecordInvalid(f"{what} cannot be read: {error}.") from error
     raise from_wire(*response.error)
 
 

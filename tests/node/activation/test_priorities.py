@@ -40,6 +40,10 @@ def gate(name: str) -> asyncio.Event:
     return gates.setdefault(name, asyncio.Event())
 
 
+async def worked() -> None:
+    pass
+
+
 class Desk(cells.Agent, name="PriorityDesk"):
     said: list[str] = []
 
@@ -56,6 +60,12 @@ class Desk(cells.Agent, name="PriorityDesk"):
 
     @cells.handler
     async def hold(self) -> None:
+        gate("in").set()
+        await gate("out").wait()
+
+    @cells.handler
+    async def work(self) -> None:
+        await cells.step("worked", worked)
         gate("in").set()
         await gate("out").wait()
 
@@ -252,6 +262,27 @@ async def test_a_message_that_failed_waits_aside_in_its_own_inbox() -> None:
         places = (await load(at.substrate.log, "d")).ledger.inboxes
         assert places is not None
         assert not places["high"].held
+
+
+async def test_what_waits_aside_in_one_inbox_stays_before_what_comes_when_a_turn_of_another_inbox_is_open() -> None:
+    """A new owner looked for the open turn's message in each inbox, and put what had waited behind what came (seed 69)."""
+    async with deployment("node-1", "node-2", settings=cells.Settings(retry_first_s=300.0)) as at:
+        desk = await at.client.on("node-1").spawn(Desk, "d")
+        await desk.fuss.tell("first")
+        await desk.say.tell("second")
+        inbox = at.nodes["node-1"].activations.live["d"].inbox
+        async with asyncio.timeout(20):
+            while inbox.aside < 2:
+                await asyncio.sleep(0.005)
+        working = asyncio.ensure_future(desk.work.options(priority="critical")())
+        await gate("in").wait()
+        at.kill("node-1")
+        await desk.say.tell("third")
+        gate("calm").set()
+        gate("out").set()
+        await at.client.claim("d", to="node-2")
+        await working
+        assert await until(desk, 3) == ["first", "second", "third"]
 
 
 async def test_an_agent_that_left_memory_is_woken_by_a_message_of_any_priority() -> None:

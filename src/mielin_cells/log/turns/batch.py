@@ -29,6 +29,7 @@ class Batch:
 
     __slots__ = (
         "answers",
+        "cancels",
         "changes",
         "dead",
         "delta",
@@ -73,6 +74,7 @@ class Batch:
         self.keys_dropped = 0
         self.inboxes: set[str] | tuple[()] = ()
         """Priorities of the inboxes besides the normal one whose places have changed."""
+        self.cancels: list[tuple[str, int]] = []
 
     def __bool__(self) -> bool:
         return self.turns > 0 or self.touched
@@ -108,4 +110,5 @@ class Batch:
             [timer for timer in self.timers.values() if timer is not None],
             [name for name, timer in self.timers.items() if timer is None], self.fired, self.wish,
             self.changes, self.keys_dropped, {one: places[one].copy() for one in sorted(self.inboxes)} if places else {},
+            self.cancels,
         )  # fmt: skip

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from mielin_cells.log.inboxes.places import copied
+from mielin_cells.log.message import DROPPED
+from mielin_cells.settings import ANSWERS_BYTES_MAX
 
 
 def rest_of(ledger: Any) -> tuple[object, ...]:
@@ -23,4 +26,18 @@ def rest_of(ledger: Any) -> tuple[object, ...]:
         rest = (*rest, "family", ledger.family.content())
     if ledger.inboxes is not None:
         rest = (*rest, "inboxes", sorted(copied(ledger.inboxes).items()))
+    if ledger.cancels is not None:
+        rest = (*rest, "cancels", ledger.cancels.content())
     return rest
+
+
+def make_room(ledger: Any, changed: Callable[[str], None]) -> None:
+    """Drops answers, those of the quietest senders first, down to three quarters of the limit."""
+    for sender, peer in ledger.peers.items():
+        for n, answer in peer.answers.items():
+            if ledger.answer_bytes <= ANSWERS_BYTES_MAX * 3 // 4:
+                return
+            if len(answer) > len(DROPPED):
+                peer.answers[n] = DROPPED
+                ledger.answer_bytes += len(DROPPED) - len(answer)
+                changed(sender)

@@ -33,6 +33,7 @@ from mielin_cells.membership.selection import Spread
 from mielin_cells.membership.table import Members
 from mielin_cells.node.activation.context import Hosted, NodeContext, StreamOwner
 from mielin_cells.node.activation.effects import Effects
+from mielin_cells.node.activation.inbox import Arrival
 from mielin_cells.node.activation.intake import Intake
 from mielin_cells.node.activation.presence.resting import Resting
 from mielin_cells.node.activation.presence.sleeper import Owned, Sleeper
@@ -59,15 +60,13 @@ OVERFLOW = 10
 class Activation(Resting):
     """The owner's side of one agent.  Made with a fold that is at the log's end; `open` starts it."""
 
-    __slots__ = (
-        "__weakref__", "_dues", "_reader", "cell", "timers",
-    )  # fmt: skip
+    __slots__ = ("__weakref__", "_dues", "_reader", "cell", "timers")
 
     def __init__(
         self, home: NodeContext, spec: Spec, cell: Cell, writer: Writer, *, tail: Tail | None = None,
         dues: Mapping[str, float] = NO_DUE,
     ) -> None:  # fmt: skip
-        """`tail`, `dues`: the tail of its inbox and the times of its timers, of an agent that left memory and comes back."""
+        """`tail`, `dues`: its inbox's tail and its timers' times, of an agent that left memory and comes back."""
         super().__init__(home, spec, writer)
         self.cell = cell
         self._dues = dues
@@ -95,6 +94,9 @@ class Activation(Resting):
 
     def kick(self) -> None:
         self.intake.kick()
+
+    def notice(self, arrival: Arrival) -> None:
+        self.intake.orders.notice(arrival)
 
     def open(self) -> None:
         """Begins to serve: re-sends every committed output that the log does not show as stored, and reads the inbox."""

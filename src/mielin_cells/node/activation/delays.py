@@ -136,6 +136,12 @@ class Delays:
         arrival.inbox.put_off(arrival, self._core.batch)
         sender.task = self._core.start(self._wait(mail.sender, sender))
 
+    def hurry(self, name: str, n: int) -> None:
+        """Message `n` of the sender need not wait any longer, if it is the one that waits to be run again."""
+        sender = self.senders.get(name)
+        if sender is not None and sender.n == n:
+            sender.backoff.wake()
+
     async def _wait(self, name: str, sender: _Sender) -> None:
         await sender.backoff.wait()
         self.due += (name,)

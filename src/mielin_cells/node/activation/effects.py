@@ -14,6 +14,7 @@ from mielin_cells.agents.signature import HandlerSpec
 from mielin_cells.agents.values.raises import Unsendable
 from mielin_cells.errors import (
     PASSING,
+    Cancelled,
     CellError,
     EpochRegression,
     Expired,
@@ -39,10 +40,12 @@ from mielin_cells.log.commit import (
     Input,
     ReplayCounts,
 )
+from mielin_cells.log.inboxes.cancels import CANCELLED
 from mielin_cells.log.keys.kept import CONFLICT, KEYED, Keyed
 from mielin_cells.log.message import Answer, Mail, Message, encode_answer, sender_text
 from mielin_cells.node.activation.core import Core
 from mielin_cells.node.activation.inbox import Arrival
+from mielin_cells.node.activation.priorities.cancelling import cancel_asks, error_of, open_asks, unheard_asks
 from mielin_cells.node.activation.timers import Timers
 from mielin_cells.node.activation.turn import Turn
 from mielin_cells.node.family.kinship import kinship_of
@@ -57,7 +60,7 @@ FAILED_BYTES_MAX = 64 * 1024
 CAUSE_CHARS_MAX = 2000
 """Of a cause, in the sentence that names it; the facts have all of it."""
 
-OF_ANOTHER_CALL = (RetryError, HandlerFailed, Expired, KeyConflict)
+OF_ANOTHER_CALL = (RetryError, HandlerFailed, Expired, KeyConflict, Cancelled)
 """Raised by a handler, these are about a call that it made."""
 
 CAUSES_MAX = 10
@@ -123,8 +126,10 @@ class Effects:
         if kept is not None and message.terms is not None and message.terms.key:
             keyed = Keyed(message.terms.key, message.digest, self._core.home.clock.now(), kept)
         is_again = bool(ledger.replays) and (sender, n) in ledger.replays
+        if turn is not None and turn.calls and not unrun and not (is_again and ledger.replays[sender, n].taken):
+            cancel_asks(self._core, unheard_asks(turn))
         if is_again:
-            answer = self._take_again(mail, message, turn, answer)
+            answer = self._take_again(mail, message, turn, answer, unrun)
         else:
             stored = keyed if keyed is None or answer is None else msgspec.structs.replace(keyed, answer=None)
             batch.inputs.append(Input(sender, n, mail.low, mail.start, answer, mail.given_up, unrun, stored))
@@ -135,7 +140,9 @@ class Effects:
         if answer is not None:
             batch.answer(mail.reply_to, sender, n, answer)
 
-    def _take_again(self, mail: Mail, message: Message, turn: Turn | None, answer: bytes | None) -> bytes | None:
+    def _take_again(
+        self, mail: Mail, message: Message, turn: Turn | None, answer: bytes | None, unrun: str
+    ) -> bytes | None:
         """An input that is run again after an undo.  Returns the answer that leaves: what was answered once stands (rule 17)."""
         batch, ledger, sender, n = self._core.batch, self._core.fold.ledger, mail.sender, message.n
         again = ledger.replays[sender, n]
@@ -149,7 +156,7 @@ class Effects:
         ledger.replayed.add(counts)
         stored = ledger.answer(sender, n) if again.taken else answer
         kept = None if again.taken else answer
-        batch.inputs.append(Input(sender, n, mail.low, mail.start, kept, mail.given_up, again.unrun))
+        batch.inputs.append(Input(sender, n, mail.low, mail.start, kept, mail.given_up, again.unrun or unrun))
         return stored if message.ask else None
 
     def send(self, turn: Turn) -> None:
@@ -189,14 +196,35 @@ class Effects:
 
     # ---- messages that are not run ---------------------------------------------------------------------------
 
-    def closes(self, arrival: Arrival, mail: Mail, message: Message, is_over: bool) -> bool:
-        """Takes the message without a run if its terms say so (rules T2 and T3), or if it is the oldest of too many."""
+    def cancelled(self, mail: Mail, message: Message, turn: Turn | None) -> None:
+        """Takes a message that is cancelled: its turn has not begun, or has ended by it (rule T4)."""
+        core, sender, n = self._core, mail.sender, message.n
+        again = core.fold.ledger.replays.get((sender, n)) if core.fold.ledger.replays else None
+        asks = [] if again is not None and again.taken else open_asks(core, sender, n, turn)
+        error = error_of(core, message)
+        logger.info("agent %s: %s of %s is cancelled", core.fold.agent, message.handler, sender_text(sender))
+        answer = encode_answer(Answer(None, error.to_wire())) if message.ask else None
+        self.take(mail, message, turn, answer, CANCELLED)
+        cancel_asks(core, asks)
+
+    def closes(self, arrival: Arrival, mail: Mail, message: Message, is_over: bool, is_cancelled: bool) -> bool:
+        """Takes the message without a run if its terms say so (rules T2 and T3), if it is the oldest of too many, or cancelled.
+
+        `is_cancelled`: a cancel of it waits in the critical inbox.
+        """
         fold, agent = self._core.fold, self._core.fold.agent
         opened = fold.turn
         has_begun = opened is not None and (opened.sender, opened.n) == (mail.sender, message.n) and opened.is_bound
-        unrun = fold.ledger.why_unrun(mail.sender, message, self._core.home.clock.now(), has_begun, is_over)
+        again = fold.ledger.replays.get((mail.sender, message.n)) if fold.ledger.replays else None
+        if is_cancelled and not (again is not None and again.taken):
+            unrun = CANCELLED
+        else:
+            unrun = fold.ledger.why_unrun(mail.sender, message, self._core.home.clock.now(), has_begun, is_over)
         if not unrun:
             return False
+        if unrun == CANCELLED:
+            self.cancelled(mail, message, None)
+            return True
         answer: bytes | None = None
         if unrun == KEYED:
             key, keys = message.terms.key if message.terms is not None else "", fold.ledger.keys

@@ -12,7 +12,7 @@ from typing import Protocol
 from mielin_cells.errors import Fenced, RecordInvalid, StoreUnreachable, described, never
 from mielin_cells.log.fold import Fold
 from mielin_cells.log.ids import inbox_subject
-from mielin_cells.log.inboxes.lines import NORMAL, priority_of
+from mielin_cells.log.inboxes.lines import CRITICAL, NORMAL, priority_of
 from mielin_cells.log.inboxes.places import HasPlace, InboxPlace
 from mielin_cells.log.ledger import Verdict
 from mielin_cells.log.message import Mail, Message, decode_mail
@@ -66,6 +66,9 @@ class Owner(Protocol):
 
     def kick(self) -> None:
         """Notes that there are messages to take."""
+
+    def notice(self, arrival: Arrival) -> None:
+        """An entry of the critical inbox has come."""
 
 
 class Inbox:
@@ -143,6 +146,8 @@ class Inbox:
                     self.waiting += arrival.count
                     self.arrived += arrival.count
                     self.is_coming = False
+                    if self.priority == CRITICAL:
+                        self._owner.notice(arrival)
                     if not arrival.count and self.opened is not None and isinstance(arrival.mail, Mail):
                         self.opened(priority_of(arrival.mail.sender))
                     if behind and self._is_new(arrival):

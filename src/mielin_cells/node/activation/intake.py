@@ -8,6 +8,7 @@ import logging
 from mielin_cells.agents.family.system import system_handler
 from mielin_cells.errors import Fenced, HandlerFailed, RecordInvalid, RetryError, described
 from mielin_cells.log.commit import DeadLetter
+from mielin_cells.log.inboxes.cancels import CANCEL
 from mielin_cells.log.ledger import Verdict
 from mielin_cells.log.message import Mail, Message, sender_text
 from mielin_cells.log.records import Stepped
@@ -18,6 +19,7 @@ from mielin_cells.node.activation.effects import Effects, is_final, is_of_store
 from mielin_cells.node.activation.inbox import Arrival
 from mielin_cells.node.activation.presence.refusals import Refusals
 from mielin_cells.node.activation.priorities.inboxes import Inboxes
+from mielin_cells.node.activation.priorities.orders import Orders
 from mielin_cells.node.activation.runner import Runner, Unfinished
 from mielin_cells.node.activation.timers import Timers
 from mielin_cells.node.activation.turn import Turn
@@ -36,8 +38,8 @@ class Intake:
     """Takes the messages of one agent, and runs their turns unless it is stopped."""
 
     __slots__ = (
-        "_alone", "_backoff", "_closing", "_core", "_effects", "_fold", "_handlers", "_inbox", "_is_closed", "_lock", "_pump",
-        "_refusals", "_runner", "_timers", "delays",
+        "_alone", "_backoff", "_closing", "_core", "_effects", "_fold", "_handlers", "_inbox", "_is_closed", "_lock", "_orders",
+        "_pump", "_refusals", "_runner", "_timers", "delays",
     )  # fmt: skip
 
     def __init__(self, core: Core, inbox: Inboxes, runner: Runner, effects: Effects, timers: Timers) -> None:
@@ -59,6 +61,8 @@ class Intake:
         """Of that message's runs."""
         self._is_closed = False
         self._refusals = Refusals(core, inbox, self.delays)
+        self._orders: Orders | None = None
+        """Made at the first one: most agents get none."""
         self._closing: asyncio.Future[None] | None = None
         """Made when somebody waits for the lock; done once the intake is closed."""
 
@@ -188,7 +192,10 @@ class Intake:
         core = self._core
         handler = self._handlers.get(message.handler) or system_handler(message.handler)
         if handler is None or (mail.cls != core.spec.name and mail.cls):
-            self._effects.refuse(mail, message)
+            if message.handler == CANCEL:
+                self.orders.take_cancel(mail, message)
+            else:
+                self._effects.refuse(mail, message)
             return None
         if self._fold.claims and self._is_poison():
             agent, turn = self._fold.agent, Turn(core, mail.sender, message.n, message.handler)
@@ -198,10 +205,25 @@ class Intake:
             self._effects.bury_failed(arrival, mail, message, turn, lost, 0)
             return None
         is_over = arrival.inbox.waiting > arrival.inbox.drops_from and mail.sender != self._fold.agent
-        asks_more = is_over or message.terms is not None or self._fold.ledger.replays
-        if asks_more and self._effects.closes(arrival, mail, message, is_over):
+        ledger, inboxes = self._fold.ledger, self._inbox
+        asks_more = is_over or message.terms is not None or ledger.replays or ledger.cancels or inboxes.others
+        if asks_more and self._effects.closes(
+            arrival, mail, message, is_over, self.orders.sees_cancel(mail.sender, message.n)
+        ):
             return None
         return self._runner.begin(mail, message, handler)
+
+    @property
+    def orders(self) -> Orders:
+        if self._orders is None:
+            self._orders = Orders(
+                self._core, self._inbox, self.delays, self._runner, self._effects, self._wake_alone
+            )  # fmt: skip
+        return self._orders
+
+    def _wake_alone(self, sender: str, n: int) -> None:
+        if self._alone[:2] == (sender, n) and self._backoff is not None:
+            self._backoff.wake()
 
     def _is_poison(self) -> bool:
         """True if too many processes have ended with this message as the first."""
@@ -228,6 +250,9 @@ class Intake:
         if core.lost is not None:
             return Fate.STOPPED
         await turn.settled()
+        if turn.cancels is not None:
+            self._effects.cancelled(mail, message, turn)
+            return Fate.TAKEN
         is_passing, ran = is_of_store(error), self._times_run(sender, n)
         if not is_passing:
             ran, settings = ran + 1, core.home.settings

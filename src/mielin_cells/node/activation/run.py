@@ -50,6 +50,9 @@ class Run(AttributeCalls, Traced):
     """The asks and steps of an earlier run of this turn."""
     stopped = False
     """The run was stopped between steps; the turn runs again, even if the handler catches `TurnStopped`."""
+    cancels: Callable[[], None] | None = None
+    """Set once the message is cancelled (rule T4): it has the handler cancelled, unless a step's call runs.  The turn makes no further
+    call, and has no effect."""
     is_reported_late = False
     in_step = False
     """A step's call is running, or its outcome is being recorded: the outcome must not be lost."""
@@ -207,6 +210,8 @@ class Run(AttributeCalls, Traced):
         self._open()
         if self.stopped:
             raise TurnStopped
+        if self.cancels is not None:
+            raise asyncio.CancelledError
         if self._abandoned:
             raise UsageError(
                 f"The handler of agent {self.id!r} cancelled step {self._abandoned!r} and went on; a turn that runs again "

@@ -94,6 +94,9 @@ class Runner:
             return error
         try:
             result = await self._rest(turn, started, handler.cancellable)
+            if turn.cancels is not None:  # whatever it returns is ignored
+                self._cell.undo()
+                return asyncio.CancelledError()
             self._effects.end(mail, message, turn, handler, result)
             return None
         except TurnStopped:
@@ -145,6 +148,24 @@ class Runner:
                 self.cancels += 1
                 turn.task.cancel()
 
+    def cancel(self, sender: str, n: int) -> None:
+        """Message `n` of the sender is cancelled: if its turn waits, its handler is, once no call of a step runs.
+
+        What an undo has taken again is not: its answer was given (rule 17).
+        """
+        turn = self.turn
+        if turn is None or (turn.sender, turn.n) != (sender, n) or turn.cancels is not None:
+            return
+        if turn.replay is None or not turn.replay.again.taken:
+            turn.cancels = partial(self._deliver, turn)
+            turn.wake()
+            self._deliver(turn)
+
+    def _deliver(self, turn: Turn) -> None:
+        if self.turn is turn and not turn.in_step and not turn.stopped and turn.task is not None:
+            self.cancels += 1
+            turn.task.cancel()
+
     def _reading(self, turn: Turn, handler: HandlerSpec) -> Callable[..., Any]:
         """A message to a shared handler, such as a command line sends, is a turn that writes nothing."""
         turn.is_read_only = True
@@ -186,7 +207,7 @@ class Runner:
                 turn._is_calling = was
                 result = await started
         except asyncio.CancelledError as error:
-            if (turn.stopped and is_failure(error)) or (self.cancels and core.is_open):
+            if (turn.stopped and is_failure(error)) or (self.cancels and core.is_open and turn.cancels is None):
                 raise TurnStopped from None
             raise
         except BaseException as error:

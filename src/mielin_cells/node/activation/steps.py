@@ -161,6 +161,8 @@ class Steps(Run):
     def rest_deadline(self, begins: bool) -> None:
         """Stops the turn's deadline when a step begins, and sets it anew when the step ends: it is for the handler alone."""
         self.in_step = begins
+        if not begins and self.cancels is not None:
+            _ = self._core.loop.call_soon(self.cancels)
         if self.deadline is not None and not self.deadline.expired() and self.is_here():
             now, seconds = self._core.loop.time(), self._core.home.settings.turn_deadline_s
             self.deadline.reschedule(None if begins else now + seconds)
@@ -195,11 +197,14 @@ class Steps(Run):
         await core.append(compose)
 
     async def _pause(self) -> None:
-        """Between steps: ends this run if the intake is being stopped.  The turn runs again, and has its finished steps."""
+        """Between steps: ends this run if the intake is being stopped, and the turn runs again, and has its finished steps; or if its
+        message is cancelled."""
         if self._core.is_stopping:
             self.stopped = True
             await asyncio.sleep(0)  # the turn must wait here: its runner learns of the end by awaiting it
             raise TurnStopped
+        if self.cancels is not None:
+            raise asyncio.CancelledError
 
     async def _rest(self, seconds: float) -> None:
         """Waits between two calls of a step."""
@@ -217,11 +222,11 @@ class Steps(Run):
             await asyncio.wait((resting,), timeout=seconds)
         finally:
             self._restings = tuple(one for one in self._restings if one is not resting)
-        if self._core.is_stopping:
+        if self._core.is_stopping or self.cancels is not None:
             raise TurnStopped
 
     def wake(self) -> None:
-        """The intake is being stopped: a wait between two calls ends."""
+        """The turn is stopped or cancelled: a wait between two calls ends."""
         for resting in (self._resting, *self._restings):
             if resting is not None and not resting.done():
                 resting.set_result(None)

@@ -1,4 +1,4 @@
-"""The invariants I1 to I36 of `docs/reliability.md`, one checker each."""
+"""The invariants I1 to I37 of `docs/reliability.md`, one checker each."""
 
 from mielin_cells.testing.checkers import messages as m
 from mielin_cells.testing.checkers import migrations as g
@@ -7,8 +7,9 @@ from mielin_cells.testing.checkers.attributes import AttributesFollow
 from mielin_cells.testing.checkers.checker import Checker
 from mielin_cells.testing.checkers.failed_turns import NothingOfIt
 from mielin_cells.testing.checkers.families import MadeOnce, ToldOnce, WithinIntensity
+from mielin_cells.testing.checkers.lines.cancels import CancelsHold
+from mielin_cells.testing.checkers.lines.priorities import PrioritiesInOrder
 from mielin_cells.testing.checkers.members import MembersAgree
-from mielin_cells.testing.checkers.priorities import PrioritiesInOrder
 from mielin_cells.testing.checkers.reads import ReadsCommitted
 from mielin_cells.testing.checkers.streams import StreamsWhole
 from mielin_cells.testing.checkers.terms import InTime, OnceByKey
@@ -24,6 +25,6 @@ OF_LOGS: tuple[type[Checker], ...] = (
 CHECKERS: tuple[type[Checker], ...] = (
     *OF_LOGS, g.ComesToRest, g.WithinBudget, m.TimersOnce, Till, g.NothingLeft, o.NothingUnverified, g.SameAgain, NothingOfIt,
     ReadsCommitted, InTime, OnceByKey, MembersAgree, TopicsOnce, StreamsWhole,
-    PrioritiesInOrder, MadeOnce, ToldOnce, WithinIntensity, AttributesFollow,
+    PrioritiesInOrder, MadeOnce, ToldOnce, WithinIntensity, AttributesFollow, CancelsHold,
 )  # fmt: skip
 """All.  `SameState` is the first: it folds the logs that others look at."""

@@ -45,7 +45,7 @@ from mielin_cells.testing.checkers.scene import Scene, Violation
 
 REPLIES = reply_subject("")
 
-INVARIANTS = tuple(f"I{number}" for number in range(1, 37))
+INVARIANTS = tuple(f"I{number}" for number in range(1, 38))
 
 
 @dataclass(slots=True)

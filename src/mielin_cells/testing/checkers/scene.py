@@ -134,6 +134,8 @@ class Observed:
     """Per receiving agent and priority, how many messages were sent to it."""
     urgent: dict[str, list[int]] = field(default_factory=dict)
     """Per sending agent and priority, the numbers of its messages in order of arrival."""
+    wronged: list[str] = field(default_factory=list)
+    """Turns that went on and were told that their ask is cancelled."""
     book: dict[str, Any] | None = None
     """For an agent that misbehaves: its other fields."""
 

@@ -15,7 +15,7 @@ from mielin_cells.log.topics.names import is_topic, matches, topic_named, topic_
 from mielin_cells.log.topics.posts import Post
 from mielin_cells.log.topics.subs import Sub, Subscribed, Took, Unsubscribed
 from mielin_cells.testing.checkers.checker import Checker, Posted, Step
-from mielin_cells.testing.checkers.priorities import Urgent
+from mielin_cells.testing.checkers.lines.priorities import Urgent
 from mielin_cells.testing.checkers.scene import Scene
 
 TOPICS = ("rates.eu", "rates.us", "rates.us.day", "news")

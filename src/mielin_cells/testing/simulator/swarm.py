@@ -80,6 +80,8 @@ class CallPlan(NamedTuple):
     deadline_s: float = 0.0
     """Within which its turn must begin; 0: whenever."""
     priority: Priority = "normal"
+    patience_s: float = 0.0
+    """After which its caller gives it up; 0: never."""
     inner: Priority = "normal"
     """That of the message that the call has the agent send."""
 

@@ -21,13 +21,13 @@ from mielin_cells.errors import AgentTerminated, CellError
 from mielin_cells.log.lifecycle import Phase
 from mielin_cells.testing.checkers.attributes import AttributesFollow, Labelled
 from mielin_cells.testing.checkers.failed_turns import DOOMED
-from mielin_cells.testing.checkers.priorities import PrioritiesInOrder
+from mielin_cells.testing.checkers.lines.priorities import PrioritiesInOrder
 from mielin_cells.testing.checkers.scene import Call, Observed
 from mielin_cells.testing.checkers.streams import FAILED, REHEARSE, rehearse
 from mielin_cells.testing.checkers.till import PAY, Receipt, pay
 from mielin_cells.testing.checkers.topics import Market, TopicsOnce, deals
 from mielin_cells.testing.simulator.clients.families import SULKS, bosses, families, observe, spawn_bosses
-from mielin_cells.testing.simulator.clients.hurried import hurried
+from mielin_cells.testing.simulator.clients.hurried import GIVEN_UP, all_of, hurried, urged
 from mielin_cells.testing.simulator.clients.labellers import labellers, look_up
 from mielin_cells.testing.simulator.clients.listeners import listeners
 from mielin_cells.testing.simulator.clients.readers import readers
@@ -263,7 +263,7 @@ class Accounts(Workload):
                 works += readers(scenario, client, class_of, name)
                 works += families(scenario, client, name)
                 works += listeners(scenario, client, Account, accounts, name)
-                await view.process.run(_all(works))
+                await view.process.run(all_of(works))
                 await view.process.run(client.close())
                 return
             except Killed:
@@ -300,15 +300,13 @@ class Accounts(Workload):
                 world.store.trim(subject, before)
 
     async def _hurried(self, scenario: Deployment, client: Client, plan: CallPlan, call: Call) -> None:
-        await self._called(scenario, plan, call, client.get(Account, plan.agent))
+        await self._outcome(scenario, plan, call, urged(client.get(Account, plan.agent), plan, call))
 
     async def _called(self, scenario: Deployment, plan: CallPlan, call: Call, ref: Agent) -> None:
-        counts, bound = scenario.scene.counts, getattr(ref, plan.kind)
+        bound = getattr(ref, plan.kind)
         args: tuple[Any, ...] = (call.sender, call.n)
         if plan.kind in ("give", "hand", "settle", "post", "attend", "depart", "label"):
             args = *args, plan.to, plan.amount
-        elif plan.kind == "urge":
-            args = *args, plan.to, plan.inner, bool(plan.amount)
         elif plan.kind == "alarm":
             args = *args, plan.amount**2
         elif plan.deadline_s:
@@ -317,10 +315,17 @@ class Accounts(Workload):
         elif plan.kind == "once":
             call.key, call.body = f"k{plan.amount}", int(plan.number % 5 == 0)
             args, bound = (call.key, call.body), bound.options(key=call.key)
-        if plan.priority != "normal":
-            bound = bound.options(priority=plan.priority)
+        await self._outcome(scenario, plan, call, bound.tell(*args) if plan.tells else bound(*args))
+
+    async def _outcome(
+        self, scenario: Deployment, plan: CallPlan, call: Call, answers: Coroutine[Any, Any, Any]
+    ) -> None:
+        counts = scenario.scene.counts
         try:
-            answer = await (bound.tell(*args) if plan.tells else bound(*args))
+            answer = await answers
+            if answer is GIVEN_UP:
+                counts["call cancelled"] += 1
+                return
             if call.doomed:
                 call.doomed = "stored" if plan.tells else "answered"
                 call.at = scenario.world.loop.time()
@@ -378,7 +383,8 @@ class Accounts(Workload):
             ref = scenario.operator.get(Spill if class_of(agent) is Spill else Account, agent)
             observed[agent] = Observed(*await scenario.until_done(ref.show))
             observed[agent].came, observed[agent].gaps = await scenario.until_done(ref.attended)
-            observed[agent].urged, observed[agent].urgent = await scenario.until_done(ref.urgencies)
+            one = observed[agent]
+            one.urged, one.urgent, one.wronged = await scenario.until_done(ref.urgencies)
         late = (TopicsOnce, AttributesFollow, PrioritiesInOrder)
         if any(isinstance(one, late) and one.behind() for one in scenario.checkers.all) or not await observe(scenario):
             return False
@@ -391,9 +397,3 @@ class Accounts(Workload):
 def class_of(agent: str) -> type[Agent]:
     """The names of those that misbehave begin with b, that of the one with a small inbox with c."""
     return Odd if agent.startswith("b") else Spill if agent.startswith("c") else Account
-
-
-async def _all(works: list[Coroutine[Any, Any, None]]) -> None:
-    async with asyncio.TaskGroup() as group:
-        for work in works:
-            _ = group.create_task(work)

@@ -202,7 +202,7 @@ class Branches(Making):
             return True
         is_blocked = False
         for pending in list(self._open.values()):
-            if pending.is_begun or isinstance(pending, PendingTimer):
+            if pending.is_begun or isinstance(pending, PendingTimer) or self._turn.cancels is not None:
                 continue
             if isinstance(pending, PendingStep) and self._is_behind:
                 is_blocked = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, Literal, Protocol, TypeAlias
 
 from mielin_cells.agents.retry import Retry
@@ -31,6 +32,7 @@ class CallingTurn(Protocol):
     steps: int
     busy: int
     stopped: bool
+    cancels: Callable[[], None] | None
     in_step: bool
     broken: Any
     _recording: asyncio.Task[Any] | None

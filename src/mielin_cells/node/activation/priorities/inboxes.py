@@ -35,7 +35,7 @@ class Inboxes(Inbox):
     def __init__(self, owner: Owner, tail: Tail | None = None) -> None:
         super().__init__(owner, tail, opened=self._open)
         self.others: dict[str, Inbox] | None = None
-        self._turns = Turns()
+        self._turns: Turns | None = None
         self._readers: tuple[asyncio.Task[None], ...] = ()
         self._is_reading = False
         for priority in owner.fold.ledger.inboxes or ():
@@ -53,6 +53,7 @@ class Inboxes(Inbox):
         others = self.others
         if others is None:
             others = self.others = {}
+            self._turns = Turns()
         inbox = others.get(priority)
         if inbox is None:
             place = (self._fold.ledger.inboxes or {}).get(priority) or InboxPlace()
@@ -101,7 +102,7 @@ class Inboxes(Inbox):
 
         `alone`: sender and number of a message that failed and that no other may overtake; ("", 0) if there is none.
         """
-        if self.others is None:
+        if self.others is None or self._turns is None:
             return self if self.queue else None
         turn = self._fold.turn
         if turn is not None and turn_goes_first(self._fold):
@@ -123,7 +124,8 @@ class Inboxes(Inbox):
 
     def took(self, inbox: Inbox) -> None:
         """A message was taken from this inbox."""
-        self._turns.took(inbox.priority, self._waiting())
+        if self._turns is not None:
+            self._turns.took(inbox.priority, self._waiting())
 
     def pass_opening(self, arrival: Arrival, sender: str, batch: Batch) -> None:
         """The first entry of the normal inbox opens another one: the ledger names it in the commit that passes the entry."""

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from mielin_cells.testing.checkers.priorities import urges
+from mielin_cells.testing.checkers.lines.priorities import urges
 from mielin_cells.testing.checkers.scene import Call
 from mielin_cells.testing.simulator.deployment import Deployment
 from mielin_cells.testing.simulator.swarm import CallPlan
@@ -21,10 +21,38 @@ def hurried(
     for number, urge in enumerate(urges(scenario.swarm.seed, sender, agents)):
         numbers[urge.agent, urge.priority] += 1
         plan = CallPlan(
-            number, urge.rest_s, urge.agent, urge.kind, urge.to, int(urge.asks), False, 0.0, urge.priority, urge.inner
+            number, urge.rest_s, urge.agent, urge.kind, urge.to, int(urge.asks), False, 0.0, urge.priority, urge.patience_s,
+            urge.inner,
         )  # fmt: skip
         plans.append((plan, f"{sender}.{urge.priority}", numbers[urge.agent, urge.priority]))
     return [_hurry(scenario, plans, called)] if plans else []
+
+
+GIVEN_UP = object()
+"""In place of an answer, of a call that was cancelled."""
+
+
+async def urged(ref: Any, plan: CallPlan, call: Call) -> Any:
+    """The answer of a call with a priority; `GIVEN_UP` once its caller's patience is over."""
+    args: tuple[Any, ...] = (call.sender, call.n)
+    if plan.kind == "dawdle":
+        args = *args, plan.to, plan.inner, min(plan.patience_s * 2, 3.0), bool(plan.amount)
+    elif plan.kind == "urge":
+        args = *args, plan.to, plan.inner, bool(plan.amount)
+    bound = getattr(ref, plan.kind).options(priority=plan.priority)
+    return await (_patient(bound(*args), plan.patience_s) if plan.patience_s else bound(*args))
+
+
+async def _patient(call: Coroutine[Any, Any, Any], seconds: float) -> Any:
+    task = asyncio.ensure_future(call)
+    try:
+        done, _ = await asyncio.wait((task,), timeout=seconds)
+        if not done:
+            task.cancel()
+            _ = await asyncio.wait((task,))
+    finally:
+        task.cancel()
+    return GIVEN_UP if task.cancelled() else task.result()
 
 
 async def _hurry(
@@ -38,3 +66,9 @@ async def _hurry(
             call = Call(plan.agent, sender, n, True)
             scenario.scene.calls.append(call)
             _ = group.create_task(called(plan, call))
+
+
+async def all_of(works: list[Coroutine[Any, Any, None]]) -> None:
+    async with asyncio.TaskGroup() as group:
+        for work in works:
+            _ = group.create_task(work)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import mielin_cells as cells
 from mielin_cells.log.inboxes.lines import NORMAL, Priority, priority_of
 from mielin_cells.testing.checkers.checker import Checker, Letter
+from mielin_cells.testing.checkers.lines.cancels import Lingering
 from mielin_cells.testing.checkers.scene import Scene
 
 LEVELS: tuple[Priority, ...] = ("low", "normal", "high", "critical")
@@ -18,14 +19,11 @@ URGE_S = 4.0
 """An account's patience with an ask of this kind."""
 
 
-class Urgent(cells.Agent, name="SimUrgent"):
+class Urgent(Lingering, name="SimUrgent"):
     """What an account does with priorities."""
 
     urged: dict[str, int] = {}  # noqa: RUF012 - a mutable default is copied for each agent
     urgent: dict[str, list[int]] = {}  # noqa: RUF012
-
-    def _heard(self, sender: str, n: int) -> int:
-        raise NotImplementedError
 
     @cells.handler(tries=20)
     async def urge(self, sender: str, n: int, to: str, priority: Priority, asks: bool) -> int:
@@ -45,8 +43,8 @@ class Urgent(cells.Agent, name="SimUrgent"):
         self.urgent.setdefault(line, []).append(number)
 
     @cells.handler
-    async def urgencies(self) -> tuple[dict[str, int], dict[str, list[int]]]:
-        return self.urged, self.urgent
+    async def urgencies(self) -> tuple[dict[str, int], dict[str, list[int]], list[str]]:
+        return self.urged, self.urgent, self.wronged
 
 
 class Urge(NamedTuple):
@@ -60,6 +58,8 @@ class Urge(NamedTuple):
     priority: Priority
     inner: Priority
     """That of the message that the call has the agent send."""
+    patience_s: float
+    """After which its caller gives it up; 0: never."""
 
 
 def urges(seed: int, name: str, agents: list[str]) -> list[Urge]:
@@ -70,8 +70,11 @@ def urges(seed: int, name: str, agents: list[str]) -> list[Urge]:
     for _ in range(rng.randint(6, 24)):
         agent, to = rng.sample(agents, 2)
         rest_s = rng.choice((0.0, 0.0, 0.02, 0.3, 1.5)) * rng.random()
-        kind = rng.choice(("note", "urge", "urge"))
-        made.append(Urge(rest_s, agent, kind, to, rng.random() < 0.4, rng.choice(LEVELS), rng.choice(LEVELS)))
+        kind = rng.choice(("note", "urge", "urge", "dawdle"))
+        gives_up = kind == "dawdle" or (kind == "note" and rng.random() < 0.4)
+        patience_s = rng.choice((0.02, 0.3, 1.0, 3.0)) if gives_up else 0.0
+        priority, inner = rng.choice(LEVELS), rng.choice(LEVELS)
+        made.append(Urge(rest_s, agent, kind, to, rng.random() < 0.4, priority, inner, patience_s))
     return made
 
 
