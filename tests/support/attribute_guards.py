@@ -48,7 +48,7 @@ def an_undo_gives_attributes_a_new_number(patch: Patch) -> None:
     patch.setattr("mielin_cells.log.undo.after_undo_of_attributes", back)
 
 
-@guard(within=200)
+@guard(within=600)
 def a_new_owner_looks_what_is_written(patch: Patch) -> None:
     """An owner writes attributes only when they change."""
     patch.setattr(activation, "announce_held", lambda _: None)
