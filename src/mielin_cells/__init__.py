@@ -39,6 +39,7 @@ from mielin_cells.agents.table import Table
 from mielin_cells.agents.timer import CatchUp, after, cancel, cron, every
 from mielin_cells.agents.topics.calls import publish, subscribe, unsubscribe
 from mielin_cells.agents.topics.messages import Published, TopicGap
+from mielin_cells.agents.waits.external import External, external
 from mielin_cells.deployment.connect import connect
 from mielin_cells.deployment.local import local
 from mielin_cells.errors import (
@@ -71,11 +72,12 @@ __version__ = "0.2.0"
 
 __all__ = [
     "Agent", "AgentId", "AgentInfo", "AgentState", "AgentTerminated", "AskTimeout", "BadArguments", "Buffer", "CatchUp",
-    "CellError", "Cluster", "ConfigError", "Down", "DrainReport", "FieldRefused", "HandlerFailed", "InboxFull",
+    "CellError", "Cluster", "ConfigError", "Down", "DrainReport", "External", "FieldRefused", "HandlerFailed", "InboxFull",
     "LostError", "MigrationError", "MigrationFailed", "MigrationRefused", "MigrationReport", "NoSuchAgent", "NodeInfo",
     "NotInTurn", "Policy", "Published", "Retry", "RetryError", "RollbackReport", "Settings", "StepFailed", "Stream",
     "Supervision", "Table", "TopicGap", "UsageError", "after", "attr", "attributes", "cancel", "child", "connect", "cron", "emit",
-    "errors", "every", "handler", "link", "local", "monitor", "publish", "spawn", "step", "subscribe", "this", "trace", "tracing",
+    "errors", "every", "external", "handler", "link", "local", "monitor", "publish", "spawn", "step", "subscribe", "this", "trace",
+    "tracing",
     "unmonitor", "unsubscribe", "upgrade",
 ]  # fmt: skip
 

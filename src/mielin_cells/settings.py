@@ -74,6 +74,15 @@ TIMERS_BYTES_MAX = 4 * 1024 * 1024
 TIMERS_MAX = 10_000
 """Timers of one agent at a time: they are in its snapshots and in what a handover seals."""
 
+OUTCOMES_MAX = 1000
+"""Outcomes of external waits that an agent keeps; of an older one, who resolves it again is told `WaitOver`."""
+
+OUTCOMES_BYTES_MAX = 4 * 1024 * 1024
+"""Of those outcomes: they are in its snapshots and in what a handover seals."""
+
+WAITS_MAX = 10_000
+"""External waits of one agent at a time that keep no turn open."""
+
 CATCH_UP_MAX = 10_000
 """Times of one repeating timer that are made up for, the newest: also where a clock was years ahead."""
 

@@ -22,7 +22,14 @@ STREAM = """The sky is blue because short waves scatter most. (1 answered on nod
 The sky is blue because short waves scatter most. (1 answered on node-2)
 paused for a moment: True
 """
+APPROVAL = """mail to boss: may we buy a ladder?
+the move has completed
+process ended with 9
+approved: True
+a ladder: bought
+"""
 ENDS = {
+    "approval.py": APPROVAL,
     "chat.py": CHAT,
     "fan_out.py": "process ended with 9\ntotal: 2470 worked: {1}\n",
     "hello.py": "3\n",

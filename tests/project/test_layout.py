@@ -51,7 +51,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "node.topics": SHARED | {"node.topics"},
     "node.family": SHARED | {"node.family"},
     "node.attributes": SHARED | {"node.attributes"},
-    "node.activation": SHARED | {"node.streams", "node.topics", "node.family", "node.attributes", "node.activation"},
+    "node.waits": SHARED | {"node.waits"},
+    "node.activation": SHARED
+    | {"node.streams", "node.topics", "node.family", "node.attributes", "node.waits", "node.activation"},
     "node.moves": SHARED | {"node.topics", "node.activation", "node.moves"},
     "node.ownership": SHARED | {"node.topics", "node.activation", "node.moves", "node.ownership"},
     "node": NODE,
@@ -75,6 +77,7 @@ PURE_IMPORTS = {
 PURE_USES = {
     "agents.times.cron": {"importlib"},  # the library of cron expressions and the time zones, when they are first used
     "migration": {"importlib"},  # its public names are imported when they are first used
+    "log.waits.tokens": {"base64"},  # tokens are text
     "agents.live": {"sys"},  # counts who holds a value
     "agents.values.models": {"sys"},  # whether pydantic is there
 }

@@ -25,6 +25,7 @@ from support.member_guards import the_suspected_say_that_they_live
 from support.paths import ROOT
 from support.priority_guards import inboxes_are_opened
 from support.topic_guards import numbers_say_what_is_stored
+from support.wait_guards import the_first_outcome_stands
 
 from mielin_cells.agents import context
 from mielin_cells.agents.live import Cell
@@ -515,6 +516,7 @@ assert Guard(inboxes_are_opened, 20) in GUARDS, "and those of priorities"
 assert Guard(restarts_are_counted, 40) in GUARDS, "and those of supervision"
 assert Guard(attributes_expect_the_last, 100) in GUARDS, "the guards of attributes are among them"
 assert Guard(asks_of_cancelled_turns_are_cancelled, 40) in GUARDS, "and those of cancels"
+assert Guard(the_first_outcome_stands, 100) in GUARDS, "and those of waits"
 
 SOON = 40
 """What is found within so many seeds is taken away in `make test`, too."""

@@ -9,7 +9,7 @@ from mielin_cells.agents.finding.found import Finding
 from mielin_cells.agents.finding.where import Where
 from mielin_cells.agents.groups.report import GroupReport, Order
 from mielin_cells.agents.reference import Reference
-from mielin_cells.agents.reports import AgentInfo, DrainReport, MigrationReport, NodeInfo, RollbackReport
+from mielin_cells.agents.reports import AgentInfo, DrainReport, MigrationReport, NodeInfo, RollbackReport, WaitOutcome
 from mielin_cells.agents.services.service import Choice, Service
 from mielin_cells.agents.topics.messages import Published, Since, TopicGap
 
@@ -131,6 +131,22 @@ class Cluster(Spawning, Protocol):
 
     async def show(self, agent: Reference | str, /) -> AgentInfo:
         """The agent as its owner sees it.  Raises `NoSuchAgent`, and `NoResponder` while the owner does not answer."""
+
+    async def resolve(self, token: str, value: Any = None, /, *, timeout: float | None = None) -> WaitOutcome:
+        """Ends the external wait that the token names with a value, unless it has an outcome: then that one stands, and is returned.
+
+        Guarantees: once this returns, the outcome is recorded.  Whoever was not answered may repeat it.
+        A wait that is not open yet, because its turn runs again just now, gets the value when it opens.
+
+        Raises `BadArguments` for a value of another type than the wait's, which goes on; `NoSuchWait` for a text that is no token of
+        this deployment; `WaitOver` if the turn has ended without the wait, or what stands is not kept any more; `AskTimeout`, and then
+        it may still take effect.
+        """
+
+    async def reject(
+        self, token: str, reason: str | BaseException = "", /, *, timeout: float | None = None
+    ) -> WaitOutcome:
+        """As `resolve`: where it waits, the handler gets `WaitRejected` with this reason."""
 
     async def agents(self) -> list[AgentInfo]:
         """Every agent that runs now."""

@@ -155,6 +155,17 @@ class Turn(Protocol):
     def trace(self) -> Trace | None:
         """The trace that the turn is part of."""
 
+    async def open_wait(self, wait: Any) -> str:
+        """What `External.open` does."""
+
+    async def wait_outcome(self, wait: Any) -> bytes:
+        """What awaiting an `External` does."""
+
+    async def open_later(
+        self, name: str, handler: str, other: str, args: tuple[Any, ...], kwargs: dict[str, Any], deadline: float | None
+    ) -> str:
+        """What `cells.external(then=)` does."""
+
 
 turn: ContextVar[Turn | None] = ContextVar("mielin_cells_turn", default=None)
 current: ContextVar[Caller | None] = ContextVar("mielin_cells_caller", default=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import msgspec
 
@@ -35,6 +36,17 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     process: int = 0
     python: str = ""
     package: str = ""
+
+
+class WaitInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """An external wait that is open, as the agent's owner sees it."""
+
+    name: str
+    token: str = ""
+    until: float = 0.0
+    """Its deadline, by the store's time; 0: none."""
+    handler: str = ""
+    """Of a wait that keeps no turn open: what gets the value."""
 
 
 class AgentInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,6 +82,22 @@ class AgentInfo(msgspec.Struct, frozen=True, kw_only=True):
     """The agent that has spawned it as a child, and supervises it."""
     children: int = 0
     """How many agents it has spawned as children."""
+    waits: list[WaitInfo] = []
+    """The external waits that are open."""
+
+
+class WaitOutcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What stands of an external wait, once somebody has resolved or rejected it."""
+
+    agent: str
+    wait: str
+    accepted: bool
+    """This call has ended the wait.  False: it had ended before, and what follows is what stands."""
+    outcome: Literal["value", "rejected", "timeout"]
+    value: Any = None
+    """As plain data."""
+    reason: str = ""
+    """Of a rejection; of a timeout, a sentence."""
 
 
 class CallInfo(msgspec.Struct, frozen=True, kw_only=True):

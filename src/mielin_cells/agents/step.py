@@ -189,6 +189,15 @@ def results_of(call: Callable[..., Any]) -> Results:
         raise FieldRefused.at(path, f": {written!r} is no type of a result: {error}.") from error
 
 
+def results_of_kind(kind: Any, path: str) -> Results:
+    """For values of a type that is given.  Raises `FieldRefused` for one that cannot be kept."""
+    try:
+        wanted: Any = type(None) if kind is None else kind
+        return _results(wanted, path)
+    except TypeError as error:  # not hashable, so no type
+        raise FieldRefused.at(path, f": {kind!r} is no type of a value: {error}.") from error
+
+
 def _awaited(kind: Any) -> Any:
     """What a plain function that is annotated with an awaitable gives when it is awaited."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)

@@ -39,6 +39,10 @@ of ten migrations completed.""",
 
 Exits with 5 if no answer came in time: the call may still take effect.""",
         "messages.tell": "Store a message in an agent's inbox, without waiting for its effect.",
+        "messages.resolve": """End an external wait of an agent with a value.
+
+Exits with 3 if the wait has ended before: the first outcome stands, and is printed.""",
+        "messages.reject": "End an external wait of an agent with an error, which says why.",
     },
     "Look": {
         "look.agents": "List the agents, in the order of their ids.",

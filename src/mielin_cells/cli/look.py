@@ -13,7 +13,7 @@ from cyclopts.validators import Number
 
 from mielin_cells.agents.finding.found import Found
 from mielin_cells.agents.finding.where import text_of
-from mielin_cells.agents.reports import AgentInfo, NodeInfo
+from mielin_cells.agents.reports import AgentInfo, NodeInfo, WaitInfo
 from mielin_cells.cli.command import command
 from mielin_cells.cli.live import View, show_view
 from mielin_cells.cli.moves import show_migration
@@ -147,6 +147,9 @@ def _agents_text(page: list[AgentInfo], *, has_more: bool) -> str:
         }
         for info in page
     ]  # fmt: skip
+    if any(info.waits for info in page):
+        for row, info in zip(rows, page, strict=True):
+            row["waits for"] = ", ".join(wait.name for wait in info.waits)
     more = f"\nmore: --after {shlex.quote(page[-1].id)}" if has_more else ""
     return table(rows) + more if rows else "no agents"
 
@@ -206,7 +209,14 @@ def _agent_record(agent: AgentInfo) -> dict[str, Any]:
         "last record": when(agent.at), "migration": agent.migration, "error": agent.error, "code": agent.code,
         "standby": ", ".join(agent.standby), "arch": ", ".join(agent.policy.preferred_architectures) or "any",
         "running": f"{agent.running}, for {duration(agent.running_s)}" if agent.running else "",
+        "waits for": "; ".join(map(_wait_text, agent.waits)),
     }  # fmt: skip
+
+
+def _wait_text(wait: WaitInfo) -> str:
+    until = f" until {when(wait.until)}" if wait.until else ""
+    what = f", token {wait.token}" if wait.token else f", then {wait.handler}" if wait.handler else ""
+    return f"{wait.name}{until}{what}"
 
 
 @command

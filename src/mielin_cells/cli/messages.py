@@ -1,4 +1,4 @@
-"""`mielin spawn`, `ask`, `tell`, `topic` and `dead`: agents are created and called, and messages that failed are looked after."""
+"""`mielin spawn`, `ask`, `tell`, `resolve`, `reject`, `topic` and `dead`: agents are made and called, and messages looked after."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import msgspec
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
+from mielin_cells.agents.reports import WaitOutcome
 from mielin_cells.agents.topics.messages import Published, Since, TopicGap
 from mielin_cells.cli.command import command, confirm, operate
 from mielin_cells.cli.options import (
@@ -27,9 +28,9 @@ from mielin_cells.cli.options import (
     Yes,
     choose_one,
 )
-from mielin_cells.cli.show import Printer, counted, record, table, when
+from mielin_cells.cli.show import Printer, as_json, counted, record, table, when
 from mielin_cells.client.operator import Operator
-from mielin_cells.deployment.codes import DONE
+from mielin_cells.deployment.codes import DONE, REFUSED
 from mielin_cells.errors import ConfigError, UsageError
 from mielin_cells.store.topics import list_topics
 
@@ -88,6 +89,47 @@ async def tell(
     await operator.tell(agent, handler, list(words), deadline, key, priority)
     printer.show({"agent": agent, "handler": handler, "stored": True}, lambda: f"stored in the inbox of {agent}")
     return DONE
+
+
+# ---- waits ----------------------------------------------------------------------------------------------------
+
+Token = Annotated[
+    str, Parameter(name="TOKEN", help="The wait's token: whoever opened it has given it out; `mielin show` has it too.")
+]
+
+
+@command
+async def resolve(
+    operator: Operator,
+    printer: Printer,
+    token: Token,
+    value: Annotated[str, Parameter(name="VALUE", help="JSON if that fits the type of the wait, else text.")],
+    /,
+    *,
+    timeout: Timeout = None,
+) -> int:
+    return _told(printer, await operator.client.resolve_word(token, value, timeout))
+
+
+@command
+async def reject(
+    operator: Operator,
+    printer: Printer,
+    token: Token,
+    reason: Annotated[str, Parameter(name="TEXT", help="Why; the waiting handler gets it.")] = "",
+    /,
+    *,
+    timeout: Timeout = None,
+) -> int:
+    return _told(printer, await operator.client.reject(token, reason, timeout=timeout))
+
+
+def _told(printer: Printer, told: WaitOutcome) -> int:
+    """Done if this has ended the wait; refused if something else stands."""
+    stands = as_json(told.value) if told.outcome == "value" else f"{told.outcome}: {told.reason}"
+    had = "" if told.accepted else " already"
+    printer.show(told, lambda: f"wait {told.wait!r} of {told.agent} has ended{had}: {stands}")
+    return DONE if told.accepted else REFUSED
 
 
 # ---- topics ---------------------------------------------------------------------------------------------------

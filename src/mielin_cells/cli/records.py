@@ -24,6 +24,7 @@ from mielin_cells.log.inboxes.lines import line_text
 from mielin_cells.log.message import sender_text
 from mielin_cells.log.state import StoredState
 from mielin_cells.log.stores import BUCKETS
+from mielin_cells.log.waits.kept import Stood
 from mielin_cells.redaction import scrubbed
 
 
@@ -129,5 +130,7 @@ def describe(record: Any) -> str:
 
 def _describe_commit(commit: Commit) -> str:
     parts = [counted(len(commit.inputs), "message")] if commit.inputs else []
+    ended = sum(isinstance(change, Stood) for change in commit.changes)
+    parts += [f"{counted(ended, 'wait')} ended"] if ended else []
     parts += [f"{count} {name}" for name, count in (("sent", len(commit.outs)), ("dead", len(commit.dead))) if count]
     return ", ".join(parts + (["state"] if commit.state is not None else []))

@@ -7,6 +7,7 @@ import contextlib
 
 from mielin_cells.agents.context import turn
 from mielin_cells.client.requester import Requester
+from mielin_cells.client.waits.resolving import Resolving
 from mielin_cells.errors import CellError, NodeCordoned, NodeStopping, NoResponder, UnknownNode, WireTimeout
 from mielin_cells.membership.selection import Spread
 from mielin_cells.rpc import requests
@@ -88,7 +89,7 @@ class Placing:
             return self._spread
 
 
-class Kin(Requester):
+class Kin(Resolving):
     """What nodes do with agents of others for a parent: make children, and carry out what was decided about them."""
 
     _placing: Placing

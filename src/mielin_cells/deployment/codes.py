@@ -22,7 +22,7 @@ _KINDS: dict[type[errors.CellError], int] = {
         (
             errors.AgentTerminated, errors.AlreadyThere, errors.ClaimRefused, errors.Expired, errors.InboxFull,
             errors.InvalidTransition, errors.MigrationInProgress, errors.MigrationRefused, errors.NodeCordoned, errors.RollbackExpired,
-            errors.TooLateToCancel, errors.WrongClass,
+            errors.TooLateToCancel, errors.WaitOver, errors.WrongClass,
         ),
         REFUSED,
     ),

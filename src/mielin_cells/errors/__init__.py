@@ -25,14 +25,15 @@ __all__ = [
     "EpochRegression", "Expired", "Fenced", "FieldRefused", "GroupRefused", "HandlerFailed", "InboxFull", "InternalError",
     "InvalidAgentId", "InvalidTransition", "IsReference", "JetStreamDisabled", "JournalGap", "KeyConflict", "LogGap", "LostError",
     "MessageTooLarge", "MigrationError", "MigrationFailed", "MigrationInProgress", "MigrationRefused", "NameTaken", "NoResponder",
-    "NoSuchAgent", "NoSuchHandler", "NoSuchMigration", "NodeCordoned", "NodeStopping", "NonDeterministicTurn", "NoneAvailable",
-    "NotConnected", "NotInTurn", "NotTheOwner", "PartMisplaced", "PartMissing", "PermissionDenied", "QuotaExceeded", "ReadOnly",
+    "NoSuchAgent", "NoSuchHandler", "NoSuchMigration", "NoSuchWait", "NodeCordoned", "NodeStopping", "NonDeterministicTurn",
+    "NoneAvailable", "NotConnected",
+    "NotInTurn", "NotTheOwner", "PartMisplaced", "PartMissing", "PermissionDenied", "QuotaExceeded", "ReadOnly",
     "RecordInvalid", "RecordTruncated", "RecoveryNotDue", "RetryError", "RollbackExpired", "SelfAsk", "ServerTooOld",
     "SessionExpired", "StateInvalid", "StateTooNew", "StateUnloadable", "StateUpgradeFailed", "StepFailed", "StepInvalid",
     "StoreBusy", "StoreCorrupt", "StoreFull", "StoreInUse", "StoreIncompatible", "StoreReadOnly", "StoreUnreachable", "StreamGap",
     "StreamMissing", "StreamRestarted", "SupervisionFailed", "TooLateToCancel", "TopicInvalid", "TraceInvalid", "TrailingData",
-    "TurnDeadlineExceeded", "UnknownClass", "UnknownNode", "UnknownRecord", "UnsupportedFormat", "UsageError", "WhereInvalid",
-    "WireTimeout", "WrongAgent", "WrongClass",
+    "TurnDeadlineExceeded", "UnknownClass", "UnknownNode", "UnknownRecord", "UnsupportedFormat", "UsageError", "WaitOver",
+    "WaitRejected", "WaitTimeout", "WhereInvalid", "WireTimeout", "WrongAgent", "WrongClass",
 ]  # fmt: skip
 
 for _cls in (*classes(), AlreadySpawned):

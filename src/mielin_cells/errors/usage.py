@@ -180,6 +180,22 @@ class Cancelled(UsageError):
     handler."""
 
 
+class NoSuchWait(UsageError):
+    """Not a token of a wait of this deployment: it was cut or changed, or is of another one."""
+
+
+class WaitOver(UsageError):
+    """The turn that made the wait has ended without an outcome of it, or the outcome is not kept any more.  Facts: wait."""
+
+
+class WaitTimeout(UsageError):
+    """Nobody has resolved the wait before its deadline; a turn that runs again gets the same.  Facts: wait."""
+
+
+class WaitRejected(UsageError):
+    """Somebody has rejected the wait; a turn that runs again gets the same.  Facts: wait, reason."""
+
+
 class KeyConflict(UsageError):
     """Another call was made under the same key, and has run; this one did not.  Facts: agent, handler, key."""
 

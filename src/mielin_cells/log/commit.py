@@ -13,6 +13,8 @@ from mielin_cells.log.inboxes.places import InboxPlace
 from mielin_cells.log.keys.kept import Keyed
 from mielin_cells.log.message import Terms
 from mielin_cells.log.topics.subs import TopicChange
+from mielin_cells.log.waits.kept import WaitChange
+from mielin_cells.log.waits.tokens import label_of
 
 LetterKey: TypeAlias = tuple[int, str, int]
 """Identifies one dead letter of an agent: inbox sequence, sender, number."""
@@ -142,7 +144,7 @@ class StepCall(msgspec.Struct, array_like=True, frozen=True, tag="step"):
 
     @property
     def label(self) -> str:
-        return "a timer" if self.name == TIMER else f"step {self.name.strip()!r}"
+        return "a timer" if self.name == TIMER else label_of(self.name)
 
 
 TurnCall: TypeAlias = AskCall | StepCall
@@ -302,8 +304,8 @@ class Commit(msgspec.Struct, array_like=True, frozen=True):
     """Timers that were cancelled, or have fired."""
     fired: list[Fired] = []
     wish: Wish | None = None
-    changes: list[TopicChange | FamilyChange] = []
-    """What was subscribed, ended, and taken of topics; and what changed between the agent and its parent, children and watchers."""
+    changes: list[TopicChange | FamilyChange | WaitChange] = []
+    """What was subscribed, ended, and taken of topics; what changed between the agent and its kin; and of external waits."""
     keys_dropped: int = 0
     """How many of the oldest keyed calls are not kept any more, once those of this commit are."""
     inboxes: dict[str, InboxPlace] = {}

@@ -165,16 +165,9 @@ class Fold(Image):
     def _went_back(self, record: Undone) -> None:
         self.state.apply(record.state)
         self.ledger.undo(
-            record.cursor,
-            record.held,
-            record.marks,
-            record.unburied,
-            record.timers,
-            record.replays,
-            record.corrects,
-            record.subs,
-            record.inboxes,
-        )
+            record.cursor, record.held, record.marks, record.unburied, record.timers, record.replays, record.corrects, record.subs,
+            record.inboxes, record.waits,
+        )  # fmt: skip
         self.version, self.last_digest = record.version, record.digest
         self.turn, self.claims, self.goes_to, self.wish = None, 0, record.goes_to, None
         self.undone = [(to, by) for to, by in self.undone if by > self.floor]

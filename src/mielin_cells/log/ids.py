@@ -111,6 +111,9 @@ def part_subject(agent: str, name: str) -> str:
 MEMBERS = "members"
 """The log of who is there."""
 
+SECRET = "secret"
+"""Where the deployment's secret is: one entry, which is never removed."""
+
 BEATS = "beat.nodes"
 """Where every node's heartbeat is heard on the wire, by those that watch."""
 

@@ -13,18 +13,7 @@ import msgspec
 from blake3 import blake3
 
 from mielin_cells.log.codec import pack
-from mielin_cells.log.commit import (
-    EXPIRED,
-    FULL,
-    Commit,
-    DeadLetter,
-    LetterKey,
-    Out,
-    ReplayCounts,
-    ReplayInput,
-    Timer,
-    TurnCall,
-)  # fmt: skip
+from mielin_cells.log.commit import EXPIRED, FULL, Commit, DeadLetter, LetterKey, Out, ReplayCounts, ReplayInput, Timer
 from mielin_cells.log.digest import NamedDigests
 from mielin_cells.log.family import made
 from mielin_cells.log.family.tree import Family, FamilyChange
@@ -35,6 +24,7 @@ from mielin_cells.log.keys.kept import Keyed, Keys
 from mielin_cells.log.message import Message, Peer, Verdict, is_client
 from mielin_cells.log.topics.subs import Sub, Subs, Subscribed, Took, TopicChange, Unsubscribed
 from mielin_cells.log.turns.contents import make_room, rest_of
+from mielin_cells.log.waits.kept import WAIT_CHANGES, WaitChange, Waits
 from mielin_cells.settings import ANSWERS_BYTES_MAX, DEAD_LETTERS_MAX, LETTERS_BYTES_MAX, SESSIONS_MAX
 
 FLAT_MAX = 1024
@@ -85,6 +75,8 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
     """Places in the inboxes of other priorities than normal, as far as they are in use (rule T1)."""
     cancels: Cancels | None = None
     """Of messages that have not come yet (rule T4); None if there never was one."""
+    waits: Waits | None = None
+    """External waits (rule T5); None if there never was one."""
 
     # No fields, and not there in most ledgers:
     _marks = cast("NamedDigests | None", None)
@@ -241,7 +233,7 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
 
     def undo(
         self, cursor: int, held: list[int], marks: dict[str, int], unburied: list[LetterKey], timers: list[Timer],
-        replays: list[ReplayInput], corrects: bool, subs: list[Sub] | None, inboxes: Places | None = None,
+        replays: list[ReplayInput], corrects: bool, subs: list[Sub] | None, inboxes: Places | None = None, waits: Waits | None = None,
     ) -> None:  # fmt: skip
         """Goes back to the inputs taken at an earlier record.  Messages sent and answers given since stay (rules 16 and 17)."""
         self.cursor, self.held = cursor, sorted(held)
@@ -256,6 +248,7 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
         self.corrects, self.replayed = corrects, ReplayCounts()
         if subs is not None:
             self.topics = Subs({sub.key: sub.copy() for sub in subs})
+        self.waits = None if waits is None else waits.copy()
         self.tidy_topics()
 
     # ---- topics ----------------------------------------------------------------------------------------------
@@ -271,14 +264,17 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
         if self.topics is not None and not self.replays:
             self.topics.replayed()
 
-    def change(self, change: TopicChange | FamilyChange) -> None:
+    def change(self, change: TopicChange | FamilyChange | WaitChange) -> None:
         if isinstance(change, (Took, Subscribed, Unsubscribed)):
             self.subscriptions().apply(change)
+        elif isinstance(change, WAIT_CHANGES):
+            self.waits = self.waits or Waits()
+            self.waits.apply(change)
         else:
             self.family = self.family or Family()
             self.family.apply(change)
 
-    def learn(self, calls: list[TurnCall]) -> None:
+    def learn(self, calls: made.Calls) -> None:
         """Takes what steps of a turn say about children."""
         self.family = made.learn(self.family, calls)
 
@@ -317,7 +313,7 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
     def size_bytes(self) -> int:
         """Roughly the bytes that the ledger adds to snapshots and to a move."""
         names = len(self.peers) + len(self.numbers)
-        parts = sum(part.size_bytes for part in (self.keys, self.family) if part is not None)
+        parts = sum(part.size_bytes for part in (self.keys, self.family, self.waits) if part is not None)
         return self.answer_bytes + self.pending_bytes + self.letter_bytes + parts + PEER_BYTES * names
 
     def _changed(self, name: str) -> None:

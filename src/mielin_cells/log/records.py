@@ -21,6 +21,7 @@ from mielin_cells.log.ledger import Ledger
 from mielin_cells.log.lifecycle import AgentError, Lifecycle
 from mielin_cells.log.policy import DEFAULT, Policy
 from mielin_cells.log.topics.subs import Sub
+from mielin_cells.log.waits.kept import Waits
 
 
 class PartRef(msgspec.Struct, array_like=True, frozen=True):
@@ -205,6 +206,8 @@ class Undone(Record, tag="Undone", frozen=True, kw_only=True):
     """All subscriptions.  Their positions do not go back: what was taken is in the inbox."""
     inboxes: Places = {}
     """As `cursor` and `held`, for each inbox of another priority that is in use."""
+    waits: Waits | None = None
+    """All waits.  Their outcomes do not go back: who resolved was told what stands (rule T5)."""
 
 
 class Accepted(Record, tag="Accepted", frozen=True, kw_only=True):

@@ -42,6 +42,7 @@ from mielin_cells.log.records import (
     Undone,
 )
 from mielin_cells.log.topics.subs import Subs, Subscribed, Took, TopicChange, Unsubscribed
+from mielin_cells.log.waits.kept import WAIT_CHANGES, WaitChange, wrong_waits
 
 
 class Rule(NamedTuple):
@@ -288,10 +289,13 @@ def _wrong_held(ledger: Ledger, held: list[int], cursor: int) -> str:
     return f"{wrong} (rule 10)" if wrong else ""
 
 
-def _wrong_changes(ledger: Ledger, changes: list[TopicChange | FamilyChange]) -> str:
+def _wrong_changes(ledger: Ledger, changes: list[TopicChange | FamilyChange | WaitChange]) -> str:
     topics = [change for change in changes if isinstance(change, (Took, Subscribed, Unsubscribed))]
-    return wrong_topics(ledger.topics, topics) or (
-        wrong_family(ledger.family or Family(), changes) if len(topics) < len(changes) else ""
+    waits = [change for change in changes if isinstance(change, WAIT_CHANGES)]
+    return (
+        wrong_topics(ledger.topics, topics)
+        or wrong_waits(ledger.waits, waits)
+        or (wrong_family(ledger.family or Family(), changes) if len(topics) + len(waits) < len(changes) else "")
     )
 
 

@@ -32,6 +32,9 @@ from mielin_cells.log.fold import Fold
 from mielin_cells.log.inboxes.places import gone_back
 from mielin_cells.log.records import AnyRecord, Asked, Committed, HandedOff, Stepped, Undone
 from mielin_cells.log.topics.subs import Sub, Subs, Subscribed, Took, TopicChange, Unsubscribed, after_undo
+from mielin_cells.log.waits.kept import Stood
+from mielin_cells.log.waits.kept import after_undo as waits_after_undo
+from mielin_cells.log.waits.tokens import GIVEN
 
 Key: TypeAlias = tuple[str, int]
 """Sender and number."""
@@ -74,7 +77,7 @@ class _Past:
         steps, asks = Counter[tuple[tuple[int, ...], str]](), Counter[str]()
         for one in self.calls:
             if isinstance(one, StepCall):
-                if one.name == TIMER:  # it is waited for again
+                if one.name == TIMER or one.name.startswith(GIVEN):  # it is waited for again
                     continue
                 key = path_of(one), one.name
                 self.steps[*key, steps[key]] = one
@@ -126,6 +129,8 @@ class Undoing:
         self._subs = back.ledger.topics.copy() if back.ledger.topics is not None else Subs()
         self._ended_subs: dict[str, Sub] = {}
         """Subscriptions that have ended since, as they were then."""
+        self._stood = dict(back.ledger.waits.stood) if back.ledger.waits is not None else {}
+        """The outcomes of waits, also those that are not kept any more: a turn that runs again may want them."""
         if back.turn is not None:
             self._past(back.turn.sender, back.turn.n).learn(0, back.turn.calls)
 
@@ -155,6 +160,8 @@ class Undoing:
                 for change in commit.changes:
                     if isinstance(change, (Took, Subscribed, Unsubscribed)):
                         self._saw_topic(change)
+                    elif isinstance(change, Stood):
+                        self._stood[change.key] = change.outcome
             case Undone(subs=subs) if subs is not None:
                 self._subs = Subs({one.key: one.copy() for one in subs})
             case Asked() | Stepped():
@@ -191,6 +198,7 @@ class Undoing:
             "timers": self._timers(),
             "subs": after_undo(back.ledger.topics, ledger.topics, self._ended_subs) or None,
             "inboxes": gone_back(ledger.inboxes, back.ledger.inboxes) or {},
+            "waits": waits_after_undo(back.ledger.waits, self._stood),
             "replays": [past.replay(*key) for key, past in self._pasts.items()],
         }
 

@@ -29,6 +29,7 @@ from mielin_cells.node.activation.writer import Declined, append_failed
 from mielin_cells.node.attributes.announcer import announce_end
 from mielin_cells.node.family.kinship import END, kinship_of
 from mielin_cells.node.ownership import quarantine
+from mielin_cells.node.waits.desk import wait_infos
 from mielin_cells.redaction import scrubbed
 from mielin_cells.rpc import requests
 from mielin_cells.rpc.serve import Handlers
@@ -100,7 +101,7 @@ class Orders:
             dead=len(fold.ledger.dead), error=scrubbed(error.message) if error is not None else "",
             code=error.code if error is not None else "", policy=fold.policy, standby=self._standbys.followers_of(fold.agent),
             running=running[0], running_s=running[1], at=fold.written, parent=family.of if family is not None else "",
-            children=len(family.children) if family is not None else 0,
+            children=len(family.children) if family is not None else 0, waits=wait_infos(fold, activation.desk),
         )  # fmt: skip
 
     def info_of(self, agent: str) -> AgentInfo | None:

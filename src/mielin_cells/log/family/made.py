@@ -7,12 +7,12 @@ whatever becomes of the turn.  The outcome of the second says whether the child 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, TypeAlias
 
 import msgspec
 
 from mielin_cells.log.codec import pack
-from mielin_cells.log.commit import TIMER, StepCall, TurnCall
+from mielin_cells.log.commit import StepCall, TurnCall
 from mielin_cells.log.family.tree import Child, Family
 from mielin_cells.log.message import decode_answer
 
@@ -36,10 +36,13 @@ encode_outcome = pack
 decode_outcome = _decode
 
 
-def learn(family: Family | None, calls: Iterable[TurnCall]) -> Family | None:
+Calls: TypeAlias = Iterable[TurnCall]
+
+
+def learn(family: Family | None, calls: Calls) -> Family | None:
     """The family, after these calls are known.  What is known already changes nothing."""
     for call in calls:
-        if not isinstance(call, StepCall) or call.name[0] != "\t" or call.name == TIMER:
+        if not isinstance(call, StepCall) or not call.name.startswith((MEANT, MADE)):
             continue
         result = decode_answer(call.answer).result
         if result is None:  # the step itself failed

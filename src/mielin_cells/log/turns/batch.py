@@ -19,6 +19,7 @@ from mielin_cells.log.delta import StateDelta
 from mielin_cells.log.family.tree import FamilyChange
 from mielin_cells.log.inboxes.places import Places
 from mielin_cells.log.topics.subs import TopicChange
+from mielin_cells.log.waits.kept import WaitChange
 
 Answers: TypeAlias = dict[tuple[str, str], dict[int, bytes]]
 """By reply subject and sender: the answer to each number."""
@@ -70,7 +71,7 @@ class Batch:
         self.delta: StateDelta | None = None
         self.answers: Answers = {}
         self.wish: Wish | None = None
-        self.changes: list[TopicChange | FamilyChange] = []
+        self.changes: list[TopicChange | FamilyChange | WaitChange] = []
         self.keys_dropped = 0
         self.inboxes: set[str] | tuple[()] = ()
         """Priorities of the inboxes besides the normal one whose places have changed."""

@@ -28,6 +28,8 @@ def rest_of(ledger: Any) -> tuple[object, ...]:
         rest = (*rest, "inboxes", sorted(copied(ledger.inboxes).items()))
     if ledger.cancels is not None:
         rest = (*rest, "cancels", ledger.cancels.content())
+    if ledger.waits is not None:
+        rest = (*rest, "waits", ledger.waits.content())
     return rest
 
 

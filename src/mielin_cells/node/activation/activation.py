@@ -94,6 +94,8 @@ class Activation(Resting):
 
     def kick(self) -> None:
         self.intake.kick()
+        if self.desk is not None:
+            self.desk.look()
 
     def notice(self, arrival: Arrival) -> None:
         self.intake.orders.notice(arrival)

@@ -16,6 +16,7 @@ from mielin_cells.node.topics.reader import Reader
 from mielin_cells.redaction import scrubbed
 from mielin_cells.settings import Settings
 from mielin_cells.store.clock import StoreClock
+from mielin_cells.store.secret import Secret
 from mielin_cells.substrate.ports import Log, Wire
 
 if TYPE_CHECKING:
@@ -59,11 +60,14 @@ class NodeContext:
     tasks: set[asyncio.Task[Any]] = field(default_factory=set)
     clock: StoreClock = field(init=False)
     """The store's time."""
+    secret: Secret = field(init=False)
+    """The deployment's, of which the tokens of waits are made."""
     _context: Context = field(default_factory=copy_context)
     """What runs at the end of a task runs in this context: one copy of a context for each task would take 64 bytes an agent."""
 
     def __post_init__(self) -> None:
         self.clock = StoreClock(self.log)
+        self.secret = Secret(self.log)
 
     async def at(self, step: str) -> None:
         """A named step of a move begins: prepare, copy and probe on the target, pause on the source."""

@@ -44,6 +44,7 @@ from mielin_cells.node.attributes.announcer import Announcer, announce
 from mielin_cells.node.family.kinship import Kinship, close
 from mielin_cells.node.streams.ends import Ends
 from mielin_cells.node.topics.subscriptions import Subscriptions
+from mielin_cells.node.waits.desk import Desk
 from mielin_cells.settings import MAIL_BYTES_MAX
 from mielin_cells.tasks.signal import Signal
 
@@ -54,9 +55,9 @@ class Core:
     """What the parts of one activation share, and its commits."""
 
     __slots__ = (
-        "_answers", "_batch", "_committing", "_is_failing", "_renewing", "_sealing", "_settled", "asks", "attributes", "ends", "fold",
-        "home", "inflight", "is_open", "is_waking", "kinship", "loop", "lost", "outbox", "readers", "records_first_turn", "snapshots",
-        "spec", "stops", "topics", "writer",
+        "_answers", "_batch", "_committing", "_is_failing", "_renewing", "_sealing", "_settled", "asks", "attributes", "desk", "ends",
+        "fold", "home", "inflight", "is_open", "is_waking", "kinship", "loop", "lost", "outbox", "readers", "records_first_turn",
+        "snapshots", "spec", "stops", "topics", "writer",
     )  # fmt: skip
 
     def __init__(self, home: NodeContext, spec: Spec, writer: Writer) -> None:
@@ -71,6 +72,7 @@ class Core:
         self.attributes: Announcer | None = None
         self.topics = Subscriptions(self)
         self.kinship: Kinship | None = None
+        self.desk: Desk | None = None
         self.is_open = self.is_waking = False
         self.lost: Exception | None = None
         """Why this node no longer runs the agent, if the activation noticed it itself."""

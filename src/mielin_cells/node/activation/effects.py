@@ -43,6 +43,8 @@ from mielin_cells.log.commit import (
 from mielin_cells.log.inboxes.cancels import CANCELLED
 from mielin_cells.log.keys.kept import CONFLICT, KEYED, Keyed
 from mielin_cells.log.message import Answer, Mail, Message, encode_answer, sender_text
+from mielin_cells.log.waits.resolving import RESOLVE
+from mielin_cells.node.activation.calls.resolves import desk_of
 from mielin_cells.node.activation.core import Core
 from mielin_cells.node.activation.inbox import Arrival
 from mielin_cells.node.activation.priorities.cancelling import cancel_asks, error_of, open_asks, unheard_asks
@@ -100,7 +102,7 @@ class Effects:
             self.take(mail, message, turn, answer if message.ask else None, kept=answer)
         else:
             self.take(mail, message, turn, answer)
-        if turn.tells or turn.timers or turn.topics or turn.changes:
+        if turn.tells or turn.timers or turn.topics or turn.changes or turn.later:
             self.send(turn)
         if turn.moves or turn.wish is not None:
             self._order(turn)
@@ -173,6 +175,8 @@ class Effects:
             self._core.topics.change(turn.topics)
         if turn.changes:
             kinship_of(self._core).change(turn.changes)
+        if turn.later:
+            desk_of(self._core).open_later(turn.later)
 
     def _order(self, turn: Turn) -> None:
         """Carries out what the turn has ordered for its own agent, once the turn is committed."""
@@ -289,8 +293,13 @@ class Effects:
         )  # fmt: skip
         self.take(mail, message, turn, self._answer_of(message, error, ran) if message.ask else None)
 
-    def refuse(self, mail: Mail, message: Message) -> None:
-        """Closes a message that fits no handler.  A tell, which nobody waits for, is kept as a dead letter."""
+    def refuse(self, mail: Mail, message: Message) -> bool:
+        """Closes a message that fits no handler.  A tell, which nobody waits for, is kept as a dead letter.
+
+        False, and nothing is done, if the message resolves a wait.
+        """
+        if message.handler == RESOLVE:
+            return False
         have, agent = self._core.spec.name, self._core.fold.agent
         if mail.cls != have and mail.cls:
             error: CellError = WrongClass(
@@ -302,10 +311,11 @@ class Effects:
             )
         if message.ask:
             self.take(mail, message, None, encode_answer(Answer(None, error.to_wire())))
-            return
+            return True
         cause = f"{error.code}: {error.message}"
         self.bury(DeadLetter(0, mail.sender, message.n, message.handler, cause, 0, [], message.args))
         self.take(mail, message, None, None)
+        return True
 
     def bury(self, letter: DeadLetter) -> None:
         core, letter = self._core, msgspec.structs.replace(letter, at=self._core.home.wall())

@@ -322,6 +322,17 @@ class Inbox:
         self._pass(arrival, batch)
         self._keep(arrival)
 
+    def kept(self) -> list[Arrival]:
+        """The entries that are held for something else to come first."""
+        return [*self._held.values()] if self._held else []
+
+    def come_again(self, arrival: Arrival) -> None:
+        """Makes a held entry the first again."""
+        if self._held and self._held.pop(arrival.seq, None) is arrival:
+            if isinstance(self.queue, tuple):
+                self.queue = deque()
+            self.queue.appendleft(arrival)
+
     def _keep(self, arrival: Arrival) -> None:
         if self._held is None:
             self._held = {}
@@ -359,6 +370,8 @@ class Inbox:
         if ledger.inboxes is None:
             ledger.inboxes = {}
         if isinstance(place, InboxPlace):
+            if self.priority not in ledger.inboxes:  # an undo names the inboxes that the log has in use
+                batch.touched = True
             ledger.inboxes[self.priority] = place
         batch.read_in(self.priority)
 

@@ -12,6 +12,7 @@ from mielin_cells.log.inboxes.cancels import CANCEL
 from mielin_cells.log.ledger import Verdict
 from mielin_cells.log.message import Mail, Message, sender_text
 from mielin_cells.log.records import Stepped
+from mielin_cells.node.activation.calls.resolves import desk_of
 from mielin_cells.node.activation.calls.tasks import TurnStopped
 from mielin_cells.node.activation.core import Core
 from mielin_cells.node.activation.delays import Delays, Fate, stays_first, turn_is_open
@@ -20,7 +21,7 @@ from mielin_cells.node.activation.inbox import Arrival
 from mielin_cells.node.activation.presence.refusals import Refusals
 from mielin_cells.node.activation.priorities.inboxes import Inboxes
 from mielin_cells.node.activation.priorities.orders import Orders
-from mielin_cells.node.activation.runner import Runner, Unfinished
+from mielin_cells.node.activation.runner import RESOLVING, Runner, Unfinished
 from mielin_cells.node.activation.timers import Timers
 from mielin_cells.node.activation.turn import Turn
 from mielin_cells.settings import BURST_S, COMMIT_TURNS_MAX
@@ -38,8 +39,8 @@ class Intake:
     """Takes the messages of one agent, and runs their turns unless it is stopped."""
 
     __slots__ = (
-        "_alone", "_backoff", "_closing", "_core", "_effects", "_fold", "_handlers", "_inbox", "_is_closed", "_lock", "_orders",
-        "_pump", "_refusals", "_runner", "_timers", "delays",
+        "_alone", "_backoff", "_closing", "_core", "_fold", "_handlers", "_inbox", "_is_closed", "_lock", "_orders",
+        "_pump", "_refusals", "_runner", "_timers", "delays", "effects",
     )  # fmt: skip
 
     def __init__(self, core: Core, inbox: Inboxes, runner: Runner, effects: Effects, timers: Timers) -> None:
@@ -48,7 +49,7 @@ class Intake:
         self._handlers = core.spec.handlers
         self._inbox = inbox
         self._runner = runner
-        self._effects = effects
+        self.effects = effects
         self._timers = timers
         self.delays = Delays(core, self)
         self._lock = asyncio.Lock()
@@ -102,6 +103,8 @@ class Intake:
                 async with self._lock:
                     if not self._is_stopped():
                         await self._burst()
+                    if core.desk is not None:
+                        core.desk.come_back()
                 core.commit_soon()
                 if core.batch.turns >= COMMIT_TURNS_MAX:
                     await core.flush()
@@ -194,20 +197,19 @@ class Intake:
         if handler is None or (mail.cls != core.spec.name and mail.cls):
             if message.handler == CANCEL:
                 self.orders.take_cancel(mail, message)
-            else:
-                self._effects.refuse(mail, message)
-            return None
+                return None
+            return None if self.effects.refuse(mail, message) else RESOLVING
         if self._fold.claims and self._is_poison():
             agent, turn = self._fold.agent, Turn(core, mail.sender, message.n, message.handler)
             lost = HandlerFailed(
                 f"Agent {agent!r} lost its process {self._fold.claims} times at this message.", agent=agent
             )
-            self._effects.bury_failed(arrival, mail, message, turn, lost, 0)
+            self.effects.bury_failed(arrival, mail, message, turn, lost, 0)
             return None
         is_over = arrival.inbox.waiting > arrival.inbox.drops_from and mail.sender != self._fold.agent
         ledger, inboxes = self._fold.ledger, self._inbox
         asks_more = is_over or message.terms is not None or ledger.replays or ledger.cancels or inboxes.others
-        if asks_more and self._effects.closes(
+        if asks_more and self.effects.closes(
             arrival, mail, message, is_over, self.orders.sees_cancel(mail.sender, message.n)
         ):
             return None
@@ -217,7 +219,7 @@ class Intake:
     def orders(self) -> Orders:
         if self._orders is None:
             self._orders = Orders(
-                self._core, self._inbox, self.delays, self._runner, self._effects, self._wake_alone
+                self._core, self._inbox, self.delays, self._runner, self.effects, self._wake_alone
             )  # fmt: skip
         return self._orders
 
@@ -240,6 +242,8 @@ class Intake:
 
     async def _finish(self, arrival: Arrival, mail: Mail, message: Message, unfinished: Unfinished) -> Fate:
         """Runs the rest of a turn that waits, and deals with its failure."""
+        if unfinished is RESOLVING:
+            return await desk_of(self._core).come_to(arrival, mail, message)
         core, turn, handler, sender, n = self._core, unfinished.turn, unfinished.handler, mail.sender, message.n
         try:
             error = await self._runner.finish(mail, message, unfinished)
@@ -251,14 +255,14 @@ class Intake:
             return Fate.STOPPED
         await turn.settled()
         if turn.cancels is not None:
-            self._effects.cancelled(mail, message, turn)
+            self.effects.cancelled(mail, message, turn)
             return Fate.TAKEN
         is_passing, ran = is_of_store(error), self._times_run(sender, n)
         if not is_passing:
             ran, settings = ran + 1, core.home.settings
             tries = handler.tries or (settings.ask_tries if message.ask else settings.tries)
             if is_final(handler, error) or ran >= tries:
-                self._effects.fail(arrival, mail, message, turn, error, ran)
+                self.effects.fail(arrival, mail, message, turn, error, ran)
                 return Fate.TAKEN
         logger.info("agent %s: %s failed, run %d: %s", turn.id, message.handler, ran, described(error))
         if stays_first(self._fold, sender, n):
@@ -289,12 +293,12 @@ class Intake:
                 self._core.reply(mail.reply_to, mail.sender, {message.n: answer})
         elif verdict is Verdict.EXPIRED:
             cause = "SessionExpired: the client's session was forgotten before this message came."
-            self._effects.bury(
+            self.effects.bury(
                 DeadLetter(arrival.seq, mail.sender, message.n, message.handler, cause, 0, [], message.args)
             )
 
     def _bury_unreadable(self, arrival: Arrival, error: RecordInvalid) -> None:
-        self._effects.bury(DeadLetter(arrival.seq, "", 0, "", error.message, 1, [], b""))
+        self.effects.bury(DeadLetter(arrival.seq, "", 0, "", error.message, 1, [], b""))
         arrival.inbox.waiting -= 1
         arrival.inbox.done(arrival, self._core.batch)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -312,6 +313,16 @@ class Run(AttributeCalls, Traced):
                 self._is_calling = was
         return self.branches
 
+    @contextmanager
+    def is_making(self) -> Iterator[None]:
+        """A branch is in the middle of making a call: the turn does not stand still meanwhile."""
+        self.busy += 1
+        try:
+            yield
+        finally:
+            self.busy -= 1
+            _ = self.branches.wake() if self.branches is not None else None
+
     def close(self) -> None:
         """The handler has returned, or its turn has failed."""
         if self.branches is not None:
@@ -377,10 +388,7 @@ class Started:
 
 
 def is_failure(error: BaseException) -> bool:
-    """True if the user's code failed, and not the task or process that runs it.
-
-    Such code may raise what is no `Exception`: it calls `sys.exit`, or it waited for a task of its own that was cancelled.
-    """
+    """True if the user's code failed, also with what is no `Exception` (`sys.exit`), and not the task or process that runs it."""
     try:
         task = asyncio.current_task()
     except RuntimeError:  # the event loop has ended, and what is left of it is closed

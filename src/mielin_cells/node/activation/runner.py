@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from mielin_cells import tracing
 from mielin_cells.agents.agent import Agent
@@ -32,6 +32,10 @@ class Unfinished(NamedTuple):
     handler: HandlerSpec
     error: BaseException | None
     started: Started | None = None
+
+
+RESOLVING = Unfinished(cast(Any, None), cast(Any, None), None)
+"""Stands for a message that runs no turn: it resolves a wait."""
 
 
 class Runner:
@@ -93,6 +97,7 @@ class Runner:
         if started is None:
             return error
         try:
+            turn.start = mail.start
             result = await self._rest(turn, started, handler.cancellable)
             if turn.cancels is not None:  # whatever it returns is ignored
                 self._cell.undo()

@@ -163,6 +163,10 @@ class Steps(Run):
         self.in_step = begins
         if not begins and self.cancels is not None:
             _ = self._core.loop.call_soon(self.cancels)
+        self.rest_while_waiting(begins)
+
+    def rest_while_waiting(self, begins: bool) -> None:
+        """The same for an external wait.  No step runs meanwhile, so the turn may be cancelled."""
         if self.deadline is not None and not self.deadline.expired() and self.is_here():
             now, seconds = self._core.loop.time(), self._core.home.settings.turn_deadline_s
             self.deadline.reschedule(None if begins else now + seconds)

@@ -14,6 +14,7 @@ from mielin_cells.agents.times.cron import newest_times, next_time
 from mielin_cells.errors import CronInvalid, UsageError
 from mielin_cells.log.commit import Fired, Out, Timer
 from mielin_cells.log.message import Terms
+from mielin_cells.node.activation.calls.resolves import desk_of
 from mielin_cells.node.activation.core import Core
 from mielin_cells.settings import CATCH_UP_MAX, TIMERS_BYTES_MAX
 
@@ -98,6 +99,8 @@ class Timers:
         self.kick()
 
     def close(self) -> None:
+        if self._core.desk is not None:
+            self._core.desk.close()
         if self._handle is not None:
             self._handle.cancel()
         self._handle = None
@@ -126,9 +129,11 @@ class Timers:
         """Waits for the next timer that is due.
 
         No timer fires while the agent may not run, nor before all messages that an undo took back are taken again: one of them may
-        have cancelled the timer.
+        have cancelled the timer.  The same holds of deadlines of waits.
         """
         core = self._core
+        if core.desk is not None or core.fold.ledger.waits is not None:
+            desk_of(core).kick()
         while self._heap and self._due.get(self._heap[0][1]) != self._heap[0][0]:
             heapq.heappop(self._heap)
         if self._handle is not None:

@@ -42,6 +42,7 @@ from mielin_cells.node.activation.calls.replay import Replay
 from mielin_cells.node.activation.calls.spans import with_trace
 from mielin_cells.node.activation.calls.streaming import Streaming
 from mielin_cells.node.activation.calls.tasks import branch_of
+from mielin_cells.node.activation.calls.waiting import Waiting
 from mielin_cells.node.activation.run import Run
 from mielin_cells.node.activation.timers import check_room
 from mielin_cells.node.family.turning import FamilyCalls
@@ -88,11 +89,8 @@ class Asks(Run):
         branches = self._branches()
         if branches is not None:
             self._may_go_on()
-            self.busy += 1
-            try:
+            with self.is_making():
                 terms = None if options is None else await self._terms(options)
-            finally:
-                self.busy -= 1
             terms = with_trace(terms, trace)
             pending = self._pending_ask(to, spec, handler, data, timeout, label, terms)
             answer = decode_answer(await branches.outcome(pending))
@@ -283,7 +281,7 @@ class Asks(Run):
         return None
 
 
-class Turn(Asks, FamilyCalls, Reads, Streaming, TopicCalls):
+class Turn(Asks, FamilyCalls, Reads, Streaming, TopicCalls, Waiting):
     """What `cells.this()` gives inside a turn, and the caller of every reference used in it.
 
     What a turn tells, sets and orders takes effect once the turn is committed.

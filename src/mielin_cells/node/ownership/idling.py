@@ -181,7 +181,9 @@ class Idling:
         tails = activation.inbox.release_tails(sleeper.heard)
         if tails is None:
             return False
-        sleeper.begin(tails[0], tails[1:], activation.timers.next_due(), self._context)
+        waits_due = activation.desk.next_due() if activation.desk is not None else None
+        dues = [due for due in (activation.timers.next_due(), waits_due) if due is not None]
+        sleeper.begin(tails[0], tails[1:], min(dues, default=None), self._context)
         activations.drop(activation)
         activations.asleep[fold.agent] = sleeper
         self._logged.discard(fold.agent)

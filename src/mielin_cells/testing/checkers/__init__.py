@@ -1,4 +1,4 @@
-"""The invariants I1 to I37 of `docs/reliability.md`, one checker each."""
+"""The invariants I1 to I38 of `docs/reliability.md`, one checker each."""
 
 from mielin_cells.testing.checkers import messages as m
 from mielin_cells.testing.checkers import migrations as g
@@ -15,6 +15,7 @@ from mielin_cells.testing.checkers.streams import StreamsWhole
 from mielin_cells.testing.checkers.terms import InTime, OnceByKey
 from mielin_cells.testing.checkers.till import Till
 from mielin_cells.testing.checkers.topics import TopicsOnce
+from mielin_cells.testing.checkers.waits.outcomes import WaitsStand
 
 OF_LOGS: tuple[type[Checker], ...] = (
     o.SameState, o.OneServes, o.EpochsGrow, o.CurrentWrites, m.TakenOnce, m.SentOnce, m.AcknowledgedIsKept, m.InOrder, g.OneOutcome,
@@ -25,6 +26,6 @@ OF_LOGS: tuple[type[Checker], ...] = (
 CHECKERS: tuple[type[Checker], ...] = (
     *OF_LOGS, g.ComesToRest, g.WithinBudget, m.TimersOnce, Till, g.NothingLeft, o.NothingUnverified, g.SameAgain, NothingOfIt,
     ReadsCommitted, InTime, OnceByKey, MembersAgree, TopicsOnce, StreamsWhole,
-    PrioritiesInOrder, MadeOnce, ToldOnce, WithinIntensity, AttributesFollow, CancelsHold,
+    PrioritiesInOrder, MadeOnce, ToldOnce, WithinIntensity, AttributesFollow, CancelsHold, WaitsStand,
 )  # fmt: skip
 """All.  `SameState` is the first: it folds the logs that others look at."""

@@ -172,6 +172,10 @@ class Checker:
     def answers(self, replies: Replies, author: Author) -> None:
         """Answers are given to the wire."""
 
+    def behind(self) -> object:
+        """True, or what it is, if something that the logs hold has not come to the agents that were observed."""
+        return False
+
     def at_rest(self) -> None:
         """Everything has come to rest, and the agents were observed."""
 
@@ -273,6 +277,7 @@ class Checkers:
         scene.reads = [read for read in scene.reads if read.at < since]
         scene.recitals = [recital for recital in scene.recitals if recital.at < since]
         scene.hires, scene.downs = [], {}
+        scene.told = [told for told in scene.told if told.at < since]
         scene.reports = [reported for reported in scene.reports if reported.at < since]
         self._history = [one for one in self._history if one[1].seq <= seq]
         nodes, scene.nodes = scene.nodes, {}

@@ -97,6 +97,19 @@ class Recital:
 
 
 @dataclass(slots=True)
+class Told:
+    """What somebody was told who had the token of a wait."""
+
+    agent: str
+    key: bytes
+    accepted: bool
+    said: str
+    """What that person had said."""
+    stands: str
+    at: float
+
+
+@dataclass(slots=True)
 class Reported:
     """The report of a migration that a client got, and when; `quiet`: no fault has happened since the client asked for it."""
 
@@ -136,6 +149,8 @@ class Observed:
     """Per sending agent and priority, the numbers of its messages in order of arrival."""
     wronged: list[str] = field(default_factory=list)
     """Turns that went on and were told that their ask is cancelled."""
+    words: list[tuple[str, str]] = field(default_factory=list)
+    """What it waited for: the call that asked, and the outcome."""
     book: dict[str, Any] | None = None
     """For an agent that misbehaves: its other fields."""
 
@@ -156,6 +171,9 @@ class Scene:
         self.hires: list[Hire] = []
         self.downs: dict[str, list[tuple[str, int]]] = {}
         """At rest, by supervisor: the agents that it was told of as a watcher, with the numbers of the notices."""
+        self.told: list[Told] = []
+        self.tokens_given: dict[str, None] = {}
+        """Those of waits that somebody outside has, in order."""
         self.reports: list[Reported] = []
         self.observed: dict[str, Observed] = {}
         """At rest."""

@@ -127,6 +127,7 @@ class Deployment:
                 recovery=self.swarm.recovery, listener=listener, about=Announcement(classes=misbehaving.versions_of(name in self.old)),
                 cluster=Client(view.log, view.wire, settings=settings, rng=rng),
             )  # fmt: skip
+            node.home.secret.make = rng.randbytes
             self.scene.nodes[name] = node
             if listener is not None:
                 self._listeners[name] = listener

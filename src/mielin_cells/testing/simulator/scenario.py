@@ -29,6 +29,7 @@ from mielin_cells.testing.checkers.members import MembersAgree
 from mielin_cells.testing.checkers.migrations import ComesToRest, NothingLeft, ValidPath
 from mielin_cells.testing.checkers.scene import Violation
 from mielin_cells.testing.checkers.till import Till
+from mielin_cells.testing.checkers.waits.outcomes import WaitsStand
 from mielin_cells.testing.simulator import loop, misbehaving
 from mielin_cells.testing.simulator.coverage import Matrix
 from mielin_cells.testing.simulator.deployment import OPERATOR, Deployment
@@ -134,6 +135,7 @@ class Scenario(Deployment):
                 job.cancel()
             self._is_over = True
             Till.close()
+            WaitsStand.close()
             misbehaving.close()
 
     # ---- the story -------------------------------------------------------------------------------------------

@@ -19,13 +19,13 @@ from mielin_cells.agents.agent import Agent
 from mielin_cells.client.client import Client
 from mielin_cells.errors import AgentTerminated, CellError
 from mielin_cells.log.lifecycle import Phase
-from mielin_cells.testing.checkers.attributes import AttributesFollow, Labelled
+from mielin_cells.testing.checkers.attributes import Labelled
 from mielin_cells.testing.checkers.failed_turns import DOOMED
-from mielin_cells.testing.checkers.lines.priorities import PrioritiesInOrder
 from mielin_cells.testing.checkers.scene import Call, Observed
 from mielin_cells.testing.checkers.streams import FAILED, REHEARSE, rehearse
 from mielin_cells.testing.checkers.till import PAY, Receipt, pay
-from mielin_cells.testing.checkers.topics import Market, TopicsOnce, deals
+from mielin_cells.testing.checkers.topics import Market, deals
+from mielin_cells.testing.simulator.clients import resolvers
 from mielin_cells.testing.simulator.clients.families import SULKS, bosses, families, observe, spawn_bosses
 from mielin_cells.testing.simulator.clients.hurried import GIVEN_UP, all_of, hurried, urged
 from mielin_cells.testing.simulator.clients.labellers import labellers, look_up
@@ -223,6 +223,7 @@ class Accounts(Workload):
 
     async def begin(self, scenario: Deployment) -> None:
         rng, scene = Random(f"accounts {scenario.swarm.seed}"), scenario.scene
+        resolvers.begin(scenario)
         scene.tokens = TOKENS * len(scenario.swarm.agents)
         has_families = bool(bosses(scenario.swarm.seed))
         if scenario.swarm.odd or scenario.swarm.crowd or has_families:
@@ -262,6 +263,7 @@ class Accounts(Workload):
                 works += labellers(scenario, client, Account, accounts, f"{name}.a", self._called)
                 works += readers(scenario, client, class_of, name)
                 works += families(scenario, client, name)
+                works += resolvers.applicants(scenario, client, Account, accounts, f"{name}.w")
                 works += listeners(scenario, client, Account, accounts, name)
                 await view.process.run(all_of(works))
                 await view.process.run(client.close())
@@ -382,11 +384,8 @@ class Accounts(Workload):
         for agent in scenario.swarm.agents:
             ref = scenario.operator.get(Spill if class_of(agent) is Spill else Account, agent)
             observed[agent] = Observed(*await scenario.until_done(ref.show))
-            observed[agent].came, observed[agent].gaps = await scenario.until_done(ref.attended)
-            one = observed[agent]
-            one.urged, one.urgent, one.wronged = await scenario.until_done(ref.urgencies)
-        late = (TopicsOnce, AttributesFollow, PrioritiesInOrder)
-        if any(isinstance(one, late) and one.behind() for one in scenario.checkers.all) or not await observe(scenario):
+            await resolvers.observe(scenario, ref, observed[agent])
+        if any(one.behind() for one in scenario.checkers.all) or not await observe(scenario):
             return False
         await look_up(scenario)
         transfers = all(len(observed[to].got.get(a, [])) >= n for a, s in observed.items() for to, n in s.sent.items())

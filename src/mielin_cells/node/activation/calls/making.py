@@ -19,6 +19,7 @@ from mielin_cells.node.activation.calls.pending import (
     PendingAsk,
     PendingStep,
     PendingTimer,
+    PendingWait,
 )
 from mielin_cells.node.activation.calls.tasks import TurnStopped
 
@@ -80,6 +81,20 @@ class Making:
             if self._running == 1:
                 self._turn.rest_deadline(True)
             pending.task = self._core.home.start(self._call(pending))
+        elif isinstance(pending, PendingWait):
+            self._turn.rest_while_waiting(True)
+            pending.wait.hear(lambda outcome: self._heard(pending, outcome))
+
+    def _heard(self, pending: PendingWait, outcome: bytes) -> None:
+        """The outcome is recorded."""
+        if self._open.get(pending.key) is pending:
+            pending.answer = outcome
+            self._arrive(pending)
+
+    def _waited(self) -> None:
+        """A branch waits no longer."""
+        if not self._is_over and not any(isinstance(one, PendingWait) for one in self._open.values()):
+            self._turn.rest_while_waiting(False)
 
     async def _check(self, pending: PendingAsk) -> None:
         """Finds out whether the ask may be sent; after an undo, whether it was sent before."""
@@ -148,3 +163,5 @@ class Making:
             self._running -= 1
             if not self._running and not self._is_over:
                 self._turn.rest_deadline(False)
+                if any(isinstance(one, PendingWait) for one in self._open.values()):
+                    self._turn.rest_while_waiting(True)

@@ -27,6 +27,7 @@ from mielin_cells.node.activation.calls.pending import (
     PendingAsk,
     PendingStep,
     PendingTimer,
+    PendingWait,
     key_of,
 )
 from mielin_cells.node.activation.calls.tasks import BranchTask, Timer
@@ -105,6 +106,8 @@ class Branches(Making):
             _ = pending.task.cancel()
         if isinstance(pending, PendingStep) and pending.is_ready:
             self._step_ended(pending)
+        elif isinstance(pending, PendingWait):
+            self._waited()
 
     def close(self) -> None:
         """The handler has returned or failed: nothing more is given, and what still runs is cancelled."""
@@ -125,6 +128,8 @@ class Branches(Making):
                 if isinstance(pending, PendingTimer):
                     pending.timer.fire()
         self._running, self._turn.in_step = 0, False
+        if self._core.desk is not None:
+            self._core.desk.turn_ended()
 
     # ---- the order of events ---------------------------------------------------------------------------------
 
@@ -150,6 +155,9 @@ class Branches(Making):
         """Returns once none of the branches can go on."""
         quiet, turn = 0, self._turn
         while quiet < ROUNDS and not self._is_over:
+            if turn.busy:  # with the store, perhaps: it says when it is not any more
+                self._waker = asyncio.get_running_loop().create_future()
+                await self._waker
             before = turn.steps
             await asyncio.sleep(0)
             quiet = quiet + 1 if turn.steps == before and not turn.busy else 0
@@ -218,12 +226,14 @@ class Branches(Making):
             if self._open.pop(pending.key, None) is pending:
                 self._note(pending)
                 self._give(pending, pending.answer)
+                if isinstance(pending, PendingWait):
+                    self._waited()
                 return True
         return False
 
     def _stops(self) -> bool:
         """True if the intake is being stopped, and the turn is between two steps."""
-        waits = any(isinstance(one, PendingStep) for one in self._open.values())
+        waits = any(isinstance(one, (PendingStep, PendingWait)) for one in self._open.values())
         return self._core.is_stopping and not self._running and (waits or self._has_stepped)
 
     def _note(self, pending: Pending) -> None:

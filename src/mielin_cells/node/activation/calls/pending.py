@@ -11,13 +11,15 @@ from mielin_cells.agents.step import Results, Within
 from mielin_cells.errors import AskCycle
 from mielin_cells.log.commit import TIMER, AskCall, InBranch, Out, Sent, StepCall, TurnCall
 from mielin_cells.log.message import Answer, encode_answer
+from mielin_cells.log.waits.tokens import GIVEN
 from mielin_cells.node.activation.calls.tasks import Branch, Timer
 from mielin_cells.node.activation.core import Core
+from mielin_cells.node.waits.opened import OpenWait
 
 FIRED = encode_answer(Answer(None))
 """The outcome of a timer."""
 
-Kind: TypeAlias = Literal["ask", "step", "timer"]
+Kind: TypeAlias = Literal["ask", "step", "timer", "wait"]
 Key: TypeAlias = tuple[tuple[int, ...], Kind, str, int]
 """Branch, kind, name, and how many of these the branch has made before."""
 
@@ -42,6 +44,7 @@ class CallingTurn(Protocol):
     def skip_known(self) -> None: ...
     def stop_error(self) -> BaseException: ...
     def rest_deadline(self, rests: bool) -> None: ...
+    def rest_while_waiting(self, rests: bool) -> None: ...
     def finished_step(self, path: tuple[int, ...], name: str, n: int) -> StepCall | None: ...
     def standing_ask(self, out: Out, body: bytes) -> Sent | None: ...
     def free_place(self, to: str) -> int: ...
@@ -73,7 +76,9 @@ class Pending:
 
     def place(self, given: int, k: int = 0, *, is_given: bool = False) -> InBranch:
         path, _, _, n = self.key
-        return InBranch(path, n, given, given if is_given else -1, k, self.body if self.key[1] == "step" else b"")
+        return InBranch(
+            path, n, given, given if is_given else -1, k, self.body if self.key[1] in ("step", "wait") else b""
+        )
 
 
 class PendingAsk(Pending):
@@ -102,6 +107,15 @@ class PendingStep(Pending):
         self.seconds = seconds
 
 
+class PendingWait(Pending):
+    """A branch wants the outcome of a wait that is open."""
+
+    def __init__(self, branch: Branch, wait: OpenWait) -> None:
+        name = wait.name.name
+        super().__init__(branch, "wait", GIVEN + name, wait.name.key[:8], f"the outcome of wait {name!r}")
+        self.wait = wait
+
+
 class PendingTimer(Pending):
     def __init__(self, timer: Timer) -> None:
         super().__init__(timer.branch, "timer", TIMER, b"", "a timer")
@@ -114,7 +128,8 @@ class PendingTimer(Pending):
 def key_of(call: TurnCall, place: InBranch) -> Key:
     if isinstance(call, AskCall):
         return place.path, "ask", f"{call.to}\0{call.handler}", place.n
-    return place.path, "timer" if call.name == TIMER else "step", call.name, place.n
+    kind: Kind = "timer" if call.name == TIMER else "wait" if call.name.startswith(GIVEN) else "step"
+    return place.path, kind, call.name, place.n
 
 
 def label_of(agent: str, handler: str, id: str | None) -> str:

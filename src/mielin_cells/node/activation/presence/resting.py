@@ -66,6 +66,7 @@ class Resting(Core):
         has_orders = fold.ledger.family is not None and fold.ledger.family.has_orders
         is_listed = self.attributes is None or not self.attributes.is_busy
         is_kept = self.keeps > 0 or self.stops > 1 or self._answers is not None
+        is_kept = is_kept or (self.desk is not None and not self.desk.may_sleep)
         is_wanted = has_orders or has_topics or has_streams or not is_listed or is_kept
         return self.is_open and runs and is_between_turns and is_stored and is_quiet and not is_wanted
 

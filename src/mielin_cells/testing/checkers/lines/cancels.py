@@ -14,12 +14,13 @@ from mielin_cells.log.records import Asked, Stepped, Undone
 from mielin_cells.testing.checkers.checker import Checker, Letter, Step
 from mielin_cells.testing.checkers.messages import commit_of
 from mielin_cells.testing.checkers.scene import Scene
+from mielin_cells.testing.checkers.waits.outcomes import Applicant
 
 LINGER_S = 4.0
 """An account's patience with a turn that lasts: two may wait for each other."""
 
 
-class Lingering(cells.Agent, name="SimLingering"):
+class Lingering(Applicant, name="SimLingering"):
     """What an account does that may be cancelled."""
 
     lingered: int = 0

@@ -1,0 +1,1 @@
+"""External waits of a node's agents."""

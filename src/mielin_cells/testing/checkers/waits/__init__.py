@@ -1,0 +1,1 @@
+"""External waits: what accounts wait for, and what must come of it."""
