@@ -321,7 +321,8 @@ class Run(AttributeCalls, Traced):
             yield
         finally:
             self.busy -= 1
-            _ = self.branches.wake() if self.branches is not None else None
+            if self.branches is not None:
+                self.branches.wake()
 
     def close(self) -> None:
         """The handler has returned, or its turn has failed."""
