@@ -69,11 +69,7 @@ A = TypeVar("A", bound=Reference)
 logger = logging.getLogger("mielin_cells.client")
 
 
-<<<<<<< HEAD
 class Client(Kin, Finder, Cancelling):
-=======
-class Client(Kin, Finder):
->>>>>>> c58a2af (client: waits are part of what clients do for agents)
     """`Cluster` over a log and a wire.  `open` before use, `close` after; also the caller behind references."""
 
     def __init__(self, log: Log, wire: Wire, *, settings: Settings | None = None, rng: Random | None = None) -> None:

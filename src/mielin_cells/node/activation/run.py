@@ -314,8 +314,7 @@ class Run(AttributeCalls, Traced):
         return self.branches
 
     @contextmanager
-    def is_making(self) -> Iterator[None]:
-        """A branch is in the middle of making a call: the turn does not stand still meanwhile."""
+    def is_making(self) -> Iterator[None]:  # a branch makes a call: the turn does not stand still meanwhile
         self.busy += 1
         try:
             yield
