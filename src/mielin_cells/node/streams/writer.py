@@ -89,13 +89,27 @@ class StreamWriter:
         if last is not None:
             entry = await self._decoded(last)
             view.last, view.epoch = last.seq, entry.epoch
-            if entry.n >= self._n or not isinstance(entry, Ended):
+            if await self._may_follow_own(entry):
                 await self._read(last.seq)
         view = self.view
         if view.epoch > self._owner.epoch or view.has_ended:
             await self._owner.check()
         self._at = len(view.parts)
         return view
+
+    async def _may_follow_own(self, entry: AnyStreamEntry) -> bool:
+        """True unless all entries up to this one are of earlier calls.
+
+        The end of an earlier call leaves after its commit, when the turn of this one may have begun and sent parts already.
+        """
+        if not isinstance(entry, Ended):
+            return True
+        while isinstance(entry, Ended) and entry.n < self._n and entry.prev:
+            before = await self._owner.log.read(self._subject, entry.prev - 1, 1)
+            if not before or before[0].seq != entry.prev:  # it was trimmed, or a replica is behind
+                return True
+            entry = await self._decoded(before[0])
+        return entry.n >= self._n
 
     async def _read(self, until: int) -> None:
         view = self.view = StreamView(self._n)
