@@ -17,14 +17,16 @@ from random import Random
 from typing import Any, TypeVar
 
 from mielin_cells.errors import CellError, RecordInvalid, SupervisionFailed, TurnDeadlineExceeded
-from mielin_cells.log.ids import inbox_subject
+from mielin_cells.log.ids import LOGS, agent_of, inbox_subject
 from mielin_cells.log.inboxes.lines import NORMAL, PRIORITIES
 from mielin_cells.log.inboxes.places import InboxPlace
 from mielin_cells.log.message import decode_mail
 from mielin_cells.node.node import Node
 from mielin_cells.store.reader import load
+from mielin_cells.substrate.ports import Entry
 from mielin_cells.testing.checkers import CHECKERS
 from mielin_cells.testing.checkers.checker import Checker
+from mielin_cells.testing.checkers.history import Author
 from mielin_cells.testing.checkers.members import MembersAgree
 from mielin_cells.testing.checkers.migrations import ComesToRest, NothingLeft, ValidPath
 from mielin_cells.testing.checkers.scene import Violation
@@ -107,10 +109,13 @@ class Scenario(Deployment):
         super().__init__(swarm, CHECKERS)
         self.workload = workload or Accounts()
         self._healed_at = 0.0
+        self._has_held = False
+        """A record of an agent's log has shown messages that were put off."""
         self.nemesis = Nemesis(self, self.workload)
         self.matrix = Matrix(self.scene)
         self.world.on_append(self.count_failovers)
         self.world.on_append(self.guard(self.checkers.landed))
+        self.world.on_append(self._look_for_held)
         self.world.on_publish(self.guard(self.checkers.published))
         self.world.on_append(self.nemesis.at_landing)
         self.world.on_harm(self.matrix.harmed)
@@ -303,9 +308,17 @@ class Scenario(Deployment):
 
     async def _has_arrived(self) -> bool:
         """True if the workload says so, and no message was put off while it asked the agents."""
-        before = self._put_off()
+        before, self._has_held = self._put_off(), False
         has_arrived = await self.workload.has_arrived(self)
-        return has_arrived and before == self._put_off() and not any(waits for _, _, waits in before.values())
+        is_quiet = before == self._put_off() and not any(waits for _, _, waits in before.values())
+        return has_arrived and is_quiet and not self._has_held
+
+    def _look_for_held(self, subject: str, entry: Entry, author: Author) -> None:
+        """An agent that has put off messages may end, or leave memory, before anybody looks: its log knows."""
+        fold = self.scene.folds.get(agent_of(subject)) if self.is_healed and subject.startswith(LOGS) else None
+        if fold is not None:
+            others = (fold.ledger.inboxes or {}).values()
+            self._has_held |= bool(fold.ledger.held) or any(place.held for place in others)
 
     def _put_off(self) -> dict[str, tuple[int, int, int]]:
         """By agent: its activation, how often a message was put off there, and how many senders have one put off now.
