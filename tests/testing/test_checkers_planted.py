@@ -1,4 +1,4 @@
-"""Checkers that no guard makes speak are alive: violations planted in what they are fed are found (I2, I11, I12, I20)."""
+"""Checkers that no guard makes speak are alive: violations planted in what they are fed are found (I2, I11, I12, I20, I37)."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from support.agent_log import (
     returned,
     stepped,
     suspended,
+    undone,
 )
 from support.journals import MIGRATION, attempted, cancelled, ended, planned
 from support.journals import head as journal_head
@@ -36,10 +37,11 @@ from mielin_cells.node.node import Node
 from mielin_cells.substrate.ports import Entry
 from mielin_cells.testing.checkers.checker import Checker, Checkers, Line, MemberStep, Owned, Step
 from mielin_cells.testing.checkers.history import Author, History
+from mielin_cells.testing.checkers.lines.cancels import CancelsHold
 from mielin_cells.testing.checkers.members import MembersAgree
 from mielin_cells.testing.checkers.migrations import RecoveredOnce
 from mielin_cells.testing.checkers.ownership import EpochsGrow, NobodyRuns, NothingUnverified
-from mielin_cells.testing.checkers.scene import Scene, Violation
+from mielin_cells.testing.checkers.scene import Observed, Scene, Violation
 
 Make: TypeAlias = Callable[[Fold], AnyRecord]
 
@@ -230,3 +232,17 @@ def test_a_process_runs_no_agent_whose_class_it_does_not_have_in_that_version(
             fed.checker.record(step)
     else:
         fed.checker.record(step)
+
+
+# ---- I37 ----
+
+
+def test_a_turn_that_goes_on_with_a_cancelled_ask_is_found_unless_it_was_undone() -> None:
+    """Seed 1706484: a turn had given an ask up.  After an undo it ran again, and had the answer to that ask: it is cancelled."""
+    fed = Fed(CancelsHold)
+    fed.checker.scene.observed[AGENT] = Observed(wronged=["(client, 1): cancelled"])
+    fold = fed.story(created, committed)
+    with pytest.raises(Violation, match="I37"):
+        fed.checker.at_rest()
+    fed.lands(undone(fold))
+    fed.checker.at_rest()
