@@ -17,6 +17,7 @@ from random import Random
 from typing import Any, TypeVar
 
 from mielin_cells.errors import CellError, RecordInvalid, SupervisionFailed, TurnDeadlineExceeded
+from mielin_cells.log.fold import Fold
 from mielin_cells.log.ids import LOGS, agent_of, inbox_subject
 from mielin_cells.log.inboxes.lines import NORMAL, PRIORITIES
 from mielin_cells.log.inboxes.places import InboxPlace
@@ -110,7 +111,8 @@ class Scenario(Deployment):
         self.workload = workload or Accounts()
         self._healed_at = 0.0
         self._has_held = False
-        """A record of an agent's log has shown messages that were put off."""
+        """A record of an agent's log has shown messages that were put off since `_held` was noted."""
+        self._held = dict[str, set[int]]()
         self.nemesis = Nemesis(self, self.workload)
         self.matrix = Matrix(self.scene)
         self.world.on_append(self.count_failovers)
@@ -309,6 +311,7 @@ class Scenario(Deployment):
     async def _has_arrived(self) -> bool:
         """True if the workload says so, and no message was put off while it asked the agents."""
         before, self._has_held = self._put_off(), False
+        self._held = {agent: _held(fold) for agent, fold in self.scene.folds.items()}
         has_arrived = await self.workload.has_arrived(self)
         is_quiet = before == self._put_off() and not any(waits for _, _, waits in before.values())
         return has_arrived and is_quiet and not self._has_held
@@ -317,8 +320,7 @@ class Scenario(Deployment):
         """An agent that has put off messages may end, or leave memory, before anybody looks: its log knows."""
         fold = self.scene.folds.get(agent_of(subject)) if self.is_healed and subject.startswith(LOGS) else None
         if fold is not None:
-            others = (fold.ledger.inboxes or {}).values()
-            self._has_held |= bool(fold.ledger.held) or any(place.held for place in others)
+            self._has_held |= not _held(fold) <= self._held.get(fold.agent, set())
 
     def _put_off(self) -> dict[str, tuple[int, int, int]]:
         """By agent: its activation, how often a message was put off there, and how many senders have one put off now.
@@ -368,6 +370,11 @@ class Scenario(Deployment):
             if remains:
                 return f"{view.label} was stopped and left {remains}"
         return ""
+
+
+def _held(fold: Fold) -> set[int]:
+    """Entries of all of an agent's inboxes that wait for something.  An answer to a wait that a power cut has taken waits for ever."""
+    return {*fold.ledger.held, *(seq for place in (fold.ledger.inboxes or {}).values() for seq in place.held)}
 
 
 def play(make: Callable[[], S], *, seed: int, steps_max: int) -> S:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+import sys
+from collections.abc import Callable, Coroutine
 from contextvars import copy_context
 from random import Random
 from typing import Any
 
 from mielin_cells.agents.reports import WaitOutcome
 from mielin_cells.client.client import Client
-from mielin_cells.errors import CellError
+from mielin_cells.errors import CellError, WaitOver
+from mielin_cells.log.ids import inbox_subject
+from mielin_cells.log.inboxes.lines import priority_of
+from mielin_cells.log.message import decode_mail, is_client
 from mielin_cells.log.waits.tokens import wait_of
 from mielin_cells.testing.checkers.scene import Call, Observed, Told
 from mielin_cells.testing.checkers.waits.outcomes import WaitsStand, pleas
@@ -79,15 +83,15 @@ async def _say(scenario: Deployment, token: str, rest_s: float, is_wrong: bool, 
     try:
         if is_wrong:
             try:
-                _ = await scenario.until_done(lambda: scenario.operator.resolve(token, "no number"))
+                _ = await _answered(scenario, token, lambda: scenario.operator.resolve(token, "no number"))
             except CellError as error:
                 if error.code != "BadArguments":
                     raise
                 scene.counts["words of a wrong type"] += 1
         if word % 4:
-            told = await scenario.until_done(lambda: scenario.operator.resolve(token, word))
+            told = await _answered(scenario, token, lambda: scenario.operator.resolve(token, word))
         else:
-            told = await scenario.until_done(lambda: scenario.operator.reject(token, f"no {word}"))
+            told = await _answered(scenario, token, lambda: scenario.operator.reject(token, f"no {word}"))
     except CellError as error:
         if error.code in OVER and scenario.world.power:
             scene.counts[f"word: {error.code}"] += 1
@@ -98,6 +102,30 @@ async def _say(scenario: Deployment, token: str, rest_s: float, is_wrong: bool, 
     scene.told.append(
         Told(told.agent, wait_of(token).key, told.accepted, said, _text_of(told), scenario.world.loop.time())
     )
+
+
+async def _answered(
+    scenario: Deployment, token: str, call: Callable[[], Coroutine[Any, Any, WaitOutcome]]
+) -> WaitOutcome:
+    """Calls until there is an answer.  Raises `WaitOver` if a power cut has taken the message that would wait: then there is none."""
+
+    async def once() -> WaitOutcome:
+        if scenario.is_healed and _is_taken_away(scenario, token):
+            raise WaitOver("A power cut has taken the message whose turn was to wait.")
+        return await call()
+
+    return await scenario.until_done(once)
+
+
+def _is_taken_away(scenario: Deployment, token: str) -> bool:
+    """Its sender, a client, has died with its process, and stores it no more."""
+    wait, fold = wait_of(token), scenario.scene.folds.get(wait_of(token).agent)
+    if not scenario.world.power or not is_client(wait.sender) or fold is None:
+        return False
+    stored = scenario.world.store.read(inbox_subject(wait.agent, priority_of(wait.sender)), 0, sys.maxsize)
+    mails = [decode_mail(entry.data, wait.agent) for entry in stored]
+    is_stored = any(mail.sender == wait.sender and any(one.n == wait.n for one in mail.messages) for mail in mails)
+    return not is_stored and not fold.ledger.has_taken(wait.sender, wait.n)
 
 
 def _text_of(told: WaitOutcome) -> str:
