@@ -8,7 +8,7 @@ from collections import deque
 import msgspec
 
 from mielin_cells.agents.step import Within
-from mielin_cells.errors import CellError, StepFailed
+from mielin_cells.errors import AskTimeout, CellError, StepFailed
 from mielin_cells.log.commit import AskCall
 from mielin_cells.log.inboxes.lines import end_of
 from mielin_cells.log.message import Answer, encode_answer
@@ -124,7 +124,19 @@ class Making:
 
     def _await_answer(self, pending: PendingAsk, call: AskCall, *, is_sent: bool) -> None:
         pending.is_begun = True
-        pending.task = self._core.home.start(self._answer(pending, call, is_sent))
+        replay = self._turn.replay
+        if replay is not None and replay.gave_up(call):
+            pending.task = self._core.home.start(self._time_out(pending))
+        else:
+            pending.task = self._core.home.start(self._answer(pending, call, is_sent))
+
+    async def _time_out(self, pending: PendingAsk) -> None:
+        """For an ask that the run before an undo gave up: so does this one, and it must not hear that the ask was cancelled."""
+        default = self._core.home.settings.ask_timeout_s
+        await asyncio.sleep(default if pending.timeout is None else pending.timeout)
+        error = AskTimeout(f"{pending.label} was given up before the undo; the ask may have taken effect.")
+        pending.answer = encode_answer(Answer(None, error.to_wire()))
+        self._arrive(pending)
 
     async def _answer(self, pending: PendingAsk, call: AskCall, is_sent: bool) -> None:
         known = self._core.fold.ledger.pending.get(call.to, {}).get(call.n)

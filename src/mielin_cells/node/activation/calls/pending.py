@@ -12,6 +12,7 @@ from mielin_cells.errors import AskCycle
 from mielin_cells.log.commit import TIMER, AskCall, InBranch, Out, Sent, StepCall, TurnCall
 from mielin_cells.log.message import Answer, encode_answer
 from mielin_cells.log.waits.tokens import GIVEN
+from mielin_cells.node.activation.calls.replay import Replay
 from mielin_cells.node.activation.calls.tasks import Branch, Timer
 from mielin_cells.node.activation.core import Core
 from mielin_cells.node.waits.opened import OpenWait
@@ -37,6 +38,7 @@ class CallingTurn(Protocol):
     cancels: Callable[[], None] | None
     in_step: bool
     broken: Any
+    replay: Replay | None
     _recording: asyncio.Task[Any] | None
 
     def otherwise(self, made: TurnCall, label: str) -> Exception: ...

@@ -7,6 +7,7 @@ from collections import Counter
 import msgspec
 
 from mielin_cells.log.commit import (
+    AskCall,
     Out,
     Place,
     ReplayCounts,
@@ -54,6 +55,11 @@ class Replay:
                 self._met[place] = "same"
                 return sent
         return None
+
+    def gave_up(self, call: AskCall) -> bool:
+        """True if the earlier run took effect without an outcome of this ask: the receiver may have forgotten or cancelled it."""
+        sent = next((one for one in self.again.sent if one.ask and (one.to, one.n) == (call.to, call.n)), None)
+        return self.again.taken and sent is not None and sent.answer is None
 
     def has_place(self, to: str, k: int) -> bool:
         return (to, True, k) in self._sent
