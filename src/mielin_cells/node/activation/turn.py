@@ -25,19 +25,18 @@ from mielin_cells.errors import (
     CellError,
     EpochRegression,
     NonDeterministicTurn,
-    NoSuchAgent,
     SelfAsk,
     UsageError,
     never,
     storable,
 )  # fmt: skip
 from mielin_cells.log.commit import AskCall, Out, Sent, Timer, Wish, body_of
-from mielin_cells.log.ids import log_subject
 from mielin_cells.log.inboxes.lines import end_of, line, priority_of
 from mielin_cells.log.message import Answer, Terms, decode_answer, encode_answer
 from mielin_cells.log.records import Asked
 from mielin_cells.node.activation.calls.pending import PendingAsk, ask_cycle, label_of
 from mielin_cells.node.activation.calls.reads import Reads
+from mielin_cells.node.activation.calls.refusal import refusal_of
 from mielin_cells.node.activation.calls.replay import Replay
 from mielin_cells.node.activation.calls.spans import with_trace
 from mielin_cells.node.activation.calls.streaming import Streaming
@@ -153,8 +152,13 @@ class Asks(Run):
                     self.replay.met(out, made.n)
             if made.answer is not None:
                 return made.answer
-            pending = core.fold.ledger.pending.get(to, {}).get(made.n)
-            return await self._wait(pending or msgspec.structs.replace(out, n=made.n), made, timeout)
+            if (pending := core.fold.ledger.pending.get(to, {}).get(made.n)) is not None:
+                return await self._wait(pending, made, timeout)
+            # Without a pending one it is in the receiver's inbox.  An ask that differs must not go under the number of the one there.
+            is_other = self.replay is not None and not self.replay.is_same(out)
+            return await self._wait(
+                msgspec.structs.replace(out, n=made.n), made, timeout, is_sent=is_other, is_other=is_other
+            )
         refusal = await self.refusal_of(end_of(to))
         if refusal is not None:
             self.calls.append(AskCall(to, 0, handler.name, body, label, refusal))
@@ -185,12 +189,7 @@ class Asks(Run):
         return AskCall(out.to, earlier.n, out.handler, body_of(out), label, earlier.answer)
 
     async def refusal_of(self, agent: str) -> bytes | None:
-        """The outcome of an ask to an agent that does not exist; None if the agent exists.  Nothing is sent to it."""
-        log, subject = self._core.home.log, log_subject(agent)
-        if await log.last(subject) is not None or await log.settled(subject) is not None:
-            return None
-        error = NoSuchAgent(f"Agent {self.id!r} asked {agent!r}, which does not exist; spawn it first.", agent=agent)
-        return encode_answer(Answer(None, error.to_wire()))
+        return await refusal_of(self._core.home.log, self.id, agent)
 
     async def _record(self, asked: Out, body: bytes, label: str) -> tuple[Out, AskCall]:
         """Records the ask before it leaves, after all earlier turns are committed."""
@@ -222,13 +221,16 @@ class Asks(Run):
             out, _ = recording.result()
             self._core.forget(out.to, out.n)
 
-    async def _wait(self, out: Out, made: AskCall, seconds: float | None, is_sent: bool = False) -> bytes:
-        answer = await self.await_answer(out, seconds, is_sent)
+    async def _wait(
+        self, out: Out, made: AskCall, seconds: float | None, is_sent: bool = False, is_other: bool = False
+    ) -> bytes:
+        answer = await self.await_answer(out, seconds, is_sent, is_other)
         self.calls[self.calls.index(made)] = msgspec.structs.replace(made, answer=answer)
         return answer
 
-    async def await_answer(self, out: Out, seconds: float | None, is_sent: bool) -> bytes:
-        """Sends the ask, again while there is no answer, until its deadline: a timeout is an outcome (rule 13)."""
+    async def await_answer(self, out: Out, seconds: float | None, is_sent: bool, is_other: bool = False) -> bytes:
+        """Sends the ask, again while there is no answer, until its deadline: a timeout is an outcome (rule 13).  `is_other`: under
+        its number another ask was sent, which stands for it."""
         core = self._core
         timeout = core.home.settings.ask_timeout_s if seconds is None else seconds
         future = core.expect(out.to, out.n)
@@ -247,7 +249,7 @@ class Asks(Run):
                         self.why = f": its inbox does not take it ({refused.rstrip('.')})" if refused else ""
                     else:
                         left_s = (limit.when() or float("inf")) - core.loop.time()
-                        answer = await self._reminded(out, is_again, left_s)
+                        answer = await self._reminded(out, is_again, left_s, is_other)
                         pause, is_again = min(pause * 2, ASK_REPEAT_S_MAX), True
         except TimeoutError:
             error = AskTimeout(
@@ -259,7 +261,7 @@ class Asks(Run):
             core.forget(out.to, out.n)
         return answer
 
-    async def _reminded(self, out: Out, is_again: bool, left_s: float) -> bytes | None:
+    async def _reminded(self, out: Out, is_again: bool, left_s: float, is_other: bool) -> bytes | None:
         """Reminds the receiver, and sends the ask again if it is missing there.
 
         Returns the last word of an agent that has ended or cannot answer; None if an answer may still come.
@@ -276,7 +278,7 @@ class Asks(Run):
                 raise  # the store's word, and not the receiver's: as an outcome it would fail each run of this turn
             return encode_answer(Answer(None, error.to_wire()))
         self.why = f": {standing.why}" if standing.why else ""
-        if standing.missing or (standing.missing is None and not is_again):
+        if not is_other and (standing.missing or (standing.missing is None and not is_again)):
             core.outbox.push(out)
         return None
 

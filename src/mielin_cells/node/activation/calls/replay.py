@@ -68,6 +68,11 @@ class Replay:
         """The message that an earlier run sent in this place."""
         return self._sent.get(place_of(out))
 
+    def is_same(self, out: Out) -> bool:
+        """False if another message was sent in its place."""
+        earlier = self.known(out)
+        return earlier is None or earlier.body == body_of(out)
+
     def stands(self, out: Out) -> bool:
         """True if the message is not sent: the one that was sent in its place stands."""
         earlier = self.known(out)
