@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from support import guards
 
+import mielin_cells as cells
+from mielin_cells.agents.reference import classes
 from mielin_cells.testing import simulate as command
 from mielin_cells.testing.simulate import simulate
 
@@ -29,7 +31,11 @@ def test_production_code_keeps_every_invariant() -> None:
     assert campaign.faults["append_late"] > 5
 
 
-def test_a_seed_tells_the_same_story_again_whatever_the_hash_seed() -> None:
+def test_a_seed_tells_the_same_story_again_whatever_the_hash_seed_and_whatever_else_is_loaded() -> None:
+    class NoneOfTheSimulator(cells.Agent):
+        """As a process has them that has loaded the tests of other rooms: its nodes must not tell of it."""
+
+    assert "NoneOfTheSimulator" in classes
     digests = [simulate(seed).digest for seed in range(1, 6)]
     assert len(set(digests)) == 5
     code = "from mielin_cells.testing.simulate import simulate; print(*[simulate(s).digest for s in range(1, 6)])"

@@ -13,6 +13,7 @@ from random import Random
 from traceback import walk_tb
 from typing import Any, TypeVar
 
+from mielin_cells.agents.agent import Agent
 from mielin_cells.client.client import Client
 from mielin_cells.errors import (
     AgentInError,
@@ -72,6 +73,8 @@ class Deployment:
         self.asker: tuple[View, Client]
         self.old = set(swarm.old)
         """Nodes that start with the older code."""
+        self.told: tuple[type[Agent], ...] = ()
+        """The agent classes that nodes say they know when they join; none: all that this process has."""
         self.moods: misbehaving.Moods | None = None
         """Of agents that misbehave, if there are any."""
         self._clients: dict[str, tuple[View, Client]] = {}
@@ -124,7 +127,8 @@ class Deployment:
             listener = Listener(self.world.loop.time) if self.swarm.keepers else None
             node = Node(
                 name, view.log, view.wire, misbehaving.classes_of(name in self.old), settings=settings, rng=rng, wall=wall,
-                recovery=self.swarm.recovery, listener=listener, about=Announcement(classes=misbehaving.versions_of(name in self.old)),
+                recovery=self.swarm.recovery, listener=listener,
+                about=Announcement(classes=misbehaving.versions_of(name in self.old, self.told)),
                 cluster=Client(view.log, view.wire, settings=settings, rng=rng),
             )  # fmt: skip
             node.home.secret.make = rng.randbytes

@@ -6,7 +6,7 @@ And what few do: they hold tables, buffers and more state than a record takes, s
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from random import Random
 from typing import cast
 
@@ -194,10 +194,11 @@ def classes_of(is_old: bool) -> Callable[[str], type[cells.Agent] | None]:
     return (lambda name: OddBefore if name == "SimOdd" else classes.get(name)) if is_old else classes.get
 
 
-def versions_of(is_old: bool) -> dict[str, int]:
-    """What such a node says of the classes that it knows."""
+def versions_of(is_old: bool, told: Collection[type[cells.Agent]]) -> dict[str, int]:
+    """What such a node says of the classes that it knows: of those that are `told`, or of all that this process has."""
     known = classes_of(is_old)
-    return {name: cls.__mielin_version__ for name in sorted(classes) if (cls := known(name)) is not None}
+    names = sorted({cls.__mielin_name__ for cls in told} or classes)
+    return {name: cls.__mielin_version__ for name in names if (cls := known(name)) is not None}
 
 
 _tasks: set[asyncio.Task[None]] = set()

@@ -109,6 +109,7 @@ class Scenario(Deployment):
     def __init__(self, swarm: Swarm, workload: Workload | None = None) -> None:
         super().__init__(swarm, CHECKERS)
         self.workload = workload or Accounts()
+        self.told = self.workload.told
         self._healed_at = 0.0
         self._has_held = False
         """A record of an agent's log has shown messages that were put off since `_held` was noted."""

@@ -74,6 +74,10 @@ class SimBoss(cells.Agent, name="SimBoss", supervision=cells.Supervision(max_res
         return self.downs
 
 
+KIN = (SimBoss, SimKid)
+"""The agent classes of families."""
+
+
 def bosses(seed: int) -> tuple[str, ...]:
     rng = Random(f"families {seed}")
     return () if rng.random() > FAMILIES else tuple(f"p{n}" for n in range(rng.randint(1, 2)))
