@@ -24,7 +24,7 @@ from mielin_cells.errors import (
     StoreInUse,
     StoreUnreachable,
 )
-from mielin_cells.substrate.embedded import Embedded
+from mielin_cells.substrate.embedded import Embedded, schema
 from mielin_cells.substrate.embedded.store import APPLICATION_ID
 from mielin_cells.substrate.ports import Appended, Conflict, Entry, Log
 
@@ -440,15 +440,15 @@ async def test_a_store_that_was_emptied_is_refused_and_one_that_was_removed_begi
 
 
 async def answers_of(path: Path) -> list[list[Entry]] | CellError:
-    """All that the store has, or the error that it is refused with."""
+    """All that the store has, by each of its indexes, or the error that it is refused with."""
     try:
         store = await Embedded.open(path)
     except CellError as error:
         return error
     try:
         owned = [Entry(1, subject.encode()) for subject in await store.log.owned("node-1")]
-        of_topics = [Entry(one.seq, one.data) for one in await store.log.scan("topic.>", 0)]
-        return [*[await everything(store.log, f"s.{n}") for n in range(3)], owned, of_topics]
+        scanned = [[Entry(one.seq, one.data) for one in await store.log.scan(f"{name}.>", 0)] for name in schema.SCANS]
+        return [*[await everything(store.log, f"s.{n}") for n in range(3)], owned, *scanned]
     except CellError as error:
         return error
     finally:
