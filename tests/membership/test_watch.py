@@ -318,6 +318,16 @@ def nobody_has_to_confirm(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Watch, "suspect", lambda self, now, table, _: suspect(self, now, table, {}))
 
 
+def a_leader_alone_says_nothing(patch: pytest.MonkeyPatch) -> None:
+    suspect = Watch.suspect
+
+    def confirmed(self: Watch, now: float, table: Table, fresh: dict[str, Beat]) -> Suspected | Doubted | None:
+        said = suspect(self, now, table, fresh)
+        return said if isinstance(said, Suspected) else None
+
+    patch.setattr(Watch, "suspect", confirmed)
+
+
 def a_doubt_counts_at_once(patch: pytest.MonkeyPatch) -> None:
     def is_overdue(_: Watch, __: float, name: str, table: Table) -> bool:
         member = table.get(name)
@@ -336,6 +346,7 @@ WATCHED_BY: list[tuple[Callable[[pytest.MonkeyPatch], None], Callable[[], None]]
     (silence_counts_from_the_start, test_silence_counts_from_when_a_node_began_to_listen),
     (who_has_only_joined_is_not_watched, test_a_node_that_has_only_joined_is_watched_too),
     (nobody_has_to_confirm, test_a_silent_node_is_suspected_once_a_second_watcher_does_not_hear_it_either),
+    (a_leader_alone_says_nothing, test_a_leader_that_is_the_only_watcher_doubts_and_that_counts_once_it_has_stood),
     (a_doubt_counts_at_once, test_a_leader_that_is_the_only_watcher_doubts_and_that_counts_once_it_has_stood),
     (no_wait_is_doubled, test_each_refutation_doubles_the_time_to_the_next_doubt),
 ]  # fmt: skip

@@ -5,7 +5,7 @@ Others, and those of N14, have stories of their own: tests/membership/test_watch
 
 from __future__ import annotations
 
-from mielin_cells.membership.members import Doubted, Leads, Status, Suspected, Table
+from mielin_cells.membership.members import Leads, Status, Table
 from mielin_cells.membership.watch import Ears, Watch
 from mielin_cells.node.presence import Presence
 from mielin_cells.rpc.answers import Beat
@@ -21,18 +21,6 @@ def a_lost_leader_is_followed(patch: Patch) -> None:
         return elect(self, now, table, fresh, ears) if table.leader[0] == "" else None
 
     patch.setattr(Watch, "elect", only_nobody)
-
-
-@guard(within=40)
-def a_leader_alone_doubts(patch: Patch) -> None:
-    """A leader that has no second watcher says nothing of a node that it does not hear (N12)."""
-    suspect = Watch.suspect
-
-    def confirmed(self: Watch, now: float, table: Table, fresh: dict[str, Beat]) -> Suspected | Doubted | None:
-        said = suspect(self, now, table, fresh)
-        return said if isinstance(said, Suspected) else None
-
-    patch.setattr(Watch, "suspect", confirmed)
 
 
 @guard(within=40)
