@@ -403,7 +403,10 @@ def deadlines_by_the_stores_clock(patch: Patch) -> None:
         def now(self) -> float:
             return super().now() + self._wall() - (WALL_S + asyncio.get_running_loop().time())
 
+    make = NodeContext.__post_init__
+
     def made(self: NodeContext) -> None:
+        make(self)
         self.clock = Wall(self)
 
     patch.setattr(NodeContext, "__post_init__", made)
