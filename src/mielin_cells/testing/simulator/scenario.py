@@ -338,10 +338,10 @@ class Scenario(Deployment):
     async def _is_still(self) -> bool:
         """Loads every agent afresh; true if nothing has moved meanwhile.
 
-        Agents that were asked go to sleep again first, since their snapshots are records.
+        Agents that were asked write their snapshots and go to sleep again first: both are records.
         """
         idle_s = self.swarm.settings.idle_s
-        await asyncio.sleep(2 * idle_s if idle_s < STORY_S / 10 else 0.0)  # else nobody goes to sleep in this story
+        await asyncio.sleep(2 * idle_s + LOOK_S if idle_s < STORY_S / 10 else LOOK_S)  # else nobody goes to sleep
         before = {agent: fold.seq for agent, fold in self.scene.folds.items()}
         for agent in self.checkers.agents:
             self.scene.loaded[agent] = await self.as_operator(partial(load, self.operator.log, agent))
