@@ -78,6 +78,8 @@ def simulate(seed: int, cut: Cut | None = None) -> Result:
     try:
         with _limit_processor(SPIN_S):
             play(make, seed=seed, steps_max=STEPS_MAX)
+    except Livelock as error:
+        made[0].violations.append(f"{made[0].world.loop.time():.6f} s: I15: {error}")
     except Exception:  # noqa: BLE001 - whatever it is, it is a finding of this seed, and the next one goes on
         made[0].violations.append(f"raised: {traceback.format_exc()}")
     scenario, world = made[0], made[0].world
