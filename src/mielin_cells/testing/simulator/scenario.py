@@ -112,6 +112,7 @@ class Scenario(Deployment):
         self.told = self.workload.told
         self._healed_at = 0.0
         self._has_held = False
+        self._states = dict[str, bytes]()
         """A record of an agent's log has shown messages that were put off since `_held` was noted."""
         self._held = dict[str, set[int]]()
         self.nemesis = Nemesis(self, self.workload)
@@ -313,7 +314,7 @@ class Scenario(Deployment):
         """True if the workload says so, and no message was put off while it asked the agents."""
         before, self._has_held = self._put_off(), False
         self._held = {agent: _held(fold) for agent, fold in self.scene.folds.items()}
-        has_arrived = await self.workload.has_arrived(self)
+        has_arrived, self._states = await self.workload.has_arrived(self), self._digests()
         is_quiet = before == self._put_off() and not any(waits for _, _, waits in before.values())
         return has_arrived and is_quiet and not self._has_held
 
@@ -336,7 +337,7 @@ class Scenario(Deployment):
         }
 
     async def _is_still(self) -> bool:
-        """Loads every agent afresh; true if nothing has moved meanwhile.
+        """Loads every agent afresh; true if nothing has moved meanwhile, and no state since they were all asked for it.
 
         Agents that were asked write their snapshots and go to sleep again first: both are records.
         """
@@ -345,7 +346,13 @@ class Scenario(Deployment):
         before = {agent: fold.seq for agent, fold in self.scene.folds.items()}
         for agent in self.checkers.agents:
             self.scene.loaded[agent] = await self.as_operator(partial(load, self.operator.log, agent))
-        return before == {agent: fold.seq for agent, fold in self.scene.folds.items()} and not self._resting()
+        is_same = (
+            before == {agent: fold.seq for agent, fold in self.scene.folds.items()} and self._states == self._digests()
+        )
+        return is_same and not self._resting()
+
+    def _digests(self) -> dict[str, bytes]:
+        return {agent: fold.state.digest() for agent, fold in self.scene.folds.items()}
 
     async def _end(self) -> None:
         for node in self.scene.living():
