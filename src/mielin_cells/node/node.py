@@ -252,6 +252,7 @@ class Node:
             every = False
             await duties.do("settling migrations", self.migrations.settle_due)
             await duties.do("dropping copies that nobody asks for", self.standbys.expire)
+            await duties.do("telling the other nodes that this one lives", self.presence.say_serving)
 
     def beat(self, stuck_s: float = 0.0) -> Beat:
         """This node's heartbeat, if its main loop has not answered for `stuck_s`.  May be called from any thread."""

@@ -75,7 +75,10 @@ class Presence:
         await self._members.follow(self._changed)
 
     async def say_serving(self) -> None:
-        """Notes that the node lives, unless the log says so already."""
+        """Notes that the node lives, unless the log says so already.
+
+        Also called now and then: whatever the store refused when the node was suspected, it may take by now.
+        """
         home, begins = self._home, not self.is_starting
 
         def decide(table: Table) -> AnyRecord | None:
