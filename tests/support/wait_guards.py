@@ -15,7 +15,7 @@ from mielin_cells.node.waits.desk import Desk
 from support.guards import Patch, guard
 
 
-@guard(within=100)
+@guard(within=200)
 def the_first_outcome_stands(patch: Patch) -> None:
     """Whoever resolves a wait that its turn still has open replaces the outcome."""
     resolved = Desk._resolved
@@ -30,7 +30,7 @@ def the_first_outcome_stands(patch: Patch) -> None:
     patch.setattr("mielin_cells.log.rules.wrong_waits", lambda waits, changes: "")
 
 
-@guard(within=100)
+@guard(within=200)
 def early_words_are_held(patch: Patch) -> None:
     """Whoever resolves a wait before its turn, run again, has come to it is told that it is over."""
     resolved = Desk._resolved

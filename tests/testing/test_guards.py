@@ -519,7 +519,7 @@ assert Guard(inboxes_are_opened, 20) in GUARDS, "and those of priorities"
 assert Guard(restarts_are_counted, 40) in GUARDS, "and those of supervision"
 assert Guard(attributes_expect_the_last, 100) in GUARDS, "the guards of attributes are among them"
 assert Guard(asks_of_cancelled_turns_are_cancelled, 40) in GUARDS, "and those of cancels"
-assert Guard(the_first_outcome_stands, 100) in GUARDS, "and those of waits"
+assert Guard(the_first_outcome_stands, 200) in GUARDS, "and those of waits"
 
 SOON = 20
 """What is found within so many seeds is taken away in `make test`, too."""
