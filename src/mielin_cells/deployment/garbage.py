@@ -1,8 +1,8 @@
 """When a node's process looks for garbage among all of its objects.
 
-An agent is some sixty objects that stay.  Python looks through all objects when a quarter is new, and nothing else runs meanwhile:
-of a node that takes over 10,000 agents, that held up asks of its other agents for 0.2 s.  So the process looks itself, when no agents
-come, and keeps what is left out of later looks, until many of those agents have gone.
+An agent consists of many objects that stay.  Python collects among all objects when a quarter of them is new, and nothing else runs
+meanwhile: on a node that took over 10,000 agents this held up asks of its other agents for 0.2 s.  So the process runs such a
+collection itself, while no agents come.  It leaves out the objects that survived an earlier one, until many of those agents have gone.
 """
 
 from __future__ import annotations
