@@ -49,6 +49,8 @@ def _limits(smoke: float, quick: float, full: float) -> dict[Size, float]:
 PARTS = (
     Part("start", _limits(20, 20, 60)),
     Part("manager", _limits(20, 20, 60)),
+    Part("placing", _limits(30, 90, 240)),
+    Part("policies", _limits(40, 60, 120)),
     Part("pause", _limits(30, 60, 180)),
     Part("asks", _limits(30, 60, 300)),
     Part("away", _limits(30, 60, 240)),
@@ -57,6 +59,7 @@ PARTS = (
     Part("turns", _limits(20, 40, 180)),
     Part("topics", _limits(60, 120, 300)),
     Part("talk", _limits(30, 90, 240)),
+    Part("words", _limits(40, 90, 300)),
     Part("drain", _limits(30, 60, 180)),
     Part("failover", _limits(40, 60, 240)),
     Part("idle", _limits(30, 40, 240)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncIterator
 
 import mielin_cells as cells
@@ -30,6 +31,20 @@ class Sleepy(cells.Agent, name="BenchSleepy", idle_s=2):
     @cells.handler
     async def add(self, n: int = 1) -> int:
         self.count += n
+        return self.count
+
+
+class Late(cells.Agent, name="BenchLate", inbox_max=1_000_000):
+    """Its messages have a deadline; what comes after it must not run."""
+
+    count: int = 0
+
+    @cells.handler
+    async def take(self, n: int) -> None:
+        self.count += n
+
+    @cells.handler
+    async def ran(self) -> int:
         return self.count
 
 
@@ -111,6 +126,8 @@ class Listener(cells.Agent, name="BenchListener"):
     """Counts what comes."""
 
     count: int = 0
+    _at = 0.0
+    """When the last one came; no state, so it costs nothing."""
 
     @cells.handler
     async def listen(self, pattern: str) -> None:
@@ -119,10 +136,41 @@ class Listener(cells.Agent, name="BenchListener"):
     @cells.handler
     async def on_message(self, one: int) -> None:
         self.count += one
+        self._at = time.time()
 
     @cells.handler
     async def heard(self) -> int:
         return self.count
+
+    @cells.handler
+    async def came(self) -> tuple[int, float]:
+        return self.count, self._at
+
+
+class Settler(cells.Agent, name="BenchSettler"):
+    """Says where it is."""
+
+    @cells.handler
+    async def settle(self, region: str) -> None:
+        cells.attributes(region=region, settled=True)
+
+
+class Patient(cells.Agent, name="BenchPatient"):
+    """Waits for a word from outside."""
+
+    heard: int = 0
+
+    @cells.handler
+    async def begin(self) -> str:
+        return await cells.external("word", then=self.on_word)()
+
+    @cells.handler
+    async def on_word(self, word: int) -> None:
+        self.heard += word
+
+    @cells.handler
+    async def count(self) -> int:
+        return self.heard
 
 
 class Talker(cells.Agent, name="BenchTalker"):

@@ -21,7 +21,7 @@ from benchmarks.peers.serve import serve_async
 from mielin_cells.log.ids import log_subject
 from mielin_cells.substrate.jetstream import JetStream
 from mielin_cells.substrate.parts import put_parts
-from mielin_cells.substrate.ports import Appended
+from mielin_cells.substrate.ports import Appended, Log
 
 URL = "BENCH_URL"
 RECORD = b"x" * 300
@@ -48,13 +48,16 @@ class Floor:
         if (heard := self._heard.pop(data, None)) is not None:  # else another process's
             heard.set_result(None)
 
-    async def _one(self, subject: str, appends: int) -> None:
-        """Dependent conditional appends to a fresh subject, and one delivery on another connection."""
+    async def _one(self, subject: str, appends: int, log: Log, owner: str | None = None) -> None:
+        """Dependent conditional appends to a fresh subject, and one delivery on another connection.
+
+        `owner`: the first is an ownership record that names it.
+        """
         last = 0
         for _ in range(appends):
-            outcome = await self._writer.log.append(subject, RECORD, last)
+            outcome = await log.append(subject, RECORD, last, owner)
             assert isinstance(outcome, Appended)
-            last = outcome.seq
+            last, owner = outcome.seq, None
         heard = self._heard[subject.encode()] = asyncio.get_running_loop().create_future()
         await self._writer.wire.publish("floor", subject.encode())
         await heard
@@ -64,7 +67,19 @@ class Floor:
         found = []
         for _ in range(count):
             at = time.perf_counter()
-            await self._one(f"floor.{next(self._numbers)}", appends)
+            await self._one(f"floor.{next(self._numbers)}", appends, self._writer.log)
+            found.append((time.perf_counter() - at) * 1000)
+        return found
+
+    async def handovers(self, appends: int, count: int) -> list[float]:
+        """Milliseconds of each: the same appends to an agent's log, the first of which names another owner.
+
+        The server puts that one into the index of owners as well, on the processors that the second append needs.
+        """
+        found = []
+        for _ in range(count):
+            at = time.perf_counter()
+            await self._one(log_subject(f"floor-{next(self._numbers)}"), appends, self._logs, "after")
             found.append((time.perf_counter() - at) * 1000)
         return found
 
@@ -98,7 +113,7 @@ class Floor:
 
         async def caller() -> None:
             for _ in range(count // window):
-                await self._one(f"floor.{next(self._numbers)}", appends)
+                await self._one(f"floor.{next(self._numbers)}", appends, self._writer.log)
 
         at = time.perf_counter()
         await asyncio.gather(*(caller() for _ in range(window)))
@@ -154,8 +169,8 @@ async def main() -> None:
     floor = Floor(writer, reader, logs)
     await floor.open()
     does: dict[str, Any] = {
-        "dependent": floor.dependent, "owns": floor.owns, "between": floor.between, "pipelined": floor.pipelined,
-        "takeovers": floor.takeovers, "parts": floor.parts,
+        "dependent": floor.dependent, "handovers": floor.handovers, "owns": floor.owns, "between": floor.between,
+        "pipelined": floor.pipelined, "takeovers": floor.takeovers, "parts": floor.parts,
     }  # fmt: skip
     await serve_async(does, {"uvloop": True})
     await writer.close()

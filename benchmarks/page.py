@@ -83,7 +83,15 @@ def _head(results: dict[str, Any]) -> list[str]:
     )
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     software = f"Python {machine['python']}, SQLite {machine['sqlite']}{f', nats-server {server}' if server else ''}, {versions}"
-    return [f"{kind} of {results['at'][:10]}, commit {machine['commit'] or 'unknown'}; {about}; {software}."]
+    return [f"{kind} of {results['at'][:10]}, {_commits(results)}; {about}; {software}."]
+
+
+def _commits(results: dict[str, Any]) -> str:
+    """The commit that was measured, if it is that of every part: a run of some parts keeps the figures of the others."""
+    commits = {part["commit"] for part in results["parts"].values()} or {results["machine"]["commit"]}
+    if len(commits) > 1:
+        return f"with parts of {len(commits)} commits, which [the last table](#how-busy-the-machine-was) names"
+    return f"commit {commits.pop() or 'unknown'}"
 
 
 def _row(bar: Bar, sync: str, row: dict[str, Any] | None, part: dict[str, Any] | None) -> str:

@@ -86,7 +86,7 @@ class Stage:
 
 
 @asynccontextmanager
-async def staged(nodes: int, sync: Sync, settings: str = "") -> AsyncIterator[Stage]:
+async def staged(nodes: int, sync: Sync, settings: str = "", app: str = APP) -> AsyncIterator[Stage]:
     """Up and serving; ended with the block, and what it has stored is gone."""
     with tempfile.TemporaryDirectory(prefix="mielin-bench-") as folder:
         port = _free_port()
@@ -97,7 +97,7 @@ async def staged(nodes: int, sync: Sync, settings: str = "") -> AsyncIterator[St
             version = substrate.server_version
             await substrate.close()
             lines = list[tuple[float, str]]()
-            fleet = Fleet(APP, address, lambda event: _tell(event, lines), (), _configured(Path(folder), settings))
+            fleet = Fleet(app, address, lambda event: _tell(event, lines), (), _configured(Path(folder), settings))
             try:
                 fleet.start(nodes)
                 await fleet.serving()
@@ -114,10 +114,13 @@ async def staged(nodes: int, sync: Sync, settings: str = "") -> AsyncIterator[St
 
 
 def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
+    """Nobody else is given it until this process ends: it is bound, and not listened on.  A server that names it can listen."""
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    port: int = held.getsockname()[1]
+    held.detach()
+    return port
 
 
 def _monitored(folder: Path, port: int) -> Path:

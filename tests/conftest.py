@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import os
 import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from mielin_cells.agents.reference import classes
 from mielin_cells.substrate.jetstream.server import Server
+
+# How long an example takes says how busy the machine is, and nothing about the code.
+hypothesis.settings.register_profile("tests", deadline=None)
+hypothesis.settings.load_profile("tests")
+
+
+def pytest_collection_finish() -> None:
+    """From here on nothing is compiled into files, here or in processes that tests start: an app that a test writes anew within a
+    second, in as many bytes, would be loaded as it was before.  The sources were compiled by `make`, or are compiled in memory."""
+    sys.dont_write_bytecode = True
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
 
 
 @pytest.hookimpl(wrapper=True)
@@ -28,6 +42,16 @@ def _classes_of_one_test() -> Iterator[None]:
     yield
     classes.clear()
     classes.update(before)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _garbage_of_one_file() -> None:
+    """What is alive before a file's tests is looked at no more: each story of the simulator ends with a look at all objects.
+
+    With what thousands of tests have left, that look took longer than most stories.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="module")

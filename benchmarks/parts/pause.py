@@ -32,7 +32,7 @@ async def pauses(stage: Stage, size: Size) -> tuple[list[float], list[float], di
             whole = (time.perf_counter() - at) * 1000
             assert report.ok, report
             await asyncio.sleep(REST_S)  # the same rest before both: what has just run is faster
-            (floor,) = await stage.floor.do("dependent", appends=APPENDS, count=1)
+            (floor,) = await stage.floor.do("handovers", appends=APPENDS, count=1)
             if number >= WARM[size]:
                 found.append(report.pause_ms)
                 floors.append(floor)

@@ -18,8 +18,9 @@ from benchmarks.harness import run, say
 from benchmarks.parts import failover
 from benchmarks.reads import spent_on_reads
 from benchmarks.stage import Stage, staged
+from benchmarks.wakeups import count_wakeups, empty_wakeup_s
 from mielin_cells.membership import table
-from mielin_cells.membership.members import Announcement
+from mielin_cells.membership.announcement import Announcement
 from mielin_cells.membership.table import Members
 
 NODES = 3
@@ -63,6 +64,10 @@ class Idle(NamedTuple):
     """Resident memory of all nodes."""
     stored_mib: float
     """On the server's disk."""
+    wakeups: float
+    """A second, of all threads of the server and the nodes."""
+    empty_percent: float
+    """Of a core, for an event loop that wakes up as often and does nothing."""
 
 
 def _spent(stage: Stage) -> dict[str, float]:
@@ -76,9 +81,12 @@ def _spent(stage: Stage) -> dict[str, float]:
 
 async def _idle(stage: Stage, size: Size) -> Idle:
     await asyncio.sleep(REST_S[size])
-    before, sent, at = _spent(stage), stage.sent_bytes(), time.perf_counter()
+    threads = [process.pid for name, process in stage.processes().items() if name != "client"]
+    before, sent, at, rested = _spent(stage), stage.sent_bytes(), time.perf_counter(), count_wakeups(threads)
     await asyncio.sleep(WATCH_S[size])
     took, after = time.perf_counter() - at, _spent(stage)
+    wakeups = (count_wakeups(threads) - rested) / took
+    empty_s = await empty_wakeup_s(WATCH_S[size] / 2)
     percent = {who: 100 * (after[who] - before[who]) / took for who in after}
     memory = {name: process.memory_info().rss / 2**20 for name, process in stage.processes().items()}
     return Idle(
@@ -86,6 +94,7 @@ async def _idle(stage: Stage, size: Size) -> Idle:
         round(percent["server"], 2), round(memory["server"], 1),
         round(sum(mib for name, mib in memory.items() if name.startswith("node-")), 1),
         round(stage.counted("jsz")["storage"] / 2**20, 1),
+        round(wakeups, 1), round(100 * wakeups * empty_s, 2),
     )  # fmt: skip
 
 
@@ -157,9 +166,12 @@ async def _answers(stage: Stage, node: str, before: int) -> float:
         await asyncio.sleep(0.005)
 
 
-async def _restart(stage: Stage, names: list[str], others: int, size: Size) -> Restart:
-    """Kills node-1, which has these agents, and lets it be started again."""
-    child = next(child for child in stage.fleet.children if child.name == "node-1")
+async def _restart(stage: Stage, node: str, names: list[str], others: int, size: Size) -> Restart:
+    """Kills the node, which has these agents, and lets it be started again.
+
+    Each restart adds a record to the log of each agent, so agents that are compared have been through equally many.
+    """
+    child = next(child for child in stage.fleet.children if child.name == node)
     assert child.process is not None
     floor = await stage.floor.do("takeovers", agents=[f"{others}-{name}" for name in names])
     await asyncio.sleep(1.0)
@@ -171,13 +183,13 @@ async def _restart(stage: Stage, names: list[str], others: int, size: Size) -> R
         answered.append(time.perf_counter())
 
     probes = asyncio.gather(*(probe(name) for name in names[:: max(1, len(names) // PROBES)][:PROBES]))
-    serves = await _answers(stage, "node-1", incarnation)
+    serves = await _answers(stage, node, incarnation)
     while child.incarnation == incarnation:
         await asyncio.sleep(0.005)
     everything = time.perf_counter() - serves
     await probes
     await asyncio.sleep(AFTER_S[size])
-    await _has_all(stage, len(names))
+    await _has_all(stage, node, len(names))
     kb = sum(sent for connection, sent in stage.sent_to().items() if connection not in before) / 1000
     return Restart(
         len(names), others, round(max(0.0, min(answered) - serves), 3), round(max(0.0, percentile(answered, 0.5) - serves), 3),
@@ -185,16 +197,16 @@ async def _restart(stage: Stage, names: list[str], others: int, size: Size) -> R
     )  # fmt: skip
 
 
-async def _has_all(stage: Stage, count: int) -> None:
-    """Waits until the table of members says that node-1 has so many agents: it hears of loads with a delay."""
+async def _has_all(stage: Stage, node: str, count: int) -> None:
+    """Waits until the table of members says that the node has so many agents: it hears of loads with a delay."""
     agents = 0
     try:
         async with asyncio.timeout(LOADS_S):
             while agents < count:
-                agents = next(info.agents for info in await stage.cluster.nodes() if info.name == "node-1")
+                agents = next(info.agents for info in await stage.cluster.nodes() if info.name == node)
                 await asyncio.sleep(0.1)
     except TimeoutError:
-        raise AssertionError(f"node-1 has {agents} of its {count} agents") from None
+        raise AssertionError(f"{node} has {agents} of its {count} agents") from None
 
 
 async def _failover(size: Size, found: Found) -> None:
@@ -237,7 +249,8 @@ async def _former_members(stage: Stage, count: int) -> None:
 async def measure(size: Size, found: Found) -> None:
     idle, costs, restarts = list[Idle](), list[Costs](), list[Restart]()
     few, many = AGENTS[size]
-    own = [f"own-{number}" for number in range(OWN[size])]
+    own, later = ([f"{name}-{number}" for number in range(OWN[size])] for name in ("own", "later"))
+    others = many - len(own)
     async with staged(NODES, "lazy", PATIENT) as stage:
 
         async def at_rest(tag: str) -> None:
@@ -250,11 +263,12 @@ async def measure(size: Size, found: Found) -> None:
         await _spawn_until(stage, 0, few, ("node-1", "node-2", "node-3"), "idle")
         await at_rest(f"{few} agents")
         await _spawn_until(stage, 0, len(own), ("node-1",), "own")
-        restarts.append(await _restart(stage, own, 0, size))
+        restarts.append(await _restart(stage, "node-1", own, 0, size))
         say(f"scale: {restarts[-1]}")
-        await _spawn_until(stage, few, many - len(own), ("node-2", "node-3"), "idle")
+        await _spawn_until(stage, 0, len(later), ("node-2",), "later")
+        await _spawn_until(stage, few, others - len(later), ("node-3",), "idle")
         await at_rest(f"{many} agents")
-        restarts.append(await _restart(stage, own, many - len(own), size))
+        restarts.append(await _restart(stage, "node-2", later, others, size))
         say(f"scale: {restarts[-1]}")
         await asyncio.sleep(REST_S[size])
         costs.append(await _costs(stage, size, "again"))
@@ -277,8 +291,9 @@ async def measure(size: Size, found: Found) -> None:
 
 def _tell_idle(found: Found, idle: list[Idle], few: int, many: int) -> None:
     says = f"{many:,} agents on {NODES} nodes"
+    empty = f"an empty event loop that wakes up as often, {idle[1].wakeups} times a second, {idle[1].empty_percent} %"
     found.row("scale-idle-cpu", "lazy", f"{idle[1].cpu_percent} % of a core", idle[1].cpu_percent <= CPU_PERCENT,
-              f"{says}; server and nodes; with {few:,} agents {idle[0].cpu_percent} %")  # fmt: skip
+              f"{says}; server and nodes; with {few:,} agents {idle[0].cpu_percent} %; {empty}")  # fmt: skip
     found.row("scale-idle-bytes", "lazy", f"{idle[1].kb_per_s} KB/s", idle[1].kb_per_s <= KB_PER_S,
               f"{says}; out of the server; with {few:,} agents {idle[0].kb_per_s} KB/s")  # fmt: skip
     grown, spent = ratio(idle[1].kb_per_s, idle[0].kb_per_s), ratio(idle[1].cpu_percent, idle[0].cpu_percent)

@@ -142,7 +142,7 @@ async def ours(found: Found, sync: Sync, size: Size) -> None:
             movers[load] = Mover(stage, agent, changing(agent, load), load.messages_per_s)
         for _ in range(ROUNDS[size]):
             await small.moves(SMALL_MOVES[size])
-            floors += await stage.floor.do("dependent", appends=APPENDS, count=SMALL_MOVES[size])
+            floors += await stage.floor.do("handovers", appends=APPENDS, count=SMALL_MOVES[size])
             for load, mover in movers.items():
                 await mover.moves(load.moves)
                 say(

@@ -31,9 +31,10 @@ from mielin_cells.agents.context import this, trace
 from mielin_cells.agents.family.calls import child, link, monitor, spawn, unmonitor
 from mielin_cells.agents.finding.calls import attributes
 from mielin_cells.agents.finding.where import attr
-from mielin_cells.agents.handler import Stream, handler
+from mielin_cells.agents.handler import handler
 from mielin_cells.agents.reports import AgentInfo, DrainReport, MigrationReport, NodeInfo, RollbackReport
 from mielin_cells.agents.retry import Retry
+from mielin_cells.agents.shared.stream import Stream
 from mielin_cells.agents.step import emit, step
 from mielin_cells.agents.table import Table
 from mielin_cells.agents.timer import CatchUp, after, cancel, cron, every

@@ -19,6 +19,8 @@ Delay: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=TIMEOUT_S_MAX)]
 """Seconds; 0: none."""
 Count: TypeAlias = Annotated[int, msgspec.Meta(gt=0, le=10**9)]
 Bytes: TypeAlias = Annotated[int, msgspec.Meta(gt=0, le=10**15)]
+Rate: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=10**15)]
+"""Bytes in a second; 0: no limit."""
 
 WhenFull: TypeAlias = Literal["refuse", "wait", "drop_oldest"]
 WHEN_FULL: tuple[WhenFull, ...] = typing.get_args(WhenFull)
@@ -164,7 +166,16 @@ def _in_words(hint: Any) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Settable per deployment.  Raises `ConfigError` naming the field and its range."""
+    """Settable per deployment.  Raises `ConfigError` naming the field and its range.
+
+    >>> async with cells.local(settings=cells.Settings(idle_s=60, tries=3)) as deployment:
+    ...     pass
+    ...
+    >>> cells.Settings(idle_s=-1)
+    Traceback (most recent call last):
+        ...
+    mielin_cells.errors.ConfigError: idle_s = -1 is out of range (0 to 1e+09 seconds).
+    """
 
     ask_timeout_s: Seconds = 30.0
     """An ask's answer; long enough for a model call."""
@@ -189,7 +200,9 @@ class Settings:
     keys_bytes: Bytes = 1024 * 1024
     """What these calls may take, with their answers: the oldest go first.  A class may set both for itself."""
     prepare_s: Seconds = 5.0
+    """The target's answer whether it takes the agent, and the reservation of its memory."""
     copy_rounds: Count = 10
+    """Rounds of copying while the agent works.  A copy that is still too far behind after them fails the attempt."""
     copy_lag_records: Count = 64
     """Converged: at most this many records ..."""
     copy_lag_bytes: Bytes = 1024 * 1024
@@ -201,6 +214,18 @@ class Settings:
     probation_s: Seconds = 10.0
     """From handover to Accepted, before the source claims back."""
     migration_s: Seconds = 60.0
+    """One attempt to move an agent, from its plan to the handover."""
+    moves_out: Count = 64
+    """Agents that move away from a node at a time; further moves wait while their agents work.  A drain moves 16 at a time."""
+    moves_all: Count = 512
+    """Agents that move at a time in the whole deployment, whoever asks for it.  Each node has its part of half of these places for
+    itself, and the leader lends the others; moves without a place wait, while their agents work."""
+    moves_in: Count = 128
+    """Agents that move to a node at a time; sources of further ones wait for `prepare_s`, and then go elsewhere."""
+    agents_max: Rate = 0
+    """Agents that a node takes, by spawns, moves and failovers; 0: no limit.  What it has left of them is its fact `slots`."""
+    move_bytes_s: Rate = 0
+    """Bytes of agents' states that a node takes by moves in a second, on average; 0: no limit.  Likewise."""
     retention_s: Delay = 3600.0
     """A completed migration can be undone for this long: log and inbox are kept from its handover on."""
     state_bytes_max: Bytes = 1 << 30
@@ -216,8 +241,18 @@ class Settings:
     drain_s: Seconds = 30.0
     """How long a stopping node waits for its turns."""
     heartbeat_s: Seconds = 0.5
+    """A node says this often that it is there."""
+    facts_s: Seconds = 1.0
+    """A node measures its machine this often, unless that takes more than about 0.05 % of a core: then it waits longer.  What the
+    others are told of it is bounded by other numbers."""
     heartbeat_misses: Count = 5
     """Heartbeats that may be missed before a node counts as silent: 2.5 s outlast a slow moment of a machine."""
+    plan_moves: Count = 128
+    """Moves that plans of policies and rebalancing have open in the deployment at a time; critical ones have as many besides."""
+    plan_moves_node: Count = 64
+    """Of these, from one node, and to one node."""
+    rebalance_s: Delay = 0.0
+    """The leader looks this often whether the agents are spread evenly, and moves some if they are not; 0: never by itself."""
     reconcile_s: Seconds = 5.0
     """A node looks for agents that the log gives it and that it does not run; if nothing was written anywhere, it need not."""
     stream_keep_s: Delay = 600.0

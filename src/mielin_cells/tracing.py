@@ -1,10 +1,8 @@
 """Trace context (W3C) of calls, and the hook of whatever records traces.
 
 A trace context comes with a message, is `cells.trace()` inside the turn, and goes with all that the turn sends: asks, tells, timers,
-topics, and an order to move.  Nothing is sent of a trace where there is none.
-
-    with tracing.use(request.headers["traceparent"]):
-        await order.place(3)
+topics, and an order to move.  Nothing is sent of a trace where there is none.  Outside of turns, calls that are made inside
+`with tracing.use(request.headers["traceparent"]):` are part of that trace.
 
 A *tracer* is told of spans: asks, tells, turns, steps and moves of this process.  It is called in a thread of its own, one call after
 the other, so a slow one delays nobody; what it cannot take is dropped, and what it raises is counted (`counts`).
@@ -62,7 +60,12 @@ class Trace(NamedTuple):
 
 
 def trace_of(traceparent: str, tracestate: str = "") -> Trace:
-    """Raises `TraceInvalid` for headers that are none."""
+    """Raises `TraceInvalid` for headers that are none.
+
+    >>> from mielin_cells import tracing
+    >>> tracing.trace_of("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01").is_sampled
+    True
+    """
     if type(traceparent) is not str or not _PARENT.fullmatch(traceparent):
         raise TraceInvalid(
             f"{str(traceparent)[:80]!r} is no traceparent, such as 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01.",
@@ -107,7 +110,14 @@ _from_outside: Callable[[], Trace | None] | None = None
 
 @contextlib.contextmanager
 def use(traceparent: str, tracestate: str = "") -> Iterator[Trace]:
-    """Calls that are made in this block are part of this trace.  Raises `TraceInvalid`."""
+    """Calls that are made in this block are part of this trace.  Raises `TraceInvalid`.
+
+    >>> from mielin_cells import tracing
+    >>> with tracing.use("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01") as trace:
+    ...     trace.trace_id
+    ...
+    '4bf92f3577b34da6a3ce929d0e0e4736'
+    """
     with using(trace_of(traceparent, tracestate)) as trace:
         yield trace
 
@@ -211,6 +221,20 @@ def install(
     """Has `tracer` told of all spans of this process from now on, in place of an earlier one.
 
     `current` says which trace a call from outside of turns is part of, where `use` does not; it is called in the caller's thread.
+
+        >>> from mielin_cells import tracing
+        >>> class Printer:
+        ...     def start(self, span: tracing.Span) -> None: ...
+        ...     def end(self, span: tracing.Span) -> None:
+        ...         spans.append(f"{span.kind} {span.name}")
+        ...
+        >>> spans = []
+        >>> tracing.install(Printer())
+        >>> await till.sell(5)
+        5
+        >>> tracing.uninstall()
+        >>> sorted(spans)
+        ['ask till-1.sell', 'turn till-1.sell']
     """
     global _thread, is_on, _from_outside
     uninstall()

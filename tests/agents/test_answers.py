@@ -14,7 +14,7 @@ from mielin_cells.client.client import Client
 from mielin_cells.store.reader import load
 
 QUICK = cells.Settings(retry_first_s=0)
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 runs: Counter[str] = Counter()
 

@@ -354,7 +354,7 @@ async def test_calls_run_at_the_same_time() -> None:
     script[:] = [waits]
     async with cells.local(settings=QUICK) as c:
         player = await c.spawn(Player, "p", echo=await c.spawn(Echo, "echo"))
-        assert await asyncio.wait_for(player.play(), 5) == "[0, 1, 2]"
+        assert await asyncio.wait_for(player.play(), 30) == "[0, 1, 2]"
 
 
 # ---- what differs is found there and then ----------------------------------------------------------------------
@@ -403,7 +403,7 @@ async def _refused(one: Any, other: Any, said: str) -> None:
         echo = await c.spawn(Echo, "echo")
         player = await c.spawn(Player, "p", echo=echo)
         with pytest.raises(NonDeterministicTurn, match=said):
-            await asyncio.wait_for(player.play(), 5)
+            await asyncio.wait_for(player.play(), 30)
         assert Counter(await echo.all()).most_common(1)[0][1] == 1
         World.runs = [[], []]
 
@@ -463,7 +463,7 @@ async def test_tasks_of_a_handler_that_calls_nothing_are_left_alone(monkeypatch:
     async with cells.local(settings=QUICK) as c:
         player = await c.spawn(Player, "p", echo=await c.spawn(Echo, "echo"))
         assert await player.play() == "'done'"
-        assert await asyncio.wait_for(left[0], 5) == "ran on"
+        assert await asyncio.wait_for(left[0], 30) == "ran on"
         assert not any(record.commit.ended for record in await records_of(c, "p") if isinstance(record, Committed))
 
 
@@ -492,7 +492,7 @@ async def test_a_branch_that_sleeps_while_the_turn_is_stopped_goes_on_to_its_nex
         play = asyncio.create_task(player.play())
         await begun.wait()
         assert (await c.migrate(player, "node-2")).outcome == "completed"
-        assert await asyncio.wait_for(play, 10) == "[1, 2]"
+        assert await asyncio.wait_for(play, 30) == "[1, 2]"
         assert World.called == ["1", "2"]
 
 

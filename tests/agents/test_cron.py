@@ -196,7 +196,7 @@ async def test_an_identical_timer_of_a_hook_keeps_its_time_over_a_restart() -> N
         place.kill("node-1")
         await until(lambda: time.time() > first + 2)  # it is due three times while no node runs the agent
         await place.start("node-1")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while await clock.count() < int(time.time() - first) + 1:  # those are made up for
                 await asyncio.sleep(0.02)
         assert set((await load(place.substrate.log, "c")).ledger.timers) == {"on_arrive.0", "year"}

@@ -117,7 +117,7 @@ ORDERS = ["terminate", "suspend", "pause", "resume", "migrate", "migrate by id",
 @pytest.mark.parametrize("how", ["the turn", "a task", "a group"])
 @pytest.mark.parametrize("order", ORDERS)
 async def test_an_order_about_oneself_through_the_cluster_is_refused_at_once(order: str, how: str) -> None:
-    async with cells.local(nodes=2, settings=QUICK) as cluster, asyncio.timeout(4):
+    async with cells.local(nodes=2, settings=QUICK) as cluster, asyncio.timeout(30):
         hermit = await cluster.spawn(Hermit, "h")
         name = order.split(maxsplit=1)[0]
         says = rf"this\(\)\.{name}\(\)" if name in ("terminate", "suspend", "pause", "migrate") else "from outside"

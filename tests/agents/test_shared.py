@@ -275,7 +275,7 @@ async def test_two_agents_that_read_each_other_in_their_turns_do_not_wait_for_ea
         a, b = await c.spawn(Ledger, "a"), await c.spawn(Ledger, "b")
         await a.add(1)
         await b.add(2)
-        both = await asyncio.wait_for(asyncio.gather(a.copy_of("b"), b.copy_of("a")), 5)
+        both = await asyncio.wait_for(asyncio.gather(a.copy_of("b"), b.copy_of("a")), 30)
         assert set(both) <= {1, 2}
 
 
@@ -328,7 +328,7 @@ async def test_a_watch_gives_committed_states_newest_first_and_only_newer_ones()
                 assert (one.revision > after, one.state.total) == (True, 33)
                 break
         await c.terminate(ledger)
-        await asyncio.wait_for(task, 5)
+        await asyncio.wait_for(task, 30)
         with pytest.raises(cells.AgentTerminated):
             await anext(ledger.watch())
 

@@ -129,7 +129,7 @@ async def test_a_node_that_is_killed_between_steps_loses_none_of_them() -> None:
         world.gates["b"] = asyncio.Event()
         chat = await cluster.on("node-1").spawn(Chat, "c")
         asked = asyncio.create_task(chat.say(prompts=["a", "b", "c"]))
-        await until(lambda: "b" in world.calls, limit_s=5, pause_s=0)
+        await until(lambda: "b" in world.calls, limit_s=30, pause_s=0)
         running["node-1"].kill()
         world.gates["b"].set()
         await cluster.claim(chat, to="node-2")
@@ -208,7 +208,7 @@ async def test_a_move_does_not_wait_for_the_next_try_of_a_step() -> None:
         world.fails["a"] = 1
         agent = await cluster.spawn(Waits, "w")
         asked = asyncio.create_task(agent.go())
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await world.begun.wait()
             while world.fails["a"]:
                 await asyncio.sleep(0)
@@ -288,7 +288,7 @@ async def test_an_open_turn_is_in_snapshots(tmp_path: Path) -> None:
         chat = await cluster.spawn(Chat, "c")
         await chat.say(prompts=["x", "y"])
         await chat.say.tell(prompts=[*"abcdef", "z", "last"])
-        await until(lambda: "z" in world.calls, limit_s=5, pause_s=0)
+        await until(lambda: "z" in world.calls, limit_s=30, pause_s=0)
     async with cells.local(path=path, settings=settings) as cluster:
         assert len(await cluster.get(Chat, "c").all()) == 10
     assert world.calls == [*"xyabcdefz", "last"]

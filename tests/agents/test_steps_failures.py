@@ -126,7 +126,7 @@ async def test_the_turns_deadline_begins_anew_behind_a_step() -> None:
             await agent.go()
         await agent.go.tell()
         asyncio.get_running_loop().call_later(0.2, world.gates["a"].set)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not (await cluster.show(agent)).dead:
                 await asyncio.sleep(0.01)
         fold = await load(cluster.log, "h") if isinstance(cluster, Client) else None

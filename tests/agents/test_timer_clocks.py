@@ -44,7 +44,7 @@ def wrong_by(node: Node, seconds: float) -> None:
 
 
 async def struck(clock: Clock, count: int) -> list[str]:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while len(found := await clock.all()) < count:
             await asyncio.sleep(0.01)
     return found
@@ -78,8 +78,8 @@ async def test_a_repeating_timer_goes_on_after_a_node_a_year_ahead(
             assert (await client.migrate(clock, to=to)).ok
             before = len(await clock.all())
             await struck(clock, before + 2)
-        at_most = (time.monotonic() - began) / 0.05 + 1 + (5 if catch_up == "all" else 1)
-        assert len(await clock.all()) <= at_most
+        ticks = len(await clock.all())
+        assert ticks <= (time.monotonic() - began) / 0.05 + 1 + (5 if catch_up == "all" else 1)
 
 
 @given(st.lists(st.floats(-1e9, 1e9), max_size=40), st.floats(0, 1e4))

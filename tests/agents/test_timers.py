@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from support.nodes import deployment
 from support.undoing import QUICK, nodes
 
 import mielin_cells as cells
@@ -68,7 +69,7 @@ class Bell(cells.Agent):
 
 
 async def until(bell: Bell, wanted: list[str]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while await bell.all() != wanted:
             await asyncio.sleep(0.01)
 
@@ -170,7 +171,7 @@ async def test_each_message_of_a_timer_is_in_the_inbox_once_though_owners_die() 
         for number in range(10):
             await client.claim(bell, f"node-{number % 2 + 1}")
             await asyncio.sleep(0.02)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while len(await bell.all()) < 30:
                 await asyncio.sleep(0.01)
         assert sorted(await bell.all(), key=int) == [str(number) for number in range(30)]
@@ -230,3 +231,20 @@ async def test_an_undo_makes_up_for_no_time_that_a_timer_has_fired_for_or_was_ca
         assert sorted((await load(client.log, "b")).ledger.timers) == ["on_arrive.0"]
         await bell.set(0, "after all")  # timers fire again behind the undo
         await until(bell, [*rings, "after all"])
+
+
+async def test_a_timer_that_is_put_off_again_and_again_takes_the_memory_of_one() -> None:
+    """Each time left an entry that stayed until the time at which the timer would have been due."""
+    rung.clear()
+    async with deployment("node-1") as at:
+        bell = await at.client.spawn(Bell, "b")
+        for _ in range(300):
+            assert await bell.set(1000, "late", "off") == "off"
+        timers = at.nodes["node-1"].activations.live["b"].timers
+        assert len(timers._heap) < 100
+        assert await bell.set(0.001, "soon")
+        assert await bell.set(0.002, "off", "off")
+        while len(rung) < 2:
+            await asyncio.sleep(0.01)
+        assert [what for what, _ in rung] == ["soon", "off"]
+        assert await bell.stop("off") is False

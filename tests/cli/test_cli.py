@@ -16,7 +16,7 @@ from mielin_cells import cli
 from mielin_cells.cli.app import app
 
 MIELIN = str(Path(sys.executable).with_name("mielin"))
-CLOSE_S = 60
+CLOSE_S = 120
 EVENTS = "time_hour,carrier,flight,tailnum,origin,dest,dep_delay,arr_delay,air_time,distance\nt,UA,1,N1,EWR,IAH,2,11,9,1400\n"
 
 

@@ -30,7 +30,7 @@ async def test_calls_are_listed_with_their_ids_and_cancelled_by_them(capsys: pyt
         assert isinstance(cluster, Client)
         operator, idler = Operator(cluster), await cluster.spawn(Idler, "i")
         asks = [asyncio.ensure_future(idler.hang()), asyncio.ensure_future(idler.say())]
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while len(await operator.calls("i")) < 2:
                 await asyncio.sleep(0.005)
         assert await look.calls.work(operator, Printer(as_json=True), "i") == 0

@@ -24,7 +24,7 @@ async def operator() -> AsyncIterator[Operator]:
     async with cells.local(nodes=2) as cluster:
         for n in range(8):
             await cluster.spawn(Stall, f"s{n}")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while await cluster.find(Stall, where="open").count() < 8:
                 await asyncio.sleep(0.01)
         yield Operator(cluster)  # type: ignore[arg-type] # it is one

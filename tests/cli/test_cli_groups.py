@@ -53,7 +53,7 @@ def test_a_condition_that_cannot_be_read_is_shown_with_its_place(up: Deployment)
     done = up.run("agents", "--where", "region == eu")
     assert done.returncode == 2
     assert "at column 11" in done.stderr
-    assert done.stderr.splitlines()[-2:] == ["  region == eu", "            ^"]
+    assert done.stderr.splitlines()[-2:] == ["  region == eu", "            ^ [WhereInvalid]"]
 
 
 def test_a_group_is_shown_changed_and_ordered(up: Deployment) -> None:

@@ -184,7 +184,7 @@ async def test_the_class_of_an_agent_is_found_without_its_owner(operator: Operat
 
 async def test_a_dead_letter_is_listed_shown_replayed_once_and_gone(operator: Operator) -> None:
     await operator.tell("till", "grumble", ["7"])
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not await operator.letters("till"):
             await asyncio.sleep(0.01)
     (letter,) = await operator.letters("till")
@@ -203,7 +203,7 @@ async def test_a_dead_letter_is_listed_shown_replayed_once_and_gone(operator: Op
 
 async def test_a_replay_that_is_repeated_takes_effect_once(operator: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
     await operator.tell("till", "grumble", ["7"])
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not await operator.letters("till"):
             await asyncio.sleep(0.01)
     await operator.ask("till", "add", ["0", "mended"])
@@ -226,7 +226,7 @@ async def test_a_replay_that_fails_again_is_a_new_letter(operator: Operator) -> 
     await operator.ask("till", "total_now", [])
     (first,) = await operator.letters("till")
     await operator.replay("till", first.id)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not (left := await operator.letters("till")):  # it is run again meanwhile, and holds up nobody else
             await asyncio.sleep(0.002)
     (second,) = left
@@ -380,7 +380,7 @@ async def test_a_move_is_shown_phase_by_phase_in_real_units(
     assert lines[-1].startswith("done in ")
     assert await moves.migrate.work(operator, Printer(as_json=True), "till", detach=True) == 0
     begun = json.loads(capsys.readouterr().out)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while (case := case_of(await find(operator.client.log, begun["migration"]))).outcome == "open":
             await asyncio.sleep(0.01)
     assert (case.outcome, case.target) == ("completed", "node-1")

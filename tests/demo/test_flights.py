@@ -15,16 +15,14 @@ import mielin_cells as cells
 from mielin_cells.demo.demo import Options, _check, counted_moves
 from mielin_cells.demo.flights import (
     Aircraft,
-    AircraftTotals,
-    AirportTotals,
     Flights,
     aircraft_id,
-    chained,
     compare,
     expected,
     read_flights,
 )
 from mielin_cells.demo.job import Job, collect, run_flow, spawn_agents
+from mielin_cells.demo.values import AircraftTotals, AirportTotals, chained
 
 HEADER = "time_hour,carrier,flight,tailnum,origin,dest,dep_delay,arr_delay,air_time,distance\n"
 ROW = "t,UA,1,N1,EWR,IAH,2,11,9,1400\n"

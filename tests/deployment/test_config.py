@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import mielin_cells as cells
-from mielin_cells.deployment.config import Config, find, read
+from mielin_cells.deployment.config import Config, NodeConfig, find, read
 from mielin_cells.migration.recovery import RecoveryConfig, changed
 
 GOOD = """
@@ -21,6 +21,14 @@ initial_retry_delay_secs = 0.25
 
 [recovery.classes.Chat]
 recovery_timeout_secs = 60
+
+[node]
+cost_per_hour = 0.12
+drain_file = "drain"
+metrics = "127.0.0.1:9464"
+
+[node.labels]
+zone = "eu-1"
 """
 
 
@@ -35,6 +43,9 @@ def test_a_file_sets_settings_recovery_and_recovery_of_classes(tmp_path: Path) -
     assert config.settings == cells.Settings(pause_s=2.5)
     assert config.recovery == RecoveryConfig(max_retries=5, initial_retry_delay_secs=0.25)
     assert changed(config.recovery, config.classes["Chat"]).recovery_timeout_secs == 60
+    assert config.node == NodeConfig(
+        labels={"zone": "eu-1"}, cost_per_hour=0.12, drain_file="drain", metrics="127.0.0.1:9464"
+    )
 
 
 def test_the_file_of_the_directory_is_found_and_none_means_defaults(tmp_path: Path) -> None:
@@ -55,6 +66,15 @@ def test_the_file_of_the_directory_is_found_and_none_means_defaults(tmp_path: Pa
         ("\n[recovry]\nmax_retries = 1\n", 2, "no such table"),
         ("[settings]\nstep_timeout_s = 1\ninbox_max = 'many'\n", 3, "inbox_max"),
         ("[settings]\nheartbeat_misses = 0.5\n", 2, "a whole number"),
+        ("[node]\ncost_per_hour = -1\n", 2, "0 to 1,000,000,000"),
+        ("[node]\ncost_per_hour = 'much'\n", 2, "0 to 1,000,000,000"),
+        ("[node]\ndrain_file = ''\n", 2, "a path"),
+        ("[node]\nready_file = 3\n", 2, "a path"),
+        ("[node]\nmetrics = 9464\n", 2, "HOST:PORT"),
+        ("[node]\nmetrics = '9464'\n", 2, "HOST:PORT"),
+        ("[node]\nlabels = 'eu'\n", 2, "wanted: a table"),
+        ("[node]\n[node.labels]\nzone = 3\n", 3, "no text"),
+        ("[node]\nroom = 3\n", 2, "no such setting"),
     ],
 )
 def test_a_mistake_is_reported_with_file_line_and_field(tmp_path: Path, text: str, line: int, says: str) -> None:

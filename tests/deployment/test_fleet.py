@@ -15,7 +15,7 @@ from mielin_cells.deployment import fleet as fleets
 from mielin_cells.deployment.connect import Address
 from mielin_cells.deployment.fleet import Child, Fleet
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 LINGERS = "import subprocess, sys; child = subprocess.Popen(['sleep', '30']); print(child.pid, flush=True); sys.exit(9)"
 SERVES = """
 import json, os, signal, subprocess, sys
@@ -52,7 +52,7 @@ class Coded(Fleet):
 
     code = ""
 
-    def _command(self, name: str) -> list[str]:
+    def _command(self, child: Child) -> list[str]:
         return [sys.executable, "-c", self.code]
 
 

@@ -14,7 +14,7 @@ import pytest
 from support.commands import run
 from support.processes import APP, Deployment, Running, deployment, lives, wait_for
 
-CHILDREN_END_S = 5.0
+CHILDREN_END_S = 20.0
 FORKS = """
 import os
 import time

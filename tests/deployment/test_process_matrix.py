@@ -2,20 +2,20 @@
 
 A process stops itself (SIGSTOP) at the moment; the test sees that it has, does the deed, and lets go on whatever still lives.  What
 must come of it is the fault matrix's, in the words of the protocol's phases: who may own the agent then, and what the log says of
-the attempt.  That no message is lost or doubled is what the simulator's checkers say of the log.  `make test` plays ten cells,
-`make ci` the others, too (`MATRIX_CELLS=others`).
+the attempt.  That no message is lost or doubled is what the simulator's checkers say of the log.  `make test` plays five cells,
+`make ci` the others, too.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import NamedTuple
 
 import pytest
 import pytest_asyncio
+from support.depth import depth
 from support.process_cells import HANDOVER_S, PROBATION_S, SPARE, Cell, Site, cell, site
 from torture.nodes import NodeProcess
 
@@ -142,18 +142,13 @@ DEEDS: dict[str, tuple[Deed, list[set[str]]]] = {
 
 QUICK = [
     ("PAUSED", "source dies"),
-    ("PAUSED", "client dies"),
-    ("HANDING_OVER, not sent", "source dies and comes back"),
-    ("HANDING_OVER, not sent", "store away"),
     ("HANDING_OVER, not sent", "late and doubled"),
     ("HANDING_OVER, in doubt", "source dies"),
-    ("VERIFYING, not tried", "target is not heard"),
-    ("VERIFYING, not accepted", "target dies"),
     ("VERIFYING, not accepted", "both are stopped"),
     ("VERIFYING, accepted unheard", "target dies"),
 ]
 OTHERS = [(moment, deed) for moment in MOMENTS for deed in DEEDS if (moment, deed) not in QUICK]
-CELLS = {"quick": QUICK, "others": OTHERS, "all": QUICK + OTHERS}[os.environ.get("MATRIX_CELLS", "quick")]
+CELLS = depth(QUICK, OTHERS, QUICK + OTHERS)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

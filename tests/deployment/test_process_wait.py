@@ -7,11 +7,10 @@ import contextlib
 import inspect
 import json
 import signal
-import socket
 from pathlib import Path
 from typing import Any
 
-from support.nats_servers import WAIT_S, NatsServer, opened
+from support.nats_servers import WAIT_S, NatsServer, free_ports, opened
 from support.processes import APP, Running
 
 import mielin_cells as cells
@@ -21,11 +20,6 @@ from mielin_cells.substrate.jetstream import JetStream
 
 AGENTS = 12
 KILLS = 2
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as held:
-        return int(held.getsockname()[1])
 
 
 def event(line: str) -> dict[str, Any]:
@@ -46,7 +40,7 @@ def node(folder: Path, name: str, url: str, *options: str) -> Any:
 
 async def test_a_node_that_starts_before_its_server_says_so_once_and_serves_when_it_is_there(tmp_path: Path) -> None:
     server = NatsServer(tmp_path / "server", {})
-    server.port = free_port()
+    (server.port,) = free_ports(1)
     with node(tmp_path, "n1", server.url) as running:
         waiting = event(await asyncio.to_thread(running.out.wait, lambda line: event(line)["event"] == "waiting"))
         assert "does not answer" in waiting["reason"]
@@ -55,19 +49,20 @@ async def test_a_node_that_starts_before_its_server_says_so_once_and_serves_when
             await asyncio.to_thread(running.out.wait, lambda line: event(line)["event"] == "serving")
             assert [event(line)["event"] for line in running.out.all()] == ["waiting", "serving"]
             running.signal(signal.SIGTERM)
-            assert await asyncio.to_thread(running.end) == 0
+            await asyncio.to_thread(running.must_end, 0)
         finally:
             server.kill()
 
 
 def test_waiting_has_a_limit_if_one_is_given_and_ends_at_a_signal(tmp_path: Path) -> None:
-    url = f"nats://127.0.0.1:{free_port()}"
+    (port,) = free_ports(1)
+    url = f"nats://127.0.0.1:{port}"
     with node(tmp_path, "n1", url, "--wait", "0.3") as limited, node(tmp_path, "n2", url) as told:
-        assert limited.end() == 1
+        limited.must_end(1)
         assert "does not answer" in limited.out.all()[-1]
         told.out.wait(lambda line: event(line)["event"] == "waiting")
         told.signal(signal.SIGTERM)
-        assert told.end() == 0
+        told.must_end(0)
 
 
 async def test_a_node_ends_at_once_if_waiting_cannot_help(tmp_path: Path) -> None:
@@ -77,7 +72,7 @@ async def test_a_node_ends_at_once_if_waiting_cannot_help(tmp_path: Path) -> Non
         await server.start()
         try:
             with node(tmp_path, "n1", server.url) as running:
-                assert await asyncio.to_thread(running.end) == 1
+                await asyncio.to_thread(running.must_end, 1)
                 last = event(running.out.all()[-1])
                 assert last["error"]["code"] == ("AuthFailed" if folder == "locked" else "JetStreamDisabled")
                 assert not any("waiting" in line for line in running.out.all())

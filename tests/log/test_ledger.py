@@ -10,6 +10,7 @@ from support.letters import letter
 
 from mielin_cells.log import ledger as module
 from mielin_cells.log.commit import Input, Out, ReplayInput
+from mielin_cells.log.inboxes.cancels import Cancels
 from mielin_cells.log.ledger import Ledger, Verdict
 from mielin_cells.log.message import client_sender
 from mielin_cells.log.turns.batch import Batch
@@ -35,6 +36,26 @@ def test_a_number_below_1_is_dropped_not_held_for_ever(n: int) -> None:
     assert ledger.judge(ALICE, n, 0) is CLOSED
     ledger.take(ALICE, 1, 0, 0, None)
     assert ledger.judge(ALICE, n, 0) in (REPEAT, CLOSED)
+
+
+def test_a_cancel_is_kept_until_its_message_comes_although_the_sender_wants_no_answer_of_it() -> None:
+    """Its sender has settled 3, so its `low` is 4 in the mail that brings 2 and 3."""
+    ledger = Ledger()
+    ledger.take(ALICE, 1, 0, 0, None)
+    ledger.cancels = Cancels.with_one(None, ALICE, 3)
+    ledger.take(ALICE, 2, 4, 0, None)
+    assert ledger.cancels.has(ALICE, 3)
+    ledger.take(ALICE, 3, 4, 0, None)
+    assert not ledger.cancels.kept
+
+
+def test_cancels_of_a_client_that_wants_no_such_answer_go() -> None:
+    """A client's messages below its `low` are closed, so their cancels have nothing left to do."""
+    ledger = Ledger()
+    ledger.cancels = Cancels.with_one(None, CLIENT, 3)
+    ledger.take(CLIENT, 2, 4, 1, b"x")
+    assert not ledger.cancels.kept
+    assert ledger.judge(CLIENT, 3, 1) is CLOSED
 
 
 def test_only_the_number_after_the_mark_applies() -> None:

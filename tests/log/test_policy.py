@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import platform
 from pathlib import Path
 
 import msgspec
@@ -12,7 +12,9 @@ from support.nodes import deployment
 import mielin_cells as cells
 from mielin_cells import Policy
 from mielin_cells.client.client import Client
-from mielin_cells.membership.members import Announcement
+from mielin_cells.log.codec import pack
+from mielin_cells.log.policy import DEFAULT
+from mielin_cells.membership.announcement import Announcement
 from mielin_cells.store.reader import load
 
 ARM = Policy(preferred_architectures=("aarch64", "riscv64"))
@@ -31,7 +33,8 @@ def test_the_default_asks_for_nothing() -> None:
     policy = Policy()
 
     assert policy.preferred_architectures == ()
-    assert [field.name for field in dataclasses.fields(policy)] == ["preferred_architectures"]  # what is acted on
+    assert not policy.decides
+    assert policy == DEFAULT
 
 
 @pytest.mark.parametrize(
@@ -49,6 +52,15 @@ def test_a_policy_that_cannot_be_meant_is_refused(given: dict[str, object], fiel
         Policy(**given)  # type: ignore[arg-type]  # wrong on purpose
 
     assert caught.value.field == field
+
+
+def test_a_policy_without_triggers_has_the_bytes_that_it_had_before_there_were_any() -> None:
+    """They are part of what a handover seals, and nodes of two versions hand over to each other."""
+    assert pack(Policy()) == pack({"preferred_architectures": ()})
+    assert pack(Policy(migration=None)) == pack(Policy())
+    assert msgspec.convert({"preferred_architectures": []}, Policy) == Policy()
+    with pytest.raises(cells.ConfigError, match="is no MigrationPolicy"):
+        Policy(migration={})  # type: ignore[arg-type]  # wrong on purpose
 
 
 def test_architectures_may_be_a_list() -> None:
@@ -86,23 +98,32 @@ async def test_an_agent_is_moved_only_to_an_architecture_that_its_policy_wants()
         assert (await load(client.log, "p")).policy == ARM
 
 
+class Barge(cells.Agent, policy=Policy(preferred_architectures=("riscv64", platform.machine()))):
+    count: int = 0
+
+    @cells.handler
+    async def add(self) -> int:
+        self.count += 1
+        return self.count
+
+
 async def test_a_policy_is_in_snapshots_and_a_class_that_changes_its_mind_does_not_change_agents(
     tmp_path: Path,
 ) -> None:
     settings = cells.Settings(snapshot_records=4, retention_s=0)
-    before = Buoy.__mielin_policy__
+    before = Barge.__mielin_policy__
     try:
         async with cells.local(path=tmp_path / "store.db", settings=settings) as cluster:
-            probe = await cluster.spawn(Buoy, "p")
+            probe = await cluster.spawn(Barge, "p")
             for _ in range(20):
                 await probe.add()
-        Buoy.__mielin_policy__ = Policy()
+        Barge.__mielin_policy__ = Policy()
         async with cells.local(path=tmp_path / "store.db", settings=settings) as cluster:
-            assert await cluster.get(Buoy, "p").add() == 21
-            assert (await cluster.show("p")).policy == ARM
+            assert await cluster.get(Barge, "p").add() == 21
+            assert (await cluster.show("p")).policy == before
             assert isinstance(cluster, Client)
             fold = await load(cluster.log, "p")
             assert fold.snap > 0
-            assert fold.policy == ARM
+            assert fold.policy == before
     finally:
-        Buoy.__mielin_policy__ = before
+        Barge.__mielin_policy__ = before

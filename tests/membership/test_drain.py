@@ -193,7 +193,7 @@ async def test_a_turn_that_ends_in_time_is_waited_for() -> None:
         working = asyncio.create_task(busy.slow())
         await doors[-1].begun.wait()
         draining = asyncio.create_task(client.drain("node-1"))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not any(case.reports for case in [made.nodes["node-1"].migrations]):  # the first try was in vain
                 await asyncio.sleep(0.005)
         doors[-1].leave.set()

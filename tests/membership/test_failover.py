@@ -26,7 +26,7 @@ from mielin_cells.store.reader import load
 def test_orphans_are_spread_by_load() -> None:
     infos = [NodeInfo(name=name, incarnation=1, agents=agents) for name, agents in (("a", 3), ("b", 0), ("c", 1))]
     spread = Spread(infos)
-    assert [spread.choose(()) for _ in range(5)] == ["b", "b", "c", "b", "c"]
+    assert [spread.choose() for _ in range(5)] == ["b", "b", "c", "b", "c"]
     assert spread.choose(("a", "b", "c")) is None
     spread.gives_back("b")
     assert spread.choose(()) == "b"

@@ -13,7 +13,8 @@ from support.waiting import until
 from mielin_cells.agents.reference import classes
 from mielin_cells.client.client import Client
 from mielin_cells.membership import table
-from mielin_cells.membership.members import Announcement, Forgotten, Left
+from mielin_cells.membership.announcement import Announcement
+from mielin_cells.membership.members import Forgotten, Left
 from mielin_cells.membership.table import Members
 from mielin_cells.node import failover
 from mielin_cells.node.node import Node
@@ -28,7 +29,7 @@ async def came_and_went(client: Client, name: str) -> int:
 
 
 async def until_only(client: Client, *names: str) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while await table.list_names(client.log) != list(names):
             await asyncio.sleep(0.01)
 

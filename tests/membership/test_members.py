@@ -13,10 +13,10 @@ from mielin_cells.errors import CellError, RecordInvalid, UnknownNode
 from mielin_cells.log.codec import framed
 from mielin_cells.log.ids import MEMBERS
 from mielin_cells.membership import table as tables
+from mielin_cells.membership.announcement import Announcement
 from mielin_cells.membership.members import (
     IMAGE_RECORDS,
     NOBODY,
-    Announcement,
     AnyRecord,
     Cordoned,
     Doubted,
@@ -254,7 +254,7 @@ async def test_a_follower_sees_each_record(store: Embedded) -> None:
     following = asyncio.create_task(members.follow(lambda table: seen.append(table.seq)))
     await tables.enter(other, "a", Announcement(), b"1")
     await other.try_append(Serving("a", 1))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while members.table.seq < other.table.seq:
             await asyncio.sleep(0.01)
     following.cancel()

@@ -19,8 +19,9 @@ from mielin_cells.client.operator import Operator
 from mielin_cells.log.codec import framed
 from mielin_cells.log.ids import MEMBERS
 from mielin_cells.membership import table
+from mielin_cells.membership.announcement import Announcement
 from mielin_cells.membership.heartbeat import FORGET_S, HEARD_MAX, Listener, decode_beat
-from mielin_cells.membership.members import Announcement, Leads
+from mielin_cells.membership.members import Leads
 from mielin_cells.membership.table import Members
 from mielin_cells.node.node import Node
 from mielin_cells.rpc.answers import Beat

@@ -11,7 +11,8 @@ from support.waiting import until
 
 from mielin_cells.errors import Fenced, NodeStopping
 from mielin_cells.membership import standing, table
-from mielin_cells.membership.members import Announcement, Leads, Serving, Status, Suspected
+from mielin_cells.membership.announcement import Announcement
+from mielin_cells.membership.members import Leads, Serving, Status, Suspected
 from mielin_cells.membership.standing import BATCH_AGENTS, Standing
 from mielin_cells.membership.table import Members
 from mielin_cells.node.failover import Failover
@@ -73,7 +74,7 @@ async def the_agents_of_a_node_that_has_left_are_claimed() -> None:
         gauge = await client.on("node-2").spawn(Gauge, "g")
         assert await gauge.add() == 1
         await running["node-2"].stop()
-        await until(lambda: "g" in running["node-1"].activations.live, limit_s=3.0)
+        await until(lambda: "g" in running["node-1"].activations.live, limit_s=30)
         assert await gauge.add() == 2
 
 

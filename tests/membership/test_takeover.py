@@ -9,8 +9,9 @@ from collections.abc import Callable, Collection, Coroutine
 from contextlib import closing
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, cast
 
+import msgspec
 import pytest
 from support.failing import LIMIT_S, QUICK, Ear, Gauge, die, leader_of, nodes, speak
 from support.waiting import until
@@ -20,6 +21,7 @@ from mielin_cells.agents.reference import classes
 from mielin_cells.agents.reports import NodeInfo
 from mielin_cells.errors import PermissionDenied
 from mielin_cells.log.ids import MEMBERS, control_subject
+from mielin_cells.log.policy import DEFAULT
 from mielin_cells.log.records import HandedOff
 from mielin_cells.membership import claims
 from mielin_cells.membership.members import Member
@@ -28,9 +30,11 @@ from mielin_cells.membership.takeover import Taken, Takeover
 from mielin_cells.membership.vacant import Schedule
 from mielin_cells.node.activation.writer import Writer
 from mielin_cells.node.node import Node
+from mielin_cells.policy.facts import Facts
 from mielin_cells.rpc import requests
 from mielin_cells.store.reader import Seen, load
 from mielin_cells.substrate.embedded import Embedded
+from mielin_cells.substrate.ports import Wire
 from mielin_cells.testing.simulator.loop import VirtualLoop
 
 
@@ -269,7 +273,7 @@ class Slow(cells.Agent):
 
 
 async def test_a_node_that_restarts_with_slow_agents_is_heard_at_once_and_keeps_them() -> None:
-    async with nodes("node-1", "node-2") as (client, running, keepers, air), asyncio.timeout(20):
+    async with nodes("node-1", "node-2") as (client, running, keepers, air), asyncio.timeout(60):
         agents = [await client.on("node-1").spawn(Slow, f"s{n}") for n in range(3)]
         await asyncio.gather(*(agent.add() for agent in agents))
         await leader_of(client)
@@ -313,11 +317,11 @@ async def test_a_store_that_is_opened_with_fewer_nodes_has_all_its_agents(tmp_pa
         assert (await cluster.migrate(gauges[0], to="node-3")).ok
         for gauge in gauges:
             await gauge.add()
-    async with cells.local(path=path) as cluster, asyncio.timeout(5):
+    async with cells.local(path=path) as cluster, asyncio.timeout(30):
         assert [await cluster.get(Gauge, f"g{n}").add() for n in range(6)] == [2] * 6
         assert {info.node for info in await cluster.agents()} == {"node-1"}
         assert len(await cluster.agents()) == 6
-    async with cells.local(nodes=2, path=path) as cluster, asyncio.timeout(5):
+    async with cells.local(nodes=2, path=path) as cluster, asyncio.timeout(30):
         assert [await cluster.get(Gauge, f"g{n}").add() for n in range(6)] == [3] * 6
 
 
@@ -335,5 +339,25 @@ async def test_an_agent_that_was_just_handed_to_a_node_that_is_not_there_any_mor
         )
     finally:
         await substrate.close()
-    async with cells.local(path=path) as cluster, asyncio.timeout(5):
+    async with cells.local(path=path) as cluster, asyncio.timeout(30):
         assert await cluster.get(Gauge, "g").add() == 2
+
+
+def test_that_nodes_are_full_is_said_of_agents_that_no_node_takes() -> None:
+    async def story() -> None:
+        there = Nodes({"n1": {"C": 1}, "n2": {"C": 1, "D": 1}})
+        infos = [msgspec.structs.replace(info, facts=Facts(slots=0)) for info in there.infos]
+        orphans = [Orphan(f"{cls}-1", "gone", Seen(1, 0), cls, 1, policy=DEFAULT) for cls in ("C", "D", "E")]
+        nobody: Any = None  # no policy asks where another agent is
+        asked = claims.Claims(
+            cast(Wire, there), claims.Nodes(infos, {}), there.known, nobody, (), force=False, on_order=False
+        )
+        failed = await asked.run(orphans)
+        assert [orphan.why for orphan in failed] == [
+            "no node takes it: n1 takes no more agents: it is full; n2 takes no more agents: it is full",
+            "no node takes it: n1 does not know the class D; n2 takes no more agents: it is full",
+            "no node that takes agents has E as of version 1 or later",
+        ]
+        assert not there.owned
+
+    virtually(story())

@@ -16,7 +16,7 @@ from mielin_cells.agents.reference import classes
 from mielin_cells.errors import StateTooNew
 from mielin_cells.log.ids import control_subject
 from mielin_cells.membership import table
-from mielin_cells.membership.members import Announcement
+from mielin_cells.membership.announcement import Announcement
 from mielin_cells.membership.takeover import Takeover
 from mielin_cells.rpc import requests
 

@@ -8,8 +8,8 @@ from functools import partial
 
 import pytest
 
+from mielin_cells.membership.announcement import Announcement
 from mielin_cells.membership.members import (
-    Announcement,
     AnyRecord,
     Doubted,
     Joined,

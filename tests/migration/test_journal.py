@@ -58,6 +58,15 @@ RETRIED: tuple[Make, ...] = (planned, attempted(1), failed(1), decided)
 STORY: tuple[Make, ...] = (planned, attempted(1), reached(1), failed(1), decided, attempted(2), reached(2), ended)
 
 
+def test_the_type_of_a_failure_is_that_of_the_last_attempt_unless_the_migration_completed() -> None:
+    corrupt = with_(failed(2), kind="StateCorruption")
+    assert after(planned, attempted(1)).error_type == ""
+    assert after(planned, attempted(1), failed(1)).error_type == "Timeout"
+    assert after(planned, attempted(1), failed(1), decided, attempted(2), corrupt).error_type == "StateCorruption"
+    assert after(*STORY).error_type == ""
+    assert after(*STORY[:-1], with_(ended, outcome="rolled_back")).error_type == "Timeout"
+
+
 def test_a_journal_records_the_attempts_and_the_end() -> None:
     journal = after(*STORY)
     assert not journal.is_open

@@ -35,7 +35,7 @@ async def test_a_node_starts_serves_drains_and_stops_with_an_agent_that_cannot_r
     what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(adoption, "SLOW_S", 0.05)
-    async with deployment(settings=QUICK) as at, asyncio.timeout(15):
+    async with deployment(settings=QUICK) as at, asyncio.timeout(30):
         good = good_class()
         before = await at.start("node-1", known=having(good))
         sound = [await at.client.on("node-1").spawn(Sound, f"s{n}") for n in range(3)]
@@ -75,7 +75,7 @@ async def test_a_node_starts_serves_drains_and_stops_with_an_agent_that_cannot_r
 async def test_an_adoption_that_failed_unexpectedly_is_not_tried_again_in_every_round(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with deployment(settings=QUICK) as at, asyncio.timeout(15):
+    async with deployment(settings=QUICK) as at, asyncio.timeout(30):
         good, tries = good_class(), 0
         before = await at.start("node-1", known=having(good))
         await at.client.on("node-1").spawn(good, "bad")

@@ -108,7 +108,7 @@ async def test_an_agent_that_is_quarantined_while_a_round_reads_does_not_end_the
         second.adoption.quiet.clear()
         second.quarantine.lost("a", last.seq)  # as if an activation of this node had known it acknowledged
         late = second.home.log = LateLasts(second.home.log)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await late.asked.wait()
             while "a" in second.quarantine.seen:
                 await asyncio.sleep(0.01)

@@ -43,6 +43,16 @@ def test_the_page_tells_a_met_bar_a_missed_one_and_a_part_that_failed(tmp_path: 
     assert "its part was not run" in text
 
 
+def test_the_head_names_a_commit_only_if_every_part_was_measured_at_it(tmp_path: Path) -> None:
+    one, other = part(Found()), {**part(Found()), "commit": "def+"}
+    alike = page.text(results(pause=one, asks=one), tmp_path, "")
+    assert ", commit abc; 2 cores" in alike
+    mixed = page.text(results(pause=one, asks=other), tmp_path, "")
+    assert ", with parts of 2 commits, which [the last table](#how-busy-the-machine-was) names; 2 cores" in mixed
+    assert "| asks | def+ |" in mixed
+    assert ", commit abc; 2 cores" in page.text(results(), tmp_path, "")
+
+
 def test_each_table_has_as_many_cells_in_every_row_as_in_its_head(tmp_path: Path) -> None:
     found = Found()
     found.row("pause-p50", "always", "1.5 times", True, "9 moves")

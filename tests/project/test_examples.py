@@ -10,7 +10,7 @@ import pytest
 from support.paths import ROOT
 
 EXAMPLES = ROOT / "examples"
-CLOSE_S = 60
+CLOSE_S = 120
 CHAT = """paid for plan on node-1
 paid for draft on node-2
 process ended with 9

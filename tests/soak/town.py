@@ -21,8 +21,8 @@ from mielin_cells.log import ledger
 from mielin_cells.log.codec import pack
 from mielin_cells.log.ids import JOURNALS, LOGS, agent_of
 from mielin_cells.membership import heartbeat, vacant, watch
+from mielin_cells.membership.announcement import Announcement
 from mielin_cells.membership.heartbeat import Listener, Speaker
-from mielin_cells.membership.members import Announcement
 from mielin_cells.migration.audit import MigrationAuditLog
 from mielin_cells.node import failover
 from mielin_cells.node.failover import Failover

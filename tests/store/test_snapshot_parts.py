@@ -393,7 +393,7 @@ async def test_parts_that_a_crashed_writer_left_are_never_loaded_and_are_trimmed
         assert {kept.part for kept in fold.snapshots} - {""} <= names
         assert "beside" in names
         assert len(names) < key
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while len(names) > len(fold.snapshots) + 2:  # trims are behind; parts of the next one may be there
                 await asyncio.sleep(0)
                 names = {subject.removeprefix(prefix) for subject, _ in await log.subjects(prefix)}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.nats_servers import WAIT_S, insisted, listening, nats_server, opened, refused, stored
+from support.nats_servers import WAIT_S, free_ports, insisted, listening, nats_server, opened, refused, stored
 
 from mielin_cells.deployment.connect import find_address
 from mielin_cells.errors import (
@@ -54,8 +53,7 @@ async def test_a_malformed_address_is_refused_before_anything_is_tried(url: str)
 
 
 async def test_a_closed_port_is_named_with_the_next_step() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as held:
-        port = held.getsockname()[1]
+    (port,) = free_ports(1)
     for url in (f"nats://user:secret@127.0.0.1:{port}", f"127.0.0.1:{port}", f"tls://127.0.0.1:{port}"):
         error = await refused(JetStream.open(url), StoreUnreachable)
         assert f"127.0.0.1:{port}" in str(error)

@@ -22,7 +22,7 @@ from mielin_cells.substrate.jetstream.index import Index
 from mielin_cells.substrate.jetstream.server import Server
 from mielin_cells.substrate.ports import Appended, Entry, Log
 
-WAIT_S = 15.0
+WAIT_S = 60.0
 _numbers = count()
 
 

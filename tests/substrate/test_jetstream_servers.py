@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-import socket
 from pathlib import Path
 
 import pytest
-from support.nats_servers import WAIT_S, NatsServer, insisted, nats_cluster, nats_server, refused
+from support.nats_servers import WAIT_S, NatsServer, free_ports, insisted, nats_cluster, nats_server, refused
 
 from mielin_cells.deployment.connect import find_address
 from mielin_cells.errors import AuthFailed, CellError, ConfigError, StoreUnreachable
@@ -54,8 +53,8 @@ async def test_a_client_names_several_servers_and_opens_at_one_that_answers(
 ) -> None:
     """One is dead, and one is stopped: it takes the connection and says nothing."""
     monkeypatch.setitem(connection._OPTIONS, "connect_timeout", 0.5)
-    with socket.create_server(("127.0.0.1", 0)) as held:
-        dead = f"nats://127.0.0.1:{held.getsockname()[1]}"
+    (port,) = free_ports(1)
+    dead = f"nats://127.0.0.1:{port}"
     async with nats_server(tmp_path / "a") as stopped, nats_server(tmp_path / "b", authorization=USERS) as serving:
         stopped.signal(signal.SIGSTOP)
         for _ in range(3):

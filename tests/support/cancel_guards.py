@@ -6,6 +6,7 @@ from mielin_cells.log.commit import AskCall
 from mielin_cells.log.ledger import Ledger
 from mielin_cells.node.activation import effects
 from mielin_cells.node.activation.core import Core
+from mielin_cells.node.activation.priorities.cancelling import cancel_asks
 from mielin_cells.node.activation.turn import Turn
 from support.guards import Patch, guard
 
@@ -33,3 +34,17 @@ def cancels_are_kept_until_their_messages_come(patch: Patch) -> None:
             self.cancels = cancels
 
     patch.setattr(Ledger, "why_unrun", forgetful)
+
+
+@guard(within=40)
+def cancels_leave_after_their_commit(patch: Patch) -> None:
+    """The cancels of a cancelled message's asks leave at once, before the commit that takes it is there."""
+    cancel = cancel_asks
+
+    def at_once(core: Core, asks: list[AskCall]) -> None:
+        before = len(core.batch.outs)
+        cancel(core, asks)
+        for out in core.batch.outs[before:]:
+            core.outbox.push(out)
+
+    patch.setattr(effects, "cancel_asks", at_once)

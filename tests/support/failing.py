@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import mielin_cells as cells
 from mielin_cells.client.client import Client
@@ -69,10 +70,10 @@ async def speak(node: Node, listener: Listener, air: Air) -> None:
         speaker.close()
 
 
-async def enter(opened: Deployment, air: Air, name: str, settings: cells.Settings = QUICK) -> Failover:
-    """Starts a node that hears what is in the air."""
+async def enter(opened: Deployment, air: Air, name: str, settings: cells.Settings = QUICK, **options: Any) -> Failover:
+    """Starts a node that hears what is in the air.  `options` are `Node`'s."""
     listener = Ear(name, air)
-    node = opened.make(name, settings=settings, listener=listener)
+    node = opened.make(name, settings=settings, listener=listener, **options)
     await node.start(lambda: node.home.begin(speak(node, listener, air)))
     return node.failover
 
@@ -102,7 +103,7 @@ def die(node: Node, air: Air) -> None:
 
 async def leader_of(client: Client, *but: str) -> str:
     """The node that leads, once one does that is none of these."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while (name := (await read_members(client.log)).leader[0]) in {"", *but}:
             await asyncio.sleep(0.01)
     return name

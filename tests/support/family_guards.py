@@ -53,6 +53,17 @@ def a_child_is_meant_before_it_is_made(patch: Patch) -> None:
     patch.setattr(turning.FamilyCalls, "spawn_child", at_once)
 
 
+@guard(within=60)
+def the_store_says_nothing_about_a_child(patch: Patch) -> None:
+    """An error of the store is what a spawn comes to, after its tries."""
+
+    async def anything(turn: turning.Turn, work: Any, child: Child) -> bytes:
+        outcome: bytes = await work(turn, child)
+        return outcome
+
+    patch.setattr(turning, "_unless_store_fails", anything)
+
+
 @guard(within=40)
 def failures_are_told(patch: Patch) -> None:
     """An agent that fails says nothing to its parent."""

@@ -5,8 +5,11 @@ Others, and those of N14, have stories of their own: tests/membership/test_watch
 
 from __future__ import annotations
 
+from weakref import WeakKeyDictionary
+
 from mielin_cells.membership.members import Leads, Status, Table
 from mielin_cells.membership.watch import Ears, Watch
+from mielin_cells.node.facts import OwnFacts
 from mielin_cells.node.presence import Presence
 from mielin_cells.rpc.answers import Beat
 from support.guards import Patch, guard
@@ -34,3 +37,18 @@ def the_suspected_say_that_they_live(patch: Patch) -> None:
             await say(self)
 
     patch.setattr(Presence, "say_serving", unless_suspected)
+
+
+@guard(within=60)
+def facts_are_told_until_they_are_known(patch: Patch) -> None:
+    """A node sends its facts once and not again, although the table of members does not say them (N15)."""
+    news, sent = OwnFacts.news, WeakKeyDictionary[OwnFacts, bytes]()
+
+    def once(self: OwnFacts) -> bytes:
+        data = news(self)
+        if sent.get(self) == data:
+            return b""
+        sent[self] = data
+        return data
+
+    patch.setattr(OwnFacts, "news", once)

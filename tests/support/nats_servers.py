@@ -24,7 +24,7 @@ from mielin_cells.substrate.jetstream import JetStream
 from mielin_cells.substrate.jetstream.server import find_program
 from mielin_cells.substrate.ports import Appended, Entry, Log, Outcome, Unknown
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 """Nothing here takes that long; what waits for it has failed."""
 
 
@@ -67,6 +67,8 @@ class NatsServer:
 
     async def start(self) -> None:
         """Returns when it takes connections."""
+        if self.port < 0:
+            (self.port,) = free_ports(1)
         self._process = self._launch()
         async with asyncio.timeout(WAIT_S):
             while (port := self._listening()) is None:
@@ -143,8 +145,34 @@ async def nats_cluster(
 
 
 def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as held:
-        return [held.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(count)]
+    """Ports that nobody else is given until this process ends, on which nothing listens yet: a connection is refused at once.
+
+    A server that names one can listen on it, also again after its death.  Each is bound and not listened on: the system
+    gives such a port to nobody who does not name it.  A port that was only looked up would be the next test's server's.
+    """
+    found = list[int]()
+    for _ in range(count):
+        held = socket.socket()
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        found.append(held.getsockname()[1])
+        held.detach()  # open until the process ends
+    return found
+
+
+def free_neighbours() -> int:
+    """The first of two ports side by side, both as of `free_ports`."""
+    while True:
+        (port,) = free_ports(1)
+        held = socket.socket()
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            held.bind(("127.0.0.1", port + 1))
+        except OSError:
+            held.close()
+            continue
+        held.detach()  # open until the process ends
+        return port
 
 
 @contextlib.asynccontextmanager

@@ -55,7 +55,7 @@ max_retry_delay_secs = 0.2
 recovery_timeout_secs = 30
 """
 
-WAIT_S = 50.0
+WAIT_S = 120.0
 """Nothing here takes that long, also on a busy machine."""
 
 POLL_S = 0.02

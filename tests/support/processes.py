@@ -18,7 +18,7 @@ import psutil
 from support.commands import run
 
 MIELIN = str(Path(sys.executable).with_name("mielin"))
-CLOSE_S = 50.0
+CLOSE_S = 120.0
 """Nothing here takes that long; a test that waits for it has failed."""
 
 APP = '''
@@ -149,6 +149,12 @@ class Running:
         self.out.end()
         self.err.end()
         return code
+
+    def must_end(self, code: int) -> None:
+        """Waits for its end.  Fails with everything that it has printed if it ends with another exit code."""
+        found = self.end()
+        said = "\n".join([*self.out.all(), *self.err.all()])
+        assert found == code, f"it ended with {found} instead of {code}; printed was:\n{said}"
 
     def close(self) -> None:
         if self.process.poll() is None:

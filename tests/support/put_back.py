@@ -20,7 +20,7 @@ from mielin_cells.substrate.ports import Entry, Log, Tail
 from mielin_cells.testing.forwarded import ForwardedLog
 
 QUICK = cells.Settings(reconcile_s=0.1, compare_s=0.1, ask_repeat_s=0.1, regression_s=0.1)
-WAIT_S = 20.0
+WAIT_S = 60.0
 """Nothing here takes that long; what waits for it has failed."""
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from mielin_cells.log.commit import Commit
 from mielin_cells.log.ids import TOPICS
+from mielin_cells.log.topics.outside import MADE, Page, PageTaking, judge_page, split
 from mielin_cells.log.topics.posts import End, Post, Posting
 from mielin_cells.log.topics.subs import Sub, Subs, Taking, after_undo
 from mielin_cells.log.turns.batch import Batch
+from mielin_cells.store.outside import PAGE
 from mielin_cells.store.topics import read_end
-from mielin_cells.substrate.ports import Log, Outcome
+from mielin_cells.substrate.ports import Log, Outcome, Outside
 from mielin_cells.testing.simulator import store
 from mielin_cells.testing.simulator.store import Store
 from mielin_cells.testing.simulator.view import View
@@ -100,3 +102,45 @@ def positions_in_topics_stay(patch: Patch) -> None:
         return [before[sub.key].copy() if sub.key in before else sub for sub in after_undo(back, now, removed)]
 
     patch.setattr("mielin_cells.log.undo.after_undo", goes_back)
+
+
+@guard(within=100)
+def gaps_of_other_systems_are_told(patch: Patch) -> None:
+    """What another system has removed before it was read is passed over in silence."""
+
+    def silent(subs: Subs, key: str, position: int, page: Page, most: int) -> PageTaking | None:
+        taking = judge_page(subs, key, position, page, most)
+        if taking is None or taking.gap is None or not taking.gap.last:
+            return taking
+        took = taking.took
+        return taking._replace(
+            gap=None, took=type(took)(took.key, took.shard, took.seq, took.subject, took.n, took.count, 0)
+        )
+
+    patch.setattr("mielin_cells.node.topics.foreign.judge_page", silent)
+
+
+@guard(within=100)
+def a_stream_of_its_name_may_be_another(patch: Patch) -> None:
+    """A stream that another system deletes and makes anew counts as the same one."""
+
+    def same(subs: Subs, key: str, position: int, page: Page, most: int) -> PageTaking | None:
+        made = subs.by_key[key].marks[MADE]
+        return judge_page(subs, key, position, page._replace(extent=page.extent._replace(made=made)), most)
+
+    patch.setattr("mielin_cells.node.topics.foreign.judge_page", same)
+
+
+@guard(within=300)
+def what_is_passed_over_is_settled(patch: Patch) -> None:
+    """Where a replica has nothing, there is nothing: a position goes on to the end of the stream without a word of its leader."""
+
+    async def trusting(outside: Outside, pattern: str, after: int, made: int) -> Page:
+        stream, subjects = split(pattern)
+        messages = await outside.read(stream, subjects, after, PAGE)
+        extent = await outside.extent(stream)
+        if extent.made != made:
+            return Page(extent, [])
+        return Page(extent, messages, 0 if messages else extent.last)
+
+    patch.setattr("mielin_cells.node.topics.outside.read_page", trusting)

@@ -8,7 +8,7 @@ from typing import Any
 
 import mielin_cells as cells
 from mielin_cells.client.client import Client
-from mielin_cells.membership.members import Announcement
+from mielin_cells.membership.announcement import Announcement
 from mielin_cells.migration.recovery import RecoveryConfig
 from mielin_cells.node.node import Node
 from support.nodes import Deployment, deployment

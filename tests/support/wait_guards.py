@@ -44,7 +44,7 @@ def early_words_are_held(patch: Patch) -> None:
     patch.setattr(Desk, "_resolved", refused)
 
 
-@guard(within=300)
+@guard(within=40)
 def outcomes_outlive_an_undo(patch: Patch) -> None:
     """An undo takes the outcomes of waits back, whoever was told of them."""
     fields = Undoing.fields

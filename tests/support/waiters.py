@@ -104,7 +104,7 @@ class Applicant(cells.Agent, name="TestApplicant"):
 
 async def next_token(seen: int) -> str:
     """The first that is given out behind so many."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while len(tokens) <= seen:
             await asyncio.sleep(0.005)
     return tokens[seen]
@@ -112,6 +112,6 @@ async def next_token(seen: int) -> str:
 
 async def settles(read: Callable[[], Any], wanted: Any) -> None:
     """Reads again until it is what is wanted."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while await read() != wanted:
             await asyncio.sleep(0.005)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 
-async def until(holds: Callable[[], object], *, limit_s: float = 10.0, pause_s: float = 0.005) -> None:
+async def until(holds: Callable[[], object], *, limit_s: float = 60.0, pause_s: float = 0.005) -> None:
     """Looks again and again until `holds()` is true.  Raises `TimeoutError` after `limit_s`."""
     async with asyncio.timeout(limit_s):
         while not holds():

@@ -1,4 +1,4 @@
-"""Checkers that no guard makes speak are alive: violations planted in what they are fed are found (I2, I11, I12, I20, I37)."""
+"""Checkers that no guard makes speak are alive: planted violations are found (I2, I11, I12, I20, I30, I37, I46)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any, TypeAlias, cast
 
 import pytest
+from msgspec.structs import replace
 from support.agent_log import (
     AGENT,
     NODE,
@@ -15,6 +16,7 @@ from support.agent_log import (
     after,
     asked,
     claimed,
+    commit,
     committed,
     created,
     handed_off,
@@ -27,21 +29,31 @@ from support.agent_log import (
 from support.journals import MIGRATION, attempted, cancelled, ended, planned
 from support.journals import head as journal_head
 
+from mielin_cells.log.commit import ReplayInput
 from mielin_cells.log.fold import Fold
 from mielin_cells.log.ids import inbox_subject, journal_subject, log_subject
-from mielin_cells.log.records import AnyRecord, encode_record
-from mielin_cells.membership.members import Announcement, Joined
+from mielin_cells.log.records import AnyRecord, Undone, encode_record
+from mielin_cells.log.topics.names import subject_of
+from mielin_cells.log.topics.outside import MADE
+from mielin_cells.log.topics.posts import Post, Value
+from mielin_cells.log.topics.subs import Sub, Subs, Subscribed, Took, TopicChange, Unsubscribed, key_of
+from mielin_cells.membership.announcement import Announcement
+from mielin_cells.membership.members import Joined, Planned
 from mielin_cells.migration.journal import Head, Journal
 from mielin_cells.migration.progress import MigrationPhase
 from mielin_cells.node.node import Node
+from mielin_cells.policy.planning.plan import PlannedMove
 from mielin_cells.substrate.ports import Entry
-from mielin_cells.testing.checkers.checker import Checker, Checkers, Line, MemberStep, Owned, Step
+from mielin_cells.testing.checkers.checker import Checker, Checkers, Line, MemberStep, Owned, Posted, Step
 from mielin_cells.testing.checkers.history import Author, History
 from mielin_cells.testing.checkers.lines.cancels import CancelsHold
 from mielin_cells.testing.checkers.members import MembersAgree
 from mielin_cells.testing.checkers.migrations import RecoveredOnce
+from mielin_cells.testing.checkers.outside.once import OutsideOnce
 from mielin_cells.testing.checkers.ownership import EpochsGrow, NobodyRuns, NothingUnverified
+from mielin_cells.testing.checkers.plans.resting import NoPingPong
 from mielin_cells.testing.checkers.scene import Observed, Scene, Violation
+from mielin_cells.testing.checkers.topics import TopicsOnce
 
 Make: TypeAlias = Callable[[Fold], AnyRecord]
 
@@ -59,18 +71,23 @@ def scene(**nodes: object) -> Scene:
 class Fed:
     """A checker, and the log that it sees."""
 
+    agent = AGENT
+
     def __init__(self, kind: type[Checker], **nodes: object) -> None:
         self.checker = kind(scene(**nodes))
-        self.owned, self.seq = Owned(), 0
+        self.owned, self.seq, self.at = Owned(), 0, 0.0
+        self.checker.scene.history = History(lambda: self.at)
 
     def lands(self, record: AnyRecord, author: str = "") -> None:
         self.seq += 1
-        self.checker.record(Step(AGENT, self.seq, record, process(author or record.node), 0.0, self.owned, {}))
+        self.checker.record(Step(self.agent, self.seq, record, process(author or record.node), self.at, self.owned, {}))
         self.owned.after(self.seq, record)
 
     def story(self, *makers: Make) -> Fold:
         """Lands what a legal log has; what the log then says."""
-        fold = Fold(AGENT)
+        return self.goes_on(Fold(self.agent), *makers)
+
+    def goes_on(self, fold: Fold, *makers: Make) -> Fold:
         for make in makers:
             record = make(fold)
             fold.apply(fold.seq + 1, record)
@@ -234,6 +251,95 @@ def test_a_process_runs_no_agent_whose_class_it_does_not_have_in_that_version(
         fed.checker.record(step)
 
 
+# ---- I30 ----
+
+NEWS = subject_of("news", "p")
+KEY = key_of("news", "on_post")
+
+
+def change(what: TopicChange) -> Make:
+    return lambda fold: committed(fold, commit(changes=[what]))
+
+
+def subscriber(*changes: TopicChange) -> tuple[Fed, Fold, Make]:
+    """Messages 1 and 2 are published, and an agent subscribes, takes the first, and goes on so; then an undo to before that."""
+    fed, fold, log = Fed(TopicsOnce), Fold(AGENT), list[tuple[int, AnyRecord]]()
+    assert isinstance(fed.checker, TopicsOnce)
+    fed.checker.scene.folds[AGENT] = fold
+    for seq, n, prev in ((101, 1, 0), (102, 2, 101)):
+        post = Post("p", "news", n, prev, 0.0, 1.0, b"", [Value(b"")])
+        fed.checker.post(Posted(NEWS, post, seq, process("node-1")))
+    begun = Subscribed(Sub("news", "on_post", "", [0], 0.0, [0]))
+    for make in (created, *map(change, (begun, Took(KEY, 0, 101, NEWS, 1, 1, 0), *changes))):
+        record = make(fold)
+        fold.apply(fold.seq + 1, record)
+        fed.lands(record)
+        log.append((fold.seq, record))
+    return fed, fold, lambda fold: undone(fold, after(), *log[1:])
+
+
+ENDED = Unsubscribed(KEY)
+
+
+@pytest.mark.parametrize("changes", [(), (ENDED,), (Took(KEY, 0, 102, NEWS, 2, 1, 0), ENDED)])
+def test_an_undo_may_bring_back_a_subscription_that_was_ended_but_only_as_it_was(
+    changes: tuple[TopicChange, ...],
+) -> None:
+    """Seed 40000730: its handler had no other subscription, and what the handler had had was forgotten."""
+    fed, fold, undo = subscriber(*changes)
+    record = undo(fold)
+    assert isinstance(record, Undone)
+    assert [sub.parked for sub in record.subs or []] == ["undone"]
+    for marks in ({}, {NEWS: 3}):
+        wrong = [replace(sub, marks=marks) for sub in record.subs or []]
+        with pytest.raises(Violation, match="^I30: .*sets subscription 'on_post news' to .*, which had come to {"):
+            fed.lands(replace(record, subs=wrong))
+    with pytest.raises(Violation, match="^I30: .*sets subscription 'on_post >' to .*, which had come to None"):
+        fed.lands(replace(record, subs=[replace(sub, pattern=">") for sub in record.subs or []]))
+    fed.lands(record)
+
+
+@pytest.mark.parametrize("is_made_again", [True, False])
+def test_a_message_that_is_taken_again_behind_an_undo_is_found(is_made_again: bool) -> None:
+    """A subscription that was ended goes on where it was once it is made again; until then, it takes nothing."""
+    fed, fold, undo = subscriber(ENDED)
+    record = undo(fold)
+    assert isinstance(record, Undone)
+    open_yet = replace(record, replays=[ReplayInput("client", 1, True, [], {}, [])])
+    fold.apply(fold.seq + 1, open_yet)
+    fed.lands(open_yet)
+    if is_made_again:
+        fed.lands(change(Subscribed(Sub("news", "on_post", "", [102], 0.0, [102])))(fold))
+    with pytest.raises(Violation, match="^I30: .*again: " if is_made_again else "^I30: .*for nobody"):
+        fed.lands(change(Took(KEY, 0, 101, NEWS, 1, 1, 0))(fold))
+    if is_made_again:
+        fed.lands(change(Took(KEY, 0, 102, NEWS, 2, 1, 0))(fold))
+
+
+@pytest.mark.parametrize(("kind", "stream", "made"), [(TopicsOnce, "", {}), (OutsideOnce, "orders ", {MADE: 7})])
+def test_subscriptions_of_one_handler_that_nobody_makes_again_go_together_and_are_not_blamed(
+    kind: type[Checker], stream: str, made: dict[str, int]
+) -> None:
+    fed, fold, log = Fed(kind), Fold(AGENT), list[tuple[int, AnyRecord]]()
+    fed.checker.scene.folds[AGENT] = fold
+    first, second = (Sub(f"{stream}{one}", "h", "", [0], 0.0, [0], made) for one in ("a", ">"))
+
+    def lands(record: AnyRecord) -> None:
+        fold.apply(fold.seq + 1, record)
+        fed.lands(record)
+        log.append((fold.seq, record))
+
+    lands(created(fold))
+    for what in (Subscribed(first), Subscribed(second), Unsubscribed(second.key)):
+        lands(change(what)(fold))
+    for _ in range(2):
+        record = undone(fold, after(), *log[1:])
+        assert [sub.parked for sub in record.subs or []] == ["undone", "undone"]
+        lands(record)
+        lands(claimed(fold))
+        assert fold.ledger.topics == Subs()
+
+
 # ---- I37 ----
 
 
@@ -246,3 +352,78 @@ def test_a_turn_that_goes_on_with_a_cancelled_ask_is_found_unless_it_was_undone(
         fed.checker.at_rest()
     fed.lands(undone(fold))
     fed.checker.at_rest()
+
+
+# ---- I46 ----
+
+
+class Moved(Fed):
+    """What the checker sees of an agent that policies move."""
+
+    agent = "mover-free-1"
+
+    def __init__(self) -> None:
+        super().__init__(NoPingPong)
+
+    def plans(self, epoch: int, migration: str = "m-9") -> None:
+        move = PlannedMove(self.agent, migration, epoch, NODE, TARGET, 70)
+        plan = Planned("n9", 1, 1, "policy", self.at, self.at + 120.0, (move,))
+        self.checker.member(MemberStep(self.seq, plan, process("n9")))
+
+    def begins(self, node: str, migration: str = "m-9") -> None:
+        record = planned(journal_head(Journal(migration), migration=migration, agent=self.agent))
+        self.checker.journal(Line(self.agent, migration, self.seq, record, process(node), self.at))
+
+
+def by_another(fold: Fold) -> AnyRecord:
+    return claimed(fold, node="n3", incarnation=30)
+
+
+def restarted(fold: Fold) -> AnyRecord:
+    return claimed(fold, incarnation=fold.incarnation + 1)
+
+
+def claimed_back(fold: Fold) -> AnyRecord:
+    """By the process that has handed it over, or is in doubt whether it has."""
+    return claimed(fold, node=NODE, incarnation=10)
+
+
+@pytest.mark.parametrize("came", [(by_another,), (restarted,), (handed_off, accepted), (by_another, claimed_back)])
+def test_an_agent_that_is_planned_as_soon_as_it_has_come_is_found(came: tuple[Make, ...]) -> None:
+    fed = Moved()
+    fold = fed.story(created)
+    fed.at = 10.0
+    fed.goes_on(fold, *came)
+    fed.at = 12.0
+    with pytest.raises(Violation, match="^I46: .*has come 2 s ago"):
+        fed.plans(fold.epoch)
+
+
+@pytest.mark.parametrize("back", [(claimed_back,), (handed_off, claimed_back), (handed_off, returned)])
+def test_an_agent_that_comes_back_before_it_ran_elsewhere_was_never_away(back: tuple[Make, ...]) -> None:
+    """Seed 40000988: a handover's answer was lost, and the source claimed the agent, which it still had."""
+    fed = Moved()
+    fold = fed.story(created)
+    fed.at = 10.0
+    fed.goes_on(fold, *back)
+    fed.at = 12.0
+    fed.plans(fold.epoch)
+
+
+@pytest.mark.parametrize("came", [by_another, restarted])
+@pytest.mark.parametrize("begins", [False, True])
+def test_a_plan_of_an_epoch_that_is_over_moves_nothing(came: Make, begins: bool) -> None:
+    """Seeds 40000584, 40000700: a node wished that did not know that another had claimed the agent, or was gone by then."""
+    fed = Moved()
+    fold = fed.story(created)
+    before = fold.epoch
+    fed.at = 10.0
+    fed.goes_on(fold, came)
+    fed.plans(before)
+    fed.begins(fold.owner if begins else "elsewhere")
+    over = handed_off(fold, "m-9.1")
+    if begins:
+        with pytest.raises(Violation, match="^I46: .*of an epoch that was over"):
+            fed.lands(over)
+    else:  # an owner that goes on with another's journal
+        fed.lands(over)

@@ -72,7 +72,7 @@ async def test_a_source_that_stops_while_its_target_verifies_logs_no_bug(caplog:
         moving = asyncio.ensure_future(client.migrate(tally, to="node-2"))
         await probed.wait()
         move = running["node-1"].migrations.attempts.moves["t"]
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while move.machine.phase is not MigrationPhase.VERIFYING:
                 await asyncio.sleep(0)
             await running["node-1"].stop()
@@ -177,7 +177,7 @@ async def test_a_turn_that_runs_again_knows_of_the_ask_that_was_on_its_way_when_
         activation.writer._log = log
         paying = asyncio.ensure_future(payer.pay())
         await log.asked.wait()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while activation.runner.turn is not None:  # until the first run has failed
                 await asyncio.sleep(0.02)
         log.go.set()

@@ -16,7 +16,8 @@ from mielin_cells.agents.reference import classes
 from mielin_cells.testing import simulate as command
 from mielin_cells.testing.simulate import simulate
 
-CLEAN_SEEDS = range(1, 21)
+CLEAN_SEEDS = range(1, 9)
+"""`make sim`, which is a part of `make test`, plays 60, and `make ci` 300 more."""
 
 
 def test_production_code_keeps_every_invariant() -> None:
@@ -36,9 +37,9 @@ def test_a_seed_tells_the_same_story_again_whatever_the_hash_seed_and_whatever_e
         """As a process has them that has loaded the tests of other rooms: its nodes must not tell of it."""
 
     assert "NoneOfTheSimulator" in classes
-    digests = [simulate(seed).digest for seed in range(1, 6)]
-    assert len(set(digests)) == 5
-    code = "from mielin_cells.testing.simulate import simulate; print(*[simulate(s).digest for s in range(1, 6)])"
+    digests = [simulate(seed).digest for seed in range(1, 4)]
+    assert len(set(digests)) == 3
+    code = "from mielin_cells.testing.simulate import simulate; print(*[simulate(s).digest for s in range(1, 4)])"
     for hash_seed in ("1", "2"):
         again = subprocess.run(
             [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": hash_seed},

@@ -16,7 +16,7 @@ import mielin_cells as cells
 from mielin_cells.errors import ConfigError
 from mielin_cells.testing.survive import Broken, Play, Survival
 
-BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "testing.md").read_text(), re.DOTALL)
+BLOCKS = re.findall(r"```python[^\n]*\n(.*?)```", (ROOT / "docs" / "testing.md").read_text(), re.DOTALL)
 PLUGIN = "mielin_cells.testing.plugin"
 CLOSE_S = 110
 

@@ -17,11 +17,15 @@ from torture.tape import Tape
 
 import mielin_cells as cells
 from mielin_cells.client.client import Client
+from mielin_cells.log.commit import StepCall
+from mielin_cells.log.family.made import MEANT
 from mielin_cells.log.ids import inbox_subject, log_subject
 from mielin_cells.log.message import decode_mail
+from mielin_cells.log.records import Stepped, decode_record
+from mielin_cells.log.waits.tokens import wait_of
 from mielin_cells.substrate.jetstream.places import place_of
 from mielin_cells.substrate.ports import Appended, Entry
-from mielin_cells.testing.checkers.scene import Call, Observed
+from mielin_cells.testing.checkers.scene import Call, Observed, Told
 
 
 class Played(NamedTuple):
@@ -50,15 +54,35 @@ async def judged(change: Callable[[Played], None]) -> list[str]:
             asked, last = time.monotonic(), await cluster.log.last(log_subject("a"))
             assert last is not None
             recording.reads.append(Read("a", asked, time.monotonic(), last.seq))
+        await talked(cluster, recording)
         shown: dict[str, Observed] = {}
         while not shown or not has_arrived(shown):
             shown = {agent: Observed(*await cluster.get(Purse, agent).show()) for agent in recording.agents}
-        played = Played(recording, await entries_of(cluster.log, recording.agents), shown)
+        for agent, state in shown.items():
+            state.urged, state.urgent, state.wronged, state.words = await cluster.get(Purse, agent).talk()
+        played = Played(recording, await entries_of(cluster.log, [*recording.agents, *recording.kids]), shown)
         change(played)
         check = Check(recording, TOKENS)
         await check.look(cluster.log, played.shown, played.entries)
         assert check.verdict.landed["HandedOff"] == 2
         return [found.split(":")[0] for found in check.verdict.violations]
+
+
+async def talked(cluster: Client, recording: Recording) -> None:
+    """A message with a priority, a wait that is resolved, and a child."""
+    a, b = cluster.get(Purse, "a"), cluster.get(Purse, "b")
+    recording.kids = ["kid"]
+    for agent, n in (("a", 1), ("a", 2), ("b", 1)):
+        recording.calls.append(Timed(Call(agent, "they", n, False, acked=True), time.monotonic(), time.monotonic()))
+    token = await a.petition("they", 1, 60.0)
+    told = await cluster.resolve(token, 5)
+    recording.tokens[token] = None
+    recording.told.append(Told("a", wait_of(token).key, told.accepted, "value 5", f"value {told.value}", 0.0))
+    await a.urge("they", 2, "b", "high", True)
+    await b.hire("they", 1, "kid")
+    async with asyncio.timeout(30):
+        while not (await a.talk())[3]:
+            await asyncio.sleep(0.005)
 
 
 async def test_a_quiet_run_violates_nothing() -> None:
@@ -110,12 +134,36 @@ def send_before_it_is_logged(played: Played) -> None:
     played.entries.insert(0, (inbox, entry))
 
 
+def lose_what_was_urgent(played: Played) -> None:
+    played.shown["b"].urgent.clear()
+
+
+def say_another_word(played: Played) -> None:
+    played.shown["a"].words[0] = "they 1", "value 6"
+
+
+def tell_somebody_another_outcome(played: Played) -> None:
+    played.recording.told[0].stands = "value 6"
+
+
+def make_a_child_of_nobody(played: Played) -> None:
+    """Its parent's log does not say that it is to be made."""
+    meant = [
+        number for number, (subject, entry) in enumerate(played.entries)
+        if subject == log_subject("b") and isinstance(record := decode_record(entry.data, subject), Stepped)
+        and any(isinstance(call, StepCall) and call.name.startswith(MEANT) for call in record.calls)
+    ]  # fmt: skip
+    born = next(n for n, (subject, _) in enumerate(played.entries) if subject == log_subject("kid"))
+    played.entries.insert(meant[0], played.entries.pop(born))
+
+
 @pytest.mark.parametrize(
     ("change", "invariant"),
     [
         (lose_a_call, "I6"), (take_a_call_twice, "I4"), (make_a_token, "I22"), (double_a_transfer, "I5"),
         (show_an_old_owner, "I14"), (answer_out_of_place, "I7"), (lose_a_record, "I3"),
-        (report_what_did_not_happen, "I9"), (send_before_it_is_logged, "I5"),
+        (report_what_did_not_happen, "I9"), (send_before_it_is_logged, "I5"), (lose_what_was_urgent, "I32"),
+        (say_another_word, "I38"), (tell_somebody_another_outcome, "I38"), (make_a_child_of_nobody, "I33"),
     ],
 )  # fmt: skip
 async def test_what_is_wrong_is_found(change: Callable[[Played], None], invariant: str) -> None:
@@ -140,7 +188,7 @@ async def test_a_tape_of_several_shards_has_what_landed_in_its_order(tmp_path: P
             ends[subject] = await stored(substrate.log, subject, landed[-1][1])
         assert len({place_of("mielin", 4, subject).stream for subject in ends}) == 4
         taping = asyncio.create_task(tape.run())
-        async with asyncio.timeout(10.0):
+        async with asyncio.timeout(30):
             await tape.reaches(ends.items())
         taping.cancel()
         for subject, end in ends.items():
@@ -167,7 +215,7 @@ async def test_a_link_cut_in_one_direction_delivers_late_what_was_sent(tmp_path:
     ):
         proxy.hold(to_client=True)
         appending = asyncio.create_task(far.log.append("a.x", b"1", 0))
-        async with asyncio.timeout(10.0):
+        async with asyncio.timeout(30):
             while await near.log.last("a.x") is None:  # it lands
                 await asyncio.sleep(0.01)
         assert not appending.done()  # and nobody hears of it

@@ -30,6 +30,7 @@ from mielin_cells.client.client import Client
 from mielin_cells.deployment.connect import Address, connected
 from mielin_cells.errors import CellError, RetryError
 from mielin_cells.log.ids import inbox_subject, journal_subject, log_subject
+from mielin_cells.log.inboxes.lines import PRIORITIES
 from mielin_cells.settings import Settings
 from mielin_cells.store import journal
 from mielin_cells.store.reader import load as load_agent
@@ -73,18 +74,9 @@ WAITED_S = 0.5
 """A call that waits longer counts as time in which its agent was not available."""
 
 COUNTED = (
-    "kill",
-    "stop",
-    "stop past the lease",
-    "cut",
-    "kill server",
-    "stop server",
-    "kill leader",
-    "kill index leader",
-    "kill failover leader",
-    "kill all servers",
-    "delete index",
-)
+    "kill", "stop", "stop past the lease", "cut", "kill server", "stop server", "kill leader", "kill index leader",
+    "kill failover leader", "kill all servers", "delete index",
+)  # fmt: skip
 BUG = "Traceback (most recent call last)"
 
 
@@ -207,18 +199,21 @@ class Setup:
         """The round before: every migration has its end by now, or soon."""
         if self._before is None:
             return
-        load = self._before.load
-        await self._settled(load.recording.agents)
-        log, subjects = self._client.log, [log_subject(agent) for agent in load.recording.agents]
-        for agent in load.recording.agents:  # their ends may have landed just now
+        load, log = self._before.load, self._client.log
+        everybody = [*load.recording.agents, *load.recording.kids]
+        await self._settled(everybody)
+        subjects = [log_subject(agent) for agent in everybody]
+        for agent in everybody:  # their ends may have landed just now
             subjects += [journal_subject(agent, migration) for _, migration in await journal.listed(log, agent)]
-        subjects += [inbox_subject(agent) for agent in load.recording.agents]
+            subjects += [inbox_subject(agent, priority) for priority in PRIORITIES]
         ends = [(subject, await log.last(subject)) for subject in subjects]
         async with asyncio.timeout(REST_S):
             topics = await log.topic_ends()
             await self._tape.reaches(((subject, end.seq) for subject, end in ends if end is not None), topics)
         check = Check(load.recording, TOKENS)
-        await check.look(self._client.log, self._before.shown, self._tape.taken(load.recording.agents))
+        await check.look(
+            self._client.log, self._before.shown, self._tape.taken([*load.recording.agents, *load.recording.kids])
+        )
         self._before = None
         await load.leave()
         self._add(load, check)
@@ -276,6 +271,7 @@ class Setup:
                 "streams restarted": sum(one.restarts for one in recording.recitals),
             }
         )  # fmt: skip
+        figures.heard += load.talk.counts
         figures.landed += check.verdict.landed
         figures.migrations += Counter(f"reported {one.report.outcome}" for one in recording.reports)
         figures.migrations += Counter(f"attempts {outcome}" for outcome in check.verdict.outcomes.values())

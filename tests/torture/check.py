@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from mielin_cells.agents.reports import MigrationReport
 from mielin_cells.errors import CellError
 from mielin_cells.log.ids import INBOXES, JOURNALS, LOGS, TOPICS, inbox_subject, journal_subject, log_subject
+from mielin_cells.log.inboxes.lines import PRIORITIES
 from mielin_cells.log.records import Accepted, decode_record
 from mielin_cells.migration import journal as journals
 from mielin_cells.store import journal
@@ -24,14 +25,21 @@ from mielin_cells.store.reader import load
 from mielin_cells.substrate.ports import Entry, Log
 from mielin_cells.testing.checkers import OF_LOGS
 from mielin_cells.testing.checkers.checker import Checkers
+from mielin_cells.testing.checkers.families import MadeOnce
 from mielin_cells.testing.checkers.history import History, Operation
+from mielin_cells.testing.checkers.lines.cancels import CancelsHold
+from mielin_cells.testing.checkers.lines.priorities import PrioritiesInOrder
 from mielin_cells.testing.checkers.ownership import SameState, StoreTells
-from mielin_cells.testing.checkers.scene import Call, Observed, Recital, Reported, Scene, Violation
+from mielin_cells.testing.checkers.scene import Call, Observed, Recital, Reported, Scene, Told, Violation
 from mielin_cells.testing.checkers.streams import StreamsWhole
+from mielin_cells.testing.checkers.waits.outcomes import WaitsStand
 
 PAGE = 1000
 
-KINDS = (*OF_LOGS, StreamsWhole)
+KINDS = (*OF_LOGS, StreamsWhole, PrioritiesInOrder, CancelsHold, WaitsStand, MadeOnce)
+
+NEED_FOLDS = (MadeOnce,)
+"""Checkers that look at the folds of logs, which another one makes."""
 
 
 class Read(NamedTuple):
@@ -69,6 +77,12 @@ class Recording:
     reads: list[Read] = field(default_factory=list)
     reports: list[Report] = field(default_factory=list)
     recitals: list[Recital] = field(default_factory=list)
+    told: list[Told] = field(default_factory=list)
+    """What those were told who resolved waits."""
+    tokens: dict[str, None] = field(default_factory=dict)
+    """Those that they had."""
+    kids: list[str] = field(default_factory=list)
+    """Ids of children that agents may have made."""
     errors: Counter[str] = field(default_factory=Counter)
     """What clients were told instead of an answer."""
 
@@ -93,7 +107,7 @@ async def entries_of(log: Log, agents: Iterable[str]) -> list[tuple[str, Entry]]
     """Logs, inboxes and journals of the agents, in the order in which their entries landed, if nothing was trimmed of them."""
     found: list[tuple[str, Entry]] = []
     for agent in agents:
-        subjects = [log_subject(agent), inbox_subject(agent)]
+        subjects = [log_subject(agent), *(inbox_subject(agent, priority) for priority in PRIORITIES)]
         subjects += [journal_subject(agent, migration) for _, migration in await journal.listed(log, agent)]
         for subject in subjects:
             after = 0
@@ -129,14 +143,17 @@ class Check:
             scene.recitals = recording.recitals
             scene.reports = [Reported(one.report, inf, False) for one in recording.reports]
             self._scenes.append(scene)
-            self._checkers.append(Checkers(scene, [kind]))
+            scene.told, scene.tokens_given = recording.told, recording.tokens
+            self._checkers.append(Checkers(scene, [SameState, kind] if kind in NEED_FOLDS else [kind]))
 
     async def look(self, log: Log, shown: dict[str, Observed], entries: list[tuple[str, Entry]]) -> None:
         """Judges what has landed of these agents, in the order in which it did."""
         self._count(entries)
         self._register(entries)
         folds = next(s for s, kind in zip(self._scenes, KINDS, strict=True) if kind is SameState).folds
-        loaded = {agent: await load(log, agent) for agent in self.recording.agents}
+        there = {subject for subject, _ in entries}
+        kids = [kid for kid in self.recording.kids if log_subject(kid) in there]
+        loaded = {agent: await load(log, agent) for agent in (*self.recording.agents, *kids)}
         for scene, checkers, kind in zip(self._scenes, self._checkers, KINDS, strict=True):
             scene.observed = shown
             if kind is StoreTells:
@@ -174,7 +191,7 @@ class Check:
         """Reads of who owns an agent, and completed moves as appends that a client knows of, for the register's model."""
         history, places = self._history.operations, self._history.places
         known = {one.report.migration: one for one in self.recording.reports if one.report.ok}
-        for agent in self.recording.agents:
+        for agent in (*self.recording.agents, *self.recording.kids):
             history[log_subject(agent)], places[log_subject(agent)] = [], []
         for read in self.recording.reads:
             history[log_subject(read.agent)].append(Operation("a reader", True, read.asked, read.told, read.seq))

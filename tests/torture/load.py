@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
@@ -18,11 +19,14 @@ from mielin_cells.testing.checkers.scene import Call, Observed
 from torture.agents import Purse
 from torture.check import Read, Recording, Report, Timed, has_arrived
 from torture.listen import SUBSCRIBERS, Attended, Heard, list_missing
+from torture.talk import Talk
 
 CALLERS = 16
 MOVERS = 3
 READERS = 2
 LISTENERS = 2
+KIDS = 6
+"""Ids of children, over which the agents of a round contend."""
 REST_S = 90.0
 """From healing until every agent answers and everything that was sent has arrived (I15)."""
 
@@ -48,6 +52,8 @@ class Load:
         self._busy: Counter[str] = Counter()
         """Calls on their way, by agent."""
         self.recording = Recording([f"{round_name}-{number}" for number in range(count)])
+        self.recording.kids = [f"{round_name}-kid-{number}" for number in range(KIDS)]
+        self.talk = Talk(client, self.recording, round_name, Random(rng.random()))
         self.heard = Heard(f"torture.{round_name}", recitals=self.recording.recitals)
         self._places: dict[str, int] = {}
         """By agent, the highest place that an answer has named."""
@@ -65,6 +71,7 @@ class Load:
         works = [self._calls(number) for number in range(CALLERS)]
         works += [heard.glance(client, agents, self._places, Random(self._rng.random())) for _ in range(READERS)]
         works += [heard.listen(client, agents, Random(self._rng.random())) for _ in range(LISTENERS)]
+        works += self.talk.works()
         works += [self._moves() for _ in range(MOVERS)]
         works += [self._reads() for _ in range(READERS)]
         self._tasks = [asyncio.create_task(work) for work in works]
@@ -138,6 +145,8 @@ class Load:
             await asyncio.sleep(rng.random() * 0.3)
             drawn = rng.sample(self.recording.agents, min(3, len(self.recording.agents)))
             agent = max(drawn, key=lambda name: self._busy[name])
+            if rng.random() < 0.1:
+                agent = rng.choice(self.recording.kids)  # which may not be there
             to, asked = rng.choice((None, *self._nodes)), time.monotonic()
             try:
                 report = await self._client.migrate(agent, to=to)
@@ -164,7 +173,7 @@ class Load:
 
     async def end(self) -> None:
         """No more is begun, and what was begun comes to its end.  Raises whatever broke the load itself."""
-        self._is_over = self.heard.is_over = True
+        self._is_over = self.heard.is_over = self.talk.is_over = True
         done, late = await asyncio.wait(self._tasks, timeout=REST_S)
         for task in late:
             task.cancel()
@@ -183,8 +192,10 @@ class Load:
                 except TimeoutError:
                     self.found.append(f"I15: {agent} does not answer {REST_S:g} s after everything was healed")
                     return shown
-            missing = await self._missing_posts() if has_arrived(shown) else []
-            if (has_arrived(shown) and not missing) or time.monotonic() > until:
+            is_there = await self.talk.observe(shown, self._until_done) and has_arrived(shown)
+            missing = await self._missing_posts() if is_there else []
+            if (is_there and not missing) or time.monotonic() > until:
+                self.found += self.talk.found
                 self.found += [f"I30: {one}" for one in missing] + self.heard.list_wrong(shown) + self.heard.found
                 return shown
             await asyncio.sleep(0.2)
@@ -199,6 +210,9 @@ class Load:
         """The agents of the round end: nodes need not look after them any more."""
         for agent in self.recording.agents:
             await self._until_done(self._terminated(agent))
+        for kid in self.recording.kids:
+            with contextlib.suppress(NoSuchAgent):
+                await self._client.terminate(kid)
 
     def _terminated(self, agent: str) -> Any:
         return lambda: self._client.terminate(agent)

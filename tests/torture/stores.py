@@ -12,13 +12,12 @@ import itertools
 import json
 import resource
 import signal
-import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import nats
-from support.nats_servers import NatsServer, raw_client
+from support.nats_servers import NatsServer, free_ports, raw_client
 
 from mielin_cells.errors import CellError
 from mielin_cells.substrate.jetstream import DEPLOYMENT, JetStream
@@ -153,8 +152,7 @@ def _probe_in(stream: str, shards: int) -> str:
 @contextlib.asynccontextmanager
 async def store(folder: Path, count: int, shards: int) -> AsyncIterator[Store]:
     """One server, or a cluster; it has its streams when this is entered."""
-    with contextlib.ExitStack() as held:
-        ports = [held.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(count)]
+    ports = free_ports(count)
     servers = []
     for number in range(count):
         settings: dict[str, Any] = {"server_name": f"s{number}", "max_payload": 1024 * 1024}

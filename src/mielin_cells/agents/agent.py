@@ -55,6 +55,28 @@ def upgrade(*, from_version: int) -> Callable[[Callable[[Any, dict[str, object]]
 
     `old` has plain values by field (a `Table` as a dict, a `Buffer` as bytes), and so must the dict that it returns.
     Raises `FieldRefused` for an `async def`.
+
+        >>> class Guest(cells.Agent):
+        ...     name: str = "Ada Lovelace"
+        ...
+        >>> async with cells.local(path="guests.db") as deployment:
+        ...     ada = await deployment.spawn(Guest, "ada")
+        ...
+        >>> class Guest(cells.Agent, version=2):
+        ...     first: str
+        ...
+        ...     @cells.upgrade(from_version=1)
+        ...     def split(cls, old):
+        ...         return {"first": old["name"].split()[0]}
+        ...
+        ...     @cells.handler
+        ...     async def greet(self) -> str:
+        ...         return f"Dear {self.first}"
+        ...
+        >>> async with cells.local(path="guests.db") as deployment:
+        ...     await deployment.get(Guest, "ada").greet()
+        ...
+        'Dear Ada'
     """
     return lambda fn: Upgrade(fn, from_version)
 
@@ -228,6 +250,18 @@ class Agent(Reference):
 
     Guarantees: the state and the messages of an agent survive the loss of its node; its turns run one at a time, each wholly or not
     at all.  A class raises `FieldRefused` or `UsageError` where it is defined or first used, if it cannot keep that.
+
+        >>> class Shelf(cells.Agent, idle_s=600):
+        ...     left: int = 5
+        ...
+        ...     @cells.handler
+        ...     async def take(self, count: int) -> int:
+        ...         self.left -= count
+        ...         return self.left
+        ...
+        >>> shelf = await cluster.spawn(Shelf, "tulips", left=9)
+        >>> await shelf.take(2)
+        7
     """
 
     if not TYPE_CHECKING:
@@ -273,8 +307,7 @@ class Agent(Reference):
                 )
             cls.__mielin_recovery__ = dict(recovery)
         if policy is not None:
-            if not isinstance(policy, Policy):
-                raise UsageError(f"class {cls.__name__}: policy is a cells.Policy(...), and not {policy!r}.")
+            definition.check_policy(cls, policy)
             cls.__mielin_policy__ = policy
         if standby is not None:
             _check_standby(cls, standby)
@@ -343,6 +376,15 @@ class Agent(Reference):
         does, and goes on while the agent moves or its node is down.  The agent does not notice it.
         Raises `NoSuchAgent`, `AgentTerminated`, `WrongClass`; `StateUnloadable` if the agent runs another version of the class;
         `UsageError` inside a turn.  A class with a handler or field of the name `watch` has that instead.
+
+            >>> async for seen in till.watch():
+            ...     if seen.state.cents >= 300:
+            ...         break
+            ...     await till.sell(100)
+            ...
+            100
+            200
+            300
         """
         return caller_of(self).watch(self, after)
 

@@ -16,20 +16,24 @@ BytesLike: TypeAlias = bytes | bytearray | memoryview
 class Buffer:
     """Bytes that can be large: a turn costs the pages of 16 KiB that it writes, not the size.
 
-        class Camera(cells.Agent):
-            frames: cells.Buffer
-
-            @cells.handler
-            async def add(self, frame: bytes) -> int:
-                self.frames.append(frame)
-                return len(self.frames)
-
     It is read like `bytes`.  It is written by `b[i] = 7`; by `b[i:j] = data` with exactly `j - i` bytes, which may reach
     past the end; by `b[i:] = data`, which replaces everything from `i` on; and by `append`, `truncate` and `resize`.  A gap that
     growing leaves reads as zeros, and takes no memory.  Bytes are never shifted.  It holds at most 1 TiB.
 
     The buffer of an agent can be read at any time and written only in a turn (else `NotInTurn`).  As a field's value the content of
     a buffer that a user makes, `Buffer(b"...")`, is copied, and that buffer is not bound to the agent.
+
+        >>> class Camera(cells.Agent):
+        ...     frames: cells.Buffer
+        ...
+        ...     @cells.handler
+        ...     async def add(self, frame: bytes) -> int:
+        ...         self.frames.append(frame)
+        ...         return len(self.frames)
+        ...
+        >>> camera = await cluster.spawn(Camera, "door")
+        >>> await camera.add(b"one"), await camera.add(b"two")
+        (3, 6)
     """
 
     _size: int | None  # None: as the store

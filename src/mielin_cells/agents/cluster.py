@@ -12,6 +12,7 @@ from mielin_cells.agents.reference import Reference
 from mielin_cells.agents.reports import AgentInfo, DrainReport, MigrationReport, NodeInfo, RollbackReport, WaitOutcome
 from mielin_cells.agents.services.service import Choice, Service
 from mielin_cells.agents.topics.messages import Published, Since, TopicGap
+from mielin_cells.log.policy import Policy
 
 P = ParamSpec("P")
 A = TypeVar("A", bound=Reference)
@@ -25,17 +26,43 @@ class Spawning(Protocol):
         from the one that the agent was made with, the warning `errors.AlreadySpawned` is issued.
 
         Raises `WrongClass`, `AgentTerminated`, `InvalidAgentId`, `BadArguments`, `FieldRefused`.
+
+            >>> shop = await cluster.spawn(Till, "shop", cents=100)
+            >>> await shop.sell(1)
+            101
         """
 
 
-class Cluster(Spawning, Protocol):
+class Placing(Spawning, Protocol):
+    def with_policy(self, policy: Policy, /) -> Spawning:
+        """`await cluster.with_policy(cells.Policy(...)).spawn(Cart, "anna")`: agents with this policy in place of their class's.
+
+        Raises `UsageError` for rules that cannot be read.
+
+            >>> safe = await cluster.with_policy(cells.Policy(immovable=True)).spawn(Till, "safe")
+            >>> (await cluster.show(safe)).policy.immovable
+            True
+        """
+
+
+class Cluster(Placing, Protocol):
     """A deployment: its agents and nodes.  `agent` arguments take a reference or an id."""
 
-    def on(self, node: str, /) -> Spawning:
-        """Spawns agents on this node."""
+    def on(self, node: str, /) -> Placing:
+        """Spawns agents on this node.
+
+        >>> shop = await cluster.on("node-2").spawn(Till, "shop")
+        >>> (await cluster.show(shop)).node
+        'node-2'
+        """
 
     def get(self, cls: type[A], id: str, /) -> A:
-        """A reference, without any I/O.  Whether the agent exists shows when it is asked."""
+        """A reference, without any I/O.  Whether the agent exists shows when it is asked.
+
+        >>> _ = till  # it exists
+        >>> await cluster.get(Till, "till-1").sell(5)
+        5
+        """
 
     async def migrate(
         self, agent: Reference | str, /, to: str | None = None, *, recovery: Mapping[str, float] | None = None
@@ -47,6 +74,10 @@ class Cluster(Spawning, Protocol):
 
         Raises `MigrationRefused` with every reason, `AlreadyThere`, `UnknownNode`, `MigrationInProgress`, `NoSuchAgent`,
         `AgentTerminated`, `ConfigError`.  After an error nothing has begun.
+
+            >>> report = await cluster.migrate(till, to="node-2", recovery={"max_retries": 0})
+            >>> report.check().target
+            'node-2'
         """
 
     async def rollback(
@@ -64,19 +95,47 @@ class Cluster(Spawning, Protocol):
         Raises `NoSuchMigration`, `UsageError` for a migration that did not complete or that an earlier undo covers,
         `RollbackExpired` if the log does not reach back that far (setting `retention_s`), `MigrationRefused` with every reason,
         `UnknownNode`, `MigrationInProgress`, `AskTimeout`.  After an error nothing was done.
+
+            >>> move = await cluster.migrate(till, to="node-2")
+            >>> (await cluster.rollback(move.migration, dry_run=True)).messages
+            0
+            >>> (await cluster.rollback(move.migration)).target
+            'node-1'
         """
 
     async def abort(self, agent: Reference | str, /) -> str:
-        """Cancels the agent's open migration, and returns the migration's id.  Raises `NoSuchMigration`, `TooLateToCancel`."""
+        """Cancels the agent's open migration, and returns the migration's id.  Raises `NoSuchMigration`, `TooLateToCancel`.
+
+        >>> await cluster.abort(till)
+        Traceback (most recent call last):
+            ...
+        mielin_cells.errors.NoSuchMigration: ...
+        """
 
     async def claim(self, agent: Reference | str, /, to: str) -> None:
-        """Node `to` takes the agent over, whichever node owns it now.  The former owner's next append is refused."""
+        """Node `to` takes the agent over, whichever node owns it now.  The former owner's next append is refused.
+
+        >>> await cluster.claim(till, "node-2")
+        >>> await till.sell(5)  # node-2 answers
+        5
+        """
 
     async def cordon(self, node: str, /) -> None:
-        """The node keeps its agents and takes no others until `uncordon`, also after a restart.  Raises `UnknownNode`."""
+        """The node keeps its agents and takes no others until `uncordon`, also after a restart.  Raises `UnknownNode`.
+
+        >>> await cluster.cordon("node-2")
+        >>> [node.name for node in await cluster.nodes() if node.is_cordoned]
+        ['node-2']
+        """
 
     async def uncordon(self, node: str, /) -> None:
-        """The node takes agents again; a drain of it begins no further move.  Raises `UnknownNode`."""
+        """The node takes agents again; a drain of it begins no further move.  Raises `UnknownNode`.
+
+        >>> await cluster.cordon("node-2")
+        >>> await cluster.uncordon("node-2")
+        >>> [node.name for node in await cluster.nodes() if node.is_cordoned]
+        []
+        """
 
     async def drain(self, node: str, /, deadline_s: float | None = None) -> DrainReport:
         """Cordons the node and moves every agent off it, quiet ones first; returns when all have gone, or at the deadline
@@ -85,23 +144,54 @@ class Cluster(Spawning, Protocol):
         Each agent is moved as by `migrate`.  Agents that are left keep running, and can be claimed once the node has stopped.  A
         move that an operator aborts is not begun again.  Raises `UnknownNode`, and `MigrationRefused` if no node could take an
         agent; then nothing was done.
+
+            >>> _ = till  # it is on node-1
+            >>> (await cluster.drain("node-1", deadline_s=10)).moved
+            1
         """
 
     async def standby(self, agent: Reference | str, /, copies: int = 1) -> None:
         """Sets how many other nodes keep a copy of the agent, in place of what its class says.  Losing the owner then costs the time
-        to notice it and one append, and no load.  Raises `UsageError` for a number above 8."""
+        to notice it and one append, and no load.  Raises `UsageError` for a number above 8.
+
+            >>> await cluster.standby(till, copies=1)
+        """
 
     async def suspend(self, agent: Reference | str, /, reason: str = "") -> None:
-        """No turn runs until `resume`; it can still be moved.  Raises `InvalidTransition`."""
+        """No turn runs until `resume`; it can still be moved.  Raises `InvalidTransition`.
+
+        >>> await cluster.suspend(till, "the till is counted")
+        >>> (await cluster.show(till)).state
+        'Suspended'
+        """
 
     async def pause(self, agent: Reference | str, /, reason: str = "") -> None:
-        """As `suspend`, for the agent's user."""
+        """As `suspend`, for the agent's user.
+
+        >>> await cluster.pause(till, "lunch")
+        >>> (await cluster.show(till)).state
+        'Paused'
+        """
 
     async def resume(self, agent: Reference | str, /) -> None:
-        """Lets a suspended or paused agent, or one in ERROR, run again.  Raises `InvalidTransition` if the error is fatal."""
+        """Lets a suspended or paused agent, or one in ERROR, run again.  Raises `InvalidTransition` if the error is fatal.
+
+        >>> await cluster.suspend(till)
+        >>> await till.sell.tell(5)  # waits
+        >>> await cluster.resume(till)
+        >>> await till.sell(1)
+        6
+        """
 
     async def terminate(self, agent: Reference | str, /) -> None:
-        """Ends the agent for good, after what it has sent is delivered.  Messages that it has not handled become dead letters."""
+        """Ends the agent for good, after what it has sent is delivered.  Messages that it has not handled become dead letters.
+
+        >>> await cluster.terminate(till)
+        >>> await till.sell(1)
+        Traceback (most recent call last):
+            ...
+        mielin_cells.errors.AgentTerminated: ...
+        """
 
     async def cancel(self, agent: Reference | str, /, call: str) -> None:
         """Cancels a call of the agent, whoever has made it, and returns when the order is stored.  `call` is its id, as `mielin calls`
@@ -111,6 +201,16 @@ class Cluster(Spawning, Protocol):
         of a step's call.  Then the call has no effect, its asker gets `Cancelled`, and so do asks that it has made.  A call that has
         taken effect stays as it is, and nobody is told.  Finished steps stay.
         Raises `UsageError` for a text that is no id, `NoSuchAgent`, `AgentTerminated`, and what the store raises.
+
+            >>> class Sleeper(cells.Agent):
+            ...     @cells.handler
+            ...     async def sleep(self) -> AsyncIterator[int]:
+            ...         yield 1
+            ...         await asyncio.sleep(3600)
+            ...
+            >>> sleeper = await cluster.spawn(Sleeper, "anna")
+            >>> stream = await sleeper.sleep().start()
+            >>> await cluster.cancel(sleeper, stream.id)
         """
 
     async def publish(self, topic: str, value: Any, /, *, publisher: str = "client") -> Published:
@@ -120,17 +220,33 @@ class Cluster(Spawning, Protocol):
 
         Guarantees: once it returns, the message is stored, once.  Not guaranteed: if it raises, or if its process ends meanwhile,
         the message may be stored.  Raises `TopicInvalid`, `BadArguments`, `MessageTooLarge`, and what the store raises.
+
+            >>> (await cluster.publish("orders.eu.new", {"pieces": 3}, publisher="web")).n
+            1
         """
 
-    def follow(self, pattern: str, /, *, since: Since = "now") -> AsyncIterator[tuple[Published, Any] | TopicGap]:
+    def follow(
+        self, pattern: str, /, *, since: Since = "now", stream: str | None = None
+    ) -> AsyncIterator[tuple[Published, Any] | TopicGap]:
         """Reads what is published to the topics that match, as long as it is iterated, by the rules of `cells.subscribe`.
 
         The values are plain: dicts, lists, text and numbers.  Nothing is kept of what was read; go on with
-        `since=about.offset`.
+        `since=about.offset`.  `stream` names a stream that another system writes to the same NATS server.
+
+            >>> _ = await cluster.publish("orders.eu.new", {"pieces": 3})
+            >>> async for about, order in cluster.follow("orders.>", since="first"):
+            ...     print(about.topic, order)
+            ...     break
+            ...
+            orders.eu.new {'pieces': 3}
         """
 
     async def show(self, agent: Reference | str, /) -> AgentInfo:
-        """The agent as its owner sees it.  Raises `NoSuchAgent`, and `NoResponder` while the owner does not answer."""
+        """The agent as its owner sees it.  Raises `NoSuchAgent`, and `NoResponder` while the owner does not answer.
+
+        >>> (await cluster.show(till)).state
+        'Running'
+        """
 
     async def resolve(self, token: str, value: Any = None, /, *, timeout: float | None = None) -> WaitOutcome:
         """Ends the external wait that the token names with a value, unless it has an outcome: then that one stands, and is returned.
@@ -141,15 +257,47 @@ class Cluster(Spawning, Protocol):
         Raises `BadArguments` for a value of another type than the wait's, which goes on; `NoSuchWait` for a text that is no token of
         this deployment; `WaitOver` if the turn has ended without the wait, or what stands is not kept any more; `AskTimeout`, and then
         it may still take effect.
+
+            >>> class Expense(cells.Agent):
+            ...     @cells.handler
+            ...     async def request(self) -> str:
+            ...         return await cells.external("approval", then=self.decided)()
+            ...
+            ...     @cells.handler
+            ...     async def decided(self, yes: bool) -> None: ...
+            ...
+            >>> token = await (await cluster.spawn(Expense, "expense")).request()
+            >>> (await cluster.resolve(token, True)).accepted
+            True
+            >>> (await cluster.reject(token, "too dear")).accepted  # too late: the first word counts
+            False
         """
 
     async def reject(
         self, token: str, reason: str | BaseException = "", /, *, timeout: float | None = None
     ) -> WaitOutcome:
-        """As `resolve`: where it waits, the handler gets `WaitRejected` with this reason."""
+        """As `resolve`: where it waits, the handler gets `WaitRejected` with this reason.
+
+        >>> class Expense(cells.Agent):
+        ...     @cells.handler
+        ...     async def request(self) -> str:
+        ...         return await cells.external("approval", then=self.decided)()
+        ...
+        ...     @cells.handler
+        ...     async def decided(self, yes: bool) -> None: ...
+        ...
+        >>> token = await (await cluster.spawn(Expense, "expense")).request()
+        >>> (await cluster.reject(token, "too dear")).outcome
+        'rejected'
+        """
 
     async def agents(self) -> list[AgentInfo]:
-        """Every agent that runs now."""
+        """Every agent that runs now.
+
+        >>> _ = till  # it exists
+        >>> [agent.id for agent in await cluster.agents()]
+        ['till-1']
+        """
 
     def find(
         self, cls: type[A], /, *, where: Where | str | None = None, node: str | None = None, state: str | None = None
@@ -167,10 +315,18 @@ class Cluster(Spawning, Protocol):
         In a handler, search in a step: a turn that runs again may find others.
 
         Raises `WhereInvalid`, which names the column, `ConfigError` for a state that is none; when it is read, what the store raises.
+
+            >>> _ = till  # it exists
+            >>> [found.id async for found in cluster.find(Till, node="node-1")]
+            ['till-1']
         """
 
     async def nodes(self) -> list[NodeInfo]:
-        """The nodes that answer."""
+        """The nodes that answer.
+
+        >>> sorted(node.name for node in await cluster.nodes())
+        ['node-1', 'node-2']
+        """
 
     def service(
         self, cls: type[A], /, *, where: Where | str | None = None, choose: Choice = "round_robin",
@@ -184,6 +340,10 @@ class Cluster(Spawning, Protocol):
         that fail are left out until they answer again.
 
         In a handler, pick in a step: a turn that runs again may pick another one.  Raises as `find`, and `UsageError`.
+
+            >>> _ = till  # it exists
+            >>> await cluster.service(Till).call(lambda one: one.sell(5))
+            5
         """
 
     async def order_all(
@@ -202,4 +362,8 @@ class Cluster(Spawning, Protocol):
         suspends all and then terminates each; that cannot be taken back, and begins only once all are suspended.
 
         Raises `UsageError` for an order that does not exist, or that lacks its node.
+
+            >>> report = await cluster.order_all(["till-1", till], "suspend", reason="stocktaking")
+            >>> report.ok
+            True
         """

@@ -185,7 +185,17 @@ def caller_of(ref: Reference) -> Caller:
 
 
 def this() -> Turn:
-    """The turn that runs.  Raises `NotInTurn` outside handlers and hooks, and in a task that has outlived its turn."""
+    """The turn that runs.  Raises `NotInTurn` outside handlers and hooks, and in a task that has outlived its turn.
+
+    >>> class Tourist(cells.Agent):
+    ...     @cells.handler
+    ...     async def where(self) -> str:
+    ...         return f"{cells.this().id} is on {cells.this().node}"
+    ...
+    >>> tourist = await cluster.on("node-2").spawn(Tourist, "anna")
+    >>> await tourist.where()
+    'anna is on node-2'
+    """
     running = turn.get()
     if running is None:
         raise NotInTurn("this() means something only inside a handler or a hook of an agent.")
@@ -198,6 +208,18 @@ def trace() -> Trace | None:
     """The W3C trace context of the turn that runs, with `traceparent` and `tracestate`; None if it is part of none.
 
     It came with the message, and goes with all that the turn sends.  Outside of turns: the context of `tracing.use`.
+
+        >>> class Desk(cells.Agent):
+        ...     @cells.handler
+        ...     async def headers(self) -> dict[str, str]:
+        ...         trace = cells.trace()
+        ...         return {"traceparent": trace.traceparent} if trace else {}
+        ...
+        >>> desk = await cluster.spawn(Desk, "desk")
+        >>> with cells.tracing.use("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"):
+        ...     await desk.headers()
+        ...
+        {'traceparent': '00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01'}
     """
     running = turn.get()
     return running.trace if running is not None else tracing.outgoing()

@@ -10,9 +10,11 @@ from collections.abc import MutableMapping, MutableSequence, MutableSet
 from typing import Any
 
 from mielin_cells.agents.buffer import Buffer
+from mielin_cells.agents.finding.rules import wrong_in
 from mielin_cells.agents.handler import Handler
 from mielin_cells.agents.values.annotations import annotations_of
 from mielin_cells.errors import FieldRefused, UsageError
+from mielin_cells.log.policy import Policy
 
 OPTIONS = (
     "version", "name", "recovery", "policy", "standby", "keys_s", "keys_bytes", "inbox_max", "when_full", "idle_s", "supervision",
@@ -28,6 +30,15 @@ def check_options(cls: type, others: dict[str, Any]) -> None:
         raise UsageError(
             f"class {cls.__name__}: there is no option {next(iter(others))!r}; there are {', '.join(OPTIONS)}."
         )
+
+
+def check_policy(cls: type, policy: Any) -> None:
+    """Raises `UsageError` for what is no policy, and for rules that cannot be read."""
+    if not isinstance(policy, Policy):
+        raise UsageError(f"class {cls.__name__}: policy is a cells.Policy(...), and not {policy!r}.")
+    wrong = wrong_in(policy)
+    if wrong:
+        raise UsageError(f"class {cls.__name__}: policy: {wrong}")
 
 
 def check_name(cls: type, name: str, version: int, before: Any) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, Protocol, Self, TypeVar, cast, overload
 
 from mielin_cells.agents.context import Caller, CallOptions, caller_of
 from mielin_cells.agents.reference import Reference
 from mielin_cells.agents.shared.bound import SharedBound
+from mielin_cells.agents.shared.stream import Stream
 from mielin_cells.agents.values.annotations import read_signature
 from mielin_cells.agents.values.raises import check_declared
 from mielin_cells.errors import FieldRefused, UsageError
@@ -24,47 +24,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 A = TypeVar("A", bound=Reference)
-T = TypeVar("T")
-
-
-class Stream(ABC, AsyncIterator[T]):
-    """The parts of one call, in order, as the handler yields them: `async for part in chat.say("hi")`.
-
-    The call is sent when the iteration begins.  The stream goes on while the agent moves, and after its node has died: the turn runs
-    again then, and the parts that are stored already are not sent again.  The iteration ends when the turn is committed.
-
-    Guarantees: once it has ended, the parts are exactly those of the run that was committed, each once.
-    Not guaranteed: that a part is final when it arrives.  If a step that emits parts is run again, the iteration raises
-    `StreamRestarted` with the offset from which on the parts are replaced; the same iterator goes on with the new ones.
-
-    Raises what an ask raises, and `StreamGap` if parts were removed before this reader had them (setting `stream_keep_s`).
-    """
-
-    @property
-    @abstractmethod
-    def id(self) -> str:
-        """Names the call: `chat.say.read(id)` reads its stream from elsewhere.  Raises `UsageError` before the call was sent."""
-
-    @property
-    @abstractmethod
-    def position(self) -> str:
-        """Where this reader is.  Another one goes on from there: `chat.say.read(id, after=position)`."""
-
-    @abstractmethod
-    async def start(self) -> Self:
-        """Sends the call, if that was not done yet."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Reads no more; the call goes on.  Done by itself at the end of the iteration, and when nothing refers to the stream."""
-
-    def on_restart(self, call: Callable[[int], None]) -> Self:
-        """Calls `call(offset)` where the iteration would raise `StreamRestarted`."""
-        self.restarted = call
-        return self
-
-    restarted: Callable[[int], None] | None = None
-    """What `on_restart` was given."""
 
 
 class Bound(Generic[P, R_co]):
@@ -107,6 +66,11 @@ class Bound(Generic[P, R_co]):
         `id`: a label, shown in the error of an ask without an answer and in the asks of a dead letter; it changes nothing else.
         Raises `UsageError` for a timeout or deadline that is not above 0, for a label or key that is not 1 to 128 printable
         characters, and for another priority.
+
+            >>> await till.sell.options(timeout=5, deadline=2, priority="high", key="sale-1")(250)
+            250
+            >>> await till.sell.options(key="sale-1")(250)  # the same sale, and the same answer
+            250
         """
         check_timeout(timeout, f"A call of {self._handler.name}")
         check_timeout(deadline, f"A call of {self._handler.name}", "deadline")
@@ -146,7 +110,12 @@ class Bound(Generic[P, R_co]):
 
     async def tell(self, *args: P.args, **kwargs: P.kwargs) -> None:
         """Sends durably, without waiting for the handler.  Outside a turn it returns when the message is stored; a message sent inside
-        a turn is stored with the turn's commit."""
+        a turn is stored with the turn's commit.
+
+            >>> await till.sell.tell(100)
+            >>> await till.sell(1)
+            101
+        """
         obj = self._obj
         if obj.__dict__["__mielin_cell__"] is not None:
             raise UsageError(f"Agent {obj!r} cannot tell itself with .tell; call the method.")
@@ -207,6 +176,17 @@ class BoundStream(Bound[P, R_co]):
         Guarantees: after `position` the parts follow that its reader had not been given, and replaced ones are told.
         Raises `UsageError` for a text that is no id or position, and, while it is read, `StreamGap` for parts that are not kept
         any more and `AnswerExpired` if the call ended and nothing tells how.
+
+            >>> class Clerk(cells.Agent):
+            ...     @cells.handler
+            ...     async def count(self, to: int) -> AsyncIterator[int]:
+            ...         for n in range(to):
+            ...             yield n
+            ...
+            >>> clerk = await cluster.spawn(Clerk, "clerk")
+            >>> stream = await clerk.count(3).start()
+            >>> [part async for part in clerk.count.read(stream.id)]
+            [0, 1, 2]
         """
         stream: Stream[R_co] = self._caller().read_stream(self._obj, self._handler.name, id, after, self._timeout)
         return stream
@@ -356,6 +336,28 @@ def handler(
     timers (`ReadOnly`), and what `on_arrive` has opened is not there: it may run where a copy of the agent is kept.
     Raises `FieldRefused` for a plain `def`, for `tries` below 1, and for a class in `raises` that cannot be rebuilt; `UsageError` for
     a shared handler with `tries` or `cancellable`.
+
+        >>> class Shelf(cells.Agent):
+        ...     left: int = 5
+        ...
+        ...     @cells.handler(raises=(ValueError,))
+        ...     async def take(self, count: int) -> int:
+        ...         if count > self.left:
+        ...             raise ValueError(f"only {self.left} are left")
+        ...         self.left -= count
+        ...         return self.left
+        ...
+        ...     @cells.handler(shared=True)
+        ...     async def stock(self) -> int:
+        ...         return self.left
+        ...
+        >>> shelf = await cluster.spawn(Shelf, "tulips")
+        >>> await shelf.take(9)
+        Traceback (most recent call last):
+            ...
+        ValueError: only 5 are left
+        >>> await shelf.stock()
+        5
     """
     if shared and (cancellable or tries is not None):
         raise UsageError("A shared handler runs no turn, so it has no `tries` and is not `cancellable`.")

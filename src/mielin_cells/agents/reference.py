@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Self, TypeVar
 
 from mielin_cells.errors import UsageError
 from mielin_cells.log.ids import AgentId
+from mielin_cells.log.policy import DEFAULT, Policy
 
 
 class Reference:
@@ -47,6 +49,16 @@ R = TypeVar("R", bound=Reference)
 
 classes: dict[str, type[Any]] = {}
 """Every agent class of this process by its name on the wire.  A class that is defined again takes its own place."""
+
+
+def versions_of(known: Mapping[str, type[Any]]) -> dict[str, int]:
+    """By name, in order; what a node says of its classes."""
+    return {name: cls.__mielin_version__ for name, cls in sorted(known.items())}
+
+
+def policies_of(known: Mapping[str, type[Any]]) -> dict[str, Policy]:
+    """Of those classes that have one."""
+    return {name: cls.__mielin_policy__ for name, cls in sorted(known.items()) if cls.__mielin_policy__ != DEFAULT}
 
 
 def known_as(cls: type[Reference], wanted: type[Reference]) -> type[Reference] | None:

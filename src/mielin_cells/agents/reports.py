@@ -9,10 +9,16 @@ import msgspec
 
 from mielin_cells.errors import MigrationFailed
 from mielin_cells.log.policy import DEFAULT, Policy
+from mielin_cells.policy.deploys.health import Turns
+from mielin_cells.policy.facts import UNKNOWN, Facts
 
 
 class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """A node as it reports itself.  One that does not answer is described by its log and by the nodes that heard it last."""
+    """A node as it reports itself.  One that does not answer is described by its log and by the nodes that heard it last.
+
+    >>> sorted((node.name, node.state) for node in await cluster.nodes())
+    [('node-1', 'alive'), ('node-2', 'alive')]
+    """
 
     name: str
     incarnation: int
@@ -36,6 +42,21 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     process: int = 0
     python: str = ""
     package: str = ""
+    fleet: str = ""
+    """The `mielin up` that has started its process, if one has."""
+    is_reserved: bool = False
+    """Of a cordoned node: it takes agents that are moved to it by name, as those of a deploy are."""
+    turns: dict[str, Turns] = {}
+    """By class, how the turns of its agents have fared; only a node that is asked itself says so."""
+    facts: Facts = UNKNOWN
+    """What it measures of itself, as it was told last; what it cannot measure is absent."""
+    moves_out: int = 0
+    moves_in: int = 0
+    """Moves that are open, as the node itself says; 0 where it was not asked."""
+    moved: int = 0
+    """Moves from it that have completed since its process began; likewise."""
+    moves: list[str] = []
+    """Some of those from it, in words; likewise."""
 
 
 class WaitInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,7 +71,12 @@ class WaitInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AgentInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """An agent as its owner sees it.  `waiting`: messages in its inbox; `bytes`: its state as stored."""
+    """An agent as its owner sees it.  `waiting`: messages in its inbox; `bytes`: its state as stored.
+
+    >>> info = await cluster.show(till)
+    >>> info.id, info.cls, info.node, info.state
+    ('till-1', 'Till', 'node-1', 'Running')
+    """
 
     id: str
     cls: str
@@ -130,7 +156,12 @@ class TimerInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MigrationReport:
-    """The result of one migration."""
+    """The result of one migration.
+
+    >>> report = await cluster.migrate(till, to="node-2")
+    >>> report.ok, report.outcome, report.source, report.target
+    (True, 'completed', 'node-1', 'node-2')
+    """
 
     migration: str
     agent: str
@@ -142,6 +173,8 @@ class MigrationReport:
     """Why it did not complete."""
     code: str = ""
     """The stable code of the error that ended it."""
+    error_type: str = ""
+    """The type of the last attempt's failure, a value of `MigrationErrorType`; "" if it completed or was ended by a decision."""
     reasons: tuple[str, ...] = ()
     """Every reason, if it was refused."""
     kinds: tuple[str, ...] = ()
@@ -192,7 +225,15 @@ class MigrationReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RollbackReport:
-    """The result of undoing a completed migration or, for a dry run, the expected result."""
+    """The result of undoing a completed migration or, for a dry run, the expected result.
+
+    >>> move = await cluster.migrate(till, to="node-2")
+    >>> await till.sell(100)
+    100
+    >>> undone = await cluster.rollback(move.migration, to="node-1")
+    >>> undone.ok, undone.target, undone.messages
+    (True, 'node-1', 1)
+    """
 
     migration: str
     agent: str
@@ -238,7 +279,13 @@ class RollbackReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrainReport:
-    """The result of draining a node."""
+    """The result of draining a node.
+
+    >>> _ = till  # it is on node-1
+    >>> report = await cluster.drain("node-1")
+    >>> report.ok, report.moved, report.left
+    (True, 1, 0)
+    """
 
     node: str
     state: str

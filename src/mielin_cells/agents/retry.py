@@ -13,7 +13,25 @@ from mielin_cells.settings import Delay, check_ranges
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retry:
-    """How often a step makes its call, and how long it waits in between.  Raises `ConfigError`, naming field and range."""
+    """How often a step makes its call, and how long it waits in between.  Raises `ConfigError`, naming field and range.
+
+    >>> calls = []
+    >>> def charge(cents: int) -> str:
+    ...     calls.append(cents)
+    ...     if len(calls) < 3:
+    ...         raise ConnectionError("the bank does not answer")
+    ...     return f"receipt-{cents}"
+    ...
+    >>> class Order(cells.Agent):
+    ...     @cells.handler
+    ...     async def pay(self, cents: int) -> str:
+    ...         retry = cells.Retry(tries=4, first_s=0.01, on=(OSError,))
+    ...         return await cells.step("charge", charge, cents, retry=retry)
+    ...
+    >>> order = await cluster.spawn(Order, "order-1")
+    >>> await order.pay(250), len(calls)
+    ('receipt-250', 3)
+    """
 
     tries: Annotated[int, msgspec.Meta(ge=1)] = 3
     """How many calls are made before the step fails."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -45,20 +45,14 @@ class HandlerSpec:
     _result: Codec
     _proved: frozenset[tuple[type, ...]]
     """Types of positional arguments that a load gives as they were.  They cover most calls."""
+    parameters: Mapping[str, Any]
+    """Names and types, in order.  Every message of a topic asks for them, so they are not looked for in `_params`."""
+    required: frozenset[str]
+    """Names of the parameters without a default."""
     shared: bool = False
     """It reads committed state and writes nothing."""
     parts: PartCodec | None = None
     """Of a handler that yields; its result is the number of parts."""
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """Names and types, in order."""
-        return {field.name: field.type for field in msgspec.structs.fields(self._params)}
-
-    @property
-    def required(self) -> frozenset[str]:
-        """Names of the parameters without a default."""
-        return frozenset(field.name for field in msgspec.structs.fields(self._params) if field.required)
 
     def encode_args(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         """Raises `BadArguments` before anything is sent."""
@@ -164,6 +158,8 @@ def signature_of(member: Handler[Any, Any], path: str, hints: dict[str, Any], ra
     fields = [field for parameter, field, _ in made if parameter.kind is not parameter.KEYWORD_ONLY]
     keywords = [field for parameter, field, _ in made if parameter.kind is parameter.KEYWORD_ONLY]
     codecs = {parameter.name: codec for parameter, _, codec in made}
+    types = {parameter.name: field[1] for parameter, field, _ in made}
+    defaults = {parameter.name for parameter, field, _ in made if len(field) > 2}
     name = path.replace(".", "_")
     params = msgspec.defstruct(name, keywords, kw_only=True, forbid_unknown_fields=True)
     if fields:
@@ -178,5 +174,6 @@ def signature_of(member: Handler[Any, Any], path: str, hints: dict[str, Any], ra
     return HandlerSpec(
         member.name, path, fn, member.cancellable, member.tries, raises, params, args, tuple(part.proofs for part in parts),
         Codec(result, f"{path} -> result"), frozenset(itertools.islice(calls, PROVED_MAX)),
+        {name: types[name] for name in params.__struct_fields__}, frozenset(name for name in types if name not in defaults),
         member.shared, stream,
     )  # fmt: skip

@@ -80,6 +80,18 @@ async def step(
     Raises `StepFailed`; `NotInTurn` outside a turn; `UsageError` in a hook or in another step, and for invalid options;
     `FieldRefused`, before the call, for a return type that cannot be stored; `StepInvalid` or `MessageTooLarge` for a result that
     cannot be stored, which fails the turn; `NonDeterministicTurn` if a turn that runs again does not make the same steps and asks.
+
+        >>> def charge(cents: int) -> str:
+        ...     return f"receipt-{cents}"  # here you would call the bank
+        ...
+        >>> class Order(cells.Agent):
+        ...     @cells.handler
+        ...     async def pay(self, cents: int) -> str:
+        ...         return await cells.step("charge", charge, cents)
+        ...
+        >>> order = await cluster.spawn(Order, "order-1")
+        >>> await order.pay(250)
+        'receipt-250'
     """
     running = turn.get()
     if running is None:
@@ -97,6 +109,21 @@ async def emit(part: object) -> None:
     learn from which offset on.  The part is encoded as the handler's annotation says.
 
     Raises `NotInTurn` outside a turn, `UsageError` outside the call of a step and in a turn whose handler does not yield.
+
+        >>> async def think(question: str) -> str:
+        ...     for word in ("The", "sky", "is", "blue"):
+        ...         await cells.emit(word)
+        ...     return "done"
+        ...
+        >>> class Chat(cells.Agent):
+        ...     @cells.handler
+        ...     async def answer(self, question: str) -> AsyncIterator[str]:
+        ...         await cells.step("think", think, question)
+        ...         yield "."
+        ...
+        >>> chat = await cluster.spawn(Chat, "chat")
+        >>> [part async for part in chat.answer("What colour is the sky?")]
+        ['The', 'sky', 'is', 'blue', '.']
     """
     running: Any = turn.get()
     if running is None:

@@ -27,13 +27,6 @@ _UNFIT = (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError, msg
 class Table(MutableMapping[K, V]):
     """A mapping that can be large: a turn costs the keys that it touches, not the size.
 
-        class Museum(cells.Agent):
-            visits: cells.Table[str, list[int]]
-
-            @cells.handler
-            async def visit(self, who: str, day: int) -> None:
-                self.visits.setdefault(who, []).append(day)
-
     It works like a `dict`, with these differences.  Values are stored as bytes and decoded on use.  A value that a turn has
     read or assigned may be changed in place until the turn ends; later changes to it are lost, so do not keep a value from turn to
     turn.  The order of iteration depends on the keys alone: it is the same on every node, and not the order of insertion.
@@ -43,6 +36,18 @@ class Table(MutableMapping[K, V]):
 
     The table of an agent can be read at any time and written only in a turn (else `NotInTurn`).  A table that a user makes,
     `Table({"a": 1})`, is a plain mapping.  As a field's value its content is copied, and it is not bound to the agent.
+
+        >>> class Museum(cells.Agent):
+        ...     visits: cells.Table[str, list[int]]
+        ...
+        ...     @cells.handler
+        ...     async def visit(self, who: str, day: int) -> int:
+        ...         self.visits.setdefault(who, []).append(day)
+        ...         return len(self.visits[who])
+        ...
+        >>> museum = await cluster.spawn(Museum, "museum")
+        >>> await museum.visit("anna", 1), await museum.visit("anna", 5)
+        (1, 2)
     """
 
     __slots__ = ("_content",)

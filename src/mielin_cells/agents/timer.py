@@ -55,6 +55,29 @@ def after(seconds: float, handler: Bound[P, Any] | None = None, /, *, id: str | 
     Not guaranteed: punctuality.  After a move or a restart, "not early" is by the clock of the new node.
 
     Raises `NotInTurn` outside a turn, `NoSuchHandler`, `BadArguments`, and `UsageError` for a time out of range or too many timers.
+
+        >>> class Kettle(cells.Agent):
+        ...     rung: list[str] = []
+        ...
+        ...     @cells.handler
+        ...     async def boil(self, seconds: float) -> None:
+        ...         cells.after(seconds, self.ring)("tea")
+        ...
+        ...     @cells.handler
+        ...     async def ring(self, what: str) -> None:
+        ...         self.rung.append(what)
+        ...
+        ...     @cells.handler
+        ...     async def read(self) -> list[str]:
+        ...         return self.rung
+        ...
+        >>> kettle = await cluster.spawn(Kettle, "kettle")
+        >>> await kettle.boil(0.01)
+        >>> while not (rung := await kettle.read()):
+        ...     await asyncio.sleep(0.01)
+        ...
+        >>> rung
+        ['tea']
     """
     return _later(seconds, False, "one", id, handler)
 
@@ -72,6 +95,29 @@ def every(
 
     Firings are `seconds` apart, however long the turns take.  `catch_up` says what is sent for the firings that were missed while no
     node ran the agent: "one" message for all of them, "all" of them (at most 10,000), or "none".
+
+        >>> class Clock(cells.Agent):
+        ...     ticks: int = 0
+        ...
+        ...     async def on_start(self) -> None:
+        ...         cells.every(0.01, self.tick, id="clock")()
+        ...
+        ...     @cells.handler
+        ...     async def tick(self) -> None:
+        ...         self.ticks += 1
+        ...         if self.ticks == 3:
+        ...             cells.cancel("clock")
+        ...
+        ...     @cells.handler
+        ...     async def read(self) -> int:
+        ...         return self.ticks
+        ...
+        >>> clock = await cluster.spawn(Clock, "clock")
+        >>> while await clock.read() < 3:
+        ...     await asyncio.sleep(0.01)
+        ...
+        >>> await clock.read() >= 3
+        True
     """
     _check_catch_up(catch_up)
     return _later(seconds, True, "".join(catch_up), id, handler)  # plain text: it is in a record
@@ -102,6 +148,21 @@ def cron(
     hour comes once, the first time; with a star in the minute or the hour, all of them come, as time passes.
 
     Raises `CronInvalid` with the column of what is wrong, or for an unknown time zone, and what `after` raises.
+
+        >>> class Report(cells.Agent):
+        ...     async def on_arrive(self) -> None:
+        ...         cells.cron("0 6 * * MON-FRI", self.write, tz="Europe/Zurich", id="daily")()
+        ...
+        ...     @cells.handler
+        ...     async def write(self) -> None: ...
+        ...
+        ...     @cells.handler
+        ...     async def stop(self) -> bool:
+        ...         return cells.cancel("daily")
+        ...
+        >>> report = await cluster.spawn(Report, "report")
+        >>> await report.stop()  # there was a timer of this id
+        True
     """
     _check_catch_up(catch_up)
     running = _running()
@@ -122,6 +183,19 @@ def cancel(id: str, /) -> bool:
     """Removes a timer of the agent, with the commit of this turn.  Returns False if the agent has no timer of this id.
 
     A message that the timer has already sent is not taken back.
+
+        >>> class Kettle(cells.Agent):
+        ...     @cells.handler
+        ...     async def boil(self) -> tuple[bool, bool]:
+        ...         timer = cells.after(60, self.ring)()
+        ...         return cells.cancel(timer), cells.cancel(timer)
+        ...
+        ...     @cells.handler
+        ...     async def ring(self) -> None: ...
+        ...
+        >>> kettle = await cluster.spawn(Kettle, "kettle")
+        >>> await kettle.boil()
+        (True, False)
     """
     return _running().cancel_timer(id)
 

@@ -47,14 +47,34 @@ Exits with 3 if the wait has ended before: the first outcome stands, and is prin
     "Look": {
         "look.agents": "List the agents, in the order of their ids.",
         "look.nodes": "List the nodes, with their state and since when they are in it.",
+        "nodes.top.top": """Show what the nodes do, again and again: agents, messages, moves and facts.
+
+On a terminal the list stays in its place until Ctrl-C.  Elsewhere each look is printed behind the other; --count limits them.""",
+        "nodes.metrics.metrics": """Print the metrics of all nodes once, as Prometheus reads them.
+
+`mielin node --metrics HOST:PORT` serves those of a node for scraping.""",
         "moves.migrations": "List migrations and their outcomes; `show m-...` shows one in full.",
         "look.show": "Show an agent, a node or a migration.",
         "records.log": "Print the records of an agent's log.",
         "records.watch": "Print an agent's committed state, now and each time it changes, with its revision.",
+        "policies.commands.why": """Say why an agent runs where it does, and where it would be placed now.
+
+Each node is listed with the rule that rules it out, or with what it lacks.  Nothing is asked of any node.""",
+        "policies.commands.why_not": "Say what each rule says about one node for an agent, with the values that decided.",
+        "policies.commands.place": """Say where new agents of a class would go, by its policy and the table of members.
+
+Exits with 3 if some of them would have no place.""",
         "look.tree": "Show which agents have spawned which, and how their children fare.",
         "look.calls": "List an agent's calls that run, wait, or wait to be run again.",
         "look.timers": "List an agent's timers, the next one first.",
         "messages.dead": "List an agent's dead letters; show, replay or purge them.",
+        "deploys.check.check": """Say whether new code can go on with every agent that there is, before a node runs it.
+
+Each agent, as it is stored now, is upgraded and loaded by the app in a process of its own, which knows no deployment.  Nothing is
+changed.  Exits with 1 if an agent would not load or could not take what waits for it, and with 2 if the app cannot be imported.""",
+        "explain.command.explain": """Say what an error means, what its facts are, and what to do next.
+
+Every error that a command prints ends with its code.  Without a code, all codes are listed.""",
         "doctor.doctor": """Say what a power cut would lose, and what is wrong with the store's settings.
 
 Exits with 1 if something is wrong.""",
@@ -76,8 +96,16 @@ When the agent's node is lost, one of them takes the agent over without loading 
 
 The node stays cordoned.  Agents that are still there at the deadline are listed with the reason; they keep running, and other nodes
 claim them once the node has stopped.""",
+        "plans.rebalance.rebalance": """Spread the agents over the nodes by the messages that come to them.
+
+Messages are counted for two seconds first.  Each move is worth while, and none is made if the spread is within a tenth of even.  Exits
+with 1 if it is not even at the end.""",
         "drain.cordon": "Let a node keep its agents and take no others, also after a restart.",
         "drain.uncordon": "Let a node take agents again; this also stops a drain of the node.",
+        "deploys.deploy.deploy": """Bring new code to all agents: a few of them first, the others while nothing is wrong with these.
+
+New nodes start beside the old ones.  If agents fare worse in the new code, the deploy is undone by itself and says why.  It can be
+paused, resumed and undone from any terminal, also after its operator was killed.  Exits with 4 if it was undone.""",
         "steer.cancel": """Cancel a call of an agent, or one of its timers.
 
 A call that waits does not run; the handler of one that runs is cancelled between its steps.  What has taken effect stays.""",
@@ -133,7 +161,8 @@ for title, commands in HELP.items():
     for place, text in commands.items():
         module, _, name = place.rpartition(".")
         path = f"mielin_cells.cli.{module}" if module else "mielin_cells.demo.demo"
-        app.command(f"{path}:{name or place}", name=name, group=group, help=re.sub(r"(?<!\n)\n(?!\n)", " ", text))
+        shown = name.replace("_", "-")
+        app.command(f"{path}:{name or place}", name=shown, group=group, help=re.sub(r"(?<!\n)\n(?!\n)", " ", text))
     if title == "Call agents":
         _several(group, "topic", "List topics, publish to one, or print what is published.", "messages", TOPIC_HELP)
     if title == "Steer":

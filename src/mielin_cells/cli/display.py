@@ -45,7 +45,8 @@ def event_text(event: dict[str, Any]) -> str:
         case {"event": "server", "url": url}:
             return f"server at {url}{_streams(event)}"
         case {"event": "node", "node": node, "state": "serving", "incarnation": incarnation}:
-            return f"{node} serves (process {event['process']}, incarnation {incarnation})"
+            where = f", metrics at {event['metrics']}" if "metrics" in event else ""
+            return f"{node} serves (process {event['process']}, incarnation {incarnation}{where})"
         case {"event": "node", "node": node, "state": "crashed", "reason": reason, "restart_s": wait_s}:
             return f"{node}: {reason}; trying again in {wait_s:g} s"
         case {"event": "node", "node": node, "state": "crashed", "code": code, "restart_s": wait_s}:

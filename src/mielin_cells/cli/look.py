@@ -17,6 +17,7 @@ from mielin_cells.agents.reports import AgentInfo, NodeInfo, WaitInfo
 from mielin_cells.cli.command import command
 from mielin_cells.cli.live import View, show_view
 from mielin_cells.cli.moves import show_migration
+from mielin_cells.cli.nodes.facts import facts_text
 from mielin_cells.cli.options import Agent, Watch, choose_one
 from mielin_cells.cli.show import Printer, counted, duration, record, size, table, when
 from mielin_cells.client.finding.find import PAGE_MAX, Search
@@ -158,20 +159,28 @@ def _agents_text(page: list[AgentInfo], *, has_more: bool) -> str:
 async def nodes(operator: Operator, printer: Printer, /, *, watch: Watch = False) -> int:
     async def look() -> View:
         infos = await operator.nodes()
-        key = [(node.name, node.incarnation, node.state, node.agents, node.is_cordoned) for node in infos]
+        key = [
+            (node.name, node.incarnation, node.state, node.agents, node.is_cordoned, node.is_reserved, node.facts)
+            for node in infos
+        ]
         return View(infos, lambda: table([node_row(node) for node in infos]) if infos else "no nodes", key)
 
     return await show_view(printer, look, watch)
 
 
+_CORDON = {False: " (cordoned)", True: " (reserved)"}
+"""By whether the node takes agents that are moved to it by name."""
+
+
 def node_row(node: NodeInfo) -> dict[str, Any]:
     return {
-        "node": node.name, "state": node.state + (" (cordoned)" if node.is_cordoned else ""),
+        "node": node.name, "state": node.state + (_CORDON[node.is_reserved] if node.is_cordoned else ""),
         "for": duration(node.since_s) if node.since_s else "", "entered": when(node.at), "incarnation": node.incarnation,
         "agents": node.agents if node.state == ALIVE else "",  # only a node that answers knows
         "cores": node.cores, "memory": size(node.memory_bytes), "arch": node.architecture,
         "classes": " ".join(f"{name}:{version}" for name, version in node.classes.items()),
         "labels": " ".join(f"{name}={value}" for name, value in node.labels.items()),
+        "facts": facts_text(node.facts) if node.state == ALIVE else "",
     }  # fmt: skip
 
 
@@ -199,6 +208,7 @@ async def show(
 def _node_record(node: NodeInfo) -> dict[str, Any]:
     return {
         **node_row(node), "host": node.host, "process": node.process, "python": node.python, "package": node.package,
+        **{f"sensor {name}": f"fails: {why}" for name, why in node.facts.failing.items()},
     }  # fmt: skip
 
 

@@ -183,10 +183,14 @@ async def topic_sub(
         ),
     ] = "now",
     count: Annotated[int | None, Parameter(validator=Number(gte=1), help="Stop after so many messages.")] = None,
+    stream: Annotated[
+        str | None,
+        Parameter(help="A stream that another system writes to the same NATS server; PATTERN is one of its subjects."),
+    ] = None,
 ) -> int:
     logging.getLogger("mielin_cells.jetstream").setLevel(logging.WARNING)
     seen = 0
-    async for one in operator.client.follow(pattern, since=_since(since)):
+    async for one in operator.client.follow(pattern, since=_since(since), stream=stream):
         if isinstance(one, TopicGap):
             printer.show({"gap": one}, partial(_gap_text, one))
             continue

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
@@ -12,7 +14,7 @@ from cyclopts.validators import Number
 
 from mielin_cells import __version__
 from mielin_cells.cli.command import finish
-from mielin_cells.cli.options import ANY, HERE, App, Config, Server, Streams
+from mielin_cells.cli.options import ANY, HERE, App, Config, Metrics, Server, Streams
 from mielin_cells.cli.show import Printer, counted
 from mielin_cells.deployment import config as configs
 from mielin_cells.deployment import process
@@ -29,6 +31,13 @@ def node(
     name: Annotated[str, Parameter(help="The node's name; a newer process of the same name replaces an older one.")],
     app: App,
     label: Annotated[list[str] | None, Parameter(help="key=value, shown to operators; may be repeated.")] = None,
+    reserved: Annotated[
+        bool,
+        Parameter(
+            help="Take only agents that are moved here by name, until `uncordon`: for the new nodes of a deploy."
+        ),
+    ] = False,
+    fleet: Annotated[str, Parameter(help="For `mielin up`: who starts and stops this process.", show=False)] = "",
     stop_with_stdin: Annotated[bool, Parameter(help="Stop when standard input ends.")] = False,
     config: Config = None,
     wait: Annotated[
@@ -38,6 +47,13 @@ def node(
             help="Seconds to wait for a server that does not answer (default: no limit).",
         ),
     ] = None,
+    drain_file: Annotated[
+        Path | None, Parameter(help="Drain and stop, as on SIGTERM, when this file is made or touched.")
+    ] = None,
+    ready_file: Annotated[
+        Path | None, Parameter(help="A file that is there while the node serves, for readiness probes.")
+    ] = None,
+    metrics: Metrics = None,
     faults: Annotated[
         str | None, Parameter(help="For tests: step:kind[:probability][:most][@node], or `default`.")
     ] = None,
@@ -49,15 +65,31 @@ def node(
     def work(printer: Printer) -> int:
         return process.run(
             process.Options(
-                name=_check_name(name), app=app, labels=dict(map(_label, label or [])), follows_stdin=stop_with_stdin,
+                name=_check_name(name), app=app, labels=dict(map(_label, label or [])), reserved=reserved, fleet=fleet,
+                follows_stdin=stop_with_stdin,
                 address=streams.of(server.address()),
-                config=configs.find(config), faults=_injector(faults) if faults is not None else None,
+                config=_with_options(configs.find(config), drain_file, ready_file, metrics),
+                faults=_injector(faults) if faults is not None else None,
                 wait_s=math.inf if wait is None else wait, package=__version__,
                 say=lambda event: printer.show(event, lambda: _text(event)),
             )
         )  # fmt: skip
 
     return finish(server.json, work, logging.INFO)
+
+
+def _with_options(
+    config: configs.Config, drain_file: Path | None, ready_file: Path | None, metrics: str | None
+) -> configs.Config:
+    """The configuration, with what the command line says instead.  Raises `ConfigError`."""
+    node = config.node
+    if drain_file is not None:
+        node = replace(node, drain_file=str(drain_file))
+    if ready_file is not None:
+        node = replace(node, ready_file=str(ready_file))
+    if metrics is not None:
+        node = replace(node, metrics=metrics)
+    return replace(config, node=node)
 
 
 def _injector(spec: str) -> Callable[[Node, Substrate], None]:
@@ -94,7 +126,9 @@ def _text(event: dict[str, Any]) -> str:
     match event["event"]:
         case "serving":
             classes = ", ".join(f"{cls}:{version}" for cls, version in event["classes"].items())
-            return f"{name} serves as incarnation {event['incarnation']}: {counted(event['agents'], 'agent')}; classes {classes}"
+            where = f"; metrics at {event['metrics']}" if "metrics" in event else ""
+            said = f"{name} serves as incarnation {event['incarnation']}: {counted(event['agents'], 'agent')}"
+            return f"{said}; classes {classes}{where}"
         case "waiting":
             return f"{name} waits until its server answers: {event['reason']}"
         case "draining":

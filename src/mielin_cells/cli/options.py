@@ -109,6 +109,10 @@ NatsServer = Annotated[
 Sync = Annotated[
     Literal["always", "lazy"], Parameter(help="`lazy` is faster and may lose the last writes at a power cut.")
 ]
+Metrics = Annotated[
+    str | None,
+    Parameter(help="Serve metrics for Prometheus there, as 127.0.0.1:9464 (default: no metrics are served)."),
+]
 Watch = Annotated[bool, Parameter(help="Repeat the list whenever it changes, until Ctrl-C.")]
 Yes = Annotated[bool, Parameter(help="Do not ask for confirmation.")]
 Words = Annotated[

@@ -33,13 +33,13 @@ class Printer:
             print(as_json(value) if self.as_json else text() if text is not None else as_text(value), flush=True)
 
     def fail(self, error: CellError) -> None:
-        """Prints an error: on standard error as one sentence, or with `--json` as the last line of the output."""
+        """Prints an error: on standard error, with its code at the end, or with `--json` as the last line of the output."""
         if self.as_json:
             _, message, facts = error.to_wire()
             shown = {name: scrubbed(fact) if isinstance(fact, str) else fact for name, fact in facts.items()}
             self.show({"error": {"code": error.code, "message": scrubbed(message), "facts": shown}})
         else:
-            print(f"mielin: {scrubbed(error.message)}", file=sys.stderr)
+            print(f"mielin: {scrubbed(error.message)} [{error.code}]", file=sys.stderr)
 
 
 def drop_output() -> None:

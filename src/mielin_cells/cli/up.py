@@ -10,6 +10,7 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,16 +19,19 @@ from cyclopts.validators import Number
 
 from mielin_cells.cli.command import finish
 from mielin_cells.cli.display import Display, Served, print_event
-from mielin_cells.cli.options import ANY, HERE, NODES_MAX, App, Config, NatsServer, Streams, Sync
+from mielin_cells.cli.options import ANY, HERE, NODES_MAX, App, Config, Metrics, NatsServer, Streams, Sync
 from mielin_cells.cli.options import Server as Connection
 from mielin_cells.cli.show import Printer
 from mielin_cells.deployment.codes import DONE, FAILED, INTERRUPTED
 from mielin_cells.deployment.config import find as find_config
 from mielin_cells.deployment.connect import ADDRESS_FILE, DEPLOYMENT, DEPLOYMENT_VARIABLE, Address, open_substrate
+from mielin_cells.deployment.deploys.follower import fleet_name, follow_deploys
 from mielin_cells.deployment.fleet import Fleet
 from mielin_cells.deployment.folder import hold
 from mielin_cells.errors import ConfigError, StoreUnreachable, never
+from mielin_cells.metrics.place import Place
 from mielin_cells.substrate.jetstream.server import Server
+from mielin_cells.tasks.supervision import supervised
 
 POLL_S = 0.1
 """How often the server's process is checked."""
@@ -44,6 +48,7 @@ class Options:
     dir: Annotated[Path, Parameter(help="The folder for data, credential and address.")] = Path(".mielin")
     nats_server: NatsServer = None
     config: Config = None
+    metrics: Metrics = None
     streams: Streams = ANY
     server: Connection = HERE
 
@@ -52,19 +57,20 @@ def up(options: Options) -> int:
     """Exits with 0 after Ctrl-C or SIGTERM, 2 for an app that cannot be used, 1 if the server ends by itself."""
 
     def work(printer: Printer) -> int:
-        find_config(options.config)  # reports a mistake in it before anything is started
-        return asyncio.run(_run(options, printer))
+        config = find_config(options.config)  # reports a mistake in it before anything is started
+        text = options.metrics or config.node.metrics
+        return asyncio.run(_run(options, printer, Place(text) if text is not None else None))
 
     return finish(options.server.json, work, logging.WARNING)
 
 
-async def _run(options: Options, printer: Printer) -> int:
+async def _run(options: Options, printer: Printer, metrics: Place | None) -> int:
     ending, folder = _Ending(), options.dir
     event = {"event": "waiting", "for": "an earlier `mielin up` to end"}
     async with hold(folder, lambda: print_event(printer, event)) as lock, _serve(options) as served:
         served.address.write(folder)
         try:
-            return await _run_nodes(options, printer, ending, lock, served)
+            return await _run_nodes(options, printer, ending, lock, served, metrics)
         finally:
             (folder / ADDRESS_FILE).unlink(missing_ok=True)
 
@@ -112,15 +118,19 @@ async def _wait_for_end(server: Server) -> int:
     return code
 
 
-async def _run_nodes(options: Options, printer: Printer, ending: _Ending, lock: int, served: Served) -> int:
+async def _run_nodes(
+    options: Options, printer: Printer, ending: _Ending, lock: int, served: Served, metrics: Place | None
+) -> int:
     display = Display(printer, served, lambda: ending.end(signal.SIGPIPE))
     config = ("--config", str(options.config)) if options.config is not None else ()
-    ending.fleet = fleet = Fleet(options.app, served.address, display.say, (lock,), config)
+    name = fleet_name(options.dir)
+    ending.fleet = fleet = Fleet(options.app, served.address, display.say, (lock,), config, name, metrics)
     with display:
         display.children = fleet.children
         display.say({"event": "server", **served.facts})
         watching = asyncio.create_task(display.watch())
         fleet.start(options.nodes)
+        following = asyncio.create_task(supervised("following deploys", partial(follow_deploys, fleet, served.address)))
         ends: list[asyncio.Future[Any]] = [asyncio.ensure_future(ending.event.wait()), fleet.failed]
         if served.ended is not None:
             ends.append(served.ended)
@@ -128,10 +138,11 @@ async def _run_nodes(options: Options, printer: Printer, ending: _Ending, lock: 
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         finally:
             watching.cancel()
+            following.cancel()
             ends[0].cancel()
             display.say({"event": "stopping", "reason": ending.reason or "failure"})
             await fleet.stop()
-            await asyncio.gather(watching, ends[0], return_exceptions=True)
+            await asyncio.gather(watching, following, ends[0], return_exceptions=True)
             display.say({"event": "stopped"})
     if fleet.failed.done():
         child = fleet.failed.result()

@@ -13,7 +13,7 @@ from mielin_cells.agents.values.models import readable
 from mielin_cells.errors import Expired, MessageTooLarge, described, from_wire, never
 from mielin_cells.log.inboxes.cancels import Cancel
 from mielin_cells.log.message import Answer, Message, Terms, decode_answer
-from mielin_cells.settings import MESSAGE_BYTES_MAX
+from mielin_cells.settings import MAIL_BYTES_MAX, MESSAGE_BYTES_MAX
 from mielin_cells.store.clock import StoreClock
 
 
@@ -130,15 +130,20 @@ def too_large(agent: str, args: bytes) -> MessageTooLarge:
 
 
 class Canceller(Protocol):
-    def cancel_soon(self, agent: str, cancel: Cancel) -> None: ...
+    def cancel_soon(self, agent: str, cancel: Cancel) -> asyncio.Task[Any] | None: ...
 
 
-def cancel_call(client: Canceller, queue: list[Call], call: Call, agent: str, cancel: Cancel) -> None:
+def cancel_call(
+    client: Canceller, queue: list[Call], call: Call, agent: str, cancel: Cancel
+) -> asyncio.Task[Any] | None:
     """Nobody waits for the ask any more: it is to have no effect, unless it has had one (rule T4)."""
     if call in queue:  # nothing of it was sent
         queue.remove(call)
     elif not call.future.done() or call.future.cancelled():
-        client.cancel_soon(agent, cancel)
+        call.future.cancel()
+        return client.cancel_soon(agent, cancel)
+    call.future.cancel()
+    return None
 
 
 class Words(NamedTuple):
@@ -157,3 +162,14 @@ class Words(NamedTuple):
         if answer.error is None:
             raise never("the answer holds an error")
         return from_wire(*answer.error)
+
+
+def count_fitting(queue: list[Call]) -> int:
+    """How many of the first calls fit one inbox entry: those of one class, one at least."""
+    size, count, cls = 0, 0, queue[0].cls
+    for call in queue:
+        size += len(call.message.args) + 64
+        if count and (size > MAIL_BYTES_MAX or call.cls != cls):
+            break
+        count += 1
+    return count

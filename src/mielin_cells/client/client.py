@@ -28,6 +28,7 @@ from mielin_cells.client.finding.finder import Finder
 from mielin_cells.client.groups.orders import order_members
 from mielin_cells.client.moves import abort_move, plan_move, watch_move
 from mielin_cells.client.placement import Kin, Placing
+from mielin_cells.client.policies.placed import Placed, checked
 from mielin_cells.client.requester import REQUEST_S
 from mielin_cells.client.session import Session
 from mielin_cells.client.status import describe_nodes, list_hosted
@@ -50,6 +51,7 @@ from mielin_cells.log.ids import AgentId, log_subject
 from mielin_cells.log.inboxes.lines import NORMAL, line, priority_of
 from mielin_cells.log.lifecycle import Phase
 from mielin_cells.log.message import client_sender, decode_answer, decode_replies
+from mielin_cells.log.policy import Policy
 from mielin_cells.log.streams.reading import Position
 from mielin_cells.log.topics.names import check_topic
 from mielin_cells.membership import table
@@ -196,16 +198,13 @@ class Client(Kin, Finder, Cancelling):
             )
         check_topic(topic)
         sender, data = client_sender(str(AgentId(publisher))), encoded_value(value)
-        if len(data) > MESSAGE_BYTES_MAX:
-            raise MessageTooLarge(
-                f"A message to topic {topic!r} has {len(data)} bytes; the limit is {MESSAGE_BYTES_MAX}.",
-                limit=MESSAGE_BYTES_MAX, size=len(data),
-            )  # fmt: skip
         return await topics.publish(self.log, sender, topic, data, time.time, self.rng.randbytes(12))
 
-    async def follow(self, pattern: str, /, *, since: Since = "now") -> AsyncIterator[tuple[Published, Any] | TopicGap]:
+    async def follow(
+        self, pattern: str, /, *, since: Since = "now", stream: str | None = None
+    ) -> AsyncIterator[tuple[Published, Any] | TopicGap]:
         self.check_loop()
-        async for one in topics.follow(self.log, pattern, since, time.time(), self.settings.topic_poll_s):
+        async for one in topics.follow(self.log, pattern, since, time.time(), self.settings.topic_poll_s, stream):
             yield one if isinstance(one, TopicGap) else (one[0], plain(one[1]))
 
     def session(
@@ -239,11 +238,15 @@ class Client(Kin, Finder, Cancelling):
         return await self._spawn(None, make, id, args, state)
 
     def on(self, node: str, /) -> Placed:
-        return Placed(self, node_name(node, "on"))
+        return Placed(self._spawn, node_name(node, "on"))
+
+    def with_policy(self, policy: Policy, /) -> Placed:
+        return Placed(self._spawn, None, checked(policy))
 
     async def _spawn(
-        self, node: str | None, make: Callable[..., A], id: str, unnamed: tuple[Any, ...], state: dict[str, Any]
-    ) -> A:
+        self, node: str | None, make: Callable[..., A], id: str, unnamed: tuple[Any, ...], state: dict[str, Any],
+        policy: Policy | None = None,
+    ) -> A:  # fmt: skip
         self.check_loop()
         cls = cast("type[A]", make)
         spec, agent = spec_of(cls), str(AgentId(id))
@@ -252,12 +255,12 @@ class Client(Kin, Finder, Cancelling):
                 f"State of a new {spec.name} is given by name, as field=value; {len(unnamed)} values have none."
             )
         initial = spec.initial(**state)
-        request = requests.Spawn(agent, spec.name, spec.version, initial, born(initial))
+        request = requests.Spawn(agent, spec.name, spec.version, initial, born(initial), None, policy)
         async with self._placing.room():
             if await self.log.last(log_subject(agent)) is not None:
                 is_same = await self._same_class(agent, spec) in (b"", request.born)
             else:
-                is_same = await (self.send_to(node, request) if node else self._placing.place(request))
+                is_same = await self.make(request, node)
         if state and not is_same:
             warn_of_other_state(agent, spec.name, state)
         return make_ref(cls, agent, self)
@@ -386,14 +389,3 @@ class _Closed:
 
     def __getattr__(self, name: str) -> Any:
         raise closed()
-
-
-class Placed:
-    """`cluster.on(node)`: spawns there."""
-
-    def __init__(self, client: Client, node: str) -> None:
-        self._client = client
-        self._node = node
-
-    async def spawn(self, make: Callable[P, A], id: str, /, *args: P.args, **state: P.kwargs) -> A:
-        return await self._client._spawn(self._node, make, id, args, state)

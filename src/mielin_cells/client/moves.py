@@ -23,18 +23,13 @@ from mielin_cells.errors import (
     TooLateToCancel,
     WireTimeout,
 )
-from mielin_cells.log.lifecycle import Phase
 from mielin_cells.log.records import HandedOff
-from mielin_cells.migration.outcome import journal_outcome, outcome_of
 from mielin_cells.rpc import requests
 from mielin_cells.rpc.answers import Progress
-from mielin_cells.store import journal
-from mielin_cells.store.reader import load
+from mielin_cells.store.ends import read_end
 
 POLL_S = 1.0
 """How long a node holds back the answer to "has the migration ended?"; a lost request costs no more than that."""
-
-SOURCE_LOST = "the source was lost; the agent's log says that it did not move", "SourceLost"
 
 
 async def plan_move(client: Requester, agent: Reference | str, to: str | None) -> tuple[requests.Migrate, str]:
@@ -98,26 +93,12 @@ async def _read_logs(
     client: Requester, request: requests.Migrate, source: str
 ) -> tuple[str, MigrationReport | None]:  # fmt: skip
     """The agent's owner, and the migration's end according to journal and log; None while it is open."""
-    outcome: str | None
-    reason, code, target = "", "", request.to
-    fold = await load(client.log, request.agent)
-    try:
-        read = await journal.read(client.log, request.agent, request.migration)
-    except NoSuchMigration:
-        outcome = outcome_of(fold, request.migration, request.epoch)
-    else:
-        if read.end is not None:
-            outcome, reason, code, target = read.end.outcome, read.end.reason, read.end.code, read.end.target
-        else:  # the agent's owner goes on with it
-            outcome, target = journal_outcome(read, fold)
-            outcome = outcome if outcome == "completed" or fold.phase is Phase.TERMINATED else None
-    if outcome is None:
-        return fold.owner, None
-    if outcome != "completed" and not reason:
-        reason, code = SOURCE_LOST
-    return fold.owner, MigrationReport(
-        migration=request.migration, agent=request.agent, source=source, target=target, outcome=outcome,
-        reason=reason, code=code,
+    owner, end = await read_end(client.log, request.agent, request.migration, request.epoch, request.to)
+    if end is None:
+        return owner, None
+    return owner, MigrationReport(
+        migration=request.migration, agent=request.agent, source=source, target=end.target, outcome=end.outcome,
+        reason=end.reason, code=end.code, error_type=end.error_type,
     )  # fmt: skip
 
 

@@ -39,7 +39,6 @@ from mielin_cells.log.ids import AgentId, log_subject
 from mielin_cells.log.inboxes.lines import NORMAL
 from mielin_cells.log.lifecycle import Phase
 from mielin_cells.log.records import AnyRecord, HandedOff, Record, decode_record
-from mielin_cells.membership.selection import Spread
 from mielin_cells.rpc import requests
 from mielin_cells.rpc.answers import Prediction, Progress
 from mielin_cells.rpc.pages import EVERY, Which
@@ -98,7 +97,7 @@ class Operator:
                 f"No node that takes agents knows the class {cls!r}; they know {', '.join(classes) or 'none'}.",
                 name=cls,
             )
-        return Spread(able, self.client.rng).choose((), cls) or able[0].name
+        return await self.client.choose_node(cls)
 
     async def _request(self, node: str, request: requests.Request[T]) -> T:
         """The node's answer.  Raises `UnknownNode` if there is none of this name, and what the request raises there."""
@@ -168,6 +167,10 @@ class Operator:
     async def nodes(self) -> list[NodeInfo]:
         """Every node of the table of members, by name, as the leader of failover hears it."""
         return await describe_nodes(self.client)
+
+    async def look_at_nodes(self) -> list[NodeInfo]:
+        """As `nodes`, and each node that answers says itself what it measures and moves now."""
+        return await describe_nodes(self.client, asks_all=True)
 
     async def show(self, thing: str) -> AgentInfo | NodeInfo:
         """The agent or node of this name.  If there is neither, raises `NoSuchMigration` for a migration's id, else `NoSuchAgent`."""

@@ -79,11 +79,16 @@ class Requester:
 
     def start(self, work: Coroutine[Any, Any, Any]) -> None:
         """Runs a task that ends with the client."""
+        _ = self.started(work)
+
+    def started(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """As `start`, for who waits for it."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
+        return task
 
-    def cancel_soon(self, agent: str, cancel: Cancel) -> None:
+    def cancel_soon(self, agent: str, cancel: Cancel) -> asyncio.Task[Any] | None:
         """Sends a cancel of a call, without waiting for it."""
         raise NotImplementedError
 

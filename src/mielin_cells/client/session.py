@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from mielin_cells.agents.context import Caller, CallOptions
-from mielin_cells.client.calls import Call, Codec, Late, cancel_call, terms_of, too_large
+from mielin_cells.client.calls import Call, Codec, Late, cancel_call, count_fitting, terms_of, too_large
 from mielin_cells.client.requester import Requester, foreign_loop
 from mielin_cells.client.window import Window, closed
 from mielin_cells.errors import (
@@ -28,7 +28,7 @@ from mielin_cells.log.message import Mail, Message, client_sender, decode_answer
 from mielin_cells.rpc import requests
 from mielin_cells.rpc.answers import InboxRoom
 from mielin_cells.rpc.reminder import count_waiting, read_last_answer, remind
-from mielin_cells.settings import ASK_REPEAT_S_MAX, MAIL_BYTES_MAX, MESSAGE_BYTES_MAX
+from mielin_cells.settings import ASK_REPEAT_S_MAX, MESSAGE_BYTES_MAX
 from mielin_cells.store.mail import Posting
 from mielin_cells.tasks.signal import Signal
 from mielin_cells.tasks.supervision import Backoff
@@ -114,13 +114,9 @@ class Session:
         try:
             answer = decode_answer(await call.future)
         except TimeoutError:
-            label = f" ({id})" if id else ""
-            raise AskTimeout(
-                f"No answer from {self.agent!r}.{handler.name}{label} in {timeout:g} s{self._why}; the ask may still take effect.",
-                agent=self.agent, id=id or "",
-            ) from None  # fmt: skip
+            raise self.timed_out(handler.name, timeout, id or "") from None
         except asyncio.CancelledError:
-            cancel_call(self._client, self._queue, call, self.agent, Cancel(self.sender, call.message.n, self.start))
+            self.give_up(call)
             raise
         finally:
             del self._open[call.message.n]
@@ -164,17 +160,27 @@ class Session:
             self._watch(call.deadline)
         return call
 
+    async def stored(self, call: Call) -> None:
+        """Returns once the call is stored, or has an outcome without that."""
+        while not (call.is_stored or call.future.done()):
+            await self._sent.wait()
+
     def _close(self, call: Call, future: asyncio.Future[bytes]) -> None:
         """The call has an outcome; perhaps nobody waits for it any more."""
         self._open.pop(call.message.n, None)
         if not future.cancelled():
             future.exception()
 
-    def timed_out(self, handler: str, timeout: float) -> AskTimeout:
+    def give_up(self, call: Call) -> asyncio.Task[Any] | None:
+        """Nobody waits for the call any more: it is cancelled, unless it has an outcome.  Returns what stores the order."""
+        return cancel_call(self._client, self._queue, call, self.agent, Cancel(self.sender, call.message.n, self.start))
+
+    def timed_out(self, handler: str, timeout: float, id: str = "") -> AskTimeout:
+        label = f" ({id})" if id else ""
         return AskTimeout(
-            f"No answer from {self.agent!r}.{handler} in {timeout:g} s{self._why}; the ask may still take effect.",
-            agent=self.agent,
-        )
+            f"No answer from {self.agent!r}.{handler}{label} in {timeout:g} s{self._why}; the ask may still take effect.",
+            agent=self.agent, id=id,
+        )  # fmt: skip
 
     def close(self) -> None:
         """Ends every call with `NotConnected`.  Messages that were sent may still take effect."""
@@ -367,12 +373,7 @@ class Session:
 
     def _take_entry(self) -> list[Call]:
         """Takes from the queue what fits one inbox entry."""
-        size, count, cls = 0, 0, self._queue[0].cls
-        for call in self._queue:
-            size += len(call.message.args) + 64
-            if count and (size > MAIL_BYTES_MAX or call.cls != cls):
-                break
-            count += 1
+        count = count_fitting(self._queue)
         calls, self._queue = self._queue[:count], self._queue[count:]
         return calls
 

@@ -17,9 +17,12 @@ from mielin_cells.log.ids import log_subject
 from mielin_cells.log.lifecycle import Phase
 from mielin_cells.log.records import Created, HandedOff, Snapshot, Terminated, named_owner
 from mielin_cells.membership.members import ALIVE, SILENT, STARTING, Member, Status
+from mielin_cells.metrics.families import Sample
+from mielin_cells.policy.facts import unpacked
 from mielin_cells.rpc import requests
 from mielin_cells.rpc.answers import Beat
 from mielin_cells.rpc.call import call_pages
+from mielin_cells.rpc.metrics import ReadMetrics
 from mielin_cells.rpc.pages import EVERY, PAGE_MAX, Which
 from mielin_cells.settings import Settings
 from mielin_cells.store.reader import list_owned, list_owned_by_others, load, read_record
@@ -158,10 +161,11 @@ def describe_fold(fold: Fold) -> AgentInfo:
     )  # fmt: skip
 
 
-async def describe_nodes(client: Requester) -> list[NodeInfo]:
+async def describe_nodes(client: Requester, *, asks_all: bool = False) -> list[NodeInfo]:
     """Every node of the table of members, by name, as a node that listens to all hears it.
 
-    One node is asked what it hears.  Only those that it does not hear are asked themselves, and all if nobody listens.
+    One node is asked what it hears.  Only those that it does not hear are asked themselves, and all if nobody listens, or with
+    `asks_all`: then each that answers says what it measures now.
     """
     table, now = await client.members.read(), time.time()
     heard = {beat.node: beat for beat in await _list_beats(client, table.watchers)}
@@ -170,7 +174,7 @@ async def describe_nodes(client: Requester) -> list[NodeInfo]:
     async def describe(member: Member) -> NodeInfo:
         beat = heard.get(member.name)
         info = _as_heard(client.settings, member, beat, now)
-        if info.state != SILENT:
+        if info.state not in ((SILENT, ALIVE, STARTING) if asks_all else (SILENT,)):
             return info
         async with limit:
             return await client.ping(member.name) or info
@@ -189,6 +193,8 @@ async def _list_beats(client: Requester, nodes: list[str]) -> list[Beat]:
 
 def _as_heard(settings: Settings, member: Member, beat: Beat | None, now: float) -> NodeInfo:
     info = replace(member.info(now), agents=0)
+    if beat is not None and beat.incarnation == member.incarnation and (facts := unpacked(beat.facts)) is not None:
+        info = replace(info, facts=facts)  # newer than what the table says
     if member.status is Status.LEFT:
         return info
     if beat is None or beat.incarnation < member.incarnation:
@@ -198,3 +204,19 @@ def _as_heard(settings: Settings, member: Member, beat: Beat | None, now: float)
     if beat.stuck_s > settings.heartbeat_s:
         return replace(info, state=STUCK, since_s=beat.stuck_s, agents=beat.agents)
     return replace(info, state=STARTING if beat.is_starting else ALIVE, agents=beat.agents)
+
+
+async def read_metrics(client: Requester) -> dict[str, list[Sample]]:
+    """By node, its metrics; of one that does not answer, that it is not up.  Nodes that have left are not asked."""
+    limit, found = asyncio.Semaphore(ASKED_MAX), dict[str, list[Sample]]()
+
+    async def ask(node: str) -> None:
+        async with limit:
+            try:
+                found[node] = await client.request(node, ReadMetrics(), REQUEST_S)
+            except (NoResponder, WireTimeout):
+                found[node] = [Sample("mielin_node_up", 0)]
+
+    table = await client.members.read()
+    await together(ask(member.name) for member in table if member.status is not Status.LEFT)
+    return {node: found[node] for node in sorted(found)}

@@ -5,23 +5,36 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, Self, TypeVar
 
 from mielin_cells.agents.context import Caller, CallOptions
-from mielin_cells.agents.handler import Stream
+from mielin_cells.agents.shared.stream import Stream
 from mielin_cells.agents.signature import HandlerSpec
 from mielin_cells.client.calls import Call
 from mielin_cells.client.requester import Requester
 from mielin_cells.client.session import Session
-from mielin_cells.errors import AnswerExpired, AskTimeout, RetryError, StreamGap, StreamRestarted, UsageError, never
+from mielin_cells.errors import (
+    AnswerExpired,
+    AskTimeout,
+    NoSuchCall,
+    RetryError,
+    StreamGap,
+    StreamRestarted,
+    UsageError,
+    never,
+)
 from mielin_cells.log.ids import decoded, stream_subject
 from mielin_cells.log.message import call_id, decode_answer
 from mielin_cells.log.streams.entries import AnyStreamEntry, decode_stream_entry
 from mielin_cells.log.streams.reading import Part, Position, Replaced, StreamReading, without_replaced
 from mielin_cells.settings import ASK_REPEAT_S_MAX
+from mielin_cells.store.known import is_stored
 from mielin_cells.store.reader import load
 from mielin_cells.substrate.ports import Entry, Tail
 from mielin_cells.substrate.retry import whole
+from mielin_cells.substrate.tail import BufferedTail
 
 T = TypeVar("T")
 
@@ -55,10 +68,11 @@ def read_position(text: str) -> Position:
     return Position(*map(int, words))
 
 
-def _close(tail: Tail, batch: asyncio.Task[list[Entry]] | None) -> None:
+def _close(tail: Tail | None, batch: asyncio.Task[list[Entry]] | None) -> None:
     if batch is not None:
         batch.cancel()
-    tail.close()
+    if tail is not None:
+        tail.close()
 
 
 class StreamReader(Stream[T]):
@@ -90,6 +104,8 @@ class StreamReader(Stream[T]):
         """How many parts the call's answer says there are."""
         self._until: int | None = None
         """The subject's last entry, as it was read from the leader after the answer came."""
+        self._is_known = False
+        """The call is known to be stored."""
         self._heard = 0.0
         self._silence_s = client.settings.ask_repeat_s
         self._end: BaseException | None = None
@@ -115,12 +131,14 @@ class StreamReader(Stream[T]):
     async def start(self) -> Self:
         return self
 
+    async def _send(self) -> None:
+        """Sends the call, if it is this client's and was not sent yet."""
+
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> T:
-        if self._name is None:
-            _ = await self.start()
+        await self._send()
         while True:
             while self._news:
                 news = self._news.popleft()
@@ -150,11 +168,21 @@ class StreamReader(Stream[T]):
             _close(self._tail, self._batch)
             self._batch = None
 
+    async def aclose(self) -> None:
+        self.close()
+        self._entries.clear()
+        self._news.clear()
+        self._end = self._end or StopAsyncIteration()
+
     def __del__(self) -> None:
         """Closes the tail of a stream that was not read to its end, but not here: the collector may run at any place."""
         if not self._is_closed and self._tail is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed
-                self._loop.call_soon_threadsafe(_close, self._tail, self._batch)
+                self._loop.call_soon_threadsafe(self._dropped())
+
+    def _dropped(self) -> Callable[[], None]:
+        """What is done once nothing refers to this; it must not refer to it either."""
+        return partial(_close, self._tail, self._batch)
 
     # ---- reading ---------------------------------------------------------------------------------------------
 
@@ -262,7 +290,8 @@ class StreamReader(Stream[T]):
             )
 
     async def _look_for_answer(self, name: CallName) -> None:
-        ledger = (await load(self._client.log, self._agent)).ledger
+        fold = await load(self._client.log, self._agent)
+        ledger = fold.ledger
         answer = ledger.answer(name.sender, name.n)
         if answer is not None:
             self._take_answer(answer)
@@ -272,6 +301,20 @@ class StreamReader(Stream[T]):
                 f"The call of stream {self.id} of agent {self._agent!r} has ended, and its caller has taken the answer; what was not "
                 "read cannot be told from what was not there.", agent=self._agent,
             )  # fmt: skip
+        elif not self._is_known:
+            self._is_known = await is_stored(self._client.log, fold, name.sender, name.n)
+            if not self._is_known:
+                self._end = NoSuchCall(
+                    f"Agent {self._agent!r} has no call {self.id}: it is in no inbox, and the agent's log does not know it. The id is "
+                    "wrong, of another agent, or of a client that was forgotten; or the call is not stored yet.",
+                    agent=self._agent, call=self.id,
+                )  # fmt: skip
+
+
+def _drop(tail: Tail | None, batch: asyncio.Task[list[Entry]] | None, session: Session, call: Call | None) -> None:
+    _close(tail, batch)
+    if call is not None:
+        session.give_up(call)
 
 
 class CallStream(StreamReader[T]):
@@ -289,17 +332,51 @@ class CallStream(StreamReader[T]):
         self._call: Call | None = None
 
     async def start(self) -> Self:
+        await self._send()
+        if self._call is not None:
+            try:
+                await self._session.stored(self._call)
+            except asyncio.CancelledError:
+                self._session.give_up(self._call)
+                await super().aclose()
+                raise
+            if not self._call.is_stored:  # its id would name nothing
+                _ = self._result_of(self._call.future)
+        return self
+
+    async def _send(self) -> None:
         if self._name is None:
             session, (cls, data) = self._session, self._args
             position = Position(session.streamed, 0, 0)
             tail = self._client.log.tail(stream_subject(self._agent, session.sender), position.seq)
+            if isinstance(
+                tail, BufferedTail
+            ):  # the call is sent behind it on its way, so no part of it was stored before
+                tail.expect_news()
             try:
                 self._call = await session.begin(cls, self._handler.name, data, self._timeout_s, self._options)
             except BaseException:
                 tail.close()
                 raise
             self.begin(CallName(session.sender, self._call.message.n), position, tail)
-        return self
+
+    async def __anext__(self) -> T:
+        try:
+            return await super().__anext__()
+        except asyncio.CancelledError:
+            if self._call is not None:
+                self._session.give_up(self._call)
+            await super().aclose()
+            raise
+
+    async def aclose(self) -> None:
+        call, is_over = self._call, self._end is not None
+        await super().aclose()
+        if call is not None and not is_over and (cancelling := self._session.give_up(call)) is not None:
+            await asyncio.shield(cancelling)
+
+    def _dropped(self) -> Callable[[], None]:
+        return partial(_drop, self._tail, self._batch, self._session, self._call)
 
     @property
     def _answer(self) -> asyncio.Future[bytes] | None:

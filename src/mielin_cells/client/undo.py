@@ -29,10 +29,14 @@ STOPPED_S = 2.0
 
 async def undo_move(
     client: Requester, migration: str, to: str | None, *, dry_run: bool = False, correct: bool = False,
-    seen: Callable[[ReplayProgress], None] | None = None,
+    seen: Callable[[ReplayProgress], None] | None = None, agent: str = "",
 ) -> RollbackReport:  # fmt: skip
-    """See `Cluster.rollback`; `seen` is called when the number of messages that are left has changed."""
-    planned = (await journal.find(client.log, migration)).planned
+    """See `Cluster.rollback`; `seen` is called when the number of messages that are left has changed.
+
+    `agent`: whose migration it is, if that is known: otherwise all migrations of the deployment are listed.
+    """
+    found = await (journal.read(client.log, agent, migration) if agent else journal.find(client.log, migration))
+    planned = found.planned
     if planned is None:
         raise never("a journal that was found has a plan")
     agent = planned.agent
@@ -51,12 +55,16 @@ async def undo_move(
     if plan.reasons:
         raise MigrationRefused(
             f"{plan.goes_to} cannot take agent {agent!r} as it was before {migration}; it runs on at {plan.node}: "
-            f"{'; '.join(plan.reasons)}.", agent=agent, migration=migration, reasons=plan.reasons,
+            f"{'; '.join(plan.reasons)}.", agent=agent, migration=migration, reasons=plan.reasons, kinds=plan.kinds,
         )  # fmt: skip
     if dry_run:
         return _report(plan, ReplayCounts(), plan.messages, 0)
     if plan.state == AgentState.ERROR.value and plan.state_then == AgentState.RUNNING.value and not plan.trouble:
-        await client.send_to_owner(agent, requests.Order(agent, "resume"))  # what broke it is undone
+        try:
+            await client.send_to_owner(agent, requests.Order(agent, "resume"))  # what broke it is undone
+        except CellError as error:  # the undo is done, and that must be said
+            trouble = f"the agent is in ERROR and was not resumed, which `mielin resume {agent}` does: {error.message}"
+            plan = msgspec.structs.replace(plan, trouble=trouble)
     return await _watch_replay(client, plan, seen)
 
 

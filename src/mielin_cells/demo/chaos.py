@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, ClassVar
@@ -45,6 +46,9 @@ class Chaos:
 
     def may_send(self, job: Job) -> bool:
         return True
+
+    async def calling(self, agent: str, call: Callable[[], Awaitable[None]]) -> None:
+        await call()
 
     def is_good(self, job: Job) -> bool:
         return True

@@ -18,9 +18,11 @@ from cyclopts.validators import Number
 
 from mielin_cells.client.client import Client
 from mielin_cells.demo.chaos import Chaos
+from mielin_cells.demo.deploying import Deploying
 from mielin_cells.demo.flights import Totals, compare, expected, read_flights
-from mielin_cells.demo.job import Job, collect, quantiles, run_flow, spawn_agents
+from mielin_cells.demo.job import Job, Trouble, collect, quantiles, run_flow, spawn_agents
 from mielin_cells.demo.progress import Display
+from mielin_cells.demo.rebalance import Rebalancing
 from mielin_cells.demo.rolling import ROUNDS, Rolling
 from mielin_cells.demo.stage import Stage, Sync, embedded, processes
 from mielin_cells.errors import CellError, ConfigError
@@ -50,6 +52,12 @@ class Options:
     ] = None
     chaos: Annotated[bool, Parameter(help="Kill a node every few seconds; another one replaces it.")] = False
     drain: Annotated[bool, Parameter(help="Replace each node in turn, three times; no call may fail.")] = False
+    rebalance: Annotated[
+        bool, Parameter(help="Begin with all agents on one node, and spread them evenly; no call may fail.")
+    ] = False
+    deploy: Annotated[
+        bool, Parameter(help="Upgrade the app of the job twice, once to a bad version, which is undone by itself.")
+    ] = False
     faults: Annotated[
         str | None,
         Parameter(help="Make nodes fail: `default`, or step:kind[:probability][:most][@node], separated by commas."),
@@ -66,14 +74,21 @@ def demo(options: Options = DEFAULTS) -> int:
     """Raises `ConfigError` for a file or option that cannot be used, before anything is begun."""
     _check(options)
     flights = read_flights(options.events)
-    trouble = Chaos() if options.chaos else Rolling(ROUNDS * options.nodes) if options.drain else None
-    job = Job(flights, options.nodes, options.migrations, options.resume is not None, trouble, options.faults or "")
+    migrations, trouble = 0 if options.rebalance else options.migrations, _trouble(options)
+    job = Job(flights, options.nodes, migrations, options.resume is not None, trouble, options.faults or "")
+    job.crowds = options.rebalance
     with tempfile.TemporaryDirectory(prefix="mielin-") as name:
         if options.embedded:
             stage = embedded(options.nodes, options.resume or options.path or Path(name) / "demo.db", options.sync)
         else:
             stage = processes(
-                options.nodes, Path(name), options.sync, options.nats_server, faults=options.faults, kills=options.chaos
+                options.nodes,
+                Path(name),
+                options.sync,
+                options.nats_server,
+                faults=options.faults,
+                kills=options.chaos,
+                deploys=options.deploy,
             )
         report, is_good = asyncio.run(_run(job, stage))
     text = json.dumps(report, indent=2)
@@ -84,6 +99,16 @@ def demo(options: Options = DEFAULTS) -> int:
         except OSError as error:
             raise CellError(f"The report was not written to {options.json}: {error.strerror}.") from error
     return 0 if is_good else 1
+
+
+def _trouble(options: Options) -> Trouble | None:
+    if options.rebalance:
+        return Rebalancing()
+    if options.chaos:
+        return Chaos()
+    if options.drain:
+        return Rolling(ROUNDS * options.nodes)
+    return Deploying() if options.deploy else None
 
 
 def _check(options: Options) -> None:
@@ -111,6 +136,16 @@ def _check(options: Options) -> None:
         f"{CHAOS_NODES_MIN} nodes or more, and no --embedded",
     )
     refuse_if(drain and (is_embedded or chaos), "drain", "replaces node processes", "no --embedded and no --chaos")
+    refuse_if(
+        options.rebalance and (is_embedded or chaos or drain),
+        "rebalance",
+        "moves agents among node processes",
+        "no --embedded, no --chaos and no --drain",
+    )
+    alone = is_embedded or chaos or drain or options.rebalance or options.faults is not None
+    refuse_if(
+        options.deploy and alone, "deploy", "upgrades node processes", "none of the other troubles, and no --embedded"
+    )
     both, is_missing = path is not None and resume is not None, resume is not None and not resume.is_file()
     refuse_if(both, "path", f"{path} and --resume {resume} name two stores", "one of them")
     refuse_if(is_missing, "resume", f"{resume} does not exist", "the file of an earlier run's --path")

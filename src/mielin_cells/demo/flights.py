@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 
-from blake3 import blake3
-
 import mielin_cells as cells
+from mielin_cells.demo.values import AircraftTotals, AirportTotals, chained
 from mielin_cells.errors import ConfigError, InvalidAgentId
 from mielin_cells.log.ids import AgentId
 
@@ -45,22 +44,6 @@ class Flights:
 
 
 @dataclass(slots=True)
-class AircraftTotals:
-    flights: int = 0
-    miles: int = 0
-    delay: int = 0
-    without_delay: int = 0
-    airport: str = ""
-    digest: str = ""
-
-
-@dataclass(slots=True)
-class AirportTotals:
-    arrivals: int = 0
-    delay: int = 0
-
-
-@dataclass(slots=True)
 class Totals:
     """What every agent must hold at the end."""
 
@@ -75,11 +58,6 @@ class Totals:
                 self.aircraft.setdefault(name, AircraftTotals())
             elif kind == "airport":
                 self.airports.setdefault(name, AirportTotals())
-
-
-def chained(digest: str, label: str) -> str:
-    """A running digest: equal only if the same events came in the same order."""
-    return blake3(f"{digest}|{label}".encode()).hexdigest(16)
 
 
 class Airport(cells.Agent):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -44,6 +45,9 @@ class Trouble(Protocol):
     def answered(self, agent: str) -> None:
         """A call of the agent has ended."""
 
+    async def calling(self, agent: str, call: Callable[[], Awaitable[None]]) -> None:
+        """Makes the call of the agent, in the order in which the calls of each agent come here."""
+
     async def run(self, client: Client, fleet: Fleet, job: Job) -> None: ...
 
     def is_good(self, job: Job) -> bool:
@@ -77,6 +81,8 @@ class Job:
     moving: set[str] = field(default_factory=set)
     read: int = 0
     """Events of the file that were sent or skipped."""
+    crowds: bool = False
+    """All agents begin on the first node."""
     already: int = 0
     """Events that a resumed store had taken before."""
     sent: int = 0
@@ -131,7 +137,7 @@ async def run_all(work: Iterable[Awaitable[T]], at_once: int = 128) -> list[T]:
 
 async def spawn_agents(cluster: cells.Cluster, job: Job, totals: Totals) -> None:
     def node(number: int) -> Spawning:
-        return cluster.on(f"node-{number % job.nodes + 1}")
+        return cluster.on(f"node-{1 if job.crowds else number % job.nodes + 1}")
 
     async def airport(number: int, dest: str) -> None:
         job.airports[dest] = await node(number).spawn(Airport, airport_id(dest))
@@ -202,7 +208,12 @@ async def _feed(job: Job, taken: Counter[str]) -> None:
 async def _send(job: Job, event: Flight, window: asyncio.Semaphore) -> None:
     plane, airport = job.planes[event.tailnum], job.airports[event.dest]
     try:
-        await plane.fly(airport, event.dest, event.miles, event.delay, event.label)
+        if job.trouble is None:
+            await plane.fly(airport, event.dest, event.miles, event.delay, event.label)
+        else:
+            await job.trouble.calling(
+                event.tailnum, partial(plane.fly, airport, event.dest, event.miles, event.delay, event.label)
+            )
     except cells.AskTimeout as error:  # stored, and perhaps done later: the comparison shows it
         job.unanswered[error.message] += 1
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -42,6 +43,9 @@ class Rolling:
                 self.left += child.left
                 self.moved += agents - child.left
                 job.notify()
+
+    async def calling(self, agent: str, call: Callable[[], Awaitable[None]]) -> None:
+        await call()
 
     def is_good(self, job: Job) -> bool:
         """Agents that were left behind were taken over, which the comparison shows."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,6 +11,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import mielin_cells as cells
 from mielin_cells.deployment.connect import Address, connect, open_substrate
+from mielin_cells.deployment.deploys.follower import fleet_name, follow_deploys
 from mielin_cells.deployment.fleet import Fleet
 from mielin_cells.errors import CellError
 from mielin_cells.substrate.jetstream.server import Server
@@ -51,11 +53,13 @@ async def embedded(nodes: int, path: Path, sync: Sync) -> AsyncIterator[Stage]:
 @asynccontextmanager
 async def processes(
     nodes: int, folder: Path, sync: Sync, program: Path | None, app: str = APP, faults: str | None = None,
-    kills: bool = False,
+    kills: bool = False, deploys: bool = False,
 ) -> AsyncIterator[Stage]:  # fmt: skip
     """A server with its data in `folder`, and a process for each node; this one is only a client of them.
 
-    `kills`: nodes will be killed.  Raises `ConfigError` if there is no server program, `CellError` if a node cannot start.
+    `kills`: nodes will be killed.  `deploys`: the fleet follows deploys.
+
+    Raises `ConfigError` if there is no server program, `CellError` if a node cannot start.
     """
     server = await Server.start(folder, sync=sync, program=program)
     try:
@@ -63,7 +67,9 @@ async def processes(
         substrate = await open_substrate(address)  # makes the streams before the nodes all want to
         version = substrate.server_version
         await substrate.close()
-        fleet = Fleet(app, address, _print_event, (), _fault_options(folder, faults, kills))
+        name = fleet_name(folder) if deploys else ""
+        fleet = Fleet(app, address, _print_event, (), _fault_options(folder, faults, kills or deploys), name)
+        following = asyncio.create_task(follow_deploys(fleet, address)) if deploys else None
         try:
             fleet.start(nodes)
             await fleet.serving()
@@ -73,6 +79,9 @@ async def processes(
             async with connect(address.url) as cluster:
                 yield Stage(cluster, {"substrate": "jetstream", "server": version, "sync": sync}, address.url, fleet)
         finally:
+            if following is not None:
+                following.cancel()
+                await asyncio.gather(following, return_exceptions=True)
             await fleet.stop()
     finally:
         await server.stop()

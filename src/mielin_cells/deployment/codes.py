@@ -20,7 +20,7 @@ _KINDS: dict[type[errors.CellError], int] = {
     errors.MigrationFailed: ROLLED_BACK,
     **dict.fromkeys(
         (
-            errors.AgentTerminated, errors.AlreadyThere, errors.ClaimRefused, errors.Expired, errors.InboxFull,
+            errors.AgentTerminated, errors.AlreadyThere, errors.ClaimRefused, errors.DeployRefused, errors.Expired, errors.InboxFull,
             errors.InvalidTransition, errors.MigrationInProgress, errors.MigrationRefused, errors.NodeCordoned, errors.RollbackExpired,
             errors.TooLateToCancel, errors.WaitOver, errors.WrongClass,
         ),

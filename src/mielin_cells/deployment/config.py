@@ -6,6 +6,13 @@
     max_retries = 5
     [recovery.classes.Chat]
     recovery_timeout_secs = 60
+    [node]
+    cost_per_hour = 0.12
+    [node.labels]
+    zone = "eu-1"
+    [[policies]]
+    match = { class = "Chat", tier = "gold" }
+    require = ["node.labels.zone == 'eu-1'"]
 
 Everything is checked when the file is read; what is wrong is named with file, line, field and range.
 """
@@ -16,13 +23,44 @@ import re
 import tomllib
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
+import msgspec
+
+from mielin_cells.deployment.policies import read_policies
 from mielin_cells.errors import ConfigError
+from mielin_cells.metrics.place import WANTED, Place
 from mielin_cells.migration.recovery import RecoveryConfig
-from mielin_cells.settings import Settings
+from mielin_cells.policy.selectors import Selector
+from mielin_cells.settings import Settings, check_ranges
 
 FILE = "mielin.toml"
+
+
+Cost: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+Name: TypeAlias = Annotated[str, msgspec.Meta(min_length=1)]
+MaybePath: TypeAlias = Annotated[Name | None, msgspec.Meta(description="a path")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeConfig:
+    """What a node says of itself.  Raises `ConfigError` naming the field and its range."""
+
+    labels: dict[str, str] = field(default_factory=dict)
+    """Shown to operators and seen by policies; those of the command line come on top."""
+    cost_per_hour: Annotated[Cost | None, msgspec.Meta(description="a number, 0 to 1,000,000,000")] = None
+    """In whatever money policies count in."""
+    drain_file: MaybePath = None
+    """When this file is made or touched, the node drains and stops, as on SIGTERM.  It may hold how many seconds there are."""
+    ready_file: MaybePath = None
+    """The node makes this file when it serves, and removes it when it begins to stop: for readiness probes."""
+    metrics: Annotated[Name | None, msgspec.Meta(description=WANTED)] = None
+    """The node serves its metrics there for Prometheus.  The nodes of one `mielin up` take this port and those that follow it."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if self.metrics is not None:
+            Place(self.metrics)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +69,9 @@ class Config:
     recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
     classes: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Changes to the recovery configuration, by agent class."""
+    node: NodeConfig = field(default_factory=NodeConfig)
+    policies: tuple[Selector, ...] = ()
+    """Changes to the policies of agents, by their labels."""
 
 
 def find(path: Path | None, directory: Path | None = None) -> Config:
@@ -53,8 +94,10 @@ def read(path: Path) -> Config:
         raise ConfigError(f"{path}: {error}.", field="config", range="TOML") from error
     place = _Place(path, text)
     for name in tables:
-        if name not in ("settings", "recovery"):
-            raise place.refusal((), name, "there is no such table; wanted: [settings] and [recovery]")
+        if name not in ("settings", "recovery", "node", "policies"):
+            raise place.refusal(
+                (), name, "there is no such table; wanted: [settings], [recovery], [node] and [[policies]]"
+            )
     recovery = dict(place.table(tables, ("recovery",)))
     classes = recovery.pop("classes", {})
     if not isinstance(classes, dict):
@@ -64,7 +107,13 @@ def read(path: Path) -> Config:
     for name in classes:
         changes = place.table(classes, (name,), ("recovery", "classes", name))
         place.convert(RecoveryConfig, {**asdict(config), **changes}, ("recovery", "classes", name), set(changes))
-    return Config(settings, config, classes)
+    node = dict(place.table(tables, ("node",)))
+    if "labels" in node:
+        for label, value in place.table(node, ("labels",), ("node", "labels")).items():
+            if not isinstance(value, str):
+                raise place.refusal(("node", "labels"), label, f"{value!r} is no text", "a text")
+    policies = read_policies(path, text, tables.get("policies", []))
+    return Config(settings, config, classes, place.convert(NodeConfig, node, ("node",)), policies)
 
 
 class _Place:

@@ -67,7 +67,10 @@ class Address:
 
     @property
     def existing(self) -> Address:
-        """The same, for a deployment that exists, whose copies an operator may change."""
+        """The same, for a deployment that exists, whose copies an operator may change.
+
+        Open it with `makes=False`: it would be made with the default number of shards.
+        """
         return replace(self, shards=None, replicas=None, placement_tags=())
 
     @property
@@ -205,6 +208,12 @@ def connect(
 
     Leaving the block closes the connection; agents live on at their nodes.  Raises `NotConnected`, `ConfigError`, `StoreUnreachable`,
     and whatever else keeps the server from being used.
+
+        >>> async with cells.connect("nats://127.0.0.1:4222") as deployment:
+        ...     shop = await deployment.spawn(Till, "shop")
+        ...     await shop.sell(250)
+        ...
+        250
     """
     check_opening(settings)
 

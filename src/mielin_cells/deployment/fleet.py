@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ from typing import Any
 from mielin_cells.deployment.codes import FAILED, USAGE
 from mielin_cells.deployment.connect import LOCKS_VARIABLE, URL_VARIABLE, Address
 from mielin_cells.errors import never
+from mielin_cells.metrics.place import Place
 
 RESTART_S_MIN, RESTART_S_MAX = 0.5, 30.0
 """The wait before a crashed node is started again, which doubles with each crash."""
@@ -54,9 +56,16 @@ class Child:
     last_line: str = ""
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the child is killed or stopped on purpose, and is not to be started again."""
+    app: str = ""
+    """Of a new node of a deploy, with its own configuration file; "": the fleet's."""
+    config: str = ""
+    failed: asyncio.Future[Child] | None = None
+    """Of a new node of a deploy: done once its app proves unusable."""
     left: int = 0
     """How many agents it had when it stopped."""
     since: float = field(default_factory=time.monotonic)
+    place: int = 0
+    """Which of the ports for metrics it has."""
 
     def become(self, state: str) -> None:
         self.state, self.since = state, time.monotonic()
@@ -76,13 +85,17 @@ class Fleet:
 
     def __init__(
         self, app: str, address: Address, say: Callable[[dict[str, Any]], None], pass_fds: tuple[int, ...] = (),
-        options: Iterable[str] = (),
+        options: Iterable[str] = (), name: str = "", metrics: Place | None = None,
     ) -> None:  # fmt: skip
+        """`metrics`: where the first node serves its metrics; the others take the ports that follow."""
+        self.name = name
+        """What its nodes say of who has started them; "": nothing."""
         self._app = app
         self._address = address
         self._say = say
         self._pass_fds = pass_fds
         self._options = list(options)
+        self._metrics = metrics
         self._keepers: list[asyncio.Task[None]] = []
         self.children: list[Child] = []
         self._all: list[Child] = []
@@ -94,6 +107,21 @@ class Fleet:
     def start(self, count: int) -> None:
         for _ in range(count):
             self._another()
+
+    def add(self, name: str, app: str = "", config: str = "") -> Child:
+        """Starts one more node: of another app, the new node of a deploy, which is reserved at first."""
+        child = Child(name, app=app, config=config, failed=asyncio.get_running_loop().create_future() if app else None)
+        return self._begin(child)
+
+    def is_ending(self, name: str) -> bool:
+        """True while a process of this name that was dismissed has not ended."""
+        return any(child.name == name and child.gone.is_set() and child.state != "stopped" for child in self._all)
+
+    def dismiss(self, child: Child) -> None:
+        """Has a node move its agents away and stop; it is not started again."""
+        child.gone.set()
+        self.children.remove(child)
+        child.signal(signal.SIGTERM)
 
     def replace(self, child: Child) -> None:
         """Kills a node without warning; another one, with a new name, replaces it."""
@@ -116,7 +144,11 @@ class Fleet:
 
     def _another(self) -> Child:
         self._numbered += 1
-        child = Child(f"node-{self._numbered}")
+        return self._begin(Child(f"node-{self._numbered}"))
+
+    def _begin(self, child: Child) -> Child:
+        taken = {one.place for one in self._all if one.state != "stopped"}
+        child.place = next(place for place in itertools.count() if place not in taken)
         self.children.append(child)
         self._all.append(child)
         self._keepers.append(asyncio.create_task(self._keep(child)))
@@ -161,7 +193,9 @@ class Fleet:
             event = {"event": "node", "node": child.name, "state": "crashed", "code": child.code, **why}
             if child.code == USAGE:
                 self._say(event)
-                if not self.failed.done():
+                if child.failed is not None:
+                    child.failed.set_result(child)
+                elif not self.failed.done():
                     self.failed.set_result(child)
                 return
             delay = RESTART_S_MIN if time.monotonic() - begun > STEADY_S else delay
@@ -176,7 +210,7 @@ class Fleet:
     async def _run(self, child: Child) -> int:
         child.become("starting")
         process = child.process = await asyncio.create_subprocess_exec(
-            *self._command(child.name), stdin=PIPE, stdout=PIPE, stderr=PIPE, limit=LINE_BYTES_MAX,
+            *self._command(child), stdin=PIPE, stdout=PIPE, stderr=PIPE, limit=LINE_BYTES_MAX,
             env={
                 **os.environ, URL_VARIABLE: self._address.url,  # not an argument: it may hold a password
                 LOCKS_VARIABLE: " ".join(map(str, self._pass_fds)),
@@ -202,11 +236,25 @@ class Fleet:
             await asyncio.gather(*readers, return_exceptions=True)
             process._transport.close()  # type: ignore[attr-defined]  # else its pipes stay while anybody holds them
 
-    def _command(self, name: str) -> list[str]:
-        address = self._address
+    def _command(self, child: Child) -> list[str]:
+        address, name = self._address, child.name
         # -P: a random.py of the directory that this is started in is not Python's own.
-        command = [sys.executable, "-P", "-m", "mielin_cells.cli", "node", "--name", name, "--app", self._app]
-        command += ["--stop-with-stdin", "--json", "--deployment", address.deployment, *self._options]
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "mielin_cells.cli",
+            "node",
+            "--name",
+            name,
+            "--app",
+            child.app or self._app,
+        ]
+        command += ["--stop-with-stdin", "--json", "--deployment", address.deployment]
+        command += ["--config", child.config] if child.config else self._options
+        command += ["--reserved"] if child.app else []
+        command += ["--fleet", self.name] if self.name else []
+        command += ["--metrics", str(self._metrics.after(child.place))] if self._metrics is not None else []
         if address.creds is not None:
             command += ["--creds", address.creds]
         if address.tls_ca is not None:

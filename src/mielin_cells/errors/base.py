@@ -9,7 +9,11 @@ TEXT_CHARS_MAX = 4_000
 
 
 class CellError(Exception):
-    """Base of all exceptions of this package.  `code` is stable; `facts` are its machine-readable details."""
+    """Base of all exceptions of this package.  `code` is stable; `facts` are its machine-readable details.
+
+    Next: read the sentence that it carries. A code that this version does not know comes from a newer node as a plain
+    `CellError`.
+    """
 
     retry_after: float | None = None
 
@@ -112,17 +116,26 @@ def from_wire(code: str, message: str, facts: dict[str, Any]) -> CellError:
 
 
 class UsageError(CellError):
-    """Yours: fix the call, the class or the setting."""
+    """Yours: fix the call, the class or the setting.
+
+    Next: fix the call, the class or the setting. The same call fails again.
+    """
 
 
 class RetryError(CellError):
-    """Retry: a passing condition; the same call may succeed after `retry_after` seconds."""
+    """Retry: a passing condition; the same call may succeed after `retry_after` seconds.
+
+    Next: make the same call again after `retry_after` seconds.
+    """
 
     retry_after: float | None = 1.0
 
 
 class LostError(CellError):
-    """Lost: ownership moved, or what is stored cannot be used.  Nothing was changed by this call."""
+    """Lost: ownership moved, or what is stored cannot be used.  Nothing was changed by this call.
+
+    Next: look at the agent with `mielin show AGENT` and at the store with `mielin doctor`, before anything is tried again.
+    """
 
 
 class AlreadySpawned(UserWarning):
@@ -130,8 +143,14 @@ class AlreadySpawned(UserWarning):
 
 
 class InternalError(CellError):
-    """A bug in this package: please report it with the sentence it carries."""
+    """A bug in this package: please report it with the sentence it carries.
+
+    Next: report it, with its sentence and the log of the node. Agents go on from their logs.
+    """
 
 
 class MigrationError(CellError):
-    """Base of what an order to move an agent raises: `except cells.MigrationError` catches each of them."""
+    """Base of what an order to move an agent raises: `except cells.MigrationError` catches each of them.
+
+    Next: read which error it is; `mielin migrations --agent AGENT` lists the agent's moves.
+    """

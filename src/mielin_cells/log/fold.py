@@ -22,6 +22,7 @@ from mielin_cells.log.family.tree import Family
 from mielin_cells.log.image import IN_SNAPSHOT, Image
 from mielin_cells.log.inboxes.places import first_needed
 from mielin_cells.log.lifecycle import Phase
+from mielin_cells.log.policy import shared
 from mielin_cells.log.records import (
     Accepted,
     AnyRecord,
@@ -88,7 +89,7 @@ class Fold(Image):
         match record:
             case Created():
                 self.cls, self.version, self.born = record.cls, record.version, record.born
-                self.policy = record.policy
+                self.policy = shared(record.policy)
                 self.ledger.family = Family(record.parent) if record.parent is not None else None
                 self._owns(record.node, record.incarnation, record.epoch)
             case Committed():
@@ -213,6 +214,7 @@ class Fold(Image):
         fold.seq = fold.snap = seq
         for name in IN_SNAPSHOT:
             setattr(fold, name, copy(getattr(record, name)))
+        fold.policy = shared(record.policy)
         fold._owns(record.node, record.incarnation, record.epoch)
         fold.ledger, fold.state = record.ledger.copy(), state
         fold.last_digest, fold.snapshots = record.digest, _snapshots(seq, record)

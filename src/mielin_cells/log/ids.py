@@ -16,6 +16,13 @@ class AgentId(str):
     """An agent's identity: 1 to 128 characters of text, without control characters; unique in a deployment.
 
     Raises `InvalidAgentId` for anything else.  Any other character is allowed: subjects carry it encoded.
+
+        >>> cells.AgentId("till-1")
+        'till-1'
+        >>> cells.AgentId("")
+        Traceback (most recent call last):
+            ...
+        mielin_cells.errors.InvalidAgentId: An agent id has 1 to 128 characters; this one has 0.
     """
 
     __slots__ = ()
@@ -110,6 +117,9 @@ def part_subject(agent: str, name: str) -> str:
 
 MEMBERS = "members"
 """The log of who is there."""
+
+DEPLOYS = "deploys"
+"""The log of all deploys (`policy.deploys`)."""
 
 SECRET = "secret"
 """Where the deployment's secret is: one entry, which is never removed."""

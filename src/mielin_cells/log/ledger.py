@@ -163,7 +163,9 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
         """
         peer = self.peers.get(sender)
         if self.cancels is not None:
-            self.cancels.taken(sender, n, max(low, peer.low if peer is not None else 0))
+            # An agent's `low` says whose answers it wants, and the messages below it may still come: they are taken in order.
+            lowest = max(low, peer.low if peer is not None else 0)
+            self.cancels.taken(sender, n, lowest if is_client(sender) else n + 1)
         if self.replays:
             replay = self.replays.pop((sender, n), None)
             if replay is not None and replay.taken:  # its answer stays as it was, and so does a forgotten session

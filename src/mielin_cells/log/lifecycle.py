@@ -30,6 +30,12 @@ class Phase(Enum):
 
 
 class AgentState(Enum):
+    """The state of an agent; `.value` is its text, as `AgentInfo.state` has it.
+
+    >>> [state.value for state in cells.AgentState if state.accepts_work]
+    ['Created', 'Running']
+    """
+
     CREATED = "Created"
     RUNNING = "Running"
     PAUSED = "Paused"

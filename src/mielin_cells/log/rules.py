@@ -314,7 +314,7 @@ def wrong_topics(subs: Subs | None, changes: list[TopicChange]) -> str:
         if sub is None or sub.parked or not 0 <= change.shard < len(sub.cursor):
             return f"it takes a message for subscription {change.key!r}, which is not there (rule T8)"
         cursor = cursors.setdefault(change.key, [*sub.cursor])
-        if change.seq <= cursor[change.shard]:
+        if change.seq <= cursor[change.shard] and not change.begins_anew(sub):
             return f"subscription {change.key!r} takes entry {change.seq} after {cursor[change.shard]} (rule T8)"
         cursor[change.shard] = change.seq
         if after is not subs:

@@ -128,7 +128,9 @@ class Undoing:
         self._pasts: dict[Key, _Past] = {key: _Past.of(known) for key, known in back.ledger.replays.items()}
         self._subs = back.ledger.topics.copy() if back.ledger.topics is not None else Subs()
         self._ended_subs: dict[str, Sub] = {}
-        """Subscriptions that have ended since, as they were then."""
+        """Subscriptions that have ended since, or were taken back by an undo, as they were then."""
+        self._replays: set[Key] = set(back.ledger.replays)
+        """What is still to be taken again after the last undo."""
         self._stood = dict(back.ledger.waits.stood) if back.ledger.waits is not None else {}
         """The outcomes of waits, also those that are not kept any more: a turn that runs again may want them."""
         if back.turn is not None:
@@ -150,6 +152,7 @@ class Undoing:
                         self._pasts[one.sender, one.n] = self._pasts.pop((one.sender, one.n))
                         past.unrun = one.unrun
                     past.taken, past.calls = True, []
+                    self._replays.discard((one.sender, one.n))
                     self._answered += one.answer is not None
                 for timer in commit.timers:
                     self._has_timer(timer, timer)
@@ -162,8 +165,13 @@ class Undoing:
                         self._saw_topic(change)
                     elif isinstance(change, Stood):
                         self._stood[change.key] = change.outcome
-            case Undone(subs=subs) if subs is not None:
-                self._subs = Subs({one.key: one.copy() for one in subs})
+                self._tidy_subs()
+            case Undone(subs=subs, replays=replays):
+                self._replays = {(one.sender, one.n) for one in replays}
+                if subs is not None:
+                    self._subs = Subs({one.key: one.copy() for one in subs})
+                    self._ended_subs.update({one.key: one.copy() for one in subs if one.parked == "undone"})
+                self._tidy_subs()
             case Asked() | Stepped():
                 self._past(record.sender, record.input).learn(record.at, record.calls)
             case _:
@@ -225,6 +233,11 @@ class Undoing:
         if isinstance(change, Unsubscribed) and (ended := self._subs.by_key.get(change.key)) is not None:
             self._ended_subs[change.key] = ended.copy()
         self._subs.apply(change)
+
+    def _tidy_subs(self) -> None:
+        """As the ledger does: what an earlier undo took back, and no turn has made again, is over."""
+        if not self._replays:
+            self._subs.replayed()
 
     def _past(self, sender: str, n: int) -> _Past:
         return self._pasts.setdefault((sender, n), _Past())

@@ -11,19 +11,28 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
+import msgspec
+
 from mielin_cells.agents.reports import NodeInfo
 from mielin_cells.errors import (
     CellError,
     ClaimRefused,
     Fenced,
+    NoNodeFits,
+    NotPlaced,
     RecordInvalid,
     RetryError,
     StateTooNew,
     UnknownClass,
     from_wire,
 )
+from mielin_cells.log.policy import Policy
 from mielin_cells.membership.orphans import Orphan
-from mielin_cells.membership.selection import Spread
+from mielin_cells.membership.selection import UNREAD, Spread, nowhere
+from mielin_cells.membership.whereabouts import Whereabouts
+from mielin_cells.policy.placement.board import looks_at_agent
+from mielin_cells.policy.placement.values import NO_PLACES, Places
+from mielin_cells.policy.selectors import Selector
 from mielin_cells.rpc import requests
 from mielin_cells.rpc.call import call
 from mielin_cells.substrate.ports import Wire
@@ -82,7 +91,10 @@ class Lot(NamedTuple):
 class Claims:
     """The requests of one takeover.  `known`: all nodes, alive or not.  `force`, `on_order`: as in `Takeover.take`."""
 
-    def __init__(self, wire: Wire, there: Nodes, known: Collection[str], *, force: bool, on_order: bool) -> None:
+    def __init__(
+        self, wire: Wire, there: Nodes, known: Collection[str], whereabouts: Whereabouts, selectors: Sequence[Selector], *,
+        force: bool, on_order: bool,
+    ) -> None:  # fmt: skip
         self._force = force
         self._on_order = on_order
         self._wire = wire
@@ -92,18 +104,31 @@ class Claims:
         self._takers: dict[str, Taker] = {name: Taker(name) for name in spread.names}
         self._lots: dict[Answer, Lot] = {}
         self._failed: list[Orphan] = []
+        self._open: list[Orphan] = []
+        """Agents whose place is still to be chosen by their policies."""
+        self._whereabouts = whereabouts
+        self._selectors = selectors
+        self._placed: dict[str, str] = {}
+        """Agents with a policy that this takeover has given to a node: hints still name the node that is gone."""
         self._clock = asyncio.get_running_loop().time
 
     async def run(self, orphans: list[Orphan]) -> list[Orphan]:
         """Has each agent claimed by one node after the other, until one has it.  Returns those that no node has taken."""
+        nowhere_to = dict[tuple[str, int], str]()
+        """By class and version: each explanation looks at all nodes, and there may be very many agents."""
         for orphan in orphans:
+            if orphan.policy is not None and (orphan.policy.decides or self._selectors):
+                self._open.append(orphan)
+                continue
             copy = next(iter(self._copies.get(orphan.agent, ())), None)
             chosen = copy or self._choose(orphan, ())
-            if chosen is None and orphan.cls:
-                orphan.why = f"no node that takes agents has {orphan.cls} as of version {orphan.version} or later"
+            if chosen is None:
+                kind = orphan.cls, orphan.version
+                orphan.why = nowhere_to[kind] = nowhere_to.get(kind) or self._why_nowhere(orphan)
             self._give(orphan, chosen)
         try:
-            while self._lots or any(taker.queue for taker in self._takers.values()):
+            while self._open or self._lots or any(taker.queue for taker in self._takers.values()):
+                await self._place()
                 self._send()
                 await self._wait()
                 for task in [task for task in self._lots if task.done()]:
@@ -124,13 +149,58 @@ class Claims:
         else:
             await asyncio.sleep(wait_s or 0.0)
 
+    async def _place(self) -> None:
+        """Chooses nodes for agents whose policies decide where they run."""
+        todo, self._open = self._open, []
+        for orphan in todo:
+            orphan.resolved = None  # from its own policy: it may be looked at again, and then be in no entry any more
+            orphan.resolved, orphan.places = await self._whereabouts.look(orphan.need, self._selectors)
+            if not orphan.resolved.is_known:
+                orphan.why = UNREAD
+                self._give(orphan, None)
+                continue
+            if not orphan.is_learnt and looks_at_agent(orphan.resolved.policy):
+                orphan.policy = orphan.resolved = (
+                    None  # what the policy looks at is said by a node that has loaded the agent
+                )
+                self._give(orphan, self._choose(orphan, orphan.tried))
+                continue
+            copies = (one for one in self._copies.get(orphan.agent, ()) if one not in orphan.tried)
+            copy = next((one for one in copies if self._may_take(one, orphan)), None)
+            if copy is not None:
+                self._spread.takes(copy, orphan.need)
+            chosen = copy or self._choose(orphan, orphan.tried)
+            if chosen is None:
+                orphan.why = nowhere(self._spread.explain(orphan.tried, orphan.need, self._places(orphan)))
+            self._give(orphan, chosen)
+
+    def _why_nowhere(self, orphan: Orphan) -> str:
+        """Of an agent whose policy says nothing about where it runs."""
+        placement = self._spread.explain((), orphan.need)
+        knows = any(one.rule == "class" and one.holds for verdict in placement.verdicts for one in verdict.findings)
+        if orphan.cls and not knows:
+            return f"no node that takes agents has {orphan.cls} as of version {orphan.version} or later"
+        return nowhere(placement)
+
+    def _places(self, orphan: Orphan) -> Places:
+        return {
+            term: {agent: self._placed.get(agent, node) for agent, node in known.items()}
+            for term, known in orphan.places.items()
+        }
+
+    def _may_take(self, node: str, orphan: Orphan) -> bool:
+        verdict = self._spread.explain((), orphan.need, self._places(orphan)).of(node)
+        return verdict is not None and verdict.fits
+
     def _choose(self, orphan: Orphan, but: Collection[str]) -> str | None:
-        return self._spread.choose(but, orphan.cls, (), orphan.version)
+        return self._spread.choose(but, orphan.need, self._places(orphan) if orphan.places else NO_PLACES)
 
     def _give(self, orphan: Orphan, node: str | None) -> None:
         if node is None:
             self._failed.append(orphan)
         else:
+            if orphan.need.policy.decides:
+                self._placed[orphan.agent] = node
             self._takers.setdefault(node, Taker(node)).queue.append(orphan)
 
     def _send(self) -> None:
@@ -152,13 +222,18 @@ class Claims:
             for orphan in list(slow.queue):
                 if len(idle.queue) >= LOT:
                     return
-                if idle.name not in orphan.tried and self._spread.fits(idle.name, orphan.cls, (), orphan.version):
+                if idle.name not in orphan.tried and self._is_as_good(idle.name, orphan):
                     self._pass_on(orphan, slow, idle)
+
+    def _is_as_good(self, node: str, orphan: Orphan) -> bool:
+        if orphan.need.policy.decides:
+            return self._may_take(node, orphan)
+        return self._spread.fits(node, orphan.need)
 
     def _pass_on(self, orphan: Orphan, slow: Taker, idle: Taker) -> None:
         slow.queue.remove(orphan)
-        self._spread.gives_back(slow.name)
-        self._spread.takes(idle.name)
+        self._spread.gives_back(slow.name, orphan.need)
+        self._spread.takes(idle.name, orphan.need)
         idle.queue.append(orphan)
 
     async def _request(self, node: str, orphans: list[Orphan]) -> list[CellError | None]:
@@ -171,6 +246,7 @@ class Claims:
                 orphan.owner,
                 orphan.seen,
                 self._on_order,
+                asks_policy=orphan.policy is None,
             )
             for orphan in orphans
         ]
@@ -206,28 +282,44 @@ class Claims:
     def _judge(self, orphan: Orphan, taker: Taker, refusal: CellError | None) -> None:
         if refusal is None or isinstance(refusal, Fenced):
             return  # it has an owner: this node, or one that was first
-        if isinstance(refusal, RetryError):
+        if isinstance(refusal, NotPlaced):
+            self._learn(orphan, taker, refusal)
+        elif isinstance(refusal, RetryError) and not isinstance(refusal, NoNodeFits):
             self._retry(orphan, taker, refusal)
         else:
             self._refuse(orphan, taker.name, refusal)
+
+    def _learn(self, orphan: Orphan, taker: Taker, refusal: NotPlaced) -> None:
+        """The agent's policy decides where it runs: only now is it known."""
+        self._spread.gives_back(taker.name, orphan.need)
+        try:
+            orphan.policy = msgspec.json.decode(str(refusal.facts.get("policy", "")), type=Policy)
+        except (msgspec.DecodeError, CellError):  # of a newer version: the next takeover asks again
+            orphan.why = f"its policy, as {taker.name} says it, cannot be read here"
+            self._give(orphan, None)
+            return
+        orphan.cls, orphan.version = str(refusal.facts.get("cls", "")), int(refusal.facts.get("version") or 0)
+        size = refusal.facts.get("bytes")  # not said by nodes of earlier versions
+        orphan.bytes, orphan.is_learnt = int(size) if size is not None else None, True
+        self._open.append(orphan)
 
     def _retry(self, orphan: Orphan, taker: Taker, error: CellError) -> None:
         """The node did not claim the agent for a reason that may pass: another one is asked, or later the same one."""
         orphan.why = error.message
         orphan.failures += 1
-        self._spread.gives_back(taker.name)
+        self._spread.gives_back(taker.name, orphan.need)
         resting = [other.name for other in self._takers.values() if other.failures]
         chosen = self._choose(orphan, (*orphan.tried, taker.name, *resting))
         if chosen is None and orphan.failures < FAILURES_MAX:
             chosen = taker.name
-            self._spread.takes(chosen)
+            self._spread.takes(chosen, orphan.need)
         self._give(orphan, chosen)
 
     def _refuse(self, orphan: Orphan, node: str, error: CellError) -> None:
         """The node will not claim the agent: another one is asked."""
         orphan.why = error.message
         orphan.tried.append(node)
-        self._spread.gives_back(node)
+        self._spread.gives_back(node, orphan.need)
         if isinstance(error, ClaimRefused):  # rolled back, to go on at one node alone
             goes_to = str(error.facts.get("node", ""))
             self._give(orphan, goes_to if goes_to not in orphan.tried and goes_to in self._known else None)

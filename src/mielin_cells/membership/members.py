@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import enum
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TypeAlias
 
 import msgspec
 
 from mielin_cells.agents.reports import NodeInfo
 from mielin_cells.log.codec import Codec, framed, pack
+from mielin_cells.membership.announcement import Announcement
+from mielin_cells.policy.facts import UNKNOWN, Facts
+from mielin_cells.policy.planning.plan import Plan, PlannedMove, Plans
+from mielin_cells.policy.selectors import Selector
 
 DEPUTIES = 2
 """Nodes that listen to all heartbeats besides the leader."""
@@ -24,23 +28,6 @@ IMAGE_RECORDS = 256
 
 ALIVE, STARTING, SILENT, STOPPED = "alive", "starting", "silent", "stopped"
 """States of a node as they are shown."""
-
-
-class Announcement(msgspec.Struct, frozen=True, kw_only=True):
-    """What a process says about itself when it joins; shown to operators and used to choose targets of moves."""
-
-    classes: dict[str, int] = {}
-    """Agent classes that it knows, with their versions."""
-    cores: int = 0
-    memory_bytes: int = 0
-    architecture: str = ""
-    labels: dict[str, str] = {}
-    host: str = ""
-    process: int = 0
-    python: str = ""
-    package: str = ""
-    at: float = 0.0
-    """When it joined, in wall seconds."""
 
 
 class Status(enum.Enum):
@@ -106,7 +93,10 @@ class Leads(Record, frozen=True):
 
 
 class Cordoned(Record, frozen=True):
-    """By an operator: the node takes no agents, in this incarnation and all that follow, or takes them again."""
+    """By an operator: the node takes no agents, in this incarnation and all that follow, or takes them again.
+
+    It is reserved no more.
+    """
 
     is_cordoned: bool = True
 
@@ -118,10 +108,16 @@ class Forgotten(Record, frozen=True):
 
 
 class Loads(Record, frozen=True):
-    """By the leader, which is `name`: the agents of each node whose number has changed noticeably."""
+    """By the leader, which is `name`: the agents and the facts of nodes for which they have changed noticeably.
+
+    Where no node hears heartbeats, each node says this of itself alone, with `term` 0.
+    """
 
     term: int
     agents: dict[str, int]
+    facts: dict[str, Facts] = {}
+    """Each replaces all facts of its node.  Of the current incarnation, as the leader reads the table; an earlier version of this
+    package skips them."""
 
 
 class Image(Record, frozen=True):
@@ -131,7 +127,37 @@ class Image(Record, frozen=True):
     table: bytes
 
 
-AnyRecord: TypeAlias = Joined | Serving | Suspected | Doubted | Left | Leads | Cordoned | Forgotten | Loads | Image
+class Planned(Record, frozen=True):
+    """By the leader, which is `name`: these agents are about to be moved.  The position of this record is the plan's name."""
+
+    term: int
+    run: str
+    at: float
+    until: float
+    moves: tuple[PlannedMove, ...]
+
+
+class PlanEnded(Record, frozen=True):
+    """By the leader, which is `name`: no move of this plan is waited for any more."""
+
+    term: int
+    plan: int
+    moved: int = 0
+    failed: tuple[str, ...] = ()
+    """Some of those that failed, with the reasons."""
+    dropped: int = 0
+    """Moves whose end is not known; those that run go on as ordinary migrations."""
+
+
+class PlansStopped(Record, frozen=True):
+    """By an operator, about no node: the plans of this run are stopped, or with "" all that are open."""
+
+    run: str = ""
+
+
+AnyRecord: TypeAlias = (
+    Joined | Serving | Suspected | Doubted | Left | Leads | Cordoned | Forgotten | Loads | Image | Planned | PlanEnded | PlansStopped
+)  # fmt: skip
 
 _records = Codec[AnyRecord](AnyRecord, "record of the members' log", Record)
 
@@ -156,12 +182,16 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     nonce: bytes = b""
     status: Status = Status.JOINED
     is_cordoned: bool = False
+    is_reserved: bool = False
+    """Of a cordoned node: it takes agents that are moved to it by name."""
     is_leaving: bool = False
     agents: int = 0
     """About how many agents it has."""
     seq: int = 0
     """The position of the record that gave it its status."""
     about: Announcement = Announcement()
+    facts: Facts = UNKNOWN
+    """What it has measured, as far as it was told; UNKNOWN once it has left."""
 
     @property
     def is_present(self) -> bool:
@@ -175,8 +205,17 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
             name=self.name, incarnation=self.incarnation, agents=self.agents,
             is_cordoned=self.is_cordoned or self.is_leaving,
             state=shown.get(self.status, SILENT), since_s=max(0.0, wall - about.at) if wall and about.at else 0.0,
-            **{field: getattr(about, field) for field in about.__struct_fields__},
+            facts=self.facts, **{**about.shown(), "is_reserved": self.is_reserved and not self.is_leaving},
         )  # fmt: skip
+
+
+def selectors_of(members: Iterable[Member]) -> tuple[Selector, ...]:
+    """Policies by label selectors that count for all: what the node says that joined last among those that have any."""
+    said: tuple[Selector, ...] = ()
+    for member in members:  # in the order in which they joined
+        if member.about.selectors and member.status is not Status.LEFT:
+            said = member.about.selectors
+    return said
 
 
 class _Image(msgspec.Struct, array_like=True, frozen=True):
@@ -184,6 +223,7 @@ class _Image(msgspec.Struct, array_like=True, frozen=True):
     leader: tuple[str, int]
     term: int
     floor: int
+    plans: Plans = msgspec.field(default_factory=Plans)
 
 
 _images = Codec[_Image](_Image, "image of the members' table")
@@ -206,6 +246,9 @@ class Table:
         self.seq = 0
         self.behind_image = 0
         """Records since the last image."""
+        self.selectors_seq = 0
+        """The position of the last record that changed which policies by labels of agents count; 0: none ever has."""
+        self.plans = Plans()
 
     def __iter__(self) -> Iterator[Member]:
         return iter(self.members.values())
@@ -250,26 +293,50 @@ class Table:
             )  # it may have given an incarnation, and none is above its record's position
             return
         match record:
-            case Joined():
-                self._join(seq, record)
-            case Image():
-                self._restore(record)
-            case Loads(agents=agents):
-                for name, number in agents.items():
-                    if name in self.members:
-                        self._change(name, agents=number)
+            case Joined() | Left() | Forgotten() | Image():
+                said = selectors_of(self)
+                self._admit(seq, record)
+                if selectors_of(self) != said:
+                    self.selectors_seq = seq
+            case Loads():
+                self._take_loads(record)
             case Leads():
                 self.leader, self.term = (record.name, record.incarnation), seq
-            case Forgotten():
-                self._forget(record)
             case Cordoned():
                 if record.name in self.members:
-                    self._change(record.name, is_cordoned=record.is_cordoned)
+                    self._change(record.name, is_cordoned=record.is_cordoned, is_reserved=False)
+            case Planned(term=term, run=run, at=at, until=until, moves=moves):
+                self.plans.begin(Plan(seq, term, run, at, until, moves))
+            case PlanEnded(plan=plan):
+                self.plans.end(plan)
+            case PlansStopped(run=run):
+                self.plans.stop(run)
             case _:
+                self._note(seq, record)
+
+    def _admit(self, seq: int, record: Joined | Left | Forgotten | Image) -> None:
+        """A record that may change who is there, and so whose policies by labels count."""
+        match record:
+            case Joined():
+                self._join(seq, record)
+            case Forgotten():
+                self._forget(record)
+            case Image():
+                self._restore(record)
+            case Left():
                 self._note(seq, record)
 
     def _change(self, name: str, **fields: object) -> None:
         self.members[name] = msgspec.structs.replace(self.members[name], **fields)
+
+    def _take_loads(self, record: Loads) -> None:
+        for name, facts in record.facts.items():
+            member = self.members.get(name)
+            if member is not None and member.status is not Status.LEFT:
+                self._change(name, facts=facts, agents=member.agents if facts.agents is None else facts.agents)
+        for name, number in record.agents.items():
+            if name in self.members:
+                self._change(name, agents=number)
 
     def _join(self, seq: int, record: Joined) -> None:
         before = self.members.get(record.name)
@@ -278,7 +345,8 @@ class Table:
         self.members.pop(record.name, None)  # the newest stands last: those that have stayed for long watch
         self.members[record.name] = Member(
             name=record.name, incarnation=record.incarnation, nonce=record.nonce, about=record.about, seq=seq,
-            is_cordoned=before is not None and before.is_cordoned,
+            is_cordoned=record.about.is_reserved if before is None else before.is_cordoned,
+            is_reserved=record.about.is_reserved if before is None else before.is_reserved,
         )  # fmt: skip
         self._check_leader()
 
@@ -294,7 +362,7 @@ class Table:
             case Doubted():
                 self._change(record.name, status=Status.DOUBTED, seq=seq)
             case Left():
-                self._change(record.name, status=Status.LEFT, seq=seq)
+                self._change(record.name, status=Status.LEFT, seq=seq, facts=UNKNOWN)
                 self._check_leader()
 
     def _forget(self, record: Forgotten) -> None:
@@ -317,11 +385,11 @@ class Table:
 
     def image(self) -> Image:
         """The table as a record of its leader."""
-        whole = _Image(list(self), self.leader, self.term, self.floor)
+        whole = _Image(list(self), self.leader, self.term, self.floor, self.plans)
         return Image(*self.leader, self.term, zlib.compress(pack(whole)))
 
     def _restore(self, record: Image) -> None:
         whole = _images.decode(zlib.decompress(record.table), "An image of the members' table")
         self.members = {member.name: member for member in whole.members}
-        self.leader, self.term, self.floor = whole.leader, whole.term, whole.floor
+        self.leader, self.term, self.floor, self.plans = whole.leader, whole.term, whole.floor, whole.plans
         self.behind_image = 0

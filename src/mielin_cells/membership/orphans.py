@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from mielin_cells.errors import RecordInvalid
 from mielin_cells.log.ids import log_subject
+from mielin_cells.log.policy import DEFAULT, Policy, shared
 from mielin_cells.log.records import AnyRecord, Created, HandedOff, Snapshot, named_owner
 from mielin_cells.membership.members import Member
 from mielin_cells.membership.table import is_known
+from mielin_cells.policy.placement.values import Need, Places
 from mielin_cells.store.reader import End, Seen, list_owned, list_owned_by_others, read_ends, read_record
 from mielin_cells.substrate.ports import Log, Source
 from mielin_cells.tasks.together import together
@@ -37,12 +40,34 @@ class Orphan:
     """Nodes that have refused it."""
     failures: int = 0
     """Claims of it that failed for a reason that may pass."""
+    policy: Policy | None = None
+    """Of the agent; None: not known, and the first node that is asked to claim it says so if it decides where."""
+    bytes: int | None = None
+    """Of its state; None: not known, and a node is asked that has loaded it, if its policy looks at that."""
+    is_learnt: bool = False
+    """A node has said what its log says of it."""
+    resolved: Need | None = None
+    """What selectors make of it, with its attributes."""
+    places: Places = field(default_factory=dict)
+    """Where the agents are that its policy looks at."""
     why: str = "no node takes agents"
 
     @classmethod
     def of(cls, end: End) -> Orphan:
-        name, version = _class_of(end.record)
-        return cls(end.agent, named_owner(end.record), end.seen, name, version)
+        orphan = cls(end.agent, named_owner(end.record), end.seen)
+        orphan.take(end.record)
+        return orphan
+
+    @property
+    def need(self) -> Need:
+        if self.resolved is not None:
+            return self.resolved._replace(cls=self.cls, version=self.version)
+        return Need(self.agent, self.cls, self.version, DEFAULT if self.policy is None else self.policy, self.bytes)
+
+    def take(self, record: AnyRecord) -> None:
+        """Takes in what a record says about the agent's class and policy."""
+        if isinstance(record, (Created, Snapshot)):
+            self.cls, self.version, self.policy = record.cls, record.version, shared(record.policy)
 
 
 async def find_orphans(
@@ -88,21 +113,14 @@ async def _read_classes(log: Log, orphans: list[Orphan]) -> None:
 
     async def read_one(orphan: Orphan) -> None:
         async with limit:
-            orphan.cls, orphan.version = await _read_class(log, orphan)
+            await _read_class(log, orphan)
 
     await together(read_one(orphan) for orphan in orphans)
 
 
-async def _read_class(log: Log, orphan: Orphan) -> tuple[str, int]:
-    """The agent's class and its version; "" if its log does not say."""
+async def _read_class(log: Log, orphan: Orphan) -> None:
+    """Reads the agent's class, its version and the policy, if the log has the record that says them."""
     entries = await log.read(log_subject(orphan.agent), max(orphan.seen.snap - 1, 0), 1)
-    if not entries:
-        return "", 0
-    try:
-        return _class_of(await read_record(log, orphan.agent, entries[0]))
-    except RecordInvalid:  # the node that claims it says so
-        return "", 0
-
-
-def _class_of(record: AnyRecord) -> tuple[str, int]:
-    return (record.cls, record.version) if isinstance(record, (Created, Snapshot)) else ("", 0)
+    if entries:
+        with contextlib.suppress(RecordInvalid):  # the node that claims it says so
+            orphan.take(await read_record(log, orphan.agent, entries[0]))

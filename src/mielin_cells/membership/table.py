@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 from mielin_cells.errors import CellError, RecordInvalid, UnknownNode, described
 from mielin_cells.log.ids import MEMBERS
+from mielin_cells.membership.announcement import Announcement
 from mielin_cells.membership.members import (
-    Announcement,
     AnyRecord,
     Cordoned,
     Joined,
@@ -200,7 +200,8 @@ async def cordon(log: Log, name: str, is_cordoned: bool) -> Member:
         member = table.get(name)
         if member is None:
             raise UnknownNode.of(name, sorted(table.members))
-        return Cordoned(name, member.incarnation, is_cordoned) if member.is_cordoned != is_cordoned else None
+        is_so = member.is_cordoned == is_cordoned and not member.is_reserved
+        return None if is_so else Cordoned(name, member.incarnation, is_cordoned)
 
     await members.read_to_end()
     await members.append(decide)

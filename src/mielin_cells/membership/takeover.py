@@ -13,9 +13,10 @@ from typing import NamedTuple
 from mielin_cells.agents.reports import NodeInfo
 from mielin_cells.errors import CellError
 from mielin_cells.membership.claims import Claims, Nodes
-from mielin_cells.membership.members import Member
+from mielin_cells.membership.members import Member, selectors_of
 from mielin_cells.membership.orphans import Orphan, find_orphans
 from mielin_cells.membership.selection import PATIENCE_S
+from mielin_cells.membership.whereabouts import Whereabouts
 from mielin_cells.rpc import requests
 from mielin_cells.rpc.call import call_pages
 from mielin_cells.substrate.ports import Log, Source, Wire
@@ -46,6 +47,7 @@ class Takeover:
     def __init__(self, log: Log, wire: Wire, clock: Callable[[], float]) -> None:
         self._log = log
         self._wire = wire
+        self._whereabouts = Whereabouts(log)
         self._clock = clock
 
     async def take(
@@ -71,7 +73,15 @@ class Takeover:
         if not orphans:
             return Taken(frozenset(), 0, {}, frozenset())
         there = Nodes(nodes, await _list_copies(self._wire, copies))
-        failed = await Claims(self._wire, there, known.keys(), force=force, on_order=on_order).run(orphans)
+        failed = await Claims(
+            self._wire,
+            there,
+            known.keys(),
+            self._whereabouts,
+            selectors_of(known.values()),
+            force=force,
+            on_order=on_order,
+        ).run(orphans)
         taken = Taken(
             frozenset(orphan.owner for orphan in orphans), len(orphans) - len(failed), {orphan.agent: orphan.why for orphan in failed},
             frozenset(orphan.owner for orphan in failed),

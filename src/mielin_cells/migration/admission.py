@@ -170,6 +170,17 @@ class Facts:
     is_hosting: bool = False
     verifies: str = ""
     """Another migration of this agent, which this node is verifying."""
+    moves: int = 0
+    """Agents that are on their way to this node."""
+    moves_max: int | None = None
+    agents: int = 0
+    """Those that it has."""
+    agents_max: int = 0
+    """Those that it takes; 0: no limit."""
+    bytes_s: int = 0
+    """What it takes by moves in a second; 0: no limit."""
+    is_ahead: bool = False
+    """It has been given more than that lately."""
 
 
 def refusals(offer: Offer, node: Facts) -> tuple[Refusal, ...]:
@@ -190,6 +201,12 @@ def _unwilling(node: Facts) -> list[Refusal]:
         refused.append(refusal(Kind.HOSTING, node=node.name))
     if node.verifies:
         refused.append(refusal(Kind.VERIFYING, node=node.name, migration=node.verifies))
+    if node.moves_max is not None and node.moves >= node.moves_max:
+        refused.append(refusal(Kind.FULL, node=node.name, limit=node.moves_max))
+    if node.agents_max and node.agents + node.moves >= node.agents_max:
+        refused.append(refusal(Kind.CROWDED, node=node.name, have=node.agents + node.moves, limit=node.agents_max))
+    if node.is_ahead:
+        refused.append(refusal(Kind.FAST, node=node.name, limit=node.bytes_s))
     return refused
 
 

@@ -177,7 +177,11 @@ REFUSALS: dict[RefusalKind, MigrationErrorType] = {
     **dict.fromkeys((RefusalKind.HOSTING, RefusalKind.VERIFYING), TRANSIENT),  # its view of the agent is behind for a moment
     # Of `OTHER` nothing is known: another node is asked, and this one perhaps later.
     **dict.fromkeys(
-        (RefusalKind.MEMORY, RefusalKind.STORAGE, RefusalKind.HAS_FAILED, RefusalKind.OTHER), RESOURCES
+        (
+            RefusalKind.MEMORY, RefusalKind.STORAGE, RefusalKind.FULL, RefusalKind.FAST, RefusalKind.CROWDED,
+            RefusalKind.HAS_FAILED, RefusalKind.OTHER,
+        ),
+        RESOURCES,
     ),
     **dict.fromkeys(
         (

@@ -156,6 +156,12 @@ class Journal:
         return any(isinstance(record, Cancelled) for record in self.records)
 
     @property
+    def error_type(self) -> str:
+        """What kind of failure the last attempt met, a `MigrationErrorType`'s value; "" if it completed or met none."""
+        met = [record.kind for record in self.records if isinstance(record, Failed)]
+        return met[-1] if met and not (self.end is not None and self.end.outcome == "completed") else ""
+
+    @property
     def coordinator(self) -> str:
         """The node that wrote last."""
         return self.records[-1].node

@@ -125,7 +125,18 @@ class ProgressCallback(Protocol):
 
 
 class CollectingCallback:
-    """Keeps the newest events."""
+    """Keeps the newest events.
+
+    >>> from mielin_cells.migration import CollectingCallback
+    >>> seen = CollectingCallback()
+    >>> async with cells.local(nodes=2, progress=seen) as deployment:
+    ...     shop = await deployment.on("node-1").spawn(Till, "shop")
+    ...     (await deployment.migrate(shop)).ok
+    ...
+    True
+    >>> type(seen.latest).__name__
+    'Completed'
+    """
 
     def __init__(self, kept: int = EVENTS_KEPT) -> None:
         self._events: deque[ProgressEvent] = deque(maxlen=kept)
@@ -146,7 +157,18 @@ class CollectingCallback:
 
 
 class LoggingCallback:
-    """Logs each event as a line; unless `verbose`, a transfer only at every tenth percent.  Failures go to `warn`."""
+    """Logs each event as a line; unless `verbose`, a transfer only at every tenth percent.  Failures go to `warn`.
+
+    >>> from mielin_cells.migration import LoggingCallback
+    >>> lines, warnings = [], []
+    >>> async with cells.local(nodes=2, progress=LoggingCallback(lines.append, warnings.append)) as deployment:
+    ...     shop = await deployment.on("node-1").spawn(Till, "shop")
+    ...     (await deployment.migrate(shop)).ok
+    ...
+    True
+    >>> lines[0], warnings
+    ('migration m-... of agent shop: started, ... bytes', [])
+    """
 
     def __init__(self, info: Callable[[str], None], warn: Callable[[str], None], verbose: bool = False) -> None:
         self._info = info
@@ -179,7 +201,18 @@ def _said(event: ProgressEvent) -> str:
 
 
 class MultiCallback:
-    """Passes each event to all callbacks, in order.  If one raises, `broken` gets its error and the others still get the event."""
+    """Passes each event to all callbacks, in order.  If one raises, `broken` gets its error and the others still get the event.
+
+    >>> from mielin_cells.migration import CollectingCallback, MultiCallback
+    >>> one, other = CollectingCallback(), CollectingCallback()
+    >>> async with cells.local(nodes=2, progress=MultiCallback([one, other])) as deployment:
+    ...     shop = await deployment.on("node-1").spawn(Till, "shop")
+    ...     (await deployment.migrate(shop)).ok
+    ...
+    True
+    >>> one.events == other.events
+    True
+    """
 
     def __init__(
         self, callbacks: Iterable[ProgressCallback] = (), broken: Callable[[Exception], None] | None = None

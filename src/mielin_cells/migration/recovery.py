@@ -65,13 +65,25 @@ def no_jitter() -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecoveryConfig:
-    """How failed moves are recovered.  Durations are seconds and may be fractions.  `validate` says whether it makes sense."""
+    """How failed moves are recovered.  Durations are seconds and may be fractions.  `validate` says whether it makes sense.
+
+    >>> from mielin_cells.migration import RecoveryConfig
+    >>> patient = RecoveryConfig(max_retries=5, initial_retry_delay_secs=1)
+    >>> [patient.calculate_retry_delay(n) for n in (1, 2, 3)]
+    [1, 2, 4]
+    >>> async with cells.local(nodes=2, recovery=patient) as deployment:
+    ...     pass
+    ...
+    """
 
     max_retries: Retries = 3
     """Retries of one migration; 0: roll back at the first failure."""
     initial_retry_delay_secs: DelaySecs = 10
+    """Wait before the first retry."""
     max_retry_delay_secs: DelaySecs = 300
+    """No wait between two retries is longer, but for the jitter."""
     use_exponential_backoff: bool = True
+    """Each wait is twice the one before; False: all are as long as the first."""
     recovery_timeout_secs: DelaySecs = 600
     """From the first failure; then whatever runs is cancelled and the move is rolled back."""
     auto_rollback: bool = True

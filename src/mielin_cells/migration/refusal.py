@@ -33,6 +33,9 @@ class RefusalKind(Enum):
     VERSION_MAJOR = "version major", "it needs version {need}, and {node} has {have}: another major version"
     VERSION_OLD = "version old", "it needs version {need}, and {node} takes {least} or newer"
     VERSION_UNREADABLE = "version unreadable", "its version cannot be compared: {why}"
+    FULL = "full", "{node} takes {limit} moves at a time, and has as many"
+    CROWDED = "crowded", "{node} has {have} agents, and takes at most {limit}"
+    FAST = "fast", "{node} takes {limit:,} bytes a second by moves, and has been given more than that"
     HAS_FAILED = "has failed", "{node} has failed this migration"
     OTHER = "other", "{text}"
     """Given in words, or of a kind that this version does not know."""
@@ -44,6 +47,9 @@ class RefusalKind(Enum):
         kind._value_, kind.sentence = value, sentence
         return kind
 
+
+PASSING = frozenset({RefusalKind.FULL, RefusalKind.FAST})
+"""Reasons that pass by themselves: the node is asked again."""
 
 Fact: TypeAlias = str | int
 

@@ -11,8 +11,10 @@ import logging
 from typing import TYPE_CHECKING
 
 from mielin_cells.errors import CellError, Fenced, MigrationInProgress, NoSuchAgent, RetryError, described
-from mielin_cells.membership import selection
+from mielin_cells.membership.selection import UNREAD, need_of, nowhere
+from mielin_cells.membership.whereabouts import Placer
 from mielin_cells.node.moves.admission import ask_offer
+from mielin_cells.policy.placement.values import Need, Places
 from mielin_cells.rpc import requests
 from mielin_cells.rpc.answers import DONE, OVER, ROWS_MAX, RUNNING, STOPPED, DrainProgress, Row
 from mielin_cells.tasks.together import together
@@ -47,6 +49,7 @@ NAMES_MAX = 64
 
 ABORTED = "its move was aborted, and is not begun again"
 NOWHERE = "no other node takes it"
+IMMOVABLE = "its policy says that it is immovable; `mielin migrate` moves it"
 
 
 class Drain:
@@ -69,7 +72,7 @@ class Drain:
         """Agents whose move an operator has aborted."""
         self._offered: set[str] = set()
         """Agents that the last round has offered."""
-        self._spread = selection.Spread(())
+        self._spread = Placer(activations.home.log)
         self._ending = asyncio.Event()
 
     # ---- steering --------------------------------------------------------------------------------------------
@@ -184,22 +187,35 @@ class Drain:
         """Offers the agent to one node after the other; its row then says why it stays."""
         activations, agent = self._activations, owned.agent
         row, refused = self._rows[agent], {activations.name, *self._migrations.unfit()}
+        need, places = await self._spread.look(need_of(owned))
+        if need.policy.immovable:
+            row.state, row.blocker = "blocked", IMMOVABLE
+            self._kept.add(agent)
+            return
+        if not need.is_known:
+            row.state, row.blocker = "blocked", UNREAD
+            return
         row.blocker = ""
         while not self._ending.is_set() and activations.owns(agent):
-            target = self._spread.choose(refused, owned.cls, owned.policy.preferred_architectures, owned.version)
+            target = self._spread.choose(refused, need, places)
             if target is None:
-                row.blocker = row.blocker or NOWHERE
+                row.blocker = row.blocker or self._nowhere(refused, need, places)
                 break
             row.state, row.target = "moving", target
             if await self._has_gone(owned, row, target):
                 self.moved += 1
                 del self._rows[agent]
                 return
-            self._spread.gives_back(target)
+            self._spread.gives_back(target, need)
             if row.state != "refused":
                 break
             refused.add(target)
         row.state = "blocked" if row.blocker else "waiting"
+
+    def _nowhere(self, refused: set[str], need: Need, places: Places) -> str:
+        if not need.policy.decides or not self._spread:
+            return NOWHERE
+        return nowhere(self._spread.explain(refused, need, places))
 
     async def _has_gone(self, owned: Owned, row: Row, target: str) -> bool:
         activations, agent = self._activations, owned.agent
@@ -207,7 +223,7 @@ class Drain:
             agent, f"m-{activations.home.rng.randbytes(8).hex()}", owned.epoch, target, 0.0, self._recovery()
         )
         try:
-            report = await self._migrations.to_its_end(request)
+            report = await self._migrations.to_its_end(request, heeds_pause=self._is_patient)
         except MigrationInProgress:
             move = self._migrations.open.get(agent)
             if move is not None:
@@ -258,9 +274,10 @@ class Drain:
     def _row(self, row: Row) -> Row:
         activation, recovery = self._activations.live.get(row.agent), self._migrations.open.get(row.agent)
         sleeper = self._activations.asleep.get(row.agent)
+        phase = recovery.progress().phase if recovery is not None else ""
+        waits = self._migrations.attempts.places.why if phase == "PLANNED" else ""
         return Row(
-            agent=row.agent, state=_shown(row), target=row.target,
-            phase=recovery.progress().phase if recovery is not None else "", blocker=row.blocker,
+            agent=row.agent, state=_shown(row), target=row.target, phase=phase, blocker=row.blocker or waits,
             messages=activation.inbox.waiting_in_all if activation is not None else 0,
             bytes=activation.fold.size_bytes if activation is not None else sleeper.size_bytes if sleeper is not None else 0,
         )  # fmt: skip
@@ -279,12 +296,14 @@ def _unloadable(agent: str, error: str) -> Row:
     return Row(agent=agent, state="blocked", blocker=f"it cannot be loaded: {error}")
 
 
-async def _planned(activations: Activations, spread: selection.Spread, owned: Owned) -> Row:
-    refused, blocker = {activations.name}, NOWHERE
+async def _planned(activations: Activations, spread: Placer, owned: Owned) -> Row:
+    refused, blocker = {activations.name}, ""
     row = Row(agent=owned.agent, messages=owned.waiting, bytes=owned.size_bytes)
-    while (
-        target := spread.choose(refused, owned.cls, owned.policy.preferred_architectures, owned.version)
-    ) is not None:
+    need, places = await spread.look(need_of(owned))
+    if need.policy.immovable or not need.is_known:
+        row.state, row.blocker = "blocked", IMMOVABLE if need.policy.immovable else UNREAD
+        return row
+    while (target := spread.choose(refused, need, places)) is not None:
         try:
             reasons = await ask_offer(activations, target, owned, activations.settings.prepare_s)
         except CellError as error:
@@ -293,8 +312,10 @@ async def _planned(activations: Activations, spread: selection.Spread, owned: Ow
             row.state, row.target = "fits", target
             return row
         blocker = "; ".join(reasons)
-        spread.gives_back(target)
+        spread.gives_back(target, need)
         refused.add(target)
+    if not blocker:
+        blocker = nowhere(spread.explain(refused, need, places)) if need.policy.decides and spread else NOWHERE
     row.state, row.blocker = "blocked", blocker
     return row
 
@@ -345,7 +366,8 @@ class Drains:
     async def planned(self) -> DrainProgress:
         """Where each agent would go, or what would keep it here; nothing is changed."""
         activations = self._activations
-        spread = selection.Spread().follow(activations.members.table, activations.home.rng, activations.name)
+        spread = Placer(activations.home.log)
+        spread.follow(activations.members.table, activations.home.rng, activations.name)
         limit = asyncio.Semaphore(PROBES)
 
         async def one(owned: Owned) -> Row:

@@ -19,7 +19,8 @@ from msgspec.structs import replace
 from mielin_cells.errors import CellError, RetryError
 from mielin_cells.log.ids import BEATS
 from mielin_cells.membership.heartbeat import Listener, encode_beat
-from mielin_cells.membership.members import AnyRecord, Forgotten, Left, Loads, Member, Status, Suspected
+from mielin_cells.membership.loads import NotedLoads
+from mielin_cells.membership.members import AnyRecord, Forgotten, Left, Member, Status, Suspected
 from mielin_cells.membership.takeover import Taken, Takeover
 from mielin_cells.membership.vacant import Schedule, Vacant
 from mielin_cells.membership.watch import LONG_AGO, Repeated, Watch
@@ -38,9 +39,6 @@ pay for old ones."""
 
 FORGET_SILENT_S = 3600.0
 """A silent node that owns nothing is marked as left after this, so that its process stops if it still lives; then it is forgotten."""
-
-LOAD_CHANGE, LOAD_AGENTS = 0.25, 4
-"""The number of a node's agents is recorded again once it has changed by this share, and by as many agents."""
 
 
 @dataclass(slots=True)
@@ -74,7 +72,8 @@ class Failover:
         self._takeover = Takeover(home.log, home.wire, activations.clock)
         self._listed: frozenset[str] = frozenset()
         """Nodes whose agents the last takeover has listed."""
-        self._compare_at = self._loads_at = self._probed_at = LONG_AGO
+        self._compare_at = self._probed_at = LONG_AGO
+        self._loads = NotedLoads(activations.members, settings.reconcile_s)
         self._takeover_task: asyncio.Task[None] | None = None
         self._mending: asyncio.Task[None] | None = None
         self._mended = Repeated()
@@ -178,8 +177,7 @@ class Failover:
         for member in gone:
             if member in self.vacant:
                 await self._forget(now, member)
-        if now - self._loads_at >= self._reconcile_s:
-            await self._note_loads(now, beats)
+        await self._loads.note(now, beats)
         if self._members.table.is_long and (seq := await self._members.try_append(self._members.table.image())):
             await self._members.trim(seq)
 
@@ -270,15 +268,3 @@ class Failover:
             logger.warning(
                 "node %s was silent for %g s, and owns nothing: it is noted as stopped", member.name, since_s
             )
-
-    async def _note_loads(self, now: float, beats: Mapping[str, Beat]) -> None:
-        """Records how many agents the nodes have, where that has changed noticeably."""
-        self._loads_at, table = now, self._members.table
-        changed = dict[str, int]()
-        for name, beat in beats.items():
-            member = table.get(name)
-            change = abs(beat.agents - member.agents) if member is not None else 0
-            if member is not None and change >= max(LOAD_AGENTS, LOAD_CHANGE * member.agents):
-                changed[name] = beat.agents
-        if changed:
-            await self._members.try_append(Loads(*table.leader, table.term, changed))

@@ -23,8 +23,8 @@ from mielin_cells.errors import (
 from mielin_cells.log.ids import control_subject, reply_subject
 from mielin_cells.log.inboxes.lines import end_of
 from mielin_cells.log.message import decode_replies
+from mielin_cells.membership.announcement import Announcement
 from mielin_cells.membership.heartbeat import Listener
-from mielin_cells.membership.members import Announcement
 from mielin_cells.migration.recovery import RecoveryConfig
 from mielin_cells.migration.refusal import as_refusal
 from mielin_cells.node.activation.activation import Activation, Activations, loop_time
@@ -32,7 +32,9 @@ from mielin_cells.node.activation.calls.tasks import install
 from mielin_cells.node.activation.context import Hosted
 from mielin_cells.node.activation.presence.departures import depart
 from mielin_cells.node.drain import Drains
+from mielin_cells.node.facts import OwnFacts, nothing
 from mielin_cells.node.failover import Failover
+from mielin_cells.node.metrics import read_metrics
 from mielin_cells.node.moves import preview
 from mielin_cells.node.moves.admission import Copies, Room
 from mielin_cells.node.moves.manager import Migrations
@@ -46,11 +48,14 @@ from mielin_cells.node.ownership.returns import Returns
 from mielin_cells.node.ownership.rounds import Rounds
 from mielin_cells.node.ownership.standby import Standbys
 from mielin_cells.node.ownership.undo import Undoes
+from mielin_cells.node.plans.plans import Plans
 from mielin_cells.node.presence import LEAVE_S, Presence
 from mielin_cells.node.questions import Questions
 from mielin_cells.node.reads import Reads
+from mielin_cells.policy.facts import Facts
 from mielin_cells.rpc import answers, requests
 from mielin_cells.rpc.answers import Beat
+from mielin_cells.rpc.metrics import ReadMetrics
 from mielin_cells.rpc.serve import Handlers, Server
 from mielin_cells.settings import Settings
 from mielin_cells.substrate.ports import Log, Subscription, Wire
@@ -71,15 +76,15 @@ class Node:
         room: Callable[[], Room] = Room, listener: Listener | None = None,
         replaced: Callable[[int], None] = lambda incarnation: None, waits_for_room: bool = True,
         recovery: RecoveryConfig | None = None, recovery_of: dict[str, dict[str, Any]] | None = None,
-        cluster: Cluster | None = None,
+        cluster: Cluster | None = None, measure: Callable[[], Facts] = nothing,
     ) -> None:  # fmt: skip
         """`room` tells what is free for agents that move here.  `listener` hears the other nodes' heartbeats; without it, this node
         does not look for nodes that fail.  `replaced` is called once this process has stopped for a newer one of its name, with the
         newer incarnation, or because the others gave it up, with its own.  `waits_for_room` False: `StoreFull` is raised at the start.
-        `cluster` is what the handlers of its agents call other agents by.
+        `cluster` is what the handlers of its agents call other agents by.  `measure` gives the facts of its machine as they were
+        measured last, at once, and may be called from any thread.
         """
-        self.name = name
-        self.settings = settings or Settings()
+        self.name, self.settings = name, settings or Settings()
         self.about = about or Announcement()
         self._replaced = replaced
         self._waits_for_room = waits_for_room
@@ -92,10 +97,10 @@ class Node:
             cluster=cluster,
         )  # fmt: skip
         self.home, self.members = self.activations.home, self.activations.members
-        self.migrations = Migrations(self.activations, recovery or RecoveryConfig(), recovery_of or {})
-        self.copies = Copies(
+        self.migrations = Migrations(self.activations, recovery or RecoveryConfig(), recovery_of or {}, bool(listener))  # fmt: skip
+        copies = self.copies = Copies(
             self.activations, self.migrations.settling, architecture=self.about.architecture, room=room,
-            is_cordoned=lambda: self.is_cordoned, validator=self.migrations.manager.validator,
+            is_cordoned=lambda: self.presence.is_closed, validator=self.migrations.manager.validator,
         )  # fmt: skip
         returns = self._returns = Returns(clock, self.settings.reconcile_s)
         self.standbys = Standbys(self.activations, self.copies)
@@ -105,16 +110,18 @@ class Node:
         self.adoption = Adoption(
             self.activations, self.copies, self.migrations, self.quarantine, self.claims, self.undoes, returns
         )
+        self.facts = OwnFacts(self.activations, measure, lambda: len(self.copies.by_agent))
+        self.plans = Plans(self.activations, self.facts.current, self.facts.weights)
         self.rounds = Rounds(
             self.activations, self.copies, self.migrations, self.quarantine, self.adoption,
-            lambda: self.failover.is_leader if self._is_listening else True,
+            lambda: self.failover.is_leader if self._is_listening else True, self.facts.note_trip,
         )  # fmt: skip
-        self.creation = Creation(self.activations, self.migrations, self.quarantine, lambda: self.is_cordoned)
+        self.creation = Creation(self.activations, self.migrations, copies, self.quarantine, lambda: self.is_cordoned)
         self.orders = Orders(self.activations, self.migrations, self.standbys, self.adoption)
         self.home.obey = self.orders.obey
         self.idling = Idling(self.activations, self.migrations, self.claims, self.adoption, self.quarantine)
         self.drains = Drains(self.activations, self.migrations, self.copies)
-        self.presence = Presence(self.activations, self._again, self._end, self.drains.stop)
+        self.presence = Presence(self.activations, self._again, self._end, self.drains.stop, self.plans.changed)
         listener = listener or Listener(clock)
         self.failover = Failover(self.activations, listener, self.beat, self.failures)
         self._questions = Questions(
@@ -131,6 +138,7 @@ class Node:
     def served(self, activation: Activation) -> None:
         self.standbys.served(activation)
         self.idling.served(activation)
+        self.plans.watching.served(activation)
 
     def lost(self, activation: Hosted, error: Exception | None) -> None:
         if error is not None:
@@ -178,6 +186,7 @@ class Node:
         self.for_ever("listing this node's agents", self.rounds.relist)
         self.for_ever("reconciling", self._reconcile_for_ever)
         self.for_ever("agents without work", self.idling.run)
+        self.plans.begin(self.for_ever, may_lead=self._is_listening)
 
     def for_ever(self, name: str, loop: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Runs a loop that lasts as long as this node; if it raises, it is started again (`failures` counts)."""
@@ -251,6 +260,9 @@ class Node:
             await duties.do("the search for agents that the log gives this node", partial(self.rounds.round, every))
             every = False
             await duties.do("settling migrations", self.migrations.settle_due)
+            await duties.do("counting messages that wait", self.facts.look)
+            if not self._is_listening:
+                await duties.do("telling facts", self.facts.tell)
             await duties.do("dropping copies that nobody asks for", self.standbys.expire)
             await duties.do("telling the other nodes that this one lives", self.presence.say_serving)
 
@@ -259,6 +271,7 @@ class Node:
         return Beat(
             self.name, self.home.incarnation, max(stuck_s, self.failover.refused_s()), is_starting=self.is_starting,
             silent=self.failover.watch.silent, agents=self.activations.count, has_copies=bool(self.standbys.copies),
+            facts=self.facts.news(),
         )  # fmt: skip
 
     @property
@@ -268,11 +281,14 @@ class Node:
 
     def _info(self) -> NodeInfo:
         about = self.about
-        announced = {name: getattr(about, name) for name in about.__struct_fields__}
+        announced = {**about.shown(), "is_reserved": self.presence.is_reserved}
         since_s = max(0.0, self.home.wall() - about.at) if about.at else 0.0
         return NodeInfo(
             name=self.name, incarnation=self.home.incarnation, agents=self.activations.count, since_s=since_s,
-            state="starting" if self.is_starting else "alive", is_cordoned=self.is_cordoned, **announced,
+            state="starting" if self.is_starting else "alive", is_cordoned=self.is_cordoned,
+            turns=self.home.turns, facts=self.facts.current(), moves_out=len(self.migrations.open),
+            moves_in=len(self.copies.by_agent), moved=self.migrations.ended["completed"], moves=self.migrations.in_words(),
+            **announced,
         )  # fmt: skip
 
     # ---- requests --------------------------------------------------------------------------------------------
@@ -297,10 +313,12 @@ class Node:
             **self._questions.handlers,
             **self.orders.handlers,
             **self._reads.handlers,
+            **self.plans.handlers,
+            ReadMetrics: lambda _: read_metrics(self),
             requests.Spawn: self.creation.spawn,
             requests.Migrate: self.migrations.start,
             requests.Predict: lambda request: preview.predict(self.migrations, request.agent, request.to),
-            requests.Abort: lambda request: self.migrations.abort(request.agent),
+            requests.Abort: lambda request: self.migrations.abort(request.agent, request.migration),
             requests.Prepare: self._prepare,
             requests.Copy: self.copies.reach,
             requests.Release: lambda request: self.copies.release(request.agent, request.migration),

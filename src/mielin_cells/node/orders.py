@@ -158,7 +158,7 @@ class Orders:
         if wanted is None:
             raise UsageError(f"There is no order {order!r}; there are suspend, pause, resume and terminate.")
         if wanted is AgentState.RUNNING and agent in self._activations.unloadable:
-            return await self._adoption.take_again(agent)
+            await self._adoption.take_again(agent)  # behind it the log may say that the agent is suspended
         return await self._with(agent, partial(self._enter, order, reason, wanted))
 
     async def _enter(self, order: str, reason: str, wanted: AgentState, activation: Activation) -> str:

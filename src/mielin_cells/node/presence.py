@@ -9,7 +9,8 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from mielin_cells.membership import table
-from mielin_cells.membership.members import Announcement, AnyRecord, Serving, Status, Table
+from mielin_cells.membership.announcement import Announcement
+from mielin_cells.membership.members import AnyRecord, Serving, Status, Table
 
 if TYPE_CHECKING:
     from mielin_cells.node.activation.activation import Activations
@@ -25,15 +26,17 @@ class Presence:
 
     def __init__(
         self, activations: Activations, again: Callable[[Callable[[], Coroutine[Any, Any, None]]], Awaitable[None]],
-        ended: Callable[[int], None], uncordoned: Callable[[], None],
+        ended: Callable[[int], None], uncordoned: Callable[[], None], changed: Callable[[Table], None] = lambda _: None,
     ) -> None:  # fmt: skip
+        """`changed` is called whenever the log of the members has grown."""
         self._activations = activations
         self._home = activations.home
         self._members = activations.members
         self._again = again
         self._ended = ended
         self._uncordoned = uncordoned
-        self._is_cordoned = False
+        self._tell = changed
+        self._is_cordoned = self.is_reserved = False
         self._is_leaving = False
         self._refuting: asyncio.Task[None] | None = None
         self.is_starting = True
@@ -44,10 +47,16 @@ class Presence:
         """True while the node keeps the agents that it has, and takes no others."""
         return self._is_cordoned or self._is_leaving
 
+    @property
+    def is_closed(self) -> bool:
+        """True while the node takes no agents that are moved to it by name either."""
+        return self.is_cordoned and not (self.is_reserved and not self._is_leaving)
+
     async def join(self, about: Announcement, nonce: bytes) -> None:
         """Takes the next incarnation of the node's name.  Raises a `RetryError` while the store does not answer."""
         me = await table.enter(self._members, self._home.name, about, nonce)
         self._home.incarnation, self._is_cordoned = me.incarnation, me.is_cordoned
+        self.is_reserved = me.is_reserved
 
     async def serve(self) -> None:
         """The node has taken its agents."""
@@ -102,6 +111,7 @@ class Presence:
         me = table.get(name)
         if self._activations.is_stopping:
             return
+        self._tell(table)
         if me is not None and me.incarnation > mine:
             logger.error(
                 "node %s was started again as incarnation %d: this process, incarnation %d, stops at once; "
@@ -120,6 +130,7 @@ class Presence:
             if me.status in (Status.SUSPECTED, Status.DOUBTED) and (self._refuting is None or self._refuting.done()):
                 logger.warning("node %s was not heard by others, and says that it lives", name)
                 self._refuting = self._home.start(self._say())
+            self.is_reserved = me.is_reserved
             self._note_cordon(me.is_cordoned)
 
     def _note_cordon(self, is_cordoned: bool) -> None:

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 from mielin_cells.agents.reports import AgentInfo, CallInfo, NodeInfo, TimerInfo
 from mielin_cells.errors import UNLOADABLE, UNUSABLE, CellError, StoreFull, from_wire, storable
 from mielin_cells.log.delta import born
+from mielin_cells.log.inboxes.lines import end_of
 from mielin_cells.log.ledger import Verdict
 from mielin_cells.log.lifecycle import AgentState
 from mielin_cells.membership.heartbeat import Listener
+from mielin_cells.node.activation.calls.circles import awaited
 from mielin_cells.node.activation.context import LATER
 from mielin_cells.node.activation.priorities.listing import list_calls
 from mielin_cells.redaction import scrubbed
@@ -158,7 +160,8 @@ class Questions:
             activation.reply(reminder.reply_to, sender, known)
         if error is not None and (not known or isinstance(error, StoreFull)):
             raise error  # not of what it has answered before, unless that has to wait for the commit that finds no room
-        return answers.AskStatus(missing if activation.is_idle else [], why)
+        waits_for = awaited(activation.asks, end_of(sender))
+        return answers.AskStatus(missing if activation.is_idle else [], why, waits_for)
 
     def cause(self, agent: str) -> CellError | None:
         """Why an agent of this node cannot answer before somebody intervenes; None if it can."""

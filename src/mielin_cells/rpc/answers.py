@@ -32,6 +32,9 @@ class Beat(msgspec.Struct, array_like=True, frozen=True):
     agents: int = 0
     has_copies: bool = False
     """It keeps standby copies."""
+    facts: bytes = b""
+    """What it measures of itself (`policy.facts.packed`), if that differs noticeably from what the table of members says; else empty.
+    Bytes, so that a heartbeat is heard whatever they are."""
 
 
 class InboxRoom(msgspec.Struct, array_like=True, frozen=True):
@@ -123,6 +126,8 @@ class UndoPlan(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     reasons: list[str] = []
     trouble: str = ""
     """Why the chosen node has not claimed the agent, although the undo is done."""
+    kinds: list[str] = []
+    """The kind of each of the reasons, as `migration.refusal` names it."""
 
 
 class ReplayProgress(msgspec.Struct, array_like=True, frozen=True):
@@ -149,6 +154,8 @@ class AskStatus(msgspec.Struct, array_like=True, frozen=True):
     """Numbers that the owner, which is idle, has never seen; None if no owner can be asked now."""
     why: str
     """Why there is no answer, as far as it is known; for people."""
+    waits_for: list[str] = []
+    """The agents that have been asked in the turn that runs there, and have not answered; some of them, if they are many."""
 
 
 class Row(msgspec.Struct, kw_only=True):

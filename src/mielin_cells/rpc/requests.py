@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import typing
-from typing import Any, Generic, Protocol, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 
@@ -29,18 +29,16 @@ from mielin_cells.rpc.answers import (
     InboxRoom,
     Progress,
 )
+from mielin_cells.rpc.metrics import MetricsRequest
 from mielin_cells.rpc.pages import PAGE_MAX, Which
+from mielin_cells.rpc.plans import PlanRequest
+from mielin_cells.rpc.request import Request as Request  # noqa: PLC0414 - for all that import it from here
 from mielin_cells.store.reader import Seen
 
 R = TypeVar("R")
-R_co = TypeVar("R_co", covariant=True)
 
 WireError: TypeAlias = tuple[str, str, dict[str, str | int | float | bool | list[str] | None]]
 """An error as `CellError.to_wire` writes it and `errors.from_wire` reads it."""
-
-
-class Request(msgspec.Struct, Generic[R_co], array_like=True, frozen=True, tag=True):
-    """A request that a node answers with an `R`."""
 
 
 class Ping(Request[NodeInfo], frozen=True):
@@ -63,6 +61,8 @@ class Spawn(Request[bool], frozen=True):
     state: StateDelta
     born: bytes = b""
     parent: Parent | None = None
+    policy: Policy | None = None
+    """Of this agent; None: as its class says."""
 
 
 class ListAgents(Request[list[AgentInfo]], frozen=True):
@@ -187,6 +187,8 @@ class Abort(Request[str], frozen=True):
     """Cancel the agent's open migration; answers its id."""
 
     agent: str
+    migration: str = ""
+    """Only this one; "": whichever is open."""
 
 
 class Predict(Request[answers.Prediction], frozen=True):
@@ -212,34 +214,9 @@ class Prepare(Request[answers.Preparation], frozen=True):
     version: int
     state_bytes: int
     epoch: int
-    architectures: list[str] = []
+    architectures: list[str] = []  # noqa: RUF012 - a struct copies it
     is_dry: bool = False
     """Only asked: nothing is reserved."""
-
-
-class Planned(Protocol):
-    """An agent as it is described to a node that may take it: a fold has these names, too."""
-
-    @property
-    def agent(self) -> str: ...
-    @property
-    def cls(self) -> str: ...
-    @property
-    def version(self) -> int: ...
-    @property
-    def epoch(self) -> int: ...
-    @property
-    def size_bytes(self) -> int: ...
-    @property
-    def policy(self) -> Policy: ...
-
-
-def prepare(agent: Planned, source: str, migration: str = "dry run") -> Prepare:
-    """The agent as its source describes it."""
-    return Prepare(
-        agent.agent, migration, source, agent.cls, agent.version, agent.size_bytes, agent.epoch,
-        list(agent.policy.preferred_architectures), is_dry=migration == "dry run",
-    )  # fmt: skip
 
 
 class Copy(Request[CopyReport], frozen=True):
@@ -273,6 +250,8 @@ class Claim(Request[bool], frozen=True):
     """Where the agent's log ended when the sender read it, so that the node need not ask again."""
     on_order: bool = False
     """An operator says that `of` is gone; otherwise the node claims only if the table of members says so."""
+    asks_policy: bool = False
+    """An agent whose policy decides where it runs is refused with `NotPlaced`, and chosen a place for first."""
 
 
 class Claims(Request[list[WireError | None]], frozen=True):
@@ -345,7 +324,7 @@ class ReadDrain(Request[DrainProgress], frozen=True):
 AnyRequest: TypeAlias = (
     Ping | ListBeats | Spawn | ListAgents | ListIds | ShowAgent | Order | ListCalls | CountWaiting | Remind | ReadArguments | ReadState
     | PurgeLetters | ListTimers | CancelTimer | Migrate | Abort | Predict | ReadAudit | Prepare | Copy | Release | Claim | Claims
-    | Look | Undo | Read | ReadReplay | SetCopies | Follow | ListCopies | PlanDrain | Drain | ReadDrain
+    | Look | Undo | PlanRequest | MetricsRequest | Read | ReadReplay | SetCopies | Follow | ListCopies | PlanDrain | Drain | ReadDrain
 )  # fmt: skip
 
 

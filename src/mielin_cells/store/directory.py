@@ -141,6 +141,10 @@ class Directory:
         by_key = self._by_value[needs.name]
         return sorted(set().union(*(by_key.get(key, ()) for key in needs.keys)))
 
+    def ids_of(self, cls: str) -> list[str]:
+        """The agents of the class that have attributes, in order; not to be changed."""
+        return self._ids(cls)
+
     def _ids(self, cls: str) -> list[str]:
         ids = self._sorted.get(cls)
         if ids is None:

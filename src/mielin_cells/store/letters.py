@@ -68,14 +68,15 @@ async def read_letters(log: Log, agent: str) -> tuple[Fold, list[DeadLetter]]:
     fold = await load(log, agent)
     dead = list(fold.ledger.dead)
     if fold.phase is Phase.TERMINATED:
-        async for letter in _unread(log, fold):
+        async for letter in read_unread(log, fold):
             dead.append(letter)
             if len(dead) >= DEAD_LETTERS_MAX:
                 break
     return fold, dead
 
 
-async def _unread(log: Log, fold: Fold) -> AsyncIterator[DeadLetter]:
+async def read_unread(log: Log, fold: Fold) -> AsyncIterator[DeadLetter]:
+    """The messages in the agent's inboxes that it has not taken, as if they were dead letters; a damaged entry has no handler."""
     for priority in reversed(PRIORITIES):
         place = fold.ledger if priority == NORMAL else (fold.ledger.inboxes or {}).get(priority, InboxPlace())
         inbox, at = inbox_subject(fold.agent, priority), place.cursor

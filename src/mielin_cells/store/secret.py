@@ -9,7 +9,8 @@ from mielin_cells.errors import RecordInvalid
 from mielin_cells.log.codec import framed, unframed
 from mielin_cells.log.ids import SECRET
 from mielin_cells.log.waits.tokens import SECRET_BYTES
-from mielin_cells.substrate.ports import Appended, Conflict, Log
+from mielin_cells.substrate.ports import Appended, Conflict, Entry, Log
+from mielin_cells.substrate.retry import whole
 from mielin_cells.tasks.supervision import Backoff
 
 
@@ -28,7 +29,7 @@ class Secret:
         """Raises what the store raises, and a `RecordInvalid` if it holds no secret that can be read."""
         if not self._known:
             last = await self._log.last(SECRET)
-            self._known = _read(last.data) if last is not None else await self._agreed()
+            self._known = await self._whole(last) if last is not None else await self._agreed()
         return self._known
 
     async def _agreed(self) -> bytes:
@@ -42,8 +43,12 @@ class Secret:
             if isinstance(outcome, Conflict):
                 last = await self._log.settled(SECRET)
                 if last is not None:
-                    return _read(last.data)
+                    return await self._whole(last)
             await backoff.wait()
+
+    async def _whole(self, entry: Entry) -> bytes:
+        """Its bytes may have been damaged on their way: a handler that opens a wait must not fail of that."""
+        return await whole(self._log, SECRET, entry, _read)
 
 
 def _read(data: bytes) -> bytes:

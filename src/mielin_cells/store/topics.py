@@ -9,12 +9,15 @@ from typing import NamedTuple
 from mielin_cells import tracing
 from mielin_cells.agents.topics.calls import since_s, starts
 from mielin_cells.agents.topics.messages import Published, Since, TopicGap
-from mielin_cells.errors import RecordInvalid, StoreUnreachable
+from mielin_cells.errors import MessageTooLarge, RecordInvalid, StoreUnreachable
 from mielin_cells.log.ids import TOPICS
 from mielin_cells.log.message import sender_text
 from mielin_cells.log.topics.names import check_pattern, matches, scan_pattern, subject_of, topic_of
+from mielin_cells.log.topics.outside import check_outside
 from mielin_cells.log.topics.posts import End, Post, Posting, Value, decode_post, encode_post, end_of, is_kept
 from mielin_cells.log.topics.subs import Sub, Subs
+from mielin_cells.settings import MESSAGE_BYTES_MAX
+from mielin_cells.store.outside import follow_outside
 from mielin_cells.substrate.ports import Appended, Entry, Found, Log, Unknown
 from mielin_cells.substrate.retry import whole
 from mielin_cells.tasks.signal import Signal
@@ -40,8 +43,13 @@ async def publish(
     """Publishes one message from outside, behind the last one of this publisher, whichever process published that.
 
     The nonce tells whether an append whose answer was lost has landed.  Raises what the store raises while it is certain that
-    nothing was stored.
+    nothing was stored, and `MessageTooLarge`.
     """
+    if len(value) > MESSAGE_BYTES_MAX:
+        raise MessageTooLarge(
+            f"A message to topic {topic!r} has {len(value)} bytes; the limit is {MESSAGE_BYTES_MAX}.",
+            limit=MESSAGE_BYTES_MAX, size=len(value),
+        )  # fmt: skip
     subject, posting, backoff = subject_of(topic, publisher), Posting(publisher, topic), Backoff()
     posting.end, trace = await read_end(log, subject, is_settled=False), tracing.outgoing()
     stored = Value.of(value, 0, trace.text if trace is not None else "")
@@ -114,13 +122,18 @@ async def list_topics(log: Log, pattern: str) -> list[TopicInfo]:
 
 
 async def follow(
-    log: Log, pattern: str, since: Since, now: float, poll_s: float
+    log: Log, pattern: str, since: Since, now: float, poll_s: float, stream: str | None = None
 ) -> AsyncIterator[tuple[Published, bytes] | TopicGap]:
-    """What is published to the topics that match, for ever, by the rules of a subscription.  Nothing is kept of it.
+    """What is published to the topics that match, or stored in a stream of another system, for ever, by the rules of a subscription.
+    Nothing is kept of it.
 
     Raises `TopicInvalid`, and what the store raises.
     """
     check_pattern(pattern)
+    if stream is not None:
+        async for one in follow_outside(log, check_outside(stream, pattern), since, now, poll_s):
+            yield one
+        return
     since_at = since_s(since, now)
     start = starts(since, await log.topic_ends())
     sub = Sub(pattern, "", "", start, since_at, [*start])

@@ -13,6 +13,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequ
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
+from mielin_cells.log.topics.outside import Extent, Foreign
+
 ENTRY_BYTES_MAX = 768 * 1024
 """The largest entry an adapter must take.  NATS allows 1 MiB for headers and body together by default; above it a
 server drops the connection, so we stay clear of it.  Larger data is cut into parts (`substrate.parts`)."""
@@ -93,8 +95,35 @@ class Subscription(Protocol):
         """No call is made after it.  Repeating it is harmless."""
 
 
+class Outside(Protocol):
+    """Streams that other systems write, in the same server.  They are read: nothing is written to them, changed or made."""
+
+    async def extent(self, stream: str) -> Extent:
+        """Which stream it is and what it holds, by its leader.  Raises `NoSuchStream`."""
+
+    async def read(
+        self, stream: str, pattern: str, after: int, limit: int, *, is_settled: bool = False
+    ) -> list[Foreign]:
+        """Up to `limit` messages behind `after` whose subjects match, in order.  Raises `NoSuchStream`.
+
+        May miss the newest (a stale replica); with `is_settled` the leader answers, with one message at most.
+        """
+
+    async def find(self, stream: str, extent: Extent, at: float) -> int:
+        """The position behind which all messages are that were stored at this time (wall seconds of the server) or later."""
+
+    async def watch(self, stream: str, pattern: str, wake: Callable[[], None]) -> Subscription | None:
+        """Calls `wake` once, on the event loop, when a message of these subjects may have been stored: a hint, which may come early
+        or be lost.  None: such messages cannot be heard, and have to be looked for.
+        """
+
+
 class Log(Protocol):
     """Durable ordered entries per subject."""
+
+    @property
+    def outside(self) -> Outside | None:
+        """None: this store has no streams of other systems."""
 
     async def append(self, subject: str, data: bytes, expect: int | None = None, owner: str | None = None) -> Outcome:
         """Stores `data` as the subject's next entry, if the subject's last sequence is `expect` (0: no entry; None: whatever it is).

@@ -107,6 +107,13 @@ class BufferedTail:
         finally:
             self._waiter = None
 
+    def expect_news(self) -> None:
+        """What its reader wants is appended later than now, so the store is not read first.
+
+        What was appended behind its place before now is read when the next entry comes, which says what was before it.
+        """
+        self._behind = False
+
     def push(self, entry: Entry, previous: int | None = None) -> None:
         """The next entry of the subject; `previous` is the subject's sequence before it, if the log reports that."""
         if self._behind:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 
-from mielin_cells.substrate.ports import Entry, Found, Log, Outcome, Source, Subscription, Tail
+from mielin_cells.substrate.ports import Entry, Found, Log, Outcome, Outside, Source, Subscription, Tail
 
 
 class ForwardedLog:
@@ -15,6 +15,10 @@ class ForwardedLog:
 
     def called(self, what: str, subject: str) -> None:
         """For a subclass that counts calls or raises."""
+
+    @property
+    def outside(self) -> Outside | None:
+        return self.log.outside
 
     async def append(self, subject: str, data: bytes, expect: int | None = None, owner: str | None = None) -> Outcome:
         self.called("append", subject)

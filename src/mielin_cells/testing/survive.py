@@ -126,7 +126,21 @@ class Broken(AssertionError):
 
 
 class Survival:
-    """Plays stories.  What the last `run` came to is in `counts`: faults, moves, failovers, by kind."""
+    """Plays stories.  What the last `run` came to is in `counts`: faults, moves, failovers, by kind.
+
+    >>> from mielin_cells.testing.survive import Play, Survival
+    >>> async def a_day(world: Play) -> None:
+    ...     shop = await world.spawn(Till, "shop")
+    ...     for _ in range(5):
+    ...         await world.call(shop.sell, 100)
+    ...     await world.migrate(shop)
+    ...
+    >>> async def books_are_right(world: Play) -> None:
+    ...     total = await world.surely(world.cluster.get(Till, "shop").sell, 0)
+    ...     assert 100 * world.acknowledged <= total <= 100 * (world.acknowledged + world.unknown)
+    ...
+    >>> Survival().run(a_day, seeds=3, invariant=books_are_right)
+    """
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()

@@ -87,16 +87,16 @@ def test_annotations_that_are_read_late_are_fields_and_resolved_at_first_use(mon
     names: dict[str, Any] = {}
 
     def later() -> Any:
-        if "Stamp" not in names:
-            raise NameError("name 'Stamp' is not defined", name="Stamp")
-        return names["Stamp"]
+        if "NowhereDefined" not in names:
+            raise NameError("name 'NowhereDefined' is not defined", name="NowhereDefined")
+        return names["NowhereDefined"]
 
     lazily = {"count": lambda: int, "stamp": later, "shared": lambda: ClassVar[int], "_own": later}
     cls = type("LateAlbum", (cells.Agent,), {"__lazily__": lazily, "count": 3, "shared": 5})
     assert cls.__dict__["shared"] == 5
-    with pytest.raises(cells.FieldRefused, match="name 'Stamp' is not defined"):
+    with pytest.raises(cells.FieldRefused, match="name 'NowhereDefined' is not defined"):
         spec_of(cls)
-    names["Stamp"] = tuple[str, int]
+    names["NowhereDefined"] = tuple[str, int]
     spec = spec_of(cls)
     assert {name: field.type for name, field in spec.fields.items()} == {"count": int, "stamp": tuple[str, int]}
 

@@ -32,7 +32,7 @@ async def moved(cluster: cells.Cluster) -> tuple[Applicant, str]:
 async def begun(cluster: cells.Cluster, migration: str) -> asyncio.Task[Any]:
     """An undo, which is over once the messages are taken again: here, once the turn that waits has ended."""
     undone = asyncio.create_task(cluster.rollback(migration))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while (await cluster.show("desk")).node != "node-1":
             await asyncio.sleep(0.005)
     return undone

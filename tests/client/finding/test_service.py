@@ -44,7 +44,7 @@ async def opened(request: pytest.FixtureRequest, server: Server) -> AsyncIterato
     async with deployment("node-1", "node-2", settings=QUICK, on=on) as made:
         for n in range(4):
             await made.client.on(f"node-{n % 2 + 1}").spawn(Worker, f"w{n}")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while await made.client.find(Worker, where="exists(kind)").count() < 4:
                 await asyncio.sleep(0.01)
         yield made

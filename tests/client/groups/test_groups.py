@@ -16,7 +16,7 @@ from mielin_cells.cli.groups import commands
 from mielin_cells.cli.show import Printer
 from mielin_cells.client.client import Client
 from mielin_cells.client.operator import Operator
-from mielin_cells.errors import GroupRefused
+from mielin_cells.errors import GroupRefused, WireTimeout
 from mielin_cells.groups import Group, Team
 
 QUICK = cells.Settings(reconcile_s=0.5, probation_s=1.0, ask_timeout_s=10.0)
@@ -95,7 +95,7 @@ async def ids(team: Team[Hand], role: str = "") -> list[str]:
 
 
 async def until_all(client: Client, count: int, wanted: list[int]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         for n in range(count):
             while await client.get(Hand, f"h{n}").show() != wanted:
                 await asyncio.sleep(0.01)
@@ -246,6 +246,83 @@ async def test_an_order_is_carried_out_for_all_or_taken_back(opened: Deployment)
     assert report.done == agents[:3]
     with pytest.raises(cells.AgentTerminated):
         await client.get(Hand, "h0").show()
+
+
+@pytest.mark.parametrize("lost", ["the answer", "the order"])
+async def test_an_order_of_which_nobody_knows_whether_it_was_carried_out_is_taken_back_too(
+    opened: Deployment, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    """The member stayed suspended, and the report said that all was put back."""
+    client, suspend, migrate = opened.client, Client.suspend, Client.migrate
+    await crew_of(client, 3)
+    agents = ["h0", "h1", "h2"]
+
+    def fails_at(agent: str, what: str) -> bool:
+        return agent == "h1" and lost == what
+
+    async def suspended(self: Client, agent: Any, /, reason: str = "") -> None:
+        if not fails_at(agent, "the order"):
+            await suspend(self, agent, reason)
+        if agent == "h1":
+            raise WireTimeout("Node node-2 did not answer.")
+
+    async def migrated(self: Client, agent: Any, to: str | None = None) -> Any:
+        report = None if fails_at(agent, "the order") and to != "node-2" else await migrate(self, agent, to=to)
+        if agent == "h1" and to != "node-2":
+            raise WireTimeout("Node node-2 did not answer.")
+        return report
+
+    monkeypatch.setattr(Client, "suspend", suspended)
+    monkeypatch.setattr(Client, "migrate", migrated)
+    before = [(await client.show(agent)).node for agent in agents]
+    for order, to in (("suspend", None), ("migrate", "node-1")):
+        report = await client.order_all(agents, order, to=to)  # type: ignore[arg-type]
+        assert list(report.failed) == ["h1"]
+        assert "h1" in report.undone
+        assert (report.done, report.stuck) == ([], {})
+        infos = [await client.show(agent) for agent in agents]
+        assert ([info.state for info in infos], [info.node for info in infos]) == (["Running"] * 3, before)
+
+
+async def test_a_member_that_came_to_another_node_than_ordered_is_put_back_with_the_others(
+    opened: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A recovery may complete a move on another node than the one that was named (found by the simulator, I40)."""
+    client = opened.client
+    _ = await opened.start("node-3")
+    await crew_of(client, 3)
+    agents, migrate = ["h0", "h1", "h2"], Client.migrate
+
+    async def recovered(self: Client, agent: Any, to: str | None = None) -> Any:
+        return await migrate(self, agent, to="node-1" if (agent, to) == ("h1", "node-3") else to)
+
+    monkeypatch.setattr(Client, "migrate", recovered)
+    report = await client.order_all(agents, "migrate", to="node-3")
+    assert list(report.failed) == ["h1"]
+    assert "it went to node-1, and is back on node-2" in report.failed["h1"]
+    assert (report.done, report.stuck) == ([], {})
+    assert [(await client.show(agent)).node for agent in agents] == ["node-1", "node-2", "node-1"]
+
+
+async def test_a_member_that_could_not_be_moved_back_to_its_node_counts_as_stuck(
+    opened: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A recovery may complete the move back on another node, too; it counted as put back (found by the simulator, I40)."""
+    client = opened.client
+    _ = await opened.start("node-3")
+    await crew_of(client, 2)
+    migrate = Client.migrate
+
+    async def recovered(self: Client, agent: Any, to: str | None = None) -> Any:
+        if (agent, to) == ("h1", "node-3"):
+            raise cells.errors.MigrationFailed("It failed.")
+        return await migrate(self, agent, to="node-2" if (agent, to) == ("h0", "node-1") else to)
+
+    monkeypatch.setattr(Client, "migrate", recovered)
+    report = await client.order_all(["h0", "h1"], "migrate", to="node-3")
+    assert (report.done, report.undone, list(report.failed)) == ([], ["h1"], ["h1"])  # h1 has not left its node
+    assert "could not be moved back to node-1; it runs on node-2" in report.stuck["h0"]
+    assert (await client.show("h0")).node == "node-2"
 
 
 async def test_the_command_line_shows_changes_and_orders_groups(

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import msgspec
 import pytest
+from support.agent_log import after, claimed, commit, committed, undone
 
 from mielin_cells.errors import RecordInvalid, TopicInvalid
+from mielin_cells.log.fold import Fold
+from mielin_cells.log.records import AnyRecord
 from mielin_cells.log.rules import wrong_topics
 from mielin_cells.log.topics.names import (
     check_pattern,
@@ -20,7 +24,7 @@ from mielin_cells.log.topics.names import (
     topic_of,
 )
 from mielin_cells.log.topics.posts import POST_MESSAGES_MAX, End, Post, Posting, Value, decode_post, encode_post
-from mielin_cells.log.topics.subs import Gap, Sub, Subs, Subscribed, Took, Unsubscribed, after_undo
+from mielin_cells.log.topics.subs import Gap, Sub, Subs, Subscribed, Took, TopicChange, Unsubscribed, after_undo
 from mielin_cells.settings import MAIL_BYTES_MAX
 from mielin_cells.substrate.patterns import matcher
 
@@ -376,3 +380,86 @@ def test_a_subscription_whose_end_was_undone_goes_on_where_it_ended() -> None:
     now.apply(Unsubscribed(KEY))
     after = after_undo(back, now, ended)
     assert [(sub.cursor, sub.parked) for sub in after] == [([1], "")]
+
+
+def taken_back() -> Subs:
+    """As after an undo: two subscriptions of one handler, of which the turns that are taken again have made one."""
+    now = subs()
+    now.apply(Subscribed(Sub(">", "h", "", [0], 0.0, [0])))
+    read(now, P1, Q1, P2, key="h >")
+    read(now, P1, Q1)
+    undone = Subs({sub.key: sub for sub in after_undo(None, now, {})})
+    undone.apply(Subscribed(Sub("t", "h", "", [77], 0.0, [77])))
+    return undone
+
+
+@pytest.mark.parametrize("pattern", ["t", ">"])
+def test_an_end_that_is_taken_again_takes_no_position_away(pattern: str) -> None:
+    undone = taken_back()
+    undone.apply(Unsubscribed(KEY, again=True))
+    assert undone.live() == []
+    undone.apply(Subscribed(Sub(pattern, "h", "", [77], 0.0, [77])))
+    assert [(sub.pattern, sub.cursor) for sub in undone.live()] == [(pattern, [3 if pattern == ">" else 2])]
+    undone.replayed()
+    assert {sub.parked for sub in undone.by_key.values()} == {"", "ended"}
+
+
+def test_nothing_is_kept_of_what_was_not_made_again() -> None:
+    undone = taken_back()
+    undone.apply(Unsubscribed(KEY, again=True))
+    undone.replayed()
+    assert undone == Subs()
+
+
+def test_an_end_that_an_earlier_version_wrote_does_what_it_did_there() -> None:
+    """Its digests hold what that version had: the positions of the handler go with its last live subscription."""
+    old = msgspec.msgpack.decode(b"\x91\x92\xacunsubscribed\xa3h t", type=list[TopicChange])
+    assert old == [Unsubscribed(KEY)]
+    undone = taken_back()
+    undone.apply(old[0])
+    assert undone == Subs()
+
+
+def upto(records: list[tuple[int, AnyRecord]]) -> Fold:
+    fold = after()
+    for seq, record in records:
+        fold.apply(seq, record)
+    return fold
+
+
+@pytest.mark.parametrize(
+    ("later", "stands"),
+    [
+        ((), ([20], [25], {"p": 2})),
+        ((Subscribed(Sub("t", "h", "", [40], 0.0, [40])),), ([40], [40], {})),
+        (
+            (Subscribed(Sub("t", "h", "", [40], 0.0, [40])), Took(KEY, 0, 45, "q", 1, 1, 0), Unsubscribed(KEY)),
+            ([40], [45], {"q": 1}),
+        ),
+    ],
+)
+def test_a_second_undo_goes_on_where_the_latest_subscription_was_also_if_the_first_undo_took_it_back(
+    later: tuple[TopicChange, ...], stands: tuple[list[int], list[int], dict[str, int]]
+) -> None:
+    """What it took is in the inbox, and came twice from where the subscription before it was ended."""
+    changes: list[TopicChange] = [
+        Subscribed(Sub("t", "h", "", [0], 0.0, [0])), Took(KEY, 0, 10, "p", 1, 1, 0), Unsubscribed(KEY),
+        Subscribed(Sub("t", "h", "", [20], 0.0, [20])), Took(KEY, 0, 25, "p", 2, 1, 0),
+    ]  # fmt: skip
+    seen, fold = list[tuple[int, AnyRecord]](), after()
+
+    def lands(record: AnyRecord) -> None:
+        seen.append((fold.seq + 1, record))
+        fold.apply(*seen[-1])
+
+    for change in changes:
+        lands(committed(fold, commit(changes=[change])))
+    lands(undone(fold, upto(seen[:3]), *seen[3:]))
+    assert fold.ledger.topics == Subs(), "no turn has made it again"
+    lands(claimed(fold))
+    for change in later:
+        lands(committed(fold, commit(changes=[change])))
+    subs = undone(fold, upto(seen[:1]), *seen[1:]).subs
+    assert subs is not None
+    assert [(sub.start, sub.cursor, sub.marks) for sub in subs] == [stands]
+    assert subs[0].parked == ""

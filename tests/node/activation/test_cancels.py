@@ -126,7 +126,7 @@ async def cancelled(task: asyncio.Task[object]) -> None:
 
 
 async def until(is_true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not is_true():
             await asyncio.sleep(0.005)
 

@@ -18,7 +18,7 @@ from mielin_cells.agents.reference import make_ref
 from mielin_cells.errors import Expired
 from mielin_cells.log.commit import ReplayInput
 from mielin_cells.log.ledger import Ledger
-from mielin_cells.log.message import Mail, Message, Terms, client_sender
+from mielin_cells.log.message import Mail, Message, Terms
 from mielin_cells.log.undo import _Past
 from mielin_cells.settings import DEAD_LETTERS_MAX
 from mielin_cells.store.clock import StoreClock
@@ -294,20 +294,26 @@ async def _say(booth: Booth, what: str) -> int:
     return await booth.say(what)
 
 
-async def test_many_expired_messages_leave_a_bounded_number_of_dead_letters_and_the_agent_goes_on() -> None:
+async def test_many_expired_messages_leave_few_dead_letters_and_lines_and_the_agent_goes_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "mielin_cells.intake")
     count = 20 * DEAD_LETTERS_MAX
     async with deployment("node-1", settings=cells.Settings(inbox_max=2 * count)) as d:
         booth, log = await d.client.spawn(Booth, "b"), d.substrate.log
         session = d.client.session("b", "many")
-        sender, terms = client_sender("flood"), Terms(1.0)
+        sender, terms = "flood", Terms(1.0)
         for first in range(1, count, 1000):
             messages = [Message(n, "say", b"\x81\xa4what\xa1x", terms=terms) for n in range(first, first + 1000)]
-            await store_mail(log, Mail("b", "DeadlineBooth", sender, 0, first, "r.x", messages))
+            await store_mail(log, Mail("b", "DeadlineBooth", sender, 0, first, "", messages))
         assert await booth.say("after") == 1
         fold = await load(log, "b")
         assert len(fold.ledger.dead) == DEAD_LETTERS_MAX
+        assert {letter.cause.partition(":")[0] for letter in fold.ledger.dead} == {"Expired"}
         assert fold.ledger.size_bytes < 1 << 20
         session.close()
+    lines = [record.getMessage() for record in caplog.records if "did not run" in record.getMessage()]
+    assert 0 < len(lines) < count // 100, "one a second, not one a message"
 
 
 @pytest.mark.parametrize("deadline", [0, -1, -0.5, float("nan"), float("inf"), "1", True, 1e10])

@@ -13,11 +13,13 @@ import pytest
 import mielin_cells as cells
 from mielin_cells.agents.reference import classes, make_ref
 from mielin_cells.client.client import Client
+from mielin_cells.log.ids import inbox_subject
+from mielin_cells.log.message import Mail, Message, client_sender, encode_mail
 from mielin_cells.node.node import Node
 from mielin_cells.store.reader import load
 from mielin_cells.substrate.embedded import Embedded
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 SLOW = cells.Settings(retry_first_s=0.1, reconcile_s=600.0)
 LATE = cells.Settings(retry_first_s=600.0, reconcile_s=600.0)
 """What failed waits longer than any test: unless something wakes it, it is not run again."""
@@ -255,3 +257,27 @@ async def test_an_undo_takes_messages_again_in_the_order_in_which_they_were_take
         assert await _ask(two, "n") == ["b1", "a1"]
         assert ran == ["b1", "a1"]
         assert running["node-1"].activations.live["n"].fold.ledger.held == []
+
+
+async def test_after_an_undo_later_entries_stay_behind_one_of_which_a_part_was_taken_before() -> None:
+    """Seed 1081616: a client's third call ran before its second, which was in one entry with the first."""
+    async with nodes("node-1", "node-2", settings=SLOW) as (one, two, _):
+        notary = await one.on("node-1").spawn(Notary, "n")
+        assert await notary.all.options(priority="high")() == []  # with a second inbox each message is chosen anew
+        move = await one.migrate(notary, to="node-2")
+        broken.add("a1")
+        for words in ({1: "a1", 2: "a2"}, {3: "a3"}):
+            messages = [Message(n, "say", _args(word)) for n, word in words.items()]
+            mail = Mail("n", "Notary", client_sender("sender"), 1, 1, "", messages)
+            await one.log.append(inbox_subject("n"), encode_mail(mail))
+        await until_ran("a1")
+        await two.session("n").tell("Notary", "say", _args("b1"))
+        await until_ran("b1")
+        broken.symmetric_difference_update(("a1", "a2"))
+        await until_ran("a2")
+        ran.clear()
+        assert (await one.rollback(move.migration)).ok
+        await until_ran("a2")
+        assert ran[:3] == ["b1", "a1", "a2"]
+        broken.clear()
+        await until(notary, ["b1", "a1", "a2", "a3"])

@@ -17,7 +17,7 @@ import mielin_cells as cells
 from mielin_cells.node.moves import source
 from mielin_cells.store.reader import load
 
-WAIT_S = 20
+WAIT_S = 60.0
 
 
 class Listener(cells.Agent):
@@ -259,8 +259,9 @@ async def test_an_agent_whose_on_stop_raises_is_in_error_and_can_be_terminated()
 # ---- state that does not load --------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("stopped_by", ["", "suspend", "pause"])
 async def test_an_agent_whose_state_does_not_load_is_in_error_with_the_reason_and_resume_tries_again(
-    tmp_path: Path,
+    tmp_path: Path, stopped_by: str
 ) -> None:
     path = tmp_path / "store.db"
 
@@ -277,6 +278,8 @@ async def test_an_agent_whose_state_does_not_load_is_in_error_with_the_reason_an
 
     async with cells.local(path=path) as cluster:
         assert await (await cluster.spawn(made(str), "l")).get() == ""  # type: ignore[attr-defined]
+        if stopped_by:  # its log still says so when it loads again, and it is resumed all the same
+            await getattr(cluster, stopped_by)("l")
     other = made(int)
     async with cells.local(path=path) as cluster:
         shown = await cluster.show("l")

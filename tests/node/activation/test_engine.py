@@ -141,7 +141,7 @@ async def test_an_ask_in_a_turn_takes_effect_once_and_its_tell_follows() -> None
 
         assert await payer.pay(payee, 4) == 4
         assert await payer.add(0) == 6
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while await payee.all() != [4, 0]:
                 pass
 

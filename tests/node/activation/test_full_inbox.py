@@ -8,11 +8,14 @@ from typing import Any
 import msgspec
 import pytest
 from support.nodes import deployment
+from support.waiting import until
 
 import mielin_cells as cells
 from mielin_cells.errors import ConfigError, FieldRefused, InboxFull
 from mielin_cells.log.commit import ReplayInput
+from mielin_cells.log.message import Mail, Message
 from mielin_cells.log.undo import _Past
+from mielin_cells.store.mail import store_mail
 from mielin_cells.store.reader import load
 
 LIMIT = 5
@@ -222,3 +225,23 @@ def test_a_class_cannot_declare_what_cannot_be(options: dict[str, Any]) -> None:
 def test_a_policy_that_is_unknown_is_refused_in_the_settings() -> None:
     with pytest.raises(ConfigError, match='"refuse", "wait" or "drop_oldest"'):
         cells.Settings(when_full="drop")  # type: ignore[arg-type]
+
+
+async def test_what_is_read_ahead_is_bounded_however_much_an_inbox_holds() -> None:
+    """A batch of the store may hold many times what is read ahead: senders that keep no limit must not fill a node's memory."""
+    limit, mails, each = 20, 60, 10
+    async with deployment("node-1", settings=cells.Settings(inbox_max=limit)) as at:
+        desk = await at.client.spawn(Desk, "d")
+        at.kill("node-1")
+        numbers = iter(range(2, mails * each + 2))
+        messages = [[Message(next(numbers), "say", b"\x81\xa1n\x01") for _ in range(each)] for _ in range(mails)]
+        for some in ([Message(1, "hold", b"\x80")], *messages):
+            await store_mail(at.substrate.log, Mail("d", "FullDesk", "another", 0, some[0].n, "", some))
+        node = await at.start("node-1")
+        await gate("in").wait()
+        inbox = node.activations.live["d"].inbox
+        await until(lambda: inbox.waiting > 2 * limit)
+        assert inbox.waiting <= 2 * limit + each
+        gate("out").set()
+        await until(lambda: inbox.are_done)
+        assert len(await desk.all()) == mails * each

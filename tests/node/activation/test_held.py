@@ -150,7 +150,7 @@ async def test_a_recorded_turn_changes_nothing_in_the_order_of_another_inbox(tmp
     assert isinstance(await store.log.append(log_subject("d"), encode_record(step), place.seq), Appended)
     await store.close()
     async with cells.local(path=path) as cluster:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while len(lines := await cluster.get(Diary, "d").all()) < 3:
                 await asyncio.sleep(0.01)
         assert lines == [1, 2, 3]
@@ -184,7 +184,7 @@ async def test_a_held_message_is_read_once_the_store_answers() -> None:
         away = second.home.log = AwayLog(log, 2)
         await second.claims.claim(requests.Claim("d", "a test"))
         assert isinstance(await log.append(inbox_subject("d"), mail(cls, 1)), Appended)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while await diary.all() != [1, 2]:
                 await asyncio.sleep(0.01)
         assert away.times == 0

@@ -122,7 +122,7 @@ async def held(desk: Desk) -> asyncio.Task[None]:
 
 
 async def until(desk: Desk, count: int) -> list[str]:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while len(said := await desk.all()) < count:
             await asyncio.sleep(0.01)
     return said
@@ -130,7 +130,7 @@ async def until(desk: Desk, count: int) -> list[str]:
 
 async def arrived(at: Deployment, agent: str, count: int) -> None:
     """So many messages wait."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while at.nodes["node-1"].activations.live[agent].inbox.waiting_in_all < count:
             await asyncio.sleep(0.005)
 
@@ -216,7 +216,7 @@ async def opened_and_not_used(at: Deployment) -> tuple[Desk, tuple[str, bytes]]:
 
     at.client.log.append = holds_back  # type: ignore[method-assign, assignment]
     telling = asyncio.ensure_future(desk.say.options(priority="high").tell("late"))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not late:
             await asyncio.sleep(0.005)
     await desk.say("on time")  # its commit passes the opening
@@ -271,7 +271,7 @@ async def test_what_waits_aside_in_one_inbox_stays_before_what_comes_when_a_turn
         await desk.fuss.tell("first")
         await desk.say.tell("second")
         inbox = at.nodes["node-1"].activations.live["d"].inbox
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while inbox.aside < 2:
                 await asyncio.sleep(0.005)
         working = asyncio.ensure_future(desk.work.options(priority="critical")())
@@ -290,7 +290,7 @@ async def test_an_agent_that_left_memory_is_woken_by_a_message_of_any_priority()
         desk, activations = await at.client.spawn(Desk, "d"), at.nodes["node-1"].activations
         for n, priority in enumerate((*LEVELS, *reversed(LEVELS)), 1):
             assert await desk.say.options(priority=priority)("x") == n
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while "d" not in activations.asleep:
                     await asyncio.sleep(0.01)
 

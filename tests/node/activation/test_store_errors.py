@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -16,6 +15,7 @@ from random import Random
 from typing import Any
 
 import pytest
+from support.depth import depth
 
 import mielin_cells as cells
 from mielin_cells.agents.context import current
@@ -55,7 +55,7 @@ ERRORS: list[Exception] = [
     RuntimeError("nobody has foreseen this"),
 ]
 
-STRIDE = 1 if os.environ.get("NTH_CALL") == "every" else 3
+STRIDE = depth(10, 3, 1)
 SETTINGS = Settings(
     ask_timeout_s=8.0, ask_repeat_s=0.5, turn_deadline_s=4.0, tries=20, pause_s=2.0, prepare_s=2.0, handover_s=0.5,
     probation_s=3.0, migration_s=10.0, reconcile_s=2.0, snapshot_records=10, regression_s=2.0,

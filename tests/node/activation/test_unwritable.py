@@ -98,7 +98,7 @@ async def test_a_record_that_cannot_be_encoded_puts_its_agent_into_error_and_a_r
         spoils.append(what)
 
         spoiled = asyncio.create_task(brittle.spoil(hoarder))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while (info := await cluster.show(brittle)).state != "Error" or "b" not in running[
                 "node-1"
             ].activations.live:

@@ -89,7 +89,7 @@ async def found(one: Any, where: str) -> list[str]:
 
 
 async def until_found(one: Any, where: str, wanted: list[str]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while await found(one, where) != wanted:
             await asyncio.sleep(0.01)
 
@@ -193,7 +193,7 @@ async def test_what_a_hook_sets_is_found_and_goes_with_the_agent(opened: Deploym
     async def homes() -> list[Any]:
         return [one.attributes async for one in cluster.find(Greeter, where="born")]
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while await homes() != [{"born": True, "home": "node-1"}]:
             await asyncio.sleep(0.01)
         await cluster.migrate("g", to="node-2")
@@ -230,14 +230,14 @@ async def test_what_a_former_owner_writes_late_does_not_stand() -> None:
         flaky.holds = True
         await parcel.put({"load": 2})
         await parcel.put({"load": 1})
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not flaky.held:
                 await asyncio.sleep(0.01)
         await opened.start("node-2")
         await cluster.claim("p", "node-2")
         await until_found(cluster, "load == 1", ["p"])
         log = opened.substrate.log
-        async with asyncio.timeout(10):  # the state is as it was, and its number is not: it is written all the same
+        async with asyncio.timeout(30):  # the state is as it was, and its number is not: it is written all the same
             while (await all_numbers(log))["p"][-1] != 3:
                 await asyncio.sleep(0.01)
         for late in flaky.held:

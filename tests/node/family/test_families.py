@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import pytest
 from support.nodes import Deployment, deployment
 
 import mielin_cells as cells
-from mielin_cells.errors import AgentInError, NameTaken, NotInTurn
+from mielin_cells.errors import AgentInError, NameTaken, NotInTurn, StoreUnreachable
 from mielin_cells.log.family.tree import Child
-from mielin_cells.node.family.kinship import Kinship
+from mielin_cells.node.family.kinship import Kinship, kinship_of
 from mielin_cells.settings import Settings
 from mielin_cells.store.reader import load
 
@@ -106,9 +107,47 @@ class RestBoss(Boss, name="FamilyRestBoss", supervision=cells.Supervision(strate
 
 
 async def until(holds: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not await holds():
             await asyncio.sleep(0.01)
+
+
+class Outage:
+    """A store that does not answer about children, so many times: more often than a step is tried."""
+
+    def __init__(self, at: Deployment, where: str, times: int = 9) -> None:
+        self.left = times
+        node = at.nodes["node-1"]
+        self._owner: Any = node.home.log if where == "last" else node.home.cluster
+        self._where, self._real = where, getattr(self._owner, where)
+        setattr(self._owner, where, self._call)
+
+    async def _call(self, what: Any, *more: Any, **options: Any) -> Any:
+        named = what if isinstance(what, str) else what.agent
+        if self.left and named.endswith("kid"):
+            self.left -= 1
+            raise StoreUnreachable("The store is away.")
+        return await self._real(what, *more, **options)
+
+    def end(self) -> None:
+        setattr(self._owner, self._where, self._real)
+
+
+@pytest.mark.parametrize("where", ["last", "make"])
+@pytest.mark.parametrize("handler", ["hire", "hire_two"])
+async def test_a_store_that_is_away_while_a_child_is_made_is_no_outcome_and_the_turn_runs_until_it_is_there(
+    where: str, handler: str
+) -> None:
+    async with deployment("node-1", settings=SETTINGS) as at:
+        boss = await at.client.spawn(Boss, "boss")
+        outage = Outage(at, where)
+        if handler == "hire":
+            assert await boss.hire("kid", work=True) == 11
+        else:
+            await boss.hire_two("kid", "second-kid")
+        assert outage.left == 0
+        outage.end()
+        assert await at.client.get(Kid, "kid").work() == (12 if handler == "hire" else 1)
 
 
 async def children(opened: Deployment, boss: str) -> dict[str, Child]:
@@ -434,6 +473,39 @@ async def test_an_order_is_carried_out_by_the_next_owner_if_the_node_died_before
         await opened.start("b")
         await until(lambda: _restarts(opened, "boss", "kid", 1))
         assert await state(opened, "kid") == "Running"
+
+
+async def test_each_order_to_a_child_waits_until_it_is_in_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seed 51000443: the log was flushed once for all, so one that came while another was carried out went ahead of its record."""
+    async with deployment("a", settings=SETTINGS) as opened:
+        boss = await opened.client.spawn(Boss, "boss")
+        kids, seen = ["kid1", "kid2"], list[str]()
+        with monkeypatch.context() as idle:
+            idle.setattr(Kinship, "kick", lambda self: None)
+            for kid in kids:
+                await boss.hire(kid)
+                await breaks(opened, kid)
+            for kid in kids:
+                await until(partial(_ordered, opened, "boss", kid))
+        activation = opened.nodes["a"].activations.live["boss"]
+        cluster: Any = activation.home.cluster
+        flush, order = type(activation).flush, type(cluster).order
+
+        async def flushed(self: Any, **how: bool) -> None:
+            if self is activation:
+                seen.append("flush")
+            await flush(self, **how)
+
+        async def ordered(self: Any, agent: str, what: str, reason: str) -> None:
+            seen.append(agent)
+            await order(self, agent, what, reason)
+
+        monkeypatch.setattr(type(activation), "flush", flushed)
+        monkeypatch.setattr(type(cluster), "order", ordered)
+        kinship_of(activation).kick()
+        for kid in kids:
+            await until(partial(_restarts, opened, "boss", kid, 1))
+        assert [seen[seen.index(kid) - 1] for kid in kids] == ["flush", "flush"]
 
 
 async def _ordered(opened: Deployment, boss: str, kid: str) -> bool:

@@ -67,9 +67,10 @@ def test_a_phase_that_does_not_end_fails_the_attempt_at_its_deadline(
 ) -> None:
     found, report, _ = told(to="node-2", faults=faults, recovery=ONCE, besides=besides)
     last, seconds = spent(report)
+    assert report is not None
     assert last == phase
     assert seconds == pytest.approx(limit_s, abs=0.1)
-    assert kinds(found) == [kind]
+    assert (kinds(found), report.error_type) == ([kind], kind)
 
 
 lingering = {"seconds": NEVER_S}

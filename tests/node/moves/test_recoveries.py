@@ -28,6 +28,7 @@ from mielin_cells.node.moves import admission as admit
 from mielin_cells.node.moves import settling
 from mielin_cells.node.moves.journal import JournalWriter
 from mielin_cells.node.node import Node
+from mielin_cells.policy.placement.values import Need
 from mielin_cells.rpc import requests
 from mielin_cells.store import journal
 from mielin_cells.store.reader import load
@@ -97,8 +98,8 @@ async def test_a_named_target_that_refuses_is_reported_at_once_with_every_reason
 async def test_a_slow_turn_is_retried_on_the_same_target() -> None:
     async with nodes("node-1", "node-2", "node-3") as (client, _):
         kiosk = await client.on("node-1").spawn(Kiosk, "t")
-        busy = asyncio.create_task(kiosk.slow(0.3))
-        async with asyncio.timeout(5):
+        busy = asyncio.create_task(kiosk.slow(0.5))
+        async with asyncio.timeout(30):
             while not (await client.show(kiosk)).waiting:
                 await asyncio.sleep(0)
 
@@ -114,7 +115,7 @@ async def test_a_retry_on_the_same_target_goes_on_with_what_is_copied_there() ->
     async with nodes("node-1", "node-2") as (client, running):
         kiosk = await client.on("node-1").spawn(Kiosk, "t", stock=b"x" * 1_000_000)
         busy = asyncio.create_task(kiosk.slow(0.4))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while not (await client.show(kiosk)).waiting:
                 await asyncio.sleep(0)
 
@@ -207,7 +208,7 @@ async def test_a_migration_that_waits_for_its_retry_is_cancelled() -> None:
     async with nodes("node-1", "node-2", faults=Faults(0, Fault("prepare", Kind.REFUSE)), recovery=late) as (client, _):
         kiosk = await client.on("node-1").spawn(Kiosk, "t")
         moving = asyncio.create_task(client.migrate(kiosk))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while not (await client.show(kiosk)).migration:
                 await asyncio.sleep(0.01)
             with pytest.raises(cells.errors.MigrationInProgress):
@@ -236,7 +237,7 @@ async def test_whoever_owns_the_agent_ends_the_migration_of_a_source_that_died()
 
         await client.claim(kiosk, to="node-2")
 
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while (found := await journal.read(client.log, "t", request.migration)).end is None:
                 await asyncio.sleep(0.02)
         assert (found.end.outcome, found.end.node) == ("rolled_back", "node-2")
@@ -295,7 +296,7 @@ async def test_the_migration_of_an_agent_that_is_terminated_ends_with_it(is_clai
             running["node-1"].kill()
             await client.claim(kiosk, to="node-3")
         await client.terminate(kiosk)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while (found := await journal.read(client.log, "t", request.migration)).end is None:
                 await asyncio.sleep(0.02)
         assert (found.end.outcome, found.end.code) == ("rolled_back", "AgentTerminated")
@@ -308,7 +309,7 @@ async def test_two_looks_at_once_settle_a_migration_once() -> None:
         kiosk = await client.on("node-1").spawn(Kiosk, "t")
         request, source = await plan_move(client, kiosk, "node-2")
         waiting = asyncio.create_task(watch_move(client, request, source))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while not any(
                 isinstance(found.records[-1], Decided) for found in (await journal.all_of(client.log, "t"))[0]
             ):
@@ -445,10 +446,14 @@ def test_a_node_of_an_architecture_that_the_agent_does_not_run_on_is_not_chosen(
         cells.NodeInfo(name=name, incarnation=1, agents=agents, architecture=architecture)
         for name, agents, architecture in (("n1", 0, "riscv64"), ("n2", 5, "x86_64"), ("n3", 9, ""))
     ]
-    assert selection.choose(found, "", ()) == "n1"
-    assert selection.choose(found, "", (), ("x86_64", "aarch64")) == "n2"
-    assert selection.choose(found, "", ("n2",), ("x86_64",)) == "n3"
-    assert selection.choose(found, "", ("n3",), ("ppc64",)) is None
+
+    def choose(but: tuple[str, ...], *architectures: str) -> str | None:
+        return selection.Spread(found).choose(but, Need(policy=cells.Policy(preferred_architectures=architectures)))
+
+    assert choose(()) == "n1"
+    assert choose((), "x86_64", "aarch64") == "n2"
+    assert choose(("n2",), "x86_64") is None  # n3 has not said what it is
+    assert choose((), "ppc64") is None
 
 
 # ---- what is told --------------------------------------------------------------------------------------------

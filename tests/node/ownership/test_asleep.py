@@ -143,7 +143,7 @@ async def test_its_next_timer_brings_it_back() -> None:
         await agent.later(1.0)
         await asleep(node, "a")
         await until(lambda: "a" in node.activations.live)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while await agent.add(0) != 10:  # what a timer sends goes through the inbox
                 await asyncio.sleep(0.01)
 

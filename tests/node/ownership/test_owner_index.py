@@ -34,7 +34,7 @@ async def test_each_change_of_owner_is_in_the_index() -> None:
         assert (await owned("node-1"), await owned("")) == ([stays], [ends])
 
         die(running["node-1"], air)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while await owned("node-2") != [moves, stays]:
                 await asyncio.sleep(0.01)
         assert await client.get(Newsstand, "stays").sell() == 2

@@ -36,7 +36,7 @@ class Shelves(cells.Agent, standby=1):
 
 async def followed(running: dict[str, Node], agent: str, count: int = 1) -> list[str]:
     """The nodes that keep a copy, once there are so many."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while True:
             found = [name for name, node in running.items() if (copy := node.standbys.copies.get(agent)) and copy.fold]
             if len(found) == count:
@@ -47,7 +47,7 @@ async def followed(running: dict[str, Node], agent: str, count: int = 1) -> list
 async def up_to_date(node: Node, agent: str, client: Client) -> None:
     last = await client.log.last(log_subject(agent))
     assert last is not None
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while (copy := node.standbys.copies[agent]).fold is None or copy.fold.seq < last.seq:
             await asyncio.sleep(0.005)
 

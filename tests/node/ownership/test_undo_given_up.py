@@ -50,7 +50,7 @@ async def test_a_turn_that_had_given_an_ask_up_comes_out_the_same_after_an_undo(
         assert await hasty.ask(slow) == 1  # its low closes the ask that was given up
         report = await client.rollback(move.migration)
         assert report.ok
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while (await load(client.log, "hasty")).ledger.replays:
                 await asyncio.sleep(0.01)
         assert await hasty.all() == ["gave up"]

@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import re
 from collections.abc import AsyncIterator
+from typing import Literal
 
 import pytest
 from support.nodes import Deployment, deployment
 
 import mielin_cells as cells
+from mielin_cells.client.stream import StreamReader
 from mielin_cells.errors import (
     BadArguments,
+    CellError,
     HandlerFailed,
     MessageTooLarge,
     NonDeterministicTurn,
+    NoSuchCall,
     NotInTurn,
+    PermissionDenied,
+    StoreBusy,
     StreamGap,
     StreamRestarted,
     UsageError,
 )
 from mielin_cells.log.ids import stream_subject
 from mielin_cells.log.streams.entries import Ended, decode_stream_entry
+from mielin_cells.node.streams.writer import StreamWriter
 from mielin_cells.settings import Settings
+from mielin_cells.store.known import _is_owed, is_stored
+from mielin_cells.store.reader import load
 
 gates: dict[str, asyncio.Event] = {}
 calls: list[str] = []
@@ -100,6 +111,10 @@ class Teller(cells.Agent):
     @cells.handler
     async def listens(self, other: Teller) -> list[int]:
         return [n async for n in other.count(3)]
+
+    @cells.handler
+    async def tells(self, other: Teller) -> None:
+        await other.count.tell(3)
 
     @cells.handler
     async def all_said(self) -> list[str]:
@@ -275,6 +290,30 @@ async def test_what_cannot_be_sent_fails_the_turn_with_a_named_error() -> None:
             await agent.listens(await at.client.on("node-1").spawn(Teller, "u"))
 
 
+@pytest.mark.parametrize("error", [StoreBusy, PermissionDenied])
+async def test_a_store_that_fails_an_emitted_part_is_no_outcome_of_the_step_and_the_turn_runs_again(
+    monkeypatch: pytest.MonkeyPatch, error: type[CellError]
+) -> None:
+    """An entry of an earlier owner took the place: only a new run reads the stream again, so no further call of the step would do."""
+    restart, failures = StreamWriter.restart, list[StreamWriter]()
+
+    async def busy(self: StreamWriter, at: int, attempt: int) -> None:
+        if not failures or failures[0] is self:
+            failures.append(self)
+            raise error("to be read again", agent="t")
+        await restart(self, at, attempt)
+
+    monkeypatch.setattr(StreamWriter, "restart", busy)
+    async with deployment("node-1") as at:
+        agent = await teller(at)
+        stream = agent.stutter("p")
+        with contextlib.suppress(StreamRestarted):
+            _ = [part async for part in stream]
+        _ = [part async for part in stream]
+        assert [part async for part in agent.stutter.read(stream.id)] == ["p2", "p"]
+    assert len(failures) == 1
+
+
 async def test_emit_outside_a_turn_and_wrong_ids_are_refused() -> None:
     async with deployment("node-1") as at:
         agent = await teller(at)
@@ -285,6 +324,49 @@ async def test_emit_outside_a_turn_and_wrong_ids_are_refused() -> None:
         for name, after in (("x", ""), ("1.", ""), ("1.a", "1.2"), ("1.a", "a.b.c")):
             with pytest.raises(UsageError):
                 agent.count.read(name, after=after)
+
+
+async def test_a_call_that_nobody_has_made_is_named_and_not_waited_for() -> None:
+    """Reading it ended with a time-out after 30 s, as if it were slow."""
+    async with deployment("node-1", settings=Settings(ask_repeat_s=0.05)) as at:
+        agent = await teller(at)
+        stream = agent.count(1)
+        assert [part async for part in stream] == [0]
+        number, _, sender = stream.id.partition(".")
+        for wrong in (f"{int(number) + 1}.{sender}", f"{number}.{sender}x", f"{number}.t", "1.nobody"):
+            for after in ("", "1.1.0"):
+                with pytest.raises(NoSuchCall, match="has no call " + re.escape(wrong)):
+                    await anext(agent.count.read(wrong, after=after))
+
+
+@pytest.mark.parametrize("priority", ["normal", "high"])
+async def test_a_call_that_waits_behind_another_is_waited_for(priority: Literal["normal", "high"]) -> None:
+    async with deployment("node-1", settings=Settings(ask_repeat_s=0.02)) as at:
+        gates["say"] = asyncio.Event()
+        agent = await teller(at)
+        first, second = agent.say("a b c"), agent.count.options(priority=priority)(2)
+        assert await anext(first) == "a"
+        await second.start()
+        reader = agent.count.read(second.id)
+        task = asyncio.ensure_future(anext(reader))
+        assert isinstance(reader, StreamReader)
+        while not reader._is_known and not task.done():
+            await asyncio.sleep(0.01)
+        gates["say"].set()
+        assert await task == 0
+        assert await anext(reader) == 1
+
+
+async def test_a_call_that_an_agent_has_made_is_known_before_it_is_delivered() -> None:
+    async with deployment("node-1") as at:
+        agent, other = await teller(at), await at.client.spawn(Teller, "other")
+        await other.tells(agent)
+        log, fold = at.substrate.log, await load(at.substrate.log, "t")
+        owed = [
+            (sender, n) for sender in ("other", "t", "nobody") for n in (1, 2) if await _is_owed(log, "t", sender, n)
+        ]
+        assert owed == [("other", 1)]
+        assert await is_stored(log, fold, "other", 1)
 
 
 def test_a_shared_handler_does_not_yield() -> None:

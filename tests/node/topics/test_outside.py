@@ -29,7 +29,7 @@ class Inside(cells.Agent, name="TopicInside"):
 
 async def read(client: Any, pattern: str, count: int, since: Any = "first") -> list[tuple[str, str, int, Any]]:
     read = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         async for one in client.follow(pattern, since=since):
             assert not isinstance(one, cells.TopicGap)
             read.append((one[0].topic, one[0].publisher, one[0].n, one[1]))

@@ -105,7 +105,7 @@ class Sink(cells.Agent, name="StorySink"):
 
 
 async def until(what: Callable[[], Awaitable[Any]], wanted: Any) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while await what() != wanted:
             await asyncio.sleep(0.01)
 
@@ -170,7 +170,7 @@ async def test_what_was_removed_before_it_was_read_is_told(blindly: bool) -> Non
         for _ in range(4):
             await source.say("t")
         subject = subject_of("t", "source")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while len(entries := await cluster.log.read(subject)) < 5:
                 await asyncio.sleep(0.01)
         await cluster.log.trim(subject, entries[-1].seq)
@@ -191,13 +191,13 @@ async def test_a_publisher_removes_its_old_messages_and_never_the_last_one() -> 
         for _ in range(TRIM_EVERY + 5):
             await source.say("t")
         subject = subject_of("t", "source")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while len(entries := await cluster.log.read(subject)) > 40:
                 await asyncio.sleep(0.01)
         assert entries
         await sink.follow("t", first=True)
         await source.say("t")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not (got := await sink.show()) or got[-1] < TRIM_EVERY + 6:
                 await asyncio.sleep(0.01)
         assert got == list(range(got[0], TRIM_EVERY + 7))
@@ -266,6 +266,34 @@ async def test_an_undo_gives_the_handler_what_it_had_and_publishes_nothing_twice
         subject = subject_of("t", "source")
         assert isinstance(cluster, Client)
         assert len(await cluster.log.read(subject)) == 5
+
+
+@pytest.mark.parametrize("again", ["t", "*"])
+@pytest.mark.parametrize("first", [True, False])
+async def test_a_subscription_that_was_made_behind_the_end_of_another_goes_on_where_it_was_after_an_undo(
+    again: str, first: bool
+) -> None:
+    """The end, taken again after the undo, took the positions of all subscriptions of the handler with it."""
+    async with cells.local(nodes=2) as cluster:
+        source, sink = await cluster.spawn(Source, "source"), await cluster.spawn(Sink, "sink")
+        await source.say("t")
+        move = await cluster.migrate("sink")
+        had = [1] if first else []
+        await sink.follow("t", first)
+        await until(sink.show, had)
+        assert await sink.leave("t")
+        await sink.follow(again, first)
+        had *= 2
+        await until(sink.show, had)
+        await source.say("t")
+        await until(sink.show, [*had, 2])
+        await cluster.suspend("sink")
+        await source.say("t")
+        await cluster.rollback(move.migration)
+        await cluster.resume("sink")
+        await until(sink.show, [*had, 2, 3])
+        await source.say("t")
+        await until(sink.show, [*had, 2, 3, 4])
 
 
 async def test_an_agent_that_ends_has_published_all_that_it_committed() -> None:

@@ -33,6 +33,18 @@ async def spawn(make: Callable[P, A], id: str, /, *args: P.args, **state: P.kwar
 
     Raises `NameTaken` if there is an agent of this id that this call has not made; `StepFailed` if no node could make it within
     `step_timeout_s`: it is made as soon as one can.  Raises `NotInTurn`, and `UsageError` in a hook; `BadArguments`, `FieldRefused`.
+
+        >>> class Line(cells.Agent):
+        ...     @cells.handler
+        ...     async def begin(self) -> int:
+        ...         counter = await cells.spawn(Till, "counter")
+        ...         return await counter.sell(5)
+        ...
+        >>> line = await cluster.spawn(Line, "line")
+        >>> await line.begin()
+        5
+        >>> (await cluster.show("counter")).parent
+        'line'
     """
     return await child().spawn(make, id, *args, **state)
 
@@ -50,6 +62,16 @@ def child(
     `node`: where to make it; by default on the node with the fewest agents.
 
     Raises `UsageError` for another value.
+
+        >>> class Line(cells.Agent):
+        ...     @cells.handler
+        ...     async def begin(self) -> int:
+        ...         archive = await cells.child(on_failure="stop", when_parent_ends="keep").spawn(Till, "archive")
+        ...         return await archive.sell(5)
+        ...
+        >>> line = await cluster.spawn(Line, "line")
+        >>> await line.begin()
+        5
     """
     for option, value, allowed in (
         ("on_failure", on_failure, ON_FAILURE),
@@ -98,13 +120,54 @@ async def monitor(ref: Reference, handler: Bound[Any, Any], /) -> None:
     Raises what an ask raises: `NoSuchAgent`, `AgentTerminated`, `AskTimeout`, `AskCycle` if the other agent waits for this turn;
     `AgentInError` if it is in ERROR: then it counts from its next failure on.  Raises `UsageError` for a handler of another agent
     or one that does not take a `Down`.
+
+        >>> class Office(cells.Agent):
+        ...     news: list[str] = []
+        ...
+        ...     @cells.handler
+        ...     async def look_after(self, till: str) -> None:
+        ...         await cells.monitor(cells.this().cluster.get(Till, till), self.on_down)
+        ...
+        ...     @cells.handler
+        ...     async def on_down(self, down: cells.Down) -> None:
+        ...         self.news.append(f"{down.agent} {down.kind}")
+        ...
+        ...     @cells.handler
+        ...     async def read(self) -> list[str]:
+        ...         return self.news
+        ...
+        >>> office = await cluster.spawn(Office, "office")
+        >>> await office.look_after("till-1")
+        >>> await cluster.terminate(till)
+        >>> while not (news := await office.read()):
+        ...     await asyncio.sleep(0.01)
+        ...
+        >>> news
+        ['till-1 terminated']
     """
     running: Any = _running("monitor")
     await running.ask(ref, WATCH, _own(running, handler), {}, None, None)
 
 
 async def unmonitor(ref: Reference, handler: Bound[Any, Any], /) -> None:
-    """Ends what `monitor` began, with the commit of this turn.  Notices that are on their way still come."""
+    """Ends what `monitor` began, with the commit of this turn.  Notices that are on their way still come.
+
+    >>> class Office(cells.Agent):
+    ...     @cells.handler
+    ...     async def begin(self) -> None:
+    ...         await cells.monitor(cells.this().cluster.get(Till, "till-1"), self.on_down)
+    ...
+    ...     @cells.handler
+    ...     async def end(self) -> None:
+    ...         await cells.unmonitor(cells.this().cluster.get(Till, "till-1"), self.on_down)
+    ...
+    ...     @cells.handler
+    ...     async def on_down(self, down: cells.Down) -> None: ...
+    ...
+    >>> office = await cluster.spawn(Office, "office")
+    >>> await office.begin()
+    >>> await office.end()
+    """
     running: Any = _running("unmonitor")
     await running.tell(ref, UNWATCH, _own(running, handler)[:1], {}, None)
 
@@ -114,6 +177,15 @@ async def link(ref: Reference, /) -> None:
 
     Guarantees and errors are those of `monitor`.  Agents that fail for each other do so once: what follows from a failure of an
     agent's own does not come back to it.
+
+        >>> class Printer(cells.Agent):
+        ...     @cells.handler
+        ...     async def begin(self) -> None:
+        ...         await cells.link(cells.this().cluster.get(Till, "till-1"))
+        ...
+        >>> _ = till  # it exists
+        >>> printer = await cluster.spawn(Printer, "printer")
+        >>> await printer.begin()
     """
     running: Any = _running("link")
     if agent_id(ref) == running.id:

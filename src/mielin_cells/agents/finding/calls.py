@@ -19,6 +19,17 @@ def attributes(**changes: Value | None) -> dict[str, Value]:
     attributes many times a second is found by some of the values, the last one among them.
 
     Raises `NotInTurn` outside a handler or a hook, and `AttributeInvalid`.
+
+        >>> class Parcel(cells.Agent):
+        ...     @cells.handler
+        ...     async def ship(self, region: str) -> None:
+        ...         cells.attributes(region=region, urgent=True)
+        ...
+        >>> parcel = await cluster.spawn(Parcel, "parcel-1")
+        >>> await parcel.ship("eu")
+        >>> while not await cluster.find(Parcel, where='region == "eu"').count():
+        ...     await asyncio.sleep(0.01)
+        ...
     """
     running = turn.get()
     if running is None:

@@ -217,7 +217,14 @@ class Some(Where):
 
 
 def attr(name: str) -> Attr:
-    """An attribute of agents, to be compared: `cells.attr("load") < 3`.  Raises `AttributeInvalid`."""
+    """An attribute of agents, to be compared: `cells.attr("load") < 3`.  Raises `AttributeInvalid`.
+
+    >>> where = (cells.attr("region") == "eu") & (cells.attr("weight") < 3)
+    >>> str(where)
+    '(region == "eu") and (weight < 3)'
+    >>> where.holds({"region": "eu", "weight": 2})
+    True
+    """
     return Attr(name)
 
 

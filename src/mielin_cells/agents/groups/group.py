@@ -17,6 +17,12 @@ class Group(Agent, name="mielin.Group"):
 
     Guarantees: the members that it names are those of one moment of this group.  No group is in itself, also if several are changed at
     the same time.  Not guaranteed: that a member exists.
+
+        >>> from mielin_cells.groups import Group, Team
+        >>> crew = Team(await cluster.spawn(Group, "crew"), Till)
+        >>> await crew.add(till, role="leader")
+        >>> [*await crew.group.all()]
+        ['till-1']
     """
 
     members: dict[str, Member] = {}  # noqa: RUF012 - a mutable default is copied for each agent

@@ -19,7 +19,7 @@ class GroupReport(msgspec.Struct, frozen=True, kw_only=True):
     failed: dict[str, str] = {}
     """With the reason."""
     undone: list[str] = []
-    """It was done, and taken back, because it failed for others."""
+    """It was done, and taken back, because it failed for others; or nobody could say whether it was done."""
     stuck: dict[str, str] = {}
     """It was done, and could not be taken back, with the reason."""
 

@@ -18,6 +18,8 @@ from mielin_cells.agents.signature import HandlerSpec
 from mielin_cells.agents.topics.messages import Published, Since, TopicGap
 from mielin_cells.agents.values.wire import encode
 from mielin_cells.errors import BadArguments, NotInTurn, UsageError
+from mielin_cells.log.topics.names import check_pattern
+from mielin_cells.log.topics.outside import check_outside
 
 
 def publish(topic: str, value: Any, /) -> None:
@@ -31,12 +33,31 @@ def publish(topic: str, value: Any, /) -> None:
 
     Raises `NotInTurn` outside a turn (use `cluster.publish` there), `TopicInvalid`, `BadArguments` for a value that cannot be
     stored, `MessageTooLarge`, `InboxFull` while the store does not take what was published before.
+
+        >>> class Shelf(cells.Agent):
+        ...     @cells.handler
+        ...     async def take(self, count: int) -> None:
+        ...         cells.publish(f"shelf.{cells.this().id}.taken", count)
+        ...
+        >>> tulips = await cluster.spawn(Shelf, "tulips")
+        >>> await tulips.take(3)
+        >>> async for about, value in cluster.follow("shelf.*.taken", since="first"):
+        ...     print(about.topic, value)
+        ...     break
+        ...
+        shelf.tulips.taken 3
     """
     _running().publish(topic, encoded_value(value))
 
 
 async def subscribe(
-    pattern: str, handler: Bound[Any, Any], /, *, since: Since = "now", on_gap: Bound[Any, Any] | None = None
+    pattern: str,
+    handler: Bound[Any, Any],
+    /,
+    *,
+    since: Since = "now",
+    on_gap: Bound[Any, Any] | None = None,
+    stream: str | None = None,
 ) -> None:
     """Has each message of the topics that match handled by a handler of this agent, from the commit of this turn on.
 
@@ -49,23 +70,69 @@ async def subscribe(
     What was removed from the store before it was read is told to `on_gap` as a `TopicGap`; without that it is a dead letter.
     A subscription that is there already stays as it is, with the new `on_gap`: `since` counts for a new one.
 
+    `stream` names a stream that another system writes to the same NATS server: then the pattern is one of its subjects.  Each message
+    that it stores is handled once, in the order of the stream, and nothing is written to it.  Bodies are JSON or msgpack; a handler
+    whose first parameter is `bytes` gets them as they are, and to others what is neither is a dead letter.
+
     Not guaranteed: an order between publishers or topics, other than the store's; and with "now" a message that is published
     at about the same time may be among the first ones.
 
-    Raises `NotInTurn`, `TopicInvalid`, and `UsageError` for a handler of another agent, one that cannot take a message, or a
-    `since` that cannot be.
+    Raises `NotInTurn`, `TopicInvalid`, `NoSuchStream`, and `UsageError` for a handler of another agent, one that cannot take a
+    message, or a `since` that cannot be.
+
+        >>> class Buyer(cells.Agent):
+        ...     news: list[str] = []
+        ...
+        ...     async def on_start(self) -> None:
+        ...         await cells.subscribe("shelf.*.low", self.on_low)
+        ...
+        ...     @cells.handler
+        ...     async def on_low(self, left: int, about: cells.Published) -> None:
+        ...         self.news.append(f"{about.topic}: {left} left")
+        ...
+        ...     @cells.handler
+        ...     async def read(self) -> list[str]:
+        ...         return self.news
+        ...
+        >>> buyer = await cluster.spawn(Buyer, "buyer")
+        >>> _ = await cluster.publish("shelf.tulips.low", 2)
+        >>> while not (news := await buyer.read()):
+        ...     await asyncio.sleep(0.01)
+        ...
+        >>> news
+        ['shelf.tulips.low: 2 left']
     """
     running = _running()
-    await running.subscribe(pattern, _own(running, handler), since, "" if on_gap is None else _own(running, on_gap))
+    checked = _checked(pattern, stream)
+    await running.subscribe(checked, _own(running, handler), since, "" if on_gap is None else _own(running, on_gap))
 
 
-def unsubscribe(pattern: str, handler: Bound[Any, Any], /) -> bool:
+def unsubscribe(pattern: str, handler: Bound[Any, Any], /, *, stream: str | None = None) -> bool:
     """Ends a subscription with the commit of this turn.  Returns False if there is none of this pattern and handler.
 
     Messages that this agent has taken before are still handled.
+
+        >>> class Buyer(cells.Agent):
+        ...     async def on_start(self) -> None:
+        ...         await cells.subscribe("shelf.*.low", self.on_low)
+        ...
+        ...     @cells.handler
+        ...     async def on_low(self, left: int) -> None: ...
+        ...
+        ...     @cells.handler
+        ...     async def stop(self) -> bool:
+        ...         return cells.unsubscribe("shelf.*.low", self.on_low)
+        ...
+        >>> buyer = await cluster.spawn(Buyer, "buyer")
+        >>> await buyer.stop(), await buyer.stop()
+        (True, False)
     """
     running = _running()
-    return running.unsubscribe(pattern, _own(running, handler))
+    return running.unsubscribe(_checked(pattern, stream), _own(running, handler))
+
+
+def _checked(pattern: str, stream: str | None) -> str:
+    return check_pattern(pattern) if stream is None else check_outside(stream, pattern)
 
 
 def encoded_value(value: Any) -> bytes:

@@ -21,7 +21,23 @@ T = TypeVar("T")
 
 
 class External(Generic[T]):
-    """A wait whose outcome comes from outside.  `await wait.open()` gives its token; `await wait` gives the outcome."""
+    """A wait whose outcome comes from outside.  `await wait.open()` gives its token; `await wait` gives the outcome.
+
+    >>> tokens = asyncio.Queue()
+    >>> class Expense(cells.Agent):
+    ...     @cells.handler
+    ...     async def buy(self, what: str) -> str:
+    ...         approval = cells.external("approval", bool)
+    ...         tokens.put_nowait(await approval.open())  # here you would send a mail
+    ...         return f"{what}: {'bought' if await approval else 'not bought'}"
+    ...
+    >>> expense = await cluster.spawn(Expense, "expense")
+    >>> buying = asyncio.create_task(expense.buy("a ladder"))
+    >>> (await cluster.resolve(await tokens.get(), True)).accepted
+    True
+    >>> await buying
+    'a ladder: bought'
+    """
 
     def __init__(self, running: Any, name: str, kind: Any, deadline: float | None) -> None:
         self._running = running
@@ -96,6 +112,30 @@ def external(
 
     Raises `NotInTurn` outside a turn, `UsageError` in a hook and in a handler that yields, `FieldRefused` for a type that cannot be
     stored; and where it is awaited `WaitRejected` and `WaitTimeout`.
+
+        >>> class Expense(cells.Agent):
+        ...     bought: list[str] = []
+        ...
+        ...     @cells.handler
+        ...     async def request(self, what: str) -> str:
+        ...         return await cells.external("approval", then=self.decided)(what)
+        ...
+        ...     @cells.handler
+        ...     async def decided(self, yes: bool, what: str) -> None:
+        ...         self.bought += [what] if yes else []
+        ...
+        ...     @cells.handler
+        ...     async def read(self) -> list[str]:
+        ...         return self.bought
+        ...
+        >>> expense = await cluster.spawn(Expense, "expense")
+        >>> token = await expense.request("a ladder")
+        >>> _ = await cluster.resolve(token, True)
+        >>> while not (bought := await expense.read()):
+        ...     await asyncio.sleep(0.01)
+        ...
+        >>> bought
+        ['a ladder']
     """
     running: Any = turn.get()
     if running is None:
@@ -107,6 +147,11 @@ def external(
         if otherwise is not None:
             raise UsageError(f"Wait {name!r} of agent {running.id!r}: `otherwise` goes with `then`.")
         return External(running, name, kind, deadline)
+    return _later(running, name, then, otherwise, deadline)
+
+
+def _later(running: Any, name: str, then: Any, otherwise: Any, deadline: float | None) -> Any:
+    """A wait whose value arrives as a message."""
     for handler in (then, otherwise):
         if handler is not None and (not isinstance(handler, Bound) or agent_id(handler.__self__) != running.id):
             raise UsageError(

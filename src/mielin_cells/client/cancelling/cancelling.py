@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
 from mielin_cells.agents.context import CallOptions
 from mielin_cells.agents.reference import Reference
 from mielin_cells.client.arguments import id_of
@@ -19,12 +22,12 @@ class Cancelling(Requester):
     ) -> Session:
         raise NotImplementedError
 
-    def cancel_soon(self, agent: str, cancel: Cancel) -> None:
+    def cancel_soon(self, agent: str, cancel: Cancel) -> asyncio.Task[Any] | None:
         try:
             session = self.session(agent, options=CallOptions(priority=CRITICAL))
         except NotConnected:  # the client is closed, and its calls may take effect
-            return
-        self.start(session.tell("", CANCEL, encode_cancel(cancel)))
+            return None
+        return self.started(session.tell("", CANCEL, encode_cancel(cancel)))
 
     async def cancel(self, agent: Reference | str, /, call: str) -> None:
         name, (sender, n) = id_of(agent), CallName.read(call)

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import TypeAlias, get_args
 
 from mielin_cells.agents.cluster import Cluster
 from mielin_cells.agents.groups.report import GroupReport, Order
-from mielin_cells.agents.reports import AgentInfo
-from mielin_cells.errors import CellError, UsageError, described
+from mielin_cells.agents.reports import AgentInfo, MigrationReport
+from mielin_cells.errors import AlreadyThere, CellError, MigrationFailed, RetryError, UsageError, described
 from mielin_cells.log.lifecycle import AgentState
 
 AT_ONCE = 8
 """Members that are ordered at the same time."""
 
-Undo: TypeAlias = Callable[[], Awaitable[object]]
-Work: TypeAlias = Callable[[AgentInfo], Awaitable[Undo | None]]
-"""Does something to an agent.  Returns what takes it back; None if there was nothing to do."""
+Step: TypeAlias = Callable[[], Awaitable[object]]
+Work: TypeAlias = Callable[[AgentInfo], tuple[Step, Step] | None]
+"""What is to be done to an agent, and what takes it back, which does nothing if it was not done; None if there is nothing to do."""
 
 
 async def order_members(
@@ -34,48 +35,73 @@ async def order_members(
     if (order == "migrate") != (to is not None) or (order == "drain") != (node is not None):
         raise UsageError("migrate needs a node to go to, and drain one to leave; the other orders have none.")
 
-    async def suspend(info: AgentInfo) -> Undo | None:
+    def suspend(info: AgentInfo) -> tuple[Step, Step] | None:
         if info.state == AgentState.SUSPENDED.value:
             return None
-        await client.suspend(info.id, reason or f"order for a group: {order}")
-        return lambda: client.resume(info.id)
+        why = reason or f"order for a group: {order}"
+        return lambda: client.suspend(info.id, why), lambda: client.resume(info.id)
 
-    async def resume(info: AgentInfo) -> Undo | None:
+    def resume(info: AgentInfo) -> tuple[Step, Step] | None:
         if info.state == AgentState.RUNNING.value:
             return None
-        await client.resume(info.id)
-        return lambda: client.suspend(info.id, "an order for its group was taken back")
+        why = "an order for its group was taken back"
+        return lambda: client.resume(info.id), lambda: client.suspend(info.id, why)
 
-    async def move(info: AgentInfo) -> Undo | None:
+    def move(info: AgentInfo) -> tuple[Step, Step] | None:
         if info.node == to or node not in (None, info.node):
             return None
-        (await client.migrate(info.id, to)).check()
-        return lambda: _moved_back(client, info)
+        return lambda: _moved(client, info, to), lambda: _moved_back(client, info)
 
     works: dict[str, Work] = {"suspend": suspend, "resume": resume, "migrate": move, "drain": move, "stop": suspend}
     report = await _all_or_none(client, agents, order, works[order])
     return await _terminated(client, report) if order == "stop" and report.ok else report
 
 
+def is_elsewhere(report: MigrationReport, to: str | None) -> bool:
+    """True if the node that was named failed, and a recovery took the agent to another one: that is not what was ordered."""
+    return to is not None and report.target != to
+
+
+async def _moved(client: Cluster, info: AgentInfo, to: str | None) -> None:
+    report = (await client.migrate(info.id, to)).check()
+    if is_elsewhere(report, to):
+        await _moved_back(client, info)
+        raise MigrationFailed(
+            f"Agent {info.id!r} could not be moved to {to}; it went to {report.target}, and is back on {info.node}.",
+            agent=info.id, migration=report.migration, reason=f"{to} failed",
+        )  # fmt: skip
+
+
 async def _moved_back(client: Cluster, info: AgentInfo) -> None:
-    (await client.migrate(info.id, info.node)).check()
+    with contextlib.suppress(AlreadyThere):
+        report = (await client.migrate(info.id, info.node)).check()
+        if is_elsewhere(report, info.node):
+            raise MigrationFailed(
+                f"Agent {info.id!r} could not be moved back to {info.node}; it runs on {report.target}.",
+                agent=info.id, migration=report.migration, reason=f"{info.node} failed",
+            )  # fmt: skip
 
 
 async def _all_or_none(client: Cluster, agents: list[str], order: str, work: Work) -> GroupReport:
-    undos, unchanged, failed = dict[str, Undo](), list[str](), dict[str, str]()
+    undos, unchanged, failed = dict[str, Step](), list[str](), dict[str, str]()
 
     async def one(agent: str) -> None:
         if failed:
             return
         try:
-            undo = await work(await client.show(agent))
+            steps = work(await client.show(agent))
+            if steps is None:
+                unchanged.append(agent)
+                return
+            do, undo = steps
+            try:
+                await do()
+            except RetryError:  # nobody knows whether it was done, or still will be
+                undos[agent] = undo
+                raise
+            undos[agent] = undo
         except CellError as error:
             failed[agent] = described(error)
-            return
-        if undo is None:
-            unchanged.append(agent)
-        else:
-            undos[agent] = undo
 
     await _some_at_once(agents, one)
     undone, stuck = list[str](), dict[str, str]()

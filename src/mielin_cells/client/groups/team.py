@@ -44,6 +44,14 @@ class Team(Generic[A]):
 
     In a handler: what is told is part of the turn's commit, so each member gets it once, or none does if the turn fails; asks are
     made at the same time, and are recorded.  Outside: calls of a client, so give `options(key=)` to what is repeated.
+
+        >>> from mielin_cells.groups import Group, Team
+        >>> crew = Team(await cluster.spawn(Group, "crew"), Till)
+        >>> await crew.add(till, await cluster.spawn(Till, "till-2"))
+        >>> (await crew.gather(lambda one: one.sell(5))).check()
+        {'till-1': 5, 'till-2': 5}
+        >>> await crew.tell_all(lambda one: one.sell.tell(1))
+        2
     """
 
     def __init__(self, group: Group, cls: type[A]) -> None:

@@ -20,6 +20,16 @@ class Supervision(msgspec.Struct, frozen=True, kw_only=True):
     those that were spawned after it.
     `max_restarts`, `within_s`: so many failures within so many seconds, by the store's clock, are answered by restarts.  One more
     puts the parent itself in ERROR.
+
+        >>> class Line(cells.Agent, supervision=cells.Supervision(strategy="one_for_all", max_restarts=5, within_s=10)):
+        ...     @cells.handler
+        ...     async def begin(self) -> int:
+        ...         counter = await cells.spawn(Till, "counter")
+        ...         return await counter.sell(5)
+        ...
+        >>> line = await cluster.spawn(Line, "line")
+        >>> await line.begin()
+        5
     """
 
     strategy: Strategy = "one_for_one"

@@ -33,7 +33,12 @@ Root: TypeAlias = tuple[str, int]
 
 
 class Down(msgspec.Struct, frozen=True, kw_only=True):
-    """A notice that another agent has failed or ended.  A handler that was given to `cells.monitor` gets it as its parameter."""
+    """A notice that another agent has failed or ended.  A handler that was given to `cells.monitor` gets it as its parameter.
+
+    >>> down = cells.Down(agent="till-1", kind="failed", code="ConnectionError", n=1, failure=1)
+    >>> f"{down.agent} {down.kind}: {down.code}"
+    'till-1 failed: ConnectionError'
+    """
 
     agent: str
     kind: Kind

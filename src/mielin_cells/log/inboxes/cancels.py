@@ -70,9 +70,9 @@ class Cancels(msgspec.Struct, array_like=True):
             cancels.kept.setdefault(sender, []).append(n)
         return cancels
 
-    def taken(self, sender: str, n: int, low: int) -> None:
-        """Message `n` has been taken, and none below `low` comes any more."""
-        left = [one for one in self.kept.get(sender, ()) if one != n and one >= low]
+    def taken(self, sender: str, n: int, next_n: int) -> None:
+        """Message `n` has been taken, and none below `next_n` is taken any more."""
+        left = [one for one in self.kept.get(sender, ()) if one != n and one >= next_n]
         if left:
             self.kept[sender] = left
         else:

@@ -23,12 +23,12 @@ class Sub(msgspec.Struct, array_like=True):
     cursor: list[int]
     """Entries up to here were taken, or are not wanted."""
     marks: dict[str, int] = {}
-    """By subject, the number of the last message taken."""
+    """By subject, the number of the last message taken.  Of a stream that another system writes: `outside.MADE` alone."""
     taken: int = 0
     missed: int = 0
     parked: Literal["", "ended", "undone"] = ""
     """Not read.  ended: it was removed, and another of this handler may still come to what this one has taken.
-    undone: the turn that made it was undone; if it is made again it goes on where it was."""
+    undone: the turn that made it was undone, or ended it while it was taken again; if it is made again it goes on where it was."""
 
     @property
     def key(self) -> str:
@@ -49,6 +49,9 @@ class Subscribed(msgspec.Struct, array_like=True, frozen=True, tag="subscribed")
 
 class Unsubscribed(msgspec.Struct, array_like=True, frozen=True, tag="unsubscribed"):
     key: str
+    again: bool = False
+    """Inputs are taken again after an undo, so a later one may subscribe again what it had subscribed before: positions stay until all
+    are taken.  Not set in logs of earlier versions, which dropped them here."""
 
 
 class Took(msgspec.Struct, array_like=True, frozen=True, tag="took"):
@@ -64,6 +67,10 @@ class Took(msgspec.Struct, array_like=True, frozen=True, tag="took"):
     """Messages taken; 0 for an entry that another subscription of the same handler has taken."""
     missed: int
     """Messages that are gone without having been read, at least."""
+
+    def begins_anew(self, sub: Sub) -> bool:
+        """True if the stream of another system, which has no subject here, was deleted and made anew."""
+        return not self.subject and sub.marks.get("", self.n) != self.n
 
 
 TopicChange: TypeAlias = Subscribed | Unsubscribed | Took
@@ -104,7 +111,10 @@ class Subs(msgspec.Struct, array_like=True):
         """Owner and readers make the same changes, in the same order."""
         if isinstance(change, Took):
             sub = self.by_key[change.key]
-            sub.cursor[change.shard] = max(change.seq, sub.cursor[change.shard])
+            if change.begins_anew(sub):
+                sub.start[change.shard] = sub.cursor[change.shard] = change.seq
+            else:
+                sub.cursor[change.shard] = max(change.seq, sub.cursor[change.shard])
             sub.marks[change.subject] = change.n
             sub.taken += change.count
             sub.missed += change.missed
@@ -115,7 +125,7 @@ class Subs(msgspec.Struct, array_like=True):
             else:
                 self.by_key[sub.key] = sub.copy()
         else:
-            self._park(change.key, "ended")
+            self._park(change.key, "undone" if change.again else "ended")
 
     def _park(self, key: str, how: Literal["ended", "undone"]) -> None:
         """Keeps what was removed while another subscription of its handler may come to the same messages."""

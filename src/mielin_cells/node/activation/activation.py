@@ -29,8 +29,8 @@ from mielin_cells.log.fold import Fold
 from mielin_cells.log.inboxes.lines import NORMAL
 from mielin_cells.log.lifecycle import AgentError, AgentState
 from mielin_cells.log.records import Failed
-from mielin_cells.membership.selection import Spread
 from mielin_cells.membership.table import Members
+from mielin_cells.membership.whereabouts import Placer
 from mielin_cells.node.activation.context import Hosted, NodeContext, StreamOwner
 from mielin_cells.node.activation.effects import Effects
 from mielin_cells.node.activation.inbox import Arrival
@@ -225,7 +225,7 @@ class Activations:
         self.home.topics = Reader(lambda: self.home.log, self._read_topic, settings.topic_poll_s)
         self.members = Members(log)
         """The nodes that there are, as this one has read."""
-        self.spread = Spread()
+        self.spread = Placer(log)
         """Where agents of this node go that are moved without a target."""
         self.home.resolve = lambda name: self._classes(name)  # noqa: PLW0108 - a test may give the node other ones
         self._looked_at = -1e9

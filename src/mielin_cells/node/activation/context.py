@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from mielin_cells.errors import OF_STORE, UNUSABLE, AgentInError, CellError, Fenced, InternalError, NotInTurn, from_wire
 from mielin_cells.log.fold import Fold
+from mielin_cells.node.activation.priorities.unrun import Unrun
 from mielin_cells.node.topics.reader import Reader
+from mielin_cells.policy.deploys.health import Turns
 from mielin_cells.redaction import scrubbed
 from mielin_cells.settings import Settings
 from mielin_cells.store.clock import StoreClock
@@ -57,6 +59,13 @@ class NodeContext:
     """Carries out an order for an agent that runs here: agent, order, reason."""
     topics: Reader | None = None
     """Reads topics for all agents of the node."""
+    turns: dict[str, Turns] = field(default_factory=dict)
+    """By class, how the turns of its agents have fared."""
+    gone_records: int = 0
+    gone_bytes: int = 0
+    """What activations that have ended had appended to their agents' logs."""
+    unrun: Unrun = field(default_factory=Unrun)
+    """What is logged of messages that are taken without a run."""
     tasks: set[asyncio.Task[Any]] = field(default_factory=set)
     clock: StoreClock = field(init=False)
     """The store's time."""

@@ -112,6 +112,9 @@ class Core:
     def close(self) -> None:
         """Stops at once.  What is not committed is dropped; what is committed will be sent again by the next owner."""
         self.is_open = False
+        if not self.writer.is_closed:
+            self.home.gone_records += self.writer.appended_records
+            self.home.gone_bytes += self.writer.appended_bytes
         self.writer.close()
         if self._committing is not None and self._committing is not asyncio.current_task():
             self._committing.cancel()

@@ -169,12 +169,15 @@ class Delays:
         self.early = [*self.early, arrival]
 
     def _bring_back_early(self) -> None:
-        """Makes the entry first in the inbox that is next to be taken again; all that came too early, once none is."""
+        """Makes the entry first in the inbox that is next to be taken again; all that came too early, once none is.
+
+        The inbox may begin with an entry of which only a part was taken before the undo: later entries stay behind its rest.
+        """
         first = next_replay(self._core.fold.ledger)
         ready = [one for one in self.early if first is None or one.is_at(*first)]
         self.early = [one for one in self.early if one not in ready]
         for arrival in sorted(ready, key=lambda one: -one.seq):
-            arrival.inbox.come_back(arrival)
+            arrival.inbox.come_back(arrival, in_order=True)
 
     def done(self, arrival: Arrival, mail: Mail) -> None:
         """An entry is done: the next entry of its sender comes first in the inbox."""

@@ -51,6 +51,7 @@ from mielin_cells.node.activation.priorities.cancelling import cancel_asks, erro
 from mielin_cells.node.activation.timers import Timers
 from mielin_cells.node.activation.turn import Turn
 from mielin_cells.node.family.kinship import kinship_of
+from mielin_cells.policy.deploys.health import Turns
 from mielin_cells.settings import MESSAGE_BYTES_MAX
 from mielin_cells.tracing import Trace
 
@@ -236,11 +237,12 @@ class Effects:
             answer = kept.answer if kept is not None else None  # dropped since: a replay, whose stored answer stands
         else:
             error = self._why(message, unrun)
-            logger.info("agent %s: %s of %s did not run: %s", agent, message.handler, sender_text(mail.sender), error)
+            core = self._core
+            core.home.unrun.note(core.loop.time(), agent, message.handler, sender_text(mail.sender), error)
             if unrun in (EXPIRED, FULL) or not message.ask:
                 cause = described(error)
                 self.bury(DeadLetter(arrival.seq, mail.sender, message.n, message.handler, cause, 0, [], message.args))
-            answer = encode_answer(Answer(None, error.to_wire()))
+            answer = encode_answer(Answer(None, error.to_wire())) if message.ask else None
         self.take(mail, message, None, answer if message.ask else None, unrun)
         return True
 
@@ -320,6 +322,7 @@ class Effects:
     def bury(self, letter: DeadLetter) -> None:
         core, letter = self._core, msgspec.structs.replace(letter, at=self._core.home.wall())
         core.batch.dead.append(letter)
+        core.home.turns.setdefault(core.spec.name, Turns()).buried += 1
         core.touch()
         core.fold.ledger.bury(letter)
         if core.fold.ledger.family is not None:

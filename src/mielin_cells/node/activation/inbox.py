@@ -136,12 +136,12 @@ class Inbox:
         self._owner.kick()
         if self._tail is None:
             self._tail = log.tail(self._subject, place.cursor)
-        tail, self._read_to = self._tail, 0
+        tail, self._read_to, most = self._tail, 0, 2 * self._home.settings.inbox_max
         try:
             async for batch in tail:
                 self._read_to = batch[-1].seq
                 for entry in batch:
-                    arrival = await self._arrival(entry)
+                    arrival = await self.decoded(entry)
                     self._push(arrival)
                     self.waiting += arrival.count
                     self.arrived += arrival.count
@@ -153,8 +153,12 @@ class Inbox:
                     if behind and self._is_new(arrival):
                         self.queue.extend(behind)  # type: ignore[union-attr]
                         behind = ()
+                    if self.waiting > most and not behind:  # a batch may hold many times that
+                        self._owner.kick()
+                        while self.waiting > most:
+                            await self._room.wait()
                 self._owner.kick()
-                while self.waiting > 2 * self._home.settings.inbox_max or self.aside > ASIDE_MAX:
+                while self.waiting > most or self.aside > ASIDE_MAX:
                     await self._room.wait()
         finally:
             if self._tail is tail:
@@ -201,7 +205,7 @@ class Inbox:
             if isinstance(mail, Mail) and self.verdict(mail, mail.messages[0]) is Verdict.HOLD:
                 self._keep(arrival)
             elif (
-                not is_found and opened is not None and isinstance(mail, Mail) and _holds(mail, opened.sender, opened.n)
+                not is_found and opened is not None and isinstance(mail, Mail) and holds(mail, opened.sender, opened.n)
             ):
                 is_found = (
                     True  # a repetition of it stays at its place: what is with it comes after what was sent before
@@ -231,7 +235,7 @@ class Inbox:
 
     def _is_first(self, arrival: Arrival) -> bool:
         turn, mail = self._fold.turn, arrival.mail
-        return turn is None or (isinstance(mail, Mail) and _holds(mail, turn.sender, turn.n))
+        return turn is None or (isinstance(mail, Mail) and holds(mail, turn.sender, turn.n))
 
     def _is_new(self, arrival: Arrival) -> bool:
         mail = arrival.mail
@@ -253,7 +257,7 @@ class Inbox:
         entry = await persist(read, failed=self._failed)
         if entry is None:
             raise Fenced(f"The inbox of agent {self._fold.agent!r} was trimmed at {seq}: another node owns it.")
-        return await self._arrival(entry)
+        return await self.decoded(entry)
 
     def _push(self, arrival: Arrival) -> None:
         if isinstance(self.queue, tuple):
@@ -265,7 +269,7 @@ class Inbox:
         """Frees the queue, which is empty and unused."""
         self.queue = ()
 
-    async def _arrival(self, entry: Entry) -> Arrival:
+    async def decoded(self, entry: Entry) -> Arrival:
         """Decodes an entry.  One that does not decode is read again, since its bytes may have been damaged on their way."""
         decode = partial(self._mail, entry.seq)
         try:
@@ -343,13 +347,14 @@ class Inbox:
         self._pass(arrival, batch)
         self.aside += 1
 
-    def come_back(self, arrival: Arrival) -> None:
-        """Makes an entry that was put off the first again."""
+    def come_back(self, arrival: Arrival, in_order: bool = False) -> None:
+        """Makes an entry that was put off the first again; with `in_order`, behind the earlier entries that are first now."""
         self.aside -= 1
         self._room.set()
         if isinstance(self.queue, tuple):
             self.queue = deque()
-        self.queue.appendleft(arrival)
+        later = (place for place, one in enumerate(self.queue) if one.seq > arrival.seq)
+        self.queue.insert(next(later, len(self.queue)) if in_order else 0, arrival)
 
     def _pass(self, arrival: Arrival, batch: Batch) -> None:
         """Moves the cursor past the first entry although it is not done: commits keep its position (rule 10)."""
@@ -382,5 +387,5 @@ def turn_goes_first(fold: Fold) -> bool:
     return turn is not None and (turn.is_bound or fold.claims > 0) and not fold.ledger.has_taken(turn.sender, turn.n)
 
 
-def _holds(mail: Mail, sender: str, n: int) -> bool:
+def holds(mail: Mail, sender: str, n: int) -> bool:
     return mail.sender == sender and any(message.n == n for message in mail.messages)

@@ -71,8 +71,6 @@ class Run(AttributeCalls, Traced):
     """The agents that wait for this turn, each asked by the one before it; the first was told, or asked by a client."""
     parts: TurnStream | None = None
     """Of a handler that yields."""
-    why = ""
-    """Why the waiting ask has no answer, if it is known."""
     may_branch = True
     """Its handler's tasks and timers are branches of it (`branches.tasks`)."""
     branches: Branches | None = None

@@ -18,9 +18,10 @@ from mielin_cells.errors import CellError, Fenced, HandlerFailed, StoreBusy, Tur
 from mielin_cells.log.message import Mail, Message
 from mielin_cells.node.activation.calls.tasks import TurnStopped, resumes
 from mielin_cells.node.activation.core import Core
-from mielin_cells.node.activation.effects import Effects
+from mielin_cells.node.activation.effects import Effects, is_declared, is_of_store
 from mielin_cells.node.activation.run import Started, is_failure
 from mielin_cells.node.activation.turn import Turn
+from mielin_cells.policy.deploys.health import Turns
 
 logger = logging.getLogger("mielin_cells.intake")
 
@@ -41,12 +42,13 @@ RESOLVING = Unfinished(cast(Any, None), cast(Any, None), None)
 class Runner:
     """Runs the turns of one agent.  Never two at a time."""
 
-    __slots__ = ("_cell", "_core", "_effects", "_is_cancellable", "cancels", "turn")
+    __slots__ = ("_cell", "_core", "_effects", "_is_cancellable", "_turns", "cancels", "turn")
 
     def __init__(self, core: Core, cell: Cell, effects: Effects) -> None:
         self._core = core
         self._cell = cell
         self._effects = effects
+        self._turns = core.home.turns.setdefault(core.spec.name, Turns())
         self.turn: Turn | None = None
         """The turn that waits.  A turn that runs without waiting is never seen here."""
         self._is_cancellable = False
@@ -73,6 +75,8 @@ class Runner:
             turn.begin_trace(message)
         if handler.parts is not None and self._core.ends is not None:
             turn.streams(self._core.ends, message.ask)
+        clock = self._core.loop.time
+        began = clock()
         try:
             cell.begin(turn)
             fn = self._reading(turn, handler) if handler.shared else handler.fn
@@ -89,12 +93,14 @@ class Runner:
                 raise
             return Unfinished(turn, handler, error)
         turn.close()
+        self._turns.count(clock() - began)
         return None
 
     async def finish(self, mail: Mail, message: Message, unfinished: Unfinished) -> BaseException | None:
         """Runs the rest of a turn.  Returns what the turn failed with; raises `TurnStopped` if it is to be run again."""
         turn, handler, error, started = unfinished
         if started is None:
+            self._failed(turn, handler, error)
             return error
         try:
             turn.start = mail.start
@@ -103,6 +109,7 @@ class Runner:
                 self._cell.undo()
                 return asyncio.CancelledError()
             self._effects.end(mail, message, turn, handler, result)
+            self._turns.count(self._core.loop.time() - turn.since)
             return None
         except TurnStopped:
             self._cell.undo()
@@ -112,9 +119,16 @@ class Runner:
             turn.end_trace(raised)
             if ends_task(raised) or started.is_closed:
                 raise
+            self._failed(turn, handler, raised)
             return raised
         finally:
             turn.close()
+
+    def _failed(self, turn: Turn, handler: HandlerSpec, error: BaseException | None) -> None:
+        """Counts a turn that failed, unless its class declares the error, or it is none of its own."""
+        if error is not None and turn.cancels is None and not is_of_store(error) and self._core.lost is None:
+            self._turns.count(self._core.loop.time() - turn.since if turn.since else 0.0)
+            self._turns.failed += not is_declared(handler, error)
 
     async def hook(self, name: str) -> None:
         """Runs a hook of the class, if the class has it, as a turn without a message.  Its changes join the next commit."""
@@ -249,10 +263,10 @@ class Runner:
             return StoreBusy(
                 f"Agent {turn.id!r}: the store has not taken a record of its turn within the turn's deadline."
             )
-        seconds, asked = self._core.home.settings.turn_deadline_s, [m.label for m in turn.calls if m.answer is None]
+        seconds, asked = self._core.home.settings.turn_deadline_s, [call for call in turn.calls if call.answer is None]
         return TurnDeadlineExceeded(
             f"{self._core.spec.name}.{turn.message} of agent {turn.id!r} did not end within the turn's deadline of {seconds:g} s"
-            + (f", waiting for {asked[-1]}{turn.why}" if asked else "")
+            + (f", waiting for {asked[-1].label}{turn.why(asked[-1])}" if asked else "")
             + "; it was cancelled, and its state is as before the turn"
             + (", and the agent goes on." if turn.sender else "."),
             agent=turn.id, handler=turn.message, deadline_s=seconds,

@@ -276,10 +276,15 @@ async def _tried(
         tried += 1
         try:
             async with asyncio.timeout(seconds):
-                return await _called(step._replace(attempt=tried), call, args)
+                value = await _called(step._replace(attempt=tried), call, args)
+            if step.turn.broken is not None:
+                raise step.turn.broken
+            return value
         except BaseException as error:
             if not is_failure(error):
                 raise
+            if step.turn.broken is not None:
+                raise step.turn.broken from None
             if tried >= retry.tries or not isinstance(error, retry.on):
                 agent, cause = step.turn.id, described(error)
                 raise StepFailed(

@@ -50,6 +50,9 @@ DAY_S = 86400.0
 CATCH_UP_S = 7 * DAY_S
 """What is older is first counted back from now, since there may be more than `CATCH_UP_MAX` times."""
 
+STALE_MAX = 64
+"""Entries of timers that are gone or due at another time, beyond as many as there are timers."""
+
 NO_HEAP: list[tuple[float, str]] = []
 NO_DUE: dict[str, float] = {}
 """Shared by agents that have no timer.  Both stay empty."""
@@ -124,6 +127,9 @@ class Timers:
             self._heap, self._due = [], {}
         self._due[name] = due
         heapq.heappush(self._heap, (due, name))
+        if len(self._heap) > 2 * len(self._due) + STALE_MAX:  # an agent may put a timer off with every message
+            self._heap = [(one, other) for other, one in self._due.items()]
+            heapq.heapify(self._heap)
 
     def kick(self) -> None:
         """Waits for the next timer that is due.

@@ -21,7 +21,6 @@ from mielin_cells.agents.times.cron import next_time
 from mielin_cells.errors import (
     PASSING,
     AgentTerminated,
-    AskTimeout,
     CellError,
     EpochRegression,
     NonDeterministicTurn,
@@ -34,8 +33,10 @@ from mielin_cells.log.commit import AskCall, Out, Sent, Timer, Wish, body_of
 from mielin_cells.log.inboxes.lines import end_of, line, priority_of
 from mielin_cells.log.message import Answer, Terms, decode_answer, encode_answer
 from mielin_cells.log.records import Asked
+from mielin_cells.node.activation.calls.circles import Circle, timed_out
 from mielin_cells.node.activation.calls.pending import PendingAsk, ask_cycle, label_of
 from mielin_cells.node.activation.calls.reads import Reads
+from mielin_cells.node.activation.calls.reasons import Reasons
 from mielin_cells.node.activation.calls.refusal import refusal_of
 from mielin_cells.node.activation.calls.replay import Replay
 from mielin_cells.node.activation.calls.spans import with_trace
@@ -55,7 +56,7 @@ CHAIN_MAX = 64
 """Of the agents that wait for each other.  A longer cycle is not noticed, and ends by the deadline of one of its asks."""
 
 
-class Asks(Run):
+class Asks(Reasons, Run):
     """The part of a turn that asks other agents."""
 
     def ask(
@@ -234,7 +235,8 @@ class Asks(Run):
         core = self._core
         timeout = core.home.settings.ask_timeout_s if seconds is None else seconds
         future = core.expect(out.to, out.n)
-        pause, is_again, self.why = min(core.home.settings.ask_repeat_s, timeout / 2), False, ""
+        circle: Circle | None = None
+        pause, is_again = min(core.home.settings.ask_repeat_s, timeout / 2), False
         try:
             async with asyncio.timeout(timeout) as limit:
                 answer: bytes | None = None
@@ -246,19 +248,19 @@ class Asks(Run):
                         answer = future.result()
                     elif core.outbox.holds(out):  # it is not stored yet
                         refused = core.outbox.refused(out.to)
-                        self.why = f": its inbox does not take it ({refused.rstrip('.')})" if refused else ""
+                        self._note(out, f"its inbox does not take it ({refused.rstrip('.')})" if refused else "")
                     else:
-                        left_s = (limit.when() or float("inf")) - core.loop.time()
-                        answer = await self._reminded(out, is_again, left_s, is_other)
+                        when = limit.when() or float("inf")
+                        circle = circle or Circle(core.home, self.id, end_of(out.to), when, timeout)
+                        answer = await self._reminded(out, is_again, when - core.loop.time(), is_other)
                         pause, is_again = min(pause * 2, ASK_REPEAT_S_MAX), True
         except TimeoutError:
-            error = AskTimeout(
-                f"Agent {self.id!r} had no answer from {end_of(out.to)}.{out.handler} in {timeout:g} s{self.why}; the ask may still "
-                "take effect.", agent=end_of(out.to),
-            )  # fmt: skip
-            answer = encode_answer(Answer(None, error.to_wire()))
+            # It may have come while the receiver was reminded.
+            answer = future.result() if future.done() else timed_out(self.id, out, timeout, self.why(out), circle)
         finally:
             core.forget(out.to, out.n)
+            if circle is not None:
+                circle.stop()
         return answer
 
     async def _reminded(self, out: Out, is_again: bool, left_s: float, is_other: bool) -> bytes | None:
@@ -277,7 +279,7 @@ class Asks(Run):
             if isinstance(error, PASSING) and not isinstance(error, EpochRegression):
                 raise  # the store's word, and not the receiver's: as an outcome it would fail each run of this turn
             return encode_answer(Answer(None, error.to_wire()))
-        self.why = f": {standing.why}" if standing.why else ""
+        self._note(out, standing.why)
         if not is_other and (standing.missing or (standing.missing is None and not is_again)):
             core.outbox.push(out)
         return None
@@ -352,8 +354,7 @@ class Turn(Asks, FamilyCalls, Reads, Streaming, TopicCalls, Waiting):
         id: str | None, cron: str = "", zone: str = "",
     ) -> str:  # fmt: skip
         self._open()
-        core, wall = self._core, self._core.home.wall()
-        ledger = core.fold.ledger
+        core, wall, ledger = self._core, self._core.home.wall(), self._core.fold.ledger
         body = core.spec.handler(handler).encode_args(args, kwargs)
         self._fits(self.id, body)
         k, self._timers_set = self._timers_set, self._timers_set + 1

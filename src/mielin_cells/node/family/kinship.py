@@ -33,6 +33,7 @@ from mielin_cells.log.family.tree import (
     Family,
     FamilyChange,
     Gone,
+    Order,
     Parent,
     Told,
 )
@@ -153,10 +154,14 @@ class Kinship:
         owner, backoff, logged = self._owner, Backoff(cap_s=RETRY_S_MAX), set[str]()
         try:
             while owner.is_open and self._family.has_orders:
-                await owner.flush()  # they are orders once they are in the log
                 for child in list(self._family.children.values()):
+                    order, failure = child.order, child.failure
+                    if child.make is None and not order:
+                        continue
+                    # It is an order once it is in the log, and it may have come while another child's was carried out.
+                    await owner.flush()
                     try:
-                        await self._carry_out(child)
+                        await self._carry_out(child, order, failure)
                     except CellError as error:
                         if (child.agent + error.code) not in logged:
                             logged.add(child.agent + error.code)
@@ -171,13 +176,12 @@ class Kinship:
         finally:
             self._task = None
 
-    async def _carry_out(self, child: Child) -> None:
+    async def _carry_out(self, child: Child, order: Order, failure: int) -> None:
         kin, fold = cast("Kin", self._owner.home.cluster), self._owner.fold
         if child.make is not None:
             if fold.turn is None:  # else the turn that spawns it makes it
                 await self._note(await self._make(kin, child))
             return
-        order, failure = child.order, child.failure
         if not order:
             return
         reason = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Protocol
 
@@ -9,7 +10,7 @@ import msgspec
 from blake3 import blake3
 
 from mielin_cells.agents.retry import Retry
-from mielin_cells.errors import NameTaken, UsageError
+from mielin_cells.errors import PASSING, CellError, NameTaken, UsageError
 from mielin_cells.log.codec import pack
 from mielin_cells.log.commit import Wish
 from mielin_cells.log.family.made import MADE, MEANT, Outcome, decode_outcome
@@ -45,6 +46,7 @@ class Turn(Protocol):
     n: int
     changes: list[FamilyChange] | None
     wish: Wish | None
+    broken: CellError | None
 
     @property
     def id(self) -> str: ...
@@ -70,7 +72,8 @@ class FamilyCalls:
             raise UsageError(f"A hook of agent {self.id!r} cannot spawn {child.agent!r}; spawn it in a handler.")
         key = blake3(f"{self.id}\0{self.sender}\0{self.n}\0{child.agent}".encode()).digest(16)
         child = msgspec.structs.replace(child, key=key)
-        for name, call in ((MEANT, partial(_mean, self)), (MADE, partial(_make, self))):
+        for name, work in ((MEANT, _mean), (MADE, _make)):
+            call = partial(_unless_store_fails, self, work)
             outcome = decode_outcome(await self.make_step(name + child.agent, call, (child,), RETRY, None))
             if outcome.code == "NameTaken":
                 raise NameTaken(outcome.message, agent=child.agent, parent=self.id)
@@ -135,6 +138,15 @@ def _family(turn: Turn) -> Family:
 
 def _change(turn: Turn, change: FamilyChange) -> None:
     turn.changes = [*(turn.changes or ()), change]
+
+
+async def _unless_store_fails(turn: Turn, work: Callable[[Turn, Child], Awaitable[bytes]], child: Child) -> bytes:
+    """An error of the store says nothing about the child, so it is no outcome of the step: the turn runs again, however often."""
+    try:
+        return await work(turn, child)
+    except PASSING as error:
+        turn.broken = error
+        raise
 
 
 async def _mean(turn: Turn, child: Child) -> bytes:

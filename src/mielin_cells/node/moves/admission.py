@@ -15,10 +15,13 @@ from mielin_cells.log.records import HandedOff
 from mielin_cells.migration.admission import CompatibilityStatus, Facts, Offer, refusals
 from mielin_cells.migration.target import TargetPhase
 from mielin_cells.migration.validation import MigrationValidator
+from mielin_cells.node.moves.bounds.crowd import Crowd
+from mielin_cells.node.moves.bounds.places import Flow
 from mielin_cells.node.moves.settling import SETTLE_S, Settling
 from mielin_cells.node.moves.target import Copy
 from mielin_cells.rpc import answers, requests
 from mielin_cells.rpc.call import call
+from mielin_cells.rpc.planned import Planned, prepare
 from mielin_cells.settings import LOADS_BYTES_MAX, TAKES_MAX
 from mielin_cells.tasks.limit import Limit
 
@@ -58,9 +61,9 @@ def room_of(file: str | None) -> Callable[[], Room]:
     return room
 
 
-async def ask_offer(activations: Activations, target: str, agent: requests.Planned, timeout_s: float) -> list[str]:
+async def ask_offer(activations: Activations, target: str, agent: Planned, timeout_s: float) -> list[str]:
     """Every reason of a node against taking the agent as it is now; nothing is reserved there.  Raises as `call`."""
-    return (await call(activations.home.wire, target, requests.prepare(agent, activations.name), timeout_s)).reasons
+    return (await call(activations.home.wire, target, prepare(agent, activations.name), timeout_s)).reasons
 
 
 class Copies:
@@ -78,6 +81,8 @@ class Copies:
         self.is_cordoned = is_cordoned
         """The node keeps the agents that it has, and takes no others."""
         self.by_agent: dict[str, Copy] = {}
+        self.crowd = Crowd(activations, self.by_agent)
+        self._flow = Flow(activations.settings.move_bytes_s, activations.clock)
         self.places = Limit(TAKES_MAX, LOADS_BYTES_MAX, SLOW_S)
         """For copies that are being loaded."""
 
@@ -108,6 +113,12 @@ class Copies:
             is_cordoned=self.is_cordoned(),
             is_hosting=activations.owns(request.agent),
             verifies=copy.migration if copy is not None and copy.machine.phase in DECIDED_BY_THE_LOG else "",
+            moves=0 if request.is_dry else sum(other is not copy for other in self.by_agent.values()),
+            moves_max=activations.settings.moves_in,
+            agents=activations.count + self.crowd.unowned,
+            agents_max=activations.settings.agents_max,
+            bytes_s=self._flow.bytes_s,
+            is_ahead=not request.is_dry and self._flow.is_ahead,
         )
         offer = Offer(
             cls=request.cls,
@@ -127,6 +138,7 @@ class Copies:
             if copy is None or not copy.adopt(request.migration, request.epoch, request.state_bytes):
                 if copy is not None:
                     copy.expire()
+                self._flow.let_in(max(0, request.state_bytes))
                 self._new(request.agent, request.migration, spec, request.state_bytes, request.epoch)
         return answers.Preparation(reasons)
 

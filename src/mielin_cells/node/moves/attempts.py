@@ -15,6 +15,7 @@ from mielin_cells.tasks.supervision import Backoff
 
 if TYPE_CHECKING:
     from mielin_cells.node.activation.activation import Activation, Activations
+    from mielin_cells.node.moves.bounds.lent import LentPlaces
 
 logger = logging.getLogger("mielin_cells.migration")
 
@@ -22,11 +23,12 @@ logger = logging.getLogger("mielin_cells.migration")
 class Attempts:
     """Of one node."""
 
-    def __init__(self, activations: Activations, validator: MigrationValidator) -> None:
+    def __init__(self, activations: Activations, validator: MigrationValidator, places: LentPlaces) -> None:
         self._activations = activations
         self._validator = validator
         self.moves: dict[str, Move] = {}
-        """Those that run, by agent."""
+        """Those that run or wait for their place, by agent."""
+        self.places = places
 
     def close(self) -> None:
         for move in list(self.moves.values()):
@@ -39,7 +41,10 @@ class Attempts:
     async def run(self, move: Move) -> MigrationReport:
         """Runs an attempt to its end; the agent's log always decides the outcome."""
         agent, activations = move.activation.fold.agent, self._activations
+        has_place = False
         try:
+            has_place = await self.places.enter(move.cancelled)  # without one it is cancelled, and ends at once
+            move.begins()
             await move.run()
         except Exception as error:
             # A log that cannot be read on, a node that stops, or a bug: this copy may not go on, and the log says who does.
@@ -57,6 +62,8 @@ class Attempts:
             activations.look(agent)
             move.fail(error, await self._read_outcome(agent, move))
         finally:
+            if has_place:
+                self.places.leave()
             move.close()
             if self.moves.get(agent) is move:
                 del self.moves[agent]

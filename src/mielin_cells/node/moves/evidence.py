@@ -73,7 +73,7 @@ def report_of(journal: Journal, report: MigrationReport) -> MigrationReport:
     """The report, completed by the journal: its last attempt ended in another process."""
     end, number = journal.end, len(journal.attempts)
     target = end.target if end is not None else report.target
-    report = replace(report, target=target, phases=(), rounds=0, bytes=0, pause_ms=0.0)
+    report = replace(report, target=target, phases=(), rounds=0, bytes=0, pause_ms=0.0, error_type=journal.error_type)
     for record in journal.records:
         if isinstance(record, Reached) and record.number == number:
             report = replace(

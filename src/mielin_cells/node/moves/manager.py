@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import math
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from mielin_cells import tracing
@@ -27,10 +28,12 @@ from mielin_cells.migration.manager import MigrationRecoveryManager
 from mielin_cells.migration.recovery import RecoveryConfig, of_class
 from mielin_cells.node.moves.agenda import Agenda
 from mielin_cells.node.moves.attempts import Attempts
+from mielin_cells.node.moves.bounds.lent import LentPlaces
+from mielin_cells.node.moves.bounds.pauses import Pauses
 from mielin_cells.node.moves.observe import Observer, Watchers
 from mielin_cells.node.moves.recovery import Recovery
 from mielin_cells.node.moves.settling import Settling
-from mielin_cells.node.moves.targets import choose_first
+from mielin_cells.node.moves.targets import check_named, choose_first
 from mielin_cells.rpc import answers, requests
 
 if TYPE_CHECKING:
@@ -41,12 +44,18 @@ logger = logging.getLogger("mielin_cells.migration")
 GIVE_UP_S = 2.0
 """How long a migration may take to stop before its agent is ended."""
 
+SHOWN_MAX = 8
+"""Open moves that a node names when it is asked how it is."""
+
 REPORTS_MAX = 256
 """Reports of ended migrations that a node still answers with, when a client asks again."""
 
 
 class Migrations:
-    def __init__(self, activations: Activations, config: RecoveryConfig, classes: dict[str, dict[str, Any]]) -> None:
+    def __init__(
+        self, activations: Activations, config: RecoveryConfig, classes: dict[str, dict[str, Any]], has_leader: bool = False
+    ) -> None:  # fmt: skip
+        """`has_leader`: some node of the deployment leads."""
         config.validate()
         self.activations = activations
         self.config = config
@@ -57,15 +66,25 @@ class Migrations:
         )
         """Decides about failures and keeps the times of recoveries; a move has deadlines for its phases."""
         self.watchers = Watchers(activations, self.manager.validator)
-        self.attempts = Attempts(activations, self.manager.validator)
+        self.attempts = Attempts(activations, self.manager.validator, LentPlaces(activations, has_leader))
         self.open: dict[str, Recovery] = {}
         self.reports: dict[str, MigrationReport] = {}
+        self.pauses = Pauses(activations)
+        self.ended = Counter[str]()
+        """By outcome, since the process began."""
         self._agenda = Agenda(activations, self.manager, self.open)
         self.settling = Settling(self._agenda, self.attempts, self.open, self._taken_over)
 
     def close(self) -> None:
         self._agenda.close()
         self.attempts.close()
+
+    def in_words(self) -> list[str]:
+        """Some of the open ones, for people."""
+        return [
+            f"{agent} to {recovery.target or 'any node'}, {recovery.progress().phase.lower()}"
+            for agent, recovery in list(self.open.items())[:SHOWN_MAX]
+        ]
 
     # ---- asked for -------------------------------------------------------------------------------------------
 
@@ -87,9 +106,12 @@ class Migrations:
             )  # fmt: skip
         return answers.Progress.of(report)
 
-    async def to_its_end(self, request: requests.Migrate) -> MigrationReport | None:
-        """As `start`, but waits for the end; None if another process continues the migration."""
-        recovery = self._running(request) or await self._begun(request)
+    async def to_its_end(self, request: requests.Migrate, *, heeds_pause: bool = True) -> MigrationReport | None:
+        """As `start`, but waits for the end; None if another process continues the migration.
+
+        `heeds_pause` False: it is begun although it may pause the agent for longer than its policy allows.
+        """
+        recovery = self._running(request) or await self._begun(request, heeds_pause)
         if recovery is None:
             return self.reports[request.migration]
         await asyncio.wait((recovery.done,))
@@ -105,15 +127,15 @@ class Migrations:
             )  # fmt: skip
         return recovery
 
-    async def _begun(self, request: requests.Migrate) -> Recovery | None:
+    async def _begun(self, request: requests.Migrate, heeds_pause: bool = True) -> Recovery | None:
         """Begins the migration.  None if it was open, had lost its source, and has just been ended here."""
         agent, activations = request.agent, self.activations
         if activations.owns(agent):
             with (await activations.awake(agent)).kept():
-                return await self._begun_awake(request)
-        return await self._begun_awake(request)
+                return await self._begun_awake(request, heeds_pause)
+        return await self._begun_awake(request, heeds_pause)
 
-    async def _begun_awake(self, request: requests.Migrate) -> Recovery | None:
+    async def _begun_awake(self, request: requests.Migrate, heeds_pause: bool) -> Recovery | None:
         agent, activations = request.agent, self.activations
         await self.settling.one_due(agent)  # one that was claimed may have an open migration, which goes on first
         if request.migration in self.reports:
@@ -122,16 +144,23 @@ class Migrations:
         if recovery is not None:
             return recovery
         activation, target = self._planned_for(request), request.to
+        if heeds_pause and (limit_ms := activation.fold.policy.pause_ms) is not None:
+            await self.pauses.check(agent, limit_ms)
+            recovery, activation = self._running(request), self._planned_for(request)
+            if recovery is not None:
+                return recovery
         if target == activations.name:
             raise AlreadyThere(f"Agent {agent!r} is on {activations.name} already.", agent=agent, node=activations.name)
         if not target:
             target = await choose_first(activations, activation, self.unfit())
-            recovery, activation = (
-                self._running(request),
-                self._planned_for(request),
-            )  # things change while others are asked
-            if recovery is not None:
-                return recovery
+        else:
+            await check_named(activations, activation, target)
+        recovery, activation = (
+            self._running(request),
+            self._planned_for(request),
+        )  # things change while the store is asked
+        if recovery is not None:
+            return recovery
         unfinished = self.settling.unfinished.get(agent)
         if unfinished:
             if request.migration in unfinished:
@@ -230,6 +259,9 @@ class Migrations:
         if recovery.observer is not None:
             recovery.observer.ended(report)
         self.reports[report.migration] = report
+        self.ended[report.outcome] += 1
+        if report.ok:
+            self.pauses.note(report.agent, report.pause_ms)
         while len(self.reports) > REPORTS_MAX:
             del self.reports[next(iter(self.reports))]
         if not report.ok:
@@ -237,11 +269,11 @@ class Migrations:
                 "migration %s of agent %s %s: %s", report.migration, report.agent, report.outcome, report.reason
             )
 
-    async def abort(self, agent: str) -> str:
-        """Cancels the agent's migration and returns its id.  Raises `NoSuchMigration`, `TooLateToCancel`."""
+    async def abort(self, agent: str, migration: str = "") -> str:
+        """Cancels the agent's migration, or only this one, and returns its id.  Raises `NoSuchMigration`, `TooLateToCancel`."""
         await self.settling.one_due(agent)
         recovery = self.open.get(agent)
-        if recovery is None:
+        if recovery is None or (migration and recovery.migration != migration):
             raise NoSuchMigration(f"No migration of agent {agent!r} is open on {self.activations.name}.", agent=agent)
         await recovery.abort()
         return recovery.migration

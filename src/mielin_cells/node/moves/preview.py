@@ -6,7 +6,6 @@ import statistics
 from typing import TYPE_CHECKING
 
 from mielin_cells.errors import NoResponder, WireTimeout
-from mielin_cells.log.ids import log_subject
 from mielin_cells.node.moves.admission import ask_offer
 from mielin_cells.node.moves.targets import choose_first
 from mielin_cells.rpc.answers import Prediction
@@ -16,9 +15,6 @@ if TYPE_CHECKING:
 
 REPORTS = 32
 """Recent moves from whose pauses the next is predicted."""
-
-READS = 4
-"""A pause is two appends, one after the other, each about as long as two reads by the leader."""
 
 
 async def predict(migrations: Migrations, agent: str, to: str) -> Prediction:
@@ -31,7 +27,10 @@ async def predict(migrations: Migrations, agent: str, to: str) -> Prediction:
         reasons = await ask_offer(activations, target, fold, activations.settings.prepare_s)
     except (NoResponder, WireTimeout) as error:
         reasons = [f"{target} does not answer ({error.code})"]
-    pause_ms, basis = await _pause(migrations, log_subject(agent))
+    pause_ms, basis = await _pause(migrations, agent)
+    limit_ms = fold.policy.pause_ms
+    if limit_ms is not None and (too_long := await migrations.pauses.too_long(agent, limit_ms)):
+        reasons = [*reasons, too_long]
     return Prediction(
         agent=agent,
         source=activations.name,
@@ -44,11 +43,8 @@ async def predict(migrations: Migrations, agent: str, to: str) -> Prediction:
     )
 
 
-async def _pause(migrations: Migrations, subject: str) -> tuple[float, str]:
-    activations = migrations.activations
+async def _pause(migrations: Migrations, agent: str) -> tuple[float, str]:
     late = [report.pause_ms for report in migrations.reports.values() if report.ok][-REPORTS:]
     if late:
-        return statistics.median(late), f"the last {len(late)} moves from {activations.name}"
-    begun = activations.clock()
-    await activations.home.log.last(subject)
-    return (activations.clock() - begun) * READS * 1000, "a read of the agent's log just now"
+        return statistics.median(late), f"the last {len(late)} moves from {migrations.activations.name}"
+    return await migrations.pauses.measure(agent)

@@ -348,6 +348,7 @@ class Recovery:
         now = self._activations.clock()
         error = MigrationError.new(kind, message, self.agent, target or None, now=now)
         self._manager.record_failure(error, now, self._activations.home.rng.random, code=code)
+        self.report = replace(self.report, error_type=kind.value)
         await self.write_decision(now)
 
     async def write_decision(self, now: float) -> None:

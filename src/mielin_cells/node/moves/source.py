@@ -21,14 +21,15 @@ from mielin_cells.errors import (
 from mielin_cells.log.ledger import HASH_SLICE
 from mielin_cells.log.lifecycle import Phase
 from mielin_cells.migration import source as m
-from mielin_cells.migration.failure import Coded, Happened
+from mielin_cells.migration.failure import Coded, Happened, classify, is_settled
 from mielin_cells.migration.journal import migration_of
 from mielin_cells.migration.progress import MigrationPhase
-from mielin_cells.migration.refusal import Refusal, kinds
+from mielin_cells.migration.refusal import PASSING, Refusal, kinds
 from mielin_cells.migration.validation import MigrationValidator
 from mielin_cells.node.moves.handover import Handover
 from mielin_cells.rpc import answers, requests
 from mielin_cells.rpc.call import call
+from mielin_cells.rpc.planned import prepare
 
 if TYPE_CHECKING:
     from mielin_cells.node.activation.activation import Activation, Activations
@@ -37,6 +38,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger("mielin_cells.migration")
 
 R = TypeVar("R")
+
+AGAIN_S = 0.25
+"""Before a target that has no place for the agent just now is asked again."""
+
+WAITS_SHARE = 0.8
+"""The share of `prepare_s` in which it is asked again."""
 
 SLOWED_S = 0.02
 """How long the intake of a source rests in each round of a copy that does not converge."""
@@ -92,6 +99,15 @@ class Move:
             self.machine.phase.value, None, list(self._phases), self.machine.rounds, self._copied.bytes, attempts,
             self.target, failures,
         )  # fmt: skip
+
+    @property
+    def cancelled(self) -> asyncio.Future[None]:
+        """Done once the move is cancelled."""
+        return self._cancel
+
+    def begins(self) -> None:
+        """It has its place among the moves of this node: its times count from now."""
+        self._at = self._begun = self._now()
 
     def _now(self) -> float:
         return self.activations.clock()
@@ -220,11 +236,17 @@ class Move:
         return m.Broken(error.code, error.message)
 
     async def _prepare(self) -> m.Event:
-        try:
-            answer = await self._ask(requests.prepare(self.activation.fold, self.activations.name, self.migration))
-        except (NoResponder, WireTimeout) as error:
-            return m.Broken("TargetUnreachable", f"{self.target} does not answer ({error.code})")
-        self._refusals = tuple(answer.refusals)
+        until = self._now() + WAITS_SHARE * self.activations.settings.prepare_s
+        while True:
+            try:
+                answer = await self._ask(prepare(self.activation.fold, self.activations.name, self.migration))
+            except (NoResponder, WireTimeout) as error:
+                return m.Broken("TargetUnreachable", f"{self.target} does not answer ({error.code})")
+            self._refusals = tuple(answer.refusals)
+            passes = self._refusals and all(one.kind in PASSING for one in self._refusals)
+            if not passes or self._now() + AGAIN_S > until:
+                break
+            await asyncio.sleep(AGAIN_S)
         return m.Refused(self._refusals) if self._refusals else m.Prepared()
 
     async def _ask(self, request: requests.Request[R]) -> R:
@@ -318,9 +340,13 @@ class Move:
         activation, self.happened = self.activation, end.happened
         return MigrationReport(
             migration=self.migration, agent=activation.fold.agent, source=self.activations.name, target=self.target,
-            outcome=end.outcome, reason=end.reason, code=end.code, phases=tuple(self._phases),
+            outcome=end.outcome, reason=end.reason, code=end.code, error_type=_error_type(end), phases=tuple(self._phases),
             pause_ms=self._pause_s * 1000, bytes=self._copied.bytes, rounds=self.machine.rounds,
             held=activation.inbox.arrived_in_all - self._held_at if self._paused_at else 0,
             arrived=activation.inbox.arrived_in_all - self._arrived_at,
             reasons=tuple(map(str, self._refusals)), kinds=tuple(kinds(self._refusals)),
         )  # fmt: skip
+
+
+def _error_type(end: m.End) -> str:
+    return "" if end.outcome == "completed" or is_settled(end.code) else classify(end.happened).value

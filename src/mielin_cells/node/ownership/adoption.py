@@ -291,13 +291,11 @@ class Adoption:
         self._rests[agent] = seconds, activations.clock() + seconds
         return True
 
-    async def take_again(self, agent: str) -> str:
-        """Tries once more to run an agent that did not load, and returns its state.  Raises `StateUnloadable` with the reason."""
+    async def take_again(self, agent: str) -> None:
+        """Tries once more to run an agent that did not load.  Raises `StateUnloadable` with the reason if it still does not."""
         self._returns.wake(agent)
         await self.take_named(agent)
-        activation = self._activations.live.get(agent)
-        if activation is None:
+        if agent not in self._activations.live:
             info = self._activations.unloadable.get(agent)
             reason = info.error if info is not None else "its log names another node"
             raise StateUnloadable(f"Agent {agent!r} still cannot run on {self._home.name}: {reason}", agent=agent)
-        return activation.fold.lifecycle.state.value

@@ -9,6 +9,8 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from mielin_cells.agents.live import Cell
 from mielin_cells.agents.spec import Spec
 from mielin_cells.agents.upgrades import upgrade_state
@@ -19,7 +21,9 @@ from mielin_cells.errors import (
     EpochRegression,
     Fenced,
     InternalError,
+    NoNodeFits,
     NoSuchAgent,
+    NotPlaced,
     StateUpgradeFailed,
     described,
 )
@@ -30,6 +34,7 @@ from mielin_cells.log.inboxes.lines import NORMAL
 from mielin_cells.log.inboxes.places import HasPlace
 from mielin_cells.log.lifecycle import Phase
 from mielin_cells.log.records import Claimed
+from mielin_cells.membership.selection import need_of
 from mielin_cells.membership.standing import Standing
 from mielin_cells.node.activation.activation import Activation
 from mielin_cells.node.activation.presence.sleeper import Sleeper
@@ -80,7 +85,7 @@ class Claims:
         """Takes the agent over.  `end` is the last entry of its log, if it was just read.
 
         Raises `ClaimRefused` for one that was rolled back to go on elsewhere, `Fenced` if another node was first, or if the owner
-        that it is to be claimed from serves.
+        that it is to be claimed from serves, and `NoNodeFits` if this node is full and no operator has ordered the claim.
         """
         agent, activations = wish.agent, self._activations
         if agent in activations.asleep:
@@ -95,9 +100,24 @@ class Claims:
                 return await self._claim(wish, end, place.hold)
 
     async def _claim(self, wish: requests.Claim, end: Entry | None, hold: Hold) -> bool:
-        agent, activations = wish.agent, self._activations
+        agent = wish.agent
         if wish.of and not wish.on_order:
             await self._standing.check(wish.of)  # not before it has its place: it may have waited
+            if why := self._copies.crowd.why_full():
+                await self._check_only_here(wish, why)
+        with self._copies.crowd.coming(agent):
+            return await self._claim_counted(wish, end, hold)
+
+    async def _check_only_here(self, wish: requests.Claim, why: str) -> None:
+        """Raises `NoNodeFits`: this node is full, and another one may have room.  Not for an agent that no other node may claim."""
+        if (await load(self._activations.home.log, wish.agent, wish.seen)).goes_to != self._activations.name:
+            raise NoNodeFits(
+                f"Agent {wish.agent!r} was not claimed: {why}. It is safe in its log, and runs again once a node has room: start one, "
+                "or raise `agents_max`.", agent=wish.agent, reasons=[why],
+            )  # fmt: skip
+
+    async def _claim_counted(self, wish: requests.Claim, end: Entry | None, hold: Hold) -> bool:
+        agent, activations = wish.agent, self._activations
         followed = self._standbys.detach(agent)
         if followed is not None:
             fold = followed
@@ -106,6 +126,11 @@ class Claims:
         else:
             fold = await load(activations.home.log, agent, wish.seen, hold)
         self._check(fold, wish)
+        if wish.asks_policy and await self._is_placed_by_policy(fold):
+            raise NotPlaced(
+                f"Agent {agent!r} has a policy that decides where it runs; its place is chosen first.", agent=agent, cls=fold.cls,
+                version=fold.version, policy=msgspec.json.encode(fold.policy).decode(), bytes=fold.size_bytes,
+            )  # fmt: skip
         self._copies.claimed(agent)
         try:
             await self.take(fold, wish.cause)
@@ -116,6 +141,13 @@ class Claims:
             self._check(now, wish)
             await self.take(now, wish.cause)  # the copy, or what had been seen, was a little behind
         return True
+
+    async def _is_placed_by_policy(self, fold: Fold) -> bool:
+        activations = self._activations
+        placer = activations.spread
+        placer.follow(activations.members.table, activations.home.rng, activations.name)
+        need, _ = await placer.look(need_of(fold))
+        return need.policy.decides or not need.is_known
 
     async def claim_all(self, wishes: list[requests.Claim]) -> list[requests.WireError | None]:
         """Claims all at the same time, each by itself; returns for each None, or why it was refused."""

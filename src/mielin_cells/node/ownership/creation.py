@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from mielin_cells.agents.live import Cell
 from mielin_cells.agents.spec import Spec
-from mielin_cells.errors import AgentTerminated, Fenced, NameTaken, NodeCordoned, StateTooNew, WrongClass
+from mielin_cells.errors import AgentTerminated, Fenced, NameTaken, NodeCordoned, NoNodeFits, StateTooNew, WrongClass
 from mielin_cells.log.family.tree import Parent
 from mielin_cells.log.fold import Fold
 from mielin_cells.log.ids import log_subject
@@ -14,6 +14,7 @@ from mielin_cells.log.lifecycle import Phase
 from mielin_cells.log.records import Created
 from mielin_cells.node.activation.activation import Activation, Activations
 from mielin_cells.node.activation.writer import Writer
+from mielin_cells.node.moves.admission import Copies
 from mielin_cells.node.moves.manager import Migrations
 from mielin_cells.node.ownership.quarantine import Quarantine
 from mielin_cells.rpc import requests
@@ -24,12 +25,14 @@ class Creation:
     """Creates agents on this node."""
 
     def __init__(
-        self, activations: Activations, migrations: Migrations, quarantine: Quarantine, is_cordoned: Callable[[], bool]
-    ) -> None:
+        self, activations: Activations, migrations: Migrations, copies: Copies, quarantine: Quarantine,
+        is_cordoned: Callable[[], bool],
+    ) -> None:  # fmt: skip
         self._activations = activations
         self._migrations = migrations
         self._quarantine = quarantine
         self._is_cordoned = is_cordoned
+        self._crowd = copies.crowd
 
     async def spawn(self, request: requests.Spawn) -> bool:
         """Creates the agent, unless it exists.  False if it was created with another initial state than this one."""
@@ -73,11 +76,17 @@ class Creation:
             name = activations.name
             raise NodeCordoned(f"{name} is cordoned and takes no agents; `mielin uncordon {name}`.", node=name)
         self._migrations.config_of(spec.cls)  # raises now what would keep the agent from ever being moved
-        with activations.starting(agent):
+        self._check_room(agent)
+        with self._crowd.coming(agent), activations.starting(agent):
             return await self._make(request, spec, cell, writer)
 
+    def _check_room(self, agent: str) -> None:
+        """Raises `NoNodeFits` if the node is full.  Who has sent the agent here named the node, or read the table late."""
+        if why := self._crowd.why_full():
+            raise NoNodeFits(f"Agent {agent!r} has no place: {why}. Nothing was changed.", agent=agent, reasons=[why])
+
     async def _make(self, request: requests.Spawn, spec: Spec, cell: Cell, writer: Writer) -> Activation | None:
-        activations, policy = self._activations, spec.cls.__mielin_policy__
+        activations, policy = self._activations, request.policy or spec.cls.__mielin_policy__
         try:
             await writer.append(
                 lambda head: Created(

@@ -58,9 +58,11 @@ class Rounds:
 
     def __init__(
         self, activations: Activations, copies: Copies, migrations: Migrations, quarantine: Quarantine, adoption: Adoption,
-        compares_all: Callable[[], bool],
+        compares_all: Callable[[], bool], note_trip: Callable[[float], None] = lambda seconds: None,
     ) -> None:  # fmt: skip
-        """`compares_all`: this node compares the logs of all nodes' agents, and not of its own alone."""
+        """`compares_all`: this node compares the logs of all nodes' agents, and not of its own alone.  `note_trip` is told how long a
+        short request to the store takes.
+        """
         self._activations = activations
         self._home = activations.home
         self._copies = copies
@@ -68,6 +70,7 @@ class Rounds:
         self._quarantine = quarantine
         self._adoption = adoption
         self._compares_all = compares_all
+        self._note_trip = note_trip
         self._missed = asyncio.Event()
         """Hints may have been lost since the last list."""
         self._looks_at_all = False
@@ -216,7 +219,10 @@ class Rounds:
 
     async def _is_calm(self) -> bool:
         """True if the last rounds found nothing to do, and neither the logs nor the agents here have changed since."""
+        clock = self._activations.clock
+        asked = clock()
         position = await self._home.log.position()
+        self._note_trip(clock() - asked)
         count = self._activations.count + len(self._copies.by_agent)
         if position == self._position and self._calm >= CALM_ROUNDS and count == len(self._here):
             return not self._is_due()  # an agent can only have come by a record, so these are the same agents

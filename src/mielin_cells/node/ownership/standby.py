@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING
 from mielin_cells.errors import AgentTerminated, CellError, NoSuchAgent, described
 from mielin_cells.log.fold import Fold
 from mielin_cells.log.lifecycle import Phase
-from mielin_cells.membership import selection
+from mielin_cells.membership.selection import need_of
+from mielin_cells.membership.whereabouts import Placer
 from mielin_cells.rpc import requests
 from mielin_cells.rpc.call import call
+from mielin_cells.rpc.planned import Planned, prepare
 from mielin_cells.settings import FOLLOWS_MAX, LOADS_BYTES_MAX, RETRY_S_MAX
 from mielin_cells.store.follower import LogFollower
 from mielin_cells.store.reader import load
@@ -171,10 +173,10 @@ class Standbys:
         wanted = copies_wanted(activation) if activation is not None else sleeper.copies if sleeper is not None else 0
         return self._followers.get(agent, [])[:wanted]
 
-    def _backed(self) -> list[tuple[requests.Planned, int]]:
+    def _backed(self) -> list[tuple[Planned, int]]:
         """The agents of this node that want copies, and how many."""
         activations = self._activations
-        backed = list[tuple[requests.Planned, int]]()
+        backed = list[tuple[Planned, int]]()
         backed += [(one.fold, copies) for one in activations.live.values() if (copies := copies_wanted(one))]
         backed += [(one, one.copies) for one in activations.asleep.values() if one.copies]
         return backed
@@ -201,9 +203,9 @@ class Standbys:
         self._followers = {agent.agent: self.followers_of(agent.agent) for agent, _ in backed}
         asked: dict[str, set[str]] = {agent: set() for agent in self._followers}
         """By agent, the nodes that were asked in this round."""
-        spread: selection.Spread | None = None
+        spread: Placer | None = None
         while backed:
-            batches: dict[str, list[requests.Planned]] = defaultdict(list)
+            batches: dict[str, list[Planned]] = defaultdict(list)
             for one, wanted in backed:
                 agent = one.agent
                 followers = self._followers[agent]
@@ -211,9 +213,12 @@ class Standbys:
                     if name not in asked[agent]:
                         batches[name].append(one)
                 while len(followers) < wanted:
-                    spread = spread or selection.Spread(activations.members.table.infos())
+                    if spread is None:
+                        spread = Placer(activations.home.log)
+                        spread.follow(activations.members.table, None)
                     but = {activations.name, *followers, *asked[agent]}
-                    chosen = spread.choose(but, one.cls, one.policy.preferred_architectures)
+                    need, places = await spread.look(need_of(one))
+                    chosen = spread.choose(but, need, places) if need.is_known else None  # the next round asks again
                     if chosen is None:
                         break
                     followers.append(chosen)
@@ -225,11 +230,11 @@ class Standbys:
                     asked[one.agent].add(name)
                 await self._ask(name, some)
 
-    async def _ask(self, name: str, backed: list[requests.Planned]) -> None:
+    async def _ask(self, name: str, backed: list[Planned]) -> None:
         """Asks a node to keep copies, and strikes it off for each agent that it does not follow."""
         for at in range(0, len(backed), BATCH):
             some = backed[at : at + BATCH]
-            request = requests.Follow([requests.prepare(one, self._activations.name) for one in some])
+            request = requests.Follow([prepare(one, self._activations.name) for one in some])
             try:
                 refused = [*await call(self._activations.home.wire, name, request, ASK_S)]
             except CellError as error:
@@ -242,6 +247,9 @@ class Standbys:
 
 
 def copies_wanted(activation: Activation) -> int:
-    """The wanted number of copies: as ordered for the agent, else as its class says."""
+    """The wanted number of copies: as ordered for the agent, else as its policy says, else as its class says."""
     fold = activation.fold
-    return activation.spec.cls.__mielin_standby__ if fold.standby is None else fold.standby
+    if fold.standby is not None:
+        return fold.standby
+    by_policy = fold.policy.standby
+    return activation.spec.cls.__mielin_standby__ if by_policy is None else by_policy

@@ -32,12 +32,13 @@ from mielin_cells.log.lifecycle import Phase
 from mielin_cells.log.records import Undone
 from mielin_cells.log.undo import Undoing
 from mielin_cells.migration.journal import TakenBack
+from mielin_cells.migration.refusal import Refusal, as_refusal, kinds
 from mielin_cells.node.activation.writer import Declined
-from mielin_cells.node.moves.admission import ask_offer
 from mielin_cells.node.moves.journal import JournalWriter
 from mielin_cells.node.ownership.claims import Claims, elsewhere
 from mielin_cells.rpc import answers, requests
 from mielin_cells.rpc.call import call
+from mielin_cells.rpc.planned import prepare
 from mielin_cells.store import journal
 from mielin_cells.store.reader import READ_RECORDS, load_at, read_record
 
@@ -104,7 +105,7 @@ class Undoes:
             agent=fold.agent, migration=request.migration, node=self._activations.name, goes_to=goes_to, record=undoing.back.seq,
             version=fold.version, version_then=undoing.back.version, messages=extent.messages, sent=extent.sent,
             steps=extent.steps, answered=extent.answered, state=fold.lifecycle.state.value,
-            state_then=undoing.back.lifecycle.state.value, reasons=reasons,
+            state_then=undoing.back.lifecycle.state.value, reasons=[str(one) for one in reasons], kinds=kinds(reasons),
         )  # fmt: skip
         if reasons or request.is_dry:
             return plan
@@ -150,7 +151,7 @@ class Undoes:
             activation.resume_intake()  # nothing was appended, and the agent goes on as it was
             raise
 
-    async def _chosen(self, back: Fold, request: requests.Undo) -> tuple[str, list[str]]:
+    async def _chosen(self, back: Fold, request: requests.Undo) -> tuple[str, list[Refusal]]:
         """Chooses the node on which the agent continues; returns it with its reasons against the agent.
 
         It is the node that the request names; else one that has the class as it was and takes the agent, preferably the migration's
@@ -163,7 +164,7 @@ class Undoes:
         nodes = self._activations.members.table.infos()
 
         def fits(info: NodeInfo) -> bool:
-            return not info.classes or info.classes.get(back.cls) == back.version
+            return not info.is_reserved and (not info.classes or info.classes.get(back.cls) == back.version)
 
         able = sorted(
             (info for info in nodes if fits(info)),
@@ -175,7 +176,7 @@ class Undoes:
                 "Start one with that code, or name a node: a newer one takes the messages with its own code.",
                 node="", nodes=[info.name for info in nodes],
             )  # fmt: skip
-        first: list[str] = []
+        first: list[Refusal] = []
         for info in able:
             reasons = await self._refusals(info.name, back)
             if not reasons:
@@ -183,14 +184,15 @@ class Undoes:
             first = first or reasons
         return able[0].name, first
 
-    async def _refusals(self, goes_to: str, back: Fold) -> list[str]:
+    async def _refusals(self, goes_to: str, back: Fold) -> list[Refusal]:
         """Every reason of a node against taking the agent as it was."""
         if goes_to == self._activations.name:
             return []
         try:
-            return await ask_offer(self._activations, goes_to, back, CLAIM_S)
+            request = prepare(back, self._activations.name)
+            return list((await call(self._activations.home.wire, goes_to, request, CLAIM_S)).refusals)
         except RetryError as error:
-            return [f"{goes_to} does not answer ({error.code})"]
+            return [as_refusal(f"{goes_to} does not answer ({error.code})")]
 
     async def claim_at(self, goes_to: str, agent: str, cause: str) -> str:
         """Has a node claim the agent; returns why it did not, or ""."""

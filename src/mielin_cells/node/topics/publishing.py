@@ -6,7 +6,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from mielin_cells.errors import CellError, RetryError, described
+from mielin_cells.errors import RetryError, described
 from mielin_cells.log.commit import Out
 from mielin_cells.log.topics.names import subject_of
 from mielin_cells.log.topics.posts import End, Post, Posting, Value, encode_post
@@ -39,7 +39,7 @@ class Publishing:
         self._appended = 0
 
     async def deliver(self, queue: deque[Out], stored: Callable[[Sequence[Out]], None]) -> None:
-        """Stores what the queue holds and what comes into it; `stored` is given what is, in order."""
+        """Stores what the queue holds and what comes into it, until it is empty; `stored` is given what is, in order."""
         posting = self._posting
         if posting.end is None:
             posting.end = await self._read_end(is_settled=False)
@@ -53,9 +53,9 @@ class Publishing:
                 values = (_value_of(out) for out in queue)
                 await self._append(posting.compose(queue[0].n, values, self._wall(), self._nonce()))
                 self._appended += 1
-        if self._appended >= TRIM_EVERY:
-            self._appended = 0
-            await self._remove_old()
+            if not queue and self._appended >= TRIM_EVERY:  # in the loop, since more may come meanwhile
+                self._appended = 0
+                await self._remove_old()
 
     async def _remove_old(self) -> None:
         """It may fail, and is done again after more entries: nobody waits for it."""
@@ -64,7 +64,7 @@ class Publishing:
             return
         try:
             await remove_old(self._log, self._subject, end, self._wall(), settings.topic_keep, settings.topic_keep_s)
-        except CellError as error:
+        except Exception as error:  # whatever the store raises
             logger.info("old messages of %s are not removed yet: %s", self._subject, described(error))
 
     async def _append(self, post: Post) -> None:

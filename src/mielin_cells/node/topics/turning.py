@@ -10,9 +10,12 @@ from mielin_cells.agents.topics.calls import check_takes, since_s, starts
 from mielin_cells.agents.topics.messages import Since
 from mielin_cells.log.commit import Out
 from mielin_cells.log.fold import Fold
+from mielin_cells.log.ledger import Ledger
 from mielin_cells.log.message import Terms
-from mielin_cells.log.topics.names import check_pattern, check_topic, receiver_of
-from mielin_cells.log.topics.subs import Sub, Subs, Subscribed, TopicChange, Unsubscribed, key_of
+from mielin_cells.log.topics.names import check_topic, receiver_of
+from mielin_cells.log.topics.outside import is_outside
+from mielin_cells.log.topics.subs import Sub, Subscribed, TopicChange, Unsubscribed, key_of
+from mielin_cells.store.outside import subscription
 from mielin_cells.substrate.ports import Log
 
 
@@ -83,7 +86,7 @@ class TopicCalls:
 
     def unsubscribe(self: Turn, pattern: str, handler: str) -> bool:
         self._open()
-        change = unsubscribed(self._core.fold.ledger.topics, self.topics or [], pattern, handler)
+        change = unsubscribed(self._core.fold.ledger, self.topics or [], pattern, handler)
         if change is not None:
             self.topics = [*(self.topics or ()), change]
         return change is not None
@@ -94,21 +97,22 @@ async def subscribed(owner: Owner, pattern: str, handler: str, since: Since, on_
 
     The ends are read before the turn is committed, so all that is published after the turn has been answered is behind them.
     """
-    check_pattern(pattern)
     for name in filter(None, (handler, on_gap)):
         check_takes(owner.spec.handler(name))
+    if is_outside(pattern):
+        return Subscribed(await subscription(owner.home.log, pattern, handler, on_gap, since, owner.home.wall()))
     since_at = since_s(since, owner.home.wall())
     start = starts(since, await owner.home.log.topic_ends())
     return Subscribed(Sub(pattern, handler, on_gap, start, since_at, [*start]))
 
 
-def unsubscribed(subs: Subs | None, made: list[TopicChange], pattern: str, handler: str) -> Unsubscribed | None:
+def unsubscribed(ledger: Ledger, made: list[TopicChange], pattern: str, handler: str) -> Unsubscribed | None:
     """None if there is no such subscription; `made`: what this turn has changed before."""
-    key = key_of(check_pattern(pattern), handler)
+    key, subs = key_of(pattern, handler), ledger.topics
     is_there = subs is not None and key in subs.by_key and not subs.by_key[key].parked
     for change in made:
         if isinstance(change, Subscribed) and change.sub.key == key:
             is_there = True
         elif isinstance(change, Unsubscribed) and change.key == key:
             is_there = False
-    return Unsubscribed(key) if is_there else None
+    return Unsubscribed(key, bool(ledger.replays)) if is_there else None

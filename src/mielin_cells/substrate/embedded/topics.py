@@ -10,11 +10,14 @@ from mielin_cells.errors import CellError
 from mielin_cells.log.ids import SCANNED
 from mielin_cells.substrate.embedded.store import PAGE_ROWS, ROW, Store
 from mielin_cells.substrate.patterns import Watch, glob_of, matcher
-from mielin_cells.substrate.ports import Found
+from mielin_cells.substrate.ports import Found, Outside
 
 
 class TopicReads:
     """The part of the log that reads topics."""
+
+    outside: Outside | None = None
+    """In a file there are no streams of other systems."""
 
     def __init__(self, store: Store) -> None:
         self._store = store

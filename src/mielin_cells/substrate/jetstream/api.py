@@ -31,6 +31,8 @@ SEQUENCE: Final = "Nats-Sequence"
 PREVIOUS: Final = "Nats-Last-Sequence"
 """In a republished message: the subject's sequence before; in a batch: the entry's before, in this batch."""
 STATUS: Final = "Status"
+TIME: Final = "Nats-Time-Stamp"
+MESSAGE_ID: Final = "Nats-Msg-Id"
 
 INBOX: Final = "_INBOX."
 """Where answers are heard."""
@@ -97,6 +99,8 @@ class StoredMessage(msgspec.Struct):
     subject: str
     seq: int
     data: str = ""
+    hdrs: str = ""
+    time: datetime.datetime | None = None
 
 
 class GetAnswer(msgspec.Struct):
@@ -112,11 +116,14 @@ class StreamConfig(msgspec.Struct):
     name: str = ""
     num_replicas: int = 1
     placement: Placement | None = None
+    subjects: list[str] = []
+    allow_direct: bool = False
     metadata: dict[str, str] = {}
 
 
 class StreamState(msgspec.Struct):
     messages: int = 0
+    first_seq: int = 0
     last_seq: int = 0
     subjects: dict[str, int] | None = None
 
@@ -130,6 +137,7 @@ class StreamAnswer(msgspec.Struct):
     """Which servers have a copy."""
     total: int = 0
     error: ApiError | None = None
+    created: datetime.datetime | None = None
     ts: datetime.datetime | None = None
     """The time of the server that answers, the stream's leader."""
 

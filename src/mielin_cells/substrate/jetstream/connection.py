@@ -269,11 +269,16 @@ class Connection:
 
     # ---- listening -------------------------------------------------------------------------------------------
 
-    def listen(self, subject: str, receive: Callable[[Heard], None]) -> Listener:
-        """Calls `receive` with each message, from now on.  What this connection sends later, the server sees later."""
+    def listen(self, subject: str, receive: Callable[[Heard], None], most: int = 0) -> Listener:
+        """Calls `receive` with each message, from now on.  What this connection sends later, the server sees later.
+
+        `most`: the server sends no more of them than this (after a reconnect it does, until the listener is closed).
+        """
         listener = Listener(self, subject, receive)
         self._listeners.add(listener)
         self._register(listener)
+        if most:
+            self._command(f"UNSUB {listener._id} {most}\r\n")
         return listener
 
     def silence(self, listener: Listener) -> None:

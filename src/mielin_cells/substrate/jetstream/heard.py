@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import re
+from datetime import datetime
 from typing import Any, Final
 
 from mielin_cells.substrate.jetstream import api
@@ -25,8 +26,8 @@ class Heard:
 
     @property
     def status(self) -> str:
-        """A server's status instead of an answer; "" for an answer."""
-        return self._headers.get(api.STATUS, "")
+        """A server's status instead of an answer; "" for an answer, also for a stored message that has such a header of its own."""
+        return "" if api.SEQUENCE in self._headers else self._headers.get(api.STATUS, "")
 
     @property
     def token(self) -> str:
@@ -48,6 +49,18 @@ class Heard:
     @property
     def pending(self) -> int:
         return self._number("Nats-Num-Pending")
+
+    @property
+    def at(self) -> float:
+        """When it was stored, in wall seconds; 0 if that is malformed."""
+        try:
+            return datetime.fromisoformat(self._headers.get(api.TIME, "")).timestamp()
+        except ValueError:
+            return 0.0
+
+    @property
+    def id(self) -> str:
+        return self._headers.get(api.MESSAGE_ID, "")
 
     @property
     def expected(self) -> int | None:

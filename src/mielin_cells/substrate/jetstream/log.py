@@ -17,6 +17,7 @@ from mielin_cells.substrate.jetstream.connection import Connection, Listener
 from mielin_cells.substrate.jetstream.health import PATIENT_S, mend_index
 from mielin_cells.substrate.jetstream.heard import Heard
 from mielin_cells.substrate.jetstream.index import Index
+from mielin_cells.substrate.jetstream.outside.outside import OutsideStreams
 from mielin_cells.substrate.jetstream.places import TOPIC, Place, head_of, is_own, kind_of, place_of, subject_of
 from mielin_cells.substrate.jetstream.tail import JetTail, Rechecks
 from mielin_cells.substrate.jetstream.topics import Topics, Watching
@@ -66,6 +67,7 @@ class JetLog(Asking):
         self._is_clustered = is_clustered
         self._index = Index(connection, deployment, shards)
         self._topics = Topics(connection, deployment, shards)
+        self.outside = OutsideStreams(connection)
         self._tails: dict[JetTail, Listener] = {}
         self._reconnects = 0
         self._together = Together(self._lasts_of, LASTS)
@@ -285,12 +287,14 @@ class JetLog(Asking):
                 tail.look_again()
         self._rechecks.begin(watched)
         self._topics.wake_all()
+        self.outside.wake_all()
 
     def close(self) -> None:
         self._rechecks.close()
         for tail in tuple(self._tails):
             tail.close()
         self._topics.close()
+        self.outside.close()
         self._index.close()
 
     async def trim(self, subject: str, before: int) -> None:

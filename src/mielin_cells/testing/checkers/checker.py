@@ -15,6 +15,7 @@ from mielin_cells.errors import CellError
 from mielin_cells.log.attributes.entries import Listing, decode_listing
 from mielin_cells.log.ids import (
     ATTRIBUTES,
+    DEPLOYS,
     INBOXES,
     JOURNALS,
     LOGS,
@@ -39,13 +40,14 @@ from mielin_cells.log.topics.posts import Post, decode_post
 from mielin_cells.membership.members import AnyRecord as AnyMember
 from mielin_cells.membership.members import decode_record as decode_member
 from mielin_cells.migration import journal as journals
+from mielin_cells.policy.deploys.events import AnyEvent, decode_event
 from mielin_cells.substrate.ports import Entry
 from mielin_cells.testing.checkers.history import Author
 from mielin_cells.testing.checkers.scene import Scene, Violation
 
 REPLIES = reply_subject("")
 
-INVARIANTS = tuple(f"I{number}" for number in range(1, 38))
+INVARIANTS = tuple(f"I{number}" for number in range(1, 49))
 
 
 @dataclass(slots=True)
@@ -143,6 +145,14 @@ class MemberStep(NamedTuple):
     author: Author
 
 
+class DeployStep(NamedTuple):
+    """An event of the log of deploys at the instant it lands."""
+
+    seq: int
+    event: AnyEvent
+    author: Author
+
+
 class Checker:
     """Base of all checkers.  A class defines what it looks at."""
 
@@ -168,6 +178,9 @@ class Checker:
 
     def member(self, step: MemberStep) -> None:
         """A record of the log of the members has landed."""
+
+    def deploy(self, step: DeployStep) -> None:
+        """An event of the log of deploys has landed."""
 
     def answers(self, replies: Replies, author: Author) -> None:
         """Answers are given to the wire."""
@@ -201,6 +214,7 @@ class Checkers:
         self._listings = [c.listed for c in self.all if _has(c, "listed")]
         self._journals = [c.journal for c in self.all if _has(c, "journal")]
         self._members = [c.member for c in self.all if _has(c, "member")]
+        self._deploys = [c.deploy for c in self.all if _has(c, "deploy")]
         self._answers = [c.answers for c in self.all if _has(c, "answers")]
 
     def landed(self, subject: str, entry: Entry, author: Author) -> None:
@@ -220,6 +234,10 @@ class Checkers:
                 step = MemberStep(entry.seq, decode_member(entry.data, subject), author)
                 for see_member in self._members:
                     see_member(step)
+            elif subject == DEPLOYS:
+                deployed = DeployStep(entry.seq, decode_event(entry.data, subject), author)
+                for see_event in self._deploys:
+                    see_event(deployed)
             elif subject.startswith(TOPICS):
                 posted = Posted(subject, decode_post(entry.data, subject), entry.seq, author)
                 for see_post in self._posts:
@@ -278,6 +296,8 @@ class Checkers:
         scene.recitals = [recital for recital in scene.recitals if recital.at < since]
         scene.hires, scene.downs = [], {}
         scene.told = [told for told in scene.told if told.at < since]
+        scene.served = [served for served in scene.served if served.at < since]
+        scene.ordered = [ordered for ordered in scene.ordered if ordered.ended < since]
         scene.reports = [reported for reported in scene.reports if reported.at < since]
         self._history = [one for one in self._history if one[1].seq <= seq]
         nodes, scene.nodes = scene.nodes, {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from mielin_cells.errors import PASSING
 from mielin_cells.log.commit import StepCall
 from mielin_cells.log.family.made import MEANT, learn
 from mielin_cells.log.family.tree import Decided, Family, Parent
@@ -12,6 +13,9 @@ from mielin_cells.log.records import Asked, Created, Failed, Resumed, Stepped
 from mielin_cells.testing.checkers.checker import Checker, Step
 from mielin_cells.testing.checkers.messages import commit_of
 from mielin_cells.testing.checkers.scene import STORE_WALL_S, Scene
+
+OF_STORE = frozenset(error.__name__ for error in PASSING)
+"""Codes of errors that say nothing about a child."""
 
 MOST, WITHIN_S = 2, 5.0
 """What supervisors of the simulated world allow."""
@@ -62,6 +66,8 @@ class MadeOnce(Checker):
                 self.fails(f"{hire.boss} said that it had made {hire.kid}, and {made} did")
             if hire.is_made is False and hire.kid not in self.scene.folds:
                 self.fails(f"{hire.boss} said that the name {hire.kid} is taken, and nobody has it")
+            if hire.cause.partition(":")[0] in OF_STORE:
+                self.fails(f"{hire.boss} was told that it could not make {hire.kid}: {hire.cause}; the store said that")
 
 
 class ToldOnce(Checker):

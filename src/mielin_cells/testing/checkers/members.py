@@ -7,6 +7,7 @@ from collections.abc import Collection
 
 from mielin_cells.log.records import Accepted, Claimed, Committed
 from mielin_cells.membership.members import (
+    NOBODY,
     AnyRecord,
     Doubted,
     Forgotten,
@@ -15,20 +16,25 @@ from mielin_cells.membership.members import (
     Leads,
     Left,
     Loads,
+    PlanEnded,
+    Planned,
     Serving,
     Status,
     Suspected,
     Table,
 )
+from mielin_cells.policy.facts import UNKNOWN
+from mielin_cells.policy.noticeable import Change, change_of
 from mielin_cells.testing.checkers.checker import Checker, MemberStep, Step
-from mielin_cells.testing.checkers.scene import Scene
+from mielin_cells.testing.checkers.scene import Scene, machine_of
 
 
 class MembersAgree(Checker):
     """I29: a record of the members says what its author may say of the table that all records before it make.
 
     The leader of the latest term alone suspects, gives up and forgets, and only current incarnations; a node says that it serves,
-    leads or leaves only of itself, and nothing once it has left; no incarnation is given twice.  A process claims, accepts and runs
+    leads or leaves only of itself, and nothing once it has left; no incarnation is given twice.  Facts are what
+    the current incarnation has measured, and at rest what it measures is told.  A process claims, accepts and runs
     only agents whose class it has said to know, in a version that is not older than that of the stored state.
     """
 
@@ -73,7 +79,16 @@ class MembersAgree(Checker):
                 self._by_leader(step, record.term, what)
                 if self._table.members[record.name].status is not Status.LEFT:
                     self.fails(f"{what}: the node has not left")
-            case Loads() | Image():
+            case Loads(term=0) if self._table.leader == NOBODY:
+                self._by_itself(step, what)
+                self._of_current(record, what)
+                self._measured(record, what)
+                if {*record.agents, *record.facts} != {record.name}:
+                    self.fails(f"{what}: while nobody leads a node tells of itself alone")
+            case Loads():
+                self._by_leader(step, record.term, what)
+                self._measured(record, what)
+            case Image() | Planned() | PlanEnded():
                 self._by_leader(step, record.term, what)
             case Left(term=term) if term:
                 self._by_leader(step, term, what)
@@ -98,11 +113,22 @@ class MembersAgree(Checker):
             member = table.get(name)
             if member is None or member.status is not Status.SERVING:
                 return f"{name} lives, and is {member.status.value if member is not None else 'not'} in the log of the members"
+            now, told = machine_of(self.scene.nodes[name].facts.current()), machine_of(member.facts)
+            if change_of(told, now) is not Change.NONE:
+                return f"{name} has measured {now}, and is told of as {told}"
         for name in sorted(lost):
             member = table.get(name)
             if member is not None and member.status in (Status.JOINED, Status.SERVING):
                 return f"{name} is dead for good, and is {member.status.value} in the log of the members"
         return f"{table.leader[0] or 'nobody'} leads failover" if table.leader[0] in {"", *lost} else ""
+
+    def _measured(self, record: Loads, what: str) -> None:
+        """Its facts are what the current incarnations have measured."""
+        for name, facts in record.facts.items():
+            member = self._table.get(name)
+            said = self.scene.measured.get((name, member.incarnation), []) if member is not None else []
+            if machine_of(facts) not in [UNKNOWN, *said]:
+                self.fails(f"{what}: {name}'s current incarnation has not measured that; it has measured {said}")
 
     def _by_itself(self, step: MemberStep, what: str) -> None:
         if step.author.name != step.record.name:

@@ -7,10 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from msgspec.structs import replace
+
+from mielin_cells.agents.groups.report import GroupReport
 from mielin_cells.agents.reports import MigrationReport
 from mielin_cells.log.attributes.values import Value
 from mielin_cells.log.fold import Fold
+from mielin_cells.policy.facts import Facts, tidied
 from mielin_cells.testing.checkers.history import History
+from mielin_cells.testing.checkers.outside.stream import ForeignStream
 
 if TYPE_CHECKING:
     from mielin_cells.node.node import Node
@@ -23,6 +28,11 @@ STORE_WALL_S = 1_600_000_000.0
 
 CLOCK_ERROR_S = 60
 """A clock that is off by more makes timers wait longer than a run."""
+
+
+def machine_of(facts: Facts) -> Facts:
+    """The facts of the machine alone, without what cannot be."""
+    return tidied(replace(facts, agents=None, waiting=None, oldest_s=None, messages_s=None, store_ms=None))
 
 
 class Violation(AssertionError):
@@ -63,6 +73,8 @@ class Hire:
     boss: str
     kid: str
     is_made: bool | None = None
+    cause: str = ""
+    """Of the step that failed, if that is what it was told."""
 
 
 @dataclass(slots=True)
@@ -94,6 +106,26 @@ class Recital:
     def restarted(self, offset: int) -> None:
         del self.parts[offset:]
         self.restarts += 1
+
+
+@dataclass(slots=True)
+class Served:
+    """A call of a service that was answered, and by which agent."""
+
+    sender: str
+    n: int
+    by: str
+    at: float
+
+
+@dataclass(slots=True)
+class Ordered:
+    """An order for a group that has ended, when it began and ended, and the node that it was about."""
+
+    report: GroupReport
+    node: str
+    began: float
+    ended: float
 
 
 @dataclass(slots=True)
@@ -143,6 +175,9 @@ class Observed:
     """Messages of topics: topic, publisher and number, in the order in which they were handled."""
     gaps: int = 0
     """Gaps in topics that it was told of."""
+    orders: list[tuple[int, int]] = field(default_factory=list)
+    """Messages of another system's stream: when the stream was made, and the position, in the order in which they were handled."""
+    order_gaps: int = 0
     urged: dict[str, int] = field(default_factory=dict)
     """Per receiving agent and priority, how many messages were sent to it."""
     urgent: dict[str, list[int]] = field(default_factory=dict)
@@ -166,11 +201,15 @@ class Scene:
         """Counts of events other than faults."""
         self.calls: list[Call] = []
         self.reads: list[Read] = []
+        self.foreign: ForeignStream | None = None
+        """A stream that another system writes, in some worlds."""
         self.recitals: list[Recital] = []
         """Of streams that have ended."""
         self.hires: list[Hire] = []
         self.downs: dict[str, list[tuple[str, int]]] = {}
         """At rest, by supervisor: the agents that it was told of as a watcher, with the numbers of the notices."""
+        self.served: list[Served] = []
+        self.ordered: list[Ordered] = []
         self.told: list[Told] = []
         self.tokens_given: dict[str, None] = {}
         """Those of waits that somebody outside has, in order."""
@@ -194,6 +233,13 @@ class Scene:
         """At rest: by agent, number and values of its attributes in a directory that was made anew."""
         self.lost: frozenset[str] = frozenset()
         """Names that stay dead for good."""
+        self.measured: dict[tuple[str, int], list[Facts]] = {}
+        """By node and incarnation, what its machine was measured to be, without what cannot be."""
+
+    def note_facts(self, name: str, incarnation: int, facts: Facts) -> None:
+        said, before = machine_of(facts), self.measured.setdefault((name, incarnation), [])
+        if said not in before:
+            before.append(said)
 
     @property
     def harms(self) -> int:

@@ -12,6 +12,7 @@ from mielin_cells.agents.topics.messages import Since
 from mielin_cells.log.commit import Commit
 from mielin_cells.log.records import Committed, HandedOff, Undone
 from mielin_cells.log.topics.names import is_topic, matches, topic_named, topic_of
+from mielin_cells.log.topics.outside import is_outside
 from mielin_cells.log.topics.posts import Post
 from mielin_cells.log.topics.subs import Sub, Subscribed, Took, Unsubscribed
 from mielin_cells.testing.checkers.checker import Checker, Posted, Step
@@ -112,6 +113,10 @@ class TopicsOnce(Checker):
         self._posts: dict[str, dict[int, Post]] = {}
         """By subject and sequence."""
         self._lives: dict[str, dict[str, _Life]] = {}
+        self._gone: dict[str, dict[str, _Life]] = {}
+        """Those that were ended, and that an undo may bring back."""
+        self._replaying: set[str] = set()
+        """Agents that take inputs again after an undo."""
         self._came: dict[str, list[tuple[str, str, int]]] = {}
         """By agent, what its handler is to have, in order."""
         self._gaps: Counter[str] = Counter()
@@ -131,47 +136,55 @@ class TopicsOnce(Checker):
 
     def record(self, step: Step) -> None:
         if isinstance(step.record, Undone):
-            self._undone(step, step.record.subs or [])
-            return
+            self._undone(step, [sub for sub in step.record.subs or [] if not is_outside(sub.pattern)])
         commit = _commit_of(step)
         for change in commit.changes if commit is not None else ():
             lives = self._lives.setdefault(step.agent, {})
-            if isinstance(change, Took):
+            if isinstance(change, Took) and change.subject:  # without a subject it is of another system
                 self._took(step, change, lives)
-            elif isinstance(change, Subscribed):
-                self._subscribed(step.agent, change.sub, lives)
+            elif isinstance(change, Subscribed) and not is_outside(change.sub.pattern):
+                self._subscribed(change.sub, lives)
+            elif isinstance(change, Unsubscribed) and change.key in lives and self._replays(step.agent, change):
+                lives[change.key].parked = "undone"  # a later turn may make it again
             elif isinstance(change, Unsubscribed) and change.key in lives:
-                self._ended(change.key, lives)
-
-    def _subscribed(self, agent: str, sub: Sub, lives: dict[str, _Life]) -> None:
-        life = lives.get(sub.key)
-        if life is not None and life.parked != "ended" and not self._began_anew(agent, sub.key, life):
-            life.parked = ""
+                self._ended(step.agent, change.key, lives)
+        if self.scene.folds[step.agent].ledger.replays:
+            self._replaying.add(step.agent)
             return
-        lives[sub.key] = _Life(sub.start[0])
+        self._replaying.discard(step.agent)
+        if lives := self._lives.get(step.agent, {}):
+            for key in [key for key, life in lives.items() if life.parked == "undone"]:  # nobody has made it again
+                if key in lives:  # else it went with another one of its handler
+                    self._ended(step.agent, key, lives)
 
-    def _ended(self, key: str, lives: dict[str, _Life]) -> None:
+    def _subscribed(self, sub: Sub, lives: dict[str, _Life]) -> None:
+        life = lives.get(sub.key)
+        if life is not None and life.parked != "ended":
+            life.parked = ""
+        else:
+            lives[sub.key] = _Life(sub.start[0])
+
+    def _replays(self, agent: str, change: Unsubscribed) -> bool:
+        """True if inputs were still to be taken again then.  In the commit that takes the last ones, the change itself says so."""
+        return agent in self._replaying and (change.again or bool(self.scene.folds[agent].ledger.replays))
+
+    def _ended(self, agent: str, key: str, lives: dict[str, _Life]) -> None:
         """What a handler has had is forgotten with its last subscription."""
         lives[key].parked = "ended"
         handler = _handler_of(key)
         if all(life.parked for other, life in lives.items() if _handler_of(other) == handler):
             for other in [other for other in lives if _handler_of(other) == handler]:
-                del lives[other]
-
-    def _began_anew(self, agent: str, key: str, life: _Life) -> bool:
-        """True if the subscription was dropped meanwhile, because the undone turn that made it did not make it again."""
-        subs = self.scene.folds[agent].ledger.topics
-        return life.parked == "undone" and subs is not None and len(subs.by_key[key].marks) < len(life.marks)
+                self._gone.setdefault(agent, {})[other] = lives.pop(other)
 
     def _undone(self, step: Step, subs: list[Sub]) -> None:
         lives = self._lives.setdefault(step.agent, {})
         for sub in subs:
-            life = lives.get(sub.key)
+            life = lives.get(sub.key) or self._gone.get(step.agent, {}).get(sub.key)
             if life is None or sub.marks != life.marks:
                 self.fails(
                     f"{step.what} sets subscription {sub.key!r} to {sub.marks}, which had come to {life and life.marks}"
                 )
-            life.parked = sub.parked
+            lives[sub.key], life.parked = life, sub.parked
 
     def _took(self, step: Step, took: Took, lives: dict[str, _Life]) -> None:
         life, posts = lives.get(took.key), self._posts.get(took.subject, {})
@@ -212,7 +225,7 @@ class TopicsOnce(Checker):
             if agent not in self.scene.observed:
                 continue
             subs = fold.ledger.topics
-            for sub in subs.live() if subs is not None else ():
+            for sub in (one for one in (subs.live() if subs is not None else ()) if not is_outside(one.pattern)):
                 for subject, posts in self._posts.items():
                     seq = max(posts)
                     if (
@@ -226,6 +239,8 @@ class TopicsOnce(Checker):
                     return f"number {n} of {agent} to topic {topic_named(to)} is not stored"
             if len(self.scene.observed[agent].came) < len(self._came.get(agent, [])):
                 return f"{agent} has not handled all that it has taken"
+            if self.scene.observed[agent].gaps < self._gaps[agent]:
+                return f"{agent} has not heard of all gaps"
         return ""
 
     def _stored(self, publisher: str, topic: str) -> int:

@@ -30,16 +30,18 @@ from mielin_cells.errors import (
 from mielin_cells.log.ids import LOGS, agent_of
 from mielin_cells.log.lifecycle import Phase
 from mielin_cells.log.records import Claimed, decode_record
+from mielin_cells.membership.announcement import Announcement
 from mielin_cells.membership.claims import FAILOVER
 from mielin_cells.membership.heartbeat import Listener, Speaker
-from mielin_cells.membership.members import Announcement
 from mielin_cells.node.node import Node
+from mielin_cells.policy.facts import UNKNOWN, Facts
 from mielin_cells.substrate.ports import Entry
 from mielin_cells.testing.checkers.checker import Checker, Checkers
 from mielin_cells.testing.checkers.history import Author
 from mielin_cells.testing.checkers.scene import WALL_S, Scene, Violation
 from mielin_cells.testing.simulator import misbehaving
-from mielin_cells.testing.simulator.environment import REFUSAL_CODES, causes
+from mielin_cells.testing.simulator.clients.policies import deploy_of, labels_of, selectors_of
+from mielin_cells.testing.simulator.environment import REFUSAL_CODES, causes, drifting
 from mielin_cells.testing.simulator.loop import Killed
 from mielin_cells.testing.simulator.swarm import ASKER, Swarm
 from mielin_cells.testing.simulator.view import View
@@ -71,12 +73,16 @@ class Deployment:
         self._operator_view: View
         """The process of `operator`; a newer one may be starting."""
         self.asker: tuple[View, Client]
-        self.old = set(swarm.old)
+        deploy = deploy_of(swarm)
+        self.old = set(deploy[0] if deploy is not None and swarm.odd else swarm.old)
         """Nodes that start with the older code."""
         self.told: tuple[type[Agent], ...] = ()
         """The agent classes that nodes say they know when they join; none: all that this process has."""
         self.moods: misbehaving.Moods | None = None
         """Of agents that misbehave, if there are any."""
+        self.facts: dict[str, Facts] = {}
+        """What each node measures of its machine now; a story changes it.  Nothing, where it has no entry."""
+        self._labels, self._selectors = labels_of(swarm), selectors_of(swarm)
         self._clients: dict[str, tuple[View, Client]] = {}
         self._failed: asyncio.Future[None] = self.world.loop.create_future()
         self._power: asyncio.Future[None] | None = None
@@ -113,6 +119,27 @@ class Deployment:
 
     # ---- processes -------------------------------------------------------------------------------------------
 
+    def measured(self, name: str) -> Facts:
+        """What the node's machine is measured to be."""
+        facts = self.facts.get(name)
+        if facts is None:
+            facts = drifting(self.swarm.seed, name, self.world.loop.time()) if self.swarm.keepers else UNKNOWN
+        return facts
+
+    def _measure_of(self, name: str) -> Callable[[], Facts]:
+        """That of one process, whose measures are noted for the checkers.  The first call comes once it has its node."""
+        node: list[Node] = []
+
+        def measure() -> Facts:
+            facts = self.measured(name)
+            if not node:
+                node.append(self.scene.nodes[name])
+            if facts != UNKNOWN:
+                self.scene.note_facts(name, node[0].home.incarnation, facts)
+            return facts
+
+        return measure
+
     def _wall(self, name: str) -> float:
         return WALL_S + self.world.loop.time() + self.world.history.clocks[name]
 
@@ -128,8 +155,8 @@ class Deployment:
             node = Node(
                 name, view.log, view.wire, misbehaving.classes_of(name in self.old), settings=settings, rng=rng, wall=wall,
                 recovery=self.swarm.recovery, listener=listener,
-                about=Announcement(classes=misbehaving.versions_of(name in self.old, self.told)),
-                cluster=Client(view.log, view.wire, settings=settings, rng=rng),
+                about=self._announcement(name),
+                cluster=Client(view.log, view.wire, settings=settings, rng=rng), measure=self._measure_of(name),
             )  # fmt: skip
             node.home.secret.make = rng.randbytes
             self.scene.nodes[name] = node
@@ -146,6 +173,12 @@ class Deployment:
                 self.scene.counts[f"node start: {error.code}"] += 1
                 self.world.crash(name)
                 await asyncio.sleep(0.5)
+
+    def _announcement(self, name: str) -> Announcement:
+        return Announcement(
+            classes=misbehaving.versions_of(name in self.old, self.told), labels=self._labels.get(name, {}),
+            selectors=self._selectors,
+        )  # fmt: skip
 
     async def _started(self, node: Node, view: View) -> None:
         await node.start(lambda: self._attach_heartbeat(node, view) if self.swarm.keepers else None)

@@ -17,6 +17,7 @@ from blake3 import blake3
 from mielin_cells.errors import CellError, never
 from mielin_cells.substrate.ports import Entry
 from mielin_cells.testing.checkers.history import Author, History
+from mielin_cells.testing.checkers.outside.stream import ForeignStream
 from mielin_cells.testing.simulator.environment import CHANCES, INDEX_FILLS_S, REFUSALS, Faults, make_refusal
 from mielin_cells.testing.simulator.loop import VirtualLoop
 from mielin_cells.testing.simulator.store import Store
@@ -58,6 +59,8 @@ class Engine:
         self.calls = 0
         self.pending = 0
         """Effects that are late and still to come."""
+        self.foreign: ForeignStream | None = None
+        """A stream that another system writes, in some worlds."""
         self.power = 0
         """How often the power was cut: an append that was sent before never reaches the store."""
         self.refuses: tuple[str, float] = ("", 0.0)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from random import Random
 from typing import NamedTuple
 
@@ -18,6 +20,7 @@ from mielin_cells.errors import (
     StreamMissing,
 )
 from mielin_cells.migration.recovery import RecoveryConfig
+from mielin_cells.policy.facts import UNKNOWN, Facts, Value
 from mielin_cells.settings import Settings
 from mielin_cells.substrate.ports import STALE_S
 
@@ -142,6 +145,9 @@ STORE_CALLS = WRITES | {
     "forget_owned",
     "mend_owned",
     "topic_ends",
+    "outside extent",
+    "outside read",
+    "outside find",
     "scan",
 }
 
@@ -199,6 +205,49 @@ def settings_of(rng: Random) -> Settings:
         retention_s=rng.choice((0.0, 3.0, 3600.0, 3600.0)), copy_lag_records=rng.choice((1, 64)), heartbeat_s=0.5,
         heartbeat_misses=rng.choice((3, 5)), compare_s=20.0,
     )  # fmt: skip
+
+
+def limited(settings: Settings, seed: int, *, is_cut: bool) -> Settings:
+    """In some worlds few moves may go on at a time.  Drawn apart from all else."""
+    rng = Random(f"limits {seed}")
+    if is_cut:
+        return settings
+    if rng.random() < 0.15:
+        settings = replace(
+            settings,
+            moves_out=rng.choice((1, 2, 64)),
+            moves_in=rng.choice((1, 2, 128)),
+            move_bytes_s=rng.choice((0, 0, 2000)),
+        )
+    rng = Random(f"limit of all {seed}")
+    if rng.random() < 0.15:
+        settings = replace(settings, moves_all=rng.choice((1, 2, 8)))
+    rng = Random(f"limits of plans {seed}")
+    most = rng.choice((1, 2, 32))
+    return replace(settings, plan_moves=most, plan_moves_node=rng.choice((1, most)))
+
+
+FACTS_S, FACTS_STEPS = 3.0, 8
+"""How often the facts of a machine change, and how many times: a world that has healed for a while is at rest."""
+
+
+SENSORS: tuple[dict[str, Value], ...] = ({}, {"fan": 3}, {"fan": math.inf, "rack": "b"})
+
+
+@cache
+def _facts_at(seed: int, name: str, step: int) -> Facts:
+    rng = Random(f"facts {seed} {name} {step}")
+    return Facts(
+        cpu=rng.choice((None, 5.0, 40.0, 45.0, 86.0, 500.0, math.nan)), temperature_c=rng.choice((None, 40.0, 41.0, 72.0, 90.0)),
+        battery=rng.choice((None, 80.0, 20.0, 14.0)), mains=rng.choice((None, True, False)),
+        sensors=rng.choice(SENSORS),
+    )  # fmt: skip
+
+
+def drifting(seed: int, name: str, now: float) -> Facts:
+    """What the machine of a node is measured to be, in half of all worlds: it changes, is absent, and lies."""
+    is_on = Random(f"facts {seed}").random() < 0.5
+    return _facts_at(seed, name, min(int(now / FACTS_S), FACTS_STEPS)) if is_on else UNKNOWN
 
 
 def recovery_of(rng: Random) -> RecoveryConfig:

@@ -10,11 +10,12 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 from mielin_cells.errors import StoreUnreachable
 from mielin_cells.log.ids import LOGS
 from mielin_cells.substrate.patterns import Watch
-from mielin_cells.substrate.ports import Entry, Source
+from mielin_cells.substrate.ports import Entry, Outside, Source
 from mielin_cells.testing.checkers.history import Operation
 from mielin_cells.testing.simulator.engine import Engine
 from mielin_cells.testing.simulator.environment import INDEX_FILLS_S
 from mielin_cells.testing.simulator.loop import Process
+from mielin_cells.testing.simulator.outside.seen import SeenStream
 
 T = TypeVar("T")
 
@@ -308,6 +309,16 @@ class Hearer:
 
 class Indexed(Link):
     """The index of owners as a process sees it: always late, by up to `index_s`, with former owners, and without what it has lost."""
+
+    @property
+    def outside(self) -> Outside | None:
+        """In some worlds another system writes a stream."""
+        foreign = self.world.foreign
+        return None if foreign is None else SeenStream(foreign, self, self._look)
+
+    def watch(self, pattern: str, wake: Callable[[], None]) -> Watch:
+        """What is stored wakes, late or not at all."""
+        raise NotImplementedError
 
     async def _look(self, what: str, subject: str, find: Callable[[], T]) -> T:
         """A call that reads."""

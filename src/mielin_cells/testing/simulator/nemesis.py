@@ -10,7 +10,7 @@ from typing import Any
 from mielin_cells.client.operator import Operator
 from mielin_cells.client.recoveries import retry_move
 from mielin_cells.errors import CellError
-from mielin_cells.log.ids import LOGS, agent_of
+from mielin_cells.log.ids import LOGS, MEMBERS, agent_of
 from mielin_cells.log.records import HandedOff, decode_record
 from mielin_cells.substrate.ports import Entry
 from mielin_cells.testing.checkers.history import Author
@@ -37,6 +37,9 @@ class Nemesis:
         self._counts = scenario.scene.counts
         self._rng = Random(f"strikes {scenario.swarm.seed}")
         self._strikes = scenario.swarm.strikes
+        self._at_plans = Random(f"strikes at plans {scenario.swarm.seed}")
+        self._kills_leaders = self._at_plans.choice((0.0, 0.5, 1.0))
+        """How likely the next plan's author is struck."""
 
     async def act_all(self) -> None:
         began = self._world.loop.time()
@@ -261,6 +264,8 @@ class Nemesis:
 
     def at_landing(self, subject: str, entry: Entry, author: Author) -> None:
         """Strikes when something has just been decided and no process knows of it."""
+        if subject == MEMBERS and b"Planned" in entry.data:
+            self._at_plan(author)
         if self._strikes <= 0 or self._scenario.is_healed or not subject.startswith(LOGS):
             return
         record = decode_record(entry.data, agent_of(subject))
@@ -273,6 +278,14 @@ class Nemesis:
         deed = self._rng.choice(STRUCK)
         after_s = self._rng.random() * self._rng.choice((0.0, 0.01, 0.5))
         self._world.later(after_s, self._strike, deed, victim, self._rng.getrandbits(32))
+
+    def _at_plan(self, author: Author) -> None:
+        """In some worlds the leader dies between a plan and its moves, or while they go on."""
+        rng = self._at_plans
+        if not self._scenario.is_healed and rng.random() < self._kills_leaders:
+            self._kills_leaders /= 2
+            after_s = rng.random() * rng.choice((0.0, 0.01, 0.5))
+            self._world.later(after_s, self._strike, rng.choice(STRUCK), author.name, rng.getrandbits(32))
 
     def _strike(self, deed: str, victim: str, dice: int) -> None:
         self._counts["struck"] += 1

@@ -381,7 +381,7 @@ class Scenario(Deployment):
 
 
 def _held(fold: Fold) -> set[int]:
-    """Entries of all of an agent's inboxes that wait for something.  An answer to a wait that a power cut has taken waits for ever."""
+    """Entries of all of an agent's inboxes that wait for something."""
     return {*fold.ledger.held, *(seq for place in (fold.ledger.inboxes or {}).values() for seq in place.held)}
 
 

@@ -17,7 +17,8 @@ RUNS_MAX = 400
 """Stories that are tried for one seed."""
 
 KINDS = (
-    "wider", "crowd", "versions", "starve", "keepers", "idle", "refusal", "odd", "terms", "deaths", "strikes", "dead clients",
+    "wider", "crowd", "versions", "starve", "keepers", "idle", "limits",
+    "refusal", "odd", "terms", "deaths", "strikes", "dead clients",
     "power cut", *HARMS, *ORDERS, *CHANCES,
 )  # fmt: skip
 

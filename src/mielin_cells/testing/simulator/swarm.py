@@ -16,7 +16,7 @@ from mielin_cells.log.inboxes.lines import Priority
 from mielin_cells.migration.recovery import RecoveryConfig
 from mielin_cells.settings import Settings
 from mielin_cells.testing.simulator import misbehaving
-from mielin_cells.testing.simulator.environment import CHANCES, Faults, recovery_of, settings_of
+from mielin_cells.testing.simulator.environment import CHANCES, Faults, limited, recovery_of, settings_of
 
 OPS_S = 16.0
 """Virtual seconds in which an operator and a nemesis do what they do."""
@@ -99,8 +99,7 @@ class Cut:
     """What is left out of a seed's story.  `parse` reads what `str` writes."""
 
     without: frozenset[str] = frozenset()
-    """Faults, kinds of operations, and "strikes", "deaths", "dead clients", "keepers", "wider", "odd", "crowd",
-    "versions", "terms"."""
+    """Faults, kinds of operations, and the parts that `shrink` names."""
     ops: frozenset[int] | None = None
     """Those that are done, by their places; None: all."""
     calls: frozenset[int] | None = None
@@ -230,6 +229,7 @@ def drawn(seed: int, cut: Cut | None = None) -> Swarm:
         _widen(swarm, cut.without if cut is not None else frozenset())
     if cut is None or "keepers" not in cut.without:
         _keep(swarm)
+    swarm.settings = limited(swarm.settings, seed, is_cut=cut is not None and "limits" in cut.without)
     if cut is None or "idle" not in cut.without:  # drawn apart from all else
         swarm.settings = replace(swarm.settings, idle_s=Random(f"idle {seed}").choice((0.0, 0.0, 0.1, 0.5, 3.0)))
     if cut is not None:

@@ -17,14 +17,16 @@ from typing import Any
 import mielin_cells as cells
 from mielin_cells.client.client import Client
 from mielin_cells.errors import AgentTerminated, CellError
-from mielin_cells.log.lifecycle import Phase
 from mielin_cells.testing.checkers.attributes import Labelled
 from mielin_cells.testing.checkers.failed_turns import DOOMED
+from mielin_cells.testing.checkers.outside.once import Clerk
 from mielin_cells.testing.checkers.scene import Call, Observed
 from mielin_cells.testing.checkers.streams import FAILED, REHEARSE, rehearse
+from mielin_cells.testing.checkers.teams.hands import TEAMS
 from mielin_cells.testing.checkers.till import PAY, Receipt, pay
 from mielin_cells.testing.checkers.topics import Market, deals
-from mielin_cells.testing.simulator.clients import resolvers
+from mielin_cells.testing.simulator.clients import movers, odd, outsiders, resolvers, teams
+from mielin_cells.testing.simulator.clients.all import begin
 from mielin_cells.testing.simulator.clients.families import KIN, SULKS, bosses, families, observe, spawn_bosses
 from mielin_cells.testing.simulator.clients.hurried import GIVEN_UP, all_of, hurried, urged
 from mielin_cells.testing.simulator.clients.labellers import labellers, look_up
@@ -57,7 +59,7 @@ RETRY = cells.Retry(tries=4, first_s=0.1, max_s=1.0)
 """An account's patience with the till."""
 
 
-class Account(Market, Labelled, name="SimAccount"):
+class Account(Market, Labelled, Clerk, name="SimAccount"):
     tokens: int = TOKENS
     heard: list[tuple[str, int]] = []  # noqa: RUF012 - a mutable default is copied for each agent
     got: dict[str, list[int]] = {}  # noqa: RUF012
@@ -223,11 +225,11 @@ class Workload:
 class Accounts(Workload):
     """Tokens among accounts: none is made or lost, and each call has the place that its answer says."""
 
-    told = (Account, Spill, Odd, *KIN)  # whatever else is loaded, a seed tells the same story
+    told = (Account, Spill, Odd, movers.Mover, *KIN, *TEAMS)  # whatever else is loaded, a seed tells the same story
 
     async def begin(self, scenario: Deployment) -> None:
         rng, scene = Random(f"accounts {scenario.swarm.seed}"), scenario.scene
-        resolvers.begin(scenario)
+        await begin(scenario)
         scene.tokens = TOKENS * len(scenario.swarm.agents)
         has_families = bool(bosses(scenario.swarm.seed))
         if scenario.swarm.odd or scenario.swarm.crowd or has_families:
@@ -251,7 +253,7 @@ class Accounts(Workload):
         await asyncio.gather(*(made(agent) for agent in scenario.swarm.crowd))
 
     def lives(self, scenario: Deployment) -> list[Coroutine[Any, Any, None]]:
-        return [self._life(scenario, life) for life in scenario.swarm.lives]
+        return [*(self._life(scenario, life) for life in scenario.swarm.lives), *outsiders.writers(scenario)]
 
     async def _life(self, scenario: Deployment, life: Life) -> None:
         accounts = [agent for agent in scenario.swarm.agents if class_of(agent) is Account]
@@ -267,7 +269,10 @@ class Accounts(Workload):
                 works += labellers(scenario, client, Account, accounts, f"{name}.a", self._called)
                 works += readers(scenario, client, class_of, name)
                 works += families(scenario, client, name)
+                works += movers.bumpers(scenario, client, name)
+                works += teams.employers(scenario, client, name)
                 works += resolvers.applicants(scenario, client, Account, accounts, f"{name}.w")
+                works += outsiders.heeders(scenario, client, Account, accounts, f"{name}.o", self._called)
                 works += listeners(scenario, client, Account, accounts, name)
                 await view.process.run(all_of(works))
                 await view.process.run(client.close())
@@ -311,7 +316,7 @@ class Accounts(Workload):
     async def _called(self, scenario: Deployment, plan: CallPlan, call: Call, ref: cells.Agent) -> None:
         bound = getattr(ref, plan.kind)
         args: tuple[Any, ...] = (call.sender, call.n)
-        if plan.kind in ("give", "hand", "settle", "post", "attend", "depart", "label"):
+        if plan.kind in ("give", "hand", "settle", "post", "attend", "depart", "label", "heed", "unheed"):
             args = *args, plan.to, plan.amount
         elif plan.kind == "alarm":
             args = *args, plan.amount**2
@@ -372,21 +377,14 @@ class Accounts(Workload):
 
     async def has_arrived(self, scenario: Deployment) -> bool:
         observed = scenario.scene.observed
-        for agent in (*scenario.swarm.odd, *scenario.swarm.crowd):
-            if scenario.scene.folds[agent].phase is Phase.TERMINATED:
-                observed.pop(agent, None)  # it was asked while the message that ended it was put off
-                continue
-            try:
-                odd = scenario.operator.get(Odd, agent)
-                await scenario.until_done(odd.hush)
-                heard, marks, book, _, stray = await scenario.until_done(odd.show)
-            except AgentTerminated:
-                return False
-            observed[agent] = Observed(heard=heard, book={"marks": marks, "book": book, "stray": stray})
+        if not await odd.observe(scenario):
+            return False
         for agent in scenario.swarm.agents:
             ref = scenario.operator.get(Spill if class_of(agent) is Spill else Account, agent)
             observed[agent] = Observed(*await scenario.until_done(ref.show))
             await resolvers.observe(scenario, ref, observed[agent])
+            await outsiders.observe(scenario, ref, observed[agent])
+        await teams.hush(scenario)
         if any(one.behind() for one in scenario.checkers.all) or not await observe(scenario):
             return False
         await look_up(scenario)

@@ -7,16 +7,17 @@ import logging
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from mielin_cells.errors import Fenced, RetryError, described
-from mielin_cells.log.inboxes.lines import CRITICAL
+from mielin_cells.errors import Fenced, RetryError, WaitOver, described
+from mielin_cells.log.inboxes.lines import CRITICAL, priority_of
 from mielin_cells.log.ledger import Verdict
-from mielin_cells.log.message import Mail, Message
+from mielin_cells.log.message import Answer, Mail, Message, encode_answer, is_client
 from mielin_cells.log.waits.resolving import RESOLVE, decode_resolve
 from mielin_cells.log.waits.tokens import WaitName, wait_of
 from mielin_cells.node.activation.core import Core
 from mielin_cells.node.activation.delays import Delays, Fate
 from mielin_cells.node.activation.inbox import Arrival
 from mielin_cells.node.activation.priorities.inboxes import Inboxes
+from mielin_cells.node.activation.priorities.stored import is_stored
 from mielin_cells.node.waits.desk import Desk, Effects
 from mielin_cells.tasks.supervision import Backoff
 
@@ -46,18 +47,52 @@ class Resolves(Desk):
     async def come_to(self, arrival: Arrival, mail: Mail, message: Message) -> Fate:
         core = self._core
         try:
-            is_taken = await self.take(mail, message, lambda: core.is_open and not core.is_stopping)
+            is_taken = await self.take(mail, message, self._may_take)
+            if is_taken is not False:
+                return Fate.TAKEN if is_taken else Fate.STOPPED
+            name = wait_of(decode_resolve(message.args).token)
+            is_lost = await self._is_lost(name, arrival.seq)
         except RetryError as error:
-            logger.info("agent %s: the deployment's secret was not read; trying again: %s", core.fold.agent, error)
+            logger.info("agent %s: the store did not answer about a wait; trying again: %s", core.fold.agent, error)
             await Backoff().wait()
             return Fate.STOPPED
-        if is_taken is None:
+        if not self._may_take():
             return Fate.STOPPED
-        if is_taken:
+        if is_lost:
+            self._give_up(mail, message, name)
             return Fate.TAKEN
         arrival.inbox.hold(arrival, core.batch)
-        self._held[arrival] = wait_of(decode_resolve(message.args).token)
+        self._held[arrival] = name
         return Fate.PUT_OFF
+
+    def _may_take(self) -> bool:
+        return self._core.is_open and not self._core.is_stopping
+
+    async def _is_lost(self, name: WaitName, until: int) -> bool:
+        """True if the message whose turn made the wait is not taken, and is not stored any more: a store was put back, or lost power.
+
+        It was stored before the token was given out, so before `until`, where the `Resolve` is.  An agent sends it once more, as its
+        log says; a client does not.
+        """
+        fold = self._core.fold
+        place, turn = (name.sender, name.n), fold.turn
+        is_coming = place in fold.ledger.replays or (turn is not None and (turn.sender, turn.n) == place)
+        if is_coming or not is_client(name.sender):
+            return False
+        inbox = self._inboxes.use(priority_of(name.sender))
+        return not await is_stored(self._core.home.log, inbox, *place, until)
+
+    def _give_up(self, mail: Mail, message: Message, name: WaitName) -> None:
+        core, agent = self._core, self._core.fold.agent
+        logger.warning(
+            "agent %s: the store does not have the message any more whose turn made wait %r", agent, name.name
+        )
+        error = WaitOver(
+            f"Wait {name.name!r} of agent {agent!r} is over: the store has lost the call whose turn made it. Nothing was done; if "
+            "the call is made once more, so is the wait.", wait=name.name,
+        )  # fmt: skip
+        self._effects.take(mail, message, None, encode_answer(Answer(None, error.to_wire())) if message.ask else None)
+        core.commit_soon()
 
     def come_back(self) -> None:
         """After turns: what was held is looked at again if its wait is open, has an outcome, or is over."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from mielin_cells.agents.context import CallOptions
 from mielin_cells.agents.reference import Reference
-from mielin_cells.errors import Fenced, NotInTurn, UsageError, never
+from mielin_cells.errors import PASSING, Fenced, NotInTurn, RetryError, UsageError, never
 from mielin_cells.log.records import Stepped
 from mielin_cells.node.activation.run import within
 from mielin_cells.node.activation.steps import Steps
@@ -65,7 +65,11 @@ class Streaming(Steps):
                 "generator.", agent=self.id, step=step.name,
             )  # fmt: skip
         await self._record_outcomes()
-        await self.parts.emit(handler.parts.encode(part), step.key, step.attempt)
+        try:
+            await self.parts.emit(handler.parts.encode(part), step.key, step.attempt)
+        except (*PASSING, RetryError) as error:
+            self.broken = error  # no outcome of the step: the turn runs again, and reads its stream again
+            raise
 
     async def end_parts(self) -> int:
         """The handler has returned: all parts are stored.  Returns how many there are."""

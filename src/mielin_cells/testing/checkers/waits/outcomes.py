@@ -11,8 +11,10 @@ from typing import NamedTuple
 import mielin_cells as cells
 from mielin_cells.agents.values.wire import plain
 from mielin_cells.errors import WaitRejected, WaitTimeout
+from mielin_cells.log.inboxes.cancels import CANCELLED
 from mielin_cells.log.message import decode_answer
 from mielin_cells.log.waits.kept import Stood
+from mielin_cells.log.waits.tokens import WaitName, wait_of
 from mielin_cells.testing.checkers.checker import Checker, Step
 from mielin_cells.testing.checkers.messages import commit_of
 from mielin_cells.testing.checkers.scene import Scene
@@ -78,17 +80,19 @@ class Plea(NamedTuple):
     agent: str
     kind: str
     deadline_s: float
+    patience_s: float
+    """After which its caller gives it up; 0: it is told, and nobody waits for it."""
 
 
 def pleas(seed: int, name: str, agents: list[str]) -> list[Plea]:
     """What one client has the accounts wait for; nothing in most worlds."""
     if not agents or Random(f"waits {seed}").random() > WORLDS:
         return []
-    rng = Random(f"waits {seed} {name}")
+    rng, patience = Random(f"waits {seed} {name}"), Random(f"waits given up {seed} {name}")
     return [
         Plea(
             rng.choice((0.0, 0.05, 0.5, 2.0)) * rng.random(), rng.choice(agents), rng.choice(("apply", "apply", "petition")),
-            rng.choice((0.0, 0.3, 2.0)),
+            rng.choice((0.0, 0.3, 2.0)), patience.choice((0.0, 0.0, 0.1, 0.6, 2.0)),
         )
         for _ in range(rng.randint(2, 6))
     ]  # fmt: skip
@@ -106,7 +110,8 @@ class WaitsStand(Checker):
     """I38: the first recorded outcome of a wait stands.
 
     A log holds one outcome for a wait, also over undos.  Whoever resolved a wait was told that outcome, and that it was his
-    only if it says what he said.  At rest each account has had one word for each call that waited: the one that its log holds.
+    only if it says what he said.  At rest each account has had one word for each call that waited, the one that its log
+    holds, and none for a call that was cancelled.
     """
 
     invariant = "I38"
@@ -114,6 +119,7 @@ class WaitsStand(Checker):
     def __init__(self, scene: Scene) -> None:
         super().__init__(scene)
         self._stood: dict[tuple[str, bytes], str] = {}
+        self._cancelled: set[tuple[str, str, int]] = set()
 
     @staticmethod
     def mails_by(mailer: Callable[[str], None]) -> None:
@@ -125,6 +131,9 @@ class WaitsStand(Checker):
 
     def record(self, step: Step) -> None:
         commit = commit_of(step)
+        for one in commit.inputs if commit is not None else ():
+            if one.unrun == CANCELLED:
+                self._cancelled.add((step.agent, one.sender, one.n))
         for change in commit.changes if commit is not None else ():
             if isinstance(change, Stood):
                 stands = text_of(change.outcome)
@@ -132,9 +141,19 @@ class WaitsStand(Checker):
                 if before != stands:
                     self.fails(f"{step.what} gives a wait the outcome {stands!r}, and it had {before!r}")
 
+    def is_given_up(self, wait: WaitName) -> bool:
+        """True if the call whose turn waited was cancelled: whatever was said of the wait, the account has had no word."""
+        return (wait.agent, wait.sender, wait.n) in self._cancelled
+
+    def _wanted(self) -> list[tuple[str, str]]:
+        """Agents and the words that they are to have."""
+        waits = [wait_of(token) for token in self.scene.tokens_given]
+        given_up = {(wait.agent, wait.key) for wait in waits if self.is_given_up(wait)}
+        return [(agent, text) for (agent, key), text in self._stood.items() if (agent, key) not in given_up]
+
     def behind(self) -> bool:
         """True if an account has not handled all the words that its log holds."""
-        want = Counter(agent for agent, _ in self._stood)
+        want = Counter(agent for agent, _ in self._wanted())
         observed = self.scene.observed
         return any(len(observed[agent].words) < count for agent, count in want.items() if agent in observed)
 
@@ -150,6 +169,8 @@ class WaitsStand(Checker):
         self.scene.counts["waits with an outcome"] += len(self._stood)
         for text in self._stood.values():
             self.scene.counts[f"waits: {text.partition(' ')[0]}"] += 1
+        wanted = self._wanted()
+        self.scene.counts["waits with an outcome, given up"] += len(self._stood) - len(wanted)
         for agent, state in self.scene.observed.items():
             if state.book is not None:
                 continue
@@ -157,6 +178,6 @@ class WaitsStand(Checker):
             if twice:
                 self.fails(f"{agent} has had a word for {twice} more than once")
             had = Counter(word for _, word in state.words)
-            want = Counter(text for (one, _), text in self._stood.items() if one == agent)
+            want = Counter(text for one, text in wanted if one == agent)
             if had != want:
                 self.fails(f"{agent} has had the words {had}; its log has {want}")

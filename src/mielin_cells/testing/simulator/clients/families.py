@@ -99,7 +99,11 @@ async def _life(scenario: Deployment, client: Client, some: tuple[str, ...], rng
                 case "hire":
                     hire = Hire(cells.AgentId(_id(boss)), _id(kid))
                     scenario.scene.hires.append(hire)
-                    hire.is_made = await boss.hire(hire.kid)
+                    try:
+                        hire.is_made = await boss.hire(hire.kid)
+                    except cells.StepFailed as error:
+                        hire.cause = error.facts["cause"]
+                        raise
                 case "follow":
                     await boss.follow(kid)
                 case "fail":

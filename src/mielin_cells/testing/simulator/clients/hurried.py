@@ -40,10 +40,11 @@ async def urged(ref: Any, plan: CallPlan, call: Call) -> Any:
     elif plan.kind == "urge":
         args = *args, plan.to, plan.inner, bool(plan.amount)
     bound = getattr(ref, plan.kind).options(priority=plan.priority)
-    return await (_patient(bound(*args), plan.patience_s) if plan.patience_s else bound(*args))
+    return await (patient(bound(*args), plan.patience_s) if plan.patience_s else bound(*args))
 
 
-async def _patient(call: Coroutine[Any, Any, Any], seconds: float) -> Any:
+async def patient(call: Coroutine[Any, Any, Any], seconds: float) -> Any:
+    """What the call returns; `GIVEN_UP`, and it is cancelled, after so long."""
     task = asyncio.ensure_future(call)
     try:
         done, _ = await asyncio.wait((task,), timeout=seconds)

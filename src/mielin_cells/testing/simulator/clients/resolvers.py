@@ -3,35 +3,53 @@
 from __future__ import annotations
 
 import asyncio
-import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from contextvars import copy_context
 from random import Random
 from typing import Any
 
 from mielin_cells.agents.reports import WaitOutcome
 from mielin_cells.client.client import Client
-from mielin_cells.errors import CellError, WaitOver
-from mielin_cells.log.ids import inbox_subject
-from mielin_cells.log.inboxes.lines import priority_of
-from mielin_cells.log.message import decode_mail, is_client
+from mielin_cells.errors import CellError
 from mielin_cells.log.waits.tokens import wait_of
 from mielin_cells.testing.checkers.scene import Call, Observed, Told
 from mielin_cells.testing.checkers.waits.outcomes import WaitsStand, pleas
+from mielin_cells.testing.simulator.clients.hurried import GIVEN_UP, patient
 from mielin_cells.testing.simulator.deployment import Deployment
 
 WRONG = 0.15
 """How often somebody says first what is of another type."""
 
+UNDONE = 0.4
+"""How often a client that has accounts wait takes a move of one back."""
+
 OVER = frozenset(("AgentTerminated", "NoSuchWait", "WaitOver"))
-"""After a power cut that has taken the wait."""
+"""After a power cut that has taken the wait, or once its call was cancelled."""
 
 
 def applicants(
     scenario: Deployment, client: Client, cls: type[Any], agents: list[str], name: str
 ) -> list[Coroutine[Any, Any, None]]:
     """In some worlds a client has accounts wait for a word."""
-    return [_apply(scenario, client, cls, agents, name)]
+    works = [_apply(scenario, client, cls, agents, name)]
+    if pleas(scenario.swarm.seed, name, agents):
+        works.append(_undo(scenario, client, agents, Random(f"waits undone {scenario.swarm.seed} {name}")))
+    return works
+
+
+async def _undo(scenario: Deployment, client: Client, agents: list[str], rng: Random) -> None:
+    """In some worlds an account is moved while it waits, and goes back: what it was told stands."""
+    if rng.random() > UNDONE:
+        return
+    await asyncio.sleep(rng.random())
+    try:
+        report = await client.migrate(rng.choice(agents))
+        await asyncio.sleep(1.0 + 3 * rng.random())
+        if report.ok:
+            _ = await client.rollback(report.migration)
+            scenario.scene.counts["waits: undo"] += 1
+    except CellError as error:
+        scenario.scene.counts[f"waits: undo: {error.code}"] += 1
 
 
 async def _apply(scenario: Deployment, client: Client, cls: type[Any], agents: list[str], name: str) -> None:
@@ -39,10 +57,18 @@ async def _apply(scenario: Deployment, client: Client, cls: type[Any], agents: l
     for plea in pleas(scenario.swarm.seed, name, agents):
         await asyncio.sleep(plea.rest_s)
         n = numbers[plea.agent] = numbers.get(plea.agent, 0) + 1
-        call = Call(plea.agent, name, n, False)
+        call = Call(plea.agent, name, n, plea.patience_s > 0)
         scenario.scene.calls.append(call)
+        bound = getattr(client.get(cls, plea.agent), plea.kind)
         try:
-            await getattr(client.get(cls, plea.agent), plea.kind).tell(name, n, plea.deadline_s)
+            if plea.patience_s:
+                answer = await patient(bound(name, n, plea.deadline_s), plea.patience_s)
+                if answer is GIVEN_UP:
+                    scenario.scene.counts["plea cancelled"] += 1
+                    continue
+                call.answer = answer
+            else:
+                await bound.tell(name, n, plea.deadline_s)
         except CellError as error:
             if (
                 not scenario.is_passing(error)
@@ -83,17 +109,17 @@ async def _say(scenario: Deployment, token: str, rest_s: float, is_wrong: bool, 
     try:
         if is_wrong:
             try:
-                _ = await _answered(scenario, token, lambda: scenario.operator.resolve(token, "no number"))
+                _ = await scenario.until_done(lambda: scenario.operator.resolve(token, "no number"))
             except CellError as error:
                 if error.code != "BadArguments":
                     raise
                 scene.counts["words of a wrong type"] += 1
         if word % 4:
-            told = await _answered(scenario, token, lambda: scenario.operator.resolve(token, word))
+            told = await scenario.until_done(lambda: scenario.operator.resolve(token, word))
         else:
-            told = await _answered(scenario, token, lambda: scenario.operator.reject(token, f"no {word}"))
+            told = await scenario.until_done(lambda: scenario.operator.reject(token, f"no {word}"))
     except CellError as error:
-        if error.code in OVER and scenario.world.power:
+        if error.code in OVER and (scenario.world.power or _is_given_up(scenario, token)):
             scene.counts[f"word: {error.code}"] += 1
             return
         scenario.violate(f"I38: somebody resolved a wait, and got {error.code}: {error}")
@@ -104,28 +130,8 @@ async def _say(scenario: Deployment, token: str, rest_s: float, is_wrong: bool, 
     )
 
 
-async def _answered(
-    scenario: Deployment, token: str, call: Callable[[], Coroutine[Any, Any, WaitOutcome]]
-) -> WaitOutcome:
-    """Calls until there is an answer.  Raises `WaitOver` if a power cut has taken the message that would wait: then there is none."""
-
-    async def once() -> WaitOutcome:
-        if scenario.is_healed and _is_taken_away(scenario, token):
-            raise WaitOver("A power cut has taken the message whose turn was to wait.")
-        return await call()
-
-    return await scenario.until_done(once)
-
-
-def _is_taken_away(scenario: Deployment, token: str) -> bool:
-    """Its sender, a client, has died with its process, and stores it no more."""
-    wait, fold = wait_of(token), scenario.scene.folds.get(wait_of(token).agent)
-    if not scenario.world.power or not is_client(wait.sender) or fold is None:
-        return False
-    stored = scenario.world.store.read(inbox_subject(wait.agent, priority_of(wait.sender)), 0, sys.maxsize)
-    mails = [decode_mail(entry.data, wait.agent) for entry in stored]
-    is_stored = any(mail.sender == wait.sender and any(one.n == wait.n for one in mail.messages) for mail in mails)
-    return not is_stored and not fold.ledger.has_taken(wait.sender, wait.n)
+def _is_given_up(scenario: Deployment, token: str) -> bool:
+    return any(one.is_given_up(wait_of(token)) for one in scenario.checkers.all if isinstance(one, WaitsStand))
 
 
 def _text_of(told: WaitOutcome) -> str:
