@@ -171,7 +171,7 @@ async def test_while_no_owner_can_be_asked_an_ask_is_stored_once_more_and_not_fo
         assert await bell.ring() == 1
         running["node-1"]._close_all()
         running["node-1"].kill()
-        session = client._sessions["b"]
+        session = client.session("b")
         asked = asyncio.create_task(bell.ring())
         async with asyncio.timeout(60):
             while not any(one.is_repeated and one.is_stored for one in session._open.values()):
@@ -186,7 +186,7 @@ async def test_while_no_owner_can_be_asked_an_ask_is_stored_once_more_and_not_fo
 async def test_a_reminder_of_a_forgotten_session_is_answered_with_its_expiry() -> None:
     async with belfry("node-1") as (client, running, bell):
         assert await bell.ring() == 1
-        session = client._sessions["b"]
+        session = client.session("b")
         ledger = running["node-1"].activations.live["b"].fold.ledger
         ledger.horizon = session.start
         del ledger.peers[session.sender]

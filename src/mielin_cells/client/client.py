@@ -30,12 +30,13 @@ from mielin_cells.client.moves import abort_move, plan_move, watch_move
 from mielin_cells.client.placement import Kin, Placing
 from mielin_cells.client.policies.placed import Placed, checked
 from mielin_cells.client.requester import REQUEST_S
-from mielin_cells.client.session import Session
+from mielin_cells.client.sessions.kept import Sessions
+from mielin_cells.client.sessions.session import Session
+from mielin_cells.client.sessions.window import closed
 from mielin_cells.client.status import describe_nodes, list_hosted
 from mielin_cells.client.stream import CallName, CallStream, StreamReader, read_position
 from mielin_cells.client.undo import undo_move
 from mielin_cells.client.watch import watch_agent
-from mielin_cells.client.window import closed
 from mielin_cells.errors import (
     AgentTerminated,
     MessageTooLarge,
@@ -76,10 +77,7 @@ class Client(Kin, Finder, Cancelling):
 
     def __init__(self, log: Log, wire: Wire, *, settings: Settings | None = None, rng: Random | None = None) -> None:
         super().__init__(log, wire, settings, rng)
-        self._sessions: dict[str, Session] = {}
-        """By agent and priority (`line`), the session for the next call."""
-        self._senders: dict[str, Session] = {}
-        """By sender, every session that may still get answers."""
+        self._sessions = Sessions()
         self._placing = Placing(self)
         self.revisions = Recent[int]()
         """By agent, the highest revision that an answer or a read has shown: no later read may show less."""
@@ -101,10 +99,8 @@ class Client(Kin, Finder, Cancelling):
             task.cancel()
         if self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
-        for one in (*self.closing, *self._senders.values()):
+        for one in (*self.closing, self._sessions):
             one.close()
-        self._sessions.clear()
-        self._senders.clear()
         self.log = self.wire = cast("Any", _Closed())
         self.members = Members(self.log)
 
@@ -115,7 +111,7 @@ class Client(Kin, Finder, Cancelling):
             logger.warning("%s", error)
             return
         for reply in replies:
-            session = self._senders.get(reply.sender)
+            session = self._sessions.by_sender.get(reply.sender)
             if session is not None:
                 self._saw(reply.agent, reply.revision)
                 session.receive(reply.answers)
@@ -127,7 +123,7 @@ class Client(Kin, Finder, Cancelling):
         timeout: float | None, label: str | None, options: CallOptions | None = None,
     ) -> Coroutine[Any, Any, Any]:  # fmt: skip
         agent, spec, called = route(ref, handler)
-        session = self._sessions.get(agent) if options is None else None
+        session = self._sessions.in_use.get(agent) if options is None else None
         session = session or self.session(agent, inbox_max=spec.cls.__mielin_inbox_max__, options=options)
         return session.ask(spec.name, called, args, kwargs, timeout, label, options)
 
@@ -154,7 +150,7 @@ class Client(Kin, Finder, Cancelling):
     ) -> None:  # fmt: skip
         agent, spec, called = route(ref, handler)
         data = called.encode_args(args, kwargs)
-        session = self._sessions.get(agent) if options is None else None
+        session = self._sessions.in_use.get(agent) if options is None else None
         session = session or self.session(agent, inbox_max=spec.cls.__mielin_inbox_max__, options=options)
         await session.tell(spec.name, handler, data, options)
 
@@ -214,23 +210,19 @@ class Client(Kin, Finder, Cancelling):
         a session of its own: the agent drops what it has handled already of an earlier one of this name."""
         priority = NORMAL if options is None else options.priority
         key = line(agent, priority)
-        if not name and key in self._sessions:
-            return self._sessions[key]
+        now = (self.loop or asyncio.get_running_loop()).time()
+        if not name and (found := self._sessions.find(key, now)) is not None:
+            return found
         if isinstance(self.log, _Closed):
             raise closed()
         name_in_log = name or f"{self.name}.{self.rng.randbytes(4).hex()}"
         session = Session(self, self, agent, line(name_in_log, priority), self.forget, inbox_max)
-        self._senders[session.sender] = session
-        if not name:
-            self._sessions[key] = session
+        self._sessions.add(f"{name}/{agent}" if name else key, session, now)
         return session
 
     def forget(self, session: Session) -> None:
         """The next call to the agent begins a new session."""
-        self._senders.pop(session.sender, None)
-        key = line(session.agent, priority_of(session.sender))
-        if self._sessions.get(key) is session:
-            del self._sessions[key]
+        self._sessions.forget(line(session.agent, priority_of(session.sender)), session)
 
     # ---- agents ----------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from mielin_cells.agents.shared.stream import Stream
 from mielin_cells.agents.signature import HandlerSpec
 from mielin_cells.client.calls import Call
 from mielin_cells.client.requester import Requester
-from mielin_cells.client.session import Session
+from mielin_cells.client.sessions.session import Session
 from mielin_cells.errors import (
     AnswerExpired,
     AskTimeout,

@@ -9,8 +9,8 @@ import pytest
 
 import mielin_cells as cells
 from mielin_cells.agents.reference import classes, make_ref
-from mielin_cells.client import session
 from mielin_cells.client.client import Client
+from mielin_cells.client.sessions import session
 from mielin_cells.log.codec import FORMAT
 from mielin_cells.rpc.answers import InboxRoom
 from mielin_cells.rpc.reminder import count_waiting

@@ -9,7 +9,7 @@ from mielin_cells.agents.context import CallOptions
 from mielin_cells.agents.reference import Reference
 from mielin_cells.client.arguments import id_of
 from mielin_cells.client.requester import Requester
-from mielin_cells.client.session import Session
+from mielin_cells.client.sessions.session import Session
 from mielin_cells.client.stream import CallName
 from mielin_cells.errors import NotConnected
 from mielin_cells.log.inboxes.cancels import CANCEL, Cancel, encode_cancel

@@ -9,7 +9,7 @@ from mielin_cells.agents.reports import WaitOutcome
 from mielin_cells.agents.values.changes import LOAD_ERRORS, reason
 from mielin_cells.agents.values.wire import encode, plain
 from mielin_cells.client.requester import Requester
-from mielin_cells.client.session import Session
+from mielin_cells.client.sessions.session import Session
 from mielin_cells.errors import BadArguments, UsageError, from_wire, storable
 from mielin_cells.log.codec import pack
 from mielin_cells.log.inboxes.lines import CRITICAL

@@ -12,7 +12,7 @@ from typing import Any
 from mielin_cells.agents.context import Caller, CallOptions
 from mielin_cells.client.calls import Call, Codec, Late, cancel_call, count_fitting, terms_of, too_large
 from mielin_cells.client.requester import Requester, foreign_loop
-from mielin_cells.client.window import Window, closed
+from mielin_cells.client.sessions.window import Window, closed
 from mielin_cells.errors import (
     AgentTerminated,
     AskTimeout,
@@ -62,19 +62,19 @@ class Session:
         self._loop = client.loop or asyncio.get_running_loop()
         self._timeout_s = client.settings.ask_timeout_s
         self._repeat_s = client.settings.ask_repeat_s
-        self._next = 1
+        self.next_n = 1
         self._open: dict[int, Call] = {}
         """By number, in order; the first is the lowest without an outcome."""
         self._queue: list[Call] = []
         self._late = Late(agent, client.clock)
-        self._given_up: set[int] = set()
+        self.given_up: set[int] = set()
         """Numbers whose storing is uncertain and which may land late: after later numbers they must not take effect."""
         self._sending = False
         self._sent = Signal()
         """Set while the queue is empty: all of it is stored or was refused."""
         self._posting = Posting()
         self._window = Window(
-            agent, inbox_max or client.settings.inbox_max, lambda: self._next - 1, self._count_waiting, client.start,
+            agent, inbox_max or client.settings.inbox_max, lambda: self.next_n - 1, self._count_waiting, client.start,
             self._timeout_s,
         )  # fmt: skip
         self._is_started = False
@@ -103,7 +103,7 @@ class Session:
         if len(data) > MESSAGE_BYTES_MAX:
             raise too_large(self.agent, data)
         since, window = self._loop.time() if options is not None else 0.0, self._window
-        if self._next > window.free or window.held:
+        if self.next_n > window.free or window.held:
             await window.enter()
         if timeout is None:
             timeout = self._timeout_s
@@ -134,7 +134,7 @@ class Session:
         if len(args) > MESSAGE_BYTES_MAX:
             raise too_large(self.agent, args)
         since = self._loop.time()
-        if self._next > self._window.free or self._window.held:
+        if self.next_n > self._window.free or self._window.held:
             await self._window.enter()
         call = self._send(handler, args, False, cls, self._loop.time() + self._timeout_s, options, since)
         try:
@@ -152,7 +152,7 @@ class Session:
         if len(args) > MESSAGE_BYTES_MAX:
             raise too_large(self.agent, args)
         since = self._loop.time()
-        if self._next > self._window.free or self._window.held:
+        if self.next_n > self._window.free or self._window.held:
             await self._window.enter()
         call = self._send(handler, args, True, cls, self._loop.time() + timeout, options, since)
         call.future.add_done_callback(lambda future: self._close(call, future))
@@ -289,8 +289,8 @@ class Session:
     def _send(
         self, handler: str, args: bytes, ask: bool, cls: str, deadline: float, options: CallOptions | None, since: float
     ) -> Call:
-        n = self._next
-        self._next = n + 1
+        n = self.next_n
+        self.next_n = n + 1
         key = options.key if options is not None else ""
         future: asyncio.Future[bytes] = self._loop.create_future()
         terms = terms_of(key, f"{self.agent}.{handler}", ask, future, self._client.rng)
@@ -317,10 +317,10 @@ class Session:
                 if self._late and not (calls := await self._in_time(calls)):
                     continue
                 cls, messages = calls[0].cls, [call.message for call in calls]
-                low = min(next(iter(self._open), self._next), messages[0].n)
-                self._given_up = {n for n in self._given_up if n >= low}
+                low = min(next(iter(self._open), self.next_n), messages[0].n)
+                self.given_up = {n for n in self.given_up if n >= low}
                 mail = Mail(
-                    self.agent, cls, self.sender, self.start, low, self._client.reply_to, messages, sorted(self._given_up)
+                    self.agent, cls, self.sender, self.start, low, self._client.reply_to, messages, sorted(self.given_up)
                 )  # fmt: skip
                 seq = await self._posting.store(self._client.log, mail, partial(self._give_up, calls))
                 if seq <= self._stored:
@@ -333,7 +333,7 @@ class Session:
         except Exception as error:
             self._queue.clear()
             self._late.clear()
-            self._given_up.update(call.message.n for call in calls)
+            self.given_up.update(call.message.n for call in calls)
             is_of_all = isinstance(error, EpochRegression) or not self._is_started
             for call in self._open.values():
                 if is_of_all or not call.is_stored:

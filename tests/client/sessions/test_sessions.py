@@ -69,7 +69,7 @@ async def test_a_repeated_message_of_a_forgotten_session_is_refused_and_a_new_se
         async with client(c) as quiet, client(c) as busy:
             await quiet.get(Gong, "b").hear.tell()
             assert await busy.get(Gong, "b").ring() == 2  # and `quiet` is forgotten
-            session = quiet._sessions["b"]
+            session = quiet.session("b")
             copy = Mail("b", "Gong", session.sender, session.start, 1, quiet.reply_to, [Message(1, "hear", b"\x80")])
             await store_mail(quiet.log, copy)
             assert await busy.get(Gong, "b").ring() == 3
