@@ -8,6 +8,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from support.virtual import virtually
 
 import mielin_cells as cells
 from mielin_cells.client.client import Client
@@ -160,6 +161,7 @@ async def test_the_exceptions_of_a_group_are_named() -> None:
         assert raised.value.causes == ["KeyError: 'tea'", "KeyError: 'milk'"]
 
 
+@virtually
 async def test_a_turn_beyond_its_deadline_is_answered_as_that() -> None:
     async with cells.local(settings=cells.Settings(turn_deadline_s=0.05)) as cluster:
         shop = await cluster.spawn(TicketShop, "s")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from support.step_world import NO_WAIT, QUICK, Chat, anew, world
+from support.virtual import virtually
 
 import mielin_cells as cells
 from mielin_cells.client.client import Client
@@ -92,6 +93,7 @@ async def test_only_what_the_policy_names_is_tried_again() -> None:
         assert world.calls == ["a"]
 
 
+@virtually
 async def test_a_call_has_a_limit_of_its_own_and_the_turns_deadline_rests_meanwhile() -> None:
     async with cells.local(settings=QUICK) as cluster:
         agent = await cluster.spawn(Careful, "c")
@@ -109,6 +111,7 @@ async def test_a_call_has_a_limit_of_its_own_and_the_turns_deadline_rests_meanwh
         assert world.runs == 2
 
 
+@virtually
 async def test_the_turns_deadline_begins_anew_behind_a_step() -> None:
     class Hangs(cells.Agent):
         @cells.handler(tries=1)

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 import pytest
 from support.step_world import QUICK, Chat, Scripted, anew, played, script, world
+from support.virtual import virtually
 
 import mielin_cells as cells
 from mielin_cells.client.client import Client
@@ -129,6 +130,7 @@ async def _goes_on(self: Scripted) -> list[str]:
     return []
 
 
+@virtually
 async def test_a_step_that_its_handler_cancels_was_not_made() -> None:
     """The timer is a call too: the next run is told that it fired, and does not begin the step."""
     assert await played(_goes_on) == []

@@ -9,6 +9,7 @@ import pytest
 from support.bad_agents import QUICK, bad_class, good_class, having
 from support.moving import nodes
 from support.nodes import deployment
+from support.virtual import virtually
 from support.waiting import until
 
 import mielin_cells as cells
@@ -358,6 +359,7 @@ async def test_an_ask_of_an_agent_whose_node_does_not_know_its_class_fails_with_
                 await porter.round([cells.AgentId("l")])
 
 
+@virtually
 async def test_a_hook_beyond_its_deadline_is_named_and_nothing_says_that_its_agent_goes_on() -> None:
     async with cells.local(settings=cells.Settings(turn_deadline_s=0.05)) as cluster:
         with contextlib.suppress(cells.errors.WireTimeout):  # it takes as long as the hook
