@@ -5,18 +5,27 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from mielin_cells.log.lifecycle import AgentState, Phase
-from mielin_cells.testing.checkers.checker import Checker, Step
+from mielin_cells.testing.checkers.checker import Checker, Letter, Step
 from mielin_cells.testing.checkers.scene import Ordered, Scene
+from mielin_cells.testing.checkers.teams.given_back import GivenBack
 from mielin_cells.testing.checkers.teams.hands import fields_of
 
 
 class ToldOncePerMember(Checker):
     """I40: what a committed turn has told a group comes to each member that it told, once; who has answered it was asked once.
 
-    What a turn that failed has told comes to nobody; what it has asked may.
+    What a turn that failed has told comes to nobody; what it has asked may.  An undo may have given a question back to a member that
+    ended before it had taken it again.
     """
 
     invariant = "I40"
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(scene)
+        self._given_back = GivenBack("answer")
+
+    def mail(self, letter: Letter) -> None:
+        self._given_back.mail(letter)
 
     def behind(self) -> str:
         """What a member has not had yet; "" if all have everything."""
@@ -55,8 +64,9 @@ class ToldOncePerMember(Checker):
             order = [what for what in said if agent in said[what]]
             if fold.phase is not Phase.TERMINATED and mine[0] != order:
                 self.fails(f"{agent} was told {mine[0]}; the chief has told it {order}")
+            given_back = {args["what"] for args in self._given_back.to(fold)}
             for what, members in answered.items():
-                if agent in members and what not in mine[1]:
+                if agent in members and what not in mine[1] and what not in given_back:
                     self.fails(f"{agent} has answered {what!r}, and was not asked")
 
     def _chiefs(self) -> list[tuple[str, list[tuple[str, list[str]]], list[tuple[str, list[str], list[str]]]]]:
