@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -20,6 +21,7 @@ from mielin_cells.log.ids import log_subject
 from mielin_cells.node.activation.activation import Activation
 from mielin_cells.node.activation.inbox import Inbox
 from mielin_cells.node.node import Node
+from mielin_cells.node.topics.patterns import Pattern
 from mielin_cells.settings import Settings
 from mielin_cells.store.reader import load
 from mielin_cells.substrate.tail import BufferedTail
@@ -70,6 +72,14 @@ class HookedSleeper(cells.Agent, idle_s=0.2):
     @cells.handler
     async def refuse(self, refuses: bool) -> None:
         self.refuses = refuses
+
+    @cells.handler
+    async def listen(self) -> None:
+        await cells.subscribe("news", self.on_news)
+
+    @cells.handler
+    async def on_news(self, value: int) -> None:
+        pass
 
 
 class Waking(cells.Agent, idle_s=0):
@@ -259,6 +269,28 @@ async def test_an_agent_whose_on_depart_raises_stays_and_is_said_once(caplog: py
         ]
         await agent.refuse(False)
         await asleep(node, "h")
+
+
+async def test_an_agent_that_has_to_stay_is_not_sent_to_sleep_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seed 55000581: each look ran the hooks of every subscriber, and had the node read all of its topics."""
+    async with deployment("node-1", settings=NEVER) as at:
+        agent, node = await at.client.spawn(HookedSleeper, "h"), at.nodes["node-1"]
+        await agent.listen()
+        await until(lambda: node.activations.live["h"].is_idle)
+        woken, wake = list[Pattern](), Pattern.wake
+
+        def heard(self: Pattern) -> None:
+            woken.append(self)
+            wake(self)
+
+        monkeypatch.setattr(Pattern, "wake", heard)
+        activation = node.activations.live["h"]
+        for _ in range(3):
+            activation.rested = activation.fold.seq, activation.inbox.arrived_in_all, -math.inf
+            await node.idling.round()
+        assert woken == []
+        assert await agent.seen() == (1, 0)
+        assert node.activations.live["h"] is activation
 
 
 async def test_operators_see_an_agent_that_has_left_memory_and_their_orders_wake_it() -> None:

@@ -113,7 +113,7 @@ class Idling:
             seq, arrived, since = activation.rested
             if (activation.fold.seq, activation.inbox.arrived_in_all) != (seq, arrived):
                 activation.rested = activation.fold.seq, activation.inbox.arrived_in_all, now
-            elif now - since >= idle_s:
+            elif now - since >= idle_s and not activation.has_to_stay:
                 due.append(activation)
         for start in range(0, len(due), AT_ONCE):
             await together(self._put_to_sleep(activation) for activation in due[start : start + AT_ONCE])

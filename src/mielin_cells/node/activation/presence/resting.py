@@ -48,12 +48,20 @@ class Resting(Core):
         return self.has_unsealed or self.outbox.has_news
 
     @property
+    def has_to_stay(self) -> bool:
+        """True if the agent stays in memory although nothing may be under way: nothing need be stopped to know that."""
+        fold = self.fold
+        runs = fold.may_run and fold.lifecycle.state is AgentState.RUNNING
+        has_topics = bool(fold.ledger.topics and fold.ledger.topics.by_key)
+        has_streams = self.ends is not None and (self.ends.is_busy or self._ending is None or not self._ending.done())
+        has_orders = fold.ledger.family is not None and fold.ledger.family.has_orders
+        return not runs or bool(fold.ledger.replays) or has_topics or has_streams or has_orders
+
+    @property
     def may_sleep(self) -> bool:
         """True if nothing is under way and the log holds everything.  The caller has stopped the intake, and nobody else has."""
-        fold, runs = self.fold, self.fold.may_run and self.fold.lifecycle.state is AgentState.RUNNING
-        is_between_turns = (
-            fold.turn is None and fold.wish is None and not fold.ledger.replays and self.runner.turn is None
-        )
+        fold = self.fold
+        is_between_turns = fold.turn is None and fold.wish is None and self.runner.turn is None
         is_stored = not self.has_news and self.inflight is None and self._committing is None and not self.writer.is_busy
         is_quiet = (
             self.inbox.are_done
@@ -61,14 +69,11 @@ class Resting(Core):
             and not self.outbox.is_busy
             and not self.snapshots.is_busy
         )
-        has_topics = bool(fold.ledger.topics and fold.ledger.topics.by_key)
-        has_streams = self.ends is not None and (self.ends.is_busy or self._ending is None or not self._ending.done())
-        has_orders = fold.ledger.family is not None and fold.ledger.family.has_orders
         is_listed = self.attributes is None or not self.attributes.is_busy
         is_kept = self.keeps > 0 or self.stops > 1 or self._answers is not None
         is_kept = is_kept or (self.desk is not None and not self.desk.may_sleep)
-        is_wanted = has_orders or has_topics or has_streams or not is_listed or is_kept
-        return self.is_open and runs and is_between_turns and is_stored and is_quiet and not is_wanted
+        is_wanted = self.has_to_stay or not is_listed or is_kept
+        return self.is_open and is_between_turns and is_stored and is_quiet and not is_wanted
 
     async def settled(self) -> None:
         """Returns when no commit is being made."""
