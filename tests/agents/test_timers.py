@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from support.nodes import deployment
 from support.undoing import QUICK, nodes
+from support.virtual import virtually
 
 import mielin_cells as cells
 from mielin_cells.client.client import Client
@@ -89,6 +90,7 @@ async def test_a_timer_fires_once_and_not_early() -> None:
         await until(bell, ["first", "second", "now"])
 
 
+@virtually
 async def test_a_timer_belongs_to_its_turn_and_can_be_cancelled_or_replaced() -> None:
     async with cells.local(nodes=1, settings=QUICK) as cluster:
         bell = await cluster.spawn(Bell, "b")
@@ -142,6 +144,7 @@ async def test_timers_that_were_due_while_nobody_ran_the_agent_fire_when_it_runs
 
 
 @pytest.mark.parametrize(("catch_up", "least"), [("one", 1), ("all", 5), ("none", 0)])
+@virtually
 async def test_timer_times_missed_while_suspended_are_caught_up_by_choice(catch_up: cells.CatchUp, least: int) -> None:
     async with nodes({"node-1": 1}) as (client, running):
         running["node-1"].activations._classes = {"Bell": Bell}.get

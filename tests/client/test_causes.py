@@ -120,6 +120,7 @@ async def test_an_ask_of_an_agent_in_error_fails_at_once_and_its_message_waits(h
 
 
 @pytest.mark.parametrize("stop", ["suspend", "suspend, pause"])
+@virtually
 async def test_a_resume_of_an_agent_that_was_suspended_in_error_still_runs_on_start(stop: str) -> None:
     async with cells.local(settings=cells.Settings(ask_timeout_s=WAIT_S)) as cluster:
         moody.add("p")
@@ -146,6 +147,7 @@ async def test_an_agent_that_asks_one_in_error_gets_that_error_as_an_outcome() -
 
 
 @pytest.mark.parametrize("is_first", [True, False])
+@virtually
 async def test_asks_of_one_turn_at_the_same_time_each_say_their_own_reason(is_first: bool) -> None:
     """They shared one, and the time-out of either told that of the ask that was looked after last."""
     async with cells.local(settings=cells.Settings(ask_repeat_s=SHORT_S / 8)) as cluster:
@@ -158,6 +160,7 @@ async def test_asks_of_one_turn_at_the_same_time_each_say_their_own_reason(is_fi
             assert ("is suspended" in text, "is paused" in text) == (ref is others[1], ref is others[0]), text
 
 
+@virtually
 async def test_an_agent_that_has_ended_says_so_to_each_ask_and_no_later_one_waits_longer() -> None:
     async with cells.local(settings=cells.Settings(ask_timeout_s=LONG_S, ask_repeat_s=SHORT_S)) as cluster:
         porter = await cluster.spawn(Porter, "p")
@@ -195,6 +198,7 @@ async def _nothing(*_: object) -> None: ...
 
 @pytest.mark.parametrize("state", ["suspended", "paused"])
 @pytest.mark.parametrize("asker", ["a client", "an agent"])
+@virtually
 async def test_the_timeout_of_an_ask_of_an_agent_that_is_stopped_says_so(state: str, asker: str) -> None:
     async with cells.local(settings=cells.Settings(ask_repeat_s=0.1)) as cluster:
         porter, other = await cluster.spawn(Porter, "p"), await cluster.spawn(Porter, "o")
@@ -210,6 +214,7 @@ async def test_the_timeout_of_an_ask_of_an_agent_that_is_stopped_says_so(state: 
         assert await porter.add() == 2
 
 
+@virtually
 async def test_the_timeout_of_an_ask_whose_node_is_away_says_so() -> None:
     async with nodes("node-1", "node-2") as (client, running):
         porter = await client.on("node-2").spawn(Porter, "p")
@@ -221,6 +226,7 @@ async def test_the_timeout_of_an_ask_whose_node_is_away_says_so() -> None:
 
 
 @pytest.mark.parametrize("asker", ["a client", "an agent"])
+@virtually
 async def test_the_timeout_of_an_ask_whose_node_is_frozen_says_so_before_it_ends(
     asker: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -239,6 +245,7 @@ async def test_the_timeout_of_an_ask_whose_node_is_frozen_says_so_before_it_ends
                 await other.asks(first=porter, timeout=SHORT_S)
 
 
+@virtually
 async def test_the_timeout_of_an_ask_names_the_handler_that_runs_and_so_does_show(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -260,6 +267,7 @@ async def test_the_timeout_of_an_ask_names_the_handler_that_runs_and_so_does_sho
         long.cancel()
 
 
+@virtually
 async def test_the_timeout_of_an_ask_that_waits_for_what_failed_before_it_says_so() -> None:
     settings = cells.Settings(ask_repeat_s=0.1, retry_first_s=LONG_S)
     async with cells.local(settings=settings) as cluster:
@@ -271,6 +279,7 @@ async def test_the_timeout_of_an_ask_that_waits_for_what_failed_before_it_says_s
 
 
 @pytest.mark.parametrize("ends", ["the ask", "the turn"])
+@virtually
 async def test_an_agents_ask_that_cannot_be_stored_names_the_cause(ends: str, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = cells.Settings(ask_repeat_s=0.1, turn_deadline_s=SHORT_S if ends == "the turn" else LONG_S)
     async with nodes("node-1", settings=settings) as (client, running):

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from support.moving import nodes
+from support.virtual import virtually
 
 import mielin_cells as cells
 from mielin_cells.agents.reference import classes
@@ -72,6 +73,7 @@ async def _stay() -> None:
             await asyncio.sleep(3600)
 
 
+@virtually
 async def test_a_step_whose_call_catches_its_cancellation_has_failed(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.ERROR):
         async with cells.local(settings=QUICK) as cluster:
@@ -84,6 +86,7 @@ async def test_a_step_whose_call_catches_its_cancellation_has_failed(caplog: pyt
     assert not [task for task in asyncio.all_tasks() if task is not mine]
 
 
+@virtually
 async def test_a_turn_that_catches_its_cancellation_is_left_undone_and_named(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.ERROR):
         async with cells.local(settings=QUICK) as cluster:
@@ -94,6 +97,7 @@ async def test_a_turn_that_catches_its_cancellation_is_left_undone_and_named(cap
     assert [record.getMessage() for record in caplog.records if "Unyielding.stay was cancelled" in record.getMessage()]
 
 
+@virtually
 async def test_a_time_limit_of_the_handlers_own_is_no_reason_to_leave_it() -> None:
     async with cells.local(settings=Settings(pause_s=0.1)) as cluster:
         agent = await cluster.spawn(Unyielding, "a")
@@ -152,6 +156,7 @@ class Unheard:
 
 
 @pytest.mark.parametrize("target_is_lost", [False, True])
+@virtually
 async def test_a_handover_that_landed_unheard_is_claimed_back_if_its_target_is_lost(target_is_lost: bool) -> None:
     """The claim that meets the handover is refused; the next one, behind it, must not be."""
     settings = Settings(probation_s=0.6, handover_s=0.2, reconcile_s=60.0)

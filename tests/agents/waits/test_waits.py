@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from support.virtual import virtually
 from support.waiters import Applicant, may_end, next_token, settles, tokens
 
 import mielin_cells as cells
@@ -18,29 +20,44 @@ from mielin_cells.log.records import Stepped, decode_record
 from mielin_cells.log.waits.tokens import token_of, wait_of
 
 SHORT = cells.Settings(turn_deadline_s=0.4, ask_repeat_s=0.1)
+PATIENT = cells.Settings(ask_repeat_s=0.1)
+
+
+@asynccontextmanager
+async def two_nodes(settings: cells.Settings = PATIENT) -> AsyncIterator[cells.Cluster]:
+    tokens.clear()
+    async with cells.local(nodes=2, settings=settings) as made:
+        yield made
 
 
 @pytest_asyncio.fixture
 async def cluster() -> AsyncIterator[cells.Cluster]:
-    tokens.clear()
-    async with cells.local(nodes=2, settings=SHORT) as made:
+    async with two_nodes() as made:
         yield made
 
 
-async def test_a_turn_waits_beyond_its_deadline_and_the_agent_says_what_for(cluster: cells.Cluster) -> None:
-    desk = await cluster.on("node-1").spawn(Applicant, "desk")
-    order = asyncio.create_task(desk.order.options(timeout=30)("tulips"))
-    token = await next_token(0)
-    behind = asyncio.create_task(desk.note("behind"))
-    await asyncio.sleep(SHORT.turn_deadline_s * 2)
-    info = await cluster.show(desk)
-    assert (info.running, [(wait.name, wait.token) for wait in info.waits]) == ("order", [("approval", token)])
-    assert info.waiting == 2, "the turn's own message, and the one behind it"
-    assert await desk.look() == [], "shared reads go on beside it"
-    said = await cluster.resolve(token, True)
-    assert (said.accepted, said.outcome, said.value, said.wait, said.agent) == (True, "value", True, "approval", "desk")
-    assert (await order, await behind) == ("tulips: yes", 2)
-    assert (await cluster.show(desk)).waits == []
+@virtually
+async def test_a_turn_waits_beyond_its_deadline_and_the_agent_says_what_for() -> None:
+    async with two_nodes(SHORT) as cluster:
+        desk = await cluster.on("node-1").spawn(Applicant, "desk")
+        order = asyncio.create_task(desk.order.options(timeout=30)("tulips"))
+        token = await next_token(0)
+        behind = asyncio.create_task(desk.note("behind"))
+        await asyncio.sleep(SHORT.turn_deadline_s * 2)
+        info = await cluster.show(desk)
+        assert (info.running, [(wait.name, wait.token) for wait in info.waits]) == ("order", [("approval", token)])
+        assert info.waiting == 2, "the turn's own message, and the one behind it"
+        assert await desk.look() == [], "shared reads go on beside it"
+        said = await cluster.resolve(token, True)
+        assert (said.accepted, said.outcome, said.value, said.wait, said.agent) == (
+            True,
+            "value",
+            True,
+            "approval",
+            "desk",
+        )
+        assert (await order, await behind) == ("tulips: yes", 2)
+        assert (await cluster.show(desk)).waits == []
 
 
 async def test_the_first_outcome_stands_and_later_ones_are_answered_with_it(cluster: cells.Cluster) -> None:
@@ -130,13 +147,15 @@ async def test_waits_of_one_name_are_told_apart_and_resolved_in_any_order(cluste
     assert await both == [1, 2]
 
 
-async def test_a_handler_may_stop_waiting_and_wait_again(cluster: cells.Cluster) -> None:
-    desk = await cluster.on("node-1").spawn(Applicant, "desk")
-    patient = asyncio.create_task(desk.patient(0.05))
-    token = await next_token(0)
-    await cluster.migrate(desk, to="node-2")
-    assert (await cluster.resolve(token, "yes")).accepted
-    assert await patient == "yes later"
+@virtually
+async def test_a_handler_may_stop_waiting_and_wait_again() -> None:
+    async with two_nodes() as cluster:
+        desk = await cluster.on("node-1").spawn(Applicant, "desk")
+        patient = asyncio.create_task(desk.patient(0.05))
+        token = await next_token(0)
+        await cluster.migrate(desk, to="node-2")
+        assert (await cluster.resolve(token, "yes")).accepted
+        assert await patient == "yes later"
 
 
 async def test_several_branches_may_open_one_wait_and_have_its_outcome(cluster: cells.Cluster) -> None:

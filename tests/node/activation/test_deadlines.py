@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 import msgspec
 import pytest
 from support.nodes import deployment
+from support.virtual import virtually
 from support.waiting import until
 
 import mielin_cells as cells
@@ -135,6 +136,7 @@ async def _ask(booth: Booth, what: str, deadline: float = SOON_S) -> int:
     return await booth.say.options(deadline=deadline)(what)
 
 
+@virtually
 async def test_a_turn_that_has_begun_goes_on_beyond_its_deadline() -> None:
     async with cells.local() as c:
         booth = await c.spawn(Booth, "b")
@@ -184,6 +186,7 @@ async def _pass_on(sender: Booth, booth: Booth, asks: bool) -> str:
     return await sender.pass_on(booth, "late", asks)
 
 
+@virtually
 async def test_a_failed_tell_does_not_run_again_after_its_deadline() -> None:
     settings = cells.Settings(retry_first_s=2 * SOON_S, tries=100)
     async with cells.local(settings=settings) as c:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from support.nodes import Deployment, deployment
 from support.undoing import QUICK
+from support.virtual import virtually
 from support.waiting import until
 
 import mielin_cells as cells
@@ -97,6 +98,7 @@ async def records(at: Deployment, agent: str) -> int:
     return len(await at.substrate.log.read(log_subject(agent)))
 
 
+@virtually
 async def test_an_agent_without_work_leaves_memory_and_a_message_brings_it_back_in_its_epoch() -> None:
     async with deployment("node-1", settings=SOON) as at:
         agent, node = await at.client.spawn(Lodger, "a"), at.nodes["node-1"]
@@ -114,6 +116,7 @@ async def test_an_agent_without_work_leaves_memory_and_a_message_brings_it_back_
         assert "a" not in node.activations.asleep
 
 
+@virtually
 async def test_its_log_ends_with_a_snapshot_and_waking_reads_that_alone() -> None:
     async with deployment("node-1", settings=SOON) as at:
         agent, node = await at.client.spawn(Lodger, "a"), at.nodes["node-1"]
@@ -136,6 +139,7 @@ async def test_its_log_ends_with_a_snapshot_and_waking_reads_that_alone() -> Non
         assert await agent.add() == 22
 
 
+@virtually
 async def test_an_agent_that_has_done_nothing_more_appends_nothing_when_it_sleeps_again() -> None:
     async with deployment("node-1", settings=SOON) as at:
         await at.client.spawn(Lodger, "a")
