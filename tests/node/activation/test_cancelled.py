@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 
 import pytest
 from support.logs import HeldLog
 from support.moving import nodes
 
 import mielin_cells as cells
-from mielin_cells.errors import StoreUnreachable
+from mielin_cells.errors import Cancelled, StoreUnreachable
 from mielin_cells.log.ids import log_subject
 from mielin_cells.store.reader import load
 from mielin_cells.substrate.ports import Outcome
@@ -69,6 +70,19 @@ class Odd(cells.Agent):
                 await asyncio.sleep(0.6)  # twice the pause
         return self.count
 
+    @cells.handler
+    async def have_limits(self) -> str:
+        """Has a time limit that comes to nothing, waits, and puts things in order when it is cancelled."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.001):
+                await asyncio.sleep(30)
+        runs["waits"] = 1
+        try:
+            await asyncio.sleep(30)
+        finally:
+            runs["in order"] = 1
+        return ""
+
 
 class AwayLog(HeldLog):
     """A log whose agents' records cannot be appended for a while."""
@@ -126,3 +140,24 @@ async def test_a_turn_that_is_cancelled_and_ends_long_after_the_pause_runs_again
         assert not report.ok
         assert await slow == 1
         assert runs["slow"] == 2
+
+
+async def test_a_handler_that_has_just_been_cancelled_is_not_abandoned_for_an_earlier_time_limit_of_its_own(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Seed 51000702: the pause that had begun with the time limit ended between the cancel and the handler's next step."""
+    async with nodes("node-1", settings=QUICK) as (client, running):
+        odd, loop = await client.spawn(Odd, "o"), asyncio.get_running_loop()
+        asked = asyncio.ensure_future(odd.have_limits())
+        while "waits" not in runs:
+            await asyncio.sleep(0.001)
+        runner = running["node-1"].activations.live["o"].runner
+        turn = runner.turn
+        assert turn is not None
+        loop.call_soon(runner.cancel, turn.sender, turn.n)
+        time.sleep(2 * QUICK.pause_s)  # noqa: ASYNC251 - both are due in the same pass of the loop, the cancel first
+        assert await odd.add() == 1
+        assert runs["in order"] == 1
+        assert not [record for record in caplog.records if "is abandoned" in record.getMessage()]
+        with pytest.raises(Cancelled):
+            await asked

@@ -273,17 +273,26 @@ class Runner:
         )  # fmt: skip
 
     def _caught_cancellation(self, turn: Turn, started: Started) -> None:
-        """The handler was cancelled and waits again.  It has the time of a pause to put things in order."""
-        core, was, turn._is_calling = self._core, turn._is_calling, True
-        core.loop.call_later(core.home.settings.pause_s, self._abandon, turn, started, asyncio.current_task())
-        turn._is_calling = was
+        """The handler was cancelled and waits again.  It has the time of a pause to put things in order.
 
-    def _abandon(self, turn: Turn, started: Started, task: asyncio.Task[Any] | None) -> None:
-        """Runs the handler no further, unless it was a time limit of its own that has cancelled it."""
-        if turn.closed or started.is_abandoned or self.turn is not turn or task is None or not task.cancelling():
+        A time limit of its own, or of this package, cancels it too; then it just goes on.
+        """
+        core, task = self._core, asyncio.current_task()
+        if task is not None and task.cancelling() and self._is_to_end(turn):
+            was, turn._is_calling = turn._is_calling, True
+            core.loop.call_later(core.home.settings.pause_s, self._abandon, turn, started, task)
+            turn._is_calling = was
+
+    def _is_to_end(self, turn: Turn) -> bool:
+        """True if the turn was cancelled from outside of its handler."""
+        is_late = turn.deadline is not None and turn.deadline.expired()
+        return not turn.sender or is_late or self._core.writer.is_closed or self.cancels > 0
+
+    def _abandon(self, turn: Turn, started: Started, task: asyncio.Task[Any]) -> None:
+        """Runs the handler no further, unless it has ended, or what still cancels it is a time limit of its own."""
+        if turn.closed or started.is_abandoned or self.turn is not turn or not task.cancelling():
             return
-        is_hook, is_late = not turn.sender, turn.deadline is not None and turn.deadline.expired()
-        if is_hook or is_late or self._core.writer.is_closed or self.cancels:
+        if self._is_to_end(turn):
             logger.error(
                 "agent %s: %s.%s was cancelled %g s ago, caught the cancellation, and did not end. It is abandoned, and the turn "
                 "has no effect.", turn.id, self._core.spec.name, turn.message, self._core.home.settings.pause_s,
