@@ -83,6 +83,25 @@ class Odd(cells.Agent):
             runs["in order"] = 1
         return ""
 
+    @cells.handler(cancellable=True)
+    async def never_end(self, seconds: float) -> None:
+        """Goes on when it is cancelled, for as long as its time limit lasts."""
+        runs["begun"] = runs.get("begun", 0) + 1
+        async with asyncio.timeout(seconds) as limit:
+            while not limit.expired():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.sleep(30)
+
+    @cells.handler
+    async def pay(self, seconds: float) -> int:
+        return await cells.step("pay", paid, seconds)
+
+
+async def paid(seconds: float) -> int:
+    runs["paid"] = runs.get("paid", 0) + 1
+    await asyncio.sleep(seconds)
+    return runs["paid"]
+
 
 class AwayLog(HeldLog):
     """A log whose agents' records cannot be appended for a while."""
@@ -159,5 +178,28 @@ async def test_a_handler_that_has_just_been_cancelled_is_not_abandoned_for_an_ea
         assert await odd.add() == 1
         assert runs["in order"] == 1
         assert not [record for record in caplog.records if "is abandoned" in record.getMessage()]
+        with pytest.raises(Cancelled):
+            await asked
+
+
+async def test_a_time_limit_of_an_abandoned_handler_does_not_cancel_the_turns_after_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Seed 51000702: it cancelled the task that ran the agent's turns, and a step that had been paid was paid again."""
+    async with nodes("node-1", settings=QUICK) as (client, running):
+        odd, clock = await client.spawn(Odd, "o"), asyncio.get_running_loop().time
+        until = clock() + 1.5
+        asked = asyncio.ensure_future(odd.never_end(1.5))
+        while "begun" not in runs:
+            await asyncio.sleep(0.001)
+        runner = running["node-1"].activations.live["o"].runner
+        turn = runner.turn
+        assert turn is not None
+        runner.cancel(turn.sender, turn.n)
+        assert await odd.pay(until + 0.1 - clock()) == 1
+        assert clock() > until
+        assert runs == {"begun": 1, "paid": 1}
+        assert [record for record in caplog.records if "It is abandoned" in record.getMessage()]
+        assert await odd.add() == 1
         with pytest.raises(Cancelled):
             await asked

@@ -32,8 +32,6 @@ logger = logging.getLogger("mielin_cells.intake")
 # Reading a member of an enumeration is not free, and each message needs some.
 _APPLY, _HOLD, _TAKEN = Verdict.APPLY, Verdict.HOLD, Fate.TAKEN
 
-NOBODY = ("", 0, 0)
-
 
 class Intake:
     """Takes the messages of one agent, and runs their turns unless it is stopped."""
@@ -56,7 +54,7 @@ class Intake:
         """Held while turns run, and by the caller that has stopped them."""
         self._pump: asyncio.Task[None] | None = None
         """The task that runs turns, while there are messages."""
-        self._alone = NOBODY
+        self._alone = ("", 0, 0)
         """Sender and number of a failed message that no other message may overtake, and how often it has run."""
         self._backoff: Backoff | None = None
         """Of that message's runs."""
@@ -105,6 +103,8 @@ class Intake:
                         await self._burst()
                     if core.desk is not None:
                         core.desk.come_back()
+                if self._runner.spent is self._pump:
+                    break  # another task goes on
                 core.commit_soon()
                 if core.batch.turns >= COMMIT_TURNS_MAX:
                     await core.flush()
@@ -121,7 +121,7 @@ class Intake:
         now = asyncio.get_running_loop().time
         until = now() + BURST_S
         core, inboxes, judge, delays, fate = self._core, self._inbox, self._fold.ledger.judge, self.delays, _TAKEN
-        while core.is_open and (arrival := self._next_arrival()) is not None:
+        while core.is_open and until > 0 and (arrival := self._next_arrival()) is not None:
             inbox, mail = arrival.inbox, arrival.mail
             if isinstance(mail, RecordInvalid):
                 self._bury_unreadable(arrival, mail)
@@ -148,6 +148,8 @@ class Intake:
                         await self._record_first(mail.sender, message.n)
                     unfinished = self._begin(arrival, mail, message)
                     fate = _TAKEN if unfinished is None else await self._finish(arrival, mail, message, unfinished)
+                    if unfinished is not None and self._runner.spent is self._pump:
+                        until = 0.0
                     if fate is not _TAKEN:
                         break
                 arrival.index += 1
@@ -200,10 +202,9 @@ class Intake:
                 return None
             return None if self.effects.refuse(mail, message) else RESOLVING
         if self._fold.claims and self._is_poison():
-            agent, turn = self._fold.agent, Turn(core, mail.sender, message.n, message.handler)
-            lost = HandlerFailed(
-                f"Agent {agent!r} lost its process {self._fold.claims} times at this message.", agent=agent
-            )
+            agent, claims = self._fold.agent, self._fold.claims
+            lost = HandlerFailed(f"Agent {agent!r} lost its process {claims} times at this message.", agent=agent)
+            turn = Turn(core, mail.sender, message.n, message.handler)
             self.effects.bury_failed(arrival, mail, message, turn, lost, 0)
             return None
         is_over = arrival.inbox.waiting > arrival.inbox.drops_from and mail.sender != self._fold.agent
@@ -293,9 +294,8 @@ class Intake:
                 self._core.reply(mail.reply_to, mail.sender, {message.n: answer})
         elif verdict is Verdict.EXPIRED:
             cause = "SessionExpired: the client's session was forgotten before this message came."
-            self.effects.bury(
-                DeadLetter(arrival.seq, mail.sender, message.n, message.handler, cause, 0, [], message.args)
-            )
+            letter = DeadLetter(arrival.seq, mail.sender, message.n, message.handler, cause, 0, [], message.args)
+            self.effects.bury(letter)
 
     def _bury_unreadable(self, arrival: Arrival, error: RecordInvalid) -> None:
         self.effects.bury(DeadLetter(arrival.seq, "", 0, "", error.message, 1, [], b""))

@@ -42,7 +42,7 @@ RESOLVING = Unfinished(cast(Any, None), cast(Any, None), None)
 class Runner:
     """Runs the turns of one agent.  Never two at a time."""
 
-    __slots__ = ("_cell", "_core", "_effects", "_is_cancellable", "_turns", "cancels", "turn")
+    __slots__ = ("_cell", "_core", "_effects", "_is_cancellable", "_turns", "cancels", "spent", "turn")
 
     def __init__(self, core: Core, cell: Cell, effects: Effects) -> None:
         self._core = core
@@ -54,6 +54,8 @@ class Runner:
         self._is_cancellable = False
         self.cancels = 0
         """How often the turn that waits was cancelled to be run again."""
+        self.spent: asyncio.Task[Any] | None = None
+        """The last task in which a handler was abandoned.  What that one leaves, such as a time limit, may still cancel it."""
 
     @property
     def running(self) -> tuple[str, float]:
@@ -297,7 +299,7 @@ class Runner:
                 "agent %s: %s.%s was cancelled %g s ago, caught the cancellation, and did not end. It is abandoned, and the turn "
                 "has no effect.", turn.id, self._core.spec.name, turn.message, self._core.home.settings.pause_s,
             )  # fmt: skip
-            started.is_abandoned = True
+            started.is_abandoned, self.spent = True, task
             task.cancel()
 
     def log_overdue(self) -> None:
