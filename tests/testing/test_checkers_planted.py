@@ -1,4 +1,4 @@
-"""Checkers that no guard makes speak are alive: planted violations are found (I2, I11, I12, I20, I30, I37, I46)."""
+"""Checkers that no guard makes speak are alive: planted violations are found (I2, I11, I12, I20, I30, I37, I40, I46)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ from support.agent_log import (
 from support.journals import MIGRATION, attempted, cancelled, ended, planned
 from support.journals import head as journal_head
 
+from mielin_cells.agents.groups.report import GroupReport
 from mielin_cells.log.commit import ReplayInput
+from mielin_cells.log.delta import StateDelta
 from mielin_cells.log.fold import Fold
 from mielin_cells.log.ids import inbox_subject, journal_subject, log_subject
 from mielin_cells.log.records import AnyRecord, Undone, encode_record
@@ -52,7 +54,8 @@ from mielin_cells.testing.checkers.migrations import RecoveredOnce
 from mielin_cells.testing.checkers.outside.once import OutsideOnce
 from mielin_cells.testing.checkers.ownership import EpochsGrow, NobodyRuns, NothingUnverified
 from mielin_cells.testing.checkers.plans.resting import NoPingPong
-from mielin_cells.testing.checkers.scene import Observed, Scene, Violation
+from mielin_cells.testing.checkers.scene import Observed, Ordered, Scene, Violation
+from mielin_cells.testing.checkers.teams.orders import OrdersCarriedOut
 from mielin_cells.testing.checkers.topics import TopicsOnce
 
 Make: TypeAlias = Callable[[Fold], AnyRecord]
@@ -427,3 +430,45 @@ def test_a_plan_of_an_epoch_that_is_over_moves_nothing(came: Make, begins: bool)
             fed.lands(over)
     else:  # an owner that goes on with another's journal
         fed.lands(over)
+
+
+# ---- I40 ----
+
+
+def hired(fold: Fold) -> AnyRecord:
+    return replace(created(fold), state=StateDelta(plain={"firings": b"\x90"}))
+
+
+@pytest.mark.parametrize(
+    ("moves", "has_failed", "is_right"),
+    [
+        ({12.0, 17.0}, False, True),
+        ({12.0}, False, False),
+        ({12.0, 17.0}, True, True),
+        ({12.0}, True, False),
+        (set(), True, True),
+        (
+            {18.0},
+            True,
+            True,
+        ),  # seed 55000086: the order's own move had failed, and another client moved the agent after that
+    ],
+)
+def test_what_an_order_has_taken_back_is_as_it_was_once_that_was_asked(
+    moves: set[float], has_failed: bool, is_right: bool
+) -> None:
+    """An order to move to TARGET, from 10 to 20 s, that was to be taken back from 15 s on."""
+    fed, fold = Fed(OrdersCarriedOut), Fold(AGENT)
+    scene = fed.checker.scene
+    scene.folds[AGENT] = fold
+    fed.goes_on(fold, hired)
+    for fed.at in sorted(moves):
+        fed.goes_on(fold, handed_off, accepted)
+    failed = {AGENT: "MigrationFailed"} if has_failed else {"another": "NoResponder"}
+    report = GroupReport(order="migrate", failed=failed, undone=[AGENT])
+    scene.ordered.append(Ordered(report, TARGET, 10.0, 20.0, {AGENT: 15.0}))
+    if is_right:
+        fed.checker.at_rest()
+    else:
+        with pytest.raises(Violation, match="^I40: .*taken back"):
+            fed.checker.at_rest()

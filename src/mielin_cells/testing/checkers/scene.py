@@ -126,6 +126,8 @@ class Ordered:
     node: str
     began: float
     ended: float
+    asked: dict[str, float]
+    """By member: when the order last asked something of it, to carry it out or to take it back."""
 
 
 @dataclass(slots=True)

@@ -107,22 +107,23 @@ class OrdersCarriedOut(Checker):
             self.scene.counts[f"group: {one.report.order} {'done' if one.report.ok else 'not done'}"] += 1
             self.scene.counts["group: members put back"] += len(one.report.undone)
             for agent in (*one.report.done, *one.report.undone):
-                done = self._first(one, agent, 0, is_done=True)
-                if done is None and agent in one.report.failed:
-                    continue  # nobody knew whether it was done
+                # Nobody knew of one that failed whether it was done.  If not, others may have done the same once it was taken back.
+                has_failed = agent in one.report.failed
+                done = 0 if has_failed else self._first(one, agent, 0, one.began, is_done=True)
+                since = one.asked[agent] if has_failed else one.began
                 if done is None:
                     self.fails(f"{self._what(one)} says that it was done for {agent}, and its log does not")
-                elif agent in one.report.undone and self._first(one, agent, done, is_done=False) is None:
+                elif agent in one.report.undone and self._first(one, agent, done, since, is_done=False) is None:
                     self.fails(f"{self._what(one)} says that it was taken back for {agent}, and its log does not")
             if one.report.failed and one.report.done and one.report.order != "stop":
                 self.fails(f"{self._what(one)} failed, and is done for {one.report.done}")
 
-    def _first(self, one: Ordered, agent: str, place: int, *, is_done: bool) -> int | None:
-        """The first place from `place` on in what the agent was while the order was carried out: as ordered, or not so."""
+    def _first(self, one: Ordered, agent: str, place: int, since: float, *, is_done: bool) -> int | None:
+        """The first place from `place` on in what the agent was from `since` until the order ended: as ordered, or not so."""
         states = self._states.get(agent, [])
         for number, state in enumerate(states):
             until = states[number + 1].at if number + 1 < len(states) else one.ended
-            if number >= place and until >= one.began and state.at <= one.ended and _is(one, state) is is_done:
+            if number >= place and until >= since and state.at <= one.ended and _is(one, state) is is_done:
                 return number
         return None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from random import Random
 from typing import Any, Literal, cast, get_args
 
@@ -58,6 +58,26 @@ async def begin(scenario: Deployment) -> None:
 def employers(scenario: Deployment, client: Client, name: str) -> list[Coroutine[Any, Any, None]]:
     """In some worlds a client does all this beside its calls."""
     return [Employer(scenario, client, name).work()] if hands_of(scenario.swarm.seed) else []
+
+
+class Noting:
+    """A client that notes when it last asked each agent to change."""
+
+    def __init__(self, client: Client, clock: Callable[[], float]) -> None:
+        self._client = client
+        self._clock = clock
+        self.asked = dict[str, float]()
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._client, name)
+        if name not in ("suspend", "resume", "migrate"):
+            return method
+
+        def ask(agent: str, *args: Any) -> Any:
+            self.asked[agent] = self._clock()
+            return method(agent, *args)
+
+        return ask
 
 
 class Employer:
@@ -137,13 +157,14 @@ class Employer:
         scenario, clock, began = self._scenario, self._scenario.world.loop.time, self._scenario.world.loop.time()
         node = self._rng.choice(scenario.swarm.nodes) if order in ("migrate", "drain") else None
         to, off = (node, None) if order == "migrate" else (None, node)
-        report = await self._client.order_all(self._hands, order, to=to, node=off)
-        scenario.scene.ordered.append(Ordered(report, node or "", began, clock()))
+        noting = Noting(self._client, clock)
+        report = await Client.order_all(cast("Client", noting), self._hands, order, to=to, node=off)
+        scenario.scene.ordered.append(Ordered(report, node or "", began, clock(), noting.asked))
         if order == "suspend":
             await asyncio.sleep(self._rng.random() * 2)
-            began = clock()
-            report = await self._client.order_all(self._hands, "resume")
-            scenario.scene.ordered.append(Ordered(report, "", began, clock()))
+            began, noting = clock(), Noting(self._client, clock)
+            report = await Client.order_all(cast("Client", noting), self._hands, "resume")
+            scenario.scene.ordered.append(Ordered(report, "", began, clock(), noting.asked))
 
     async def _relay(self, hand: str) -> None:
         rng, n = self._rng, self._n
