@@ -9,6 +9,7 @@ import time
 import pytest
 from support.logs import HeldLog
 from support.moving import nodes
+from support.virtual import virtually
 
 import mielin_cells as cells
 from mielin_cells.errors import Cancelled, StoreUnreachable
@@ -122,6 +123,7 @@ async def test_a_handler_that_cancels_its_task_without_waiting_is_answered() -> 
         assert (await client.migrate(odd, to="node-2")).ok
 
 
+@virtually
 async def test_a_cancellation_that_outlives_its_turn_loses_no_commit() -> None:
     """What was sealed must be appended, or never built on: else the log has a digest of what it does not hold."""
     async with nodes("node-1", settings=QUICK) as (client, running):
@@ -137,6 +139,7 @@ async def test_a_cancellation_that_outlives_its_turn_loses_no_commit() -> None:
         assert (await load(away.log, "o")).ledger.cursor == running["node-1"].activations.live["o"].fold.ledger.cursor
 
 
+@virtually
 async def test_a_turn_that_keeps_its_cancellation_is_moved_with_its_effect() -> None:
     async with nodes("node-1", "node-2", settings=QUICK) as (client, running):
         odd = await client.on("node-1").spawn(Odd, "o")
@@ -148,6 +151,7 @@ async def test_a_turn_that_keeps_its_cancellation_is_moved_with_its_effect() -> 
         assert await odd.add() == 2
 
 
+@virtually
 async def test_a_turn_that_is_cancelled_and_ends_long_after_the_pause_runs_again() -> None:
     """Before, its task ended with it, and nobody went on with the inbox until the next message came."""
     async with nodes("node-1", "node-2", settings=QUICK) as (client, running):
