@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 from support.failing import QUICK, Gauge, die, leader_of, nodes
+from support.virtual import virtually
 from support.waiting import until
 
 import mielin_cells as cells
@@ -158,6 +159,26 @@ async def test_that_every_node_is_full_is_said_and_none_is_called_silent(monkeyp
         ):
             await client.spawn(Gauge, "more")
         assert [node.activations.count for node in running.values()] == [2, 2]
+
+
+@virtually
+async def test_that_a_small_node_is_full_and_then_has_room_again_is_told() -> None:
+    async with (
+        nodes("node-1", settings=replace(QUICK, agents_max=2)) as (client, running, _, _air),
+        asyncio.timeout(300),
+    ):
+        node = running["node-1"]
+
+        async def told(slots: int) -> None:
+            await until(lambda: [member.facts.slots for member in node.activations.members.table] == [slots])
+
+        await told(2)
+        for left, agent in ((1, "a"), (0, "b")):
+            await client.spawn(Gauge, agent)
+            await told(left)
+        await client.terminate("a")
+        await told(1)
+        await client.spawn(Gauge, "c")
 
 
 async def test_a_full_node_refuses_spawns_itself_also_when_it_is_named_and_many_come_at_once() -> None:

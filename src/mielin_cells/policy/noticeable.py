@@ -45,7 +45,8 @@ STEPS = {
     "waiting": Step(50, 0.5, levels=(50, 100, 200)),
     "oldest_s": Step(5, 0.5),
     "messages_s": Step(20, 0.5),
-    "slots": Step(4, 0.25, levels=(1,), falls=True),
+    # However small `agents_max` is: that a node is full is told, and that it is so no more.
+    "slots": Step(1, 0.25, levels=(0, 1), falls=True),
     "cost_per_hour": Step(0, 0.01),
 }
 
