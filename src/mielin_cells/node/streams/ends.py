@@ -43,11 +43,13 @@ class Ends:
         for timer in self._trims.values():
             timer.cancel()
 
-    def begin(self, sender: str, n: int, *, is_quiet: bool) -> TurnStream:
-        """A run of the call's turn begins.  `is_quiet`: nobody hears its parts."""
+    def begin(self, sender: str, n: int, *, is_quiet: bool, is_undone: bool) -> TurnStream:
+        """A run of the call's turn begins.  `is_quiet`: nobody hears its parts.  `is_undone`: an undo took an earlier run back."""
         is_again = (sender, n) in self._open  # then the stream has entries behind the last end, and is read
         last = 0 if is_again else self._ended.get(sender, 0)
-        stream = self._open[sender, n] = TurnStream(self._owner, sender, n, is_quiet=is_quiet, last=last)
+        stream = self._open[sender, n] = TurnStream(
+            self._owner, sender, n, is_quiet=is_quiet, last=last, is_undone=is_undone
+        )
         return stream
 
     def committed(self, answers: Mapping[tuple[str, str], Mapping[int, bytes]]) -> None:

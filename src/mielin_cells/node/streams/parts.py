@@ -10,8 +10,14 @@ from mielin_cells.settings import STREAM_BYTES_MAX
 class TurnStream:
     """Of one run of one turn.  `is_quiet`: nobody hears the parts: the message is a tell, or has its answer already."""
 
-    def __init__(self, owner: Owner, sender: str, n: int, *, is_quiet: bool, last: int = 0) -> None:
-        """`last`: where the stream ended when this activation ended the call before; 0 if it has ended none."""
+    def __init__(
+        self, owner: Owner, sender: str, n: int, *, is_quiet: bool, last: int = 0, is_undone: bool = False
+    ) -> None:
+        """`last`: where the stream ended when this activation ended the call before; 0 if it has ended none.
+
+        `is_undone`: an undo took an earlier run of the turn back.
+        """
+        self._is_undone = is_undone
         self._owner = owner
         self.writer = None if is_quiet else StreamWriter(owner, sender, n)
         self._last = last
@@ -50,14 +56,20 @@ class TurnStream:
             if at < len(writer.view.parts):
                 stored = writer.view.parts[at]
                 if stored is not None and stored != data:
-                    raise NonDeterministicTurn(
-                        f"A turn of agent {self._owner.agent!r} ran again and yielded another part {at} than before; make what is "
-                        "random, or comes from outside, in a step, and emit from there. The message goes to the dead letters, and "
-                        "the agent goes on.", agent=self._owner.agent, asks=[],
-                    )  # fmt: skip
+                    raise self._otherwise(at)
             else:
                 await writer.part(data)
         self.offset = at + 1
+
+    def _otherwise(self, at: int) -> NonDeterministicTurn:
+        again = f"A turn of agent {self._owner.agent!r} ran again and yielded another part {at} than before"
+        next_ = "make what is random, or comes from outside, in a step, and emit from there"
+        if self._is_undone:  # the parts that were sent follow from a state that is gone
+            next_ = "the agent was taken back by an undo while it answered. Call again"
+        return NonDeterministicTurn(
+            f"{again}; {next_}. The message goes to the dead letters, and the agent goes on.",
+            agent=self._owner.agent, asks=[],
+        )  # fmt: skip
 
     # ---- parts from the calls of steps -----------------------------------------------------------------------
 

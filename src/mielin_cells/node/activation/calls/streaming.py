@@ -21,7 +21,7 @@ class Streaming(Steps):
     def streams(self, ends: Ends, is_ask: bool) -> None:
         """Begins the stream of this run.  A tell, and a message that has its answer, send no parts."""
         is_quiet = not is_ask or (self.replay is not None and self.replay.again.taken)
-        self.parts = ends.begin(self.sender, self.n, is_quiet=is_quiet)
+        self.parts = ends.begin(self.sender, self.n, is_quiet=is_quiet, is_undone=self.replay is not None)
 
     async def send_part(self, data: bytes) -> None:
         """The handler has yielded a part.  It leaves once all outcomes that the handler has seen are in the log (rule T7)."""
