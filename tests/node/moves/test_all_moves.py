@@ -159,3 +159,44 @@ async def test_a_move_that_comes_while_another_uses_what_is_lent_asks_at_once(mo
         await until(lambda: gate.inside == 1)
         assert (await client.migrate(other, to="node-2")).ok
         assert (await moving).ok
+
+
+async def test_a_move_that_comes_while_a_loan_is_given_back_gets_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    gives_back, goes_on, lend = asyncio.Event(), asyncio.Event(), Lender.lend
+
+    async def late(self: Lender, request: plans.Borrow) -> plans.Lent:
+        if request.want == 0:
+            gives_back.set()
+            await goes_on.wait()
+        return await lend(self, request)
+
+    monkeypatch.setattr(Lender, "lend", late)
+    async with watching("node-1", "node-2", settings=replace(QUICK, moves_all=1)) as (opened, _, _air):
+        client, gate = opened.client, opened.nodes["node-1"].migrations.attempts.places.gate
+        await leader_of(client)
+        first, second = [await client.on("node-1").spawn(Slow, name) for name in ("first", "second")]
+        assert (await client.migrate(first, to="node-2")).ok
+        await gives_back.wait()
+        moving = asyncio.create_task(client.migrate(second, to="node-2"))
+        await until(lambda: gate.waiting == 1)
+        goes_on.set()
+        assert (await asyncio.wait_for(moving, 10 * WAIT_S)).ok
+
+
+async def test_a_move_that_waits_for_a_loan_takes_a_place_that_has_become_the_nodes_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def nothing(self: Lender, request: plans.Borrow) -> plans.Lent:
+        return plans.Lent(0, 0.0)
+
+    monkeypatch.setattr(Lender, "lend", nothing)
+    names = ["node-1", "node-2", "node-3"]
+    async with watching(*names, settings=replace(QUICK, moves_all=4)) as (opened, _, _air):
+        client = opened.client
+        source = await leader_of(client)
+        target, leaves = (name for name in names if name != source)
+        ref = await client.on(source).spawn(Slow, "waits")
+        moving = asyncio.create_task(client.migrate(ref, to=target))
+        await until(lambda: opened.nodes[source].migrations.attempts.places.gate.waiting == 1)
+        await opened.nodes.pop(leaves).stop()
+        assert (await asyncio.wait_for(moving, 10 * WAIT_S)).ok

@@ -99,22 +99,32 @@ class LentPlaces:
         return min(self.gate.inside + self.gate.waiting + more, self._settings.moves_out) > self.own
 
     async def _borrow(self) -> None:
-        """Asks for places until the node's own are enough again."""
+        """Asks for places until the node's own are enough again and the leader has been told so.
+
+        A move that comes while it is told finds nothing lent and begins no other borrowing: this one goes on for it.
+        """
         try:
             await asyncio.sleep(0)  # moves that begin together ask together
-            while self._is_short(0) and not self._activations.is_stopping:
+            is_over = False
+            while not is_over:
                 self._wake.clear()
+                goes_on = self._goes_on
                 with contextlib.suppress(CellError):  # the next leader, or this one, is asked again
                     await self._ask()
                 self._count()
                 self.gate.admit()
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(SHORT_S if self.gate.waiting else RENEW_S):
-                        await self._wake.wait()
-            with contextlib.suppress(CellError):
-                await self._ask()  # says that it needs none any more
+                if goes_on:
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(SHORT_S if self.gate.waiting else RENEW_S):
+                            await self._wake.wait()
+                else:
+                    is_over = not self._goes_on
         finally:
             self._is_borrowing = False
+
+    @property
+    def _goes_on(self) -> bool:
+        return self._is_short(0) and not self._activations.is_stopping
 
     async def _ask(self) -> None:
         home, leader, gate = self._activations.home, self._activations.members.table.leader, self.gate
