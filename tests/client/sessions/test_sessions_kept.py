@@ -18,7 +18,7 @@ from mielin_cells.store.reader import load
 pytestmark = pytest.mark.usefixtures("few")
 
 
-class Bell(cells.Agent):
+class Doorbell(cells.Agent):
     rung: int = 0
 
     @cells.handler
@@ -41,7 +41,7 @@ async def client() -> AsyncIterator[Client]:
 
 async def call_others(client: Client, count: int = 20) -> None:
     for n in range(count):
-        bell = await client.spawn(Bell, f"other-{n}")
+        bell = await client.spawn(Doorbell, f"other-{n}")
         await bell.ring()
     gc.collect()
 
@@ -57,7 +57,7 @@ async def test_a_client_that_calls_many_agents_keeps_few_sessions_and_goes_on_wi
     async with asyncio.timeout(60):  # the timer of a session's last call holds it until it fires
         while alive() - before > 10:
             await asyncio.sleep(0.05)
-    assert [await client.get(Bell, f"other-{n}").ring() for n in range(40)] == [2] * 40
+    assert [await client.get(Doorbell, f"other-{n}").ring() for n in range(40)] == [2] * 40
 
 
 async def test_a_session_that_rests_for_less_than_an_hour_is_kept(
@@ -70,7 +70,7 @@ async def test_a_session_that_rests_for_less_than_an_hour_is_kept(
 
 
 async def test_a_call_that_was_made_and_not_awaited_is_sent_in_the_session_of_later_ones(client: Client) -> None:
-    bell = await client.spawn(Bell, "b")
+    bell = await client.spawn(Doorbell, "b")
     early = bell.ring()
     await call_others(client)
     assert "b" not in client._sessions.in_use, "the session is not dropped, so this shows nothing"
@@ -79,7 +79,7 @@ async def test_a_call_that_was_made_and_not_awaited_is_sent_in_the_session_of_la
 
 
 async def test_a_session_whose_message_may_still_land_is_kept(client: Client) -> None:
-    bell = await client.spawn(Bell, "b")
+    bell = await client.spawn(Doorbell, "b")
     await bell.ring()
     session = client.session("b")
     session.given_up.add(2)
@@ -90,7 +90,7 @@ async def test_a_session_whose_message_may_still_land_is_kept(client: Client) ->
 
 
 async def test_a_session_that_is_forgotten_is_not_found_by_a_later_call(client: Client) -> None:
-    bell = await client.spawn(Bell, "b")
+    bell = await client.spawn(Doorbell, "b")
     await bell.ring()
     old = client.session("b")
     client.forget(old)
