@@ -24,10 +24,13 @@ from mielin_cells.agents.reference import agent_id
 from mielin_cells.client.client import Client
 from mielin_cells.errors import NoSuchStream, TopicInvalid, UsageError
 from mielin_cells.log.commit import DeadLetter
+from mielin_cells.log.topics.outside import Page
 from mielin_cells.node.topics.patterns import Pattern
 from mielin_cells.settings import MESSAGE_BYTES_MAX
+from mielin_cells.store.outside import read_page
 from mielin_cells.store.reader import load
 from mielin_cells.substrate.jetstream.server import Server
+from mielin_cells.substrate.ports import Outside
 
 _numbers = count()
 
@@ -284,6 +287,60 @@ async def test_it_is_read_along_from_outside(scene: Scene) -> None:
     finally:
         reading.cancel()
     assert got == [(n, f"{scene.stream}.new", value) for n, value in ((1, 1), (2, 2), (3, b"text"))]
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Until it is set, messages that are read of all subjects of a stream do not arrive."""
+    arrives = asyncio.Event()
+
+    async def late(outside: Outside, pattern: str, after: int, made: int) -> Page:
+        page = await read_page(outside, pattern, after, made)
+        if pattern.endswith(".>") and page.messages:
+            await arrives.wait()
+        return page
+
+    monkeypatch.setattr("mielin_cells.node.topics.outside.read_page", late)
+    return arrives
+
+
+async def test_a_handler_gets_once_what_one_of_its_patterns_reads_while_another_finds_the_stream_made_anew(
+    scene: Scene, held: asyncio.Event
+) -> None:
+    clerk = await scene.client.on("n1").spawn(ForeignClerk, "clerk")
+    await clerk.follow(scene.stream, f"{scene.stream}.new")
+    await clerk.follow(scene.stream, scene.all)
+    await scene.put(1)
+    await until(clerk.show, lambda seen: len(seen) == 1)
+    await scene.nats.jetstream().delete_stream(scene.stream)
+    await scene.make(allow_direct=True)
+    await scene.put(2)
+    await until(clerk.show, lambda seen: len(seen) == 2)
+    held.set()
+    await until(clerk.lost, lambda gaps: len(gaps) == 2)
+    await scene.put(3)
+    seen = await until(clerk.show, lambda seen: (2, 3) in seen)
+    assert seen == [(1, 1), (1, 2), (2, 3)]
+
+
+async def test_a_page_of_the_stream_before_is_not_given_to_who_has_come_since(
+    scene: Scene, held: asyncio.Event
+) -> None:
+    first = await scene.client.on("n1").spawn(ForeignClerk, "first")
+    await first.follow(scene.stream, scene.all)
+    await first.follow(scene.stream, f"{scene.stream}.new")
+    await scene.put(1)
+    await until(first.show, lambda seen: len(seen) == 1)
+    await scene.nats.jetstream().delete_stream(scene.stream)
+    await scene.make(allow_direct=True)
+    await scene.put(2, 3)
+    await until(first.show, lambda seen: len(seen) == 3)
+    second = await scene.client.on("n1").spawn(ForeignClerk, "second")
+    await second.follow(scene.stream, scene.all)
+    held.set()
+    await scene.put(4)
+    assert await until(second.show, lambda seen: (3, 4) in seen) == [(3, 4)]
+    assert await second.lost() == []
 
 
 def _of(got: list[Any]) -> Callable[[], Awaitable[list[Any]]]:

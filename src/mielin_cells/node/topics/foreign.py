@@ -8,7 +8,7 @@ from mielin_cells.agents.signature import HandlerSpec
 from mielin_cells.agents.topics.bodies import BodyUnreadable, takes_bytes, value_of
 from mielin_cells.agents.topics.calls import message_args
 from mielin_cells.agents.values.wire import encode
-from mielin_cells.log.topics.outside import Foreign, Page, judge_page, publisher_of
+from mielin_cells.log.topics.outside import MADE, Foreign, Page, judge_page, publisher_of
 from mielin_cells.log.topics.subs import Gap, Sub
 from mielin_cells.node.topics.member import Member
 from mielin_cells.settings import MAIL_BYTES_MAX, MESSAGE_BYTES_MAX
@@ -28,6 +28,11 @@ class OutsideMember(Member):
     @property
     def has_room(self) -> bool:
         return super().has_room and self._owner.fold.ledger.pending_bytes < TAKEN_BYTES_MAX
+
+    @property
+    def made(self) -> set[int | None]:
+        subs = self._owner.fold.ledger.topics
+        return {sub.marks.get(MADE) for sub in subs.by_key.values()} if subs is not None else set()
 
     def take_page(self, page: Page) -> bool:
         """Takes what it has not had of a page that was read behind its position or before it, as far as there is room.

@@ -17,6 +17,11 @@ logger = logging.getLogger("mielin_cells.topics")
 class OutsideMember(Member, Protocol):
     """A subscription to such a stream."""
 
+    @property
+    def made(self) -> set[int | None]:
+        """When the streams were made that its agent's subscriptions are at."""
+        ...
+
     def take_page(self, page: Page) -> bool:
         """Takes what it has not had, as far as it has room.  True if it goes on at another place, since the stream was made anew."""
         ...
@@ -52,6 +57,9 @@ class OutsidePattern(Pattern):
         outside = streams_of(self._log)
         if self._made is None:
             self._made = (await outside.extent(split(self._pattern)[0])).made
+        # While a page is read, an agent may go on in a stream that was made anew, by another of its patterns, or come from elsewhere:
+        # the page may be of the stream before that, of which it does not know any more what it has had.
+        made = {member: cast("OutsideMember", member).made for member in self.members}
         page = await read_page(outside, self._pattern, after, self._made)
         self._said, is_anew, self._made = "", page.extent.made != self._made, page.extent.made
         if page.messages and self._waking is not None:
@@ -59,8 +67,10 @@ class OutsidePattern(Pattern):
         end = page.messages[-1].seq if page.messages else max(after, page.passed)
         has_more = is_anew or (bool(page.messages) and page.extent.last > end)
         for count, member in enumerate(cast("list[OutsideMember]", self._ready())):
-            if member.position[shard] >= after and member in self.members and member.take_page(page):
-                has_more = True
+            if member.position[shard] >= after and member in self.members:
+                is_late = made.get(member) != member.made
+                if is_late or member.take_page(page):
+                    has_more = True
             if count % GIVEN_AT_ONCE == GIVEN_AT_ONCE - 1:
                 await asyncio.sleep(0)
         return end, has_more or self._has_left(shard, after, end)
