@@ -90,6 +90,7 @@ class Waking:
             self._hint = await self._outside.watch(self._stream, self._subjects, self._heard)
 
     def _heard(self) -> None:
+        self.close()  # a hint that is heard of twice may have been replaced in between
         self._hint, self._soon_s = None, SOON_S
         self._wake()
 
