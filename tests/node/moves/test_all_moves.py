@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
-from support.failing import QUICK, die, leader_of, watching
+from support.failing import QUICK, die, enter, leader_of, watching
 from support.nodes import Deployment, deployment
 from support.waiting import until
 
@@ -200,3 +200,20 @@ async def test_a_move_that_waits_for_a_loan_takes_a_place_that_has_become_the_no
         await until(lambda: opened.nodes[source].migrations.attempts.places.gate.waiting == 1)
         await opened.nodes.pop(leaves).stop()
         assert (await asyncio.wait_for(moving, 10 * WAIT_S)).ok
+
+
+async def test_a_move_that_waits_for_a_place_of_its_node_is_lent_one_when_these_have_become_fewer() -> None:
+    settings = replace(QUICK, moves_all=4, moves_out=1)
+    async with watching("node-1", "node-2", settings=settings) as (opened, _, air):
+        client, gate = opened.client, opened.nodes["node-1"].migrations.attempts.places.gate
+        await leader_of(client)
+        slow, other = [await client.on("node-1").spawn(Slow, name, rest_s=2.0) for name in ("slow", "other")]
+        first = asyncio.create_task(client.migrate(slow, to="node-2"))
+        await until(lambda: gate.inside == 1)
+        second = asyncio.create_task(client.migrate(other, to="node-2"))
+        await until(lambda: gate.waiting == 1)
+        await enter(opened, air, "node-3", settings)
+        await until(lambda: opened.nodes["node-1"].migrations.attempts.places.own == 0)
+        assert (gate.inside, gate.waiting) == (1, 1)
+        assert (await first).ok
+        assert (await asyncio.wait_for(second, 10 * WAIT_S)).ok

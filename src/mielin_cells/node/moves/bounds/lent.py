@@ -84,8 +84,7 @@ class LentPlaces:
         gate = self.gate
         if gate.inside >= self._count() and self._has_leader and self._is_short(1):
             if not self._is_borrowing:
-                self._is_borrowing = True
-                self._activations.home.begin(self._borrow())
+                self._begin_to_borrow()
             elif not gate.waiting:
                 self._wake.set()  # what is lent was enough until now
         return await gate.enter(unless)
@@ -93,6 +92,12 @@ class LentPlaces:
     def leave(self) -> None:
         self._count()
         self.gate.leave()
+        if self.gate.waiting and not self._is_borrowing and self._has_leader and self._goes_on:
+            self._begin_to_borrow()  # the node had enough of its own when these came; nodes have come since
+
+    def _begin_to_borrow(self) -> None:
+        self._is_borrowing = True
+        self._activations.home.begin(self._borrow())
 
     def _is_short(self, more: int) -> bool:
         """True if so many more moves need places that are not the node's own."""
