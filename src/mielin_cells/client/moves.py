@@ -38,6 +38,8 @@ async def plan_move(client: Requester, agent: Reference | str, to: str | None) -
     client.check_turn(agent, "migrate")
     to = node_name(to, "migrate") if to is not None else None
     source, epoch = await client.owner(agent)
+    if to == source:  # only a settled read proves it: a replica that is behind names the owner before the last move
+        source, epoch = await client.settled_owner(agent)
     if to == source:
         raise AlreadyThere(f"Agent {agent!r} is on {to} already.", agent=agent, node=to)
     if to is not None:

@@ -166,6 +166,10 @@ class Requester:
         """The node that the log names, and the epoch.  Raises `NoSuchAgent`, `AgentTerminated`."""
         return await self._owner(agent, await self.last_entry(agent))
 
+    async def settled_owner(self, agent: str) -> tuple[str, int]:
+        """As `owner`, of a read that has all that was acknowledged before the call; it may cost an append."""
+        return await self._owner(agent, await self.log.settled(log_subject(agent)))
+
     async def _owner(self, agent: str, last: Entry | None) -> tuple[str, int]:
         if last is None:
             raise NoSuchAgent.of(agent)

@@ -18,6 +18,7 @@ from mielin_cells.client.client import Client
 from mielin_cells.client.operator import Operator
 from mielin_cells.errors import GroupRefused, WireTimeout
 from mielin_cells.groups import Group, Team
+from mielin_cells.log.ids import log_subject
 
 QUICK = cells.Settings(reconcile_s=0.5, probation_s=1.0, ask_timeout_s=10.0)
 
@@ -323,6 +324,34 @@ async def test_a_member_that_could_not_be_moved_back_to_its_node_counts_as_stuck
     assert (report.done, report.undone, list(report.failed)) == ([], ["h1"], ["h1"])  # h1 has not left its node
     assert "could not be moved back to node-1; it runs on node-2" in report.stuck["h0"]
     assert (await client.show("h0")).node == "node-2"
+
+
+async def test_a_member_is_moved_back_though_a_replica_still_shows_it_on_its_old_node(
+    opened: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client then found it there already, and it counted as put back (found by the simulator, I40)."""
+    client = opened.client
+    _ = await opened.start("node-3")
+    await crew_of(client, 2)
+    subject = log_subject("h0")
+    old, last, migrate = await client.log.settled(subject), client.log.last, Client.migrate
+
+    async def stale(asked: str) -> Any:
+        return old if asked == subject else await last(asked)
+
+    async def behind(self: Client, agent: Any, to: str | None = None) -> Any:
+        if (agent, to) == ("h1", "node-3"):
+            raise cells.errors.MigrationFailed("It failed.")
+        if (agent, to) == ("h0", "node-1"):
+            monkeypatch.setattr(client.log, "settled", last)
+            monkeypatch.setattr(client.log, "last", stale)
+        return await migrate(self, agent, to=to)
+
+    monkeypatch.setattr(Client, "migrate", behind)
+    report = await client.order_all(["h0", "h1"], "migrate", to="node-3")
+    monkeypatch.setattr(client.log, "last", last)
+    assert (report.done, report.undone, list(report.failed)) == ([], ["h0", "h1"], ["h1"])  # h1 has not left its node
+    assert (await client.show("h0")).node == "node-1"
 
 
 async def test_the_command_line_shows_changes_and_orders_groups(
