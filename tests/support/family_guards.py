@@ -53,7 +53,7 @@ def a_child_is_meant_before_it_is_made(patch: Patch) -> None:
     patch.setattr(turning.FamilyCalls, "spawn_child", at_once)
 
 
-@guard(within=60)
+@guard(within=700)
 def the_store_says_nothing_about_a_child(patch: Patch) -> None:
     """An error of the store is what a spawn comes to, after its tries."""
 
