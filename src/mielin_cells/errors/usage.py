@@ -203,10 +203,11 @@ class AskCycle(UsageError):
 
 
 class NonDeterministicTurn(UsageError):
-    """A turn that is run again made another ask or step than the recorded one.  Facts: agent, asks.
+    """A turn that is run again made another ask or step, or yielded another part, than the recorded one.  Facts: agent, asks.
 
     Next: make the handler call the same steps and asks in the same order each time: what depends on time, chance or the
-    network belongs in a step. After a deploy, put the old code back until the turn has ended.
+    network belongs in a step. After a deploy, put the old code back until the turn has ended. If an undo took the agent back
+    while it answered with a stream, call again.
     """
 
 
