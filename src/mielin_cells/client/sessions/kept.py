@@ -10,7 +10,7 @@ REST_S = 3600.0
 """A session that was not used for so long may be dropped.  Shorter, and agents would remember several sessions of one client."""
 
 FEW = 1_000
-"""So many sessions are kept however long they rest: they take 2.5 MB."""
+"""So many sessions are kept however long they rest: they take 3 MB."""
 
 
 class Sessions:
